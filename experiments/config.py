@@ -1,0 +1,45 @@
+"""Where the configuration tree lies, and the one decorator that turns a function of it into a command."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def find_config_dir() -> Path:
+    """The `conf/` folder: beside the packages in a clone, inside `experiments/` in an installed wheel."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here / "conf", here.parent / "conf"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone")
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Run a function as `python -m experiments.<config_name>` on `conf/<config_name>.yaml`.
+
+    A user's mistake (ValueError or OSError with a message that says what to do) ends in that one message and
+    exit status 2; everything else keeps its traceback, as it is ours to mend. `HYDRA_FULL_ERROR=1` shows
+    the traceback of the former too.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        @functools.wraps(function)
+        def guarded(config: DictConfig) -> Any:
+            try:
+                return function(config)
+            except (ValueError, OSError) as error:
+                log.debug("traceback", exc_info=True)
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from error
+
+        return hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(guarded)
+
+    return decorate
