@@ -1,0 +1,1 @@
+"""Tasks: where questions, images and reference answers come from."""

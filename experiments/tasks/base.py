@@ -1,0 +1,52 @@
+"""What a task is: an iterable of samples, each with its scorer, and the images they ask about."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from PIL import Image
+
+Split = Literal["train", "calibration", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One (image, question, reference answers, metric).
+
+    `question` is the complete text that the model is asked, suffix included. `metric` names one of
+    `experiments.scorers.METRICS`. `attributes` (kind of question, number of items, ...) are for analysis
+    only: no predictor sees them.
+    """
+
+    sample_id: str
+    image_id: str
+    task: str
+    split: Split
+    question: str
+    references: tuple[str, ...]
+    metric: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Samples by split, and their images by id. No image is in two splits.
+
+    `fingerprint` is a hex digest of the data and of every choice that changes the samples; the pixels of
+    images in a folder enter it by name only, so that a fingerprint costs no pass over the images.
+    `set_aside` holds what could not become a sample, as `{"sample_id" | "line": ..., "reason": ...}`; it is
+    complete once the samples of every split have been read.
+    """
+
+    name: str
+    fingerprint: str
+    set_aside: list[dict[str, Any]]
+
+    def samples(self, split: Split) -> Iterator[Sample]:
+        """The samples of a split, always in the same order, those of one image one after the other."""
+        ...
+
+    def image(self, image_id: str) -> Image.Image:
+        """An RGB image. Raises `images.UnreadableImage` (an OSError) with the reason."""
+        ...
