@@ -1,0 +1,192 @@
+"""From estimates to a scale: how a price turns into choices, and what a policy is worth over all prices.
+
+Pure NumPy. `estimates`, `cost` and `score` are `[num_samples, num_scales]` over the same ladder, coarsest
+scale first. Costs are positive, in any unit (visual tokens, FLOPs, milliseconds).
+
+A policy at a price maximises, for each sample alone, `estimate - price * cost / unit`. The unit makes prices
+comparable between ladders: by default it is the mean cost of the finest scale over the samples at hand, so
+a price of 0.1 pays ten points of accuracy for one answer at the finest scale. Fix the unit (see `pricing`) to
+apply a price chosen on one set of samples to another.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+NUM_BUDGETS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """Points `(cost, score)` that a policy reaches at each price, all `[num_prices]`; prices ascend, so costs fall.
+
+    Between two neighbouring points lies whatever choosing at random between their two prices reaches.
+    """
+
+    cost: Floats
+    score: Floats
+    price: Floats
+
+
+def find_unit(cost: ArrayLike) -> float:
+    """The default unit of cost: the mean cost of the finest scale (the last column)."""
+    return float(np.asarray(cost, dtype=np.float64)[:, -1].mean())
+
+
+def choose(
+    estimates: ArrayLike, cost: ArrayLike, price: float, *, unit: float | None = None
+) -> NDArray[np.int64]:
+    """Column of the scale chosen for each sample, `[num_samples]`.
+
+    argmax over scales of `estimate - price * cost / unit`; among equals the cheapest, among equally cheap ones
+    the coarsest. At price 0 that is the cheapest scale of highest estimate, at price `inf` the cheapest scale.
+    """
+    estimate_array, cost_array = _check(estimates, cost)
+    if not price >= 0:
+        raise ValueError(f"a price is at least 0, got {price}")
+    if unit is None:
+        unit = find_unit(cost_array)
+    choice, rounds = _find_switches(estimate_array, cost_array)
+    choice = choice.copy()
+    for rows, targets, slopes in rounds:
+        moves = slopes * unit <= price
+        choice[rows[moves]] = targets[moves]
+    return choice
+
+
+def sweep(
+    estimates: ArrayLike,
+    cost: ArrayLike,
+    score: ArrayLike,
+    prices: ArrayLike | None = None,
+    *,
+    unit: float | None = None,
+) -> Front:
+    """Mean cost and mean score of `choose` at each of `prices`; by default at every price where a choice changes.
+
+    The default front is exact and complete (0 and every distinct switching price, at most
+    `num_samples * (num_scales - 1) + 1` points). Takes one sort, whatever the number of prices. Given prices are
+    sorted. With `estimates=score` the default front is the budgeted oracle's.
+    """
+    estimate_array, cost_array = _check(estimates, cost)
+    score_array = _check_same_shape("score", score, cost_array)
+    if unit is None:
+        unit = find_unit(cost_array)
+    choice, rounds = _find_switches(estimate_array, cost_array)
+    all_rows = np.arange(len(choice))
+    first_cost, first_score = cost_array[all_rows, choice].sum(), score_array[all_rows, choice].sum()
+
+    current = choice.copy()
+    switch_price, switch_cost, switch_score = [], [], []
+    for rows, targets, slopes in rounds:
+        before = current[rows]
+        switch_price.append(slopes * unit)
+        switch_cost.append(cost_array[rows, targets] - cost_array[rows, before])
+        switch_score.append(score_array[rows, targets] - score_array[rows, before])
+        current[rows] = targets
+    price_of = np.concatenate([np.empty(0), *switch_price])
+    order = np.argsort(price_of, kind="stable")
+    price_of = price_of[order]
+    cost_after = first_cost + np.concatenate(
+        [[0.0], np.cumsum(np.concatenate([np.empty(0), *switch_cost])[order])]
+    )
+    score_after = first_score + np.concatenate(
+        [[0.0], np.cumsum(np.concatenate([np.empty(0), *switch_score])[order])]
+    )
+
+    if prices is None:
+        price_array = np.unique(np.concatenate([[0.0], price_of]))
+    else:
+        price_array = np.sort(np.asarray(prices, dtype=np.float64))
+        if price_array.size and not price_array[0] >= 0:
+            raise ValueError(f"a price is at least 0, got {price_array[0]}")
+    num_switched = np.searchsorted(price_of, price_array, side="right")
+    num_samples = len(choice)
+    return Front(cost_after[num_switched] / num_samples, score_after[num_switched] / num_samples, price_array)
+
+
+def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
+    """Mean score at each mean cost allowed, `[num_budgets]`, linear between neighbouring points of the front.
+
+    A budget above the dearest point buys nothing more; one below the cheapest point cannot be met and gives nan.
+    No point is picked for its score, so this holds for a policy whose price is set by cost alone.
+    """
+    budget_array = np.asarray(budgets, dtype=np.float64)
+    scores = np.interp(budget_array, front.cost[::-1], front.score[::-1])
+    affordable = budget_array >= front.cost[-1] * (1 - 1e-12)
+    return np.where(affordable, scores, np.nan)
+
+
+def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
+    """Budgets evenly spaced in the logarithm, from the mean cheapest to the mean finest cost, `[num_budgets]`."""
+    cost_array = np.asarray(cost, dtype=np.float64)
+    lowest, highest = cost_array.min(axis=1).mean(), find_unit(cost_array)
+    return np.geomspace(lowest, highest, num_budgets)
+
+
+def policy_value(
+    estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_budgets: int = NUM_BUDGETS
+) -> float:
+    """What a policy is worth over all budgets: the mean of `score_at_budgets` over `space_budgets`, in [0, 1].
+
+    The front is the complete one of `sweep`. Linear in the scores for given estimates, so differences are in points
+    of accuracy, averaged over log budget; `policy_value(score, cost, score)` is the budgeted oracle's, the most
+    that any policy reaches, and constant estimates that rank the scales rightly give the mix's.
+    """
+    front = sweep(estimates, cost, score)
+    return float(score_at_budgets(front, space_budgets(cost, num_budgets)).mean())
+
+
+def _check(estimates: ArrayLike, cost: ArrayLike) -> tuple[Floats, Floats]:
+    cost_array = np.asarray(cost, dtype=np.float64)
+    if cost_array.ndim != 2 or 0 in cost_array.shape:
+        raise ValueError(
+            f"cost must be [num_samples, num_scales] with at least one of each, got {cost_array.shape}"
+        )
+    if not (np.isfinite(cost_array) & (cost_array > 0)).all():
+        raise ValueError("every cost must be positive and finite")
+    return _check_same_shape("estimates", estimates, cost_array), cost_array
+
+
+def _check_same_shape(name: str, values: ArrayLike, cost: Floats) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != cost.shape:
+        raise ValueError(
+            f"{name}: shape {list(array.shape)} is not that of cost, {list(cost.shape)} (samples by scales of one ladder)"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold values that are not finite")
+    return array
+
+
+def _find_switches(
+    estimates: Floats, cost: Floats
+) -> tuple[NDArray[np.int64], list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]]:
+    """The choice at price 0, and the rounds of switches to cheaper scales as the price rises.
+
+    Each round is `(rows, targets, slopes)`: these rows leave the scale of the round before for `targets` once
+    the price per unit of cost reaches `slopes` (estimate lost per cost saved). Along the rounds a row's slopes
+    rise: its scales are the upper concave hull of its points (cost, estimate), walked down from the best one.
+    """
+    num_samples, num_scales = cost.shape
+    best = estimates.max(axis=1, keepdims=True)
+    choice = np.where(estimates == best, cost, np.inf).argmin(axis=1)
+    rounds = []
+    rows, current, previous = np.arange(num_samples), choice, np.zeros(num_samples)
+    for _ in range(num_scales - 1):
+        saved = cost[rows, current][:, None] - cost[rows]
+        lost = estimates[rows, current][:, None] - estimates[rows]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = np.where(saved > 0, lost / saved, np.inf)
+        lowest = slopes.min(axis=1)
+        moving = np.isfinite(lowest)
+        rows, slopes, lowest = rows[moving], slopes[moving], lowest[moving]
+        if not rows.size:
+            break
+        current = np.where(slopes == lowest[:, None], cost[rows], np.inf).argmin(axis=1)
+        # They rise but for rounding, and `choose` relies on it.
+        previous = np.maximum(lowest, previous[moving])
+        rounds.append((rows, current, previous))
+    return choice, rounds
