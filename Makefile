@@ -1,0 +1,48 @@
+# Everything needs only Python and make. `make install` runs again only when pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+ARGS ?=
+TEST_WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CODE := m3_backbone predictor experiments tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'PYTHON=python3.12 picks the interpreter of the environment; ARGS="task=easy_vqa seed=1" goes to `make run`, ARGS="-k fronts" to `make test`.'
+
+install: $(INSTALLED) ## make .venv and install into it under the constraints
+
+# torch goes first and by itself: pip then takes a CPU build of that very version where one is at hand,
+# instead of resolving it last among everything that depends on it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make install PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(INSTALLED) ## the embedded main job: label, train, evaluate; ends with where the report is
+	$(BIN)/python -m experiments.run $(ARGS)
+
+# One thread a worker: two workers with a thread pool each would fight over the same cores.
+test: $(INSTALLED) ## the tests, offline, on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+check: $(INSTALLED) ## lint, format, types, import rules
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(INSTALLED) ## let ruff mend what it can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+clean: ## remove caches and builds; .venv and outputs/ stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
