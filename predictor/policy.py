@@ -20,7 +20,7 @@ NUM_BUDGETS = 64
 
 @dataclass(frozen=True, eq=False)
 class Front:
-    """Points `(cost, score)` that a policy reaches at each price, all `[num_prices]`; prices ascend, so costs fall.
+    """Points `(cost, score)` that a policy reaches at each price, all `[num_prices]`; prices ascend.
 
     Between two neighbouring points lies whatever choosing at random between their two prices reaches.
     """
@@ -40,8 +40,8 @@ def choose(
 ) -> NDArray[np.int64]:
     """Column of the scale chosen for each sample, `[num_samples]`.
 
-    argmax over scales of `estimate - price * cost / unit`; among equals the cheapest, among equally cheap ones
-    the coarsest. At price 0 that is the cheapest scale of highest estimate, at price `inf` the cheapest scale.
+    argmax over scales of `estimate - price * cost / unit`; among equals the cheapest, among equally cheap
+    ones the coarsest. At price 0 that is the cheapest scale of highest estimate, at `inf` the cheapest scale.
     """
     estimate_array, cost_array = _check(estimates, cost)
     if not price >= 0:
@@ -64,11 +64,11 @@ def sweep(
     *,
     unit: float | None = None,
 ) -> Front:
-    """Mean cost and mean score of `choose` at each of `prices`; by default at every price where a choice changes.
+    """Mean cost and mean score of `choose` at each of `prices`, which are sorted.
 
-    The default front is exact and complete (0 and every distinct switching price, at most
-    `num_samples * (num_scales - 1) + 1` points). Takes one sort, whatever the number of prices. Given prices are
-    sorted. With `estimates=score` the default front is the budgeted oracle's.
+    By default at 0 and at every price where a choice changes: the complete front, at most
+    `num_samples * (num_scales - 1) + 1` points. Takes one sort, whatever the number of prices. With
+    `estimates=score` the complete front is the budgeted oracle's.
     """
     estimate_array, cost_array = _check(estimates, cost)
     score_array = _check_same_shape("score", score, cost_array)
@@ -110,8 +110,8 @@ def sweep(
 def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
     """Mean score at each mean cost allowed, `[num_budgets]`, linear between neighbouring points of the front.
 
-    A budget above the dearest point buys nothing more; one below the cheapest point cannot be met and gives nan.
-    No point is picked for its score, so this holds for a policy whose price is set by cost alone.
+    A budget above the dearest point buys nothing more; one below the cheapest point cannot be met and gives
+    nan. No point is picked for its score: what a policy reaches when cost alone sets its price.
     """
     budget_array = np.asarray(budgets, dtype=np.float64)
     scores = np.interp(budget_array, front.cost[::-1], front.score[::-1])
@@ -120,7 +120,7 @@ def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
 
 
 def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
-    """Budgets evenly spaced in the logarithm, from the mean cheapest to the mean finest cost, `[num_budgets]`."""
+    """Budgets `[num_budgets]`, evenly spaced in the logarithm, from the mean cheapest to the mean finest."""
     cost_array = np.asarray(cost, dtype=np.float64)
     lowest, highest = cost_array.min(axis=1).mean(), find_unit(cost_array)
     return np.geomspace(lowest, highest, num_budgets)
@@ -129,11 +129,12 @@ def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
 def policy_value(
     estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_budgets: int = NUM_BUDGETS
 ) -> float:
-    """What a policy is worth over all budgets: the mean of `score_at_budgets` over `space_budgets`, in [0, 1].
+    """Worth of a policy over all budgets: the mean of `score_at_budgets` over `space_budgets`, in [0, 1].
 
-    The front is the complete one of `sweep`. Linear in the scores for given estimates, so differences are in points
-    of accuracy, averaged over log budget; `policy_value(score, cost, score)` is the budgeted oracle's, the most
-    that any policy reaches, and constant estimates that rank the scales rightly give the mix's.
+    The front is the complete one of `sweep`. For given estimates the value is linear in the scores, so
+    differences are points of accuracy averaged over log budget. `policy_value(score, cost, score)` is the
+    budgeted oracle's, the most that any policy reaches; constant estimates, the scales' true mean scores,
+    give the mix's.
     """
     front = sweep(estimates, cost, score)
     return float(score_at_budgets(front, space_budgets(cost, num_budgets)).mean())
@@ -154,7 +155,7 @@ def _check_same_shape(name: str, values: ArrayLike, cost: Floats) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.shape != cost.shape:
         raise ValueError(
-            f"{name}: shape {list(array.shape)} is not that of cost, {list(cost.shape)} (samples by scales of one ladder)"
+            f"{name} are {list(array.shape)} where cost is {list(cost.shape)} (samples by scales)"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{name} hold values that are not finite")
@@ -167,8 +168,8 @@ def _find_switches(
     """The choice at price 0, and the rounds of switches to cheaper scales as the price rises.
 
     Each round is `(rows, targets, slopes)`: these rows leave the scale of the round before for `targets` once
-    the price per unit of cost reaches `slopes` (estimate lost per cost saved). Along the rounds a row's slopes
-    rise: its scales are the upper concave hull of its points (cost, estimate), walked down from the best one.
+    the price per unit of cost reaches `slopes` (estimate lost per cost saved). Along the rounds a row's
+    slopes rise: its scales are the upper concave hull of its points (cost, estimate), walked down.
     """
     num_samples, num_scales = cost.shape
     best = estimates.max(axis=1, keepdims=True)

@@ -37,7 +37,7 @@ def test_hand_worked_front_and_value() -> None:
 
 
 def test_constant_estimates_reach_the_mix() -> None:
-    """Scales of 1, 2, 4 tokens scoring 0.25, 0.25, 0.75: the middle one lies under the hull and is skipped."""
+    """1, 2 and 4 tokens score 0.25, 0.25 and 0.75: the middle scale lies under the hull and is skipped."""
     cost = np.tile([1, 2, 4], (4, 1))
     score = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]])
     front = sweep(np.tile(score.mean(axis=0), (4, 1)), cost, score)
@@ -64,7 +64,7 @@ def test_one_scale_has_one_point() -> None:
     [
         ([[0.5, 0.5]], [[1, 4]], -1, "at least 0"),
         ([[0.5, 0.5]], [[1, 4]], float("nan"), "at least 0"),
-        ([[0.5]], [[1, 4]], 0, "shape"),
+        ([[0.5]], [[1, 4]], 0, "where cost is"),
         ([[0.5, np.nan]], [[1, 4]], 0, "not finite"),
         ([[0.5, 0.5]], [[0, 4]], 0, "positive"),
         (np.empty((0, 2)), np.empty((0, 2)), 0, "at least one"),
@@ -76,11 +76,11 @@ def test_refusals(estimates: object, cost: object, price: float, message: str) -
 
 
 def choose_literally(estimates: np.ndarray, cost: np.ndarray, price: float) -> list[int]:
-    utility = estimates - price * cost / cost[:, -1].mean()
-    return [
-        min(np.flatnonzero(np.isclose(u, u.max(), rtol=0, atol=1e-12)), key=lambda s: c[s])
-        for u, c in zip(utility, cost, strict=True)
-    ]
+    choice = []
+    for costs, utility in zip(cost, estimates - price * cost / cost[:, -1].mean(), strict=True):
+        best = np.flatnonzero(np.isclose(utility, utility.max(), rtol=0, atol=1e-12))
+        choice.append(int(best[costs[best].argmin()]))
+    return choice
 
 
 @st.composite
