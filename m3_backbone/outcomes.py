@@ -1,0 +1,208 @@
+"""What a frozen backbone did with every sample at every scale: what crosses from labelling to learning."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from m3_backbone.shards import (
+    OUTCOME_SCHEMA,
+    SCHEMA_VERSION,
+    check_columns,
+    dump_header,
+    find_shards,
+    parse_header,
+    read_manifest,
+    read_shard,
+    to_list_column,
+    to_matrix,
+)
+
+__all__ = ["SCHEMA_VERSION", "OutcomeTable", "Rows", "check_fingerprints"]
+
+_TEXT_COLUMNS = ("sample_id", "image_id", "task", "split", "kind", "question", "metric")
+_OUTCOME_COLUMNS = ("score", "nll", "confidence", "visual_tokens")
+
+Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
+
+
+@dataclass(frozen=True, eq=False)
+class OutcomeTable:
+    """Outcomes of n samples over S scales, one row per sample.
+
+    Text columns are object arrays [n] of str; `answer` has one list of S texts per row; `score` and
+    `confidence`, in [0, 1], and `nll` (mean per token of the likeliest reference, nats) are float32 [n, S];
+    `visual_tokens`, the number that really entered the decoder, is int32 [n, S]. `attributes` are for
+    analysis only. `fingerprints` name what made the outcomes: weights, data, prompt, decoding. `origin` says
+    in error messages where the table came from.
+    """
+
+    scales: tuple[int, ...]
+    fingerprints: Mapping[str, str]
+    sample_id: np.ndarray
+    image_id: np.ndarray
+    task: np.ndarray
+    split: np.ndarray
+    kind: np.ndarray
+    question: np.ndarray
+    metric: np.ndarray
+    references: list[list[str]]
+    attributes: list[dict[str, Any]]
+    question_ids: list[np.ndarray]
+    answer: list[list[str]]
+    score: np.ndarray
+    nll: np.ndarray
+    confidence: np.ndarray
+    visual_tokens: np.ndarray
+    origin: str = field(default="outcome table", repr=False)
+
+    def __post_init__(self) -> None:
+        for name in _COLUMNS:
+            if (length := len(getattr(self, name))) != len(self):
+                raise ValueError(f"{self.origin}: {name!r} has {length} rows, 'sample_id' {len(self)}")
+        for name in _OUTCOME_COLUMNS:
+            if (shape := getattr(self, name).shape) != (len(self), len(self.scales)):
+                raise ValueError(
+                    f"{self.origin}: {name!r} has shape {shape}, not [rows, scales {self.scales}]"
+                )
+        self._refuse("answer", [len(row) != len(self.scales) for row in self.answer], "not one per scale")
+        for name in ("score", "nll", "confidence"):
+            self._refuse(name, ~np.isfinite(getattr(self, name)).all(axis=1), "not a finite number")
+        for name in ("score", "confidence"):
+            values = getattr(self, name)
+            self._refuse(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
+        self._refuse("visual_tokens", (self.visual_tokens < 1).any(axis=1), "not a positive count")
+        if len(set(self.sample_id)) < len(self):
+            seen: set[str] = set()
+            culprit = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise ValueError(f"{self.origin}: sample_id {culprit!r} is there more than once")
+
+    def _refuse(self, name: str, bad: npt.ArrayLike, reason: str) -> None:
+        for row in np.flatnonzero(np.asarray(bad, dtype=bool))[:1]:
+            values = list(getattr(self, name)[row])
+            raise ValueError(
+                f"{self.origin}: {name!r} of sample {self.sample_id[row]!r} is {reason}: {values}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def select(self, rows: Rows) -> Self:
+        """The rows of a boolean mask [n], of distinct indices, or of a slice, in that order."""
+        index = to_index(rows, len(self))
+        columns = {name: take(getattr(self, name), index) for name in _COLUMNS}
+        return type(self)(scales=self.scales, fingerprints=self.fingerprints, origin=self.origin, **columns)
+
+    @classmethod
+    def concat(cls, tables: Iterable["OutcomeTable"]) -> Self:
+        """The rows of tables that the same weights, data, prompt and decoding made over the same ladder."""
+        parts = list(tables)
+        if not parts:
+            raise ValueError("no outcome tables to concatenate")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.scales != first.scales:
+                raise ValueError(
+                    f"{part.origin} has scales {part.scales}, {first.origin} {first.scales}: "
+                    "their outcomes cannot be mixed"
+                )
+            check_fingerprints(first.fingerprints, part.fingerprints, first.origin, part.origin)
+        columns = {name: _join([getattr(part, name) for part in parts]) for name in _COLUMNS}
+        return cls(scales=first.scales, fingerprints=first.fingerprints, origin=first.origin, **columns)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the Parquet metadata says of the table besides its schema version."""
+        return {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
+
+    def to_arrow(self) -> pa.Table:
+        """As an Arrow table of schema `OUTCOME_SCHEMA`, with ladder and fingerprints in its metadata."""
+        columns: dict[str, Any] = {name: getattr(self, name).tolist() for name in _TEXT_COLUMNS}
+        columns |= {name: getattr(self, name) for name in ("references", "answer", "question_ids")}
+        columns["attributes"] = [
+            json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.attributes
+        ]
+        for name in _OUTCOME_COLUMNS:
+            columns[name] = to_list_column(getattr(self, name), OUTCOME_SCHEMA.field(name).type)
+        return pa.Table.from_pydict(columns, schema=OUTCOME_SCHEMA.with_metadata(dump_header(self.header)))
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table, origin: str = "outcome table") -> Self:
+        """The reverse of `to_arrow`. Raises ValueError, naming `origin`, when `table` holds anything else."""
+        header = parse_header(table.schema.metadata, origin)
+        check_columns(table, OUTCOME_SCHEMA, origin)
+        scales = tuple(header["scales"])
+        columns: dict[str, Any] = {name: table[name].to_numpy() for name in _TEXT_COLUMNS}
+        columns["references"] = table["references"].to_pylist()
+        columns["attributes"] = [json.loads(text) for text in table["attributes"].to_pylist()]
+        columns["question_ids"] = [np.array(ids, dtype=np.int32) for ids in table["question_ids"].to_pylist()]
+        columns["answer"] = to_matrix(table, "answer", len(scales), origin).tolist()
+        columns |= {name: to_matrix(table, name, len(scales), origin) for name in _OUTCOME_COLUMNS}
+        return cls(scales=scales, fingerprints=header["fingerprints"], origin=origin, **columns)
+
+    @classmethod
+    def read(cls, folder: str | Path, split: str | None = None) -> Self:
+        """The outcomes of one split of a finished label folder, or of all of them."""
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest["complete"]:
+            raise ValueError(f"the labels in {folder} are not finished: run the same label command again")
+        counts: dict[str, int] = manifest["counts"]
+        if split is not None and not counts.get(split):
+            held = ", ".join(f"{name} ({count})" for name, count in counts.items())
+            raise ValueError(f"no samples of split {split!r} in {folder}, which holds {held}")
+        wanted = list(counts) if split is None else [split]
+        paths = [path for name in wanted for path in find_shards(folder, "outcomes", name)]
+        tables = [cls.from_arrow(read_shard(path, OUTCOME_SCHEMA), origin=str(path)) for path in paths]
+        found, expected = sum(map(len, tables)), sum(counts[name] for name in wanted)
+        if found != expected:
+            raise ValueError(
+                f"the shards of {', '.join(wanted)} in {folder} hold {found} samples, the manifest counts "
+                f"{expected}: run the same label command again"
+            )
+        table = cls.concat(tables)
+        check_fingerprints(manifest["fingerprints"], table.fingerprints, "the manifest", table.origin)
+        return table
+
+
+_COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "origin"))
+
+
+def check_fingerprints(
+    first: Mapping[str, str], second: Mapping[str, str], first_origin: str, second_origin: str
+) -> None:
+    """Refuse fingerprints that differ, naming every one that does."""
+    keys = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
+    if keys:
+        raise ValueError(
+            f"{first_origin} and {second_origin} were made with different {', '.join(keys)}: "
+            "their outcomes cannot be mixed"
+        )
+
+
+def to_index(rows: Rows, num_rows: int) -> np.ndarray:
+    """Row indices [k] out of a boolean mask [num_rows], indices, or a slice."""
+    if isinstance(rows, slice):
+        return np.arange(num_rows)[rows]
+    chosen = np.asarray(rows)
+    if chosen.dtype != bool:
+        return chosen.astype(np.int64)
+    if len(chosen) != num_rows:
+        raise ValueError(f"a mask of {len(chosen)} values cannot select from {num_rows} rows")
+    return np.flatnonzero(chosen)
+
+
+def take(column: Any, index: np.ndarray) -> Any:
+    """Rows of a column, be it an array or a list."""
+    return column[index] if isinstance(column, np.ndarray) else [column[row] for row in index]
+
+
+def _join(columns: list[Any]) -> Any:
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns)
+    return [row for column in columns for row in column]

@@ -1,0 +1,290 @@
+"""The outcome table: what is written is what is read, and nothing false is read."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from m3_backbone.labels import pad_visual, read_labels
+from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import (
+    METADATA_KEY,
+    OUTCOME_SCHEMA,
+    SCHEMA_VERSION,
+    read_header,
+    read_shard,
+    to_feature_table,
+    write_atomically,
+    write_shard,
+)
+
+SCALES = (1, 9, 36)
+FINGERPRINTS = {"weights": "aa", "data": "bb", "prompt": "cc", "decoding": "dd"}
+
+
+def make_table(num_rows: int = 6, split: str = "test", **changes: Any) -> OutcomeTable:
+    generator = np.random.default_rng(0)
+    text = {
+        name: np.array([f"{name} {row}" for row in range(num_rows)], dtype=object)
+        for name in ("task", "kind", "question", "metric")
+    }
+    columns = {
+        "sample_id": np.array([f"{split}-{row}" for row in range(num_rows)], dtype=object),
+        "image_id": np.array([f"{split}-image-{row // 2}" for row in range(num_rows)], dtype=object),
+        "split": np.array([split] * num_rows, dtype=object),
+        "references": [["ja", 'ein "Wort"\n'][: 1 + row % 2] for row in range(num_rows)],
+        "attributes": [{"kind": "count", "num_items": row} for row in range(num_rows)],
+        "question_ids": [np.arange(row + 1, dtype=np.int32) for row in range(num_rows)],
+        "answer": [[f"{row} at {scale}" for scale in SCALES] for row in range(num_rows)],
+        "score": generator.random((num_rows, 3), dtype=np.float32),
+        "nll": 5 * generator.random((num_rows, 3), dtype=np.float32),
+        "confidence": generator.random((num_rows, 3), dtype=np.float32),
+        "visual_tokens": np.array([SCALES] * num_rows, dtype=np.int32),
+    }
+    return OutcomeTable(scales=SCALES, fingerprints=FINGERPRINTS, **{**text, **columns, **changes})
+
+
+def assert_equal(first: OutcomeTable, second: OutcomeTable) -> None:
+    assert first.scales == second.scales
+    assert first.fingerprints == second.fingerprints
+    assert first.to_arrow().equals(second.to_arrow())
+
+
+def replace_in_row(array: np.ndarray, row: int, value: float) -> np.ndarray:
+    changed = array.copy()
+    changed[row, 1] = value
+    return changed
+
+
+def write_labels(folder: Path, *, complete: bool = True, fingerprints: dict[str, str] = FINGERPRINTS) -> None:
+    """A label folder of two test shards and one training shard; image tokens hold the image's number."""
+    for room in ("outcomes", "features"):
+        (folder / room).mkdir(parents=True)
+    test, train = make_table(6), make_table(2, split="train")
+    shards = {
+        "test-00000": test.select(slice(4)),
+        "test-00001": test.select(slice(4, 6)),
+        "train-00000": train,
+    }
+    for name, table in shards.items():
+        write_shard(folder / "outcomes" / f"{name}.parquet", table.to_arrow(), table.header)
+        visual = {
+            image_id: np.full((2 + int(image_id[-1]), 4), int(image_id[-1]), dtype=np.float16)
+            for image_id in table.image_id
+        }
+        write_shard(folder / "features" / f"{name}.parquet", to_feature_table(visual), table.header)
+    counts = {"train": 2, "calibration": 0, "test": 6}
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "fingerprints": fingerprints,
+        "counts": counts,
+        "complete": complete,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    save_file({"token_embeddings": torch.eye(4)}, folder / "token_embeddings.safetensors")
+
+
+def test_arrow_round_trip_keeps_every_value():
+    table = make_table()
+    arrow = table.to_arrow()
+    assert arrow.schema.equals(OUTCOME_SCHEMA)
+    assert_equal(OutcomeTable.from_arrow(arrow), table)
+
+
+def test_parquet_round_trip_keeps_every_value(tmp_path):
+    table = make_table()
+    write_shard(tmp_path / "shard.parquet", table.to_arrow(), {**table.header, "note": 3})
+    assert read_header(tmp_path / "shard.parquet")["note"] == 3
+    again = OutcomeTable.from_arrow(read_shard(tmp_path / "shard.parquet", OUTCOME_SCHEMA))
+    assert_equal(again, table)
+    assert again.score.dtype == np.float32
+    assert again.visual_tokens.dtype == np.int32
+
+
+def test_select_takes_masks_indices_and_slices():
+    table = make_table()
+    mask = np.array([False, True, False, False, True, False])
+    assert list(table.select(mask).sample_id) == ["test-1", "test-4"]
+    assert list(table.select([4, 1]).sample_id) == ["test-4", "test-1"]
+    assert_equal(OutcomeTable.concat([table.select(slice(2)), table.select(slice(2, None))]), table)
+    with pytest.raises(ValueError, match="mask of 2 values cannot select from 6 rows"):
+        table.select(np.array([True, False]))
+
+
+@pytest.mark.parametrize("key", ["weights", "data", "prompt", "decoding"])
+def test_tables_of_different_origin_are_not_mixed(key):
+    other = dataclasses.replace(make_table(split="train"), fingerprints={**FINGERPRINTS, key: "other"})
+    with pytest.raises(ValueError, match=f"different {key}: their outcomes cannot be mixed"):
+        OutcomeTable.concat([make_table(), other])
+
+
+def test_tables_of_different_ladders_are_not_mixed():
+    train = make_table(split="train")
+    with pytest.raises(ValueError, match=r"scales \(1, 9, 144\)"):
+        OutcomeTable.concat([make_table(), dataclasses.replace(train, scales=(1, 9, 144))])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("score", float("nan"), "'score' of sample 'test-2' is not a finite number"),
+        ("score", 1.5, r"'score' of sample 'test-2' is outside \[0, 1\]"),
+        ("score", -0.1, "'score' of sample 'test-2' is outside"),
+        ("confidence", 1.1, "'confidence' of sample 'test-2' is outside"),
+        ("nll", float("inf"), "'nll' of sample 'test-2' is not a finite number"),
+        ("visual_tokens", 0, "'visual_tokens' of sample 'test-2' is not a positive count"),
+    ],
+)
+def test_impossible_outcomes_are_refused(column, value, message):
+    table = make_table()
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(table, **{column: replace_in_row(getattr(table, column), 2, value)})
+
+
+def test_misshapen_columns_are_refused():
+    with pytest.raises(ValueError, match=r"'score' has shape \(6, 2\)"):
+        make_table(score=make_table().score[:, :2])
+    with pytest.raises(ValueError, match="'references' has 1 rows, 'sample_id' 6"):
+        make_table(references=[["a"]])
+    with pytest.raises(ValueError, match="'answer' of sample 'test-0' is not one per scale"):
+        make_table(answer=[["a"]] * 6)
+
+
+def test_a_doubled_sample_is_refused():
+    with pytest.raises(ValueError, match="sample_id 'test-1' is there more than once"):
+        make_table().select([0, 1, 2, 1])
+
+
+def test_wrong_columns_are_refused_by_name():
+    arrow = make_table().to_arrow()
+    renamed = arrow.rename_columns(["marks" if name == "score" else name for name in arrow.column_names])
+    renamed = renamed.replace_schema_metadata(arrow.schema.metadata)
+    with pytest.raises(ValueError, match="x: missing column 'score'; unexpected column 'marks'"):
+        OutcomeTable.from_arrow(renamed, origin="x")
+    position = arrow.schema.get_field_index("nll")
+    doubles = arrow.set_column(position, "nll", arrow["nll"].cast(pa.list_(pa.float64())))
+    with pytest.raises(ValueError, match="column 'nll' is list<element: double>"):
+        OutcomeTable.from_arrow(doubles)
+    nulls = arrow.set_column(0, "sample_id", pa.array(["a", None, *"cdef"]))
+    with pytest.raises(ValueError, match="column 'sample_id' holds nulls"):
+        OutcomeTable.from_arrow(nulls)
+
+
+def test_lists_shorter_than_the_ladder_are_refused():
+    arrow = make_table().to_arrow()
+    position = arrow.schema.get_field_index("score")
+    short = pa.array([[0.5] * 3] * 3 + [[0.5] * 2] + [[0.5] * 3] * 2, type=pa.list_(pa.float32()))
+    with pytest.raises(ValueError, match="'score' of sample 'test-3' has 2 values, the ladder has 3 scales"):
+        OutcomeTable.from_arrow(arrow.set_column(position, "score", short))
+    holes = pa.array([[0.5, None, 0.5]] * 6, type=pa.list_(pa.float32()))
+    with pytest.raises(ValueError, match="column 'score' holds nulls"):
+        OutcomeTable.from_arrow(arrow.set_column(position, "score", holes))
+
+
+def test_another_schema_version_is_refused():
+    arrow = make_table().to_arrow()
+    header = json.loads(arrow.schema.metadata[METADATA_KEY])
+    other = arrow.replace_schema_metadata({METADATA_KEY: json.dumps({**header, "schema": 99})})
+    with pytest.raises(ValueError, match="schema version 99, this tokenscale reads 1: label again"):
+        OutcomeTable.from_arrow(other)
+
+
+def test_files_that_are_no_shards_are_refused(tmp_path):
+    path = tmp_path / "shard.parquet"
+    table = make_table(2000)
+    write_shard(path, table.to_arrow(), table.header)
+    whole = path.read_bytes()
+    for content in (
+        b"",
+        b"not Parquet at all",
+        whole[: len(whole) // 2],
+        whole[:2000] + bytes(1000) + whole[3000:],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"shard\.parquet is not a whole Parquet file"):
+            read_shard(path, OUTCOME_SCHEMA)
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(ValueError, match="was not written by tokenscale"):
+        read_shard(path, OUTCOME_SCHEMA)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text("old")
+
+    def write_half(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, write_half)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_labels_join_outcomes_and_features_row_by_row(tmp_path):
+    write_labels(tmp_path)
+    labels = read_labels(tmp_path, "test")
+    assert_equal(labels.outcomes, make_table(6))
+    inputs = labels.inputs
+    assert inputs.question == labels.outcomes.question.tolist()
+    assert inputs.visual.shape == (3, 4, 4)
+    assert inputs.visual_mask.sum(axis=1).tolist() == [2, 3, 4]
+    assert [inputs.visual[row, 0, 0] for row in inputs.image_row] == [0, 0, 1, 1, 2, 2]
+    assert not inputs.visual[~inputs.visual_mask].any()
+    assert inputs.token_embeddings.shape == (4, 4)
+
+    some = labels.select([5, 0])
+    assert list(some.outcomes.sample_id) == ["test-5", "test-0"]
+    assert [inputs.visual[row, 0, 0] for row in some.inputs.image_row] == [2, 0]
+    assert [len(ids) for ids in some.inputs.question_ids] == [6, 1]
+    assert len(some) == len(some.inputs) == 2
+
+
+def test_reading_without_a_split_joins_all_of_them(tmp_path):
+    write_labels(tmp_path)
+    assert_equal(
+        OutcomeTable.read(tmp_path), OutcomeTable.concat([make_table(2, split="train"), make_table(6)])
+    )
+
+
+def test_reading_what_is_not_there_names_what_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"make them with `python -m experiments\.label`"):
+        OutcomeTable.read(tmp_path / "nowhere", "test")
+    write_labels(tmp_path / "labels")
+    with pytest.raises(ValueError, match=r"no samples of split 'calibration' in .* test \(6\)"):
+        OutcomeTable.read(tmp_path / "labels", "calibration")
+    (tmp_path / "labels" / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not a manifest of labels"):
+        OutcomeTable.read(tmp_path / "labels", "test")
+
+
+def test_unfinished_or_mixed_up_folders_are_refused(tmp_path):
+    write_labels(tmp_path / "unfinished", complete=False)
+    with pytest.raises(ValueError, match="not finished: run the same label command again"):
+        read_labels(tmp_path / "unfinished", "test")
+    write_labels(tmp_path / "lost")
+    (tmp_path / "lost" / "outcomes" / "test-00001.parquet").unlink()
+    with pytest.raises(ValueError, match="hold 4 samples, the manifest counts 6"):
+        read_labels(tmp_path / "lost", "test")
+    write_labels(tmp_path / "mixed", fingerprints={**FINGERPRINTS, "weights": "other"})
+    with pytest.raises(ValueError, match="different weights"):
+        read_labels(tmp_path / "mixed", "test")
+    write_labels(tmp_path / "features")
+    (tmp_path / "features" / "features" / "test-00001.parquet").unlink()
+    with pytest.raises(ValueError, match="lacks image 'test-image-2' of test"):
+        read_labels(tmp_path / "features", "test")
+
+
+def test_padding_masks_what_is_not_there():
+    padded, mask = pad_visual([np.ones((1, 2), dtype=np.float16), np.ones((3, 2), dtype=np.float16)])
+    assert padded.dtype == np.float16
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert padded.sum() == 8
