@@ -144,8 +144,9 @@ def test_tables_of_different_ladders_are_not_mixed():
 )
 def test_impossible_outcomes_are_refused(column, value, message):
     table = make_table()
+    changes: dict[str, Any] = {column: replace_in_row(getattr(table, column), 2, value)}
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(table, **{column: replace_in_row(getattr(table, column), 2, value)})
+        dataclasses.replace(table, **changes)
 
 
 def test_misshapen_columns_are_refused():
@@ -170,7 +171,7 @@ def test_wrong_columns_are_refused_by_name():
         OutcomeTable.from_arrow(renamed, origin="x")
     position = arrow.schema.get_field_index("nll")
     doubles = arrow.set_column(position, "nll", arrow["nll"].cast(pa.list_(pa.float64())))
-    with pytest.raises(ValueError, match="column 'nll' is list<element: double>"):
+    with pytest.raises(ValueError, match=r"column 'nll' is list<.*double>"):
         OutcomeTable.from_arrow(doubles)
     nulls = arrow.set_column(0, "sample_id", pa.array(["a", None, *"cdef"]))
     with pytest.raises(ValueError, match="column 'sample_id' holds nulls"):
