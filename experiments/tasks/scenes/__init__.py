@@ -1,0 +1,97 @@
+"""`scenes`: procedural pictures and questions whose needed scale truly varies.
+
+What pooling destroys is many things at once, so pictures run from one object to crowds of 40, from two
+characters to tables of 100, with signs and real handwritten digits (scikit-learn's) at sizes from huge to a few
+pixels; easy questions are asked of crowded pictures, hard ones of sparse ones.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import Image
+
+from experiments.tasks.base import SPLITS, Sample, Split
+from experiments.tasks.images import UnreadableImage
+from experiments.tasks.scenes.layout import Scene, compose
+from experiments.tasks.scenes.questions import Question, ask
+from experiments.tasks.scenes.render import draw, handwriting_of
+
+
+class Scenes:
+    """Seeded, endless: picture number `i` of a split depends on nothing but (seed, split, i).
+
+    Args:
+        seed: another seed is another data set. The embedded backbone is trained on seed 0's train split.
+        num_images: pictures per split.
+        questions_per_image: at most so many questions on a picture; some pictures answer fewer.
+        image_size: side of the square pictures in pixels.
+    """
+
+    def __init__(
+        self,
+        seed: int = 1,
+        num_images: Mapping[str, int] | None = None,
+        questions_per_image: int = 8,
+        image_size: int = 192,
+        name: str = "scenes",
+    ) -> None:
+        self.num_images = dict(num_images or {"train": 1000, "calibration": 250, "test": 500})
+        if unknown := set(self.num_images) - set(SPLITS):
+            raise ValueError(f"num_images names unknown splits {sorted(unknown)}: splits are {', '.join(SPLITS)}")
+        if image_size < 64:
+            raise ValueError(f"image_size={image_size} leaves no room for a table of 100 characters: use 64 or more")
+        self.name = name
+        self.seed = seed
+        self.questions_per_image = questions_per_image
+        self.image_size = image_size
+        self.set_aside: list[dict[str, Any]] = []
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the arguments, of this package's source and of the libraries that decide on its pixels."""
+        digest = hashlib.sha256()
+        choices = [self.name, self.seed, self.num_images, self.questions_per_image, self.image_size]
+        digest.update(json.dumps([*choices, PIL.__version__], sort_keys=True).encode())
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
+        """Picture number `index` of a split before it is drawn, with its questions."""
+        rng = random.Random(f"{self.seed}/{split}/{index}")
+        scene = compose(rng, self.image_size, handwriting_of(split)[1])
+        return scene, ask(scene, rng, self.questions_per_image)
+
+    def samples(self, split: Split) -> Iterator[Sample]:
+        """The samples of a split, picture by picture."""
+        for index in range(self.num_images.get(split, 0)):
+            scene, questions = self.scene(split, index)
+            image_id = f"{split}-{index:06d}"
+            for number, question in enumerate(questions):
+                yield Sample(
+                    sample_id=f"{image_id}-{number}",
+                    image_id=image_id,
+                    task=self.name,
+                    split=split,
+                    question=question.text,
+                    references=(question.answer,),
+                    metric="exact",
+                    attributes={
+                        "kind": question.kind,
+                        "layout": scene.layout,
+                        "num_items": len(scene.items),
+                        "detail_size": question.detail_size,
+                    },
+                )
+
+    def image(self, image_id: str) -> Image.Image:
+        """The picture of an `image_id` that `samples` gave."""
+        split, _, index = image_id.partition("-")
+        if split not in SPLITS or not index.isdecimal():
+            raise UnreadableImage(f"{image_id!r} names no scene: ids look like test-000123")
+        return draw(self.scene(split, int(index))[0], split)

@@ -1,0 +1,231 @@
+"""Composition of a picture: which items lie where. No pixels here, only boxes, so a scene is cheap to draw up."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from experiments.tasks.scenes.vocabulary import CHARACTERS, COLORS, MAX_TABLE_SIDE, SHAPES, WORDS
+
+Box = tuple[int, int, int, int]
+TEXTURES = ("plain", "plain", "noise", "stripes", "checker", "gradient")
+NUM_FONTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing in a picture. `box` is (left, top, right, bottom) in pixels; row and column count from 1."""
+
+    type: str  # object | character | sign | digit
+    box: Box
+    color: str
+    shape: str = ""
+    text: str = ""
+    row: int = 0
+    column: int = 0
+    style: int = 0  # font of a character or sign, handwriting sample of a digit
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+    @property
+    def height(self) -> int:
+        return self.box[3] - self.box[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture before it is drawn: `size` pixels square."""
+
+    layout: str
+    size: int
+    ground: str
+    texture: str
+    seed: int
+    items: list[Item] = field(default_factory=list)
+    num_rows: int = 0
+    num_columns: int = 0
+
+    def of_type(self, type: str) -> list[Item]:
+        return [item for item in self.items if item.type == type]
+
+
+def compose(rng: random.Random, size: int, handwriting: Sequence[int]) -> Scene:
+    """Draw up one scene.
+
+    Args:
+        rng: the only source of chance.
+        size: side of the square picture in pixels.
+        handwriting: the digits that the split's handwriting samples show; items refer to them by position.
+    """
+    (name, layout), *_ = rng.choices(list(_LAYOUTS.items()), weights=[7, 5, 4, 2, 3])
+    ground = rng.choice(list(COLORS))
+    items, rows, columns = layout(rng, size, ground, handwriting)
+    return Scene(name, size, ground, rng.choice(TEXTURES), rng.getrandbits(32), items, rows, columns)
+
+
+def _colors_but(ground: str) -> list[str]:
+    return [color for color in COLORS if color != ground]
+
+
+def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+    return float(low * (high / low) ** rng.random())
+
+
+def _cells(rng: random.Random, size: int, count: int, rows: int, columns: int) -> list[tuple[int, int, Box]]:
+    """`count` distinct cells of a rows x columns division of the picture, in reading order."""
+    chosen = sorted(rng.sample(range(rows * columns), count))
+    return [
+        (
+            index // columns + 1,
+            index % columns + 1,
+            (
+                index % columns * size // columns,
+                index // columns * size // rows,
+                (index % columns + 1) * size // columns,
+                (index // columns + 1) * size // rows,
+            ),
+        )
+        for index in chosen
+    ]
+
+
+def _inside(rng: random.Random, cell: Box, width: int, height: int) -> Box:
+    left = rng.randint(cell[0], max(cell[0], cell[2] - width))
+    top = rng.randint(cell[1], max(cell[1], cell[3] - height))
+    return left, top, left + width, top + height
+
+
+def _square_in(rng: random.Random, cell: Box, fill: float) -> Box:
+    side = max(5, round(fill * (min(cell[2] - cell[0], cell[3] - cell[1]) - 2)))
+    return _inside(rng, cell, side, side)
+
+
+def _grid_side(rng: random.Random, count: int) -> int:
+    """Rows and columns of the division that `count` items are strewn over: from just enough to far too many."""
+    least = next(side for side in range(1, 11) if side * side >= count)
+    return rng.randint(least, min(10, least + 3)) if rng.random() < 0.7 else rng.randint(least, 10)
+
+
+def _objects(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
+    count = round(_log_uniform(rng, 1, 40))
+    side = _grid_side(rng, count)
+    # Few colors and shapes in one picture, unevenly drawn: else no color dominates and every count is 0 or 1.
+    colors = rng.sample(_colors_but(ground), rng.randint(1, 6))
+    shapes = rng.sample(SHAPES, rng.randint(1, 5))
+    weights = [rng.random() + 0.1 for _ in colors]
+    fill = rng.uniform(0.5, 0.95)
+    items = [
+        Item(
+            "object",
+            _square_in(rng, cell, fill * rng.uniform(0.75, 1)),
+            rng.choices(colors, weights)[0],
+            shape=rng.choice(shapes),
+            row=row,
+            column=column,
+        )
+        for row, column, cell in _cells(rng, size, count, side, side)
+    ]
+    return items, side, side
+
+
+def _table(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
+    count = _log_uniform(rng, 4, MAX_TABLE_SIDE**2)
+    tilt = rng.uniform(0.75, 1.33)
+    rows = min(MAX_TABLE_SIDE, max(1, round(count**0.5 * tilt)))
+    columns = min(MAX_TABLE_SIDE, max(2, round(count / rows)))
+    colors = rng.sample(_colors_but(ground), rng.choice((1, 1, 2, 4)))
+    fill, style = rng.uniform(0.6, 0.9), rng.randrange(NUM_FONTS)
+    items = []
+    for row, column, cell in _cells(rng, size, rows * columns, rows, columns):
+        side = max(6, round(fill * min(cell[2] - cell[0], cell[3] - cell[1])))
+        left, top = (cell[0] + cell[2] - side) // 2, (cell[1] + cell[3] - side) // 2
+        items.append(
+            Item(
+                "character",
+                (left, top, left + side, top + side),
+                rng.choice(colors),
+                text=rng.choice(CHARACTERS),
+                row=row,
+                column=column,
+                style=style,
+            )
+        )
+    return items, rows, columns
+
+
+def _sign(rng: random.Random, cell: Box, color: str, text: str, fill: float, place: tuple[int, int]) -> Item:
+    width = round(fill * (cell[2] - cell[0] - 2))
+    # A sign is as high as its text wants: letters are about 0.7 as wide as high, and a margin runs around them.
+    height = min(round(fill * (cell[3] - cell[1] - 2)), round(width / (0.75 * len(text) + 0.4) * 1.6))
+    box = _inside(rng, cell, width, max(9, height))
+    return Item("sign", box, color, text=text, row=place[0], column=place[1], style=rng.randrange(NUM_FONTS))
+
+
+def _sign_text(rng: random.Random, max_digits: int) -> str:
+    return str(rng.randrange(10 ** rng.randint(1, max_digits)))
+
+
+def _signs(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
+    rows, columns = rng.choice(((1, 1), (2, 1), (2, 2), (3, 2), (4, 2), (5, 2), (5, 3)))
+    count = rng.randint(max(1, rows * columns // 2), min(10, rows * columns))
+    colors = rng.sample(_colors_but(ground), count)
+    fill = rng.uniform(0.55, 0.98)
+    items = [
+        _sign(
+            rng,
+            cell,
+            color,
+            rng.choice(WORDS) if rng.random() < 0.4 else _sign_text(rng, 3),
+            fill * rng.uniform(0.85, 1),
+            (row, column),
+        )
+        for color, (row, column, cell) in zip(colors, _cells(rng, size, count, rows, columns), strict=True)
+    ]
+    return items, rows, columns
+
+
+def _digit(rng: random.Random, cell: Box, color: str, handwriting: Sequence[int], place: tuple[int, int]) -> Item:
+    box = _square_in(rng, cell, rng.uniform(0.7, 1))
+    style = rng.randrange(len(handwriting))
+    return Item("digit", box, color, text=str(handwriting[style]), row=place[0], column=place[1], style=style)
+
+
+def _digits(rng: random.Random, size: int, ground: str, handwriting: Sequence[int]) -> tuple[list[Item], int, int]:
+    count = round(_log_uniform(rng, 1, 25))
+    least = next(side for side in range(1, 6) if side * side >= count)
+    side = rng.randint(least, min(6, least + 2))
+    colors = _colors_but(ground)
+    items = [
+        _digit(rng, cell, rng.choice(colors), handwriting, (row, column))
+        for row, column, cell in _cells(rng, size, count, side, side)
+    ]
+    return items, side, side
+
+
+def _mixed(rng: random.Random, size: int, ground: str, handwriting: Sequence[int]) -> tuple[list[Item], int, int]:
+    side = rng.randint(2, 6)
+    count = rng.randint(side, side * side)
+    colors = _colors_but(ground)
+    sign_colors = rng.sample(colors, len(colors))
+    items = []
+    for row, column, cell in _cells(rng, size, count, side, side):
+        draw = rng.random()
+        if draw < 0.25 and sign_colors:
+            items.append(_sign(rng, cell, sign_colors.pop(), _sign_text(rng, 2), 0.95, (row, column)))
+        elif draw < 0.4:
+            items.append(_digit(rng, cell, rng.choice(colors), handwriting, (row, column)))
+        else:
+            box = _square_in(rng, cell, rng.uniform(0.5, 0.95))
+            shape = rng.choice(SHAPES)
+            items.append(Item("object", box, rng.choice(colors), shape=shape, row=row, column=column))
+    return items, side, side
+
+
+_LAYOUTS: dict[str, Callable[[random.Random, int, str, Sequence[int]], tuple[list[Item], int, int]]] = {
+    "objects": _objects,
+    "table": _table,
+    "signs": _signs,
+    "digits": _digits,
+    "mixed": _mixed,
+}

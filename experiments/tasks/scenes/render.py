@@ -1,0 +1,140 @@
+"""Pixels of a scene. Masks of shapes and glyphs are drawn once, smoothly, and pasted ever after."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
+
+from experiments.tasks.scenes.layout import Item, Scene
+from experiments.tasks.scenes.vocabulary import COLORS
+
+SUPERSAMPLING = 4
+# matplotlib ships these files, so a picture is the same on every machine.
+FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif-Bold.ttf")
+# How the 1,797 handwritten digits are dealt to the splits: no split sees another's handwriting.
+HANDWRITING_SHARES = {"train": (0.0, 0.6), "calibration": (0.6, 0.8), "test": (0.8, 1.0)}
+
+
+@lru_cache(maxsize=1)
+def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    return digits.images[order], digits.target[order]
+
+
+@lru_cache(maxsize=3)
+def handwriting_of(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[n, 8, 8]` (0 to 16) and digits `[n]` that belong to a split."""
+    images, targets = _handwriting()
+    low, high = (round(share * len(targets)) for share in HANDWRITING_SHARES[split])
+    return images[low:high], targets[low:high]
+
+
+@lru_cache(maxsize=2048)
+def _shape_mask(shape: str, side: int) -> Image.Image:
+    big = side * SUPERSAMPLING
+    mask = Image.new("L", (big, big), 0)
+    draw = ImageDraw.Draw(mask)
+    edge, half = big - 1, big / 2
+    if shape == "circle":
+        draw.ellipse((0, 0, edge, edge), fill=255)
+    elif shape == "ring":
+        draw.ellipse((0, 0, edge, edge), fill=255)
+        draw.ellipse((big * 0.28, big * 0.28, big * 0.72, big * 0.72), fill=0)
+    elif shape == "square":
+        inset = big * 0.06
+        draw.rectangle((inset, inset, edge - inset, edge - inset), fill=255)
+    elif shape == "triangle":
+        draw.polygon(((half, 0), (edge, edge), (0, edge)), fill=255)
+    elif shape == "diamond":
+        draw.polygon(((half, 0), (edge, half), (half, edge), (0, half)), fill=255)
+    elif shape == "cross":
+        draw.rectangle((big * 0.34, 0, big * 0.66, edge), fill=255)
+        draw.rectangle((0, big * 0.34, edge, big * 0.66), fill=255)
+    elif shape == "star":
+        angles = np.pi * (np.arange(10) / 5 - 0.5)
+        radii = np.where(np.arange(10) % 2 == 0, half, half * 0.42)
+        points = half + np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+        draw.polygon([tuple(point) for point in points.tolist()], fill=255)
+    else:
+        raise AssertionError(shape)
+    return mask.resize((side, side), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=4096)
+def _text_mask(text: str, style: int, height: int, max_width: int) -> Image.Image:
+    """Tight mask of `text` in one font, at most `height` pixels high and `max_width` wide."""
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[style]), 64)
+    left, top, right, bottom = font.getbbox(text)
+    mask = Image.new("L", (int(right - left), int(bottom - top)), 0)
+    ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
+    factor = min(height / mask.height, max_width / mask.width)
+    size = max(1, round(mask.width * factor)), max(1, round(mask.height * factor))
+    return mask.resize(size, Image.Resampling.LANCZOS)
+
+
+def sign_text_box(sign: Item) -> tuple[float, float, float, float]:
+    """Where the text of a sign lies, (left, top, right, bottom) in pixels."""
+    width, height = sign.box[2] - sign.box[0], sign.box[3] - sign.box[1]
+    mask = _text_mask(sign.text, sign.style, max(5, round(height * 0.72)), round(width * 0.88))
+    left, top = sign.box[0] + (width - mask.width) / 2, sign.box[1] + (height - mask.height) / 2
+    return left, top, left + mask.width, top + mask.height
+
+
+def text_color_on(color: str) -> str:
+    red, green, blue = COLORS[color]
+    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "white"
+
+
+def _ground(scene: Scene) -> np.ndarray:
+    """The ground of the picture, `[size, size, 3]` uint8."""
+    size = scene.size
+    chance = np.random.default_rng(scene.seed)
+    base = np.array(COLORS[scene.ground], np.float32) + chance.integers(-12, 13, 3)
+    pattern = np.zeros((size, size), np.float32)
+    if scene.texture == "noise":
+        tile = chance.integers(-18, 19, (48, 48)).astype(np.float32)
+        pattern = np.tile(tile, (size // 48 + 1, size // 48 + 1))[:size, :size]
+    elif scene.texture == "stripes":
+        period, direction = chance.integers(6, 30), chance.integers(0, 3)
+        rows, columns = np.ogrid[:size, :size]
+        phase = (rows, columns, rows + columns)[direction]
+        pattern = pattern + np.where(phase // (period // 2) % 2, 14, -14)
+    elif scene.texture == "checker":
+        period = chance.integers(5, 24)
+        rows, columns = np.ogrid[:size, :size]
+        pattern = np.where((rows // period + columns // period) % 2, 12, -12)
+    elif scene.texture == "gradient":
+        ramp = np.linspace(-22, 22, size, dtype=np.float32)
+        pattern = pattern + (ramp[:, None] if chance.random() < 0.5 else ramp[None, :])
+    return np.clip(base + pattern[..., None], 0, 255).astype(np.uint8)
+
+
+def draw(scene: Scene, split: str) -> Image.Image:
+    """The scene as an RGB picture of `scene.size` pixels square; handwriting is taken from `split`'s share."""
+    picture = Image.fromarray(_ground(scene))
+    jitter = np.random.default_rng(scene.seed + 1).integers(-14, 15, (len(scene.items), 3))
+    for item, shift in zip(scene.items, jitter, strict=True):
+        ink = tuple(np.clip(np.array(COLORS[item.color]) + shift, 0, 255).tolist())
+        left, top, right, bottom = item.box
+        if item.type == "object":
+            picture.paste(ink, (left, top), _shape_mask(item.shape, right - left))
+        elif item.type == "character":
+            mask = _text_mask(item.text, item.style, bottom - top, right - left)
+            corner = (left + (right - left - mask.width) // 2, top + (bottom - top - mask.height) // 2)
+            picture.paste(ink, corner, mask)
+        elif item.type == "digit":
+            strokes = handwriting_of(split)[0][item.style]
+            mask = Image.fromarray(np.clip(strokes * 24, 0, 255).astype(np.uint8))
+            picture.paste(ink, (left, top), mask.resize((right - left, bottom - top), Image.Resampling.BICUBIC))
+        else:
+            edge = text_color_on(item.color)
+            brush = ImageDraw.Draw(picture)
+            brush.rectangle((left, top, right - 1, bottom - 1), fill=ink, outline=COLORS[edge])
+            x, y, x_end, y_end = sign_text_box(item)
+            height, width = max(5, round((bottom - top) * 0.72)), round((right - left) * 0.88)
+            picture.paste(COLORS[edge], (round(x), round(y)), _text_mask(item.text, item.style, height, width))
+    return picture
