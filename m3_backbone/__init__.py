@@ -1,0 +1,1 @@
+"""The frozen Matryoshka multimodal model: image + question -> answers and outcomes at every scale."""

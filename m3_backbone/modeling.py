@@ -1,0 +1,213 @@
+"""M3 as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
+
+The projected grid of visual tokens is pooled in `get_image_features`, before it enters the decoder; all the
+rest is transformers'. `token_scale` is an argument of `forward` and `generate` and is kept nowhere.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from m3_backbone.ladder import ScaleLadder, exact_scales
+from m3_backbone.pooling import PoolingMethod, pool
+from m3_backbone.tiles import Tiling
+
+
+class _MatryoshkaModel:
+    """What the inner plain and tiled models share: one vision pass, and the merge of image and text."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
+    get_input_embeddings: Any
+    get_image_features: Any
+
+    def __init__(self, config: LlavaConfig | LlavaNextConfig) -> None:
+        if config.vision_feature_select_strategy != "default":
+            raise ValueError(
+                "vision_feature_select_strategy must be 'default': the class token is no part of the grid"
+            )
+        super().__init__(config)  # type: ignore[call-arg]
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid of visual tokens of one tile."""
+        vision = self.config.vision_config
+        return vision.image_size // vision.patch_size
+
+    @property
+    def pooling(self) -> PoolingMethod:
+        return getattr(self.config, "token_pooling", "average")
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """`[num_tiles, 3, height, width]` -> projected tokens, all of them, `[num_tiles, grid**2, hidden]`."""
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
+        patches = outputs.hidden_states[self.config.vision_feature_layer][:, 1:]  # without the class token
+        return self.multi_modal_projector(patches)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        token_scale: int | None = None,
+        image_sizes: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if pixel_values is not None:
+            sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+            features = self.get_image_features(pixel_values, token_scale=token_scale, **sizes).pooler_output
+        else:
+            features = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else None
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self._merge(input_ids, features)
+        return super().forward(inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+
+    def _merge(self, input_ids: Tensor, features: list[Tensor] | None) -> Tensor:
+        """Token embeddings `[batch, length, hidden]` with the visual tokens in their places."""
+        embed = self.get_input_embeddings()
+        if features is None:
+            return embed(input_ids)
+        # Published vocabularies have no image token: its id lies beyond the embedding and is never looked up.
+        is_image = input_ids == self.config.image_token_id
+        embeds = embed(input_ids.masked_fill(is_image, 0))
+        visual = torch.cat(features).to(embeds)
+        if int(is_image.sum()) != len(visual):
+            raise ValueError(
+                f"{int(is_image.sum())} image placeholders for {len(visual)} visual tokens:"
+                " give the processor and the model the same token_scale"
+            )
+        return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
+
+
+class M3LlavaModel(_MatryoshkaModel, LlavaModel):
+    def get_image_features(
+        self, pixel_values: Tensor, token_scale: int | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """`[num_images, 3, height, width]` -> `.pooler_output`: per image `[token_scale, hidden]`."""
+        tokens = pool(self.encode_images(pixel_values), _given(token_scale, self.grid), self.pooling)
+        return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
+
+
+class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
+    @property
+    def tiling(self) -> Tiling:
+        """The grids of tiles; the configuration has them as (height, width), as all of transformers."""
+        resolutions = tuple((width, height) for height, width in self.config.image_grid_pinpoints)
+        return Tiling(resolutions, self.config.vision_config.image_size)
+
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor, token_scale: int | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """`[num_images, max_tiles, 3, height, width]`, sizes `[num_images, 2]` (height, width in pixels)
+
+        -> `.pooler_output`: per image `[num_tokens, hidden]`, base tile first, newline tokens included.
+        """
+        scale = _given(token_scale, self.grid)
+        sizes = [(width, height) for height, width in image_sizes.tolist()]
+        num_tiles = [self.tiling.num_tiles(size) for size in sizes]
+        tiles = torch.cat([image[:count] for image, count in zip(pixel_values, num_tiles, strict=True)])
+        tokens = pool(self.encode_images(tiles), scale, self.pooling).split(num_tiles)
+        features = [self.pack_tiles(image, size) for image, size in zip(tokens, sizes, strict=True)]
+        return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
+
+    def pack_tiles(self, tiles: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Pooled tiles `[num_tiles, scale, hidden]`, image of (width, height) -> `[num_tokens, hidden]`."""
+        return self.tiling.pack(tiles, image_size, self.image_newline)
+
+
+def _given(token_scale: int | None, grid: int) -> int:
+    if token_scale is None:
+        raise ValueError(f"token_scale must be given: one of {', '.join(map(str, exact_scales(grid)))}")
+    return token_scale
+
+
+class _MatryoshkaGeneration:
+    """What the outer plain and tiled models share."""
+
+    config: Any
+    model: Any
+
+    @property
+    def scale_ladder(self) -> ScaleLadder:
+        """The scales that the checkpoint names, as far as its grid gives them; else those of its grid."""
+        trained = getattr(self.config, "matryoshka_vis_token_scale", None) or ()
+        exact = [scale for scale in trained if scale in exact_scales(self.model.grid)]
+        return ScaleLadder(exact, self.model.grid) if exact else ScaleLadder.of_grid(self.model.grid)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """`[num_tiles, 3, height, width]` -> projected tokens, all of them, `[num_tiles, grid**2, hidden]`."""
+        return self.model.encode_images(pixel_values)
+
+    # Every name is spelled out because `generate` reads the signature to learn what the model takes.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        token_scale: int | None = None,
+        image_sizes: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' LLaVA; `token_scale`, visual tokens per grid, goes with `pixel_values`."""
+        return super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            token_scale=token_scale,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return self.model.get_image_features(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As transformers', always under its own weight names, whichever layout the model was loaded from."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)  # type: ignore[misc]
+
+
+class M3LlavaForConditionalGeneration(_MatryoshkaGeneration, LlavaForConditionalGeneration):
+    def __init__(self, config: LlavaConfig) -> None:
+        # LlavaForConditionalGeneration's own __init__ would build a second model.
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = M3LlavaModel(config)
+        text = config.get_text_config()
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+
+class M3LlavaNextForConditionalGeneration(_MatryoshkaGeneration, LlavaNextForConditionalGeneration):
+    def __init__(self, config: LlavaNextConfig) -> None:
+        super(LlavaNextForConditionalGeneration, self).__init__(config)
+        self.model = M3LlavaNextModel(config)
+        text = config.get_text_config()
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+
+M3Model = M3LlavaForConditionalGeneration | M3LlavaNextForConditionalGeneration
