@@ -5,7 +5,6 @@ by images added later, and, as the task's name is no part of it, the same for ta
 """
 
 import hashlib
-import heapq
 import math
 from collections.abc import Iterable, Mapping
 
@@ -51,9 +50,6 @@ def check_split(split: str) -> None:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
 
 
-def limit_images(image_ids: Iterable[str], max_images: int | None, seed: int = 0) -> set[str]:
-    """At most `max_images` of the images, chosen evenly by hash and not from the front of a sorted file."""
-    distinct = set(image_ids)
-    if max_images is None:
-        return distinct
-    return set(heapq.nsmallest(max_images, distinct, key=lambda image_id: draw_uniform(image_id, seed)))
+def order_images(image_ids: Iterable[str], seed: int = 0) -> list[str]:
+    """The distinct images in the order of their hash: any first few of them are an even choice of all."""
+    return sorted(set(image_ids), key=lambda image_id: (draw_uniform(image_id, seed), image_id))

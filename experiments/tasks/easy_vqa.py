@@ -1,0 +1,106 @@
+"""`easy_vqa`: coloured shapes on 64 x 64 pictures, 48,248 questions with 13 answers (Victor Zhou; PyPI, MIT).
+
+The package's own division is kept: 4,000 train and 1,000 test images; calibration is carved out of train.
+"""
+
+import hashlib
+import importlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from experiments.tasks.base import Sample, Split
+from experiments.tasks.images import UnreadableImage, open_image
+from experiments.tasks.splits import carve_calibration, check_split, order_images
+
+SHAPES = ("circle", "rectangle", "triangle")
+OWN_SPLITS = ("train", "test")
+
+
+class EasyVqa:
+    """easy-VQA as installed from PyPI.
+
+    Args:
+        suffix: put after every question; LLaVA's is "\\nAnswer the question using a single word or phrase.".
+        calibration_fraction: part of the package's train images that becomes the calibration split.
+        seed: another seed carves out other images.
+    """
+
+    def __init__(
+        self, *, suffix: str = "", calibration_fraction: float = 0.1, seed: int = 0, name: str = "easy_vqa"
+    ) -> None:
+        if not 0 <= calibration_fraction < 1:
+            raise ValueError(f"calibration_fraction={calibration_fraction}: choose one from 0 to below 1")
+        self.name = name
+        self.suffix = suffix
+        self.calibration_fraction = calibration_fraction
+        self.seed = seed
+        self.set_aside: list[dict[str, Any]] = []  # the package has no bad rows
+        self._folder = _find_data()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the package's questions and of the arguments."""
+        choices = [self.name, self.suffix, self.calibration_fraction, self.seed]
+        digest = hashlib.sha256(json.dumps(choices).encode())
+        for own_split in OWN_SPLITS:
+            digest.update(self._questions_file(own_split).read_bytes())
+        return digest.hexdigest()[:16]
+
+    def samples(self, split: Split) -> Iterator[Sample]:
+        """All questions of a split, those of one image one after the other."""
+        check_split(split)
+        own_split = "test" if split == "test" else "train"
+        by_image: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for question, answer, number in json.loads(
+            self._questions_file(own_split).read_text(encoding="utf-8")
+        ):
+            by_image[f"{own_split}/{number}"].append((question, answer))
+        for image_id in order_images(by_image):
+            if (
+                own_split == "train"
+                and carve_calibration(image_id, self.calibration_fraction, self.seed) != split
+            ):
+                continue
+            for position, (question, answer) in enumerate(by_image[image_id]):
+                yield Sample(
+                    sample_id=f"{self.name}/{image_id}/{position}",
+                    image_id=image_id,
+                    task=self.name,
+                    split=split,
+                    question=question + self.suffix,
+                    references=(answer,),
+                    metric="exact",
+                    attributes={"kind": classify(question)},
+                )
+
+    def image(self, image_id: str) -> Image.Image:
+        """The 64 x 64 picture `train/NUMBER` or `test/NUMBER`."""
+        own_split, _, number = image_id.partition("/")
+        if own_split not in OWN_SPLITS or not number.isdecimal():
+            raise UnreadableImage(image_id, "easy-VQA's images are train/NUMBER and test/NUMBER")
+        return open_image(self._folder, f"{own_split}/images/{number}.png")
+
+    def _questions_file(self, own_split: str) -> Path:
+        return self._folder / own_split / "questions.json"
+
+
+def classify(question: str) -> str:
+    """The kind of an easy-VQA question: what is asked for, or what is said to be there or not to be there."""
+    words = question.rstrip("?").split()
+    if words[0] == "what":
+        return "color" if "color" in words else "shape"
+    about = "shape" if any(shape in words for shape in SHAPES) else "color"
+    return f"{about} is absent" if {"no", "not"} & set(words) else f"{about} is present"
+
+
+def _find_data() -> Path:
+    try:
+        package = importlib.import_module("easy_vqa")
+    except ModuleNotFoundError as error:
+        raise ValueError("the task easy_vqa needs the package of that name: pip install easy-vqa") from error
+    return Path(str(package.__file__)).parent / "data"
