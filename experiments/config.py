@@ -1,16 +1,16 @@
 """Where the configuration tree lies, and the one decorator that turns a function of it into a command."""
 
 import functools
-import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
-
-log = logging.getLogger(__name__)
+from omegaconf.errors import MissingMandatoryValue
 
 
 def find_config_dir() -> Path:
@@ -19,27 +19,45 @@ def find_config_dir() -> Path:
     for candidate in (here / "conf", here.parent / "conf"):
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone")
+    raise FileNotFoundError(
+        f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone"
+    )
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
     """Run a function as `python -m experiments.<config_name>` on `conf/<config_name>.yaml`.
 
-    A user's mistake (ValueError or OSError with a message that says what to do) ends in that one message and
-    exit status 2; everything else keeps its traceback, as it is ours to mend. `HYDRA_FULL_ERROR=1` shows
-    the traceback of the former too.
+    A user's mistake (ValueError or OSError with a message that says what to do, also from a constructor that
+    Hydra calls; a value that must be given and is not) ends in that one message and exit status 2; everything
+    else keeps its traceback, as it is ours to mend. `HYDRA_FULL_ERROR=1` shows the traceback of both.
     """
 
-    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
             try:
                 return function(config)
-            except (ValueError, OSError) as error:
-                log.debug("traceback", exc_info=True)
-                print(f"error: {error}", file=sys.stderr)
+            except Exception as error:
+                mistake = describe_mistake(error)
+                if mistake is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                    raise
+                print(f"error: {mistake}", file=sys.stderr)
                 raise SystemExit(2) from error
 
-        return hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(guarded)
+        return hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(
+            guarded
+        )
 
     return decorate
+
+
+def describe_mistake(error: BaseException | None) -> str | None:
+    """What a user is told about their own mistake; None when the error is not one."""
+    match error:
+        case InstantiationException():
+            return describe_mistake(error.__cause__)
+        case MissingMandatoryValue():
+            return f"{error.full_key} has no default: give {error.full_key}=..."
+        case ValueError() | OSError():
+            return str(error)
+    return None
