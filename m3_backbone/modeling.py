@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from m3_backbone.ladder import ScaleLadder, exact_scales
 from m3_backbone.pooling import PoolingMethod, pool
 from m3_backbone.tiles import Tiling
+from m3_backbone.weights import IGNORED
 
 
 class _MatryoshkaModel:
@@ -30,7 +31,6 @@ class _MatryoshkaModel:
     vision_tower: Any
     multi_modal_projector: Any
     get_input_embeddings: Any
-    get_image_features: Any
 
     def __init__(self, config: LlavaConfig | LlavaNextConfig) -> None:
         if config.vision_feature_select_strategy != "default":
@@ -49,9 +49,33 @@ class _MatryoshkaModel:
     def pooling(self) -> PoolingMethod:
         return getattr(self.config, "token_pooling", "average")
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """`[num_tiles, 3, height, width]` -> projected tokens, all of them, `[num_tiles, grid**2, hidden]`."""
-        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+        """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""
+        return self._project(pixel_values)
+
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        return list(pool(tokens, token_scale, self.pooling))
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        token_scale: int | None = None,
+        image_sizes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Pixels as the processor gives them -> `.pooler_output`: per image `[num_tokens, hidden]`."""
+        if token_scale is None:
+            possible = ", ".join(map(str, exact_scales(self.grid)))
+            raise ValueError(f"token_scale must be given with pixel_values: one of {possible}")
+        tokens = self.encode_images(pixel_values, image_sizes)
+        features = self.pool_images(tokens, token_scale, image_sizes)
+        return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
+
+    def _project(self, tiles: Tensor) -> Tensor:
+        outputs = self.vision_tower(tiles.to(self.vision_tower.dtype), output_hidden_states=True)
         patches = outputs.hidden_states[self.config.vision_feature_layer][:, 1:]  # without the class token
         return self.multi_modal_projector(patches)
 
@@ -66,8 +90,7 @@ class _MatryoshkaModel:
         **kwargs: Any,
     ) -> Any:
         if pixel_values is not None:
-            sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
-            features = self.get_image_features(pixel_values, token_scale=token_scale, **sizes).pooler_output
+            features = self.get_image_features(pixel_values, token_scale, image_sizes).pooler_output
         else:
             features = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else None
         if inputs_embeds is None:
@@ -75,7 +98,7 @@ class _MatryoshkaModel:
             inputs_embeds = self._merge(input_ids, features)
         return super().forward(inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
 
-    def _merge(self, input_ids: Tensor, features: list[Tensor] | None) -> Tensor:
+    def _merge(self, input_ids: Tensor, features: Any) -> Tensor:
         """Token embeddings `[batch, length, hidden]` with the visual tokens in their places."""
         embed = self.get_input_embeddings()
         if features is None:
@@ -93,45 +116,43 @@ class _MatryoshkaModel:
 
 
 class M3LlavaModel(_MatryoshkaModel, LlavaModel):
-    def get_image_features(
-        self, pixel_values: Tensor, token_scale: int | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """`[num_images, 3, height, width]` -> `.pooler_output`: per image `[token_scale, hidden]`."""
-        tokens = pool(self.encode_images(pixel_values), _given(token_scale, self.grid), self.pooling)
-        return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
+    """`pixel_values` are `[num_images, 3, height, width]`."""
 
 
 class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
+    """`pixel_values` are `[num_images, max_tiles, 3, height, width]`, base tile first.
+
+    `image_sizes` `[num_images, 2]` are height and width of the images in pixels. Newline tokens are among the
+    tokens of an image.
+    """
+
     @property
     def tiling(self) -> Tiling:
         """The grids of tiles; the configuration has them as (height, width), as all of transformers."""
         resolutions = tuple((width, height) for height, width in self.config.image_grid_pinpoints)
         return Tiling(resolutions, self.config.vision_config.image_size)
 
-    def get_image_features(
-        self, pixel_values: Tensor, image_sizes: Tensor, token_scale: int | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """`[num_images, max_tiles, 3, height, width]`, sizes `[num_images, 2]` (height, width in pixels)
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+        counts = [self.tiling.num_tiles(size) for size in _width_first(image_sizes)]
+        return self._project(
+            torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
+        )
 
-        -> `.pooler_output`: per image `[num_tokens, hidden]`, base tile first, newline tokens included.
-        """
-        scale = _given(token_scale, self.grid)
-        sizes = [(width, height) for height, width in image_sizes.tolist()]
-        num_tiles = [self.tiling.num_tiles(size) for size in sizes]
-        tiles = torch.cat([image[:count] for image, count in zip(pixel_values, num_tiles, strict=True)])
-        tokens = pool(self.encode_images(tiles), scale, self.pooling).split(num_tiles)
-        features = [self.pack_tiles(image, size) for image, size in zip(tokens, sizes, strict=True)]
-        return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
-
-    def pack_tiles(self, tiles: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Pooled tiles `[num_tiles, scale, hidden]`, image of (width, height) -> `[num_tokens, hidden]`."""
-        return self.tiling.pack(tiles, image_size, self.image_newline)
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        sizes = _width_first(image_sizes)
+        images = pool(tokens, token_scale, self.pooling).split([self.tiling.num_tiles(s) for s in sizes])
+        return [
+            self.tiling.pack(image, size, self.image_newline)
+            for image, size in zip(images, sizes, strict=True)
+        ]
 
 
-def _given(token_scale: int | None, grid: int) -> int:
-    if token_scale is None:
-        raise ValueError(f"token_scale must be given: one of {', '.join(map(str, exact_scales(grid)))}")
-    return token_scale
+def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
+    if image_sizes is None:
+        raise ValueError("a tiled model needs image_sizes with pixel_values: pass what the processor gives")
+    return [(width, height) for height, width in image_sizes.tolist()]
 
 
 class _MatryoshkaGeneration:
@@ -139,6 +160,7 @@ class _MatryoshkaGeneration:
 
     config: Any
     model: Any
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [IGNORED]  # noqa: RUF012
 
     @property
     def scale_ladder(self) -> ScaleLadder:
@@ -147,9 +169,15 @@ class _MatryoshkaGeneration:
         exact = [scale for scale in trained if scale in exact_scales(self.model.grid)]
         return ScaleLadder(exact, self.model.grid) if exact else ScaleLadder.of_grid(self.model.grid)
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """`[num_tiles, 3, height, width]` -> projected tokens, all of them, `[num_tiles, grid**2, hidden]`."""
-        return self.model.encode_images(pixel_values)
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+        """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""
+        return self.model.encode_images(pixel_values, image_sizes)
+
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        return self.model.pool_images(tokens, token_scale, image_sizes)
 
     # Every name is spelled out because `generate` reads the signature to learn what the model takes.
     def forward(

@@ -24,7 +24,7 @@ class Tiling:
         for width, height in self.resolutions:
             if width % self.tile_size or height % self.tile_size:
                 raise ValueError(
-                    f"{width}x{height} in image_grid_pinpoints is no multiple of the tile size {self.tile_size}"
+                    f"{width}x{height} in image_grid_pinpoints: no multiple of the tile size {self.tile_size}"
                 )
 
     def resolution(self, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,0 +1,116 @@
+"""The authors' configuration files (those of LLaVA) in terms of transformers and of this package."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
+from transformers.utils import cached_file
+
+from m3_backbone.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor
+from m3_backbone.processing import M3Processor, load_tokenizer
+from m3_backbone.tiles import parse_resolutions
+
+MODEL_TYPE = "llava_llama"
+# The tower that the published checkpoints name. Its shape is known here, so that a local copy of such a
+# checkpoint, which holds the tower's weights, needs no network.
+CLIP_L_336 = "clip-vit-large-patch14-336"
+LLAMA_FIELDS = {*LlamaConfig.__annotations__, "rope_theta", "rope_scaling"}
+
+
+def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextConfig, M3Processor]:
+    """Configuration and processor of a checkpoint folder, whose `config.json` holds `raw`."""
+    _check(raw, folder)
+    vision: Any
+    vision, settings = _read_tower(raw["mm_vision_tower"], folder)
+    is_tiled = raw.get("mm_patch_merge_type", "flat") == "spatial_unpad"
+    resolutions = _resolutions(raw) if is_tiled else ()
+    aspect: Aspect = "anyres" if is_tiled else "pad" if raw.get("image_aspect_ratio") == "pad" else "crop"
+    images = ImagePreprocessor(
+        image_size=_side(settings.get("crop_size", vision.image_size)),
+        patch_size=vision.patch_size,
+        aspect=aspect,
+        resolutions=resolutions,
+        resize=_side(settings.get("size", vision.image_size)),
+        resample=settings.get("resample", ImagePreprocessor.resample),
+        mean=tuple(settings.get("image_mean", CLIP_MEAN)),
+        std=tuple(settings.get("image_std", CLIP_STD)),
+    )
+    if images.image_size != vision.image_size:
+        raise ValueError(
+            f"the vision tower {raw['mm_vision_tower']} takes {vision.image_size} pixels, its"
+            f" preprocessor_config.json makes {images.image_size}"
+        )
+    processor = M3Processor(load_tokenizer(folder), images, "vicuna_v1")
+    common: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": LlamaConfig(**{key: value for key, value in raw.items() if key in LLAMA_FIELDS}),
+        "image_token_index": processor.image_token_id,
+        "image_seq_length": images.grid**2,
+        "vision_feature_layer": raw["mm_vision_select_layer"],
+        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+        "matryoshka_vis_token_scale": raw.get("matryoshka_vis_token_scale"),
+        "dtype": raw.get("torch_dtype") or raw.get("dtype"),
+    }
+    if is_tiled:
+        return LlavaNextConfig(**common, image_grid_pinpoints=[[h, w] for w, h in resolutions]), processor
+    return LlavaConfig(**common), processor
+
+
+def _check(raw: dict[str, Any], folder: Path) -> None:
+    """ValueError for what no published M3 has and this code would get wrong."""
+    supported = {
+        "mm_projector_type": ("mlp2x_gelu",),
+        "mm_vision_select_feature": ("patch",),
+        "mm_use_im_start_end": (False,),
+    }
+    for key in ("mm_vision_tower", "mm_vision_select_layer", "mm_projector_type"):
+        if key not in raw:
+            raise ValueError(f"{folder / 'config.json'} lacks {key}: is this a LLaVA checkpoint?")
+    for key, values in supported.items():
+        if raw.get(key, values[0]) not in values:
+            raise ValueError(f"{folder / 'config.json'} has {key}={raw[key]!r}; supported: {values[0]!r}")
+    merge, aspect = raw.get("mm_patch_merge_type", "flat"), raw.get("image_aspect_ratio", "square")
+    if (merge == "spatial_unpad") != (aspect == "anyres") or merge not in ("flat", "spatial_unpad"):
+        raise ValueError(
+            f"{folder / 'config.json'} has mm_patch_merge_type={merge!r}, image_aspect_ratio={aspect!r};"
+            " supported: 'flat' with 'pad' or 'square', 'spatial_unpad' with 'anyres'"
+        )
+    if aspect == "anyres" and "image_grid_pinpoints" not in raw:
+        raise ValueError(f"{folder / 'config.json'} lacks image_grid_pinpoints, which 'anyres' needs")
+
+
+def _resolutions(raw: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    pinpoints = raw["image_grid_pinpoints"]
+    return parse_resolutions(ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)
+
+
+def find_tower(name: str, folder: Path) -> Path | None:
+    """The local folder that `mm_vision_tower` names: in the checkpoint, beside it, or from where we stand."""
+    candidates = (folder / name, folder.parent / name, Path(name))
+    return next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
+
+
+def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    """Shape and image settings of the tower: a local folder, what is known of CLIP-L/336, or the hub."""
+    local = find_tower(name, folder)
+    if local is None and Path(name).name == CLIP_L_336:
+        vision = CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        )
+        return vision, {}
+    source = str(local or name)
+    file = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    return CLIPVisionConfig.from_pretrained(source), json.loads(Path(file).read_text("utf-8")) if file else {}
+
+
+def _side(value: int | dict[str, int]) -> int:
+    """336, {"shortest_edge": 336} or {"height": 336, "width": 336} -> 336."""
+    return value if isinstance(value, int) else next(iter(value.values()))

@@ -1,0 +1,131 @@
+"""From images and text to what the model takes: pixels, and ids with a placeholder for every visual token."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+
+from m3_backbone.preprocessing import ImagePreprocessor
+from m3_backbone.prompts import IMAGE, PromptTemplate, prompt_template
+from m3_backbone.tokenization import SentencePieceLlamaTokenizer
+
+PROCESSOR_FILE = "m3_processor.json"
+
+
+class M3Processor:
+    """Tokenizer, image preparation and prompt template of one checkpoint.
+
+    `image_token_id` stands in the ids for a visual token. A vocabulary without `<image>` gets it as one more
+    id, for which the model needs no embedding.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, images: ImagePreprocessor, prompt: str = "vicuna_v1"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.images = images
+        self.template: PromptTemplate = prompt_template(prompt)
+        self.tokenizer.add_tokens([IMAGE], special_tokens=True)
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE))  # type: ignore[arg-type]
+
+    def __call__(
+        self, images: Image.Image | Sequence[Image.Image], text: str | Sequence[str], token_scale: int
+    ) -> BatchFeature:
+        """Prompts with one `<image>` each, and their images, for `generate(**inputs, token_scale=...)`.
+
+        `input_ids` and `attention_mask` `[batch, length]`, padded on the left. `pixel_values`
+        `[batch, 3, height, width]`; with tiles `[batch, max_tiles, 3, height, width]`, padded with zeros, and
+        `image_sizes` `[batch, 2]` (height, width of the images in pixels).
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        text = [text] if isinstance(text, str) else list(text)
+        if len(images) != len(text):
+            raise ValueError(f"{len(images)} images for {len(text)} prompts: give one image for each prompt")
+        parts = [self.prompt_parts(prompt) for prompt in text]
+        counts = [self.images.num_visual_tokens(image.size, token_scale) for image in images]
+        ids = [
+            before + [self.image_token_id] * count + after
+            for (before, after), count in zip(parts, counts, strict=True)
+        ]
+        length = max(map(len, ids))
+        inputs = {
+            "input_ids": torch.tensor([[self.pad_token_id] * (length - len(row)) + row for row in ids]),
+            "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids]),
+        }
+        return BatchFeature({**inputs, **self.preprocess(images)})
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """`pixel_values` and, with tiles, `image_sizes` of the images, as above."""
+        tiles = [self.images(image) for image in images]
+        if self.images.tiling is None:
+            return {"pixel_values": torch.cat(tiles)}
+        sizes = torch.tensor([[image.height, image.width] for image in images])
+        return {"pixel_values": pad_sequence(tiles, batch_first=True), "image_sizes": sizes}
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills masked places only; the end token where the tokenizer has no padding of its own."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Ids of the prompt for a question, one `image_token_id` in the place of all visual tokens."""
+        before, after = self.prompt_parts(self.template.format(question))
+        return [*before, self.image_token_id, *after]
+
+    def next_turn_ids(self, question: str) -> list[int]:
+        """Ids of a further question in the same conversation, after the end token of the last answer."""
+        text = self.tokenizer.eos_token + self.template.format_later(question)
+        return self.tokenizer(text, add_special_tokens=False).input_ids[1:]
+
+    def prompt_parts(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Ids of what stands before and after `<image>`, each tokenised for itself, as LLaVA does."""
+        parts = prompt.split(IMAGE)
+        if len(parts) != 2:
+            raise ValueError(
+                f"a prompt needs {IMAGE!r} once, this one has it {len(parts) - 1} times: {prompt!r}"
+            )
+        before, after = (self.tokenizer(part).input_ids for part in parts)
+        has_start = before and before[0] == self.tokenizer.bos_token_id
+        return before, after[1:] if has_start else after
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of the answer as it follows the prompt, end token included."""
+        # What stands before the answer decides how its first word is split: tokenise together, then cut.
+        before = self.template.text.rpartition("{question}")[2]
+        text = before + self.template.lead + answer + self.tokenizer.eos_token
+        start, whole = (self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, text))
+        return whole[len(start) :]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer, without special tokens and outer white space."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer and `m3_processor.json`."""
+        self.tokenizer.save_pretrained(folder)
+        content = {"prompt": self.template.name, "images": asdict(self.images)}
+        (Path(folder) / PROCESSOR_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """What `save_pretrained` wrote."""
+        content: dict[str, Any] = json.loads((Path(folder) / PROCESSOR_FILE).read_text(encoding="utf-8"))
+        settings = content["images"]
+        for name in ("resolutions", "mean", "std"):
+            settings[name] = tuple(tuple(v) if isinstance(v, list) else v for v in settings[name])
+        return cls(load_tokenizer(folder), ImagePreprocessor(**settings), content["prompt"])
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint: `tokenizer.model` goes before `tokenizer.json`, as with the authors."""
+    if (Path(folder) / "tokenizer.model").is_file():
+        return SentencePieceLlamaTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,100 @@
+"""The weight files of a checkpoint: names in the authors' layout, what they hold, and a fingerprint."""
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.modeling_utils import load_state_dict
+
+# Prefixes of weight names: (transformers', the authors').
+PREFIXES = (
+    ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+    ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+    ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+    ("model.language_model.", "model."),
+)
+# The same for `from_pretrained`, which renames as it reads.
+KEY_MAPPING = {
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
+# Constants that older versions of transformers stored beside the parameters.
+IGNORED = r"(rotary_emb\.inv_freq|embeddings\.position_ids)$"
+
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def authors_name(name: str) -> str:
+    """transformers' name of a weight -> its name in the authors' layout."""
+    for ours, theirs in PREFIXES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def shard_names(index: Path) -> list[str]:
+    """Files that an index of shards lists."""
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers will read: safetensors before .bin, one file before shards."""
+    for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return [folder / name for name in shard_names(folder / index)]
+    raise FileNotFoundError(
+        f"no weights in {folder}: expected {', '.join(WEIGHT_FILES)} or an index of shards"
+    )
+
+
+def weight_shapes(files: Iterable[Path]) -> dict[str, torch.Size]:
+    """Names and shapes of all weights, read without their values."""
+    shapes = {}
+    for file in files:
+        try:
+            shapes.update({name: weight.shape for name, weight in load_state_dict(file, "meta").items()})
+        except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"the weight file {file} cannot be read, fetch it again: {error}") from error
+    return {name: shape for name, shape in shapes.items() if not re.search(IGNORED, name)}
+
+
+def check_weights(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], folder: Path) -> None:
+    """ValueError that names every missing, unexpected and wrongly shaped weight."""
+    wrong = [
+        f"{name} has shape {tuple(found[name])} and should have {tuple(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    problems = [
+        *(f"missing: {name}" for name in sorted(expected.keys() - found.keys())),
+        *(f"unexpected: {name}" for name in sorted(found.keys() - expected.keys())),
+        *(f"wrongly shaped: {problem}" for problem in wrong),
+    ]
+    if problems:
+        raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+
+
+def fingerprint(weights: Iterable[tuple[str, Tensor]], num_sampled: int = 4096) -> str:
+    """16 hex digits over name, type, shape and values of every weight.
+
+    Of a weight with more than `num_sampled` values, about that many are read, evenly spaced: a 7B model takes
+    seconds, and any training step changes some of them.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights):
+        values = weight.detach().flatten()
+        step = -(-len(values) // num_sampled) or 1
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(values[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
