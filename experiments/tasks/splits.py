@@ -36,18 +36,19 @@ def carve_calibration(image_id: str, fraction: float, seed: int = 0) -> Split:
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[Split, float]:
     """Fractions of all three splits, missing ones zero. Raises ValueError unless they sum to 1."""
-    for split in fractions:
-        check_split(split)
-    complete = {split: float(fractions.get(split, 0.0)) for split in SPLITS}
+    complete: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
+    complete |= {check_split(split): float(fraction) for split, fraction in fractions.items()}
     if min(complete.values()) < 0 or not math.isclose(sum(complete.values()), 1.0, abs_tol=1e-6):
         raise ValueError(f"fractions must not be negative and must sum to 1, not {dict(fractions)}")
     return complete
 
 
-def check_split(split: str) -> None:
-    """Raise ValueError for anything but one of the three splits."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+def check_split(split: str) -> Split:
+    """The split of this name. Raises ValueError, naming the splits there are, for any other."""
+    for known in SPLITS:
+        if known == split:
+            return known
+    raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
 
 
 def order_images(image_ids: Iterable[str], seed: int = 0) -> list[str]:

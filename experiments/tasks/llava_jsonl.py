@@ -1,0 +1,231 @@
+"""`llava_jsonl`: a question file in LLaVA's format, a folder of images and references. What a user brings.
+
+A row is {"question_id": ..., "image": "name.jpg", "text": "question", "category": "kind"}, its references
+under `references`, `answers`, `answer` or `label`, or in a second file under the same `question_id`. The
+annotation files of many benchmarks differ from that only in the names of the fields, which are arguments.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from experiments.scorers import check_metric
+from experiments.tasks.base import SPLITS, Sample, Split
+from experiments.tasks.images import MAX_PIXELS, open_image
+from experiments.tasks.questions import Question, QuestionReader, merge_fields
+from experiments.tasks.references import ReferenceIndex
+from experiments.tasks.rows import BadRow, RowFile
+from experiments.tasks.splits import (
+    assign_split,
+    carve_calibration,
+    check_fractions,
+    check_split,
+    order_images,
+)
+
+Paths = str | Path | Sequence[str | Path]
+FRACTIONS = {"train": 0.6, "calibration": 0.1, "test": 0.3}
+
+
+class Place(NamedTuple):
+    """Where a row is: which file, at which offset, and its number there."""
+
+    file: int
+    offset: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The images of each split, and the places of each image's rows."""
+
+    images: dict[Split, list[str]]
+    places: dict[str, list[Place]]
+
+
+class LlavaJsonl:
+    """Questions on a folder of images.
+
+    Rows that cannot be used are set aside with their line and the reason; they do not end the run. Of the
+    rows only places are kept in memory, a few hundred bytes each; JSON, unlike JSONL, is kept whole.
+
+    Args:
+        questions: a file, several, or `{split: file or files}` where the files are the division.
+        images: the folder of images; no path leads out of it.
+        metric: one of `experiments.scorers.METRICS`.
+        references: file or files of references by `question_id`; None where the question file holds them.
+        suffix: put after every question.
+        image_name: an image's path in the folder: a format string over the fields of the row, to which belong
+            `image`, `file` (name of the question file, no ending) and `folder` (name of that file's folder).
+        fields: name or dotted path of each field that is not called as in `questions.FIELDS`; None for one
+            that is not there. Rows without `question_id` are numbered. Where `choices` (and `context`) are
+            named the question is put together as for LLaVA: context, question, a line "A. text" a choice.
+        fractions: of the images for each split, for rows without a split of their own. Where these have train
+            and test only, calibration is carved out of train, by its share in train and calibration.
+        seed: another seed divides the images anew.
+        capitalize: first letter upper case, all others lower, as lmms-eval asks TextVQA and VizWiz.
+        max_chars: longest question or reference.
+        max_pixels: largest image.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        questions: Paths | Mapping[str, Paths],
+        images: str | Path,
+        metric: str,
+        references: Paths | None = None,
+        suffix: str = "",
+        image_name: str = "{image}",
+        fields: Mapping[str, str | None] | None = None,
+        fractions: Mapping[str, float] | None = None,
+        seed: int = 0,
+        capitalize: bool = False,
+        max_chars: int = 20_000,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        check_metric(metric)
+        self.name = name
+        self.metric = metric
+        self.images = Path(images)
+        if not self.images.is_dir():
+            raise NotADirectoryError(f"task {name}: no image folder {self.images}")
+        by_split: dict[Split | None, Paths]
+        if isinstance(questions, Mapping):
+            by_split = {check_split(split): paths for split, paths in questions.items()}
+        else:
+            by_split = {None: questions}
+        self._files = [RowFile(path) for paths in by_split.values() for path in _listed(paths)]
+        self._file_splits = [split for split, paths in by_split.items() for _ in _listed(paths)]
+        self._prefixes = _distinguish([file.path for file in self._files])
+        self._reference_files = (
+            None if references is None else [RowFile(path) for path in _listed(references)]
+        )
+        self._fields = merge_fields(fields or {})
+        self._fractions = check_fractions(fractions or FRACTIONS)
+        self._suffix, self._image_name, self._seed, self._capitalize = suffix, image_name, seed, capitalize
+        self._max_chars, self._max_pixels = max_chars, max_pixels
+        self.set_aside: list[dict[str, Any]] = []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the files' content, wherever they lie, and of every argument that changes a sample."""
+        choices: list[Any] = [
+            self.name,
+            self.metric,
+            self._suffix,
+            self._image_name,
+            self._fields,
+            self._fractions,
+        ]
+        choices += [self._seed, self._capitalize, self._max_chars, self._max_pixels, self._file_splits]
+        digest = hashlib.sha256(json.dumps(choices).encode())
+        for file in [*self._files, *(self._reference_files or [])]:
+            with file.path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    def samples(self, split: Split) -> Iterator[Sample]:
+        """The samples of a split, image by image. Raises ValueError if no row of the task can be used."""
+        check_split(split)
+        for image_id in self._index.images[split]:
+            for place in self._index.places[image_id]:
+                question = self._read(place, self._files[place.file].read(place.offset))
+                yield Sample(
+                    sample_id=question.sample_id,
+                    image_id=image_id,
+                    task=self.name,
+                    split=split,
+                    question=question.text,
+                    references=question.references,
+                    metric=self.metric,
+                    attributes={"kind": question.kind},
+                )
+
+    def image(self, image_id: str) -> Image.Image:
+        """The image at the path `image_id` in the folder. Raises UnreadableImage."""
+        return open_image(self.images, image_id, max_pixels=self._max_pixels)
+
+    @cached_property
+    def _reader(self) -> QuestionReader:
+        files = self._reference_files
+        return QuestionReader(
+            metric=self.metric,
+            fields=self._fields,
+            references=None if files is None else ReferenceIndex(files, self._fields),
+            image_name=self._image_name,
+            suffix=self._suffix,
+            capitalize=self._capitalize,
+            max_chars=self._max_chars,
+        )
+
+    @cached_property
+    def _index(self) -> Index:
+        """One pass over all rows, which also fills `set_aside`."""
+        self.set_aside[:] = self._reader.references.bad_rows if self._reader.references else []
+        places: dict[str, list[Place]] = {}
+        own_splits: dict[str, Split | None] = {}
+        sample_ids: set[str] = set()
+        for file_number, file in enumerate(self._files):
+            for row in file:
+                place = Place(file_number, row.place, row.number)
+                where: dict[str, Any] = {"file": file.path.name, file.unit: row.number}
+                try:
+                    if isinstance(row.content, BadRow):
+                        raise row.content
+                    question = self._read(place, row.content)
+                    where["sample_id"] = question.sample_id
+                    if question.sample_id in sample_ids:
+                        raise BadRow("this question_id came before")
+                    own_split = own_splits.setdefault(question.image_id, question.own_split)
+                    if own_split != question.own_split:
+                        raise BadRow(f"image {question.image_id!r} came before with split {own_split}")
+                except BadRow as error:
+                    self.set_aside.append(where | {"reason": str(error)})
+                else:
+                    sample_ids.add(question.sample_id)
+                    places.setdefault(question.image_id, []).append(place)
+        if not places:
+            reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
+            told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
+            raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {told}")
+        return Index(self._divide(own_splits), places)
+
+    def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
+        """The images of each split, by the splits they come with or by hash."""
+        train, calibration = self._fractions["train"], self._fractions["calibration"]
+        has_calibration = "calibration" in own_splits.values()
+        share = 0.0 if has_calibration or not calibration else calibration / (train + calibration)
+        images: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        for image_id in order_images(own_splits, self._seed):
+            split = own_splits[image_id] or assign_split(image_id, self._fractions, self._seed)
+            if own_splits[image_id] == "train":
+                split = carve_calibration(image_id, share, self._seed)
+            images[split].append(image_id)
+        return images
+
+    def _read(self, place: Place, row: dict[str, Any]) -> Question:
+        question = self._reader.read(row, place.number, self._files[place.file])
+        prefix = self._prefixes[place.file] + "/" if len(self._files) > 1 else ""
+        own_split = self._file_splits[place.file] or question.own_split
+        return replace(question, sample_id=f"{self.name}/{prefix}{question.sample_id}", own_split=own_split)
+
+
+def _listed(paths: Paths) -> list[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else list(paths)
+
+
+def _distinguish(paths: list[Path]) -> list[str]:
+    """A short name for each question file. Raises ValueError for a file given twice."""
+    for names in ([path.stem for path in paths], [f"{path.parent.name}/{path.stem}" for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"question files of the same name, or one given twice: {', '.join(map(str, paths))}")
