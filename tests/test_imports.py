@@ -15,9 +15,10 @@ ROOMS = ("m3_backbone", "predictor", "experiments")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MAX_LINES = 260
 
-# The one module of `predictor` that joins it with the model, and what the others may know of the model.
+# The one module of `predictor` that joins it with the model, and what the others may know of the model:
+# outcomes, and outcomes beside what a predictor may see of the same samples.
 JOINING_MODULE = "predictor.adaptive"
-OUTCOME_SCHEMA = "m3_backbone.outcomes"
+OUTCOME_SCHEMA = ("m3_backbone.outcomes", "m3_backbone.labels")
 
 
 def module_name(path: Path) -> str:
