@@ -79,7 +79,9 @@ def parse_header(metadata: Mapping[bytes, bytes] | None, origin: str) -> dict[st
 def write_shard(path: Path, table: pa.Table, header: Mapping[str, Any]) -> None:
     """Write a Parquet shard with `header` in its metadata, atomically."""
     table = table.replace_schema_metadata(dump_header(header))
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_atomically(
+        path, lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    )
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
     """A whole shard, its columns checked against `schema`."""
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowInvalid, OSError) as error:
