@@ -118,15 +118,9 @@ class LlavaJsonl:
     @cached_property
     def fingerprint(self) -> str:
         """Of the files' content, wherever they lie, and of every argument that changes a sample."""
-        choices: list[Any] = [
-            self.name,
-            self.metric,
-            self._suffix,
-            self._image_name,
-            self._fields,
-            self._fractions,
-        ]
-        choices += [self._seed, self._capitalize, self._max_chars, self._max_pixels, self._file_splits]
+        choices: list[Any] = [self.name, self.metric, self._suffix, self._image_name, self._fields]
+        choices += [self._fractions, self._seed, self._capitalize, self._max_chars, self._max_pixels]
+        choices += [self._file_splits, self._prefixes if len(self._files) > 1 else None]
         digest = hashlib.sha256(json.dumps(choices).encode())
         for file in [*self._files, *(self._reference_files or [])]:
             with file.path.open("rb") as stream:
