@@ -1,0 +1,183 @@
+"""Train predictors on labels: `python -m experiments.train predictor=NAME`.
+
+`train_predictors` is the plain function behind the command; it leaves alone what is up to date.
+"""
+
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
+from m3_backbone.labels import Labels, read_labels
+from m3_backbone.shards import read_manifest
+from predictor.base import FitContext, Predictor
+from predictor.folder import describe, write_json
+from predictor.policy import policy_value
+from predictor.pricing import PriceList
+from predictor.splitting import carve_validation
+
+log = logging.getLogger(__name__)
+
+
+@entry_point("train")
+def main(config: DictConfig) -> float:
+    quiet_lightning()
+    predictors = [
+        instantiate(part, _convert_="all") for part in (config.predictor, *config.baselines.values())
+    ]
+    records = train_predictors(
+        predictors,
+        labels=Path(config.paths.labels),
+        folder=Path(config.paths.predictors),
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        budget=config.budget,
+        make_trainer=partial(instantiate, config.trainer),
+    )
+    print(format_records(records))
+    print(f"predictors: {config.paths.predictors}")
+    return records[0].value
+
+
+def train_predictors(
+    predictors: Sequence[Predictor],
+    *,
+    labels: Path,
+    folder: Path,
+    validation_fraction: float,
+    seed: int,
+    budget: float | None = None,
+    make_trainer: Callable[..., lightning.Trainer] | None = None,
+) -> list[TrainingRecord]:
+    """Fit each predictor on the train split and save it in `folder/<its name>`, with prices and a manifest.
+
+    Validation is part of the train split. Prices come from the calibration split, the default one for
+    `budget` (mean visual tokens; None: see `predictor.pricing.choose_price`). What `folder` already holds of
+    the same predictor, labels and settings is kept; what a kill interrupted goes on from its last checkpoint.
+    """
+    names = [predictor.name for predictor in predictors]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two predictors are named {name!r}: give one of them another with predictor.name="
+            )
+    source = LabelSource(labels, validation_fraction, seed)
+    records = []
+    for predictor in predictors:
+        home = folder / predictor.name
+        settings = {**source.identity, "seed": seed, "budget": budget}
+        identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
+        record = read_record(home)
+        if record is not None and record.identity == identity:
+            log.info("%s is up to date in %s", predictor.name, home)
+        else:
+            record = _train(predictor, source, home, identity, budget, make_trainer)
+        records.append(record)
+    return records
+
+
+class LabelSource:
+    """The splits of a label folder that training reads: each once, and only when something is trained."""
+
+    def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
+        self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
+        self.manifest = read_manifest(folder)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of the labels makes a trained predictor out of date when it changes."""
+        keys = ("fingerprints", "scales", "feature_scale", "shards")
+        labels = {key: self.manifest.get(key) for key in keys}
+        return {"labels": labels, "validation_fraction": self.validation_fraction}
+
+    @cached_property
+    def parts(self) -> tuple[Labels, Labels]:
+        """(train, validation)"""
+        return carve_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
+
+    @cached_property
+    def calibration(self) -> Labels:
+        return read_labels(self.folder, "calibration")
+
+
+def _train(
+    predictor: Predictor,
+    source: LabelSource,
+    home: Path,
+    identity: dict[str, Any],
+    budget: float | None,
+    make_trainer: Callable[..., lightning.Trainer] | None,
+) -> TrainingRecord:
+    train, validation = source.parts
+    log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
+    (home / MANIFEST).unlink(missing_ok=True)
+    workshop = home / "unfinished"
+    started = time.perf_counter()
+    predictor.fit(train, validation, FitContext(workshop, make_trainer))
+    seconds = time.perf_counter() - started
+
+    predictor.save(home)
+    calibration = source.calibration
+    prices = PriceList.from_calibration(
+        predictor.predict(calibration.inputs),
+        calibration.inputs.visual_tokens,
+        calibration.outcomes.score,
+        budget,
+    )
+    prices.save(home)
+    cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
+    means = train.outcomes.score.mean(axis=0, dtype=np.float64)
+    record = TrainingRecord(
+        name=predictor.name,
+        value=policy_value(predictor.predict(validation.inputs), cost, score),
+        mix_value=policy_value(np.broadcast_to(means, score.shape), cost, score),
+        oracle_value=policy_value(score, cost, score),
+        scales=list(validation.outcomes.scales),
+        fixed_cost=cost.mean(axis=0).tolist(),
+        fixed_score=score.mean(axis=0).tolist(),
+        default_cost=prices.default.cost,
+        default_score=prices.default.score,
+        num_train=len(train),
+        num_validation=len(validation),
+        num_parameters=predictor.num_parameters,
+        flops=predictor.count_flops(validation.inputs),
+        seconds=seconds,
+        feature_scale=source.manifest["feature_scale"],
+        identity=identity,
+    )
+    write_json(home / MANIFEST, asdict(record))
+    shutil.rmtree(workshop, ignore_errors=True)
+    return record
+
+
+def normalize(content: dict[str, Any]) -> dict[str, Any]:
+    """As it reads once it has been written as JSON: tuples are lists."""
+    return json.loads(json.dumps(content))
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's news of devices and its advice out of the output; other warnings still show."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for noise in (
+        ".*does not have many workers.*",
+        "Checkpoint directory .* exists",
+        ".*LeafSpec.*deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=noise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What every predictor is: `fit` on labels, `predict` from inputs alone, `save` and `load` without pickle.
+
+Baselines, networks and whatever comes next share this one interface, so that each can be trained, priced,
+evaluated and deployed in place of another.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from m3_backbone.labels import Inputs, Labels
+from predictor import folder as folders
+from predictor.policy import Floats
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a fit may use beside its data. A predictor that needs none of it ignores it.
+
+    `folder`: where an interrupted fit leaves its checkpoint, and finds it again when the same fit is
+    started anew. `make_trainer(**kwargs)`: a `lightning.Trainer` for this machine, to which the predictor
+    gives its own callbacks.
+    """
+
+    folder: Path | None = None
+    make_trainer: Callable[..., Any] | None = None
+
+
+class Predictor(ABC):
+    """Estimates, for each sample and scale, the chance that the frozen backbone's answer is right.
+
+    A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names (as
+    scikit-learn asks of its estimators) and writes `_fit`, `_predict`, `_get_state` and `_set_state`.
+    `scales` and `fingerprints`, known after `fit`, say which ladder, backbone and data it has learned from.
+    """
+
+    name: str
+    scales: tuple[int, ...] | None = None
+    fingerprints: Mapping[str, str] | None = None
+
+    def fit(self, train: Labels, validation: Labels, context: FitContext | None = None) -> Self:
+        """Learn from `train`; whatever is chosen by looking at results is chosen on `validation`.
+
+        Raises ValueError when the two come from different labellings, share an image, or have no samples.
+        """
+        for part_name, part in (("train", train), ("validation", validation)):
+            if not len(part):
+                raise ValueError(f"{self.name} cannot be fitted: the {part_name} part has no samples")
+        scales, others = train.outcomes.scales, validation.outcomes.scales
+        if scales != others:
+            raise ValueError(f"train has scales {list(scales)}, validation {list(others)}: label both alike")
+        _check_fingerprints(
+            "the validation part", validation.outcomes.fingerprints, train.outcomes.fingerprints
+        )
+        shared = set(train.outcomes.image_id) & set(validation.outcomes.image_id)
+        if shared:
+            raise ValueError(f"image {min(shared)!r} is in train and in validation: split by image")
+        self._fit(train, validation, context or FitContext())
+        self.scales, self.fingerprints = scales, dict(train.outcomes.fingerprints)
+        return self
+
+    def predict(self, inputs: Inputs) -> Floats:
+        """Estimates `[num_samples, num_scales]` in [0, 1]. Inputs hold no outcome, so none can be seen."""
+        if self.scales is None:
+            raise ValueError(f"{self.name} is not fitted: call fit, or load a saved one")
+        if tuple(inputs.scales) != self.scales:
+            raise ValueError(
+                f"{self.name} was trained for scales {list(self.scales)}, not {list(inputs.scales)}: "
+                "train one on labels of this backbone"
+            )
+        estimates = np.asarray(self._predict(inputs), dtype=np.float64)
+        assert estimates.shape == (len(inputs), len(self.scales))
+        return estimates
+
+    def check_backbone(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse outcomes, or a backbone, of other weights, prompt or decoding than trained for.
+
+        The data may differ: a predictor may be tried on another task. `fingerprints` without one of the keys
+        leave that one unchecked.
+        """
+        assert self.fingerprints is not None, "fit or load first"
+        relevant = {key: value for key, value in fingerprints.items() if key != "data"}
+        _check_fingerprints(f"predictor {self.name}", self.fingerprints, relevant)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `weights.safetensors` into `folder`."""
+        if self.scales is None or self.fingerprints is None:
+            raise ValueError(f"{self.name} is not fitted: there is nothing to save")
+        arrays, state = self._get_state()
+        config = {
+            **folders.describe(type(self), self.get_arguments()),
+            "scales": list(self.scales),
+            "fingerprints": dict(self.fingerprints),
+            "state": state,
+        }
+        folders.write(Path(folder), config, arrays)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote, of this class or a subclass. Nothing is unpickled.
+
+        Raises FileNotFoundError when the folder holds no predictor, ValueError when it holds something else.
+        """
+        config, arrays = folders.read(Path(folder))
+        predictor = folders.build(config)
+        if not isinstance(predictor, cls):
+            raise ValueError(f"{folder} holds a {type(predictor).__name__}, not a {cls.__name__}")
+        predictor.scales, predictor.fingerprints = tuple(config["scales"]), config["fingerprints"]
+        predictor._set_state(arrays, config["state"])
+        return predictor
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that were learned."""
+        return sum(array.size for array in self._get_state()[0].values())
+
+    def count_flops(self, inputs: Inputs) -> float:
+        """Floating-point operations per sample of `predict`; 0 for those that only look something up."""
+        return 0.0
+
+    def get_arguments(self) -> dict[str, Any]:
+        """The arguments this predictor was made with."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @abstractmethod
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None: ...
+
+    @abstractmethod
+    def _predict(self, inputs: Inputs) -> Any: ...
+
+    @abstractmethod
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What `fit` has found: arrays, and whatever else as JSON."""
+
+    @abstractmethod
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None: ...
+
+
+def _check_fingerprints(owner: str, own: Mapping[str, str], other: Mapping[str, str]) -> None:
+    differing = [key for key in sorted(own.keys() & other.keys()) if own[key] != other[key]]
+    if differing:
+        details = ", ".join(f"{key} {own[key]} instead of {other[key]}" for key in differing)
+        raise ValueError(f"{owner} comes from another labelling ({details}): label and train again")

@@ -1,0 +1,84 @@
+"""The predictor folder: `config.json` says what to build, `weights.safetensors` holds the arrays."""
+
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+
+
+def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """A class or function and its keyword arguments, as JSON.
+
+    An argument that is itself a class, a function or a `functools.partial` of one is described likewise.
+    """
+    encoded = {name: _encode(value) if callable(value) else value for name, value in arguments.items()}
+    return {"class": f"{target.__module__}.{target.__qualname__}", "arguments": encoded}
+
+
+def _encode(value: Callable[..., Any]) -> dict[str, Any]:
+    if isinstance(value, functools.partial):
+        assert not value.args, "keyword arguments only"
+        return {"partial": describe(value.func, value.keywords)}
+    return {"partial": describe(value, {})}
+
+
+def build(description: dict[str, Any]) -> Any:
+    """The reverse of `describe`, called with its arguments."""
+    target, arguments = _resolve(description)
+    return target(**arguments)
+
+
+def _resolve(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    module_name, _, name = description["class"].rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{description['class']} cannot be imported: is the code it was trained with here?"
+        ) from error
+    arguments = {}
+    for key, value in description["arguments"].items():
+        if isinstance(value, dict) and value.keys() == {"partial"}:
+            function, keywords = _resolve(value["partial"])
+            value = functools.partial(function, **keywords)
+        arguments[key] = value
+    return target, arguments
+
+
+def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Write both files. The config comes last and by renaming: a folder that has one is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
+    write_json(folder / CONFIG, config)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by renaming, so that the file is whole or not there."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Config and arrays of a predictor folder, or an error that says what is wrong with it."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no trained predictor in {folder}: train one with `python -m experiments.train`"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not {"class", "arguments", "scales", "fingerprints", "state"} <= config.keys():
+            raise ValueError("keys are missing")
+        return config, load_file(folder / WEIGHTS)
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no whole predictor ({error}): train it again") from error

@@ -1,0 +1,163 @@
+"""The predictor that trains networks: a small ensemble, stopped where its policy is worth most."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from m3_backbone.labels import Inputs, Labels
+from predictor import folder as folders
+from predictor.base import FitContext, Predictor
+from predictor.batches import LabelsDataModule, iterate_batches, make_batch
+from predictor.objectives import Correctness
+from predictor.training import MONITOR, Objective, ScaleModule, average_estimates
+
+IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
+
+
+class LearnedPredictor(Predictor):
+    """`num_members` networks from different seeds, trained side by side, their estimates averaged.
+
+    `network(hidden_size, num_scales)` makes one network, `objective()` the loss (see `networks` and
+    `objectives`). Training stops when `policy.policy_value` on validation has not risen for `patience`
+    epochs, and goes back to the epoch where it was highest. The same data, arguments and seed give the same
+    weights on one machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Callable[..., nn.Module],
+        objective: Callable[[], Objective] = Correctness,
+        name: str = "learned",
+        num_members: int = 1,
+        max_epochs: int = 40,
+        patience: int = 10,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        average_decay: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.objective, self.name, self.num_members = network, objective, name, num_members
+        self.max_epochs, self.patience, self.batch_size = max_epochs, patience, batch_size
+        self.learning_rate, self.weight_decay, self.seed = learning_rate, weight_decay, seed
+        self.average_decay = average_decay
+        self.validation_value: float | None = None
+        self.num_epochs: int | None = None
+        self._networks: nn.ModuleList | None = None
+        self._hidden_size: int | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained parameters of all members."""
+        assert self._networks is not None, "fit or load first"
+        return sum(parameter.numel() for parameter in self._networks.parameters())
+
+    def count_flops(self, inputs: Inputs) -> float:
+        """Floating-point operations per sample (two per multiply-add), counted on the first sample alone."""
+        assert self._networks is not None, "fit or load first"
+        batch = make_batch(inputs, [0])
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            for network in self._networks:
+                network(batch, inputs.token_embeddings.float())
+        return counter.get_total_flops()
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        self._hidden_size = train.inputs.visual.shape[-1]
+        with contextlib.ExitStack() as stack:
+            # Our seeds stay ours: whoever calls keeps its own random state.
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(self.seed)
+            folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            resume_from = self._open_workshop(folder, train, validation)
+            networks = self._make_networks(len(train.outcomes.scales))
+            module = ScaleModule(
+                networks,
+                train.inputs.token_embeddings.float(),
+                self.objective(),
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                seed=self.seed,
+            )
+            best = ModelCheckpoint(
+                folder / CHECKPOINTS,
+                "best",
+                monitor=MONITOR,
+                mode="max",
+                save_last=True,
+                enable_version_counter=False,
+            )
+            stop = EarlyStopping(MONITOR, mode="max", patience=self.patience)
+            average = EMAWeightAveraging(decay=self.average_decay, use_buffers=False)
+            trainer = (context.make_trainer or lightning.Trainer)(
+                max_epochs=self.max_epochs, callbacks=[average, stop, best]
+            )
+            data = LabelsDataModule(train, validation, batch_size=self.batch_size, seed=self.seed)
+            trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+            module.load_state_dict(checkpoint["state_dict"])
+            assert best.best_model_score is not None
+            self.validation_value, self.num_epochs = best.best_model_score.item(), trainer.current_epoch
+        self._networks = networks.cpu().eval()
+
+    def _predict(self, inputs: Inputs) -> np.ndarray:
+        assert self._networks is not None
+        if inputs.visual.shape[-1] != self._hidden_size:
+            raise ValueError(
+                f"{self.name} reads tokens of hidden size {self._hidden_size}, not {inputs.visual.shape[-1]}"
+            )
+        embeddings = inputs.token_embeddings.float()
+        with torch.inference_mode():
+            parts = [
+                average_estimates(self._networks, batch, embeddings)
+                for batch in iterate_batches(inputs, 1024)
+            ]
+        return torch.cat(parts).numpy()
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        assert self._networks is not None
+        arrays = {name: tensor.numpy() for name, tensor in self._networks.state_dict().items()}
+        found = {"hidden_size": self._hidden_size, "validation_value": self.validation_value}
+        return arrays, found | {"num_epochs": self.num_epochs, "num_parameters": self.num_parameters}
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        assert self.scales is not None
+        self._hidden_size = state["hidden_size"]
+        self.validation_value, self.num_epochs = state["validation_value"], state["num_epochs"]
+        networks = self._make_networks(len(self.scales))
+        networks.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        self._networks = networks.eval()
+
+    def _make_networks(self, num_scales: int) -> nn.ModuleList:
+        return nn.ModuleList(self.network(self._hidden_size, num_scales) for _ in range(self.num_members))
+
+    def _open_workshop(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
+        """Make `folder` ours; the last checkpoint in it, when the very same fit was interrupted there."""
+        digest = hashlib.sha256()
+        for sample_id in (*train.outcomes.sample_id, "", *validation.outcomes.sample_id):
+            digest.update(f"{sample_id}\n".encode())
+        identity = {
+            **folders.describe(type(self), self.get_arguments()),
+            "fingerprints": dict(train.outcomes.fingerprints),
+            "samples": digest.hexdigest(),
+        }
+        identity = json.loads(json.dumps(identity))
+        path, last = folder / IDENTITY, folder / CHECKPOINTS / "last.ckpt"
+        if path.is_file() and last.is_file() and json.loads(path.read_text(encoding="utf-8")) == identity:
+            return last
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        folders.write_json(path, identity)
+        return None

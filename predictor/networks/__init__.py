@@ -1,0 +1,1 @@
+"""Networks: one file each, all called with a batch and returning one logit per scale."""

@@ -1,0 +1,104 @@
+"""Prices for use: chosen on the calibration split, with what they cost and scored there."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from predictor.folder import write_json
+from predictor.policy import find_unit, space_budgets, sweep
+
+PRICES = "prices.json"
+NUM_POINTS = 100
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A price per `unit` of cost (see `policy`), and its mean cost and score on the calibration split."""
+
+    price: float
+    unit: float
+    cost: float
+    score: float
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """Operating points of one predictor from dear to cheap, and the one to use unless told otherwise."""
+
+    default: OperatingPoint
+    points: tuple[OperatingPoint, ...]
+
+    @classmethod
+    def from_calibration(
+        cls, estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, budget: float | None = None
+    ) -> Self:
+        """Points at budgets evenly spaced in the logarithm; the default as `choose_price` finds it."""
+        front = sweep(estimates, cost, score)
+        unit = find_unit(cost)
+        budgets = space_budgets(cost, NUM_POINTS)
+        rows = np.unique(np.minimum(np.searchsorted(-front.cost, -budgets), len(front.cost) - 1))
+        points = tuple(
+            OperatingPoint(float(front.price[i]), unit, float(front.cost[i]), float(front.score[i]))
+            for i in rows
+        )
+        return cls(choose_price(estimates, cost, score, budget), points)
+
+    def at_budget(self, budget: float) -> OperatingPoint:
+        """The dearest listed point whose mean calibration cost is within `budget`."""
+        for point in self.points:
+            if point.cost <= budget:
+                return point
+        raise ValueError(
+            f"no price keeps the mean cost within {budget:g}: it is {self.points[-1].cost:.1f} at least"
+        )
+
+    def at_price(self, price: float) -> OperatingPoint:
+        """This price, with cost and score of the listed point next below it."""
+        if not price >= 0:
+            raise ValueError(f"a price is at least 0, got {price}")
+        below = [point for point in self.points if point.price <= price]
+        return replace(below[-1] if below else self.points[0], price=price)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / PRICES, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        path = folder / PRICES
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no prices in {folder}: train the predictor with `python -m experiments.train`"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+        points = tuple(OperatingPoint(**point) for point in content["points"])
+        return cls(OperatingPoint(**content["default"]), points)
+
+
+def choose_price(
+    estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, budget: float | None = None
+) -> OperatingPoint:
+    """The price to deploy, from a split that is neither trained nor tested on.
+
+    With a `budget`: the lowest price whose mean cost is within it; scores do not enter. Without: the highest
+    price whose mean score is not below that of the best fixed scale, or, where none reaches it, the price of
+    highest mean score. Raises ValueError when even the cheapest scale costs more than the budget.
+    """
+    front = sweep(estimates, cost, score)
+    if budget is not None:
+        within = np.flatnonzero(front.cost <= budget)
+        if not within.size:
+            raise ValueError(
+                f"no price keeps the mean cost within {budget:g}: it is {front.cost[-1]:.1f} at least"
+            )
+        row = within[0]
+    else:
+        best_fixed = np.asarray(score, dtype=np.float64).mean(axis=0).max()
+        reaching = np.flatnonzero(front.score >= best_fixed - 1e-12)
+        row = reaching[-1] if reaching.size else front.score.argmax()
+    return OperatingPoint(
+        float(front.price[row]), find_unit(cost), float(front.cost[row]), float(front.score[row])
+    )

@@ -1,0 +1,93 @@
+"""The training loop of all networks: an ensemble, its objective, its worth on the validation part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from predictor.batches import Batch, Target
+from predictor.policy import policy_value
+
+Objective = Callable[[Tensor, Batch, Target], Tensor]
+MONITOR = "validation_value"
+
+
+class ScaleModule(lightning.LightningModule):
+    """Networks that are trained side by side and whose estimates are averaged.
+
+    Each is called as `network(batch, token_embeddings)` and returns logits `[batch, num_scales]`; `objective`
+    turns logits, batch and target into a scalar loss. After each epoch the policy that the averaged estimates
+    give is valued on the validation part (`validation_value`, see `policy.policy_value`).
+    """
+
+    token_embeddings: Tensor
+
+    def __init__(
+        self,
+        networks: nn.ModuleList,
+        token_embeddings: Tensor,
+        objective: Objective,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self.register_buffer("token_embeddings", token_embeddings, persistent=False)
+        self.objective = objective
+        self.learning_rate, self.weight_decay, self.seed = learning_rate, weight_decay, seed
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout depends on seed and step alone, so that a resumed run goes on as the undisturbed one.
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, item: tuple[Batch, Target], batch_idx: int) -> Tensor:
+        batch, target = item
+        losses = [
+            self.objective(network(batch, self.token_embeddings), batch, target) for network in self.networks
+        ]
+        self.log("loss", losses[0], prog_bar=True, batch_size=len(batch.cost))
+        # The sum: each network gets the gradient that it would get alone.
+        return torch.stack(losses).sum()
+
+    def validation_step(self, item: tuple[Batch, Target], batch_idx: int) -> None:
+        batch, target = item
+        estimates = average_estimates(self.networks, batch, self.token_embeddings)
+        self._seen.append((estimates, batch.cost, target.score))
+
+    def on_validation_epoch_end(self) -> None:
+        estimates, cost, score = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        if self.trainer.world_size > 1:
+            estimates, cost, score = (
+                part.flatten(0, 1) for part in self.all_gather((estimates, cost, score))
+            )
+        value = policy_value(estimates.cpu().numpy(), cost.cpu().numpy(), score.cpu().numpy())
+        self.log(MONITOR, value, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        decayed = [parameter for parameter in self.networks.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.networks.parameters() if parameter.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.1,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def average_estimates(networks: nn.ModuleList, batch: Batch, token_embeddings: Tensor) -> Tensor:
+    """Estimates `[batch, num_scales]`: the mean over the networks of their probabilities."""
+    logits = [network(batch, token_embeddings) for network in networks]
+    return torch.stack(logits).float().sigmoid().mean(dim=0)

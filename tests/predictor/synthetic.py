@@ -1,0 +1,126 @@
+"""A synthetic labelling whose truth is known: the scale needed depends on question and image together.
+
+A picture is crowded to degree 0, 1 or 2. Its coarse visual tokens show that as a direction common to all of
+them, under noise of their own. A question is of one of three kinds, told by one word of it:
+
+    "ground"  needs the coarsest scale, whatever the picture
+    "count"   needs the scale of index = crowding
+    "read"    needs the finest scale, save on a picture of crowding 0, where the coarsest does
+
+An answer at the needed scale or a finer one is right with chance 0.9, at a coarser one with chance 0.1.
+So the best estimates are known, with the picture (`true_estimates`) and without it (`blind_estimates`).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import SCHEMA_VERSION, to_feature_table, write_shard
+
+SCALES = (1, 9, 36)
+KINDS = ("ground", "count", "read")
+FILLERS = ("please", "now", "here", "this", "that")
+VOCABULARY = (*KINDS, *FILLERS)
+HIDDEN, NUM_COARSE = 24, 9
+RIGHT, WRONG = 0.9, 0.1
+FINGERPRINTS = {"weights": "aa", "data": "bb", "prompt": "cc", "decoding": "dd"}
+
+
+def find_needed(kind: np.ndarray, crowding: np.ndarray) -> np.ndarray:
+    """Index of the scale that a question of this kind needs on a picture of this crowding."""
+    by_kind = np.array([[0, 0, 0], [0, 1, 2], [0, 2, 2]])
+    return by_kind[kind, crowding]
+
+
+def true_estimates(labels: Labels) -> np.ndarray:
+    kind = np.array([KINDS.index(row["kind"]) for row in labels.outcomes.attributes])
+    crowding = np.array([row["crowding"] for row in labels.outcomes.attributes])
+    return np.where(np.arange(3) >= find_needed(kind, crowding)[:, None], RIGHT, WRONG)
+
+
+def blind_estimates(labels: Labels) -> np.ndarray:
+    """What the kind of question alone tells: the truth averaged over the three degrees of crowding."""
+    kind = np.array([KINDS.index(row["kind"]) for row in labels.outcomes.attributes])
+    degrees = [np.full(len(kind), degree) for degree in range(3)]
+    right = [np.arange(3) >= find_needed(kind, degree)[:, None] for degree in degrees]
+    return WRONG + (RIGHT - WRONG) * np.mean(right, axis=0)
+
+
+def make_labels(num_images: int, seed: int, questions_per_image: int = 4, split: str = "train") -> Labels:
+    """Labels of a fresh draw; the embeddings, and what crowding looks like, are the same for every seed."""
+    world = np.random.default_rng(0)
+    embeddings = world.normal(size=(len(VOCABULARY), HIDDEN)).astype(np.float32)
+    directions = world.normal(size=(3, HIDDEN))
+    draw = np.random.default_rng([seed, num_images])
+    num_samples = num_images * questions_per_image
+    image_row = np.repeat(np.arange(num_images), questions_per_image)
+    crowding = draw.integers(0, 3, num_images)
+    visual = directions[crowding][:, None] * 0.5 + draw.normal(size=(num_images, NUM_COARSE, HIDDEN))
+    kind = draw.integers(0, 3, num_samples)
+    question = [f"{draw.choice(FILLERS)} {KINDS[k]} {draw.choice(FILLERS)}" for k in kind]
+    ids = [np.array([VOCABULARY.index(word) for word in text.split()], dtype=np.int32) for text in question]
+    needed = find_needed(kind, crowding[image_row])
+    chance = np.where(np.arange(3) >= needed[:, None], RIGHT, WRONG)
+    score = (draw.random(chance.shape) < chance).astype(np.float32)
+    cost = np.tile(np.array(SCALES, dtype=np.int32), (num_samples, 1))
+    image_id = np.array([f"{split}-{seed}-{row}" for row in image_row], dtype=object)
+    task = np.full(num_samples, "synthetic", dtype=object)
+    outcomes = OutcomeTable(
+        scales=SCALES,
+        fingerprints=FINGERPRINTS,
+        sample_id=np.array([f"{image}-{i}" for i, image in enumerate(image_id)], dtype=object),
+        image_id=image_id,
+        task=task,
+        split=np.full(num_samples, split, dtype=object),
+        kind=np.array([KINDS[k] for k in kind], dtype=object),
+        question=np.array(question, dtype=object),
+        metric=np.full(num_samples, "exact", dtype=object),
+        references=[["yes"]] * num_samples,
+        attributes=[
+            {"kind": KINDS[k], "crowding": int(c)} for k, c in zip(kind, crowding[image_row], strict=True)
+        ],
+        question_ids=ids,
+        answer=[["yes" if right else "no" for right in row] for row in score],
+        score=score,
+        nll=(1 - score).astype(np.float32),
+        confidence=np.full(score.shape, 0.5, dtype=np.float32),
+        visual_tokens=cost,
+    )
+    inputs = Inputs(
+        scales=SCALES,
+        question=question,
+        task=task,
+        question_ids=ids,
+        image_row=image_row,
+        visual=visual.astype(np.float16),
+        visual_mask=np.ones((num_images, NUM_COARSE), dtype=bool),
+        token_embeddings=torch.from_numpy(embeddings),
+        visual_tokens=cost,
+    )
+    return Labels(inputs=inputs, outcomes=outcomes)
+
+
+def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
+    """A finished label folder of these splits, one shard each."""
+    header = {"schema": SCHEMA_VERSION, "scales": list(SCALES), "fingerprints": FINGERPRINTS}
+    for room in ("outcomes", "features"):
+        (folder / room).mkdir(parents=True)
+    for split, labels in splits.items():
+        visual = dict(zip(dict.fromkeys(labels.outcomes.image_id), labels.inputs.visual, strict=True))
+        write_shard(folder / "outcomes" / f"{split}-00000.parquet", labels.outcomes.to_arrow(), header)
+        write_shard(folder / "features" / f"{split}-00000.parquet", to_feature_table(visual), header)
+        embeddings = {"token_embeddings": labels.inputs.token_embeddings}
+        save_file(embeddings, folder / "token_embeddings.safetensors")
+    manifest = {
+        **header,
+        "feature_scale": NUM_COARSE,
+        "counts": {split: len(labels) for split, labels in splits.items()},
+        "shards": {f"{split}-00000": split for split in splits},
+        "complete": True,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
