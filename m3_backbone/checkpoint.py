@@ -1,11 +1,13 @@
 """Loading: the authors' checkpoints as they are published, and those that this project writes."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
@@ -21,13 +23,14 @@ from m3_backbone.weights import (
     WEIGHT_FILES,
     authors_name,
     check_weights,
+    hash_weights,
     shard_names,
     weight_files,
     weight_shapes,
 )
 
 PACKAGED = ("tiny_m3",)
-TOKENIZER_FILES = (
+SMALL_FILES = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -53,28 +56,116 @@ def load_m3(
     grids of tiles of a tiled checkpoint, as (width, height) in pixels. ValueError names weights that are
     missing, unexpected or wrongly shaped, and what in the configuration is no M3.
     """
-    folder = fetch(checkpoint)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a checkpoint?")
-    raw: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    opened = Checkpoint.open(checkpoint, image_grid_pinpoints)
+    model = opened.load_model(dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
+    return model, opened.processor
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint whose configuration and tokenizer are read, and whose weights are not.
+
+    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names.
+    """
+
+    source: str
+    folder: Path
     config: LlavaConfig | LlavaNextConfig
-    if raw.get("model_type") == authors.MODEL_TYPE:
-        config, processor = authors.convert(folder, raw)
-    elif (folder / PROCESSOR_FILE).is_file():
-        config_class = LlavaNextConfig if raw.get("model_type") == "llava_next" else LlavaConfig
-        config, processor = config_class.from_pretrained(folder), M3Processor.from_pretrained(folder)
-    else:
-        raise ValueError(
-            f"{folder} holds no M3: the model_type in its config.json is {raw.get('model_type')!r}, not"
-            f" {authors.MODEL_TYPE!r}, and it has no {PROCESSOR_FILE}"
+    processor: M3Processor
+    tower: str | None
+
+    @classmethod
+    def open(
+        cls, checkpoint: str | Path, image_grid_pinpoints: Sequence[Sequence[int]] | None = None
+    ) -> Self:
+        folder = _find_folder(checkpoint)
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a checkpoint?")
+        raw: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        config: LlavaConfig | LlavaNextConfig
+        if raw.get("model_type") == authors.MODEL_TYPE:
+            config, processor = authors.convert(folder, raw)
+        elif (folder / PROCESSOR_FILE).is_file():
+            config_class = LlavaNextConfig if raw.get("model_type") == "llava_next" else LlavaConfig
+            config, processor = config_class.from_pretrained(folder), M3Processor.from_pretrained(folder)
+        else:
+            raise ValueError(
+                f"{folder} holds no M3: the model_type in its config.json is {raw.get('model_type')!r}, not"
+                f" {authors.MODEL_TYPE!r}, and it has no {PROCESSOR_FILE}"
+            )
+        if image_grid_pinpoints is not None:
+            _replace_resolutions(config, processor, image_grid_pinpoints)
+        return cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"))
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the decoder was made for."""
+        return self.config.get_text_config().max_position_embeddings
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The weight files, downloaded first where the checkpoint is a hub id."""
+        if not Path(self.source).is_dir() and self.source not in PACKAGED:
+            _download_weights(self.source, self.folder)
+        return weight_files(self.folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over configuration and weights, from the files; no model is built."""
+        settings = self.config.to_dict()
+        for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+            settings.pop(name, None)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        hash_weights(self.files, digest)
+        return digest.hexdigest()[:16]
+
+    def load_model(
+        self,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+    ) -> M3Model:
+        """The model with its weights, each read once, straight to its place. Errors as in `load_m3`."""
+        is_tiled = isinstance(self.config, LlavaNextConfig)
+        model_class: Any = (
+            M3LlavaNextForConditionalGeneration if is_tiled else M3LlavaForConditionalGeneration
         )
-    if image_grid_pinpoints is not None:
-        _replace_resolutions(config, processor, image_grid_pinpoints)
-    model = _load_model(folder, raw, config, dtype, device_map, attn_implementation)
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = processor.pad_token_id
-    return model, processor
+        has_tower = self._check_weights(model_class)
+        model = model_class.from_pretrained(
+            self.folder,
+            config=self.config,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            key_mapping=KEY_MAPPING,
+        )
+        if not has_tower:
+            source = authors.find_tower(str(self.tower), self.folder) or self.tower
+            tower = CLIPVisionModel.from_pretrained(source, dtype=model.dtype)
+            model.model.vision_tower.load_state_dict(tower.state_dict())
+        if model.generation_config.pad_token_id is None:
+            model.generation_config.pad_token_id = self.processor.pad_token_id
+        return model
+
+    def _check_weights(self, model_class: Any) -> bool:
+        """Compare files and configuration before anything is loaded; True where the files hold the tower."""
+        with torch.device("meta"):
+            weights = model_class(self.config).state_dict()
+        rename = authors_name if self.tower else str
+        expected = {rename(name): weight.shape for name, weight in weights.items()}
+        found = weight_shapes(self.files)
+        if self.config.tie_word_embeddings:
+            expected.pop("lm_head.weight")
+            found.pop("lm_head.weight", None)
+        # A tower in the checkpoint always wins; older checkpoints hold none and name theirs only.
+        tower = {name for name in expected if name.startswith("model.vision_tower.")}
+        has_tower = self.tower is None or bool(tower & found.keys())
+        if not has_tower:
+            expected = {name: shape for name, shape in expected.items() if name not in tower}
+        check_weights(found, expected, self.folder)
+        return has_tower
 
 
 def _replace_resolutions(
@@ -89,62 +180,24 @@ def _replace_resolutions(
     config.image_grid_pinpoints = [[height, width] for width, height in resolutions]
 
 
-def fetch(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint, downloaded first where it is a hub id. OSError where there is none."""
+def _find_folder(checkpoint: str | Path) -> Path:
+    """The folder of a checkpoint; of a hub id the small files are downloaded. OSError where there is none."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     if checkpoint in PACKAGED:
         return Path(str(files("m3_backbone"))) / "assets" / str(checkpoint)
-    name = str(checkpoint)
-    folder = Path(str(cached_file(name, "config.json"))).parent
-    for optional in (*TOKENIZER_FILES, *INDEX_FILES[:1], *WEIGHT_FILES[:1]):
-        cached_file(name, optional, _raise_exceptions_for_missing_entries=False)
-    if not any((folder / file).is_file() for file in (INDEX_FILES[0], WEIGHT_FILES[0])):
-        for optional in (INDEX_FILES[1], WEIGHT_FILES[1]):
-            cached_file(name, optional, _raise_exceptions_for_missing_entries=False)
-    for index in INDEX_FILES:
-        if (folder / index).is_file():
-            for shard in shard_names(folder / index):
-                cached_file(name, shard)
-    return folder
+    config = Path(str(cached_file(str(checkpoint), "config.json")))
+    for name in SMALL_FILES:
+        cached_file(str(checkpoint), name, _raise_exceptions_for_missing_entries=False)
+    return config.parent
 
 
-def _load_model(
-    folder: Path,
-    raw: dict[str, Any],
-    config: LlavaConfig | LlavaNextConfig,
-    dtype: str | torch.dtype,
-    device_map: Any,
-    attn_implementation: str | None,
-) -> M3Model:
-    model_class: Any = (
-        M3LlavaNextForConditionalGeneration
-        if isinstance(config, LlavaNextConfig)
-        else M3LlavaForConditionalGeneration
-    )
-    rename = authors_name if raw["model_type"] == authors.MODEL_TYPE else str
-    with torch.device("meta"):
-        expected = {rename(name): weight.shape for name, weight in model_class(config).state_dict().items()}
-    found = weight_shapes(weight_files(folder))
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight")
-        found.pop("lm_head.weight", None)
-    # Checkpoints trained before the tower was stored name it only; a tower in the checkpoint always wins.
-    tower_names = {name for name in expected if name.startswith("model.vision_tower.")}
-    has_tower = bool(tower_names & found.keys())
-    if not has_tower and "mm_vision_tower" in raw:
-        expected = {name: shape for name, shape in expected.items() if name not in tower_names}
-    check_weights(found, expected, folder)
-    model = model_class.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-        key_mapping=KEY_MAPPING,
-    )
-    if not has_tower:
-        name = raw["mm_vision_tower"]
-        tower = CLIPVisionModel.from_pretrained(authors.find_tower(name, folder) or name, dtype=model.dtype)
-        model.model.vision_tower.load_state_dict(tower.state_dict())
-    return model
+def _download_weights(hub_id: str, folder: Path) -> None:
+    """One kind of weight files, safetensors before .bin, into the folder of the hub's cache."""
+    for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
+        for name in (single, index):
+            if cached_file(hub_id, name, _raise_exceptions_for_missing_entries=False) is None:
+                continue
+            for shard in shard_names(folder / index) if name == index else ():
+                cached_file(hub_id, shard)
+            return

@@ -24,6 +24,12 @@ from m3_backbone.tiles import Tiling
 from m3_backbone.weights import IGNORED
 
 
+def grid_of(config: LlavaConfig | LlavaNextConfig) -> int:
+    """Side of the grid of visual tokens of one tile."""
+    vision: Any = config.vision_config
+    return vision.image_size // vision.patch_size
+
+
 class _MatryoshkaModel:
     """What the inner plain and tiled models share: one vision pass, and the merge of image and text."""
 
@@ -41,9 +47,7 @@ class _MatryoshkaModel:
 
     @property
     def grid(self) -> int:
-        """Side of the grid of visual tokens of one tile."""
-        vision = self.config.vision_config
-        return vision.image_size // vision.patch_size
+        return grid_of(self.config)
 
     @property
     def pooling(self) -> PoolingMethod:
@@ -75,8 +79,9 @@ class _MatryoshkaModel:
         return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
 
     def _project(self, tiles: Tensor) -> Tensor:
-        outputs = self.vision_tower(tiles.to(self.vision_tower.dtype), output_hidden_states=True)
-        patches = outputs.hidden_states[self.config.vision_feature_layer][:, 1:]  # without the class token
+        layer = self.config.vision_feature_layer
+        outputs = self.vision_tower(tiles.to(self.vision_tower.dtype), output_hidden_states=[layer])
+        patches = outputs.hidden_states[layer][:, 1:]  # without the class token
         return self.multi_modal_projector(patches)
 
     def forward(
@@ -155,6 +160,14 @@ def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
     return [(width, height) for height, width in image_sizes.tolist()]
 
 
+def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
+    """The scales that the checkpoint names, as far as its grid gives them exactly; else those of its grid."""
+    grid = grid_of(config)
+    named = getattr(config, "matryoshka_vis_token_scale", None) or ()
+    exact = [scale for scale in named if scale in exact_scales(grid)]
+    return ScaleLadder(exact, grid) if exact else ScaleLadder.of_grid(grid)
+
+
 class _MatryoshkaGeneration:
     """What the outer plain and tiled models share."""
 
@@ -164,10 +177,7 @@ class _MatryoshkaGeneration:
 
     @property
     def scale_ladder(self) -> ScaleLadder:
-        """The scales that the checkpoint names, as far as its grid gives them; else those of its grid."""
-        trained = getattr(self.config, "matryoshka_vis_token_scale", None) or ()
-        exact = [scale for scale in trained if scale in exact_scales(self.model.grid)]
-        return ScaleLadder(exact, self.model.grid) if exact else ScaleLadder.of_grid(self.model.grid)
+        return ladder_of(self.config)
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""

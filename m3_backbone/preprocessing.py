@@ -50,6 +50,16 @@ class ImagePreprocessor:
         pooled_side(token_scale, self.grid)
         return self.tiling.num_tokens(image_size, token_scale) if self.tiling else token_scale
 
+    def max_visual_tokens(self, token_scale: int) -> int:
+        """The most that any image costs."""
+        return max(
+            (self.num_visual_tokens(size, token_scale) for size in self.resolutions), default=token_scale
+        )
+
+    def num_tiles(self, image_size: tuple[int, int]) -> int:
+        """Tiles of an image of (width, height) pixels, the base tile included."""
+        return self.tiling.num_tiles(image_size) if self.tiling else 1
+
     def __call__(self, image: Image.Image) -> Tensor:
         """`[num_tiles, 3, image_size, image_size]`, float32; with `anyres` the base tile first."""
         image = image.convert("RGB")

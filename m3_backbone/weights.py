@@ -4,11 +4,12 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 
@@ -85,16 +86,35 @@ def check_weights(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
 
 
-def fingerprint(weights: Iterable[tuple[str, Tensor]], num_sampled: int = 4096) -> str:
-    """16 hex digits over name, type, shape and values of every weight.
+def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int = 2**20) -> None:
+    """Feed names, types, shapes and values of all weights into `digest`, whichever files they are in.
 
-    Of a weight with more than `num_sampled` values, about that many are read, evenly spaced: a 7B model takes
-    seconds, and any training step changes some of them.
+    A weight of up to `max_bytes` enters whole, a larger one by about as much of its rows, evenly spaced:
+    seconds for a 7B model, and a training step changes some of them.
     """
-    digest = hashlib.sha256()
-    for name, weight in sorted(weights):
-        values = weight.detach().flatten()
-        step = -(-len(values) // num_sampled) or 1
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(values[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    found = sorted(
+        (name, _describe(weight, max_bytes)) for file in files for name, weight in _open_weights(file)
+    )
+    for name, description in found:
+        digest.update(f"{name} {description}\n".encode())
+
+
+def _describe(weight: Any, max_bytes: int) -> str:
+    """Type, shape and digest of the sampled rows of a tensor, or of a slice of a safetensors file."""
+    shape = tuple(weight.shape if isinstance(weight, Tensor) else weight.get_shape())
+    values = weight[:1] if shape else weight[...]
+    if shape and shape[0] > 1:
+        step = -(-shape[0] * values.nbytes // max_bytes)
+        values = weight[:] if step == 1 else torch.stack([weight[i] for i in range(0, shape[0], step)])
+    content = values.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{values.dtype} {shape} {hashlib.sha256(content).hexdigest()}"
+
+
+def _open_weights(file: Path) -> Iterator[tuple[str, Any]]:
+    """Weights that are read from the file only where they are indexed."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                yield name, opened.get_slice(name)
+    else:
+        yield from torch.load(file, map_location="cpu", mmap=True, weights_only=True).items()

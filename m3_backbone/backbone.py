@@ -1,0 +1,101 @@
+"""What a frozen model has to offer that answers questions about images at every scale of its ladder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from m3_backbone.ladder import ScaleLadder
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """One image after the only vision pass it needs.
+
+    `tokens` are `[num_tiles, grid * grid, hidden]`, projected, not yet pooled; `size` is (width,
+    height) in pixels.
+    """
+
+    tokens: Tensor
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer: its text; its token ids, with the end token if that came; `confidence` in [0, 1].
+
+    `confidence` is the product of the probabilities of these tokens. `nll` is the least mean negative
+    log-likelihood per token, end token included, of the references, where there are any.
+    """
+
+    text: str
+    token_ids: list[int]
+    confidence: float
+    nll: float | None
+
+
+class Backbone(Protocol):
+    """Encode an image once; answer and score any number of questions on it at any scale.
+
+    Scale is an argument of every call that depends on it; a ValueError names the scales that the grid gives.
+    """
+
+    name: str
+
+    @property
+    def ladder(self) -> ScaleLadder: ...
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hex digests of `weights`, `prompt` and `decoding`: outcomes with the same ones may be mixed."""
+        ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        """One vision pass for all scales."""
+        ...
+
+    def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
+        """`[num_tokens, hidden]`: what enters the decoder. Its length is the cost."""
+        ...
+
+    def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
+        """The same cost from (width, height) alone, without running anything."""
+        ...
+
+    def answer(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        token_scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers to (encoded[i], questions[i]); rows with the same EncodedImage share its prefix."""
+        ...
+
+    def score(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        token_scale: int,
+    ) -> list[float]:
+        """The `Answer.nll` that `answer` would give, without answering."""
+        ...
+
+    def check_question(self, question: str) -> None:
+        """ValueError, with the reason, for a question that cannot be asked."""
+        ...
+
+    def question_ids(self, question: str) -> list[int]:
+        """Token ids of the question alone, without special tokens."""
+        ...
+
+    def token_embeddings(self) -> Tensor:
+        """`[vocabulary, hidden]`: the frozen input embeddings of the decoder."""
+        ...

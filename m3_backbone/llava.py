@@ -1,0 +1,223 @@
+"""M3 checkpoints as a backbone."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.checkpoint import Checkpoint
+from m3_backbone.decoding import Decoded, GreedyDecoder
+from m3_backbone.ladder import ScaleLadder
+from m3_backbone.modeling import M3Model, ladder_of
+from m3_backbone.prompts import prompt_template
+
+
+class LlavaBackbone(Backbone):
+    """An M3 checkpoint as a backbone.
+
+    Making one reads configuration and tokenizer only; the weights are loaded when they are first needed.
+
+    Args:
+        checkpoint: folder, hub id or `tiny_m3`.
+        name: names the labels that this backbone makes; the last part of `checkpoint` if not given.
+        dtype: of the weights, as `float32` or `bfloat16`; `auto` takes the checkpoint's.
+        device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
+        device_map: how the model is spread over devices, as in `from_pretrained` (needs accelerate).
+        attn_implementation: attention kernel, as in `from_pretrained`.
+        image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
+        prompt: name of the prompt template; the checkpoint's own if not given.
+        max_new_tokens: where answers are cut off.
+        batch_size: questions that are answered together.
+        image_batch_size: images that are encoded together.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        name: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+        prompt: str | None = None,
+        max_new_tokens: int = 16,
+        batch_size: int = 64,
+        image_batch_size: int = 16,
+    ) -> None:
+        if device is not None and device_map is not None:
+            raise ValueError("give device or device_map, not both")
+        self.name = name or Path(checkpoint).name
+        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.device, self.device_map = device, device_map
+        self.max_new_tokens = max_new_tokens
+        self.batch_size, self.image_batch_size = batch_size, image_batch_size
+        self.checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints)
+        self.processor = self.checkpoint.processor
+        if prompt is not None:
+            self.processor.template = prompt_template(prompt)
+        self._prefix_ids = self.processor.prompt_parts(self.processor.template.text)[0]
+        # The same questions come back at every scale, and the same references with many questions.
+        self._suffix_ids = lru_cache(2**16)(self._tokenize_suffix)
+        self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
+
+    @property
+    def ladder(self) -> ScaleLadder:
+        return ladder_of(self.checkpoint.config)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.checkpoint.config.get_text_config().hidden_size
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        dtype = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
+        images = asdict(self.processor.images)
+        return {
+            "weights": self.checkpoint.fingerprint,
+            "prompt": _digest({"template": asdict(self.processor.template), "images": images}),
+            "decoding": _digest(
+                {
+                    "method": "greedy",
+                    "max_new_tokens": self.max_new_tokens,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "attention": self.attn_implementation,
+                }
+            ),
+        }
+
+    @cached_property
+    def model(self) -> M3Model:
+        """The model with its weights, in its place."""
+        model: Any = self.checkpoint.load_model(
+            dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
+        )
+        if self.device_map is None:
+            model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.requires_grad_(False)
+
+    @cached_property
+    def _decoder(self) -> GreedyDecoder:
+        ends = self.model.generation_config.eos_token_id
+        return GreedyDecoder(self.model, [ends] if isinstance(ends, int) else ends, self.max_new_tokens)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        encoded = []
+        for start in range(0, len(images), self.image_batch_size):
+            batch = images[start : start + self.image_batch_size]
+            inputs = {
+                name: x.to(self._decoder.device) for name, x in self.processor.preprocess(batch).items()
+            }
+            tokens = self.model.encode_images(**inputs)
+            counts = [self.processor.images.num_tiles(image.size) for image in batch]
+            encoded += [
+                EncodedImage(t.clone(), image.size)
+                for t, image in zip(tokens.split(counts), batch, strict=True)
+            ]
+        return encoded
+
+    @torch.no_grad()
+    def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
+        width, height = encoded.size
+        return self.model.pool_images(encoded.tokens, token_scale, torch.tensor([[height, width]]))[0]
+
+    def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
+        return self.processor.images.num_visual_tokens(image_size, token_scale)
+
+    def answer(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        token_scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> list[Answer]:
+        references = references or [()] * len(questions)
+        decoded = self._decode(encoded, questions, token_scale, references, answer=True)
+        return [
+            Answer(self.processor.decode(row.token_ids), row.token_ids, row.confidence, row.nll)
+            for row in decoded
+        ]
+
+    def score(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        token_scale: int,
+    ) -> list[float]:
+        if not all(references):
+            raise ValueError("every row needs a reference to be scored")
+        decoded = self._decode(encoded, questions, token_scale, references, answer=False)
+        return [row.nll for row in decoded if row.nll is not None]
+
+    def _decode(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        token_scale: int,
+        references: Sequence[Sequence[str]],
+        answer: bool,
+    ) -> list[Decoded]:
+        """Rows in batches, those of one image together; results in the order of the rows."""
+        if not len(encoded) == len(questions) == len(references):
+            raise ValueError(
+                f"{len(encoded)} images, {len(questions)} questions, {len(references)} references"
+            )
+        first_row = {id(image): row for row, image in reversed(list(enumerate(encoded)))}
+        order = sorted(range(len(encoded)), key=lambda row: first_row[id(encoded[row])])
+        decoded: dict[int, Decoded] = {}
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            images = list({id(encoded[row]): encoded[row] for row in rows}.values())
+            place = {id(image): i for i, image in enumerate(images)}
+            results = self._decoder.decode(
+                [self._prefix(image, token_scale) for image in images],
+                [place[id(encoded[row])] for row in rows],
+                [self._suffix_ids(questions[row]) for row in rows],
+                [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
+                answer=answer,
+            )
+            decoded.update(zip(rows, results, strict=True))
+        return [decoded[row] for row in range(len(encoded))]
+
+    def _prefix(self, image: EncodedImage, token_scale: int) -> Tensor:
+        """`[length, hidden]`: what precedes the image in the prompt, and its visual tokens."""
+        embed = self._decoder.embed
+        before = embed(torch.tensor(self._prefix_ids, dtype=torch.long, device=self._decoder.device))
+        return torch.cat([before, self.visual_tokens(image, token_scale).to(before)])
+
+    def _tokenize_suffix(self, question: str) -> list[int]:
+        """Ids of the prompt from the end of the image on."""
+        return self.processor.prompt_parts(self.processor.template.format(question))[1]
+
+    def check_question(self, question: str) -> None:
+        suffix = self._suffix_ids(question)
+        most = self.processor.images.max_visual_tokens(self.ladder.finest)
+        needed = len(self._prefix_ids) + most + len(suffix) + self.max_new_tokens
+        context = self.checkpoint.context_length
+        if needed > context:
+            raise ValueError(
+                f"the question is too long: with {most} visual tokens and {self.max_new_tokens} for an answer"
+                f" it needs {needed} places, and the model has {context}"
+            )
+
+    def question_ids(self, question: str) -> list[int]:
+        return self.processor.tokenizer(question, add_special_tokens=False).input_ids
+
+    def token_embeddings(self) -> Tensor:
+        return self._decoder.embed.weight.detach()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
