@@ -1,0 +1,231 @@
+"""Do we agree with the official code? `python -m experiments.parity fixture=DIR scoring=FILE`.
+
+Prints the largest deviation of each recorded quantity. Exit status 1 where tokens, counts or texts differ at
+all or a number by more than is allowed; 2 where the recording itself cannot be used.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from experiments.config import entry_point
+from experiments.scorers import score
+from experiments.text_table import format_table
+from m3_backbone.llava import LlavaBackbone
+
+NUMBER = 1e-4  # allowed deviation of a number
+HALF = 2e-3  # of a pixel value: those are stored as float16
+EXACT = 0.0
+RECORDED_IMAGE = -200  # what stands for the image in the recorded token ids
+CASE_KEYS = (
+    "image",
+    "question",
+    "prompt",
+    "reference_answer",
+    "prompt_ids",
+    "full_ids",
+    "scale",
+    "visual_tokens",
+    "answer_nll",
+    "answer_len",
+    "generated_ids",
+    "generated_text",
+)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one value is from its recording; `size` is 1 for things that are either equal or not."""
+
+    quantity: str
+    where: str
+    size: float
+    allowed: float
+
+    @classmethod
+    def of_number(cls, quantity: str, where: str, found: float, recorded: float) -> Self:
+        """Infinite where one of the two is not a number."""
+        size = abs(found - recorded)
+        return cls(quantity, where, size if math.isfinite(size) else math.inf, NUMBER)
+
+
+@entry_point("parity")
+def main(config: DictConfig) -> None:
+    if config.fixture is None and config.scoring is None:
+        raise ValueError("nothing to compare: give fixture=DIR, scoring=FILE or both")
+    deviations: list[Deviation] = []
+    if config.fixture is not None:
+        deviations += compare_model(Path(config.fixture))
+    if config.scoring is not None:
+        deviations += compare_scorers(Path(config.scoring))
+    print(summarize(deviations))
+    if any(deviation.size > deviation.allowed for deviation in deviations):
+        raise SystemExit(1)
+
+
+def summarize(deviations: Iterable[Deviation]) -> str:
+    """One line per quantity: how many values, the largest deviation, and where that is."""
+    by_quantity: dict[str, list[Deviation]] = {}
+    for deviation in deviations:
+        by_quantity.setdefault(deviation.quantity, []).append(deviation)
+    rows = [("quantity", "compared", "largest deviation", "allowed", "")]
+    for quantity, found in by_quantity.items():
+        worst = max(found, key=lambda deviation: deviation.size)
+        if worst.allowed == EXACT:
+            differing = sum(deviation.size > 0 for deviation in found)
+            size, allowed = f"{differing} differ", "0"
+        else:
+            size, allowed = f"{worst.size:.1e}", f"{worst.allowed:.0e}"
+        passed = worst.size <= worst.allowed
+        verdict = "ok" if passed else f"FAILED, most at {worst.where}"
+        rows.append((quantity, str(len(found)), size, allowed, verdict))
+    return format_table(rows)
+
+
+def compare_scorers(file: Path) -> Iterator[Deviation]:
+    """Every row of a JSON list of {metric, prediction, references, score}."""
+    for number, row in enumerate(_read_json(file)):
+        _require(row, ("metric", "prediction", "references", "score"), f"row {number} of {file}")
+        found = score(row["metric"], row["prediction"], row["references"])
+        yield Deviation.of_number(f"score: {row['metric']}", f"row {number}", found, row["score"])
+
+
+def compare_model(folder: Path) -> Iterator[Deviation]:
+    """Everything that a fixture folder records about its checkpoint, which runs on the CPU in float32."""
+    recorded = _read_json(folder / "expected.json")
+    _require(recorded, ("cases", "training_loss_image0"), folder / "expected.json")
+    cases: list[dict[str, Any]] = recorded["cases"]
+    for number, case in enumerate(cases):
+        _require(case, CASE_KEYS, f"case {number} of {folder / 'expected.json'}")
+    tensors = _read_tensors(folder / "expected.safetensors")
+    images = {name: _read_image(folder / name) for name in {case["image"]: None for case in cases}}
+    backbone = LlavaBackbone(
+        folder / "checkpoint",
+        dtype="float32",
+        device="cpu",
+        max_new_tokens=max(len(case["generated_ids"]) for case in cases),
+    )
+    encoded = dict(zip(images, backbone.encode(list(images.values())), strict=True))
+    for name, image in images.items():
+        if (pixels := tensors.get(f"{Path(name).stem}.pixel_values")) is not None:
+            found = backbone.processor.images(image)
+            yield _tensor("pixel values", name, found.reshape(pixels.shape), pixels, HALF)
+    losses = []
+    for case in cases:
+        where = f"{Path(case['image']).stem}.scale{case['scale']}"
+        image, scale = images[case["image"]], case["scale"]
+        yield from _compare_text(backbone, case, where)
+        visual = backbone.visual_tokens(encoded[case["image"]], scale)
+        counts = (len(visual), backbone.num_visual_tokens(image.size, scale))
+        yield _equal("number of visual tokens", where, counts, (case["visual_tokens"],) * 2)
+        yield _tensor(
+            "visual tokens", where, visual, _take(tensors, f"{where}.visual_tokens", folder), NUMBER
+        )
+        logits, loss = _run_model(backbone, image, case)
+        yield _tensor("logits", where, logits, _take(tensors, f"{where}.last_logits", folder), NUMBER)
+        if Path(case["image"]).stem == "image0":
+            losses.append(loss)
+        yield from _compare_answer(backbone, encoded[case["image"]], case, where)
+    mean = sum(losses) / max(len(losses), 1)
+    yield Deviation.of_number("training loss", "image0", mean, recorded["training_loss_image0"])
+
+
+def _compare_text(backbone: LlavaBackbone, case: Mapping[str, Any], where: str) -> Iterator[Deviation]:
+    processor = backbone.processor
+    ids = processor.prompt_ids(case["question"])
+    answer_ids = processor.answer_ids(case["reference_answer"])
+    recorded, full = (
+        [processor.image_token_id if token == RECORDED_IMAGE else token for token in case[name]]
+        for name in ("prompt_ids", "full_ids")
+    )
+    yield _equal("prompt", where, processor.template.format(case["question"]), case["prompt"])
+    yield _equal("prompt ids", where, ids, recorded)
+    yield _equal("prompt and reference ids", where, ids + answer_ids, full)
+    yield _equal("length of the reference", where, len(answer_ids), case["answer_len"])
+
+
+def _compare_answer(
+    backbone: LlavaBackbone, encoded: Any, case: Mapping[str, Any], where: str
+) -> Iterator[Deviation]:
+    question, reference = case["question"], case["reference_answer"]
+    (answer,) = backbone.answer([encoded], [question], case["scale"], references=[[reference]])
+    # The recording starts with the start token, which is no part of the answer, and may have been cut off.
+    recorded = case["generated_ids"][1:]
+    found = answer.token_ids[: len(recorded)]
+    yield _equal("greedy ids", where, found, recorded)
+    yield _equal("greedy text", where, backbone.processor.decode(found), case["generated_text"])
+    assert answer.nll is not None
+    yield Deviation.of_number("reference NLL", where, answer.nll, case["answer_nll"])
+
+
+@torch.no_grad()
+def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """Logits `[vocabulary]` after the prompt, and the causal loss on the reference, from `forward`."""
+    inputs = backbone.processor(image, case["prompt"], case["scale"])
+    answer = torch.tensor([backbone.processor.answer_ids(case["reference_answer"])])
+    prompt_length = inputs["input_ids"].shape[1]
+    input_ids = torch.cat([inputs.pop("input_ids"), answer], dim=1)
+    labels = input_ids.clone()
+    labels[:, :prompt_length] = -100
+    inputs["attention_mask"] = torch.ones_like(input_ids)
+    outputs = backbone.model(input_ids=input_ids, labels=labels, token_scale=case["scale"], **inputs)
+    return outputs.logits[0, prompt_length - 1], float(outputs.loss)
+
+
+def _equal(quantity: str, where: str, found: object, recorded: object) -> Deviation:
+    return Deviation(quantity, where, float(found != recorded), EXACT)
+
+
+def _tensor(quantity: str, where: str, found: Tensor, recorded: Tensor, allowed: float) -> Deviation:
+    """Largest difference; infinite where shapes differ or a value is not a number."""
+    size = torch.inf
+    if found.shape == recorded.shape:
+        size = (found.float() - recorded.float()).abs().nan_to_num(nan=torch.inf).max().item()
+    return Deviation(quantity, where, size, allowed)
+
+
+def _take(tensors: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"{folder / 'expected.safetensors'} lacks {name}: the fixture is incomplete")
+    return tensors[name]
+
+
+def _require(row: Any, keys: Sequence[str], where: object) -> None:
+    missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}: the recording is incomplete")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_image(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+if __name__ == "__main__":
+    main()
