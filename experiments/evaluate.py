@@ -1,0 +1,148 @@
+"""Evaluate trained predictors: `python -m experiments.evaluate predictor=NAME`.
+
+`evaluate_predictors` is the plain function behind the command: it reads labels and predictors, and writes
+`metrics.json`, `front.png` and `report.html`.
+"""
+
+import io
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.comparison import compare_predictors
+from experiments.config import entry_point
+from experiments.displays import draw_front
+from experiments.figures import Comparison
+from experiments.label import format_command
+from experiments.metrics import collect_metrics, write_metrics
+from experiments.report import Provenance, write_report
+from experiments.summary import build_tables, write_default, write_headline, write_scope
+from experiments.tasks.base import Task
+from m3_backbone.labels import read_labels
+from m3_backbone.shards import read_manifest
+from predictor.base import Predictor
+from predictor.pricing import PriceList
+
+log = logging.getLogger(__name__)
+
+METRICS, PICTURE, REPORT = "metrics.json", "front.png", "report.html"
+
+
+@entry_point("evaluate")
+def main(config: DictConfig) -> float:
+    hydra = HydraConfig.get()
+    comparison = evaluate_predictors(
+        [part.name for part in (config.predictor, *config.baselines.values())],
+        labels=Path(config.paths.labels),
+        predictors=Path(config.paths.predictors),
+        task=instantiate(config.task, _convert_="all"),
+        output=Path(hydra.runtime.output_dir),
+        provenance=Provenance(
+            command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
+            config=OmegaConf.to_yaml(config, resolve=True),
+            made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        ),
+        reference=config.reference,
+        num_budgets=config.num_budgets,
+        num_prices=config.num_prices,
+        num_resamples=config.num_resamples,
+        confidence=config.confidence,
+        gallery=config.gallery,
+        seed=config.seed,
+    )
+    return float(comparison.predictors[0].mean_gap_share.value)
+
+
+def evaluate_predictors(
+    names: Sequence[str],
+    *,
+    labels: Path,
+    predictors: Path,
+    task: Task,
+    output: Path,
+    provenance: Provenance,
+    reference: str | None = "question_only",
+    num_budgets: int = 49,
+    num_prices: int = 128,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    gallery: int = 6,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the predictors `names` in the folder `predictors`; the first is the one the report is about.
+
+    Operating points come from the calibration split of `labels`, default prices from training, figures from
+    the test split. Prints the tables and writes metrics, picture and report into `output`. `task` gives the
+    images of the gallery. Raises ValueError where labels, predictors and task do not belong together.
+    """
+    manifest = read_manifest(labels)
+    calibration, test = read_labels(labels, "calibration"), read_labels(labels, "test")
+    data = test.outcomes.fingerprints["data"]
+    if task.fingerprint != data:
+        raise ValueError(
+            f"the labels in {labels} were made from other data ({data}) than task {task.name} now is "
+            f"({task.fingerprint}): label again, or configure the task as it was"
+        )
+    estimates, defaults = {}, {}
+    for name in names:
+        predictor = Predictor.load(predictors / name)
+        predictor.check_backbone(test.outcomes.fingerprints)
+        estimates[name] = predictor.predict(calibration.inputs), predictor.predict(test.inputs)
+        defaults[name] = PriceList.load(predictors / name).default
+    comparison = compare_predictors(
+        calibration.outcomes,
+        test.outcomes,
+        estimates,
+        defaults,
+        reference=reference,
+        num_budgets=num_budgets,
+        num_prices=num_prices,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+
+    output.mkdir(parents=True, exist_ok=True)
+    backbone_name, task_name = manifest["backbone"], manifest["task"]
+    metrics = collect_metrics(comparison, test.outcomes, task=task_name, backbone=backbone_name, seed=seed)
+    write_metrics(output / METRICS, metrics)
+    title = f"{backbone_name} on {task_name}"
+    picture = render_picture(comparison, f"{title}, test split")
+    (output / PICTURE).write_bytes(picture)
+    write_report(
+        output / REPORT,
+        comparison,
+        test.outcomes,
+        estimates[names[0]][1],
+        title=title,
+        picture=picture,
+        read_image=task.image,
+        provenance=provenance,
+        per_category=gallery,
+        seed=seed,
+    )
+    print(format_summary(comparison))
+    print(f"\nreport: {output / REPORT}")
+    return comparison
+
+
+def render_picture(comparison: Comparison, title: str) -> bytes:
+    """The front as a PNG on white, 1,200 pixels wide; no software and no time in it."""
+    buffer = io.BytesIO()
+    draw_front(comparison, title).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def format_summary(comparison: Comparison) -> str:
+    """The tables and the headline, for the console."""
+    tables = "\n\n".join(map(str, build_tables(comparison)))
+    return f"{tables}\n\n{write_headline(comparison)}\n{write_scope(comparison)}\n{write_default(comparison)}"
+
+
+if __name__ == "__main__":
+    main()

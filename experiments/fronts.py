@@ -1,0 +1,157 @@
+"""Points, hulls and bounds in the plane of mean cost and mean score: pure functions over arrays.
+
+`cost` and `score` of samples are `[num_samples, num_scales]` over one ladder, coarsest scale first; costs in
+any unit. What a policy does at a price is `predictor.policy`'s; here is what can be claimed of it.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from predictor.policy import Front, choose, find_unit, sweep
+
+Floats = NDArray[np.float64]
+Columns = NDArray[np.int64]
+
+# Mean costs reach us as sums divided by counts; this much below the cheapest is still the cheapest.
+_ROUNDING = 1e-9
+
+
+def upper_hull(cost: ArrayLike, score: ArrayLike) -> Columns:
+    """Indices of the vertices of the upper concave hull of points `[num_points]`, from cheap to dear.
+
+    Cost and score rise strictly from vertex to vertex: a point that costs more and is no better is out, and
+    so is one that lies on or below the line between two others. Of equal points the first stays.
+    """
+    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    if costs.ndim != 1 or costs.shape != scores.shape or not costs.size:
+        raise ValueError(f"a hull needs points, got {costs.shape} costs and {scores.shape} scores")
+    hull: list[int] = []
+    for point in np.lexsort((-scores, costs)):
+        if hull and scores[point] <= scores[hull[-1]]:
+            continue
+        while len(hull) > 1:
+            first, last = hull[-2:]
+            rise = (scores[last] - scores[first]) * (costs[point] - costs[first])
+            if rise > (scores[point] - scores[first]) * (costs[last] - costs[first]):
+                break
+            hull.pop()
+        hull.append(int(point))
+    return np.array(hull)
+
+
+def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike) -> Floats:
+    """What choosing at random between two fixed scales reaches for each mean cost, `[..., num_costs]`.
+
+    The upper concave hull of the fixed scales' points `[..., num_scales]`; leading dimensions (resamples) go
+    together. A cost above the best scale's buys nothing more; one below the cheapest scale's gives nan.
+    """
+    costs = np.asarray(fixed_cost, dtype=np.float64)[..., None, :]
+    scores = np.asarray(fixed_score, dtype=np.float64)[..., None, :]
+    cheapest = costs.min(axis=-1)
+    wanted = np.asarray(cost, dtype=np.float64)
+    wanted = np.where(wanted >= cheapest * (1 - _ROUNDING), np.maximum(wanted, cheapest), np.nan)
+    best = np.where(costs <= wanted[..., None], scores, -np.inf).max(axis=-1)
+    for low, high in permutations(range(costs.shape[-1]), 2):
+        low_cost, high_cost = costs[..., low], costs[..., high]
+        between = (low_cost <= wanted) & (wanted < high_cost)
+        share = np.divide(wanted - low_cost, high_cost - low_cost, out=np.zeros_like(wanted), where=between)
+        line = scores[..., low] + share * (scores[..., high] - scores[..., low])
+        best = np.where(between, np.maximum(best, line), best)
+    return np.where(np.isnan(wanted), np.nan, best)
+
+
+def find_smallest_right(score: ArrayLike) -> Columns:
+    """Column of the smallest sufficient scale of each sample, `[num_samples]`; -1 where every scale fails.
+
+    Sufficient is the best score that any scale gives to the sample, so graded scores keep their best.
+    """
+    scores = np.asarray(score)
+    return np.where(scores.max(axis=1) > 0, scores.argmax(axis=1), -1)
+
+
+def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Literal["coarsest", "finest"]) -> Columns:
+    """The oracle's choice `[num_samples]`: the smallest sufficient scale.
+
+    Samples on which every scale fails are charged the coarsest scale (`coarsest`, the convention of M3's
+    authors, issue 2 of their repository) or the finest one (`finest`, the honest convention: nobody could
+    have known).
+    """
+    smallest = find_smallest_right(score)
+    charged = {"coarsest": 0, "finest": np.asarray(cost).shape[1] - 1}[failures]
+    return np.where(smallest >= 0, smallest, charged)
+
+
+def find_budgeted_oracle(cost: ArrayLike, score: ArrayLike) -> Front:
+    """The best mean score that any choice of scales reaches under each mean cost: exact, and a bound.
+
+    Each sample's own points have an upper concave envelope; spending on the steepest segment of all samples
+    first is optimal for a concave separable problem (Fox 1966, marginal analysis), and that is the front of a
+    policy whose estimates are the scores. Between two points one sample is split at random.
+    """
+    return sweep(score, cost, score)
+
+
+def trace_prices(estimates: ArrayLike, cost: ArrayLike, *, unit: float, num_prices: int) -> Floats:
+    """Prices `[at most num_prices]`, ascending, at which a policy's choices on these samples change.
+
+    All of them if they are few enough, else those whose mean costs lie most evenly in the logarithm. The
+    first is 0; at the last every sample is answered at its cheapest scale. Scores are not read.
+    """
+    front = sweep(estimates, cost, np.zeros_like(np.asarray(estimates)), unit=unit)
+    if len(front.price) <= num_prices:
+        return front.price
+    # Prices ascend, so costs fall; searchsorted wants them rising.
+    targets = np.geomspace(front.cost[-1], front.cost[0], num_prices)
+    return front.price[np.unique(np.searchsorted(-front.cost, -targets * (1 + _ROUNDING)))]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedPolicy:
+    """Operating points of a policy, all chosen on calibration samples; what is left is to apply them.
+
+    The points `[num_points]` are the vertices of the upper concave hull of (mean cost, mean score) over the
+    traced prices, from cheap to dear. A budget between two of them is met by drawing one of the two at random
+    for each sample.
+    """
+
+    price: Floats
+    cost: Floats
+    score: Floats
+    unit: float
+
+    @classmethod
+    def from_calibration(
+        cls, estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_prices: int = 128
+    ) -> "CalibratedPolicy":
+        """Choose the operating points from estimates, costs and scores, each `[num_samples, num_scales]`."""
+        unit = find_unit(np.asarray(cost))
+        prices = trace_prices(estimates, cost, unit=unit, num_prices=num_prices)
+        front = sweep(estimates, cost, score, prices, unit=unit)
+        hull = upper_hull(front.cost, front.score)
+        return cls(front.price[hull], front.cost[hull], front.score[hull], unit)
+
+    def choose(self, estimates: ArrayLike, cost: ArrayLike) -> NDArray[np.int8]:
+        """Choices `[num_points, num_samples]` at every operating point, for any samples."""
+        return np.stack([choose(estimates, cost, price, unit=self.unit) for price in self.price]).astype(
+            np.int8
+        )
+
+    def plan(self, budgets: ArrayLike) -> Floats:
+        """Chance of each operating point under each budget, `[num_budgets, num_points]`; rows sum to 1.
+
+        On the calibration samples the mean cost is the budget exactly, or the dearest point's where the
+        budget exceeds it. Raises ValueError for a budget below the cheapest point.
+        """
+        wanted = np.asarray(budgets, dtype=np.float64)
+        if (wanted < self.cost[0] * (1 - _ROUNDING)).any():
+            raise ValueError(
+                f"a budget of {wanted.min():g} is below the cheapest operating point, {self.cost[0]:g}: "
+                "raise the budget"
+            )
+        # Interpolating unit vectors gives the two neighbours their shares.
+        position = np.interp(wanted, self.cost, np.arange(len(self.cost)))
+        return np.maximum(0.0, 1.0 - abs(position[:, None] - np.arange(len(self.cost))))

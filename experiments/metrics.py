@@ -1,0 +1,168 @@
+"""`metrics.json`: what an evaluation found, for other programs to read.
+
+Schema version 1. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
+does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seed give
+the same bytes. `experiments.figures` defines every figure.
+
+    schema_version          1
+    task, backbone          names
+    fingerprints            weights, data, prompt and decoding of the labels
+    split                   num_samples, num_images, num_calibration_samples
+    bootstrap               num_resamples, confidence, seed
+    budgets                 [k] mean visual tokens at which predictors are compared
+    fixed                   per scale: scale, cost, score; `on_mix`: it is a vertex of the mix; `best`: it is
+                            the best on calibration
+    oracles                 authors (failures charged the coarsest scale), honest (the finest): cost, score
+    budgeted_oracle         cost [t], score [t]: all vertices of its front, or the most evenly spread ones
+    kinds                   per kind of question: num_samples, score [num_scales]
+    reference               the predictor that the others are compared with, or null
+    predictors.NAME         the one that the report is about comes first
+        mean_to_mix, mean_to_reference, mean_gap_share      over log budgets
+        at_budgets          per budget: budget, cost, chosen, score, to_mix, to_reference, gap_share
+        front               per operating point, from cheap to dear: price, calibration_cost,
+                            calibration_score, cost, score
+        trace               per traced price: price, cost, score
+        unit                visual tokens that one price is charged for
+        default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
+                            answers the shares smallest_right, too_coarse, too_fine
+
+`chosen` [num_scales] are shares of the samples.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.figures import Comparison, Point, PredictorFigures
+from experiments.statistics import Estimate
+from m3_backbone.outcomes import OutcomeTable
+from predictor.policy import Front
+
+SCHEMA_VERSION = 1
+_DECIMALS = 6
+
+
+def collect_metrics(
+    comparison: Comparison, test: OutcomeTable, *, task: str, backbone: str, seed: int
+) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": task,
+        "backbone": backbone,
+        "fingerprints": dict(sorted(test.fingerprints.items())),
+        "split": {
+            "num_samples": comparison.num_samples,
+            "num_images": comparison.num_images,
+            "num_calibration_samples": comparison.num_calibration_samples,
+        },
+        "bootstrap": {
+            "num_resamples": comparison.num_resamples,
+            "confidence": comparison.confidence,
+            "seed": seed,
+        },
+        "budgets": _round(comparison.budgets),
+        "fixed": [
+            {
+                "scale": scale,
+                **_point(comparison.fixed, column),
+                "on_mix": column in comparison.mix,
+                "best": column == comparison.best_fixed,
+            }
+            for column, scale in enumerate(comparison.scales)
+        ],
+        "oracles": {
+            "authors": _point(comparison.oracles["coarsest"]),
+            "honest": _point(comparison.oracles["finest"]),
+        },
+        "budgeted_oracle": {"cost": _round(comparison.oracle.cost), "score": _round(comparison.oracle.score)},
+        "kinds": {
+            kind: {
+                "num_samples": int(rows.sum()),
+                "score": _round(test.score[rows].mean(axis=0, dtype=np.float64)),
+            }
+            for kind, rows in split_kinds(test).items()
+        },
+        "reference": comparison.reference,
+        "predictors": {figures.name: _predictor(figures, comparison) for figures in comparison.predictors},
+    }
+
+
+def split_kinds(table: OutcomeTable) -> dict[str, np.ndarray]:
+    """Rows of each kind of question as masks, in alphabetical order; a task without kinds is one kind."""
+    kinds = np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
+    return {str(kind): kinds == kind for kind in np.unique(kinds)}
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write them as UTF-8 JSON, keys in their order."""
+    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, Any]:
+    chosen = np.bincount(figures.default.choice, minlength=len(comparison.scales)) / comparison.num_samples
+    at_budgets = [
+        {
+            "budget": _round(budget),
+            "cost": _round(figures.cost[k]),
+            "chosen": _round(figures.chosen[k]),
+            "score": _figure(figures.score, k),
+            "to_mix": _figure(figures.to_mix, k),
+            "to_reference": _figure(figures.to_reference, k),
+            "gap_share": _figure(figures.gap_share, k),
+        }
+        for k, budget in enumerate(comparison.budgets)
+    ]
+    calibrated = zip(
+        _points(figures.front), _round(figures.policy.cost), _round(figures.policy.score), strict=True
+    )
+    return {
+        "mean_to_mix": _figure(figures.mean_to_mix),
+        "mean_to_reference": _figure(figures.mean_to_reference),
+        "mean_gap_share": _figure(figures.mean_gap_share),
+        "at_budgets": at_budgets,
+        "front": [
+            {**point, "calibration_cost": cost, "calibration_score": score}
+            for point, cost, score in calibrated
+        ],
+        "trace": _points(figures.trace),
+        "unit": _round(figures.policy.unit),
+        "default": {
+            "price": _round(figures.default.price),
+            **_point(figures.default.point),
+            "to_best_fixed": _figure(figures.default.to_best_fixed),
+            "chosen": _round(chosen),
+            "smallest_right": _round(figures.default.smallest_right),
+            "too_coarse": _round(figures.default.too_coarse),
+            "too_fine": _round(figures.default.too_fine),
+        },
+    }
+
+
+def _points(front: Front) -> list[dict[str, Any]]:
+    columns = zip(_round(front.price), _round(front.cost), _round(front.score), strict=True)
+    return [{"price": price, "cost": cost, "score": score} for price, cost, score in columns]
+
+
+def _point(point: Point, index: Any = ...) -> dict[str, Any]:
+    return {"cost": _figure(point.cost, index), "score": _figure(point.score, index)}
+
+
+def _figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    return {name: _round(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
+
+
+def _round(values: Any) -> Any:
+    """Rounded, as JSON; nan as null and -0.0 as 0.0."""
+    if np.ndim(values):
+        return [_round(value) for value in values]
+    value = float(values)
+    return None if math.isnan(value) else round(value, _DECIMALS) + 0.0

@@ -1,0 +1,164 @@
+"""What an evaluation found, in tables and sentences: the same in the console and in the report."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.figures import Comparison, Point
+from experiments.fronts import score_of_mix
+from experiments.statistics import Estimate
+from experiments.text_table import format_table
+
+NUM_SHOWN_BUDGETS = 5
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, column names, and rows of text whose first cell is a name."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        return f"{self.caption}\n{format_table([self.header, *self.rows])}"
+
+
+def build_tables(comparison: Comparison) -> list[Table]:
+    """Fixed scales, oracles and default points; scores within budgets; differences to the mix."""
+    return [_tabulate_points(comparison), _tabulate_budgets(comparison), _tabulate_differences(comparison)]
+
+
+def write_headline(comparison: Comparison) -> str:
+    """The result of the first predictor in one sentence: mean differences at matched mean visual tokens."""
+    figures = comparison.predictors[0]
+    difference = describe_difference(figures.mean_to_mix, "mixing fixed scales", comparison.confidence)
+    sentence = f"At the same mean number of visual tokens, {figures.name} scores {difference}"
+    if figures.mean_to_reference is not None:
+        against = str(comparison.reference)
+        sentence += f" and {describe_difference(figures.mean_to_reference, against, comparison.confidence)}"
+    return f"{sentence}."
+
+
+def write_scope(comparison: Comparison) -> str:
+    """What the headline is about."""
+    first, last = (format_tokens(budget) for budget in comparison.budgets[[0, -1]])
+    return (
+        f"Averaged over log budgets from {first} to {last} tokens, on {comparison.num_samples:,} test "
+        f"questions about {comparison.num_images:,} images."
+    )
+
+
+def write_default(comparison: Comparison) -> str:
+    """What the first predictor does at its default price, in one sentence."""
+    default, best = comparison.predictors[0].default, comparison.best_fixed
+    difference = default.to_best_fixed
+    low, high = (_sign(bound).replace("-", _MINUS) for bound in (difference.low, difference.high))
+    own, fixed = default.point, Point(comparison.fixed.cost[best], comparison.fixed.score[best])
+    return (
+        f"At its default price it spends {format_tokens(own.cost.value)} visual tokens a question and scores "
+        f"{format_percent(own.score.value)}%; always using scale {comparison.scales[best]}, the best on "
+        f"calibration, spends {format_tokens(fixed.cost.value)} and scores "
+        f"{format_percent(fixed.score.value)}% (interval of the difference: {low} to {high} points)."
+    )
+
+
+def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:
+    """\"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or whatever else is true."""
+    points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
+    low, high = (format_percent(bound).replace("-", _MINUS) for bound in (estimate.low, estimate.high))
+    doubt = "" if estimate.low > 0 or estimate.high < 0 else ": no difference is shown"
+    return f"{points} points {more} than {against} ({confidence:.0%} interval {low} to {high}{doubt})"
+
+
+def format_score(estimate: Estimate) -> str:
+    """A score in percent with its interval."""
+    return (
+        f"{format_percent(estimate.value)} [{format_percent(estimate.low)}, {format_percent(estimate.high)}]"
+    )
+
+
+def format_difference(estimate: Estimate | None) -> str:
+    """A difference in points with its sign and interval; a dash for none."""
+    if estimate is None:
+        return "-"
+    return f"{_sign(estimate.value)} [{_sign(estimate.low)}, {_sign(estimate.high)}]"
+
+
+def format_share(estimate: Estimate) -> str:
+    """A share in percent with its interval; a dash where it does not exist."""
+    if np.isnan(estimate.value):
+        return "-"
+    return f"{100 * estimate.value:.0f}% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def format_tokens(cost: float | np.ndarray) -> str:
+    """A mean number of visual tokens, to three digits or the unit."""
+    return f"{float(cost):.3g}" if cost < 100 else f"{float(cost):.0f}"
+
+
+def format_percent(score: float | np.ndarray) -> str:
+    """A score in percent to one decimal."""
+    return f"{100 * float(score):.1f}"
+
+
+def _sign(difference: float | np.ndarray) -> str:
+    text = f"{100 * float(difference):+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def _tabulate_points(comparison: Comparison) -> Table:
+    def row(name: str, point: Point) -> tuple[str, ...]:
+        return name, format_tokens(point.cost.value), format_score(point.score)
+
+    fixed = comparison.fixed
+    rows = [
+        row(f"scale {scale}", Point(fixed.cost[column], fixed.score[column]))
+        for column, scale in enumerate(comparison.scales)
+    ]
+    rows += [
+        row(f"{figures.name}, default price", figures.default.point) for figures in comparison.predictors
+    ]
+    rows.append(row("oracle, authors' convention", comparison.oracles["coarsest"]))
+    rows.append(row("oracle, honest convention", comparison.oracles["finest"]))
+    caption = (
+        f"Mean score in percent with {comparison.confidence:.0%} intervals, "
+        f"{comparison.num_samples:,} questions on {comparison.num_images:,} images"
+    )
+    return Table(caption, ("policy", "visual tokens", "score"), tuple(rows))
+
+
+def _tabulate_budgets(comparison: Comparison) -> Table:
+    shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
+    budgets = comparison.budgets[shown]
+    compared = (f"to {comparison.reference}",) if comparison.reference else ()
+    mix = score_of_mix(comparison.fixed.cost.value, comparison.fixed.score.value, budgets)
+    oracle = np.interp(budgets, comparison.oracle.cost, comparison.oracle.score)
+    blank = ("-",) * (2 + len(compared))
+    rows = [("mix of fixed scales", *map(format_percent, mix), *blank)]
+    for figures in comparison.predictors:
+        differences = [format_difference(figures.mean_to_mix)]
+        differences += [format_difference(figures.mean_to_reference)] if compared else []
+        scores = map(format_percent, figures.score.value[shown])
+        rows.append((figures.name, *scores, *differences, format_share(figures.mean_gap_share)))
+    rows.append(("budgeted oracle", *map(format_percent, oracle), *blank))
+    caption = (
+        "Score within budgets of mean visual tokens; at matched tokens, averaged over log budget: difference "
+        "in points, share of the gap from mix to budgeted oracle"
+    )
+    return Table(caption, ("policy", *_head(budgets), "to mix", *compared, "share of gap"), tuple(rows))
+
+
+def _tabulate_differences(comparison: Comparison) -> Table:
+    shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
+    rows = [
+        (figures.name, *(format_difference(figures.to_mix[k]) for k in shown))
+        for figures in comparison.predictors
+    ]
+    caption = "Difference to the mix in points at matched mean visual tokens"
+    return Table(caption, ("policy", *_head(comparison.budgets[shown])), tuple(rows))
+
+
+def _head(budgets: np.ndarray) -> tuple[str, ...]:
+    return tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budget)}" for budget in budgets)
