@@ -1,0 +1,127 @@
+"""The labels of one block: its questions answered at every scale, image batch by image batch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.blocks import ImageQuestions
+from experiments.scorers import score
+from experiments.tasks.base import Sample
+from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.outcomes import OutcomeTable
+
+NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype overflow?"
+
+
+@dataclass(frozen=True)
+class AnsweredSample:
+    """A sample with the visual tokens that each scale costs and its answer at each."""
+
+    sample: Sample
+    question_ids: list[int]
+    visual_tokens: list[int]
+    answers: Sequence[Answer]
+
+
+class BlockLabels:
+    """Outcomes, features and rows set aside, as they come."""
+
+    def __init__(self, backbone: Backbone, feature_scale: int) -> None:
+        self.backbone = backbone
+        self.feature_scale = feature_scale
+        self.answered: list[AnsweredSample] = []
+        self.visual: dict[str, np.ndarray] = {}
+        self.set_aside: list[dict[str, Any]] = []
+
+    def add(self, batch: Sequence[ImageQuestions]) -> None:
+        """Answer all questions on a batch of images at every scale; each image is encoded once."""
+        asked = [(item.image, self._find_answerable(item)) for item in batch]
+        pictures = [
+            (image, samples) for image, samples in asked if samples and isinstance(image, Image.Image)
+        ]
+        if not pictures:
+            return
+        encoded = self.backbone.encode([image for image, _ in pictures])
+        pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
+        by_scale = [self._answer(pairs, scale) for scale in self.backbone.ladder]
+        answers = dict(
+            zip((sample.sample_id for _, sample in pairs), zip(*by_scale, strict=True), strict=True)
+        )
+        for image, (picture, samples) in zip(encoded, pictures, strict=True):
+            visual = self.backbone.visual_tokens(image, self.feature_scale).half().cpu().numpy()
+            costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.ladder]
+            for sample in samples:
+                row = AnsweredSample(
+                    sample, self.backbone.question_ids(sample.question), costs, answers[sample.sample_id]
+                )
+                if np.isfinite(visual).all() and all(map(_is_finite, row.answers)):
+                    self.answered.append(row)
+                    self.visual[sample.image_id] = visual
+                else:
+                    self._put_aside(sample, NOT_FINITE)
+
+    def _find_answerable(self, item: ImageQuestions) -> list[Sample]:
+        """The samples on an image that can be asked; the others are set aside."""
+        answerable = []
+        for sample in item.samples:
+            if isinstance(item.image, str):
+                self._put_aside(sample, item.image)
+                continue
+            try:
+                self.backbone.check_question(sample.question)
+            except ValueError as error:
+                self._put_aside(sample, str(error))
+            else:
+                answerable.append(sample)
+        return answerable
+
+    def _put_aside(self, sample: Sample, reason: str) -> None:
+        names = {"split": sample.split, "sample_id": sample.sample_id, "image_id": sample.image_id}
+        self.set_aside.append({**names, "reason": reason})
+
+    def _answer(self, pairs: Sequence[tuple[EncodedImage, Sample]], token_scale: int) -> list[Answer]:
+        return self.backbone.answer(
+            [image for image, _ in pairs],
+            [sample.question for _, sample in pairs],
+            token_scale,
+            references=[sample.references for _, sample in pairs],
+        )
+
+    def to_table(self, fingerprints: Mapping[str, str]) -> OutcomeTable:
+        """The outcomes, scored by each sample's own metric."""
+        rows, samples = self.answered, [row.sample for row in self.answered]
+
+        def text(name: str) -> np.ndarray:
+            return np.array([getattr(sample, name) for sample in samples], dtype=object)
+
+        def numbers(values: list[list[Any]], dtype: type) -> np.ndarray:
+            return np.array(values, dtype=dtype).reshape(len(rows), len(self.backbone.ladder))
+
+        scores = [[score(r.sample.metric, a.text, r.sample.references) for a in r.answers] for r in rows]
+        return OutcomeTable(
+            scales=tuple(self.backbone.ladder),
+            fingerprints=fingerprints,
+            sample_id=text("sample_id"),
+            image_id=text("image_id"),
+            task=text("task"),
+            split=text("split"),
+            kind=np.array([str(sample.attributes.get("kind", "")) for sample in samples], dtype=object),
+            question=text("question"),
+            metric=text("metric"),
+            references=[list(sample.references) for sample in samples],
+            attributes=[dict(sample.attributes) for sample in samples],
+            question_ids=[np.array(row.question_ids, dtype=np.int32) for row in rows],
+            answer=[[answer.text for answer in row.answers] for row in rows],
+            score=numbers(scores, np.float32),
+            nll=numbers([[answer.nll for answer in row.answers] for row in rows], np.float32),
+            confidence=numbers([[answer.confidence for answer in row.answers] for row in rows], np.float32),
+            visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
+        )
+
+
+def _is_finite(answer: Answer) -> bool:
+    return answer.nll is not None and math.isfinite(answer.nll) and math.isfinite(answer.confidence)

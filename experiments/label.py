@@ -1,0 +1,42 @@
+"""Label a task with a backbone: `python -m experiments.label task=NAME backbone=NAME`.
+
+`experiments.labelling.label` is the plain function behind the command; it does only what is missing.
+"""
+
+import shlex
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.labelling import LabelSummary, label
+
+
+@entry_point("label")
+def main(config: DictConfig) -> LabelSummary:
+    choices = list(HydraConfig.get().overrides.task)
+    summary = label(
+        task=instantiate(config.task, _convert_="all"),
+        backbone=instantiate(config.backbone, _convert_="all"),
+        folder=config.paths.labels,
+        limit=config.limit,
+        feature_scale=config.feature_scale,
+        shard_size=config.shard_size,
+        images_per_batch=config.images_per_batch,
+        num_workers=config.num_workers,
+        overwrite=config.overwrite,
+        command=format_command("label", choices),
+    )
+    shared = [choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))]
+    print(f"{summary}\nlabels: {summary.folder}\nnext:   {format_command('train', shared)}")
+    return summary
+
+
+def format_command(entry_point: str, choices: list[str]) -> str:
+    """A command as one would type it."""
+    return shlex.join(["python", "-m", f"experiments.{entry_point}", *choices])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The folder that labelling writes: a manifest, shards that are whole or absent, one writer at a time."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from safetensors.torch import save
+from torch import Tensor
+
+from experiments.blocks import Limits
+from experiments.tasks.base import SPLITS
+from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import (
+    SCHEMA_VERSION,
+    read_header,
+    read_manifest,
+    to_feature_table,
+    to_matrix,
+    write_atomically,
+    write_shard,
+)
+
+log = logging.getLogger(__name__)
+
+MANIFEST, SET_ASIDE, EMBEDDINGS = "manifest.json", "set_aside.jsonl", "token_embeddings.safetensors"
+ROOMS = ("features", "outcomes")
+
+
+class LabelFolder:
+    """The files of one labelling, and what may not differ between two labellings in one folder.
+
+    A shard is a file of features and then one of outcomes, which carries the rows set aside in its metadata
+    and makes the shard count: after a kill in between, both are made again.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fingerprints: Mapping[str, str],
+        scales: tuple[int, ...],
+        feature_scale: int,
+        command: str = "the same label command",
+    ) -> None:
+        self.path = Path(path)
+        self.fingerprints = dict(fingerprints)
+        self.scales = scales
+        self.feature_scale = feature_scale
+        self.command = command
+        self.manifest: dict[str, Any] = {}
+
+    def open(self) -> bool:
+        """Read the manifest, if there is one; refuse one that something else made."""
+        if not (self.path / MANIFEST).exists():
+            return False
+        manifest = read_manifest(self.path)
+        here = {**self.fingerprints, "scales": list(self.scales), "feature_scale": self.feature_scale}
+        there = {**manifest["fingerprints"], **{key: manifest[key] for key in ("scales", "feature_scale")}}
+        differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if differing:
+            details = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing)
+            raise ValueError(
+                f"the labels in {self.path} were made with other {details}: label into another folder with "
+                "paths.labels=FOLDER, or throw these away with overwrite=true"
+            )
+        self.manifest = manifest
+        return True
+
+    @property
+    def shard_size(self) -> int:
+        """Samples per shard, as the labelling was begun."""
+        return self.manifest["shard_size"]
+
+    def is_finished(self, limit: Limits) -> bool:
+        """Whether every sample within `limit` is there, each shard whole."""
+        manifest = self.manifest
+        return bool(
+            manifest.get("complete")
+            and manifest["limit"] == dict(limit)
+            and (self.path / EMBEDDINGS).exists()
+            and all(self.holds(name, digest) for name, digest in manifest["shards"].items())
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other runs; when its holder dies, the system frees the lock."""
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock, owner = FileLock(self.path / ".lock", timeout=0), self.path / ".owner"
+            try:
+                lock.acquire()
+            except Timeout as error:
+                holder = owner.read_text() if owner.exists() else "another process"
+                raise ValueError(
+                    f"{holder} is labelling into {self.path} now: wait until it is done, or label into "
+                    "another folder with paths.labels=FOLDER"
+                ) from error
+        try:
+            with self.writing():
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what the system says of a failed write into what to do about it."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {self.path}: {error.strerror or error}. What was finished is kept; "
+                f"once this is mended, {self.command} goes on from there"
+            ) from error
+
+    def begin(self, *, names: Mapping[str, str], limit: Limits, shard_size: int, overwrite: bool) -> None:
+        """Write the manifest of an unfinished labelling, over the remains of a killed or smaller one."""
+        if overwrite:
+            self._clear()
+        elif self.open():
+            shard_size = self.manifest["shard_size"]  # another size would make finished shards worthless
+            self._refuse_less(limit)
+        for remains in self.path.rglob(".*.tmp"):
+            remains.unlink()
+        self.manifest = {
+            "schema": SCHEMA_VERSION,
+            **names,
+            "fingerprints": self.fingerprints,
+            "scales": list(self.scales),
+            "feature_scale": self.feature_scale,
+            "limit": dict(limit),
+            "shard_size": shard_size,
+            "complete": False,
+        }
+        with self.writing():
+            for room in ROOMS:
+                (self.path / room).mkdir(exist_ok=True)
+        self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+
+    def _clear(self) -> None:
+        """Throw away what labelling wrote here, and nothing else; the manifest last, so that a kill shows."""
+        with self.writing():
+            for room in ROOMS:
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(self.path / room)
+            for name in (SET_ASIDE, EMBEDDINGS, MANIFEST):
+                (self.path / name).unlink(missing_ok=True)
+
+    def _refuse_less(self, limit: Limits) -> None:
+        there: Limits = self.manifest["limit"]
+        for split, most in limit.items():
+            begun = there[split]
+            if most is not None and (begun is None or begun > most):
+                raise ValueError(
+                    f"{self.path} was begun with limit.{split}={begun or 'null'}, more than {most}: "
+                    "ask for as many or more, label into another folder with paths.labels=FOLDER, or throw "
+                    "these labels away with overwrite=true"
+                )
+
+    def holds(self, name: str, digest: str) -> bool:
+        """Whether a shard is there, whole, and made from the samples of this digest."""
+        try:
+            headers = [read_header(self._shard(room, name)) for room in ROOMS]
+        except FileNotFoundError:
+            return False
+        except ValueError as error:
+            log.warning("shard %s is made again: %s", name, error)
+            return False
+        return all(head["digest"] == digest and head["fingerprints"] == self.fingerprints for head in headers)
+
+    def _shard(self, room: str, name: str) -> Path:
+        return self.path / room / f"{name}.parquet"
+
+    def write_shard(
+        self,
+        name: str,
+        digest: str,
+        outcomes: OutcomeTable,
+        visual: Mapping[str, np.ndarray],
+        set_aside: list[dict[str, Any]],
+    ) -> None:
+        """Write features, then outcomes. A shard that was there is no longer whole until the last moment."""
+        header = {**outcomes.header, "digest": digest}
+        with self.writing():
+            self._shard("outcomes", name).unlink(missing_ok=True)
+            write_shard(self._shard("features", name), to_feature_table(visual), header)
+            header["set_aside"] = set_aside
+            write_shard(self._shard("outcomes", name), outcomes.to_arrow(), header)
+
+    def write_embeddings(self, embeddings: Tensor) -> None:
+        """Keep the decoder's token embeddings [vocab, hidden], in the type they come in."""
+        content = save({"token_embeddings": embeddings.detach().cpu().contiguous()})
+        with self.writing():
+            write_atomically(self.path / EMBEDDINGS, lambda temporary: temporary.write_bytes(content))
+
+    def read_set_aside(self) -> list[dict[str, Any]]:
+        """What was set aside, with reasons."""
+        with (self.path / SET_ASIDE).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    def has_embeddings(self) -> bool:
+        return (self.path / EMBEDDINGS).exists()
+
+    def finish(self, shards: Mapping[str, str], set_aside: Iterable[Mapping[str, Any]]) -> None:
+        """Sum up `shards` (name -> digest), list all rows set aside, and call the labelling complete."""
+        counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        totals = {split: np.zeros(len(self.scales)) for split in counts}
+        rows = list(set_aside)
+        for name in shards:
+            path, split = self._shard("outcomes", name), name.rpartition("-")[0]
+            rows += read_header(path)["set_aside"]
+            table = pq.read_table(path, columns=["sample_id", "score"])
+            scores = to_matrix(table, "score", len(self.scales), str(path))
+            counts[split] += len(scores)
+            totals[split] += scores.sum(axis=0, dtype=float)
+        self._write_text(SET_ASIDE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if not any(counts.values()):
+            reason = rows[0]["reason"] if rows else "the task has no samples"
+            raise ValueError(
+                f"not one sample could be labelled (the first reason in {self.path / SET_ASIDE}: {reason}): "
+                "mend this and label with overwrite=true"
+            )
+        accuracy = {split: (totals[split] / count).tolist() for split, count in counts.items() if count}
+        sums = {"counts": counts, "accuracy": accuracy, "num_set_aside": len(rows), "shards": dict(shards)}
+        self.manifest |= {**sums, "complete": True}
+        self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+
+    def _write_text(self, name: str, text: str) -> None:
+        with self.writing():
+            write_atomically(self.path / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,0 +1,74 @@
+"""`python -m experiments.label` as people run it: killed on the way, run again, run twice at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.labelling import label
+from experiments.tasks.easy_vqa import EasyVqa
+from m3_backbone.labels import read_labels
+from m3_backbone.llava import LlavaBackbone
+from m3_backbone.outcomes import OutcomeTable
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "tests" / "fixtures" / "official_m3" / "llava15" / "checkpoint"
+SETTINGS = [
+    "task=easy_vqa",
+    "backbone=local",
+    f"backbone.checkpoint={CHECKPOINT}",
+    "backbone.max_new_tokens=2",
+    "limit={train: 6, calibration: 1, test: 1}",
+    "shard_size=10",
+    "images_per_batch=1",
+]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command in its own folder, labelling into `folder`."""
+    folder.parent.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.label", *SETTINGS, f"paths.labels={folder}", *arguments],
+        cwd=folder.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_killed_and_run_again_the_table_equals_an_undisturbed_one(tmp_path):
+    undisturbed = start(tmp_path / "undisturbed" / "labels")
+    folder = tmp_path / "killed" / "labels"
+    killed = start(folder)
+    while len(shards := list(folder.glob("outcomes/*.parquet"))) < 3:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"process {killed.pid} on .* is labelling into"):
+        label(task=EasyVqa(), backbone=LlavaBackbone(CHECKPOINT), folder=folder, overwrite=True)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    with pytest.raises(ValueError, match="not finished"):
+        OutcomeTable.read(folder)
+    before = {path: path.stat().st_mtime_ns for path in shards}
+
+    status, out, err = finish(start(folder))
+    assert status == 0, err
+    assert {path: path.stat().st_mtime_ns for path in shards} == before
+    assert f"labels: {folder}" in out
+    assert "next:   python -m experiments.train task=easy_vqa backbone=local" in out
+
+    assert finish(undisturbed)[0] == 0
+    for split in ("train", "calibration", "test"):
+        ours, theirs = read_labels(folder, split), read_labels(tmp_path / "undisturbed" / "labels", split)
+        assert ours.outcomes.to_arrow().equals(theirs.outcomes.to_arrow())
+        assert ours.inputs.visual.tobytes() == theirs.inputs.visual.tobytes()

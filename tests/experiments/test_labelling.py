@@ -1,0 +1,364 @@
+"""Labelling a task with a real, small checkpoint: the right rows, whatever happens on the way."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from experiments import blocks
+from experiments.labelling import LabelSummary, label
+from experiments.scorers import score
+from experiments.tasks.base import SPLITS, Sample, Split
+from experiments.tasks.easy_vqa import EasyVqa
+from m3_backbone.labels import read_labels
+from m3_backbone.llava import LlavaBackbone
+from m3_backbone.outcomes import OutcomeTable
+from tests.experiments.question_files import make_task
+
+CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
+LIMIT = {"train": 3, "calibration": 1, "test": 1}
+
+
+def make_backbone(checkpoint: Path = CHECKPOINT, **arguments: Any) -> LlavaBackbone:
+    return LlavaBackbone(checkpoint=checkpoint, **{"name": "small", "max_new_tokens": 2, **arguments})
+
+
+@pytest.fixture(scope="module")
+def backbone() -> LlavaBackbone:
+    return make_backbone()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(backbone: LlavaBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of a few easy-VQA images, in shards of two images or so."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "labels"
+    label_some(backbone, folder)
+    return folder
+
+
+def label_some(backbone: LlavaBackbone, folder: Path, **arguments: Any) -> LabelSummary:
+    settings: dict[str, Any] = {"limit": LIMIT, "shard_size": 15, "num_workers": 0, "images_per_batch": 2}
+    return label(task=EasyVqa(), backbone=backbone, folder=folder, **(settings | arguments))
+
+
+@pytest.fixture
+def copied(undisturbed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(undisturbed, tmp_path / "labels")
+
+
+def assert_same_labels(first: Path, second: Path) -> None:
+    for split in SPLITS:
+        ours, theirs = read_labels(first, split), read_labels(second, split)
+        assert ours.outcomes.to_arrow().equals(theirs.outcomes.to_arrow())
+        assert np.array_equal(ours.inputs.visual, theirs.inputs.visual)
+        assert torch.equal(ours.inputs.token_embeddings, theirs.inputs.token_embeddings)
+    assert (first / "set_aside.jsonl").read_text() == (second / "set_aside.jsonl").read_text()
+
+
+def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, backbone):
+    """Every column of some rows, each question asked alone on an image encoded alone."""
+    task = EasyVqa()
+    labels = read_labels(undisturbed, "test")
+    samples = {sample.sample_id: sample for sample in task.samples("test")}
+    assert labels.outcomes.scales == tuple(backbone.ladder)
+    for row in range(0, len(labels), 7):
+        sample = samples[labels.outcomes.sample_id[row]]
+        picture = task.image(sample.image_id)
+        image = backbone.encode([picture])[0]
+        assert labels.outcomes.references[row] == list(sample.references)
+        assert labels.outcomes.attributes[row] == dict(sample.attributes)
+        assert labels.outcomes.kind[row] == sample.attributes["kind"]
+        assert labels.outcomes.question[row] == sample.question
+        assert labels.outcomes.question_ids[row].tolist() == backbone.question_ids(sample.question)
+        for column, scale in enumerate(backbone.ladder):
+            answer = backbone.answer([image], [sample.question], scale, references=[sample.references])[0]
+            assert labels.outcomes.answer[row][column] == answer.text
+            assert labels.outcomes.score[row, column] == score(sample.metric, answer.text, sample.references)
+            assert labels.outcomes.nll[row, column] == pytest.approx(answer.nll, abs=1e-4)
+            assert labels.outcomes.confidence[row, column] == pytest.approx(answer.confidence, abs=1e-4)
+            assert labels.outcomes.visual_tokens[row, column] == len(backbone.visual_tokens(image, scale))
+        visual = labels.inputs.visual[labels.inputs.image_row[row]]
+        assert np.allclose(visual, backbone.visual_tokens(image, 9).half().numpy(), atol=2e-3)
+    assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())
+
+
+def test_every_sample_within_the_limits_has_one_row(undisturbed):
+    for split in SPLITS:
+        samples = list(EasyVqa().samples(split))
+        images = list(dict.fromkeys(sample.image_id for sample in samples))[: LIMIT[split]]
+        wanted = [sample.sample_id for sample in samples if sample.image_id in images]
+        assert OutcomeTable.read(undisturbed, split).sample_id.tolist() == wanted
+
+
+@pytest.mark.parametrize("arguments", [{"images_per_batch": 5}, {"num_workers": 2}, {"shard_size": 1000}])
+def test_batches_workers_and_shards_do_not_change_the_table(arguments, backbone, undisturbed, tmp_path):
+    label_some(backbone, tmp_path, **arguments)
+    for split in SPLITS:
+        ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
+        assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
+        assert np.allclose(ours.confidence, theirs.confidence, atol=1e-5)
+        same = dataclasses.replace(ours, nll=theirs.nll, confidence=theirs.confidence)
+        assert same.to_arrow().equals(theirs.to_arrow())
+
+
+def test_question_batches_do_not_change_the_table(undisturbed, tmp_path):
+    label_some(make_backbone(batch_size=3), tmp_path)
+    for split in SPLITS:
+        ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
+        assert ours.answer == theirs.answer
+        assert np.array_equal(ours.score, theirs.score)
+        assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
+
+
+def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, monkeypatch):
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("m3_backbone.checkpoint.Checkpoint.load_model", refuse)
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    summary = label_some(make_backbone(), undisturbed)
+    assert summary.counts == {split: len(OutcomeTable.read(undisturbed, split)) for split in SPLITS}
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def test_summary_gives_mean_scores_per_scale(undisturbed, backbone):
+    summary = label_some(backbone, undisturbed)
+    for split in SPLITS:
+        expected = OutcomeTable.read(undisturbed, split).score.mean(axis=0)
+        assert summary.accuracy[split] == pytest.approx(expected.tolist())
+    assert "576" in str(summary) and "calibration" in str(summary)
+
+
+def write_png_bomb(path: Path, side: int) -> None:
+    """A genuine black picture of side x side pixels at one bit each."""
+    packer = zlib.compressobj(1)
+    data = b"".join(packer.compress(bytes(1 + side // 8)) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+BAD_PICTURES = {
+    "bad-bomb.png": "too large",
+    "bad-cut.jpg": "damaged",
+    "bad-empty.jpg": "the file is empty",
+    "bad-missing.jpg": "no such file",
+}
+
+
+def write_pictures(folder: Path) -> None:
+    """Good image files, and all bad ones but the missing one."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(folder / "good.jpg")
+    picture.save(folder / "good.png")
+    picture.convert("CMYK").save(folder / "good-cmyk.jpg")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(folder / "good-16bit.png")
+    picture.save(folder / "good-animated.gif", save_all=True, append_images=[picture.rotate(90)])
+    (folder / "bad-cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:900])
+    (folder / "bad-empty.jpg").write_bytes(b"")
+    write_png_bomb(folder / "bad-bomb.png", 30_000)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_pictures_are_set_aside_and_the_good_ones_labelled(num_workers, backbone, tmp_path):
+    (tmp_path / "images").mkdir()
+    write_pictures(tmp_path / "images")
+    names = [path.name for path in (tmp_path / "images").iterdir()] + ["bad-missing.jpg"]
+    lines: list[Any] = [
+        {"question_id": f"{name}/{turn}", "image": name, "text": f"Question {turn}?", "answer": "yes"}
+        for name in names
+        for turn in range(2)
+    ]
+    lines += [{"question_id": "too long", "image": "good.jpg", "text": "why " * 4500, "answer": "no"}]
+    lines += ["{not JSON", {"question_id": "unanswered", "image": "good.jpg", "text": "What?"}]
+    task = make_task(tmp_path, lines, fractions={"train": 0.5, "calibration": 0.2, "test": 0.3})
+    summary = label(
+        task=task, backbone=backbone, folder=tmp_path / "labels", num_workers=num_workers, images_per_batch=3
+    )
+    labelled = [
+        sample_id
+        for split, count in summary.counts.items()
+        if count
+        for sample_id in OutcomeTable.read(tmp_path / "labels", split).sample_id
+    ]
+    good = [f"mine/{name}/{turn}" for name in names for turn in range(2) if name.startswith("good")]
+    assert sorted(labelled) == sorted(good)
+
+    rows = [json.loads(line) for line in (tmp_path / "labels" / "set_aside.jsonl").read_text().splitlines()]
+    reasons = {row["sample_id"]: row["reason"] for row in rows if "sample_id" in row}
+    for name, word in BAD_PICTURES.items():
+        for turn in range(2):
+            assert name in reasons[f"mine/{name}/{turn}"] and word in reasons[f"mine/{name}/{turn}"]
+    assert "tokens" in reasons["mine/too long"]
+    assert len(rows) == 2 * len(BAD_PICTURES) + 3
+    assert sum(summary.set_aside.values()) == len(rows)
+    assert f"set aside: {len(rows)} rows" in str(summary)
+
+
+def test_a_task_of_unreadable_pictures_ends_with_the_reason(backbone, tmp_path):
+    task = make_task(tmp_path, [{"question_id": 1, "image": "lost.png", "text": "What?", "answer": "no"}])
+    with pytest.raises(ValueError, match=r"not one sample could be labelled .*no such file"):
+        label(task=task, backbone=backbone, folder=tmp_path / "labels", num_workers=0)
+    with pytest.raises(ValueError, match="not finished"):
+        OutcomeTable.read(tmp_path / "labels")
+
+
+class TestOtherLabelsInTheFolder:
+    def test_changed_weights_are_refused(self, copied, tmp_path):
+        checkpoint = shutil.copytree(CHECKPOINT.parent, tmp_path / "other") / "checkpoint"
+        shard = next(checkpoint.glob("*.safetensors"))
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.chmod(0o644)
+        shard.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"other weights \(.* there, .* here\).*paths\.labels=.*overwrite=true"
+        ):
+            label_some(make_backbone(checkpoint), copied)
+
+    def test_changed_prompt_is_refused(self, copied):
+        with pytest.raises(ValueError, match="were made with other prompt"):
+            label_some(make_backbone(prompt="short"), copied)
+
+    def test_changed_decoding_is_refused(self, copied):
+        with pytest.raises(ValueError, match="were made with other decoding"):
+            label_some(make_backbone(max_new_tokens=1), copied)
+
+    def test_changed_data_is_refused(self, copied, backbone):
+        with pytest.raises(ValueError, match="were made with other data"):
+            label(task=EasyVqa(suffix="\nShort."), backbone=backbone, folder=copied, limit=LIMIT)
+
+    def test_another_feature_scale_is_refused(self, copied, backbone):
+        with pytest.raises(ValueError, match=r"other feature_scale \(9 there, 36 here\)"):
+            label_some(backbone, copied, feature_scale=36)
+
+    def test_overwrite_replaces_them(self, copied):
+        (copied / "notes.txt").write_text("mine")
+        label_some(make_backbone(max_new_tokens=1), copied, overwrite=True)
+        assert (
+            OutcomeTable.read(copied, "test").fingerprints["decoding"]
+            != make_backbone().fingerprints["decoding"]
+        )
+        assert (copied / "notes.txt").read_text() == "mine"
+
+
+class TestLimits:
+    def test_a_larger_limit_adds_what_is_missing(self, copied, backbone, tmp_path):
+        more = {**LIMIT, "train": 4}
+        kept = copied / "outcomes" / "train-00000.parquet"
+        before = kept.stat().st_mtime_ns
+        label_some(backbone, copied, limit=more)
+        assert kept.stat().st_mtime_ns == before
+        label_some(backbone, tmp_path / "fresh", limit=more)
+        assert_same_labels(copied, tmp_path / "fresh")
+
+    def test_a_smaller_limit_is_refused(self, copied, backbone):
+        with pytest.raises(ValueError, match=r"limit\.train=3, more than 2: ask for as many or more"):
+            label_some(backbone, copied, limit={**LIMIT, "train": 2})
+
+    def test_an_unknown_split_is_refused(self, copied, backbone):
+        with pytest.raises(ValueError, match=r"limit names unknown splits \['validation'\]"):
+            label_some(backbone, copied, limit={"validation": 3})
+
+
+class TestAfterAccidents:
+    @pytest.mark.parametrize("room", ["outcomes", "features"])
+    @pytest.mark.parametrize("accident", ["lost", "cut short", "emptied"])
+    def test_a_damaged_shard_is_made_again(self, accident, room, copied, undisturbed, backbone):
+        path = copied / room / "train-00001.parquet"
+        content = path.read_bytes()
+        path.unlink()
+        if accident != "lost":
+            path.write_bytes(content[: len(content) // 2 if accident == "cut short" else 0])
+        label_some(backbone, copied)
+        assert_same_labels(copied, undisturbed)
+
+    def test_remains_of_a_killed_run_are_cleared_away(self, copied, undisturbed, backbone):
+        """Killed between the features and the outcomes of a shard: the outcomes are half-written."""
+        manifest = json.loads((copied / "manifest.json").read_text())
+        del manifest["counts"], manifest["shards"]
+        (copied / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+        (copied / "outcomes" / "test-00000.parquet").rename(copied / "outcomes" / ".test-00000.parquet.1.tmp")
+        (copied / "set_aside.jsonl").unlink()
+        (copied / "token_embeddings.safetensors").unlink()
+        label_some(backbone, copied)
+        assert_same_labels(copied, undisturbed)
+        assert not list(copied.rglob("*.tmp"))
+
+    def test_shards_of_other_weights_are_not_taken_over(self, copied, undisturbed, backbone, tmp_path):
+        label_some(make_backbone(max_new_tokens=1), tmp_path / "other")
+        shutil.copy(tmp_path / "other" / "outcomes" / "test-00000.parquet", copied / "outcomes")
+        label_some(backbone, copied)
+        assert_same_labels(copied, undisturbed)
+
+    def test_a_folder_in_use_is_refused_and_the_user_named(self, copied, backbone):
+        (copied / ".owner").write_text("process 1234 on somewhere")
+        with (
+            FileLock(copied / ".lock"),
+            pytest.raises(ValueError, match="process 1234 on somewhere is labelling into"),
+        ):
+            label_some(backbone, copied, overwrite=True)
+
+    def test_a_full_disk_ends_in_one_message_with_the_command_that_goes_on(
+        self, undisturbed, backbone, tmp_path
+    ):
+        """The system lets no file grow beyond a limit: writing fails as it does on a full disk."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(OSError, match=r"cannot write to .*labels.*the command goes on from there"):
+                label_some(backbone, tmp_path / "labels", command="the command")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.rglob("*.tmp"))
+        label_some(backbone, tmp_path / "labels")
+        assert_same_labels(tmp_path / "labels", undisturbed)
+
+    def test_a_reading_process_that_dies_is_told(self, backbone, tmp_path, monkeypatch):
+        def die(self: Any, image_id: str) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(blocks._Images, "__getitem__", die)
+        with pytest.raises(OSError, match=r"a process that reads images died.*num_workers=0"):
+            label_some(backbone, tmp_path, num_workers=1)
+
+
+class TestPromisesOfATask:
+    """What a task of somebody else's may get wrong is found before anything is labelled."""
+
+    class Broken(EasyVqa):
+        def __init__(self, change: dict[str, Any], splits: tuple[Split, ...] = ("train", "test")) -> None:
+            super().__init__()
+            self.change, self.splits = change, splits
+
+        def samples(self, split: Split) -> Iterator[Sample]:
+            for sample in super().samples(split):
+                yield dataclasses.replace(sample, **self.change) if split in self.splits else sample
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"sample_id": "same"}, "sample_id 'same' comes more than once"),
+            ({"image_id": "same"}, "samples of image 'same' of test are in train too"),
+            ({"metric": "vibes"}, "has metric 'vibes'; there are exact"),
+        ],
+    )
+    def test_broken_promises_are_named(self, change, message, backbone, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            label(task=self.Broken(change), backbone=backbone, folder=tmp_path, limit=LIMIT, num_workers=0)
+        assert not list(tmp_path.rglob("*.parquet"))
