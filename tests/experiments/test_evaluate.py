@@ -126,10 +126,10 @@ def test_matched_tokens_by_the_slow_way(comparison, splits):
 def test_resamples_redo_everything(splits):
     """The interval's ends equal those of figures computed afresh on each resampled table."""
     calibration, test = splits
-    found = compare(calibration, test, num_resamples=20, seed=5).find("informed")
+    found = compare(calibration, test, num_resamples=8, seed=5).find("informed")
     image = number_images(test.image_id)
     fresh = []
-    for weights in np.concatenate(list(draw_weights(image.max() + 1, 20, seed=5))).astype(int):
+    for weights in np.concatenate(list(draw_weights(image.max() + 1, 8, seed=5))).astype(int):
         rows = np.repeat(np.arange(len(test)), weights[image])
         resampled = _take_with_repeats(test, rows)
         fresh.append(compare(calibration, resampled, num_resamples=1).find("informed"))

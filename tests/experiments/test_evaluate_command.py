@@ -1,0 +1,103 @@
+"""Evaluation from folder to report: labels and predictors on disk in, metrics, picture and report out."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from experiments.evaluate import evaluate_predictors
+from experiments.report import Provenance
+from experiments.train import train_predictors
+from predictor.baselines import BestScalePerTask
+from predictor.pricing import PriceList
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
+
+
+@dataclass
+class Pictures:
+    """The images of the synthetic labels: a plain colour for each."""
+
+    name: str = "synthetic"
+    fingerprint: str = FINGERPRINTS["data"]
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+
+    def samples(self, split):
+        return iter(())
+
+    def image(self, image_id):
+        return Image.new("RGB", (32, 32), (int(image_id.split("-")[-1]) % 256, 90, 160))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    splits = {"train": 120, "calibration": 60, "test": 60}
+    parts = {split: make_labels(num, seed, split=split) for seed, (split, num) in enumerate(splits.items())}
+    write_labels(folder / "labels", parts)
+    manifest = folder / "labels" / "manifest.json"
+    names = {"backbone": "small", "task": "synthetic"}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | names), encoding="utf-8")
+    train_predictors(
+        [QuestionOnly(), BestScalePerTask()],
+        labels=folder / "labels",
+        folder=folder / "predictors",
+        validation_fraction=0.2,
+        seed=0,
+    )
+    return folder
+
+
+def evaluate(store, output, **arguments):
+    names, task = arguments.pop("names", ["question_only", "per_task"]), arguments.pop("task", Pictures())
+    return evaluate_predictors(
+        names,
+        labels=store / "labels",
+        predictors=store / "predictors",
+        task=task,
+        output=output,
+        provenance=Provenance("python -m experiments.evaluate", "seed: 0", "now"),
+        num_resamples=50,
+        gallery=2,
+        **arguments,
+    )
+
+
+def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
+    comparison = evaluate(store, tmp_path / "first")
+    assert f"report: {tmp_path / 'first' / 'report.html'}" in capsys.readouterr().out
+    evaluate(store, tmp_path / "second")
+    for name in ("metrics.json", "front.png", "report.html"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+    metrics = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["task"], metrics["backbone"]) == ("synthetic", "small")
+    assert metrics["fingerprints"] == FINGERPRINTS
+    default = PriceList.load(store / "predictors" / "question_only").default
+    assert comparison.predictors[0].default.price == default.price
+    assert metrics["predictors"]["question_only"]["default"]["price"] == pytest.approx(
+        default.price, abs=1e-6
+    )
+    assert "small on synthetic" in (tmp_path / "first" / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_task_leaves_its_best_scale_on_the_mix(store, tmp_path):
+    """Estimates that are the same for every sample can at best draw between fixed scales."""
+    comparison = evaluate(store, tmp_path)
+    per_task = comparison.find("per_task")
+    assert (per_task.to_mix.value <= 1e-9).all()
+    assert per_task.mean_to_mix.value == pytest.approx(0, abs=0.01)
+    assert comparison.find("question_only").mean_to_mix.low > 0
+
+
+def test_task_of_other_data_is_refused(store, tmp_path):
+    with pytest.raises(ValueError, match="label again, or configure the task as it was"):
+        evaluate(store, tmp_path, task=Pictures(fingerprint="other"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictor_that_was_not_trained_is_named(store, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no trained predictor in .*per_kind"):
+        evaluate(store, tmp_path, names=["question_only", "per_kind"])
