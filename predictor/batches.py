@@ -91,9 +91,5 @@ class LabelsDataModule(lightning.LightningDataModule):
     def _make_loader(self, dataset: LabelsDataset, shuffle: bool) -> DataLoader:
         # This sampler on one device, too: it orders by seed and epoch, so that a run that was killed and
         # resumed sees what an undisturbed one sees.
-        num_replicas = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        sampler: DistributedSampler = DistributedSampler(
-            dataset, num_replicas, rank, shuffle=shuffle, seed=self.seed
-        )
+        sampler: DistributedSampler = DistributedSampler(dataset, 1, 0, shuffle=shuffle, seed=self.seed)
         return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=lambda batch: batch)

@@ -1,6 +1,7 @@
 """The predictor that trains networks: a small ensemble, stopped where its policy is worth most."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -23,6 +24,14 @@ from predictor.batches import LabelsDataModule, iterate_batches, make_batch
 from predictor.objectives import Correctness
 from predictor.training import MONITOR, Objective, ScaleModule, average_estimates
 
+make_quiet_trainer = functools.partial(
+    lightning.Trainer,
+    accelerator="cpu",
+    devices=1,
+    logger=False,
+    enable_model_summary=False,
+    enable_progress_bar=False,
+)
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
 
 
@@ -71,7 +80,7 @@ class LearnedPredictor(Predictor):
         batch = make_batch(inputs, [0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             for network in self._networks:
-                network(batch, inputs.token_embeddings.float())
+                network(batch, inputs.token_embeddings)
         return counter.get_total_flops()
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
@@ -85,7 +94,7 @@ class LearnedPredictor(Predictor):
             networks = self._make_networks(len(train.outcomes.scales))
             module = ScaleModule(
                 networks,
-                train.inputs.token_embeddings.float(),
+                train.inputs.token_embeddings,
                 self.objective(),
                 learning_rate=self.learning_rate,
                 weight_decay=self.weight_decay,
@@ -101,9 +110,11 @@ class LearnedPredictor(Predictor):
             )
             stop = EarlyStopping(MONITOR, mode="max", patience=self.patience)
             average = EMAWeightAveraging(decay=self.average_decay, use_buffers=False)
-            trainer = (context.make_trainer or lightning.Trainer)(
+            trainer = (context.make_trainer or make_quiet_trainer)(
                 max_epochs=self.max_epochs, callbacks=[average, stop, best]
             )
+            if trainer.world_size > 1:
+                raise ValueError(f"{self.name} is light and trains on one device: trainer=cpu or trainer=gpu")
             data = LabelsDataModule(train, validation, batch_size=self.batch_size, seed=self.seed)
             trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
@@ -118,7 +129,7 @@ class LearnedPredictor(Predictor):
             raise ValueError(
                 f"{self.name} reads tokens of hidden size {self._hidden_size}, not {inputs.visual.shape[-1]}"
             )
-        embeddings = inputs.token_embeddings.float()
+        embeddings = inputs.token_embeddings
         with torch.inference_mode():
             parts = [
                 average_estimates(self._networks, batch, embeddings)

@@ -63,10 +63,6 @@ class ScaleModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         estimates, cost, score = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        if self.trainer.world_size > 1:
-            estimates, cost, score = (
-                part.flatten(0, 1) for part in self.all_gather((estimates, cost, score))
-            )
         value = policy_value(estimates.cpu().numpy(), cost.cpu().numpy(), score.cpu().numpy())
         self.log(MONITOR, value, prog_bar=True)
 

@@ -50,7 +50,7 @@ class CrossAttention(nn.Module):
         """Logits `[batch, num_scales]` from a batch and the frozen embeddings `[vocab, hidden_size]`."""
         # A batch of questions repeats few words: project each of them once.
         words, word_of = torch.unique(batch.question_ids, return_inverse=True)
-        question = self.project_question(token_embeddings[words])[word_of]
+        question = self.project_question(token_embeddings[words].to(batch.visual))[word_of]
         question = question + self.place_question(encode_positions(question.shape[1], self.width, question))
         question = torch.cat([self.summary.expand(len(question), 1, -1), question], dim=1)
         padding = nn.functional.pad(~batch.question_mask, (1, 0), value=False)

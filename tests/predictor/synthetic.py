@@ -13,6 +13,7 @@ So the best estimates are known, with the picture (`true_estimates`) and without
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,62 +64,75 @@ def make_labels(num_images: int, seed: int, questions_per_image: int = 4, split:
     visual = directions[crowding][:, None] * 0.5 + draw.normal(size=(num_images, NUM_COARSE, HIDDEN))
     kind = draw.integers(0, 3, num_samples)
     question = [f"{draw.choice(FILLERS)} {KINDS[k]} {draw.choice(FILLERS)}" for k in kind]
-    ids = [np.array([VOCABULARY.index(word) for word in text.split()], dtype=np.int32) for text in question]
-    needed = find_needed(kind, crowding[image_row])
-    chance = np.where(np.arange(3) >= needed[:, None], RIGHT, WRONG)
-    score = (draw.random(chance.shape) < chance).astype(np.float32)
-    cost = np.tile(np.array(SCALES, dtype=np.int32), (num_samples, 1))
-    image_id = np.array([f"{split}-{seed}-{row}" for row in image_row], dtype=object)
-    task = np.full(num_samples, "synthetic", dtype=object)
-    outcomes = OutcomeTable(
-        scales=SCALES,
-        fingerprints=FINGERPRINTS,
-        sample_id=np.array([f"{image}-{i}" for i, image in enumerate(image_id)], dtype=object),
-        image_id=image_id,
-        task=task,
-        split=np.full(num_samples, split, dtype=object),
-        kind=np.array([KINDS[k] for k in kind], dtype=object),
-        question=np.array(question, dtype=object),
-        metric=np.full(num_samples, "exact", dtype=object),
-        references=[["yes"]] * num_samples,
-        attributes=[
-            {"kind": KINDS[k], "crowding": int(c)} for k, c in zip(kind, crowding[image_row], strict=True)
-        ],
-        question_ids=ids,
-        answer=[["yes" if right else "no" for right in row] for row in score],
-        score=score,
-        nll=(1 - score).astype(np.float32),
-        confidence=np.full(score.shape, 0.5, dtype=np.float32),
-        visual_tokens=cost,
-    )
     inputs = Inputs(
         scales=SCALES,
         question=question,
-        task=task,
-        question_ids=ids,
+        task=np.full(num_samples, "synthetic", dtype=object),
+        question_ids=[np.array([VOCABULARY.index(w) for w in q.split()], dtype=np.int32) for q in question],
         image_row=image_row,
         visual=visual.astype(np.float16),
         visual_mask=np.ones((num_images, NUM_COARSE), dtype=bool),
         token_embeddings=torch.from_numpy(embeddings),
-        visual_tokens=cost,
+        visual_tokens=np.tile(np.array(SCALES, dtype=np.int32), (num_samples, 1)),
+    )
+    chance = np.where(np.arange(3) >= find_needed(kind, crowding[image_row])[:, None], RIGHT, WRONG)
+    score = (draw.random(chance.shape) < chance).astype(np.float32)
+    attributes = [
+        {"kind": KINDS[k], "crowding": int(c)} for k, c in zip(kind, crowding[image_row], strict=True)
+    ]
+    return label(inputs, score, split=split, image_prefix=f"{split}-{seed}", attributes=attributes)
+
+
+def label(
+    inputs: Inputs,
+    score: np.ndarray,
+    *,
+    split: str,
+    image_prefix: str,
+    attributes: list[dict[str, Any]] | None = None,
+    fingerprints: dict[str, str] = FINGERPRINTS,
+) -> Labels:
+    """Inputs with these scores `[n, S]`; what else an outcome table holds is filled in."""
+    num_samples = len(inputs)
+    image_id = np.array([f"{image_prefix}-{row}" for row in inputs.image_row], dtype=object)
+    attributes = attributes or [{"kind": "any"}] * num_samples
+    outcomes = OutcomeTable(
+        scales=inputs.scales,
+        fingerprints=fingerprints,
+        sample_id=np.array([f"{image}-{i}" for i, image in enumerate(image_id)], dtype=object),
+        image_id=image_id,
+        task=inputs.task,
+        split=np.full(num_samples, split, dtype=object),
+        kind=np.array([row["kind"] for row in attributes], dtype=object),
+        question=np.array(inputs.question, dtype=object),
+        metric=np.full(num_samples, "exact", dtype=object),
+        references=[["yes"]] * num_samples,
+        attributes=attributes,
+        question_ids=inputs.question_ids,
+        answer=[["yes" if right else "no" for right in row] for row in score],
+        score=score,
+        nll=(1 - score).astype(np.float32),
+        confidence=np.full(score.shape, 0.5, dtype=np.float32),
+        visual_tokens=inputs.visual_tokens,
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 
 
 def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
     """A finished label folder of these splits, one shard each."""
-    header = {"schema": SCHEMA_VERSION, "scales": list(SCALES), "fingerprints": FINGERPRINTS}
+    first = next(iter(splits.values()))
     for room in ("outcomes", "features"):
         (folder / room).mkdir(parents=True)
     for split, labels in splits.items():
         visual = dict(zip(dict.fromkeys(labels.outcomes.image_id), labels.inputs.visual, strict=True))
+        header = labels.outcomes.header
         write_shard(folder / "outcomes" / f"{split}-00000.parquet", labels.outcomes.to_arrow(), header)
         write_shard(folder / "features" / f"{split}-00000.parquet", to_feature_table(visual), header)
-        embeddings = {"token_embeddings": labels.inputs.token_embeddings}
-        save_file(embeddings, folder / "token_embeddings.safetensors")
+    save_file({"token_embeddings": first.inputs.token_embeddings}, folder / "token_embeddings.safetensors")
     manifest = {
-        **header,
-        "feature_scale": NUM_COARSE,
+        **first.outcomes.header,
+        "schema": SCHEMA_VERSION,
+        "feature_scale": first.inputs.visual.shape[1],
         "counts": {split: len(labels) for split, labels in splits.items()},
         "shards": {f"{split}-00000": split for split in splits},
         "complete": True,

@@ -1,0 +1,95 @@
+"""Answer one question: `python -m experiments.answer image=PATH question='...'`.
+
+The predictor chooses the scale; its estimates, the choice and the answers at the other scales are printed.
+`scale=36` forces one, and needs no predictor.
+"""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.tasks.images import open_image
+from experiments.text_table import format_table
+from experiments.training_record import read_record
+from m3_backbone.backbone import Answer, Backbone
+from predictor.adaptive import AdaptiveBackbone, Choice
+from predictor.base import Predictor
+from predictor.pricing import OperatingPoint, PriceList
+
+
+@entry_point("answer")
+def main(config: DictConfig) -> str:
+    path = Path(config.image).expanduser().resolve()
+    image = open_image(path.parent, path.name)
+    backbone: Backbone = instantiate(config.backbone, _convert_="all")
+    encoded, question = backbone.encode([image]), str(config.question)
+    if config.scale is None:
+        folder = Path(config.paths.predictors) / config.predictor.name
+        adaptive = load_adaptive(backbone, folder, price=config.price, budget=config.budget)
+        choice = adaptive.choose(encoded, [question])[0]
+        scale, reason = choice.scale, describe_point(adaptive.point, choice)
+    else:
+        choice, scale, reason = None, backbone.ladder.check(config.scale), "as asked for"
+    answers = {each: backbone.answer(encoded, [question], each)[0] for each in backbone.ladder}
+    costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.ladder}
+    print(format_answers(answers, costs, scale, choice))
+    print(f"scale {scale}: {reason}\n{answers[scale].text}")
+    return answers[scale].text
+
+
+def load_adaptive(
+    backbone: Backbone, folder: Path, *, price: float | None = None, budget: float | None = None
+) -> AdaptiveBackbone:
+    """The backbone with the predictor that `experiments.train` left in `folder`.
+
+    It pays `price` for one answer at the finest scale, or the lowest price that kept the mean visual tokens
+    of the calibration split within `budget`, or by default the price that was chosen in training.
+    """
+    if price is not None and budget is not None:
+        raise ValueError("give a price or a budget, not both")
+    predictor = Predictor.load(folder)
+    prices, record = PriceList.load(folder), read_record(folder)
+    if record is None:
+        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+    point = prices.default
+    if budget is not None:
+        point = prices.at_budget(budget)
+    if price is not None:
+        point = prices.at_price(price)
+    return AdaptiveBackbone(backbone, predictor, point, feature_scale=record.feature_scale)
+
+
+def describe_point(point: OperatingPoint, choice: Choice) -> str:
+    """In words, what the price is and what it means."""
+    tokens = dict(zip(choice.scales, choice.visual_tokens, strict=True))[choice.scale]
+    return (
+        f"chosen at price {point.price:.4f} per {point.unit:g} visual tokens, so paying "
+        f"{point.price * tokens / point.unit:.4f} for {tokens}; "
+        f"on the calibration split this price takes {point.cost:.1f} tokens and scores {point.score:.4f}"
+    )
+
+
+def format_answers(
+    answers: dict[int, Answer], costs: dict[int, int], chosen: int, choice: Choice | None
+) -> str:
+    """A table, one scale a row, the chosen one marked."""
+    estimates = dict(zip(choice.scales, choice.estimates, strict=True)) if choice else {}
+    rows = [["", "scale", "tokens", "estimate", "confidence", "answer"]]
+    for scale, answer in answers.items():
+        rows.append(
+            [
+                "->" if scale == chosen else "",
+                str(scale),
+                str(costs[scale]),
+                f"{estimates[scale]:.3f}" if choice else "-",
+                f"{answer.confidence:.3f}",
+                answer.text.replace("\n", " "),
+            ]
+        )
+    return format_table(rows)
+
+
+if __name__ == "__main__":
+    main()

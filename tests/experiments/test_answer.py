@@ -1,0 +1,114 @@
+"""The answer command on a small random checkpoint with a predictor trained for it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from experiments.answer import main
+from experiments.config import find_config_dir
+from experiments.train import train_predictors
+from m3_backbone.llava import LlavaBackbone
+from predictor.adaptive import make_inputs
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import label, write_labels
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
+COLOR, COUNT = "What color is it?", "How many are there?"
+SETTINGS = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A predictor for which questions on color need the coarsest scale and questions on counts the finest."""
+    backbone = LlavaBackbone(
+        FIXTURE / "checkpoint", dtype="float32", device="cpu", attn_implementation="sdpa", max_new_tokens=4
+    )
+    encoded = backbone.encode([Image.open(FIXTURE / "image0.png").convert("RGB")] * 12)
+    inputs = make_inputs(
+        backbone, encoded, [COLOR, COUNT] * 6, 9, token_embeddings=backbone.token_embeddings().detach()
+    )
+    fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
+    score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
+    folder = tmp_path_factory.mktemp("store")
+    parts = {
+        split: label(inputs, score, split=split, image_prefix=split, fingerprints=backbone.fingerprints)
+        for split in ("train", "calibration")
+    }
+    write_labels(folder / "labels", parts)
+    train_predictors(
+        [QuestionOnly(inverse_penalties=(1000.0,))],
+        labels=folder / "labels",
+        folder=folder / "predictors",
+        validation_fraction=0.5,
+        seed=0,
+    )
+    return folder
+
+
+@pytest.fixture
+def answer(store, capsys):
+    """Run the command's main in this process: what it printed, and its exit status."""
+
+    def run(question, *overrides):
+        settings = [f"backbone.{name}={value}" for name, value in SETTINGS.items()]
+        with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+            config = compose(
+                "answer",
+                [
+                    *(f"paths.predictors={store / 'predictors'}", "predictor=question_only"),
+                    *("backbone=local", f"backbone.checkpoint={FIXTURE / 'checkpoint'}", *settings),
+                    *(f"image={FIXTURE / 'image0.png'}", f"question='{question}'", *overrides),
+                ],
+            )
+        capsys.readouterr()
+        try:
+            main(config)
+        except SystemExit as end:
+            return capsys.readouterr().err, end.code
+        return capsys.readouterr().out, 0
+
+    return run
+
+
+def find_chosen(output):
+    """The scale in the row that is marked."""
+    return [int(scale) for scale in re.findall(r"^->\s+(\d+)", output, re.M)]
+
+
+@pytest.mark.parametrize(("question", "scale"), [(COLOR, 1), (COUNT, 576)])
+def test_it_answers_at_the_chosen_scale_and_shows_the_others(answer, question, scale):
+    output, status = answer(question)
+    assert status == 0, output
+    assert find_chosen(output) == [scale]
+    assert [int(row) for row in re.findall(r"^(?:->)?\s+(\d+)", output, re.M)] == [1, 9, 36, 144, 576]
+    assert f"scale {scale}: chosen at price" in output
+
+
+def test_a_scale_can_be_forced(answer):
+    output, _ = answer(COUNT, "scale=36")
+    assert find_chosen(output) == [36]
+
+
+def test_a_budget_sets_the_price(answer):
+    output, _ = answer(COUNT, "budget=1")
+    assert find_chosen(output) == [1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["image=nowhere.png"], "nowhere.png"),
+        (["scale=7"], "1, 9, 36, 144"),
+        (["predictor=cross_attention"], "python -m experiments.train"),
+        (["price=1", "budget=1"], "a price or a budget, not both"),
+        (["budget=0.5"], "no price keeps the mean cost within 0.5"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(answer, overrides, message):
+    error, status = answer(COUNT, *overrides)
+    assert status == 2
+    assert message in error

@@ -1,0 +1,101 @@
+"""Predictor and backbone joined, on a small random checkpoint in the authors' layout."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m3_backbone.llava import LlavaBackbone
+from predictor.adaptive import AdaptiveBackbone, make_inputs
+from predictor.baselines import FixedScale
+from predictor.learned import LearnedPredictor
+from predictor.networks.cross_attention import CrossAttention
+from predictor.pricing import OperatingPoint
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import label
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
+COLOR, COUNT = "What color is it?", "How many are there?"
+FREE = OperatingPoint(price=0, unit=1, cost=1, score=1)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [Image.open(FIXTURE / f"image{i}.png").convert("RGB") for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def inputs(backbone, images):
+    encoded = backbone.encode(images)
+    return make_inputs(
+        backbone,
+        [encoded[0], encoded[0], encoded[1], encoded[1]],
+        [COLOR, COUNT] * 2,
+        backbone.ladder.scales[1],
+        token_embeddings=backbone.token_embeddings(),
+    )
+
+
+def make_parts(backbone, inputs):
+    """Train and validation: questions on color are right at every scale, on counts at the finest alone."""
+    fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
+    score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
+    return [
+        label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
+        for side in ("train", "validation")
+    ]
+
+
+def test_inputs_are_what_labelling_stores(backbone, images, inputs):
+    encoded, scale = backbone.encode(images), backbone.ladder.scales[1]
+    assert inputs.scales == backbone.ladder.scales
+    assert inputs.image_row.tolist() == [0, 0, 1, 1]
+    for row, image in enumerate(encoded):
+        tokens = backbone.visual_tokens(image, scale).half().numpy()
+        np.testing.assert_array_equal(inputs.visual[row, : len(tokens)], tokens)
+    assert inputs.visual_tokens[0].tolist() == [
+        len(backbone.visual_tokens(encoded[0], scale)) for scale in backbone.ladder
+    ]
+    assert inputs.question_ids[1].tolist() == backbone.question_ids(COUNT)
+
+
+def test_each_question_is_answered_at_its_own_scale(backbone, images, inputs):
+    predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*make_parts(backbone, inputs))
+    point = OperatingPoint(price=0.2, unit=backbone.ladder.finest, cost=1, score=1)
+    joined = AdaptiveBackbone(backbone, predictor, point, feature_scale=backbone.ladder.scales[1])
+    asked = [images[0], images[1], images[0]], [COUNT, COLOR, COLOR]
+    answers, choices = joined.answer(*asked)
+    coarsest, finest = backbone.ladder.coarsest, backbone.ladder.finest
+    assert [choice.scale for choice in choices] == [finest, coarsest, coarsest]
+    for image, question, answer, choice in zip(*asked, answers, choices, strict=True):
+        alone = backbone.answer(backbone.encode([image]), [question], choice.scale)[0]
+        assert (answer.text, answer.token_ids) == (alone.text, alone.token_ids)
+        assert len(choice.estimates) == len(choice.visual_tokens) == len(backbone.ladder)
+
+
+def test_a_network_serves_too(backbone, images, inputs):
+    network = functools.partial(CrossAttention, width=16)
+    predictor = LearnedPredictor(network=network, max_epochs=1).fit(*make_parts(backbone, inputs))
+    joined = AdaptiveBackbone(backbone, predictor, FREE, feature_scale=backbone.ladder.scales[1])
+    choice = joined.choose(backbone.encode(images[:1]), [COLOR])[0]
+    np.testing.assert_allclose(choice.estimates, predictor.predict(inputs)[0], atol=1e-5)
+
+
+def test_a_predictor_of_another_backbone_is_refused(backbone, inputs):
+    predictor = FixedScale(scale=backbone.ladder.finest).fit(*make_parts(backbone, inputs))
+    predictor.fingerprints = {**backbone.fingerprints, "weights": "others"}
+    with pytest.raises(ValueError, match="weights others instead of"):
+        AdaptiveBackbone(backbone, predictor, FREE, feature_scale=backbone.ladder.scales[1])
+
+
+def test_a_feature_scale_off_the_ladder_is_refused(backbone, inputs):
+    predictor = FixedScale(scale=backbone.ladder.finest).fit(*make_parts(backbone, inputs))
+    with pytest.raises(ValueError, match="7"):
+        AdaptiveBackbone(backbone, predictor, FREE, feature_scale=7)
