@@ -21,15 +21,16 @@ from PIL import Image
 from experiments import blocks
 from experiments.labelling import LabelSummary, label
 from experiments.scorers import score
-from experiments.tasks.base import SPLITS, Sample, Split
-from experiments.tasks.easy_vqa import EasyVqa
+from experiments.tasks.base import SPLITS, Sample, Split, Task
+from experiments.tasks.llava_jsonl import LlavaJsonl
 from m3_backbone.labels import read_labels
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
 from tests.experiments.question_files import make_task
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
-LIMIT = {"train": 3, "calibration": 1, "test": 1}
+NAMES = {"train": ("a", "b", "c", "d"), "calibration": ("e",), "test": ("f",)}
+LIMIT = {"train": 3}
 
 
 def make_backbone(checkpoint: Path = CHECKPOINT, **arguments: Any) -> LlavaBackbone:
@@ -42,16 +43,42 @@ def backbone() -> LlavaBackbone:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(backbone: LlavaBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labels of a few easy-VQA images, in shards of two images or so."""
+def task(tmp_path_factory: pytest.TempPathFactory) -> LlavaJsonl:
+    """Five questions on each of a few noisy pictures."""
+    folder = tmp_path_factory.mktemp("task")
+    noise = np.random.default_rng(0).integers(0, 256, (6, 30, 40, 3), dtype=np.uint8)
+    (folder / "images").mkdir()
+    for pixels, name in zip(noise, "abcdef", strict=True):
+        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+    return make_task(
+        folder,
+        [
+            {
+                "question_id": f"{name}{turn}",
+                "image": f"{name}.png",
+                "text": f"What is {'very ' * turn}strange in picture {name}?",
+                "references": ["a cat", "cats"][: 1 + turn % 2],
+                "category": f"kind {turn % 2}",
+                "split": split,
+            }
+            for split, names in NAMES.items()
+            for name in names
+            for turn in range(5)
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(task: LlavaJsonl, backbone: LlavaBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of all but one of the pictures, two pictures to a shard."""
     folder = tmp_path_factory.mktemp("undisturbed") / "labels"
-    label_some(backbone, folder)
+    label_some(task, backbone, folder)
     return folder
 
 
-def label_some(backbone: LlavaBackbone, folder: Path, **arguments: Any) -> LabelSummary:
-    settings: dict[str, Any] = {"limit": LIMIT, "shard_size": 15, "num_workers": 0, "images_per_batch": 2}
-    return label(task=EasyVqa(), backbone=backbone, folder=folder, **(settings | arguments))
+def label_some(task: Task, backbone: LlavaBackbone, folder: Path, **arguments: Any) -> LabelSummary:
+    settings: dict[str, Any] = {"limit": LIMIT, "shard_size": 10, "num_workers": 0, "images_per_batch": 1}
+    return label(task=task, backbone=backbone, folder=folder, **(settings | arguments))
 
 
 @pytest.fixture
@@ -68,13 +95,12 @@ def assert_same_labels(first: Path, second: Path) -> None:
     assert (first / "set_aside.jsonl").read_text() == (second / "set_aside.jsonl").read_text()
 
 
-def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, backbone):
-    """Every column of some rows, each question asked alone on an image encoded alone."""
-    task = EasyVqa()
+def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbone):
+    """Every column, each question asked alone on an image encoded alone."""
     labels = read_labels(undisturbed, "test")
     samples = {sample.sample_id: sample for sample in task.samples("test")}
     assert labels.outcomes.scales == tuple(backbone.ladder)
-    for row in range(0, len(labels), 7):
+    for row in range(len(labels)):
         sample = samples[labels.outcomes.sample_id[row]]
         picture = task.image(sample.image_id)
         image = backbone.encode([picture])[0]
@@ -95,17 +121,17 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, backbone):
     assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())
 
 
-def test_every_sample_within_the_limits_has_one_row(undisturbed):
+def test_every_sample_within_the_limits_has_one_row(undisturbed, task):
     for split in SPLITS:
-        samples = list(EasyVqa().samples(split))
-        images = list(dict.fromkeys(sample.image_id for sample in samples))[: LIMIT[split]]
+        samples = list(task.samples(split))
+        images = list(dict.fromkeys(sample.image_id for sample in samples))[: LIMIT.get(split)]
         wanted = [sample.sample_id for sample in samples if sample.image_id in images]
         assert OutcomeTable.read(undisturbed, split).sample_id.tolist() == wanted
 
 
 @pytest.mark.parametrize("arguments", [{"images_per_batch": 5}, {"num_workers": 2}, {"shard_size": 1000}])
-def test_batches_workers_and_shards_do_not_change_the_table(arguments, backbone, undisturbed, tmp_path):
-    label_some(backbone, tmp_path, **arguments)
+def test_batches_workers_and_shards_do_not_change_the_table(arguments, task, backbone, undisturbed, tmp_path):
+    label_some(task, backbone, tmp_path, **arguments)
     for split in SPLITS:
         ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
@@ -114,8 +140,8 @@ def test_batches_workers_and_shards_do_not_change_the_table(arguments, backbone,
         assert same.to_arrow().equals(theirs.to_arrow())
 
 
-def test_question_batches_do_not_change_the_table(undisturbed, tmp_path):
-    label_some(make_backbone(batch_size=3), tmp_path)
+def test_question_batches_do_not_change_the_table(undisturbed, task, tmp_path):
+    label_some(task, make_backbone(batch_size=3), tmp_path)
     for split in SPLITS:
         ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
         assert ours.answer == theirs.answer
@@ -123,19 +149,19 @@ def test_question_batches_do_not_change_the_table(undisturbed, tmp_path):
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
 
 
-def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, monkeypatch):
+def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, task, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("m3_backbone.checkpoint.Checkpoint.load_model", refuse)
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
-    summary = label_some(make_backbone(), undisturbed)
+    summary = label_some(task, make_backbone(), undisturbed)
     assert summary.counts == {split: len(OutcomeTable.read(undisturbed, split)) for split in SPLITS}
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
-def test_summary_gives_mean_scores_per_scale(undisturbed, backbone):
-    summary = label_some(backbone, undisturbed)
+def test_summary_gives_mean_scores_per_scale(undisturbed, task, backbone):
+    summary = label_some(task, backbone, undisturbed)
     for split in SPLITS:
         expected = OutcomeTable.read(undisturbed, split).score.mean(axis=0)
         assert summary.accuracy[split] == pytest.approx(expected.tolist())
@@ -219,7 +245,7 @@ def test_a_task_of_unreadable_pictures_ends_with_the_reason(backbone, tmp_path):
 
 
 class TestOtherLabelsInTheFolder:
-    def test_changed_weights_are_refused(self, copied, tmp_path):
+    def test_changed_weights_are_refused(self, copied, task, tmp_path):
         checkpoint = shutil.copytree(CHECKPOINT.parent, tmp_path / "other") / "checkpoint"
         shard = next(checkpoint.glob("*.safetensors"))
         content = bytearray(shard.read_bytes())
@@ -229,27 +255,28 @@ class TestOtherLabelsInTheFolder:
         with pytest.raises(
             ValueError, match=r"other weights \(.* there, .* here\).*paths\.labels=.*overwrite=true"
         ):
-            label_some(make_backbone(checkpoint), copied)
+            label_some(task, make_backbone(checkpoint), copied)
 
-    def test_changed_prompt_is_refused(self, copied):
+    def test_changed_prompt_is_refused(self, copied, task):
         with pytest.raises(ValueError, match="were made with other prompt"):
-            label_some(make_backbone(prompt="short"), copied)
+            label_some(task, make_backbone(prompt="short"), copied)
 
-    def test_changed_decoding_is_refused(self, copied):
+    def test_changed_decoding_is_refused(self, copied, task):
         with pytest.raises(ValueError, match="were made with other decoding"):
-            label_some(make_backbone(max_new_tokens=1), copied)
+            label_some(task, make_backbone(max_new_tokens=1), copied)
 
-    def test_changed_data_is_refused(self, copied, backbone):
+    def test_changed_data_is_refused(self, copied, backbone, tmp_path):
+        other = make_task(tmp_path, [{"question_id": 1, "image": "a.png", "text": "What?", "answer": "no"}])
         with pytest.raises(ValueError, match="were made with other data"):
-            label(task=EasyVqa(suffix="\nShort."), backbone=backbone, folder=copied, limit=LIMIT)
+            label_some(other, backbone, copied)
 
-    def test_another_feature_scale_is_refused(self, copied, backbone):
+    def test_another_feature_scale_is_refused(self, copied, task, backbone):
         with pytest.raises(ValueError, match=r"other feature_scale \(9 there, 36 here\)"):
-            label_some(backbone, copied, feature_scale=36)
+            label_some(task, backbone, copied, feature_scale=36)
 
-    def test_overwrite_replaces_them(self, copied):
+    def test_overwrite_replaces_them(self, copied, task):
         (copied / "notes.txt").write_text("mine")
-        label_some(make_backbone(max_new_tokens=1), copied, overwrite=True)
+        label_some(task, make_backbone(max_new_tokens=1), copied, overwrite=True)
         assert (
             OutcomeTable.read(copied, "test").fingerprints["decoding"]
             != make_backbone().fingerprints["decoding"]
@@ -258,37 +285,37 @@ class TestOtherLabelsInTheFolder:
 
 
 class TestLimits:
-    def test_a_larger_limit_adds_what_is_missing(self, copied, backbone, tmp_path):
+    def test_a_larger_limit_adds_what_is_missing(self, copied, task, backbone, tmp_path):
         more = {**LIMIT, "train": 4}
         kept = copied / "outcomes" / "train-00000.parquet"
         before = kept.stat().st_mtime_ns
-        label_some(backbone, copied, limit=more)
+        label_some(task, backbone, copied, limit=more)
         assert kept.stat().st_mtime_ns == before
-        label_some(backbone, tmp_path / "fresh", limit=more)
+        label_some(task, backbone, tmp_path / "fresh", limit=more)
         assert_same_labels(copied, tmp_path / "fresh")
 
-    def test_a_smaller_limit_is_refused(self, copied, backbone):
+    def test_a_smaller_limit_is_refused(self, copied, task, backbone):
         with pytest.raises(ValueError, match=r"limit\.train=3, more than 2: ask for as many or more"):
-            label_some(backbone, copied, limit={**LIMIT, "train": 2})
+            label_some(task, backbone, copied, limit={**LIMIT, "train": 2})
 
-    def test_an_unknown_split_is_refused(self, copied, backbone):
+    def test_an_unknown_split_is_refused(self, copied, task, backbone):
         with pytest.raises(ValueError, match=r"limit names unknown splits \['validation'\]"):
-            label_some(backbone, copied, limit={"validation": 3})
+            label_some(task, backbone, copied, limit={"validation": 3})
 
 
 class TestAfterAccidents:
     @pytest.mark.parametrize("room", ["outcomes", "features"])
     @pytest.mark.parametrize("accident", ["lost", "cut short", "emptied"])
-    def test_a_damaged_shard_is_made_again(self, accident, room, copied, undisturbed, backbone):
+    def test_a_damaged_shard_is_made_again(self, accident, room, copied, undisturbed, task, backbone):
         path = copied / room / "train-00001.parquet"
         content = path.read_bytes()
         path.unlink()
         if accident != "lost":
             path.write_bytes(content[: len(content) // 2 if accident == "cut short" else 0])
-        label_some(backbone, copied)
+        label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
 
-    def test_remains_of_a_killed_run_are_cleared_away(self, copied, undisturbed, backbone):
+    def test_remains_of_a_killed_run_are_cleared_away(self, copied, undisturbed, task, backbone):
         """Killed between the features and the outcomes of a shard: the outcomes are half-written."""
         manifest = json.loads((copied / "manifest.json").read_text())
         del manifest["counts"], manifest["shards"]
@@ -296,69 +323,64 @@ class TestAfterAccidents:
         (copied / "outcomes" / "test-00000.parquet").rename(copied / "outcomes" / ".test-00000.parquet.1.tmp")
         (copied / "set_aside.jsonl").unlink()
         (copied / "token_embeddings.safetensors").unlink()
-        label_some(backbone, copied)
+        label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
         assert not list(copied.rglob("*.tmp"))
 
-    def test_shards_of_other_weights_are_not_taken_over(self, copied, undisturbed, backbone, tmp_path):
-        label_some(make_backbone(max_new_tokens=1), tmp_path / "other")
+    def test_shards_of_other_weights_are_not_taken_over(self, copied, undisturbed, task, backbone, tmp_path):
+        label_some(task, make_backbone(max_new_tokens=1), tmp_path / "other")
         shutil.copy(tmp_path / "other" / "outcomes" / "test-00000.parquet", copied / "outcomes")
-        label_some(backbone, copied)
+        label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
 
-    def test_a_folder_in_use_is_refused_and_the_user_named(self, copied, backbone):
+    def test_a_folder_in_use_is_refused_and_the_user_named(self, copied, task, backbone):
         (copied / ".owner").write_text("process 1234 on somewhere")
         with (
             FileLock(copied / ".lock"),
             pytest.raises(ValueError, match="process 1234 on somewhere is labelling into"),
         ):
-            label_some(backbone, copied, overwrite=True)
+            label_some(task, backbone, copied, overwrite=True)
 
     def test_a_full_disk_ends_in_one_message_with_the_command_that_goes_on(
-        self, undisturbed, backbone, tmp_path
+        self, undisturbed, task, backbone, tmp_path
     ):
         """The system lets no file grow beyond a limit: writing fails as it does on a full disk."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         try:
             with pytest.raises(OSError, match=r"cannot write to .*labels.*the command goes on from there"):
-                label_some(backbone, tmp_path / "labels", command="the command")
+                label_some(task, backbone, tmp_path / "labels", command="the command")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert not list(tmp_path.rglob("*.tmp"))
-        label_some(backbone, tmp_path / "labels")
+        label_some(task, backbone, tmp_path / "labels")
         assert_same_labels(tmp_path / "labels", undisturbed)
 
-    def test_a_reading_process_that_dies_is_told(self, backbone, tmp_path, monkeypatch):
+    def test_a_reading_process_that_dies_is_told(self, task, backbone, tmp_path, monkeypatch):
         def die(self: Any, image_id: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
         monkeypatch.setattr(blocks._Images, "__getitem__", die)
         with pytest.raises(OSError, match=r"a process that reads images died.*num_workers=0"):
-            label_some(backbone, tmp_path, num_workers=1)
+            label_some(task, backbone, tmp_path, num_workers=1)
 
 
-class TestPromisesOfATask:
-    """What a task of somebody else's may get wrong is found before anything is labelled."""
-
-    class Broken(EasyVqa):
-        def __init__(self, change: dict[str, Any], splits: tuple[Split, ...] = ("train", "test")) -> None:
-            super().__init__()
-            self.change, self.splits = change, splits
-
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample_id": "same"}, "sample_id 'same' comes more than once"),
+        ({"image_id": "same"}, "samples of image 'same' of calibration are in train too"),
+        ({"metric": "vibes"}, "has metric 'vibes'; there are exact"),
+    ],
+)
+def test_what_a_task_must_not_do_is_found_before_anything_is_labelled(
+    change, message, task, backbone, tmp_path, monkeypatch
+):
+    class BrokenTask(LlavaJsonl):
         def samples(self, split: Split) -> Iterator[Sample]:
-            for sample in super().samples(split):
-                yield dataclasses.replace(sample, **self.change) if split in self.splits else sample
+            return (dataclasses.replace(sample, **change) for sample in super().samples(split))
 
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"sample_id": "same"}, "sample_id 'same' comes more than once"),
-            ({"image_id": "same"}, "samples of image 'same' of test are in train too"),
-            ({"metric": "vibes"}, "has metric 'vibes'; there are exact"),
-        ],
-    )
-    def test_broken_promises_are_named(self, change, message, backbone, tmp_path):
-        with pytest.raises(ValueError, match=message):
-            label(task=self.Broken(change), backbone=backbone, folder=tmp_path, limit=LIMIT, num_workers=0)
-        assert not list(tmp_path.rglob("*.parquet"))
+    monkeypatch.setattr(task, "__class__", BrokenTask)
+    with pytest.raises(ValueError, match=message):
+        label_some(task, backbone, tmp_path)
+    assert not list(tmp_path.rglob("*.parquet"))
