@@ -1,10 +1,11 @@
-"""Dense pre-training of a vision tower: every patch names what covers it.
+"""Dense labels for a vision tower: every patch names what covers it.
 
 M3 starts from CLIP's tower. A tower that starts from random weights hardly learns to see through a language
-model's loss, so it first learns from dense labels, which a renderer knows and any segmentation gives.
+model's loss, so it first learns from dense labels, which a renderer knows and any segmentation gives, and keeps
+learning from them beside the language model's loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -14,51 +15,63 @@ from torch.nn import functional
 from transformers import CLIPVisionModel
 
 from m3_backbone.optimization import configure_adamw
+from m3_backbone.training import M3Training
+
+
+class PatchHeads(nn.Module):
+    """One linear classifier per label of a patch.
+
+    Args:
+        hidden_size: size of the patches' features.
+        classes: number of classes per label, in the order of the labels' last axis; class 0 is "does not apply".
+        zero_weight: weight of class 0 in the loss. Most patches show ground; unweighted, they drown the rest.
+    """
+
+    def __init__(self, hidden_size: int, classes: Mapping[str, int], zero_weight: float = 0.15) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden_size, count) for name, count in classes.items()})
+        self.zero_weight = zero_weight
+
+    def forward(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over the labels of the cross-entropy, and per label the share of the patches it applies to got right.
+
+        patches `[batch, num_patches, hidden_size]`, labels `[batch, num_patches, num_labels]`; batches may be
+        without any picture that has labels (batch 0).
+        """
+        loss = patches.new_zeros(())
+        right = {}
+        for (name, head), label in zip(self.heads.items(), labels.unbind(-1), strict=True):
+            logits, label = head(patches).float().flatten(0, 1), label.flatten()
+            weight = torch.ones(logits.shape[-1], device=logits.device)
+            weight[0] = self.zero_weight
+            loss = loss + functional.cross_entropy(logits, label, weight)
+            shown = label > 0
+            right[name] = (logits.detach().argmax(-1) == label)[shown].float().mean()
+        return loss, right
 
 
 class PatchClassification(lightning.LightningModule):
-    """Trains `tower` with one linear head per label of a patch.
-
-    Args:
-        tower: a CLIP vision model; its last hidden states without the class token feed the heads.
-        heads: classes per label, in the order of the labels' last axis; class 0 is "does not apply".
-        zero_weight: weight of class 0 in the loss. Most patches show ground; unweighted, they drown the rest.
-
-    Batches are `(pixel_values [batch, 3, height, width], labels [batch, num_patches, num_heads])`.
-    """
+    """Trains a CLIP vision tower on `(pixel_values [batch, 3, height, width], labels [batch, num_patches, num_labels])`."""
 
     def __init__(
         self,
         tower: CLIPVisionModel,
-        heads: Mapping[str, int],
-        zero_weight: float = 0.15,
+        classes: Mapping[str, int],
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         num_warmup_steps: int = 200,
     ) -> None:
         super().__init__()
         self.tower = tower
-        hidden_size = tower.config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden_size, classes) for name, classes in heads.items()})
-        self.zero_weight = zero_weight
+        self.patch_heads = PatchHeads(tower.config.hidden_size, classes)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.num_warmup_steps = num_warmup_steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         pixel_values, labels = batch
-        patches = self.tower(pixel_values).last_hidden_state[:, 1:]
-        loss = patches.new_zeros(())
-        for (name, head), label in zip(self.heads.items(), labels.unbind(-1), strict=True):
-            logits = head(patches).float().flatten(0, 1)
-            label = label.flatten()
-            weight = torch.full((logits.shape[-1],), 1.0, device=logits.device)
-            weight[0] = self.zero_weight
-            loss = loss + functional.cross_entropy(logits, label, weight)
-            with torch.no_grad():
-                shown = label > 0
-                right = (logits.argmax(-1) == label)[shown].float().mean()
-                self.log(f"patch/{name}", right, prog_bar=True)
+        loss, right = self.patch_heads(self.tower(pixel_values).last_hidden_state[:, 1:], labels)
+        self.log_dict({f"patch/{name}": share for name, share in right.items()}, prog_bar=True)
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -70,3 +83,26 @@ class PatchClassification(lightning.LightningModule):
             num_warmup_steps=self.num_warmup_steps,
             num_steps=int(self.trainer.estimated_stepping_batches),
         )
+
+
+class SeeingM3Training(M3Training):
+    """M3 training that keeps the dense loss beside the language model's.
+
+    The heads read the projected tokens, so what the decoder gets holds, token by token and linearly, what the
+    patches show; averages of it then do too. Batches also carry `patches [batch, num_patches, num_labels]`, -1
+    throughout on pictures without dense labels.
+    """
+
+    def __init__(self, *args: Any, classes: Mapping[str, int], dense_weight: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patch_heads = PatchHeads(self.model.config.get_text_config().hidden_size, classes)
+        self.dense_weight = dense_weight
+
+    def loss_of_tokens(self, tokens: Tensor, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
+        loss = super().loss_of_tokens(tokens, batch, scales)
+        labels = batch["patches"]
+        labelled = labels[:, 0, 0] >= 0
+        dense, right = self.patch_heads(tokens[labelled], labels[labelled])
+        for name, share in right.items():
+            self.log_if_training(f"patch/{name}", share)
+        return loss + self.dense_weight * dense

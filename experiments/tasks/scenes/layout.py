@@ -1,5 +1,6 @@
 """Composition of a picture: which items lie where. No pixels here, only boxes, so a scene is cheap to draw up."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from experiments.tasks.scenes.vocabulary import CHARACTERS, COLORS, MAX_TABLE_SI
 Box = tuple[int, int, int, int]
 TEXTURES = ("plain", "plain", "noise", "stripes", "checker", "gradient")
 NUM_FONTS = 3
+LEAST_CONTRAST = 120  # distance in RGB, of 255 a channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def compose(rng: random.Random, size: int, handwriting: Sequence[int]) -> Scene:
 
 
 def _colors_but(ground: str) -> list[str]:
-    return [color for color in COLORS if color != ground]
+    """The colors that stand out from the ground: red on brown can be told apart, but not read."""
+    return [color for color, ink in COLORS.items() if math.dist(ink, COLORS[ground]) > LEAST_CONTRAST]
 
 
 def _log_uniform(rng: random.Random, low: float, high: float) -> float:
@@ -168,8 +171,8 @@ def _sign_text(rng: random.Random, max_digits: int) -> str:
 
 def _signs(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
     rows, columns = rng.choice(((1, 1), (2, 1), (2, 2), (3, 2), (4, 2), (5, 2), (5, 3)))
-    count = rng.randint(max(1, rows * columns // 2), min(10, rows * columns))
-    colors = rng.sample(_colors_but(ground), count)
+    colors = _colors_but(ground)
+    count = rng.randint(max(1, rows * columns // 2), min(len(colors), rows * columns))
     fill = rng.uniform(0.55, 0.98)
     items = [
         _sign(
@@ -180,7 +183,9 @@ def _signs(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tupl
             fill * rng.uniform(0.85, 1),
             (row, column),
         )
-        for color, (row, column, cell) in zip(colors, _cells(rng, size, count, rows, columns), strict=True)
+        for color, (row, column, cell) in zip(
+            rng.sample(colors, count), _cells(rng, size, count, rows, columns), strict=True
+        )
     ]
     return items, rows, columns
 

@@ -1,0 +1,138 @@
+"""The pictures and conversations that an embedded backbone learns from."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from experiments.tasks.base import Task
+from experiments.tasks.scenes import Scenes
+from experiments.tasks.scenes.dense import HEADS, label_patches
+from experiments.tasks.scenes.questions import Question
+from experiments.tasks.scenes.render import draw
+from m3_backbone.conversations import tokenize_conversation
+from m3_backbone.processing import M3Processor
+
+Turns = list[tuple[str, str]]
+
+
+class TaskPictures:
+    """The training pictures of a task that has a fixed number of them, over and over."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.turns: dict[str, Turns] = {}
+        for sample in task.samples("train"):
+            self.turns.setdefault(sample.image_id, []).append((sample.question, sample.references[0]))
+        self.image_ids = list(self.turns)
+
+    def __call__(self, index: int) -> tuple[Image.Image, Turns, None]:
+        image_id = self.image_ids[index % len(self.image_ids)]
+        return self.task.image(image_id), self.turns[image_id], None
+
+
+class ScenePictures:
+    """Endless training pictures of `scenes`, with the dense labels of their patches."""
+
+    def __init__(self, scenes: Scenes, grid: int) -> None:
+        self.scenes, self.grid = scenes, grid
+
+    def __call__(self, index: int) -> tuple[Image.Image, Turns, np.ndarray]:
+        scene, questions = self.scenes.scene("train", index)
+        return draw(scene, "train"), _turns_of(questions), label_patches(scene, self.grid)
+
+    def turns(self, index: int) -> Turns:
+        """The questions and answers alone: nothing is drawn."""
+        return _turns_of(self.scenes.scene("train", index)[1])
+
+
+def _turns_of(questions: Sequence[Question]) -> Turns:
+    return [(question.text, question.answer) for question in questions]
+
+
+class PatchStream(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures number `start` to `start + length` with dense labels, as `PatchClassification` takes them."""
+
+    def __init__(self, scenes: ScenePictures, processor: M3Processor, *, start: int, length: int) -> None:
+        self.scenes, self.processor, self.start, self.length = scenes, processor, start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, _, patches = self.scenes(self.start + index)
+        return self.processor.images(image)[0], torch.from_numpy(patches)
+
+
+class PictureStream(Dataset[dict[str, Any]]):
+    """Pictures number `start` to `start + length` of a mixture; each depends on the seed of the scenes and its number alone.
+
+    Rows hold `pixel_values [3, size, size]`, `conversation` and `patches [num_patches, num_heads]` (-1 throughout
+    on pictures without dense labels).
+    """
+
+    def __init__(
+        self,
+        scenes: ScenePictures,
+        others: Sequence[TaskPictures],
+        *,
+        share_of_others: float,
+        questions_per_image: int,
+        processor: M3Processor,
+        start: int,
+        length: int,
+    ) -> None:
+        self.scenes, self.others, self.share_of_others = scenes, others, share_of_others
+        self.questions_per_image, self.processor = questions_per_image, processor
+        self.start, self.length = start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = self.start + index
+        rng = random.Random(f"{self.scenes.scenes.seed}/{number}")
+        source = rng.choice(self.others) if rng.random() < self.share_of_others else self.scenes
+        # The n-th picture of the stream is not the n-th of its source: a source of 4,000 pictures comes out shuffled.
+        image, turns, patches = source(number if source is self.scenes else rng.getrandbits(31))
+        turns = rng.sample(turns, min(len(turns), self.questions_per_image))
+        if patches is None:
+            patches = np.full((self.scenes.grid**2, len(HEADS)), -1)
+        return {
+            "pixel_values": self.processor.images(image)[0],
+            "conversation": tokenize_conversation(self.processor, turns, isolate_turns=True),
+            "patches": torch.from_numpy(patches),
+        }
+
+
+def collate_conversations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch as `SeeingM3Training` takes it."""
+    return {
+        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        "conversation": [row["conversation"] for row in rows],
+        "patches": torch.stack([row["patches"] for row in rows]),
+    }
+
+
+class PictureModule(lightning.LightningDataModule):
+    """An endless stream, cut into epochs: after a kill, training goes on at the epoch it was in.
+
+    Args:
+        stream: called with `start` and `length` for the pictures of one epoch.
+        loader: arguments of the DataLoader.
+    """
+
+    def __init__(self, stream: Callable[..., Dataset[Any]], pictures_per_epoch: int, **loader: Any) -> None:
+        super().__init__()
+        self.stream, self.pictures_per_epoch, self.loader = stream, pictures_per_epoch, loader
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        stream = self.stream(start=epoch * self.pictures_per_epoch, length=self.pictures_per_epoch)
+        return DataLoader(stream, drop_last=True, **self.loader)

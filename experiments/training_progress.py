@@ -1,0 +1,43 @@
+"""A line now and then on how a long training stands, for a log that is read from afar."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import lightning
+
+log = logging.getLogger(__name__)
+
+
+class ProgressLines(lightning.Callback):
+    """Every `every_n_steps`: steps, pictures a second, and what is logged as an exponential mean.
+
+    Args:
+        decay: weight of the past in the means, per step. What a step does not log keeps its mean.
+    """
+
+    def __init__(self, every_n_steps: int = 100, decay: float = 0.97) -> None:
+        self.every_n_steps, self.decay = every_n_steps, decay
+        self.means: dict[str, float] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.since, self.num_pictures = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        pixels = batch["pixel_values"] if isinstance(batch, dict) else batch[0]
+        self.num_pictures += len(pixels) * trainer.world_size
+        for name, value in trainer.callback_metrics.items():
+            # A share of nothing (no patch with a glyph in this batch) is no number.
+            if not math.isnan(value := float(value)):
+                self.means[name] = self.decay * self.means.get(name, value) + (1 - self.decay) * value
+        if trainer.global_step % self.every_n_steps == 0:
+            rate = self.num_pictures / (time.perf_counter() - self.since)
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in self.means.items())
+            log.info("step %d of %d  %.1f pictures/s  %s", trainer.global_step, self._total(trainer), rate, shown)
+            self.since, self.num_pictures = time.perf_counter(), 0
+
+    def _total(self, trainer: lightning.Trainer) -> int:
+        return int(trainer.estimated_stepping_batches)

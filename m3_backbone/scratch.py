@@ -1,0 +1,124 @@
+"""A small M3 from nothing: LLaVA's architecture with random weights, and a tokenizer made for its texts."""
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from m3_backbone.modeling import M3LlavaForConditionalGeneration
+from m3_backbone.preprocessing import ImagePreprocessor
+from m3_backbone.processing import M3Processor
+from m3_backbone.prompts import IMAGE
+
+# Words with the space before them; every figure by itself, so that numbers are read figure by figure.
+_PIECES = r" ?\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
+PAD, END = "<pad>", "</s>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens, `<pad>`, `</s>` and `<image>` among them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END, IMAGE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, *, image_size: int, patch_size: int, prompt: str = "short"
+) -> M3Processor:
+    """Square pictures of `image_size` pixels, padded with the mean colour, under one prompt template."""
+    return M3Processor(tokenizer, ImagePreprocessor(image_size=image_size, patch_size=patch_size), prompt)
+
+
+def build_tower_config(
+    *, image_size: int, patch_size: int, hidden_size: int, num_layers: int, num_heads: int
+) -> CLIPVisionConfig:
+    """Shape of a CLIP vision tower on a grid of `image_size / patch_size` patches a side."""
+    return CLIPVisionConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        projection_dim=hidden_size,
+        # CLIP's own quick_gelu is slower: PyTorch has no fused kernel for it.
+        hidden_act="gelu",
+    )
+
+
+def build_tower(config: CLIPVisionConfig) -> CLIPVisionModel:
+    """A tower with random weights, its position embeddings excepted: they start as sines and cosines of both axes.
+
+    CLIP's own initialisation leaves them a few hundredths as large as the patches' embeddings, so that a tower trained
+    on few pictures spends most of them on finding out which patches are neighbours.
+    """
+    tower = CLIPVisionModel(config)
+    side = config.image_size // config.patch_size
+    frequencies = 10_000 ** -(torch.arange(config.hidden_size // 4) / (config.hidden_size // 4))
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, hidden_size / 2]
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight[1:] = torch.cat([rows, columns], dim=2).flatten(0, 1) / 2
+    return tower
+
+
+def build_model(
+    tower: CLIPVisionConfig,
+    processor: M3Processor,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_heads: int,
+    max_length: int = 1024,
+) -> M3LlavaForConditionalGeneration:
+    """LLaVA of the given decoder shape with random weights; embeddings and output share their weights."""
+    text = LlamaConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=processor.tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        projector_hidden_act="gelu",
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    return M3LlavaForConditionalGeneration(config)
