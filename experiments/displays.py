@@ -94,7 +94,7 @@ class FrontDisplay:
             label="fixed scales",
             zorder=4,
         )
-        ax.plot(*mix, "--", color="black", lw=1.2, label="mix of fixed scales")
+        ax.plot(*mix, "--", color="black", lw=1.2, label="mix of fixed scales", zorder=5.95)
         cost, score = refine_line(oracle.cost, oracle.score)
         ax.plot(cost, 100 * score, ":", color=NEUTRAL, lw=1.5, label="budgeted oracle")
         for (rule, label), marker in zip(CONVENTIONS.items(), "^v", strict=True):
@@ -124,7 +124,7 @@ class DifferenceDisplay:
         self.ax_ = ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
         self.figure_ = ax.figure
         colors = pick_colors([figures.name for figures in self.comparison.predictors])
-        ax.axhline(0, ls="--", color="black", lw=1.2)
+        ax.axhline(0, ls="--", color="black", lw=1.2, zorder=5.95)
         for order, figures in enumerate(self.comparison.predictors):
             color, difference = colors[figures.name], figures.to_mix
             ax.plot(

@@ -37,7 +37,7 @@ METRICS, PICTURE, REPORT = "metrics.json", "front.png", "report.html"
 def main(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     comparison = evaluate_predictors(
-        [part.name for part in (config.predictor, *config.baselines.values())],
+        [part.name for part in (config.predictor, *config.get("baselines", {}).values())],
         labels=Path(config.paths.labels),
         predictors=Path(config.paths.predictors),
         task=instantiate(config.task, _convert_="all"),

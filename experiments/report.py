@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
@@ -114,8 +113,8 @@ def write_report(
         versions=list_versions(),
         fingerprints=dict(test.fingerprints),
         policy=_write_policy(list(scripts.values())),
-        style=Markup(_read_template("report.css")),
-        scripts={name: Markup(_check_script(text)) for name, text in scripts.items()},
+        style=_read_template("report.css"),
+        scripts={name: _check_script(text) for name, text in scripts.items()},
     )
     path.write_text(content, encoding="utf-8", newline="\n")
 

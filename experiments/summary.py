@@ -54,7 +54,9 @@ def write_default(comparison: Comparison) -> str:
     """What the first predictor does at its default price, in one sentence."""
     default, best = comparison.predictors[0].default, comparison.best_fixed
     difference = default.to_best_fixed
-    low, high = (_sign(bound).replace("-", _MINUS) for bound in (difference.low, difference.high))
+    low, high = (
+        _write(100 * bound, "+.1f").replace("-", _MINUS) for bound in (difference.low, difference.high)
+    )
     own, fixed = default.point, Point(comparison.fixed.cost[best], comparison.fixed.score[best])
     return (
         f"At its default price it spends {format_tokens(own.cost.value)} visual tokens a question and scores "
@@ -74,23 +76,24 @@ def describe_difference(estimate: Estimate, against: str, confidence: float) -> 
 
 def format_score(estimate: Estimate) -> str:
     """A score in percent with its interval."""
-    return (
-        f"{format_percent(estimate.value)} [{format_percent(estimate.low)}, {format_percent(estimate.high)}]"
-    )
+    low, high = map(format_percent, (estimate.low, estimate.high))
+    return f"{format_percent(estimate.value)} [{low}, {high}]"
 
 
 def format_difference(estimate: Estimate | None) -> str:
     """A difference in points with its sign and interval; a dash for none."""
     if estimate is None:
         return "-"
-    return f"{_sign(estimate.value)} [{_sign(estimate.low)}, {_sign(estimate.high)}]"
+    value, low, high = (_write(100 * each, "+.1f") for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def format_share(estimate: Estimate) -> str:
     """A share in percent with its interval; a dash where it does not exist."""
     if np.isnan(estimate.value):
         return "-"
-    return f"{100 * estimate.value:.0f}% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    value, low, high = (_write(100 * each, ".0f") for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value}% [{low}, {high}]"
 
 
 def format_tokens(cost: float | np.ndarray) -> str:
@@ -100,12 +103,13 @@ def format_tokens(cost: float | np.ndarray) -> str:
 
 def format_percent(score: float | np.ndarray) -> str:
     """A score in percent to one decimal."""
-    return f"{100 * float(score):.1f}"
+    return _write(100 * score, ".1f")
 
 
-def _sign(difference: float | np.ndarray) -> str:
-    text = f"{100 * float(difference):+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+def _write(value: float | np.ndarray, form: str) -> str:
+    """A number in a format, zero without a sign."""
+    text = format(float(value), form)
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def _tabulate_points(comparison: Comparison) -> Table:
