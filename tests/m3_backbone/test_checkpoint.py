@@ -1,0 +1,206 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from m3_backbone.checkpoint import Checkpoint, load_m3
+from m3_backbone.modeling import M3LlavaForConditionalGeneration
+from m3_backbone.weights import authors_name
+
+TOWER = "model.vision_tower.vision_tower.vision_model."
+
+
+def assert_same_weights(model, other) -> None:
+    weights, others = model.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_one_safetensors_file_and_bin_shards_are_the_same_as_safetensors_shards(plain, editable):
+    assert_same_weights(load_m3(editable.save())[0], plain.backbone.model)
+    (editable.folder / "model.safetensors").unlink()
+    names = sorted(editable.weights)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, held in shards.items():
+        torch.save({name: editable.weights[name] for name in held}, editable.folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    (editable.folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_same_weights(load_m3(editable.folder)[0], plain.backbone.model)
+
+
+def test_a_bin_file_that_would_run_code_is_refused(editable):
+    class Evil:
+        def __reduce__(self):
+            return print, ("code from the file ran",)
+
+    torch.save({"lm_head.weight": Evil()}, editable.folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
+        load_m3(editable.folder)
+
+
+def test_the_tower_in_the_checkpoint_wins(plain):
+    stored = plain.backbone.model.model.vision_tower.state_dict()
+    named = load_file(plain.folder / "clip" / "model.safetensors")
+    shards = sorted((plain.folder / "checkpoint").glob("*.safetensors"))
+    weights = {name: weight for file in shards for name, weight in load_file(file).items()}
+    for name, weight in stored.items():
+        assert torch.equal(weight, weights[TOWER + name])
+    assert any(not torch.equal(weight, named["vision_model." + name]) for name, weight in stored.items())
+
+
+def test_a_checkpoint_without_tower_takes_the_one_that_it_names(plain, editable):
+    editable.weights = {k: v for k, v in editable.weights.items() if not k.startswith(TOWER)}
+    model, _ = load_m3(editable.save())
+    named = load_file(plain.folder / "clip" / "model.safetensors")
+    for name, weight in model.model.vision_tower.state_dict().items():
+        assert torch.equal(weight, named["vision_model." + name])
+    assert torch.equal(model.lm_head.weight, plain.backbone.model.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head.weight",
+        "model.mm_projector.2.bias",
+        "model.layers.1.mlp.up_proj.weight",
+        TOWER + "encoder.layers.2.layer_norm1.weight",
+        TOWER + "embeddings.position_embedding.weight",
+    ],
+)
+def test_missing_and_wrongly_shaped_weights_are_named(editable, name):
+    weight = editable.weights.pop(name)
+    with pytest.raises(ValueError, match=f"missing: {name}$"):
+        load_m3(editable.save())
+    editable.weights[name] = weight[:-1].contiguous()
+    with pytest.raises(ValueError, match=f"wrongly shaped: {name} has shape"):
+        load_m3(editable.save())
+
+
+def test_unexpected_weights_are_named_all_of_them(editable):
+    editable.weights |= {
+        "model.image_newline": torch.zeros(64),
+        "model.layers.3.mlp.up_proj.weight": torch.zeros(1),
+    }
+    with pytest.raises(ValueError) as error:
+        load_m3(editable.save())
+    assert "unexpected: model.image_newline" in str(error.value)
+    assert "unexpected: model.layers.3.mlp.up_proj.weight" in str(error.value)
+
+
+def test_a_tiled_checkpoint_needs_its_newline(editable_tiled):
+    del editable_tiled.weights["model.image_newline"]
+    with pytest.raises(ValueError, match=r"missing: model\.image_newline"):
+        load_m3(editable_tiled.save())
+
+
+def test_constants_of_older_versions_are_ignored(plain, editable):
+    editable.weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+    editable.weights[TOWER + "embeddings.position_ids"] = torch.arange(577)[None]
+    assert_same_weights(load_m3(editable.save())[0], plain.backbone.model)
+
+
+def test_files_that_are_cut_off_or_gone_are_named(editable):
+    file = editable.save() / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        load_m3(editable.folder)
+    file.unlink()
+    with pytest.raises(OSError, match="no weights in"):
+        load_m3(editable.folder)
+    with pytest.raises(OSError, match=r"no config\.json"):
+        load_m3(editable.folder.parent)
+
+
+def test_a_shard_that_is_gone_is_named(editable):
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (editable.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OSError, match="model-00001-of-00001"):
+        load_m3(editable.folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_type", "llama", "holds no M3"),
+        ("mm_projector_type", "linear", "mlp2x_gelu"),
+        ("mm_vision_select_feature", "cls_patch", "'patch'"),
+        ("mm_patch_merge_type", "spatial_unpad", "image_aspect_ratio='pad'"),
+        ("mm_vision_select_layer", None, "lacks mm_vision_select_layer"),
+    ],
+)
+def test_a_configuration_that_is_no_m3_is_refused(editable, key, value, message):
+    editable.config[key] = value
+    if value is None:
+        del editable.config[key]
+    with pytest.raises(ValueError, match=message):
+        load_m3(editable.save_config())
+
+
+def test_the_published_tower_needs_no_network(editable, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    editable.config |= {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
+    opened = Checkpoint.open(editable.save_config())
+    config: Any = opened.config
+    assert config.vision_config.num_hidden_layers == 24
+    image = opened.processor.images(Image.new("RGB", (640, 480)))
+    assert image.shape == (1, 3, 336, 336)
+    with torch.device("meta"):
+        tower = M3LlavaForConditionalGeneration(config).model.vision_tower
+    assert (
+        sum(p.numel() for p in tower.parameters()) == 303_507_456
+    )  # CLIP ViT-L/14 at 336 pixels, vision only
+
+
+def test_dtype_and_device_map(plain):
+    folder = plain.folder / "checkpoint"
+    model, _ = load_m3(folder, dtype="bfloat16", device_map={"": "cpu"}, attn_implementation="eager")
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert model.config.get_text_config()._attn_implementation == "eager"
+
+
+def test_a_model_survives_saving_under_transformers_names(recording, tmp_path: Path):
+    backbone = recording.backbone
+    backbone.model.save_pretrained(tmp_path)
+    backbone.processor.save_pretrained(tmp_path)
+    model, processor = load_m3(tmp_path)
+    assert_same_weights(model, backbone.model)
+    assert_same_weights(type(model).from_pretrained(tmp_path), backbone.model)
+    assert processor.images == backbone.processor.images
+    assert processor.template == backbone.processor.template
+    assert processor.image_token_id == model.config.image_token_id
+    question = recording.cases[0]["question"]
+    assert processor.prompt_ids(question) == backbone.processor.prompt_ids(question)
+    assert Checkpoint.open(tmp_path).config.to_dict().keys() == model.config.to_dict().keys()
+
+
+def test_names_go_to_the_authors_layout(tiled):
+    names = {authors_name(name) for name in tiled.backbone.model.state_dict()}
+    index = json.loads((tiled.folder / "checkpoint" / "model.safetensors.index.json").read_text())
+    assert names == set(index["weight_map"])
+
+
+def test_other_grids_of_tiles(tiled, plain):
+    checkpoint = Checkpoint.open(tiled.folder / "checkpoint", [[336, 336], [1344, 336]])
+    images = checkpoint.processor.images
+    assert images(Image.new("RGB", (1000, 200))).shape == (5, 3, 336, 336)
+    assert images.num_visual_tokens((1344, 336), 9) == 9 + 3 * (12 + 1)
+    assert checkpoint.config.image_grid_pinpoints == [[336, 336], [336, 1344]]
+    with pytest.raises(ValueError, match="one grid per image"):
+        Checkpoint.open(plain.folder / "checkpoint", [[336, 336]])
+    with pytest.raises(ValueError, match="no multiple of the tile size 336"):
+        Checkpoint.open(tiled.folder / "checkpoint", [[336, 300]]).processor.images.num_tiles((5, 5))
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_their_files(plain, editable):
+    fingerprint = plain.backbone.checkpoint.fingerprint
+    assert Checkpoint.open(editable.save()).fingerprint == fingerprint
+    editable.weights["model.norm.weight"][-1] += 1e-3
+    assert Checkpoint.open(editable.save()).fingerprint != fingerprint
+    editable.weights["model.norm.weight"][-1] -= 1e-3
+    editable.config["rope_theta"] = 5e5
+    assert Checkpoint.open(editable.save()).fingerprint != fingerprint
