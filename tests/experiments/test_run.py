@@ -1,7 +1,8 @@
-"""The main job end to end, small: a second run does nothing again, and `latest` shows the last one."""
+"""The main job end to end, small: what is up to date stays, equal seeds give equal metrics."""
 
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,37 +14,38 @@ SMALL = ("task.num_images={train:12,calibration:6,test:6}", "task.questions_per_
 
 @pytest.fixture
 def run_main(tmp_path, monkeypatch):
-    """`run_main(output_folder)` runs the shortened main job in `tmp_path`."""
+    """`run_main(folder, store)` runs the shortened main job in `tmp_path` and gives its metrics."""
     monkeypatch.chdir(tmp_path)
 
-    def run_main(folder: str) -> None:
-        monkeypatch.setattr(
-            sys, "argv", ["run", "experiment=embedded_short", f"hydra.run.dir={folder}", *SMALL]
-        )
+    def run_main(folder: str, store: str) -> dict[str, Any]:
+        places = (f"hydra.run.dir={folder}", f"paths.store={store}")
+        monkeypatch.setattr(sys, "argv", ["run", "experiment=embedded_short", *places, *SMALL])
         run.main()
+        metrics: dict[str, Any] = json.loads((tmp_path / folder / "metrics.json").read_text())
+        return metrics
 
     return run_main
 
 
-def test_second_run_keeps_labels_and_predictors_and_gives_the_same_metrics(run_main, tmp_path, capsys):
-    run_main("outputs/first")
+def test_main_job(run_main, tmp_path, capsys):
+    first = run_main("outputs/first", "store")
     assert capsys.readouterr().out.splitlines()[-1].startswith("report: outputs/latest/report.html")
     made = {
-        path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/short/store/**/*") if path.is_file()
+        path: path.stat().st_mtime_ns
+        for path in tmp_path.glob("store/**/*")
+        if path.suffix in {".parquet", ".safetensors", ".json"}
     }
-    assert {path.suffix for path in made} >= {".parquet", ".safetensors", ".json"}
+    assert {path.relative_to(tmp_path).parts[1] for path in made} == {"labels", "predictors"}
 
-    run_main("elsewhere/second")
+    again = run_main("elsewhere/again", "store")
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert again == first
     latest = tmp_path / "outputs" / "latest"
-    assert latest.resolve() == tmp_path / "elsewhere" / "second"
+    assert latest.resolve() == tmp_path / "elsewhere" / "again"
     for name in ("report.html", "metrics.json", "front.png"):
         assert (latest / name).stat().st_size > 0
-    first, second = (
-        json.loads((tmp_path / folder / "metrics.json").read_text())
-        for folder in ("outputs/first", "elsewhere/second")
-    )
-    assert first == second
+
+    assert run_main("outputs/from_scratch", "another_store") == first
 
 
 def test_link_is_replaced_and_stays_relative(tmp_path):
