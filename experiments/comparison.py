@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +11,7 @@ from experiments import figures as fig
 from experiments.fronts import (
     CalibratedPolicy,
     Columns,
+    Convention,
     Floats,
     choose_as_oracle,
     find_smallest_right,
@@ -65,7 +66,7 @@ def compare_predictors(
     choices["budgeted"] = np.stack(
         [choose(bench.score, bench.cost, price, unit=unit) for price in oracle_prices]
     )
-    choices |= {rule: choose_as_oracle(bench.score, bench.cost, rule)[None] for rule in get_args(_Convention)}
+    choices |= {rule: choose_as_oracle(bench.score, bench.cost, rule)[None] for rule in get_args(Convention)}
     choices |= {f"points of {name}": candidate.points for name, candidate in candidates.items()}
     choices |= {f"default of {name}": candidate.choice[None] for name, candidate in candidates.items()}
     means = {
@@ -106,7 +107,7 @@ def compare_predictors(
         best_fixed=best_fixed,
         mix=upper_hull(fixed.cost.value, fixed.score.value),
         oracle=Front(oracle.cost.value, oracle.score.value, oracle_prices),
-        oracles={rule: point_of(rule) for rule in get_args(_Convention)},
+        oracles={rule: point_of(rule) for rule in get_args(Convention)},
         predictors=[
             _collect(
                 name,
@@ -121,9 +122,6 @@ def compare_predictors(
         ],
         reference=reference,
     )
-
-
-_Convention = Literal["coarsest", "finest"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from predictor.policy import Front, choose, find_unit, sweep
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
+# What samples that no scale answers are charged for by an oracle.
+Convention = Literal["coarsest", "finest"]
 
 # Mean costs reach us as sums divided by counts; this much below the cheapest is still the cheapest.
 _ROUNDING = 1e-9
@@ -73,7 +75,7 @@ def find_smallest_right(score: ArrayLike) -> Columns:
     return np.where(scores.max(axis=1) > 0, scores.argmax(axis=1), -1)
 
 
-def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Literal["coarsest", "finest"]) -> Columns:
+def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Convention) -> Columns:
     """The oracle's choice `[num_samples]`: the smallest sufficient scale.
 
     Samples on which every scale fails are charged the coarsest scale (`coarsest`, the convention of M3's
