@@ -15,7 +15,8 @@ from experiments.labelling import LabelSummary, label
 
 @entry_point("label")
 def main(config: DictConfig) -> LabelSummary:
-    choices = list(HydraConfig.get().overrides.task)
+    hydra = HydraConfig.get()
+    choices = list(hydra.overrides.task)
     summary = label(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),
@@ -26,10 +27,14 @@ def main(config: DictConfig) -> LabelSummary:
         images_per_batch=config.images_per_batch,
         num_workers=config.num_workers,
         overwrite=config.overwrite,
-        command=format_command("label", choices),
+        command=format_command(hydra.job.name, choices),  # `run` calls this main too
     )
-    shared = [choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))]
-    print(f"{summary}\nlabels: {summary.folder}\nnext:   {format_command('train', shared)}")
+    print(f"{summary}\nlabels: {summary.folder}")
+    if hydra.job.name == "label":
+        shared = [
+            choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))
+        ]
+        print(f"next:   {format_command('train', shared)}")
     return summary
 
 
