@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -119,8 +120,12 @@ class _Images(Dataset[Image.Image | str]):
             return str(error)
 
 
-def _die_with_parent(worker_id: int) -> None:
-    """End this worker when its parent is killed; else it waits for ever to hand over its images."""
+def _follow_parent(worker_id: int) -> None:
+    """End this worker when its parent ends, and not before.
+
+    It leaves Ctrl-C to the parent; when that is killed it must not wait for ever to hand images over.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
 
@@ -151,7 +156,7 @@ def decode_ahead(
         sampler=image_ids(),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_die_with_parent,
+        worker_init_fn=_follow_parent,
         prefetch_factor=max(1, images_ahead // num_workers) if num_workers else None,
     )
     try:

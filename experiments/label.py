@@ -4,6 +4,7 @@
 """
 
 import shlex
+import sys
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -17,18 +18,24 @@ from experiments.labelling import LabelSummary, label
 def main(config: DictConfig) -> LabelSummary:
     hydra = HydraConfig.get()
     choices = list(hydra.overrides.task)
-    summary = label(
-        task=instantiate(config.task, _convert_="all"),
-        backbone=instantiate(config.backbone, _convert_="all"),
-        folder=config.paths.labels,
-        limit=config.limit,
-        feature_scale=config.feature_scale,
-        shard_size=config.shard_size,
-        images_per_batch=config.images_per_batch,
-        num_workers=config.num_workers,
-        overwrite=config.overwrite,
-        command=format_command(hydra.job.name, choices),  # `run` calls this main too
-    )
+    # What goes on after an accident: `run` where that called this main, and never by starting over.
+    command = format_command(hydra.job.name, [choice for choice in choices if "overwrite=" not in choice])
+    try:
+        summary = label(
+            task=instantiate(config.task, _convert_="all"),
+            backbone=instantiate(config.backbone, _convert_="all"),
+            folder=config.paths.labels,
+            limit=config.limit,
+            feature_scale=config.feature_scale,
+            shard_size=config.shard_size,
+            images_per_batch=config.images_per_batch,
+            num_workers=config.num_workers,
+            overwrite=config.overwrite,
+            command=command,
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was finished is kept, {command} goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"{summary}\nlabels: {summary.folder}")
     if hydra.job.name == "label":
         shared = [
