@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     folder = Path(config.folder)
     lightning.seed_everything(config.seed, verbose=False)
+    # Sharp attention leaves numbers on which a processor is ten times slower, and which are as good as zero.
+    torch.set_flush_denormal(True)
     scenes = ScenePictures(instantiate(config.scenes), config.image.image_size // config.image.patch_size)
     others = [TaskPictures(instantiate(task)) for task in config.others.values()]
     make_trainer = partial(instantiate, config.trainer)

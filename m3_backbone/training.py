@@ -42,7 +42,7 @@ class M3Training(lightning.LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.train()  # it is loaded in evaluation mode
         self.pad_id = pad_id
         ladder = model.scale_ladder
         self.scale_groups = [[ladder.check(scale) for scale in group] for group in scale_groups or []]
@@ -50,7 +50,7 @@ class M3Training(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.num_warmup_steps = num_warmup_steps
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable()
 
     def draw_scales(self) -> list[int]:
         """The scales of this step; a function of the step alone, so every process and every restart agrees."""

@@ -93,5 +93,5 @@ class Scenes:
         """The picture of an `image_id` that `samples` gave."""
         split, _, index = image_id.partition("-")
         if split not in SPLITS or not index.isdecimal():
-            raise UnreadableImage(f"{image_id!r} names no scene: ids look like test-000123")
+            raise UnreadableImage(image_id, "no scene has this id: ids look like test-000123")
         return draw(self.scene(split, int(index))[0], split)

@@ -1,0 +1,157 @@
+"""The procedural task: reproducible, split by picture, and every answer is in its picture."""
+
+import hashlib
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from experiments.scorers import score
+from experiments.tasks.base import SPLITS, Task
+from experiments.tasks.images import UnreadableImage
+from experiments.tasks.scenes import Scenes
+from experiments.tasks.scenes.dense import HEADS, TYPES, label_patches
+from experiments.tasks.scenes.layout import Item, Scene
+from experiments.tasks.scenes.questions import (
+    ask,
+    ask_count,
+    ask_dominant,
+    ask_existence,
+    ask_neighbor,
+    ask_position,
+)
+from experiments.tasks.scenes.render import draw, handwriting_of
+from experiments.tasks.scenes.vocabulary import COLORS, SHAPES
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Scenes(seed=5, num_images={"train": 150, "calibration": 30, "test": 40})
+
+
+@pytest.fixture(scope="module")
+def samples(task):
+    return [sample for split in SPLITS for sample in task.samples(split)]
+
+
+def test_is_a_task_whose_samples_are_grouped_by_picture(task, samples):
+    assert isinstance(task, Task)
+    assert len({sample.sample_id for sample in samples}) == len(samples)
+    groups = [sample.image_id for before, sample in zip([None, *samples], samples, strict=False)
+              if before is None or before.image_id != sample.image_id]
+    assert len(groups) == len(set(groups))
+    assert all(score(sample.metric, sample.references[0], sample.references) == 1 for sample in samples)
+
+
+def test_no_picture_and_no_handwriting_is_in_two_splits(task, samples):
+    splits_of = {}
+    for sample in samples:
+        splits_of.setdefault(sample.image_id, set()).add(sample.split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    pixels = {split: [task.image(f"{split}-{index:06d}").tobytes() for index in range(20)] for split in SPLITS}
+    assert len({picture for pictures in pixels.values() for picture in pictures}) == 60
+    strokes = [handwriting_of(split)[0].reshape(-1, 64) for split in SPLITS]
+    assert sum(map(len, strokes)) == 1797
+    train, calibration, test = ({row.tobytes() for row in part} for part in strokes)
+    assert not (train & calibration or train & test or calibration & test)
+
+
+def test_a_seed_gives_the_same_bytes_in_any_order():
+    def digest(order):
+        task = Scenes(seed=3, num_images={"test": 6})
+        pictures = {index: task.image(f"test-{index:06d}").tobytes() for index in order}
+        texts = [(s.question, s.references) for s in task.samples("test")]
+        return hashlib.sha256(b"".join(pictures[i] for i in range(6)) + repr(texts).encode()).hexdigest()
+
+    assert digest(range(6)) == digest(reversed(range(6)))
+    assert Scenes(seed=3).fingerprint == Scenes(seed=3).fingerprint != Scenes(seed=4).fingerprint
+
+
+def test_covers_what_it_promises(task):
+    scenes = [task.scene("train", index) for index in range(600)]
+    kinds = Counter(question.kind for _, questions in scenes for question in questions)
+    assert len(kinds) == 15 and min(kinds.values()) > 20, kinds
+    layouts = {layout: [s for s, _ in scenes if s.layout == layout] for layout in ("objects", "table", "digits")}
+    assert {min(len(s.items) for s in part) for part in layouts.values()} <= {1, 2, 3, 4}
+    assert max(len(s.items) for s in layouts["objects"]) >= 38
+    assert max(len(s.items) for s in layouts["table"]) >= 90
+    sizes = [question.detail_size for _, questions in scenes for question in questions if question.detail_size]
+    assert min(sizes) < 8 and max(sizes) > 150
+    # Easy questions on crowded pictures, hard ones on sparse ones.
+    backgrounds = [len(s.items) for s, questions in scenes if any(q.kind == "background" for q in questions)]
+    cells = [len(s.items) for s, questions in scenes if any(q.kind == "cell" for q in questions)]
+    assert max(backgrounds) > 60 and min(cells) < 8
+
+
+def scene_of(*items, layout="objects"):
+    return Scene(layout, 90, "white", "plain", 0, list(items), 3, 3)
+
+
+def item(color, shape, row, column):
+    left, top = 30 * column - 25, 30 * row - 25
+    return Item("object", (left, top, left + 20, top + 20), color, shape=shape, row=row, column=column)
+
+
+def test_answers_are_those_of_the_picture():
+    scene = scene_of(item("red", "star", 1, 1), item("blue", "ring", 1, 2), item("red", "ring", 3, 2))
+    rng = random.Random(0)
+    counts = {q.text: q.answer for q in (ask_count(scene, rng) for _ in range(60))}
+    assert counts["How many red objects are there?"] == "2"
+    assert counts["How many rings are there?"] == "2"
+    assert counts["How many blue rings are there?"] == "1"
+    existence = {q.text: q.answer for q in (ask_existence(scene, rng) for _ in range(60))}
+    assert existence.items() >= {"Is there a red ring?": "yes", "Is there a blue star?": "no"}.items()
+    places = {q.text: q.answer for q in (ask_position(scene, rng) for _ in range(60))}
+    assert places == {
+        "Where is the red star?": "top left",
+        "Where is the blue ring?": "top",
+        "Where is the red ring?": "bottom",
+    }
+    neighbors = {q.text: q.answer for q in (ask_neighbor(scene, rng) for _ in range(80))}
+    assert neighbors == {
+        "What color is the object right of the red star?": "blue",
+        "What shape is the object right of the red star?": "ring",
+        "What color is the object left of the blue ring?": "red",
+        "What shape is the object left of the blue ring?": "star",
+    }
+    dominant = ask_dominant(scene, rng)
+    assert dominant is not None and dominant.answer == "red"
+    assert ask(scene, rng, 5) and len({q.text for q in ask(scene, rng, 5)}) == 5
+
+
+def test_patches_are_labelled_with_what_covers_them():
+    labels = label_patches(scene_of(item("red", "star", 1, 1), item("blue", "ring", 3, 2)), grid=3)
+    names = list(HEADS)
+    grid = labels.reshape(3, 3, len(names))
+    assert grid[..., names.index("item")].tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert grid[0, 0, names.index("color")] == list(COLORS).index("red")
+    assert grid[2, 1, names.index("shape")] == SHAPES.index("ring") + 1
+    assert grid[1, 1, names.index("color")] == list(COLORS).index("white")
+    for head, classes in zip(labels.T, HEADS.values(), strict=True):
+        assert head.min() >= 0 and head.max() < classes
+    sign = Item("sign", (0, 0, 90, 90), "red", text="42", row=1, column=1)
+    row = label_patches(scene_of(sign), grid=3).reshape(3, 3, -1)[1]
+    assert set(row[:, names.index("item")]) == {TYPES.index("sign")}
+    assert row[[0, 2], names.index("column")].tolist() == [1, 2]
+
+
+def test_every_item_leaves_its_ink(task):
+    for index in range(40):
+        scene, _ = task.scene("test", index)
+        picture = np.asarray(draw(scene, "test")).astype(int)
+        bare = np.asarray(draw(Scene(scene.layout, scene.size, scene.ground, scene.texture, scene.seed), "test"))
+        for thing in scene.items:
+            left, top, right, bottom = thing.box
+            part = np.abs(picture[top:bottom, left:right] - bare[top:bottom, left:right]).max()
+            assert part > 50, (index, thing)
+
+
+def test_bad_arguments_and_ids_are_named():
+    with pytest.raises(ValueError, match="validation"):
+        Scenes(num_images={"validation": 3})
+    with pytest.raises(ValueError, match="image_size=10"):
+        Scenes(image_size=10)
+    for bad in ("nowhere-000001", "test-../../etc", "test"):
+        with pytest.raises(UnreadableImage, match="scene"):
+            Scenes().image(bad)
