@@ -40,8 +40,10 @@ class Task(Protocol):
     """
 
     name: str
-    fingerprint: str
     set_aside: list[dict[str, Any]]
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """The samples of a split, always in the same order, those of one image one after the other."""
