@@ -10,9 +10,17 @@ from experiments.parity import compare_model, compare_scorers, main, summarize
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
-@pytest.mark.parametrize("name", ["llava15", "llavanext"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "official_m3/llava15",
+        "official_m3/llavanext",
+        "reference_m3/grouped_query_bin",
+        "reference_m3/tiled_other_grids",
+    ],
+)
 def test_the_model_agrees_with_the_official_code(name):
-    deviations = list(compare_model(FIXTURES / "official_m3" / name))
+    deviations = list(compare_model(FIXTURES / name))
     assert all(deviation.size <= deviation.allowed for deviation in deviations), summarize(deviations)
     assert {deviation.quantity for deviation in deviations} == {
         "pixel values",
