@@ -1,12 +1,12 @@
 """The folder that labelling writes: a manifest, shards that are whole or absent, one writer at a time."""
 
+import itertools
 import json
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from experiments.tasks.base import SPLITS
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import (
     SCHEMA_VERSION,
+    find_shards,
     read_header,
     read_manifest,
     to_feature_table,
@@ -124,11 +125,11 @@ class LabelFolder:
 
     def begin(self, *, names: Mapping[str, str], limit: Limits, shard_size: int, overwrite: bool) -> None:
         """Write the manifest of an unfinished labelling, over the remains of a killed or smaller one."""
-        if overwrite:
-            self._clear()
-        elif self.open():
+        if not overwrite and self.open():
             shard_size = self.manifest["shard_size"]  # another size would make finished shards worthless
             self._refuse_less(limit)
+        else:
+            self._clear()
         for remains in self.path.rglob(".*.tmp"):
             remains.unlink()
         self.manifest = {
@@ -149,9 +150,9 @@ class LabelFolder:
     def _clear(self) -> None:
         """Throw away what labelling wrote here, and nothing else; the manifest last, so that a kill shows."""
         with self.writing():
-            for room in ROOMS:
-                with suppress(FileNotFoundError):
-                    shutil.rmtree(self.path / room)
+            for room, split in itertools.product(ROOMS, SPLITS):
+                for path in find_shards(self.path, room, split):
+                    path.unlink()
             for name in (SET_ASIDE, EMBEDDINGS, MANIFEST):
                 (self.path / name).unlink(missing_ok=True)
 

@@ -275,13 +275,23 @@ class TestOtherLabelsInTheFolder:
             label_some(task, backbone, copied, feature_scale=36)
 
     def test_overwrite_replaces_them(self, copied, task):
-        (copied / "notes.txt").write_text("mine")
+        for name in ("notes.txt", "features/notes.txt"):
+            (copied / name).write_text("mine")
         label_some(task, make_backbone(max_new_tokens=1), copied, overwrite=True)
         assert (
             OutcomeTable.read(copied, "test").fingerprints["decoding"]
             != make_backbone().fingerprints["decoding"]
         )
-        assert (copied / "notes.txt").read_text() == "mine"
+        assert (copied / "notes.txt").exists() and (copied / "features" / "notes.txt").exists()
+
+    def test_nothing_is_taken_over_without_a_manifest(self, copied, undisturbed, task, backbone):
+        (copied / "manifest.json").unlink()
+        label_some(task, make_backbone(max_new_tokens=1), copied)
+        assert not OutcomeTable.read(copied).to_arrow().equals(OutcomeTable.read(undisturbed).to_arrow())
+        (copied / "manifest.json").unlink()
+        (copied / "token_embeddings.safetensors").write_bytes(b"of something else")
+        label_some(task, backbone, copied)
+        assert_same_labels(copied, undisturbed)
 
 
 class TestLimits:
