@@ -1,7 +1,6 @@
 """The authors' configuration files (those of LLaVA) in terms of transformers and of this package."""
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers.utils import cached_file
 
 from m3_backbone.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor
 from m3_backbone.processing import M3Processor, load_tokenizer
+from m3_backbone.reading import read_json
 from m3_backbone.tiles import parse_resolutions
 
 MODEL_TYPE = "llava_llama"
@@ -107,8 +107,15 @@ def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, An
         )
         return vision, {}
     source = str(local or name)
-    file = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    return CLIPVisionConfig.from_pretrained(source), json.loads(Path(file).read_text("utf-8")) if file else {}
+    try:
+        vision = CLIPVisionConfig.from_pretrained(source)
+        file = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise OSError(
+            f"the vision tower {name!r} of {folder} is neither there nor beside it, and not to be had"
+            f" from the hub: {error}"
+        ) from error
+    return vision, read_json(Path(file)) if file else {}
 
 
 def _side(value: int | dict[str, int]) -> int:

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from m3_backbone import authors
 from m3_backbone.modeling import M3LlavaForConditionalGeneration, M3LlavaNextForConditionalGeneration, M3Model
 from m3_backbone.processing import PROCESSOR_FILE, M3Processor
+from m3_backbone.reading import read_json
 from m3_backbone.tiles import parse_resolutions
 from m3_backbone.weights import (
     INDEX_FILES,
@@ -82,7 +83,7 @@ class Checkpoint:
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a checkpoint?")
-        raw: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        raw = read_json(config_file)
         config: LlavaConfig | LlavaNextConfig
         if raw.get("model_type") == authors.MODEL_TYPE:
             config, processor = authors.convert(folder, raw)
@@ -186,9 +187,15 @@ def _find_folder(checkpoint: str | Path) -> Path:
         return Path(checkpoint)
     if checkpoint in PACKAGED:
         return Path(str(files("m3_backbone"))) / "assets" / str(checkpoint)
-    config = Path(str(cached_file(str(checkpoint), "config.json")))
-    for name in SMALL_FILES:
-        cached_file(str(checkpoint), name, _raise_exceptions_for_missing_entries=False)
+    name = str(checkpoint)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"no such folder: {name}")
+    try:
+        config = Path(str(cached_file(name, "config.json")))
+    except OSError as error:
+        raise OSError(f"{name} is no folder here, and not to be had from the hub: {error}") from error
+    for small in SMALL_FILES:
+        cached_file(name, small, _raise_exceptions_for_missing_entries=False)
     return config.parent
 
 

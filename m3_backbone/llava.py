@@ -56,6 +56,8 @@ class LlavaBackbone(Backbone):
     ) -> None:
         if device is not None and device_map is not None:
             raise ValueError("give device or device_map, not both")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
         self.name = name or Path(checkpoint).name
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.device, self.device_map = device, device_map

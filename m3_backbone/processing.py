@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 from m3_backbone.preprocessing import ImagePreprocessor
 from m3_backbone.prompts import IMAGE, PromptTemplate, prompt_template
+from m3_backbone.reading import read_json
 from m3_backbone.tokenization import SentencePieceLlamaTokenizer
 
 PROCESSOR_FILE = "m3_processor.json"
@@ -117,7 +118,7 @@ class M3Processor:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """What `save_pretrained` wrote."""
-        content: dict[str, Any] = json.loads((Path(folder) / PROCESSOR_FILE).read_text(encoding="utf-8"))
+        content = read_json(Path(folder) / PROCESSOR_FILE)
         settings = content["images"]
         for name in ("resolutions", "mean", "std"):
             settings[name] = tuple(tuple(v) if isinstance(v, list) else v for v in settings[name])
@@ -126,6 +127,11 @@ class M3Processor:
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint: `tokenizer.model` goes before `tokenizer.json`, as with the authors."""
-    if (Path(folder) / "tokenizer.model").is_file():
-        return SentencePieceLlamaTokenizer.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    present = [name for name in ("tokenizer.model", "tokenizer.json") if (Path(folder) / name).is_file()]
+    if not present:
+        raise FileNotFoundError(f"no tokenizer.model and no tokenizer.json in {folder}")
+    tokenizer_class: Any = SentencePieceLlamaTokenizer if "tokenizer.model" in present else AutoTokenizer
+    try:
+        return tokenizer_class.from_pretrained(folder)
+    except (RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the tokenizer in {folder} is damaged, fetch it again: {error}") from error

@@ -1,7 +1,6 @@
 """The weight files of a checkpoint: names in the authors' layout, what they hold, and a fingerprint."""
 
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_utils import load_state_dict
+
+from m3_backbone.reading import read_json
 
 # Prefixes of weight names: (transformers', the authors').
 PREFIXES = (
@@ -44,7 +45,7 @@ def authors_name(name: str) -> str:
 
 def shard_names(index: Path) -> list[str]:
     """Files that an index of shards lists."""
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return sorted(set(read_json(index)["weight_map"].values()))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -122,6 +122,29 @@ def test_a_shard_that_is_gone_is_named(editable):
         load_m3(editable.folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "tokenizer_config.json"])
+def test_a_damaged_small_file_is_named(editable, name):
+    file = editable.save_config() / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{file.parent}.* damaged"):
+        Checkpoint.open(editable.folder)
+
+
+def test_what_is_nowhere_is_named(editable, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="no such folder: /no/such"):
+        load_m3("/no/such")
+    with pytest.raises(OSError, match="nobody/nothing is no folder here"):
+        load_m3("nobody/nothing")
+    editable.config["mm_vision_tower"] = "nobody/nothing"
+    with pytest.raises(OSError, match="the vision tower 'nobody/nothing' of"):
+        load_m3(editable.save_config())
+    (editable.folder / "tokenizer.model").unlink()
+    editable.config["mm_vision_tower"] = "clip"
+    with pytest.raises(OSError, match=r"no tokenizer\.model"):
+        load_m3(editable.save_config())
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -141,7 +164,7 @@ def test_a_configuration_that_is_no_m3_is_refused(editable, key, value, message)
 
 
 def test_the_published_tower_needs_no_network(editable, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     editable.config |= {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
     opened = Checkpoint.open(editable.save_config())
     config: Any = opened.config
