@@ -97,5 +97,5 @@ class Backbone(Protocol):
         ...
 
     def token_embeddings(self) -> Tensor:
-        """`[vocabulary, hidden]`: the frozen input embeddings of the decoder."""
+        """`[vocabulary, hidden]`, on the CPU: the frozen input embeddings of the decoder."""
         ...

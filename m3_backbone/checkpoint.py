@@ -146,8 +146,11 @@ class Checkpoint:
             source = authors.find_tower(str(self.tower), self.folder) or self.tower
             tower = CLIPVisionModel.from_pretrained(source, dtype=model.dtype)
             model.model.vision_tower.load_state_dict(tower.state_dict())
-        if model.generation_config.pad_token_id is None:
-            model.generation_config.pad_token_id = self.processor.pad_token_id
+        settings = model.generation_config
+        if settings.pad_token_id is None:
+            settings.pad_token_id = self.processor.pad_token_id
+        if settings.eos_token_id is None:
+            settings.eos_token_id = self.processor.tokenizer.eos_token_id
         return model
 
     def _check_weights(self, model_class: Any) -> bool:

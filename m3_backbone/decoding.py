@@ -5,6 +5,7 @@ values are then shared out to the questions. Padding is masked and positions cou
 row comes out as it would alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,7 @@ class GreedyDecoder:
         ends = set(self.end_ids.tolist())
         for ids, log_prob in zip(torch.stack(steps, dim=1).tolist(), total.tolist(), strict=True):
             end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-            yield ids[:end], float(torch.tensor(log_prob).exp())
+            yield ids[:end], math.exp(log_prob)
 
 
 class _Rows:

@@ -218,7 +218,7 @@ class LlavaBackbone(Backbone):
         return self.processor.tokenizer(question, add_special_tokens=False).input_ids
 
     def token_embeddings(self) -> Tensor:
-        return self._decoder.embed.weight.detach()
+        return self._decoder.embed.weight.detach().cpu()
 
 
 def _digest(content: dict[str, Any]) -> str:
