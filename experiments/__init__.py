@@ -1,1 +1,2 @@
-"""What people run: label, train, evaluate, run, answer, parity, train_backbone; tasks, scorers, fronts, reports."""
+"""What people run: label, train, evaluate, run, answer, parity, train_backbone; tasks, scorers, fronts,
+reports."""

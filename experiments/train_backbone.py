@@ -1,6 +1,7 @@
 """Train an embedded backbone from nothing: `python -m experiments.train_backbone`.
 
-First the vision tower alone on dense labels of `scenes`, then the whole model over all scales on `scenes` and the
+First the vision tower alone on dense labels of `scenes`, then the whole model over all scales on `scenes`
+and the
 train part of other tasks. Either goes on from its last checkpoint after a kill.
 """
 
@@ -56,7 +57,7 @@ def main(config: DictConfig) -> None:
     model.set_attn_implementation(config.attention)
     train_model(model, scenes, others, processor, folder / "model", make_trainer, **config.model)
 
-    model.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
+    model.bfloat16().save_pretrained(folder / "checkpoint")
     processor.save_pretrained(folder / "checkpoint")
     print(f"the trained backbone is in {folder / 'checkpoint'}")
     print(f"next: python -m experiments.run backbone=local backbone.checkpoint={folder / 'checkpoint'}")
@@ -72,7 +73,8 @@ def load_or_build_processor(
     patch_size: int,
     num_pictures: int = 4000,
 ) -> M3Processor:
-    """The processor in `folder/processor`, or one whose tokenizer is made for the texts of the training pictures."""
+    """The processor in `folder/processor`, or one whose tokenizer is made for the texts of the training
+    pictures."""
     home = folder / "processor"
     if home.is_dir():
         return M3Processor.from_pretrained(home)
@@ -81,7 +83,9 @@ def load_or_build_processor(
         (turn for other in others for picture in other.turns.values() for turn in picture),
     )
     texts: Iterable[str] = (f"USER: \n{question} ASSISTANT: {answer}" for question, answer in turns)
-    processor = build_processor(train_tokenizer(texts, vocab_size), image_size=image_size, patch_size=patch_size)
+    processor = build_processor(
+        train_tokenizer(texts, vocab_size), image_size=image_size, patch_size=patch_size
+    )
     processor.save_pretrained(home)
     return processor
 
@@ -108,7 +112,14 @@ def pretrain_tower(
     module = PatchClassification(tower, HEADS, **optimization)
     stream = partial(PatchStream, scenes, processor)
     data = PictureModule(stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers)
-    fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch, compiled=[tower] if compile else [])
+    fit(
+        module,
+        data,
+        folder,
+        make_trainer,
+        num_pictures // pictures_per_epoch,
+        compiled=[tower] if compile else [],
+    )
     save_file(tower.state_dict(), finished)
 
 
@@ -140,7 +151,11 @@ def train_model(
         processor=processor,
     )
     data = PictureModule(
-        stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_conversations
+        stream,
+        pictures_per_epoch,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_conversations,
     )
     compiled = [model.model.vision_tower] if compile else []
     fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch, compiled)

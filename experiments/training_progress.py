@@ -25,18 +25,25 @@ class ProgressLines(lightning.Callback):
         self.since, self.num_pictures = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        index: int,
     ) -> None:
         pixels = batch["pixel_values"] if isinstance(batch, dict) else batch[0]
         self.num_pictures += len(pixels) * trainer.world_size
         for name, value in trainer.callback_metrics.items():
             # A share of nothing (no patch with a glyph in this batch) is no number.
-            if not math.isnan(value := float(value)):
-                self.means[name] = self.decay * self.means.get(name, value) + (1 - self.decay) * value
+            if not math.isnan(now := float(value)):
+                self.means[name] = self.decay * self.means.get(name, now) + (1 - self.decay) * now
         if trainer.global_step % self.every_n_steps == 0:
             rate = self.num_pictures / (time.perf_counter() - self.since)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in self.means.items())
-            log.info("step %d of %d  %.1f pictures/s  %s", trainer.global_step, self._total(trainer), rate, shown)
+            log.info(
+                "step %d of %d  %.1f pictures/s  %s", trainer.global_step, self._total(trainer), rate, shown
+            )
             self.since, self.num_pictures = time.perf_counter(), 0
 
     def _total(self, trainer: lightning.Trainer) -> int:

@@ -64,7 +64,8 @@ def expand_images(
 ) -> dict[str, Tensor]:
     """A right-padded batch in which each row's placeholder stands as often as its image has visual tokens.
 
-    Returns input_ids, labels `[batch, length]`, position_ids `[batch, length]`, and attention_mask: `[batch, length]`
+    Returns input_ids, labels `[batch, length]`, position_ids `[batch, length]`, and attention_mask:
+    `[batch, length]`
     where all of a row is one turn, else the additive `[batch, 1, length, length]` that keeps turns apart.
     Positions of every turn go on from the picture.
     """
@@ -106,11 +107,13 @@ def expand_images(
 
 
 class LlavaConversations(Dataset[dict[str, Any]]):
-    """LLaVA's instruction-tuning JSON: a list of `{"id", "image", "conversations": [{"from", "value"}, ...]}`.
+    """LLaVA's instruction-tuning JSON: a list of `{"id", "image", "conversations": [{"from", "value"},
+    ...]}`.
 
     Args:
         path: the JSON file.
-        open_image: image name -> RGB image. Names come from the file, so it has to keep them inside its folder
+        open_image: image name -> RGB image. Names come from the file, so it has to keep them inside its
+            folder
             and to refuse what cannot be read.
         processor: prompts, tokenizer and image preprocessing of the model to be trained.
 
@@ -130,7 +133,9 @@ class LlavaConversations(Dataset[dict[str, Any]]):
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(rows, list):
             raise ValueError(f"{path} must hold a list of conversations, as LLaVA's training files do")
-        self.rows = [(row["image"], _turns_of(row, path)) for row in rows if isinstance(row, dict) and "image" in row]
+        self.rows = [
+            (row["image"], _turns_of(row, path)) for row in rows if isinstance(row, dict) and "image" in row
+        ]
         self.num_left_out = len(rows) - len(self.rows)
         self.open_image, self.processor, self.isolate_turns = open_image, processor, isolate_turns
 
@@ -154,7 +159,11 @@ def _turns_of(row: dict[str, Any], path: str | Path) -> list[tuple[str, str]]:
         speakers = [message["from"] for message in messages]
         texts = [message["value"].replace("<image>", "").strip() for message in messages]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: conversation {row.get('id')!r} lacks 'from' or 'value' text: {error}") from error
+        raise ValueError(
+            f"{path}: conversation {row.get('id')!r} lacks 'from' or 'value' text: {error}"
+        ) from error
     if not texts or speakers != ["human", "gpt"] * (len(speakers) // 2):
-        raise ValueError(f"{path}: conversation {row.get('id')!r} does not alternate between 'human' and 'gpt'")
+        raise ValueError(
+            f"{path}: conversation {row.get('id')!r} does not alternate between 'human' and 'gpt'"
+        )
     return list(zip(texts[::2], texts[1::2], strict=True))

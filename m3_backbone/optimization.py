@@ -1,7 +1,6 @@
 """AdamW with warm-up and cosine decay, as every training here uses it."""
 
-from typing import Any
-
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import AdamW
 from transformers import get_cosine_schedule_with_warmup
@@ -9,7 +8,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 def configure_adamw(
     module: nn.Module, *, learning_rate: float, weight_decay: float, num_warmup_steps: int, num_steps: int
-) -> dict[str, Any]:
+) -> OptimizerLRSchedulerConfig:
     """Optimizer and per-step schedule in the form that Lightning takes.
 
     Biases, norms and other vectors are not decayed.

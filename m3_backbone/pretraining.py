@@ -1,7 +1,8 @@
 """Dense labels for a vision tower: every patch names what covers it.
 
 M3 starts from CLIP's tower. A tower that starts from random weights hardly learns to see through a language
-model's loss, so it first learns from dense labels, which a renderer knows and any segmentation gives, and keeps
+model's loss, so it first learns from dense labels, which a renderer knows and any segmentation gives, and
+keeps
 learning from them beside the language model's loss.
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionModel
@@ -23,7 +25,8 @@ class PatchHeads(nn.Module):
 
     Args:
         hidden_size: size of the patches' features.
-        classes: number of classes per label, in the order of the labels' last axis; class 0 is "does not apply".
+        classes: number of classes per label, in the order of the labels' last axis; class 0 is "does not
+            apply".
         zero_weight: weight of class 0 in the loss. Most patches show ground; unweighted, they drown the rest.
     """
 
@@ -33,7 +36,8 @@ class PatchHeads(nn.Module):
         self.zero_weight = zero_weight
 
     def forward(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over the labels of the cross-entropy, and per label the share of the patches it applies to got right.
+        """Sum over the labels of the cross-entropy, and per label the share of the patches it applies to
+        got right.
 
         patches `[batch, num_patches, hidden_size]`, labels `[batch, num_patches, num_labels]`; batches may be
         without any picture that has labels (batch 0).
@@ -51,7 +55,8 @@ class PatchHeads(nn.Module):
 
 
 class PatchClassification(lightning.LightningModule):
-    """Trains a CLIP vision tower on `(pixel_values [batch, 3, height, width], labels [batch, num_patches, num_labels])`."""
+    """Trains a CLIP vision tower on `(pixel_values [batch, 3, height, width], labels [batch, num_patches,
+    num_labels])`."""
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class PatchClassification(lightning.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_adamw(
             self,
             learning_rate=self.learning_rate,
@@ -89,11 +94,14 @@ class SeeingM3Training(M3Training):
     """M3 training that keeps the dense loss beside the language model's.
 
     The heads read the projected tokens, so what the decoder gets holds, token by token and linearly, what the
-    patches show; averages of it then do too. Batches also carry `patches [batch, num_patches, num_labels]`, -1
+    patches show; averages of it then do too. Batches also carry `patches [batch, num_patches, num_labels]`,
+    -1
     throughout on pictures without dense labels.
     """
 
-    def __init__(self, *args: Any, classes: Mapping[str, int], dense_weight: float = 0.2, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, classes: Mapping[str, int], dense_weight: float = 0.2, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.patch_heads = PatchHeads(self.model.config.get_text_config().hidden_size, classes)
         self.dense_weight = dense_weight

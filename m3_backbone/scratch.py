@@ -1,6 +1,7 @@
 """A small M3 from nothing: LLaVA's architecture with random weights, and a tokenizer made for its texts."""
 
 from collections.abc import Iterable
+from math import isqrt
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -72,13 +73,15 @@ def build_tower_config(
 
 
 def build_tower(config: CLIPVisionConfig) -> CLIPVisionModel:
-    """A tower with random weights, its position embeddings excepted: they start as sines and cosines of both axes.
+    """A tower with random weights, its position embeddings excepted: they start as sines and cosines of
+    both axes.
 
-    CLIP's own initialisation leaves them a few hundredths as large as the patches' embeddings, so that a tower trained
+    CLIP's own initialisation leaves them a few hundredths as large as the patches' embeddings, so that a
+    tower trained
     on few pictures spends most of them on finding out which patches are neighbours.
     """
     tower = CLIPVisionModel(config)
-    side = config.image_size // config.patch_size
+    side = isqrt(tower.embeddings.num_patches)
     frequencies = 10_000 ** -(torch.arange(config.hidden_size // 4) / (config.hidden_size // 4))
     angles = torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, hidden_size / 2]

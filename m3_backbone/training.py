@@ -1,6 +1,7 @@
 """M3 training: one model, every scale.
 
-The loss is the mean over the scales of the usual causal loss on the answer tokens (Cai et al., arXiv 2405.17430,
+The loss is the mean over the scales of the usual causal loss on the answer tokens (Cai et al., arXiv
+2405.17430,
 equation 2); the vision tower runs once, and its projected grid is pooled once per scale.
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -27,7 +29,8 @@ class M3Training(lightning.LightningModule):
     Args:
         model: the model to train; parameters that do not require gradients stay frozen.
         pad_id: token id that fills short rows; it is masked.
-        scale_groups: one scale is drawn from each group at every step; None takes every scale at every step, as M3.
+        scale_groups: one scale is drawn from each group at every step; None takes every scale at every
+            step, as M3.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
     """
 
@@ -53,13 +56,16 @@ class M3Training(lightning.LightningModule):
             model.activation_checkpointing_enable()
 
     def draw_scales(self) -> list[int]:
-        """The scales of this step; a function of the step alone, so every process and every restart agrees."""
+        """The scales of this step; a function of the step alone, so every process and every restart
+        agrees."""
         if not self.scale_groups:
             return list(self.model.scale_ladder)
         rng = random.Random(self.global_step)
         return [rng.choice(group) for group in self.scale_groups]
 
-    def loss_at(self, tokens: Tensor, conversations: Sequence[Conversation], scale: int, **images: Tensor) -> Tensor:
+    def loss_at(
+        self, tokens: Tensor, conversations: Sequence[Conversation], scale: int, **images: Tensor
+    ) -> Tensor:
         """Mean negative log-likelihood of the answer tokens, given the finest tokens of the images' tiles."""
         features = self.model.pool_images(tokens, scale, **images)
         batch = expand_images(
@@ -95,7 +101,7 @@ class M3Training(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         return self.loss(batch, self.draw_scales())
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_adamw(
             self,
             learning_rate=self.learning_rate,

@@ -45,7 +45,9 @@ def test_tokens_are_those_of_the_authors(fixture):
     folder, _, processor = fixture
     for case in json.loads((folder / "expected.json").read_text())["cases"]:
         conversation = tokenize_conversation(processor, [(case["question"], case["reference_answer"])])
-        ids = [-200 if token == processor.image_token_id else token for token in conversation.input_ids.tolist()]
+        ids = [
+            -200 if token == processor.image_token_id else token for token in conversation.input_ids.tolist()
+        ]
         assert ids == case["full_ids"]
         assert (conversation.labels != IGNORED).sum() == case["answer_len"]
 
@@ -93,7 +95,9 @@ def test_padding_of_a_batch_changes_nothing(fixture):
 def test_positions_go_on_from_the_picture():
     from m3_backbone.conversations import Conversation
 
-    row = Conversation(torch.tensor([5, 9, 6, 7, 8]), torch.full((5,), IGNORED), torch.tensor([0, 0, 1, 1, 2]))
+    row = Conversation(
+        torch.tensor([5, 9, 6, 7, 8]), torch.full((5,), IGNORED), torch.tensor([0, 0, 1, 1, 2])
+    )
     batch = expand_images([row], [3], image_token_id=9, pad_id=0)
     assert batch["input_ids"].tolist() == [[5, 9, 9, 9, 6, 7, 8]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 4]]

@@ -1,7 +1,8 @@
 """`scenes`: procedural pictures and questions whose needed scale truly varies.
 
 What pooling destroys is many things at once, so pictures run from one object to crowds of 40, from two
-characters to tables of 100, with signs and real handwritten digits (scikit-learn's) at sizes from huge to a few
+characters to tables of 100, with signs and real handwritten digits (scikit-learn's) at sizes from huge to a
+few
 pixels; easy questions are asked of crowded pictures, hard ones of sparse ones.
 """
 
@@ -42,9 +43,13 @@ class Scenes:
     ) -> None:
         self.num_images = dict(num_images or {"train": 1000, "calibration": 250, "test": 500})
         if unknown := set(self.num_images) - set(SPLITS):
-            raise ValueError(f"num_images names unknown splits {sorted(unknown)}: splits are {', '.join(SPLITS)}")
+            raise ValueError(
+                f"num_images names unknown splits {sorted(unknown)}: splits are {', '.join(SPLITS)}"
+            )
         if image_size < 64:
-            raise ValueError(f"image_size={image_size} leaves no room for a table of 100 characters: use 64 or more")
+            raise ValueError(
+                f"image_size={image_size} leaves no room for a table of 100 characters: use 64 or more"
+            )
         self.name = name
         self.seed = seed
         self.questions_per_image = questions_per_image
@@ -64,7 +69,7 @@ class Scenes:
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
         """Picture number `index` of a split before it is drawn, with its questions."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
-        scene = compose(rng, self.image_size, handwriting_of(split)[1])
+        scene = compose(rng, self.image_size, handwriting_of(split)[1].tolist())
         return scene, ask(scene, rng, self.questions_per_image)
 
     def samples(self, split: Split) -> Iterator[Sample]:

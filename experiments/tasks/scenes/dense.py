@@ -1,6 +1,7 @@
 """What covers each patch of a picture: the labels on which the vision tower learns to see.
 
-M3 starts from CLIP's tower; an embedded model has to make its own. The renderer knows what lies where, so each
+M3 starts from CLIP's tower; an embedded model has to make its own. The renderer knows what lies where, so
+each
 patch carries the type, color, shape and glyph of the item that covers most of it.
 """
 
@@ -12,7 +13,8 @@ from experiments.tasks.scenes.vocabulary import COLORS, GLYPHS, MAX_TABLE_SIDE, 
 
 TYPES = ("ground", "object", "character", "sign", "digit")
 _COLOR_OF = {color: index for index, color in enumerate(COLORS)}
-# Classes per head. Class 0 is "does not apply" except for the color, which every patch has (else the ground's).
+# Classes per head. Class 0 is "does not apply" except for the color, which every patch has (else the
+# ground's).
 HEADS = {
     "item": len(TYPES),
     "color": len(COLORS),
@@ -53,7 +55,8 @@ def _glyphs_of(sign: Item) -> list[tuple[tuple[float, float, float, float], tupl
 
 def label_patches(scene: Scene, grid: int) -> np.ndarray:
     """Labels of every patch, `[grid * grid, len(HEADS)]` int64, patches in reading order."""
-    boxes, labels, weights = [], [], []
+    boxes: list[tuple[float, float, float, float]] = []
+    labels, weights = [], []
     for item in scene.items:
         boxes.append(item.box)
         labels.append(_labels_of(item))

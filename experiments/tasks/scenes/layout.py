@@ -1,4 +1,5 @@
-"""Composition of a picture: which items lie where. No pixels here, only boxes, so a scene is cheap to draw up."""
+"""Composition of a picture: which items lie where. No pixels here, only boxes, so a scene is cheap to draw
+up."""
 
 import math
 import random
@@ -105,7 +106,8 @@ def _square_in(rng: random.Random, cell: Box, fill: float) -> Box:
 
 
 def _grid_side(rng: random.Random, count: int) -> int:
-    """Rows and columns of the division that `count` items are strewn over: from just enough to far too many."""
+    """Rows and columns of the division that `count` items are strewn over: from just enough to far too
+    many."""
     least = next(side for side in range(1, 11) if side * side >= count)
     return rng.randint(least, min(10, least + 3)) if rng.random() < 0.7 else rng.randint(least, 10)
 
@@ -159,7 +161,8 @@ def _table(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tupl
 
 def _sign(rng: random.Random, cell: Box, color: str, text: str, fill: float, place: tuple[int, int]) -> Item:
     width = round(fill * (cell[2] - cell[0] - 2))
-    # A sign is as high as its text wants: letters are about 0.7 as wide as high, and a margin runs around them.
+    # A sign is as high as its text wants: letters are about 0.7 as wide as high, and a margin runs around
+    # them.
     height = min(round(fill * (cell[3] - cell[1] - 2)), round(width / (0.75 * len(text) + 0.4) * 1.6))
     box = _inside(rng, cell, width, max(9, height))
     return Item("sign", box, color, text=text, row=place[0], column=place[1], style=rng.randrange(NUM_FONTS))
@@ -190,13 +193,17 @@ def _signs(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tupl
     return items, rows, columns
 
 
-def _digit(rng: random.Random, cell: Box, color: str, handwriting: Sequence[int], place: tuple[int, int]) -> Item:
+def _digit(
+    rng: random.Random, cell: Box, color: str, handwriting: Sequence[int], place: tuple[int, int]
+) -> Item:
     box = _square_in(rng, cell, rng.uniform(0.7, 1))
     style = rng.randrange(len(handwriting))
     return Item("digit", box, color, text=str(handwriting[style]), row=place[0], column=place[1], style=style)
 
 
-def _digits(rng: random.Random, size: int, ground: str, handwriting: Sequence[int]) -> tuple[list[Item], int, int]:
+def _digits(
+    rng: random.Random, size: int, ground: str, handwriting: Sequence[int]
+) -> tuple[list[Item], int, int]:
     count = round(_log_uniform(rng, 1, 25))
     least = next(side for side in range(1, 6) if side * side >= count)
     side = rng.randint(least, min(6, least + 2))
@@ -208,7 +215,9 @@ def _digits(rng: random.Random, size: int, ground: str, handwriting: Sequence[in
     return items, side, side
 
 
-def _mixed(rng: random.Random, size: int, ground: str, handwriting: Sequence[int]) -> tuple[list[Item], int, int]:
+def _mixed(
+    rng: random.Random, size: int, ground: str, handwriting: Sequence[int]
+) -> tuple[list[Item], int, int]:
     side = rng.randint(2, 6)
     count = rng.randint(side, side * side)
     colors = _colors_but(ground)

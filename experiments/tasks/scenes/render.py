@@ -114,7 +114,8 @@ def _ground(scene: Scene) -> np.ndarray:
 
 
 def draw(scene: Scene, split: str) -> Image.Image:
-    """The scene as an RGB picture of `scene.size` pixels square; handwriting is taken from `split`'s share."""
+    """The scene as an RGB picture of `scene.size` pixels square; handwriting is taken from `split`'s
+    share."""
     picture = Image.fromarray(_ground(scene))
     jitter = np.random.default_rng(scene.seed + 1).integers(-14, 15, (len(scene.items), 3))
     for item, shift in zip(scene.items, jitter, strict=True):
@@ -129,12 +130,16 @@ def draw(scene: Scene, split: str) -> Image.Image:
         elif item.type == "digit":
             strokes = handwriting_of(split)[0][item.style]
             mask = Image.fromarray(np.clip(strokes * 24, 0, 255).astype(np.uint8))
-            picture.paste(ink, (left, top), mask.resize((right - left, bottom - top), Image.Resampling.BICUBIC))
+            picture.paste(
+                ink, (left, top), mask.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+            )
         else:
             edge = text_color_on(item.color)
             brush = ImageDraw.Draw(picture)
             brush.rectangle((left, top, right - 1, bottom - 1), fill=ink, outline=COLORS[edge])
-            x, y, x_end, y_end = sign_text_box(item)
+            x, y, _, _ = sign_text_box(item)
             height, width = max(5, round((bottom - top) * 0.72)), round((right - left) * 0.88)
-            picture.paste(COLORS[edge], (round(x), round(y)), _text_mask(item.text, item.style, height, width))
+            picture.paste(
+                COLORS[edge], (round(x), round(y)), _text_mask(item.text, item.style, height, width)
+            )
     return picture

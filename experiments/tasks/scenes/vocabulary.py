@@ -18,11 +18,14 @@ SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring")
 CHARACTERS = "0123456789ABCDEFGHJKLMNPRSTUVWXY"
 # What a patch of the picture can show of a glyph: table characters, letters of words, handwritten digits.
 GLYPHS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# fmt: off
 WORDS = (
-    "BANK BOOK BUS CAFE CITY DOCK DOOR EAST EXIT FARM FISH FOOD FUEL GATE GOLF HALL HELP HILL HOME INN "
-    "JAZZ KIDS KING LAKE LIFT LOST MAIL MENU MILK NEWS NORTH OPEN PARK PIER POOL PORT QUIZ REST ROAD "
-    "SALE SHOP SLOW SOUP STOP TAXI TEAM TOWN TRAM WALK WEST YARD ZOO"
-).split()
+    "BANK", "BOOK", "BUS", "CAFE", "CITY", "DOCK", "DOOR", "EAST", "EXIT", "FARM", "FISH", "FOOD", "FUEL",
+    "GATE", "GOLF", "HALL", "HELP", "HILL", "HOME", "INN", "JAZZ", "KIDS", "KING", "LAKE", "LIFT", "LOST",
+    "MAIL", "MENU", "MILK", "NEWS", "NORTH", "OPEN", "PARK", "PIER", "POOL", "PORT", "QUIZ", "REST", "ROAD",
+    "SALE", "SHOP", "SLOW", "SOUP", "STOP", "TAXI", "TEAM", "TOWN", "TRAM", "WALK", "WEST", "YARD", "ZOO",
+)
+# fmt: on
 PLACES = (
     ("top left", "top", "top right"),
     ("left", "center", "right"),
