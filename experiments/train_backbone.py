@@ -16,6 +16,7 @@ import lightning
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
@@ -30,6 +31,7 @@ from experiments.backbone_data import (
 from experiments.config import entry_point
 from experiments.tasks.scenes.dense import HEADS
 from experiments.training_progress import ProgressLines
+from m3_backbone.modeling import M3LlavaForConditionalGeneration
 from m3_backbone.pretraining import PatchClassification, SeeingM3Training
 from m3_backbone.processing import M3Processor
 from m3_backbone.scratch import build_model, build_processor, build_tower, build_tower_config, train_tokenizer
@@ -57,10 +59,16 @@ def main(config: DictConfig) -> None:
     model.set_attn_implementation(config.attention)
     train_model(model, scenes, others, processor, folder / "model", make_trainer, **config.model)
 
-    model.bfloat16().save_pretrained(folder / "checkpoint")
-    processor.save_pretrained(folder / "checkpoint")
-    print(f"the trained backbone is in {folder / 'checkpoint'}")
-    print(f"next: python -m experiments.run backbone=local backbone.checkpoint={folder / 'checkpoint'}")
+    save_checkpoint(model, processor, folder / "checkpoint")
+
+
+@rank_zero_only
+def save_checkpoint(model: M3LlavaForConditionalGeneration, processor: M3Processor, folder: Path) -> None:
+    """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and say so."""
+    model.bfloat16().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    print(f"the trained backbone is in {folder}")
+    print(f"next: python -m experiments.run backbone=local backbone.checkpoint={folder}")
 
 
 def load_or_build_processor(
@@ -91,7 +99,7 @@ def load_or_build_processor(
 
 
 def pretrain_tower(
-    tower: Any,
+    tower: torch.nn.Module,
     scenes: ScenePictures,
     processor: M3Processor,
     folder: Path,
@@ -120,11 +128,12 @@ def pretrain_tower(
         num_pictures // pictures_per_epoch,
         compiled=[tower] if compile else [],
     )
-    save_file(tower.state_dict(), finished)
+    if rank_zero_only.rank == 0:
+        save_file(tower.state_dict(), finished)
 
 
 def train_model(
-    model: Any,
+    model: M3LlavaForConditionalGeneration,
     scenes: ScenePictures,
     others: Sequence[TaskPictures],
     processor: M3Processor,
