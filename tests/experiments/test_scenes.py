@@ -76,6 +76,7 @@ def test_a_seed_gives_the_same_bytes_in_any_order():
 def test_covers_what_it_promises(task):
     scenes = [task.scene("train", index) for index in range(600)]
     kinds = Counter(question.kind for _, questions in scenes for question in questions)
+    assert all(questions for _, questions in scenes)
     assert len(kinds) == 15 and min(kinds.values()) > 20, kinds
     layouts = {
         layout: [s for s, _ in scenes if s.layout == layout] for layout in ("objects", "table", "digits")
