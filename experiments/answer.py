@@ -4,6 +4,9 @@ The predictor chooses the scale; its estimates, the choice and the answers at th
 `scale=36` forces one, and needs no predictor.
 """
 
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -91,5 +94,24 @@ def format_answers(
     return format_table(rows)
 
 
+def quote_free_text(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with the values of `image` and `question` in quotes, as Hydra's grammar wants them.
+
+    So a question may hold commas, brackets, quotes and equals signs and still be given as `question='...'` to
+    the shell, which takes those quotes away. A value that is in quotes already is left as it is.
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in ("image", "question") and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+            # A backslash counts only before what it would hide: an interpolation, a quote, the quote at the end.
+            value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+            value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+            argument = f"{key}='{value}'"
+        quoted.append(argument)
+    return quoted
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = quote_free_text(sys.argv[1:])
     main()

@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 @entry_point("train")
 def main(config: DictConfig) -> float:
     quiet_lightning()
-    predictors = [
-        instantiate(part, _convert_="all") for part in (config.predictor, *config.baselines.values())
-    ]
+    # A baseline that is asked for as the predictor is not trained twice.
+    others = [part for part in config.baselines.values() if part.name != config.predictor.name]
+    predictors = [instantiate(part, _convert_="all") for part in (config.predictor, *others)]
     records = train_predictors(
         predictors,
         labels=Path(config.paths.labels),

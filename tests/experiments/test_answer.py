@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from experiments.answer import main
+from experiments.answer import main, quote_free_text
 from experiments.config import find_config_dir
 from experiments.train import train_predictors
 from m3_backbone.llava import LlavaBackbone
@@ -72,6 +72,32 @@ def answer(store, capsys):
         return capsys.readouterr().out, 0
 
     return run
+
+
+TEXTS = [
+    "What color is it?",
+    "What character is in row 1, column 3?",
+    'it\'s 1=1, {a}: [b] (c) "x"',
+    "back\\slash, \\' and at the end \\",
+    "${not.an.interpolation}, \\${nor.this}",
+    "null",
+    "two\nlines, ünïcode",
+    " ' ",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_can_be_asked(text):
+    """What the shell hands on reaches the configuration as it was."""
+    arguments = quote_free_text([f"question={text}", "image=a, b.png", "scale=1"])
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("answer", arguments)
+    assert (config.question, config.image, config.scale) == (text, "a, b.png", 1)
+
+
+def test_text_in_quotes_is_left_as_it_is():
+    assert quote_free_text(["question='a, b'", 'image="c"']) == ["question='a, b'", 'image="c"']
 
 
 def find_chosen(output):
