@@ -95,7 +95,7 @@ def format_answers(
 
 
 def quote_free_text(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with the values of `image` and `question` in quotes, as Hydra's grammar wants them.
+    """Command-line arguments with the values of `image` and `question` in quotes, as Hydra wants them.
 
     So a question may hold commas, brackets, quotes and equals signs and still be given as `question='...'` to
     the shell, which takes those quotes away. A value that is in quotes already is left as it is.
@@ -104,9 +104,10 @@ def quote_free_text(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if equals and key in ("image", "question") and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
-            # A backslash counts only before what it would hide: an interpolation, a quote, the quote at the end.
+            # A backslash counts only before what it would hide: an interpolation or a quote.
             value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-            value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+            value = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+            value = re.sub(r"(\\*)\Z", lambda match: match[1] * 2, value, count=1)
             argument = f"{key}='{value}'"
         quoted.append(argument)
     return quoted
