@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> float:
     quiet_lightning()
     # A baseline that is asked for as the predictor is not trained twice.
-    others = [part for part in config.baselines.values() if part.name != config.predictor.name]
+    others = [part for part in config.get("baselines", {}).values() if part.name != config.predictor.name]
     predictors = [instantiate(part, _convert_="all") for part in (config.predictor, *others)]
     records = train_predictors(
         predictors,
