@@ -7,6 +7,7 @@ and per kind, beside that of a blind answerer, and the oracle.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -16,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from experiments.config import entry_point
-from experiments.fronts import choose_as_oracle
+from experiments.fronts import Convention, choose_as_oracle
 from experiments.scorers import score
 from experiments.tasks.base import SPLITS
 from m3_backbone.outcomes import OutcomeTable
@@ -46,10 +47,10 @@ def tabulate(name: str, folder: Path) -> dict[str, object]:
     rows += [(str(kind), test.kind == kind) for kind in np.unique(test.kind)]
     every = np.arange(len(test.score))
     oracles = []
-    for convention, words in (("coarsest", "the coarsest scale"), ("finest", "the finest scale")):
+    for convention in get_args(Convention):
         chosen = choose_as_oracle(test.score, test.visual_tokens, convention)
         cost = test.visual_tokens[every, chosen].mean()
-        oracles.append((words, 100 * test.score[every, chosen].mean(), cost))
+        oracles.append((f"the {convention} scale", 100 * test.score[every, chosen].mean(), cost))
     return {
         "name": name,
         "scales": test.scales,

@@ -34,7 +34,14 @@ from experiments.training_progress import ProgressLines
 from m3_backbone.modeling import M3LlavaForConditionalGeneration
 from m3_backbone.pretraining import PatchClassification, SeeingM3Training
 from m3_backbone.processing import M3Processor
-from m3_backbone.scratch import build_model, build_processor, build_tower, build_tower_config, train_tokenizer
+from m3_backbone.scratch import (
+    Tower,
+    build_model,
+    build_processor,
+    build_tower,
+    build_tower_config,
+    train_tokenizer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +106,7 @@ def load_or_build_processor(
 
 
 def pretrain_tower(
-    tower: torch.nn.Module,
+    tower: Tower,
     scenes: ScenePictures,
     processor: M3Processor,
     folder: Path,
@@ -128,8 +135,7 @@ def pretrain_tower(
         num_pictures // pictures_per_epoch,
         compiled=[tower] if compile else [],
     )
-    if rank_zero_only.rank == 0:
-        save_file(tower.state_dict(), finished)
+    rank_zero_only(save_file)(tower.state_dict(), finished)
 
 
 def train_model(

@@ -21,6 +21,7 @@ from m3_backbone.prompts import IMAGE
 # Words with the space before them; every figure by itself, so that numbers are read figure by figure.
 _PIECES = r" ?\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
 PAD, END = "<pad>", "</s>"
+Tower = CLIPVisionModel
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
