@@ -71,12 +71,10 @@ class PatchStream(Dataset[tuple[Tensor, Tensor]]):
 
 
 class PictureStream(Dataset[dict[str, Any]]):
-    """Pictures number `start` to `start + length` of a mixture; each depends on the seed of the scenes and
-    its number alone.
+    """Pictures number `start` to `start + length` of a mixture; each depends on its number and a seed alone.
 
     Rows hold `pixel_values [3, size, size]`, `conversation` and `patches [num_patches, num_heads]` (-1
-    throughout
-    on pictures without dense labels).
+    throughout on pictures without dense labels).
     """
 
     def __init__(
@@ -101,8 +99,7 @@ class PictureStream(Dataset[dict[str, Any]]):
         number = self.start + index
         rng = random.Random(f"{self.scenes.scenes.seed}/{number}")
         source = rng.choice(self.others) if rng.random() < self.share_of_others else self.scenes
-        # The n-th picture of the stream is not the n-th of its source: a source of 4,000 pictures comes out
-        # shuffled.
+        # A number of its own, so that a source of 4,000 pictures comes out shuffled.
         image, turns, patches = source(number if source is self.scenes else rng.getrandbits(31))
         turns = rng.sample(turns, min(len(turns), self.questions_per_image))
         if patches is None:

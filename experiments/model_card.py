@@ -1,8 +1,7 @@
 """The model card of an embedded backbone: `python -m experiments.model_card`.
 
 Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale over all
-questions
-and per kind, beside that of a blind answerer, and the oracle.
+questions and per kind, beside that of a blind answerer, and the oracle.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,8 +67,7 @@ def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
     """Scores `[num_samples]` of an answerer that reads the question alone.
 
     Logistic regression on the question's words and pairs of words, from the questions and first references
-    of the
-    other splits: what the questions give away about their answers.
+    of the other splits: what the questions give away about their answers.
     """
     questions = [question for table in seen for question in table.question]
     answers = [references[0] for table in seen for references in table.references]

@@ -1,8 +1,7 @@
 """Train an embedded backbone from nothing: `python -m experiments.train_backbone`.
 
 First the vision tower alone on dense labels of `scenes`, then the whole model over all scales on `scenes`
-and the
-train part of other tasks. Either goes on from its last checkpoint after a kill.
+and the train part of other tasks. Either goes on from its last checkpoint after a kill.
 """
 
 import itertools
@@ -31,14 +30,14 @@ from experiments.backbone_data import (
 from experiments.config import entry_point
 from experiments.tasks.scenes.dense import HEADS
 from experiments.training_progress import ProgressLines
-from m3_backbone.modeling import M3LlavaForConditionalGeneration
+from m3_backbone.checkpoint import load_m3
+from m3_backbone.modeling import M3Model
 from m3_backbone.pretraining import PatchClassification, SeeingM3Training
 from m3_backbone.processing import M3Processor
 from m3_backbone.scratch import (
     Tower,
     build_model,
     build_processor,
-    build_tower,
     build_tower_config,
     train_tokenizer,
 )
@@ -50,27 +49,26 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     folder = Path(config.folder)
     lightning.seed_everything(config.seed, verbose=False)
-    # Sharp attention leaves numbers on which a processor is ten times slower, and which are as good as zero.
-    torch.set_flush_denormal(True)
     scenes = ScenePictures(instantiate(config.scenes), config.image.image_size // config.image.patch_size)
     others = [TaskPictures(instantiate(task)) for task in config.others.values()]
     make_trainer = partial(instantiate, config.trainer)
 
-    processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
-    tower = build_tower(build_tower_config(**config.image, **config.tower.shape))
-    tower.set_attn_implementation(config.attention)
-    pretrain_tower(tower, scenes, processor, folder / "tower", make_trainer, **config.tower.training)
-
-    model = build_model(tower.config, processor, **config.decoder)
-    model.model.vision_tower.load_state_dict(tower.state_dict())
+    if config.start_from is None:
+        processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
+        tower_config = build_tower_config(**config.image, **config.tower.shape)
+        model: M3Model = build_model(tower_config, processor, **config.decoder)
+    else:
+        model, processor = load_m3(config.start_from, dtype=torch.float32)
     model.set_attn_implementation(config.attention)
+    tower = model.model.vision_tower
+    pretrain_tower(tower, scenes, processor, folder / "tower", make_trainer, **config.tower.training)
     train_model(model, scenes, others, processor, folder / "model", make_trainer, **config.model)
 
     save_checkpoint(model, processor, folder / "checkpoint")
 
 
 @rank_zero_only
-def save_checkpoint(model: M3LlavaForConditionalGeneration, processor: M3Processor, folder: Path) -> None:
+def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path) -> None:
     """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and say so."""
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -88,8 +86,7 @@ def load_or_build_processor(
     patch_size: int,
     num_pictures: int = 4000,
 ) -> M3Processor:
-    """The processor in `folder/processor`, or one whose tokenizer is made for the texts of the training
-    pictures."""
+    """The processor in `folder/processor`, or one with a tokenizer made for the training texts."""
     home = folder / "processor"
     if home.is_dir():
         return M3Processor.from_pretrained(home)
@@ -139,7 +136,7 @@ def pretrain_tower(
 
 
 def train_model(
-    model: M3LlavaForConditionalGeneration,
+    model: M3Model,
     scenes: ScenePictures,
     others: Sequence[TaskPictures],
     processor: M3Processor,

@@ -107,14 +107,12 @@ def expand_images(
 
 
 class LlavaConversations(Dataset[dict[str, Any]]):
-    """LLaVA's instruction-tuning JSON: a list of `{"id", "image", "conversations": [{"from", "value"},
-    ...]}`.
+    """LLaVA's instruction-tuning JSON, `[{"id", "image", "conversations": [{"from", "value"}, ...]}, ...]`.
 
     Args:
         path: the JSON file.
         open_image: image name -> RGB image. Names come from the file, so it has to keep them inside its
-            folder
-            and to refuse what cannot be read.
+            folder and to refuse what cannot be read.
         processor: prompts, tokenizer and image preprocessing of the model to be trained.
 
     Rows without an image are left out, as M3 trains on pictures; `num_left_out` counts them.

@@ -2,8 +2,7 @@
 
 M3 starts from CLIP's tower. A tower that starts from random weights hardly learns to see through a language
 model's loss, so it first learns from dense labels, which a renderer knows and any segmentation gives, and
-keeps
-learning from them beside the language model's loss.
+keeps learning from them beside the language model's loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,7 @@ class PatchHeads(nn.Module):
 
     Args:
         hidden_size: size of the patches' features.
-        classes: number of classes per label, in the order of the labels' last axis; class 0 is "does not
-            apply".
+        classes: number of classes per label, in the order of the labels' last axis; 0 is "does not apply".
         zero_weight: weight of class 0 in the loss. Most patches show ground; unweighted, they drown the rest.
     """
 
@@ -36,8 +34,7 @@ class PatchHeads(nn.Module):
         self.zero_weight = zero_weight
 
     def forward(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over the labels of the cross-entropy, and per label the share of the patches it applies to
-        got right.
+        """Summed cross-entropy of the labels, and per label the share got right where it applies.
 
         patches `[batch, num_patches, hidden_size]`, labels `[batch, num_patches, num_labels]`; batches may be
         without any picture that has labels (batch 0).
@@ -55,8 +52,10 @@ class PatchHeads(nn.Module):
 
 
 class PatchClassification(lightning.LightningModule):
-    """Trains a CLIP vision tower on `(pixel_values [batch, 3, height, width], labels [batch, num_patches,
-    num_labels])`."""
+    """Trains a CLIP vision tower on dense labels.
+
+    Batches are `(pixel_values [batch, 3, height, width], labels [batch, num_patches, num_labels])`.
+    """
 
     def __init__(
         self,

@@ -73,23 +73,19 @@ def build_tower_config(
     )
 
 
-def build_tower(config: CLIPVisionConfig) -> CLIPVisionModel:
-    """A tower with random weights, its position embeddings excepted: they start as sines and cosines of
-    both axes.
+def set_wave_positions(tower: CLIPVisionModel) -> None:
+    """Let the position embeddings of a tower start as sines and cosines of both axes.
 
     CLIP's own initialisation leaves them a few hundredths as large as the patches' embeddings, so that a
-    tower trained
-    on few pictures spends most of them on finding out which patches are neighbours.
+    tower trained on few pictures spends most of them on finding out which patches are neighbours.
     """
-    tower = CLIPVisionModel(config)
-    side = isqrt(tower.embeddings.num_patches)
-    frequencies = 10_000 ** -(torch.arange(config.hidden_size // 4) / (config.hidden_size // 4))
+    side, quarter = isqrt(tower.embeddings.num_patches), tower.config.hidden_size // 4
+    frequencies = 10_000 ** -(torch.arange(quarter) / quarter)
     angles = torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, hidden_size / 2]
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
     with torch.no_grad():
         tower.embeddings.position_embedding.weight[1:] = torch.cat([rows, columns], dim=2).flatten(0, 1) / 2
-    return tower
 
 
 def build_model(
@@ -102,7 +98,12 @@ def build_model(
     num_heads: int,
     max_length: int = 1024,
 ) -> M3LlavaForConditionalGeneration:
-    """LLaVA of the given decoder shape with random weights; embeddings and output share their weights."""
+    """LLaVA of the given decoder shape with random weights; embeddings and output share their weights.
+
+    ValueError where width and heads do not fit.
+    """
+    if hidden_size % num_heads:
+        raise ValueError(f"a decoder of width {hidden_size} cannot have {num_heads} heads: take a divisor")
     text = LlamaConfig(
         vocab_size=len(processor.tokenizer),
         hidden_size=hidden_size,
@@ -125,4 +126,6 @@ def build_model(
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
-    return M3LlavaForConditionalGeneration(config)
+    model = M3LlavaForConditionalGeneration(config)
+    set_wave_positions(model.model.vision_tower)
+    return model

@@ -29,8 +29,7 @@ class M3Training(lightning.LightningModule):
     Args:
         model: the model to train; parameters that do not require gradients stay frozen.
         pad_id: token id that fills short rows; it is masked.
-        scale_groups: one scale is drawn from each group at every step; None takes every scale at every
-            step, as M3.
+        scale_groups: one scale is drawn from each group at every step; None: all at every step, as M3.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
     """
 
@@ -56,8 +55,7 @@ class M3Training(lightning.LightningModule):
             model.activation_checkpointing_enable()
 
     def draw_scales(self) -> list[int]:
-        """The scales of this step; a function of the step alone, so every process and every restart
-        agrees."""
+        """The scales of this step; a function of the step alone, so that all processes agree."""
         if not self.scale_groups:
             return list(self.model.scale_ladder)
         rng = random.Random(self.global_step)
@@ -95,7 +93,7 @@ class M3Training(lightning.LightningModule):
         return sum(losses[1:], losses[0]) / len(losses)
 
     def log_if_training(self, name: str, value: Tensor) -> None:
-        if self._trainer is not None:
+        if self._trainer is not None and self._trainer.training:
             self.log(name, value.detach(), prog_bar=True, batch_size=1)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

@@ -1,9 +1,8 @@
 """`scenes`: procedural pictures and questions whose needed scale truly varies.
 
 What pooling destroys is many things at once, so pictures run from one object to crowds of 40, from two
-characters to tables of 100, with signs and real handwritten digits (scikit-learn's) at sizes from huge to a
-few
-pixels; easy questions are asked of crowded pictures, hard ones of sparse ones.
+characters to tables of 100, with signs and real handwritten digits (scikit-learn's) at sizes from huge to
+a few pixels; easy questions are asked of crowded pictures, hard ones of sparse ones.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """What covers each patch of a picture: the labels on which the vision tower learns to see.
 
 M3 starts from CLIP's tower; an embedded model has to make its own. The renderer knows what lies where, so
-each
-patch carries the type, color, shape and glyph of the item that covers most of it.
+each patch carries the type, color, shape and glyph of the item that covers most of it.
 """
 
 import numpy as np
@@ -13,8 +12,7 @@ from experiments.tasks.scenes.vocabulary import COLORS, GLYPHS, MAX_TABLE_SIDE, 
 
 TYPES = ("ground", "object", "character", "sign", "digit")
 _COLOR_OF = {color: index for index, color in enumerate(COLORS)}
-# Classes per head. Class 0 is "does not apply" except for the color, which every patch has (else the
-# ground's).
+# Classes per head. Class 0 is "does not apply", but for the color, which the ground has too.
 HEADS = {
     "item": len(TYPES),
     "color": len(COLORS),

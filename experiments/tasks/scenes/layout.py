@@ -1,5 +1,4 @@
-"""Composition of a picture: which items lie where. No pixels here, only boxes, so a scene is cheap to draw
-up."""
+"""Composition of a picture: which items lie where. Boxes only, so a scene is cheap to draw up."""
 
 import math
 import random
@@ -106,8 +105,7 @@ def _square_in(rng: random.Random, cell: Box, fill: float) -> Box:
 
 
 def _grid_side(rng: random.Random, count: int) -> int:
-    """Rows and columns of the division that `count` items are strewn over: from just enough to far too
-    many."""
+    """Side of the division that `count` items are strewn over: from just enough to far too large."""
     least = next(side for side in range(1, 11) if side * side >= count)
     return rng.randint(least, min(10, least + 3)) if rng.random() < 0.7 else rng.randint(least, 10)
 
@@ -161,8 +159,7 @@ def _table(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tupl
 
 def _sign(rng: random.Random, cell: Box, color: str, text: str, fill: float, place: tuple[int, int]) -> Item:
     width = round(fill * (cell[2] - cell[0] - 2))
-    # A sign is as high as its text wants: letters are about 0.7 as wide as high, and a margin runs around
-    # them.
+    # A sign is as high as its text wants: letters are about 0.7 as wide as high, with a margin.
     height = min(round(fill * (cell[3] - cell[1] - 2)), round(width / (0.75 * len(text) + 0.4) * 1.6))
     box = _inside(rng, cell, width, max(9, height))
     return Item("sign", box, color, text=text, row=place[0], column=place[1], style=rng.randrange(NUM_FONTS))

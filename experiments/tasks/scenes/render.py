@@ -114,8 +114,7 @@ def _ground(scene: Scene) -> np.ndarray:
 
 
 def draw(scene: Scene, split: str) -> Image.Image:
-    """The scene as an RGB picture of `scene.size` pixels square; handwriting is taken from `split`'s
-    share."""
+    """The scene as an RGB picture of `scene.size` pixels square, handwriting from `split`'s share."""
     picture = Image.fromarray(_ground(scene))
     jitter = np.random.default_rng(scene.seed + 1).integers(-14, 15, (len(scene.items), 3))
     for item, shift in zip(scene.items, jitter, strict=True):

@@ -1,0 +1,88 @@
+"""Training an embedded backbone, at a size that says nothing but that it runs, resumes and can be used."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from experiments.backbone_data import PictureStream, ScenePictures, TaskPictures
+from experiments.config import find_config_dir
+from experiments.tasks.easy_vqa import EasyVqa
+from experiments.tasks.scenes import Scenes
+from experiments.train_backbone import main
+from m3_backbone.checkpoint import load_m3
+from m3_backbone.llava import LlavaBackbone
+from m3_backbone.scratch import build_processor, train_tokenizer
+
+TINY = [
+    "tower.shape={hidden_size: 32, num_layers: 1, num_heads: 2}",
+    "decoder={hidden_size: 32, intermediate_size: 32, num_layers: 1, num_heads: 2}",
+    "tower.training={num_pictures: 16, pictures_per_epoch: 16, batch_size: 8, num_workers: 0}",
+    "model={num_pictures: 16, pictures_per_epoch: 8, batch_size: 4, num_workers: 0}",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def train(folder, *overrides):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        main(compose("train_backbone", [*TINY, f"folder={folder}", *overrides]))
+    return folder / "checkpoint"
+
+
+def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, capsys):
+    checkpoint = train(tmp_path / "first")
+    assert f"backbone.checkpoint={checkpoint}" in capsys.readouterr().out
+    backbone = LlavaBackbone(checkpoint, dtype="float32", max_new_tokens=2)
+    assert backbone.ladder.scales == (1, 9, 36, 144)
+    encoded = backbone.encode([Image.new("RGB", (192, 192), "red")])
+    assert backbone.answer(encoded, ["What color is the background?"], 9)[0].token_ids
+
+    # More pictures than before: only the rest of them is trained on, from where the weights were.
+    last = tmp_path / "first" / "model" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+    train(tmp_path / "first", "model.num_pictures=24")
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+
+    other = train(tmp_path / "second", f"start_from={checkpoint}", "model.learning_rate=0")
+    started, ended = (load_m3(path, dtype=torch.float32)[0].model for path in (checkpoint, other))
+    decoder = ended.language_model.state_dict()
+    for name, value in started.language_model.state_dict().items():
+        assert torch.equal(decoder[name], value), name
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(
+        train_tokenizer(["What color is it? red", "7 12 ABC"], 300), image_size=192, patch_size=16
+    )
+
+
+def test_tokenizer_reads_figures_one_by_one_and_gives_texts_back(processor):
+    tokenizer = processor.tokenizer
+    assert tokenizer.tokenize("row 12")[-2:] == ["Ġ1", "2"]
+    for text in ("What color is it?", "ÄÖ \n{x} 407", "<b>&amp;"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_stream_depends_on_the_number_of_the_picture_alone(processor):
+    def stream(start, length):
+        scenes = ScenePictures(Scenes(seed=0), 12)
+        others = [TaskPictures(EasyVqa())]
+        return PictureStream(
+            scenes,
+            others,
+            share_of_others=0.3,
+            questions_per_image=4,
+            processor=processor,
+            start=start,
+            length=length,
+        )
+
+    whole, part = stream(0, 30), stream(10, 20)
+    for index in (0, 7, 19):
+        first, second = whole[10 + index], part[index]
+        assert torch.equal(first["pixel_values"], second["pixel_values"])
+        assert torch.equal(first["conversation"].input_ids, second["conversation"].input_ids)
+    labelled = [bool(whole[index]["patches"][0, 0] >= 0) for index in range(30)]
+    assert 12 <= sum(labelled) < 30
+    assert all(len(whole[index]["conversation"].turns.unique()) > 1 for index in range(30))
