@@ -113,7 +113,6 @@ def pretrain_tower(
     pictures_per_epoch: int,
     batch_size: int,
     num_workers: int,
-    compile: bool,
     **optimization: Any,
 ) -> None:
     """Train the tower in place on dense labels; weights that `folder` already holds are taken instead."""
@@ -124,14 +123,7 @@ def pretrain_tower(
     module = PatchClassification(tower, HEADS, **optimization)
     stream = partial(PatchStream, scenes, processor)
     data = PictureModule(stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers)
-    fit(
-        module,
-        data,
-        folder,
-        make_trainer,
-        num_pictures // pictures_per_epoch,
-        compiled=[tower] if compile else [],
-    )
+    fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch)
     rank_zero_only(save_file)(tower.state_dict(), finished)
 
 
@@ -149,7 +141,6 @@ def train_model(
     pictures_per_epoch: int,
     batch_size: int,
     num_workers: int,
-    compile: bool,
     **training: Any,
 ) -> None:
     """Train the whole model in place, on several isolated questions a picture."""
@@ -169,8 +160,7 @@ def train_model(
         num_workers=num_workers,
         collate_fn=collate_conversations,
     )
-    compiled = [model.model.vision_tower] if compile else []
-    fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch, compiled)
+    fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch)
 
 
 def fit(
@@ -179,11 +169,8 @@ def fit(
     folder: Path,
     make_trainer: Callable[..., lightning.Trainer],
     num_epochs: int,
-    compiled: Sequence[torch.nn.Module] = (),
 ) -> None:
     """Run a training of `num_epochs`, going on from `folder/last.ckpt` where there is one."""
-    for part in compiled:
-        part.compile()
     last = folder / "last.ckpt"
     trainer = make_trainer(
         max_epochs=num_epochs,

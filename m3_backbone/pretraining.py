@@ -8,14 +8,12 @@ keeps learning from them beside the language model's loss.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionModel
 
-from m3_backbone.optimization import configure_adamw
+from m3_backbone.optimization import CosineTraining
 from m3_backbone.training import M3Training
 
 
@@ -45,13 +43,15 @@ class PatchHeads(nn.Module):
             logits, label = head(patches).float().flatten(0, 1), label.flatten()
             weight = torch.ones(logits.shape[-1], device=logits.device)
             weight[0] = self.zero_weight
-            loss = loss + functional.cross_entropy(logits, label, weight)
+            # As the weighted mean, but 0 and not nan where no picture has labels.
+            total = functional.cross_entropy(logits, label, weight, reduction="sum")
+            loss = loss + total / weight[label].sum().clamp(min=self.zero_weight)
             shown = label > 0
             right[name] = (logits.detach().argmax(-1) == label)[shown].float().mean()
         return loss, right
 
 
-class PatchClassification(lightning.LightningModule):
+class PatchClassification(CosineTraining):
     """Trains a CLIP vision tower on dense labels.
 
     Batches are `(pixel_values [batch, 3, height, width], labels [batch, num_patches, num_labels])`.
@@ -65,12 +65,9 @@ class PatchClassification(lightning.LightningModule):
         weight_decay: float = 0.05,
         num_warmup_steps: int = 200,
     ) -> None:
-        super().__init__()
+        super().__init__(learning_rate, weight_decay, num_warmup_steps)
         self.tower = tower
         self.patch_heads = PatchHeads(tower.config.hidden_size, classes)
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.num_warmup_steps = num_warmup_steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         pixel_values, labels = batch
@@ -79,23 +76,13 @@ class PatchClassification(lightning.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure_adamw(
-            self,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            num_warmup_steps=self.num_warmup_steps,
-            num_steps=int(self.trainer.estimated_stepping_batches),
-        )
-
 
 class SeeingM3Training(M3Training):
     """M3 training that keeps the dense loss beside the language model's.
 
     The heads read the projected tokens, so what the decoder gets holds, token by token and linearly, what the
     patches show; averages of it then do too. Batches also carry `patches [batch, num_patches, num_labels]`,
-    -1
-    throughout on pictures without dense labels.
+    -1 throughout on pictures without dense labels.
     """
 
     def __init__(

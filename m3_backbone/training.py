@@ -1,26 +1,23 @@
 """M3 training: one model, every scale.
 
-The loss is the mean over the scales of the usual causal loss on the answer tokens (Cai et al., arXiv
-2405.17430,
-equation 2); the vision tower runs once, and its projected grid is pooled once per scale.
+The loss is the mean over the scales of the usual causal loss on the answer tokens (Cai et al.,
+arXiv 2405.17430, equation 2); the vision tower runs once, and its projected grid is pooled once per scale.
 """
 
 import random
 from collections.abc import Sequence
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3_backbone.conversations import Conversation, expand_images
 from m3_backbone.modeling import M3Model
-from m3_backbone.optimization import configure_adamw
+from m3_backbone.optimization import CosineTraining
 
 
-class M3Training(lightning.LightningModule):
+class M3Training(CosineTraining):
     """Trains an M3 model on conversations about pictures.
 
     Batches are dicts: `pixel_values` and, for tiled models, `image_sizes`, as the processor makes them, and
@@ -43,14 +40,11 @@ class M3Training(lightning.LightningModule):
         num_warmup_steps: int = 100,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(learning_rate, weight_decay, num_warmup_steps)
         self.model = model.train()  # it is loaded in evaluation mode
         self.pad_id = pad_id
         ladder = model.scale_ladder
         self.scale_groups = [[ladder.check(scale) for scale in group] for group in scale_groups or []]
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.num_warmup_steps = num_warmup_steps
         if gradient_checkpointing:
             model.activation_checkpointing_enable()
 
@@ -62,10 +56,14 @@ class M3Training(lightning.LightningModule):
         return [rng.choice(group) for group in self.scale_groups]
 
     def loss_at(
-        self, tokens: Tensor, conversations: Sequence[Conversation], scale: int, **images: Tensor
+        self,
+        tokens: Tensor,
+        conversations: Sequence[Conversation],
+        scale: int,
+        image_sizes: Tensor | None = None,
     ) -> Tensor:
         """Mean negative log-likelihood of the answer tokens, given the finest tokens of the images' tiles."""
-        features = self.model.pool_images(tokens, scale, **images)
+        features = self.model.pool_images(tokens, scale, image_sizes)
         batch = expand_images(
             conversations, [len(image) for image in features], self.model.config.image_token_id, self.pad_id
         )
@@ -82,12 +80,13 @@ class M3Training(lightning.LightningModule):
 
     def loss(self, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
         """Mean over `scales` of the causal loss on a batch; the images are encoded once for all of them."""
-        tokens = self.model.encode_images(batch["pixel_values"], **_sizes_of(batch))
+        tokens = self.model.encode_images(batch["pixel_values"], batch.get("image_sizes"))
         return self.loss_of_tokens(tokens, batch, scales)
 
     def loss_of_tokens(self, tokens: Tensor, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
         """`loss`, given what `encode_images` made of the batch."""
-        losses = [self.loss_at(tokens, batch["conversation"], scale, **_sizes_of(batch)) for scale in scales]
+        sizes = batch.get("image_sizes")
+        losses = [self.loss_at(tokens, batch["conversation"], scale, sizes) for scale in scales]
         for scale, loss in zip(scales, losses, strict=True):
             self.log_if_training(f"loss/{scale}", loss)
         return sum(losses[1:], losses[0]) / len(losses)
@@ -98,17 +97,3 @@ class M3Training(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         return self.loss(batch, self.draw_scales())
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure_adamw(
-            self,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            num_warmup_steps=self.num_warmup_steps,
-            num_steps=int(self.trainer.estimated_stepping_batches),
-        )
-
-
-def _sizes_of(batch: dict[str, Any]) -> dict[str, Tensor]:
-    """The image sizes, which only tiled models have and want."""
-    return {name: value for name, value in batch.items() if name == "image_sizes"}

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from m3_backbone.checkpoint import load_m3
 from m3_backbone.conversations import IGNORED, LlavaConversations, expand_images, tokenize_conversation
+from m3_backbone.pretraining import PatchHeads
 from m3_backbone.training import M3Training
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "official_m3"
@@ -170,6 +171,17 @@ def test_a_bad_training_file_is_named(fixture, tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         LlavaConversations(path, Image.open, fixture[2])
+
+
+def test_a_batch_without_dense_labels_costs_nothing():
+    heads = PatchHeads(4, {"color": 3})
+    loss, _ = heads(torch.zeros(0, 9, 4), torch.zeros(0, 9, 1, dtype=torch.long))
+    assert loss.item() == 0
+    patches, labels = torch.randn(2, 9, 4), torch.randint(0, 3, (2, 9, 1))
+    weight = torch.tensor([heads.zero_weight, 1.0, 1.0])
+    logits = heads.heads["color"](patches).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, labels.flatten(), weight)
+    assert heads(patches, labels)[0].item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_scales_of_a_step_come_from_their_groups(fixture):
