@@ -47,6 +47,10 @@ class ScenePictures:
         scene, questions = self.scenes.scene("train", index)
         return draw(scene, "train"), _turns_of(questions), label_patches(scene, self.grid)
 
+    def pixel_values(self, processor: M3Processor, count: int) -> Tensor:
+        """The first `count` pictures as the model takes them, `[count, 3, size, size]`."""
+        return torch.cat([processor.images(self(index)[0]) for index in range(count)])
+
     def turns(self, index: int) -> Turns:
         """The questions and answers alone: nothing is drawn."""
         return _turns_of(self.scenes.scene("train", index)[1])

@@ -47,7 +47,10 @@ class BlockLabels:
             return
         encoded = self.backbone.encode([image for image, _ in pictures])
         pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
-        by_scale = [self._answer(pairs, scale) for scale in self.backbone.ladder]
+        # From the finest scale on, as its answer is the best guess at the next one's.
+        by_scale: list[list[Answer]] = []
+        for scale in reversed(tuple(self.backbone.ladder)):
+            by_scale.insert(0, self._answer(pairs, scale, drafts=by_scale[0] if by_scale else None))
         answers = dict(
             zip((sample.sample_id for _, sample in pairs), zip(*by_scale, strict=True), strict=True)
         )
@@ -83,12 +86,18 @@ class BlockLabels:
         names = {"split": sample.split, "sample_id": sample.sample_id, "image_id": sample.image_id}
         self.set_aside.append({**names, "reason": reason})
 
-    def _answer(self, pairs: Sequence[tuple[EncodedImage, Sample]], token_scale: int) -> list[Answer]:
+    def _answer(
+        self,
+        pairs: Sequence[tuple[EncodedImage, Sample]],
+        token_scale: int,
+        drafts: Sequence[Answer] | None,
+    ) -> list[Answer]:
         return self.backbone.answer(
             [image for image, _ in pairs],
             [sample.question for _, sample in pairs],
             token_scale,
             references=[sample.references for _, sample in pairs],
+            drafts=drafts,
         )
 
     def to_table(self, fingerprints: Mapping[str, str]) -> OutcomeTable:

@@ -39,6 +39,7 @@ from m3_backbone.scratch import (
     build_model,
     build_processor,
     build_tower_config,
+    set_whitening_patches,
     train_tokenizer,
 )
 
@@ -57,6 +58,7 @@ def main(config: DictConfig) -> None:
         processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
         tower_config = build_tower_config(**config.image, **config.tower.shape)
         model: M3Model = build_model(tower_config, processor, **config.decoder)
+        set_whitening_patches(model.model.vision_tower, scenes.pixel_values(processor, 300))
     else:
         model, processor = load_m3(config.start_from, dtype=torch.float32)
     model.set_attn_implementation(config.attention)

@@ -26,13 +26,15 @@ class EncodedImage:
 class Answer:
     """A greedy answer: its text; its token ids, with the end token if that came; `confidence` in [0, 1].
 
-    `confidence` is the product of the probabilities of these tokens. `nll` is the least mean negative
-    log-likelihood per token, end token included, of the references, where there are any.
+    `confidence` is the product of the probabilities of these tokens; `margin`, in nats, is the least lead of
+    one of them over the next best. `nll` is the least mean negative log-likelihood per token, end token
+    included, of the references, where there are any.
     """
 
     text: str
     token_ids: list[int]
     confidence: float
+    margin: float
     nll: float | None
 
 
@@ -74,8 +76,13 @@ class Backbone(Protocol):
         token_scale: int,
         *,
         references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
     ) -> list[Answer]:
-        """Greedy answers to (encoded[i], questions[i]); rows with the same EncodedImage share its prefix."""
+        """Greedy answers to (encoded[i], questions[i]); rows with the same EncodedImage share its prefix.
+
+        `drafts`, answers to the same questions at another scale, make this faster where they are right; like
+        the references, they change no answer.
+        """
         ...
 
     def score(

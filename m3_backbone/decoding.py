@@ -1,161 +1,236 @@
-"""Greedy answers and reference likelihoods from a prefix that the questions of an image share.
+"""Greedy answers and reference likelihoods in little more than one pass over the tokens of a batch.
 
-The prefix (what precedes the image in the prompt, and the visual tokens) runs once per image; its keys and
-values are then shared out to the questions. Padding is masked and positions count real tokens only, so that a
-row comes out as it would alone.
+What precedes the questions on an image runs once for all of them. Answers are verified rather than generated
+(speculative decoding, Leviathan et al., arXiv 2211.17192, with greedy acceptance): references and other
+drafts run with the question; as long as each token is the one that greedy decoding takes, it is accepted, and
+only what differs is decoded on. The same pass gives the references' likelihoods.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
+from m3_backbone.drafting import Greedy, Row, Stop, Work
 from m3_backbone.modeling import M3Model
+from m3_backbone.packing import Cache, PackedSegments, Segment, packed
+
+# Tokens for which a batch that goes on gets room at once.
+_ROOM = 16
 
 
 @dataclass(frozen=True)
 class Decoded:
     """`token_ids` with the end token, if it came; `confidence`: product of their probabilities.
 
-    `nll`: least mean negative log-likelihood per token over the row's references; None without references.
+    `margin`: least lead of a chosen token over the next best, in nats. `nll`: least mean negative
+    log-likelihood per token over the row's references; None without references.
     """
 
     token_ids: list[int]
     confidence: float
+    margin: float
     nll: float | None
 
 
 class GreedyDecoder:
-    """Runs the language model of `model` on rows (prefix, question) and, per row, on reference answers."""
+    """Runs the language model of `model` on questions about images, and on drafts of their answers.
 
-    def __init__(self, model: M3Model, end_ids: Sequence[int], max_new_tokens: int) -> None:
-        self.language_model = model.model.language_model
+    Args:
+        model: an M3 model.
+        end_ids: tokens that end an answer.
+        max_new_tokens: where answers are cut off.
+        system_ids: what precedes the image in every prompt; runs once.
+    """
+
+    def __init__(
+        self, model: M3Model, end_ids: Sequence[int], max_new_tokens: int, system_ids: Sequence[int] = ()
+    ) -> None:
+        self.language_model: Any = model.model.language_model
         self.lm_head = model.lm_head
         self.embed: Any = model.get_input_embeddings()
         self.device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
-        self.end_ids = torch.tensor(end_ids, device=self.device)
-        self.max_new_tokens = max_new_tokens
+        self.stop = Stop(frozenset(end_ids), max_new_tokens)
+        self.system_ids = list(system_ids)
+        self.work = Work()
+        self._system: Cache | None = None
 
     @torch.no_grad()
     def decode(
         self,
-        prefixes: Sequence[Tensor],
+        images: Sequence[Tensor],
         owners: Sequence[int],
         questions: Sequence[Sequence[int]],
         references: Sequence[Sequence[Sequence[int]]],
+        drafts: Sequence[Sequence[Sequence[int]]] | None = None,
         *,
         answer: bool = True,
     ) -> list[Decoded]:
-        """Row i is the prefix `owners[i]`, `[length, hidden]`, and the token ids `questions[i]`.
+        """Row i is what follows the visual tokens `images[owners[i]]`, `[num_tokens, hidden]`, in a prompt.
 
-        `references[i]` are token ids of possible answers, end token included. Without `answer` they are all
-        that is looked at.
+        `references[i]` are token ids of possible answers, end token included; `drafts[i]` of further
+        guesses at the answer. Without `answer` the references are all that is looked at.
         """
-        rows = _Rows(self.language_model, self.device)
-        rows.extend(*_pad_left(prefixes))
-        rows.share_out(owners)
-        ids, is_real = _pad_left([torch.tensor(question, device=self.device) for question in questions])
-        log_probs = self._log_probs(rows.extend(self.embed(ids), is_real)[:, -1])
-        nlls = self._score(rows, log_probs, references)
-        if not answer:
-            return [Decoded([], 0.0, nll) for nll in nlls]
+        with packed(self.language_model):
+            rows = [
+                Row(question, list(dict.fromkeys(tuple(guess) for guess in guesses if guess)), self.stop)
+                for question, guesses in zip(
+                    questions, _join(references, drafts if answer else None), strict=True
+                )
+            ]
+            layout, hidden = self._prefill(images, owners, rows)
+            nlls = self._verify(rows, hidden, references)
+            if not answer:
+                return [Decoded([], 0.0, 0.0, nll) for nll in nlls]
+            self._go_on(layout, [row for row in rows if not row.is_finished])
+        self.work.num_answers += len(rows)
         return [
-            Decoded(token_ids, confidence, nll)
-            for (token_ids, confidence), nll in zip(self._answer(rows, log_probs), nlls, strict=True)
+            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, nll)
+            for row, nll in zip(rows, nlls, strict=True)
         ]
+
+    def _prefill(
+        self, images: Sequence[Tensor], owners: Sequence[int], rows: Sequence[Row]
+    ) -> tuple[PackedSegments, Tensor]:
+        """Images, questions and drafts in one pass: the states `[num_tokens, hidden]` of all of them."""
+        system = self._system_cache()
+        num_system = len(self.system_ids)
+        of_image: list[list[Row]] = [[] for _ in images]
+        for row, owner in zip(rows, owners, strict=True):
+            of_image[owner].append(row)
+        pieces: list[Tensor] = []
+        segments: list[Segment] = []
+        positions: list[Tensor] = []
+        start = 0
+        for visual, its_rows in zip(images, of_image, strict=True):
+            ids: list[int] = []
+            # Per token: its question, its draft (0: the question itself), and its position after the image.
+            turns: list[int] = []
+            branches: list[int] = []
+            places: list[int] = []
+            prefix = range(start, start + len(visual))
+            for turn, row in enumerate(its_rows):
+                row.prefix, row.start = prefix, prefix.stop + len(ids)
+                for branch, tokens in enumerate([row.question, *(draft[:-1] for draft in row.drafts)]):
+                    if branch:
+                        row.draft_starts.append(prefix.stop + len(ids))
+                    ids.extend(tokens)
+                    turns.extend([turn] * len(tokens))
+                    branches.extend([branch] * len(tokens))
+                    first = len(row.question) if branch else 0
+                    places.extend(range(first, first + len(tokens)))
+                self.work.question_tokens += len(row.question)
+            self.work.prefix_tokens += len(visual)
+            self.work.draft_tokens += len(ids) - sum(len(row.question) for row in its_rows)
+            text = self.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
+            pieces += [visual.to(text), text]
+            is_plain = max(turns, default=0) == 0 and max(branches, default=0) <= 1
+            sees = None if is_plain else self._visibility(turns, branches)
+            segments.append(Segment(len(visual) + len(ids), len(visual), sees))
+            first = num_system + len(visual)
+            positions += [torch.arange(num_system, first), first + torch.tensor(places, dtype=torch.long)]
+            start = prefix.stop + len(ids)
+        layout = PackedSegments(segments, system)
+        return layout, self._run(torch.cat(pieces)[None], torch.cat(positions)[None], layout)[0]
+
+    def _visibility(self, turns: list[int], branches: list[int]) -> Tensor:
+        """Which tokens after an image see which: their own question, and their own draft of its answer."""
+        turn, branch = torch.tensor(turns), torch.tensor(branches)
+        same_branch = (branch == 0) | (branch[:, None] == branch)
+        return ((turn[:, None] == turn) & same_branch).tril().to(self.device)
+
+    def _system_cache(self) -> Cache:
+        if self._system is None:
+            layout = PackedSegments([Segment(len(self.system_ids), len(self.system_ids))])
+            if self.system_ids:
+                ids = torch.tensor([self.system_ids], device=self.device)
+                self._run(self.embed(ids), torch.arange(len(self.system_ids))[None], layout)
+            self._system = layout.cache
+        return self._system
+
+    def _run(self, embeds: Tensor, positions: Tensor, layout: Any) -> Tensor:
+        """Last states of `embeds`, either `[batch, length, hidden]`."""
+        outputs = self.language_model(
+            inputs_embeds=embeds, position_ids=positions.to(embeds.device), use_cache=False, layout=layout
+        )
+        return outputs.last_hidden_state
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., vocabulary]`, float32."""
         return self.lm_head(hidden).to(self.device, torch.float32).log_softmax(-1)
 
-    def _score(
-        self, rows: "_Rows", first: Tensor, references: Sequence[Sequence[Sequence[int]]]
+    def _verify(
+        self, rows: Sequence[Row], hidden: Tensor, references: Sequence[Sequence[Sequence[int]]]
     ) -> list[float | None]:
-        """Least mean NLL of each row's references; `first` `[batch, vocabulary]` is for their first token."""
-        best: list[float | None] = [None] * len(references)
-        # The k-th references of all rows run together, and are forgotten again: no copy of the cache.
-        for k in range(max(map(len, references), default=0)):
-            answers = [torch.tensor(row[k] if k < len(row) else [], dtype=torch.long) for row in references]
-            lengths = torch.tensor([len(answer) for answer in answers], device=self.device)
-            ids = pad_sequence(answers, batch_first=True).to(self.device)
-            is_real = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-            log_probs = first[:, None]
-            if ids.shape[1] > 1:
-                hidden = rows.extend(self.embed(ids[:, :-1]), is_real[:, :-1])
-                rows.forget(ids.shape[1] - 1)
-                log_probs = torch.cat([log_probs, self._log_probs(hidden)], dim=1)
-            chosen = log_probs.gather(-1, ids[..., None]).squeeze(-1)
-            nlls = (-(chosen * is_real).sum(1) / lengths).tolist()
-            for i, (nll, answer) in enumerate(zip(nlls, answers, strict=True)):
-                if len(answer):
-                    best[i] = nll if (old := best[i]) is None else min(old, nll)
-        return best
+        """Give every row the longest draft that is greedy, and its next token; return the NLLs."""
+        # Where the next token is asked for: after every question, and inside every draft.
+        asked: list[int] = []
+        of_draft: list[list[list[int]]] = []
+        for row in rows:
+            end_of_question = len(asked)
+            asked.append(row.start + len(row.question) - 1)
+            of_draft.append([])
+            for start, draft in zip(row.draft_starts, row.drafts, strict=True):
+                inside = range(len(asked), len(asked) + len(draft) - 1)
+                asked.extend(range(start, start + len(draft) - 1))
+                of_draft[-1].append([end_of_question, *inside])
+        log_probs = self._log_probs(hidden[torch.tensor(asked, device=hidden.device)])
+        greedy = Greedy(log_probs)
+        nlls: list[float | None] = []
+        drafted = [
+            (place, token)
+            for row, places in zip(rows, of_draft, strict=True)
+            for draft, its in zip(row.drafts, places, strict=True)
+            for place, token in zip(its, draft, strict=True)
+        ]
+        where = torch.tensor(drafted, dtype=torch.long, device=self.device).reshape(-1, 2)
+        chosen = iter(log_probs[where[:, 0], where[:, 1]].tolist())
+        asked_first = iter(accumulate((1 + sum(len(d) - 1 for d in row.drafts) for row in rows), initial=0))
+        for row, places, its_references in zip(rows, of_draft, references, strict=True):
+            nll_of = {draft: -sum(next(chosen) for _ in draft) / len(draft) for draft in row.drafts}
+            wanted = [nll_of[tuple(reference)] for reference in its_references]
+            nlls.append(min(wanted) if wanted else None)
+            row.accept(greedy, places, next(asked_first))
+            self.work.num_drafted += row.is_finished and row.num_accepted == len(row.token_ids)
+        return nlls
 
-    def _answer(self, rows: "_Rows", log_probs: Tensor) -> Iterator[tuple[list[int], float]]:
-        """Greedy token ids and their joint probability, row by row."""
-        batch = len(log_probs)
-        is_open = torch.ones(batch, dtype=torch.bool, device=self.device)
-        total = torch.zeros(batch, device=self.device)
-        steps: list[Tensor] = []
-        for step in range(self.max_new_tokens):
-            if step:
-                hidden = rows.extend(self.embed(steps[-1][:, None]), is_open[:, None])
-                log_probs = self._log_probs(hidden[:, -1])
-            values, tokens = log_probs.max(-1)
-            total += values * is_open
-            steps.append(tokens)
-            is_open &= ~torch.isin(tokens, self.end_ids)
-            if not is_open.any():
-                break
-        ends = set(self.end_ids.tolist())
-        for ids, log_prob in zip(torch.stack(steps, dim=1).tolist(), total.tolist(), strict=True):
-            end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-            yield ids[:end], math.exp(log_prob)
-
-
-class _Rows:
-    """A batch of sequences in the making: keys and values so far, and which of their places are real."""
-
-    def __init__(self, language_model: torch.nn.Module, device: torch.device) -> None:
-        self.language_model = language_model
-        self.cache = DynamicCache()
-        self.is_real = torch.zeros(0, 0, dtype=torch.bool, device=device)
-
-    def extend(self, embeds: Tensor, is_real: Tensor) -> Tensor:
-        """Append `embeds` `[batch, length, hidden]`, real where `is_real` `[batch, length]`: their states."""
-        so_far = self.is_real if self.is_real.numel() else is_real[:, :0]
-        self.is_real = torch.cat([so_far, is_real], dim=1)
-        positions = (self.is_real.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
-        outputs = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=self.is_real,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return outputs.last_hidden_state
-
-    def share_out(self, owners: Sequence[int]) -> None:
-        """Row i becomes a copy of row `owners[i]`."""
-        if list(owners) != list(range(len(self.is_real))):
-            index = torch.tensor(owners, device=self.is_real.device)
-            self.cache.batch_select_indices(index)
-            self.is_real = self.is_real[index]
-
-    def forget(self, num_tokens: int) -> None:
-        """Take the last `num_tokens` off again."""
-        self.cache.crop(-num_tokens)
-        self.is_real = self.is_real[:, :-num_tokens]
+    def _go_on(self, layout: PackedSegments, rows: list[Row]) -> None:
+        """Decode token by token what the drafts leave open."""
+        if not rows:
+            return
+        places = [
+            [*row.prefix, *range(row.start, row.start + len(row.question)), *row.cached] for row in rows
+        ]
+        growing = layout.take(places, min(_ROOM, self.stop.max_new_tokens))
+        while True:
+            if not growing.room:
+                growing.grow(_ROOM)
+            ids = torch.tensor([row.token_ids[-1:] for row in rows], device=self.device)
+            hidden = self._run(self.embed(ids), growing.lengths[:, None], growing)
+            growing.lengths = growing.lengths + 1
+            greedy = Greedy(self._log_probs(hidden[:, -1]))
+            for place, row in enumerate(rows):
+                if row.is_finished:
+                    self.work.padding_tokens += 1
+                    continue
+                self.work.decoded_tokens += 1
+                row.append(greedy, place)
+            is_open = [place for place, row in enumerate(rows) if not row.is_finished]
+            if not is_open:
+                return
+            if 2 * len(is_open) <= len(rows):  # dropping rows copies the cache: not for every single one
+                growing.keep(is_open)
+                rows = [rows[place] for place in is_open]
 
 
-def _pad_left(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sequences `[length, ...]` -> `[batch, longest, ...]` with zeros in front, and what is real of it."""
-    padded = pad_sequence(list(sequences), batch_first=True, padding_side="left")
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=padded.device)
-    longest = padded.shape[1]
-    return padded, torch.arange(longest, device=padded.device) >= longest - lengths[:, None]
+def _join(
+    references: Sequence[Sequence[Sequence[int]]], drafts: Sequence[Sequence[Sequence[int]]] | None
+) -> list[list[Sequence[int]]]:
+    """Per row, references and then drafts."""
+    if drafts is None:
+        return [list(row) for row in references]
+    return [[*row, *more] for row, more in zip(references, drafts, strict=True)]

@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.batches import halve_until_it_fits
 from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.decoding import Decoded, GreedyDecoder
+from m3_backbone.drafting import Work
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.modeling import M3Model, ladder_of
 from m3_backbone.prompts import prompt_template
@@ -67,7 +69,7 @@ class LlavaBackbone(Backbone):
         self.processor = self.checkpoint.processor
         if prompt is not None:
             self.processor.template = prompt_template(prompt)
-        self._prefix_ids = self.processor.prompt_parts(self.processor.template.text)[0]
+        self._system_ids = self.processor.prompt_parts(self.processor.template.text)[0]
         # The same questions come back at every scale, and the same references with many questions.
         self._suffix_ids = lru_cache(2**16)(self._tokenize_suffix)
         self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
@@ -110,23 +112,29 @@ class LlavaBackbone(Backbone):
     @cached_property
     def _decoder(self) -> GreedyDecoder:
         ends = self.model.generation_config.eos_token_id
-        return GreedyDecoder(self.model, [ends] if isinstance(ends, int) else ends, self.max_new_tokens)
+        ends = [ends] if isinstance(ends, int) else ends
+        return GreedyDecoder(self.model, ends, self.max_new_tokens, self._system_ids)
+
+    @property
+    def work(self) -> Work:
+        """What has gone through the decoder so far."""
+        return self._decoder.work
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        encoded = []
-        for start in range(0, len(images), self.image_batch_size):
-            batch = images[start : start + self.image_batch_size]
+        def encode(batch: Sequence[Image.Image]) -> list[EncodedImage]:
             inputs = {
                 name: x.to(self._decoder.device) for name, x in self.processor.preprocess(batch).items()
             }
             tokens = self.model.encode_images(**inputs)
             counts = [self.processor.images.num_tiles(image.size) for image in batch]
-            encoded += [
+            return [
                 EncodedImage(t.clone(), image.size)
                 for t, image in zip(tokens.split(counts), batch, strict=True)
             ]
-        return encoded
+
+        batches = halve_until_it_fits(encode, images, self.image_batch_size)
+        return [encoded for _, results in batches for encoded in results]
 
     @torch.no_grad()
     def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
@@ -143,11 +151,13 @@ class LlavaBackbone(Backbone):
         token_scale: int,
         *,
         references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
-        decoded = self._decode(encoded, questions, token_scale, references, answer=True)
+        guesses = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
+        decoded = self._decode(encoded, questions, token_scale, references, guesses, answer=True)
         return [
-            Answer(self.processor.decode(row.token_ids), row.token_ids, row.confidence, row.nll)
+            Answer(self.processor.decode(row.token_ids), row.token_ids, row.confidence, row.margin, row.nll)
             for row in decoded
         ]
 
@@ -160,7 +170,9 @@ class LlavaBackbone(Backbone):
     ) -> list[float]:
         if not all(references):
             raise ValueError("every row needs a reference to be scored")
-        decoded = self._decode(encoded, questions, token_scale, references, answer=False)
+        decoded = self._decode(
+            encoded, questions, token_scale, references, [[]] * len(questions), answer=False
+        )
         return [row.nll for row in decoded if row.nll is not None]
 
     def _decode(
@@ -169,35 +181,34 @@ class LlavaBackbone(Backbone):
         questions: Sequence[str],
         token_scale: int,
         references: Sequence[Sequence[str]],
+        drafts: Sequence[Sequence[Sequence[int]]],
         answer: bool,
     ) -> list[Decoded]:
         """Rows in batches, those of one image together; results in the order of the rows."""
-        if not len(encoded) == len(questions) == len(references):
+        if not len(encoded) == len(questions) == len(references) == len(drafts):
             raise ValueError(
-                f"{len(encoded)} images, {len(questions)} questions, {len(references)} references"
+                f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
+                f"{len(drafts)} drafts"
             )
         first_row = {id(image): row for row, image in reversed(list(enumerate(encoded)))}
         order = sorted(range(len(encoded)), key=lambda row: first_row[id(encoded[row])])
         decoded: dict[int, Decoded] = {}
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+
+        def decode(rows: Sequence[int]) -> list[Decoded]:
             images = list({id(encoded[row]): encoded[row] for row in rows}.values())
             place = {id(image): i for i, image in enumerate(images)}
-            results = self._decoder.decode(
-                [self._prefix(image, token_scale) for image in images],
+            return self._decoder.decode(
+                [self.visual_tokens(image, token_scale) for image in images],
                 [place[id(encoded[row])] for row in rows],
                 [self._suffix_ids(questions[row]) for row in rows],
                 [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
+                [drafts[row] for row in rows],
                 answer=answer,
             )
+
+        for rows, results in halve_until_it_fits(decode, order, self.batch_size):
             decoded.update(zip(rows, results, strict=True))
         return [decoded[row] for row in range(len(encoded))]
-
-    def _prefix(self, image: EncodedImage, token_scale: int) -> Tensor:
-        """`[length, hidden]`: what precedes the image in the prompt, and its visual tokens."""
-        embed = self._decoder.embed
-        before = embed(torch.tensor(self._prefix_ids, dtype=torch.long, device=self._decoder.device))
-        return torch.cat([before, self.visual_tokens(image, token_scale).to(before)])
 
     def _tokenize_suffix(self, question: str) -> list[int]:
         """Ids of the prompt from the end of the image on."""
@@ -206,7 +217,7 @@ class LlavaBackbone(Backbone):
     def check_question(self, question: str) -> None:
         suffix = self._suffix_ids(question)
         most = self.processor.images.max_visual_tokens(self.ladder.finest)
-        needed = len(self._prefix_ids) + most + len(suffix) + self.max_new_tokens
+        needed = len(self._system_ids) + most + len(suffix) + self.max_new_tokens
         context = self.checkpoint.context_length
         if needed > context:
             raise ValueError(

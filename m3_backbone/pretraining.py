@@ -64,8 +64,9 @@ class PatchClassification(CosineTraining):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         num_warmup_steps: int = 200,
+        matrix_learning_rate: float | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, num_warmup_steps)
+        super().__init__(learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate)
         self.tower = tower
         self.patch_heads = PatchHeads(tower.config.hidden_size, classes)
 

@@ -5,6 +5,7 @@ from math import isqrt
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -86,6 +87,28 @@ def set_wave_positions(tower: CLIPVisionModel) -> None:
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
     with torch.no_grad():
         tower.embeddings.position_embedding.weight[1:] = torch.cat([rows, columns], dim=2).flatten(0, 1) / 2
+
+
+def set_whitening_patches(tower: CLIPVisionModel, pixel_values: Tensor, floor: float = 2e-3) -> None:
+    """Let the patch embedding of a tower start as the whitening of the patches of some pictures.
+
+    Nearly all of a patch's variance is its mean color. Under random weights shapes and strokes, a hundredth
+    of it, drown in that, and a tower needs several times the pictures before it tells them apart.
+
+    Args:
+        tower: changed in place.
+        pixel_values: `[num_pictures, 3, height, width]`, as the processor makes them; a few hundred pictures.
+        floor: added to the variances, so that directions without any are not blown up.
+    """
+    weight = tower.embeddings.patch_embedding.weight
+    side, width = weight.shape[-1], len(weight)
+    patches = pixel_values.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    variances, directions = torch.linalg.eigh(patches.flatten(0, 2).T.cov())
+    variances, directions = variances.flip(0)[:width], directions.flip(1)[:, :width]
+    # Turned at random: layer norm then finds every direction in every coordinate.
+    turn, _ = torch.linalg.qr(torch.randn(width, len(variances)))
+    with torch.no_grad():
+        weight.copy_((turn @ (directions / (variances + floor).sqrt()).T).view_as(weight))
 
 
 def build_model(

@@ -27,6 +27,7 @@ class M3Training(CosineTraining):
         model: the model to train; parameters that do not require gradients stay frozen.
         pad_id: token id that fills short rows; it is masked.
         scale_groups: one scale is drawn from each group at every step; None: all at every step, as M3.
+        learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate: see `CosineTraining`.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
     """
 
@@ -38,9 +39,10 @@ class M3Training(CosineTraining):
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         num_warmup_steps: int = 100,
+        matrix_learning_rate: float | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, num_warmup_steps)
+        super().__init__(learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate)
         self.model = model.train()  # it is loaded in evaluation mode
         self.pad_id = pad_id
         ladder = model.scale_ladder

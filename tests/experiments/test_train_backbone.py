@@ -43,7 +43,8 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
     train(tmp_path / "first", "model.num_pictures=24")
     assert torch.load(last, weights_only=True)["global_step"] == 6
 
-    other = train(tmp_path / "second", f"start_from={checkpoint}", "model.learning_rate=0")
+    frozen = ("model.learning_rate=0", "model.matrix_learning_rate=0")
+    other = train(tmp_path / "second", f"start_from={checkpoint}", *frozen)
     started, ended = (load_m3(path, dtype=torch.float32)[0].model for path in (checkpoint, other))
     decoder = ended.language_model.state_dict()
     for name, value in started.language_model.state_dict().items():

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -88,18 +89,80 @@ def test_without_references_there_is_no_likelihood(plain):
         plain.backbone.score(plain.encoded[:1], ["What?"], [[]], 1)
 
 
-def test_a_prefix_runs_once_for_all_questions_of_an_image(plain):
-    backbone, lengths = plain.backbone, []
-    hook = backbone.model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(tuple(kwargs["inputs_embeds"].shape[:2])),
-        with_kwargs=True,
-    )
-    backbone.answer([plain.encoded[0]] * 3 + [plain.encoded[1]], QUESTIONS, 144)
-    hook.remove()
-    prefix = 144 + len(backbone.processor.prompt_parts(backbone.processor.template.text)[0])
-    assert lengths[0] == (2, prefix)
-    assert {rows for rows, _ in lengths[1:]} == {4}
-    assert all(length < 144 for _, length in lengths[1:])
+@pytest.mark.parametrize("scale", [1, 144])
+def test_drafts_change_no_answer(recording, scale):
+    """Right, partly right, too long, cut off and wrong ones; with and without references, in any batch."""
+    backbone = LlavaBackbone(recording.folder / "checkpoint", device="cpu", max_new_tokens=6, batch_size=5)
+    rows = [(image, question) for image in range(4) for question in QUESTIONS]
+    images, questions = [recording.encoded[i] for i, _ in rows], [question for _, question in rows]
+    plain = [backbone.answer([i], [q], scale)[0] for i, q in zip(images, questions, strict=True)]
+    assert len({tuple(answer.token_ids) for answer in plain}) > 1
+
+    def guess(kind, answer):
+        ids = answer.token_ids
+        other = [(ids[0] + 1) % 500 + 3]
+        guesses = {
+            "right": ids,
+            "half": ids[:3] + other,
+            "short": ids[:2],
+            "long": [*ids, *other],
+            "wrong": other * 3,
+        }
+        return dataclasses.replace(answer, token_ids=guesses[kind])
+
+    references = [REFERENCES[QUESTIONS.index(question)] for question in questions]
+    alone = [
+        backbone.score([i], [q], [r], scale)[0] for i, q, r in zip(images, questions, references, strict=True)
+    ]
+    for kind in ("right", "half", "short", "long", "wrong"):
+        drafts = [guess(kind, answer) for answer in plain]
+        for given in (None, references):
+            answers = backbone.answer(images, questions, scale, references=given, drafts=drafts)
+            assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in plain]
+            for answer, expected in zip(answers, plain, strict=True):
+                assert answer.confidence == pytest.approx(expected.confidence, rel=1e-4)
+                assert answer.margin == pytest.approx(expected.margin, abs=1e-4)
+            assert [a.nll for a in answers] == (pytest.approx(alone, abs=1e-5) if given else [None] * 16)
+
+
+def test_the_prompt_of_an_image_runs_once_and_right_drafts_are_not_decoded(plain):
+    folder = plain.folder / "checkpoint"
+    backbone = LlavaBackbone(folder, device="cpu", max_new_tokens=6)
+    images = [plain.encoded[0]] * 3 + [plain.encoded[1]]
+    answers = backbone.answer(images, QUESTIONS, 144)
+    first = backbone.work
+    assert (first.num_answers, first.prefix_tokens, first.draft_tokens) == (4, 2 * 144, 0)
+    assert first.decoded_tokens == sum(len(answer.token_ids) - 1 for answer in answers)
+
+    again = LlavaBackbone(folder, device="cpu", max_new_tokens=6)
+    drafted = again.answer(images, QUESTIONS, 144, drafts=answers)
+    assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in answers]
+    assert again.work.num_drafted == 4 and again.work.decoded_tokens == again.work.padding_tokens == 0
+    assert again.work.draft_tokens == first.decoded_tokens
+
+
+def test_a_batch_that_does_not_fit_is_halved(plain, monkeypatch, caplog):
+    backbone = LlavaBackbone(plain.folder / "checkpoint", device="cpu", max_new_tokens=3)
+    whole = backbone.answer(plain.encoded, QUESTIONS, 9)
+    decode, sizes = backbone._decoder.decode, []
+
+    def fits_one(images, owners, *args, **kwargs):
+        sizes.append(len(owners))
+        if len(owners) > 1:
+            raise torch.OutOfMemoryError
+        return decode(images, owners, *args, **kwargs)
+
+    monkeypatch.setattr(backbone._decoder, "decode", fits_one)
+    halved = backbone.answer(plain.encoded, QUESTIONS, 9)
+    assert [answer.token_ids for answer in halved] == [answer.token_ids for answer in whole]
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+
+    def fits_none(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(backbone._decoder, "decode", fits_none)
+    with pytest.raises(torch.OutOfMemoryError):
+        backbone.answer(plain.encoded, QUESTIONS, 9)
 
 
 def test_costs_are_known_beforehand(recording):

@@ -32,6 +32,10 @@ def _smallest(items: list[Item]) -> int:
     return min((item.height for item in items), default=0)
 
 
+def _with_article(color: str) -> str:
+    return f"an {color}" if color == "orange" else f"a {color}"
+
+
 def ask_background(scene: Scene, rng: random.Random) -> Question:
     return Question("background", "What color is the background?", scene.ground)
 
@@ -53,11 +57,11 @@ def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
     there = {(item.color, item.shape) for item in objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(there))
-        return Question("existence", f"Is there a {color} {shape}?", "yes", _smallest(objects))
+        return Question("existence", f"Is there {_with_article(color)} {shape}?", "yes", _smallest(objects))
     # A color that is there with a shape that is there, but not together, wherever the scene has one.
     near = set(product({color for color, _ in there}, {shape for _, shape in there})) - there
     color, shape = rng.choice(sorted(near or set(product(COLORS, SHAPES)) - there))
-    return Question("existence", f"Is there a {color} {shape}?", "no", _smallest(objects))
+    return Question("existence", f"Is there {_with_article(color)} {shape}?", "no", _smallest(objects))
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question | None:
