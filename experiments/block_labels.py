@@ -24,6 +24,7 @@ class AnsweredSample:
     sample: Sample
     question_ids: list[int]
     visual_tokens: list[int]
+    prefill_flops: list[int]
     answers: Sequence[Answer]
 
 
@@ -59,7 +60,11 @@ class BlockLabels:
             costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.ladder]
             for sample in samples:
                 row = AnsweredSample(
-                    sample, self.backbone.question_ids(sample.question), costs, answers[sample.sample_id]
+                    sample,
+                    self.backbone.question_ids(sample.question),
+                    costs,
+                    [self.backbone.prefill_flops(sample.question, cost) for cost in costs],
+                    answers[sample.sample_id],
                 )
                 if np.isfinite(visual).all() and all(map(_is_finite, row.answers)):
                     self.answered.append(row)
@@ -128,7 +133,9 @@ class BlockLabels:
             score=numbers(scores, np.float32),
             nll=numbers([[answer.nll for answer in row.answers] for row in rows], np.float32),
             confidence=numbers([[answer.confidence for answer in row.answers] for row in rows], np.float32),
+            margin=numbers([[answer.margin for answer in row.answers] for row in rows], np.float32),
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
+            prefill_flops=numbers([row.prefill_flops for row in rows], np.int64),
         )
 
 

@@ -69,6 +69,10 @@ class Backbone(Protocol):
         """The same cost from (width, height) alone, without running anything."""
         ...
 
+    def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
+        """Floating-point operations of the decoder on a question, until the first token of its answer."""
+        ...
+
     def answer(
         self,
         encoded: Sequence[EncodedImage],

@@ -15,6 +15,7 @@ from torch import Tensor
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
 from m3_backbone.batches import halve_until_it_fits
 from m3_backbone.checkpoint import Checkpoint
+from m3_backbone.costs import prefill_flops
 from m3_backbone.decoding import Decoded, GreedyDecoder
 from m3_backbone.drafting import Work
 from m3_backbone.ladder import ScaleLadder
@@ -143,6 +144,10 @@ class LlavaBackbone(Backbone):
 
     def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
         return self.processor.images.num_visual_tokens(image_size, token_scale)
+
+    def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
+        num_tokens = len(self._system_ids) + num_visual_tokens + len(self._suffix_ids(question))
+        return prefill_flops(self.checkpoint.config, num_tokens)
 
     def answer(
         self,

@@ -26,7 +26,7 @@ from m3_backbone.shards import (
 __all__ = ["SCHEMA_VERSION", "OutcomeTable", "Rows", "check_fingerprints"]
 
 _TEXT_COLUMNS = ("sample_id", "image_id", "task", "split", "kind", "question", "metric")
-_OUTCOME_COLUMNS = ("score", "nll", "confidence", "visual_tokens")
+_OUTCOME_COLUMNS = ("score", "nll", "confidence", "margin", "visual_tokens", "prefill_flops")
 
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
 
@@ -36,9 +36,11 @@ class OutcomeTable:
     """Outcomes of n samples over S scales, one row per sample.
 
     Text columns are object arrays [n] of str; `answer` has one list of S texts per row; `score` and
-    `confidence`, in [0, 1], and `nll` (mean per token of the likeliest reference, nats) are float32 [n, S];
-    `visual_tokens`, the number that really entered the decoder, is int32 [n, S]. `attributes` are for
-    analysis only. `fingerprints` name what made the outcomes: weights, data, prompt, decoding. `origin` says
+    `confidence`, in [0, 1], and `nll` (mean per token of the likeliest reference, nats) are float32 [n, S].
+    `margin`, in nats, float32 [n, S], is the least lead of a token of the answer over the next best: at a
+    near tie rounding decides. `visual_tokens`, the number that really entered the decoder, is int32 [n, S];
+    `prefill_flops`, of the decoder on the whole prompt, is int64 [n, S]. `attributes` are for analysis only.
+    `fingerprints` name what made the outcomes: weights, data, prompt, decoding. `origin` says
     in error messages where the table came from.
     """
 
@@ -58,7 +60,9 @@ class OutcomeTable:
     score: np.ndarray
     nll: np.ndarray
     confidence: np.ndarray
+    margin: np.ndarray
     visual_tokens: np.ndarray
+    prefill_flops: np.ndarray
     origin: str = field(default="outcome table", repr=False)
 
     def __post_init__(self) -> None:
@@ -71,12 +75,13 @@ class OutcomeTable:
                     f"{self.origin}: {name!r} has shape {shape}, not [rows, scales {self.scales}]"
                 )
         self._refuse("answer", [len(row) != len(self.scales) for row in self.answer], "not one per scale")
-        for name in ("score", "nll", "confidence"):
+        for name in ("score", "nll", "confidence", "margin"):
             self._refuse(name, ~np.isfinite(getattr(self, name)).all(axis=1), "not a finite number")
         for name in ("score", "confidence"):
             values = getattr(self, name)
             self._refuse(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
-        self._refuse("visual_tokens", (self.visual_tokens < 1).any(axis=1), "not a positive count")
+        for name in ("visual_tokens", "prefill_flops"):
+            self._refuse(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()
             culprit = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]

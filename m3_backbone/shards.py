@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"tokenscale"
 
 _TEXT = ("sample_id", "image_id", "task", "split", "kind", "question")
@@ -27,7 +27,9 @@ OUTCOME_SCHEMA = pa.schema(
         ("score", pa.list_(pa.float32())),
         ("nll", pa.list_(pa.float32())),
         ("confidence", pa.list_(pa.float32())),
+        ("margin", pa.list_(pa.float32())),
         ("visual_tokens", pa.list_(pa.int32())),
+        ("prefill_flops", pa.list_(pa.int64())),
     ]
 )
 FEATURE_SCHEMA = pa.schema([("image_id", pa.string()), ("num_tokens", pa.int32()), ("visual", pa.binary())])

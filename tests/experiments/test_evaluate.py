@@ -13,6 +13,8 @@ from predictor.policy import choose, score_at_budgets, sweep
 from predictor.pricing import choose_price
 from tests.experiments.synthetic import SCALES, estimate_outcomes, make_outcomes
 
+OUTCOMES = ("score", "nll", "confidence", "margin", "visual_tokens", "prefill_flops")
+
 
 def compare(calibration, test, *, estimators=None, **settings):
     estimators = estimators or {
@@ -149,7 +151,7 @@ def _take_with_repeats(table, rows):
         name: [getattr(table, name)[row] for row in rows]
         for name in ("references", "attributes", "question_ids", "answer")
     }
-    arrays = {name: getattr(table, name)[rows] for name in ("score", "nll", "confidence", "visual_tokens")}
+    arrays = {name: getattr(table, name)[rows] for name in OUTCOMES}
     ids = np.array([f"{table.sample_id[row]}/{i}" for i, row in enumerate(rows)], dtype=object)
     return replace(table, sample_id=ids, **parts, **lists, **arrays)
 
@@ -215,10 +217,7 @@ def test_degenerate_tables(case, tmp_path):
                 table,
                 scales=(36,),
                 answer=[row[:1] for row in table.answer],
-                **{
-                    name: getattr(table, name)[:, 2:3]
-                    for name in ("score", "nll", "confidence", "visual_tokens")
-                },
+                **{name: getattr(table, name)[:, 2:3] for name in OUTCOMES},
             )
             for table in (calibration, test)
         )

@@ -115,7 +115,11 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
             assert labels.outcomes.score[row, column] == score(sample.metric, answer.text, sample.references)
             assert labels.outcomes.nll[row, column] == pytest.approx(answer.nll, abs=1e-4)
             assert labels.outcomes.confidence[row, column] == pytest.approx(answer.confidence, abs=1e-4)
-            assert labels.outcomes.visual_tokens[row, column] == len(backbone.visual_tokens(image, scale))
+            assert labels.outcomes.margin[row, column] == pytest.approx(answer.margin, abs=1e-4)
+            num_visual = len(backbone.visual_tokens(image, scale))
+            assert labels.outcomes.visual_tokens[row, column] == num_visual
+            flops = backbone.prefill_flops(sample.question, num_visual)
+            assert labels.outcomes.prefill_flops[row, column] == flops
         visual = labels.inputs.visual[labels.inputs.image_row[row]]
         assert np.allclose(visual, backbone.visual_tokens(image, 9).half().numpy(), atol=2e-3)
     assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())
@@ -136,7 +140,8 @@ def test_batches_workers_and_shards_do_not_change_the_table(arguments, task, bac
         ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
         assert np.allclose(ours.confidence, theirs.confidence, atol=1e-5)
-        same = dataclasses.replace(ours, nll=theirs.nll, confidence=theirs.confidence)
+        assert np.allclose(ours.margin, theirs.margin, atol=1e-4)
+        same = dataclasses.replace(ours, nll=theirs.nll, confidence=theirs.confidence, margin=theirs.margin)
         assert same.to_arrow().equals(theirs.to_arrow())
 
 

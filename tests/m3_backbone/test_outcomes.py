@@ -46,7 +46,9 @@ def make_table(num_rows: int = 6, split: str = "test", **changes: Any) -> Outcom
         "score": generator.random((num_rows, 3), dtype=np.float32),
         "nll": 5 * generator.random((num_rows, 3), dtype=np.float32),
         "confidence": generator.random((num_rows, 3), dtype=np.float32),
+        "margin": generator.random((num_rows, 3), dtype=np.float32),
         "visual_tokens": np.array([SCALES] * num_rows, dtype=np.int32),
+        "prefill_flops": 10**10 * np.array([SCALES] * num_rows, dtype=np.int64),
     }
     return OutcomeTable(scales=SCALES, fingerprints=FINGERPRINTS, **{**text, **columns, **changes})
 
@@ -193,7 +195,9 @@ def test_another_schema_version_is_refused():
     arrow = make_table().to_arrow()
     header = json.loads(arrow.schema.metadata[METADATA_KEY])
     other = arrow.replace_schema_metadata({METADATA_KEY: json.dumps({**header, "schema": 99})})
-    with pytest.raises(ValueError, match="schema version 99, this tokenscale reads 1: label again"):
+    with pytest.raises(
+        ValueError, match=f"schema version 99, this tokenscale reads {SCHEMA_VERSION}: label again"
+    ):
         OutcomeTable.from_arrow(other)
 
 

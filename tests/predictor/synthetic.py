@@ -113,7 +113,9 @@ def label(
         score=score,
         nll=(1 - score).astype(np.float32),
         confidence=np.full(score.shape, 0.5, dtype=np.float32),
+        margin=np.ones(score.shape, dtype=np.float32),
         visual_tokens=inputs.visual_tokens,
+        prefill_flops=10**9 * inputs.visual_tokens.astype(np.int64),
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 

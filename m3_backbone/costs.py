@@ -1,0 +1,43 @@
+"""Floating-point operations of an M3 model, counted as PyTorch counts them: a multiply-add is two.
+
+Matrix products only. Attention is counted in full, as if every token saw every other one; norms, activations
+and embeddings, below a percent together, are left out.
+"""
+
+from typing import Any
+
+from transformers import LlavaConfig, LlavaNextConfig
+
+
+def prefill_flops(config: LlavaConfig | LlavaNextConfig, num_tokens: int) -> int:
+    """What the decoder spends on a prompt of `num_tokens` tokens, until the first token of the answer.
+
+    With L layers of width h, q query and k key-value heads of size d and an MLP of width m, over n tokens:
+    `L (2 n h (2 q + 2 k) d + 4 n^2 q d + 6 n h m) + 2 h vocabulary`.
+    """
+    text: Any = config.get_text_config()
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    size = getattr(text, "head_dim", None) or hidden // heads
+    query, key = heads * size, (getattr(text, "num_key_value_heads", None) or heads) * size
+    projections = 2 * num_tokens * hidden * (2 * query + 2 * key)
+    attention = 4 * num_tokens**2 * query
+    mlp = 6 * num_tokens * hidden * text.intermediate_size
+    return text.num_hidden_layers * (projections + attention + mlp) + 2 * hidden * text.vocab_size
+
+
+def vision_flops(config: LlavaConfig | LlavaNextConfig, num_tiles: int = 1) -> int:
+    """What vision tower and projector spend on one image of `num_tiles` tiles; the same at every scale.
+
+    Layers behind the one whose features are taken are not counted: they need not run.
+    """
+    vision: Any = config.vision_config
+    layer = config.vision_feature_layer
+    assert isinstance(layer, int)
+    num_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
+    hidden, patches = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2
+    tokens = patches + 1
+    embedding = 2 * patches * vision.num_channels * vision.patch_size**2 * hidden
+    each = 8 * tokens * hidden**2 + 4 * tokens**2 * hidden + 4 * tokens * hidden * vision.intermediate_size
+    width = config.get_text_config().hidden_size
+    projector = 2 * patches * (hidden * width + width**2)
+    return num_tiles * (embedding + num_layers * each + projector)

@@ -1,0 +1,60 @@
+"""FLOPs by formula against PyTorch's counter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from m3_backbone.checkpoint import load_m3
+from m3_backbone.costs import prefill_flops, vision_flops
+
+REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference_m3"
+
+
+def load_eager(folder):
+    """The counter does not know the kernel that PyTorch's attention takes on a CPU."""
+    model, _ = load_m3(folder / "checkpoint", dtype=torch.float32, attn_implementation="eager")
+    return model
+
+
+@torch.no_grad()
+def test_prefill_flops_are_those_of_the_counter(recording):
+    model = load_eager(recording.folder)
+    for num_tokens in (1, 37, 200):
+        embeds = torch.randn(1, num_tokens, recording.backbone.hidden_size)
+        with FlopCounterMode(display=False) as counter:
+            hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
+            model.lm_head(hidden[:, -1])
+        assert counter.get_total_flops() == prefill_flops(model.config, num_tokens)
+
+
+@torch.no_grad()
+def test_vision_flops_are_those_of_the_counter(recording):
+    model = load_eager(recording.folder)
+    size = model.config.vision_config.image_size
+    with FlopCounterMode(display=False) as counter:
+        model.model._project(torch.randn(3, 3, size, size))
+    # The layers behind the one whose features are taken run in transformers all the same.
+    counted = counter.get_total_flops()
+    last = vision_flops(with_feature_layer(model.config, -1), 3)
+    assert counted == last
+    assert vision_flops(model.config, 3) <= last
+
+
+def with_feature_layer(config, layer):
+    changed = type(config).from_dict(config.to_dict())
+    changed.vision_feature_layer = layer
+    return changed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["grouped_query_bin", "tiled_other_grids"])
+def test_grouped_query_attention_is_counted(name):
+    model = load_eager(REFERENCE / name)
+    text = model.config.get_text_config()
+    assert text.num_key_value_heads < text.num_attention_heads
+    with FlopCounterMode(display=False) as counter:
+        hidden = model.model.language_model(inputs_embeds=torch.randn(1, 9, text.hidden_size))[0]
+        model.lm_head(hidden[:, -1])
+    assert counter.get_total_flops() == prefill_flops(model.config, 9)
