@@ -31,13 +31,15 @@ def main(config: DictConfig) -> LabelSummary:
             images_per_batch=config.images_per_batch,
             num_workers=config.num_workers,
             overwrite=config.overwrite,
+            engine=instantiate(config.engine, _convert_="all"),
+            shard=config.shard,
             command=command,
         )
     except KeyboardInterrupt:
         print(f"\nstopped; what was finished is kept, {command} goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
     print(f"{summary}\nlabels: {summary.folder}")
-    if hydra.job.name == "label":
+    if hydra.job.name == "label" and not summary.num_missing:
         shared = [
             choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))
         ]

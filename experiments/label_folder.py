@@ -3,20 +3,18 @@
 import itertools
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
 from experiments.blocks import Limits
+from experiments.label_locks import hold
 from experiments.tasks.base import SPLITS
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import (
@@ -33,6 +31,9 @@ from m3_backbone.shards import (
 log = logging.getLogger(__name__)
 
 MANIFEST, SET_ASIDE, EMBEDDINGS = "manifest.json", "set_aside.jsonl", "token_embeddings.safetensors"
+LATENCY = "latency.json"
+# With less lead of one token over the next, in nats, another machine may round to another answer.
+NEAR_TIE = 1e-3
 ROOMS = ("features", "outcomes")
 
 
@@ -92,25 +93,12 @@ class LabelFolder:
         )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder against other runs; when its holder dies, the system frees the lock."""
-        with self.writing():
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock, owner = FileLock(self.path / ".lock", timeout=0), self.path / ".owner"
-            try:
-                lock.acquire()
-            except Timeout as error:
-                holder = owner.read_text() if owner.exists() else "another process"
-                raise ValueError(
-                    f"{holder} is labelling into {self.path} now: wait until it is done, or label into "
-                    "another folder with paths.labels=FOLDER"
-                ) from error
-        try:
+    def locked(self, part: str = "", timeout: float = 0) -> Iterator[None]:
+        """Hold the folder, or one part of the work on it, against other runs; see `label_locks.hold`."""
+        with ExitStack() as stack:
             with self.writing():
-                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                stack.enter_context(hold(self.path, part, timeout))
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -123,14 +111,25 @@ class LabelFolder:
                 f"once this is mended, {self.command} goes on from there"
             ) from error
 
-    def begin(self, *, names: Mapping[str, str], limit: Limits, shard_size: int, overwrite: bool) -> None:
-        """Write the manifest of an unfinished labelling, over the remains of a killed or smaller one."""
+    def begin(
+        self,
+        *,
+        names: Mapping[str, str],
+        limit: Limits,
+        shard_size: int,
+        overwrite: bool = False,
+        alone: bool = True,
+    ) -> None:
+        """Write the manifest of an unfinished labelling, over the remains of a killed or smaller one.
+
+        Not `alone`: other runs may be writing shards at the same time.
+        """
         if not overwrite and self.open():
             shard_size = self.manifest["shard_size"]  # another size would make finished shards worthless
             self._refuse_less(limit)
         else:
             self._clear()
-        for remains in self.path.rglob(".*.tmp"):
+        for remains in self.path.rglob(".*.tmp") if alone else ():
             remains.unlink()
         self.manifest = {
             "schema": SCHEMA_VERSION,
@@ -153,7 +152,7 @@ class LabelFolder:
             for room, split in itertools.product(ROOMS, SPLITS):
                 for path in find_shards(self.path, room, split):
                     path.unlink()
-            for name in (SET_ASIDE, EMBEDDINGS, MANIFEST):
+            for name in (SET_ASIDE, EMBEDDINGS, LATENCY, MANIFEST):
                 (self.path / name).unlink(missing_ok=True)
 
     def _refuse_less(self, limit: Limits) -> None:
@@ -203,6 +202,13 @@ class LabelFolder:
         with self.writing():
             write_atomically(self.path / EMBEDDINGS, lambda temporary: temporary.write_bytes(content))
 
+    def has_latency(self) -> bool:
+        return (self.path / LATENCY).exists()
+
+    def write_latency(self, latency: Mapping[str, Any]) -> None:
+        """Keep what an answer costs on this machine."""
+        self._write_text(LATENCY, json.dumps(latency, indent=2) + "\n")
+
     def read_set_aside(self) -> list[dict[str, Any]]:
         """What was set aside, with reasons."""
         with (self.path / SET_ASIDE).open(encoding="utf-8") as lines:
@@ -215,11 +221,13 @@ class LabelFolder:
         """Sum up `shards` (name -> digest), list all rows set aside, and call the labelling complete."""
         counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
         totals = {split: np.zeros(len(self.scales)) for split in counts}
+        num_near_ties = 0
         rows = list(set_aside)
         for name in shards:
             path, split = self._shard("outcomes", name), name.rpartition("-")[0]
             rows += read_header(path)["set_aside"]
-            table = pq.read_table(path, columns=["sample_id", "score"])
+            table = pq.read_table(path, columns=["sample_id", "score", "margin"])
+            num_near_ties += int((to_matrix(table, "margin", len(self.scales), str(path)) < NEAR_TIE).sum())
             scores = to_matrix(table, "score", len(self.scales), str(path))
             counts[split] += len(scores)
             totals[split] += scores.sum(axis=0, dtype=float)
@@ -231,8 +239,14 @@ class LabelFolder:
                 "mend this and label with overwrite=true"
             )
         accuracy = {split: (totals[split] / count).tolist() for split, count in counts.items() if count}
-        sums = {"counts": counts, "accuracy": accuracy, "num_set_aside": len(rows), "shards": dict(shards)}
-        self.manifest |= {**sums, "complete": True}
+        self.manifest |= {
+            "counts": counts,
+            "accuracy": accuracy,
+            "near_ties": {"below_nats": NEAR_TIE, "num_answers": num_near_ties},
+            "num_set_aside": len(rows),
+            "shards": dict(shards),
+            "complete": True,
+        }
         self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:

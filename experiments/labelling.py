@@ -6,20 +6,62 @@ again on a finished folder it returns at once, without loading the model.
 
 import itertools
 import logging
+import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 from tqdm import tqdm
 
-from experiments.block_labels import BlockLabels
-from experiments.blocks import Limits, decode_ahead, iterate_blocks, plan
-from experiments.label_folder import LabelFolder
+from experiments.blocks import Limits, Plan, plan
+from experiments.engines import Engine, LocalEngine
+from experiments.label_folder import NEAR_TIE, LabelFolder
+from experiments.label_job import LabelJob
+from experiments.label_locks import refuse_parts
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.backbone import Backbone
 
 log = logging.getLogger(__name__)
+
+
+# Seconds to wait for another shard's run that is just writing the manifest.
+PATIENCE = 60
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every `count`-th file, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """`i/n`; None is all."""
+        if text is None:
+            return cls()
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not int(match[1]) < int(match[2]):
+            raise ValueError(f"shard={text}: give i/n with i from 0 to n - 1, as 0/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def name(self) -> str:
+        return f"-{self.index}-of-{self.count}"
+
+    @property
+    def is_whole(self) -> bool:
+        return self.count == 1
+
+    def of(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return dict(itertools.islice(sizes.items(), self.index, None, self.count))
 
 
 @dataclass(frozen=True)
@@ -28,11 +70,15 @@ class LabelSummary:
 
     folder: Path
     scales: tuple[int, ...]
-    counts: dict[str, int]
-    accuracy: dict[str, list[float]]
-    set_aside: dict[str, int]
+    counts: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, list[float]] = field(default_factory=dict)
+    set_aside: dict[str, int] = field(default_factory=dict)
+    num_near_ties: int = 0
+    num_missing: int = 0  # files that other shards still have to make
 
     def __str__(self) -> str:
+        if self.num_missing:
+            return f"this shard is done; {self.num_missing:,} files are missing until the others are"
         lines = [
             f"{'split':<12}{'samples':>9}   score in % at" + "".join(f"{scale:>7}" for scale in self.scales)
         ]
@@ -43,6 +89,12 @@ class LabelSummary:
             path = self.folder / "set_aside.jsonl"
             lines.append(f"set aside: {sum(self.set_aside.values()):,} rows, with reasons in {path}")
             lines += [f"{count:>8,} x {reason}" for reason, count in Counter(self.set_aside).most_common(10)]
+        if self.num_near_ties:
+            num_answers = len(self.scales) * sum(self.counts.values())
+            lines.append(
+                f"near ties: {self.num_near_ties:,} of {num_answers:,} answers lead by less than "
+                f"{NEAR_TIE:g} nats; rounding on another machine may turn them"
+            )
         return "\n".join(lines)
 
 
@@ -57,6 +109,8 @@ def label(
     images_per_batch: int = 32,
     num_workers: int = 1,
     overwrite: bool = False,
+    engine: Engine | None = None,
+    shard: str | None = None,
     command: str = "the same command",
 ) -> LabelSummary:
     """Fill `folder` with outcomes and features of every split, or with what is missing of them.
@@ -68,8 +122,12 @@ def label(
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in between.
         overwrite: throw away whatever labels are in `folder`.
+        engine: who does the work; this process, if not given.
+        shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
+            finishes the folder.
         command: what goes on after an error, for messages.
     """
+    part = Part.parse(shard)
     limits = _complete_limits(limit or {})
     target = LabelFolder(
         folder,
@@ -81,38 +139,67 @@ def label(
     if not overwrite and target.open() and target.is_finished(limits):
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
-    with target.locked():
-        names = {"backbone": backbone.name, "task": task.name}
-        target.begin(names=names, limit=limits, shard_size=shard_size, overwrite=overwrite)
+    job = LabelJob(task, backbone, target, limits, images_per_batch, num_workers)
+    names = {"backbone": backbone.name, "task": task.name}
+    begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
+    engine = engine or LocalEngine()
+    if part.is_whole:
+        with target.locked():
+            refuse_parts(target.path)
+            begin(overwrite=overwrite)
+            work = plan(task, limits, target.shard_size)
+            run(engine, job, work.sizes, find_done(target, work))
+            target.finish(work.digests, work.set_aside)
+        return summarize(target)
+    if overwrite:
+        raise ValueError(
+            f"shard={part} with overwrite=true would throw away what the other shards make: remove "
+            f"{target.path} before the first of them"
+        )
+    with target.locked(part.name):
+        # The manifest is written and finished by one at a time.
+        with target.locked(timeout=PATIENCE):
+            begin(alone=False)
         work = plan(task, limits, target.shard_size)
-        done = {name for name, digest in work.digests.items() if target.holds(name, digest)}
-        blocks = (b for b in iterate_blocks(task, limits, target.shard_size) if b.name not in done)
-        images = decode_ahead(task, blocks, num_workers=num_workers, images_ahead=images_per_batch)
-        with tqdm(
-            desc=f"{task.name} x {backbone.name}",
-            total=sum(work.sizes.values()),
-            initial=sum(work.sizes[name] for name in done),
-            unit=" samples",
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # a moving bar, or a few lines in a log file
-        ) as progress:
-            for block, group in itertools.groupby(images, key=lambda item: item.block):
-                labels = BlockLabels(backbone, target.feature_scale)
-                while batch := list(itertools.islice(group, images_per_batch)):
-                    labels.add(batch)
-                    progress.update(sum(len(item.samples) for item in batch))
-                table = labels.to_table(target.fingerprints)
-                target.write_shard(block.name, block.digest, table, labels.visual, labels.set_aside)
-        if not target.has_embeddings():
-            target.write_embeddings(backbone.token_embeddings())
-        target.finish(work.digests, work.set_aside)
-    return summarize(target)
+        run(engine, job, part.of(work.sizes), find_done(target, work))
+        with target.locked(timeout=PATIENCE):
+            missing = len(work.digests) - len(find_done(target, work))
+            if not missing:
+                target.finish(work.digests, work.set_aside)
+    return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
+
+
+def find_done(target: LabelFolder, work: Plan) -> set[str]:
+    """The blocks whose shards are there."""
+    return {name for name, digest in work.digests.items() if target.holds(name, digest)}
+
+
+def run(engine: Engine, job: LabelJob, sizes: Mapping[str, int], done: Container[str]) -> None:
+    """Let the engine label what is not done, with a progress bar."""
+    rest = {name: size for name, size in sizes.items() if name not in done}
+    with tqdm(
+        desc=f"{job.task.name} x {job.backbone.name}",
+        total=sum(sizes.values()),
+        initial=sum(sizes.values()) - sum(rest.values()),
+        unit=" samples",
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # a moving bar, or a few lines in a log file
+    ) as progress:
+        for num_samples in engine.run(job, rest):
+            progress.update(num_samples)
 
 
 def summarize(target: LabelFolder) -> LabelSummary:
     """The counts of a finished folder."""
     manifest = target.manifest
     reasons = dict(Counter(row["reason"] for row in target.read_set_aside()))
-    return LabelSummary(target.path, target.scales, manifest["counts"], manifest["accuracy"], reasons)
+    return LabelSummary(
+        target.path,
+        target.scales,
+        manifest["counts"],
+        manifest["accuracy"],
+        reasons,
+        manifest["near_ties"]["num_answers"],
+    )
 
 
 def _complete_limits(limit: Limits) -> dict[str, int | None]:

@@ -71,9 +71,21 @@ class LlavaBackbone(Backbone):
         if prompt is not None:
             self.processor.template = prompt_template(prompt)
         self._system_ids = self.processor.prompt_parts(self.processor.template.text)[0]
+        self._make_caches()
+
+    def _make_caches(self) -> None:
         # The same questions come back at every scale, and the same references with many questions.
         self._suffix_ids = lru_cache(2**16)(self._tokenize_suffix)
         self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without model and caches: a process that this is sent to loads the weights itself."""
+        left_out = ("model", "_decoder", "_suffix_ids", "_answer_ids")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_caches()
 
     @property
     def ladder(self) -> ScaleLadder:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -399,3 +400,59 @@ def test_what_a_task_must_not_do_is_found_before_anything_is_labelled(
     with pytest.raises(ValueError, match=message):
         label_some(task, backbone, tmp_path)
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_shards_of_the_work_fill_one_folder(task, backbone, undisturbed, tmp_path):
+    first = label_some(task, backbone, tmp_path, shard="0/2")
+    assert first.num_missing == 2 and "2 files are missing" in str(first)
+    with pytest.raises(ValueError, match="not finished"):
+        OutcomeTable.read(tmp_path, "train")
+    last = label_some(task, backbone, tmp_path, shard="1/2")
+    assert last.num_missing == 0 and last.counts == {"train": 15, "calibration": 5, "test": 5}
+    assert_same_labels(tmp_path, undisturbed)
+    assert label_some(task, backbone, tmp_path, shard="0/2").counts == last.counts
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b", "0/0"])
+def test_an_impossible_shard_is_refused(text, task, backbone, tmp_path):
+    with pytest.raises(ValueError, match="give i/n with i from 0"):
+        label_some(task, backbone, tmp_path, shard=text)
+
+
+def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="throw away what the other shards make"):
+        label_some(task, backbone, tmp_path, shard="0/2", overwrite=True)
+    with (
+        FileLock(tmp_path / ".lock-0-of-2"),
+        pytest.raises(ValueError, match=r"is labelling into .* now"),
+    ):
+        label_some(task, backbone, tmp_path)
+    with (
+        FileLock(tmp_path / ".lock-0-of-2"),
+        pytest.raises(ValueError, match=r"is labelling into .* now"),
+    ):
+        label_some(task, backbone, tmp_path, shard="0/2")
+    monkeypatch.setattr("experiments.labelling.PATIENCE", 0.1)
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"is labelling into .* now"):
+        label_some(task, backbone, tmp_path, shard="0/2")
+    assert label_some(task, backbone, tmp_path).counts["train"] == 15
+
+
+def test_latency_and_near_ties_are_kept(undisturbed, backbone):
+    latency = json.loads((undisturbed / "latency.json").read_text())
+    scales = [str(scale) for scale in backbone.ladder]
+    assert list(latency["milliseconds"]) == ["encode", *scales]
+    assert all(took > 0 for took in latency["milliseconds"].values())
+    margins = np.concatenate([OutcomeTable.read(undisturbed, split).margin for split in SPLITS])
+    ties = json.loads((undisturbed / "manifest.json").read_text())["near_ties"]
+    assert ties == {"below_nats": 1e-3, "num_answers": int((margins < 1e-3).sum())}
+
+
+def test_a_backbone_goes_to_other_processes_without_its_weights(backbone):
+    image = Image.new("RGB", (30, 40), "red")
+    answers = backbone.answer(backbone.encode([image]), ["What color?"], 9)
+    content = pickle.dumps(backbone)
+    assert len(content) < 500_000
+    again = pickle.loads(content)
+    assert again.fingerprints == backbone.fingerprints
+    assert again.answer(again.encode([image]), ["What color?"], 9) == answers

@@ -1,0 +1,121 @@
+"""Who does the work of labelling: this process, or actors of a Ray cluster."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from experiments.label_job import LabelJob
+
+
+class Engine(Protocol):
+    """Labels blocks of a job. Any engine, with any number of processes, makes the same shards."""
+
+    def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
+        """Label the blocks of these names and sizes; yields how many samples are done, as they come."""
+        ...
+
+
+class LocalEngine(Engine):
+    """This process, on the device of its backbone."""
+
+    def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
+        yield from job.label(job.blocks(sizes))
+
+
+class RayEngine(Engine):
+    """Ray Data with one stateful actor per GPU, on this machine or on a cluster.
+
+    A shard is one task: an actor that dies is replaced and its shard made again. The label folder has to be
+    on a file system that all machines share.
+
+    Args:
+        num_actors: how many actors; (least, most) lets Ray scale between them.
+        num_gpus: GPUs of one actor; 0 for actors on processors. Fractions share a GPU.
+        num_cpus: processors that Ray sets aside for one actor.
+        address: a running cluster, as `auto` or `ray://HOST:10001`; null starts Ray on this machine.
+        init: further arguments of `ray.init`.
+    """
+
+    def __init__(
+        self,
+        num_actors: int | tuple[int, int] = 1,
+        num_gpus: float = 1,
+        num_cpus: float = 1,
+        address: str | None = None,
+        init: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.num_actors = num_actors if isinstance(num_actors, int) else tuple(num_actors)
+        self.num_gpus, self.num_cpus = num_gpus, num_cpus
+        self.address, self.init = address, dict(init or {})
+
+    def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
+        if not sizes:
+            return
+        ray = _import_ray()
+        started = not ray.is_initialized()
+        if started:
+            ray.init(**self._init_arguments())
+        try:
+            yield from self._label(ray, job, sizes)
+        finally:
+            if started:
+                ray.shutdown()
+
+    def _init_arguments(self) -> dict[str, Any]:
+        if self.address is not None:
+            return {"address": self.address, "log_to_driver": False, **self.init}
+        # Ray counts processors and does not bind them; with none left over for reading its input it hangs.
+        most = self.num_actors if isinstance(self.num_actors, int) else self.num_actors[1]
+        num_cpus = max(os.cpu_count() or 1, math.ceil(most * self.num_cpus) + 2)
+        return {"num_cpus": num_cpus, "include_dashboard": False, "log_to_driver": False, **self.init}
+
+    def _label(self, ray: Any, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # labelling shows its own
+        rows = [{"block": name, "num_samples": size} for name, size in sizes.items()]
+        # One row to a block, so that what a lost actor leaves undone is one shard.
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _LabelActor,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=self._pool(ray),
+            num_gpus=self.num_gpus,
+            num_cpus=self.num_cpus,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        try:
+            for row in done.iter_rows():
+                yield int(row["num_samples"])
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause or error) from None
+
+    def _pool(self, ray: Any) -> Any:
+        if isinstance(self.num_actors, int):
+            return ray.data.ActorPoolStrategy(size=self.num_actors)
+        least, most = self.num_actors
+        return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+
+
+class _LabelActor:
+    """Labels the blocks that it is given; holds the model as long as it lives."""
+
+    def __init__(self, job: LabelJob) -> None:
+        self.job = job
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for _ in self.job.label(self.job.blocks(batch["block"])):
+            pass
+        return batch
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError(
+            "engine=ray needs Ray: pip install 'tokenscale[ray]', or take engine=local"
+        ) from error
+    return ray

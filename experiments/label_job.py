@@ -1,0 +1,68 @@
+"""The work on one label folder, block by block, as any process of any engine does it."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from experiments.block_labels import BlockLabels
+from experiments.blocks import Block, ImageQuestions, Limits, decode_ahead, iterate_blocks
+from experiments.label_folder import LabelFolder
+from experiments.latency import measure_latency
+from experiments.tasks.base import Task
+from m3_backbone.backbone import Backbone
+
+# Pictures on which the latency is measured, with the first question on each.
+_NUM_TIMED = 12
+
+
+@dataclass(frozen=True, eq=False)
+class LabelJob:
+    """All that a process needs to label blocks of a task; engines send it to their processes by pickle.
+
+    `images_per_batch` images are encoded together; `num_workers` processes read images ahead of the model.
+    """
+
+    task: Task
+    backbone: Backbone
+    folder: LabelFolder
+    limits: Limits
+    images_per_batch: int
+    num_workers: int
+
+    def blocks(self, names: Iterable[str]) -> Iterator[Block]:
+        """The blocks of these names, which have to be in the order of the task."""
+        wanted = iter(names)
+        name = next(wanted, None)
+        for block in iterate_blocks(self.task, self.limits, self.folder.shard_size):
+            if name is None:
+                return
+            if block.name == name:
+                yield block
+                name = next(wanted, None)
+
+    def label(self, blocks: Iterable[Block]) -> Iterator[int]:
+        """Label and write blocks; yields, batch by batch, how many samples are done."""
+        images = decode_ahead(
+            self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
+        )
+        for block, group in itertools.groupby(images, key=lambda item: item.block):
+            labels = BlockLabels(self.backbone, self.folder.feature_scale)
+            timed: list[tuple[Image.Image, str]] = []
+            while batch := list(itertools.islice(group, self.images_per_batch)):
+                labels.add(batch)
+                timed += _pictures(batch)[: _NUM_TIMED - len(timed)]
+                yield sum(len(item.samples) for item in batch)
+            table = labels.to_table(self.folder.fingerprints)
+            self.folder.write_shard(block.name, block.digest, table, labels.visual, labels.set_aside)
+            if len(table) and not self.folder.has_latency():
+                answered = set(table.question)
+                timed = [(image, question) for image, question in timed if question in answered]
+                self.folder.write_latency(measure_latency(self.backbone, timed))
+        if not self.folder.has_embeddings():
+            self.folder.write_embeddings(self.backbone.token_embeddings())
+
+
+def _pictures(batch: Iterable[ImageQuestions]) -> list[tuple[Image.Image, str]]:
+    return [(item.image, item.samples[0].question) for item in batch if isinstance(item.image, Image.Image)]
