@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -20,11 +21,11 @@ def measure_latency(backbone: Backbone, pictures: Sequence[tuple[Image.Image, st
     Neither references nor finer answers help: this is what an answer costs whoever asks a new question.
     """
     milliseconds: dict[str, list[float]] = {"encode": []}
-    for image, question in [*pictures[:1] * NUM_WARMUPS, *pictures]:
-        (encoded,), took = _time(lambda image=image: backbone.encode([image]))
+    for image, question in [*[pictures[0]] * NUM_WARMUPS, *pictures]:
+        (encoded,), took = _time(partial(backbone.encode, [image]))
         milliseconds["encode"].append(took)
         for scale in backbone.ladder:
-            _, took = _time(lambda e=encoded, q=question, s=scale: backbone.answer([e], [q], s))
+            _, took = _time(partial(backbone.answer, [encoded], [question], scale))
             milliseconds.setdefault(str(scale), []).append(took)
     return {
         "machine": _describe_machine(),

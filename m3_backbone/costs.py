@@ -41,3 +41,12 @@ def vision_flops(config: LlavaConfig | LlavaNextConfig, num_tiles: int = 1) -> i
     width = config.get_text_config().hidden_size
     projector = 2 * patches * (hidden * width + width**2)
     return num_tiles * (embedding + num_layers * each + projector)
+
+
+def decoder_flops_per_token(config: LlavaConfig | LlavaNextConfig) -> int:
+    """What every further token costs in the decoder's linear layers: attention and output layer apart."""
+    vocabulary = 2 * config.get_text_config().hidden_size * config.get_text_config().vocab_size
+    # Attention is the part that is not linear: f(2) - f(1) = linear + 3 a, f(3) - f(2) = linear + 5 a.
+    one, two, three = (prefill_flops(config, n) - vocabulary for n in (1, 2, 3))
+    attention = (three - two - (two - one)) // 2
+    return one - attention

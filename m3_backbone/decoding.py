@@ -163,6 +163,10 @@ class GreedyDecoder:
         """`[..., hidden]` -> `[..., vocabulary]`, float32."""
         return self.lm_head(hidden).to(self.device, torch.float32).log_softmax(-1)
 
+    def _choose(self, log_probs: Tensor, places: Sequence[tuple[Row, int]]) -> Greedy:
+        """The greedy tokens: place i asks for token number `places[i][1]` of the answer of a row."""
+        return Greedy(log_probs)
+
     def _verify(
         self, rows: Sequence[Row], hidden: Tensor, references: Sequence[Sequence[Sequence[int]]]
     ) -> list[float | None]:
@@ -179,7 +183,12 @@ class GreedyDecoder:
                 asked.extend(range(start, start + len(draft) - 1))
                 of_draft[-1].append([end_of_question, *inside])
         log_probs = self._log_probs(hidden[torch.tensor(asked, device=hidden.device)])
-        greedy = Greedy(log_probs)
+        asking = [
+            (row, step)
+            for row, its in zip(rows, of_draft, strict=True)
+            for step in [0, *(step for draft in its for step in range(1, len(draft)))]
+        ]
+        greedy = self._choose(log_probs, asking)
         nlls: list[float | None] = []
         drafted = [
             (place, token)
@@ -202,17 +211,18 @@ class GreedyDecoder:
         """Decode token by token what the drafts leave open."""
         if not rows:
             return
-        places = [
+        prompts = [
             [*row.prefix, *range(row.start, row.start + len(row.question)), *row.cached] for row in rows
         ]
-        growing = layout.take(places, min(_ROOM, self.stop.max_new_tokens))
+        growing = layout.take(prompts, min(_ROOM, self.stop.max_new_tokens))
         while True:
             if not growing.room:
                 growing.grow(_ROOM)
             ids = torch.tensor([row.token_ids[-1:] for row in rows], device=self.device)
             hidden = self._run(self.embed(ids), growing.lengths[:, None], growing)
             growing.lengths = growing.lengths + 1
-            greedy = Greedy(self._log_probs(hidden[:, -1]))
+            places = [(row, len(row.token_ids)) for row in rows]
+            greedy = self._choose(self._log_probs(hidden[:, -1]), places)
             for place, row in enumerate(rows):
                 if row.is_finished:
                     self.work.padding_tokens += 1

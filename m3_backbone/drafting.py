@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from torch import Tensor
 
@@ -21,13 +21,12 @@ class Work:
 
     @property
     def num_tokens(self) -> int:
-        return (
-            self.prefix_tokens
-            + self.question_tokens
-            + self.draft_tokens
-            + self.decoded_tokens
-            + self.padding_tokens
-        )
+        prompts = self.prefix_tokens + self.question_tokens
+        return prompts + self.draft_tokens + self.decoded_tokens + self.padding_tokens
+
+    def since(self, earlier: "Work") -> "Work":
+        """What came on top of an earlier count."""
+        return Work(*(now - before for now, before in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 @dataclass(frozen=True)

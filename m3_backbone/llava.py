@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ class LlavaBackbone(Backbone):
     Making one reads configuration and tokenizer only; the weights are loaded when they are first needed.
 
     Args:
-        checkpoint: folder, hub id or `tiny_m3`.
+        checkpoint: folder, hub id or `tiny_m3`; or one that is open already.
         name: names the labels that this backbone makes; the last part of `checkpoint` if not given.
         dtype: of the weights, as `float32` or `bfloat16`; `auto` takes the checkpoint's.
         device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
@@ -42,9 +42,11 @@ class LlavaBackbone(Backbone):
         image_batch_size: images that are encoded together.
     """
 
+    _decoder_class: Callable[..., GreedyDecoder] = GreedyDecoder
+
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | Checkpoint,
         *,
         name: str | None = None,
         dtype: str = "auto",
@@ -61,12 +63,14 @@ class LlavaBackbone(Backbone):
             raise ValueError("give device or device_map, not both")
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
-        self.name = name or Path(checkpoint).name
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints)
+        self.name = name or Path(checkpoint.source).name
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.device, self.device_map = device, device_map
         self.max_new_tokens = max_new_tokens
         self.batch_size, self.image_batch_size = batch_size, image_batch_size
-        self.checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints)
+        self.checkpoint = checkpoint
         self.processor = self.checkpoint.processor
         if prompt is not None:
             self.processor.template = prompt_template(prompt)
@@ -126,7 +130,7 @@ class LlavaBackbone(Backbone):
     def _decoder(self) -> GreedyDecoder:
         ends = self.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else ends
-        return GreedyDecoder(self.model, ends, self.max_new_tokens, self._system_ids)
+        return self._decoder_class(self.model, ends, self.max_new_tokens, self._system_ids)
 
     @property
     def work(self) -> Work:

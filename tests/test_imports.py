@@ -79,7 +79,9 @@ def test_only_experiments_imports_hydra():
 
 def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in project["dependencies"]}
+    extras = {name: rows for name, rows in project["optional-dependencies"].items() if name != "dev"}
+    requirements = [*project["dependencies"], *itertools.chain.from_iterable(extras.values())]
+    declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     distributions = packages_distributions()
     undeclared = {
         f"{module} -> {name}"
@@ -98,7 +100,7 @@ def test_declared_requirements_are_pinned():
     names = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in pins if "==" in line}
-    assert names - pinned == set()
+    assert names - pinned == {project["name"]}  # the dev extra names the others
     assert "torchvision" not in pinned
 
 

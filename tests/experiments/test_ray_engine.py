@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,7 @@ def test_two_actors_of_which_one_is_killed_make_the_same_table(tmp_path):
 
 
 def test_without_ray_the_way_out_is_named(monkeypatch):
+    job: Any = None
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'tokenscale\[ray\]'"):
-        next(RayEngine().run(None, {"train-00000": 3}))
+        next(RayEngine().run(job, {"train-00000": 3}))

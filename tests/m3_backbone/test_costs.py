@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.checkpoint import load_m3
-from m3_backbone.costs import prefill_flops, vision_flops
+from m3_backbone.costs import decoder_flops_per_token, prefill_flops, vision_flops
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference_m3"
 
@@ -58,3 +58,14 @@ def test_grouped_query_attention_is_counted(name):
         hidden = model.model.language_model(inputs_embeds=torch.randn(1, 9, text.hidden_size))[0]
         model.lm_head(hidden[:, -1])
     assert counter.get_total_flops() == prefill_flops(model.config, 9)
+
+
+def test_a_further_token_costs_the_linear_layers_alone(plain):
+    text = plain.backbone.model.config.get_text_config()
+    weights = sum(
+        module.weight.numel()
+        for module in plain.backbone.model.model.language_model.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    assert decoder_flops_per_token(plain.backbone.model.config) == 2 * weights
+    assert text.num_hidden_layers > 1
