@@ -78,6 +78,7 @@ class PackedSegments(Layout):
         self.num_common = self.common[0][0].shape[-2] if self.common else 0
         self.cache: Cache = []
         self._masks = [self._mask(segment) for segment in segments]
+        self._causal: dict[tuple[int, torch.device], Tensor] = {}
 
     def _mask(self, segment: Segment) -> Tensor | None:
         """What the questions of a segment see of all that it sees."""
@@ -97,7 +98,11 @@ class PackedSegments(Layout):
             if middle > start:
                 seen = self.num_common + middle - start
                 out[..., start:middle, :] = _attend(
-                    query[..., start:middle, :], k[..., :seen, :], v[..., :seen, :], scaling, causal=True
+                    query[..., start:middle, :],
+                    k[..., :seen, :],
+                    v[..., :seen, :],
+                    scaling,
+                    self._causal_mask(middle - start, query.device),
                 )
             if mask is not None:
                 out[..., middle:end, :] = _attend(
@@ -105,6 +110,15 @@ class PackedSegments(Layout):
                 )
             start = end
         return out
+
+    def _causal_mask(self, length: int, device: torch.device) -> Tensor | None:
+        """What `length` tokens see of what is common and of themselves; None: PyTorch's own flag will do."""
+        if not self.num_common:
+            return None
+        if (length, device) not in self._causal:
+            seen = torch.ones(length, self.num_common + length, dtype=torch.bool, device=device)
+            self._causal[length, device] = seen.tril(self.num_common)
+        return self._causal[length, device]
 
     def take(self, places: Sequence[Sequence[int]], room: int) -> "GrowingRows":
         """Rows that go on, each from what is common and the tokens at its `places` in the pack."""
@@ -163,24 +177,11 @@ class GrowingRows(Layout):
         self.cache = [(pad(k, (0, 0, 0, room)), pad(v, (0, 0, 0, room))) for k, v in self.cache]
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    mask: Tensor | None = None,
-    causal: bool = False,
-) -> Tensor:
-    new, seen = query.shape[-2], key.shape[-2]
-    if causal and new < seen:
-        # PyTorch's own flag lets the first query see the first key alone; ours see all that came before them.
-        mask = torch.ones(new, seen, dtype=torch.bool, device=query.device).tril(seen - new)
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    """Attention under a mask; without one, causal."""
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        # Under a mask PyTorch's fast kernels on a GPU want as many keys as queries.
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=causal and mask is None,
-        scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
