@@ -45,6 +45,7 @@ def main(config: DictConfig) -> float:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         budget=config.budget,
+        tolerance=config.tolerance,
         make_trainer=partial(instantiate, config.trainer),
     )
     print(format_records(records))
@@ -60,6 +61,7 @@ def train_predictors(
     validation_fraction: float,
     seed: int,
     budget: float | None = None,
+    tolerance: float = 0.01,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
 ) -> list[TrainingRecord]:
     """Fit each predictor on the train split and save it in `folder/<its name>`, with prices and a manifest.
@@ -78,13 +80,13 @@ def train_predictors(
     records = []
     for predictor in predictors:
         home = folder / predictor.name
-        settings = {**source.identity, "seed": seed, "budget": budget}
+        settings = {**source.identity, "seed": seed, "budget": budget, "tolerance": tolerance}
         identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
         record = read_record(home)
         if record is not None and record.identity == identity:
             log.info("%s is up to date in %s", predictor.name, home)
         else:
-            record = _train(predictor, source, home, identity, budget, make_trainer)
+            record = _train(predictor, source, home, identity, budget, tolerance, make_trainer)
         records.append(record)
     return records
 
@@ -119,6 +121,7 @@ def _train(
     home: Path,
     identity: dict[str, Any],
     budget: float | None,
+    tolerance: float,
     make_trainer: Callable[..., lightning.Trainer] | None,
 ) -> TrainingRecord:
     train, validation = source.parts
@@ -136,6 +139,7 @@ def _train(
         calibration.inputs.visual_tokens,
         calibration.outcomes.score,
         budget,
+        tolerance,
     )
     prices.save(home)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)

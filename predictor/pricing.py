@@ -34,7 +34,12 @@ class PriceList:
 
     @classmethod
     def from_calibration(
-        cls, estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, budget: float | None = None
+        cls,
+        estimates: ArrayLike,
+        cost: ArrayLike,
+        score: ArrayLike,
+        budget: float | None = None,
+        tolerance: float = 0.0,
     ) -> Self:
         """Points at budgets evenly spaced in the logarithm; the default as `choose_price` finds it."""
         front = sweep(estimates, cost, score)
@@ -45,7 +50,7 @@ class PriceList:
             OperatingPoint(float(front.price[i]), unit, float(front.cost[i]), float(front.score[i]))
             for i in rows
         )
-        return cls(choose_price(estimates, cost, score, budget), points)
+        return cls(choose_price(estimates, cost, score, budget, tolerance), points)
 
     def at_budget(self, budget: float) -> OperatingPoint:
         """The dearest listed point whose mean calibration cost is within `budget`."""
@@ -79,14 +84,21 @@ class PriceList:
 
 
 def choose_price(
-    estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, budget: float | None = None
+    estimates: ArrayLike,
+    cost: ArrayLike,
+    score: ArrayLike,
+    budget: float | None = None,
+    tolerance: float = 0.0,
 ) -> OperatingPoint:
     """The price to deploy, from a split that is neither trained nor tested on.
 
     With a `budget`: the lowest price whose mean cost is within it; scores do not enter. Without: the highest
-    price whose mean score is not below that of the best fixed scale, or, where none reaches it, the price of
-    highest mean score. Raises ValueError when even the cheapest scale costs more than the budget.
+    price whose mean score is at most `tolerance` below that of the best fixed scale, or, where none reaches
+    that, the price of highest mean score. Raises ValueError when even the cheapest scale costs more than the
+    budget, or for a tolerance below 0.
     """
+    if not tolerance >= 0:
+        raise ValueError(f"a tolerance is at least 0, got {tolerance}")
     front = sweep(estimates, cost, score)
     if budget is not None:
         within = np.flatnonzero(front.cost <= budget)
@@ -97,7 +109,7 @@ def choose_price(
         row = within[0]
     else:
         best_fixed = np.asarray(score, dtype=np.float64).mean(axis=0).max()
-        reaching = np.flatnonzero(front.score >= best_fixed - 1e-12)
+        reaching = np.flatnonzero(front.score >= best_fixed - tolerance - 1e-12)
         row = reaching[-1] if reaching.size else front.score.argmax()
     return OperatingPoint(
         float(front.price[row]), find_unit(cost), float(front.cost[row]), float(front.score[row])

@@ -23,6 +23,14 @@ def test_default_price_is_the_highest_that_scores_as_the_best_fixed_scale():
     assert choose_price(misled, COST, SCORE).score == 0.5
 
 
+def test_a_tolerance_lets_the_default_price_rise():
+    assert choose_price(ESTIMATES, COST, SCORE, tolerance=0.49).cost == 2.5
+    assert choose_price(ESTIMATES, COST, SCORE, tolerance=0.5).cost == 1
+    assert PriceList.from_calibration(ESTIMATES, COST, SCORE, tolerance=0.5).default.cost == 1
+    with pytest.raises(ValueError, match="a tolerance is at least 0"):
+        choose_price(ESTIMATES, COST, SCORE, tolerance=-0.1)
+
+
 def test_price_list_by_budget_and_by_price(tmp_path):
     prices = PriceList.from_calibration(ESTIMATES, COST, SCORE)
     assert [(point.cost, point.score) for point in prices.points] == [(4, 1), (2.5, 1), (1, 0.5)]
