@@ -60,4 +60,7 @@ def describe_mistake(error: BaseException | None) -> str | None:
             return f"{error.full_key} has no default: give {error.full_key}=..."
         case ValueError() | OSError():
             return str(error)
+        case Exception() if type(error).__name__ == "MisconfigurationException":
+            # Lightning's, known by name: importing it here would slow down commands that do not train.
+            return f"Lightning cannot do what the trainer settings ask for: {error} trainer=cpu runs anywhere"
     return None

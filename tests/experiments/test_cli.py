@@ -113,6 +113,16 @@ def run_failing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     main()
 
 
+def test_a_trainer_that_the_machine_lacks_is_a_mistake(monkeypatch, capsys):
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    with pytest.raises(SystemExit) as exit:
+        run_failing(MisconfigurationException("No supported gpu backend found!"), monkeypatch)
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert "No supported gpu backend found! trainer=cpu runs anywhere" in message
+
+
 def test_mistake_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         run_failing(ValueError("scale 7 is not on the ladder"), monkeypatch)
