@@ -143,12 +143,15 @@ def test_patches_are_labelled_with_what_covers_them():
     assert grid[0, 0, names.index("color")] == list(COLORS).index("red")
     assert grid[2, 1, names.index("shape")] == SHAPES.index("ring") + 1
     assert grid[1, 1, names.index("color")] == list(COLORS).index("white")
+    assert grid[2, 1, [names.index("row"), names.index("column")]].tolist() == [3, 2]
+    assert grid[..., names.index("place")].tolist() == [[1, 0, 0], [0, 0, 0], [0, 8, 0]]
     for head, classes in zip(labels.T, HEADS.values(), strict=True):
         assert head.min() >= 0 and head.max() < classes
     sign = Item("sign", (0, 0, 90, 90), "red", text="42", row=1, column=1)
     row = label_patches(scene_of(sign), grid=3).reshape(3, 3, -1)[1]
     assert set(row[:, names.index("item")]) == {TYPES.index("sign")}
     assert row[[0, 2], names.index("column")].tolist() == [1, 2]
+    assert set(row[:, names.index("place")]) == {5}  # the sign's center, whichever glyph lies there
 
 
 def test_every_item_leaves_its_ink(task):

@@ -20,32 +20,39 @@ HEADS = {
     "glyph": len(GLYPHS) + 1,
     "row": MAX_TABLE_SIDE + 1,
     "column": MAX_TABLE_SIDE + 1,
+    "place": 10,  # the ninth of the picture that the item's center lies in
 }
 # A glyph lies on a sign and is thinner than it: weighted up, it wins the patches that it touches.
 GLYPH_WEIGHT = 4.0
 LEAST_SHARE = 0.06
 
 
-def _labels_of(item: Item) -> tuple[int, ...]:
-    is_character = item.type == "character"
+def _labels_of(item: Item, size: int) -> tuple[int, ...]:
     return (
         TYPES.index(item.type),
         _COLOR_OF[item.color],
         SHAPES.index(item.shape) + 1 if item.shape else 0,
         GLYPHS.index(item.text) + 1 if item.type in ("character", "digit") else 0,
-        item.row if is_character else 0,
-        item.column if is_character else 0,
+        item.row,
+        item.column,
+        _place_of(item, size),
     )
 
 
-def _glyphs_of(sign: Item) -> list[tuple[tuple[float, float, float, float], tuple[int, ...]]]:
+def _place_of(item: Item, size: int) -> int:
+    column, row = (int(3 * coordinate / size) for coordinate in item.center)
+    return 3 * row + column + 1
+
+
+def _glyphs_of(sign: Item, size: int) -> list[tuple[tuple[float, float, float, float], tuple[int, ...]]]:
     """A sign's glyphs: labelled with the sign's color, and with their place in the text as the column."""
     left, top, right, bottom = sign_text_box(sign)
     width = (right - left) / len(sign.text)
+    kind, color, place = TYPES.index("sign"), _COLOR_OF[sign.color], _place_of(sign, size)
     return [
         (
             (left + index * width, top, left + (index + 1) * width, bottom),
-            (TYPES.index("sign"), _COLOR_OF[sign.color], 0, GLYPHS.index(glyph) + 1, 0, index + 1),
+            (kind, color, 0, GLYPHS.index(glyph) + 1, 0, index + 1, place),
         )
         for index, glyph in enumerate(sign.text)
     ]
@@ -57,10 +64,10 @@ def label_patches(scene: Scene, grid: int) -> np.ndarray:
     labels, weights = [], []
     for item in scene.items:
         boxes.append(item.box)
-        labels.append(_labels_of(item))
+        labels.append(_labels_of(item, scene.size))
         weights.append(1.0)
         if item.type == "sign":
-            for box, label in _glyphs_of(item):
+            for box, label in _glyphs_of(item, scene.size):
                 boxes.append(box)
                 labels.append(label)
                 weights.append(GLYPH_WEIGHT)
@@ -72,5 +79,5 @@ def label_patches(scene: Scene, grid: int) -> np.ndarray:
     area = area.reshape(grid * grid, -1)
     best = area.argmax(1)
     covered = area[np.arange(grid * grid), best] > LEAST_SHARE * (scene.size / grid) ** 2
-    ground = np.array((0, _COLOR_OF[scene.ground], 0, 0, 0, 0))
+    ground = np.array((0, _COLOR_OF[scene.ground], 0, 0, 0, 0, 0))
     return np.where(covered[:, None], np.array(labels)[best], ground).astype(np.int64)
