@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,14 +19,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
+from experiments.block_labels import answer_at_scales
 from experiments.blocks import group_by_image
 from experiments.config import entry_point
+from experiments.latency import describe_machine, time_call
 from experiments.tasks.base import Sample, Task
 from experiments.text_table import format_table
-from m3_backbone.backbone import Answer
 from m3_backbone.costs import decoder_flops_per_token, vision_flops
 from m3_backbone.drafting import Work
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.random_llava import RandomLlavaBackbone
 
 Pictures = list[tuple[Image.Image, list[Sample]]]
 
@@ -75,19 +76,16 @@ def measure(
     answers = {}
     for _ in range(repeats):
         for way in ways:
-            start = perf_counter()
-            answers[way.name] = way.run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[way.name].append((perf_counter() - start) / way.num_questions)
+            answers[way.name], took = time_call(way.run)
+            seconds[way.name].append(took / way.num_questions)
     each = {name: median(took) for name, took in seconds.items()}
     ours, finest, batched, naive = each.values()
     reference = [answers[ways[0].name][row] for row in rows]
     work, flops = engine.work, engine.flops
-    peak = measure_peak(backbone.model.dtype, engine.device)
+    peak = measure_peak(backbone.model.dtype, backbone.model.device)
     return {
         "backbone": backbone.name,
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "processor",
+        "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
         "dtype": str(backbone.model.dtype).removeprefix("torch."),
         "scales": list(backbone.ladder),
@@ -122,33 +120,22 @@ class Engine:
         self.work = Work()
         self.flops = 0
 
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.model.device
-
     def answer_at(self, scales: Sequence[int]) -> list[list[list[int]]]:
         """Token ids per question and scale, coarsest first."""
         before = replace(self.backbone.work)
         encoded = self.backbone.encode([image for image, _ in self.pictures])
         pairs = [(e, s) for e, (_, samples) in zip(encoded, self.pictures, strict=True) for s in samples]
-        by_scale: list[list[Answer]] = []
-        for scale in reversed(scales):
-            answers = self.backbone.answer(
-                [image for image, _ in pairs],
-                [sample.question for _, sample in pairs],
-                scale,
-                references=[sample.references for _, sample in pairs],
-                drafts=by_scale[0] if by_scale else None,
-            )
-            by_scale.insert(0, answers)
+        answers = [
+            [answer.token_ids for answer in row] for row in answer_at_scales(self.backbone, pairs, scales)
+        ]
         if scales == tuple(self.backbone.ladder):
             self.work = self.backbone.work.since(before)
-            self.answers = [[answer.token_ids for answer in row] for row in zip(*by_scale, strict=True)]
+            self.answers = answers
             config = self.backbone.checkpoint.config
             num_tiles = sum(len(image.tokens) for image in encoded)
             decoder = self.work.num_tokens * decoder_flops_per_token(config)
             self.flops = vision_flops(config, num_tiles) + decoder
-        return [[answer.token_ids for answer in row] for row in zip(*by_scale, strict=True)]
+        return answers
 
 
 class PlainGenerate:
@@ -164,7 +151,7 @@ class PlainGenerate:
         drawn: Sequence[Sequence[Sequence[int]]],
     ) -> None:
         self.backbone, self.questions, self.drawn = backbone, questions, drawn
-        self.is_forced = backbone.name == "random_llava"
+        self.is_forced = isinstance(backbone, RandomLlavaBackbone)
 
     @torch.no_grad()
     def answer(self, batch_size: int) -> list[list[list[int]]]:
@@ -197,14 +184,7 @@ def measure_peak(dtype: torch.dtype, device: torch.device, size: int | None = No
     """Operations per second of the largest matrix product that makes sense here: the best of ten."""
     size = size or (8192 if device.type == "cuda" else 1536)
     first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    took = []
-    for _ in range(10):
-        start = perf_counter()
-        first @ second
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        took.append(perf_counter() - start)
-    return 2 * size**3 / min(took)
+    return 2 * size**3 / min(time_call(lambda: first @ second)[1] for _ in range(10))
 
 
 def measure_memory() -> float:

@@ -48,13 +48,8 @@ class BlockLabels:
             return
         encoded = self.backbone.encode([image for image, _ in pictures])
         pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
-        # From the finest scale on, as its answer is the best guess at the next one's.
-        by_scale: list[list[Answer]] = []
-        for scale in reversed(tuple(self.backbone.ladder)):
-            by_scale.insert(0, self._answer(pairs, scale, drafts=by_scale[0] if by_scale else None))
-        answers = dict(
-            zip((sample.sample_id for _, sample in pairs), zip(*by_scale, strict=True), strict=True)
-        )
+        by_sample = answer_at_scales(self.backbone, pairs, tuple(self.backbone.ladder))
+        answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
         for image, (picture, samples) in zip(encoded, pictures, strict=True):
             visual = self.backbone.visual_tokens(image, self.feature_scale).half().cpu().numpy()
             costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.ladder]
@@ -91,20 +86,6 @@ class BlockLabels:
         names = {"split": sample.split, "sample_id": sample.sample_id, "image_id": sample.image_id}
         self.set_aside.append({**names, "reason": reason})
 
-    def _answer(
-        self,
-        pairs: Sequence[tuple[EncodedImage, Sample]],
-        token_scale: int,
-        drafts: Sequence[Answer] | None,
-    ) -> list[Answer]:
-        return self.backbone.answer(
-            [image for image, _ in pairs],
-            [sample.question for _, sample in pairs],
-            token_scale,
-            references=[sample.references for _, sample in pairs],
-            drafts=drafts,
-        )
-
     def to_table(self, fingerprints: Mapping[str, str]) -> OutcomeTable:
         """The outcomes, scored by each sample's own metric."""
         rows, samples = self.answered, [row.sample for row in self.answered]
@@ -137,6 +118,24 @@ class BlockLabels:
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
             prefill_flops=numbers([row.prefill_flops for row in rows], np.int64),
         )
+
+
+def answer_at_scales(
+    backbone: Backbone, pairs: Sequence[tuple[EncodedImage, Sample]], scales: Sequence[int]
+) -> list[tuple[Answer, ...]]:
+    """The answers to samples on encoded images at each of `scales`, which rise."""
+    by_scale: list[list[Answer]] = []
+    # From the finest scale on, as its answer is the best guess at the next one's.
+    for scale in reversed(scales):
+        answers = backbone.answer(
+            [image for image, _ in pairs],
+            [sample.question for _, sample in pairs],
+            scale,
+            references=[sample.references for _, sample in pairs],
+            drafts=by_scale[0] if by_scale else None,
+        )
+        by_scale.insert(0, answers)
+    return list(zip(*by_scale, strict=True))
 
 
 def _is_finite(answer: Answer) -> bool:

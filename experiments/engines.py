@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from experiments.blocks import Block
 from experiments.label_job import LabelJob
 
 
@@ -20,7 +21,7 @@ class LocalEngine(Engine):
     """This process, on the device of its backbone."""
 
     def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
-        yield from job.label(job.blocks(sizes))
+        yield from job.label(block for block in job.blocks() if block.name in sizes)
 
 
 class RayEngine(Engine):
@@ -51,6 +52,8 @@ class RayEngine(Engine):
 
     def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
         if not sizes:
+            # Nothing for actors; a killed run may still lack what is written beside the shards.
+            yield from job.label(())
             return
         ray = _import_ray()
         started = not ray.is_initialized()
@@ -103,11 +106,21 @@ class _LabelActor:
 
     def __init__(self, job: LabelJob) -> None:
         self.job = job
+        self.blocks: Iterator[Block] = iter(())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for _ in self.job.label(self.job.blocks(batch["block"])):
+        for _ in self.job.label(self._find(name) for name in batch["block"]):
             pass
         return batch
+
+    def _find(self, name: str) -> Block:
+        # Blocks mostly come in order: going on from the last one saves going through the task for each.
+        for blocks in (self.blocks, self.job.blocks()):
+            self.blocks = blocks
+            for block in blocks:
+                if block.name == name:
+                    return block
+        raise AssertionError(name)
 
 
 def _import_ray() -> Any:

@@ -31,16 +31,9 @@ class LabelJob:
     images_per_batch: int
     num_workers: int
 
-    def blocks(self, names: Iterable[str]) -> Iterator[Block]:
-        """The blocks of these names, which have to be in the order of the task."""
-        wanted = iter(names)
-        name = next(wanted, None)
-        for block in iterate_blocks(self.task, self.limits, self.folder.shard_size):
-            if name is None:
-                return
-            if block.name == name:
-                yield block
-                name = next(wanted, None)
+    def blocks(self) -> Iterator[Block]:
+        """All blocks of the task within the limits, in order."""
+        return iterate_blocks(self.task, self.limits, self.folder.shard_size)
 
     def label(self, blocks: Iterable[Block]) -> Iterator[int]:
         """Label and write blocks; yields, batch by batch, how many samples are done."""
@@ -56,9 +49,10 @@ class LabelJob:
                 yield sum(len(item.samples) for item in batch)
             table = labels.to_table(self.folder.fingerprints)
             self.folder.write_shard(block.name, block.digest, table, labels.visual, labels.set_aside)
-            if len(table) and not self.folder.has_latency():
-                answered = set(table.question)
-                timed = [(image, question) for image, question in timed if question in answered]
+            # Where all of these questions were set aside, a later block is timed.
+            answered = set(table.question)
+            timed = [(image, question) for image, question in timed if question in answered]
+            if timed and not self.folder.has_latency():
                 self.folder.write_latency(measure_latency(self.backbone, timed))
         if not self.folder.has_embeddings():
             self.folder.write_embeddings(self.backbone.token_embeddings())

@@ -20,30 +20,32 @@ def measure_latency(backbone: Backbone, pictures: Sequence[tuple[Image.Image, st
 
     Neither references nor finer answers help: this is what an answer costs whoever asks a new question.
     """
-    milliseconds: dict[str, list[float]] = {"encode": []}
+    seconds: dict[str, list[float]] = {"encode": []}
     for image, question in [*[pictures[0]] * NUM_WARMUPS, *pictures]:
-        (encoded,), took = _time(partial(backbone.encode, [image]))
-        milliseconds["encode"].append(took)
+        (encoded,), took = time_call(partial(backbone.encode, [image]))
+        seconds["encode"].append(took)
         for scale in backbone.ladder:
-            _, took = _time(partial(backbone.answer, [encoded], [question], scale))
-            milliseconds.setdefault(str(scale), []).append(took)
+            _, took = time_call(partial(backbone.answer, [encoded], [question], scale))
+            seconds.setdefault(str(scale), []).append(took)
     return {
-        "machine": _describe_machine(),
+        "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
         "num_samples": len(pictures),
-        "milliseconds": {name: median(took[NUM_WARMUPS:]) for name, took in milliseconds.items()},
+        "milliseconds": {name: 1000 * median(took[NUM_WARMUPS:]) for name, took in seconds.items()},
     }
 
 
-def _time(work: Callable[[], Any]) -> tuple[Any, float]:
+def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and the seconds that it took; a GPU's work is waited for."""
     start = perf_counter()
     result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return result, 1000 * (perf_counter() - start)
+    return result, perf_counter() - start
 
 
-def _describe_machine() -> str:
+def describe_machine() -> str:
+    """Name of the GPU, or kind of processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} processor"

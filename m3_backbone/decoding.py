@@ -9,7 +9,6 @@ only what differs is decoded on. The same pass gives the references' likelihoods
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -173,21 +172,20 @@ class GreedyDecoder:
         """Give every row the longest draft that is greedy, and its next token; return the NLLs."""
         # Where the next token is asked for: after every question, and inside every draft.
         asked: list[int] = []
+        asking: list[tuple[Row, int]] = []
+        after_question: list[int] = []
         of_draft: list[list[list[int]]] = []
         for row in rows:
-            end_of_question = len(asked)
+            after_question.append(len(asked))
             asked.append(row.start + len(row.question) - 1)
+            asking.append((row, 0))
             of_draft.append([])
             for start, draft in zip(row.draft_starts, row.drafts, strict=True):
                 inside = range(len(asked), len(asked) + len(draft) - 1)
                 asked.extend(range(start, start + len(draft) - 1))
-                of_draft[-1].append([end_of_question, *inside])
+                asking.extend((row, step) for step in range(1, len(draft)))
+                of_draft[-1].append([after_question[-1], *inside])
         log_probs = self._log_probs(hidden[torch.tensor(asked, device=hidden.device)])
-        asking = [
-            (row, step)
-            for row, its in zip(rows, of_draft, strict=True)
-            for step in [0, *(step for draft in its for step in range(1, len(draft)))]
-        ]
         greedy = self._choose(log_probs, asking)
         nlls: list[float | None] = []
         drafted = [
@@ -198,12 +196,13 @@ class GreedyDecoder:
         ]
         where = torch.tensor(drafted, dtype=torch.long, device=self.device).reshape(-1, 2)
         chosen = iter(log_probs[where[:, 0], where[:, 1]].tolist())
-        asked_first = iter(accumulate((1 + sum(len(d) - 1 for d in row.drafts) for row in rows), initial=0))
-        for row, places, its_references in zip(rows, of_draft, references, strict=True):
+        for row, first, places, its_references in zip(
+            rows, after_question, of_draft, references, strict=True
+        ):
             nll_of = {draft: -sum(next(chosen) for _ in draft) / len(draft) for draft in row.drafts}
             wanted = [nll_of[tuple(reference)] for reference in its_references]
             nlls.append(min(wanted) if wanted else None)
-            row.accept(greedy, places, next(asked_first))
+            row.accept(greedy, places, first)
             self.work.num_drafted += row.is_finished and row.num_accepted == len(row.token_ids)
         return nlls
 

@@ -93,8 +93,7 @@ class Row:
         if not self.is_finished and self.num_accepted < len(its):
             self.token_ids.append(greedy.tokens[its[self.num_accepted]])
         for place in its[: len(self.token_ids)]:
-            self.log_prob += greedy.log_probs[place]
-            self.margin = min(self.margin, greedy.margins[place])
+            self._count_in(greedy, place)
 
     def _count_greedy(self, draft: Sequence[int], places: Sequence[int], greedy: Greedy) -> int:
         """How many of a draft's first tokens greedy decoding would have given."""
@@ -110,5 +109,8 @@ class Row:
     def append(self, greedy: Greedy, place: int) -> None:
         """Go on with the token that was asked for at `place`."""
         self.token_ids.append(greedy.tokens[place])
+        self._count_in(greedy, place)
+
+    def _count_in(self, greedy: Greedy, place: int) -> None:
         self.log_prob += greedy.log_probs[place]
         self.margin = min(self.margin, greedy.margins[place])

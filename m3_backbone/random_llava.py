@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlavaConfig
+from transformers import GenerationConfig, LlavaConfig
 
 from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.decoding import GreedyDecoder
 from m3_backbone.drafting import Greedy, Row
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.modeling import M3LlavaForConditionalGeneration, M3Model
-from m3_backbone.scratch import build_processor, build_tower_config, train_tokenizer
+from m3_backbone.scratch import build_config, build_processor, build_tower_config, train_tokenizer
 
 
 class RandomLlavaBackbone(LlavaBackbone):
@@ -61,17 +61,6 @@ class RandomLlavaBackbone(LlavaBackbone):
         processor = build_processor(
             tokenizer, image_size=image_size, patch_size=patch_size, prompt="vicuna_v1"
         )
-        text = LlamaConfig(
-            vocab_size=max(vocab_size, len(tokenizer)),
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            max_position_embeddings=4096,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-        )
         tower = build_tower_config(
             image_size=image_size,
             patch_size=patch_size,
@@ -79,13 +68,17 @@ class RandomLlavaBackbone(LlavaBackbone):
             num_layers=num_vision_layers,
             num_heads=num_vision_heads,
         )
-        config = LlavaConfig(
-            vision_config=tower,
-            text_config=text,
-            image_token_index=processor.image_token_id,
-            projector_hidden_act="gelu",
+        config = build_config(
+            tower,
+            processor,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            vocab_size=max(vocab_size, len(tokenizer)),
+            max_length=4096,
             vision_feature_layer=-2,
-            vision_feature_select_strategy="default",
+            tie_word_embeddings=False,
         )
         device = arguments.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
         checkpoint = _RandomCheckpoint("random_llava", Path(), config, processor, None, seed, device)

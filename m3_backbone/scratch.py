@@ -125,30 +125,61 @@ def build_model(
 
     ValueError where width and heads do not fit.
     """
+    config = build_config(
+        tower,
+        processor,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        vocab_size=len(processor.tokenizer),
+        max_length=max_length,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    model = M3LlavaForConditionalGeneration(config)
+    set_wave_positions(model.model.vision_tower)
+    return model
+
+
+def build_config(
+    tower: CLIPVisionConfig,
+    processor: M3Processor,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_heads: int,
+    vocab_size: int,
+    max_length: int,
+    vision_feature_layer: int,
+    tie_word_embeddings: bool,
+) -> LlavaConfig:
+    """LLaVA of a tower and a decoder of the given shape, on the tokens of a processor.
+
+    ValueError where width and heads do not fit.
+    """
     if hidden_size % num_heads:
         raise ValueError(f"a decoder of width {hidden_size} cannot have {num_heads} heads: take a divisor")
     text = LlamaConfig(
-        vocab_size=len(processor.tokenizer),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
         max_position_embeddings=max_length,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tie_word_embeddings,
         pad_token_id=processor.tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=processor.tokenizer.eos_token_id,
     )
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=tower,
         text_config=text,
         image_token_index=processor.image_token_id,
         projector_hidden_act="gelu",
-        vision_feature_layer=-1,
+        vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
+        tie_word_embeddings=tie_word_embeddings,
     )
-    model = M3LlavaForConditionalGeneration(config)
-    set_wave_positions(model.model.vision_tower)
-    return model

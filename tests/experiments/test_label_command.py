@@ -1,11 +1,8 @@
 """`python -m experiments.label` as people run it: killed on the way, run again, run twice at a time."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,31 +11,7 @@ from experiments.tasks.easy_vqa import EasyVqa
 from m3_backbone.labels import read_labels
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
-
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "tests" / "fixtures" / "official_m3" / "llava15" / "checkpoint"
-SETTINGS = [
-    "task=easy_vqa",
-    "backbone=local",
-    f"backbone.checkpoint={CHECKPOINT}",
-    "backbone.max_new_tokens=2",
-    "limit={train: 6, calibration: 1, test: 1}",
-    "shard_size=10",
-    "images_per_batch=1",
-]
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in its own folder, labelling into `folder`."""
-    folder.parent.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.label", *SETTINGS, f"paths.labels={folder}", *arguments],
-        cwd=folder.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+from tests.experiments.label_process import CHECKPOINT, start
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,30 +13,9 @@ import pytest
 from experiments.engines import RayEngine
 from experiments.tasks.base import SPLITS
 from m3_backbone.outcomes import OutcomeTable
+from tests.experiments.label_process import start
 
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "tests" / "fixtures" / "official_m3" / "llava15" / "checkpoint"
-SETTINGS = [
-    "task=easy_vqa",
-    "backbone=local",
-    f"backbone.checkpoint={CHECKPOINT}",
-    "backbone.max_new_tokens=2",
-    "limit={train: 6, calibration: 1, test: 1}",
-    "shard_size=10",
-    "num_workers=0",
-]
-TWO_ACTORS = ["engine=ray", "engine.num_actors=2", "engine.num_gpus=0"]
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.label", *SETTINGS, f"paths.labels={folder}", *arguments],
-        cwd=folder.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+TWO_ACTORS = ["engine=ray", "engine.num_actors=2", "engine.num_gpus=0", "num_workers=0"]
 
 
 def find_actors(driver: str) -> list[int]:
