@@ -129,14 +129,23 @@ class PictureModule(lightning.LightningDataModule):
 
     Args:
         stream: called with `start` and `length` for the pictures of one epoch.
+        first_picture: number of the picture that the first epoch starts with.
         loader: arguments of the DataLoader.
     """
 
-    def __init__(self, stream: Callable[..., Dataset[Any]], pictures_per_epoch: int, **loader: Any) -> None:
+    def __init__(
+        self,
+        stream: Callable[..., Dataset[Any]],
+        pictures_per_epoch: int,
+        first_picture: int = 0,
+        **loader: Any,
+    ) -> None:
         super().__init__()
         self.stream, self.pictures_per_epoch, self.loader = stream, pictures_per_epoch, loader
+        self.first_picture = first_picture
 
     def train_dataloader(self) -> DataLoader[Any]:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        stream = self.stream(start=epoch * self.pictures_per_epoch, length=self.pictures_per_epoch)
+        start = self.first_picture + epoch * self.pictures_per_epoch
+        stream = self.stream(start=start, length=self.pictures_per_epoch)
         return DataLoader(stream, drop_last=True, **self.loader)

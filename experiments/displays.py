@@ -56,7 +56,7 @@ class FrontDisplay:
         self._plot_predictors(ax)
         self._plot_references(ax)
         ax.plot([], [], "D", color=NEUTRAL, mec="white", ms=8, label="default price")
-        _mark_scales(ax, self.comparison.fixed.cost.value)
+        mark_scales(ax, self.comparison.fixed.cost.value)
         ax.set(xlabel="mean visual tokens per question", ylabel="mean score (%)")
         ax.legend(loc="lower right", fontsize="small", framealpha=0.9)
         return self
@@ -132,7 +132,7 @@ class DifferenceDisplay:
             )
             low, high = 100 * difference.low, 100 * difference.high
             ax.fill_between(figures.cost, low, high, color=color, alpha=0.16, lw=0)
-        _mark_scales(ax, self.comparison.fixed.cost.value)
+        mark_scales(ax, self.comparison.fixed.cost.value)
         ax.set(xlabel="mean visual tokens per question", ylabel="points above the mix")
         return self
 
@@ -158,7 +158,8 @@ def _width(order: int) -> float:
     return 1.5 if order else 2.4
 
 
-def _mark_scales(ax: Axes, costs: np.ndarray) -> None:
+def mark_scales(ax: Axes, costs: np.ndarray) -> None:
+    """Make the cost axis logarithmic, with a tick at each fixed scale and nowhere else."""
     ax.set_xscale("log")
     ax.set_xticks(costs, [format_tokens(cost) for cost in costs])
     ax.xaxis.set_minor_locator(NullLocator())

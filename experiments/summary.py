@@ -7,7 +7,7 @@ import numpy as np
 from experiments.figures import Comparison, Point
 from experiments.fronts import score_of_mix
 from experiments.statistics import Estimate
-from experiments.text_table import format_table
+from experiments.text_table import format_markdown, format_table
 
 NUM_SHOWN_BUDGETS = 5
 _MINUS = "\N{MINUS SIGN}"
@@ -23,6 +23,9 @@ class Table:
 
     def __str__(self) -> str:
         return f"{self.caption}\n{format_table([self.header, *self.rows])}"
+
+    def to_markdown(self) -> str:
+        return f"{self.caption}.\n\n{format_markdown([self.header, *self.rows])}"
 
 
 def build_tables(comparison: Comparison) -> list[Table]:

@@ -1,4 +1,4 @@
-"""Plain text tables for the terminal."""
+"""Tables as plain text, for the terminal, and as Markdown."""
 
 from collections.abc import Sequence
 
@@ -19,3 +19,10 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     ]
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def format_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length, the first of which is the head, as a Markdown table."""
+    head, *body = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+    rule = " | ".join(["---", *["---:"] * (len(rows[0]) - 1)])
+    return "\n".join(f"| {line} |" for line in (head, rule, *body))

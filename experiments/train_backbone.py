@@ -14,7 +14,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
@@ -45,37 +45,52 @@ from m3_backbone.scratch import (
 
 log = logging.getLogger(__name__)
 
+# `fit` with its trainer: module, data, folder, number of epochs.
+Fit = Callable[[lightning.LightningModule, PictureModule, Path, int], None]
+
 
 @entry_point("train_backbone")
 def main(config: DictConfig) -> None:
-    folder = Path(config.folder)
+    checkpoint = train_checkpoint(config, Path(config.folder))
+    rank_zero_only(print)(
+        f"the trained backbone is in {checkpoint}\n"
+        f"next: python -m experiments.run backbone=local backbone.checkpoint={checkpoint}"
+    )
+
+
+def train_checkpoint(config: DictConfig, folder: Path) -> Path:
+    """Train what `conf/train_backbone.yaml` describes, going on from what `folder` holds of it.
+
+    Returns the folder of the checkpoint. SystemExit where the time limit ends the training before its end.
+    """
     lightning.seed_everything(config.seed, verbose=False)
     scenes = ScenePictures(instantiate(config.scenes), config.image.image_size // config.image.patch_size)
-    others = [TaskPictures(instantiate(task)) for task in config.others.values()]
-    make_trainer = partial(instantiate, config.trainer)
+    others = [TaskPictures(instantiate(task)) for task in config.get("others", {}).values()]
+    run = partial(fit, partial(instantiate, config.trainer), config.max_time)
 
     if config.start_from is None:
         processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
         tower_config = build_tower_config(**config.image, **config.tower.shape)
         model: M3Model = build_model(tower_config, processor, **config.decoder)
-        set_whitening_patches(model.model.vision_tower, scenes.pixel_values(processor, 300))
+        tower = model.model.vision_tower
+        set_whitening_patches(tower, scenes.pixel_values(processor, 300))
+        model.set_attn_implementation(config.attention)
+        pretrain_tower(tower, scenes, processor, folder / "tower", run, **config.tower.training)
     else:
         model, processor = load_m3(config.start_from, dtype=torch.float32)
-    model.set_attn_implementation(config.attention)
-    tower = model.model.vision_tower
-    pretrain_tower(tower, scenes, processor, folder / "tower", make_trainer, **config.tower.training)
-    train_model(model, scenes, others, processor, folder / "model", make_trainer, **config.model)
+        model.set_attn_implementation(config.attention)
+    model.config.token_pooling = config.pooling
+    train_model(model, scenes, others, processor, folder / "model", run, **config.model)
 
     save_checkpoint(model, processor, folder / "checkpoint")
+    return folder / "checkpoint"
 
 
 @rank_zero_only
 def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path) -> None:
-    """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and say so."""
+    """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16."""
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
-    print(f"the trained backbone is in {folder}")
-    print(f"next: python -m experiments.run backbone=local backbone.checkpoint={folder}")
 
 
 def load_or_build_processor(
@@ -109,7 +124,7 @@ def pretrain_tower(
     scenes: ScenePictures,
     processor: M3Processor,
     folder: Path,
-    make_trainer: Callable[..., lightning.Trainer],
+    run: Fit,
     *,
     num_pictures: int,
     pictures_per_epoch: int,
@@ -125,7 +140,7 @@ def pretrain_tower(
     module = PatchClassification(tower, HEADS, **optimization)
     stream = partial(PatchStream, scenes, processor)
     data = PictureModule(stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers)
-    fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch)
+    run(module, data, folder, num_pictures // pictures_per_epoch)
     rank_zero_only(save_file)(tower.state_dict(), finished)
 
 
@@ -135,10 +150,11 @@ def train_model(
     others: Sequence[TaskPictures],
     processor: M3Processor,
     folder: Path,
-    make_trainer: Callable[..., lightning.Trainer],
+    run: Fit,
     *,
     share_of_others: float,
     questions_per_image: int,
+    first_picture: int,
     num_pictures: int,
     pictures_per_epoch: int,
     batch_size: int,
@@ -158,21 +174,36 @@ def train_model(
     data = PictureModule(
         stream,
         pictures_per_epoch,
+        first_picture,
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate_conversations,
     )
-    fit(module, data, folder, make_trainer, num_pictures // pictures_per_epoch)
+    run(module, data, folder, num_pictures // pictures_per_epoch)
+
+
+class PieceTimer(Timer):
+    """Lightning's, for one process: what earlier ones took is not counted, and one epoch at least is done."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+    def on_fit_start(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 def fit(
+    make_trainer: Callable[..., lightning.Trainer],
+    max_time: str | None,
     module: lightning.LightningModule,
     data: PictureModule,
     folder: Path,
-    make_trainer: Callable[..., lightning.Trainer],
     num_epochs: int,
 ) -> None:
-    """Run a training of `num_epochs`, going on from `folder/last.ckpt` where there is one."""
+    """Run a training of `num_epochs`, going on from `folder/last.ckpt` where there is one.
+
+    SystemExit where `max_time` ("DD:HH:MM:SS") passes before the last epoch.
+    """
     last = folder / "last.ckpt"
     trainer = make_trainer(
         max_epochs=num_epochs,
@@ -182,11 +213,18 @@ def fit(
         callbacks=[
             ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False),
             ProgressLines(),
+            PieceTimer(max_time, interval="epoch"),
         ],
     )
     if last.is_file():
         log.info("going on from %s", last)
     trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if trainer.current_epoch < num_epochs:
+        print(
+            f"stopped after {trainer.current_epoch} of {num_epochs} epochs, as max_time={max_time} says; "
+            "the same command goes on from there"
+        )
+        raise SystemExit(0)
 
 
 if __name__ == "__main__":

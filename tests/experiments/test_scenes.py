@@ -12,7 +12,6 @@ from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from experiments.tasks.scenes.dense import HEADS, TYPES, label_patches
-from experiments.tasks.scenes.layout import Item, Scene
 from experiments.tasks.scenes.questions import (
     ask,
     ask_count,
@@ -22,6 +21,7 @@ from experiments.tasks.scenes.questions import (
     ask_position,
 )
 from experiments.tasks.scenes.render import draw, handwriting_of
+from experiments.tasks.scenes.scene import Item, Scene
 from experiments.tasks.scenes.vocabulary import COLORS, SHAPES
 
 

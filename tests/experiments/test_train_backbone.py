@@ -87,3 +87,18 @@ def test_stream_depends_on_the_number_of_the_picture_alone(processor):
     labelled = [bool(whole[index]["patches"][0, 0] >= 0) for index in range(30)]
     assert 12 <= sum(labelled) < 30
     assert all(len(whole[index]["conversation"].turns.unique()) > 1 for index in range(30))
+
+
+def test_a_time_limit_ends_the_piece_and_not_the_training(tmp_path, capsys):
+    pieces = 0
+    while not (tmp_path / "checkpoint").is_dir():
+        assert pieces < 3, "the training does not get on"
+        try:
+            train(tmp_path, "max_time=00:00:00:00")
+        except SystemExit as stop:
+            assert stop.code == 0
+            assert "the same command goes on from there" in capsys.readouterr().out
+        pieces += 1
+    # One epoch of the tower, two of the model; what ends with the last epoch is whole.
+    assert pieces == 2
+    assert torch.load(tmp_path / "model" / "last.ckpt", weights_only=True)["global_step"] == 4

@@ -17,9 +17,11 @@ from PIL import Image
 
 from experiments.tasks.base import SPLITS, Sample, Split
 from experiments.tasks.images import UnreadableImage
-from experiments.tasks.scenes.layout import Scene, compose
+from experiments.tasks.scenes.layout import LAYOUTS, compose
+from experiments.tasks.scenes.looks import LOOKS
 from experiments.tasks.scenes.questions import Question, ask
 from experiments.tasks.scenes.render import draw, handwriting_of
+from experiments.tasks.scenes.scene import Scene
 
 
 class Scenes:
@@ -30,6 +32,8 @@ class Scenes:
         num_images: pictures per split.
         questions_per_image: at most so many questions on a picture; some pictures answer fewer.
         image_size: side of the square pictures in pixels.
+        layouts: how often each layout is drawn, relative to the others; those left out are not drawn.
+        look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, never trained on.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class Scenes:
         questions_per_image: int = 8,
         image_size: int = 192,
         name: str = "scenes",
+        layouts: Mapping[str, float] = LAYOUTS,
+        look: str = "plain",
     ) -> None:
         self.num_images = dict(num_images or {"train": 1000, "calibration": 250, "test": 500})
         if unknown := set(self.num_images) - set(SPLITS):
@@ -49,7 +55,13 @@ class Scenes:
             raise ValueError(
                 f"image_size={image_size} leaves no room for a table of 100 characters: use 64 or more"
             )
+        if unknown := set(layouts) - set(LAYOUTS):
+            raise ValueError(f"unknown layouts {sorted(unknown)}: layouts are {', '.join(LAYOUTS)}")
+        if look not in LOOKS:
+            raise ValueError(f"unknown look {look!r}: looks are {', '.join(LOOKS)}")
+        self.look = look
         self.name = name
+        self.layouts = dict(layouts)
         self.seed = seed
         self.questions_per_image = questions_per_image
         self.image_size = image_size
@@ -59,7 +71,15 @@ class Scenes:
     def fingerprint(self) -> str:
         """Of the arguments, of this package's source and of the libraries that decide on its pixels."""
         digest = hashlib.sha256()
-        choices = [self.name, self.seed, self.num_images, self.questions_per_image, self.image_size]
+        choices = [
+            self.name,
+            self.seed,
+            self.num_images,
+            self.questions_per_image,
+            self.image_size,
+            list(self.layouts.items()),
+            self.look,
+        ]
         digest.update(json.dumps([*choices, PIL.__version__], sort_keys=True).encode())
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
@@ -68,7 +88,8 @@ class Scenes:
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
         """Picture number `index` of a split before it is drawn, with its questions."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
-        scene = compose(rng, self.image_size, handwriting_of(split)[1].tolist())
+        handwriting = handwriting_of(split)[1].tolist()
+        scene = compose(rng, self.image_size, handwriting, self.layouts, LOOKS[self.look])
         return scene, ask(scene, rng, self.questions_per_image)
 
     def samples(self, split: Split) -> Iterator[Sample]:

@@ -1,17 +1,24 @@
 """What covers each patch of a picture: the labels on which the vision tower learns to see.
 
 M3 starts from CLIP's tower; an embedded model has to make its own. The renderer knows what lies where, so
-each patch carries the type, color, shape and glyph of the item that covers most of it.
+each patch carries what there is to know of the item that covers most of it: what it is, where it lies and
+what stands beside it. Questions ask for all of that, and a decoder that finds it in the tokens learns to
+answer from a tenth of the pictures.
 """
+
+from itertools import product
 
 import numpy as np
 
-from experiments.tasks.scenes.layout import Item, Scene
+from experiments.tasks.scenes.looks import Look
 from experiments.tasks.scenes.render import sign_text_box
+from experiments.tasks.scenes.scene import STEPS, Item, Scene
 from experiments.tasks.scenes.vocabulary import COLORS, GLYPHS, MAX_TABLE_SIDE, SHAPES
 
 TYPES = ("ground", "object", "character", "sign", "digit")
 _COLOR_OF = {color: index for index, color in enumerate(COLORS)}
+_PAIRS = {pair: index for index, pair in enumerate(product(COLORS, SHAPES), 1)}
+BODY, CENTER = 1, 2
 # Classes per head. Class 0 is "does not apply", but for the color, which the ground has too.
 HEADS = {
     "item": len(TYPES),
@@ -21,22 +28,18 @@ HEADS = {
     "row": MAX_TABLE_SIDE + 1,
     "column": MAX_TABLE_SIDE + 1,
     "place": 10,  # the ninth of the picture that the item's center lies in
+    "part": 3,  # the one patch of an item that holds its center: what counts is counted there
+    "pair": len(_PAIRS) + 1,  # color and shape of an object, which questions name together
+    **{f"pair {relation}": len(_PAIRS) + 1 for relation in STEPS},  # those of the object beside it
 }
+_GLYPH, _COLUMN, _PART = (list(HEADS).index(name) for name in ("glyph", "column", "part"))
 # A glyph lies on a sign and is thinner than it: weighted up, it wins the patches that it touches.
 GLYPH_WEIGHT = 4.0
 LEAST_SHARE = 0.06
 
 
-def _labels_of(item: Item, size: int) -> tuple[int, ...]:
-    return (
-        TYPES.index(item.type),
-        _COLOR_OF[item.color],
-        SHAPES.index(item.shape) + 1 if item.shape else 0,
-        GLYPHS.index(item.text) + 1 if item.type in ("character", "digit") else 0,
-        item.row,
-        item.column,
-        _place_of(item, size),
-    )
+def _pair_of(item: Item | None) -> int:
+    return _PAIRS[item.color, item.shape] if item and item.type == "object" else 0
 
 
 def _place_of(item: Item, size: int) -> int:
@@ -44,18 +47,34 @@ def _place_of(item: Item, size: int) -> int:
     return 3 * row + column + 1
 
 
-def _glyphs_of(sign: Item, size: int) -> list[tuple[tuple[float, float, float, float], tuple[int, ...]]]:
-    """A sign's glyphs: labelled with the sign's color, and with their place in the text as the column."""
-    left, top, right, bottom = sign_text_box(sign)
-    width = (right - left) / len(sign.text)
-    kind, color, place = TYPES.index("sign"), _COLOR_OF[sign.color], _place_of(sign, size)
+def _labels_of(item: Item, scene: Scene) -> list[int]:
+    """One label per head; of the objects beside it only where the item is an object itself."""
     return [
-        (
-            (left + index * width, top, left + (index + 1) * width, bottom),
-            (kind, color, 0, GLYPHS.index(glyph) + 1, 0, index + 1, place),
-        )
-        for index, glyph in enumerate(sign.text)
+        TYPES.index(item.type),
+        _COLOR_OF[item.color],
+        SHAPES.index(item.shape) + 1 if item.shape else 0,
+        GLYPHS.index(item.text) + 1 if item.type in ("character", "digit") else 0,
+        item.row,
+        item.column,
+        _place_of(item, scene.size),
+        BODY,
+        _pair_of(item),
+        *(_pair_of(scene.beside(item, relation)) if item.type == "object" else 0 for relation in STEPS),
     ]
+
+
+def _glyphs_of(
+    sign: Item, look: Look, labels: list[int]
+) -> list[tuple[tuple[float, float, float, float], list[int]]]:
+    """A sign's glyphs: labelled as the sign, and with their place in the text as the column."""
+    left, top, right, bottom = sign_text_box(sign, look)
+    width = (right - left) / len(sign.text)
+    glyphs = []
+    for index, glyph in enumerate(sign.text):
+        own = labels.copy()
+        own[_GLYPH], own[_COLUMN] = GLYPHS.index(glyph) + 1, index + 1
+        glyphs.append(((left + index * width, top, left + (index + 1) * width, bottom), own))
+    return glyphs
 
 
 def label_patches(scene: Scene, grid: int) -> np.ndarray:
@@ -63,21 +82,29 @@ def label_patches(scene: Scene, grid: int) -> np.ndarray:
     boxes: list[tuple[float, float, float, float]] = []
     labels, weights = [], []
     for item in scene.items:
+        of_item = _labels_of(item, scene)
         boxes.append(item.box)
-        labels.append(_labels_of(item, scene.size))
+        labels.append(of_item)
         weights.append(1.0)
         if item.type == "sign":
-            for box, label in _glyphs_of(item, scene.size):
+            for box, of_glyph in _glyphs_of(item, scene.look, of_item):
                 boxes.append(box)
-                labels.append(label)
+                labels.append(of_glyph)
                 weights.append(GLYPH_WEIGHT)
-    edges = np.arange(grid + 1) * (scene.size / grid)
+    side = scene.size / grid
+    edges = np.arange(grid + 1) * side
     left, top, right, bottom = np.array(boxes, np.float32).T
     across = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
     down = np.minimum(bottom, edges[1:, None]) - np.maximum(top, edges[:-1, None])
     area = np.clip(down, 0, None)[:, None] * np.clip(across, 0, None)[None] * np.array(weights, np.float32)
     area = area.reshape(grid * grid, -1)
     best = area.argmax(1)
-    covered = area[np.arange(grid * grid), best] > LEAST_SHARE * (scene.size / grid) ** 2
-    ground = np.array((0, _COLOR_OF[scene.ground], 0, 0, 0, 0, 0))
-    return np.where(covered[:, None], np.array(labels)[best], ground).astype(np.int64)
+    covered = area[np.arange(grid * grid), best] > LEAST_SHARE * side**2
+    ground = np.zeros(len(HEADS), np.int64)
+    ground[list(HEADS).index("color")] = _COLOR_OF[scene.ground]
+    patches = np.where(covered[:, None], np.array(labels)[best], ground)
+    for item in scene.items:
+        column, row = (int(coordinate / side) for coordinate in item.center)
+        if covered[row * grid + column]:
+            patches[row * grid + column, _PART] = CENTER
+    return patches.astype(np.int64)

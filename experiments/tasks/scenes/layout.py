@@ -2,73 +2,55 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from experiments.tasks.scenes.vocabulary import CHARACTERS, COLORS, MAX_TABLE_SIDE, SHAPES, WORDS
+from experiments.tasks.scenes.looks import PLAIN, Look
+from experiments.tasks.scenes.scene import Box, Item, Scene
+from experiments.tasks.scenes.vocabulary import CHARACTERS, MAX_TABLE_SIDE, SHAPES, WORDS
 
-Box = tuple[int, int, int, int]
-TEXTURES = ("plain", "plain", "noise", "stripes", "checker", "gradient")
-NUM_FONTS = 3
+NUM_FONTS = 3  # of every look
 LEAST_CONTRAST = 120  # distance in RGB, of 255 a channel
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing in a picture. `box` is (left, top, right, bottom) in pixels; row and column count from 1."""
-
-    type: str  # object | character | sign | digit
-    box: Box
-    color: str
-    shape: str = ""
-    text: str = ""
-    row: int = 0
-    column: int = 0
-    style: int = 0  # font of a character or sign, handwriting sample of a digit
-
-    @property
-    def center(self) -> tuple[float, float]:
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-
-    @property
-    def height(self) -> int:
-        return self.box[3] - self.box[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A picture before it is drawn: `size` pixels square."""
-
-    layout: str
-    size: int
-    ground: str
-    texture: str
-    seed: int
-    items: list[Item] = field(default_factory=list)
-    num_rows: int = 0
-    num_columns: int = 0
-
-    def of_type(self, type: str) -> list[Item]:
-        return [item for item in self.items if item.type == type]
-
-
-def compose(rng: random.Random, size: int, handwriting: Sequence[int]) -> Scene:
+def compose(
+    rng: random.Random,
+    size: int,
+    handwriting: Sequence[int],
+    layouts: Mapping[str, float],
+    look: Look = PLAIN,
+) -> Scene:
     """Draw up one scene.
 
     Args:
         rng: the only source of chance.
         size: side of the square picture in pixels.
         handwriting: the digits that the split's handwriting samples show; items refer to them by position.
+        layouts: how often each layout is drawn, relative to the others.
+        look: says which colors can be told apart, and how large items are.
     """
-    (name, layout), *_ = rng.choices(list(_LAYOUTS.items()), weights=[7, 5, 4, 2, 3])
-    ground = rng.choice(list(COLORS))
-    items, rows, columns = layout(rng, size, ground, handwriting)
-    return Scene(name, size, ground, rng.choice(TEXTURES), rng.getrandbits(32), items, rows, columns)
+    name = rng.choices(list(layouts), list(layouts.values()))[0]
+    ground = rng.choice(list(look.palette))
+    items, rows, columns = _LAYOUTS[name](rng, size, _colors_on(ground, look), handwriting)
+    items = [replace(item, box=_scale(item.box, look.size)) for item in items]
+    texture, seed = rng.choice(look.textures), rng.getrandbits(32)
+    return Scene(name, size, ground, texture, seed, items, rows, columns, look)
 
 
-def _colors_but(ground: str) -> list[str]:
+def _colors_on(ground: str, look: Look) -> list[str]:
     """The colors that stand out from the ground: red on brown can be told apart, but not read."""
-    return [color for color, ink in COLORS.items() if math.dist(ink, COLORS[ground]) > LEAST_CONTRAST]
+    inks = look.palette
+    return [color for color, ink in inks.items() if math.dist(ink, inks[ground]) > LEAST_CONTRAST]
+
+
+def _scale(box: Box, factor: float) -> Box:
+    """A box made smaller about its center, to no less than 5 pixels."""
+    if factor == 1:
+        return box
+    left, top, right, bottom = box
+    width, height = (max(5, round(factor * length)) for length in (right - left, bottom - top))
+    left, top = left + (right - left - width) // 2, top + (bottom - top - height) // 2
+    return left, top, left + width, top + height
 
 
 def _log_uniform(rng: random.Random, low: float, high: float) -> float:
@@ -110,11 +92,13 @@ def _grid_side(rng: random.Random, count: int) -> int:
     return rng.randint(least, min(10, least + 3)) if rng.random() < 0.7 else rng.randint(least, 10)
 
 
-def _objects(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
+def _objects(
+    rng: random.Random, size: int, colors: Sequence[str], _: Sequence[int]
+) -> tuple[list[Item], int, int]:
     count = round(_log_uniform(rng, 1, 40))
     side = _grid_side(rng, count)
     # Few colors and shapes in one picture, unevenly drawn: else no color dominates and every count is 0 or 1.
-    colors = rng.sample(_colors_but(ground), rng.randint(1, 6))
+    colors = rng.sample(colors, rng.randint(1, 6))
     shapes = rng.sample(SHAPES, rng.randint(1, 5))
     weights = [rng.random() + 0.1 for _ in colors]
     fill = rng.uniform(0.5, 0.95)
@@ -132,12 +116,14 @@ def _objects(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tu
     return items, side, side
 
 
-def _table(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
+def _table(
+    rng: random.Random, size: int, colors: Sequence[str], _: Sequence[int]
+) -> tuple[list[Item], int, int]:
     count = _log_uniform(rng, 4, MAX_TABLE_SIDE**2)
     tilt = rng.uniform(0.75, 1.33)
     rows = min(MAX_TABLE_SIDE, max(1, round(count**0.5 * tilt)))
     columns = min(MAX_TABLE_SIDE, max(2, round(count / rows)))
-    colors = rng.sample(_colors_but(ground), rng.choice((1, 1, 2, 4)))
+    colors = rng.sample(colors, rng.choice((1, 1, 2, 4)))
     fill, style = rng.uniform(0.6, 0.9), rng.randrange(NUM_FONTS)
     items = []
     for row, column, cell in _cells(rng, size, rows * columns, rows, columns):
@@ -169,9 +155,10 @@ def _sign_text(rng: random.Random, max_digits: int) -> str:
     return str(rng.randrange(10 ** rng.randint(1, max_digits)))
 
 
-def _signs(rng: random.Random, size: int, ground: str, _: Sequence[int]) -> tuple[list[Item], int, int]:
+def _signs(
+    rng: random.Random, size: int, colors: Sequence[str], _: Sequence[int]
+) -> tuple[list[Item], int, int]:
     rows, columns = rng.choice(((1, 1), (2, 1), (2, 2), (3, 2), (4, 2), (5, 2), (5, 3)))
-    colors = _colors_but(ground)
     count = rng.randint(max(1, rows * columns // 2), min(len(colors), rows * columns))
     fill = rng.uniform(0.55, 0.98)
     items = [
@@ -199,12 +186,11 @@ def _digit(
 
 
 def _digits(
-    rng: random.Random, size: int, ground: str, handwriting: Sequence[int]
+    rng: random.Random, size: int, colors: Sequence[str], handwriting: Sequence[int]
 ) -> tuple[list[Item], int, int]:
     count = round(_log_uniform(rng, 1, 25))
     least = next(side for side in range(1, 6) if side * side >= count)
     side = rng.randint(least, min(6, least + 2))
-    colors = _colors_but(ground)
     items = [
         _digit(rng, cell, rng.choice(colors), handwriting, (row, column))
         for row, column, cell in _cells(rng, size, count, side, side)
@@ -213,11 +199,10 @@ def _digits(
 
 
 def _mixed(
-    rng: random.Random, size: int, ground: str, handwriting: Sequence[int]
+    rng: random.Random, size: int, colors: Sequence[str], handwriting: Sequence[int]
 ) -> tuple[list[Item], int, int]:
     side = rng.randint(2, 6)
     count = rng.randint(side, side * side)
-    colors = _colors_but(ground)
     sign_colors = rng.sample(colors, len(colors))
     items = []
     for row, column, cell in _cells(rng, size, count, side, side):
@@ -233,10 +218,13 @@ def _mixed(
     return items, side, side
 
 
-_LAYOUTS: dict[str, Callable[[random.Random, int, str, Sequence[int]], tuple[list[Item], int, int]]] = {
+_LAYOUTS: dict[
+    str, Callable[[random.Random, int, Sequence[str], Sequence[int]], tuple[list[Item], int, int]]
+] = {
     "objects": _objects,
     "table": _table,
     "signs": _signs,
     "digits": _digits,
     "mixed": _mixed,
 }
+LAYOUTS = {"objects": 7.0, "table": 5.0, "signs": 4.0, "digits": 2.0, "mixed": 3.0}

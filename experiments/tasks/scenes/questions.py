@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-from experiments.tasks.scenes.layout import Item, Scene
+from experiments.tasks.scenes.scene import STEPS, Item, Scene
 from experiments.tasks.scenes.vocabulary import COLORS, PLACES, SHAPES
 
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
@@ -32,12 +32,12 @@ def _smallest(items: list[Item]) -> int:
     return min((item.height for item in items), default=0)
 
 
-def _with_article(color: str) -> str:
-    return f"an {color}" if color == "orange" else f"a {color}"
+def _with_article(color: str, shape: str) -> str:
+    return f"{'an' if color == 'orange' else 'a'} {color} {shape}"
 
 
 def ask_background(scene: Scene, rng: random.Random) -> Question:
-    return Question("background", "What color is the background?", scene.ground)
+    return Question("background", scene.look.say("background"), scene.ground)
 
 
 def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:
@@ -46,7 +46,9 @@ def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:
         items = scene.of_type(type)
         ranking = Counter(item.color for item in items).most_common(2)
         if len(items) >= 3 and ranking[0][1] >= 1.5 * (ranking[1][1] if len(ranking) > 1 else 0):
-            return Question("dominant", f"What color are most {noun}?", ranking[0][0], _smallest(items))
+            return Question(
+                "dominant", scene.look.say("dominant", noun=noun), ranking[0][0], _smallest(items)
+            )
     return None
 
 
@@ -57,11 +59,18 @@ def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
     there = {(item.color, item.shape) for item in objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(there))
-        return Question("existence", f"Is there {_with_article(color)} {shape}?", "yes", _smallest(objects))
+        return Question(
+            "existence",
+            scene.look.say("existence", thing=_with_article(color, shape)),
+            "yes",
+            _smallest(objects),
+        )
     # A color that is there with a shape that is there, but not together, wherever the scene has one.
     near = set(product({color for color, _ in there}, {shape for _, shape in there})) - there
     color, shape = rng.choice(sorted(near or set(product(COLORS, SHAPES)) - there))
-    return Question("existence", f"Is there {_with_article(color)} {shape}?", "no", _smallest(objects))
+    return Question(
+        "existence", scene.look.say("existence", thing=_with_article(color, shape)), "no", _smallest(objects)
+    )
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question | None:
@@ -78,14 +87,14 @@ def ask_count(scene: Scene, rng: random.Random) -> Question | None:
     if len(wanted) > MAX_COUNT:
         return None
     noun = (f"{item.color} objects", PLURALS[item.shape], f"{item.color} {PLURALS[item.shape]}")[form]
-    return Question("count", f"How many {noun} are there?", str(len(wanted)), _smallest(objects))
+    return Question("count", scene.look.say("count", noun=noun), str(len(wanted)), _smallest(objects))
 
 
 def ask_total(scene: Scene, rng: random.Random) -> Question | None:
     for type, noun in (("object", "objects"), ("sign", "signs"), ("digit", "handwritten digits")):
         items = scene.of_type(type)
         if items and rng.random() < 0.6:
-            return Question("total", f"How many {noun} are there?", str(len(items)), _smallest(items))
+            return Question("total", scene.look.say("count", noun=noun), str(len(items)), _smallest(items))
     return None
 
 
@@ -94,7 +103,7 @@ def ask_shape(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("shape", f"What shape is the {item.color} object?", item.shape, item.height)
+    return Question("shape", scene.look.say("shape", color=item.color), item.shape, item.height)
 
 
 def ask_color(scene: Scene, rng: random.Random) -> Question | None:
@@ -102,7 +111,7 @@ def ask_color(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("color", f"What color is the {item.shape}?", item.color, item.height)
+    return Question("color", scene.look.say("color", shape=item.shape), item.color, item.height)
 
 
 def ask_position(scene: Scene, rng: random.Random) -> Question | None:
@@ -120,28 +129,23 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     if not settled:
         return None
     name, item, place = rng.choice(settled)
-    return Question("position", f"Where is the {name}?", place, item.height)
+    return Question("position", scene.look.say("position", name=name), place, item.height)
 
 
 def ask_neighbor(scene: Scene, rng: random.Random) -> Question | None:
     """The color or shape of what stands beside the one object of a color and shape."""
-    objects = scene.of_type("object")
-    by_cell = {(item.row, item.column): item for item in objects}
-    steps = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
     pairs = [
-        (item, relation, by_cell[item.row + down, item.column + right])
-        for item in _unique(objects, lambda item: (item.color, item.shape))
-        for relation, (down, right) in steps.items()
-        if (item.row + down, item.column + right) in by_cell
+        (item, relation, other)
+        for item in _unique(scene.of_type("object"), lambda item: (item.color, item.shape))
+        for relation in STEPS
+        if (other := scene.beside(item, relation)) and other.type == "object"
     ]
     if not pairs:
         return None
     item, relation, other = rng.choice(pairs)
-    name = f"{relation} the {item.color} {item.shape}"
-    size = min(item.height, other.height)
-    if rng.random() < 0.5:
-        return Question("neighbor", f"What color is the object {name}?", other.color, size)
-    return Question("neighbor", f"What shape is the object {name}?", other.shape, size)
+    what, answer = ("color", other.color) if rng.random() < 0.5 else ("shape", other.shape)
+    text = scene.look.say(f"neighbor_{what}", relation=relation, name=f"{item.color} {item.shape}")
+    return Question("neighbor", text, answer, min(item.height, other.height))
 
 
 def ask_cell(scene: Scene, rng: random.Random) -> Question | None:
@@ -149,7 +153,7 @@ def ask_cell(scene: Scene, rng: random.Random) -> Question | None:
     if not characters:
         return None
     item = rng.choice(characters)
-    text = f"What character is in row {item.row}, column {item.column}?"
+    text = scene.look.say("cell", row=item.row, column=item.column)
     return Question("cell", text, item.text, item.height)
 
 
@@ -157,7 +161,7 @@ def ask_table_size(scene: Scene, rng: random.Random) -> Question | None:
     if scene.layout != "table":
         return None
     what, count = rng.choice((("rows", scene.num_rows), ("columns", scene.num_columns)))
-    return Question("table_size", f"How many {what} are there?", str(count), scene.items[0].height)
+    return Question("table_size", scene.look.say("count", noun=what), str(count), scene.items[0].height)
 
 
 def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
@@ -166,7 +170,9 @@ def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
         return None
     item = rng.choice(signs)
     what = "number" if item.text.isdigit() else "word"
-    return Question(f"sign_{what}", f"What {what} is on the {item.color} sign?", item.text, item.height)
+    return Question(
+        f"sign_{what}", scene.look.say("sign", what=what, color=item.color), item.text, item.height
+    )
 
 
 def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
@@ -174,18 +180,18 @@ def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("sign_color", f"What color is the sign that says {item.text}?", item.color, item.height)
+    return Question("sign_color", scene.look.say("sign_color", text=item.text), item.color, item.height)
 
 
 def ask_digit(scene: Scene, rng: random.Random) -> Question | None:
     digits = scene.of_type("digit")
     if len(digits) == 1:
-        return Question("digit", "What digit is handwritten?", digits[0].text, digits[0].height)
+        return Question("digit", scene.look.say("digit"), digits[0].text, digits[0].height)
     candidates = _unique(digits, lambda item: item.color)
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("digit", f"What digit is handwritten in {item.color}?", item.text, item.height)
+    return Question("digit", scene.look.say("digit_color", color=item.color), item.text, item.height)
 
 
 # How often a kind is tried, relative to the others: reading kinds often, as their pictures offer little else.

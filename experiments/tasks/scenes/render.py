@@ -8,12 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
-from experiments.tasks.scenes.layout import Item, Scene
-from experiments.tasks.scenes.vocabulary import COLORS
+from experiments.tasks.scenes.looks import Look
+from experiments.tasks.scenes.scene import Item, Scene
 
 SUPERSAMPLING = 4
-# matplotlib ships these files, so a picture is the same on every machine.
-FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif-Bold.ttf")
 # How the 1,797 handwritten digits are dealt to the splits: no split sees another's handwriting.
 HANDWRITING_SHARES = {"train": (0.0, 0.6), "calibration": (0.6, 0.8), "test": (0.8, 1.0)}
 
@@ -65,9 +63,9 @@ def _shape_mask(shape: str, side: int) -> Image.Image:
 
 
 @lru_cache(maxsize=4096)
-def _text_mask(text: str, style: int, height: int, max_width: int) -> Image.Image:
+def _text_mask(text: str, font_file: str, height: int, max_width: int) -> Image.Image:
     """Tight mask of `text` in one font, at most `height` pixels high and `max_width` wide."""
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[style]), 64)
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font_file), 64)
     left, top, right, bottom = font.getbbox(text)
     mask = Image.new("L", (int(right - left), int(bottom - top)), 0)
     ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
@@ -76,16 +74,22 @@ def _text_mask(text: str, style: int, height: int, max_width: int) -> Image.Imag
     return mask.resize(size, Image.Resampling.LANCZOS)
 
 
-def sign_text_box(sign: Item) -> tuple[float, float, float, float]:
+def _sign_mask(sign: Item, look: Look) -> Image.Image:
+    width, height = sign.box[2] - sign.box[0], sign.box[3] - sign.box[1]
+    font = look.fonts[sign.style]
+    return _text_mask(sign.text, font, max(5, round(height * 0.72)), round(width * 0.88))
+
+
+def sign_text_box(sign: Item, look: Look) -> tuple[float, float, float, float]:
     """Where the text of a sign lies, (left, top, right, bottom) in pixels."""
     width, height = sign.box[2] - sign.box[0], sign.box[3] - sign.box[1]
-    mask = _text_mask(sign.text, sign.style, max(5, round(height * 0.72)), round(width * 0.88))
+    mask = _sign_mask(sign, look)
     left, top = sign.box[0] + (width - mask.width) / 2, sign.box[1] + (height - mask.height) / 2
     return left, top, left + mask.width, top + mask.height
 
 
-def text_color_on(color: str) -> str:
-    red, green, blue = COLORS[color]
+def text_color_on(color: str, look: Look) -> str:
+    red, green, blue = look.palette[color]
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "white"
 
 
@@ -93,8 +97,8 @@ def _ground(scene: Scene) -> np.ndarray:
     """The ground of the picture, `[size, size, 3]` uint8."""
     size = scene.size
     chance = np.random.default_rng(scene.seed)
-    base = np.array(COLORS[scene.ground], np.float32) + chance.integers(-12, 13, 3)
-    pattern = np.zeros((size, size), np.float32)
+    base = np.array(scene.look.palette[scene.ground], np.float32) + chance.integers(-12, 13, 3)
+    pattern: np.ndarray = np.zeros((size, size), np.float32)
     if scene.texture == "noise":
         tile = chance.integers(-18, 19, (48, 48)).astype(np.float32)
         pattern = np.tile(tile, (size // 48 + 1, size // 48 + 1))[:size, :size]
@@ -110,6 +114,19 @@ def _ground(scene: Scene) -> np.ndarray:
     elif scene.texture == "gradient":
         ramp = np.linspace(-22, 22, size, dtype=np.float32)
         pattern = pattern + (ramp[:, None] if chance.random() < 0.5 else ramp[None, :])
+    elif scene.texture == "dots":
+        period = chance.integers(8, 20)
+        rows, columns = np.ogrid[:size, :size]
+        near = (rows % period - period / 2) ** 2 + (columns % period - period / 2) ** 2
+        pattern = np.where(near < (0.3 * period) ** 2, 14, -6)
+    elif scene.texture == "waves":
+        rows, columns = np.ogrid[:size, :size]
+        bend = 6 * np.sin(columns / chance.uniform(8, 20))
+        pattern = 14 * np.sin((rows + bend) / chance.uniform(3, 8))
+    elif scene.texture == "blotches":
+        coarse = Image.fromarray(chance.integers(0, 256, (9, 9)).astype(np.uint8))
+        smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
+        pattern = (smooth - 128) / 6
     return np.clip(base + pattern[..., None], 0, 255).astype(np.uint8)
 
 
@@ -117,13 +134,14 @@ def draw(scene: Scene, split: str) -> Image.Image:
     """The scene as an RGB picture of `scene.size` pixels square, handwriting from `split`'s share."""
     picture = Image.fromarray(_ground(scene))
     jitter = np.random.default_rng(scene.seed + 1).integers(-14, 15, (len(scene.items), 3))
+    look = scene.look
     for item, shift in zip(scene.items, jitter, strict=True):
-        ink = tuple(np.clip(np.array(COLORS[item.color]) + shift, 0, 255).tolist())
+        ink = tuple(np.clip(np.array(look.palette[item.color]) + shift, 0, 255).tolist())
         left, top, right, bottom = item.box
         if item.type == "object":
             picture.paste(ink, (left, top), _shape_mask(item.shape, right - left))
         elif item.type == "character":
-            mask = _text_mask(item.text, item.style, bottom - top, right - left)
+            mask = _text_mask(item.text, look.fonts[item.style], bottom - top, right - left)
             corner = (left + (right - left - mask.width) // 2, top + (bottom - top - mask.height) // 2)
             picture.paste(ink, corner, mask)
         elif item.type == "digit":
@@ -133,12 +151,9 @@ def draw(scene: Scene, split: str) -> Image.Image:
                 ink, (left, top), mask.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
             )
         else:
-            edge = text_color_on(item.color)
+            edge = look.palette[text_color_on(item.color, look)]
             brush = ImageDraw.Draw(picture)
-            brush.rectangle((left, top, right - 1, bottom - 1), fill=ink, outline=COLORS[edge])
-            x, y, _, _ = sign_text_box(item)
-            height, width = max(5, round((bottom - top) * 0.72)), round((right - left) * 0.88)
-            picture.paste(
-                COLORS[edge], (round(x), round(y)), _text_mask(item.text, item.style, height, width)
-            )
+            brush.rectangle((left, top, right - 1, bottom - 1), fill=ink, outline=edge)
+            x, y, _, _ = sign_text_box(item, look)
+            picture.paste(edge, (round(x), round(y)), _sign_mask(item, look))
     return picture

@@ -1,0 +1,104 @@
+"""Figure 2 of the M3 paper, with a backbone made from nothing: `python -m experiments.figure2`.
+
+Cai et al. (arXiv 2405.17430) compare one nested model with one model per scale and with pooling that a model
+was never trained for, and, in an ablation, average pooling with spatial and sequential sampling. Here every
+variant goes on from one and the same model, trained at the finest scale alone, as M3 does from LLaVA; all see
+the same pictures in the same order, one stream of pictures per seed.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import entry_point
+from experiments.labelling import label
+from experiments.tasks.base import Task
+from experiments.train_backbone import train_checkpoint
+from experiments.variant_display import draw_variants
+from experiments.variant_summary import tabulate_variants, to_csv, to_json, to_markdown, write_findings
+from experiments.variants import Variant, VariantComparison, compare_variants, list_variants
+from m3_backbone.ladder import ScaleLadder
+from m3_backbone.llava import LlavaBackbone
+from m3_backbone.outcomes import OutcomeTable
+
+# The last file that a checkpoint is written with.
+_MARK = "m3_processor.json"
+
+
+@entry_point("figure2")
+def main(config: DictConfig) -> None:
+    folder = Path(config.folder)
+    variants = list_variants(
+        ScaleLadder.of_grid(config.image.image_size // config.image.patch_size), config.model.scale_groups
+    )
+    start = make_start(config, folder / "start", finest=variants[0].scales[-1])
+    seeds = list(config.seeds)
+    for number, seed in enumerate(seeds):
+        for variant in variants:
+            train_variant(config, variant, seed, start, folder / variant.name / str(seed))
+        report(config, variants, seeds[: number + 1], folder)
+
+
+def make_start(config: DictConfig, folder: Path, finest: int) -> Path:
+    """The model that all variants go on from: its checkpoint."""
+    return _train_once(config, folder, {"model": {**config.start, "scale_groups": [[finest]]}})
+
+
+def train_variant(config: DictConfig, variant: Variant, seed: int, start: Path, folder: Path) -> Path:
+    """One variant on the pictures of one seed: its checkpoint."""
+    first = int(config.start.num_pictures + seed * config.model.num_pictures)
+    model = {"scale_groups": variant.scale_groups, "first_picture": first}
+    changes = {"start_from": str(start), "pooling": variant.pooling, "seed": seed, "model": model}
+    return _train_once(config, folder, changes)
+
+
+def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Path:
+    checkpoint = folder / "checkpoint"
+    if not (checkpoint / _MARK).is_file():
+        changed = OmegaConf.merge(config, changes)
+        assert isinstance(changed, DictConfig)
+        train_checkpoint(changed, folder)
+    return checkpoint
+
+
+@rank_zero_only
+def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
+    """Let every model answer the test pictures, and write what came out: table, findings, figure."""
+    task = instantiate(config.test, num_images={"test": config.num_images})
+    tables = {
+        (variant.name, seed): answer_test(task, folder / variant.name / str(seed))
+        for variant, seed in itertools.product(variants, seeds)
+    }
+    comparison = compare_variants(
+        variants, tables, seeds, num_resamples=config.num_resamples, confidence=config.confidence
+    )
+    write_comparison(comparison, folder)
+    print("", tabulate_variants(comparison), "", *write_findings(comparison), sep="\n")
+    print(f"\nfigure, table and findings: {folder / 'figure2.*'}")
+
+
+def answer_test(task: Task, folder: Path) -> OutcomeTable:
+    """The answers of one model to the test questions, at all scales; made once."""
+    backbone = LlavaBackbone(folder / "checkpoint", dtype="float32")
+    label(task=task, backbone=backbone, folder=folder / "labels", feature_scale=backbone.ladder.coarsest)
+    return OutcomeTable.read(folder / "labels", "test")
+
+
+def write_comparison(comparison: VariantComparison, folder: Path) -> None:
+    """`figure2.json`, `.md`, `.csv`, `.png`, `.pdf` and `.svg`."""
+    (folder / "figure2.json").write_text(json.dumps(to_json(comparison), indent=1) + "\n", encoding="utf-8")
+    (folder / "figure2.md").write_text(to_markdown(comparison), encoding="utf-8")
+    (folder / "figure2.csv").write_text(to_csv(comparison), encoding="utf-8")
+    figure = draw_variants(comparison)
+    for kind in ("png", "pdf", "svg"):
+        figure.savefig(folder / f"figure2.{kind}", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What a comparison of variants says: findings in sentences, a table, and the same for programs."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from experiments.summary import Table, format_difference, format_score, format_tokens
+from experiments.variants import NESTED, ORACLES, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+
+
+def write_findings(comparison: VariantComparison) -> list[str]:
+    """A sentence for each claim of the paper, with the numbers, whichever way they turn out."""
+    per_scale, untrained = comparison.of(PER_SCALE), comparison.of(UNTRAINED)[:-1]
+    findings = [
+        f"One nested model against one model per scale, in points: {_list(per_scale)}. "
+        f"{_judge(per_scale, 'the nested model is better', 'worse')}",
+        f"Training for pooling against pooling alone: {_list(untrained)}. "
+        f"{_judge(untrained, 'training for it is better', 'worse')}",
+    ]
+    for name in SAMPLINGS:
+        rows = comparison.of(name)[:-1]
+        findings.append(
+            f"Average pooling against {name} sampling: {_list(rows)}. "
+            f"{_judge(rows, 'averaging is better', 'worse')}"
+        )
+    return [*findings, _describe_oracle(comparison)]
+
+
+def _list(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{format_difference(row.to_nested)} at {row.scale}" for row in rows)
+
+
+def _judge(rows: Sequence[Row], better: str, worse: str) -> str:
+    """Where the intervals of the differences lie: above zero, below, or on both sides of it."""
+    found: dict[str, list[str]] = {better: [], worse: [], "no difference is shown": []}
+    for row in rows:
+        assert row.to_nested is not None
+        sign = (
+            better if row.to_nested.low > 0 else worse if row.to_nested.high < 0 else "no difference is shown"
+        )
+        found[sign].append(str(row.scale))
+    parts = [
+        f"{sign} at {'every scale' if len(scales) == len(rows) else ', '.join(scales)}"
+        for sign, scales in found.items()
+        if scales
+    ]
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _describe_oracle(comparison: VariantComparison) -> str:
+    finest = comparison.of(NESTED)[-1]
+    authors, honest = (comparison.of(label)[0] for label in ORACLES.values())
+    return (
+        f"The oracle of the nested model scores {format_score(honest.accuracy)}% with "
+        f"{format_tokens(authors.visual_tokens)} visual tokens in the authors' convention and "
+        f"{format_tokens(honest.visual_tokens)} in the honest one; the finest scale "
+        f"{format_score(finest.accuracy)}% with {format_tokens(finest.visual_tokens)}."
+    )
+
+
+def tabulate_variants(comparison: VariantComparison) -> Table:
+    """Every model at every scale it was asked at."""
+    num_seeds = len(comparison.seeds)
+    caption = (
+        f"Accuracy in percent with {comparison.confidence:.0%} intervals over images: {num_seeds} "
+        f"seed{'s' * (num_seeds > 1)}, {comparison.num_questions:,} test questions on "
+        f"{comparison.num_images:,} images"
+    )
+    rows = [
+        (
+            row.series,
+            format_tokens(row.visual_tokens),
+            format_score(row.accuracy),
+            f"{100 * row.spread:.1f}" if num_seeds > 1 else "-",
+            format_difference(row.to_nested),
+        )
+        for row in comparison.rows
+    ]
+    header = ("model", "visual tokens", "accuracy", "SD over seeds", "nested model, same scale, less this")
+    return Table(caption, header, tuple(rows))
+
+
+def to_markdown(comparison: VariantComparison) -> str:
+    """Table and findings as Markdown."""
+    findings = "\n".join(f"- {finding}" for finding in write_findings(comparison))
+    return f"{tabulate_variants(comparison).to_markdown()}\n\n{findings}\n"
+
+
+def to_csv(comparison: VariantComparison) -> str:
+    """The rows with full precision; accuracies as shares."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("series", "scale", "visual_tokens", "accuracy", "low", "high", "sd_over_seeds")
+    writer.writerow([*columns, *(f"seed_{seed}" for seed in comparison.seeds)])
+    for row in comparison.rows:
+        own = row.accuracy
+        figures = (row.visual_tokens, own.value, own.low, own.high, row.spread, *row.per_seed)
+        writer.writerow([row.series, row.scale or "", *figures])
+    return text.getvalue()
+
+
+def to_json(comparison: VariantComparison) -> dict[str, Any]:
+    """All of a comparison as JSON has it."""
+    content: dict[str, Any] = _to_plain(asdict(comparison))
+    return {**content, "findings": write_findings(comparison)}
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _to_plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(each) for each in value]
+    return float(value) if isinstance(value, np.ndarray | np.floating) else value

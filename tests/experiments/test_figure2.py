@@ -1,0 +1,134 @@
+"""The comparison of variants against hand-worked numbers, and the whole command at a tiny size."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from experiments.config import find_config_dir
+from experiments.figure2 import main
+from experiments.variant_summary import tabulate_variants, to_csv, to_json, write_findings
+from experiments.variants import NESTED, ORACLES, PER_SCALE, UNTRAINED, compare_variants, list_variants
+from m3_backbone.ladder import ScaleLadder
+from tests.experiments.synthetic import SCALES, make_outcomes
+
+VARIANTS = list_variants(ScaleLadder(SCALES, 12), [[1, 9], [36, 144]])
+
+
+def test_variants_are_those_of_the_paper():
+    assert [variant.name for variant in VARIANTS] == [
+        "nested", "spatial", "sequential", "only_144", "only_36", "only_9", "only_1",
+    ]  # fmt: skip
+    by_name = {variant.name: variant for variant in VARIANTS}
+    assert by_name["nested"].scale_groups == [[1, 9], [36, 144]]
+    assert by_name["only_36"].scale_groups == [[36]] and by_name["only_36"].scales == (36,)
+    assert by_name["only_144"].scales == SCALES
+    assert [by_name[name].pooling for name in ("nested", "spatial", "only_9")] == [
+        "average", "spatial", "average",
+    ]  # fmt: skip
+
+
+def answered(shares):
+    """Outcomes of 40 questions on 20 images, of which a share, the first ones, is right at each scale."""
+    table = make_outcomes("test", 20, 2)
+    right = np.arange(len(table))[:, None] < len(table) * np.array(shares)
+    return replace(table, score=right.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    shares = {
+        "nested": (0.5, 0.6, 0.7, 0.8),
+        "spatial": (0.25, 0.5, 0.6, 0.8),
+        "sequential": (0.0, 0.25, 0.5, 0.8),
+        "only_144": (0.1, 0.1, 0.2, 0.9),
+        "only_36": (0, 0, 0.7, 0),
+        "only_9": (0, 0.5, 0, 0),
+        "only_1": (0.6, 0, 0, 0),
+    }
+    tables = {(name, 0): answered(values) for name, values in shares.items()}
+    # In the second seed the nested model gets four questions of 40 more right, everywhere.
+    tables |= {
+        (name, 1): answered([value + 0.1 * (name == NESTED) for value in values])
+        for name, values in shares.items()
+    }
+    return compare_variants(VARIANTS, tables, (0, 1), num_resamples=200)
+
+
+def test_accuracies_are_means_over_seeds_and_differences_belong_to_the_scale(comparison):
+    nested, per_scale = comparison.of(NESTED), comparison.of(PER_SCALE)
+    assert [round(float(row.accuracy.value), 6) for row in nested] == [0.55, 0.65, 0.75, 0.85]
+    assert nested[0].per_seed == pytest.approx((0.5, 0.6))
+    assert nested[0].spread == pytest.approx(0.1 / 2**0.5)
+    assert [round(float(row.accuracy.value), 6) for row in per_scale] == [0.6, 0.5, 0.7, 0.9]
+    assert [round(float(row.to_nested.value), 6) for row in per_scale] == [-0.05, 0.15, 0.05, -0.05]
+    assert [round(float(row.accuracy.value), 6) for row in comparison.of(UNTRAINED)] == [0.1, 0.1, 0.2, 0.9]
+    assert all(row.accuracy.low <= row.accuracy.value <= row.accuracy.high for row in comparison.rows)
+
+
+def test_the_oracle_is_that_of_the_nested_model(comparison):
+    authors, honest = (comparison.of(label)[0] for label in ORACLES.values())
+    assert float(authors.accuracy.value) == float(honest.accuracy.value) == pytest.approx(0.85)
+    # Of 40 questions 20, 4, 4, 4 first become right at 1, 9, 36, 144 tokens, and 8 never; in the second seed
+    # 24, 4, 4, 4 and 4.
+    first = 20 * 1 + 4 * 9 + 4 * 36 + 4 * 144
+    second = 24 * 1 + 4 * 9 + 4 * 36 + 4 * 144
+    assert authors.visual_tokens == pytest.approx((first + 8 + second + 4) / 80)
+    assert honest.visual_tokens == pytest.approx((first + 8 * 144 + second + 4 * 144) / 80)
+
+
+def test_findings_say_what_was_found_whichever_way(comparison):
+    nested, untrained, spatial, sequential, oracle = write_findings(comparison)
+    assert "-5.0" in nested and "at 144" in nested
+    assert untrained.endswith("Training for it is better at every scale.")
+    assert "averaging" in spatial.lower() and "+52.5" not in spatial
+    assert sequential.endswith("Averaging is better at every scale.")
+    assert oracle.startswith("The oracle of the nested model scores 85.0")
+    assert "2 seeds, 40 test questions on 20 images" in str(tabulate_variants(comparison))
+    content = json.loads(json.dumps(to_json(comparison), allow_nan=False))
+    assert content["rows"][0]["per_seed"] == pytest.approx([0.5, 0.6])
+    header, *lines = to_csv(comparison).splitlines()
+    assert header.endswith("sd_over_seeds,seed_0,seed_1") and len(lines) == len(comparison.rows)
+
+
+def test_models_that_answered_other_questions_are_not_compared():
+    tables = {(variant.name, 0): answered((0, 0, 0, 0)) for variant in VARIANTS}
+    tables["only_9", 0] = tables["only_9", 0].select(slice(0, 10))
+    with pytest.raises(ValueError, match="only_9 of seed 0 answered other questions than nested"):
+        compare_variants(VARIANTS, tables, (0,), num_resamples=10)
+
+
+def test_the_whole_command_at_a_tiny_size(tmp_path, capsys):
+    overrides = [
+        "image={image_size: 64, patch_size: 16}",
+        "scenes.image_size=64",
+        "test.image_size=64",
+        "tower.shape={hidden_size: 32, num_layers: 1, num_heads: 2}",
+        "decoder={hidden_size: 32, intermediate_size: 32, num_layers: 1, num_heads: 2}",
+        "tower.training={num_pictures: 8, pictures_per_epoch: 8, batch_size: 4, num_workers: 0}",
+        "model={num_pictures: 8, pictures_per_epoch: 8, batch_size: 4, num_workers: 0}",
+        "model.scale_groups=[[1], [4, 16]]",
+        "start.num_pictures=8",
+        "~task@others.easy_vqa",
+        "model.share_of_others=0",
+        "vocab_size=300",
+        "num_images=4",
+        "num_resamples=20",
+        "trainer.enable_progress_bar=false",
+        f"folder={tmp_path}",
+    ]
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        main(compose("figure2", [*overrides, "seeds=[0]"]))
+    assert "1 seed, " in capsys.readouterr().out
+    for kind in ("json", "md", "csv", "png", "pdf", "svg"):
+        assert (tmp_path / f"figure2.{kind}").stat().st_size > 100
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/0/checkpoint/model.safetensors")}
+    assert len(trained) == 6  # nested, two samplings, one per scale of 1, 4, 16
+    # Once more with another seed: what is there is kept.
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        main(compose("figure2", [*overrides, "seeds=[0, 1]"]))
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}
+    rows = json.loads((tmp_path / "figure2.json").read_text())["rows"]
+    assert {len(row["per_seed"]) for row in rows} == {2}
