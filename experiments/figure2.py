@@ -70,9 +70,9 @@ def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Pa
 @rank_zero_only
 def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
     """Let every model answer the test pictures, and write what came out: table, findings, figure."""
-    task = instantiate(config.test, num_images={"test": config.num_images})
+    task = instantiate(config.test, _convert_="all")
     tables = {
-        (variant.name, seed): answer_test(task, folder / variant.name / str(seed))
+        (variant.name, seed): answer_test(task, folder / variant.name / str(seed), config.num_images)
         for variant, seed in itertools.product(variants, seeds)
     }
     comparison = compare_variants(
@@ -83,10 +83,18 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
     print(f"\nfigure, table and findings: {folder / 'figure2.*'}")
 
 
-def answer_test(task: Task, folder: Path) -> OutcomeTable:
-    """The answers of one model to the test questions, at all scales; made once."""
+def answer_test(task: Task, folder: Path, num_images: int | None) -> OutcomeTable:
+    """The answers of one model to the questions on the first test images, at all scales; made once."""
     backbone = LlavaBackbone(folder / "checkpoint", dtype="float32")
-    label(task=task, backbone=backbone, folder=folder / "labels", feature_scale=backbone.ladder.coarsest)
+    # In this process alone: under DDP its workers would be forked from one that holds a process group.
+    label(
+        task=task,
+        backbone=backbone,
+        folder=folder / "labels",
+        limit={"train": 0, "calibration": 0, "test": num_images},
+        feature_scale=backbone.ladder.coarsest,
+        num_workers=0,
+    )
     return OutcomeTable.read(folder / "labels", "test")
 
 

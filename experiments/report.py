@@ -24,6 +24,7 @@ from experiments.figures import Comparison
 from experiments.fronts import Floats, find_smallest_right
 from experiments.gallery import CATEGORIES, build_cards, pick_samples
 from experiments.metrics import split_kinds
+from experiments.needs import LEAST_SAMPLES, find_needed_column, map_attributes
 from experiments.summary import build_tables, format_tokens, write_default, write_headline, write_scope
 from m3_backbone.outcomes import OutcomeTable
 
@@ -50,11 +51,15 @@ class Provenance:
 
 @dataclass(frozen=True)
 class KindRow:
-    """One kind of question: scores per scale, and what the first predictor chooses at its default price."""
+    """One kind of question: scores per scale, and what the first predictor chooses at its default price.
+
+    `needed` is the column of the smallest scale within a point of the best (`experiments.needs`).
+    """
 
     kind: str
     num_samples: int
     scores: tuple[float, ...]
+    needed: int
     chosen: tuple[float, ...]
     tokens: str
     score: float
@@ -106,6 +111,8 @@ def write_report(
         picture=base64.b64encode(picture).decode("ascii"),
         tables=build_tables(comparison),
         kinds=tabulate_kinds(test, choice),
+        maps=map_attributes(test),
+        least_samples=LEAST_SAMPLES,
         cards=cards,
         counts={key: sum(key in card.categories for card in cards) for key in CATEGORIES},
         categories=CATEGORIES,
@@ -128,10 +135,12 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
 
     def tabulate(kind: str, rows: np.ndarray) -> KindRow:
         known = rows & (smallest >= 0)
+        scores = test.score[rows].mean(axis=0, dtype=np.float64)
         return KindRow(
             kind=kind,
             num_samples=int(rows.sum()),
-            scores=tuple(test.score[rows].mean(axis=0, dtype=np.float64).tolist()),
+            scores=tuple(scores.tolist()),
+            needed=find_needed_column(scores),
             chosen=tuple((np.bincount(choice[rows], minlength=num_scales) / rows.sum()).tolist()),
             tokens=format_tokens(chosen_cost[rows].mean()),
             score=float(chosen_score[rows].mean(dtype=np.float64)),

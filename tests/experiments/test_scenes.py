@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ from experiments.scorers import score
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
-from experiments.tasks.scenes.dense import HEADS, TYPES, label_patches
+from experiments.tasks.scenes.dense import BODY, CENTER, HEADS, TYPES, label_patches
+from experiments.tasks.scenes.looks import PLAIN, SHIFTED
 from experiments.tasks.scenes.questions import (
     ask,
     ask_count,
@@ -175,3 +177,55 @@ def test_bad_arguments_and_ids_are_named():
     for bad in ("nowhere-000001", "test-../../etc", "test"):
         with pytest.raises(UnreadableImage, match="scene"):
             Scenes().image(bad)
+
+
+def test_neighbours_pairs_and_centers_are_labelled():
+    scene = scene_of(item("red", "star", 1, 1), item("blue", "ring", 1, 2), item("red", "ring", 3, 2))
+    grid = label_patches(scene, grid=9).reshape(9, 9, -1)
+    names = list(HEADS)
+
+    def pair(color, shape):
+        return list(COLORS).index(color) * len(SHAPES) + SHAPES.index(shape) + 1
+
+    star = dict(zip(names, grid[1, 1], strict=True))  # the patch in the middle of the star's cell
+    assert star["pair"] == pair("red", "star")
+    assert star["pair right of"] == pair("blue", "ring")
+    assert [star[f"pair {side}"] for side in ("left of", "above", "below")] == [0, 0, 0]
+    assert grid[1, 4, names.index("pair left of")] == pair("red", "star")
+    # Every item has one center among the patches that it covers.
+    parts = grid[..., names.index("part")]
+    assert (parts == CENTER).sum() == 3 and parts[1, 1] == CENTER
+    assert set(parts[grid[..., names.index("item")] > 0]) == {BODY, CENTER}
+
+
+def test_the_shifted_look_changes_pixels_and_words_and_nothing_that_is_asked_for():
+    plain, shifted = Scenes(seed=3), Scenes(seed=3, look="shifted")
+    assert plain.fingerprint != shifted.fingerprint
+    pictures = 0
+    for index in range(30):
+        scene, questions = shifted.scene("test", index)
+        assert {item.color for item in scene.items} <= set(COLORS)
+        assert scene.texture in scene.look.textures and scene.texture not in PLAIN.textures
+        texts = {question.text for question in questions}
+        assert not texts & {question.text for question in plain.scene("test", index)[1]}
+        assert all(0 <= item.box[0] < item.box[2] <= 192 for item in scene.items)
+        picture = np.asarray(draw(scene, "test"))
+        other = np.asarray(draw(plain.scene("test", index)[0], "test"))
+        assert (picture != other).any(axis=-1).mean() > 0.9
+        pictures += 1
+    assert pictures == 30
+    # Every form has its words, with the same blanks.
+    blanks = {form: set(re.findall(r"{(\w+)}", text)) for form, text in PLAIN.wording.items()}
+    assert blanks == {form: set(re.findall(r"{(\w+)}", text)) for form, text in SHIFTED.wording.items()}
+    assert set(SHIFTED.palette) == set(COLORS) and len(SHIFTED.fonts) == len(PLAIN.fonts)
+    with pytest.raises(ValueError, match="unknown look 'new': looks are plain, shifted"):
+        Scenes(look="new")
+
+
+def test_layouts_are_drawn_as_often_as_asked():
+    tables = Scenes(layouts={"table": 1, "signs": 3})
+    drawn = Counter(tables.scene("train", index)[0].layout for index in range(300))
+    assert set(drawn) == {"table", "signs"} and 190 < drawn["signs"] < 260
+    assert tables.fingerprint != Scenes().fingerprint
+    with pytest.raises(ValueError, match=r"unknown layouts \['maps'\]: layouts are objects, table"):
+        Scenes(layouts={"maps": 1})

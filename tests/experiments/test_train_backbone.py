@@ -102,3 +102,15 @@ def test_a_time_limit_ends_the_piece_and_not_the_training(tmp_path, capsys):
     # One epoch of the tower, two of the model; what ends with the last epoch is whole.
     assert pieces == 2
     assert torch.load(tmp_path / "model" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_the_recipe_for_a_gpu_runs_at_a_small_size(tmp_path):
+    one_epoch = "num_pictures: 4, pictures_per_epoch: 4, batch_size: 2, num_workers: 0"
+    checkpoint = train(
+        tmp_path,
+        "experiment=backbone_gpu",
+        f"tower.training={{{one_epoch}}}",
+        f"model={{{one_epoch}}}",
+        "trainer.accelerator=cpu",
+    )
+    assert load_m3(checkpoint)[0].scale_ladder.scales == (1, 9, 36, 144, 576)

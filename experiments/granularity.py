@@ -1,0 +1,62 @@
+"""What a task needs: `python -m experiments.granularity task=NAME backbone=NAME`, on finished labels.
+
+Per kind of question, and per size and number of what is shown, the smallest scale within a point of the best;
+and how far question and image tell a sample's smallest sufficient scale.
+"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.needs import Need, map_attributes, tabulate_needs
+from experiments.needs_display import draw_needs
+from experiments.scale_classifier import classify_smallest_scale
+from experiments.summary import Table, format_percent
+from m3_backbone.labels import read_labels
+from m3_backbone.shards import read_manifest
+
+
+@entry_point("granularity")
+def main(config: DictConfig) -> None:
+    labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
+    manifest = read_manifest(labels)
+    title = f"{manifest['backbone']} on {manifest['task']}"
+    train, test = read_labels(labels, "train"), read_labels(labels, "test")
+    needs = tabulate_needs(test.outcomes, config.margin)
+    maps = map_attributes(test.outcomes, config.margin)
+    tables = [
+        tabulate(needs, test.outcomes.scales, config.margin, title),
+        tabulate_classifiers(classify_smallest_scale(train, test, config.seed)),
+    ]
+    text = "\n\n".join(table.to_markdown() for table in tables)
+    (output / "granularity.md").write_text(f"{text}\n", encoding="utf-8")
+    figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
+    for kind in ("png", "pdf", "svg"):
+        figure.savefig(output / f"granularity.{kind}", dpi=150)
+    print("\n\n".join(map(str, tables)))
+    print(f"\ntables and heat map: {output / 'granularity.*'}")
+
+
+def tabulate(needs: list[Need], scales: tuple[int, ...], margin: float, title: str) -> Table:
+    """Mean score per scale and the smallest sufficient one."""
+    rows = [
+        (need.name, f"{need.num_samples:,}", *map(format_percent, need.scores), str(scales[need.column]))
+        for need in needs
+    ]
+    caption = (
+        f"{title}: score in percent at each scale, and the smallest scale within {100 * margin:g} of the best"
+    )
+    return Table(caption, ("kind", "questions", *map(str, scales), "needed"), tuple(rows))
+
+
+def tabulate_classifiers(accuracy: dict[str, float]) -> Table:
+    """Accuracies of `classify_smallest_scale`."""
+    rows = tuple((name, format_percent(value)) for name, value in accuracy.items())
+    caption = "Smallest sufficient scale, where there is one, told from what is seen: accuracy in percent"
+    return Table(caption, ("seen", "accuracy"), rows)
+
+
+if __name__ == "__main__":
+    main()

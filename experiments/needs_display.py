@@ -1,0 +1,57 @@
+"""Heat maps of the scale that questions need."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.needs import Need, NeedMap
+
+
+def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[int], title: str) -> Figure:
+    """Score per kind and scale, the needed one framed; beside it the needed scale per kind and attribute."""
+    widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(each.bins) for each in maps)]
+    size = (2.2 + sum(widths), 1.6 + 0.3 * len(needs))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 1 + len(maps), width_ratios=widths, squeeze=False)[0]
+    _draw_scores(panels[0], needs, scales)
+    for ax, each in zip(panels[1:], maps, strict=True):
+        _draw_map(ax, each, [need.name for need in needs], scales)
+        ax.set_yticklabels([])
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _draw_scores(ax: Axes, needs: Sequence[Need], scales: Sequence[int]) -> None:
+    scores = np.array([need.scores for need in needs])
+    ax.imshow(scores, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for row, need in enumerate(needs):
+        for column, score in enumerate(need.scores):
+            ink = "white" if score > 0.8 else "black"
+            ax.text(column, row, f"{100 * score:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
+        frame = plt.Rectangle((need.column - 0.5, row - 0.5), 1, 1, fill=False, ec="#D55E00", lw=2)
+        ax.add_patch(frame)
+    ax.set_xticks(range(len(scales)), [str(scale) for scale in scales])
+    ax.set_yticks(range(len(needs)), [f"{need.name} ({need.num_samples:,})" for need in needs])
+    ax.set(xlabel="scale", title="score in %, framed: needed")
+    ax.title.set_fontsize("small")
+    ax.tick_params(length=0)
+
+
+def _draw_map(ax: Axes, needs: NeedMap, kinds: Sequence[str], scales: Sequence[int]) -> None:
+    columns = np.full((len(kinds), len(needs.bins)), np.nan)
+    for row, kind in enumerate(kinds):
+        for index, cell in enumerate(needs.needs.get(kind, ())):
+            if cell is not None:
+                columns[row, index] = cell.column
+                ink = "white" if cell.column > 0.6 * (len(scales) - 1) else "black"
+                text = str(scales[cell.column])
+                ax.text(index, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+    ax.imshow(columns, cmap="YlGnBu", vmin=-0.5, vmax=len(scales) - 0.5, aspect="auto")
+    ax.set_xticks(range(len(needs.bins)), needs.bins, rotation=40, ha="right", fontsize="x-small")
+    ax.set_yticks(range(len(kinds)))
+    ax.set(xlabel=needs.attribute.replace("_", " "), title="needed scale")
+    ax.title.set_fontsize("small")
+    ax.tick_params(length=0)

@@ -1,0 +1,105 @@
+"""What questions need, on outcomes that can be counted by hand, and who can tell it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.granularity import tabulate, tabulate_classifiers
+from experiments.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
+from experiments.needs_display import draw_needs
+from experiments.scale_classifier import classify_smallest_scale
+from m3_backbone.labels import Inputs, Labels
+from tests.experiments.synthetic import SCALES, make_outcomes
+
+
+@pytest.mark.parametrize(
+    ("scores", "column"),
+    [
+        ((0.5, 0.6, 0.7, 0.8), 3),
+        ((0.79, 0.6, 0.7, 0.8), 0),  # exactly a point below the best is within it
+        ((0.789, 0.6, 0.7, 0.8), 3),
+        ((0.2, 0.9, 0.7, 0.8), 1),  # the finest scale need not be the best
+        ((0.0, 0.0, 0.0, 0.0), 0),
+    ],
+)
+def test_the_needed_scale_is_the_smallest_within_a_point_of_the_best(scores, column):
+    assert find_needed_column(scores) == column
+
+
+def stepped(num_images=50):
+    """Questions of two kinds: `easy` is right from 1 token on, `hard` from 36, or 144 in a crowd."""
+    table = make_outcomes("test", num_images, 4)
+    kind = np.array(["easy", "easy", "hard", "hard"] * num_images, dtype=object)
+    crowded = np.repeat(np.arange(num_images) >= num_images // 2, 4)
+    first = np.where(kind == "easy", 0, np.where(crowded, 3, 2))
+    score = (np.arange(len(SCALES)) >= first[:, None]).astype(np.float32)
+    attributes = [
+        {"num_items": 40 + row % 2 if full else 2 + row % 2, "layout": "x", "constant": 7, "flag": bool(full)}
+        for row, full in enumerate(crowded)
+    ]
+    return replace(table, kind=kind, score=score, attributes=attributes)
+
+
+def test_needs_per_kind_and_attribute():
+    table = stepped()
+    needs = {need.name: (need.num_samples, SCALES[need.column]) for need in tabulate_needs(table)}
+    assert needs == {"all questions": (200, 144), "easy": (100, 1), "hard": (100, 144)}
+    # Only what is numeric and varies is mapped.
+    (found,) = map_attributes(table)
+    assert found.attribute == "num_items"
+    halves = map_needs(table, "num_items", num_bins=2)
+    assert halves.bins == ("2 to 3", "to 41")
+    scales = {kind: [SCALES[cell.column] for cell in cells] for kind, cells in halves.needs.items()}
+    assert scales == {"all questions": [36, 144], "easy": [1, 1], "hard": [36, 144]}
+    assert [cell.num_samples for cell in halves.needs["hard"]] == [50, 50]
+    # 50 questions are too few for those who want 51.
+    assert set(map_needs(table, "num_items", num_bins=2, least=51).needs) == {"all questions"}
+    with pytest.raises(ValueError, match="'constant' does not vary"):
+        map_needs(table, "constant")
+    assert map_attributes(make_outcomes("test", 30, 4))[0].attribute == "crowding"
+    assert map_attributes(replace(table, attributes=[{}] * len(table))) == []
+
+
+def test_tables_and_figure_show_them():
+    table = stepped()
+    needs = tabulate_needs(table)
+    text = str(tabulate(needs, SCALES, 0.01, "toy"))
+    assert text.splitlines()[-1].split() == ["hard", "100", "0.0", "0.0", "50.0", "100.0", "144"]
+    figure = draw_needs(needs, [map_needs(table, "num_items", num_bins=2)], SCALES, "toy")
+    scores, needed = figure.axes
+    assert [label.get_text() for label in scores.get_yticklabels()][2] == "hard (100)"
+    assert [text.get_text() for text in needed.texts] == ["36", "144", "1", "1", "36", "144"]
+
+
+def labels_of(split, num_images, seed):
+    """The smallest right scale is the sum of a bit that the question tells and one that the image tells."""
+    rng = np.random.default_rng(seed)
+    outcomes = make_outcomes(split, num_images, 4, seed=seed)
+    image = np.repeat(np.arange(num_images), 4)
+    bit, shown = rng.integers(0, 2, len(image)), rng.integers(0, 2, num_images)
+    first = bit + 2 * shown[image]
+    visual = rng.normal(size=(num_images, 3, 4)).astype(np.float16)
+    visual[:, 0, 0] += 8 * shown
+    inputs = Inputs(
+        scales=SCALES,
+        question=[("how many stars" if each else "what color") for each in bit],
+        task=outcomes.task,
+        question_ids=outcomes.question_ids,
+        image_row=image,
+        visual=visual,
+        visual_mask=np.ones((num_images, 3), bool),
+        token_embeddings=np.zeros((1, 1)),
+        visual_tokens=outcomes.visual_tokens,
+    )
+    score = (np.arange(4) >= first[:, None]).astype(np.float32)
+    return Labels(inputs, replace(outcomes, score=score))
+
+
+def test_who_can_tell_the_smallest_scale():
+    accuracy = classify_smallest_scale(labels_of("train", 150, 1), labels_of("test", 100, 2))
+    assert accuracy["question and image"] > 0.95
+    # Each alone knows one of two bits, and always guessing neither.
+    assert 0.4 < accuracy["question"] < 0.62 and 0.4 < accuracy["image"] < 0.62
+    assert accuracy["the commonest"] < 0.4
+    assert "question and image" in str(tabulate_classifiers(accuracy))
