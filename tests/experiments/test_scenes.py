@@ -201,7 +201,7 @@ def test_neighbours_pairs_and_centers_are_labelled():
 def test_the_shifted_look_changes_pixels_and_words_and_nothing_that_is_asked_for():
     plain, shifted = Scenes(seed=3), Scenes(seed=3, look="shifted")
     assert plain.fingerprint != shifted.fingerprint
-    pictures = 0
+    changed = []
     for index in range(30):
         scene, questions = shifted.scene("test", index)
         assert {item.color for item in scene.items} <= set(COLORS)
@@ -211,9 +211,9 @@ def test_the_shifted_look_changes_pixels_and_words_and_nothing_that_is_asked_for
         assert all(0 <= item.box[0] < item.box[2] <= 192 for item in scene.items)
         picture = np.asarray(draw(scene, "test"))
         other = np.asarray(draw(plain.scene("test", index)[0], "test"))
-        assert (picture != other).any(axis=-1).mean() > 0.9
-        pictures += 1
-    assert pictures == 30
+        changed.append((picture != other).any(axis=-1).mean())
+    # Not all: a bright pixel may be as bright as can be in both.
+    assert np.mean(changed) > 0.95
     # Every form has its words, with the same blanks.
     blanks = {form: set(re.findall(r"{(\w+)}", text)) for form, text in PLAIN.wording.items()}
     assert blanks == {form: set(re.findall(r"{(\w+)}", text)) for form, text in SHIFTED.wording.items()}
