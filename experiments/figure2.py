@@ -85,7 +85,8 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
 
 def answer_test(task: Task, folder: Path, num_images: int | None) -> OutcomeTable:
     """The answers of one model to the questions on the first test images, at all scales; made once."""
-    backbone = LlavaBackbone(folder / "checkpoint", dtype="float32")
+    name = f"{folder.parent.name} {folder.name}"
+    backbone = LlavaBackbone(folder / "checkpoint", name=name, dtype="float32")
     # In this process alone: under DDP its workers would be forked from one that holds a process group.
     label(
         task=task,

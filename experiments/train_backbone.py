@@ -83,6 +83,9 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
     train_model(model, scenes, others, processor, folder / "model", run, **config.model)
 
     save_checkpoint(model, processor, folder / "checkpoint")
+    if torch.distributed.is_initialized():
+        # Other processes may read it next.
+        torch.distributed.barrier()
     return folder / "checkpoint"
 
 

@@ -36,16 +36,17 @@ def _list(rows: Sequence[Row]) -> str:
 
 def _judge(rows: Sequence[Row], better: str, worse: str) -> str:
     """Where the intervals of the differences lie: above zero, below, or on both sides of it."""
-    found: dict[str, list[str]] = {better: [], worse: [], "no difference is shown": []}
+    undecided = "no difference is shown"
+    found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
     for row in rows:
         assert row.to_nested is not None
-        sign = (
-            better if row.to_nested.low > 0 else worse if row.to_nested.high < 0 else "no difference is shown"
-        )
-        found[sign].append(str(row.scale))
+        low, high = row.to_nested.low, row.to_nested.high
+        found[better if low > 0 else worse if high < 0 else undecided].append(str(row.scale))
+    if len(found[undecided]) == len(rows):
+        return "No difference is shown at any scale."
     parts = [
-        f"{sign} at {'every scale' if len(scales) == len(rows) else ', '.join(scales)}"
-        for sign, scales in found.items()
+        f"{verdict} at {'every scale' if len(scales) == len(rows) else ', '.join(scales)}"
+        for verdict, scales in found.items()
         if scales
     ]
     sentence = "; ".join(parts)
