@@ -28,7 +28,7 @@ def build_chart(comparison: Comparison) -> dict[str, Any]:
     costs = comparison.fixed.cost.value
     axis = {"type": "log", "tickvals": costs.tolist(), "ticktext": [format_tokens(cost) for cost in costs]}
     figure.update_xaxes(**axis, zeroline=False)
-    figure.update_xaxes(title="mean visual tokens per question", row=2)
+    figure.update_xaxes(title=escape(comparison.account.label), row=2)
     figure.update_yaxes(title="mean score (%)", row=1, zeroline=False)
     figure.update_yaxes(title="points above the mix", row=2, zeroline=False)
     figure.update_layout(
@@ -91,7 +91,7 @@ def _add_predictor(
     default = figures.default
     text = (
         f"<b>{name}</b><br>default price {default.price:.4g}<br>"
-        f"{format_tokens(default.point.cost.value)} tokens, "
+        f"{format_tokens(default.point.cost.value)} {comparison.account.unit}, "
         f"{format_score(default.point.score)}<br>"
         f"to the best fixed scale {format_difference(default.to_best_fixed)}"
     )
@@ -117,7 +117,8 @@ def _add_predictor(
 def _describe_budget(figures: PredictorFigures, comparison: Comparison, k: int) -> str:
     lines = [
         f"<b>{escape(figures.name)}</b>",
-        f"budget {format_tokens(comparison.budgets[k])}, spends {format_tokens(figures.cost[k])} tokens",
+        f"budget {format_tokens(comparison.budgets[k])}, spends {format_tokens(figures.cost[k])} "
+        f"{comparison.account.unit}",
         f"score {format_score(figures.score[k])}",
         f"to the mix {format_difference(figures.to_mix[k])}",
     ]
@@ -186,7 +187,7 @@ def _add_references(figure: go.Figure, comparison: Comparison) -> None:
         marker={"size": 9, "color": INK},
         name="fixed scales",
         text=[f"scale {scale}" for scale in comparison.scales],
-        hovertemplate="<b>%{text}</b><br>%{x:.1f} tokens, %{y:.1f}%<extra></extra>",
+        hovertemplate=f"<b>%{{text}}</b><br>%{{x:.3g}} {comparison.account.unit}, %{{y:.1f}}%<extra></extra>",
         **point,
     )
     for (rule, label), symbol in zip(CONVENTIONS.items(), ("triangle-up", "triangle-down"), strict=True):
@@ -197,7 +198,7 @@ def _add_references(figure: go.Figure, comparison: Comparison) -> None:
             marker={"size": 11, "color": NEUTRAL, "symbol": symbol},
             name=f"oracle, {label}",
             hovertemplate=(
-                f"<b>oracle, {label}</b><br>{format_tokens(found.cost.value)} tokens, "
+                f"<b>oracle, {label}</b><br>{format_tokens(found.cost.value)} {comparison.account.unit}, "
                 f"{format_percent(found.score.value)}%<extra></extra>"
             ),
             **point,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments import figures as fig
+from experiments.accounts import TOKENS, Account
 from experiments.fronts import (
     CalibratedPolicy,
     Columns,
@@ -31,6 +32,7 @@ def compare_predictors(
     estimates: Mapping[str, tuple[Floats, Floats]],
     defaults: Mapping[str, OperatingPoint],
     *,
+    account: Account = TOKENS,
     reference: str | None = "question_only",
     num_budgets: int = 49,
     num_prices: int = 128,
@@ -41,18 +43,22 @@ def compare_predictors(
     """Compare predictors by their estimates on (calibration, test), each `[num_samples, num_scales]`.
 
     `defaults` are the prices that the predictors are used at, from `predictor.pricing`. `reference` names the
-    predictor that the others are compared with, if it is there. `num_prices` are traced at most. Costs are
-    visual tokens.
+    predictor that the others are compared with, if it is there. `num_prices` are traced at most. Costs,
+    budgets and prices are those of `account`; the default price is one per visual token whatever the account.
     Raises ValueError when an image is in both splits or there is no predictor.
     """
     if not estimates:
         raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
-    learned, bench = _Outcomes.of(calibration), _Outcomes.of(test)
-    budgets = space_budgets(learned.cost, num_budgets)
+    learned, bench = _Outcomes.of(calibration, account), _Outcomes.of(test, account)
+    own = {name: account.own.get(name, 0.0) for name in estimates}
+    # What every predictor can meet, its own cost paid.
+    budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
     candidates = {
-        name: _Candidate.prepare(first, second, learned, bench, budgets, defaults[name], num_prices)
+        name: _Candidate.prepare(
+            first, second, learned, bench, budgets - own[name], own[name], defaults[name], num_prices
+        )
         for name, (first, second) in estimates.items()
     }
     if reference not in candidates:
@@ -69,8 +75,9 @@ def compare_predictors(
     choices |= {rule: choose_as_oracle(bench.score, bench.cost, rule)[None] for rule in get_args(Convention)}
     choices |= {f"points of {name}": candidate.points for name, candidate in candidates.items()}
     choices |= {f"default of {name}": candidate.choice[None] for name, candidate in candidates.items()}
+    paid = {f"{what} of {name}": own[name] for name in candidates for what in ("points", "default")}
     means = {
-        key: (ImageMeans(rows, bench.cost, image), ImageMeans(rows, bench.score, image))
+        key: (ImageMeans(rows, bench.cost + paid.get(key, 0.0), image), ImageMeans(rows, bench.score, image))
         for key, rows in choices.items()
     }
 
@@ -80,11 +87,11 @@ def compare_predictors(
         found |= {(key, "score"): curve.score for key, curve in curves.items()}
         compared_with = curves[f"points of {reference}"] if reference else None
         for name, candidate in candidates.items():
-            own = _measure_predictor(candidate, curves[f"points of {name}"], curves, compared_with)
-            own["to_best_fixed"] = (
+            measured = _measure_predictor(candidate, curves[f"points of {name}"], curves, compared_with)
+            measured["to_best_fixed"] = (
                 curves[f"default of {name}"].score[:, 0] - curves["fixed"].score[:, best_fixed]
             )
-            found |= {(f"figures of {name}", figure): values for figure, values in own.items()}
+            found |= {(f"figures of {name}", figure): values for figure, values in measured.items()}
         return found
 
     num_images = int(image.max()) + 1
@@ -96,6 +103,7 @@ def compare_predictors(
     everything = slice(None)
     fixed, oracle = point_of("fixed", everything), point_of("budgeted", everything)
     return fig.Comparison(
+        account=account,
         scales=test.scales,
         num_samples=len(test),
         num_images=num_images,
@@ -128,15 +136,19 @@ def compare_predictors(
 class _Outcomes:
     cost: Floats
     score: Floats
+    tokens: Floats
 
     @classmethod
-    def of(cls, table: OutcomeTable) -> "_Outcomes":
-        return cls(table.visual_tokens.astype(np.float64), table.score.astype(np.float64))
+    def of(cls, table: OutcomeTable, account: Account) -> "_Outcomes":
+        return cls(account.of(table), table.score.astype(np.float64), TOKENS.of(table))
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A predictor with all that calibration chose for it, and what it then chooses on the test samples."""
+    """A predictor with all that calibration chose for it, and what it then chooses on the test samples.
+
+    `realised` and `trace` hold what the test samples cost, the predictor's `own` cost included.
+    """
 
     policy: CalibratedPolicy
     plan: Floats
@@ -154,6 +166,7 @@ class _Candidate:
         calibration: _Outcomes,
         test: _Outcomes,
         budgets: Floats,
+        own: float,
         default: OperatingPoint,
         num_prices: int,
     ) -> "_Candidate":
@@ -165,15 +178,16 @@ class _Candidate:
         )
         plan = policy.plan(budgets)
         front = sweep(test_estimates, test.cost, test.score, policy.price, unit=policy.unit)
+        trace = sweep(test_estimates, test.cost, test.score, prices, unit=policy.unit)
         return cls(
             policy=policy,
             plan=plan,
             default=default,
-            trace=sweep(test_estimates, test.cost, test.score, prices, unit=policy.unit),
+            trace=Front(trace.cost + own, trace.score, trace.price),
             points=policy.choose(test_estimates, test.cost),
-            choice=choose(test_estimates, test.cost, default.price, unit=default.unit),
+            choice=choose(test_estimates, test.tokens, default.price, unit=default.unit),
             # The sweep sorts its prices, the policy holds them from cheap to dear.
-            realised=plan @ front.cost[::-1],
+            realised=plan @ front.cost[::-1] + own,
         )
 
 

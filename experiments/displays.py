@@ -37,7 +37,7 @@ def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Flo
 
 @dataclass
 class FrontDisplay:
-    """Mean score over mean visual tokens (log): predictors' fronts, fixed scales, mix and oracles.
+    """Mean score over mean cost (log): predictors' fronts, fixed scales, mix and oracles.
 
     The band of the first predictor is the bootstrap interval of its score at that cost; a diamond is the
     default price. `ax_` and `figure_` are there after `plot`.
@@ -57,7 +57,7 @@ class FrontDisplay:
         self._plot_references(ax)
         ax.plot([], [], "D", color=NEUTRAL, mec="white", ms=8, label="default price")
         mark_scales(ax, self.comparison.fixed.cost.value)
-        ax.set(xlabel="mean visual tokens per question", ylabel="mean score (%)")
+        ax.set(xlabel=self.comparison.account.label, ylabel="mean score (%)")
         ax.legend(loc="lower right", fontsize="small", framealpha=0.9)
         return self
 
@@ -111,7 +111,7 @@ class FrontDisplay:
 
 @dataclass
 class DifferenceDisplay:
-    """Difference of each predictor to the mix at matched mean visual tokens, in points, with its interval."""
+    """Difference of each predictor to the mix at matched mean cost, in points, with its interval."""
 
     comparison: Comparison
 
@@ -133,7 +133,7 @@ class DifferenceDisplay:
             low, high = 100 * difference.low, 100 * difference.high
             ax.fill_between(figures.cost, low, high, color=color, alpha=0.16, lw=0)
         mark_scales(ax, self.comparison.fixed.cost.value)
-        ax.set(xlabel="mean visual tokens per question", ylabel="points above the mix")
+        ax.set(xlabel=self.comparison.account.label, ylabel="points above the mix")
         return self
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.accounts import Account
 from experiments.fronts import CalibratedPolicy, Columns, Floats
 from experiments.statistics import Estimate
 from predictor.policy import Front
@@ -75,13 +76,14 @@ class PredictorFigures:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Predictors on one test split, beside what bounds them.
+    """Predictors on one test split, beside what bounds them; costs and budgets are those of `account`.
 
     `fixed` are the fixed scales `[num_scales]`, `best_fixed` the column of the best on calibration, `mix` the
     columns on the hull. `oracle` is the budgeted oracle's front, from cheap to dear; `oracles` the smallest
     sufficient scale in both conventions (`fronts.choose_as_oracle`).
     """
 
+    account: Account
     scales: tuple[int, ...]
     num_samples: int
     num_images: int

@@ -1,11 +1,11 @@
 """`metrics.json`: what an evaluation found, for other programs to read.
 
-Schema version 1. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+Schema version 2. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
 does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seed give
 the same bytes. `experiments.figures` defines every figure.
 
-    schema_version          1
+    schema_version          2
     task, backbone          names
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
@@ -26,6 +26,11 @@ the same bytes. `experiments.figures` defines every figure.
         unit                visual tokens that one price is charged for
         default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
                             answers the shares smallest_right, too_coarse, too_fine
+    flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
+                            unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
+                            it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, default
+
+`milliseconds.json`, of that last form, has the costs of answers as measured (`experiments.accounts`).
 
 `chosen` [num_scales] are shares of the samples.
 """
@@ -43,7 +48,7 @@ from experiments.statistics import Estimate
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _DECIMALS = 6
 
 
@@ -90,6 +95,25 @@ def collect_metrics(
         },
         "reference": comparison.reference,
         "predictors": {figures.name: _predictor(figures, comparison) for figures in comparison.predictors},
+    }
+
+
+def collect_account(comparison: Comparison) -> dict[str, Any]:
+    """What `metrics.json` says of costs in another unit."""
+    return {
+        "unit": comparison.account.unit,
+        "budgets": _round(comparison.budgets[[0, -1]]),
+        "fixed": _round(comparison.fixed.cost.value),
+        "predictors": {
+            figures.name: {
+                "own": _round(comparison.account.own.get(figures.name, 0.0)),
+                "mean_to_mix": _figure(figures.mean_to_mix),
+                "mean_to_reference": _figure(figures.mean_to_reference),
+                "mean_gap_share": _figure(figures.mean_gap_share),
+                "default": _point(figures.default.point),
+            }
+            for figures in comparison.predictors
+        },
     }
 
 

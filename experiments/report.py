@@ -72,6 +72,7 @@ class KindRow:
 def write_report(
     path: Path,
     comparison: Comparison,
+    others: Sequence[Comparison],
     test: OutcomeTable,
     estimates: Floats,
     *,
@@ -82,7 +83,7 @@ def write_report(
     per_category: int = 8,
     seed: int = 0,
 ) -> None:
-    """Write the report of a comparison.
+    """Write the report of a comparison; `others` are the same one in other accounts of cost.
 
     `estimates` `[num_samples, num_scales]` are the first predictor's, on the test samples. `picture` is the
     front as a PNG, for paper and for browsers without scripts. `read_image` gives the image of an id; where
@@ -107,9 +108,10 @@ def write_report(
         default=write_default(comparison),
         comparison=comparison,
         name=first.name,
-        chart=build_chart(comparison),
+        charts=[build_chart(each) for each in (comparison, *others)],
+        accounts=[each.account for each in (comparison, *others)],
         picture=base64.b64encode(picture).decode("ascii"),
-        tables=build_tables(comparison),
+        tables=build_tables(comparison, others),
         kinds=tabulate_kinds(test, choice),
         maps=map_attributes(test),
         least_samples=LEAST_SAMPLES,

@@ -1,5 +1,6 @@
 """What an evaluation found, in tables and sentences: the same in the console and in the report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,13 @@ class Table:
         return f"{self.caption}.\n\n{format_markdown([self.header, *self.rows])}"
 
 
-def build_tables(comparison: Comparison) -> list[Table]:
-    """Fixed scales, oracles and default points; scores within budgets; differences to the mix."""
-    return [_tabulate_points(comparison), _tabulate_budgets(comparison), _tabulate_differences(comparison)]
+def build_tables(comparison: Comparison, others: Sequence[Comparison] = ()) -> list[Table]:
+    """Fixed scales, oracles and default points; scores within budgets; differences to the mix; other costs.
+
+    `others` are the same comparison in other accounts.
+    """
+    tables = [_tabulate_points(comparison), _tabulate_budgets(comparison), _tabulate_differences(comparison)]
+    return tables + ([_tabulate_accounts(others)] if others else [])
 
 
 def write_headline(comparison: Comparison) -> str:
@@ -165,6 +170,26 @@ def _tabulate_differences(comparison: Comparison) -> Table:
     ]
     caption = "Difference to the mix in points at matched mean visual tokens"
     return Table(caption, ("policy", *_head(comparison.budgets[shown])), tuple(rows))
+
+
+def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
+    header, rows = ["predictor"], [[figures.name] for figures in comparisons[0].predictors]
+    for comparison in comparisons:
+        unit, finest = comparison.account.unit, float(comparison.fixed.cost.value[-1])
+        header += [f"own {unit}", "of the finest scale's", f"to mix, matched {unit}"]
+        for row, figures in zip(rows, comparison.predictors, strict=True):
+            own = comparison.account.own.get(figures.name, 0.0)
+            row += [
+                f"{own:.2g}",
+                _write(100 * own / finest, ".2g") + "%",
+                format_difference(figures.mean_to_mix),
+            ]
+    caption = (
+        "What choosing costs, and the difference to the mix in points when cost is counted in "
+        f"{' or in '.join(comparison.account.unit for comparison in comparisons)}, the choosing included; "
+        "averaged over log budget"
+    )
+    return Table(caption, tuple(header), tuple(map(tuple, rows)))
 
 
 def _head(budgets: np.ndarray) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 
 const chart = document.getElementById("chart");
 const source = document.getElementById("chart-data").textContent;
+let shown = 0;
 const isDark = window.matchMedia("(prefers-color-scheme: dark)");
 const isNarrow = window.matchMedia("(max-width: 640px)");
 
@@ -13,7 +14,7 @@ function drawChart() {
   const soft = style.getPropertyValue("--soft").trim();
   const paper = style.getPropertyValue("--card").trim();
   // "#010203" stands for the colour of text: see experiments/charts.py.
-  const { data, layout } = JSON.parse(source.replaceAll("#010203", ink));
+  const { data, layout } = JSON.parse(source.replaceAll("#010203", ink))[shown];
   layout.font = { family: style.getPropertyValue("font-family"), color: ink, size: isNarrow.matches ? 11 : 13 };
   layout.modebar = { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink };
   layout.hoverlabel = { bgcolor: paper, bordercolor: grid, font: { color: ink }, align: "left" };
@@ -31,10 +32,14 @@ function drawChart() {
   });
 }
 
-function filterCards(button) {
+function press(button) {
   for (const other of button.parentElement.children) {
     other.setAttribute("aria-pressed", String(other === button));
   }
+}
+
+function filterCards(button) {
+  press(button);
   const wanted = button.dataset.filter;
   for (const card of document.querySelectorAll(".card")) {
     card.hidden = wanted !== "" && !card.dataset.categories.split(" ").includes(wanted);
@@ -48,6 +53,13 @@ isNarrow.addEventListener("change", drawChart);
 window.addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
-for (const button of document.querySelectorAll(".filters button")) {
+for (const button of document.querySelectorAll("#accounts button")) {
+  button.addEventListener("click", () => {
+    press(button);
+    shown = Number(button.dataset.chart);
+    drawChart();
+  });
+}
+for (const button of document.querySelectorAll("#gallery .filters button")) {
   button.addEventListener("click", () => filterCards(button));
 }

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.accounts import TOKENS, Account
 from experiments.displays import DifferenceDisplay, FrontDisplay, refine_line
 from experiments.evaluate import render_picture
 from experiments.gallery import CATEGORIES, build_cards, find_categories, pick_samples
@@ -64,28 +65,39 @@ def hostile_test():
 
 
 @pytest.fixture(scope="module")
-def comparison(hostile_test):
+def comparisons(hostile_test):
     def estimate(table):
         kind = np.array([name.split()[0] for name in table.kind], dtype=object)
         return estimate_outcomes(replace(table, kind=kind))
 
-    return compare(
-        make_outcomes("calibration", 40),
-        hostile_test,
-        estimators={HOSTILE: estimate, "question_only": estimate},
-    )
+    def compare_in(account):
+        return compare(
+            make_outcomes("calibration", 40),
+            hostile_test,
+            estimators={HOSTILE: estimate, "question_only": estimate},
+            account=account,
+        )
+
+    flops = Account("flops", "GFLOPs", "mean GFLOPs", lambda table: table.prefill_flops / 1e9, {HOSTILE: 0.5})
+    return [compare_in(TOKENS), compare_in(flops)]
 
 
 @pytest.fixture(scope="module")
-def page(hostile_test, comparison, tmp_path_factory):
+def comparison(comparisons):
+    return comparisons[0]
+
+
+@pytest.fixture(scope="module")
+def page(hostile_test, comparisons, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(
         path,
-        comparison,
+        comparisons[0],
+        comparisons[1:],
         hostile_test,
         np.full(hostile_test.score.shape, 0.5),
         title=HOSTILE,
-        picture=render_picture(comparison, "picture"),
+        picture=render_picture(comparisons[0], "picture"),
         read_image=read_image,
         provenance=Provenance(command=HOSTILE, config=f"key: {HOSTILE}", made=HOSTILE),
         per_category=4,
@@ -106,10 +118,14 @@ def test_chart_data_is_json_that_names_predictors_as_text(page):
     attrs, text = Page(page).scripts[0]
     assert attrs["type"] == "application/json"
     assert "<" not in text and "&" not in text
-    names = [trace["name"] for trace in json.loads(text)["data"] if "name" in trace]
-    # Plotly reads labels as HTML: escaped, they show as they are.
-    assert html.escape(HOSTILE, quote=False) in names
-    assert not any("<script" in name for name in names)
+    charts = json.loads(text)
+    titles = [chart["layout"]["xaxis2"]["title"]["text"] for chart in charts]
+    assert titles == ["mean visual tokens per question", "mean GFLOPs"]
+    for chart in charts:
+        names = [trace["name"] for trace in chart["data"] if "name" in trace]
+        # Plotly reads labels as HTML: escaped, they show as they are.
+        assert html.escape(HOSTILE, quote=False) in names
+        assert not any("<script" in name for name in names)
 
 
 def test_page_allows_its_own_scripts_and_nothing_else(page):

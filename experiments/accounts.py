@@ -1,0 +1,82 @@
+"""What an answer costs, counted in one of three ways, with what the predictor itself adds.
+
+Visual tokens are what the field compares by, and a predictor has none of its own. FLOPs are those of the
+decoder's prefill, by formula (`m3_backbone.costs`), and milliseconds those of a whole answer at batch size 1
+on the machine that labelled (`latency.json` beside the labels); the predictor's own are added to both. Tokens
+are not latency: a decoder takes about as long for one visual token as for a hundred.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from experiments.fronts import Floats
+from experiments.label_folder import LATENCY
+from experiments.latency import NUM_WARMUPS, time_call
+from m3_backbone.labels import Inputs
+from m3_backbone.outcomes import OutcomeTable
+from predictor.base import Predictor
+
+NUM_TIMED = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """One way of counting. `of` gives the cost of every sample at every scale, `[num_samples, num_scales]`.
+
+    `own` is what each predictor adds to every answer; one that is not named adds nothing.
+    """
+
+    key: str
+    unit: str
+    label: str
+    of: Callable[[OutcomeTable], Floats]
+    own: Mapping[str, float] = field(default_factory=dict)
+
+
+def _visual_tokens(table: OutcomeTable) -> Floats:
+    return table.visual_tokens.astype(np.float64)
+
+
+def _prefill_gflops(table: OutcomeTable) -> Floats:
+    return table.prefill_flops / 1e9
+
+
+TOKENS = Account("tokens", "tokens", "mean visual tokens per question", _visual_tokens)
+
+
+def open_accounts(labels: Path, predictors: Mapping[str, Predictor], inputs: Inputs) -> list[Account]:
+    """All accounts that the labels in the folder allow, visual tokens first.
+
+    `inputs` are those on which the predictors' own cost is measured. Labels without `latency.json` (they
+    were made by something else) have no milliseconds.
+    """
+    flops = {name: each.count_flops(inputs) / 1e9 for name, each in predictors.items()}
+    label = "mean GFLOPs of prefill and predictor per question"
+    accounts = [TOKENS, Account("flops", "GFLOPs", label, _prefill_gflops, flops)]
+    path = labels / LATENCY
+    if path.is_file():
+        latency = json.loads(path.read_text(encoding="utf-8"))["milliseconds"]
+        own = {name: time_predictor(each, inputs) for name, each in predictors.items()}
+        label = "milliseconds per answer at batch size 1, vision pass and predictor included"
+        accounts.append(Account("milliseconds", "ms", label, partial(_milliseconds, latency), own))
+    return accounts
+
+
+def _milliseconds(latency: Mapping[str, Any], table: OutcomeTable) -> Floats:
+    at_scales = [latency["encode"] + latency[str(scale)] for scale in table.scales]
+    return np.tile(np.array(at_scales, dtype=np.float64), (len(table), 1))
+
+
+def time_predictor(predictor: Predictor, inputs: Inputs) -> float:
+    """Median milliseconds of estimates for one sample, over the first few of these."""
+    rows = [*range(NUM_WARMUPS), *range(min(NUM_TIMED, len(inputs)))]
+    singles = [inputs.select([row % len(inputs)]) for row in rows]
+    seconds = [time_call(partial(predictor.predict, single))[1] for single in singles]
+    return 1000 * median(seconds[NUM_WARMUPS:])
