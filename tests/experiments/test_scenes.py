@@ -13,7 +13,8 @@ from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from experiments.tasks.scenes.dense import BODY, CENTER, HEADS, TYPES, label_patches
-from experiments.tasks.scenes.looks import PLAIN, SHIFTED
+from experiments.tasks.scenes.layout import colors_on
+from experiments.tasks.scenes.looks import LOOKS, PLAIN, SHIFTED
 from experiments.tasks.scenes.questions import (
     ask,
     ask_count,
@@ -218,6 +219,8 @@ def test_the_shifted_look_changes_pixels_and_words_and_nothing_that_is_asked_for
     blanks = {form: set(re.findall(r"{(\w+)}", text)) for form, text in PLAIN.wording.items()}
     assert blanks == {form: set(re.findall(r"{(\w+)}", text)) for form, text in SHIFTED.wording.items()}
     assert set(SHIFTED.palette) == set(COLORS) and len(SHIFTED.fonts) == len(PLAIN.fonts)
+    # Layouts strew up to seven colors over any ground.
+    assert all(len(colors_on(ground, look)) >= 7 for look in LOOKS.values() for ground in look.palette)
     with pytest.raises(ValueError, match="unknown look 'new': looks are plain, shifted"):
         Scenes(look="new")
 

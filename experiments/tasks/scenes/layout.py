@@ -31,13 +31,13 @@ def compose(
     """
     name = rng.choices(list(layouts), list(layouts.values()))[0]
     ground = rng.choice(list(look.palette))
-    items, rows, columns = _LAYOUTS[name](rng, size, _colors_on(ground, look), handwriting)
+    items, rows, columns = _LAYOUTS[name](rng, size, colors_on(ground, look), handwriting)
     items = [replace(item, box=_scale(item.box, look.size)) for item in items]
     texture, seed = rng.choice(look.textures), rng.getrandbits(32)
     return Scene(name, size, ground, texture, seed, items, rows, columns, look)
 
 
-def _colors_on(ground: str, look: Look) -> list[str]:
+def colors_on(ground: str, look: Look) -> list[str]:
     """The colors that stand out from the ground: red on brown can be told apart, but not read."""
     inks = look.palette
     return [color for color, ink in inks.items() if math.dist(ink, inks[ground]) > LEAST_CONTRAST]
