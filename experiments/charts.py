@@ -33,7 +33,7 @@ def build_chart(comparison: Comparison) -> dict[str, Any]:
     figure.update_yaxes(title="points above the mix", row=2, zeroline=False)
     figure.update_layout(
         template="none",
-        margin={"l": 56, "r": 12, "t": 12, "b": 60},
+        margin={"l": 56, "r": 12, "t": 12, "b": 72},
         hovermode="closest",
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         paper_bgcolor="rgba(0,0,0,0)",

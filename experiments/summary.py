@@ -120,6 +120,11 @@ def _write(value: float | np.ndarray, form: str) -> str:
     return text if text.strip("+-0.") else text.lstrip("+-")
 
 
+def _write_small(value: float) -> str:
+    """Two digits, and no more than three decimals."""
+    return "< 0.001" if 0 < value < 0.001 else f"{value:.2g}"
+
+
 def _tabulate_points(comparison: Comparison) -> Table:
     def row(name: str, point: Point) -> tuple[str, ...]:
         return name, format_tokens(point.cost.value), format_score(point.score)
@@ -180,8 +185,8 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         for row, figures in zip(rows, comparison.predictors, strict=True):
             own = comparison.account.own.get(figures.name, 0.0)
             row += [
-                f"{own:.2g}",
-                _write(100 * own / finest, ".2g") + "%",
+                _write_small(own),
+                f"{_write_small(100 * own / finest)}%",
                 format_difference(figures.mean_to_mix),
             ]
     caption = (

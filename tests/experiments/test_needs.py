@@ -104,3 +104,12 @@ def test_who_can_tell_the_smallest_scale():
     assert 0.4 < accuracy["question"] < 0.62 and 0.4 < accuracy["image"] < 0.62
     assert accuracy["the commonest"] < 0.4
     assert "question and image" in str(tabulate_classifiers(accuracy))
+
+
+def test_where_one_scale_always_suffices_everyone_knows():
+    train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
+    train, test = (
+        Labels(each.inputs, replace(each.outcomes, score=np.ones_like(each.outcomes.score)))
+        for each in (train, test)
+    )
+    assert set(classify_smallest_scale(train, test).values()) == {1.0}
