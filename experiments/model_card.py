@@ -1,7 +1,7 @@
 """The model card of an embedded backbone: `python -m experiments.model_card`.
 
 Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale over all
-questions and per kind, beside that of a blind answerer, and the oracle.
+questions and per kind, beside that of a blind answerer, the oracle, and who can tell what it chooses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,11 @@ from sklearn.pipeline import make_pipeline
 
 from experiments.config import entry_point
 from experiments.fronts import Convention, choose_as_oracle
+from experiments.metrics import split_kinds
+from experiments.needs import find_needed_column
+from experiments.scale_classifier import classify_smallest_scale
 from experiments.scorers import score
-from experiments.tasks.base import SPLITS
+from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
 
 
@@ -40,26 +43,30 @@ def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]
 
 def tabulate(name: str, folder: Path) -> dict[str, object]:
     """What the card says of one task, from the test split of its labels; scores in percent."""
-    train, calibration, test = (OutcomeTable.read(folder, split) for split in SPLITS)
-    blind = score_blind([train, calibration], test)
-    rows = [("all", np.ones(len(test.kind), bool))]
-    rows += [(str(kind), test.kind == kind) for kind in np.unique(test.kind)]
-    every = np.arange(len(test.score))
+    seen = [read_labels(folder, split) for split in ("train", "calibration")]
+    labels = read_labels(folder, "test")
+    test = labels.outcomes
+    blind = score_blind([each.outcomes for each in seen], test)
+    groups = {"all": np.ones(len(test), bool), **split_kinds(test)}
+    every = np.arange(len(test))
     oracles = []
     for convention in get_args(Convention):
         chosen = choose_as_oracle(test.score, test.visual_tokens, convention)
         cost = test.visual_tokens[every, chosen].mean()
         oracles.append((f"the {convention} scale", 100 * test.score[every, chosen].mean(), cost))
+    rows = []
+    for kind, mine in groups.items():
+        means = test.score[mine].mean(axis=0, dtype=np.float64)
+        needed = test.scales[find_needed_column(means)]
+        rows.append((kind, int(mine.sum()), 100 * blind[mine].mean(), (100 * means).tolist(), needed))
     return {
         "name": name,
         "scales": test.scales,
         "num_samples": len(every),
         "num_images": len(np.unique(test.image_id)),
-        "rows": [
-            (kind, int(mine.sum()), 100 * blind[mine].mean(), (100 * test.score[mine].mean(axis=0)).tolist())
-            for kind, mine in rows
-        ],
+        "rows": rows,
         "oracles": oracles,
+        "accuracy": {what: 100 * share for what, share in classify_smallest_scale(seen[0], labels).items()},
     }
 
 
