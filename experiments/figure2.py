@@ -29,6 +29,7 @@ from m3_backbone.outcomes import OutcomeTable
 
 # The last file that a checkpoint is written with.
 _MARK = "m3_processor.json"
+_RECIPE = ("seed", "scenes", "others", "vocab_size", "image", "tower", "decoder", "start", "model", "pooling")
 
 
 @entry_point("figure2")
@@ -59,12 +60,38 @@ def train_variant(config: DictConfig, variant: Variant, seed: int, start: Path, 
 
 
 def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Path:
+    """The checkpoint in the folder; ValueError where it, or a part of it, was trained in another way."""
+    changed = OmegaConf.merge(config, changes)
+    assert isinstance(changed, DictConfig)
+    check_recipe(read_recipe(changed), folder / "recipe.json")
     checkpoint = folder / "checkpoint"
     if not (checkpoint / _MARK).is_file():
-        changed = OmegaConf.merge(config, changes)
-        assert isinstance(changed, DictConfig)
         train_checkpoint(changed, folder)
     return checkpoint
+
+
+def read_recipe(config: DictConfig) -> dict[str, Any]:
+    """What of a configuration decides on the weights; not how many pictures a machine takes at once."""
+    recipe: Any = OmegaConf.to_container(config, resolve=True)
+    recipe = {key: recipe.get(key) for key in _RECIPE}
+    for training in (recipe["tower"]["training"], recipe["model"], recipe["start"]):
+        for key in ("batch_size", "num_workers"):
+            training.pop(key, None)
+    return recipe
+
+
+def check_recipe(recipe: dict[str, Any], path: Path) -> None:
+    """Write the recipe, or compare it with the one that is there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if differing := [key for key in recipe if recipe[key] != there.get(key)]:
+        raise ValueError(
+            f"{path.parent} was trained with other settings of {', '.join(differing)} ({path.name}): "
+            "take another folder=..., or the settings as they were"
+        )
 
 
 @rank_zero_only

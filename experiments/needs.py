@@ -49,8 +49,11 @@ def find_needed_column(scores: ArrayLike, margin: float = MARGIN) -> int:
 
 def tabulate_needs(table: OutcomeTable, margin: float = MARGIN) -> list[Need]:
     """All questions, then each kind."""
-    groups = {"all questions": np.ones(len(table), bool), **split_kinds(table)}
-    return [_measure(name, table, rows, margin) for name, rows in groups.items()]
+    return [_measure(name, table, rows, margin) for name, rows in _group(table).items()]
+
+
+def _group(table: OutcomeTable) -> dict[str, np.ndarray]:
+    return {"all questions": np.ones(len(table), bool), **split_kinds(table)}
 
 
 def _measure(name: str, table: OutcomeTable, rows: np.ndarray, margin: float) -> Need:
@@ -66,49 +69,56 @@ def map_needs(
     num_bins: int = NUM_BINS,
     least: int = LEAST_SAMPLES,
 ) -> NeedMap:
-    """Needs per kind and bin of a numeric attribute, where 0 is "does not apply".
+    """Needs per kind and bin of an attribute; what is no positive number is "does not apply".
 
-    Bins hold about as many questions, kinds together, and cells with less than `least` are left empty.
-
-    ValueError where the attribute has no two values.
+    Bins hold about as many questions, kinds together; cells with less than `least` are left empty, kinds
+    without any cell left out. ValueError where the attribute has no two values.
     """
-    values = np.array([row.get(attribute) or 0 for row in table.attributes], dtype=np.float64)
-    known = values[values > 0]
-    # Bins are (low, high] between values that occur; quantiles that coincide make one bin of two.
-    inner = known
-    if known.size:
-        inner = np.quantile(known, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf")
-    edges = np.unique(np.concatenate([inner, known.max(initial=0.0, keepdims=True)]))
+    values = _read_attribute(table, attribute)
+    edges = _find_edges(values, num_bins)
     if len(edges) < 2:
         raise ValueError(f"attribute {attribute!r} does not vary over these samples")
     number = np.where(values > 0, np.searchsorted(edges, values), -1)
     needs = {}
-    for need in tabulate_needs(table, margin):
-        rows = split_kinds(table).get(need.name, np.ones(len(table), bool))
+    for name, rows in _group(table).items():
         cells = [rows & (number == index) for index in range(len(edges))]
-        needs[need.name] = tuple(
-            _measure(need.name, table, cell, margin) if cell.sum() >= least else None for cell in cells
+        needs[name] = tuple(
+            _measure(name, table, cell, margin) if cell.sum() >= least else None for cell in cells
         )
     shown = {name: row for name, row in needs.items() if any(row)}
-    return NeedMap(attribute, _name_bins(known.min(), edges), shown)
+    return NeedMap(attribute, _name_bins(values[values > 0].min(), edges), shown)
 
 
 def map_attributes(table: OutcomeTable, margin: float = MARGIN) -> list[NeedMap]:
-    """A map of every numeric attribute that varies, the first few of them."""
-    names = dict.fromkeys(
-        name
-        for row in table.attributes
-        for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    )
-    maps: list[NeedMap] = []
-    for name in names:
-        values = {row.get(name) for row in table.attributes if row.get(name)}
-        if len(values) > 1 and len(maps) < MAX_ATTRIBUTES:
-            maps.append(map_needs(table, name, margin=margin))
-    return maps
+    """A map of the first few attributes that vary and have a cell with enough questions."""
+    names = dict.fromkeys(name for row in table.attributes for name in row)
+    varying = [name for name in names if len(_find_edges(_read_attribute(table, name), NUM_BINS)) > 1]
+    maps = [map_needs(table, name, margin=margin) for name in varying]
+    return [found for found in maps if found.needs][:MAX_ATTRIBUTES]
+
+
+def _read_attribute(table: OutcomeTable, name: str) -> np.ndarray:
+    """Its positive numbers, `[num_samples]`; 0 for everything else."""
+    values = np.zeros(len(table))
+    for index, row in enumerate(table.attributes):
+        value = row.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf:
+            values[index] = value
+    return values
+
+
+def _find_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
+    """Upper ends of the bins of what is positive, values that occur; a single one where nothing varies."""
+    known = values[values > 0]
+    if not known.size:
+        return known
+    inner = np.quantile(known, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf")
+    # Quantiles that coincide make one bin of two; where all are the largest value, the rest is the other bin.
+    edges = np.unique([*inner, known.max()])
+    below = known[known < edges[-1]]
+    return np.array([below.max(), edges[-1]]) if len(edges) == 1 and below.size else edges
 
 
 def _name_bins(least: float, edges: np.ndarray) -> tuple[str, ...]:
-    first = f"{least:.3g} to {edges[0]:.3g}" if least < edges[0] else f"{edges[0]:.3g}"
-    return (first, *(f"to {high:.3g}" for _, high in pairwise(edges)))
+    first = f"{least:,.6g} to {edges[0]:,.6g}" if least < edges[0] else f"{edges[0]:,.6g}"
+    return (first, *(f"to {high:,.6g}" for _, high in pairwise(edges)))

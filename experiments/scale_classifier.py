@@ -17,23 +17,27 @@ def classify_smallest_scale(train: Labels, test: Labels, seed: int = 0) -> dict[
     """Accuracy on the test samples that some scale answers: of the commonest answer and of three classifiers.
 
     Gradient boosting (scikit-learn's histograms) on the question's words, on the principal components of the
-    image's coarse visual tokens, and on both.
+    image's coarse visual tokens, and on both. ValueError where no sample of a split is right at any scale.
     """
     wanted, right = (find_smallest_right(labels.outcomes.score) for labels in (train, test))
     seen, asked = train.select(wanted >= 0), test.select(right >= 0)
     wanted, right = wanted[wanted >= 0], right[right >= 0]
+    for split, found in (("train", wanted), ("test", right)):
+        if not len(found):
+            raise ValueError(f"no sample of {split} is right at any scale: there is no smallest one to tell")
     commonest = float((right == np.bincount(wanted).argmax()).mean())
     if len(np.unique(wanted)) == 1:
         return dict.fromkeys(("the commonest", *PARTS), commonest)
     words = CountVectorizer(
         token_pattern=r"\w+", ngram_range=(1, 2), binary=True, max_features=MAX_WORDS
     ).fit(seen.inputs.question)
-    images = _flatten(seen.inputs)
+    width = max(labels.inputs.visual.shape[1] for labels in (seen, asked))
+    images = _flatten(seen.inputs, width)
     components = PCA(min(NUM_COMPONENTS, *images.shape), random_state=seed).fit(images)
     features = [
         {
             "question": words.transform(inputs.question).toarray().astype(np.float32),
-            "image": components.transform(_flatten(inputs))[inputs.image_row],
+            "image": components.transform(_flatten(inputs, width))[inputs.image_row],
         }
         for inputs in (seen.inputs, asked.inputs)
     ]
@@ -49,7 +53,8 @@ def classify_smallest_scale(train: Labels, test: Labels, seed: int = 0) -> dict[
     return accuracy
 
 
-def _flatten(inputs: Inputs) -> np.ndarray:
-    """Coarse visual tokens of the images, `[num_images, num_coarse * hidden]`, padding as zeros."""
+def _flatten(inputs: Inputs, width: int) -> np.ndarray:
+    """Coarse visual tokens of the images, `[num_images, width * hidden]`; zeros where an image has fewer."""
     visual = inputs.visual * inputs.visual_mask[..., None]
-    return visual.reshape(len(visual), -1).astype(np.float32)
+    padded = np.pad(visual, ((0, 0), (0, width - visual.shape[1]), (0, 0)))
+    return padded.reshape(len(padded), -1).astype(np.float32)

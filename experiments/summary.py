@@ -121,8 +121,10 @@ def _write(value: float | np.ndarray, form: str) -> str:
 
 
 def _write_small(value: float) -> str:
-    """Two digits, and no more than three decimals."""
-    return "< 0.001" if 0 < value < 0.001 else f"{value:.2g}"
+    """Two digits, or the unit; what is below a thousandth only as that."""
+    if 0 < value < 0.001:
+        return "< 0.001"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _tabulate_points(comparison: Comparison) -> Table:

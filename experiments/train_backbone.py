@@ -6,6 +6,7 @@ and the train part of other tasks. Either goes on from its last checkpoint after
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
@@ -45,6 +46,10 @@ from m3_backbone.scratch import (
 
 log = logging.getLogger(__name__)
 
+_STARTED = time.monotonic()
+# What the command ends with where there is more to train: EX_TEMPFAIL of sysexits.h, "try again".
+UNFINISHED = 75
+
 # `fit` with its trainer: module, data, folder, number of epochs.
 Fit = Callable[[lightning.LightningModule, PictureModule, Path, int], None]
 
@@ -61,12 +66,12 @@ def main(config: DictConfig) -> None:
 def train_checkpoint(config: DictConfig, folder: Path) -> Path:
     """Train what `conf/train_backbone.yaml` describes, going on from what `folder` holds of it.
 
-    Returns the folder of the checkpoint. SystemExit where the time limit ends the training before its end.
+    Returns the folder of the checkpoint. SystemExit with status UNFINISHED where the time allowed ends first.
     """
     lightning.seed_everything(config.seed, verbose=False)
     scenes = ScenePictures(instantiate(config.scenes), config.image.image_size // config.image.patch_size)
     others = [TaskPictures(instantiate(task)) for task in config.get("others", {}).values()]
-    run = partial(fit, partial(instantiate, config.trainer), config.max_time)
+    run = partial(fit, partial(instantiate, config.trainer), Deadline(config.max_minutes))
 
     if config.start_from is None:
         processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
@@ -185,19 +190,28 @@ def train_model(
     run(module, data, folder, num_pictures // pictures_per_epoch)
 
 
-class PieceTimer(Timer):
-    """Lightning's, for one process: what earlier ones took is not counted, and one epoch at least is done."""
+class Deadline(lightning.Callback):
+    """Ends a training at the end of the first epoch after a time, where it can be gone on from.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+    One object serves all trainings of a process, each of which does one epoch at least.
 
-    def on_fit_start(self, *_: Any, **__: Any) -> None:
-        pass
+    Args:
+        max_minutes: counted from the start of the process; None: never.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.max_minutes = max_minutes
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.max_minutes is not None:
+            passed = time.monotonic() - _STARTED >= 60 * self.max_minutes
+            # Processes that disagreed would wait for each other.
+            trainer.should_stop = trainer.strategy.broadcast(passed)
 
 
 def fit(
     make_trainer: Callable[..., lightning.Trainer],
-    max_time: str | None,
+    deadline: Deadline,
     module: lightning.LightningModule,
     data: PictureModule,
     folder: Path,
@@ -205,7 +219,7 @@ def fit(
 ) -> None:
     """Run a training of `num_epochs`, going on from `folder/last.ckpt` where there is one.
 
-    SystemExit where `max_time` ("DD:HH:MM:SS") passes before the last epoch.
+    SystemExit with status UNFINISHED where the deadline passes before the last epoch.
     """
     last = folder / "last.ckpt"
     trainer = make_trainer(
@@ -216,18 +230,18 @@ def fit(
         callbacks=[
             ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False),
             ProgressLines(),
-            PieceTimer(max_time, interval="epoch"),
+            deadline,
         ],
     )
     if last.is_file():
         log.info("going on from %s", last)
     trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     if trainer.current_epoch < num_epochs:
-        print(
-            f"stopped after {trainer.current_epoch} of {num_epochs} epochs, as max_time={max_time} says; "
-            "the same command goes on from there"
+        rank_zero_only(print)(
+            f"stopped after {trainer.current_epoch} of {num_epochs} epochs, as max_minutes="
+            f"{deadline.max_minutes} says; the same command goes on from there"
         )
-        raise SystemExit(0)
+        raise SystemExit(UNFINISHED)
 
 
 if __name__ == "__main__":

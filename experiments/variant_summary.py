@@ -14,19 +14,20 @@ from experiments.variants import NESTED, ORACLES, PER_SCALE, SAMPLINGS, UNTRAINE
 
 def write_findings(comparison: VariantComparison) -> list[str]:
     """A sentence for each claim of the paper, with the numbers, whichever way they turn out."""
-    per_scale, untrained = comparison.of(PER_SCALE), comparison.of(UNTRAINED)[:-1]
-    findings = [
-        f"One nested model against one model per scale, in points: {_list(per_scale)}. "
-        f"{_judge(per_scale, 'the nested model is better', 'worse')}",
-        f"Training for pooling against pooling alone: {_list(untrained)}. "
-        f"{_judge(untrained, 'training for it is better', 'worse')}",
+    compared = [
+        ("One nested model against one model per scale", "the nested model", comparison.of(PER_SCALE)),
+        # At the finest scale nothing is pooled.
+        ("Pooling with training for it against without", "training", comparison.of(UNTRAINED)[:-1]),
     ]
-    for name in SAMPLINGS:
-        rows = comparison.of(name)[:-1]
-        findings.append(
-            f"Average pooling against {name} sampling: {_list(rows)}. "
-            f"{_judge(rows, 'averaging is better', 'worse')}"
-        )
+    compared += [
+        (f"Average pooling against {name} sampling", "averaging", comparison.of(name)[:-1])
+        for name in SAMPLINGS
+    ]
+    findings = [
+        f"{what}, in points: {_list(rows)}. {_judge(rows, subject)}"
+        for what, subject, rows in compared
+        if rows
+    ]
     return [*findings, _describe_oracle(comparison)]
 
 
@@ -34,18 +35,18 @@ def _list(rows: Sequence[Row]) -> str:
     return ", ".join(f"{format_difference(row.to_nested)} at {row.scale}" for row in rows)
 
 
-def _judge(rows: Sequence[Row], better: str, worse: str) -> str:
+def _judge(rows: Sequence[Row], subject: str) -> str:
     """Where the intervals of the differences lie: above zero, below, or on both sides of it."""
-    undecided = "no difference is shown"
+    better, worse, undecided = f"{subject} is better", f"{subject} is worse", "no difference is shown"
     found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
     for row in rows:
         assert row.to_nested is not None
         low, high = row.to_nested.low, row.to_nested.high
         found[better if low > 0 else worse if high < 0 else undecided].append(str(row.scale))
     if len(found[undecided]) == len(rows):
-        return "No difference is shown at any scale."
+        return "No difference is shown at any of them."
     parts = [
-        f"{verdict} at {'every scale' if len(scales) == len(rows) else ', '.join(scales)}"
+        f"{verdict} at {'each of them' if len(scales) == len(rows) else ', '.join(scales)}"
         for verdict, scales in found.items()
         if scales
     ]
@@ -65,7 +66,7 @@ def _describe_oracle(comparison: VariantComparison) -> str:
 
 
 def tabulate_variants(comparison: VariantComparison) -> Table:
-    """Every model at every scale it was asked at."""
+    """Every model at every scale it is compared at."""
     num_seeds = len(comparison.seeds)
     caption = (
         f"Accuracy in percent with {comparison.confidence:.0%} intervals over images: {num_seeds} "

@@ -25,7 +25,7 @@ ORACLES = {"coarsest": "oracle, authors' convention", "finest": "oracle, honest 
 class Variant:
     """A way to train: `pooling` reduces the grid to a scale drawn from each of `scale_groups` at every step.
 
-    `scales` are those it is asked at.
+    `scales` are those it is compared at.
     """
 
     name: str
@@ -40,7 +40,7 @@ def list_variants(ladder: ScaleLadder, nested: Sequence[Sequence[int]]) -> list[
     variants = [Variant(NESTED, groups, scales)]
     variants += [Variant(pooling, groups, scales, pooling) for pooling in SAMPLINGS]
     variants += [
-        # The finest one is asked at all scales: pooling that it was never trained for.
+        # The finest one is compared at all scales: pooling that it was never trained for.
         Variant(f"only_{scale}", [[scale]], scales if scale == ladder.finest else (scale,))
         for scale in reversed(scales)
     ]

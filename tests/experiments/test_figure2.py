@@ -1,6 +1,7 @@
 """The comparison of variants against hand-worked numbers, and the whole command at a tiny size."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -81,16 +82,36 @@ def test_the_oracle_is_that_of_the_nested_model(comparison):
 
 def test_findings_say_what_was_found_whichever_way(comparison):
     nested, untrained, spatial, sequential, oracle = write_findings(comparison)
-    assert "-5.0" in nested and "at 144" in nested
-    assert untrained.endswith("Training for it is better at every scale.")
-    assert "averaging" in spatial.lower() and "+52.5" not in spatial
-    assert sequential.endswith("Averaging is better at every scale.")
+    # 55 less 60, 65 less 50, 75 less 70, 85 less 90.
+    assert re.findall(r"([+-][\d.]+) \[[^]]*\] at (\d+)", nested) == [
+        ("-5.0", "1"), ("+15.0", "9"), ("+5.0", "36"), ("-5.0", "144"),
+    ]  # fmt: skip
+    assert "the nested model is better at 9" in nested.lower()
+    assert untrained.endswith("Training is better at each of them.")
+    # At the finest scale nothing is pooled.
+    assert "at 36" in spatial and "at 144" not in spatial
+    assert sequential.endswith("Averaging is better at each of them.")
     assert oracle.startswith("The oracle of the nested model scores 85.0")
     assert "2 seeds, 40 test questions on 20 images" in str(tabulate_variants(comparison))
     content = json.loads(json.dumps(to_json(comparison), allow_nan=False))
     assert content["rows"][0]["per_seed"] == pytest.approx([0.5, 0.6])
     header, *lines = to_csv(comparison).splitlines()
     assert header.endswith("sd_over_seeds,seed_0,seed_1") and len(lines) == len(comparison.rows)
+
+
+@pytest.mark.parametrize(
+    ("others", "verdict"),
+    [
+        ((1, 1, 1, 1), "The nested model is worse at each of them."),
+        ((0.5, 0.6, 0.7, 0.8), "No difference is shown at any of them."),
+        ((0.9, 0.2, 0.7, 0.8), "at 9; the nested model is worse at 1; no difference is shown at 36, 144."),
+    ],
+)
+def test_verdicts_follow_the_intervals(others, verdict):
+    shares = {variant.name: others for variant in VARIANTS} | {"nested": (0.5, 0.6, 0.7, 0.8)}
+    tables = {(name, 0): answered(values) for name, values in shares.items()}
+    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), num_resamples=100))
+    assert nested.endswith(verdict)
 
 
 def test_models_that_answered_other_questions_are_not_compared():
@@ -135,3 +156,7 @@ def test_the_whole_command_at_a_tiny_size(tmp_path, capsys):
     assert written == {cut / "model.safetensors"}
     rows = json.loads((tmp_path / "figure2.json").read_text())["rows"]
     assert {len(row["per_seed"]) for row in rows} == {1}
+    # Weights of another recipe are not mixed in.
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"), pytest.raises(SystemExit):
+        main(compose("figure2", [*overrides, "seeds=[0]", "start.learning_rate=1"]))
+    assert "was trained with other settings of start, model" in capsys.readouterr().err

@@ -62,6 +62,23 @@ def test_needs_per_kind_and_attribute():
     assert map_attributes(replace(table, attributes=[{}] * len(table))) == []
 
 
+def test_attributes_come_as_they_may():
+    table = stepped()
+
+    def bins_of(*values):
+        rows = [{"some": values[row % len(values)]} for row in range(len(table))]
+        return [found.bins for found in map_attributes(replace(table, attributes=rows))]
+
+    # All quantiles are the largest value; what is below it is a bin all the same.
+    assert bins_of(1, *[2] * 9) == [("1", "to 2")]
+    assert bins_of(2015, 2016) == [("2,015", "to 2,016")]
+    for nothing in [(-1, 2), (float("nan"),), (float("inf"), 1), ("many", "few"), (True, False), (None, 3)]:
+        assert bins_of(*nothing) == []
+    assert bins_of(1, "many", 2) == [("1", "to 2")]
+    # Too few questions for any cell: no empty map.
+    assert map_attributes(table.select(slice(0, 20))) == []
+
+
 def test_tables_and_figure_show_them():
     table = stepped()
     needs = tabulate_needs(table)

@@ -48,8 +48,8 @@ class Look:
 
 PLAIN = Look()
 
-# Nothing in it was seen in training but the words. The wordings keep to those of `scenes` and `easy_vqa`, in
-# another order: new words would ask for a dictionary, not for a look at the picture.
+# No palette, font, texture or wording of it was seen in training. The wordings keep to the words of `scenes`
+# and `easy_vqa`, in another order: new words would ask for a dictionary, not for a look at the picture.
 SHIFTED = Look(
     palette={
         "red": (168, 22, 44),
