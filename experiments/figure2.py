@@ -72,8 +72,10 @@ def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Pa
 
 def read_recipe(config: DictConfig) -> dict[str, Any]:
     """What of a configuration decides on the weights; not how many pictures a machine takes at once."""
-    recipe: Any = OmegaConf.to_container(config, resolve=True)
-    recipe = {key: recipe.get(key) for key in _RECIPE}
+    recipe: dict[str, Any] = {}
+    for key in _RECIPE:
+        part = config.get(key)
+        recipe[key] = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
     for training in (recipe["tower"]["training"], recipe["model"], recipe["start"]):
         for key in ("batch_size", "num_workers"):
             training.pop(key, None)
