@@ -39,6 +39,10 @@ class Account:
     of: Callable[[OutcomeTable], Floats]
     own: Mapping[str, float] = field(default_factory=dict)
 
+    def own_of(self, predictor: str) -> float:
+        """What the predictor of that name adds to every answer."""
+        return self.own.get(predictor, 0.0)
+
 
 def _visual_tokens(table: OutcomeTable) -> Floats:
     return table.visual_tokens.astype(np.float64)

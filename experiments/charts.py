@@ -8,9 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from experiments.displays import CONVENTIONS, NEUTRAL, pick_colors, refine_line
+from experiments.displays import NEUTRAL, pick_colors, refine_line
 from experiments.figures import Comparison, PredictorFigures
-from experiments.fronts import Floats
+from experiments.fronts import ORACLES, Floats
 from experiments.statistics import Estimate
 from experiments.summary import format_difference, format_percent, format_score, format_share, format_tokens
 
@@ -125,7 +125,7 @@ def _describe_budget(figures: PredictorFigures, comparison: Comparison, k: int) 
     if figures.to_reference is not None:
         lines.append(f"to {escape(str(comparison.reference))} {format_difference(figures.to_reference[k])}")
     lines.append(f"share of the gap {format_share(figures.gap_share[k])}")
-    budget = comparison.budgets[[k]] - comparison.account.own.get(figures.name, 0.0)
+    budget = comparison.budgets[[k]] - comparison.account.own_of(figures.name)
     prices = figures.policy.price[figures.policy.plan(budget)[0] > 0]
     lines.append("price " + " or ".join(f"{price:.3g}" for price in prices))
     chosen = zip(comparison.scales, figures.chosen[k], strict=True)
@@ -191,15 +191,15 @@ def _add_references(figure: go.Figure, comparison: Comparison) -> None:
         hovertemplate=f"<b>%{{text}}</b><br>%{{x:.3g}} {comparison.account.unit}, %{{y:.1f}}%<extra></extra>",
         **point,
     )
-    for (rule, label), symbol in zip(CONVENTIONS.items(), ("triangle-up", "triangle-down"), strict=True):
+    for (rule, label), symbol in zip(ORACLES.items(), ("triangle-up", "triangle-down"), strict=True):
         found = comparison.oracles[rule]
         figure.add_scatter(
             x=[found.cost.value],
             y=[100 * found.score.value],
             marker={"size": 11, "color": NEUTRAL, "symbol": symbol},
-            name=f"oracle, {label}",
+            name=label,
             hovertemplate=(
-                f"<b>oracle, {label}</b><br>{format_tokens(found.cost.value)} {comparison.account.unit}, "
+                f"<b>{label}</b><br>{format_tokens(found.cost.value)} {comparison.account.unit}, "
                 f"{format_percent(found.score.value)}%<extra></extra>"
             ),
             **point,

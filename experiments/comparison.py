@@ -52,7 +52,7 @@ def compare_predictors(
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
     learned, bench = _Outcomes.of(calibration, account), _Outcomes.of(test, account)
-    own = {name: account.own.get(name, 0.0) for name in estimates}
+    own = {name: account.own_of(name) for name in estimates}
     # What every predictor can meet, its own cost paid.
     budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
     candidates = {

@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from experiments.figures import Comparison
-from experiments.fronts import Floats
+from experiments.fronts import ORACLES, Floats
 from experiments.summary import format_tokens
 
 # Okabe and Ito's colours, told apart with colour-blind eyes too, on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31")
 NEUTRAL = "#7a7a7a"
-CONVENTIONS = {"coarsest": "authors' convention", "finest": "honest convention"}
 
 
 def pick_colors(names: Sequence[str]) -> dict[str, str]:
@@ -97,7 +96,7 @@ class FrontDisplay:
         ax.plot(*mix, "--", color="black", lw=1.2, label="mix of fixed scales", zorder=5.95)
         cost, score = refine_line(oracle.cost, oracle.score)
         ax.plot(cost, 100 * score, ":", color=NEUTRAL, lw=1.5, label="budgeted oracle")
-        for (rule, label), marker in zip(CONVENTIONS.items(), "^v", strict=True):
+        for (rule, label), marker in zip(ORACLES.items(), "^v", strict=True):
             point = self.comparison.oracles[rule]
             ax.plot(
                 point.cost.value,
@@ -105,7 +104,7 @@ class FrontDisplay:
                 marker,
                 color=NEUTRAL,
                 ms=7,
-                label=f"oracle, {label}",
+                label=label,
             )
 
 

@@ -17,6 +17,10 @@ Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
 # What samples that no scale answers are charged for by an oracle.
 Convention = Literal["coarsest", "finest"]
+ORACLES: dict[Convention, str] = {
+    "coarsest": "oracle, authors' convention",
+    "finest": "oracle, honest convention",
+}
 
 # Mean costs reach us as sums divided by counts; this much below the cheapest is still the cheapest.
 _ROUNDING = 1e-9

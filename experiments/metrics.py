@@ -106,7 +106,7 @@ def collect_account(comparison: Comparison) -> dict[str, Any]:
         "fixed": _round(comparison.fixed.cost.value),
         "predictors": {
             figures.name: {
-                "own": _round(comparison.account.own.get(figures.name, 0.0)),
+                "own": _round(comparison.account.own_of(figures.name)),
                 "mean_to_mix": _figure(figures.mean_to_mix),
                 "mean_to_reference": _figure(figures.mean_to_reference),
                 "mean_gap_share": _figure(figures.mean_gap_share),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.figures import Comparison, Point
-from experiments.fronts import score_of_mix
+from experiments.fronts import ORACLES, score_of_mix
 from experiments.statistics import Estimate
 from experiments.text_table import format_markdown, format_table
 
@@ -139,8 +139,7 @@ def _tabulate_points(comparison: Comparison) -> Table:
     rows += [
         row(f"{figures.name}, default price", figures.default.point) for figures in comparison.predictors
     ]
-    rows.append(row("oracle, authors' convention", comparison.oracles["coarsest"]))
-    rows.append(row("oracle, honest convention", comparison.oracles["finest"]))
+    rows += [row(label, comparison.oracles[rule]) for rule, label in ORACLES.items()]
     caption = (
         f"Mean score in percent with {comparison.confidence:.0%} intervals, "
         f"{comparison.num_samples:,} questions on {comparison.num_images:,} images"
@@ -185,7 +184,7 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         unit, finest = comparison.account.unit, float(comparison.fixed.cost.value[-1])
         header += [f"own {unit}", "of the finest scale's", f"to mix, matched {unit}"]
         for row, figures in zip(rows, comparison.predictors, strict=True):
-            own = comparison.account.own.get(figures.name, 0.0)
+            own = comparison.account.own_of(figures.name)
             row += [
                 _write_small(own),
                 f"{_write_small(100 * own / finest)}%",

@@ -193,7 +193,7 @@ def train_model(
 class Deadline(lightning.Callback):
     """Ends a training at the end of the first epoch after a time, where it can be gone on from.
 
-    One object serves all trainings of a process, each of which does one epoch at least.
+    Every training does one epoch at least.
 
     Args:
         max_minutes: counted from the start of the process; None: never.

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.displays import NEUTRAL, PALETTE, mark_scales
-from experiments.variants import NESTED, ORACLES, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+from experiments.fronts import ORACLES
+from experiments.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
 
 
 def draw_variants(comparison: VariantComparison) -> Figure:

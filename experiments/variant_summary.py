@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.fronts import ORACLES
 from experiments.summary import Table, format_difference, format_score, format_tokens
-from experiments.variants import NESTED, ORACLES, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+from experiments.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
 
 
 def write_findings(comparison: VariantComparison) -> list[str]:

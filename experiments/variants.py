@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.fronts import Floats, choose_as_oracle
+from experiments.fronts import ORACLES, Floats, choose_as_oracle
 from experiments.statistics import Estimate, bootstrap, number_images
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.outcomes import OutcomeTable
@@ -18,7 +18,6 @@ from m3_backbone.pooling import PoolingMethod
 
 NESTED, PER_SCALE, UNTRAINED = "nested", "one model per scale", "finest only, pooled"
 SAMPLINGS: tuple[PoolingMethod, ...] = ("spatial", "sequential")
-ORACLES = {"coarsest": "oracle, authors' convention", "finest": "oracle, honest convention"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _collect(
             costs.append(np.mean([table.visual_tokens[:, column].mean() for table in own]))
     nested = [tables[NESTED, seed] for seed in seeds]
     for convention, label in ORACLES.items():
-        choices = [choose_as_oracle(table.score, table.visual_tokens, convention) for table in nested]  # type: ignore[arg-type]
+        choices = [choose_as_oracle(table.score, table.visual_tokens, convention) for table in nested]
         every = np.arange(len(nested[0]))
         pairs = list(zip(nested, choices, strict=True))
         keys.append((label, None))

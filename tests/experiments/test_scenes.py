@@ -17,15 +17,18 @@ from experiments.tasks.scenes.layout import colors_on
 from experiments.tasks.scenes.looks import LOOKS, PLAIN, SHIFTED
 from experiments.tasks.scenes.questions import (
     ask,
+    ask_cell,
     ask_count,
+    ask_count_half,
     ask_dominant,
     ask_existence,
+    ask_existence_half,
     ask_neighbor,
     ask_position,
 )
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import Item, Scene
-from experiments.tasks.scenes.vocabulary import COLORS, SHAPES
+from experiments.tasks.scenes.vocabulary import CHARACTERS, COLORS, SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_covers_what_it_promises(task):
     scenes = [task.scene("train", index) for index in range(600)]
     kinds = Counter(question.kind for _, questions in scenes for question in questions)
     assert all(questions for _, questions in scenes)
-    assert len(kinds) == 15 and min(kinds.values()) > 20, kinds
+    assert len(kinds) == 17 and min(kinds.values()) > 20, kinds
     layouts = {
         layout: [s for s, _ in scenes if s.layout == layout] for layout in ("objects", "table", "digits")
     }
@@ -108,7 +111,7 @@ def item(color, shape, row, column):
 
 def answers(kind, scene):
     rng = random.Random(0)
-    return {question.text: question.answer for _ in range(80) if (question := kind(scene, rng))}
+    return {question.text: question.answer for _ in range(600) if (question := kind(scene, rng))}
 
 
 def test_answers_are_those_of_the_picture():
@@ -136,6 +139,45 @@ def test_answers_are_those_of_the_picture():
     dominant = ask_dominant(scene, rng)
     assert dominant is not None and dominant.answer == "red"
     assert ask(scene, rng, 5) and len({q.text for q in ask(scene, rng, 5)}) == 5
+
+
+def test_halves_hold_what_lies_in_them():
+    scene = scene_of(
+        item("red", "star", 1, 1),
+        item("red", "ring", 1, 3),
+        item("blue", "ring", 3, 3),
+        item("red", "star", 3, 3),
+    )
+    counts = answers(ask_count_half, scene)
+    assert counts["How many red objects are in the left half?"] == "1"
+    assert counts["How many red objects are in the right half?"] == "2"
+    assert counts["How many rings are in the bottom half?"] == "1"
+    assert counts["How many blue rings are in the top half?"] == "0"
+    existence = answers(ask_existence_half, scene)
+    assert existence["Is there a red star in the left half?"] == "yes"
+    assert existence["Is there a blue ring in the top half?"] == "no"
+    assert existence["Is there a red ring in the bottom half?"] == "no"
+    # A thing across the middle has no fair side: column 2 lies on the line between left and right.
+    across = scene_of(item("red", "star", 1, 2), item("red", "ring", 3, 1))
+    assert {text.split()[-2] for text in answers(ask_count_half, across)} == {"top", "bottom"}
+
+
+def test_cells_are_counted_from_the_nearer_edge():
+    cells = [
+        Item("character", (0, 0, 9, 9), "red", text=CHARACTERS[5 * row + column - 6], row=row, column=column)
+        for row in range(1, 5)
+        for column in range(1, 6)
+    ]
+    scene = Scene("table", 90, "white", "plain", 0, cells, num_rows=4, num_columns=5)
+    asked = answers(ask_cell, scene)
+    assert asked["What character is in row 2, column 3?"] == CHARACTERS[7]
+    assert asked["What character is in row 1 from the bottom, column 3?"] == CHARACTERS[17]
+    assert asked["What character is in row 3, column 2 from the right?"] == CHARACTERS[13]
+    assert asked["What character is in row 2 from the bottom, column 3 from the right?"] == CHARACTERS[12]
+    labels = label_patches(scene, grid=9).reshape(9, 9, -1)[0, 0]
+    heads = dict(zip(HEADS, labels, strict=True))
+    # Every cell's box is the same here: the first one wins the patch.
+    assert (heads["row"], heads["row from the bottom"], heads["column from the right"]) == (1, 4, 5)
 
 
 def test_patches_are_labelled_with_what_covers_them():

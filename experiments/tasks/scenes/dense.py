@@ -27,6 +27,8 @@ HEADS = {
     "glyph": len(GLYPHS) + 1,
     "row": MAX_TABLE_SIDE + 1,
     "column": MAX_TABLE_SIDE + 1,
+    "row from the bottom": MAX_TABLE_SIDE + 1,
+    "column from the right": MAX_TABLE_SIDE + 1,
     "place": 10,  # the ninth of the picture that the item's center lies in
     "part": 3,  # the one patch of an item that holds its center: what counts is counted there
     "pair": len(_PAIRS) + 1,  # color and shape of an object, which questions name together
@@ -56,6 +58,8 @@ def _labels_of(item: Item, scene: Scene) -> list[int]:
         GLYPHS.index(item.text) + 1 if item.type in ("character", "digit") else 0,
         item.row,
         item.column,
+        scene.num_rows + 1 - item.row,
+        scene.num_columns + 1 - item.column,
         _place_of(item, scene.size),
         BODY,
         _pair_of(item),

@@ -121,7 +121,7 @@ def _table(
 ) -> tuple[list[Item], int, int]:
     count = _log_uniform(rng, 4, MAX_TABLE_SIDE**2)
     tilt = rng.uniform(0.75, 1.33)
-    rows = min(MAX_TABLE_SIDE, max(1, round(count**0.5 * tilt)))
+    rows = min(MAX_TABLE_SIDE, max(2, round(count**0.5 * tilt)))
     columns = min(MAX_TABLE_SIDE, max(2, round(count / rows)))
     colors = rng.sample(colors, rng.choice((1, 1, 2, 4)))
     fill, style = rng.uniform(0.6, 0.9), rng.randrange(NUM_FONTS)

@@ -31,4 +31,6 @@ PLACES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-MAX_TABLE_SIDE = 10
+# Halves of the picture: which coordinate of a center (0: across, 1: down) lies on which side of the middle.
+HALVES = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}
+MAX_TABLE_SIDE = 12
