@@ -21,7 +21,7 @@ from experiments.label_folder import LATENCY
 from experiments.latency import NUM_WARMUPS, time_call
 from m3_backbone.labels import Inputs
 from m3_backbone.outcomes import OutcomeTable
-from predictor.base import Predictor
+from predictor.base import ScalePredictor
 
 NUM_TIMED = 24
 
@@ -55,7 +55,7 @@ def _prefill_gflops(table: OutcomeTable) -> Floats:
 TOKENS = Account("tokens", "tokens", "mean visual tokens per question", _visual_tokens)
 
 
-def open_accounts(labels: Path, predictors: Mapping[str, Predictor], inputs: Inputs) -> list[Account]:
+def open_accounts(labels: Path, predictors: Mapping[str, ScalePredictor], inputs: Inputs) -> list[Account]:
     """All accounts that the labels in the folder allow, visual tokens first.
 
     `inputs` are those on which the predictors' own cost is measured. Labels without `latency.json` (they
@@ -78,7 +78,7 @@ def _milliseconds(latency: Mapping[str, Any], table: OutcomeTable) -> Floats:
     return np.tile(np.array(at_scales, dtype=np.float64), (len(table), 1))
 
 
-def time_predictor(predictor: Predictor, inputs: Inputs) -> float:
+def time_predictor(predictor: ScalePredictor, inputs: Inputs) -> float:
     """Median milliseconds of estimates for one sample, over the first few of these."""
     rows = [*range(NUM_WARMUPS), *range(min(NUM_TIMED, len(inputs)))]
     singles = [inputs.select([row % len(inputs)]) for row in rows]

@@ -18,7 +18,7 @@ from experiments.text_table import format_table
 from experiments.training_record import read_record
 from m3_backbone.backbone import Answer, Backbone
 from predictor.adaptive import AdaptiveBackbone, Choice
-from predictor.base import Predictor
+from predictor.base import ScalePredictor
 from predictor.pricing import OperatingPoint, PriceList
 
 
@@ -52,7 +52,7 @@ def load_adaptive(
     """
     if price is not None and budget is not None:
         raise ValueError("give a price or a budget, not both")
-    predictor = Predictor.load(folder)
+    predictor = ScalePredictor.load(folder)
     prices, record = PriceList.load(folder), read_record(folder)
     if record is None:
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")

@@ -26,7 +26,7 @@ from experiments.summary import build_tables, write_default, write_headline, wri
 from experiments.tasks.base import Task
 from m3_backbone.labels import read_labels
 from m3_backbone.shards import read_manifest
-from predictor.base import Predictor
+from predictor.base import ScalePredictor
 from predictor.pricing import PriceList
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def evaluate_predictors(
             f"the labels in {labels} were made from other data ({data}) than task {task.name} now is "
             f"({task.fingerprint}): label again, or configure the task as it was"
         )
-    loaded = {name: Predictor.load(predictors / name) for name in names}
+    loaded = {name: ScalePredictor.load(predictors / name) for name in names}
     estimates, defaults = {}, {}
     for name, predictor in loaded.items():
         predictor.check_backbone(test.outcomes.fingerprints)

@@ -23,7 +23,7 @@ from experiments.config import entry_point
 from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
-from predictor.base import FitContext, Predictor
+from predictor.base import FitContext, ScalePredictor
 from predictor.folder import describe, write_json
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
@@ -54,7 +54,7 @@ def main(config: DictConfig) -> float:
 
 
 def train_predictors(
-    predictors: Sequence[Predictor],
+    predictors: Sequence[ScalePredictor],
     *,
     labels: Path,
     folder: Path,
@@ -116,7 +116,7 @@ class LabelSource:
 
 
 def _train(
-    predictor: Predictor,
+    predictor: ScalePredictor,
     source: LabelSource,
     home: Path,
     identity: dict[str, Any],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
 from m3_backbone.labels import Inputs, pad_visual
-from predictor.base import Predictor
+from predictor.base import ScalePredictor
 from predictor.policy import choose
 from predictor.pricing import OperatingPoint
 
@@ -33,7 +33,7 @@ class AdaptiveBackbone:
     """
 
     def __init__(
-        self, backbone: Backbone, predictor: Predictor, point: OperatingPoint, *, feature_scale: int
+        self, backbone: Backbone, predictor: ScalePredictor, point: OperatingPoint, *, feature_scale: int
     ) -> None:
         backbone.ladder.check(feature_scale)
         predictor.check_backbone(backbone.fingerprints)

@@ -31,7 +31,7 @@ class FitContext:
     make_trainer: Callable[..., Any] | None = None
 
 
-class Predictor(ABC):
+class ScalePredictor(ABC):
     """Estimates, for each sample and scale, the chance that the frozen backbone's answer is right.
 
     A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names (as

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from m3_backbone.labels import Inputs, Labels
-from predictor.base import FitContext, Predictor
+from predictor.base import FitContext, ScalePredictor
 
 
-class FixedScale(Predictor):
+class FixedScale(ScalePredictor):
     """The same scale for every sample: estimate 1 there, 0 elsewhere, chosen at every price below 1."""
 
     def __init__(self, *, scale: int, name: str = "fixed") -> None:
@@ -28,7 +28,7 @@ class FixedScale(Predictor):
         pass
 
 
-class Mix(Predictor):
+class Mix(ScalePredictor):
     """The mean training score of each scale, for every sample: at a budget, a draw between two scales."""
 
     def __init__(self, *, name: str = "mix") -> None:
@@ -47,7 +47,7 @@ class Mix(Predictor):
         self._mean = arrays["mean"]
 
 
-class BestScalePerTask(Predictor):
+class BestScalePerTask(ScalePredictor):
     """The mean training score of each scale within each task; a task not trained on gets the mean over all.
 
     LLMRouterBench (arXiv 2601.07206) finds that a rule of this kind takes most of what routers gain.

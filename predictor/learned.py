@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
-from predictor.base import FitContext, Predictor
+from predictor.base import FitContext, ScalePredictor
 from predictor.batches import LabelsDataModule, iterate_batches, make_batch
 from predictor.objectives import Correctness
 from predictor.training import MONITOR, Objective, ScaleModule, average_estimates
@@ -35,7 +35,7 @@ make_quiet_trainer = functools.partial(
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
 
 
-class LearnedPredictor(Predictor):
+class LearnedPredictor(ScalePredictor):
     """`num_members` networks from different seeds, trained side by side, their estimates averaged.
 
     `network(hidden_size, num_scales)` makes one network, `objective()` the loss (see `networks` and

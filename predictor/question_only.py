@@ -8,11 +8,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from m3_backbone.labels import Inputs, Labels
-from predictor.base import FitContext, Predictor
+from predictor.base import FitContext, ScalePredictor
 from predictor.policy import Floats, policy_value
 
 
-class QuestionOnly(Predictor):
+class QuestionOnly(ScalePredictor):
     """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not looked at.
 
     Words of one character count (a row's number is one). A fractional score enters as a right and a wrong

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.train import train_predictors
 from experiments.training_record import format_records, read_record
-from predictor.base import Predictor
+from predictor.base import ScalePredictor
 from predictor.baselines import Mix
 from predictor.pricing import PriceList
 from predictor.question_only import QuestionOnly
@@ -48,7 +48,7 @@ def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
     assert [record.name for record in records] == ["question_only", "mix"]
     for record in records:
         assert read_record(tmp_path / record.name) == record
-        assert Predictor.load(tmp_path / record.name).name == record.name
+        assert ScalePredictor.load(tmp_path / record.name).name == record.name
         assert PriceList.load(tmp_path / record.name).default.cost == record.default_cost <= 20
     question_only, mix = records
     assert mix.recovered == pytest.approx(0, abs=1e-9)

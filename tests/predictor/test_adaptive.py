@@ -1,4 +1,4 @@
-"""Predictor and backbone joined, on a small random checkpoint in the authors' layout."""
+"""ScalePredictor and backbone joined, on a small random checkpoint in the authors' layout."""
 
 import functools
 from pathlib import Path

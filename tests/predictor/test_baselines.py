@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from predictor.base import Predictor
+from predictor.base import ScalePredictor
 from predictor.baselines import BestScalePerTask, FixedScale, Mix
 from predictor.policy import choose, policy_value
 from predictor.question_only import QuestionOnly
@@ -18,7 +18,12 @@ TRAIN, VALIDATION, TEST = (
     make_labels(50, seed=1),
     make_labels(100, seed=2, split="test"),
 )
-BASELINES: list[Callable[[], Predictor]] = [lambda: FixedScale(scale=9), Mix, BestScalePerTask, QuestionOnly]
+BASELINES: list[Callable[[], ScalePredictor]] = [
+    lambda: FixedScale(scale=9),
+    Mix,
+    BestScalePerTask,
+    QuestionOnly,
+]
 
 
 @pytest.mark.parametrize("make", BASELINES)
@@ -28,13 +33,13 @@ def test_saved_and_loaded_it_estimates_the_same(make, tmp_path):
     assert estimates.shape == (len(TEST), len(SCALES))
     assert ((estimates >= 0) & (estimates <= 1)).all()
     predictor.save(tmp_path)
-    loaded = Predictor.load(tmp_path)
+    loaded = ScalePredictor.load(tmp_path)
     assert type(loaded) is type(predictor)
     assert json.dumps(loaded.get_arguments()) == json.dumps(predictor.get_arguments())
     assert (loaded.predict(TEST.inputs) == estimates).all()
     assert loaded.num_parameters == predictor.num_parameters
     loaded.save(tmp_path)
-    assert (Predictor.load(tmp_path).predict(TEST.inputs) == estimates).all()
+    assert (ScalePredictor.load(tmp_path).predict(TEST.inputs) == estimates).all()
 
 
 def test_fixed_scale_is_chosen_at_every_price_below_one():
@@ -117,21 +122,21 @@ def test_before_fit_nothing_can_be_predicted_or_saved(tmp_path):
 
 def test_folders_that_hold_no_predictor_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m experiments\.train"):
-        Predictor.load(tmp_path)
+        ScalePredictor.load(tmp_path)
     Mix().fit(TRAIN, VALIDATION).save(tmp_path)
     with pytest.raises(ValueError, match="holds a Mix, not a QuestionOnly"):
         QuestionOnly.load(tmp_path)
     (tmp_path / "weights.safetensors").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="no whole predictor"):
-        Predictor.load(tmp_path)
+        ScalePredictor.load(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("baselines.Mix", "baselines.Gone"))
     Mix().fit(TRAIN, VALIDATION)
     with pytest.raises(ValueError):
-        Predictor.load(tmp_path)
+        ScalePredictor.load(tmp_path)
     config.write_text("{}")
     with pytest.raises(ValueError, match="no whole predictor"):
-        Predictor.load(tmp_path)
+        ScalePredictor.load(tmp_path)
 
 
 def test_inputs_hold_no_outcome():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from predictor.base import FitContext, Predictor
+from predictor.base import FitContext, ScalePredictor
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from predictor.policy import policy_value
@@ -70,7 +70,7 @@ def test_it_learns_what_the_question_alone_cannot_tell(trained):
 def test_saved_and_loaded_it_estimates_the_same(trained, tmp_path):
     trained.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "weights.safetensors"}
-    loaded = Predictor.load(tmp_path)
+    loaded = ScalePredictor.load(tmp_path)
     assert isinstance(loaded, LearnedPredictor)
     np.testing.assert_array_equal(loaded.predict(TEST.inputs), trained.predict(TEST.inputs))
     assert loaded.validation_value == trained.validation_value
