@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.reporting.text_table import format_table
 from experiments.tasks.images import open_image
-from experiments.text_table import format_table
 from experiments.training_record import read_record
 from m3_backbone.backbone import Answer, Backbone
 from predictor.adaptive import AdaptiveBackbone, Choice

@@ -14,15 +14,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.accounts import open_accounts
-from experiments.comparison import compare_predictors
 from experiments.config import entry_point
-from experiments.displays import draw_front
-from experiments.figures import Comparison
+from experiments.evaluation.accounts import open_accounts
+from experiments.evaluation.comparison import compare_predictors
+from experiments.evaluation.figures import Comparison
+from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
 from experiments.label import format_command
-from experiments.metrics import collect_account, collect_metrics, write_metrics
-from experiments.report import Provenance, write_report
-from experiments.summary import build_tables, write_default, write_headline, write_scope
+from experiments.reporting.displays import draw_front
+from experiments.reporting.report import Provenance, write_report
+from experiments.reporting.summary import build_tables, write_default, write_headline, write_scope
 from experiments.tasks.base import Task
 from m3_backbone.labels import read_labels
 from m3_backbone.shards import read_manifest

@@ -17,12 +17,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
+from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
 from experiments.labelling import label
+from experiments.reporting.variant_display import draw_variants
+from experiments.reporting.variant_summary import (
+    tabulate_variants,
+    to_csv,
+    to_json,
+    to_markdown,
+    write_findings,
+)
 from experiments.tasks.base import Task
 from experiments.train_backbone import train_checkpoint
-from experiments.variant_display import draw_variants
-from experiments.variant_summary import tabulate_variants, to_csv, to_json, to_markdown, write_findings
-from experiments.variants import Variant, VariantComparison, compare_variants, list_variants
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable

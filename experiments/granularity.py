@@ -11,10 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.needs import Need, map_attributes, tabulate_needs
-from experiments.needs_display import draw_needs
-from experiments.scale_classifier import classify_smallest_scale
-from experiments.summary import Table, format_percent
+from experiments.evaluation.needs import Need, map_attributes, tabulate_needs
+from experiments.evaluation.scale_classifier import classify_smallest_scale
+from experiments.reporting.needs_display import draw_needs
+from experiments.reporting.summary import Table, format_percent
 from m3_backbone.labels import read_labels
 from m3_backbone.shards import read_manifest
 

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from experiments.config import entry_point
-from experiments.fronts import Convention, choose_as_oracle
-from experiments.metrics import split_kinds
-from experiments.needs import find_needed_column
-from experiments.scale_classifier import classify_smallest_scale
+from experiments.evaluation.fronts import Convention, choose_as_oracle
+from experiments.evaluation.metrics import split_kinds
+from experiments.evaluation.needs import find_needed_column
+from experiments.evaluation.scale_classifier import classify_smallest_scale
 from experiments.scorers import score
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.config import entry_point
+from experiments.reporting.text_table import format_table
 from experiments.scorers import score
-from experiments.text_table import format_table
 from m3_backbone.llava import LlavaBackbone
 
 NUMBER = 1e-4  # allowed deviation of a number

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.text_table import format_table
+from experiments.reporting.text_table import format_table
 
 MANIFEST = "manifest.json"
 

@@ -8,7 +8,7 @@ samples fail at every scale.
 
 import numpy as np
 
-from experiments.fronts import Floats
+from experiments.evaluation.fronts import Floats
 from m3_backbone.outcomes import OutcomeTable
 
 SCALES = (1, 9, 36, 144)

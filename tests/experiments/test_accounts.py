@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments.accounts import TOKENS, Account, open_accounts, time_predictor
-from experiments.metrics import collect_account
-from experiments.summary import build_tables
+from experiments.evaluation.accounts import TOKENS, Account, open_accounts, time_predictor
+from experiments.evaluation.metrics import collect_account
+from experiments.reporting.summary import build_tables
 from predictor.baselines import Mix
 from predictor.question_only import QuestionOnly
 from tests.experiments.synthetic import make_outcomes

@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.comparison import compare_predictors
-from experiments.fronts import score_of_mix
-from experiments.metrics import SCHEMA_VERSION, collect_metrics, write_metrics
-from experiments.statistics import ImageMeans, bootstrap, draw_weights, number_images
-from experiments.summary import build_tables, write_default, write_headline
+from experiments.evaluation.comparison import compare_predictors
+from experiments.evaluation.fronts import score_of_mix
+from experiments.evaluation.metrics import SCHEMA_VERSION, collect_metrics, write_metrics
+from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
+from experiments.reporting.summary import build_tables, write_default, write_headline
 from predictor.policy import choose, score_at_budgets, sweep
 from predictor.pricing import choose_price
 from tests.experiments.synthetic import SCALES, estimate_outcomes, make_outcomes

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.evaluate import evaluate_predictors
-from experiments.report import Provenance
+from experiments.reporting.report import Provenance
 from experiments.train import train_predictors
 from predictor.baselines import BestScalePerTask
 from predictor.pricing import PriceList

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from experiments.fronts import (
+from experiments.evaluation.fronts import (
     CalibratedPolicy,
     choose_as_oracle,
     find_budgeted_oracle,

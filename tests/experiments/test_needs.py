@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
+from experiments.evaluation.scale_classifier import classify_smallest_scale
 from experiments.granularity import tabulate, tabulate_classifiers
-from experiments.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
-from experiments.needs_display import draw_needs
-from experiments.scale_classifier import classify_smallest_scale
+from experiments.reporting.needs_display import draw_needs
 from m3_backbone.labels import Inputs, Labels
 from tests.experiments.synthetic import SCALES, make_outcomes
 

@@ -10,11 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.accounts import TOKENS, Account
-from experiments.displays import DifferenceDisplay, FrontDisplay, refine_line
 from experiments.evaluate import render_picture
-from experiments.gallery import CATEGORIES, build_cards, find_categories, pick_samples
-from experiments.report import Provenance, write_report
+from experiments.evaluation.accounts import TOKENS, Account
+from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, refine_line
+from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
+from experiments.reporting.report import Provenance, write_report
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare
 

@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 
-from experiments.fronts import find_smallest_right
+from experiments.evaluation.fronts import find_smallest_right
 from m3_backbone.labels import Inputs, Labels
 
 MAX_WORDS = 200

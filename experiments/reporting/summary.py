@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.figures import Comparison, Point
-from experiments.fronts import ORACLES, score_of_mix
-from experiments.statistics import Estimate
-from experiments.text_table import format_markdown, format_table
+from experiments.evaluation.figures import Comparison, Point
+from experiments.evaluation.fronts import ORACLES, score_of_mix
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.text_table import format_markdown, format_table
 
 NUM_SHOWN_BUDGETS = 5
 _MINUS = "\N{MINUS SIGN}"

@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments import figures as fig
-from experiments.accounts import TOKENS, Account
-from experiments.fronts import (
+from experiments.evaluation import figures as fig
+from experiments.evaluation.accounts import TOKENS, Account
+from experiments.evaluation.fronts import (
     CalibratedPolicy,
     Columns,
     Convention,
@@ -20,7 +20,7 @@ from experiments.fronts import (
     trace_prices,
     upper_hull,
 )
-from experiments.statistics import Estimate, ImageMeans, bootstrap, number_images
+from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap, number_images
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front, choose, find_unit, space_budgets, sweep
 from predictor.pricing import OperatingPoint

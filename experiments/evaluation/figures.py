@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.accounts import Account
-from experiments.fronts import CalibratedPolicy, Columns, Floats
-from experiments.statistics import Estimate
+from experiments.evaluation.accounts import Account
+from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats
+from experiments.evaluation.statistics import Estimate
 from predictor.policy import Front
 
 

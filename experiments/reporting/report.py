@@ -19,13 +19,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from experiments.charts import build_chart
-from experiments.figures import Comparison
-from experiments.fronts import Floats, find_smallest_right
-from experiments.gallery import CATEGORIES, build_cards, pick_samples
-from experiments.metrics import split_kinds
-from experiments.needs import LEAST_SAMPLES, find_needed_column, map_attributes
-from experiments.summary import build_tables, format_tokens, write_default, write_headline, write_scope
+from experiments.evaluation.figures import Comparison
+from experiments.evaluation.fronts import Floats, find_smallest_right
+from experiments.evaluation.metrics import split_kinds
+from experiments.evaluation.needs import LEAST_SAMPLES, find_needed_column, map_attributes
+from experiments.reporting.charts import build_chart
+from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
+from experiments.reporting.summary import (
+    build_tables,
+    format_tokens,
+    write_default,
+    write_headline,
+    write_scope,
+)
 from m3_backbone.outcomes import OutcomeTable
 
 _PACKAGES = (
@@ -53,7 +59,7 @@ class Provenance:
 class KindRow:
     """One kind of question: scores per scale, and what the first predictor chooses at its default price.
 
-    `needed` is the column of the smallest scale within a point of the best (`experiments.needs`).
+    `needed` is the column of the smallest scale within a point of the best (`experiments.evaluation.needs`).
     """
 
     kind: str
@@ -180,4 +186,4 @@ def _check_script(text: str) -> str:
 
 
 def _read_template(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+    return (Path(__file__).parent.parent / "templates" / name).read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.displays import NEUTRAL, PALETTE, mark_scales
-from experiments.fronts import ORACLES
-from experiments.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+from experiments.evaluation.fronts import ORACLES
+from experiments.evaluation.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+from experiments.reporting.displays import NEUTRAL, PALETTE, mark_scales
 
 
 def draw_variants(comparison: VariantComparison) -> Figure:

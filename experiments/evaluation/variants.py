@@ -1,8 +1,8 @@
 """Variants of one model on the same questions: what nesting, pooling and sampling are worth, with intervals.
 
 An accuracy is the mean over the seeds of the mean over the questions. Its interval is over test images
-(`experiments.statistics`), the seeds held fixed; what seeds change is shown apart, as the standard deviation
-over them.
+(`evaluation.statistics`), the seeds held fixed; what seeds change is shown apart, as the standard
+deviation over them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.fronts import ORACLES, Floats, choose_as_oracle
-from experiments.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.fronts import ORACLES, Floats, choose_as_oracle
+from experiments.evaluation.statistics import Estimate, bootstrap, number_images
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.pooling import PoolingMethod

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.fronts import ORACLES
-from experiments.summary import Table, format_difference, format_score, format_tokens
-from experiments.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+from experiments.evaluation.fronts import ORACLES
+from experiments.evaluation.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
+from experiments.reporting.summary import Table, format_difference, format_score, format_tokens
 
 
 def write_findings(comparison: VariantComparison) -> list[str]:

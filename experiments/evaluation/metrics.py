@@ -3,7 +3,7 @@
 Schema version 2. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
 does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seed give
-the same bytes. `experiments.figures` defines every figure.
+the same bytes. `experiments.evaluation.figures` defines every figure.
 
     schema_version          2
     task, backbone          names
@@ -30,7 +30,7 @@ the same bytes. `experiments.figures` defines every figure.
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, default
 
-`milliseconds.json`, of that last form, has the costs of answers as measured (`experiments.accounts`).
+`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`).
 
 `chosen` [num_scales] are shares of the samples.
 """
@@ -43,8 +43,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import Comparison, Point, PredictorFigures
-from experiments.statistics import Estimate
+from experiments.evaluation.figures import Comparison, Point, PredictorFigures
+from experiments.evaluation.statistics import Estimate
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.metrics import split_kinds
+from experiments.evaluation.metrics import split_kinds
 from m3_backbone.outcomes import OutcomeTable
 
 # A mean score within this of the best scale's is as good.

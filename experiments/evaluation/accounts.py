@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.fronts import Floats
+from experiments.evaluation.fronts import Floats
 from experiments.label_folder import LATENCY
 from experiments.latency import NUM_WARMUPS, time_call
 from m3_backbone.labels import Inputs

@@ -8,11 +8,17 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from experiments.displays import NEUTRAL, pick_colors, refine_line
-from experiments.figures import Comparison, PredictorFigures
-from experiments.fronts import ORACLES, Floats
-from experiments.statistics import Estimate
-from experiments.summary import format_difference, format_percent, format_score, format_share, format_tokens
+from experiments.evaluation.figures import Comparison, PredictorFigures
+from experiments.evaluation.fronts import ORACLES, Floats
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.displays import NEUTRAL, pick_colors, refine_line
+from experiments.reporting.summary import (
+    format_difference,
+    format_percent,
+    format_score,
+    format_share,
+    format_tokens,
+)
 
 # The script replaces this by the page's text colour, light or dark.
 INK = "#010203"

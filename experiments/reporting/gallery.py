@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from experiments.fronts import Columns, Floats, find_smallest_right
-from experiments.metrics import split_kinds
+from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
+from experiments.evaluation.metrics import split_kinds
 from m3_backbone.outcomes import OutcomeTable
 
 _LONGEST_SIDE = 320

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import Comparison
-from experiments.fronts import ORACLES, Floats
-from experiments.summary import format_tokens
+from experiments.evaluation.figures import Comparison
+from experiments.evaluation.fronts import ORACLES, Floats
+from experiments.reporting.summary import format_tokens
 
 # Okabe and Ito's colours, told apart with colour-blind eyes too, on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31")

@@ -1,0 +1,1 @@
+"""What an evaluation found, shown: tables, figures, and the report."""
