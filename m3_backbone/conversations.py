@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
@@ -60,9 +61,16 @@ def tokenize_conversation(
 
 
 def expand_images(
-    conversations: Sequence[Conversation], num_visual_tokens: Sequence[int], image_token_id: int, pad_id: int
+    conversations: Sequence[Conversation],
+    num_visual_tokens: Sequence[int],
+    image_token_id: int,
+    pad_id: int,
+    multiple: int = 1,
 ) -> dict[str, Tensor]:
     """A right-padded batch in which each row's placeholder stands as often as its image has visual tokens.
+
+    Rows are padded to a multiple of `multiple` tokens: oneDNN makes its matrix kernels anew for every length,
+    which costs a training on a processor a third of its time.
 
     Returns input_ids, labels `[batch, length]`, position_ids `[batch, length]`, and attention_mask:
     `[batch, length]`
@@ -78,9 +86,14 @@ def expand_images(
                 for field in (conversation.input_ids, conversation.labels, conversation.turns)
             ]
         )
-    input_ids = pad_sequence([row[0] for row in rows], batch_first=True, padding_value=pad_id)
-    labels = pad_sequence([row[1] for row in rows], batch_first=True, padding_value=IGNORED)
-    turns = pad_sequence([row[2] for row in rows], batch_first=True, padding_value=-1)
+    longest = max(len(row[0]) for row in rows)
+    length = -(-longest // multiple) * multiple
+
+    def pad(column: int, value: int) -> Tensor:
+        padded = pad_sequence([row[column] for row in rows], batch_first=True, padding_value=value)
+        return functional.pad(padded, (0, length - longest), value=value)
+
+    input_ids, labels, turns = pad(0, pad_id), pad(1, IGNORED), pad(2, -1)
     index = torch.arange(turns.shape[1]).expand_as(turns)
     real = turns >= 0
     if not (turns > 0).any():

@@ -17,6 +17,10 @@ from m3_backbone.modeling import M3Model
 from m3_backbone.optimization import CosineTraining
 
 
+# Rows are padded to multiples of this many tokens.
+LENGTH_STEP = 48
+
+
 class M3Training(CosineTraining):
     """Trains an M3 model on conversations about pictures.
 
@@ -67,7 +71,11 @@ class M3Training(CosineTraining):
         """Mean negative log-likelihood of the answer tokens, given the finest tokens of the images' tiles."""
         features = self.model.pool_images(tokens, scale, image_sizes)
         batch = expand_images(
-            conversations, [len(image) for image in features], self.model.config.image_token_id, self.pad_id
+            conversations,
+            [len(image) for image in features],
+            self.model.config.image_token_id,
+            self.pad_id,
+            multiple=LENGTH_STEP,
         )
         batch = {name: tensor.to(tokens.device) for name, tensor in batch.items()}
         if torch.is_autocast_enabled(tokens.device.type) and batch["attention_mask"].is_floating_point():
