@@ -16,7 +16,6 @@ from m3_backbone.conversations import Conversation, expand_images
 from m3_backbone.modeling import M3Model
 from m3_backbone.optimization import CosineTraining
 
-
 # Rows are padded to multiples of this many tokens.
 LENGTH_STEP = 48
 

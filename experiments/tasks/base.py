@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
@@ -52,3 +53,12 @@ class Task(Protocol):
     def image(self, image_id: str) -> Image.Image:
         """An RGB image. Raises `images.UnreadableImage` (an OSError) with the reason."""
         ...
+
+
+def check_data(task: Task, data: str, labels: str | Path) -> None:
+    """Refuse labels, found in the folder `labels`, that were made from other data than the task now is."""
+    if task.fingerprint != data:
+        raise ValueError(
+            f"the labels in {labels} were made from other data ({data}) than task {task.name} now is "
+            f"({task.fingerprint}): label again, or configure the task as it was"
+        )

@@ -1,0 +1,40 @@
+"""What a backbone gets wrong, to look at: `python -m experiments.failures task=NAME`, on finished labels.
+
+One page of pictures, a row for each kind of question, those with the most failures first.
+"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.reporting.failures_display import draw_failures, pick_failures
+from experiments.tasks.base import check_data
+from m3_backbone.outcomes import OutcomeTable
+
+
+@entry_point("failures")
+def main(config: DictConfig) -> None:
+    table = OutcomeTable.read(config.paths.labels, config.split)
+    scale = table.scales[-1] if config.scale is None else config.scale
+    if scale not in table.scales:
+        raise ValueError(f"these labels have no scale {scale}: take one of {list(table.scales)}")
+    column = table.scales.index(scale)
+    picked = pick_failures(table, column, per_kind=config.per_kind, seed=config.seed)
+    if not picked:
+        print(f"no answer of {config.split} is wrong at scale {scale}: there is nothing to show")
+        return
+    task = instantiate(config.task, _convert_="all")
+    check_data(task, table.fingerprints["data"], config.paths.labels)
+    title = f"{config.backbone.name} on {config.task.name}, {config.split}: wrong at scale {scale}"
+    figure = draw_failures(table, picked, column, task.image, title)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    for kind in ("png", "pdf"):
+        figure.savefig(output / f"failures.{kind}", dpi=150)
+    print(f"failures, kind by kind: {output / 'failures.*'}")
+
+
+if __name__ == "__main__":
+    main()

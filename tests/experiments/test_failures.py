@@ -1,0 +1,46 @@
+"""The page of failures: which samples come on it, and that a picture that cannot be read does not end it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.reporting.failures_display import draw_failures, pick_failures
+from experiments.tasks.base import check_data
+from experiments.tasks.images import UnreadableImage
+from experiments.tasks.scenes import Scenes
+from tests.experiments.synthetic import make_outcomes
+
+
+def test_only_wrong_answers_are_shown_the_worst_kind_first():
+    table = make_outcomes("test", 60)
+    picked = pick_failures(table, 3, per_kind=3, seed=0)
+    wrong = {kind: int(((table.kind == kind) & (table.score[:, 3] < 1)).sum()) for kind in picked}
+    assert list(wrong.values()) == sorted(wrong.values(), reverse=True)
+    for kind, rows in picked.items():
+        assert len(rows) == min(3, wrong[kind])
+        assert set(table.kind[rows]) == {kind} and (table.score[rows, 3] == 0).all()
+    assert sum(wrong.values()) == (table.score[:, 3] < 1).sum()  # no kind with failures is missing
+
+
+def test_text_is_shown_as_it_is_and_an_unreadable_picture_leaves_its_reason():
+    table = make_outcomes("test", 20)
+    table.question[:] = "what costs $5 and $6? <script>" + "x" * 500
+    picked = pick_failures(table, 0, per_kind=2, seed=0)
+
+    def read_image(image_id):
+        if image_id == table.image_id[next(iter(picked.values()))[0]]:
+            raise UnreadableImage(image_id, "no such file")
+        return Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+
+    figure = draw_failures(table, picked, 0, read_image, "title")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert "what costs $5 and $6? <script>" in titles[0].replace("\n", " ") and max(map(len, titles)) < 400
+    assert any("no such file" in text.get_text() for text in figure.axes[0].texts)
+    figure.canvas.draw()
+
+
+def test_labels_of_other_pictures_are_refused():
+    task = Scenes(seed=3)
+    check_data(task, task.fingerprint, "folder")
+    with pytest.raises(ValueError, match="labels in folder were made from other data"):
+        check_data(task, Scenes(seed=4).fingerprint, "folder")
