@@ -274,3 +274,13 @@ def test_layouts_are_drawn_as_often_as_asked():
     assert tables.fingerprint != Scenes().fingerprint
     with pytest.raises(ValueError, match=r"unknown layouts \['maps'\]: layouts are objects, table"):
         Scenes(layouts={"maps": 1})
+
+
+def test_larger_pictures_hold_more():
+    large = Scenes(image_size=384)
+    scenes = [large.scene("train", index)[0] for index in range(400)]
+    assert max(len(s.items) for s in scenes if s.layout == "table") > 400
+    assert 100 < max(len(s.items) for s in scenes if s.layout == "objects") <= 160
+    for scene in scenes[:60]:
+        labels = label_patches(scene, grid=24)
+        assert all(head.max() < classes for head, classes in zip(labels.T, HEADS.values(), strict=True))

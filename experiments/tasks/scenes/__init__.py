@@ -1,9 +1,10 @@
 """`scenes`: procedural pictures and questions whose needed scale truly varies.
 
 What pooling destroys is many things at once, so pictures run from one object to crowds of 40, from four
-characters to tables of 144, with signs and real handwritten digits (scikit-learn's) at sizes from huge to
-a few pixels; easy questions are asked of crowded pictures, hard ones of sparse ones. Nor does a question
-say how crowded its picture is: cells are asked for by their place from an edge, signs by their color.
+characters to tables of 144 (on pictures of 384 pixels, four times as many), with signs and real handwritten
+digits (scikit-learn's) at sizes from huge to a few pixels; easy questions are asked of crowded pictures,
+hard ones of sparse ones. Nor does a question say how crowded its picture is: cells are asked for by their
+place from an edge, signs by their color.
 """
 
 import hashlib
@@ -53,9 +54,7 @@ class Scenes:
                 f"num_images names unknown splits {sorted(unknown)}: splits are {', '.join(SPLITS)}"
             )
         if image_size < 64:
-            raise ValueError(
-                f"image_size={image_size} leaves no room for a table of 144 characters: use 64 or more"
-            )
+            raise ValueError(f"image_size={image_size} leaves no room for tables and crowds: use 64 or more")
         if unknown := set(layouts) - set(LAYOUTS):
             raise ValueError(f"unknown layouts {sorted(unknown)}: layouts are {', '.join(LAYOUTS)}")
         if look not in LOOKS:

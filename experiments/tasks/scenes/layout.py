@@ -11,6 +11,8 @@ from experiments.tasks.scenes.vocabulary import CHARACTERS, MAX_TABLE_SIDE, SHAP
 
 NUM_FONTS = 3  # of every look
 LEAST_CONTRAST = 120  # distance in RGB, of 255 a channel
+# Sides of the smallest cells in pixels: larger pictures hold larger tables and crowds.
+TABLE_CELL, CROWD_CELL = 16, 19
 
 
 def compose(
@@ -86,17 +88,18 @@ def _square_in(rng: random.Random, cell: Box, fill: float) -> Box:
     return _inside(rng, cell, side, side)
 
 
-def _grid_side(rng: random.Random, count: int) -> int:
+def _grid_side(rng: random.Random, count: int, most: int) -> int:
     """Side of the division that `count` items are strewn over: from just enough to far too large."""
-    least = next(side for side in range(1, 11) if side * side >= count)
-    return rng.randint(least, min(10, least + 3)) if rng.random() < 0.7 else rng.randint(least, 10)
+    least = math.isqrt(count - 1) + 1
+    return rng.randint(least, min(most, least + 3)) if rng.random() < 0.7 else rng.randint(least, most)
 
 
 def _objects(
     rng: random.Random, size: int, colors: Sequence[str], _: Sequence[int]
 ) -> tuple[list[Item], int, int]:
-    count = round(_log_uniform(rng, 1, 40))
-    side = _grid_side(rng, count)
+    most = min(MAX_TABLE_SIDE, max(3, size // CROWD_CELL))
+    count = round(_log_uniform(rng, 1, 0.4 * most**2))
+    side = _grid_side(rng, count, most)
     # Few colors and shapes in one picture, unevenly drawn: else no color dominates and every count is 0 or 1.
     colors = rng.sample(colors, rng.randint(1, 6))
     shapes = rng.sample(SHAPES, rng.randint(1, 5))
@@ -119,10 +122,11 @@ def _objects(
 def _table(
     rng: random.Random, size: int, colors: Sequence[str], _: Sequence[int]
 ) -> tuple[list[Item], int, int]:
-    count = _log_uniform(rng, 4, MAX_TABLE_SIDE**2)
+    most = min(MAX_TABLE_SIDE, size // TABLE_CELL)
+    count = _log_uniform(rng, 4, most**2)
     tilt = rng.uniform(0.75, 1.33)
-    rows = min(MAX_TABLE_SIDE, max(2, round(count**0.5 * tilt)))
-    columns = min(MAX_TABLE_SIDE, max(2, round(count / rows)))
+    rows = min(most, max(2, round(count**0.5 * tilt)))
+    columns = min(most, max(2, round(count / rows)))
     colors = rng.sample(colors, rng.choice((1, 1, 2, 4)))
     fill, style = rng.uniform(0.6, 0.9), rng.randrange(NUM_FONTS)
     items = []

@@ -33,4 +33,5 @@ PLACES = (
 )
 # Halves of the picture: which coordinate of a center (0: across, 1: down) lies on which side of the middle.
 HALVES = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}
-MAX_TABLE_SIDE = 12
+# Of the largest pictures: one character to a patch on a grid of 24 x 24.
+MAX_TABLE_SIDE = 24
