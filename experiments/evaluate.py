@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
-from experiments.evaluation.comparison import compare_predictors
+from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
 from experiments.label import format_command
@@ -90,17 +91,16 @@ def evaluate_predictors(
             f"({task.fingerprint}): label again, or configure the task as it was"
         )
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
-    estimates, defaults = {}, {}
+    contenders = []
     for name, predictor in loaded.items():
         predictor.check_backbone(test.outcomes.fingerprints)
-        estimates[name] = predictor.predict(calibration.inputs), predictor.predict(test.inputs)
-        defaults[name] = PriceList.load(predictors / name).default
+        estimates = predictor.predict(calibration.inputs), predictor.predict(test.inputs)
+        contenders.append(Estimating(name, *estimates, PriceList.load(predictors / name).default))
     comparison, *others = (
-        compare_predictors(
+        compare_policies(
             calibration.outcomes,
             test.outcomes,
-            estimates,
-            defaults,
+            contenders,
             account=account,
             reference=reference,
             num_budgets=num_budgets,
@@ -130,7 +130,7 @@ def evaluate_predictors(
         comparison,
         others,
         test.outcomes,
-        estimates[names[0]][1],
+        contenders[0].test,
         title=title,
         picture=picture,
         read_image=task.image,

@@ -10,6 +10,7 @@ apply a price chosen on one set of samples to another.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,6 +55,32 @@ def choose(
         moves = slopes * unit <= price
         choice[rows[moves]] = targets[moves]
     return choice
+
+
+def choose_at_prices(
+    estimates: ArrayLike, cost: ArrayLike, prices: ArrayLike, *, unit: float | None = None
+) -> NDArray[np.int8]:
+    """`choose` at each of `prices`, `[num_prices, num_samples]`, in the time of one."""
+    estimate_array, cost_array = _check(estimates, cost)
+    price_array = np.asarray(prices, dtype=np.float64)
+    if not (price_array >= 0).all():
+        raise ValueError(f"a price is at least 0, got {price_array.min()}")
+    if unit is None:
+        unit = find_unit(cost_array)
+    choice, rounds = _find_switches(estimate_array, cost_array)
+    order = np.argsort(price_array, kind="stable")
+    # Of every switch, the first of the rising prices that reaches it; from there on it holds.
+    chosen = np.full((len(price_array) + 1, len(choice)), -1, dtype=np.int8)
+    chosen[0] = choice
+    for rows, targets, slopes in rounds:
+        reached = np.searchsorted(price_array[order], slopes * unit, side="left")
+        affected = reached < len(price_array)
+        chosen[reached[affected] + 1, rows[affected]] = targets[affected]
+    for before, now in pairwise(chosen):
+        np.copyto(now, before, where=now < 0)
+    by_price = np.empty_like(chosen[1:])
+    by_price[order] = chosen[1:]
+    return by_price
 
 
 def sweep(

@@ -1,17 +1,16 @@
 """Compares predictors on one test split: operating points from calibration, figures from test."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from experiments.evaluation import figures as fig
 from experiments.evaluation.accounts import TOKENS, Account
+from experiments.evaluation.candidates import Candidate
+from experiments.evaluation.contenders import Contender, Outcomes
 from experiments.evaluation.fronts import (
-    CalibratedPolicy,
-    Columns,
     Convention,
     Floats,
     choose_as_oracle,
@@ -22,15 +21,13 @@ from experiments.evaluation.fronts import (
 )
 from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap, number_images
 from m3_backbone.outcomes import OutcomeTable
-from predictor.policy import Front, choose, find_unit, space_budgets, sweep
-from predictor.pricing import OperatingPoint
+from predictor.policy import Front, choose_at_prices, find_unit, space_budgets
 
 
-def compare_predictors(
+def compare_policies(
     calibration: OutcomeTable,
     test: OutcomeTable,
-    estimates: Mapping[str, tuple[Floats, Floats]],
-    defaults: Mapping[str, OperatingPoint],
+    contenders: Sequence[Contender],
     *,
     account: Account = TOKENS,
     reference: str | None = "question_only",
@@ -40,46 +37,46 @@ def compare_predictors(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> fig.Comparison:
-    """Compare predictors by their estimates on (calibration, test), each `[num_samples, num_scales]`.
+    """Compare contenders; the first is the one that the comparison is about.
 
-    `defaults` are the prices that the predictors are used at, from `predictor.pricing`. `reference` names the
-    predictor that the others are compared with, if it is there. `num_prices` are traced at most. Costs,
-    budgets and prices are those of `account`; the default price is one per visual token whatever the account.
-    Raises ValueError when an image is in both splits or there is no predictor.
+    `reference` names the contender that the others are compared with, if it is there. `num_prices` are traced
+    at most. Costs and budgets are those of `account`. Raises ValueError when an image is in both splits or
+    there is no contender.
     """
-    if not estimates:
+    if not contenders:
         raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
-    learned, bench = _Outcomes.of(calibration, account), _Outcomes.of(test, account)
-    own = {name: account.own_of(name) for name in estimates}
-    # What every predictor can meet, its own cost paid.
+    learned, bench = Outcomes.of(calibration, account), Outcomes.of(test, account)
+    own = {contender.name: account.own_of(contender.name) for contender in contenders}
+    # What every policy can meet, its own cost paid.
     budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
     candidates = {
-        name: _Candidate.prepare(
-            first, second, learned, bench, budgets - own[name], own[name], defaults[name], num_prices
+        contender.name: Candidate.prepare(
+            contender.decide(learned, bench.asked, num_prices), learned, bench, budgets, own[contender.name]
         )
-        for name, (first, second) in estimates.items()
+        for contender in contenders
     }
     if reference not in candidates:
         reference = None
     best_fixed = int(learned.score.mean(axis=0).argmax())
 
     image = number_images(test.image_id)
-    choices = {"fixed": np.tile(np.arange(len(test.scales))[:, None], len(test))}
+    choices: dict[str, np.ndarray] = {"fixed": np.tile(np.arange(len(test.scales))[:, None], len(test))}
     unit = find_unit(bench.cost)
     oracle_prices = trace_prices(bench.score, bench.cost, unit=unit, num_prices=num_prices)[::-1]
-    choices["budgeted"] = np.stack(
-        [choose(bench.score, bench.cost, price, unit=unit) for price in oracle_prices]
-    )
+    choices["budgeted"] = choose_at_prices(bench.score, bench.cost, oracle_prices, unit=unit)
     choices |= {rule: choose_as_oracle(bench.score, bench.cost, rule)[None] for rule in get_args(Convention)}
-    choices |= {f"points of {name}": candidate.points for name, candidate in candidates.items()}
-    choices |= {f"default of {name}": candidate.choice[None] for name, candidate in candidates.items()}
-    paid = {f"{what} of {name}": own[name] for name in candidates for what in ("points", "default")}
     means = {
-        key: (ImageMeans(rows, bench.cost + paid.get(key, 0.0), image), ImageMeans(rows, bench.score, image))
+        key: (ImageMeans(rows, bench.cost, image), ImageMeans(rows, bench.score, image))
         for key, rows in choices.items()
     }
+    for name, candidate in candidates.items():
+        for key, rows in (("points", candidate.points), ("default", candidate.choice[None])):
+            means[f"{key} of {name}"] = (
+                ImageMeans(rows, candidate.cost, image),
+                ImageMeans(rows, candidate.score, image),
+            )
 
     def measure(weights: Floats) -> dict[tuple[str, str], Floats]:
         curves = {key: _Curve(costs(weights), scores(weights)) for key, (costs, scores) in means.items()}
@@ -120,7 +117,7 @@ def compare_predictors(
             _collect(
                 name,
                 candidate,
-                bench,
+                bench.score,
                 {figure: value for (key, figure), value in estimated.items() if key == f"figures of {name}"},
                 point_of(f"points of {name}", everything),
                 point_of(f"default of {name}"),
@@ -130,65 +127,6 @@ def compare_predictors(
         ],
         reference=reference,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcomes:
-    cost: Floats
-    score: Floats
-    tokens: Floats
-
-    @classmethod
-    def of(cls, table: OutcomeTable, account: Account) -> "_Outcomes":
-        return cls(account.of(table), table.score.astype(np.float64), TOKENS.of(table))
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A predictor with all that calibration chose for it, and what it then chooses on the test samples.
-
-    `realised` and `trace` hold what the test samples cost, the predictor's `own` cost included.
-    """
-
-    policy: CalibratedPolicy
-    plan: Floats
-    default: OperatingPoint
-    trace: Front
-    points: np.ndarray
-    choice: Columns
-    realised: Floats
-
-    @classmethod
-    def prepare(
-        cls,
-        calibration_estimates: ArrayLike,
-        test_estimates: ArrayLike,
-        calibration: _Outcomes,
-        test: _Outcomes,
-        budgets: Floats,
-        own: float,
-        default: OperatingPoint,
-        num_prices: int,
-    ) -> "_Candidate":
-        policy = CalibratedPolicy.from_calibration(
-            calibration_estimates, calibration.cost, calibration.score, num_prices=num_prices
-        )
-        prices = trace_prices(
-            calibration_estimates, calibration.cost, unit=policy.unit, num_prices=num_prices
-        )
-        plan = policy.plan(budgets)
-        front = sweep(test_estimates, test.cost, test.score, policy.price, unit=policy.unit)
-        trace = sweep(test_estimates, test.cost, test.score, prices, unit=policy.unit)
-        return cls(
-            policy=policy,
-            plan=plan,
-            default=default,
-            trace=Front(trace.cost + own, trace.score, trace.price),
-            points=policy.choose(test_estimates, test.cost),
-            choice=choose(test_estimates, test.tokens, default.price, unit=default.unit),
-            # The sweep sorts its prices, the policy holds them from cheap to dear.
-            realised=plan @ front.cost[::-1] + own,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +142,7 @@ class _Curve:
 
 
 def _measure_predictor(
-    candidate: _Candidate, own: _Curve, curves: Mapping[str, _Curve], reference: _Curve | None
+    candidate: Candidate, own: _Curve, curves: Mapping[str, _Curve], reference: _Curve | None
 ) -> dict[str, Floats]:
     cost, score = own.cost @ candidate.plan.T, own.score @ candidate.plan.T
     mix = score_of_mix(curves["fixed"].cost, curves["fixed"].score, cost)
@@ -224,18 +162,18 @@ def _measure_predictor(
 
 def _collect(
     name: str,
-    candidate: _Candidate,
-    test: _Outcomes,
+    candidate: Candidate,
+    score: Floats,
     found: Mapping[str, Estimate],
     front: fig.Point,
     default: fig.Point,
     *,
     is_reference: bool,
 ) -> fig.PredictorFigures:
-    num_scales = test.score.shape[1]
-    smallest = find_smallest_right(test.score)
+    stop = candidate.ways.stop
+    smallest, choice = find_smallest_right(score), stop[candidate.choice]
     answerable = smallest >= 0
-    steps = candidate.choice[answerable] - smallest[answerable]
+    steps = choice[answerable] - smallest[answerable]
     shares = [
         float(part.mean()) if steps.size else float("nan") for part in (steps == 0, steps < 0, steps > 0)
     ]
@@ -244,13 +182,14 @@ def _collect(
         policy=candidate.policy,
         trace=candidate.trace,
         front=Front(front.cost.value, front.score.value, candidate.policy.price),
+        plan=candidate.plan,
         cost=candidate.realised,
         chosen=candidate.plan
-        @ np.stack([(candidate.points == column).mean(axis=1) for column in range(num_scales)], axis=1),
+        @ np.stack(
+            [(stop[candidate.points] == column).mean(axis=1) for column in range(score.shape[1])], axis=1
+        ),
         to_reference=None if is_reference else found["to_reference"],
         mean_to_reference=None if is_reference else found["mean_to_reference"],
-        default=fig.DefaultPoint(
-            candidate.default.price, candidate.choice, default, found["to_best_fixed"], *shares
-        ),
+        default=fig.DefaultPoint(candidate.default_price, choice, default, found["to_best_fixed"], *shares),
         **{key: found[key] for key in ("score", "to_mix", "gap_share", "mean_to_mix", "mean_gap_share")},
     )

@@ -136,7 +136,11 @@ class CalibratedPolicy:
         """Choose the operating points from estimates, costs and scores, each `[num_samples, num_scales]`."""
         unit = find_unit(np.asarray(cost))
         prices = trace_prices(estimates, cost, unit=unit, num_prices=num_prices)
-        front = sweep(estimates, cost, score, prices, unit=unit)
+        return cls.from_front(sweep(estimates, cost, score, prices, unit=unit), unit)
+
+    @classmethod
+    def from_front(cls, front: Front, unit: float) -> "CalibratedPolicy":
+        """Choose the operating points among those that were traced on calibration samples."""
         hull = upper_hull(front.cost, front.score)
         return cls(front.price[hull], front.cost[hull], front.score[hull], unit)
 

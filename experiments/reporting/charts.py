@@ -131,8 +131,7 @@ def _describe_budget(figures: PredictorFigures, comparison: Comparison, k: int) 
     if figures.to_reference is not None:
         lines.append(f"to {escape(str(comparison.reference))} {format_difference(figures.to_reference[k])}")
     lines.append(f"share of the gap {format_share(figures.gap_share[k])}")
-    budget = comparison.budgets[[k]] - comparison.account.own_of(figures.name)
-    prices = figures.policy.price[figures.policy.plan(budget)[0] > 0]
+    prices = figures.policy.price[figures.plan[k] > 0]
     lines.append("price " + " or ".join(f"{price:.3g}" for price in prices))
     chosen = zip(comparison.scales, figures.chosen[k], strict=True)
     lines.append(", ".join(f"{share:.0%} at scale {scale}" for scale, share in chosen if share >= 0.005))

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_predictors
+from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.fronts import score_of_mix
 from experiments.evaluation.metrics import SCHEMA_VERSION, collect_metrics, write_metrics
 from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
@@ -21,12 +22,12 @@ def compare(calibration, test, *, estimators=None, **settings):
         "informed": estimate_outcomes,
         "question_only": lambda table: estimate_outcomes(table, see_image=False),
     }
-    estimates = {name: (rule(calibration), rule(test)) for name, rule in estimators.items()}
-    defaults = {
-        name: choose_price(first, calibration.visual_tokens, calibration.score)
-        for name, (first, _) in estimates.items()
-    }
-    return compare_predictors(calibration, test, estimates, defaults, **{"num_resamples": 60, **settings})
+    contenders = []
+    for name, rule in estimators.items():
+        first, second = rule(calibration), rule(test)
+        default = choose_price(first, calibration.visual_tokens, calibration.score)
+        contenders.append(Estimating(name, first, second, default))
+    return compare_policies(calibration, test, contenders, **{"num_resamples": 60, **settings})
 
 
 @pytest.fixture(scope="module")
