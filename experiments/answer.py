@@ -61,7 +61,7 @@ def load_adaptive(
         point = prices.at_budget(budget)
     if price is not None:
         point = prices.at_price(price)
-    return AdaptiveBackbone(backbone, predictor, point, feature_scale=record.feature_scale)
+    return AdaptiveBackbone(backbone, predictor, point)
 
 
 def describe_point(point: OperatingPoint, choice: Choice) -> str:

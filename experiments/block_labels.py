@@ -12,6 +12,7 @@ from experiments.blocks import ImageQuestions
 from experiments.scorers import score
 from experiments.tasks.base import Sample
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.features import ImageFeatures, compute_features
 from m3_backbone.outcomes import OutcomeTable
 
 NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype overflow?"
@@ -31,11 +32,11 @@ class AnsweredSample:
 class BlockLabels:
     """Outcomes, features and rows set aside, as they come."""
 
-    def __init__(self, backbone: Backbone, feature_scale: int) -> None:
+    def __init__(self, backbone: Backbone, feature_scales: Sequence[int]) -> None:
         self.backbone = backbone
-        self.feature_scale = feature_scale
+        self.feature_scales = feature_scales
         self.answered: list[AnsweredSample] = []
-        self.visual: dict[str, np.ndarray] = {}
+        self.features: dict[str, ImageFeatures] = {}
         self.set_aside: list[dict[str, Any]] = []
 
     def add(self, batch: Sequence[ImageQuestions]) -> None:
@@ -51,7 +52,7 @@ class BlockLabels:
         by_sample = answer_at_scales(self.backbone, pairs, tuple(self.backbone.ladder))
         answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
         for image, (picture, samples) in zip(encoded, pictures, strict=True):
-            visual = self.backbone.visual_tokens(image, self.feature_scale).half().cpu().numpy()
+            features = compute_features(self.backbone, image, self.feature_scales)
             costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.ladder]
             for sample in samples:
                 row = AnsweredSample(
@@ -61,9 +62,9 @@ class BlockLabels:
                     [self.backbone.prefill_flops(sample.question, cost) for cost in costs],
                     answers[sample.sample_id],
                 )
-                if np.isfinite(visual).all() and all(map(_is_finite, row.answers)):
+                if features.is_finite() and all(map(_is_finite, row.answers)):
                     self.answered.append(row)
-                    self.visual[sample.image_id] = visual
+                    self.features[sample.image_id] = features
                 else:
                     self._put_aside(sample, NOT_FINITE)
 

@@ -128,7 +128,7 @@ def answer_test(task: Task, folder: Path, num_images: int | None) -> OutcomeTabl
         backbone=backbone,
         folder=folder / "labels",
         limit={"train": 0, "calibration": 0, "test": num_images},
-        feature_scale=backbone.ladder.coarsest,
+        feature_scales=(backbone.ladder.coarsest,),
         num_workers=0,
     )
     return OutcomeTable.read(folder / "labels", "test")

@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.blocks import Limits
 from experiments.label_locks import hold
 from experiments.tasks.base import SPLITS
+from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import (
     SCHEMA_VERSION,
@@ -50,13 +51,13 @@ class LabelFolder:
         *,
         fingerprints: Mapping[str, str],
         scales: tuple[int, ...],
-        feature_scale: int,
+        feature_scales: tuple[int, ...],
         command: str = "the same label command",
     ) -> None:
         self.path = Path(path)
         self.fingerprints = dict(fingerprints)
         self.scales = scales
-        self.feature_scale = feature_scale
+        self.feature_scales = feature_scales
         self.command = command
         self.manifest: dict[str, Any] = {}
 
@@ -65,8 +66,9 @@ class LabelFolder:
         if not (self.path / MANIFEST).exists():
             return False
         manifest = read_manifest(self.path)
-        here = {**self.fingerprints, "scales": list(self.scales), "feature_scale": self.feature_scale}
-        there = {**manifest["fingerprints"], **{key: manifest[key] for key in ("scales", "feature_scale")}}
+        kept = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
+        here = {**self.fingerprints, **kept}
+        there = {**manifest["fingerprints"], **{key: manifest.get(key) for key in kept}}
         differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if differing:
             details = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing)
@@ -136,7 +138,7 @@ class LabelFolder:
             **names,
             "fingerprints": self.fingerprints,
             "scales": list(self.scales),
-            "feature_scale": self.feature_scale,
+            "feature_scales": list(self.feature_scales),
             "limit": dict(limit),
             "shard_size": shard_size,
             "complete": False,
@@ -185,14 +187,14 @@ class LabelFolder:
         name: str,
         digest: str,
         outcomes: OutcomeTable,
-        visual: Mapping[str, np.ndarray],
+        features: Mapping[str, ImageFeatures],
         set_aside: list[dict[str, Any]],
     ) -> None:
         """Write features, then outcomes. A shard that was there is no longer whole until the last moment."""
         header = {**outcomes.header, "digest": digest}
         with self.writing():
             self._shard("outcomes", name).unlink(missing_ok=True)
-            write_shard(self._shard("features", name), to_feature_table(visual), header)
+            write_shard(self._shard("features", name), to_feature_table(features), header)
             header["set_aside"] = set_aside
             write_shard(self._shard("outcomes", name), outcomes.to_arrow(), header)
 

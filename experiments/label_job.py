@@ -41,14 +41,14 @@ class LabelJob:
             self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
         )
         for block, group in itertools.groupby(images, key=lambda item: item.block):
-            labels = BlockLabels(self.backbone, self.folder.feature_scale)
+            labels = BlockLabels(self.backbone, self.folder.feature_scales)
             timed: list[tuple[Image.Image, str]] = []
             while batch := list(itertools.islice(group, self.images_per_batch)):
                 labels.add(batch)
                 timed += _pictures(batch)[: _NUM_TIMED - len(timed)]
                 yield sum(len(item.samples) for item in batch)
             table = labels.to_table(self.folder.fingerprints)
-            self.folder.write_shard(block.name, block.digest, table, labels.visual, labels.set_aside)
+            self.folder.write_shard(block.name, block.digest, table, labels.features, labels.set_aside)
             # Where all of these questions were set aside, a later block is timed.
             answered = set(table.question)
             timed = [(image, question) for image, question in timed if question in answered]

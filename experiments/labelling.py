@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ def label(
     backbone: Backbone,
     folder: str | Path,
     limit: Limits | None = None,
-    feature_scale: int = 9,
+    feature_scales: Sequence[int] = (1, 9, 36),
     shard_size: int = 1000,
     images_per_batch: int = 32,
     num_workers: int = 1,
@@ -117,7 +117,7 @@ def label(
 
     Args:
         limit: whole images per split; no limit for a split that is not named, or None.
-        feature_scale: scale of the coarse visual tokens that are kept for the predictor.
+        feature_scales: scales of the visual tokens kept for predictors, as far as the ladder has them.
         shard_size: samples per file; a killed run loses the work on one file at most.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in between.
@@ -133,7 +133,7 @@ def label(
         folder,
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=tuple(backbone.ladder),
-        feature_scale=backbone.ladder.check(feature_scale),
+        feature_scales=tuple(scale for scale in backbone.ladder if scale in feature_scales),
         command=command,
     )
     if not overwrite and target.open() and target.is_finished(limits):

@@ -101,7 +101,7 @@ class LabelSource:
     @property
     def identity(self) -> dict[str, Any]:
         """What of the labels makes a trained predictor out of date when it changes."""
-        keys = ("fingerprints", "scales", "feature_scale", "shards")
+        keys = ("fingerprints", "scales", "feature_scales", "shards")
         labels = {key: self.manifest.get(key) for key in keys}
         return {"labels": labels, "validation_fraction": self.validation_fraction}
 
@@ -159,7 +159,6 @@ def _train(
         num_parameters=predictor.num_parameters,
         flops=predictor.count_flops(validation.inputs),
         seconds=seconds,
-        feature_scale=source.manifest["feature_scale"],
         identity=identity,
     )
     write_json(home / MANIFEST, asdict(record))

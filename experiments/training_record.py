@@ -33,7 +33,6 @@ class TrainingRecord:
     num_parameters: int
     flops: float
     seconds: float
-    feature_scale: int
     identity: dict[str, Any]
 
     @property

@@ -14,12 +14,16 @@ from m3_backbone.ladder import ScaleLadder
 class EncodedImage:
     """One image after the only vision pass it needs.
 
-    `tokens` are `[num_tiles, grid * grid, hidden]`, projected, not yet pooled; `size` is (width,
-    height) in pixels.
+    `tokens` are `[num_tiles, grid * grid, hidden]`, projected, not yet pooled; `image` is the picture, of
+    which statistics are taken, and `size` its (width, height) in pixels.
     """
 
     tokens: Tensor
-    size: tuple[int, int]
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.size
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a predictor learns from: what it may see of each sample, and what happened at every scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
+from m3_backbone.features import ImageFeatures, stack_statistics
 from m3_backbone.outcomes import OutcomeTable, Rows, take, to_index
 from m3_backbone.shards import find_shards, read_features
 
@@ -16,13 +17,37 @@ SPLITS = ("train", "calibration", "test")
 
 
 @dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """Visual tokens of images at one scale.
+
+    `tokens` float16 [num_images, num_tokens, hidden] are padded; `mask` [num_images, num_tokens] is True at
+    real tokens.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def pad(cls, images: Sequence[np.ndarray]) -> Self:
+        """From one array [num_tokens, hidden] per image."""
+        longest = max(len(tokens) for tokens in images)
+        padded = np.zeros((len(images), longest, images[0].shape[1]), dtype=np.float16)
+        mask = np.zeros((len(images), longest), dtype=bool)
+        for row, tokens in enumerate(images):
+            padded[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        return cls(padded, mask)
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """All that a policy may see of n samples before any of them is answered.
 
-    `visual` [num_images, num_coarse, hidden] float16 holds the coarse visual tokens of each image, padded;
-    `visual_mask` [num_images, num_coarse] is True at real tokens; `image_row` [n] says which image a sample
-    asks about. `question_ids` are token ids of the question text, rows of `token_embeddings` [vocab, hidden].
-    `visual_tokens` int32 [n, S] is what each scale would cost; it follows from the size of the image.
+    `visual` holds the visual tokens of the images at the scales that were kept, `statistics` float32
+    [num_images, num_statistics] what `statistic_names` says (see `m3_backbone.features`); `image_row` [n]
+    says which image a sample asks about. `question_ids` are token ids of the question text, rows of
+    `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is what each scale would cost; it follows
+    from the size of the image.
     """
 
     scales: tuple[int, ...]
@@ -30,13 +55,29 @@ class Inputs:
     task: np.ndarray
     question_ids: list[np.ndarray]
     image_row: np.ndarray
-    visual: np.ndarray
-    visual_mask: np.ndarray
+    visual: Mapping[int, VisualTokens]
+    statistics: np.ndarray
+    statistic_names: tuple[str, ...]
     token_embeddings: Tensor
     visual_tokens: np.ndarray
 
     def __len__(self) -> int:
         return len(self.question)
+
+    @property
+    def hidden_size(self) -> int:
+        """Of visual tokens and token embeddings alike."""
+        return self.token_embeddings.shape[1]
+
+    def visual_at(self, scale: int) -> VisualTokens:
+        """The visual tokens of a scale; ValueError, naming those there are, where it was not kept."""
+        if scale not in self.visual:
+            kept = ", ".join(map(str, self.visual)) or "none"
+            raise ValueError(
+                f"visual tokens of scale {scale} were not kept in labelling (scales kept: {kept}): "
+                "choose one of them for the predictor, or label again with other feature_scales"
+            )
+        return self.visual[scale]
 
     def select(self, rows: Rows) -> Self:
         """The given samples, of a boolean mask [n], indices or a slice; images and embeddings stay shared."""
@@ -68,7 +109,7 @@ def read_labels(folder: str | Path, split: str) -> Labels:
     """Outcomes and frozen features of one split of a finished label folder."""
     folder = Path(folder)
     outcomes = OutcomeTable.read(folder, split)
-    features: dict[str, np.ndarray] = {}
+    features: dict[str, ImageFeatures] = {}
     for path in find_shards(folder, "features", split):
         features |= read_features(path)
     row_of = {image_id: row for row, image_id in enumerate(dict.fromkeys(outcomes.image_id))}
@@ -77,27 +118,26 @@ def read_labels(folder: str | Path, split: str) -> Labels:
             f"{folder / 'features'} lacks image {missing[0]!r} of {split}: "
             f"delete {folder / 'outcomes'} and run the label command again"
         )
-    visual, visual_mask = pad_visual([features[image_id] for image_id in row_of])
+    images = [features[image_id] for image_id in row_of]
+    names, statistics = stack_statistics(images)
     inputs = Inputs(
         scales=outcomes.scales,
         question=outcomes.question.tolist(),
         task=outcomes.task,
         question_ids=outcomes.question_ids,
         image_row=np.array([row_of[image_id] for image_id in outcomes.image_id], dtype=np.int64),
-        visual=visual,
-        visual_mask=visual_mask,
+        visual=stack_visual(images),
+        statistics=statistics,
+        statistic_names=names,
         token_embeddings=load_file(folder / "token_embeddings.safetensors")["token_embeddings"],
         visual_tokens=outcomes.visual_tokens,
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 
 
-def pad_visual(visual: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """One array [num_tokens, hidden] per image as float16 [num_images, num_coarse, hidden], and its mask."""
-    longest = max(len(tokens) for tokens in visual)
-    padded = np.zeros((len(visual), longest, visual[0].shape[1]), dtype=np.float16)
-    mask = np.zeros((len(visual), longest), dtype=bool)
-    for row, tokens in enumerate(visual):
-        padded[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = True
-    return padded, mask
+def stack_visual(images: Sequence[ImageFeatures]) -> dict[int, VisualTokens]:
+    """Scale -> the visual tokens of all images; ValueError where images were kept at different scales."""
+    scales = list(images[0].visual)
+    if any(list(image.visual) != scales for image in images):
+        raise ValueError("the images have visual tokens of different scales: label all of them again")
+    return {scale: VisualTokens.pad([image.visual[scale] for image in images]) for scale in scales}

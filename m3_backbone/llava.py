@@ -146,8 +146,7 @@ class LlavaBackbone(Backbone):
             tokens = self.model.encode_images(**inputs)
             counts = [self.processor.images.num_tiles(image.size) for image in batch]
             return [
-                EncodedImage(t.clone(), image.size)
-                for t, image in zip(tokens.split(counts), batch, strict=True)
+                EncodedImage(t.clone(), image) for t, image in zip(tokens.split(counts), batch, strict=True)
             ]
 
         batches = halve_until_it_fits(encode, images, self.image_batch_size)

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from m3_backbone.features import ImageFeatures
+
 SCHEMA_VERSION = 2
+FEATURE_VERSION = 3  # of the shards of features alone
 METADATA_KEY = b"tokenscale"
 
 _TEXT = ("sample_id", "image_id", "task", "split", "kind", "question")
@@ -32,7 +35,17 @@ OUTCOME_SCHEMA = pa.schema(
         ("prefill_flops", pa.list_(pa.int64())),
     ]
 )
-FEATURE_SCHEMA = pa.schema([("image_id", pa.string()), ("num_tokens", pa.int32()), ("visual", pa.binary())])
+FEATURE_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("hidden_size", pa.int32()),
+        (
+            "visual",
+            pa.map_(pa.int32(), pa.binary()),
+        ),  # scale -> float16 [num_tokens, hidden_size], rows first
+        ("statistics", pa.map_(pa.string(), pa.float32())),
+    ]
+)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -57,42 +70,49 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.close(directory)
 
 
-def dump_header(header: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """Parquet metadata that holds `header` and the schema version."""
-    return {METADATA_KEY: json.dumps({"schema": SCHEMA_VERSION, **header}, sort_keys=True).encode()}
+def dump_header(header: Mapping[str, Any], version: int = SCHEMA_VERSION) -> dict[bytes, bytes]:
+    """Parquet metadata that holds `header` and the version of the schema."""
+    return {METADATA_KEY: json.dumps({"schema": version, **header}, sort_keys=True).encode()}
 
 
-def parse_header(metadata: Mapping[bytes, bytes] | None, origin: str) -> dict[str, Any]:
-    """The reverse of `dump_header`; refuses another schema version."""
+def parse_header(
+    metadata: Mapping[bytes, bytes] | None, origin: str, version: int = SCHEMA_VERSION
+) -> dict[str, Any]:
+    """The reverse of `dump_header`; refuses another version of the schema."""
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         raise ValueError(
             f"{origin} was not written by tokenscale: its metadata lacks {METADATA_KEY.decode()!r}"
         )
     header: dict[str, Any] = json.loads(text)
-    if header["schema"] != SCHEMA_VERSION:
+    if header["schema"] != version:
         raise ValueError(
-            f"{origin} has schema version {header['schema']}, this tokenscale reads {SCHEMA_VERSION}: "
-            "label again, or read it with the tokenscale that wrote it"
+            f"{origin} has schema version {header['schema']}, this tokenscale reads {version}: "
+            "label again with overwrite=true, or read it with the tokenscale that wrote it"
         )
     return header
 
 
 def write_shard(path: Path, table: pa.Table, header: Mapping[str, Any]) -> None:
     """Write a Parquet shard with `header` in its metadata, atomically."""
-    table = table.replace_schema_metadata(dump_header(header))
+    table = table.replace_schema_metadata(dump_header(header, version_of(table.schema)))
     write_atomically(
         path, lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     )
 
 
+def version_of(schema: pa.Schema) -> int:
+    """The version of shards of outcomes or of features, told apart by their columns."""
+    return FEATURE_VERSION if "visual" in schema.names else SCHEMA_VERSION
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """What `write_shard` put into the metadata of a shard; reads only the end of the file."""
     try:
-        metadata = pq.read_schema(path).metadata
+        schema = pq.read_schema(path)
     except pa.ArrowInvalid as error:
         raise _not_whole(path) from error
-    return parse_header(metadata, str(path))
+    return parse_header(schema.metadata, str(path), version_of(schema))
 
 
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
@@ -103,7 +123,7 @@ def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
         raise
     except (pa.ArrowInvalid, OSError) as error:
         raise _not_whole(path) from error
-    parse_header(table.schema.metadata, str(path))
+    parse_header(table.schema.metadata, str(path), version_of(schema))
     check_columns(table, schema, str(path))
     return table
 
@@ -153,21 +173,33 @@ def to_list_column(matrix: np.ndarray, list_type: pa.ListType) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, values)
 
 
-def to_feature_table(visual: Mapping[str, np.ndarray]) -> pa.Table:
-    """Coarse visual tokens (image id -> float16 [num_tokens, hidden]) as a table of `FEATURE_SCHEMA`."""
-    columns = {
-        "image_id": list(visual),
-        "num_tokens": [len(tokens) for tokens in visual.values()],
-        "visual": [np.ascontiguousarray(tokens, dtype="<f2").tobytes() for tokens in visual.values()],
+def to_feature_table(images: Mapping[str, ImageFeatures]) -> pa.Table:
+    """Image id -> features, as a table of `FEATURE_SCHEMA`."""
+    columns: dict[str, list[Any]] = {
+        "image_id": list(images),
+        "hidden_size": [],
+        "visual": [],
+        "statistics": [],
     }
+    for image in images.values():
+        columns["hidden_size"].append(max((t.shape[1] for t in image.visual.values()), default=0))
+        tokens = {s: np.ascontiguousarray(t, dtype="<f2").tobytes() for s, t in image.visual.items()}
+        columns["visual"].append(list(tokens.items()))
+        columns["statistics"].append(list(image.statistics.items()))
     return pa.Table.from_pydict(columns, schema=FEATURE_SCHEMA)
 
 
-def read_features(path: Path) -> dict[str, np.ndarray]:
-    """Image id -> float16 [num_tokens, hidden], as `to_feature_table` stored them."""
+def read_features(path: Path) -> dict[str, ImageFeatures]:
+    """Image id -> features, as `to_feature_table` stored them."""
     table = read_shard(path, FEATURE_SCHEMA)
     rows = zip(*(table[name].to_pylist() for name in FEATURE_SCHEMA.names), strict=True)
-    return {image_id: np.frombuffer(data, dtype="<f2").reshape(num, -1) for image_id, num, data in rows}
+    return {
+        image_id: ImageFeatures(
+            {scale: np.frombuffer(data, dtype="<f2").reshape(-1, hidden) for scale, data in visual},
+            dict(statistics),
+        )
+        for image_id, hidden, visual, statistics in rows
+    }
 
 
 def find_shards(folder: Path, room: str, split: str) -> list[Path]:

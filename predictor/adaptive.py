@@ -8,8 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.labels import Inputs, pad_visual
+from m3_backbone.features import compute_features, stack_statistics
+from m3_backbone.labels import Inputs, stack_visual
 from predictor.base import ScalePredictor
+from predictor.features import Features
 from predictor.policy import choose
 from predictor.pricing import OperatingPoint
 
@@ -27,18 +29,13 @@ class Choice:
 class AdaptiveBackbone:
     """A frozen backbone that answers each question at the scale which `predictor` chooses.
 
-    `point` says at what price, `feature_scale` the scale of the visual tokens that the predictor was trained
-    to see. One vision pass serves predictor and decoder. Raises ValueError when the predictor was trained for
-    another backbone.
+    `point` says at what price. One vision pass serves predictor and decoder. Raises ValueError when the
+    predictor was trained for another backbone.
     """
 
-    def __init__(
-        self, backbone: Backbone, predictor: ScalePredictor, point: OperatingPoint, *, feature_scale: int
-    ) -> None:
-        backbone.ladder.check(feature_scale)
+    def __init__(self, backbone: Backbone, predictor: ScalePredictor, point: OperatingPoint) -> None:
         predictor.check_backbone(backbone.fingerprints)
         self.backbone, self.predictor, self.point = backbone, predictor, point
-        self.feature_scale = feature_scale
         self._token_embeddings = backbone.token_embeddings().detach().cpu()
 
     def answer(
@@ -69,7 +66,7 @@ class AdaptiveBackbone:
             self.backbone,
             encoded,
             questions,
-            self.feature_scale,
+            self.predictor.features,
             task=task,
             token_embeddings=self._token_embeddings,
         )
@@ -85,18 +82,20 @@ def make_inputs(
     backbone: Backbone,
     encoded: Sequence[EncodedImage],
     questions: Sequence[str],
-    feature_scale: int,
+    features: Features,
     *,
     task: str = "",
     token_embeddings: Tensor,
 ) -> Inputs:
-    """What a predictor sees of each (encoded image, question), just as labelling stores it."""
+    """What a predictor sees of each (encoded image, question), just as labelling stores it.
+
+    Of an image only what `features` name is computed.
+    """
     distinct = list({id(image): image for image in encoded}.values())
     row_of = {id(image): row for row, image in enumerate(distinct)}
     image_row = np.array([row_of[id(image)] for image in encoded], dtype=np.int64)
-    visual, visual_mask = pad_visual(
-        [backbone.visual_tokens(image, feature_scale).half().cpu().numpy() for image in distinct]
-    )
+    images = [compute_features(backbone, image, features.scales, features.groups) for image in distinct]
+    names, statistics = stack_statistics(images)
     scales = tuple(backbone.ladder)
     cost = [[backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in distinct]
     return Inputs(
@@ -105,8 +104,9 @@ def make_inputs(
         task=np.full(len(questions), task, dtype=object),
         question_ids=[np.array(backbone.question_ids(question), dtype=np.int32) for question in questions],
         image_row=image_row,
-        visual=visual,
-        visual_mask=visual_mask,
+        visual=stack_visual(images),
+        statistics=statistics,
+        statistic_names=names,
         token_embeddings=token_embeddings,
         visual_tokens=np.array(cost, dtype=np.int32)[image_row],
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
+from predictor.features import Features
 from predictor.policy import Floats
 
 
@@ -36,10 +37,13 @@ class ScalePredictor(ABC):
 
     A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names (as
     scikit-learn asks of its estimators) and writes `_fit`, `_predict`, `_get_state` and `_set_state`.
-    `scales` and `fingerprints`, known after `fit`, say which ladder, backbone and data it has learned from.
+    `features` says what it reads of a sample beside the text of the question and the name of the task, so
+    that whoever makes inputs need not compute the rest. `scales` and `fingerprints`, known after `fit`, say
+    which ladder, backbone and data it has learned from.
     """
 
     name: str
+    features: Features = Features()
     scales: tuple[int, ...] | None = None
     fingerprints: Mapping[str, str] | None = None
 

@@ -10,19 +10,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from m3_backbone.labels import Inputs, Labels
+from predictor.features import Features, Standard
+
+_NO_IDS = np.empty(0, dtype=np.int64)
 
 
 class Batch(NamedTuple):
-    """What a network sees of some samples; B samples, T question tokens, V coarse visual tokens, S scales.
+    """What a network sees of some B samples: T question tokens, V visual tokens, F statistics, S scales.
 
     Masks are True at real tokens. `question_ids` are rows of the frozen embeddings, which are handed to the
-    network beside the batch. `cost` is the count of visual tokens at each scale.
+    network beside the batch. Visual tokens of several scales follow one another, coarsest scale first.
+    Statistics are standardised (see `Features.read_statistics`). `cost` is the count of visual tokens at each
+    scale.
     """
 
     question_ids: Tensor  # [B, T] int64
     question_mask: Tensor  # [B, T] bool
     visual: Tensor  # [B, V, hidden] float32
     visual_mask: Tensor  # [B, V] bool
+    statistics: Tensor  # [B, F] float32
     cost: Tensor  # [B, S] float32
 
 
@@ -33,53 +39,89 @@ class Target(NamedTuple):
     nll: Tensor  # [B, S] float32
 
 
-def make_batch(inputs: Inputs, rows: Sequence[int] | np.ndarray) -> Batch:
-    """The given samples, padded to the longest question among them."""
-    questions = [torch.from_numpy(inputs.question_ids[row].astype(np.int64)) for row in rows]
-    # An empty question still gets one (masked) position, as attention needs a sequence.
-    length = max(1, *(len(ids) for ids in questions))
-    ids = torch.zeros(len(questions), length, dtype=torch.int64)
-    mask = torch.zeros(len(questions), length, dtype=torch.bool)
-    for i, question in enumerate(questions):
-        ids[i, : len(question)] = question
-        mask[i, : len(question)] = True
-    image_rows = inputs.image_row[np.asarray(rows)]
-    return Batch(
-        question_ids=ids,
-        question_mask=mask,
-        visual=torch.from_numpy(inputs.visual[image_rows].astype(np.float32)),
-        visual_mask=torch.from_numpy(inputs.visual_mask[image_rows]),
-        cost=torch.from_numpy(inputs.visual_tokens[np.asarray(rows)].astype(np.float32)),
-    )
+class BatchMaker:
+    """Makes batches of samples: what `features` name of them, the statistics in units of `standard`.
 
+    Raises ValueError where the inputs lack what is to be read.
+    """
 
-def iterate_batches(inputs: Inputs, batch_size: int) -> Iterator[Batch]:
-    """All samples in order."""
-    for start in range(0, len(inputs), batch_size):
-        yield make_batch(inputs, np.arange(start, min(start + batch_size, len(inputs))))
+    def __init__(self, inputs: Inputs, features: Features, standard: Standard) -> None:
+        self.inputs, self.features = inputs, features
+        self.visual = [inputs.visual_at(scale) for scale in features.scales]
+        self.statistics = standard.apply(features.read_statistics(inputs))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def make(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The given samples, padded to the longest question among them."""
+        index = np.asarray(rows)
+        images = self.inputs.image_row[index]
+        ids, mask = self._read_questions(index)
+        # The empty array stands for a predictor that reads no visual tokens.
+        none = np.zeros((len(index), 0, self.inputs.hidden_size), dtype=np.float32)
+        tokens = [none, *(each.tokens[images].astype(np.float32) for each in self.visual)]
+        masks = [none[..., 0] > 0, *(each.mask[images] for each in self.visual)]
+        return Batch(
+            question_ids=ids,
+            question_mask=mask,
+            visual=torch.from_numpy(np.concatenate(tokens, axis=1)),
+            visual_mask=torch.from_numpy(np.concatenate(masks, axis=1)),
+            statistics=torch.from_numpy(self.statistics[images]),
+            cost=torch.from_numpy(self.inputs.visual_tokens[index].astype(np.float32)),
+        )
+
+    def iterate(self, batch_size: int) -> Iterator[Batch]:
+        """All samples in order."""
+        for start in range(0, len(self), batch_size):
+            yield self.make(np.arange(start, min(start + batch_size, len(self))))
+
+    def _read_questions(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Ids and mask; an unread or empty question has one (masked) position, as attention needs one."""
+        read = self.features.question
+        questions = [self.inputs.question_ids[row].astype(np.int64) if read else _NO_IDS for row in index]
+        length = max(1, *(len(ids) for ids in questions))
+        ids = torch.zeros(len(questions), length, dtype=torch.int64)
+        mask = torch.zeros(len(questions), length, dtype=torch.bool)
+        for i, question in enumerate(questions):
+            ids[i, : len(question)] = torch.from_numpy(question)
+            mask[i, : len(question)] = True
+        return ids, mask
 
 
 class LabelsDataset(Dataset):
     """Whole batches at once: a sample at a time would cost more than the networks do."""
 
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
+    def __init__(self, labels: Labels, features: Features, standard: Standard) -> None:
+        self.outcomes = labels.outcomes
+        self.batches = BatchMaker(labels.inputs, features, standard)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.outcomes)
 
     def __getitems__(self, rows: list[int]) -> tuple[Batch, Target]:
-        outcomes = self.labels.outcomes
+        outcomes = self.outcomes
         target = Target(torch.from_numpy(outcomes.score[rows]), torch.from_numpy(outcomes.nll[rows]))
-        return make_batch(self.labels.inputs, rows), target
+        return self.batches.make(rows), target
 
 
 class LabelsDataModule(lightning.LightningDataModule):
     """Training batches in an order fixed by seed and epoch, validation batches in that of the table."""
 
-    def __init__(self, train: Labels, validation: Labels, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        train: Labels,
+        validation: Labels,
+        features: Features,
+        standard: Standard,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
         super().__init__()
-        self.train, self.validation = LabelsDataset(train), LabelsDataset(validation)
+        self.train, self.validation = (
+            LabelsDataset(part, features, standard) for part in (train, validation)
+        )
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:

@@ -1,5 +1,6 @@
 """The predictor folder: `config.json` says what to build, `weights.safetensors` holds the arrays."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -17,13 +18,19 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """A class or function and its keyword arguments, as JSON.
 
-    An argument that is itself a class, a function or a `functools.partial` of one is described likewise.
+    An argument that is itself a class, a function, a `functools.partial` of one or a dataclass instance is
+    described likewise.
     """
-    encoded = {name: _encode(value) if callable(value) else value for name, value in arguments.items()}
+    encoded = {name: _encode(value) for name, value in arguments.items()}
     return {"class": f"{target.__module__}.{target.__qualname__}", "arguments": encoded}
 
 
-def _encode(value: Callable[..., Any]) -> dict[str, Any]:
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"object": describe(type(value), fields)}
+    if not callable(value):
+        return value
     if isinstance(value, functools.partial):
         assert not value.args, "keyword arguments only"
         return {"partial": describe(value.func, value.keywords)}
@@ -49,6 +56,8 @@ def _resolve(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if isinstance(value, dict) and value.keys() == {"partial"}:
             function, keywords = _resolve(value["partial"])
             value = functools.partial(function, **keywords)
+        elif isinstance(value, dict) and value.keys() == {"object"}:
+            value = build(value["object"])
         arguments[key] = value
     return target, arguments
 

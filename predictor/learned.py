@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
-from predictor.batches import LabelsDataModule, iterate_batches, make_batch
+from predictor.batches import BatchMaker, LabelsDataModule
+from predictor.features import Features, Standard
 from predictor.objectives import Correctness
 from predictor.training import MONITOR, Objective, ScaleModule, average_estimates
 
@@ -32,16 +33,18 @@ make_quiet_trainer = functools.partial(
     enable_model_summary=False,
     enable_progress_bar=False,
 )
+MEAN, DEVIATION = "statistics_mean", "statistics_deviation"
+QUESTION_AND_COARSE = Features(visual=9, question=True)
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
 
 
 class LearnedPredictor(ScalePredictor):
     """`num_members` networks from different seeds, trained side by side, their estimates averaged.
 
-    `network(hidden_size, num_scales)` makes one network, `objective()` the loss (see `networks` and
-    `objectives`). Training stops when `policy.policy_value` on validation has not risen for `patience`
-    epochs, and goes back to the epoch where it was highest. The same data, arguments and seed give the same
-    weights on one machine.
+    `network(hidden_size, num_statistics, num_outputs)` makes one network, `objective()` the loss (see
+    `networks` and `objectives`); it sees what `features` name. Training stops when `policy.policy_value` on
+    validation has not risen for `patience` epochs, and goes back to the epoch where it was highest. The same
+    data, arguments and seed give the same weights on one machine.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class LearnedPredictor(ScalePredictor):
         *,
         network: Callable[..., nn.Module],
         objective: Callable[[], Objective] = Correctness,
+        features: Features = QUESTION_AND_COARSE,
         name: str = "learned",
         num_members: int = 1,
         max_epochs: int = 40,
@@ -62,11 +66,12 @@ class LearnedPredictor(ScalePredictor):
         self.network, self.objective, self.name, self.num_members = network, objective, name, num_members
         self.max_epochs, self.patience, self.batch_size = max_epochs, patience, batch_size
         self.learning_rate, self.weight_decay, self.seed = learning_rate, weight_decay, seed
-        self.average_decay = average_decay
+        self.average_decay, self.features = average_decay, features
         self.validation_value: float | None = None
         self.num_epochs: int | None = None
         self._networks: nn.ModuleList | None = None
         self._hidden_size: int | None = None
+        self._standard: Standard | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -75,16 +80,20 @@ class LearnedPredictor(ScalePredictor):
         return sum(parameter.numel() for parameter in self._networks.parameters())
 
     def count_flops(self, inputs: Inputs) -> float:
-        """Floating-point operations per sample (two per multiply-add), counted on the first sample alone."""
-        assert self._networks is not None, "fit or load first"
-        batch = make_batch(inputs, [0])
+        """Of features and networks, per sample; the networks' are counted on the first sample alone.
+
+        A multiply-add is two.
+        """
+        assert self._networks is not None and self._standard is not None, "fit or load first"
+        batch = BatchMaker(inputs, self.features, self._standard).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             for network in self._networks:
                 network(batch, inputs.token_embeddings)
-        return counter.get_total_flops()
+        return self.features.count_flops(inputs) + counter.get_total_flops()
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
-        self._hidden_size = train.inputs.visual.shape[-1]
+        self._hidden_size = train.inputs.hidden_size
+        self._standard = Standard.fit(self.features.read_statistics(train.inputs))
         with contextlib.ExitStack() as stack:
             # Our seeds stay ours: whoever calls keeps its own random state.
             stack.enter_context(torch.random.fork_rng())
@@ -115,7 +124,14 @@ class LearnedPredictor(ScalePredictor):
             )
             if trainer.world_size > 1:
                 raise ValueError(f"{self.name} is light and trains on one device: trainer=cpu or trainer=gpu")
-            data = LabelsDataModule(train, validation, batch_size=self.batch_size, seed=self.seed)
+            data = LabelsDataModule(
+                train,
+                validation,
+                self.features,
+                self._standard,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
             trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"])
@@ -124,22 +140,22 @@ class LearnedPredictor(ScalePredictor):
         self._networks = networks.cpu().eval()
 
     def _predict(self, inputs: Inputs) -> np.ndarray:
-        assert self._networks is not None
-        if inputs.visual.shape[-1] != self._hidden_size:
+        assert self._networks is not None and self._standard is not None
+        if inputs.hidden_size != self._hidden_size:
             raise ValueError(
-                f"{self.name} reads tokens of hidden size {self._hidden_size}, not {inputs.visual.shape[-1]}"
+                f"{self.name} reads tokens of hidden size {self._hidden_size}, not {inputs.hidden_size}"
             )
+        batches = BatchMaker(inputs, self.features, self._standard)
         embeddings = inputs.token_embeddings
         with torch.inference_mode():
-            parts = [
-                average_estimates(self._networks, batch, embeddings)
-                for batch in iterate_batches(inputs, 1024)
-            ]
+            parts = [average_estimates(self._networks, batch, embeddings) for batch in batches.iterate(1024)]
         return torch.cat(parts).numpy()
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         assert self._networks is not None
+        assert self._standard is not None
         arrays = {name: tensor.numpy() for name, tensor in self._networks.state_dict().items()}
+        arrays |= {MEAN: self._standard.mean, DEVIATION: self._standard.deviation}
         found = {"hidden_size": self._hidden_size, "validation_value": self.validation_value}
         return arrays, found | {"num_epochs": self.num_epochs, "num_parameters": self.num_parameters}
 
@@ -147,12 +163,17 @@ class LearnedPredictor(ScalePredictor):
         assert self.scales is not None
         self._hidden_size = state["hidden_size"]
         self.validation_value, self.num_epochs = state["validation_value"], state["num_epochs"]
+        self._standard = Standard(arrays.pop(MEAN), arrays.pop(DEVIATION))
         networks = self._make_networks(len(self.scales))
         networks.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         self._networks = networks.eval()
 
     def _make_networks(self, num_scales: int) -> nn.ModuleList:
-        return nn.ModuleList(self.network(self._hidden_size, num_scales) for _ in range(self.num_members))
+        assert self._standard is not None
+        num_statistics = len(self._standard.mean)
+        return nn.ModuleList(
+            self.network(self._hidden_size, num_statistics, num_scales) for _ in range(self.num_members)
+        )
 
     def _open_workshop(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
         """Make `folder` ours; the last checkpoint in it, when the very same fit was interrupted there."""

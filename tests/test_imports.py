@@ -16,9 +16,9 @@ MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MAX_LINES = 260
 
 # The one module of `predictor` that joins it with the model, and what the others may know of the model:
-# outcomes, and outcomes beside what a predictor may see of the same samples.
+# outcomes, what a predictor may see of an image, and both of the same samples.
 JOINING_MODULE = "predictor.adaptive"
-OUTCOME_SCHEMA = ("m3_backbone.outcomes", "m3_backbone.labels")
+OUTCOME_SCHEMA = ("m3_backbone.outcomes", "m3_backbone.labels", "m3_backbone.features")
 
 
 def module_name(path: Path) -> str:

@@ -6,10 +6,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 
 from experiments.evaluation.fronts import find_smallest_right
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.labels import Labels, VisualTokens
 
 MAX_WORDS = 200
 NUM_COMPONENTS = 48
+FEATURE_SCALE = 9  # or the finest that was kept
 PARTS = {"question": ["question"], "image": ["image"], "question and image": ["question", "image"]}
 
 
@@ -31,13 +32,14 @@ def classify_smallest_scale(train: Labels, test: Labels, seed: int = 0) -> dict[
     words = CountVectorizer(
         token_pattern=r"\w+", ngram_range=(1, 2), binary=True, max_features=MAX_WORDS
     ).fit(seen.inputs.question)
-    width = max(labels.inputs.visual.shape[1] for labels in (seen, asked))
-    images = _flatten(seen.inputs, width)
+    scale = FEATURE_SCALE if FEATURE_SCALE in seen.inputs.visual else max(seen.inputs.visual)
+    width = max(labels.inputs.visual_at(scale).tokens.shape[1] for labels in (seen, asked))
+    images = _flatten(seen.inputs.visual_at(scale), width)
     components = PCA(min(NUM_COMPONENTS, *images.shape), random_state=seed).fit(images)
     features = [
         {
             "question": words.transform(inputs.question).toarray().astype(np.float32),
-            "image": components.transform(_flatten(inputs, width))[inputs.image_row],
+            "image": components.transform(_flatten(inputs.visual_at(scale), width))[inputs.image_row],
         }
         for inputs in (seen.inputs, asked.inputs)
     ]
@@ -53,8 +55,8 @@ def classify_smallest_scale(train: Labels, test: Labels, seed: int = 0) -> dict[
     return accuracy
 
 
-def _flatten(inputs: Inputs, width: int) -> np.ndarray:
+def _flatten(images: VisualTokens, width: int) -> np.ndarray:
     """Coarse visual tokens of the images, `[num_images, width * hidden]`; zeros where an image has fewer."""
-    visual = inputs.visual * inputs.visual_mask[..., None]
+    visual = images.tokens * images.mask[..., None]
     padded = np.pad(visual, ((0, 0), (0, width - visual.shape[1]), (0, 0)))
     return padded.reshape(len(padded), -1).astype(np.float32)

@@ -13,13 +13,14 @@ class CrossAttention(nn.Module):
 
     Frozen embeddings and visual tokens, both `[.., hidden_size]`, are normalised and projected to `width`.
     Position codes are sinusoidal and then projected, so any number of tokens will do (tiled images differ
-    in it). The logits are read off the summary token and the mean visual token.
+    in it). The logits are read off the summary token, the mean visual token and the statistics.
     """
 
     def __init__(
         self,
         hidden_size: int,
-        num_scales: int,
+        num_statistics: int,
+        num_outputs: int,
         *,
         width: int = 64,
         num_layers: int = 1,
@@ -38,16 +39,16 @@ class CrossAttention(nn.Module):
             width, num_heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, num_layers)
+        self.normalize = nn.LayerNorm(2 * width)
         self.head = nn.Sequential(
-            nn.LayerNorm(2 * width),
-            nn.Linear(2 * width, width),
+            nn.Linear(2 * width + num_statistics, width),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(width, num_scales),
+            nn.Linear(width, num_outputs),
         )
 
     def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Logits `[batch, num_scales]` from a batch and the frozen embeddings `[vocab, hidden_size]`."""
+        """Outputs `[batch, num_outputs]` from a batch and the frozen embeddings `[vocab, hidden_size]`."""
         # A batch of questions repeats few words: project each of them once.
         words, word_of = torch.unique(batch.question_ids, return_inverse=True)
         question = self.project_question(token_embeddings[words].to(batch.visual))[word_of]
@@ -65,7 +66,8 @@ class CrossAttention(nn.Module):
         )
         weights = batch.visual_mask[..., None].to(visual)
         mean_visual = (visual * weights).sum(1) / weights.sum(1)
-        return self.head(torch.cat([states[:, 0], mean_visual], dim=-1))
+        seen = self.normalize(torch.cat([states[:, 0], mean_visual], dim=-1))
+        return self.head(torch.cat([seen, batch.statistics], dim=-1))
 
 
 def encode_positions(num_positions: int, width: int, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from experiments.config import find_config_dir
 from experiments.train import train_predictors
 from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import make_inputs
+from predictor.features import Features
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import label, write_labels
 
@@ -29,7 +30,11 @@ def store(tmp_path_factory):
     )
     encoded = backbone.encode([Image.open(FIXTURE / "image0.png").convert("RGB")] * 12)
     inputs = make_inputs(
-        backbone, encoded, [COLOR, COUNT] * 6, 9, token_embeddings=backbone.token_embeddings().detach()
+        backbone,
+        encoded,
+        [COLOR, COUNT] * 6,
+        Features(visual=9),
+        token_embeddings=backbone.token_embeddings().detach(),
     )
     fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)

@@ -24,6 +24,7 @@ from experiments.labelling import LabelSummary, label
 from experiments.scorers import score
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
+from m3_backbone.features import compute_features
 from m3_backbone.labels import read_labels
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
@@ -91,7 +92,10 @@ def assert_same_labels(first: Path, second: Path) -> None:
     for split in SPLITS:
         ours, theirs = read_labels(first, split), read_labels(second, split)
         assert ours.outcomes.to_arrow().equals(theirs.outcomes.to_arrow())
-        assert np.array_equal(ours.inputs.visual, theirs.inputs.visual)
+        assert ours.inputs.visual.keys() == theirs.inputs.visual.keys()
+        for scale, visual in ours.inputs.visual.items():
+            assert np.array_equal(visual.tokens, theirs.inputs.visual[scale].tokens)
+        assert np.array_equal(ours.inputs.statistics, theirs.inputs.statistics)
         assert torch.equal(ours.inputs.token_embeddings, theirs.inputs.token_embeddings)
     assert (first / "set_aside.jsonl").read_text() == (second / "set_aside.jsonl").read_text()
 
@@ -121,8 +125,14 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
             assert labels.outcomes.visual_tokens[row, column] == num_visual
             flops = backbone.prefill_flops(sample.question, num_visual)
             assert labels.outcomes.prefill_flops[row, column] == flops
-        visual = labels.inputs.visual[labels.inputs.image_row[row]]
-        assert np.allclose(visual, backbone.visual_tokens(image, 9).half().numpy(), atol=2e-3)
+        image_row = labels.inputs.image_row[row]
+        assert list(labels.inputs.visual) == [1, 9, 36]
+        for scale, visual in labels.inputs.visual.items():
+            alone = backbone.visual_tokens(image, scale).half().numpy()
+            assert np.allclose(visual.tokens[image_row], alone, atol=2e-3)
+        statistics = compute_features(backbone, image, ()).statistics
+        assert labels.inputs.statistic_names == tuple(statistics)
+        assert np.allclose(labels.inputs.statistics[image_row], list(statistics.values()), rtol=1e-4)
     assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())
 
 
@@ -277,8 +287,8 @@ class TestOtherLabelsInTheFolder:
             label_some(other, backbone, copied)
 
     def test_another_feature_scale_is_refused(self, copied, task, backbone):
-        with pytest.raises(ValueError, match=r"other feature_scale \(9 there, 36 here\)"):
-            label_some(task, backbone, copied, feature_scale=36)
+        with pytest.raises(ValueError, match=r"other feature_scales \(\[1, 9, 36\] there, \[36\] here\)"):
+            label_some(task, backbone, copied, feature_scales=(36,))
 
     def test_overwrite_replaces_them(self, copied, task):
         for name in ("notes.txt", "features/notes.txt"):

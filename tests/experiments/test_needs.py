@@ -10,7 +10,7 @@ from experiments.evaluation.needs import find_needed_column, map_attributes, map
 from experiments.evaluation.scale_classifier import classify_smallest_scale
 from experiments.granularity import tabulate, tabulate_classifiers
 from experiments.reporting.needs_display import draw_needs
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.labels import Inputs, Labels, VisualTokens
 from tests.experiments.synthetic import SCALES, make_outcomes
 
 
@@ -105,8 +105,9 @@ def labels_of(split, num_images, seed):
         task=outcomes.task,
         question_ids=outcomes.question_ids,
         image_row=image,
-        visual=visual,
-        visual_mask=np.ones((num_images, 3), bool),
+        visual={9: VisualTokens(visual, np.ones((num_images, 3), bool))},
+        statistics=np.zeros((num_images, 0), np.float32),
+        statistic_names=(),
         token_embeddings=torch.zeros(1, 1),
         visual_tokens=outcomes.visual_tokens,
     )

@@ -57,7 +57,7 @@ def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
         (question_only.value - mix.value) / (mix.oracle_value - mix.value)
     )
     assert question_only.identity["labels"]["fingerprints"]["weights"] == "aa"
-    assert (question_only.num_train + question_only.num_validation, question_only.feature_scale) == (800, 9)
+    assert question_only.num_train + question_only.num_validation == 800
     table = format_records(records)
     assert "question_only" in table and "budgeted oracle" in table
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m3_backbone.labels import pad_visual, read_labels
+from m3_backbone.features import ImageFeatures
+from m3_backbone.labels import VisualTokens, read_labels
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import (
     METADATA_KEY,
@@ -78,7 +79,10 @@ def write_labels(folder: Path, *, complete: bool = True, fingerprints: dict[str,
     for name, table in shards.items():
         write_shard(folder / "outcomes" / f"{name}.parquet", table.to_arrow(), table.header)
         visual = {
-            image_id: np.full((2 + int(image_id[-1]), 4), int(image_id[-1]), dtype=np.float16)
+            image_id: ImageFeatures(
+                {9: np.full((2 + int(image_id[-1]), 4), int(image_id[-1]), dtype=np.float16)},
+                {"image/width": 10.0 + int(image_id[-1])},
+            )
             for image_id in table.image_id
         }
         write_shard(folder / "features" / f"{name}.parquet", to_feature_table(visual), table.header)
@@ -240,15 +244,20 @@ def test_labels_join_outcomes_and_features_row_by_row(tmp_path):
     assert_equal(labels.outcomes, make_table(6))
     inputs = labels.inputs
     assert inputs.question == labels.outcomes.question.tolist()
-    assert inputs.visual.shape == (3, 4, 4)
-    assert inputs.visual_mask.sum(axis=1).tolist() == [2, 3, 4]
-    assert [inputs.visual[row, 0, 0] for row in inputs.image_row] == [0, 0, 1, 1, 2, 2]
-    assert not inputs.visual[~inputs.visual_mask].any()
+    visual = inputs.visual_at(9)
+    assert visual.tokens.shape == (3, 4, 4)
+    assert visual.mask.sum(axis=1).tolist() == [2, 3, 4]
+    assert [visual.tokens[row, 0, 0] for row in inputs.image_row] == [0, 0, 1, 1, 2, 2]
+    assert not visual.tokens[~visual.mask].any()
+    assert inputs.statistic_names == ("image/width",)
+    assert inputs.statistics[inputs.image_row, 0].tolist() == [10, 10, 11, 11, 12, 12]
+    with pytest.raises(ValueError, match=r"scale 36 were not kept .*kept: 9"):
+        inputs.visual_at(36)
     assert inputs.token_embeddings.shape == (4, 4)
 
     some = labels.select([5, 0])
     assert list(some.outcomes.sample_id) == ["test-5", "test-0"]
-    assert [inputs.visual[row, 0, 0] for row in some.inputs.image_row] == [2, 0]
+    assert [visual.tokens[row, 0, 0] for row in some.inputs.image_row] == [2, 0]
     assert [len(ids) for ids in some.inputs.question_ids] == [6, 1]
     assert len(some) == len(some.inputs) == 2
 
@@ -289,7 +298,7 @@ def test_unfinished_or_mixed_up_folders_are_refused(tmp_path):
 
 
 def test_padding_masks_what_is_not_there():
-    padded, mask = pad_visual([np.ones((1, 2), dtype=np.float16), np.ones((3, 2), dtype=np.float16)])
-    assert padded.dtype == np.float16
-    assert mask.tolist() == [[True, False, False], [True, True, True]]
-    assert padded.sum() == 8
+    visual = VisualTokens.pad([np.ones((1, 2), dtype=np.float16), np.ones((3, 2), dtype=np.float16)])
+    assert visual.tokens.dtype == np.float16
+    assert visual.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert visual.tokens.sum() == 8

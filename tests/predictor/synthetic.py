@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.features import ImageFeatures
+from m3_backbone.labels import Inputs, Labels, VisualTokens
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import SCHEMA_VERSION, to_feature_table, write_shard
 
@@ -28,6 +29,7 @@ KINDS = ("ground", "count", "read")
 FILLERS = ("please", "now", "here", "this", "that")
 VOCABULARY = (*KINDS, *FILLERS)
 HIDDEN, NUM_COARSE = 24, 9
+STATISTICS = ("tower/crowding", "image/noise")  # the first shows the crowding, dimly
 RIGHT, WRONG = 0.9, 0.1
 FINGERPRINTS = {"weights": "aa", "data": "bb", "prompt": "cc", "decoding": "dd"}
 
@@ -70,8 +72,11 @@ def make_labels(num_images: int, seed: int, questions_per_image: int = 4, split:
         task=np.full(num_samples, "synthetic", dtype=object),
         question_ids=[np.array([VOCABULARY.index(w) for w in q.split()], dtype=np.int32) for q in question],
         image_row=image_row,
-        visual=visual.astype(np.float16),
-        visual_mask=np.ones((num_images, NUM_COARSE), dtype=bool),
+        visual={NUM_COARSE: VisualTokens.pad(list(visual))},
+        statistics=np.stack(
+            [crowding + draw.normal(0, 0.5, num_images), draw.normal(size=num_images)], axis=1
+        ).astype(np.float32),
+        statistic_names=STATISTICS,
         token_embeddings=torch.from_numpy(embeddings),
         visual_tokens=np.tile(np.array(SCALES, dtype=np.int32), (num_samples, 1)),
     )
@@ -126,15 +131,22 @@ def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
     for room in ("outcomes", "features"):
         (folder / room).mkdir(parents=True)
     for split, labels in splits.items():
-        visual = dict(zip(dict.fromkeys(labels.outcomes.image_id), labels.inputs.visual, strict=True))
+        inputs = labels.inputs
+        images = {
+            image_id: ImageFeatures(
+                {scale: each.tokens[row][each.mask[row]] for scale, each in inputs.visual.items()},
+                dict(zip(inputs.statistic_names, inputs.statistics[row].tolist(), strict=True)),
+            )
+            for row, image_id in enumerate(dict.fromkeys(labels.outcomes.image_id))
+        }
         header = labels.outcomes.header
         write_shard(folder / "outcomes" / f"{split}-00000.parquet", labels.outcomes.to_arrow(), header)
-        write_shard(folder / "features" / f"{split}-00000.parquet", to_feature_table(visual), header)
+        write_shard(folder / "features" / f"{split}-00000.parquet", to_feature_table(images), header)
     save_file({"token_embeddings": first.inputs.token_embeddings}, folder / "token_embeddings.safetensors")
     manifest = {
         **first.outcomes.header,
         "schema": SCHEMA_VERSION,
-        "feature_scale": first.inputs.visual.shape[1],
+        "feature_scales": list(first.inputs.visual),
         "counts": {split: len(labels) for split, labels in splits.items()},
         "shards": {f"{split}-00000": split for split in splits},
         "complete": True,

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m3_backbone.features import compute_features
 from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveBackbone, make_inputs
 from predictor.baselines import FixedScale
+from predictor.features import Features
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from predictor.pricing import OperatingPoint
@@ -18,6 +20,7 @@ from tests.predictor.synthetic import label
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
 COLOR, COUNT = "What color is it?", "How many are there?"
+FEATURES = Features(visual=(1, 9), question=True, statistics=("tower", "image"))
 FREE = OperatingPoint(price=0, unit=1, cost=1, score=1)
 
 
@@ -38,7 +41,7 @@ def inputs(backbone, images):
         backbone,
         [encoded[0], encoded[0], encoded[1], encoded[1]],
         [COLOR, COUNT] * 2,
-        backbone.ladder.scales[1],
+        FEATURES,
         token_embeddings=backbone.token_embeddings(),
     )
 
@@ -54,12 +57,16 @@ def make_parts(backbone, inputs):
 
 
 def test_inputs_are_what_labelling_stores(backbone, images, inputs):
-    encoded, scale = backbone.encode(images), backbone.ladder.scales[1]
+    encoded = backbone.encode(images)
     assert inputs.scales == backbone.ladder.scales
     assert inputs.image_row.tolist() == [0, 0, 1, 1]
     for row, image in enumerate(encoded):
-        tokens = backbone.visual_tokens(image, scale).half().numpy()
-        np.testing.assert_array_equal(inputs.visual[row, : len(tokens)], tokens)
+        for scale in (1, 9):
+            tokens = backbone.visual_tokens(image, scale).half().numpy()
+            np.testing.assert_array_equal(inputs.visual[scale].tokens[row, : len(tokens)], tokens)
+        stored = compute_features(backbone, image, (1, 9, 36))
+        assert inputs.statistic_names == tuple(stored.statistics)
+        np.testing.assert_allclose(inputs.statistics[row], list(stored.statistics.values()), rtol=1e-6)
     assert inputs.visual_tokens[0].tolist() == [
         len(backbone.visual_tokens(encoded[0], scale)) for scale in backbone.ladder
     ]
@@ -69,7 +76,7 @@ def test_inputs_are_what_labelling_stores(backbone, images, inputs):
 def test_each_question_is_answered_at_its_own_scale(backbone, images, inputs):
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*make_parts(backbone, inputs))
     point = OperatingPoint(price=0.2, unit=backbone.ladder.finest, cost=1, score=1)
-    joined = AdaptiveBackbone(backbone, predictor, point, feature_scale=backbone.ladder.scales[1])
+    joined = AdaptiveBackbone(backbone, predictor, point)
     asked = [images[0], images[1], images[0]], [COUNT, COLOR, COLOR]
     answers, choices = joined.answer(*asked)
     coarsest, finest = backbone.ladder.coarsest, backbone.ladder.finest
@@ -83,7 +90,7 @@ def test_each_question_is_answered_at_its_own_scale(backbone, images, inputs):
 def test_a_network_serves_too(backbone, images, inputs):
     network = functools.partial(CrossAttention, width=16)
     predictor = LearnedPredictor(network=network, max_epochs=1).fit(*make_parts(backbone, inputs))
-    joined = AdaptiveBackbone(backbone, predictor, FREE, feature_scale=backbone.ladder.scales[1])
+    joined = AdaptiveBackbone(backbone, predictor, FREE)
     choice = joined.choose(backbone.encode(images[:1]), [COLOR])[0]
     np.testing.assert_allclose(choice.estimates, predictor.predict(inputs)[0], atol=1e-5)
 
@@ -92,10 +99,12 @@ def test_a_predictor_of_another_backbone_is_refused(backbone, inputs):
     predictor = FixedScale(scale=backbone.ladder.finest).fit(*make_parts(backbone, inputs))
     predictor.fingerprints = {**backbone.fingerprints, "weights": "others"}
     with pytest.raises(ValueError, match="weights others instead of"):
-        AdaptiveBackbone(backbone, predictor, FREE, feature_scale=backbone.ladder.scales[1])
+        AdaptiveBackbone(backbone, predictor, FREE)
 
 
-def test_a_feature_scale_off_the_ladder_is_refused(backbone, inputs):
-    predictor = FixedScale(scale=backbone.ladder.finest).fit(*make_parts(backbone, inputs))
-    with pytest.raises(ValueError, match="7"):
-        AdaptiveBackbone(backbone, predictor, FREE, feature_scale=7)
+def test_only_what_a_predictor_reads_is_computed(backbone, images):
+    encoded = backbone.encode(images[:1])
+    features = Features(statistics="image/entropy")
+    inputs = make_inputs(backbone, encoded, [COLOR], features, token_embeddings=backbone.token_embeddings())
+    assert not inputs.visual and {name.split("/")[0] for name in inputs.statistic_names} == {"image"}
+    assert features.read_statistics(inputs).tolist() == [[pytest.approx(images[0].convert("L").entropy())]]

@@ -84,7 +84,7 @@ def test_estimates_do_not_depend_on_company(trained):
 
 
 def test_costs_are_counted(trained):
-    network = SMALL(24, len(SCALES))
+    network = SMALL(24, 0, len(SCALES))
     assert trained.num_parameters == sum(parameter.numel() for parameter in network.parameters())
     # Projections alone: 3 question tokens and 9 visual ones, 24 wide, to 32; two operations a multiply-add.
     assert trained.count_flops(TEST.inputs) > 2 * 12 * 24 * 32
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_fit_is_not_taken_up(tmp_path):
 
 
 def test_another_hidden_size_is_refused(trained):
-    inputs = dataclasses.replace(TEST.inputs, visual=TEST.inputs.visual[..., :12])
+    inputs = dataclasses.replace(TEST.inputs, token_embeddings=TEST.inputs.token_embeddings[:, :12])
     with pytest.raises(ValueError, match="tokens of hidden size 24, not 12"):
         trained.predict(inputs)
 

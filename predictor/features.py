@@ -1,0 +1,110 @@
+"""Which features of a sample a predictor reads, and what they cost: an ablation is another `Features`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
+from m3_backbone.labels import Inputs
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is read of a sample.
+
+    Args:
+        visual: scales of the visual tokens that are read, one or several; none: the tokens are not looked at.
+        question: whether the question is read, as token ids of the decoder's frozen embeddings.
+        statistics: groups of statistics of the image (`tower`, `image`) or single ones (`image/entropy`); see
+            `m3_backbone.features`.
+    """
+
+    visual: int | Sequence[int] = ()
+    question: bool = False
+    statistics: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        visual = (self.visual,) if isinstance(self.visual, int) else self.visual or ()
+        statistics = (self.statistics,) if isinstance(self.statistics, str) else self.statistics or ()
+        object.__setattr__(self, "visual", tuple(sorted(set(visual))))
+        object.__setattr__(self, "statistics", tuple(statistics))
+        for name in self.statistics:
+            if name.split("/")[0] not in GROUPS:
+                raise ValueError(f"no statistics {name!r}: choose among {', '.join(GROUPS)}, or none")
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Scales of the visual tokens that are read, coarsest first."""
+        assert isinstance(self.visual, tuple)
+        return self.visual
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of statistics of which something is read."""
+        return tuple(
+            group for group in GROUPS if any(name.split("/")[0] == group for name in self.statistics)
+        )
+
+    def statistic_columns(self, inputs: Inputs) -> list[int]:
+        """Columns of `inputs.statistics` that are read; ValueError where one that is named is not there."""
+        columns = []
+        for wanted in self.statistics:
+            found = [
+                column
+                for column, name in enumerate(inputs.statistic_names)
+                if wanted in (name, name.split("/")[0])
+            ]
+            if not found:
+                there = ", ".join(inputs.statistic_names) or "none"
+                raise ValueError(f"no statistics {wanted!r} in these labels, only {there}")
+            columns += found
+        return columns
+
+    def read_statistics(self, inputs: Inputs) -> np.ndarray:
+        """Of the images, float32 `[num_images, num_statistics]`."""
+        return inputs.statistics[:, self.statistic_columns(inputs)]
+
+    def count_flops(self, inputs: Inputs) -> float:
+        """Operations per sample that computing these features takes, beyond what the backbone does anyway.
+
+        Token embeddings are looked up. Pooling is one addition per number of the finest tokens and scale. The
+        statistics are counted as `m3_backbone.features` says; those of an image serve all its questions, and
+        are charged to each here.
+        """
+        num_tokens = float(inputs.visual_tokens[:, -1].mean())
+        flops = len(self.scales) * num_tokens * inputs.hidden_size
+        if "tower" in self.groups:
+            flops += count_tower_operations(num_tokens, inputs.hidden_size, len(inputs.scales))
+        if "image" in self.groups:
+            size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]
+            pixels = inputs.statistics[inputs.image_row][:, size].astype(np.float64).prod(axis=1)
+            flops += OPERATIONS_PER_PIXEL * float(pixels.mean())
+        return flops
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """Mean and standard deviation of statistics over the training images, `[num_statistics]` each."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    # Beyond this many deviations a value says no more than "extreme".
+    LIMIT = 5.0
+
+    @classmethod
+    def fit(cls, statistics: np.ndarray) -> Self:
+        """Of `[num_images, num_statistics]`; one that never varies is left in its own unit."""
+        deviation = statistics.std(axis=0, dtype=np.float64)
+        mean = statistics.mean(axis=0, dtype=np.float64)
+        return cls(
+            mean.astype(np.float32),
+            np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, 1).astype(np.float32),
+        )
+
+    def apply(self, statistics: np.ndarray) -> np.ndarray:
+        """Standardised, and kept within `LIMIT`; float32."""
+        units = (statistics - self.mean) / self.deviation
+        return np.clip(units, -self.LIMIT, self.LIMIT).astype(np.float32)
