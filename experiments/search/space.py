@@ -1,0 +1,120 @@
+"""The space of a search: command-line overrides that vary, and the best of them as an experiment file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import find_config_dir
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One override that varies: `name` is its key, as on the command line.
+
+    `int` and `float` lie between `low` and `high`, both included, evenly or, with `log`, evenly in the
+    logarithm; `choice` is one of `choices`, of which a text is what stands behind the equals sign, as
+    `[1,9]`. The key may be a config group, as `predictor/network`.
+    """
+
+    name: str
+    type: Literal["int", "float", "choice"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: Sequence[str | int | float | bool | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type == "choice":
+            good = bool(self.choices) and self.low is None and self.high is None
+        else:
+            good = self.type in ("int", "float") and not self.choices and None not in (self.low, self.high)
+        if not good:
+            raise ValueError(
+                f"parameter {self.name!r} of the search needs type=int or float with low and high, or "
+                f"type=choice with choices, got type={self.type}, low={self.low}, high={self.high}, "
+                f"choices={self.choices}"
+            )
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """The value that a trial tries."""
+        if self.choices:
+            return trial.suggest_categorical(self.name, list(self.choices))
+        assert self.low is not None and self.high is not None
+        if self.type == "int":
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of these."""
+        if self.choices:
+            return value in self.choices
+        assert self.low is not None and self.high is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+def read_space(items: Iterable[Mapping[str, Any]]) -> list[Parameter]:
+    """The space of a configuration: one mapping a parameter. Raises ValueError for one that is none."""
+    space = []
+    for item in items:
+        try:
+            space.append(Parameter(**item))
+        except TypeError as error:
+            raise ValueError(f"{dict(item)} is no parameter of a search: {error}") from error
+    if not space:
+        raise ValueError("the search has no parameters: choose a space with tune=NAME (conf/tune/)")
+    return space
+
+
+def find_defaults(space: Sequence[Parameter], config: DictConfig) -> dict[str, Any]:
+    """Of the parameters those values that the configuration has now and the space holds."""
+    defaults = {}
+    for parameter in space:
+        value = OmegaConf.select(config, parameter.name.lstrip("+"))
+        if parameter.holds(value):
+            defaults[parameter.name] = value
+    return defaults
+
+
+def format_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Values of parameters as they stand on a command line."""
+    words = {True: "true", False: "false", None: "null"}
+    return [
+        f"{name}={words[value] if value is None or isinstance(value, bool) else value}"
+        for name, value in values.items()
+    ]
+
+
+def suggest(trial: optuna.Trial, space: Sequence[Parameter]) -> list[str]:
+    """The overrides of a trial."""
+    return format_overrides({parameter.name: parameter.suggest(trial) for parameter in space})
+
+
+def write_experiment(overrides: Sequence[str], comments: Sequence[str]) -> str:
+    """A file for `conf/experiment/` that does what these overrides do on the command line."""
+    groups: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if (find_config_dir() / override.key_or_group).is_dir():
+            prefix = "" if override.is_add() else "override "
+            groups[f"{prefix}/{override.key_or_group}"] = str(override.value())
+        else:
+            values[override.key_or_group] = _to_plain(override)
+    content = OmegaConf.create()
+    for key, value in values.items():
+        OmegaConf.update(content, key, value)
+    lines = ["# @package _global_", *(f"# {comment}" for comment in comments)]
+    if groups:
+        lines += ["defaults:", *(f"  - {group}: {choice}" for group, choice in groups.items())]
+    return "\n".join(lines) + ("\n" + OmegaConf.to_yaml(content) if values else "\n")
+
+
+def _to_plain(override: Override) -> Any:
+    """The value behind the equals sign, quotes taken away."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={override.get_value_element_as_str()}"]))[
+        "value"
+    ]

@@ -1,0 +1,268 @@
+"""Search for the best predictor: `python -m experiments.tune predictor=NAME tune=SPACE`.
+
+Optuna chooses what the space leaves open; every trial trains the predictor and is measured on the validation
+part of the train split. Neither calibration nor test split is read. Any number of these commands, with the
+same study, work on it together, and what was begun goes on.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import optuna
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import entry_point
+from experiments.reporting.study_display import draw_study, save_figure
+from experiments.reporting.text_table import format_table
+from experiments.search.space import (
+    Parameter,
+    find_defaults,
+    format_overrides,
+    read_space,
+    suggest,
+    write_experiment,
+)
+from experiments.search.study import FINISHED, SharedStudy, find_origin
+from experiments.train import LabelSource, quiet_lightning
+from predictor.base import FitContext, ScalePredictor
+from predictor.policy import policy_value
+from predictor.pricing import choose_price
+from predictor.training import MONITOR
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a trial is measured by, on validation samples."""
+
+    direction: str
+    label: str
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "recovered": Objective("maximize", "part of the mix-to-oracle gap recovered on validation"),
+    "tokens": Objective("minimize", "mean visual tokens at the default price, validation"),
+    "flops": Objective("minimize", "the predictor's own FLOPs per question"),
+    "parameters": Objective("minimize", "parameters"),
+}
+
+
+@entry_point("tune")
+def main(config: DictConfig) -> float:
+    quiet_lightning()
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+    hydra = HydraConfig.get()
+    given = [f"predictor={hydra.runtime.choices.predictor}", *hydra.overrides.task]
+
+    def make_predictor(overrides: Sequence[str]) -> ScalePredictor:
+        # Composed anew, so that a trial may choose groups as well as values.
+        trial_config = compose(str(hydra.job.config_name), [*given, *overrides])
+        return instantiate(trial_config.predictor, _convert_="all")
+
+    space = read_space(OmegaConf.to_container(config.tune.space, resolve=True))
+    folder = Path(config.study.folder)
+    study = search(
+        make_predictor,
+        space,
+        labels=Path(config.paths.labels),
+        folder=folder,
+        name=config.study.name,
+        objectives=list(config.study.objectives),
+        num_trials=config.study.num_trials,
+        storage=config.study.storage,
+        sampler=instantiate(config.study.sampler),
+        pruner=instantiate(config.study.pruner),
+        heartbeat=config.study.heartbeat,
+        grace=config.study.grace,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        tolerance=config.tolerance,
+        defaults=find_defaults(space, config),
+        make_trainer=partial(instantiate, config.trainer),
+    )
+    fixed = [text for text in given if text.lstrip("+~").startswith(("predictor", "trainer"))]
+    return conclude(study, folder, config.study.name, list(config.study.objectives), fixed)
+
+
+def search(
+    make_predictor: Callable[[Sequence[str]], ScalePredictor],
+    space: Sequence[Parameter],
+    *,
+    labels: Path,
+    folder: Path,
+    name: str,
+    objectives: Sequence[str],
+    num_trials: int,
+    validation_fraction: float,
+    seed: int,
+    storage: str | None = None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    heartbeat: int = 10,
+    grace: int = 40,
+    tolerance: float = 0.01,
+    defaults: Mapping[str, Any] | None = None,
+    make_trainer: Callable[..., lightning.Trainer] | None = None,
+) -> optuna.Study:
+    """Bring the study `name` to `num_trials` finished trials, with whoever else works on it.
+
+    `make_predictor` makes what a trial's overrides ask for. `objectives` are names of `OBJECTIVES`; with one,
+    trials are pruned by the value of each epoch. `defaults` are tried first. Raises ValueError for a study
+    that was begun on other labels or with another split.
+    """
+    if unknown := set(objectives) - OBJECTIVES.keys():
+        raise ValueError(f"no objective {min(unknown)!r}: choose from {', '.join(OBJECTIVES)}")
+    source = LabelSource(labels, validation_fraction, seed)
+    shared = SharedStudy(
+        name,
+        folder,
+        storage=storage,
+        directions=[OBJECTIVES[objective].direction for objective in objectives],
+        sampler=sampler,
+        pruner=pruner,
+        heartbeat=heartbeat,
+        grace=grace,
+    )
+    made_of = {**source.identity, "seed": seed, "objectives": list(objectives)}
+    if shared.study.user_attrs.get("made_of", made_of) != made_of:
+        raise ValueError(
+            f"study {name!r} in {folder} was begun on other labels, with another seed or validation part: "
+            "give this one another study.name"
+        )
+    shared.study.set_user_attr("made_of", made_of)
+    shared.begin_with(dict(defaults or {}))
+    trials = _Trials(make_predictor, space, source, folder / "trials", objectives, tolerance, make_trainer)
+    shared.run(trials.run, num_trials)
+    return shared.study
+
+
+@dataclass
+class _Trials:
+    make_predictor: Callable[[Sequence[str]], ScalePredictor]
+    space: Sequence[Parameter]
+    source: LabelSource
+    folder: Path
+    objectives: Sequence[str]
+    tolerance: float
+    make_trainer: Callable[..., lightning.Trainer] | None
+
+    def run(self, trial: optuna.Trial) -> tuple[float, ...]:
+        predictor = self.make_predictor(suggest(trial, self.space))
+        train, validation = self.source.parts
+        cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
+        mean = train.outcomes.score.mean(axis=0, dtype=np.float64)
+        mix = policy_value(np.broadcast_to(mean, score.shape), cost, score)
+        gap = max(policy_value(score, cost, score) - mix, 1e-9)
+
+        make_trainer = self.make_trainer
+        if make_trainer is not None and len(self.objectives) == 1 and self.objectives[0] == "recovered":
+            make_trainer = partial(_make_pruned, make_trainer, _Pruning(trial, mix, gap))
+        # Named after the first attempt, so that the second goes on from its last epoch.
+        workshop = self.folder / str(find_origin(trial))
+        predictor.fit(train, validation, FitContext(workshop, make_trainer))
+        shutil.rmtree(workshop, ignore_errors=True)
+        estimates = predictor.predict(validation.inputs)
+        found = {
+            "recovered": (policy_value(estimates, cost, score) - mix) / gap,
+            "tokens": choose_price(estimates, cost, score, tolerance=self.tolerance).cost,
+            "flops": predictor.count_flops(validation.inputs),
+            "parameters": float(predictor.num_parameters),
+        }
+        for key, value in found.items():
+            trial.set_user_attr(key, value)
+        return tuple(found[objective] for objective in self.objectives)
+
+
+class _Pruning(lightning.Callback):
+    """Tells the study the value of every epoch, and ends a trial that falls behind the others."""
+
+    def __init__(self, trial: optuna.Trial, mix: float, gap: float) -> None:
+        self.trial, self.mix, self.gap = trial, mix, gap
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        value = (trainer.callback_metrics[MONITOR].item() - self.mix) / self.gap
+        self.trial.report(value, step=trainer.current_epoch)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned(f"behind the others after epoch {trainer.current_epoch + 1}")
+
+
+def _make_pruned(
+    make_trainer: Callable[..., lightning.Trainer],
+    pruning: _Pruning,
+    *,
+    callbacks: Sequence[lightning.Callback] = (),
+    **arguments: Any,
+) -> lightning.Trainer:
+    return make_trainer(callbacks=[*callbacks, pruning], **arguments)
+
+
+def conclude(
+    study: optuna.Study, folder: Path, name: str, objectives: Sequence[str], fixed: Sequence[str]
+) -> float:
+    """Write picture and experiment files, print the best trials, return the best value of the first objective.
+
+    `fixed` are the overrides that every trial had. With several objectives each trial that no other one beats
+    gets a file of its own, and the first of them, by the first objective, the plain name as well.
+    """
+    first = OBJECTIVES[objectives[0]]
+    best = sorted(study.best_trials, key=lambda trial: trial.values[0], reverse=first.direction == "maximize")
+    num_finished = len(study.get_trials(deepcopy=False, states=FINISHED))
+    (folder / "experiment").mkdir(parents=True, exist_ok=True)
+    files = {f"tuned_{name}": best[0]}
+    if len(objectives) > 1:
+        files |= {f"tuned_{name}_{trial.number}": trial for trial in best}
+    for file, trial in files.items():
+        result = ", ".join(f"{key} {value:.4g}" for key, value in zip(objectives, trial.values, strict=True))
+        comments = [
+            f"Command: python -m experiments.run --config-dir {folder} experiment={file}",
+            "  or, once this file is in conf/experiment/, without --config-dir",
+            f"Result: {result} on validation, trial {trial.number} of {num_finished} finished ones; the best of",
+            "  many trials flatters: what it is worth, the test split says",
+        ]
+        content = write_experiment([*fixed, *format_overrides(trial.params)], comments)
+        (folder / "experiment" / f"{file}.yaml").write_text(content, encoding="utf-8")
+    pictures = save_figure(
+        draw_study(study, [OBJECTIVES[objective].label for objective in objectives]),
+        folder,
+        "history" if len(objectives) == 1 else "pareto",
+    )
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    if len(objectives) == 1:
+        shown = sorted(complete, key=lambda trial: trial.values[0], reverse=first.direction == "maximize")
+    else:
+        shown = best
+    print(_format_trials(shown[:10], objectives))
+    print(f"{num_finished} finished trials, {num_finished - len(complete)} of them pruned")
+    print(f"picture: {pictures[0]}")
+    print(f"python -m experiments.run --config-dir {folder} experiment=tuned_{name}")
+    return float(best[0].values[0])
+
+
+def _format_trials(trials: Sequence[optuna.trial.FrozenTrial], objectives: Sequence[str]) -> str:
+    names = sorted({name for trial in trials for name in trial.params})
+    rows = [["trial", *objectives, *(name.removeprefix("predictor.") for name in names)]]
+    for trial in trials:
+        values = [f"{value:.4g}" for value in trial.values]
+        settings = [trial.params.get(name, "-") for name in names]
+        texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings]
+        rows.append([str(trial.number), *values, *texts])
+    return format_table(rows)
+
+
+
+if __name__ == "__main__":
+    main()

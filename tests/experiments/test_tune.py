@@ -1,0 +1,252 @@
+"""Searches on synthetic labels: many workers on one study, the killed one's trial, what is left behind."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import optuna
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from experiments.config import find_config_dir
+from experiments.search.space import Parameter, find_defaults, format_overrides, read_space, write_experiment
+from experiments.search.study import WORKER, SharedStudy
+from experiments.train import LabelSource
+from experiments.tune import conclude, search
+from predictor.learned import LearnedPredictor, make_quiet_trainer
+from predictor.networks.cross_attention import CrossAttention
+from predictor.policy import policy_value
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import make_labels, write_labels
+
+WORDS = [Parameter("predictor.max_words", "int", low=1, high=3)]
+PENALTY = [Parameter("predictor.inverse_penalty", "float", low=1e-3, high=10, log=True)]
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "labels"
+    write_labels(folder, {"train": make_labels(80, seed=0)})
+    return folder
+
+
+@pytest.fixture
+def run_search(labels, tmp_path):
+    return functools.partial(
+        search,
+        lambda overrides: QuestionOnly(inverse_penalties=(float(overrides[0].split("=")[1]),)),
+        PENALTY,
+        labels=labels,
+        folder=tmp_path / "study",
+        name="words",
+        objectives=["recovered"],
+        validation_fraction=0.3,
+        seed=0,
+        sampler=optuna.samplers.TPESampler(seed=0),
+    )
+
+
+def count(study, *states):
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def is_running(study, pid):
+    """Whether a trial of that process is under way; all that it started is in `pid` too."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return any(f"-{pid}-" in trial.user_attrs.get(WORKER, "") for trial in running)
+
+
+@pytest.mark.parametrize(("storage", "num_trials"), [(None, 40), ("shared.journal", 8)])
+def test_two_workers_one_killed_end_with_all_trials_finished(labels, tmp_path, storage, num_trials):
+    folder = tmp_path / "study"
+    path = f"{tmp_path / storage}" if storage else f"sqlite:///{folder / 'study.db'}"
+    command = [
+        *(sys.executable, "-m", "experiments.tune", "~backbone", f"paths.labels={labels}"),
+        *(f"paths.outputs={tmp_path}", f"study.folder={folder}", f"study.num_trials={num_trials}"),
+        *("study.heartbeat=1", "study.grace=3", f"study.storage={path}"),
+        *("predictor=question_only", "tune=question_only", "validation_fraction=0.3"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    victim, survivor = workers
+    study = None
+    while study is None or not is_running(study, victim.pid):
+        assert victim.poll() is None, victim.communicate()[0]
+        if study is not None:
+            os.kill(victim.pid, signal.SIGCONT)
+        time.sleep(0.02)
+        try:
+            study = study or open_study(path)
+        except (KeyError, ValueError, OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            continue  # the study is not there yet
+        # Held still while it is looked at, so that the trial is under way when it is killed.
+        os.kill(victim.pid, signal.SIGSTOP)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.communicate()
+
+    output = survivor.communicate(timeout=120)[0]
+    assert survivor.returncode == 0, output
+    study = open_study(path)
+    assert count(study, TrialState.COMPLETE, TrialState.PRUNED) == num_trials
+    assert count(study, TrialState.RUNNING, TrialState.WAITING) == 0
+    killed = [t for t in study.get_trials(states=(TrialState.FAIL,)) if f"-{victim.pid}-" in t.user_attrs[WORKER]]
+    assert len(killed) == 1
+    again = [t for t in study.trials if t.system_attrs.get("failed_trial") == killed[0].number]
+    assert [trial.state for trial in again] == [TrialState.COMPLETE]
+    assert killed[0].params.items() <= again[0].params.items()
+    assert f"{num_trials} finished trials" in output
+
+
+def open_study(path):
+    if path.endswith(".journal"):
+        backend = optuna.storages.journal.JournalFileBackend(path)
+        return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
+    return optuna.load_study(study_name=None, storage=path)
+
+
+def test_the_value_is_the_recovered_gap_on_validation(run_search, labels):
+    study = run_search(num_trials=3)
+    assert count(study, TrialState.COMPLETE) == 3
+    train, validation = LabelSource(labels, 0.3, 0).parts
+    cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+    for trial in study.trials:
+        predictor = QuestionOnly(inverse_penalties=(trial.params["predictor.inverse_penalty"],))
+        value = policy_value(predictor.fit(train, validation).predict(validation.inputs), cost, score)
+        mix = policy_value(np.tile(train.outcomes.score.mean(axis=0), (len(score), 1)), cost, score)
+        expected = (value - mix) / (policy_value(score, cost, score) - mix)
+        assert trial.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_it_goes_on_where_it_stopped(run_search):
+    run_search(num_trials=3)
+    numbers = [trial.number for trial in run_search(num_trials=5).trials]
+    assert numbers == [0, 1, 2, 3, 4]
+    assert len(run_search(num_trials=5).trials) == 5
+
+
+def test_what_the_configuration_says_is_tried_first(run_search):
+    study = run_search(num_trials=2, defaults={"predictor.inverse_penalty": 0.5})
+    assert study.trials[0].params == {"predictor.inverse_penalty": 0.5}
+
+
+def test_other_labels_are_refused(run_search):
+    run_search(num_trials=1)
+    with pytest.raises(ValueError, match="begun on other labels"):
+        run_search(num_trials=2, seed=1)
+    with pytest.raises(ValueError, match="other objectives"):
+        run_search(num_trials=2, objectives=["recovered", "flops"])
+
+
+def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
+    """A learning rate of nearly nothing after three that learn: its epochs are worse than the median."""
+    folder = tmp_path / "study"
+    study = SharedStudy("rates", folder, storage=None, directions=["maximize"]).study
+    for rate in (1e-2, 1e-2, 1e-2, 1e-9):
+        study.enqueue_trial({"predictor.learning_rate": rate})
+    study = search(
+        lambda overrides: LearnedPredictor(
+            network=functools.partial(CrossAttention, width=16),
+            learning_rate=float(overrides[0].split("=")[1]),
+            max_epochs=4,
+            average_decay=0.5,
+        ),
+        [Parameter("predictor.learning_rate", "float", low=1e-9, high=1e-2, log=True)],
+        labels=labels,
+        folder=folder,
+        name="rates",
+        objectives=["recovered"],
+        num_trials=4,
+        validation_fraction=0.3,
+        seed=0,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2),
+        make_trainer=make_quiet_trainer,
+    )
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
+    assert list(study.trials[0].intermediate_values) == [0, 1, 2, 3]
+    assert max(study.trials[3].intermediate_values) == 2
+
+
+def test_no_more_trials_than_asked_for_when_two_take_the_last_place(tmp_path):
+    study = SharedStudy("places", tmp_path, storage=None, directions=["maximize"], heartbeat=1, grace=5)
+    first, second = (study.study.ask() for _ in range(2))
+    with pytest.raises(Exception, match="has its 1 trials"):
+        study._run_trial(lambda trial: 1.0, 1, second)
+    assert study._run_trial(lambda trial: 1.0, 1, first) == 1.0
+
+
+def test_the_experiment_file_makes_what_the_best_trial_was(run_search, tmp_path, capsys):
+    study = run_search(num_trials=3)
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        best = conclude(study, tmp_path, "words", ["recovered"], ["predictor=question_only"])
+    assert best == study.best_value
+    assert "experiment=tuned_words" in capsys.readouterr().out
+    assert {"history.png", "history.pdf"} <= {path.name for path in tmp_path.iterdir()}
+    text = (tmp_path / "experiment" / "tuned_words.yaml").read_text()
+    assert f"trial {study.best_trial.number} of 3" in text
+    assert OmegaConf.create(text).predictor == {
+        "inverse_penalty": study.best_params["predictor.inverse_penalty"]
+    }
+
+
+def test_groups_values_and_lists_are_written_as_hydra_reads_them(tmp_path):
+    overrides = ["predictor=question_only", "predictor.inverse_penalties=[0.3]", "predictor.max_words=3"]
+    overrides += ["+predictor.extra=null", "trainer=gpu"]
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "tuned.yaml"
+    file.write_text(write_experiment(overrides, ["a comment"]))
+    search_path = f"hydra.searchpath=[file://{tmp_path}]"
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("train", [search_path, "experiment=tuned"])
+        same = compose("train", overrides)
+    assert config.predictor == same.predictor and config.trainer == same.trainer
+    assert config.predictor.inverse_penalties == [0.3]
+
+
+def test_with_two_objectives_every_unbeaten_trial_gets_a_file(run_search, tmp_path):
+    study = run_search(num_trials=4, objectives=["recovered", "flops"], name="pareto")
+    conclude(study, tmp_path, "pareto", ["recovered", "flops"], ["predictor=question_only"])
+    numbers = {path.stem.rpartition("_")[2] for path in (tmp_path / "experiment").glob("tuned_pareto_*.yaml")}
+    unbeaten = {
+        one.number
+        for one in study.trials
+        if not any(
+            other.values[0] >= one.values[0] and other.values[1] <= one.values[1] and other.values != one.values
+            for other in study.trials
+        )
+    }
+    assert numbers == {str(number) for number in unbeaten}
+    assert (tmp_path / "pareto.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (find_config_dir() / "tune").glob("*.yaml")))
+def test_every_space_fits_its_predictor(name):
+    """Each value of a space that bears a predictor's name can be set, and makes that predictor."""
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("tune", [f"predictor={name}", f"tune={name}"])
+        space = read_space(OmegaConf.to_container(config.tune.space, resolve=True))
+        values = {p.name: list(p.choices)[0] if p.choices else p.low for p in space}
+        values |= {p.name: int(p.low) for p in space if p.type == "int"}
+        tried = compose("tune", [f"predictor={name}", f"tune={name}", *format_overrides(values)])
+        instantiate(tried.predictor, _convert_="all")
+    assert set(find_defaults(space, tried)) == {p.name for p in space if p.type != "choice"} | {
+        p.name for p in space if p.type == "choice" and not isinstance(p.choices[0], str)
+    }
+
+
+@pytest.mark.parametrize(
+    "item", [{"name": "x", "type": "int", "low": 1}, {"name": "x", "type": "choice"}, {"key": "x"}]
+)
+def test_what_is_no_parameter_is_refused(item):
+    with pytest.raises(ValueError, match="of a search|of the search"):
+        read_space([item])
