@@ -22,17 +22,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.reporting.study_display import draw_study, save_figure
-from experiments.reporting.text_table import format_table
-from experiments.search.space import (
-    Parameter,
-    find_defaults,
-    format_overrides,
-    read_space,
-    suggest,
-    write_experiment,
-)
-from experiments.search.study import FINISHED, SharedStudy, find_origin
+from experiments.search.conclusion import conclude
+from experiments.search.objectives import OBJECTIVES
+from experiments.search.space import Parameter, find_defaults, read_space, suggest
+from experiments.search.study import SharedStudy, find_origin
 from experiments.train import LabelSource, quiet_lightning
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy import policy_value
@@ -42,34 +35,19 @@ from predictor.training import MONITOR
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What a trial is measured by, on validation samples."""
-
-    direction: str
-    label: str
-
-
-OBJECTIVES: Mapping[str, Objective] = {
-    "recovered": Objective("maximize", "part of the mix-to-oracle gap recovered on validation"),
-    "tokens": Objective("minimize", "mean visual tokens at the default price, validation"),
-    "flops": Objective("minimize", "the predictor's own FLOPs per question"),
-    "parameters": Objective("minimize", "parameters"),
-}
-
-
 @entry_point("tune")
 def main(config: DictConfig) -> float:
     quiet_lightning()
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     hydra = HydraConfig.get()
-    given = [f"predictor={hydra.runtime.choices.predictor}", *hydra.overrides.task]
+    given = [f"predictor={hydra.runtime.choices['predictor']}", *hydra.overrides.task]
 
     def make_predictor(overrides: Sequence[str]) -> ScalePredictor:
         # Composed anew, so that a trial may choose groups as well as values.
         trial_config = compose(str(hydra.job.config_name), [*given, *overrides])
-        return instantiate(trial_config.predictor, _convert_="all")
+        predictor: ScalePredictor = instantiate(trial_config["predictor"], _convert_="all")
+        return predictor
 
     space = read_space(OmegaConf.to_container(config.tune.space, resolve=True))
     folder = Path(config.study.folder)
@@ -208,60 +186,6 @@ def _make_pruned(
     **arguments: Any,
 ) -> lightning.Trainer:
     return make_trainer(callbacks=[*callbacks, pruning], **arguments)
-
-
-def conclude(
-    study: optuna.Study, folder: Path, name: str, objectives: Sequence[str], fixed: Sequence[str]
-) -> float:
-    """Write picture and experiment files, print the best trials, return the best value of the first objective.
-
-    `fixed` are the overrides that every trial had. With several objectives each trial that no other one beats
-    gets a file of its own, and the first of them, by the first objective, the plain name as well.
-    """
-    first = OBJECTIVES[objectives[0]]
-    best = sorted(study.best_trials, key=lambda trial: trial.values[0], reverse=first.direction == "maximize")
-    num_finished = len(study.get_trials(deepcopy=False, states=FINISHED))
-    (folder / "experiment").mkdir(parents=True, exist_ok=True)
-    files = {f"tuned_{name}": best[0]}
-    if len(objectives) > 1:
-        files |= {f"tuned_{name}_{trial.number}": trial for trial in best}
-    for file, trial in files.items():
-        result = ", ".join(f"{key} {value:.4g}" for key, value in zip(objectives, trial.values, strict=True))
-        comments = [
-            f"Command: python -m experiments.run --config-dir {folder} experiment={file}",
-            "  or, once this file is in conf/experiment/, without --config-dir",
-            f"Result: {result} on validation, trial {trial.number} of {num_finished} finished ones; the best of",
-            "  many trials flatters: what it is worth, the test split says",
-        ]
-        content = write_experiment([*fixed, *format_overrides(trial.params)], comments)
-        (folder / "experiment" / f"{file}.yaml").write_text(content, encoding="utf-8")
-    pictures = save_figure(
-        draw_study(study, [OBJECTIVES[objective].label for objective in objectives]),
-        folder,
-        "history" if len(objectives) == 1 else "pareto",
-    )
-    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    if len(objectives) == 1:
-        shown = sorted(complete, key=lambda trial: trial.values[0], reverse=first.direction == "maximize")
-    else:
-        shown = best
-    print(_format_trials(shown[:10], objectives))
-    print(f"{num_finished} finished trials, {num_finished - len(complete)} of them pruned")
-    print(f"picture: {pictures[0]}")
-    print(f"python -m experiments.run --config-dir {folder} experiment=tuned_{name}")
-    return float(best[0].values[0])
-
-
-def _format_trials(trials: Sequence[optuna.trial.FrozenTrial], objectives: Sequence[str]) -> str:
-    names = sorted({name for trial in trials for name in trial.params})
-    rows = [["trial", *objectives, *(name.removeprefix("predictor.") for name in names)]]
-    for trial in trials:
-        values = [f"{value:.4g}" for value in trial.values]
-        settings = [trial.params.get(name, "-") for name in names]
-        texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings]
-        rows.append([str(trial.number), *values, *texts])
-    return format_table(rows)
-
 
 
 if __name__ == "__main__":

@@ -38,10 +38,14 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 def _draw_history(ax: Axes, study: optuna.Study, label: str) -> None:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    pruned = [t for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)) if t.value is not None]
+    pruned = [
+        (trial.number, trial.value)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        if trial.value is not None
+    ]
     number, value = [trial.number for trial in complete], [trial.value or 0.0 for trial in complete]
     best = np.maximum if study.direction == StudyDirection.MAXIMIZE else np.minimum
-    ax.plot([t.number for t in pruned], [t.value for t in pruned], "x", color=NEUTRAL, ms=5, label="pruned")
+    ax.plot(*np.reshape(pruned, (-1, 2)).T, "x", color=NEUTRAL, ms=5, label="pruned")
     ax.plot(number, value, "o", color=PALETTE[4], ms=5, label="trial")
     ax.step(number, best.accumulate(value), where="post", color=PALETTE[0], lw=2, label="best so far")
     ax.set(xlabel="trial", ylabel=label)

@@ -1,6 +1,6 @@
 """The space of a search: command-line overrides that vary, and the best of them as an experiment file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ class Parameter:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
 
-def read_space(items: Iterable[Mapping[str, Any]]) -> list[Parameter]:
+def read_space(items: Any) -> list[Parameter]:
     """The space of a configuration: one mapping a parameter. Raises ValueError for one that is none."""
     space = []
     for item in items:
@@ -115,6 +115,4 @@ def write_experiment(overrides: Sequence[str], comments: Sequence[str]) -> str:
 
 def _to_plain(override: Override) -> Any:
     """The value behind the equals sign, quotes taken away."""
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={override.get_value_element_as_str()}"]))[
-        "value"
-    ]
+    return OmegaConf.from_dotlist([f"value={override.get_value_element_as_str()}"])["value"]

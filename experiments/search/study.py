@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
+Direction = Literal["maximize", "minimize"]
 WORKER = "worker"
 # Seconds after which a running trial whose worker never gave its name counts as given up.
 _NAMELESS = 60
@@ -59,7 +60,7 @@ class SharedStudy:
         folder: Path,
         *,
         storage: str | None,
-        directions: Sequence[str],
+        directions: Sequence[Direction],
         sampler: optuna.samplers.BaseSampler | None = None,
         pruner: optuna.pruners.BasePruner | None = None,
         heartbeat: int = 10,
@@ -72,7 +73,9 @@ class SharedStudy:
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         # Tables are made once, whoever comes first.
         with FileLock(folder / ".lock"):
-            opened = _open_storage(storage or f"sqlite:///{folder / 'study.db'}", heartbeat, grace, self._retry)
+            opened = _open_storage(
+                storage or f"sqlite:///{folder / 'study.db'}", heartbeat, grace, self._retry
+            )
             self.study = optuna.create_study(
                 study_name=name,
                 storage=opened,
@@ -128,7 +131,9 @@ class SharedStudy:
                 continue  # another worker was faster
             self._retry(self.study, trial)
 
-    def _run_trial(self, objective: Callable[[optuna.Trial], Any], num_trials: int, trial: optuna.Trial) -> Any:
+    def _run_trial(
+        self, objective: Callable[[optuna.Trial], Any], num_trials: int, trial: optuna.Trial
+    ) -> Any:
         trial.set_user_attr(WORKER, self.worker)
         # Two workers may have seen the last place free: of all trials the first ones keep theirs.
         earlier = self.study.get_trials(deepcopy=False, states=TAKEN)

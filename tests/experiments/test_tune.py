@@ -1,5 +1,6 @@
 """Searches on synthetic labels: many workers on one study, the killed one's trial, what is left behind."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -13,14 +14,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.config import find_config_dir
+from experiments.search.conclusion import conclude
 from experiments.search.space import Parameter, find_defaults, format_overrides, read_space, write_experiment
 from experiments.search.study import WORKER, SharedStudy
 from experiments.train import LabelSource
-from experiments.tune import conclude, search
+from experiments.tune import search
 from predictor.learned import LearnedPredictor, make_quiet_trainer
 from predictor.networks.cross_attention import CrossAttention
 from predictor.policy import policy_value
@@ -58,10 +61,20 @@ def count(study, *states):
     return len(study.get_trials(deepcopy=False, states=states))
 
 
-def is_running(study, pid):
-    """Whether a trial of that process is under way; all that it started is in `pid` too."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return any(f"-{pid}-" in trial.user_attrs.get(WORKER, "") for trial in running)
+def kill_during_a_trial(worker, path):
+    """Stop the process, look whether a trial of its own is under way, and kill it then, else let it go on."""
+    running = False
+    while not running:
+        assert worker.poll() is None, worker.communicate()[0]
+        os.kill(worker.pid, signal.SIGCONT)
+        time.sleep(0.05)
+        os.kill(worker.pid, signal.SIGSTOP)
+        # Before the study is there, and while the process holds the database, there is nothing to read.
+        with contextlib.suppress(KeyError, ValueError, OSError, SQLAlchemyError, StorageInternalError):
+            trials = open_study(path).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            running = any(f"-{worker.pid}-" in trial.user_attrs.get(WORKER, "") for trial in trials)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.communicate()
 
 
 @pytest.mark.parametrize(("storage", "num_trials"), [(None, 40), ("shared.journal", 8)])
@@ -74,33 +87,22 @@ def test_two_workers_one_killed_end_with_all_trials_finished(labels, tmp_path, s
         *("study.heartbeat=1", "study.grace=3", f"study.storage={path}"),
         *("predictor=question_only", "tune=question_only", "validation_fraction=0.3"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment, pipe = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.PIPE
     workers = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
     victim, survivor = workers
-    study = None
-    while study is None or not is_running(study, victim.pid):
-        assert victim.poll() is None, victim.communicate()[0]
-        if study is not None:
-            os.kill(victim.pid, signal.SIGCONT)
-        time.sleep(0.02)
-        try:
-            study = study or open_study(path)
-        except (KeyError, ValueError, OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
-            continue  # the study is not there yet
-        # Held still while it is looked at, so that the trial is under way when it is killed.
-        os.kill(victim.pid, signal.SIGSTOP)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.communicate()
+    kill_during_a_trial(victim, path)
 
     output = survivor.communicate(timeout=120)[0]
     assert survivor.returncode == 0, output
     study = open_study(path)
     assert count(study, TrialState.COMPLETE, TrialState.PRUNED) == num_trials
     assert count(study, TrialState.RUNNING, TrialState.WAITING) == 0
-    killed = [t for t in study.get_trials(states=(TrialState.FAIL,)) if f"-{victim.pid}-" in t.user_attrs[WORKER]]
+    killed = [
+        t for t in study.get_trials(states=(TrialState.FAIL,)) if f"-{victim.pid}-" in t.user_attrs[WORKER]
+    ]
     assert len(killed) == 1
     again = [t for t in study.trials if t.system_attrs.get("failed_trial") == killed[0].number]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
@@ -112,7 +114,8 @@ def open_study(path):
     if path.endswith(".journal"):
         backend = optuna.storages.journal.JournalFileBackend(path)
         return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
-    return optuna.load_study(study_name=None, storage=path)
+    engine = {"connect_args": {"timeout": 1}}
+    return optuna.load_study(study_name=None, storage=optuna.storages.RDBStorage(path, engine))
 
 
 def test_the_value_is_the_recovered_gap_on_validation(run_search, labels):
@@ -217,13 +220,11 @@ def test_with_two_objectives_every_unbeaten_trial_gets_a_file(run_search, tmp_pa
     study = run_search(num_trials=4, objectives=["recovered", "flops"], name="pareto")
     conclude(study, tmp_path, "pareto", ["recovered", "flops"], ["predictor=question_only"])
     numbers = {path.stem.rpartition("_")[2] for path in (tmp_path / "experiment").glob("tuned_pareto_*.yaml")}
+    values = {trial.number: (trial.values[0], -trial.values[1]) for trial in study.trials}
     unbeaten = {
-        one.number
-        for one in study.trials
-        if not any(
-            other.values[0] >= one.values[0] and other.values[1] <= one.values[1] and other.values != one.values
-            for other in study.trials
-        )
+        number
+        for number, (gap, thrift) in values.items()
+        if not any(a >= gap and b >= thrift and (a, b) != (gap, thrift) for a, b in values.values())
     }
     assert numbers == {str(number) for number in unbeaten}
     assert (tmp_path / "pareto.png").stat().st_size > 0
@@ -235,18 +236,22 @@ def test_every_space_fits_its_predictor(name):
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = compose("tune", [f"predictor={name}", f"tune={name}"])
         space = read_space(OmegaConf.to_container(config.tune.space, resolve=True))
-        values = {p.name: list(p.choices)[0] if p.choices else p.low for p in space}
-        values |= {p.name: int(p.low) for p in space if p.type == "int"}
+        values = {parameter.name: find_first(parameter) for parameter in space}
         tried = compose("tune", [f"predictor={name}", f"tune={name}", *format_overrides(values)])
         instantiate(tried.predictor, _convert_="all")
-    assert set(find_defaults(space, tried)) == {p.name for p in space if p.type != "choice"} | {
-        p.name for p in space if p.type == "choice" and not isinstance(p.choices[0], str)
-    }
+    numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+    assert find_defaults(space, tried) == numbers
+
+
+def find_first(parameter):
+    if parameter.choices:
+        return parameter.choices[0]
+    return int(parameter.low) if parameter.type == "int" else parameter.low
 
 
 @pytest.mark.parametrize(
     "item", [{"name": "x", "type": "int", "low": 1}, {"name": "x", "type": "choice"}, {"key": "x"}]
 )
 def test_what_is_no_parameter_is_refused(item):
-    with pytest.raises(ValueError, match="of a search|of the search"):
+    with pytest.raises(ValueError, match="parameter"):
         read_space([item])

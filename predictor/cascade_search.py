@@ -1,0 +1,101 @@
+"""The exact search behind cascades: mean cost and score under all thresholds at once, and their hull.
+
+Thresholds are quantiles of what a cascade looks at, so a sample counts only through the bins that it falls
+into. Those that stop at a scale under cuts `t` have bin < t at the scales before and bin >= t there: a corner
+of the table of joint bins, whose sums for all cuts at once are cumulative sums.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from predictor.policy import Floats, sweep
+
+Columns = NDArray[np.int64]
+# Bins at most, and cells of the joint table of all scales but the finest.
+_MAX_BINS, _MAX_CELLS = 24, 50_000
+
+
+def find_hull(cost: ArrayLike, score: ArrayLike) -> Columns:
+    """Vertices of the upper concave hull of points `[num_points]`, from cheap to dear; both rise strictly."""
+    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    order = np.lexsort((-scores, costs))
+    # First all that something cheaper equals: of many points a few are left for the loop.
+    best = np.maximum.accumulate(scores[order])
+    order = order[np.concatenate([[True], scores[order][1:] > best[:-1]])]
+    hull: list[int] = []
+    for point in order.tolist():
+        while len(hull) > 1:
+            first, last = hull[-2:]
+            rise = (scores[last] - scores[first]) * (costs[point] - costs[first])
+            if rise > (scores[point] - scores[first]) * (costs[last] - costs[first]):
+                break
+            hull.pop()
+        hull.append(point)
+    return np.array(hull)
+
+
+def find_edges(surety: Floats) -> list[Floats]:
+    """The thresholds to search at each scale but the finest, ascending: quantiles, each once."""
+    num_searched = surety.shape[1] - 1
+    num_bins = min(_MAX_BINS, int(_MAX_CELLS ** (1 / max(num_searched, 1))) - 1)
+    levels = np.arange(1, num_bins) / num_bins
+    # Quantiles that are values themselves: between two of them nothing changes.
+    return [np.unique(np.quantile(column, levels, method="higher")) for column in surety.T[:num_searched]]
+
+
+def space_prices(estimates: ArrayLike, cost: ArrayLike, unit: float, number: int) -> Floats:
+    """At most `number` prices, ascending; mean costs of the choices there lie evenly in the logarithm."""
+    front = sweep(estimates, cost, estimates, unit=unit)
+    return front.price[pick_evenly(front.cost, number)]
+
+
+def pick_evenly(cost: Floats, number: int) -> Columns:
+    """Positions of at most `number` of these monotone costs, both ends among them."""
+    if len(cost) <= number:
+        return np.arange(len(cost))
+    place = np.log(cost / cost[0]) / np.log(cost[-1] / cost[0])
+    position = np.interp(np.linspace(0, 1, number), place, np.arange(len(cost)))
+    return np.unique(position.round().astype(np.int64))
+
+
+def find_prices(cost: Floats, score: Floats) -> Floats:
+    """Per unit of cost, of each vertex of a hull from dear to cheap: what the next dearer one gains."""
+    return np.concatenate([[0.0], np.diff(score) / np.diff(cost)])
+
+
+def trace_cuts(
+    bins: Columns, num_bins: list[int], score: Floats, cost: Floats, first: Columns
+) -> tuple[Floats, Floats]:
+    """Mean cost and score under all cuts, each `[num_cuts of scale 0, .., of the last but one]`.
+
+    Under a cut a sample stops at a scale if its bin there is at least that. A scale before all starts has
+    one cut, which does nothing.
+    """
+    num_samples, num_scales = cost.shape
+    totals = [np.zeros([1] * max(num_scales - 1, 1)) for _ in range(2)]
+    for start in np.unique(first):
+        rows = first == start
+        paid = np.cumsum(cost[rows, start:], axis=1)
+        for stop in range(start, num_scales):
+            searched = range(start, min(stop, num_scales - 2) + 1)
+            shape = [num_bins[column] for column in searched]
+            cell = (
+                np.ravel_multi_index(bins[rows][:, searched].T, shape)
+                if shape
+                else np.zeros(rows.sum(), dtype=np.int64)
+            )
+            for which, values in enumerate((paid[:, stop - start], score[rows, stop])):
+                table = np.bincount(cell, values, int(np.prod(shape))).reshape(shape).astype(np.float64)
+                for axis, column in enumerate(searched):
+                    table = _below_cut(table, axis)
+                    if column == stop:
+                        table = np.take(table, [-1], axis) - table
+                padded = [1] * start + list(table.shape) + [1] * (num_scales - 1 - start - table.ndim)
+                totals[which] = totals[which] + table.reshape(padded)
+    return totals[0] / num_samples, totals[1] / num_samples
+
+
+def _below_cut(table: Floats, axis: int) -> Floats:
+    """Along an axis of B bins: the sums of those below each of the cuts 0 .. B."""
+    sums = np.cumsum(table, axis=axis)
+    return np.concatenate([np.zeros_like(np.take(sums, [0], axis)), sums], axis=axis)

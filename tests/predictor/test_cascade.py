@@ -1,0 +1,143 @@
+"""Cascades against hand-worked cases and a search that tries everything."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from predictor.cascade import Cascade, ExpectedGain
+from predictor.cascade_search import find_hull
+from predictor.policy import choose, sweep
+
+COST = np.array([1.0, 4.0, 16.0])
+
+
+def draw(num_samples, seed, num_scales=3):
+    """Confidences of five values, and scores that are right about as often as those say."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.choice([0.1, 0.3, 0.5, 0.7, 0.9], (num_samples, num_scales))
+    score = (rng.random(confidence.shape) < confidence).astype(float)
+    cost = np.tile(COST[:num_scales], (num_samples, 1)) * rng.choice([1, 2], (num_samples, 1))
+    return confidence, score, cost
+
+
+def follow(confidence, score, cost, start, threshold):
+    """Cost and score of one sample, scale by scale."""
+    column, paid = start, cost[start]
+    while column < len(cost) - 1 and confidence[column] < threshold[column]:
+        column += 1
+        paid += cost[column]
+    return paid, score[column], column
+
+
+def try_everything(confidence, score, cost):
+    """(mean cost, mean score) of every start with every threshold that makes a difference."""
+    levels = [-np.inf, 0.3, 0.5, 0.7, 0.9, np.inf]
+    for start in range(confidence.shape[1]):
+        for threshold in itertools.product(levels, repeat=confidence.shape[1] - 1):
+            rows = [follow(*row, start, threshold) for row in zip(confidence, score, cost, strict=True)]
+            yield tuple(np.mean([row[:2] for row in rows], axis=0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_cascade_is_better_at_any_price(seed):
+    confidence, score, cost = draw(50, seed)
+    fitted = Cascade.fit(confidence, score, cost)
+    everything = np.array(list(try_everything(confidence, score, cost)))
+    for price in np.geomspace(1e-4, 1, 30):
+        best = (everything[:, 1] - price * everything[:, 0]).max()
+        assert (fitted.score - price * fitted.cost).max() == pytest.approx(best, abs=1e-12)
+
+
+def test_each_is_best_from_its_price_to_the_next():
+    confidence, score, cost = draw(200, 5)
+    fitted = Cascade.fit(confidence, score, cost)
+    assert fitted.price[0] == 0 and (np.diff(fitted.price) > 0).all() and (np.diff(fitted.cost) < 0).all()
+    for row, (low, high) in enumerate(itertools.pairwise([*fitted.price, fitted.price[-1] + 1])):
+        worth = fitted.score - (low + high) / 2 * fitted.cost / fitted.unit
+        assert worth.argmax() == row
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_climbs_cost_and_score_what_the_search_found(hybrid):
+    confidence, score, cost = draw(300, 1)
+    estimates = np.random.default_rng(1).random(score.shape) if hybrid else None
+    fitted = Cascade.fit(confidence, score, cost, estimates)
+    first, last = fitted.climb(confidence, cost, estimates)
+    rows = np.arange(len(cost))
+    paid = np.cumsum(np.insert(cost, 0, 0, axis=1), axis=1)
+    np.testing.assert_allclose((paid[rows, last + 1] - paid[rows, first]).mean(axis=1), fitted.cost)
+    np.testing.assert_allclose(score[rows, last].mean(axis=1), fitted.score)
+
+
+def test_worked_by_hand():
+    """Two samples sure and right at scale 1, one unsure and right at 4 only, one wrong throughout."""
+    confidence = np.array([[0.9, 0.9, 0.9], [0.9, 0.9, 0.9], [0.2, 0.9, 0.9], [0.9, 0.3, 0.3]])
+    score = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 0]], dtype=float)
+    fitted = Cascade.fit(confidence, score, np.tile(COST, (4, 1)))
+    # Stop where sure, one sample climbs to 4 and pays 5: 3 of 4 right for (3 * 1 + 5) / 4; below it scale 1.
+    np.testing.assert_allclose(fitted.cost, [2, 1])
+    np.testing.assert_allclose(fitted.score, [0.75, 0.5])
+    # Half as many tokens right for one token more, in units of 16.
+    np.testing.assert_allclose(fitted.price, [0, 0.25 * 16])
+    first, last = fitted.climb(confidence, np.tile(COST, (4, 1)))
+    assert first.tolist() == [[0] * 4] * 2
+    assert last.tolist() == [[0, 0, 1, 0], [0] * 4]
+
+
+def test_answers_that_were_not_asked_for_are_not_looked_at():
+    confidence, score, cost = draw(300, 2)
+    fitted = Cascade.fit(confidence, score, cost)
+    first, last = fitted.climb(confidence, cost)
+    for row in range(len(fitted.price)):
+        seen = (np.arange(3) >= first[row][:, None]) & (np.arange(3) <= last[row][:, None])
+        again = fitted.climb(np.where(seen, confidence, np.nan), cost)
+        np.testing.assert_array_equal(again[1][row], last[row])
+
+
+def test_a_hybrid_starts_where_the_estimates_say_and_is_never_worse_than_they_alone():
+    confidence, score, cost = draw(400, 3)
+    estimates = np.clip(0.7 * score + 0.3 * np.random.default_rng(3).random(score.shape), 0, 1)
+    fitted = Cascade.fit(confidence, score, cost, estimates)
+    first, _ = fitted.climb(confidence, cost, estimates)
+    for row, price in enumerate(fitted.starting_price):
+        np.testing.assert_array_equal(first[row], choose(estimates, cost, price, unit=fitted.unit))
+    front = sweep(estimates, cost, score, fitted.starting_price, unit=fitted.unit)
+    for price in np.geomspace(1e-3, 1, 10):
+        alone = (front.score - price * front.cost).max()
+        assert (fitted.score - price * fitted.cost).max() >= alone - 1e-12
+    with pytest.raises(ValueError, match="give its estimates"):
+        fitted.climb(confidence, cost)
+
+
+def test_the_expected_gain_is_that_of_the_world():
+    """This answer is right as often as its confidence says, the next as often as the estimate."""
+    rng = np.random.default_rng(0)
+    confidence, estimates = rng.uniform(0.05, 0.95, (2, 20000, 2))
+    chance = np.stack([confidence[:, 0], estimates[:, 1]], axis=1)
+    gain = ExpectedGain.fit(confidence, rng.random(chance.shape) < chance, estimates)(confidence, estimates)
+    np.testing.assert_allclose(gain[:, 0], chance[:, 1] - chance[:, 0], atol=0.05)
+    assert (gain[:, 1] == 0).all()
+
+
+def test_a_scale_that_is_always_right_is_no_obstacle():
+    confidence, score, cost = draw(100, 4)
+    score[:, 2] = 1
+    fitted = Cascade.fit(confidence, score, cost, np.full(score.shape, 0.5))
+    assert fitted.score[0] == 1
+
+
+def test_one_scale_is_a_cascade_too():
+    fitted = Cascade.fit([[0.5], [0.5]], [[1], [0]], [[3], [5]])
+    assert (fitted.cost.tolist(), fitted.score.tolist()) == ([4], [0.5])
+
+
+def test_at_most_so_many_are_kept_and_the_ends_among_them():
+    confidence, score, cost = draw(500, 6)
+    everything, few = Cascade.fit(confidence, score, cost), Cascade.fit(confidence, score, cost, num_prices=3)
+    assert len(few.price) == 3 < len(everything.price)
+    assert (few.cost[0], few.cost[-1]) == (everything.cost[0], everything.cost[-1])
+
+
+def test_the_hull_leaves_out_what_lies_on_it():
+    assert find_hull([1, 2, 3, 3, 4], [0, 1, 2, 0, 2]).tolist() == [0, 2]
