@@ -20,15 +20,20 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
+from experiments.evaluation.published import find_published
+from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee
+from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
 from experiments.reporting.displays import draw_front
+from experiments.reporting.findings import Findings, collect_extras
 from experiments.reporting.report import Provenance, write_report
-from experiments.reporting.summary import build_tables, write_default, write_headline, write_scope
+from experiments.reporting.summary import list_tables, write_sentences
 from experiments.tasks.base import Task
 from m3_backbone.labels import read_labels
 from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
-from predictor.pricing import PriceList
+from predictor.folder import CONFIG, WEIGHTS
+from predictor.pricing import PRICES, PriceList
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ def main(config: DictConfig) -> float:
         num_prices=config.num_prices,
         num_resamples=config.num_resamples,
         confidence=config.confidence,
+        alpha=config.risk.alpha,
+        delta=config.risk.delta,
         gallery=config.gallery,
         seed=config.seed,
     )
@@ -73,29 +80,47 @@ def evaluate_predictors(
     num_prices: int = 128,
     num_resamples: int = 1000,
     confidence: float = 0.95,
+    alpha: float = 0.02,
+    delta: float = 0.1,
     gallery: int = 6,
     seed: int = 0,
 ) -> Comparison:
     """Compare the predictors `names` in the folder `predictors`; the first is the one the report is about.
 
-    Operating points come from the calibration split of `labels`, default prices from training, figures from
-    the test split. Prints the tables and writes metrics, picture and report into `output`. `task` gives the
-    images of the gallery. Raises ValueError where labels, predictors and task do not belong together.
+    Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
+    prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
+    writes metrics, picture and report into `output`. `task` gives the images of the gallery. Raises
+    ValueError where labels, predictors and task do not belong together.
     """
     manifest = read_manifest(labels)
-    calibration, test = read_labels(labels, "calibration"), read_labels(labels, "test")
-    data = test.outcomes.fingerprints["data"]
+    data = manifest["fingerprints"]["data"]
     if task.fingerprint != data:
         raise ValueError(
             f"the labels in {labels} were made from other data ({data}) than task {task.name} now is "
             f"({task.fingerprint}): label again, or configure the task as it was"
         )
+    calibration = read_labels(labels, "calibration")
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
-    contenders = []
+    learned, guarantees = {}, {}
     for name, predictor in loaded.items():
-        predictor.check_backbone(test.outcomes.fingerprints)
-        estimates = predictor.predict(calibration.inputs), predictor.predict(test.inputs)
-        contenders.append(Estimating(name, *estimates, PriceList.load(predictors / name).default))
+        predictor.check_backbone(calibration.outcomes.fingerprints)
+        learned[name] = predictor.predict(calibration.inputs)
+        guarantees[name] = find_guarantee(
+            learned[name], calibration.outcomes, alpha=alpha, delta=delta, seed=seed
+        )
+    accounts = open_accounts(labels, loaded, calibration.inputs)
+    defaults = {name: PriceList.load(predictors / name).default for name in names}
+
+    test, test_read = read_test(
+        labels,
+        command=provenance.command,
+        configuration=provenance.config,
+        predictors={name: digest_folder(predictors / name, CONFIG, WEIGHTS, PRICES) for name in names},
+    )
+    contenders = [
+        Estimating(name, learned[name], predictor.predict(test.inputs), defaults[name])
+        for name, predictor in loaded.items()
+    ]
     comparison, *others = (
         compare_policies(
             calibration.outcomes,
@@ -109,12 +134,36 @@ def evaluate_predictors(
             confidence=confidence,
             seed=seed,
         )
-        for account in open_accounts(labels, loaded, test.inputs)
+        for account in accounts
+    )
+    promises = [
+        Promise(
+            each.name,
+            guarantees[each.name],
+            apply_guarantee(
+                guarantees[each.name],
+                each.test,
+                test.outcomes,
+                num_resamples=num_resamples,
+                confidence=confidence,
+                seed=seed,
+            ),
+        )
+        for each in contenders
+    ]
+    findings = Findings(
+        comparison,
+        others,
+        promises=promises,
+        units={name: point.unit for name, point in defaults.items()},
+        published=find_published(manifest["backbone"], manifest["task"]),
+        test_read=test_read,
     )
 
     output.mkdir(parents=True, exist_ok=True)
     backbone_name, task_name = manifest["backbone"], manifest["task"]
     metrics = collect_metrics(comparison, test.outcomes, task=task_name, backbone=backbone_name, seed=seed)
+    metrics |= collect_extras(findings)
     # Milliseconds are another number every time: they stay out of what can be compared byte by byte.
     for other in others:
         if other.account.key == "milliseconds":
@@ -127,8 +176,7 @@ def evaluate_predictors(
     (output / PICTURE).write_bytes(picture)
     write_report(
         output / REPORT,
-        comparison,
-        others,
+        findings,
         test.outcomes,
         contenders[0].test,
         title=title,
@@ -138,7 +186,7 @@ def evaluate_predictors(
         per_category=gallery,
         seed=seed,
     )
-    print(format_summary(comparison, others))
+    print(format_summary(findings))
     print(f"\nreport: {output / REPORT}")
     return comparison
 
@@ -150,10 +198,10 @@ def render_picture(comparison: Comparison, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def format_summary(comparison: Comparison, others: Sequence[Comparison] = ()) -> str:
+def format_summary(findings: Findings) -> str:
     """The tables and the headline, for the console."""
-    tables = "\n\n".join(map(str, build_tables(comparison, others)))
-    return f"{tables}\n\n{write_headline(comparison)}\n{write_scope(comparison)}\n{write_default(comparison)}"
+    tables = "\n\n".join(map(str, list_tables(findings)))
+    return f"{tables}\n\n" + "\n".join(write_sentences(findings))
 
 
 if __name__ == "__main__":

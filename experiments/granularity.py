@@ -8,13 +8,16 @@ import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
 from experiments.evaluation.needs import Need, map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import classify_smallest_scale
+from experiments.held_out import read_test
+from experiments.label import format_command
 from experiments.reporting.needs_display import draw_needs
-from experiments.reporting.summary import Table, format_percent
+from experiments.reporting.numbers import format_percent
+from experiments.reporting.tables import Table
 from m3_backbone.labels import read_labels
 from m3_backbone.shards import read_manifest
 
@@ -26,7 +29,11 @@ def main(config: DictConfig) -> None:
     labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
     manifest = read_manifest(labels)
     title = f"{manifest['backbone']} on {manifest['task']}"
-    test = read_labels(labels, "test")
+    test, _ = read_test(
+        labels,
+        command=format_command("granularity", list(HydraConfig.get().overrides.task)),
+        configuration=OmegaConf.to_yaml(config, resolve=True),
+    )
     needs = tabulate_needs(test.outcomes, config.margin)
     maps = map_attributes(test.outcomes, config.margin)
     tables = [tabulate(needs, test.outcomes.scales, config.margin, title)]

@@ -26,6 +26,14 @@ the same bytes. `experiments.evaluation.figures` defines every figure.
         unit                visual tokens that one price is charged for
         default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
                             answers the shares smallest_right, too_coarse, too_fine
+    risk                    alpha, delta, num_images (of calibration): with probability 1 - delta the mean
+                            score is at most alpha below the finest scale's (`evaluation.risk`)
+        predictors.NAME     price per unit visual tokens, null where infeasible; num_needed: images that would
+                            do, null where there is no such number; calibration_cost and calibration_drop at
+                            that price, or at the safest; cost and drop on test, of the finest scale where
+                            infeasible
+    published               where there are any: source, table, checkpoint, scores by scale, oracle_scale,
+                            oracle_score (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, default
@@ -71,7 +79,7 @@ def collect_metrics(
             "confidence": comparison.confidence,
             "seed": seed,
         },
-        "budgets": _round(comparison.budgets),
+        "budgets": to_json(comparison.budgets),
         "fixed": [
             {
                 "scale": scale,
@@ -85,11 +93,14 @@ def collect_metrics(
             "authors": _point(comparison.oracles["coarsest"]),
             "honest": _point(comparison.oracles["finest"]),
         },
-        "budgeted_oracle": {"cost": _round(comparison.oracle.cost), "score": _round(comparison.oracle.score)},
+        "budgeted_oracle": {
+            "cost": to_json(comparison.oracle.cost),
+            "score": to_json(comparison.oracle.score),
+        },
         "kinds": {
             kind: {
                 "num_samples": int(rows.sum()),
-                "score": _round(test.score[rows].mean(axis=0, dtype=np.float64)),
+                "score": to_json(test.score[rows].mean(axis=0, dtype=np.float64)),
             }
             for kind, rows in split_kinds(test).items()
         },
@@ -102,14 +113,14 @@ def collect_account(comparison: Comparison) -> dict[str, Any]:
     """What `metrics.json` says of costs in another unit."""
     return {
         "unit": comparison.account.unit,
-        "budgets": _round(comparison.budgets[[0, -1]]),
-        "fixed": _round(comparison.fixed.cost.value),
+        "budgets": to_json(comparison.budgets[[0, -1]]),
+        "fixed": to_json(comparison.fixed.cost.value),
         "predictors": {
             figures.name: {
-                "own": _round(comparison.account.own_of(figures.name)),
-                "mean_to_mix": _figure(figures.mean_to_mix),
-                "mean_to_reference": _figure(figures.mean_to_reference),
-                "mean_gap_share": _figure(figures.mean_gap_share),
+                "own": to_json(comparison.account.own_of(figures.name)),
+                "mean_to_mix": to_figure(figures.mean_to_mix),
+                "mean_to_reference": to_figure(figures.mean_to_reference),
+                "mean_gap_share": to_figure(figures.mean_gap_share),
                 "default": _point(figures.default.point),
             }
             for figures in comparison.predictors
@@ -133,60 +144,61 @@ def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, A
     chosen = np.bincount(figures.default.choice, minlength=len(comparison.scales)) / comparison.num_samples
     at_budgets = [
         {
-            "budget": _round(budget),
-            "cost": _round(figures.cost[k]),
-            "chosen": _round(figures.chosen[k]),
-            "score": _figure(figures.score, k),
-            "to_mix": _figure(figures.to_mix, k),
-            "to_reference": _figure(figures.to_reference, k),
-            "gap_share": _figure(figures.gap_share, k),
+            "budget": to_json(budget),
+            "cost": to_json(figures.cost[k]),
+            "chosen": to_json(figures.chosen[k]),
+            "score": to_figure(figures.score, k),
+            "to_mix": to_figure(figures.to_mix, k),
+            "to_reference": to_figure(figures.to_reference, k),
+            "gap_share": to_figure(figures.gap_share, k),
         }
         for k, budget in enumerate(comparison.budgets)
     ]
     calibrated = zip(
-        _points(figures.front), _round(figures.policy.cost), _round(figures.policy.score), strict=True
+        _points(figures.front), to_json(figures.policy.cost), to_json(figures.policy.score), strict=True
     )
     return {
-        "mean_to_mix": _figure(figures.mean_to_mix),
-        "mean_to_reference": _figure(figures.mean_to_reference),
-        "mean_gap_share": _figure(figures.mean_gap_share),
+        "mean_to_mix": to_figure(figures.mean_to_mix),
+        "mean_to_reference": to_figure(figures.mean_to_reference),
+        "mean_gap_share": to_figure(figures.mean_gap_share),
         "at_budgets": at_budgets,
         "front": [
             {**point, "calibration_cost": cost, "calibration_score": score}
             for point, cost, score in calibrated
         ],
         "trace": _points(figures.trace),
-        "unit": _round(figures.policy.unit),
+        "unit": to_json(figures.policy.unit),
         "default": {
-            "price": _round(figures.default.price),
+            "price": to_json(figures.default.price),
             **_point(figures.default.point),
-            "to_best_fixed": _figure(figures.default.to_best_fixed),
-            "chosen": _round(chosen),
-            "smallest_right": _round(figures.default.smallest_right),
-            "too_coarse": _round(figures.default.too_coarse),
-            "too_fine": _round(figures.default.too_fine),
+            "to_best_fixed": to_figure(figures.default.to_best_fixed),
+            "chosen": to_json(chosen),
+            "smallest_right": to_json(figures.default.smallest_right),
+            "too_coarse": to_json(figures.default.too_coarse),
+            "too_fine": to_json(figures.default.too_fine),
         },
     }
 
 
 def _points(front: Front) -> list[dict[str, Any]]:
-    columns = zip(_round(front.price), _round(front.cost), _round(front.score), strict=True)
+    columns = zip(to_json(front.price), to_json(front.cost), to_json(front.score), strict=True)
     return [{"price": price, "cost": cost, "score": score} for price, cost, score in columns]
 
 
 def _point(point: Point, index: Any = ...) -> dict[str, Any]:
-    return {"cost": _figure(point.cost, index), "score": _figure(point.score, index)}
+    return {"cost": to_figure(point.cost, index), "score": to_figure(point.score, index)}
 
 
-def _figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
+def to_figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
+    """A figure with its interval; None where there is none."""
     if estimate is None:
         return None
-    return {name: _round(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
+    return {name: to_json(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
 
 
-def _round(values: Any) -> Any:
+def to_json(values: Any) -> Any:
     """Rounded, as JSON; nan as null and -0.0 as 0.0."""
     if np.ndim(values):
-        return [_round(value) for value in values]
+        return [to_json(value) for value in values]
     value = float(values)
     return None if math.isnan(value) else round(value, _DECIMALS) + 0.0

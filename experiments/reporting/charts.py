@@ -12,7 +12,7 @@ from experiments.evaluation.figures import Comparison, PredictorFigures
 from experiments.evaluation.fronts import ORACLES, Floats
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.displays import NEUTRAL, pick_colors, refine_line
-from experiments.reporting.summary import (
+from experiments.reporting.numbers import (
     format_difference,
     format_percent,
     format_score,

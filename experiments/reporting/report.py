@@ -19,18 +19,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from experiments.evaluation.figures import Comparison
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import LEAST_SAMPLES, find_needed_column, map_attributes
 from experiments.reporting.charts import build_chart
+from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
+from experiments.reporting.numbers import format_tokens
 from experiments.reporting.summary import (
-    build_tables,
-    format_tokens,
-    write_default,
-    write_headline,
-    write_scope,
+    list_tables,
+    write_sentences,
 )
 from m3_backbone.outcomes import OutcomeTable
 
@@ -77,8 +75,7 @@ class KindRow:
 
 def write_report(
     path: Path,
-    comparison: Comparison,
-    others: Sequence[Comparison],
+    findings: Findings,
     test: OutcomeTable,
     estimates: Floats,
     *,
@@ -89,12 +86,13 @@ def write_report(
     per_category: int = 8,
     seed: int = 0,
 ) -> None:
-    """Write the report of a comparison; `others` are the same one in other accounts of cost.
+    """Write the report of what was found.
 
     `estimates` `[num_samples, num_scales]` are the first predictor's, on the test samples. `picture` is the
     front as a PNG, for paper and for browsers without scripts. `read_image` gives the image of an id; where
     it raises OSError its reason is shown. Of each kind of success and failure `per_category` samples come.
     """
+    comparison, others = findings.comparison, findings.others
     first = comparison.predictors[0]
     choice = first.default.choice
     rows = pick_samples(test, choice, per_category=per_category, seed=seed)
@@ -109,15 +107,13 @@ def write_report(
     )
     content = environment.get_template("report.html.j2").render(
         title=title,
-        headline=write_headline(comparison),
-        scope=write_scope(comparison),
-        default=write_default(comparison),
+        sentences=write_sentences(findings),
         comparison=comparison,
         name=first.name,
         charts=[build_chart(each) for each in (comparison, *others)],
         accounts=[each.account for each in (comparison, *others)],
         picture=base64.b64encode(picture).decode("ascii"),
-        tables=build_tables(comparison, others),
+        tables=list_tables(findings),
         kinds=tabulate_kinds(test, choice),
         maps=map_attributes(test),
         least_samples=LEAST_SAMPLES,

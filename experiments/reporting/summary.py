@@ -1,32 +1,57 @@
 """What an evaluation found, in tables and sentences: the same in the console and in the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.evaluation.figures import Comparison, Point
 from experiments.evaluation.fronts import ORACLES, score_of_mix
 from experiments.evaluation.statistics import Estimate
-from experiments.reporting.text_table import format_markdown, format_table
+from experiments.held_out import HeldOutRead
+from experiments.reporting.findings import Findings
+from experiments.reporting.numbers import (
+    MINUS,
+    format_difference,
+    format_percent,
+    format_score,
+    format_share,
+    format_small,
+    format_tokens,
+    write_number,
+)
+from experiments.reporting.published_table import tabulate_published
+from experiments.reporting.risk_table import tabulate_promises, write_promise
+from experiments.reporting.tables import Table
 
 NUM_SHOWN_BUDGETS = 5
-_MINUS = "\N{MINUS SIGN}"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A caption, column names, and rows of text whose first cell is a name."""
+def list_tables(findings: Findings) -> list[Table]:
+    """All tables of a report."""
+    tables = build_tables(findings.comparison, findings.others)
+    if findings.promises:
+        tables.append(tabulate_promises(findings.promises, findings.units or {}))
+    if findings.published is not None:
+        tables.append(tabulate_published(findings.comparison, findings.published))
+    return tables
 
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
-    def __str__(self) -> str:
-        return f"{self.caption}\n{format_table([self.header, *self.rows])}"
+def write_sentences(findings: Findings) -> list[str]:
+    """The headline first, then what it is about and what else has to be said."""
+    comparison = findings.comparison
+    sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
+    sentences += [write_promise(promise) for promise in findings.promises[:1]]
+    if findings.test_read is not None:
+        sentences.append(write_read(findings.test_read))
+    return sentences
 
-    def to_markdown(self) -> str:
-        return f"{self.caption}.\n\n{format_markdown([self.header, *self.rows])}"
+
+def write_read(read: HeldOutRead) -> str:
+    """How often the test split has been read."""
+    times = "once" if read.number == 1 else f"{read.number:,} times"
+    looks = "these predictors alone" if read.look == 1 else f"look number {read.look:,} at new predictors"
+    record = "" if read.is_recorded else "; this read could not be recorded beside the labels"
+    return f"The test split has been read {times} with this evaluation, {looks}{record}."
 
 
 def build_tables(comparison: Comparison, others: Sequence[Comparison] = ()) -> list[Table]:
@@ -63,7 +88,7 @@ def write_default(comparison: Comparison) -> str:
     default, best = comparison.predictors[0].default, comparison.best_fixed
     difference = default.to_best_fixed
     low, high = (
-        _write(100 * bound, "+.1f").replace("-", _MINUS) for bound in (difference.low, difference.high)
+        write_number(100 * bound, "+.1f").replace("-", MINUS) for bound in (difference.low, difference.high)
     )
     own, fixed = default.point, Point(comparison.fixed.cost[best], comparison.fixed.score[best])
     return (
@@ -77,54 +102,9 @@ def write_default(comparison: Comparison) -> str:
 def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:
     """\"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or whatever else is true."""
     points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
-    low, high = (format_percent(bound).replace("-", _MINUS) for bound in (estimate.low, estimate.high))
+    low, high = (format_percent(bound).replace("-", MINUS) for bound in (estimate.low, estimate.high))
     doubt = "" if estimate.low > 0 or estimate.high < 0 else ": no difference is shown"
     return f"{points} points {more} than {against} ({confidence:.0%} interval {low} to {high}{doubt})"
-
-
-def format_score(estimate: Estimate) -> str:
-    """A score in percent with its interval."""
-    low, high = map(format_percent, (estimate.low, estimate.high))
-    return f"{format_percent(estimate.value)} [{low}, {high}]"
-
-
-def format_difference(estimate: Estimate | None) -> str:
-    """A difference in points with its sign and interval; a dash for none."""
-    if estimate is None:
-        return "-"
-    value, low, high = (_write(100 * each, "+.1f") for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
-
-
-def format_share(estimate: Estimate) -> str:
-    """A share in percent with its interval; a dash where it does not exist."""
-    if np.isnan(estimate.value):
-        return "-"
-    value, low, high = (_write(100 * each, ".0f") for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value}% [{low}, {high}]"
-
-
-def format_tokens(cost: float | np.ndarray) -> str:
-    """A mean number of visual tokens, to three digits or the unit."""
-    return f"{float(cost):.3g}" if cost < 100 else f"{float(cost):.0f}"
-
-
-def format_percent(score: float | np.ndarray) -> str:
-    """A score in percent to one decimal."""
-    return _write(100 * score, ".1f")
-
-
-def _write(value: float | np.ndarray, form: str) -> str:
-    """A number in a format, zero without a sign."""
-    text = format(float(value), form)
-    return text if text.strip("+-0.") else text.lstrip("+-")
-
-
-def _write_small(value: float) -> str:
-    """Two digits, or the unit; what is below a thousandth only as that."""
-    if 0 < value < 0.001:
-        return "< 0.001"
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _tabulate_points(comparison: Comparison) -> Table:
@@ -144,7 +124,7 @@ def _tabulate_points(comparison: Comparison) -> Table:
         f"Mean score in percent with {comparison.confidence:.0%} intervals, "
         f"{comparison.num_samples:,} questions on {comparison.num_images:,} images"
     )
-    return Table(caption, ("policy", "visual tokens", "score"), tuple(rows))
+    return Table(caption, ("policy", "visual tokens", "score"), tuple(rows), name="scores")
 
 
 def _tabulate_budgets(comparison: Comparison) -> Table:
@@ -165,7 +145,9 @@ def _tabulate_budgets(comparison: Comparison) -> Table:
         "Score within budgets of mean visual tokens; at matched tokens, averaged over log budget: difference "
         "in points, share of the gap from mix to budgeted oracle"
     )
-    return Table(caption, ("policy", *_head(budgets), "to mix", *compared, "share of gap"), tuple(rows))
+    return Table(
+        caption, ("policy", *_head(budgets), "to mix", *compared, "share of gap"), tuple(rows), name="budgets"
+    )
 
 
 def _tabulate_differences(comparison: Comparison) -> Table:
@@ -175,7 +157,7 @@ def _tabulate_differences(comparison: Comparison) -> Table:
         for figures in comparison.predictors
     ]
     caption = "Difference to the mix in points at matched mean visual tokens"
-    return Table(caption, ("policy", *_head(comparison.budgets[shown])), tuple(rows))
+    return Table(caption, ("policy", *_head(comparison.budgets[shown])), tuple(rows), name="differences")
 
 
 def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
@@ -186,8 +168,8 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         for row, figures in zip(rows, comparison.predictors, strict=True):
             own = comparison.account.own_of(figures.name)
             row += [
-                _write_small(own),
-                f"{_write_small(100 * own / finest)}%",
+                format_small(own),
+                f"{format_small(100 * own / finest)}%",
                 format_difference(figures.mean_to_mix),
             ]
     caption = (
@@ -195,7 +177,7 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         f"{' or in '.join(comparison.account.unit for comparison in comparisons)}, the choosing included; "
         "averaged over log budget"
     )
-    return Table(caption, tuple(header), tuple(map(tuple, rows)))
+    return Table(caption, tuple(header), tuple(map(tuple, rows)), name="costs")
 
 
 def _head(budgets: np.ndarray) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.evaluation.fronts import ORACLES
 from experiments.evaluation.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
-from experiments.reporting.summary import Table, format_difference, format_score, format_tokens
+from experiments.reporting.numbers import format_difference, format_score, format_tokens
+from experiments.reporting.tables import Table
 
 
 def write_findings(comparison: VariantComparison) -> list[str]:

@@ -1,6 +1,7 @@
 """Evaluation from folder to report: labels and predictors on disk in, metrics, picture and report out."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,14 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
     comparison = evaluate(store, tmp_path / "first")
     assert f"report: {tmp_path / 'first' / 'report.html'}" in capsys.readouterr().out
     evaluate(store, tmp_path / "second")
-    for name in ("metrics.json", "front.png", "report.html"):
+    for name in ("metrics.json", "front.png"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    # All that tells the two reports apart is how often the test split has been read.
+    first, second = ((tmp_path / each / "report.html").read_text() for each in ("first", "second"))
+    assert first != second
+    assert re.sub(r"has been read (once|\d+ times)", "", first) == re.sub(
+        r"has been read (once|\d+ times)", "", second
+    )
 
     metrics = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["task"], metrics["backbone"]) == ("synthetic", "small")
@@ -101,3 +108,23 @@ def test_task_of_other_data_is_refused(store, tmp_path):
 def test_predictor_that_was_not_trained_is_named(store, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no trained predictor in .*per_kind"):
         evaluate(store, tmp_path, names=["question_only", "per_kind"])
+
+
+def test_promise_is_reported(store, tmp_path, capsys):
+    evaluate(store, tmp_path, alpha=0.2)
+    risk = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["risk"]
+    assert (risk["alpha"], risk["delta"], risk["num_images"]) == (0.2, 0.1, 60)
+    found = risk["predictors"]["question_only"]
+    assert found["price"] > 0 and found["calibration_drop"] < 0.2
+    assert found["drop"]["low"] <= found["drop"]["value"] <= found["drop"]["high"]
+    printed = capsys.readouterr().out
+    assert "at most 20 points below the finest scale with probability 0.9 is certified" in printed
+
+
+def test_promise_that_the_data_cannot_keep_is_called_infeasible(store, tmp_path, capsys):
+    evaluate(store, tmp_path, alpha=0.001)
+    risk = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["risk"]
+    found = risk["predictors"]["question_only"]
+    assert found["price"] is None and found["drop"]["value"] == 0
+    assert "is infeasible for question_only: it" in capsys.readouterr().out
+    assert "infeasible" in (tmp_path / "report.html").read_text(encoding="utf-8")

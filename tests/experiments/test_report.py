@@ -12,7 +12,9 @@ from PIL import Image
 
 from experiments.evaluate import render_picture
 from experiments.evaluation.accounts import TOKENS, Account
+from experiments.held_out import HeldOutRead
 from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, refine_line
+from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
 from experiments.reporting.report import Provenance, write_report
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
@@ -90,10 +92,10 @@ def comparison(comparisons):
 @pytest.fixture(scope="module")
 def page(hostile_test, comparisons, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
+    read = HeldOutRead(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE, number=3, look=2)
     write_report(
         path,
-        comparisons[0],
-        comparisons[1:],
+        Findings(comparisons[0], comparisons[1:], test_read=read),
         hostile_test,
         np.full(hostile_test.score.shape, 0.5),
         title=HOSTILE,
