@@ -10,12 +10,12 @@ apply a price chosen on one set of samples to another.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
+from predictor.switches import Floats, Switches, find_switches
+
 NUM_BUDGETS = 64
 
 
@@ -45,42 +45,25 @@ def choose(
     ones the coarsest. At price 0 that is the cheapest scale of highest estimate, at `inf` the cheapest scale.
     """
     estimate_array, cost_array = _check(estimates, cost)
-    if not price >= 0:
-        raise ValueError(f"a price is at least 0, got {price}")
+    _check_price(price)
     if unit is None:
         unit = find_unit(cost_array)
-    choice, rounds = _find_switches(estimate_array, cost_array)
-    choice = choice.copy()
-    for rows, targets, slopes in rounds:
-        moves = slopes * unit <= price
-        choice[rows[moves]] = targets[moves]
-    return choice
+    return _apply(find_switches(estimate_array, cost_array), price, unit).astype(np.int64)
 
 
 def choose_at_prices(
     estimates: ArrayLike, cost: ArrayLike, prices: ArrayLike, *, unit: float | None = None
 ) -> NDArray[np.int8]:
-    """`choose` at each of `prices`, `[num_prices, num_samples]`, in the time of one."""
+    """`choose` at each of `prices`, `[num_prices, num_samples]`, in little more time than one takes."""
     estimate_array, cost_array = _check(estimates, cost)
-    price_array = np.asarray(prices, dtype=np.float64)
-    if not (price_array >= 0).all():
-        raise ValueError(f"a price is at least 0, got {price_array.min()}")
     if unit is None:
         unit = find_unit(cost_array)
-    choice, rounds = _find_switches(estimate_array, cost_array)
-    order = np.argsort(price_array, kind="stable")
-    # Of every switch, the first of the rising prices that reaches it; from there on it holds.
-    chosen = np.full((len(price_array) + 1, len(choice)), -1, dtype=np.int8)
-    chosen[0] = choice
-    for rows, targets, slopes in rounds:
-        reached = np.searchsorted(price_array[order], slopes * unit, side="left")
-        affected = reached < len(price_array)
-        chosen[reached[affected] + 1, rows[affected]] = targets[affected]
-    for before, now in pairwise(chosen):
-        np.copyto(now, before, where=now < 0)
-    by_price = np.empty_like(chosen[1:])
-    by_price[order] = chosen[1:]
-    return by_price
+    switches = find_switches(estimate_array, cost_array)
+    chosen = []
+    for price in np.asarray(prices, dtype=np.float64):
+        _check_price(price)
+        chosen.append(_apply(switches, price, unit))
+    return np.stack(chosen)
 
 
 def sweep(
@@ -101,28 +84,17 @@ def sweep(
     score_array = _check_same_shape("score", score, cost_array)
     if unit is None:
         unit = find_unit(cost_array)
-    choice, rounds = _find_switches(estimate_array, cost_array)
-    all_rows = np.arange(len(choice))
-    first_cost, first_score = cost_array[all_rows, choice].sum(), score_array[all_rows, choice].sum()
+    switches = find_switches(estimate_array, cost_array)
+    order = np.argsort(switches.slope, kind="stable")
+    price_of, row = switches.slope[order] * unit, switches.row[order]
+    every, before, after = np.arange(len(cost_array)), switches.before[order], switches.after[order]
 
-    current = choice.copy()
-    switch_price, switch_cost, switch_score = [], [], []
-    for rows, targets, slopes in rounds:
-        before = current[rows]
-        switch_price.append(slopes * unit)
-        switch_cost.append(cost_array[rows, targets] - cost_array[rows, before])
-        switch_score.append(score_array[rows, targets] - score_array[rows, before])
-        current[rows] = targets
-    price_of = np.concatenate([np.empty(0), *switch_price])
-    order = np.argsort(price_of, kind="stable")
-    price_of = price_of[order]
-    cost_after = first_cost + np.concatenate(
-        [[0.0], np.cumsum(np.concatenate([np.empty(0), *switch_cost])[order])]
-    )
-    score_after = first_score + np.concatenate(
-        [[0.0], np.cumsum(np.concatenate([np.empty(0), *switch_score])[order])]
-    )
+    def add_up(values: Floats) -> Floats:
+        """Totals before the first switch and after each."""
+        total = values[every, switches.first].sum()
+        return total + np.concatenate([[0.0], np.cumsum(values[row, after] - values[row, before])])
 
+    cost_after, score_after = add_up(cost_array), add_up(score_array)
     if prices is None:
         price_array = np.unique(np.concatenate([[0.0], price_of]))
     else:
@@ -130,7 +102,7 @@ def sweep(
         if price_array.size and not price_array[0] >= 0:
             raise ValueError(f"a price is at least 0, got {price_array[0]}")
     num_switched = np.searchsorted(price_of, price_array, side="right")
-    num_samples = len(choice)
+    num_samples = len(cost_array)
     return Front(cost_after[num_switched] / num_samples, score_after[num_switched] / num_samples, price_array)
 
 
@@ -189,32 +161,15 @@ def _check_same_shape(name: str, values: ArrayLike, cost: Floats) -> Floats:
     return array
 
 
-def _find_switches(
-    estimates: Floats, cost: Floats
-) -> tuple[NDArray[np.int64], list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]]:
-    """The choice at price 0, and the rounds of switches to cheaper scales as the price rises.
+def _check_price(price: float) -> None:
+    if not price >= 0:
+        raise ValueError(f"a price is at least 0, got {price}")
 
-    Each round is `(rows, targets, slopes)`: these rows leave the scale of the round before for `targets` once
-    the price per unit of cost reaches `slopes` (estimate lost per cost saved). Along the rounds a row's
-    slopes rise: its scales are the upper concave hull of its points (cost, estimate), walked down.
-    """
-    num_samples, num_scales = cost.shape
-    best = estimates.max(axis=1, keepdims=True)
-    choice = np.where(estimates == best, cost, np.inf).argmin(axis=1)
-    rounds = []
-    rows, current, previous = np.arange(num_samples), choice, np.zeros(num_samples)
-    for _ in range(num_scales - 1):
-        saved = cost[rows, current][:, None] - cost[rows]
-        lost = estimates[rows, current][:, None] - estimates[rows]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slopes = np.where(saved > 0, lost / saved, np.inf)
-        lowest = slopes.min(axis=1)
-        moving = np.isfinite(lowest)
-        rows, slopes, lowest = rows[moving], slopes[moving], lowest[moving]
-        if not rows.size:
-            break
-        current = np.where(slopes == lowest[:, None], cost[rows], np.inf).argmin(axis=1)
-        # They rise but for rounding, and `choose` relies on it.
-        previous = np.maximum(lowest, previous[moving])
-        rounds.append((rows, current, previous))
-    return choice, rounds
+
+def _apply(switches: Switches, price: float, unit: float) -> NDArray[np.int8]:
+    """Choices `[num_samples]` at a price."""
+    choice = switches.first.copy()
+    moves = switches.slope * unit <= price
+    # Those of one row are in order: the last one holds.
+    choice[switches.row[moves]] = switches.after[moves]
+    return choice

@@ -16,9 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.fronts import Columns, Floats, trace_prices
+from experiments.evaluation.schedules import Schedule
 from m3_backbone.outcomes import OutcomeTable
-from predictor.policy import choose, choose_at_prices, find_unit
+from predictor.policy import choose, find_unit
 from predictor.pricing import OperatingPoint
+from predictor.switches import find_switches
 
 Choices = NDArray[np.int8]
 
@@ -109,16 +111,18 @@ class Decisions:
     """What a contender does: numbers of `ways` at each `price`.
 
     Prices `[num_prices]` ascend and are in any terms of the contender's own, per `unit` of cost where that
-    means something. `calibration` and `test` are `[num_prices, num_samples]`. Without a `default` the
-    comparison takes the cheapest price that is as good on calibration as the best fixed scale.
+    means something; they are the points of the schedules of `calibration` and `test`. Without a `default` the
+    comparison takes the cheapest price that is as good on calibration as the best fixed scale. `estimates`,
+    if it has any, are those on the test samples: they are held against what happened.
     """
 
     ways: Ways
     price: Floats
-    calibration: Choices
-    test: Choices
+    calibration: Schedule
+    test: Schedule
     unit: float = 1.0
     default: Default | None = None
+    estimates: Floats | None = None
 
 
 class Contender(Protocol):
@@ -147,7 +151,8 @@ class Estimating:
 
     def decide(self, calibration: Outcomes, test: Asked, num_prices: int) -> Decisions:
         unit = find_unit(calibration.cost)
-        prices = trace_prices(self.calibration, calibration.cost, unit=unit, num_prices=num_prices)
+        learned = find_switches(self.calibration, calibration.cost)
+        prices = trace_prices(learned, calibration.cost, unit=unit, num_prices=num_prices)
         default = None
         if self.default is not None:
             price = self.default.price
@@ -155,10 +160,11 @@ class Estimating:
         return Decisions(
             Ways.single(calibration.cost.shape[1]),
             prices,
-            choose_at_prices(self.calibration, calibration.cost, prices, unit=unit),
-            choose_at_prices(self.test, test.cost, prices, unit=unit),
+            Schedule.at_prices(learned, prices, unit),
+            Schedule.at_prices(find_switches(self.test, test.cost), prices, unit),
             unit,
             default,
+            self.test,
         )
 
 
@@ -204,6 +210,6 @@ class Climbing:
         return Decisions(
             ways,
             climber.price,
-            ways.find(*climber.climb(calibration.confidence, calibration.cost, first)),
-            ways.find(*climber.climb(test.confidence, test.cost, second)),
+            Schedule.of(ways.find(*climber.climb(calibration.confidence, calibration.cost, first))),
+            Schedule.of(ways.find(*climber.climb(test.confidence, test.cost, second))),
         )

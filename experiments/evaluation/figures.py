@@ -9,6 +9,13 @@ budgeted oracle's. The mix may pick its scales on the test samples themselves, w
 Means are over budgets evenly spaced in the logarithm, from the mean cost of the cheapest scale to that of the
 finest on calibration (trapezoid rule). The gap share is the part of the way from the mix to the budgeted
 oracle; its mean is the ratio of the means.
+
+**Not inferior for least.** A policy is not inferior to a fixed scale at a margin if its mean score falls
+short by no more than that. The operating point is the cheapest that calibration allows: on its hull the mean
+score is the fixed scale's less the margin. On test it costs and scores what it does; it is shown not to be
+inferior if the whole interval of the difference lies at or above minus the margin. Beside it stands the plain
+figure, the least cost at which the front on test reaches the fixed scale's score less the margin: that one is
+picked on the test samples, and flatters. The saving factor is the fixed scale's mean cost over the policy's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +24,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.evaluation.accounts import Account
+from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats
+from experiments.evaluation.oracles import LuckFree
 from experiments.evaluation.statistics import Estimate
 from predictor.policy import Front
+
+# Fixed scales that a policy should not be inferior to.
+FINEST, BEST_FIXED = "finest", "best fixed"
+# Shares of the gap from the coarsest to the finest scale, at which CPT(x) is given.
+RECOVERED = (0.5, 0.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,21 +45,71 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
+class Merits:
+    """Figures of a front alone, as `merits` defines them; `call_shares` are CPT(x) by x."""
+
+    average_quality: Estimate
+    average_gap_recovered: Estimate
+    hypervolume: Estimate
+    call_shares: Mapping[float, Estimate]
+
+
+@dataclass(frozen=True, eq=False)
+class NonInferiority:
+    """What it takes not to be inferior to a fixed scale at a margin, as above.
+
+    `baseline` is FINEST or BEST_FIXED, `column` that scale's. `front_cost` and `front_saving` belong to the
+    front on test. `cost`, `saving`, `difference` and the verdict `is_shown` belong to the operating point
+    that calibration chose, drawn from `prices`; they are None, and `prices` empty, where no point was as good
+    on calibration.
+    """
+
+    baseline: str
+    column: int
+    margin: float
+    front_cost: Estimate
+    front_saving: Estimate
+    prices: tuple[float, ...] = ()
+    cost: Estimate | None = None
+    saving: Estimate | None = None
+    difference: Estimate | None = None
+    is_shown: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """Policy `first` less `second` (or the mix) at the mean costs of `first`, averaged over log budgets.
+
+    `p_value` is two-sided, from the paired bootstrap; `adjusted` is Holm's over all differences of a
+    comparison: every policy to the mix, and the first policy to every other one.
+    """
+
+    first: str
+    second: str
+    mean: Estimate
+    p_value: float
+    adjusted: float
+
+
+@dataclass(frozen=True, eq=False)
 class DefaultPoint:
     """The price that the predictor is used at when no budget is given, and its choices on the test samples.
 
     Chosen on calibration, in training (`predictor.pricing`). `to_best_fixed` is the difference in score to
     the fixed scale that is best on calibration. Of the samples that some scale answers, the share
     `smallest_right` got their smallest sufficient scale, `too_coarse` a coarser and `too_fine` a finer one.
+    `confusion` `[num_scales + 1, num_scales]` counts samples by needed and chosen scale, last those that no
+    scale answers. What a cascade chooses is the scale that it stops at.
     """
 
     price: float
     choice: Columns
     point: Point
     to_best_fixed: Estimate
-    smallest_right: float
-    too_coarse: float
-    too_fine: float
+    smallest_right: Estimate
+    too_coarse: Estimate
+    too_fine: Estimate
+    confusion: Columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +121,15 @@ class PredictorFigures:
     `[num_budgets]`: realised `cost`, share of the samples for which each scale
     is `chosen` `[num_budgets, num_scales]`, `score` with its band, and the differences `to_mix` and
     `to_reference` and the `gap_share` at that cost. `to_reference` is None for the reference itself.
+    `points` are those of `front` with intervals: its band. `reliability` is None for a policy that does not
+    estimate anything.
     """
 
     name: str
     policy: CalibratedPolicy
     trace: Front
     front: Front
+    points: Point
     plan: Floats
     cost: Floats
     chosen: Floats
@@ -74,6 +141,9 @@ class PredictorFigures:
     mean_to_reference: Estimate | None
     mean_gap_share: Estimate
     default: DefaultPoint
+    merits: Merits
+    non_inferiority: Sequence[NonInferiority]
+    reliability: Reliability | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +151,11 @@ class Comparison:
     """Predictors on one test split, beside what bounds them; costs and budgets are those of `account`.
 
     `fixed` are the fixed scales `[num_scales]`, `best_fixed` the column of the best on calibration, `mix` the
-    columns on the hull. `oracle` is the budgeted oracle's front, from cheap to dear; `oracles` the smallest
-    sufficient scale in both conventions (`fronts.choose_as_oracle`).
+    columns on the hull. `oracle` is the budgeted oracle's front, from cheap to dear; `oracles` what rules
+    that are handed the outcomes reach (`oracles.RULES`). `mix_scores` and `oracle_scores` `[num_budgets]` are
+    bands at the budgets, `oracle_gap` their mean distance; `bounds` the merits of the mix and the budgeted
+    oracle. `luck_free` are oracles without luck (`oracles`), those that these outcomes allow. `differences`
+    are tested together.
     """
 
     account: Account
@@ -98,6 +171,12 @@ class Comparison:
     mix: Columns
     oracle: Front
     oracles: Mapping[str, Point]
+    mix_scores: Estimate
+    oracle_scores: Estimate
+    oracle_gap: Estimate
+    bounds: Mapping[str, Merits]
+    luck_free: Mapping[str, LuckFree]
+    differences: Sequence[Difference]
     predictors: Sequence[PredictorFigures]
     reference: str | None
 

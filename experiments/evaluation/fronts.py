@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from predictor.policy import Front, choose, find_unit, sweep
+from predictor.switches import Switches, find_switches
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
@@ -101,18 +102,26 @@ def find_budgeted_oracle(cost: ArrayLike, score: ArrayLike) -> Front:
     return sweep(score, cost, score)
 
 
-def trace_prices(estimates: ArrayLike, cost: ArrayLike, *, unit: float, num_prices: int) -> Floats:
+def trace_prices(switches: Switches, cost: Floats, *, unit: float, num_prices: int) -> Floats:
     """Prices `[at most num_prices]`, ascending, at which a policy's choices on these samples change.
 
     All of them if they are few enough, else those whose mean costs lie most evenly in the logarithm. The
-    first is 0; at the last every sample is answered at its cheapest scale. Scores are not read.
+    first is 0; at the last every sample is answered at its cheapest scale.
     """
-    front = sweep(estimates, cost, np.zeros_like(np.asarray(estimates)), unit=unit)
-    if len(front.price) <= num_prices:
-        return front.price
+    order = np.argsort(switches.slope)
+    price, row = switches.slope[order] * unit, switches.row[order]
+    # Where a run of equal prices ends: what is chosen in the middle of one is never chosen.
+    ends = np.flatnonzero(np.append(price[1:] != price[:-1], True))[: len(price)]
+    saved = np.cumsum(cost[row, switches.before[order]] - cost[row, switches.after[order]])[ends]
+    prices, most = price[ends], cost[np.arange(len(cost)), switches.first].sum()
+    if not len(prices) or prices[0] > 0:
+        prices, saved = np.append(0.0, prices), np.append(0.0, saved)
+    if len(prices) <= num_prices:
+        return prices
     # Prices ascend, so costs fall; searchsorted wants them rising.
-    targets = np.geomspace(front.cost[-1], front.cost[0], num_prices)
-    return front.price[np.unique(np.searchsorted(-front.cost, -targets * (1 + _ROUNDING)))]
+    costs = most - saved
+    targets = np.geomspace(costs[-1], costs[0], num_prices)
+    return prices[np.unique(np.searchsorted(-costs, -targets * (1 + _ROUNDING)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +143,10 @@ class CalibratedPolicy:
         cls, estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_prices: int = 128
     ) -> "CalibratedPolicy":
         """Choose the operating points from estimates, costs and scores, each `[num_samples, num_scales]`."""
-        unit = find_unit(np.asarray(cost))
-        prices = trace_prices(estimates, cost, unit=unit, num_prices=num_prices)
+        costs = np.asarray(cost, dtype=np.float64)
+        unit = find_unit(costs)
+        switches = find_switches(np.asarray(estimates, dtype=np.float64), costs)
+        prices = trace_prices(switches, costs, unit=unit, num_prices=num_prices)
         return cls.from_front(sweep(estimates, cost, score, prices, unit=unit), unit)
 
     @classmethod
@@ -165,3 +176,14 @@ class CalibratedPolicy:
         # Interpolating unit vectors gives the two neighbours their shares.
         position = np.interp(wanted, self.cost, np.arange(len(self.cost)))
         return np.maximum(0.0, 1.0 - abs(position[:, None] - np.arange(len(self.cost))))
+
+    def reach(self, score: float) -> Floats | None:
+        """Chance of each operating point `[num_points]` that reaches a mean score on calibration for least.
+
+        On the calibration samples it is reached exactly, or exceeded by the cheapest point. None where even
+        the dearest point falls short.
+        """
+        if self.score[-1] < score - _ROUNDING:
+            return None
+        position = np.interp(score, self.score, np.arange(len(self.score)))
+        return np.maximum(0.0, 1.0 - abs(position - np.arange(len(self.score))))

@@ -1,11 +1,11 @@
 """`metrics.json`: what an evaluation found, for other programs to read.
 
-Schema version 2. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+Schema version 3. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
 does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seed give
 the same bytes. `experiments.evaluation.figures` defines every figure.
 
-    schema_version          2
+    schema_version          3
     task, backbone          names
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
@@ -13,19 +13,34 @@ the same bytes. `experiments.evaluation.figures` defines every figure.
     budgets                 [k] mean visual tokens at which predictors are compared
     fixed                   per scale: scale, cost, score; `on_mix`: it is a vertex of the mix; `best`: it is
                             the best on calibration
-    oracles                 authors (failures charged the coarsest scale), honest (the finest): cost, score
+    oracles                 authors (failures charged the coarsest scale), honest (the finest), stable (the
+                            smallest scale from which on the answer stays right): cost, score
+    luck_free.NAME          likelihood, resampled; those that the outcomes allow: num_samples, num_runs; fixed
+                            per scale and front from cheap to dear: expected cost, score; gap
+    bounds                  mix, budgeted: at_budgets [k] scores, and merits as below
+    oracle_gap              from mix to budgeted oracle, over log budgets
     budgeted_oracle         cost [t], score [t]: all vertices of its front, or the most evenly spread ones
     kinds                   per kind of question: num_samples, score [num_scales]
     reference               the predictor that the others are compared with, or null
+    differences             every policy to the mix, the first one to the others: first, second, mean over log
+                            budgets at matched cost, p_value, adjusted (Holm over all of them)
     predictors.NAME         the one that the report is about comes first
         mean_to_mix, mean_to_reference, mean_gap_share      over log budgets
         at_budgets          per budget: budget, cost, chosen, score, to_mix, to_reference, gap_share
+        merits              average_quality (AIQ), average_gap_recovered (APGR), hypervolume,
+                            call_shares (CPT) by share of the gap recovered
+        non_inferiority     per baseline (finest, best fixed) and margin: scale; front_cost, front_saving of
+                            the front on test; of the operating point that calibration chose prices, cost,
+                            saving, difference, is_shown, or null where it chose none
+        reliability         null, or brier and error per scale, edges of the bins, and count, estimate, score
+                            [num_scales, num_bins]
         front               per operating point, from cheap to dear: price, calibration_cost,
                             calibration_score, cost, score
         trace               per traced price: price, cost, score
         unit                visual tokens that one price is charged for
         default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
-                            answers the shares smallest_right, too_coarse, too_fine
+                            answers the shares smallest_right, too_coarse, too_fine; confusion, samples by
+                            needed scale (rows; last: none is enough) and chosen scale
     risk                    alpha, delta, num_images (of calibration): with probability 1 - delta the mean
                             score is at most alpha below the finest scale's (`evaluation.risk`)
         predictors.NAME     price per unit visual tokens, null where infeasible; num_needed: images that would
@@ -36,7 +51,8 @@ the same bytes. `experiments.evaluation.figures` defines every figure.
                             oracle_score (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
-                            it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, default
+                            it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
+                            non_inferiority, default
 
 `milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`).
 
@@ -44,20 +60,29 @@ the same bytes. `experiments.evaluation.figures` defines every figure.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.figures import Comparison, Point, PredictorFigures
-from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.bench import BUDGETED, MIX
+from experiments.evaluation.figures import Comparison, PredictorFigures
+from experiments.evaluation.figures_json import (
+    describe_difference,
+    describe_luck_free,
+    describe_merits,
+    describe_non_inferiority,
+    describe_point,
+    describe_reliability,
+    list_estimates,
+    to_figure,
+    to_json,
+)
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 
-SCHEMA_VERSION = 2
-_DECIMALS = 6
+SCHEMA_VERSION = 3
 
 
 def collect_metrics(
@@ -83,16 +108,23 @@ def collect_metrics(
         "fixed": [
             {
                 "scale": scale,
-                **_point(comparison.fixed, column),
+                **describe_point(comparison.fixed, column),
                 "on_mix": column in comparison.mix,
                 "best": column == comparison.best_fixed,
             }
             for column, scale in enumerate(comparison.scales)
         ],
         "oracles": {
-            "authors": _point(comparison.oracles["coarsest"]),
-            "honest": _point(comparison.oracles["finest"]),
+            "authors": describe_point(comparison.oracles["coarsest"]),
+            "honest": describe_point(comparison.oracles["finest"]),
+            "stable": describe_point(comparison.oracles["stable"]),
         },
+        "luck_free": describe_luck_free(comparison.luck_free),
+        "bounds": {
+            name: {"at_budgets": list_estimates(scores), **describe_merits(comparison.bounds[name])}
+            for name, scores in ((MIX, comparison.mix_scores), (BUDGETED, comparison.oracle_scores))
+        },
+        "oracle_gap": to_figure(comparison.oracle_gap),
         "budgeted_oracle": {
             "cost": to_json(comparison.oracle.cost),
             "score": to_json(comparison.oracle.score),
@@ -105,6 +137,7 @@ def collect_metrics(
             for kind, rows in split_kinds(test).items()
         },
         "reference": comparison.reference,
+        "differences": [describe_difference(difference) for difference in comparison.differences],
         "predictors": {figures.name: _predictor(figures, comparison) for figures in comparison.predictors},
     }
 
@@ -121,7 +154,11 @@ def collect_account(comparison: Comparison) -> dict[str, Any]:
                 "mean_to_mix": to_figure(figures.mean_to_mix),
                 "mean_to_reference": to_figure(figures.mean_to_reference),
                 "mean_gap_share": to_figure(figures.mean_gap_share),
-                "default": _point(figures.default.point),
+                "merits": describe_merits(figures.merits),
+                "non_inferiority": [
+                    describe_non_inferiority(found, comparison.scales) for found in figures.non_inferiority
+                ],
+                "default": describe_point(figures.default.point),
             }
             for figures in comparison.predictors
         },
@@ -155,27 +192,41 @@ def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, A
         for k, budget in enumerate(comparison.budgets)
     ]
     calibrated = zip(
-        _points(figures.front), to_json(figures.policy.cost), to_json(figures.policy.score), strict=True
+        to_json(figures.policy.price),
+        to_json(figures.policy.cost),
+        to_json(figures.policy.score),
+        strict=True,
     )
     return {
         "mean_to_mix": to_figure(figures.mean_to_mix),
         "mean_to_reference": to_figure(figures.mean_to_reference),
         "mean_gap_share": to_figure(figures.mean_gap_share),
         "at_budgets": at_budgets,
+        "merits": describe_merits(figures.merits),
+        "non_inferiority": [
+            describe_non_inferiority(found, comparison.scales) for found in figures.non_inferiority
+        ],
+        "reliability": describe_reliability(figures.reliability),
         "front": [
-            {**point, "calibration_cost": cost, "calibration_score": score}
-            for point, cost, score in calibrated
+            {
+                "price": price,
+                "calibration_cost": cost,
+                "calibration_score": score,
+                **describe_point(figures.points, k),
+            }
+            for k, (price, cost, score) in enumerate(calibrated)
         ],
         "trace": _points(figures.trace),
         "unit": to_json(figures.policy.unit),
         "default": {
             "price": to_json(figures.default.price),
-            **_point(figures.default.point),
+            **describe_point(figures.default.point),
             "to_best_fixed": to_figure(figures.default.to_best_fixed),
             "chosen": to_json(chosen),
-            "smallest_right": to_json(figures.default.smallest_right),
-            "too_coarse": to_json(figures.default.too_coarse),
-            "too_fine": to_json(figures.default.too_fine),
+            "smallest_right": to_figure(figures.default.smallest_right),
+            "too_coarse": to_figure(figures.default.too_coarse),
+            "too_fine": to_figure(figures.default.too_fine),
+            "confusion": figures.default.confusion.tolist(),
         },
     }
 
@@ -183,22 +234,3 @@ def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, A
 def _points(front: Front) -> list[dict[str, Any]]:
     columns = zip(to_json(front.price), to_json(front.cost), to_json(front.score), strict=True)
     return [{"price": price, "cost": cost, "score": score} for price, cost, score in columns]
-
-
-def _point(point: Point, index: Any = ...) -> dict[str, Any]:
-    return {"cost": to_figure(point.cost, index), "score": to_figure(point.score, index)}
-
-
-def to_figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
-    """A figure with its interval; None where there is none."""
-    if estimate is None:
-        return None
-    return {name: to_json(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
-
-
-def to_json(values: Any) -> Any:
-    """Rounded, as JSON; nan as null and -0.0 as 0.0."""
-    if np.ndim(values):
-        return [to_json(value) for value in values]
-    value = float(values)
-    return None if math.isnan(value) else round(value, _DECIMALS) + 0.0

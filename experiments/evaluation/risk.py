@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.fronts import Floats
+from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap, number_images
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import choose, choose_at_prices
@@ -149,12 +150,16 @@ def apply_guarantee(
         choice = np.full(len(test), len(test.scales) - 1)
     else:
         choice = choose(estimates, tokens, guarantee.price, unit=guarantee.unit)
-    image = number_images(test.image_id)
-    cost = ImageMeans(choice[None], tokens, image)
-    drop = ImageMeans(choice[None], score[:, -1:] - score, image)
+    means = ImageMeans(number_images(test.image_id))
+    means.add("price", Schedule.of(choice[None]), tokens, score[:, -1:] - score)
+
+    def measure(weights: np.ndarray) -> dict[str, Floats]:
+        cost, drop = means(weights)["price"]
+        return {"cost": cost[:, 0], "drop": drop[:, 0]}
+
     found = bootstrap(
-        lambda weights: {"cost": cost(weights)[:, 0], "drop": drop(weights)[:, 0]},
-        int(image.max()) + 1,
+        measure,
+        means.num_images,
         num_resamples=num_resamples,
         confidence=confidence,
         seed=seed,

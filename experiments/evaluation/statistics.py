@@ -1,11 +1,12 @@
-"""The paired bootstrap over images: every figure with an interval, at the price of one sparse product.
+"""The paired bootstrap over images: every figure with an interval, at the price of one matrix product.
 
 Questions on one image are not independent, so images are drawn, not rows; and every policy sees the same
 draws, so differences between policies keep what they have in common. Labels, predictors and prices are held
-fixed: an interval says how the figure would vary over test images, not over training runs.
+fixed: an interval says how the figure would vary over test images, not over training runs. Where several
+seeds were trained, `combine_seeds` draws those too.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,11 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from experiments.evaluation.schedules import Schedule
+
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
+Measure = Callable[[NDArray[Any]], Mapping[Key, Floats]]
 
-# Resamples at once: bounds the memory, changes nothing else.
-_CHUNK = 128
+# Bytes of weights, and of sums per image, that are held at once: bounds the memory, changes nothing else.
+_MOST_WEIGHTS, _MOST_SUMS = 2**29, 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,28 +37,56 @@ class Estimate:
 
 
 class ImageMeans:
-    """Means over rows of a value that depends on a choice per row, under any weighting of the images.
+    """Means over rows of what policies get (cost, score), at all their points, under weights of the images.
 
-    `choices [num_points, num_rows]` are columns of `values [num_rows, num_scales]`, `image [num_rows]` the
-    number of the image that a row asks about. From point to point few rows change their choice, so only the
-    changes are kept, summed per image: memory and time go with their number and not with points x rows.
+    `image` `[num_rows]` is the number of the image that a row asks about. Of every policy the changes from
+    point to point are kept, summed per image. Totals are products of weights and these, images in blocks.
     """
 
-    def __init__(self, choices: ArrayLike, values: ArrayLike, image: ArrayLike) -> None:
-        columns, table, images = np.asarray(choices), np.asarray(values, dtype=np.float64), np.asarray(image)
-        num_points, num_rows = columns.shape
-        changed = np.concatenate([np.ones((1, num_rows), bool), columns[1:] != columns[:-1]])
-        point, row = np.nonzero(changed)
-        change = table[row, columns[point, row]]
-        change -= np.where(point > 0, table[row, columns[np.maximum(point - 1, 0), row]], 0.0)
-        num_images = int(images.max()) + 1
-        self._changes = csr_array((change, (point, images[row])), shape=(num_points, num_images))
-        self._rows = np.bincount(images, minlength=num_images).astype(np.float64)
+    def __init__(self, image: ArrayLike) -> None:
+        self._image = np.asarray(image)
+        self._rows = np.bincount(self._image).astype(np.float64)
+        self._changes: dict[Any, list[csr_array]] = {}
 
-    def __call__(self, weights: Floats) -> Floats:
-        """Means `[num_resamples, num_points]` under weights `[num_resamples, num_images]`."""
-        totals = np.cumsum(self._changes @ weights.T, axis=0)
-        return (totals / (weights @ self._rows)).T
+    @property
+    def num_images(self) -> int:
+        return len(self._rows)
+
+    def add(self, key: Hashable, schedule: Schedule, *values: Floats) -> None:
+        """A policy whose choices are columns of each of `values`, `[num_rows, num_columns]`."""
+        every = np.arange(len(self._image))
+        images = np.concatenate([self._image, self._image[schedule.row]])
+        points = np.concatenate([np.zeros(len(every), np.int64), schedule.point])
+        shape = (self.num_images, schedule.num_points)
+        self._changes[key] = []
+        for table in values:
+            change = table[schedule.row, schedule.after] - table[schedule.row, schedule.before]
+            change = np.concatenate([table[every, schedule.first], change])
+            self._changes[key].append(csr_array((change, (images, points)), shape=shape))
+
+    def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
+        """By key, the mean of each of its values at its points, `[num_resamples, num_points]`.
+
+        `weights` of the images are `[num_resamples, num_images]`.
+        """
+        totals = {
+            key: [np.zeros((len(weights), each.shape[1])) for each in changes]
+            for key, changes in self._changes.items()
+        }
+        num_rows = np.zeros(len(weights))
+        widest = max(each.shape[1] for changes in self._changes.values() for each in changes)
+        size = max(1, _MOST_SUMS // (8 * max(len(weights), widest)))
+        for start in range(0, self.num_images, size):
+            block = slice(start, start + size)
+            drawn = weights[:, block].astype(np.float64)
+            num_rows += drawn @ self._rows[block]
+            for key, changes in self._changes.items():
+                for total, each in zip(totals[key], changes, strict=True):
+                    total += drawn @ each[block].toarray()
+        return {
+            key: tuple(np.cumsum(total, axis=1) / num_rows[:, None] for total in its)
+            for key, its in totals.items()
+        }
 
 
 def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
@@ -62,42 +94,108 @@ def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
     return np.unique(np.asarray(image_id, dtype=str), return_inverse=True)[1]
 
 
-def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[Floats]:
+def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.unsignedinteger]]:
     """How often each image is drawn, `[chunk, num_images]`, chunk by chunk; rows sum to `num_images`."""
     rng = np.random.default_rng(seed)
-    for start in range(0, num_resamples, _CHUNK):
-        size = min(_CHUNK, num_resamples - start)
-        drawn = rng.integers(num_images, size=(size, num_images), dtype=np.int32)
-        drawn += np.arange(size, dtype=np.int32)[:, None] * num_images
-        yield np.bincount(drawn.ravel(), minlength=size * num_images).reshape(size, -1).astype(np.float64)
+    most = max(1, _MOST_WEIGHTS // (2 * num_images))
+    for start in range(0, num_resamples, most):
+        chunk = np.empty((min(most, num_resamples - start), num_images), dtype=np.uint16)
+        for row in chunk:
+            drawn = rng.integers(num_images, size=num_images, dtype=np.int32)
+            counts = np.bincount(drawn, minlength=num_images)
+            assert counts.max() < 2**16
+            row[:] = counts
+        yield chunk
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """A figure on the test samples, `value`, and on every resample, `drawn` `[num_resamples, ...]`."""
+
+    value: Floats
+    drawn: Floats
+
+    def estimate(self, confidence: float = 0.95) -> Estimate:
+        """The figure with its percentile interval; nan (a resample without the figure) is left out of it."""
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        if not np.isnan(self.drawn).any():
+            return Estimate(self.value, *np.quantile(self.drawn, tails, axis=0))
+        # Where every resample is nan so is the interval; numpy would warn of it.
+        missing = np.isnan(self.drawn).all(axis=0)
+        low, high = np.nanquantile(np.where(missing, 0.0, self.drawn), tails, axis=0)
+        return Estimate(self.value, np.where(missing, np.nan, low), np.where(missing, np.nan, high))
+
+    def p_value(self) -> Floats:
+        """Two-sided p-value of a difference of zero, at least `2 / (num_resamples + 1)`.
+
+        Twice the smaller share of resamples on one side of zero, zero itself on both, with one resample
+        added to either count (Davison and Hinkley 1997, section 4.2): what inverting the percentile interval
+        gives. nan counts as zero.
+        """
+        drawn = np.nan_to_num(self.drawn)
+        sides = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
+        return np.minimum(1.0, 2 * (1 + sides) / (len(drawn) + 1))
+
+
+def resample(measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int) -> dict[Key, Draws]:
+    """Every figure of `measure` on the samples and on resamples of their images.
+
+    `measure` takes weights of the images `[num_resamples, num_images]` and gives figures whose first
+    dimension is `num_resamples`; with all weights 1 it gives the figure itself.
+    """
+    return combine_seeds([measure], num_images, num_resamples=num_resamples, seed=seed)
+
+
+def combine_seeds(
+    measures: Sequence[Measure[Key]], num_images: int, *, num_resamples: int, seed: int
+) -> dict[Key, Draws]:
+    """Figures of several trainings on the same test images, one measure per training seed.
+
+    The figure is its mean over the seeds. A resample draws the images, the same for every seed, and from the
+    seeds as many as there are, with replacement; its figure is the mean over the seeds drawn. So the interval
+    covers test images and training runs (with few seeds the latter too narrowly: k seeds drawn from k
+    spread by the factor sqrt((k - 1) / k) too little).
+    """
+    if num_resamples < 1:
+        raise ValueError(f"an interval needs num_resamples >= 1: {num_resamples}")
+    ones = np.ones((1, num_images))
+    points = [measure(ones) for measure in measures]
+    chunks: dict[Key, list[Floats]] = {name: [] for name in points[0]}
+    seeds = np.random.default_rng([seed, len(measures)])
+    for weights in draw_weights(num_images, num_resamples, seed):
+        drawn = seeds.integers(len(measures), size=(len(weights), len(measures)))
+        chance = (drawn[..., None] == np.arange(len(measures))).mean(axis=1)
+        found = [measure(weights) for measure in measures]
+        for name, parts in chunks.items():
+            shares = [np.expand_dims(share, tuple(range(1, found[0][name].ndim))) for share in chance.T]
+            # A seed that is not drawn has no say, even where its figure does not exist.
+            terms = [
+                np.where(share > 0, share * each[name], 0.0)
+                for share, each in zip(shares, found, strict=True)
+            ]
+            parts.append(np.sum(terms, axis=0))
+    return {
+        name: Draws(np.mean([point[name][0] for point in points], axis=0), np.concatenate(parts))
+        for name, parts in chunks.items()
+    }
 
 
 def bootstrap(
-    measure: Callable[[Floats], Mapping[Key, Floats]],
-    num_images: int,
-    *,
-    num_resamples: int,
-    seed: int,
-    confidence: float = 0.95,
+    measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int, confidence: float = 0.95
 ) -> dict[Key, Estimate]:
-    """Every figure of `measure` with its percentile interval.
+    """Every figure of `measure`, as `resample` takes it, with its percentile interval."""
+    found = resample(measure, num_images, num_resamples=num_resamples, seed=seed)
+    return {name: draws.estimate(confidence) for name, draws in found.items()}
 
-    `measure` takes weights of the images `[num_resamples, num_images]` and gives figures whose first
-    dimension is `num_resamples`; with all weights 1 it gives the figure itself. nan (a figure that a resample
-    does not have) is left out of the interval.
+
+def adjust_p_values(p_values: ArrayLike) -> Floats:
+    """Holm's step-down correction (Holm 1979) of p-values `[num_hypotheses]`.
+
+    The i-th smallest of m is multiplied by m - i + 1, and none may fall below a smaller one's. Rejecting what
+    is at most alpha keeps the chance of any false rejection below alpha, however the tests depend.
     """
-    if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"an interval needs num_resamples >= 1 and confidence in (0, 1): {num_resamples}, {confidence}"
-        )
-    point = {name: figure[0] for name, figure in measure(np.ones((1, num_images))).items()}
-    chunks = [measure(weights) for weights in draw_weights(num_images, num_resamples, seed)]
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    estimates = {}
-    for name, value in point.items():
-        drawn = np.concatenate([chunk[name] for chunk in chunks])
-        # Where every resample is nan so is the interval; numpy would warn of it.
-        missing = np.isnan(drawn).all(axis=0)
-        low, high = np.nanquantile(np.where(missing, 0.0, drawn), tails, axis=0)
-        estimates[name] = Estimate(value, np.where(missing, np.nan, low), np.where(missing, np.nan, high))
-    return estimates
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted

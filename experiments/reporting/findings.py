@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.evaluation.figures import Comparison
-from experiments.evaluation.metrics import to_figure, to_json
+from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
 from experiments.evaluation.risk import Promise
 from experiments.held_out import HeldOutRead

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.evaluation.figures import Comparison, Point
-from experiments.evaluation.fronts import ORACLES, score_of_mix
+from experiments.evaluation.fronts import score_of_mix
+from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.held_out import HeldOutRead
 from experiments.reporting.findings import Findings
+from experiments.reporting.merit_tables import build_merit_tables
 from experiments.reporting.numbers import (
     MINUS,
     format_difference,
@@ -55,11 +57,12 @@ def write_read(read: HeldOutRead) -> str:
 
 
 def build_tables(comparison: Comparison, others: Sequence[Comparison] = ()) -> list[Table]:
-    """Fixed scales, oracles and default points; scores within budgets; differences to the mix; other costs.
+    """Points; scores within budgets; differences to the mix; figures of merit; other costs.
 
     `others` are the same comparison in other accounts.
     """
     tables = [_tabulate_points(comparison), _tabulate_budgets(comparison), _tabulate_differences(comparison)]
+    tables += build_merit_tables(comparison)
     return tables + ([_tabulate_accounts(others)] if others else [])
 
 
@@ -119,7 +122,7 @@ def _tabulate_points(comparison: Comparison) -> Table:
     rows += [
         row(f"{figures.name}, default price", figures.default.point) for figures in comparison.predictors
     ]
-    rows += [row(label, comparison.oracles[rule]) for rule, label in ORACLES.items()]
+    rows += [row(label, comparison.oracles[rule]) for rule, label in RULES.items()]
     caption = (
         f"Mean score in percent with {comparison.confidence:.0%} intervals, "
         f"{comparison.num_samples:,} questions on {comparison.num_images:,} images"

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.candidates import find_default
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Climbing, Estimating, Outcomes, Ways
-from predictor.policy import Front, choose, choose_at_prices
+from experiments.evaluation.schedules import Schedule
+from predictor.policy import Front, choose
+from predictor.switches import find_switches
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 
@@ -45,14 +47,21 @@ def test_ways_by_hand():
     assert Ways.single(3).cost(np.array([[0.1, 0.7, 3.3]])).tolist() == [[0.1, 0.7, 3.3]]
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_choices_at_many_prices_are_those_at_each(seed, coarse):
     rng = np.random.default_rng(seed)
     cost = rng.integers(1, 4, (5, 4)).cumsum(axis=1).astype(float)
     estimates = rng.random((5, 4)).round(1 if coarse else 9)
-    prices = np.append(rng.random(4).round(1) * 2, [0.0, np.inf])
-    each = [choose(estimates, cost, price) for price in prices]
-    np.testing.assert_array_equal(choose_at_prices(estimates, cost, prices), each)
+    prices = np.sort(np.append(rng.random(4).round(1) * 2, [0.0, np.inf]))
+    each = np.array([choose(estimates, cost, price, unit=1) for price in prices])
+    schedule = Schedule.at_prices(find_switches(estimates, cost), prices, 1.0)
+    np.testing.assert_array_equal([schedule.at(point) for point in range(6)], each)
+    dense = Schedule.of(each)
+    np.testing.assert_array_equal([dense.at(point) for point in range(6)], each)
+    rows, kept = np.arange(5), np.array([1, 4])
+    for some in (schedule.keep(kept), dense.keep(kept)):
+        assert some.mean(cost) == pytest.approx([cost[rows, each[point]].mean() for point in kept])
 
 
 @pytest.mark.parametrize("hybrid", [False, True])

@@ -8,6 +8,7 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.fronts import score_of_mix
 from experiments.evaluation.metrics import SCHEMA_VERSION, collect_metrics, write_metrics
+from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
 from experiments.reporting.summary import build_tables, write_default, write_headline
 from predictor.policy import choose, score_at_budgets, sweep
@@ -49,7 +50,10 @@ def test_image_means_are_weighted_means_of_rows():
         [np.average(values[np.arange(6), chosen], weights=row[image]) for chosen in choices]
         for row in weights
     ]
-    assert ImageMeans(choices, values, image)(weights) == pytest.approx(np.array(expected))
+    means = ImageMeans(image)
+    means.add("policy", Schedule.of(choices), values, 2 * values)
+    once, twice = means(weights)["policy"]
+    assert once == pytest.approx(np.array(expected)) and twice == pytest.approx(2 * np.array(expected))
 
 
 def test_images_are_drawn_with_replacement_and_reproducibly():
@@ -66,8 +70,11 @@ def test_interval_of_a_mean_is_that_of_its_standard_error():
     """Questions on one image are copies of each other here: drawing rows would halve the interval."""
     values = np.repeat(np.random.default_rng(0).normal(size=400), 4)
     image = np.repeat(np.arange(400), 4)
-    means = ImageMeans(np.zeros((1, 1600), int), values[:, None], image)
-    found = bootstrap(lambda weights: {"mean": means(weights)[:, 0]}, 400, num_resamples=4000, seed=0)["mean"]
+    means = ImageMeans(image)
+    means.add("mean", Schedule.of(np.zeros((1, 1600))), values[:, None])
+    found = bootstrap(
+        lambda weights: {"mean": means(weights)["mean"][0][:, 0]}, 400, num_resamples=4000, seed=0
+    )["mean"]
     error = values.std() / np.sqrt(400)
     assert found.value == pytest.approx(values.mean())
     assert [found.low, found.high] == pytest.approx(
@@ -183,8 +190,15 @@ def test_informed_beats_mix_and_question_only_and_noise_does_not(splits):
 def test_default_point_counts_choices_against_the_smallest_right_scale(comparison, splits):
     default = comparison.find("informed").default
     smallest, right = splits[1].score.argmax(axis=1), splits[1].score.max(axis=1) > 0
-    assert default.smallest_right == pytest.approx((default.choice == smallest)[right].mean())
-    assert default.smallest_right + default.too_coarse + default.too_fine == pytest.approx(1)
+    for found, expected in (
+        (default.smallest_right, default.choice == smallest),
+        (default.too_coarse, default.choice < smallest),
+        (default.too_fine, default.choice > smallest),
+    ):
+        assert found.value == pytest.approx(expected[right].mean())
+        assert found.low <= found.value <= found.high
+    assert default.confusion.sum() == len(right) and default.confusion[-1].sum() == (~right).sum()
+    assert np.trace(default.confusion) / right.sum() == pytest.approx(default.smallest_right.value)
 
 
 def test_order_of_samples_changes_nothing(splits):
@@ -255,6 +269,23 @@ def test_metrics_say_what_the_schema_promises(comparison, splits):
     assert list(metrics["predictors"]) == ["informed", "question_only"]
     informed = metrics["predictors"]["informed"]
     assert informed["mean_to_mix"].keys() == {"value", "low", "high"}
+    assert informed["merits"].keys() == {
+        "average_quality",
+        "average_gap_recovered",
+        "hypervolume",
+        "call_shares",
+    }
+    assert [(row["baseline"], row["margin"]) for row in informed["non_inferiority"]] == [
+        (baseline, margin) for baseline in ("finest", "best fixed") for margin in (0, 0.005, 0.01)
+    ]
+    assert np.sum(informed["reliability"]["count"], axis=1).tolist() == [len(splits[1])] * len(SCALES)
+    assert np.sum(informed["default"]["confusion"]) == len(splits[1])
+    assert metrics["oracles"].keys() == {"authors", "honest", "stable"}
+    assert [(row["first"], row["second"]) for row in metrics["differences"]] == [
+        ("informed", "mix"),
+        ("question_only", "mix"),
+        ("informed", "question_only"),
+    ]
     assert metrics["predictors"]["question_only"]["mean_to_reference"] is None
     assert informed["at_budgets"][0]["gap_share"]["value"] is None
     assert sum(informed["default"]["chosen"]) == pytest.approx(1, abs=1e-5)

@@ -16,6 +16,7 @@ from experiments.evaluation.fronts import (
     upper_hull,
 )
 from predictor.policy import sweep
+from predictor.switches import find_switches
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
@@ -146,9 +147,10 @@ def test_traced_prices_span_the_front_evenly():
     table = make_outcomes("calibration", 100)
     estimates, cost = estimate_outcomes(table), table.visual_tokens.astype(float)
     complete = sweep(estimates, cost, table.score)
-    everything = trace_prices(estimates, cost, unit=144.0, num_prices=10**6)
+    switches = find_switches(estimates, cost)
+    everything = trace_prices(switches, cost, unit=144.0, num_prices=10**6)
     np.testing.assert_array_equal(everything, complete.price)
-    prices = trace_prices(estimates, cost, unit=144.0, num_prices=40)
+    prices = trace_prices(switches, cost, unit=144.0, num_prices=40)
     front = sweep(estimates, cost, table.score, prices)
     assert 30 <= len(prices) <= 40 and prices[0] == 0
     assert front.cost[0] == complete.cost[0] and front.cost[-1] == complete.cost[-1] == 1

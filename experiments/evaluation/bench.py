@@ -1,0 +1,181 @@
+"""Candidates and what bounds them on one test split, and every figure of them under weights of the images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluation import figures as fig
+from experiments.evaluation.accounts import Account
+from experiments.evaluation.candidates import Candidate
+from experiments.evaluation.contenders import Contender, Outcomes
+from experiments.evaluation.fronts import Floats, find_smallest_right, score_of_mix, trace_prices
+from experiments.evaluation.merits import (
+    Curve,
+    average_gap_recovered,
+    average_quality,
+    find_call_share,
+    hypervolume,
+)
+from experiments.evaluation.oracles import RULES, choose_by_rule
+from experiments.evaluation.schedules import Schedule
+from experiments.evaluation.statistics import ImageMeans, number_images
+from m3_backbone.outcomes import OutcomeTable
+from predictor.policy import find_unit, space_budgets
+from predictor.switches import find_switches
+
+# Figures by (what they are of, which figure).
+Key = tuple[Any, Any]
+MIX, BUDGETED = "mix", "budgeted"
+
+
+class Bench:
+    """Contenders on one test split: operating points from calibration, then figures from test.
+
+    `candidates` by name; `budgets` in the account's unit. Raises ValueError when an image is in both splits
+    or there is no contender.
+    """
+
+    def __init__(
+        self,
+        calibration: OutcomeTable,
+        test: OutcomeTable,
+        contenders: Sequence[Contender],
+        *,
+        account: Account,
+        reference: str | None,
+        num_budgets: int,
+        num_prices: int,
+    ) -> None:
+        if not contenders:
+            raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
+        if shared := set(calibration.image_id) & set(test.image_id):
+            raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
+        learned, self.outcomes = Outcomes.of(calibration, account), Outcomes.of(test, account)
+        own = {contender.name: account.own_of(contender.name) for contender in contenders}
+        # What every policy can meet, its own cost paid.
+        self.budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
+        self.best_fixed = int(learned.score.mean(axis=0).argmax())
+        self.baselines = {fig.FINEST: len(test.scales) - 1, fig.BEST_FIXED: self.best_fixed}
+        self.candidates = {
+            contender.name: Candidate.prepare(
+                contender.decide(learned, self.outcomes.asked, num_prices),
+                learned,
+                self.outcomes,
+                self.budgets,
+                own[contender.name],
+                self.baselines,
+            )
+            for contender in contenders
+        }
+        self.reference = reference if reference in self.candidates else None
+        self.image = number_images(test.image_id)
+        self._collect_means(num_prices)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Differences that are tested together: every policy to the mix, and the first to every other one."""
+        first, *others = self.candidates
+        return [(name, MIX) for name in self.candidates] + [(first, other) for other in others]
+
+    def _collect_means(self, num_prices: int) -> None:
+        cost, score = self.outcomes.cost, self.outcomes.score
+        self.means = ImageMeans(self.image)
+        fixed = np.broadcast_to(np.arange(cost.shape[1])[:, None], cost.T.shape)
+        self.means.add("fixed", Schedule.of(fixed), cost, score)
+        switches, unit = find_switches(score, cost), find_unit(cost)
+        prices = trace_prices(switches, cost, unit=unit, num_prices=num_prices)
+        self.oracle_prices = prices[::-1]
+        self.means.add(BUDGETED, Schedule.at_prices(switches, prices, unit), cost, score)
+        for rule in RULES:
+            self.means.add(rule, Schedule.of(choose_by_rule(score, rule)[None]), cost, score)
+        smallest = find_smallest_right(score)
+        for name, candidate in self.candidates.items():
+            self.means.add(f"points of {name}", candidate.points, candidate.cost, candidate.score)
+            default = Schedule.of(candidate.default.choice[None])
+            self.means.add(f"default of {name}", default, candidate.cost, candidate.score)
+            steps = candidate.default_scale - smallest
+            # As if it were a policy: at its points 0, 1, 2 the score is whether the choice was right, too
+            # coarse, too fine, and the cost whether any would have been right.
+            those = (smallest >= 0)[:, None] * np.column_stack([steps == 0, steps < 0, steps > 0])
+            known = np.broadcast_to((smallest >= 0)[:, None], those.shape).astype(np.float64)
+            every = np.broadcast_to(np.arange(3)[:, None], those.T.shape)
+            self.means.add(f"choices of {name}", Schedule.of(every), known, those.astype(np.float64))
+
+    def measure(self, weights: np.ndarray) -> dict[Key, Floats]:
+        """Every figure, its first dimension that of `weights` `[num_resamples, num_images]`."""
+        means = self.means(weights)
+        # Candidates' points come from dear to cheap, and so do the oracle's.
+        curves = {key: (cost[:, ::-1], score[:, ::-1]) for key, (cost, score) in means.items()}
+        fixed_cost, fixed_score = means["fixed"]
+        fixed = curves["fixed"] = fixed_cost, fixed_score
+        found: dict[Key, Floats] = {}
+        for key, (cost, score) in curves.items():
+            found[key, "cost"], found[key, "score"] = cost, score
+        lines = {key: Curve.of(*curve) for key, curve in curves.items() if key == BUDGETED or "points" in key}
+        coarsest, finest = ((fixed_cost[:, column], fixed_score[:, column]) for column in (0, -1))
+        lines[MIX] = Curve.of(*fixed).hull()
+        for key, line in lines.items():
+            found |= {
+                (f"merits of {key}", what): each for what, each in measure_merits(line, coarsest, finest)
+            }
+        budgets = np.broadcast_to(self.budgets, (len(weights), len(self.budgets)))
+        mix, oracle = score_of_mix(*fixed, budgets), lines[BUDGETED].at(budgets)
+        found[MIX, "at budgets"], found[BUDGETED, "at budgets"] = mix, oracle
+        found[BUDGETED, "gap"] = fig.average(oracle - mix)
+        for name, candidate in self.candidates.items():
+            own = curves[f"points of {name}"]
+            for figure, values in self._measure_candidate(name, candidate, own, lines, fixed):
+                found[f"figures of {name}", figure] = values
+            found[f"figures of {name}", "to_best_fixed"] = (
+                curves[f"default of {name}"][1][:, 0] - fixed_score[:, self.best_fixed]
+            )
+            known, those = means[f"choices of {name}"]
+            found[f"figures of {name}", "choices"] = fig.divide(those, known)
+        return found
+
+    def _measure_candidate(
+        self,
+        name: str,
+        candidate: Candidate,
+        own: tuple[Floats, Floats],
+        lines: Mapping[Any, Curve],
+        fixed: tuple[Floats, Floats],
+    ) -> Iterator[tuple[Any, Floats]]:
+        cost, score = own[0] @ candidate.plan.T, own[1] @ candidate.plan.T
+        mix = score_of_mix(*fixed, cost)
+        gap = lines[BUDGETED].at(cost) - mix
+        line = lines[f"points of {name}"]
+        yield "score", line.at(np.broadcast_to(candidate.realised, cost.shape))
+        yield "to_mix", score - mix
+        yield "gap_share", fig.divide(score - mix, gap)
+        yield "mean_gap_share", fig.divide(fig.average(score - mix), fig.average(gap))
+        if self.reference is not None:
+            yield "to_reference", score - lines[f"points of {self.reference}"].at(cost)
+        for first, second in self.pairs:
+            if first == name:
+                other = mix if second == MIX else lines[f"points of {second}"].at(cost)
+                yield ("mean to", second), fig.average(score - other)
+        if self.reference is not None:
+            yield "mean_to_reference", fig.average(score - lines[f"points of {self.reference}"].at(cost))
+        for (baseline, margin), chance in candidate.reaching.items():
+            fixed_cost, fixed_score = (each[:, self.baselines[baseline]] for each in fixed)
+            front_cost = line.reach(fixed_score - margin)
+            yield (baseline, margin, "front_cost"), front_cost
+            yield (baseline, margin, "front_saving"), fixed_cost / front_cost
+            if chance is not None:
+                spent = own[0] @ chance
+                yield (baseline, margin, "cost"), spent
+                yield (baseline, margin, "saving"), fixed_cost / spent
+                yield (baseline, margin, "difference"), own[1] @ chance - fixed_score
+
+
+def measure_merits(
+    line: Curve, coarsest: tuple[Floats, Floats], finest: tuple[Floats, Floats]
+) -> Iterator[tuple[Any, Floats]]:
+    """The figures of merit of a front alone."""
+    yield "average_quality", average_quality(line, coarsest, finest)
+    yield "average_gap_recovered", average_gap_recovered(line, coarsest, finest)
+    yield "hypervolume", hypervolume(line, finest)
+    for recovered in fig.RECOVERED:
+        yield ("call_share", recovered), find_call_share(line, coarsest, finest, recovered)
