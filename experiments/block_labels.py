@@ -114,6 +114,9 @@ class BlockLabels:
             answer=[[answer.text for answer in row.answers] for row in rows],
             score=numbers(scores, np.float32),
             nll=numbers([[answer.nll for answer in row.answers] for row in rows], np.float32),
+            reference_tokens=numbers(
+                [[answer.reference_tokens for answer in row.answers] for row in rows], np.int32
+            ),
             confidence=numbers([[answer.confidence for answer in row.answers] for row in rows], np.float32),
             margin=numbers([[answer.margin for answer in row.answers] for row in rows], np.float32),
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),

@@ -32,7 +32,7 @@ class Answer:
 
     `confidence` is the product of the probabilities of these tokens; `margin`, in nats, is the least lead of
     one of them over the next best. `nll` is the least mean negative log-likelihood per token, end token
-    included, of the references, where there are any.
+    included, of the references, where there are any, and `reference_tokens` the number of that one's tokens.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Answer:
     confidence: float
     margin: float
     nll: float | None
+    reference_tokens: int | None
 
 
 class Backbone(Protocol):

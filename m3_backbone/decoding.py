@@ -27,13 +27,15 @@ class Decoded:
     """`token_ids` with the end token, if it came; `confidence`: product of their probabilities.
 
     `margin`: least lead of a chosen token over the next best, in nats. `nll`: least mean negative
-    log-likelihood per token over the row's references; None without references.
+    log-likelihood per token over the row's references, and `reference_tokens` the number of tokens of that
+    reference; None without references.
     """
 
     token_ids: list[int]
     confidence: float
     margin: float
     nll: float | None
+    reference_tokens: int | None
 
 
 class GreedyDecoder:
@@ -84,12 +86,12 @@ class GreedyDecoder:
             layout, hidden = self._prefill(images, owners, rows)
             nlls = self._verify(rows, hidden, references)
             if not answer:
-                return [Decoded([], 0.0, 0.0, nll) for nll in nlls]
+                return [Decoded([], 0.0, 0.0, *likeliest) for likeliest in nlls]
             self._go_on(layout, [row for row in rows if not row.is_finished])
         self.work.num_answers += len(rows)
         return [
-            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, nll)
-            for row, nll in zip(rows, nlls, strict=True)
+            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *likeliest)
+            for row, likeliest in zip(rows, nlls, strict=True)
         ]
 
     def _prefill(
@@ -168,8 +170,11 @@ class GreedyDecoder:
 
     def _verify(
         self, rows: Sequence[Row], hidden: Tensor, references: Sequence[Sequence[Sequence[int]]]
-    ) -> list[float | None]:
-        """Give every row the longest draft that is greedy, and its next token; return the NLLs."""
+    ) -> list[tuple[float | None, int | None]]:
+        """Give every row the longest draft that is greedy, and its next token.
+
+        Returns the least mean NLL of the references of each, and that reference's number of tokens.
+        """
         # Where the next token is asked for: after every question, and inside every draft.
         asked: list[int] = []
         asking: list[tuple[Row, int]] = []
@@ -187,7 +192,7 @@ class GreedyDecoder:
                 of_draft[-1].append([after_question[-1], *inside])
         log_probs = self._log_probs(hidden[torch.tensor(asked, device=hidden.device)])
         greedy = self._choose(log_probs, asking)
-        nlls: list[float | None] = []
+        nlls: list[tuple[float | None, int | None]] = []
         drafted = [
             (place, token)
             for row, places in zip(rows, of_draft, strict=True)
@@ -200,8 +205,8 @@ class GreedyDecoder:
             rows, after_question, of_draft, references, strict=True
         ):
             nll_of = {draft: -sum(next(chosen) for _ in draft) / len(draft) for draft in row.drafts}
-            wanted = [nll_of[tuple(reference)] for reference in its_references]
-            nlls.append(min(wanted) if wanted else None)
+            wanted = [(nll_of[tuple(reference)], len(reference)) for reference in its_references]
+            nlls.append(min(wanted) if wanted else (None, None))
             row.accept(greedy, places, first)
             self.work.num_drafted += row.is_finished and row.num_accepted == len(row.token_ids)
         return nlls

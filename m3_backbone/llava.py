@@ -176,10 +176,7 @@ class LlavaBackbone(Backbone):
         references = references or [()] * len(questions)
         guesses = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
         decoded = self._decode(encoded, questions, token_scale, references, guesses, answer=True)
-        return [
-            Answer(self.processor.decode(row.token_ids), row.token_ids, row.confidence, row.margin, row.nll)
-            for row in decoded
-        ]
+        return [Answer(self.processor.decode(row.token_ids), **vars(row)) for row in decoded]
 
     def score(
         self,

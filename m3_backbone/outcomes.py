@@ -26,7 +26,15 @@ from m3_backbone.shards import (
 __all__ = ["SCHEMA_VERSION", "OutcomeTable", "Rows", "check_fingerprints"]
 
 _TEXT_COLUMNS = ("sample_id", "image_id", "task", "split", "kind", "question", "metric")
-_OUTCOME_COLUMNS = ("score", "nll", "confidence", "margin", "visual_tokens", "prefill_flops")
+_OUTCOME_COLUMNS = (
+    "score",
+    "nll",
+    "reference_tokens",
+    "confidence",
+    "margin",
+    "visual_tokens",
+    "prefill_flops",
+)
 
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
 
@@ -37,6 +45,7 @@ class OutcomeTable:
 
     Text columns are object arrays [n] of str; `answer` has one list of S texts per row; `score` and
     `confidence`, in [0, 1], and `nll` (mean per token of the likeliest reference, nats) are float32 [n, S].
+    `reference_tokens`, the number of tokens of that reference, its end token included, is int32 [n, S].
     `margin`, in nats, float32 [n, S], is the least lead of a token of the answer over the next best: at a
     near tie rounding decides. `visual_tokens`, the number that really entered the decoder, is int32 [n, S];
     `prefill_flops`, of the decoder on the whole prompt, is int64 [n, S]. `attributes` are for analysis only.
@@ -59,6 +68,7 @@ class OutcomeTable:
     answer: list[list[str]]
     score: np.ndarray
     nll: np.ndarray
+    reference_tokens: np.ndarray
     confidence: np.ndarray
     margin: np.ndarray
     visual_tokens: np.ndarray
@@ -80,7 +90,7 @@ class OutcomeTable:
         for name in ("score", "confidence"):
             values = getattr(self, name)
             self._refuse(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
-        for name in ("visual_tokens", "prefill_flops"):
+        for name in ("reference_tokens", "visual_tokens", "prefill_flops"):
             self._refuse(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from m3_backbone.features import ImageFeatures
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FEATURE_VERSION = 3  # of the shards of features alone
 METADATA_KEY = b"tokenscale"
 
@@ -29,6 +29,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("answer", pa.list_(pa.string())),
         ("score", pa.list_(pa.float32())),
         ("nll", pa.list_(pa.float32())),
+        ("reference_tokens", pa.list_(pa.int32())),
         ("confidence", pa.list_(pa.float32())),
         ("margin", pa.list_(pa.float32())),
         ("visual_tokens", pa.list_(pa.int32())),

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation import figures as fig
-from experiments.evaluation.accounts import Account
 from experiments.evaluation.candidates import Candidate
 from experiments.evaluation.contenders import Contender, Outcomes
 from experiments.evaluation.fronts import Floats, find_smallest_right, score_of_mix, trace_prices
@@ -19,8 +18,7 @@ from experiments.evaluation.merits import (
 )
 from experiments.evaluation.oracles import RULES, choose_by_rule
 from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import ImageMeans, number_images
-from m3_backbone.outcomes import OutcomeTable
+from experiments.evaluation.statistics import ImageMeans
 from predictor.policy import find_unit, space_budgets
 from predictor.switches import find_switches
 
@@ -32,31 +30,27 @@ MIX, BUDGETED = "mix", "budgeted"
 class Bench:
     """Contenders on one test split: operating points from calibration, then figures from test.
 
-    `candidates` by name; `budgets` in the account's unit. Raises ValueError when an image is in both splits
-    or there is no contender.
+    `image` `[num_samples]` numbers the images that the test samples ask about; `own` is what each contender
+    adds to every answer. `candidates` are by name.
     """
 
     def __init__(
         self,
-        calibration: OutcomeTable,
-        test: OutcomeTable,
+        calibration: Outcomes,
+        test: Outcomes,
+        image: np.ndarray,
         contenders: Sequence[Contender],
         *,
-        account: Account,
+        own: Mapping[str, float],
         reference: str | None,
         num_budgets: int,
         num_prices: int,
     ) -> None:
-        if not contenders:
-            raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
-        if shared := set(calibration.image_id) & set(test.image_id):
-            raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
-        learned, self.outcomes = Outcomes.of(calibration, account), Outcomes.of(test, account)
-        own = {contender.name: account.own_of(contender.name) for contender in contenders}
+        learned, self.outcomes, self.image = calibration, test, image
         # What every policy can meet, its own cost paid.
         self.budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
         self.best_fixed = int(learned.score.mean(axis=0).argmax())
-        self.baselines = {fig.FINEST: len(test.scales) - 1, fig.BEST_FIXED: self.best_fixed}
+        self.baselines = {fig.FINEST: test.cost.shape[1] - 1, fig.BEST_FIXED: self.best_fixed}
         self.candidates = {
             contender.name: Candidate.prepare(
                 contender.decide(learned, self.outcomes.asked, num_prices),
@@ -69,7 +63,6 @@ class Bench:
             for contender in contenders
         }
         self.reference = reference if reference in self.candidates else None
-        self.image = number_images(test.image_id)
         self._collect_means(num_prices)
 
     @property
@@ -81,26 +74,27 @@ class Bench:
     def _collect_means(self, num_prices: int) -> None:
         cost, score = self.outcomes.cost, self.outcomes.score
         self.means = ImageMeans(self.image)
-        fixed = np.broadcast_to(np.arange(cost.shape[1])[:, None], cost.T.shape)
-        self.means.add("fixed", Schedule.of(fixed), cost, score)
+        self.means.add_columns("fixed", cost, score)
         switches, unit = find_switches(score, cost), find_unit(cost)
         prices = trace_prices(switches, cost, unit=unit, num_prices=num_prices)
         self.oracle_prices = prices[::-1]
         self.means.add(BUDGETED, Schedule.at_prices(switches, prices, unit), cost, score)
+        smallest, every = find_smallest_right(score), np.arange(len(score))
         for rule in RULES:
-            self.means.add(rule, Schedule.of(choose_by_rule(score, rule)[None]), cost, score)
-        smallest = find_smallest_right(score)
+            chosen = choose_by_rule(score, rule)
+            self.means.add_columns(rule, cost[every, chosen][:, None], score[every, chosen][:, None])
         for name, candidate in self.candidates.items():
             self.means.add(f"points of {name}", candidate.points, candidate.cost, candidate.score)
-            default = Schedule.of(candidate.default.choice[None])
-            self.means.add(f"default of {name}", default, candidate.cost, candidate.score)
+            ways = candidate.default.choice
+            self.means.add_columns(
+                f"default of {name}",
+                candidate.cost[every, ways][:, None],
+                candidate.score[every, ways][:, None],
+            )
             steps = candidate.default_scale - smallest
-            # As if it were a policy: at its points 0, 1, 2 the score is whether the choice was right, too
-            # coarse, too fine, and the cost whether any would have been right.
-            those = (smallest >= 0)[:, None] * np.column_stack([steps == 0, steps < 0, steps > 0])
-            known = np.broadcast_to((smallest >= 0)[:, None], those.shape).astype(np.float64)
-            every = np.broadcast_to(np.arange(3)[:, None], those.T.shape)
-            self.means.add(f"choices of {name}", Schedule.of(every), known, those.astype(np.float64))
+            known = (smallest >= 0)[:, None]
+            those = known * np.column_stack([steps == 0, steps < 0, steps > 0])
+            self.means.add_columns(f"choices of {name}", known.astype(np.float64), those.astype(np.float64))
 
     def measure(self, weights: np.ndarray) -> dict[Key, Floats]:
         """Every figure, its first dimension that of `weights` `[num_resamples, num_images]`."""
@@ -131,7 +125,7 @@ class Bench:
                 curves[f"default of {name}"][1][:, 0] - fixed_score[:, self.best_fixed]
             )
             known, those = means[f"choices of {name}"]
-            found[f"figures of {name}", "choices"] = fig.divide(those, known)
+            found[f"figures of {name}", "choices"] = fig.divide(those, np.broadcast_to(known, those.shape))
         return found
 
     def _measure_candidate(

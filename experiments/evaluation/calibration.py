@@ -61,9 +61,7 @@ def measure_calibration(
     with np.errstate(invalid="ignore"):
         mean_estimate, mean_score = add_up(said) / count, add_up(happened) / count
     means = ImageMeans(image)
-    columns = np.broadcast_to(np.arange(num_scales)[:, None], said.T.shape)
-    squares = (said - happened) ** 2
-    means.add("brier", Schedule.of(columns), squares)
+    means.add_columns("brier", (said - happened) ** 2)
     for column in range(num_scales):
         # Column `num_bins` is where a sample adds nothing; at point b the samples of bin b count.
         surplus = np.column_stack([said[:, column] - happened[:, column], np.zeros(num_samples)])

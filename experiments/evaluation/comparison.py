@@ -7,11 +7,11 @@ from experiments.evaluation import figures as fig
 from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.bench import BUDGETED, MIX, Bench
 from experiments.evaluation.calibration import measure_calibration
-from experiments.evaluation.contenders import Contender
+from experiments.evaluation.contenders import Contender, Outcomes
 from experiments.evaluation.fronts import Floats, upper_hull
 from experiments.evaluation.merits import count_confusions
-from experiments.evaluation.oracles import RULES
-from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, resample
+from experiments.evaluation.oracles import EXACT, RULES, LuckFree, expect_scores, measure_luck_free
+from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, number_images, resample
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 
@@ -37,11 +37,16 @@ def compare_policies(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"an interval needs confidence in (0, 1): {confidence}")
+    if not contenders:
+        raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
+    if shared := set(calibration.image_id) & set(test.image_id):
+        raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
     bench = Bench(
-        calibration,
-        test,
+        Outcomes.of(calibration, account),
+        Outcomes.of(test, account),
+        number_images(test.image_id),
         contenders,
-        account=account,
+        own={contender.name: account.own_of(contender.name) for contender in contenders},
         reference=reference,
         num_budgets=num_budgets,
         num_prices=num_prices,
@@ -68,7 +73,7 @@ def compare_policies(
         oracle_scores=estimated[BUDGETED, "at budgets"],
         oracle_gap=estimated[BUDGETED, "gap"],
         bounds={name: _merits(estimated, name) for name in (MIX, BUDGETED)},
-        luck_free={},
+        luck_free=_measure_luck_free(test, bench.outcomes.cost, num_budgets, num_prices, settings),
         differences=_test_differences(bench, draws, confidence),
         predictors=[_collect(name, bench, estimated, settings) for name in bench.candidates],
         reference=bench.reference,
@@ -83,6 +88,16 @@ def _merits(estimated: Mapping[Any, Estimate], key: str) -> fig.Merits:
     found = {figure: value for (owner, figure), value in estimated.items() if owner == f"merits of {key}"}
     shares = {recovered: found.pop(("call_share", recovered)) for recovered in fig.RECOVERED}
     return fig.Merits(call_shares=shares, **found)
+
+
+def _measure_luck_free(
+    test: OutcomeTable, cost: Floats, num_budgets: int, num_prices: int, settings: Mapping[str, Any]
+) -> dict[str, LuckFree]:
+    if not all(len(its) == 1 for its in test.references) or set(test.metric) != {EXACT}:
+        return {}
+    once = expect_scores(test.nll, test.reference_tokens)[None]
+    counts = {"num_budgets": num_budgets, "num_prices": num_prices}
+    return {"likelihood": measure_luck_free(cost, once, once, test.image_id, **counts, **settings)}
 
 
 def _test_differences(bench: Bench, draws: Mapping[Any, Draws], confidence: float) -> list[fig.Difference]:

@@ -88,6 +88,8 @@ class Ways:
 
     def cost(self, cost: Floats) -> Floats:
         """Of all scales tried together, `[num_samples, num_scales]` -> `[num_samples, num_ways]`."""
+        if (self.start == self.stop).all():
+            return cost[:, self.stop]
         up_to = np.cumsum(cost, axis=1)
         # Where one scale is all there is, its cost is taken as it is, free of rounding.
         together = up_to[:, self.stop] - up_to[:, self.start] + cost[:, self.start]

@@ -41,6 +41,8 @@ LUCK_FREE = {
     "likelihood": "oracle without luck, by likelihood",
     "resampled": "oracle without luck, resampled",
 }
+# The metric that the reference alone satisfies.
+EXACT = "exact"
 
 
 def choose_by_rule(score: ArrayLike, rule: str) -> Columns:
@@ -120,8 +122,7 @@ def measure_luck_free(
     by, scores = (np.asarray(each, dtype=np.float64) for each in (estimates, score))
     image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
     means = ImageMeans(image)
-    scales = np.broadcast_to(np.arange(costs.shape[1])[:, None], costs.T.shape)
-    means.add("fixed", Schedule.of(scales), costs, scores.mean(axis=0))
+    means.add_columns("fixed", costs, scores.mean(axis=0))
     runs = [find_switches(each, costs) for each in by]
     prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
     for run, switches in enumerate(runs):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
@@ -22,6 +24,7 @@ Measure = Callable[[NDArray[Any]], Mapping[Key, Floats]]
 
 # Bytes of weights, and of sums per image, that are held at once: bounds the memory, changes nothing else.
 _MOST_WEIGHTS, _MOST_SUMS = 2**29, 2**27
+_FEW = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,13 @@ class ImageMeans:
             change = np.concatenate([table[every, schedule.first], change])
             self._changes[key].append(csr_array((change, (images, points)), shape=shape))
 
+    def add_columns(self, key: Hashable, *values: Floats) -> None:
+        """As many policies as columns, each with a value of its own: `values` `[num_rows, num_columns]`."""
+        self._changes[key] = []
+        for table in values:
+            sums = [np.bincount(self._image, weights=column) for column in table.T]
+            self._changes[key].append(csr_array(np.diff(np.column_stack(sums), axis=1, prepend=0.0)))
+
     def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
         """By key, the mean of each of its values at its points, `[num_resamples, num_points]`.
 
@@ -82,7 +92,8 @@ class ImageMeans:
             num_rows += drawn @ self._rows[block]
             for key, changes in self._changes.items():
                 for total, each in zip(totals[key], changes, strict=True):
-                    total += drawn @ each[block].toarray()
+                    # Many resamples pay for writing out the zeros, a few do not.
+                    total += drawn @ (each[block].toarray() if len(drawn) > _FEW else each[block])
         return {
             key: tuple(np.cumsum(total, axis=1) / num_rows[:, None] for total in its)
             for key, its in totals.items()
@@ -91,7 +102,11 @@ class ImageMeans:
 
 def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
     """Numbers 0, 1, ... of the images that rows ask about, `[num_rows]`."""
-    return np.unique(np.asarray(image_id, dtype=str), return_inverse=True)[1]
+    found = pa.array(np.asarray(image_id, dtype=object), pa.string()).dictionary_encode()
+    # In the order of their names, whatever the order of the rows.
+    rank = np.empty(len(found.dictionary), dtype=np.int64)
+    rank[pc.sort_indices(found.dictionary).to_numpy()] = np.arange(len(rank))
+    return rank[found.indices.to_numpy()]
 
 
 def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.unsignedinteger]]:

@@ -50,6 +50,7 @@ def make_outcomes(split: str, num_images: int, questions_per_image: int = 4, see
         ],
         score=right.astype(np.float32),
         nll=np.where(right, 0.1, 2.0).astype(np.float32),
+        reference_tokens=np.full(right.shape, 3, dtype=np.int32),
         confidence=np.where(right, 0.9, 0.5).astype(np.float32),
         margin=np.ones(right.shape, dtype=np.float32),
         visual_tokens=np.tile(np.array(SCALES, dtype=np.int32), (num_rows, 1)),

@@ -15,7 +15,7 @@ from predictor.policy import choose, score_at_budgets, sweep
 from predictor.pricing import choose_price
 from tests.experiments.synthetic import SCALES, estimate_outcomes, make_outcomes
 
-OUTCOMES = ("score", "nll", "confidence", "margin", "visual_tokens", "prefill_flops")
+OUTCOMES = ("score", "nll", "reference_tokens", "confidence", "margin", "visual_tokens", "prefill_flops")
 
 
 def compare(calibration, test, *, estimators=None, **settings):

@@ -119,6 +119,7 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
             assert labels.outcomes.answer[row][column] == answer.text
             assert labels.outcomes.score[row, column] == score(sample.metric, answer.text, sample.references)
             assert labels.outcomes.nll[row, column] == pytest.approx(answer.nll, abs=1e-4)
+            assert labels.outcomes.reference_tokens[row, column] == answer.reference_tokens
             assert labels.outcomes.confidence[row, column] == pytest.approx(answer.confidence, abs=1e-4)
             assert labels.outcomes.margin[row, column] == pytest.approx(answer.margin, abs=1e-4)
             num_visual = len(backbone.visual_tokens(image, scale))

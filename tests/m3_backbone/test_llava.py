@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ def test_the_official_answers_and_likelihoods(recording, scale):
         assert answer.token_ids == case["generated_ids"][1:]
         assert answer.text == case["generated_text"]
         assert answer.nll == pytest.approx(case["answer_nll"], abs=1e-4)
+        assert answer.reference_tokens == case["answer_len"]
 
 
 @pytest.mark.parametrize("scale", [1, 36])
@@ -78,11 +80,13 @@ def test_references_are_scored_as_the_training_loss_scores_them(recording):
             inputs["attention_mask"] = torch.ones_like(ids)
             losses.append(backbone.model(input_ids=ids, labels=labels, token_scale=9, **inputs).loss.item())
         assert answer.nll == pytest.approx(min(losses), abs=1e-5)
+        likeliest = backbone.processor.answer_ids(references[int(np.argmin(losses))])
+        assert answer.reference_tokens == len(likeliest)
 
 
 def test_without_references_there_is_no_likelihood(plain):
     answers = plain.backbone.answer(plain.encoded[:2], QUESTIONS[:2], 1)
-    assert [answer.nll for answer in answers] == [None, None]
+    assert [(answer.nll, answer.reference_tokens) for answer in answers] == [(None, None)] * 2
     mixed = plain.backbone.answer(plain.encoded[:2], QUESTIONS[:2], 1, references=[[], ["x"]])
     assert mixed[0].nll is None and mixed[1].nll is not None
     with pytest.raises(ValueError, match="needs a reference"):

@@ -46,6 +46,7 @@ def make_table(num_rows: int = 6, split: str = "test", **changes: Any) -> Outcom
         "answer": [[f"{row} at {scale}" for scale in SCALES] for row in range(num_rows)],
         "score": generator.random((num_rows, 3), dtype=np.float32),
         "nll": 5 * generator.random((num_rows, 3), dtype=np.float32),
+        "reference_tokens": np.array([[2, 3, 3]] * num_rows, dtype=np.int32),
         "confidence": generator.random((num_rows, 3), dtype=np.float32),
         "margin": generator.random((num_rows, 3), dtype=np.float32),
         "visual_tokens": np.array([SCALES] * num_rows, dtype=np.int32),

@@ -117,6 +117,7 @@ def label(
         answer=[["yes" if right else "no" for right in row] for row in score],
         score=score,
         nll=(1 - score).astype(np.float32),
+        reference_tokens=np.full(score.shape, 2, dtype=np.int32),
         confidence=np.full(score.shape, 0.5, dtype=np.float32),
         margin=np.ones(score.shape, dtype=np.float32),
         visual_tokens=inputs.visual_tokens,

@@ -1,0 +1,272 @@
+"""Figures of merit against slow, literal readings of their definitions, on outcome tables full of ties."""
+
+from itertools import pairwise
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.evaluation.fronts import find_budgeted_oracle, score_of_mix, upper_hull
+from experiments.evaluation.merits import (
+    Curve,
+    average_gap_recovered,
+    average_quality,
+    count_confusions,
+    find_call_share,
+    hypervolume,
+)
+from predictor.policy import choose, sweep
+
+repeatable = settings(derandomize=True, deadline=None, max_examples=80)
+
+
+@st.composite
+def outcome_tables(draw):
+    """(estimates, cost, score) `[n, s]`: few values, so that ties are common, and the special cases."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    steps = rng.integers(0 if draw(st.booleans()) else 1, 4, shape)
+    cost = np.full(shape, 7.0) if draw(st.integers(0, 9)) == 0 else np.cumsum(steps, axis=1) + 1.0
+    score = rng.choice([0.0, 0.3, 0.6, 1.0], shape)
+    match draw(st.sampled_from(["as drawn", "as drawn", "all right", "all wrong", "finest is worst"])):
+        case "all right":
+            score = np.ones(shape)
+        case "all wrong":
+            score = np.zeros(shape)
+        case "finest is worst":
+            score = -np.sort(-score, axis=1)
+    return rng.integers(0, 4, shape) / 3, cost, score
+
+
+def reach_points(table):
+    """Points [(cost, score)] of the policy at some prices, and those of the coarsest and the finest scale."""
+    estimates, cost, score = table
+    rows, points = np.arange(len(cost)), []
+    for price in (0, 0.1, 0.5, 1, 3, np.inf):
+        choice = choose(estimates, cost, price)
+        points.append((cost[rows, choice].mean(), score[rows, choice].mean()))
+    ends = [(cost[:, column].mean(), score[:, column].mean()) for column in (0, -1)]
+    return points, *ends
+
+
+def as_curve(points):
+    cost, score = np.array(points).T
+    return Curve.of(cost[None], score[None])
+
+
+def as_pair(point):
+    return np.array([point[0]]), np.array([point[1]])
+
+
+def line_literally(points, cost):
+    best: dict[float, float] = {}
+    for where, score in points:
+        best[where] = max(score, best.get(where, -np.inf))
+    costs = sorted(best)
+    if cost <= costs[0]:
+        return best[costs[0]]
+    if cost >= costs[-1]:
+        return best[costs[-1]]
+    high = next(where for where in costs if where >= cost)
+    low = max(where for where in costs if where < cost)
+    return best[low] + (cost - low) / (high - low) * (best[high] - best[low])
+
+
+def hull_literally(points, cost):
+    """The best of all points and all mixes of two of them at this mean cost or below."""
+    reached = [score for where, score in points if where <= cost]
+    for low, low_score in points:
+        for high, high_score in points:
+            if low < cost < high:
+                share = (cost - low) / (high - low)
+                reached.append((1 - share) * low_score + share * high_score)
+    return max(reached)
+
+
+def area_literally(height, points, low, high):
+    """Under a curve that bends at the points' costs alone."""
+    costs = sorted({low, high, *(cost for cost, _ in points if low < cost < high)})
+    heights = [height(points, cost) for cost in costs]
+    return sum(
+        (b - a) * (h + g) / 2 for a, b, h, g in zip(costs, costs[1:], heights, heights[1:], strict=False)
+    )
+
+
+def reach_literally(points, score):
+    """Least cost at which the line is as high; it bends at the points alone."""
+    costs = sorted({cost for cost, _ in points})
+    if line_literally(points, costs[0]) >= score - 1e-9:
+        return costs[0]
+    for low, high in pairwise(costs):
+        below, above = line_literally(points, low), line_literally(points, high)
+        if above >= score - 1e-9:
+            return low + min(1.0, (score - below) / (above - below)) * (high - low)
+    return np.nan
+
+
+@repeatable
+@given(outcome_tables())
+def test_average_quality(table):
+    points, coarsest, finest = reach_points(table)
+    found = average_quality(as_curve(points), as_pair(coarsest), as_pair(finest))
+    low, high = coarsest[0], finest[0]
+    area = area_literally(hull_literally, [*points, coarsest], low, high)
+    expected = area / (high - low) if high > low else np.nan
+    assert found == pytest.approx([expected], abs=1e-9, nan_ok=True)
+
+
+@repeatable
+@given(outcome_tables())
+def test_average_gap_recovered(table):
+    points, coarsest, finest = reach_points(table)
+    found = average_gap_recovered(as_curve(points), as_pair(coarsest), as_pair(finest))
+    (low, weak), (high, strong) = coarsest, finest
+    expected = np.nan
+    if high > low and strong - weak > 1e-9:
+        area = area_literally(line_literally, [*points, coarsest], low, high)
+        expected = (area / (high - low) - weak) / (strong - weak)
+    assert found == pytest.approx([expected], abs=1e-9, nan_ok=True)
+
+
+@repeatable
+@given(outcome_tables(), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
+def test_call_share(table, recovered):
+    points, coarsest, finest = reach_points(table)
+    found = find_call_share(as_curve(points), as_pair(coarsest), as_pair(finest), recovered)
+    (low, weak), (high, strong) = coarsest, finest
+    expected = np.nan
+    if high > low and strong - weak > 1e-9:
+        cost = reach_literally([*points, coarsest], weak + recovered * (strong - weak))
+        expected = (cost - low) / (high - low)
+    assert found == pytest.approx([expected], abs=1e-9, nan_ok=True)
+
+
+@repeatable
+@given(outcome_tables(), st.sampled_from([0.0, 0.3, 0.55, 1.0]))
+def test_least_cost_of_a_score(table, score):
+    points, *_ = reach_points(table)
+    found = as_curve(points).reach(np.array([score]))
+    assert found == pytest.approx([reach_literally(points, score)], abs=1e-9, nan_ok=True)
+
+
+@repeatable
+@given(outcome_tables())
+def test_hypervolume_is_the_area_of_the_staircase_and_moocore_s(table):
+    points, _, finest = reach_points(table)
+    found = hypervolume(as_curve(points), as_pair(finest))
+    area, steps = 0.0, sorted({cost for cost, _ in points if cost < finest[0]})
+    for low, high in zip(steps, [*steps[1:], finest[0]], strict=False):
+        area += (high - low) * max(score for cost, score in points if cost <= low)
+    assert found == pytest.approx([area / finest[0]], abs=1e-9)
+    theirs = moocore.hypervolume(np.array(points), ref=[finest[0], 0], maximise=[False, True])
+    assert found * finest[0] == pytest.approx([theirs], abs=1e-9)
+
+
+@repeatable
+@given(outcome_tables())
+def test_hull_is_literally_the_best_mixture(table):
+    points, *_ = reach_points(table)
+    costs = np.array([[cost for cost, _ in points]])
+    found = as_curve(points).hull().at(costs)
+    assert found[0] == pytest.approx([hull_literally(points, cost) for cost in costs[0]], abs=1e-9)
+    nondominated = moocore.is_nondominated(np.array(points), maximise=[False, True], keep_weakly=True)
+    assert nondominated[upper_hull(*np.array(points).T)].all()
+
+
+@repeatable
+@given(outcome_tables(), st.integers(0, 2**32 - 1))
+def test_order_of_samples_and_of_points_changes_nothing(table, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(table[0]))
+    points, coarsest, finest = reach_points(table)
+    shuffled, *ends = reach_points([part[rows] for part in table])
+    shuffled = [shuffled[i] for i in rng.permutation(len(shuffled))]
+    one = (as_curve(points), as_pair(coarsest), as_pair(finest))
+    other = (as_curve(shuffled), *map(as_pair, ends))
+    for merit in (average_quality, average_gap_recovered):
+        assert merit(*one) == pytest.approx(merit(*other), abs=1e-9, nan_ok=True)
+    assert hypervolume(one[0], one[2]) == pytest.approx(hypervolume(other[0], other[2]), abs=1e-9)
+
+
+@repeatable
+@given(outcome_tables())
+def test_no_policy_has_more_merit_than_the_budgeted_oracle(table):
+    _, cost, score = table
+    points, coarsest, finest = reach_points(table)
+    bound = find_budgeted_oracle(cost, score)
+    oracle = Curve.of(bound.cost[None], bound.score[None])
+    assert (
+        np.array([line_literally(points, c) for c in bound.cost]) <= oracle.at(bound.cost[None])[0] + 1e-9
+    ).all()
+    for merit in (average_quality, average_gap_recovered):
+        own, its = (merit(each, as_pair(coarsest), as_pair(finest)) for each in (as_curve(points), oracle))
+        assert np.isnan(own).all() or (own <= its + 1e-9).all()
+    mix = score_of_mix(cost.mean(axis=0), score.mean(axis=0), bound.cost)
+    assert np.nanmax(np.append(mix - bound.score, -1)) <= 1e-9
+
+
+def test_aiq_and_apgr_by_hand():
+    # Points (1, 0.2), (3, 0.6), (5, 0.5), (9, 0.8). The hull runs (1, 0.2), (3, 0.6), (9, 0.8): its area is
+    # 2 x 0.4 + 6 x 0.7 = 5, over 8 tokens: AIQ = 0.625.
+    points = [(1, 0.2), (3, 0.6), (5, 0.5), (9, 0.8)]
+    curve, coarsest, finest = as_curve(points), as_pair((1, 0.2)), as_pair((9, 0.8))
+    assert average_quality(curve, coarsest, finest) == pytest.approx([0.625])
+    # The line itself: 2 x 0.4 + 2 x 0.55 + 4 x 0.65 = 4.5, mean 0.5625; APGR = (0.5625 - 0.2) / 0.6.
+    assert average_gap_recovered(curve, coarsest, finest) == pytest.approx([0.3625 / 0.6])
+    # Half of the gap is a score of 0.5: at 2.5 tokens, a share of 1.5 / 8. 80% is 0.68: 60% of the way from
+    # 5 to 9 tokens, 7.4.
+    assert find_call_share(curve, coarsest, finest, 0.5) == pytest.approx([1.5 / 8])
+    assert find_call_share(curve, coarsest, finest, 0.8) == pytest.approx([6.4 / 8])
+    # A staircase: 2 x 0.2 + 6 x 0.6 of 9 x 1.
+    assert hypervolume(curve, finest) == pytest.approx([4 / 9])
+
+
+def test_routing_at_random_between_two_scales_has_an_apgr_of_one_half():
+    curve = as_curve([(1, 0.4), (100, 0.9)])
+    ends = as_pair((1, 0.4)), as_pair((100, 0.9))
+    assert average_gap_recovered(curve, *ends) == pytest.approx([0.5])
+    assert find_call_share(curve, *ends, 0.8) == pytest.approx([0.8])
+
+
+def test_a_policy_whose_own_cost_lifts_it_off_the_coarsest_scale():
+    """Below its cheapest point there is the mix with the coarsest scale, which needs no predictor."""
+    coarsest, finest = as_pair((1, 0.4)), as_pair((11, 0.8))
+    found = average_quality(as_curve([(3, 0.6), (13, 0.8)]), coarsest, finest)
+    assert found == pytest.approx([(2 * 0.5 + 8 * (0.6 + 0.76) / 2) / 10])
+
+
+def test_resamples_are_measured_each_for_itself():
+    rng = np.random.default_rng(0)
+    cost, score = rng.random((20, 6)) + 0.1, rng.random((20, 6))
+    ends = (np.full(20, 0.1), rng.random(20) / 4), (np.full(20, 1.1), 0.5 + rng.random(20) / 2)
+    together = Curve.of(cost, score)
+    for row in range(20):
+        alone = Curve.of(cost[[row]], score[[row]])
+        mine = [(each[0][[row]], each[1][[row]]) for each in ends]
+        for merit in (average_quality, average_gap_recovered):
+            assert merit(together, *ends)[row] == pytest.approx(merit(alone, *mine)[0], abs=1e-12)
+        assert hypervolume(together, ends[1])[row] == pytest.approx(hypervolume(alone, mine[1])[0], abs=1e-12)
+        assert find_call_share(together, *ends, 0.5)[row] == pytest.approx(
+            find_call_share(alone, mine[0], mine[1], 0.5)[0], abs=1e-12, nan_ok=True
+        )
+
+
+def test_confusions_are_counted_literally():
+    score = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0.5, 0.7]])
+    found = count_confusions(score, [1, 2, 2, 0, 2])
+    expected = np.zeros((4, 3), int)
+    for needed, chosen in ((1, 1), (3, 2), (0, 2), (1, 0), (2, 2)):
+        expected[needed, chosen] += 1
+    assert found.tolist() == expected.tolist()
+
+
+def test_sweep_is_the_front_that_is_measured():
+    """The complete front of a policy through `Curve`: same heights as the policy's own interpolation."""
+    rng = np.random.default_rng(1)
+    cost = np.tile([1.0, 9.0, 36.0], (50, 1))
+    front = sweep(rng.random((50, 3)), cost, rng.random((50, 3)))
+    budgets = np.linspace(1, 36, 30)
+    expected = np.interp(budgets, front.cost[::-1], front.score[::-1])
+    assert Curve.of(front.cost[None], front.score[None]).at(budgets[None])[0] == pytest.approx(expected)
