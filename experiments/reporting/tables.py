@@ -1,8 +1,12 @@
 """Tables of text, and what they can be written as."""
 
+import csv
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from experiments.reporting.text_table import format_markdown, format_table
+from experiments.reporting.text_table import format_latex, format_markdown, format_table
 
 
 @dataclass(frozen=True)
@@ -19,3 +23,22 @@ class Table:
 
     def to_markdown(self) -> str:
         return f"{self.caption}.\n\n{format_markdown([self.header, *self.rows])}"
+
+    def to_csv(self) -> str:
+        """Cells as they are shown, without the caption."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def to_latex(self) -> str:
+        """A `table` with its caption; needs the package booktabs."""
+        return format_latex([self.header, *self.rows], self.caption, label=f"tab:{self.name}")
+
+
+def write_tables(folder: Path, tables: Iterable[Table]) -> None:
+    """Write every table into `folder` as CSV, LaTeX and Markdown, under its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        forms = {"csv": table.to_csv(), "tex": table.to_latex(), "md": table.to_markdown() + "\n"}
+        for suffix, text in forms.items():
+            (folder / f"{table.name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")

@@ -1,6 +1,24 @@
-"""Tables as plain text, for the terminal, and as Markdown."""
+"""Tables as plain text, for the terminal, as Markdown and as LaTeX."""
 
+import html
+import re
 from collections.abc import Sequence
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    **{sign: f"\\{sign}" for sign in "&%$#_"},
+}
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -22,7 +40,42 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length, the first of which is the head, as a Markdown table."""
-    head, *body = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+    """Rows of equal length, the first of which is the head, as a Markdown table; HTML in cells is text."""
+    head, *body = (" | ".join(_escape_markdown(cell) for cell in row) for row in rows)
     rule = " | ".join(["---", *["---:"] * (len(rows[0]) - 1)])
     return "\n".join(f"| {line} |" for line in (head, rule, *body))
+
+
+def format_latex(rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
+    """Rows of equal length, the first of which is the head, as a LaTeX table with rules of booktabs."""
+    head, *body = (" & ".join(map(_to_latex_cell, row)) + r" \\" for row in rows)
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escape_latex(caption)}.}}",
+        rf"  \label{{{label}}}",
+        rf"  \begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
+        r"    \toprule",
+        f"    {head}",
+        r"    \midrule",
+        *(f"    {line}" for line in body),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return " ".join("".join(_LATEX.get(sign, sign) for sign in text).split())
+
+
+def _to_latex_cell(cell: str) -> str:
+    """A cell: a hyphen before a number is a minus, and a bracket at its start no option of `\\\\`."""
+    text = re.sub(r"(^|[ \[])-(?=[\d.])", r"\1$-$", escape_latex(cell))
+    return f"{{}}{text}" if text.startswith("[") else text
+
+
+def _escape_markdown(cell: str) -> str:
+    return html.escape(cell, quote=False).replace("|", r"\|").replace("\n", " ")
