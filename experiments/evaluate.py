@@ -1,10 +1,9 @@
 """Evaluate trained predictors: `python -m experiments.evaluate predictor=NAME`.
 
 `evaluate_predictors` is the plain function behind the command: it reads labels and predictors, and writes
-`metrics.json`, `milliseconds.json`, `front.png` and `report.html`.
+`metrics.json`, `milliseconds.json`, `report.html`, its tables in `tables/` and its figures as PDF and SVG.
 """
 
-import io
 import logging
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,16 +19,23 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
+from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
+from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
+from experiments.reporting.export import render_figure, save_figure
 from experiments.reporting.findings import Findings, collect_extras
-from experiments.reporting.report import Provenance, write_report
+from experiments.reporting.needs_display import draw_needs
+from experiments.reporting.page import Provenance
+from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
+from experiments.reporting.tables import write_tables
 from experiments.tasks.base import Task
 from m3_backbone.labels import read_labels
+from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
 from predictor.folder import CONFIG, WEIGHTS
@@ -172,8 +178,9 @@ def evaluate_predictors(
             metrics[other.account.key] = collect_account(other)
     write_metrics(output / METRICS, metrics)
     title = f"{backbone_name} on {task_name}"
-    picture = render_picture(comparison, f"{title}, test split")
-    (output / PICTURE).write_bytes(picture)
+    tables = list_tables(findings)
+    write_tables(output / "tables", tables)
+    picture = write_figures(output, comparison, test.outcomes, title)
     write_report(
         output / REPORT,
         findings,
@@ -186,22 +193,25 @@ def evaluate_predictors(
         per_category=gallery,
         seed=seed,
     )
-    print(format_summary(findings))
-    print(f"\nreport: {output / REPORT}")
+    print("\n\n".join([*map(str, tables), "\n".join(write_sentences(findings))]))
+    print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
     return comparison
 
 
-def render_picture(comparison: Comparison, title: str) -> bytes:
-    """The front as a PNG on white, 1,200 pixels wide; no software and no time in it."""
-    buffer = io.BytesIO()
-    draw_front(comparison, title).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def format_summary(findings: Findings) -> str:
-    """The tables and the headline, for the console."""
-    tables = "\n\n".join(map(str, list_tables(findings)))
-    return f"{tables}\n\n" + "\n".join(write_sentences(findings))
+def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:
+    """Write every figure as PDF and SVG, and the front as PNG, which is returned too."""
+    front = draw_front(comparison, f"{title}, test split")
+    save_figure(front, output / "front")
+    maps = map_attributes(test)
+    needs = draw_needs(tabulate_needs(test), maps, test.scales, f"{title}, test split")
+    save_figure(needs, output / "granularity")
+    first = comparison.predictors[0]
+    if first.reliability is not None:
+        diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
+        save_figure(diagrams, output / "calibration")
+    picture = render_figure(front, "png")
+    (output / PICTURE).write_bytes(picture)
+    return picture
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from experiments.evaluation.figures import Comparison, PredictorFigures
-from experiments.evaluation.fronts import ORACLES, Floats
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.oracles import LUCK_FREE, RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.displays import NEUTRAL, pick_colors, refine_line
 from experiments.reporting.numbers import (
@@ -22,6 +23,8 @@ from experiments.reporting.numbers import (
 
 # The script replaces this by the page's text colour, light or dark.
 INK = "#010203"
+SYMBOLS = {"coarsest": "triangle-up", "finest": "triangle-down", "stable": "star"}
+DASHES = {"likelihood": "longdash", "resampled": "longdashdot"}
 
 
 def build_chart(comparison: Comparison) -> dict[str, Any]:
@@ -73,9 +76,11 @@ def _add_predictor(
     )
     _add_band(figure, figures.cost, figures.score, color, group, row=1, visible=main)
     cost, score = refine_line(figures.front.cost, figures.front.score)
+    # What estimates nothing pays for several scales: a cascade.
+    dash = "solid" if figures.reliability is not None else "dashdot"
     figure.add_scatter(
-        x=cost, y=100 * score, mode="lines", line={"color": color, "width": width}, hoverinfo="skip",
-        name=name, legendgroup=group, row=1, col=1,
+        x=cost, y=100 * score, mode="lines", line={"color": color, "width": width, "dash": dash},
+        hoverinfo="skip", name=name, legendgroup=group, row=1, col=1,
     )  # fmt: skip
     budgets = [_describe_budget(figures, comparison, k) for k in range(len(comparison.budgets))]
     for row, values in ((1, figures.score.value), (2, figures.to_mix.value)):
@@ -196,18 +201,28 @@ def _add_references(figure: go.Figure, comparison: Comparison) -> None:
         hovertemplate=f"<b>%{{text}}</b><br>%{{x:.3g}} {comparison.account.unit}, %{{y:.1f}}%<extra></extra>",
         **point,
     )
-    for (rule, label), symbol in zip(ORACLES.items(), ("triangle-up", "triangle-down"), strict=True):
+    for rule, label in RULES.items():
         found = comparison.oracles[rule]
         figure.add_scatter(
             x=[found.cost.value],
             y=[100 * found.score.value],
-            marker={"size": 11, "color": NEUTRAL, "symbol": symbol},
+            marker={"size": 11, "color": NEUTRAL, "symbol": SYMBOLS[rule]},
             name=label,
             hovertemplate=(
                 f"<b>{label}</b><br>{format_tokens(found.cost.value)} {comparison.account.unit}, "
                 f"{format_percent(found.score.value)}%<extra></extra>"
             ),
             **point,
+        )
+    for name, luck_free in comparison.luck_free.items():
+        luckless = refine_line(luck_free.cost.value, luck_free.score.value)
+        figure.add_scatter(
+            x=luckless[0],
+            y=100 * luckless[1],
+            line={"color": NEUTRAL, "dash": DASHES[name], "width": 1.5},
+            name=LUCK_FREE[name],
+            visible="legendonly",
+            **line,
         )
     zero = {"color": INK, "dash": "dash", "width": 1.5}
     figure.add_scatter(x=mix_cost[[0, -1]], y=[0, 0], line=zero, showlegend=False, **(line | {"row": 2}))

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from experiments.evaluation.figures import Comparison
-from experiments.evaluation.fronts import ORACLES, Floats
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.oracles import RULES
 from experiments.reporting.numbers import format_tokens
 
 # Okabe and Ito's colours, told apart with colour-blind eyes too, on white and on black.
@@ -96,7 +97,7 @@ class FrontDisplay:
         ax.plot(*mix, "--", color="black", lw=1.2, label="mix of fixed scales", zorder=5.95)
         cost, score = refine_line(oracle.cost, oracle.score)
         ax.plot(cost, 100 * score, ":", color=NEUTRAL, lw=1.5, label="budgeted oracle")
-        for (rule, label), marker in zip(ORACLES.items(), "^v", strict=True):
+        for (rule, label), marker in zip(RULES.items(), "^v*", strict=True):
             point = self.comparison.oracles[rule]
             ax.plot(
                 point.cost.value,

@@ -1,56 +1,28 @@
-"""The report: one HTML file that holds everything it shows and loads nothing.
-
-Text from data reaches the page through Jinja's autoescaping, or as JSON with `<`, `>` and `&` escaped. The
-page's own Content-Security-Policy allows the two scripts it was written with, by their hashes, and no
-address.
-"""
+"""The report of an evaluation: what it shows of predictors, questions and samples, on one page."""
 
 import base64
-import hashlib
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import LEAST_SAMPLES, find_needed_column, map_attributes
+from experiments.reporting.calibration_display import list_dots
 from experiments.reporting.charts import build_chart
 from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
 from experiments.reporting.numbers import format_tokens
+from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.risk_table import write_promise
 from experiments.reporting.summary import (
     list_tables,
     write_sentences,
 )
 from m3_backbone.outcomes import OutcomeTable
-
-_PACKAGES = (
-    "tokenscale",
-    "torch",
-    "transformers",
-    "lightning",
-    "scikit-learn",
-    "numpy",
-    "hydra-core",
-    "plotly",
-)
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a report comes from: the command, its configuration (YAML), and when it was run."""
-
-    command: str
-    config: str
-    made: str
 
 
 @dataclass(frozen=True)
@@ -97,15 +69,9 @@ def write_report(
     choice = first.default.choice
     rows = pick_samples(test, choice, per_category=per_category, seed=seed)
     cards = build_cards(test, rows, choice=choice, estimates=estimates, read_image=read_image)
-    scripts = {"plotly": get_plotlyjs(), "page": _read_template("report.js")}
-    environment = Environment(
-        loader=PackageLoader("experiments"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    content = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "report.html.j2",
         title=title,
         sentences=write_sentences(findings),
         comparison=comparison,
@@ -113,7 +79,19 @@ def write_report(
         charts=[build_chart(each) for each in (comparison, *others)],
         accounts=[each.account for each in (comparison, *others)],
         picture=base64.b64encode(picture).decode("ascii"),
-        tables=list_tables(findings),
+        tables={table.name: table for table in list_tables(findings)},
+        shares={
+            key: float(getattr(first.default, key).value)
+            for key in ("smallest_right", "too_coarse", "too_fine")
+        },
+        confusion=_tabulate_confusion(first.default.confusion, comparison.scales),
+        reliability=[
+            {"scale": scale, "dots": list_dots(first.reliability, column)}
+            for column, scale in enumerate(comparison.scales)
+            if first.reliability is not None
+        ],
+        promise=write_promise(findings.promises[0]) if findings.promises else "",
+        test_read=findings.test_read,
         kinds=tabulate_kinds(test, choice),
         maps=map_attributes(test),
         least_samples=LEAST_SAMPLES,
@@ -121,13 +99,29 @@ def write_report(
         counts={key: sum(key in card.categories for card in cards) for key in CATEGORIES},
         categories=CATEGORIES,
         provenance=provenance,
-        versions=list_versions(),
         fingerprints=dict(test.fingerprints),
-        policy=_write_policy(list(scripts.values())),
-        style=_read_template("report.css"),
-        scripts={name: _check_script(text) for name, text in scripts.items()},
     )
-    path.write_text(content, encoding="utf-8", newline="\n")
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """Questions that need one scale (or that none answers) by chosen scale; `right` is its column."""
+
+    label: str
+    counts: tuple[int, ...]
+    right: int | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+
+def _tabulate_confusion(counts: np.ndarray, scales: tuple[int, ...]) -> list[ConfusionRow]:
+    labels = [*(f"scale {scale}" for scale in scales), "no scale is right"]
+    return [
+        ConfusionRow(label, tuple(map(int, row)), index if index < len(scales) else None)
+        for index, (label, row) in enumerate(zip(labels, counts, strict=True))
+    ]
 
 
 def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
@@ -156,30 +150,3 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
 
     kinds = [tabulate(kind, rows) for kind, rows in split_kinds(test).items()]
     return [tabulate("all questions", np.ones(len(test), dtype=bool)), *kinds]
-
-
-def list_versions() -> Mapping[str, str]:
-    """Versions of the packages that figures may depend on, of those that are installed as packages."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _write_policy(scripts: Sequence[str]) -> str:
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii") for text in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _check_script(text: str) -> str:
-    assert "</script" not in text.lower() and "\r" not in text
-    return text
-
-
-def _read_template(name: str) -> str:
-    return (Path(__file__).parent.parent / "templates" / name).read_text(encoding="utf-8")

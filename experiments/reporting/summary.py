@@ -9,6 +9,7 @@ from experiments.evaluation.fronts import score_of_mix
 from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.held_out import HeldOutRead
+from experiments.reporting.calibration_display import tabulate_calibration
 from experiments.reporting.findings import Findings
 from experiments.reporting.merit_tables import build_merit_tables
 from experiments.reporting.numbers import (
@@ -31,6 +32,8 @@ NUM_SHOWN_BUDGETS = 5
 def list_tables(findings: Findings) -> list[Table]:
     """All tables of a report."""
     tables = build_tables(findings.comparison, findings.others)
+    if any(figures.reliability is not None for figures in findings.comparison.predictors):
+        tables.append(tabulate_calibration(findings.comparison))
     if findings.promises:
         tables.append(tabulate_promises(findings.promises, findings.units or {}))
     if findings.published is not None:

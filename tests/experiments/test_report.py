@@ -10,13 +10,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.evaluate import render_picture
 from experiments.evaluation.accounts import TOKENS, Account
 from experiments.held_out import HeldOutRead
-from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, refine_line
+from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, draw_front, refine_line
+from experiments.reporting.export import render_figure
 from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
-from experiments.reporting.report import Provenance, write_report
+from experiments.reporting.page import Provenance
+from experiments.reporting.report import write_report
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare
 
@@ -99,7 +100,7 @@ def page(hostile_test, comparisons, tmp_path_factory):
         hostile_test,
         np.full(hostile_test.score.shape, 0.5),
         title=HOSTILE,
-        picture=render_picture(comparisons[0], "picture"),
+        picture=render_figure(draw_front(comparisons[0], "picture"), "png"),
         read_image=read_image,
         provenance=Provenance(command=HOSTILE, config=f"key: {HOSTILE}", made=HOSTILE),
         per_category=4,
@@ -217,7 +218,8 @@ def test_displays_draw_on_the_axes_they_are_given(comparison):
     assert upper.get_xscale() == lower.get_xscale() == "log"
 
 
-def test_picture_is_the_same_bytes_again(comparison):
-    picture = render_picture(comparison, "title")
-    assert picture == render_picture(comparison, "title")
-    assert picture.startswith(b"\x89PNG")
+@pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_picture_is_the_same_bytes_again(comparison, kind, start):
+    picture = render_figure(draw_front(comparison, "title"), kind)
+    assert picture == render_figure(draw_front(comparison, "title"), kind)
+    assert picture.startswith(start)

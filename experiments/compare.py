@@ -1,0 +1,74 @@
+"""Finished runs side by side: `python -m experiments.compare runs=[FOLDER,...]`, or a folder of runs.
+
+`compare_runs` is the plain function behind the command: it reads every run's `metrics.json` and writes
+`compare.html`, `front.pdf`, `front.svg` and `tables/`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import entry_point
+from experiments.evaluation.finished_runs import Entry, find_runs, list_entries
+from experiments.label import format_command
+from experiments.reporting.compare_charts import build_overlay, draw_overlay
+from experiments.reporting.compare_tables import build_comparison_tables
+from experiments.reporting.export import encode_picture, save_figure
+from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.tables import write_tables
+
+PAGE = "compare.html"
+
+
+@entry_point("compare")
+def main(config: DictConfig) -> None:
+    hydra = HydraConfig.get()
+    runs = config.runs
+    compare_runs(
+        [Path(runs)] if isinstance(runs, str) else [Path(str(run)) for run in runs],
+        output=Path(hydra.runtime.output_dir),
+        provenance=Provenance(
+            command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
+            config=OmegaConf.to_yaml(config, resolve=True),
+            made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        ),
+    )
+
+
+def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenance) -> list[Entry]:
+    """Lay the runs in these folders side by side, their policies over several seeds as one.
+
+    Raises ValueError where runs are not about the same labels, FileNotFoundError where there is none.
+    """
+    runs = find_runs(folders)
+    entries = list_entries(runs)
+    tables = build_comparison_tables(entries)
+    metrics = runs[0].metrics
+    title = f"{metrics['backbone']} on {metrics['task']}"
+    output.mkdir(parents=True, exist_ok=True)
+    figure = draw_overlay(entries, f"{title}, test split")
+    save_figure(figure, output / "front")
+    write_tables(output / "tables", tables)
+    write_page(
+        output / PAGE,
+        "compare.html.j2",
+        title=title,
+        entries=entries,
+        runs=runs,
+        split=metrics["split"],
+        tables=tables,
+        charts=[build_overlay(entries)],
+        picture=encode_picture(figure),
+        provenance=provenance,
+        fingerprints=metrics["fingerprints"],
+    )
+    print("\n\n".join(map(str, tables)))
+    print(f"\ncomparison of {len(runs)} runs: {output / PAGE}, beside front.pdf, front.svg and tables/")
+    return entries
+
+
+if __name__ == "__main__":
+    main()

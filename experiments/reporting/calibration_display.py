@@ -1,0 +1,90 @@
+"""How well estimates are calibrated: reliability diagrams, as a figure and as shapes for a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.evaluation.calibration import Reliability
+from experiments.evaluation.figures import Comparison
+from experiments.reporting.displays import NEUTRAL, PALETTE
+from experiments.reporting.numbers import format_score, format_small
+from experiments.reporting.tables import Table
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One bin: mean estimate and mean score in [0, 1], the number of samples, and its share of all."""
+
+    estimate: float
+    score: float
+    count: int
+    share: float
+
+    @property
+    def radius(self) -> float:
+        """On a square of 100 units: the area goes with the number of samples."""
+        return 1.2 + 6.5 * self.share**0.5
+
+
+def list_dots(reliability: Reliability, column: int) -> list[Dot]:
+    """The bins of one scale that hold samples."""
+    counts = np.asarray(reliability.count[column])
+    return [
+        Dot(
+            float(reliability.estimate[column, index]),
+            float(reliability.score[column, index]),
+            int(counts[index]),
+            float(counts[index] / counts.sum()),
+        )
+        for index in np.flatnonzero(counts)
+    ]
+
+
+def tabulate_calibration(comparison: Comparison) -> Table:
+    """Brier score and expected calibration error of every predictor that estimates, per scale."""
+    rows = []
+    for figures in comparison.predictors:
+        found = figures.reliability
+        if found is None:
+            continue
+        for column, scale in enumerate(comparison.scales):
+            brier = found.brier[column]
+            rows.append(
+                (
+                    f"{figures.name}, scale {scale}",
+                    f"{float(brier.value):.3f} [{float(brier.low):.3f}, {float(brier.high):.3f}]",
+                    format_score(found.error[column]),
+                    format_small(float(100 * np.nansum(_bias(found, column)))),
+                )
+            )
+    caption = (
+        "Calibration of the estimates: Brier score (0 is best), expected calibration error in points, and "
+        "mean estimate less mean score in points"
+    )
+    header = ("predictor, scale", "Brier score", "calibration error", "bias")
+    return Table(caption, header, tuple(rows), name="calibration")
+
+
+def _bias(found: Reliability, column: int) -> np.ndarray:
+    counts = np.asarray(found.count[column])
+    surplus: np.ndarray = (found.estimate[column] - found.score[column]) * counts / counts.sum()
+    return surplus
+
+
+def draw_reliability(reliability: Reliability, scales: Sequence[int], title: str) -> Figure:
+    """One diagram a scale: mean score over mean estimate in each bin, the larger the more samples."""
+    figure = Figure(figsize=(2.4 * len(scales) + 0.4, 2.9), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]
+    for column, (ax, scale) in enumerate(zip(panels, scales, strict=True)):
+        dots = list_dots(reliability, column)
+        ax.plot([0, 1], [0, 1], "--", color=NEUTRAL, lw=1)
+        x, y = [dot.estimate for dot in dots], [dot.score for dot in dots]
+        ax.plot(x, y, color=PALETTE[0], lw=1.2)
+        ax.scatter(x, y, s=[1.6 * dot.radius**2 for dot in dots], color=PALETTE[0], zorder=3)
+        ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="estimate", title=f"scale {scale}", aspect="equal")
+        ax.title.set_fontsize("small")
+    panels[0].set_ylabel("mean score")
+    figure.suptitle(title, fontsize="medium")
+    return figure

@@ -1,0 +1,137 @@
+"""Fronts of several runs in one drawing, interactive and for paper."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
+
+from experiments.evaluation.finished_runs import Entry
+from experiments.evaluation.fronts import Floats, score_of_mix
+from experiments.reporting.charts import INK, SYMBOLS, escape
+from experiments.reporting.displays import NEUTRAL, mark_scales, pick_colors, refine_line
+from experiments.reporting.numbers import format_difference, format_percent, format_tokens
+
+# Names of the rules in `metrics.json`, with those that charts know them by.
+_ORACLES = {
+    "authors": ("coarsest", "oracle, authors' convention"),
+    "honest": ("finest", "oracle, honest convention"),
+    "stable": ("stable", "stable oracle"),
+}
+AXIS = "mean visual tokens per question"
+
+
+def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Data and layout of the interactive chart: fronts above, differences to the mix below."""
+    metrics = entries[0].runs[0].metrics
+    costs, scores = read_fixed(metrics)
+    figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
+    colors = pick_colors([entry.label for entry in entries])
+    for order, entry in enumerate(entries):
+        cost, score = entry.curve()
+        above = score - score_of_mix(costs, scores, cost)
+        name, color, width = escape(entry.label), colors[entry.label], 2 if order else 3
+        found = entry.find("mean_to_mix")
+        mean = "" if found is None else f"<br>to the mix {format_difference(found.estimate)} on average"
+        for row, values in ((1, score), (2, above)):
+            figure.add_scatter(
+                x=cost, y=100 * values, mode="lines", line={"color": color, "width": width}, name=name,
+                legendgroup=entry.label, showlegend=row == 1, row=row, col=1,
+                text=[
+                    f"<b>{name}</b><br>spends {format_tokens(c)} tokens<br>score {format_percent(s)}%"
+                    f"<br>to the mix {100 * a:+.1f}{mean}"
+                    for c, s, a in zip(cost, score, above, strict=True)
+                ],
+                hovertemplate="%{text}<extra></extra>",
+            )  # fmt: skip
+    _add_bounds(figure, metrics, costs, scores)
+    axis = {"type": "log", "tickvals": costs.tolist(), "ticktext": [format_tokens(cost) for cost in costs]}
+    figure.update_xaxes(**axis, zeroline=False)
+    figure.update_xaxes(title=AXIS, row=2)
+    figure.update_yaxes(title="mean score (%)", row=1, zeroline=False)
+    figure.update_yaxes(title="points above the mix", row=2, zeroline=False)
+    figure.update_layout(
+        template="none",
+        margin={"l": 56, "r": 12, "t": 12, "b": 72},
+        hovermode="closest",
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    content: dict[str, Any] = json.loads(figure.to_json())
+    return content
+
+
+def _add_bounds(figure: go.Figure, metrics: Mapping[str, Any], costs: Floats, scores: Floats) -> None:
+    dense, _ = refine_line(np.sort(costs), np.sort(scores))
+    line: dict[str, Any] = {"mode": "lines", "hoverinfo": "skip", "col": 1}
+    dashed = {"color": INK, "dash": "dash", "width": 1.5}
+    mix = 100 * score_of_mix(costs, scores, dense)
+    figure.add_scatter(x=dense, y=mix, line=dashed, name="mix of fixed scales", row=1, **line)
+    figure.add_scatter(x=dense[[0, -1]], y=[0, 0], line=dashed, showlegend=False, row=2, **line)
+    oracle = _read_oracle(metrics)
+    dotted = {"color": NEUTRAL, "dash": "dot", "width": 2}
+    figure.add_scatter(x=oracle[0], y=100 * oracle[1], line=dotted, name="budgeted oracle", row=1, **line)
+    figure.add_scatter(
+        x=costs, y=100 * scores, mode="markers", marker={"size": 9, "color": INK}, name="fixed scales",
+        hovertemplate="%{x:.3g} tokens, %{y:.1f}%<extra></extra>", row=1, col=1,
+    )  # fmt: skip
+    for key, (rule, label) in _ORACLES.items():
+        point = metrics["oracles"].get(key)
+        if point is not None:
+            figure.add_scatter(
+                x=[point["cost"]["value"]], y=[100 * point["score"]["value"]], mode="markers", name=label,
+                marker={"size": 11, "color": NEUTRAL, "symbol": SYMBOLS[rule]},
+                hovertemplate=f"<b>{label}</b><br>%{{x:.3g}} tokens, %{{y:.1f}}%<extra></extra>",
+                row=1, col=1,
+            )  # fmt: skip
+
+
+def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
+    """The same for paper."""
+    metrics = entries[0].runs[0].metrics
+    costs, scores = read_fixed(metrics)
+    dense, _ = refine_line(np.sort(costs), np.sort(scores))
+    colors = pick_colors([entry.label for entry in entries])
+    style = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+    with plt.style.context(style):
+        figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
+        upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
+        for entry in entries:
+            cost, score = entry.curve()
+            upper.plot(cost, 100 * score, color=colors[entry.label], label=entry.label)
+            lower.plot(cost, 100 * (score - score_of_mix(costs, scores, cost)), color=colors[entry.label])
+        upper.plot(
+            dense, 100 * score_of_mix(costs, scores, dense), "--", color="black", lw=1.2,
+            label="mix of fixed scales",
+        )  # fmt: skip
+        upper.plot(costs, 100 * scores, "o", color="black", label="fixed scales")
+        oracle = _read_oracle(metrics)
+        upper.plot(oracle[0], 100 * oracle[1], ":", color=NEUTRAL, label="budgeted oracle")
+        lower.axhline(0, ls="--", color="black", lw=1.2)
+        mark_scales(lower, costs)
+        upper.set(ylabel="mean score (%)", title=title)
+        lower.set(xlabel=AXIS, ylabel="points above the mix")
+        handles, labels = upper.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+        for ax in (upper, lower):
+            ax.grid(color="#e6e6e6", lw=0.7)
+            ax.set_axisbelow(True)
+    return figure
+
+
+def read_fixed(metrics: Mapping[str, Any]) -> tuple[Floats, Floats]:
+    """Mean costs and scores of the fixed scales, `[num_scales]` each."""
+    return (
+        np.array([each["cost"]["value"] for each in metrics["fixed"]], dtype=np.float64),
+        np.array([each["score"]["value"] for each in metrics["fixed"]], dtype=np.float64),
+    )
+
+
+def _read_oracle(metrics: Mapping[str, Any]) -> tuple[Floats, Floats]:
+    bound = metrics["budgeted_oracle"]
+    return refine_line(np.array(bound["cost"]), np.array(bound["score"]))
