@@ -1,6 +1,7 @@
 """Candidates and what bounds them on one test split, and every figure of them under weights of the images."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -51,19 +52,26 @@ class Bench:
         self.budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
         self.best_fixed = int(learned.score.mean(axis=0).argmax())
         self.baselines = {fig.FINEST: test.cost.shape[1] - 1, fig.BEST_FIXED: self.best_fixed}
-        self.candidates = {
-            contender.name: Candidate.prepare(
-                contender.decide(learned, self.outcomes.asked, num_prices),
-                learned,
-                self.outcomes,
-                self.budgets,
-                own[contender.name],
-                self.baselines,
+        self.means = ImageMeans(image)
+        self._smallest = find_smallest_right(test.score)
+
+        def prepare(contender: Contender) -> Candidate:
+            decisions = contender.decide(learned, test.asked, num_prices)
+            candidate = Candidate.prepare(
+                decisions, learned, test, self.budgets, own[contender.name], self.baselines
             )
-            for contender in contenders
+            self._add_candidate(contender.name, candidate)
+            return candidate
+
+        # Most of it is NumPy's, which leaves the other core to another thread.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            prices = pool.submit(self._add_bounds, num_prices)
+            found = list(pool.map(prepare, contenders))
+            self.oracle_prices = prices.result()
+        self.candidates = {
+            contender.name: candidate for contender, candidate in zip(contenders, found, strict=True)
         }
         self.reference = reference if reference in self.candidates else None
-        self._collect_means(num_prices)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -71,30 +79,28 @@ class Bench:
         first, *others = self.candidates
         return [(name, MIX) for name in self.candidates] + [(first, other) for other in others]
 
-    def _collect_means(self, num_prices: int) -> None:
+    def _add_bounds(self, num_prices: int) -> Floats:
+        """Fixed scales and oracles; the prices of the budgeted oracle's points, from cheap to dear."""
         cost, score = self.outcomes.cost, self.outcomes.score
-        self.means = ImageMeans(self.image)
         self.means.add_columns("fixed", cost, score)
         switches, unit = find_switches(score, cost), find_unit(cost)
         prices = trace_prices(switches, cost, unit=unit, num_prices=num_prices)
-        self.oracle_prices = prices[::-1]
         self.means.add(BUDGETED, Schedule.at_prices(switches, prices, unit), cost, score)
-        smallest, every = find_smallest_right(score), np.arange(len(score))
+        every = np.arange(len(score))
         for rule in RULES:
             chosen = choose_by_rule(score, rule)
             self.means.add_columns(rule, cost[every, chosen][:, None], score[every, chosen][:, None])
-        for name, candidate in self.candidates.items():
-            self.means.add(f"points of {name}", candidate.points, candidate.cost, candidate.score)
-            ways = candidate.default.choice
-            self.means.add_columns(
-                f"default of {name}",
-                candidate.cost[every, ways][:, None],
-                candidate.score[every, ways][:, None],
-            )
-            steps = candidate.default_scale - smallest
-            known = (smallest >= 0)[:, None]
-            those = known * np.column_stack([steps == 0, steps < 0, steps > 0])
-            self.means.add_columns(f"choices of {name}", known.astype(np.float64), those.astype(np.float64))
+        return prices[::-1]
+
+    def _add_candidate(self, name: str, candidate: Candidate) -> None:
+        """Its operating points, its default price, and what its choices there are."""
+        self.means.add(f"points of {name}", candidate.points, candidate.cost, candidate.score)
+        every, ways = np.arange(len(candidate.cost)), candidate.default.choice
+        default = (candidate.cost[every, ways][:, None], candidate.score[every, ways][:, None])
+        self.means.add_columns(f"default of {name}", *default)
+        known, steps = (self._smallest >= 0)[:, None], candidate.default_scale - self._smallest
+        those = known * np.column_stack([steps == 0, steps < 0, steps > 0])
+        self.means.add_columns(f"choices of {name}", known.astype(np.float64), those.astype(np.float64))
 
     def measure(self, weights: np.ndarray) -> dict[Key, Floats]:
         """Every figure, its first dimension that of `weights` `[num_resamples, num_images]`."""

@@ -77,7 +77,14 @@ def find_smallest_right(score: ArrayLike) -> Columns:
     Sufficient is the best score that any scale gives to the sample, so graded scores keep their best.
     """
     scores = np.asarray(score)
-    return np.where(scores.max(axis=1) > 0, scores.argmax(axis=1), -1)
+    # Column by column: reducing over a short last axis is slow.
+    best, column = scores[:, 0].copy(), np.zeros(len(scores), dtype=np.int64)
+    for number in range(1, scores.shape[1]):
+        better = scores[:, number] > best
+        column[better] = number
+        np.copyto(best, scores[:, number], where=better)
+    column[best <= 0] = -1
+    return column
 
 
 def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Convention) -> Columns:

@@ -26,6 +26,7 @@ from experiments.evaluation.fronts import (
     Columns,
     Floats,
     choose_as_oracle,
+    find_smallest_right,
     score_of_mix,
     trace_prices,
 )
@@ -59,9 +60,13 @@ def choose_stably(score: ArrayLike) -> Columns:
     not right at the finest scale, or at none, has no such scale and is charged the finest.
     """
     scores = np.asarray(score)
-    right = (scores == scores.max(axis=1, keepdims=True)) & (scores > 0)
-    stays = np.logical_and.accumulate(right[:, ::-1], axis=1)[:, ::-1]
-    return np.where(stays.any(axis=1), stays.argmax(axis=1), scores.shape[1] - 1)
+    smallest, finest = find_smallest_right(scores), scores.shape[1] - 1
+    best = np.where(smallest >= 0, scores[np.arange(len(scores)), smallest], np.inf)
+    stable, stays = np.full(len(scores), finest), np.ones(len(scores), dtype=bool)
+    for column in range(finest, -1, -1):
+        stays &= scores[:, column] == best
+        stable[stays] = column
+    return stable
 
 
 @dataclass(frozen=True, eq=False)
