@@ -3,6 +3,7 @@
 `train_predictors` is the plain function behind the command; it leaves alone what is up to date.
 """
 
+import copy
 import json
 import logging
 import shutil
@@ -24,6 +25,7 @@ from experiments.training_record import MANIFEST, TrainingRecord, format_records
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
 from predictor.base import FitContext, ScalePredictor
+from predictor.calibration import Calibrator
 from predictor.folder import describe, write_json
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
@@ -47,6 +49,7 @@ def main(config: DictConfig) -> float:
         budget=config.budget,
         tolerance=config.tolerance,
         make_trainer=partial(instantiate, config.trainer),
+        calibrator=instantiate(config.get("calibrator")),
     )
     print(format_records(records))
     print(f"predictors: {config.paths.predictors}")
@@ -63,10 +66,12 @@ def train_predictors(
     budget: float | None = None,
     tolerance: float = 0.01,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
+    calibrator: Calibrator | None = None,
 ) -> list[TrainingRecord]:
     """Fit each predictor on the train split and save it in `folder/<its name>`, with prices and a manifest.
 
-    Validation is part of the train split. Prices come from the calibration split, the default one for
+    Validation is part of the train split. On the calibration split a copy of `calibrator` is fitted for each.
+    Prices come from the calibration split, the default one for
     `budget` (mean visual tokens; None: see `predictor.pricing.choose_price`). What `folder` already holds of
     the same predictor, labels and settings is kept; what a kill interrupted goes on from its last checkpoint.
     """
@@ -81,12 +86,14 @@ def train_predictors(
     for predictor in predictors:
         home = folder / predictor.name
         settings = {**source.identity, "seed": seed, "budget": budget, "tolerance": tolerance}
+        if calibrator is not None:
+            settings["calibrator"] = describe(type(calibrator), {})
         identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
         record = read_record(home)
         if record is not None and record.identity == identity:
             log.info("%s is up to date in %s", predictor.name, home)
         else:
-            record = _train(predictor, source, home, identity, budget, tolerance, make_trainer)
+            record = _train(predictor, source, home, identity, budget, tolerance, make_trainer, calibrator)
         records.append(record)
     return records
 
@@ -123,6 +130,7 @@ def _train(
     budget: float | None,
     tolerance: float,
     make_trainer: Callable[..., lightning.Trainer] | None,
+    calibrator: Calibrator | None,
 ) -> TrainingRecord:
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
@@ -132,8 +140,10 @@ def _train(
     predictor.fit(train, validation, FitContext(workshop, make_trainer))
     seconds = time.perf_counter() - started
 
-    predictor.save(home)
     calibration = source.calibration
+    if calibrator is not None:
+        predictor.calibrate(calibration, copy.deepcopy(calibrator))
+    predictor.save(home)
     prices = PriceList.from_calibration(
         predictor.predict(calibration.inputs),
         calibration.inputs.visual_tokens,

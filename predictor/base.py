@@ -15,8 +15,11 @@ import numpy as np
 
 from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
+from predictor.calibration import Calibrator
 from predictor.features import Features
 from predictor.policy import Floats
+
+CALIBRATOR = "calibrator."  # what the arrays of a calibrator are named with
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class ScalePredictor(ABC):
     features: Features = Features()
     scales: tuple[int, ...] | None = None
     fingerprints: Mapping[str, str] | None = None
+    calibrator: Calibrator | None = None
 
     def fit(self, train: Labels, validation: Labels, context: FitContext | None = None) -> Self:
         """Learn from `train`; whatever is chosen by looking at results is chosen on `validation`.
@@ -64,8 +68,16 @@ class ScalePredictor(ABC):
         shared = set(train.outcomes.image_id) & set(validation.outcomes.image_id)
         if shared:
             raise ValueError(f"image {min(shared)!r} is in train and in validation: split by image")
+        self.calibrator = None
         self._fit(train, validation, context or FitContext())
         self.scales, self.fingerprints = scales, dict(train.outcomes.fingerprints)
+        return self
+
+    def calibrate(self, labels: Labels, calibrator: Calibrator) -> Self:
+        """Fit `calibrator` on samples that were not trained on; `predict` applies it from then on."""
+        self.calibrator = None
+        score = labels.outcomes.score.astype(np.float64)
+        self.calibrator = calibrator.fit(self.predict(labels.inputs), score)
         return self
 
     def predict(self, inputs: Inputs) -> Floats:
@@ -79,7 +91,7 @@ class ScalePredictor(ABC):
             )
         estimates = np.asarray(self._predict(inputs), dtype=np.float64)
         assert estimates.shape == (len(inputs), len(self.scales))
-        return estimates
+        return estimates if self.calibrator is None else self.calibrator.apply(estimates)
 
     def check_backbone(self, fingerprints: Mapping[str, str]) -> None:
         """Refuse outcomes, or a backbone, of other weights, prompt or decoding than trained for.
@@ -102,6 +114,10 @@ class ScalePredictor(ABC):
             "fingerprints": dict(self.fingerprints),
             "state": state,
         }
+        if self.calibrator is not None:
+            config["calibrator"] = folders.describe(type(self.calibrator), {})
+            fitted = self.calibrator.get_arrays()
+            arrays = arrays | {f"{CALIBRATOR}{name}": array for name, array in fitted.items()}
         folders.write(Path(folder), config, arrays)
 
     @classmethod
@@ -115,7 +131,15 @@ class ScalePredictor(ABC):
         if not isinstance(predictor, cls):
             raise ValueError(f"{folder} holds a {type(predictor).__name__}, not a {cls.__name__}")
         predictor.scales, predictor.fingerprints = tuple(config["scales"]), config["fingerprints"]
+        fitted = {
+            name.removeprefix(CALIBRATOR): arrays.pop(name)
+            for name in list(arrays)
+            if name.startswith(CALIBRATOR)
+        }
         predictor._set_state(arrays, config["state"])
+        if "calibrator" in config:
+            predictor.calibrator = folders.build(config["calibrator"])
+            predictor.calibrator.set_arrays(fitted)
         return predictor
 
     @property

@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
 from predictor.batches import BatchMaker, LabelsDataModule
 from predictor.features import Features, Standard
-from predictor.objectives import Correctness
-from predictor.training import MONITOR, Objective, ScaleModule, average_estimates
+from predictor.networks.base import InputShape, Network
+from predictor.objectives import Correctness, Objective
+from predictor.training import MONITOR, Member, ScaleModule, average_estimates
 
 make_quiet_trainer = functools.partial(
     lightning.Trainer,
@@ -41,17 +43,17 @@ IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
 class LearnedPredictor(ScalePredictor):
     """`num_members` networks from different seeds, trained side by side, their estimates averaged.
 
-    `network(hidden_size, num_statistics, num_outputs)` makes one network, `objective()` the loss (see
-    `networks` and `objectives`); it sees what `features` name. Training stops when `policy.policy_value` on
-    validation has not risen for `patience` epochs, and goes back to the epoch where it was highest. The same
-    data, arguments and seed give the same weights on one machine.
+    `network(shape, num_outputs)` makes one network, `objective(num_scales)` what it is trained on (see
+    `networks.base` and `objectives.base`); it sees what `features` name. Training stops when
+    `policy.policy_value` on validation has not risen for `patience` epochs, and goes back to the epoch where
+    it was highest. The same data, arguments and seed give the same weights on one machine.
     """
 
     def __init__(
         self,
         *,
-        network: Callable[..., nn.Module],
-        objective: Callable[[], Objective] = Correctness,
+        network: Callable[..., Network],
+        objective: Callable[[int], Objective] = Correctness,
         features: Features = QUESTION_AND_COARSE,
         name: str = "learned",
         num_members: int = 1,
@@ -69,42 +71,43 @@ class LearnedPredictor(ScalePredictor):
         self.average_decay, self.features = average_decay, features
         self.validation_value: float | None = None
         self.num_epochs: int | None = None
-        self._networks: nn.ModuleList | None = None
-        self._hidden_size: int | None = None
+        self._members: nn.ModuleList | None = None
+        self._shape: InputShape | None = None
         self._standard: Standard | None = None
 
     @property
     def num_parameters(self) -> int:
         """Trained parameters of all members."""
-        assert self._networks is not None, "fit or load first"
-        return sum(parameter.numel() for parameter in self._networks.parameters())
+        assert self._members is not None, "fit or load first"
+        return sum(parameter.numel() for parameter in self._members.parameters())
 
     def count_flops(self, inputs: Inputs) -> float:
         """Of features and networks, per sample; the networks' are counted on the first sample alone.
 
         A multiply-add is two.
         """
-        assert self._networks is not None and self._standard is not None, "fit or load first"
+        assert self._members is not None and self._standard is not None, "fit or load first"
         batch = BatchMaker(inputs, self.features, self._standard).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            for network in self._networks:
-                network(batch, inputs.token_embeddings)
+            average_estimates(self._members, batch, inputs.token_embeddings)
         return self.features.count_flops(inputs) + counter.get_total_flops()
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
-        self._hidden_size = train.inputs.hidden_size
         self._standard = Standard.fit(self.features.read_statistics(train.inputs))
+        num_visual = sum(train.inputs.visual_at(scale).tokens.shape[1] for scale in self.features.scales)
+        self._shape = InputShape(train.inputs.hidden_size, num_visual, len(self._standard.mean))
         with contextlib.ExitStack() as stack:
             # Our seeds stay ours: whoever calls keeps its own random state.
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(self.seed)
             folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             resume_from = self._open_workshop(folder, train, validation)
-            networks = self._make_networks(len(train.outcomes.scales))
+            members = self._make_members(len(train.outcomes.scales))
+            for member in members:
+                member.objective.prepare(train)
             module = ScaleModule(
-                networks,
+                members,
                 train.inputs.token_embeddings,
-                self.objective(),
                 learning_rate=self.learning_rate,
                 weight_decay=self.weight_decay,
                 seed=self.seed,
@@ -137,43 +140,44 @@ class LearnedPredictor(ScalePredictor):
             module.load_state_dict(checkpoint["state_dict"])
             assert best.best_model_score is not None
             self.validation_value, self.num_epochs = best.best_model_score.item(), trainer.current_epoch
-        self._networks = networks.cpu().eval()
+        self._members = members.cpu().eval()
 
     def _predict(self, inputs: Inputs) -> np.ndarray:
-        assert self._networks is not None and self._standard is not None
-        if inputs.hidden_size != self._hidden_size:
-            raise ValueError(
-                f"{self.name} reads tokens of hidden size {self._hidden_size}, not {inputs.hidden_size}"
-            )
+        assert self._members is not None and self._standard is not None and self._shape is not None
+        expected = self._shape.hidden_size
+        if inputs.hidden_size != expected:
+            raise ValueError(f"{self.name} reads tokens of hidden size {expected}, not {inputs.hidden_size}")
         batches = BatchMaker(inputs, self.features, self._standard)
         embeddings = inputs.token_embeddings
         with torch.inference_mode():
-            parts = [average_estimates(self._networks, batch, embeddings) for batch in batches.iterate(1024)]
+            parts = [average_estimates(self._members, batch, embeddings) for batch in batches.iterate(1024)]
         return torch.cat(parts).numpy()
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        assert self._networks is not None
-        assert self._standard is not None
-        arrays = {name: tensor.numpy() for name, tensor in self._networks.state_dict().items()}
+        assert self._members is not None
+        assert self._standard is not None and self._shape is not None
+        arrays = {name: tensor.numpy() for name, tensor in self._members.state_dict().items()}
         arrays |= {MEAN: self._standard.mean, DEVIATION: self._standard.deviation}
-        found = {"hidden_size": self._hidden_size, "validation_value": self.validation_value}
+        found = {"shape": asdict(self._shape), "validation_value": self.validation_value}
         return arrays, found | {"num_epochs": self.num_epochs, "num_parameters": self.num_parameters}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         assert self.scales is not None
-        self._hidden_size = state["hidden_size"]
+        self._shape = InputShape(**state["shape"])
         self.validation_value, self.num_epochs = state["validation_value"], state["num_epochs"]
         self._standard = Standard(arrays.pop(MEAN), arrays.pop(DEVIATION))
-        networks = self._make_networks(len(self.scales))
-        networks.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        self._networks = networks.eval()
+        members = self._make_members(len(self.scales))
+        members.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        self._members = members.eval()
 
-    def _make_networks(self, num_scales: int) -> nn.ModuleList:
-        assert self._standard is not None
-        num_statistics = len(self._standard.mean)
-        return nn.ModuleList(
-            self.network(self._hidden_size, num_statistics, num_scales) for _ in range(self.num_members)
-        )
+    def _make_members(self, num_scales: int) -> nn.ModuleList:
+        assert self._shape is not None
+        members = []
+        for _ in range(self.num_members):
+            objective = self.objective(num_scales)
+            shape = replace(self._shape, num_statistics=self._shape.num_statistics + objective.num_inputs)
+            members.append(Member(self.network(shape, objective.num_outputs), objective))
+        return nn.ModuleList(members)
 
     def _open_workshop(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
         """Make `folder` ours; the last checkpoint in it, when the very same fit was interrupted there."""

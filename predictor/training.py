@@ -1,6 +1,5 @@
 """The training loop of all networks: an ensemble, its objective, its worth on the validation part."""
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -9,36 +8,49 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from predictor.batches import Batch, Target
+from predictor.networks.base import Network
+from predictor.objectives.base import Objective
 from predictor.policy import policy_value
 
-Objective = Callable[[Tensor, Batch, Target], Tensor]
 MONITOR = "validation_value"
 
 
-class ScaleModule(lightning.LightningModule):
-    """Networks that are trained side by side and whose estimates are averaged.
+class Member(nn.Module):
+    """A network with its own objective, whose parameters, if it has any, are trained along."""
 
-    Each is called as `network(batch, token_embeddings)` and returns logits `[batch, num_scales]`; `objective`
-    turns logits, batch and target into a scalar loss. After each epoch the policy that the averaged estimates
-    give is valued on the validation part (`validation_value`, see `policy.policy_value`).
+    def __init__(self, network: Network, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def compute_loss(self, batch: Batch, target: Target, token_embeddings: Tensor) -> Tensor:
+        return self.objective.compute_loss(self.network, batch, target, token_embeddings)
+
+    def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
+        """Estimates `[batch, num_scales]`."""
+        return self.objective.compute_estimates(self.network, batch, token_embeddings)
+
+
+class ScaleModule(lightning.LightningModule):
+    """Members that are trained side by side and whose estimates are averaged.
+
+    After each epoch the policy that the averaged estimates give is valued on the validation part
+    (`validation_value`, see `policy.policy_value`).
     """
 
     token_embeddings: Tensor
 
     def __init__(
         self,
-        networks: nn.ModuleList,
+        members: nn.ModuleList,
         token_embeddings: Tensor,
-        objective: Objective,
         *,
         learning_rate: float,
         weight_decay: float,
         seed: int,
     ) -> None:
         super().__init__()
-        self.networks = networks
+        self.members = members
         self.register_buffer("token_embeddings", token_embeddings, persistent=False)
-        self.objective = objective
         self.learning_rate, self.weight_decay, self.seed = learning_rate, weight_decay, seed
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -48,16 +60,14 @@ class ScaleModule(lightning.LightningModule):
 
     def training_step(self, item: tuple[Batch, Target], batch_idx: int) -> Tensor:
         batch, target = item
-        losses = [
-            self.objective(network(batch, self.token_embeddings), batch, target) for network in self.networks
-        ]
+        losses = [member.compute_loss(batch, target, self.token_embeddings) for member in self.members]
         self.log("loss", losses[0], prog_bar=True, batch_size=len(batch.cost))
-        # The sum: each network gets the gradient that it would get alone.
+        # The sum: each member gets the gradient that it would get alone.
         return torch.stack(losses).sum()
 
     def validation_step(self, item: tuple[Batch, Target], batch_idx: int) -> None:
         batch, target = item
-        estimates = average_estimates(self.networks, batch, self.token_embeddings)
+        estimates = average_estimates(self.members, batch, self.token_embeddings)
         self._seen.append((estimates, batch.cost, target.score))
 
     def on_validation_epoch_end(self) -> None:
@@ -67,8 +77,8 @@ class ScaleModule(lightning.LightningModule):
         self.log(MONITOR, value, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        decayed = [parameter for parameter in self.networks.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.networks.parameters() if parameter.ndim <= 1]
+        decayed = [parameter for parameter in self.members.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.members.parameters() if parameter.ndim <= 1]
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -83,7 +93,6 @@ class ScaleModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def average_estimates(networks: nn.ModuleList, batch: Batch, token_embeddings: Tensor) -> Tensor:
-    """Estimates `[batch, num_scales]`: the mean over the networks of their probabilities."""
-    logits = [network(batch, token_embeddings) for network in networks]
-    return torch.stack(logits).float().sigmoid().mean(dim=0)
+def average_estimates(members: nn.ModuleList, batch: Batch, token_embeddings: Tensor) -> Tensor:
+    """Estimates `[batch, num_scales]`: the mean over the members of theirs."""
+    return torch.stack([member(batch, token_embeddings) for member in members]).float().mean(dim=0)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from predictor.batches import Batch
+from predictor.networks.base import InputShape, Network, average, embed_words
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Network):
     """Transformer decoder over [summary token, question tokens], its memory the coarse visual tokens.
 
     Frozen embeddings and visual tokens, both `[.., hidden_size]`, are normalised and projected to `width`.
@@ -18,8 +19,7 @@ class CrossAttention(nn.Module):
 
     def __init__(
         self,
-        hidden_size: int,
-        num_statistics: int,
+        shape: InputShape,
         num_outputs: int,
         *,
         width: int = 64,
@@ -27,7 +27,12 @@ class CrossAttention(nn.Module):
         num_heads: int = 4,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(shape, num_outputs)
+        if not shape.num_visual:
+            raise ValueError(
+                "cross-attention reads visual tokens: set predictor.features.visual, or take an MLP"
+            )
+        hidden_size = shape.hidden_size
         self.width = width
         self.project_question = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
         self.project_visual = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
@@ -41,17 +46,14 @@ class CrossAttention(nn.Module):
         self.decoder = nn.TransformerDecoder(layer, num_layers)
         self.normalize = nn.LayerNorm(2 * width)
         self.head = nn.Sequential(
-            nn.Linear(2 * width + num_statistics, width),
+            nn.Linear(2 * width + shape.num_statistics, width),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(width, num_outputs),
         )
 
-    def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Outputs `[batch, num_outputs]` from a batch and the frozen embeddings `[vocab, hidden_size]`."""
-        # A batch of questions repeats few words: project each of them once.
-        words, word_of = torch.unique(batch.question_ids, return_inverse=True)
-        question = self.project_question(token_embeddings[words].to(batch.visual))[word_of]
+    def encode(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
+        question = embed_words(batch.question_ids, token_embeddings, self.project_question, batch.visual)
         question = question + self.place_question(encode_positions(question.shape[1], self.width, question))
         question = torch.cat([self.summary.expand(len(question), 1, -1), question], dim=1)
         padding = nn.functional.pad(~batch.question_mask, (1, 0), value=False)
@@ -64,10 +66,11 @@ class CrossAttention(nn.Module):
             tgt_key_padding_mask=padding,
             memory_key_padding_mask=~batch.visual_mask,
         )
-        weights = batch.visual_mask[..., None].to(visual)
-        mean_visual = (visual * weights).sum(1) / weights.sum(1)
-        seen = self.normalize(torch.cat([states[:, 0], mean_visual], dim=-1))
-        return self.head(torch.cat([seen, batch.statistics], dim=-1))
+        mean_visual = average(visual, batch.visual_mask)
+        return self.normalize(torch.cat([states[:, 0], mean_visual], dim=-1))
+
+    def read_off(self, codes: Tensor, statistics: Tensor) -> Tensor:
+        return self.head(torch.cat([codes, statistics], dim=-1))
 
 
 def encode_positions(num_positions: int, width: int, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from predictor.base import FitContext, ScalePredictor
 from predictor.learned import LearnedPredictor
+from predictor.networks.base import InputShape
 from predictor.networks.cross_attention import CrossAttention
 from predictor.policy import policy_value
 from predictor.question_only import QuestionOnly
@@ -84,7 +85,7 @@ def test_estimates_do_not_depend_on_company(trained):
 
 
 def test_costs_are_counted(trained):
-    network = SMALL(24, 0, len(SCALES))
+    network = SMALL(InputShape(24, 9, 0), len(SCALES))
     assert trained.num_parameters == sum(parameter.numel() for parameter in network.parameters())
     # Projections alone: 3 question tokens and 9 visual ones, 24 wide, to 32; two operations a multiply-add.
     assert trained.count_flops(TEST.inputs) > 2 * 12 * 24 * 32
@@ -109,13 +110,13 @@ def test_same_seed_same_weights_whatever_was_drawn_before():
 
 def test_members_of_an_ensemble_differ_and_are_averaged():
     both = fit(num_members=2)
-    networks = both._networks
-    assert (networks[0].summary != networks[1].summary).any()
+    members = both._members
+    assert (members[0].network.summary != members[1].network.summary).any()
     single = []
-    for network in networks:
-        both._networks = torch.nn.ModuleList([network])
+    for member in members:
+        both._members = torch.nn.ModuleList([member])
         single.append(both.predict(TEST.inputs))
-    both._networks = networks
+    both._members = members
     np.testing.assert_allclose(both.predict(TEST.inputs), np.mean(single, axis=0), atol=1e-6)
 
 

@@ -1,0 +1,89 @@
+"""Estimates that mean what they say: a map per scale, fitted on the calibration split."""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from sklearn.isotonic import IsotonicRegression
+
+from predictor.policy import Floats
+
+_EPSILON = 1e-6
+
+
+class Calibrator(ABC):
+    """Fitted on estimates and scores `[num_samples, num_scales]`; scores may be fractional."""
+
+    @abstractmethod
+    def fit(self, estimates: Floats, score: np.ndarray) -> Self: ...
+
+    @abstractmethod
+    def apply(self, estimates: Floats) -> Floats:
+        """Calibrated estimates in [0, 1]; never in another order than those given, scale by scale."""
+
+    @abstractmethod
+    def get_arrays(self) -> dict[str, np.ndarray]:
+        """What was fitted."""
+
+    @abstractmethod
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """The reverse of `get_arrays`."""
+
+
+class Temperature(Calibrator):
+    """Logits divided by one number per scale, that of least cross-entropy (Guo et al., ICML 2017)."""
+
+    def fit(self, estimates: Floats, score: np.ndarray) -> Self:
+        logits = _to_logits(estimates)
+
+        def loss(log_temperature: float, column: int) -> float:
+            scaled = logits[:, column] * np.exp(-log_temperature)
+            return float((np.logaddexp(0, scaled) - score[:, column] * scaled).mean())
+
+        found = [
+            minimize_scalar(loss, bounds=(-4, 4), args=(c,), method="bounded").x
+            for c in range(logits.shape[1])
+        ]
+        self.temperature = np.exp(np.array(found))
+        return self
+
+    def apply(self, estimates: Floats) -> Floats:
+        return 1 / (1 + np.exp(-_to_logits(estimates) / self.temperature))
+
+    def get_arrays(self) -> dict[str, np.ndarray]:
+        return {"temperature": self.temperature}
+
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        self.temperature = arrays["temperature"]
+
+
+class Isotonic(Calibrator):
+    """A rising, piecewise linear map per scale (Zadrozny and Elkan, KDD 2002).
+
+    It makes equals of estimates that it cannot tell apart, which takes points from the front: for estimates
+    that are read as chances rather than for choosing.
+    """
+
+    def fit(self, estimates: Floats, score: np.ndarray) -> Self:
+        self.knots = []
+        for column in range(estimates.shape[1]):
+            model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+            model.fit(estimates[:, column], score[:, column].astype(np.float64))
+            self.knots.append(np.stack([model.X_thresholds_, model.y_thresholds_]))
+        return self
+
+    def apply(self, estimates: Floats) -> Floats:
+        columns = [np.interp(estimates[:, c], *self.knots[c]) for c in range(estimates.shape[1])]
+        return np.stack(columns, axis=1)
+
+    def get_arrays(self) -> dict[str, np.ndarray]:
+        return {f"knots.{column}": knots for column, knots in enumerate(self.knots)}
+
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        self.knots = [arrays[f"knots.{column}"] for column in range(len(arrays))]
+
+
+def _to_logits(estimates: Floats) -> Floats:
+    inside = np.clip(estimates, _EPSILON, 1 - _EPSILON)
+    return np.log(inside / (1 - inside))

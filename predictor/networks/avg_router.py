@@ -1,0 +1,103 @@
+"""AVG-LLaVA's router (Lan et al., arXiv 2410.02745): a transformer layer, an MLP and a vote."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from predictor.batches import Batch
+from predictor.networks.base import InputShape, Network, embed_words
+
+Attention = Literal["crops", "tokens"]
+NUM_WORDS = 32
+
+
+class AVGRouter(Network):
+    """The router of AVG-LLaVA over the visual tokens of all stored scales and the question's closest words.
+
+    The `num_words` words of highest mean cosine to the visual tokens that are read follow these; each
+    token's outputs are weighted by a learned vote for its place, summed and normalised. `attention` says
+    along what the transformer layer attends: `tokens`, as the paper describes it, or `crops`, as the
+    released code computes it (its layer is given [crops, tokens, width] and takes the first dimension for
+    the sequence). Labels keep the visual tokens of an image after its crops are put together, so in this
+    frame an image is one crop, and with `crops` every token attends to itself alone.
+
+    The module names are those of the released code, so that its state dict can be loaded.
+    """
+
+    def __init__(
+        self,
+        shape: InputShape,
+        num_outputs: int,
+        *,
+        attention: Attention = "tokens",
+        num_words: int = NUM_WORDS,
+        num_heads: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(shape, num_outputs)
+        if attention not in get_args(Attention):
+            raise ValueError(
+                f"unknown attention {attention!r}: choose one of {', '.join(get_args(Attention))}"
+            )
+        if shape.num_statistics:
+            raise ValueError(
+                "AVG-LLaVA's router reads neither statistics nor a price: set "
+                "predictor.features.statistics=[] and another objective than expected utility"
+            )
+        hidden = shape.hidden_size
+        self.attention, self.num_words = attention, num_words
+        self.merger = nn.TransformerEncoderLayer(hidden, num_heads, hidden, dropout)
+        self.router = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, num_outputs))
+        self.voter = nn.Parameter(torch.randn(shape.num_visual + num_words, 1))
+        self.norm = nn.LayerNorm(num_outputs)
+        for layer in (self.router[0], self.router[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.kaiming_normal_(layer.weight)
+
+    def encode(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
+        embedded = embed_words(batch.question_ids, token_embeddings, nn.Identity(), batch.visual)
+        visual = self.pad_visual(batch)
+        words = select_words(visual, embedded, batch.question_mask, self.num_words)
+        # One crop per sample: [crops = 1, batch, tokens, width].
+        return self.vote(torch.cat([visual, words], dim=1)[None])
+
+    def read_off(self, codes: Tensor, statistics: Tensor) -> Tensor:
+        return self.norm(codes)
+
+    def vote(self, tokens: Tensor) -> Tensor:
+        """Votes `[batch, num_outputs]` before the last normalisation, of `[crops, batch, tokens, width]`."""
+        crops, batch, num_tokens, width = tokens.shape
+        if self.attention == "crops":
+            sequences = tokens.reshape(crops, batch * num_tokens, width)
+        else:
+            sequences = tokens.reshape(crops * batch, num_tokens, width).transpose(0, 1)
+        merged = self.merger(sequences)
+        if self.attention == "tokens":
+            merged = merged.transpose(0, 1)
+        outputs = self.router(merged.reshape(tokens.shape))
+        return (outputs * self.voter).sum(dim=2).mean(dim=0)
+
+    def route(self, scales: list[Tensor], words: Tensor, mask: Tensor) -> Tensor:
+        """Outputs `[num_outputs]` for one image of several crops, as the released code has them.
+
+        `scales` are the visual tokens `[crops, scale, width]`, coarsest first; `words` `[num_words, width]`
+        with their mask. Only the first crop chooses the words.
+        """
+        chosen = select_words(scales[-1][:1], words[None], mask[None], self.num_words)
+        tokens = torch.cat([*scales, chosen.expand(len(scales[0]), -1, -1)], dim=1)
+        return self.norm(self.vote(tokens[:, None]))[0]
+
+
+def select_words(visual: Tensor, words: Tensor, mask: Tensor, num_words: int) -> Tensor:
+    """The `num_words` embeddings closest to an image, `[batch, num_words, width]`, closest first.
+
+    Closeness is the mean cosine to the visual tokens. As in the released code, padding comes last but is not
+    left out; zeros follow where a question has fewer words still.
+    """
+    directions = nn.functional.normalize(visual, dim=-1).mean(dim=1)
+    closeness = (nn.functional.normalize(words, dim=-1) * directions[:, None]).sum(-1)
+    order = closeness.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    order = order[:, :num_words, None].expand(-1, -1, words.shape[-1])
+    chosen = words.gather(1, order)
+    return nn.functional.pad(chosen, (0, 0, 0, num_words - chosen.shape[1]))

@@ -1,0 +1,49 @@
+"""What every objective is: it owns the loss and the way from a network's outputs to estimates."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from m3_backbone.labels import Labels
+from predictor.batches import Batch, Target
+from predictor.networks.base import Network
+
+
+class Objective(nn.Module, ABC):
+    """Made as `objective(num_scales)`, one for each network; parameters of its own are trained along.
+
+    `num_outputs` says what the network is to put out, `num_inputs` how many numbers it is given beside the
+    statistics. What training labels tell before the first step goes into buffers, in `prepare`.
+    """
+
+    num_inputs = 0
+
+    def __init__(self, num_scales: int) -> None:
+        super().__init__()
+        self.num_scales = num_scales
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_scales
+
+    def prepare(self, train: Labels) -> None:
+        """Learn what is needed before training; most need nothing."""
+        return
+
+    def compute_loss(
+        self, network: Network, batch: Batch, target: Target, token_embeddings: Tensor
+    ) -> Tensor:
+        """The loss of one training step, a scalar."""
+        return self(network(batch, token_embeddings), target)
+
+    def compute_estimates(self, network: Network, batch: Batch, token_embeddings: Tensor) -> Tensor:
+        """Estimates `[batch, num_scales]` in [0, 1] of a trained network."""
+        return self.estimate(network(batch, token_embeddings).float())
+
+    @abstractmethod
+    def forward(self, outputs: Tensor, target: Target) -> Tensor:
+        """The loss of outputs `[batch, num_outputs]`, a scalar."""
+
+    @abstractmethod
+    def estimate(self, outputs: Tensor) -> Tensor:
+        """Estimates `[batch, num_scales]` in [0, 1] from outputs `[batch, num_outputs]`."""

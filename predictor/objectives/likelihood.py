@@ -1,0 +1,61 @@
+"""Objectives that learn from the likelihood of the reference and never look at the answer's score."""
+
+import torch
+from torch import Tensor, nn
+
+from predictor.batches import Target
+from predictor.objectives.base import Objective
+
+
+class LikelihoodRanking(Objective):
+    """AVG-LLaVA's (arXiv 2410.02745): ranking of the scales by NLL, and cross-entropy on that of least NLL.
+
+    The log-probabilities of the scales, in the order of rising NLL, are to fall by a margin: for two that lie
+    j places apart, `margin` * j * (difference of their NLL). The hinge losses of all pairs j places apart are
+    averaged, and the averages summed over j. The estimate is the softmax, of which the authors deploy the
+    largest.
+    """
+
+    def __init__(
+        self,
+        num_scales: int,
+        *,
+        margin: float = 0.1,
+        rank_weight: float = 1.0,
+        cross_entropy_weight: float = 0.1,
+    ) -> None:
+        super().__init__(num_scales)
+        self.margin, self.rank_weight, self.cross_entropy_weight = margin, rank_weight, cross_entropy_weight
+
+    def forward(self, outputs: Tensor, target: Target) -> Tensor:
+        cross_entropy = nn.functional.cross_entropy(outputs, target.nll.argmin(dim=1))
+        rank = rank_by_likelihood(outputs, target.nll, self.margin)
+        return self.rank_weight * rank + self.cross_entropy_weight * cross_entropy
+
+    def estimate(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(dim=1)
+
+
+def rank_by_likelihood(outputs: Tensor, nll: Tensor, margin: float) -> Tensor:
+    """AVG-LLaVA's adaptive ranking loss of `[batch, num_scales]` each, a scalar."""
+    nll, order = nll.sort(dim=1, stable=True)
+    falling = outputs.log_softmax(dim=1).gather(1, order)
+    loss = outputs.new_zeros(())
+    for apart in range(1, outputs.shape[1]):
+        margins = margin * apart * (nll[:, apart:] - nll[:, :-apart])
+        loss = loss + (falling[:, apart:] - falling[:, :-apart] + margins).clamp(min=0).mean()
+    return loss
+
+
+class LikelihoodDistillation(Objective):
+    """Regression of the reference's likelihood per token, exp(-NLL), at each scale.
+
+    Binary cross-entropy, whose optimum is the mean likelihood: it is not drawn as a score is, so the target
+    carries less luck. The estimate is that likelihood.
+    """
+
+    def forward(self, outputs: Tensor, target: Target) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs, torch.exp(-target.nll))
+
+    def estimate(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid()

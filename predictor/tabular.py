@@ -1,0 +1,98 @@
+"""Features as one row of numbers per sample, for predictors that are not networks."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import CountVectorizer
+
+from m3_backbone.labels import Inputs
+from predictor.features import Features, Standard
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Turns inputs into rows: words of the question, principal components of visual tokens, statistics.
+
+    `words` are the terms (words and pairs) whose presence is a column each, `components`
+    `[num_components, num_visual * hidden]` with the `mean` of the training images; an image with fewer visual
+    tokens is padded with zeros, one with more is cut.
+    """
+
+    features: Features
+    words: list[str]
+    mean: np.ndarray
+    components: np.ndarray
+    standard: Standard
+    _vectorizer: CountVectorizer = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        vocabulary = {word: column for column, word in enumerate(self.words)}
+        object.__setattr__(self, "_vectorizer", make_vectorizer(vocabulary=vocabulary or {"": 0}))
+
+    @classmethod
+    def fit(cls, inputs: Inputs, features: Features, *, max_words: int, num_components: int) -> Self:
+        """From training inputs: the `max_words` commonest terms, the first principal components."""
+        words: list[str] = []
+        if features.question:
+            vectorizer = make_vectorizer(max_features=max_words).fit(inputs.question)
+            words = vectorizer.get_feature_names_out().tolist()
+        mean, components = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+        if features.scales:
+            images = flatten_visual(inputs, features)
+            found = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0).fit(
+                images
+            )
+            mean, components = found.mean_.astype(np.float32), found.components_.astype(np.float32)
+        return cls(features, words, mean, components, Standard.fit(features.read_statistics(inputs)))
+
+    def apply(self, inputs: Inputs) -> np.ndarray:
+        """Rows float32 `[num_samples, num_columns]`: words, components, statistics."""
+        columns = []
+        if self.words:
+            columns.append(self._vectorizer.transform(inputs.question).toarray().astype(np.float32))
+        images = [self.standard.apply(self.features.read_statistics(inputs))]
+        if len(self.components):
+            visual = fit_width(flatten_visual(inputs, self.features), len(self.mean)) - self.mean
+            images.insert(0, visual @ self.components.T)
+        columns.append(np.concatenate(images, axis=1)[inputs.image_row])
+        return np.concatenate(columns, axis=1)
+
+    def count_flops(self, inputs: Inputs) -> float:
+        """Per sample: the features' own, and two per number of a visual token and component."""
+        return self.features.count_flops(inputs) + 2.0 * self.components.size
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays, and the rest as JSON."""
+        arrays = {"table.mean": self.mean, "table.components": self.components}
+        arrays |= {"table.center": self.standard.mean, "table.deviation": self.standard.deviation}
+        return arrays, {"words": self.words}
+
+    @classmethod
+    def from_state(cls, features: Features, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> Self:
+        """The reverse of `get_state`."""
+        standard = Standard(arrays["table.center"], arrays["table.deviation"])
+        return cls(features, state["words"], arrays["table.mean"], arrays["table.components"], standard)
+
+
+def make_vectorizer(**arguments: Any) -> CountVectorizer:
+    """Presence of words and word pairs; words of one character count, as a row's number is one."""
+    return CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True, **arguments)
+
+
+def flatten_visual(inputs: Inputs, features: Features) -> np.ndarray:
+    """Visual tokens of the images, one row each, float32; padding is zero."""
+    parts = [inputs.visual_at(scale) for scale in features.scales]
+    return np.concatenate(
+        [
+            (each.tokens * each.mask[..., None]).reshape(len(each.tokens), -1).astype(np.float32)
+            for each in parts
+        ],
+        axis=1,
+    )
+
+
+def fit_width(rows: np.ndarray, width: int) -> np.ndarray:
+    """`rows` cut or padded with zeros to `width` columns."""
+    return np.pad(rows[:, :width], ((0, 0), (0, max(0, width - rows.shape[1]))))
