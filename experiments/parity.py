@@ -1,31 +1,33 @@
-"""Do we agree with the official code? `python -m experiments.parity fixture=DIR scoring=FILE`.
+"""Do we agree with the official code? `python -m experiments.parity fixture=DIR scoring=FILE router=FILE`.
 
 Prints the largest deviation of each recorded quantity. Exit status 1 where tokens, counts or texts differ at
 all or a number by more than is allowed; 2 where the recording itself cannot be used.
 """
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.config import entry_point
-from experiments.reporting.text_table import format_table
+from experiments.deviations import (
+    NUMBER,
+    Deviation,
+    compare_tensors,
+    compare_values,
+    read_tensors,
+    summarize,
+)
+from experiments.parity_router import compare_router
 from experiments.scorers import score
 from m3_backbone.llava import LlavaBackbone
 
-NUMBER = 1e-4  # allowed deviation of a number
-HALF = 2e-3  # of a pixel value: those are stored as float16
-EXACT = 0.0
+HALF = 2e-3  # allowed deviation of a pixel value: those are stored as float16
 RECORDED_IMAGE = -200  # what stands for the image in the recorded token ids
 CASE_KEYS = (
     "image",
@@ -43,53 +45,20 @@ CASE_KEYS = (
 )
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """How far one value is from its recording; `size` is 1 for things that are either equal or not."""
-
-    quantity: str
-    where: str
-    size: float
-    allowed: float
-
-    @classmethod
-    def of_number(cls, quantity: str, where: str, found: float, recorded: float) -> Self:
-        """Infinite where one of the two is not a number."""
-        size = abs(found - recorded)
-        return cls(quantity, where, size if math.isfinite(size) else math.inf, NUMBER)
-
-
 @entry_point("parity")
 def main(config: DictConfig) -> None:
-    if config.fixture is None and config.scoring is None:
-        raise ValueError("nothing to compare: give fixture=DIR, scoring=FILE or both")
+    if config.fixture is None and config.scoring is None and config.router is None:
+        raise ValueError("nothing to compare: give fixture=DIR, scoring=FILE, router=FILE or several")
     deviations: list[Deviation] = []
     if config.fixture is not None:
         deviations += compare_model(Path(config.fixture))
     if config.scoring is not None:
         deviations += compare_scorers(Path(config.scoring))
+    if config.router is not None:
+        deviations += compare_router(Path(config.router))
     print(summarize(deviations))
     if any(deviation.size > deviation.allowed for deviation in deviations):
         raise SystemExit(1)
-
-
-def summarize(deviations: Iterable[Deviation]) -> str:
-    """One line per quantity: how many values, the largest deviation, and where that is."""
-    by_quantity: dict[str, list[Deviation]] = {}
-    for deviation in deviations:
-        by_quantity.setdefault(deviation.quantity, []).append(deviation)
-    rows = [("quantity", "compared", "largest deviation", "allowed", "")]
-    for quantity, found in by_quantity.items():
-        worst = max(found, key=lambda deviation: deviation.size)
-        if worst.allowed == EXACT:
-            differing = sum(deviation.size > 0 for deviation in found)
-            size, allowed = f"{differing} differ", "0"
-        else:
-            size, allowed = f"{worst.size:.1e}", f"{worst.allowed:.0e}"
-        passed = worst.size <= worst.allowed
-        verdict = "ok" if passed else f"FAILED, most at {worst.where}"
-        rows.append((quantity, str(len(found)), size, allowed, verdict))
-    return format_table(rows)
 
 
 def compare_scorers(file: Path) -> Iterator[Deviation]:
@@ -107,7 +76,7 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
     cases: list[dict[str, Any]] = recorded["cases"]
     for number, case in enumerate(cases):
         _require(case, CASE_KEYS, f"case {number} of {folder / 'expected.json'}")
-    tensors = _read_tensors(folder / "expected.safetensors")
+    tensors = read_tensors(folder / "expected.safetensors")
     images = {name: _read_image(folder / name) for name in {case["image"]: None for case in cases}}
     backbone = LlavaBackbone(
         folder / "checkpoint",
@@ -119,7 +88,7 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
     for name, image in images.items():
         if (pixels := tensors.get(f"{Path(name).stem}.pixel_values")) is not None:
             found = backbone.processor.images(image)
-            yield _tensor("pixel values", name, found.reshape(pixels.shape), pixels, HALF)
+            yield compare_tensors("pixel values", name, found.reshape(pixels.shape), pixels, HALF)
     losses = []
     for case in cases:
         where = f"{Path(case['image']).stem}.scale{case['scale']}"
@@ -127,12 +96,12 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
         yield from _compare_text(backbone, case, where)
         visual = backbone.visual_tokens(encoded[case["image"]], scale)
         counts = (len(visual), backbone.num_visual_tokens(image.size, scale))
-        yield _equal("number of visual tokens", where, counts, (case["visual_tokens"],) * 2)
-        yield _tensor(
+        yield compare_values("number of visual tokens", where, counts, (case["visual_tokens"],) * 2)
+        yield compare_tensors(
             "visual tokens", where, visual, _take(tensors, f"{where}.visual_tokens", folder), NUMBER
         )
         logits, loss = _run_model(backbone, image, case)
-        yield _tensor("logits", where, logits, _take(tensors, f"{where}.last_logits", folder), NUMBER)
+        yield compare_tensors("logits", where, logits, _take(tensors, f"{where}.last_logits", folder), NUMBER)
         if Path(case["image"]).stem == "image0":
             losses.append(loss)
         yield from _compare_answer(backbone, encoded[case["image"]], case, where)
@@ -148,10 +117,10 @@ def _compare_text(backbone: LlavaBackbone, case: Mapping[str, Any], where: str) 
         [processor.image_token_id if token == RECORDED_IMAGE else token for token in case[name]]
         for name in ("prompt_ids", "full_ids")
     )
-    yield _equal("prompt", where, processor.template.format(case["question"]), case["prompt"])
-    yield _equal("prompt ids", where, ids, recorded)
-    yield _equal("prompt and reference ids", where, ids + answer_ids, full)
-    yield _equal("length of the reference", where, len(answer_ids), case["answer_len"])
+    yield compare_values("prompt", where, processor.template.format(case["question"]), case["prompt"])
+    yield compare_values("prompt ids", where, ids, recorded)
+    yield compare_values("prompt and reference ids", where, ids + answer_ids, full)
+    yield compare_values("length of the reference", where, len(answer_ids), case["answer_len"])
 
 
 def _compare_answer(
@@ -162,8 +131,8 @@ def _compare_answer(
     # The recording starts with the start token, which is no part of the answer, and may have been cut off.
     recorded = case["generated_ids"][1:]
     found = answer.token_ids[: len(recorded)]
-    yield _equal("greedy ids", where, found, recorded)
-    yield _equal("greedy text", where, backbone.processor.decode(found), case["generated_text"])
+    yield compare_values("greedy ids", where, found, recorded)
+    yield compare_values("greedy text", where, backbone.processor.decode(found), case["generated_text"])
     assert answer.nll is not None
     yield Deviation.of_number("reference NLL", where, answer.nll, case["answer_nll"])
 
@@ -180,18 +149,6 @@ def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, A
     inputs["attention_mask"] = torch.ones_like(input_ids)
     outputs = backbone.model(input_ids=input_ids, labels=labels, token_scale=case["scale"], **inputs)
     return outputs.logits[0, prompt_length - 1], float(outputs.loss)
-
-
-def _equal(quantity: str, where: str, found: object, recorded: object) -> Deviation:
-    return Deviation(quantity, where, float(found != recorded), EXACT)
-
-
-def _tensor(quantity: str, where: str, found: Tensor, recorded: Tensor, allowed: float) -> Deviation:
-    """Largest difference; infinite where shapes differ or a value is not a number."""
-    size = torch.inf
-    if found.shape == recorded.shape:
-        size = (found.float() - recorded.float()).abs().nan_to_num(nan=torch.inf).max().item()
-    return Deviation(quantity, where, size, allowed)
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:
@@ -211,15 +168,6 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file: {file}")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _read_image(file: Path) -> Image.Image:

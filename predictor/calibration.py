@@ -10,6 +10,8 @@ from sklearn.isotonic import IsotonicRegression
 from predictor.policy import Floats
 
 _EPSILON = 1e-6
+# Steps of an isotonic map are no steeper than this, so that rounding errors are not read as an order.
+_DECIMALS = 9
 
 
 class Calibrator(ABC):
@@ -69,12 +71,14 @@ class Isotonic(Calibrator):
         self.knots = []
         for column in range(estimates.shape[1]):
             model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-            model.fit(estimates[:, column], score[:, column].astype(np.float64))
+            model.fit(np.round(estimates[:, column], _DECIMALS), score[:, column].astype(np.float64))
             self.knots.append(np.stack([model.X_thresholds_, model.y_thresholds_]))
         return self
 
     def apply(self, estimates: Floats) -> Floats:
-        columns = [np.interp(estimates[:, c], *self.knots[c]) for c in range(estimates.shape[1])]
+        columns = [
+            np.interp(np.round(estimates[:, c], _DECIMALS), *self.knots[c]) for c in range(estimates.shape[1])
+        ]
         return np.stack(columns, axis=1)
 
     def get_arrays(self) -> dict[str, np.ndarray]:

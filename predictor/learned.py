@@ -15,7 +15,6 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.labels import Inputs, Labels
@@ -25,7 +24,7 @@ from predictor.batches import BatchMaker, LabelsDataModule
 from predictor.features import Features, Standard
 from predictor.networks.base import InputShape, Network
 from predictor.objectives import Correctness, Objective
-from predictor.training import MONITOR, Member, ScaleModule, average_estimates
+from predictor.training import MONITOR, Ensemble, Member, ScaleModule
 
 make_quiet_trainer = functools.partial(
     lightning.Trainer,
@@ -71,7 +70,7 @@ class LearnedPredictor(ScalePredictor):
         self.average_decay, self.features = average_decay, features
         self.validation_value: float | None = None
         self.num_epochs: int | None = None
-        self._members: nn.ModuleList | None = None
+        self._members: Ensemble | None = None
         self._shape: InputShape | None = None
         self._standard: Standard | None = None
 
@@ -89,7 +88,7 @@ class LearnedPredictor(ScalePredictor):
         assert self._members is not None and self._standard is not None, "fit or load first"
         batch = BatchMaker(inputs, self.features, self._standard).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            average_estimates(self._members, batch, inputs.token_embeddings)
+            self._members(batch, inputs.token_embeddings)
         return self.features.count_flops(inputs) + counter.get_total_flops()
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
@@ -150,7 +149,7 @@ class LearnedPredictor(ScalePredictor):
         batches = BatchMaker(inputs, self.features, self._standard)
         embeddings = inputs.token_embeddings
         with torch.inference_mode():
-            parts = [average_estimates(self._members, batch, embeddings) for batch in batches.iterate(1024)]
+            parts = [self._members(batch, embeddings) for batch in batches.iterate(1024)]
         return torch.cat(parts).numpy()
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -170,14 +169,14 @@ class LearnedPredictor(ScalePredictor):
         members.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         self._members = members.eval()
 
-    def _make_members(self, num_scales: int) -> nn.ModuleList:
+    def _make_members(self, num_scales: int) -> Ensemble:
         assert self._shape is not None
         members = []
         for _ in range(self.num_members):
             objective = self.objective(num_scales)
             shape = replace(self._shape, num_statistics=self._shape.num_statistics + objective.num_inputs)
             members.append(Member(self.network(shape, objective.num_outputs), objective))
-        return nn.ModuleList(members)
+        return Ensemble(members)
 
     def _open_workshop(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
         """Make `folder` ours; the last checkpoint in it, when the very same fit was interrupted there."""

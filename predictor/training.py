@@ -1,5 +1,6 @@
 """The training loop of all networks: an ensemble, its objective, its worth on the validation part."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning
@@ -30,8 +31,24 @@ class Member(nn.Module):
         return self.objective.compute_estimates(self.network, batch, token_embeddings)
 
 
+class Ensemble(nn.ModuleList):
+    """Members trained side by side; called, it gives the mean of their estimates."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        super().__init__(members)
+
+    def __iter__(self) -> Iterator[Member]:
+        for member in super().__iter__():
+            assert isinstance(member, Member)
+            yield member
+
+    def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
+        """Estimates `[batch, num_scales]`."""
+        return torch.stack([member(batch, token_embeddings) for member in self]).float().mean(dim=0)
+
+
 class ScaleModule(lightning.LightningModule):
-    """Members that are trained side by side and whose estimates are averaged.
+    """Trains an ensemble.
 
     After each epoch the policy that the averaged estimates give is valued on the validation part
     (`validation_value`, see `policy.policy_value`).
@@ -41,7 +58,7 @@ class ScaleModule(lightning.LightningModule):
 
     def __init__(
         self,
-        members: nn.ModuleList,
+        members: Ensemble,
         token_embeddings: Tensor,
         *,
         learning_rate: float,
@@ -67,7 +84,7 @@ class ScaleModule(lightning.LightningModule):
 
     def validation_step(self, item: tuple[Batch, Target], batch_idx: int) -> None:
         batch, target = item
-        estimates = average_estimates(self.members, batch, self.token_embeddings)
+        estimates = self.members(batch, self.token_embeddings)
         self._seen.append((estimates, batch.cost, target.score))
 
     def on_validation_epoch_end(self) -> None:
@@ -91,8 +108,3 @@ class ScaleModule(lightning.LightningModule):
             pct_start=0.1,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def average_estimates(members: nn.ModuleList, batch: Batch, token_embeddings: Tensor) -> Tensor:
-    """Estimates `[batch, num_scales]`: the mean over the members of theirs."""
-    return torch.stack([member(batch, token_embeddings) for member in members]).float().mean(dim=0)

@@ -4,8 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from experiments.parity import compare_model, compare_scorers, main, summarize
+from experiments.deviations import summarize
+from experiments.parity import compare_model, compare_scorers, main
+from experiments.parity_router import compare_router
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -42,6 +45,29 @@ def test_the_scorers_agree_with_the_official_ones():
     deviations = list(compare_scorers(FIXTURES / "scoring.json"))
     assert len(deviations) == len(json.loads((FIXTURES / "scoring.json").read_text()))
     assert all(deviation.size <= deviation.allowed for deviation in deviations), summarize(deviations)
+
+
+def test_the_router_agrees_with_the_released_code():
+    deviations = list(compare_router(FIXTURES / "avg_router.safetensors"))
+    assert all(deviation.size < 1e-5 for deviation in deviations), summarize(deviations)
+    assert [deviation.where for deviation in deviations] == ["case0", "case1", "case2", "rglf", "rglf"]
+
+
+def test_a_router_that_computes_something_else_is_found(tmp_path):
+    recorded = load_file(FIXTURES / "avg_router.safetensors")
+    recorded["router.voter"][-1] += 1  # the vote of the last word alone
+    save_file(recorded, tmp_path / "router.safetensors")
+    deviations = list(compare_router(tmp_path / "router.safetensors"))
+    assert {each.quantity for each in deviations if each.size > each.allowed} == {"router logits"}
+    del recorded["router.voter"]
+    save_file(recorded, tmp_path / "router.safetensors")
+    with pytest.raises(ValueError, match=r"is not one of AVG-LLaVA's"):
+        list(compare_router(tmp_path / "router.safetensors"))
+    del recorded["case1.logits"]
+    recorded["router.voter"] = load_file(FIXTURES / "avg_router.safetensors")["router.voter"]
+    save_file(recorded, tmp_path / "router.safetensors")
+    with pytest.raises(ValueError, match=r"lacks case1.logits"):
+        list(compare_router(tmp_path / "router.safetensors"))
 
 
 def test_every_kind_of_difference_is_found(tmp_path):

@@ -29,7 +29,7 @@ KINDS = ("ground", "count", "read")
 FILLERS = ("please", "now", "here", "this", "that")
 VOCABULARY = (*KINDS, *FILLERS)
 HIDDEN, NUM_COARSE = 24, 9
-STATISTICS = ("tower/crowding", "image/noise")  # the first shows the crowding, dimly
+STATISTICS = ("tower/crowding", "image/width", "image/height")  # the first shows the crowding, dimly
 RIGHT, WRONG = 0.9, 0.1
 FINGERPRINTS = {"weights": "aa", "data": "bb", "prompt": "cc", "decoding": "dd"}
 
@@ -72,9 +72,13 @@ def make_labels(num_images: int, seed: int, questions_per_image: int = 4, split:
         task=np.full(num_samples, "synthetic", dtype=object),
         question_ids=[np.array([VOCABULARY.index(w) for w in q.split()], dtype=np.int32) for q in question],
         image_row=image_row,
-        visual={NUM_COARSE: VisualTokens.pad(list(visual))},
-        statistics=np.stack(
-            [crowding + draw.normal(0, 0.5, num_images), draw.normal(size=num_images)], axis=1
+        visual={
+            1: VisualTokens.pad(list(visual.mean(axis=1, keepdims=True))),
+            NUM_COARSE: VisualTokens.pad(list(visual)),
+            36: VisualTokens.pad(list(visual.repeat(4, axis=1))),
+        },
+        statistics=np.column_stack(
+            [crowding + draw.normal(0, 0.5, num_images), draw.integers(30, 60, (num_images, 2))]
         ).astype(np.float32),
         statistic_names=STATISTICS,
         token_embeddings=torch.from_numpy(embeddings),

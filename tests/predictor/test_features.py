@@ -23,7 +23,7 @@ def test_only_what_is_named_is_read():
     row = LABELS.inputs.image_row[5]
     np.testing.assert_array_equal(batch.visual[1], LABELS.inputs.visual_at(NUM_COARSE).tokens[row])
     assert batch.question_ids[1][batch.question_mask[1]].tolist() == LABELS.inputs.question_ids[5].tolist()
-    assert batch.statistics.shape == (2, 2)
+    assert batch.statistics.shape == (2, 3)
 
 
 def test_statistics_are_those_named_in_units_of_their_deviation():
@@ -44,10 +44,10 @@ def test_a_statistic_that_never_varies_stays_finite():
 def test_what_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"choose among tower, image"):
         Features(statistics="colour")
-    with pytest.raises(ValueError, match=r"no statistics 'image/entropy' .* tower/crowding, image/noise"):
+    with pytest.raises(ValueError, match=r"no statistics 'image/entropy' .* tower/crowding, image/width"):
         Features(statistics="image/entropy").read_statistics(LABELS.inputs)
-    with pytest.raises(ValueError, match=r"scale 36 were not kept"):
-        make_batch(Features(visual=36))
+    with pytest.raises(ValueError, match=r"scale 144 were not kept"):
+        make_batch(Features(visual=144))
 
 
 def test_costs():

@@ -15,6 +15,7 @@ from predictor.networks.base import InputShape
 from predictor.networks.cross_attention import CrossAttention
 from predictor.policy import policy_value
 from predictor.question_only import QuestionOnly
+from predictor.training import Ensemble
 from tests.predictor.synthetic import SCALES, blind_estimates, make_labels, true_estimates
 
 TRAIN, VALIDATION, TEST = make_labels(400, seed=0), make_labels(100, seed=1), make_labels(400, seed=2)
@@ -114,7 +115,7 @@ def test_members_of_an_ensemble_differ_and_are_averaged():
     assert (members[0].network.summary != members[1].network.summary).any()
     single = []
     for member in members:
-        both._members = torch.nn.ModuleList([member])
+        both._members = Ensemble([member])
         single.append(both.predict(TEST.inputs))
     both._members = members
     np.testing.assert_allclose(both.predict(TEST.inputs), np.mean(single, axis=0), atol=1e-6)

@@ -41,7 +41,7 @@ def test_correctness_is_the_entropy_at_even_chances():
 
 def test_scores_share_out_the_smallest_scale():
     weights = weigh_smallest(torch.tensor([[0, 1 / 3, 1.0], [1, 0, 0], [0, 0, 0], [0.3, 0.9, 0.6]]))
-    expected = [[0, 1 / 3, 2 / 3, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0.3, 0.6, 0, 0.1]]
+    expected = np.array([[0, 1 / 3, 2 / 3, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0.3, 0.6, 0, 0.1]])
     np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
