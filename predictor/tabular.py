@@ -44,7 +44,9 @@ class Table:
             found = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0).fit(
                 images
             )
-            mean, components = found.mean_.astype(np.float32), found.components_.astype(np.float32)
+            # Few images span fewer directions than asked for; along the rest there is nothing but rounding.
+            real = found.explained_variance_ > 1e-6 * found.explained_variance_[0]
+            mean, components = found.mean_.astype(np.float32), found.components_[real].astype(np.float32)
         return cls(features, words, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
