@@ -6,7 +6,6 @@ and the train part of other tasks. Either goes on from its last checkpoint after
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,10 +29,10 @@ from experiments.backbone_data import (
 )
 from experiments.config import entry_point
 from experiments.tasks.scenes.dense import HEADS
-from experiments.training_progress import ProgressLines
+from experiments.training_progress import Deadline, ProgressLines
 from m3_backbone.checkpoint import load_m3
 from m3_backbone.modeling import M3Model
-from m3_backbone.pretraining import PatchClassification, SeeingM3Training
+from m3_backbone.pretraining import PatchClassification, PatchHeads, SeeingM3Training
 from m3_backbone.processing import M3Processor
 from m3_backbone.scratch import (
     Tower,
@@ -46,9 +45,9 @@ from m3_backbone.scratch import (
 
 log = logging.getLogger(__name__)
 
-_STARTED = time.monotonic()
 # What the command ends with where there is more to train: EX_TEMPFAIL of sysexits.h, "try again".
 UNFINISHED = 75
+PATCH_HEADS = "patch_heads.safetensors"
 
 # `fit` with its trainer: module, data, folder, number of epochs.
 Fit = Callable[[lightning.LightningModule, PictureModule, Path, int], None]
@@ -85,9 +84,11 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
         model, processor = load_m3(config.start_from, dtype=torch.float32)
         model.set_attn_implementation(config.attention)
     model.config.token_pooling = config.pooling
-    train_model(model, scenes, others, processor, folder / "model", run, **config.model)
+    heads = train_model(
+        model, scenes, others, processor, folder / "model", run, start_from=config.start_from, **config.model
+    )
 
-    save_checkpoint(model, processor, folder / "checkpoint")
+    save_checkpoint(model, processor, folder / "checkpoint", heads)
     if torch.distributed.is_initialized():
         # Other processes may read it next.
         torch.distributed.barrier()
@@ -95,8 +96,10 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
 
 
 @rank_zero_only
-def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path) -> None:
-    """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16."""
+def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path, heads: PatchHeads) -> None:
+    """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and the heads, for `start_from=FOLDER`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: head.contiguous() for name, head in heads.state_dict().items()}, folder / PATCH_HEADS)
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -167,10 +170,16 @@ def train_model(
     pictures_per_epoch: int,
     batch_size: int,
     num_workers: int,
+    start_from: str | None = None,
     **training: Any,
-) -> None:
-    """Train the whole model in place, on several isolated questions a picture."""
+) -> PatchHeads:
+    """Train the whole model in place, on several isolated questions a picture; gives the heads it trained.
+
+    Heads that lie beside the checkpoint that it starts from are taken over where they are for these labels.
+    """
     module = SeeingM3Training(model, processor.pad_token_id, classes=HEADS, **training)
+    if start_from and (found := Path(start_from) / PATCH_HEADS).is_file():
+        module.patch_heads.take_over(load_file(found))
     stream = partial(
         PictureStream,
         scenes,
@@ -188,25 +197,7 @@ def train_model(
         collate_fn=collate_conversations,
     )
     run(module, data, folder, num_pictures // pictures_per_epoch)
-
-
-class Deadline(lightning.Callback):
-    """Ends a training at the end of the first epoch after a time, where it can be gone on from.
-
-    Every training does one epoch at least.
-
-    Args:
-        max_minutes: counted from the start of the process; None: never.
-    """
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.max_minutes = max_minutes
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.max_minutes is not None:
-            passed = time.monotonic() - _STARTED >= 60 * self.max_minutes
-            # Processes that disagreed would wait for each other.
-            trainer.should_stop = trainer.strategy.broadcast(passed)
+    return module.patch_heads
 
 
 def fit(

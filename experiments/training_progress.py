@@ -1,4 +1,4 @@
-"""A line now and then on how a long training stands, for a log that is read from afar."""
+"""How a long training stands, for a log that is read from afar, and where it ends for want of time."""
 
 import logging
 import math
@@ -8,6 +8,8 @@ from typing import Any
 import lightning
 
 log = logging.getLogger(__name__)
+
+_STARTED = time.monotonic()
 
 
 class ProgressLines(lightning.Callback):
@@ -48,3 +50,22 @@ class ProgressLines(lightning.Callback):
 
     def _total(self, trainer: lightning.Trainer) -> int:
         return int(trainer.estimated_stepping_batches)
+
+
+class Deadline(lightning.Callback):
+    """Ends a training at the end of the first epoch after a time, where it can be gone on from.
+
+    Every training does one epoch at least.
+
+    Args:
+        max_minutes: counted from the start of the process; None: never.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.max_minutes = max_minutes
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.max_minutes is not None:
+            passed = time.monotonic() - _STARTED >= 60 * self.max_minutes
+            # Processes that disagreed would wait for each other.
+            trainer.should_stop = trainer.strategy.broadcast(passed)

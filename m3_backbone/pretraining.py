@@ -5,6 +5,7 @@ model's loss, so it first learns from dense labels, which a renderer knows and a
 keeps learning from them beside the language model's loss.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import CLIPVisionModel
 
 from m3_backbone.optimization import CosineTraining
 from m3_backbone.training import M3Training
+
+log = logging.getLogger(__name__)
 
 
 class PatchHeads(nn.Module):
@@ -49,6 +52,16 @@ class PatchHeads(nn.Module):
             shown = label > 0
             right[name] = (logits.detach().argmax(-1) == label)[shown].float().mean()
         return loss, right
+
+    def take_over(self, stored: Mapping[str, Tensor]) -> None:
+        """Load a state dict; heads of labels that are other ones now start anew, and are named in the log."""
+        own = self.state_dict()
+        fitting = {
+            name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape
+        }
+        if anew := sorted({name.split(".")[1] for name in own.keys() - fitting.keys()}):
+            log.info("heads that start anew: %s", ", ".join(anew))
+        self.load_state_dict({**own, **fitting})
 
 
 class PatchClassification(CosineTraining):

@@ -4,14 +4,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from safetensors.torch import load_file
 
 from experiments.backbone_data import PictureStream, ScenePictures, TaskPictures
 from experiments.config import find_config_dir
 from experiments.tasks.easy_vqa import EasyVqa
 from experiments.tasks.scenes import Scenes
-from experiments.train_backbone import UNFINISHED, main
+from experiments.train_backbone import PATCH_HEADS, UNFINISHED, main
 from m3_backbone.checkpoint import load_m3
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.pretraining import PatchHeads
 from m3_backbone.scratch import build_processor, train_tokenizer
 
 TINY = [
@@ -49,6 +51,19 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
     decoder = ended.language_model.state_dict()
     for name, value in started.language_model.state_dict().items():
         assert torch.equal(decoder[name], value), name
+    # So do the heads of the dense labels: anew, their gradients would drown the answers' at first.
+    first, second = (load_file(path / PATCH_HEADS) for path in (checkpoint, other))
+    assert all(torch.equal(second[name], head) for name, head in first.items() if "weight" in name)
+
+
+def test_heads_of_other_labels_start_anew(caplog):
+    caplog.set_level("INFO")
+    stored = PatchHeads(8, {"color": 3, "row": 5}).state_dict()
+    heads = PatchHeads(8, {"color": 3, "row": 9, "shape": 2})
+    heads.take_over(stored)
+    assert torch.equal(heads.heads["color"].weight, stored["heads.color.weight"])
+    assert heads.heads["row"].weight.shape == (9, 8)
+    assert "start anew: row, shape" in caplog.text
 
 
 @pytest.fixture(scope="module")
