@@ -4,12 +4,14 @@ import json
 from copy import deepcopy
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.compare import compare_runs
 from experiments.evaluation.finished_runs import find_runs, list_entries
 from experiments.evaluation.metrics import collect_metrics, write_metrics
 from experiments.reporting.compare_tables import build_comparison_tables, subtract
 from experiments.reporting.page import Provenance
+from experiments.sweeps import ComparisonReport
 from tests.experiments.synthetic import make_outcomes
 from tests.experiments.test_evaluate import compare
 from tests.experiments.test_report import HOSTILE, Page
@@ -120,3 +122,27 @@ def test_page_and_files_show_every_run_and_text_as_text(tmp_path, metrics, capsy
     assert not any("<script" in name for name in names)
     assert {path.name for path in output.iterdir()} == {"compare.html", "front.pdf", "front.svg", "tables"}
     assert {path.suffix for path in (output / "tables").iterdir()} == {".csv", ".md", ".tex"}
+
+
+def end_sweep(folder):
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "overrides": {"task": ["seed=0,1"]}}})
+    ComparisonReport().on_multirun_end(config)
+
+
+def test_sweep_ends_in_a_comparison(tmp_path, metrics):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), metrics, seed=seed)
+    end_sweep(tmp_path)
+    page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
+    assert "2 policies of 2 runs, side by side" in page.text
+    assert f"runs={tmp_path}" in page.text
+
+
+def test_sweep_of_other_things_ends_as_it_is(tmp_path, metrics, caplog):
+    end_sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+    write_run(tmp_path / "0", metrics)
+    write_run(tmp_path / "1", metrics | {"task": "another"})
+    end_sweep(tmp_path)
+    assert not (tmp_path / "compare.html").exists()
+    assert "not laid side by side" in caplog.text and "task (synthetic, another)" in caplog.text
