@@ -61,8 +61,8 @@ def test_heads_of_other_labels_start_anew(caplog):
     stored = PatchHeads(8, {"color": 3, "row": 5}).state_dict()
     heads = PatchHeads(8, {"color": 3, "row": 9, "shape": 2})
     heads.take_over(stored)
-    assert torch.equal(heads.heads["color"].weight, stored["heads.color.weight"])
-    assert heads.heads["row"].weight.shape == (9, 8)
+    assert torch.equal(heads.state_dict()["heads.color.weight"], stored["heads.color.weight"])
+    assert heads.state_dict()["heads.row.weight"].shape == (9, 8)
     assert "start anew: row, shape" in caplog.text
 
 
