@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.figures import Comparison
 from experiments.reporting.displays import NEUTRAL, PALETTE
+from experiments.reporting.export import PLAIN_TEXT
 from experiments.reporting.numbers import format_score, format_small
 from experiments.reporting.tables import Table
 
@@ -73,6 +75,7 @@ def _bias(found: Reliability, column: int) -> np.ndarray:
     return surplus
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def draw_reliability(reliability: Reliability, scales: Sequence[int], title: str) -> Figure:
     """One diagram a scale: mean score over mean estimate in each bin, the larger the more samples."""
     figure = Figure(figsize=(2.4 * len(scales) + 0.4, 2.9), layout="constrained", facecolor="white")

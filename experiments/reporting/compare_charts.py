@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
@@ -14,6 +15,7 @@ from experiments.evaluation.finished_runs import Entry
 from experiments.evaluation.fronts import Floats, score_of_mix
 from experiments.reporting.charts import INK, SYMBOLS, escape
 from experiments.reporting.displays import NEUTRAL, mark_scales, pick_colors, refine_line
+from experiments.reporting.export import PLAIN_TEXT
 from experiments.reporting.numbers import format_difference, format_percent, format_tokens
 
 # Names of the rules in `metrics.json`, with those that charts know them by.
@@ -91,13 +93,14 @@ def _add_bounds(figure: go.Figure, metrics: Mapping[str, Any], costs: Floats, sc
             )  # fmt: skip
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
     """The same for paper."""
     metrics = entries[0].runs[0].metrics
     costs, scores = read_fixed(metrics)
     dense, _ = refine_line(np.sort(costs), np.sort(scores))
     colors = pick_colors([entry.label for entry in entries])
-    style = {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+    style = {"axes.spines.top": False, "axes.spines.right": False}
     with plt.style.context(style):
         figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)

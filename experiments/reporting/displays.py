@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.ticker import NullLocator
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.oracles import RULES
+from experiments.reporting.export import PLAIN_TEXT
 from experiments.reporting.numbers import format_tokens
 
 # Okabe and Ito's colours, told apart with colour-blind eyes too, on white and on black.
@@ -137,6 +139,7 @@ class DifferenceDisplay:
         return self
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def draw_front(comparison: Comparison, title: str) -> Figure:
     """The picture of a comparison: the fronts, and below them the differences to the mix."""
     with plt.style.context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):

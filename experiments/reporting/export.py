@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+# Names come from data: two dollar signs in one of them are no formula. For whatever makes a figure's texts.
+PLAIN_TEXT: Any = {"text.parse_math": False}
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -16,9 +18,9 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def render_figure(figure: Figure, kind: str) -> bytes:
-    """A figure as a PNG of 150 pixels an inch, PDF or SVG; text that looks like mathematics is text."""
+    """A figure as a PNG of 150 pixels an inch, PDF or SVG."""
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "tokenscale", "text.parse_math": False}):
+    with mpl.rc_context({"svg.hashsalt": "tokenscale"}):
         figure.savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
     return buffer.getvalue()
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.evaluation.needs import Need, NeedMap
+from experiments.reporting.export import PLAIN_TEXT
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[int], title: str) -> Figure:
     """Score per kind and scale, the needed one framed; beside it the needed scale per kind and attribute."""
     widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(each.bins) for each in maps)]

@@ -11,11 +11,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.evaluation.accounts import TOKENS, Account
+from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.held_out import HeldOutRead
+from experiments.reporting.calibration_display import draw_reliability, list_dots
 from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, draw_front, refine_line
 from experiments.reporting.export import render_figure
 from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
+from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.page import Provenance
 from experiments.reporting.report import write_report
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
@@ -223,3 +226,41 @@ def test_picture_is_the_same_bytes_again(comparison, kind, start):
     picture = render_figure(draw_front(comparison, "title"), kind)
     assert picture == render_figure(draw_front(comparison, "title"), kind)
     assert picture.startswith(start)
+
+
+def test_dollar_signs_in_names_are_no_formula():
+    """`$\\frac$` is a formula that cannot be parsed: drawn as one, it would end the report."""
+    table = make_outcomes("test", 30)
+    name = r"costs $\frac$ or $5$"
+    table = replace(table, kind=np.array([name] * len(table), dtype=object))
+    figures = [draw_needs(tabulate_needs(table), map_attributes(table), table.scales, name)]
+    calibration, test = make_outcomes("calibration", 20), make_outcomes("test", 20)
+    comparison = compare(calibration, test, estimators={name: estimate_outcomes})
+    figures.append(draw_front(comparison, name))
+    reliability = comparison.predictors[0].reliability
+    assert reliability is not None
+    figures.append(draw_reliability(reliability, comparison.scales, name))
+    for figure in figures:
+        assert render_figure(figure, "svg").startswith(b"<?xml")
+
+
+def test_reliability_is_drawn_where_estimates_and_scores_are(comparison):
+    """All estimates at one scale in one bin: one dot, at their means."""
+    reliability = comparison.predictors[0].reliability
+    assert reliability is not None
+    for column in range(4):
+        dots = list_dots(reliability, column)
+        assert sum(dot.count for dot in dots) == comparison.num_samples
+        assert sum(dot.share for dot in dots) == pytest.approx(1)
+        mean = sum(dot.score * dot.share for dot in dots)
+        assert mean == pytest.approx(float(comparison.fixed.score.value[column]))
+
+
+def test_page_shows_errors_and_calibration(page, comparison):
+    parsed = Page(page)
+    assert sum(tag == "svg" for tag, _ in parsed.elements) == 4
+    confusion = comparison.predictors[0].default.confusion
+    titles = [attrs["title"] for tag, attrs in parsed.elements if tag == "td" and "title" in attrs]
+    assert [text for text in titles if text.endswith(" questions")] == [
+        f"{count:,} questions" for count in confusion.ravel()
+    ]
