@@ -35,7 +35,8 @@ class Guarantee:
 
     `price` is per `unit` visual tokens (`predictor.policy`). It is None where no price could be certified
     from `num_images`; the finest scale is then all that keeps the promise. `num_needed` images would be
-    expected to certify the safest price, None where no number would: its drop is no smaller than `alpha`.
+    expected to certify the safest price, None where no number would, as its drop is no smaller than `alpha`,
+    or where it would take more than 64 times as many.
     `cost` (visual tokens) and `drop` are means on the calibration samples at that price, or at the safest.
     """
 

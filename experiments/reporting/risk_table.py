@@ -41,7 +41,7 @@ def tabulate_promises(promises: Sequence[Promise], units: Mapping[str, float]) -
 def _name_needed(guarantee: Guarantee) -> str:
     if guarantee.is_feasible:
         return "-"
-    return "no number" if guarantee.num_needed is None else f"{guarantee.num_needed:,}"
+    return "out of reach" if guarantee.num_needed is None else f"{guarantee.num_needed:,}"
 
 
 def write_promise(promise: Promise) -> str:
@@ -50,7 +50,9 @@ def write_promise(promise: Promise) -> str:
     points = f"{100 * guarantee.alpha:g} point{'' if guarantee.alpha == 0.01 else 's'}"
     what = f"to score at most {points} below the finest scale with probability {1 - guarantee.delta:g} is "
     if not guarantee.is_feasible:
-        if guarantee.num_needed is None:
+        if guarantee.num_needed is None and guarantee.drop < guarantee.alpha:
+            reason = f"would need more than 64 times its {guarantee.num_images:,} calibration images"
+        elif guarantee.num_needed is None:
             reason = (
                 f"loses {write_number(100 * guarantee.drop, '.1f')} points on the {guarantee.num_images:,} "
                 "calibration images even at its safest price, so that no number of them would do"

@@ -7,11 +7,16 @@ import pytest
 from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.risk import (
     PRICES,
+    Guarantee,
+    Promise,
+    Realised,
     apply_guarantee,
     find_guarantee,
     find_nominal_unit,
     resplit,
 )
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.risk_table import write_promise
 from predictor.policy import choose
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
@@ -155,3 +160,21 @@ def test_levels_outside_their_range_are_refused(alpha, delta):
     table = make_outcomes("calibration", 5)
     with pytest.raises(ValueError, match=r"risk\.(alpha|delta) lies between 0 and 1"):
         find_guarantee(estimate_outcomes(table), table, alpha=alpha, delta=delta)
+
+
+@pytest.mark.parametrize(
+    ("drop", "num_needed", "words"),
+    [
+        (0.005, 400, "would need about 400 calibration images, and has 50."),
+        (0.005, None, "would need more than 64 times its 50 calibration images."),
+        (0.02, None, "loses 2.0 points on the 50 calibration images even at its safest price"),
+    ],
+)
+def test_infeasible_is_said_with_its_reason(drop, num_needed, words):
+    guarantee = Guarantee(0.01, 0.1, None, 144.0, 50, num_needed, cost=100.0, drop=drop)
+    nothing = Estimate(*(np.zeros(()) for _ in range(3)))
+    said = write_promise(Promise("mine", guarantee, Realised(nothing, nothing)))
+    assert said.startswith(
+        "A promise to score at most 1 point below the finest scale with probability 0.9 is"
+    )
+    assert words in said
