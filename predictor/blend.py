@@ -1,0 +1,78 @@
+"""Several predictors of different kinds as one: the mean of their estimates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from m3_backbone.labels import Inputs, Labels
+from predictor.base import FitContext, ScalePredictor
+from predictor.features import Features
+from predictor.policy import Floats, policy_value
+
+
+class Blend(ScalePredictor):
+    """Networks and trees err on different samples; a weighted mean of their estimates errs less than either.
+
+    `first()` and `second()` make the predictors. Each is fitted as it would be alone; then the share of the
+    first, among `shares`, is the one whose policy is worth most on validation. (Linear pooling of forecasts,
+    Stone 1961.)
+    """
+
+    def __init__(
+        self,
+        *,
+        first: Callable[[], ScalePredictor],
+        second: Callable[[], ScalePredictor],
+        shares: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7),
+        name: str = "blend",
+    ) -> None:
+        self.first, self.second, self.shares, self.name = first, second, shares, name
+        self._parts = {"first": first(), "second": second()}
+        self._share = 0.5
+        one, other = (part.features for part in self._parts.values())
+        self.features = Features(
+            visual=(*one.scales, *other.scales),
+            question=one.question or other.question,
+            statistics=tuple(dict.fromkeys((*one.statistics, *other.statistics))),
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        return 1 + sum(part.num_parameters for part in self._parts.values())
+
+    def count_flops(self, inputs: Inputs) -> float:
+        """Of both; what both read is counted twice."""
+        return sum(part.count_flops(inputs) for part in self._parts.values())
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        for key, part in self._parts.items():
+            folder = context.folder / key if context.folder else None
+            part.fit(train, validation, FitContext(folder, context.make_trainer))
+        first, second = (part.predict(validation.inputs) for part in self._parts.values())
+        cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+        values = [policy_value(share * first + (1 - share) * second, cost, score) for share in self.shares]
+        self._share = self.shares[int(np.argmax(values))]
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        first, second = (part.predict(inputs) for part in self._parts.values())
+        return self._share * first + (1 - self._share) * second
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays: dict[str, np.ndarray] = {}
+        state: dict[str, Any] = {"share": self._share}
+        for key, part in self._parts.items():
+            own, state[key] = part._get_state()
+            arrays |= {f"{key}.{name}": array for name, array in own.items()}
+        return arrays, state
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        self._share = state["share"]
+        for key, part in self._parts.items():
+            part.scales, part.fingerprints = self.scales, self.fingerprints
+            own = {
+                name.removeprefix(f"{key}."): array
+                for name, array in arrays.items()
+                if name.startswith(f"{key}.")
+            }
+            part._set_state(own, state[key])

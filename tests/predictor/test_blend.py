@@ -1,0 +1,50 @@
+"""A blend is the weighted mean of its parts, each fitted as it would be alone."""
+
+import functools
+
+import numpy as np
+
+from predictor.base import ScalePredictor
+from predictor.baselines import FixedScale, Mix
+from predictor.blend import Blend
+from predictor.boosting import GradientBoosting
+from predictor.features import Features
+from predictor.policy import policy_value
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import make_labels
+
+TRAIN, VALIDATION, TEST = (
+    make_labels(150, seed=0),
+    make_labels(50, seed=1),
+    make_labels(100, seed=2, split="test"),
+)
+
+
+def test_estimates_are_the_weighted_mean_with_the_share_that_validation_prefers():
+    blend = Blend(first=QuestionOnly, second=Mix, shares=(0.25, 1.0)).fit(TRAIN, VALIDATION)
+    question, mix = QuestionOnly().fit(TRAIN, VALIDATION), Mix().fit(TRAIN, VALIDATION)
+    mixed = {
+        share: share * question.predict(VALIDATION.inputs) + (1 - share) * mix.predict(VALIDATION.inputs)
+        for share in (0.25, 1.0)
+    }
+    cost, score = VALIDATION.inputs.visual_tokens, VALIDATION.outcomes.score
+    best = max(mixed, key=lambda share: policy_value(mixed[share], cost, score))
+    expected = best * question.predict(TEST.inputs) + (1 - best) * mix.predict(TEST.inputs)
+    assert np.array_equal(blend.predict(TEST.inputs), expected)
+    assert blend.num_parameters == question.num_parameters + mix.num_parameters + 1
+    # A part that tells nothing gets the least share on offer.
+    fixed = functools.partial(FixedScale, scale=1)
+    assert Blend(first=fixed, second=QuestionOnly, shares=(0.0, 0.9)).fit(TRAIN, VALIDATION)._share == 0.0
+
+
+def test_saved_and_loaded_with_features_of_both_parts(tmp_path):
+    trees = functools.partial(
+        GradientBoosting, features=Features(visual=1, statistics=["tower"]), max_trees=5, name="trees"
+    )
+    blend = Blend(first=QuestionOnly, second=trees).fit(TRAIN, VALIDATION)
+    assert blend.features == Features(visual=1, statistics=["tower"])
+    blend.save(tmp_path)
+    loaded = ScalePredictor.load(tmp_path)
+    assert isinstance(loaded, Blend)
+    assert np.array_equal(loaded.predict(TEST.inputs), blend.predict(TEST.inputs))
+    assert loaded.count_flops(TEST.inputs) == blend.count_flops(TEST.inputs)
