@@ -1,0 +1,93 @@
+"""The exercise of docs/new_predictor.md, as it stands there: one Python file, one YAML, no other file."""
+
+import functools
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+import predictor
+from experiments import train
+from experiments.config import find_config_dir
+from experiments.training_record import read_record
+from predictor.base import ScalePredictor
+from predictor.policy import policy_value
+from predictor.pricing import PriceList
+from tests.predictor.synthetic import blind_estimates, make_labels, write_labels
+
+PAGE = Path(__file__).parent.parent / "docs" / "new_predictor.md"
+
+
+def take_block(language):
+    """The path that stands before the block of this language, and the block."""
+    found = re.findall(rf"^`([^`\n]+)`:\n\n```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture
+def exercise(tmp_path, monkeypatch):
+    """Both files in a folder of their own, found there as if they were in their places."""
+    for language in ("python", "yaml"):
+        path, text = take_block(language)
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(predictor, "__path__", [*predictor.__path__, str(tmp_path / "predictor")])
+    yield tmp_path
+    sys.modules.pop("predictor.telling_word", None)
+
+
+@pytest.fixture
+def labels(tmp_path):
+    folder = tmp_path / "labels"
+    write_labels(
+        folder,
+        {
+            split: make_labels(number, seed, split=split)
+            for seed, (split, number) in enumerate(SPLITS.items())
+        },
+    )
+    return folder
+
+
+def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels, tmp_path, capsys):
+    """Its estimates are worth as much as the best that can be said without looking at the picture."""
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose(
+            "train",
+            [
+                *("predictor=telling_word", "~backbone", f"hydra.searchpath=[file://{exercise / 'conf'}]"),
+                *(f"paths.labels={labels}", f"paths.predictors={tmp_path / 'predictors'}"),
+            ],
+        )
+    train.main(config)
+    assert re.search(r"^telling_word ", capsys.readouterr().out, re.M)
+
+    home = tmp_path / "predictors" / "telling_word"
+    record = read_record(home)
+    fresh = make_labels(300, seed=9, split="test")
+    loaded = ScalePredictor.load(home)
+    worth = functools.partial(policy_value, cost=fresh.inputs.visual_tokens, score=fresh.outcomes.score)
+    mix = np.tile(fresh.outcomes.score.mean(axis=0), (len(fresh), 1))
+    found, best, nothing = worth(loaded.predict(fresh.inputs)), worth(blind_estimates(fresh)), worth(mix)
+    assert found == pytest.approx(best, abs=0.01)
+    assert found > nothing + 0.02
+    assert record.recovered > 0.1
+    assert PriceList.load(home).points
+
+
+def test_it_is_left_alone_when_it_is_up_to_date_and_trained_anew_with_other_arguments(
+    exercise, labels, tmp_path
+):
+
+    made = import_module("predictor.telling_word").TellingWord
+    settings = {"labels": labels, "folder": tmp_path / "p", "validation_fraction": 0.2, "seed": 0}
+    stamps = []
+    for priors in ((1.0,), (1.0,), (5.0,)):
+        train.train_predictors([made(priors=priors)], **settings)
+        stamps.append((tmp_path / "p" / "telling_word" / "manifest.json").stat().st_mtime_ns)
+    assert stamps[0] == stamps[1] < stamps[2]
