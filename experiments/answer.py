@@ -17,7 +17,7 @@ from experiments.reporting.text_table import format_table
 from experiments.tasks.images import open_image
 from experiments.training_record import read_record
 from m3_backbone.backbone import Answer, Backbone
-from predictor.adaptive import AdaptiveBackbone, Choice
+from predictor.adaptive import AdaptiveM3, Choice
 from predictor.base import ScalePredictor
 from predictor.pricing import OperatingPoint, PriceList
 
@@ -30,9 +30,10 @@ def main(config: DictConfig) -> str:
     encoded, question = backbone.encode([image]), str(config.question)
     if config.scale is None:
         folder = Path(config.paths.predictors) / config.predictor.name
-        adaptive = load_adaptive(backbone, folder, price=config.price, budget=config.budget)
-        choice = adaptive.choose(encoded, [question])[0]
-        scale, reason = choice.scale, describe_point(adaptive.point, choice)
+        adaptive = load_adaptive(backbone, folder)
+        point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
+        choice = adaptive.choose(encoded, [question], point)[0]
+        scale, reason = choice.scale, describe_point(point, choice)
     else:
         choice, scale, reason = None, backbone.ladder.check(config.scale), "as asked for"
     answers = {each: backbone.answer(encoded, [question], each)[0] for each in backbone.ladder}
@@ -42,34 +43,19 @@ def main(config: DictConfig) -> str:
     return answers[scale].text
 
 
-def load_adaptive(
-    backbone: Backbone, folder: Path, *, price: float | None = None, budget: float | None = None
-) -> AdaptiveBackbone:
-    """The backbone with the predictor that `experiments.train` left in `folder`.
-
-    It pays `price` for one answer at the finest scale, or the lowest price that kept the mean visual tokens
-    of the calibration split within `budget`, or by default the price that was chosen in training.
-    """
-    if price is not None and budget is not None:
-        raise ValueError("give a price or a budget, not both")
-    predictor = ScalePredictor.load(folder)
-    prices, record = PriceList.load(folder), read_record(folder)
-    if record is None:
+def load_adaptive(backbone: Backbone, folder: Path) -> AdaptiveM3:
+    """The backbone with the predictor that `experiments.train` left in `folder`."""
+    predictor, prices = ScalePredictor.load(folder), PriceList.load(folder)
+    if read_record(folder) is None:
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
-    point = prices.default
-    if budget is not None:
-        point = prices.at_budget(budget)
-    if price is not None:
-        point = prices.at_price(price)
-    return AdaptiveBackbone(backbone, predictor, point)
+    return AdaptiveM3(backbone, predictor, prices)
 
 
 def describe_point(point: OperatingPoint, choice: Choice) -> str:
     """In words, what the price is and what it means."""
-    tokens = dict(zip(choice.scales, choice.visual_tokens, strict=True))[choice.scale]
     return (
         f"chosen at price {point.price:.4f} per {point.unit:g} visual tokens, so paying "
-        f"{point.price * tokens / point.unit:.4f} for {tokens}; "
+        f"{point.price * choice.cost / point.unit:.4f} for {choice.cost}; "
         f"on the calibration split this price takes {point.cost:.1f} tokens and scores {point.score:.4f}"
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,6 +111,27 @@ class Checkpoint:
         if not Path(self.source).is_dir() and self.source not in PACKAGED:
             _download_weights(self.source, self.folder)
         return weight_files(self.folder)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies in a folder of this machine, which nobody else can name."""
+        return Path(self.source).is_dir()
+
+    def copy_to(self, folder: Path) -> None:
+        """A copy that opens as this one does. ValueError where its weights are pickled."""
+        if pickled := [path.name for path in self.files if path.suffix != ".safetensors"]:
+            raise ValueError(
+                f"{self.folder} keeps its weights in {pickled[0]}, and nothing pickled is copied: convert the"
+                " checkpoint to safetensors, or give it by hub id"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", INDEX_FILES[0], *SMALL_FILES, *(path.name for path in self.files)):
+            if (self.folder / name).is_file():
+                shutil.copy2(self.folder / name, folder)
+        tower = authors.find_tower(self.tower, self.folder) if self.tower else None
+        if tower is not None and not Path(str(self.tower)).is_absolute():
+            keep = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5")
+            shutil.copytree(tower, folder / str(self.tower), ignore=keep, dirs_exist_ok=True)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,7 +1,8 @@
 """Prices for use: chosen on the calibration split, with what they cost and scored there."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -27,10 +28,14 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class PriceList:
-    """Operating points of one predictor from dear to cheap, and the one to use unless told otherwise."""
+    """Operating points of one predictor from dear to cheap, and the one to use unless told otherwise.
+
+    `named` are others that were chosen for a reason, as `risk`, whose mean loss is certified.
+    """
 
     default: OperatingPoint
     points: tuple[OperatingPoint, ...]
+    named: Mapping[str, OperatingPoint] = field(default_factory=dict)
 
     @classmethod
     def from_calibration(
@@ -51,6 +56,25 @@ class PriceList:
             for i in rows
         )
         return cls(choose_price(estimates, cost, score, budget, tolerance), points)
+
+    def find(
+        self, *, price: float | None = None, budget: float | None = None, name: str | None = None
+    ) -> OperatingPoint:
+        """The point at a price for one answer at the finest scale, within a budget of mean visual tokens on
+        calibration, or of a name (`default`, or one of `named`); the default one unless told otherwise.
+        """
+        if sum(given is not None for given in (price, budget, name)) > 1:
+            raise ValueError("give a price or a budget or the name of an operating point, not several")
+        if price is not None:
+            return self.at_price(price)
+        if budget is not None:
+            return self.at_budget(budget)
+        if name is None or name == "default":
+            return self.default
+        if name not in self.named:
+            there = ", ".join(["default", *self.named])
+            raise ValueError(f"no operating point {name!r} was saved with these prices, only {there}")
+        return self.named[name]
 
     def at_budget(self, budget: float) -> OperatingPoint:
         """The dearest listed point whose mean calibration cost is within `budget`."""
@@ -80,7 +104,8 @@ class PriceList:
             )
         content = json.loads(path.read_text(encoding="utf-8"))
         points = tuple(OperatingPoint(**point) for point in content["points"])
-        return cls(OperatingPoint(**content["default"]), points)
+        named = {name: OperatingPoint(**point) for name, point in content.get("named", {}).items()}
+        return cls(OperatingPoint(**content["default"]), points, named)
 
 
 def choose_price(

@@ -44,13 +44,9 @@ def exercise(tmp_path, monkeypatch):
 @pytest.fixture
 def labels(tmp_path):
     folder = tmp_path / "labels"
-    write_labels(
-        folder,
-        {
-            split: make_labels(number, seed, split=split)
-            for seed, (split, number) in enumerate(SPLITS.items())
-        },
-    )
+    sizes = {"train": 200, "calibration": 80}
+    parts = {split: make_labels(size, seed, split=split) for seed, (split, size) in enumerate(sizes.items())}
+    write_labels(folder, parts)
     return folder
 
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 from m3_backbone.features import compute_features
 from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveBackbone, make_inputs
+from predictor.adaptive import AdaptiveM3, make_inputs
 from predictor.baselines import FixedScale
 from predictor.features import Features
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
-from predictor.pricing import OperatingPoint
+from predictor.pricing import OperatingPoint, PriceList
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import label
 
@@ -73,24 +73,59 @@ def test_inputs_are_what_labelling_stores(backbone, images, inputs):
     assert inputs.question_ids[1].tolist() == backbone.question_ids(COUNT)
 
 
-def test_each_question_is_answered_at_its_own_scale(backbone, images, inputs):
+@pytest.fixture
+def joined(backbone, inputs):
+    """Colors need the coarsest scale, counts the finest, at the default price; the named one pays nothing."""
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*make_parts(backbone, inputs))
-    point = OperatingPoint(price=0.2, unit=backbone.ladder.finest, cost=1, score=1)
-    joined = AdaptiveBackbone(backbone, predictor, point)
+    unit = backbone.ladder.finest
+    points = (OperatingPoint(0.2, unit, 300, 0.9), OperatingPoint(4, unit, 1, 0.5))
+    return AdaptiveM3(backbone, predictor, PriceList(points[0], points, {"risk": FREE}))
+
+
+def test_each_question_is_answered_at_its_own_scale(backbone, images, joined):
     asked = [images[0], images[1], images[0]], [COUNT, COLOR, COLOR]
-    answers, choices = joined.answer(*asked)
+    results = joined.answer(*asked)
     coarsest, finest = backbone.ladder.coarsest, backbone.ladder.finest
-    assert [choice.scale for choice in choices] == [finest, coarsest, coarsest]
-    for image, question, answer, choice in zip(*asked, answers, choices, strict=True):
-        alone = backbone.answer(backbone.encode([image]), [question], choice.scale)[0]
-        assert (answer.text, answer.token_ids) == (alone.text, alone.token_ids)
-        assert len(choice.estimates) == len(choice.visual_tokens) == len(backbone.ladder)
+    assert [result.choice.scale for result in results] == [finest, coarsest, coarsest]
+    for image, question, result in zip(*asked, results, strict=True):
+        encoded = backbone.encode([image])
+        alone = backbone.answer(encoded, [question], result.choice.scale)[0]
+        assert (result.text, result.answer.token_ids) == (alone.text, alone.token_ids)
+        assert result.choice.cost == len(backbone.visual_tokens(encoded[0], result.choice.scale))
+        assert len(result.choice.estimates) == len(result.choice.visual_tokens) == len(backbone.ladder)
+
+
+def test_price_budget_and_name_set_the_operating_point(backbone, images, joined):
+    def choose(**arguments):
+        return [result.choice.scale for result in joined.answer(images, [COUNT, COLOR], **arguments)]
+
+    coarsest, finest = backbone.ladder.coarsest, backbone.ladder.finest
+    assert choose(point="default") == choose(budget=300) == choose(price=0.2) == [finest, coarsest]
+    assert choose(budget=1) == choose(price=4) == [coarsest, coarsest]
+    free = [max(result.choice.estimates) for result in joined.answer(images, [COUNT, COLOR], point="risk")]
+    for result, best in zip(joined.answer(images, [COUNT, COLOR], point="risk"), free, strict=True):
+        assert result.choice.estimates[backbone.ladder.scales.index(result.choice.scale)] == best
+    with pytest.raises(ValueError, match="not several"):
+        choose(price=1, budget=1)
+    with pytest.raises(ValueError, match="only default, risk"):
+        choose(point="nowhere")
+    with pytest.raises(ValueError, match="give an image to every question"):
+        joined.answer(images, [COUNT])
+    assert joined.answer([], []) == []
+
+
+def test_one_vision_pass_serves_predictor_and_decoder(backbone, images, joined, monkeypatch):
+    seen = []
+    encode = backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda images: seen.append(len(images)) or encode(images))
+    joined.answer([images[0], images[1], images[0]], [COUNT, COLOR, COLOR])
+    assert seen == [2]
 
 
 def test_a_network_serves_too(backbone, images, inputs):
     network = functools.partial(CrossAttention, width=16)
     predictor = LearnedPredictor(network=network, max_epochs=1).fit(*make_parts(backbone, inputs))
-    joined = AdaptiveBackbone(backbone, predictor, FREE)
+    joined = AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,)))
     choice = joined.choose(backbone.encode(images[:1]), [COLOR])[0]
     np.testing.assert_allclose(choice.estimates, predictor.predict(inputs)[0], atol=1e-5)
 
@@ -99,7 +134,7 @@ def test_a_predictor_of_another_backbone_is_refused(backbone, inputs):
     predictor = FixedScale(scale=backbone.ladder.finest).fit(*make_parts(backbone, inputs))
     predictor.fingerprints = {**backbone.fingerprints, "weights": "others"}
     with pytest.raises(ValueError, match="weights others instead of"):
-        AdaptiveBackbone(backbone, predictor, FREE)
+        AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,)))
 
 
 def test_only_what_a_predictor_reads_is_computed(backbone, images):

@@ -1,0 +1,183 @@
+"""AdaptiveM3 saved, loaded and pushed: its folder is all that there is to it."""
+
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+
+from m3_backbone.llava import LlavaBackbone
+from predictor.adaptive import AdaptiveM3, make_inputs
+from predictor.pricing import OperatingPoint, PriceList
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import label
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
+COLOR, COUNT = "What color is it?", "How many are there?"
+
+
+def make_model(backbone, image):
+    inputs = make_inputs(
+        backbone,
+        backbone.encode([image]) * 2,
+        [COLOR, COUNT],
+        QuestionOnly.features,
+        token_embeddings=backbone.token_embeddings(),
+    )
+    fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
+    score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
+    parts = [
+        label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
+        for side in ("train", "validation")
+    ]
+    predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*parts)
+    point = OperatingPoint(price=0.2, unit=backbone.ladder.finest, cost=288.5, score=0.875)
+    return AdaptiveM3(backbone, predictor, PriceList(point, (point,), {"risk": point}))
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Image.open(FIXTURE / "image0.png").convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def model(image):
+    backbone = LlavaBackbone(
+        FIXTURE / "checkpoint", name="small", dtype="float32", device="cpu", max_new_tokens=4, prompt="short"
+    )
+    return make_model(backbone, image)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def list_files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_loaded_it_answers_as_it_did(model, folder, image, tmp_path):
+    # Elsewhere, so that nothing beside it can help.
+    moved = shutil.move(folder, tmp_path / "elsewhere" / "moved")
+    loaded = AdaptiveM3.from_pretrained(moved, device="cpu")
+    assert loaded.backbone.fingerprints == model.backbone.fingerprints
+    assert loaded.prices == model.prices
+    asked = [image] * 2, [COLOR, COUNT]
+    assert loaded.answer(*asked) == model.answer(*asked)
+    assert loaded.answer(*asked, point="risk") == model.answer(*asked, point="risk")
+
+
+def test_it_holds_safetensors_json_and_a_card(folder):
+    names = list_files(folder)
+    assert {"config.json", "README.md", "predictor/config.json", "predictor/weights.safetensors"} <= names
+    assert {"backbone/model.safetensors.index.json", "backbone/tokenizer.model"} <= names
+    kinds = {Path(name).suffix for name in names}
+    assert kinds <= {".json", ".safetensors", ".model", ".md"}
+
+
+def test_the_card_says_what_it_is_and_what_its_points_are(model, folder):
+    card = (folder / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: tokenscale\n")
+    for text in ("# small with question_only", "| default | 0.2000 | 288.5 | 87.5% |", "| risk | 0.2000 |"):
+        assert text in card
+    for value in model.backbone.fingerprints.values():
+        assert value in card
+
+
+def test_a_packaged_backbone_is_named_and_not_copied(image, tmp_path):
+    model = make_model(LlavaBackbone("tiny_m3", dtype="float32", device="cpu"), image)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "backbone").exists()
+    loaded = AdaptiveM3.from_pretrained(tmp_path, device="cpu")
+    asked = [image] * 2, [COLOR, COUNT]
+    assert loaded.answer(*asked) == model.answer(*asked)
+
+
+def test_an_open_backbone_can_be_given_and_another_one_is_refused(model, folder):
+    assert AdaptiveM3.from_pretrained(folder, backbone=model.backbone).backbone is model.backbone
+    other = LlavaBackbone(
+        FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=5, prompt="short"
+    )
+    with pytest.raises(ValueError, match="whose decoding have the fingerprint"):
+        AdaptiveM3.from_pretrained(folder, backbone=other)
+
+
+def test_changed_weights_are_refused(folder):
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["fingerprints"]["weights"] = "0" * 16
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="weights have the fingerprint 0000000000000000"):
+        AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_nothing_is_imported_that_is_not_ours(folder):
+    path = folder / "predictor" / "config.json"
+    content = json.loads(path.read_text())
+    content["arguments"]["network"] = {"partial": {"class": "os.system", "arguments": {"command": "true"}}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"built from os\.system, which is not of predictor, m3_backbone"):
+        AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no .*config.json in"):
+        AdaptiveM3.from_pretrained(tmp_path)
+
+
+def test_pickled_weights_are_not_copied(model, tmp_path):
+    copied = tmp_path / "checkpoint"
+    shutil.copytree(FIXTURE / "checkpoint", copied)
+    shutil.copytree(FIXTURE / "clip", tmp_path / "clip")
+    index = json.loads((copied / "model.safetensors.index.json").read_text())
+    for name in set(index["weight_map"].values()):
+        (copied / name).unlink()
+    (copied / "model.safetensors.index.json").unlink()
+    (copied / "pytorch_model.bin").write_bytes(b"pickle")
+    backbone = LlavaBackbone(copied, dtype="float32", device="cpu")
+    with pytest.raises(ValueError, match=r"keeps its weights in pytorch_model\.bin"):
+        backbone.checkpoint.copy_to(tmp_path / "copy")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a push meets before files travel: it makes the repository and says no to them."""
+
+    def do_POST(self):
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, content))
+        made = self.path == "/api/repos/create"
+        body = json.dumps(
+            {"url": f"{constants.ENDPOINT}/someone/model"} if made else {"error": "no"}
+        ).encode()
+        self.send_response(200 if made else 403)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(OSError):
+            model.push_to_hub("someone/model", token="hf_none")
+    finally:
+        server.shutdown()
+        server.server_close()
+    (path, repository), *others = server.asked
+    assert path == "/api/repos/create" and repository["name"] == "model"
+    offered = [content for path, content in others if "preupload" in path]
+    assert {file["path"] for file in offered[0]["files"]} == list_files(folder)
