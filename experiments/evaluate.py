@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
+from experiments.evaluation.cascades import CascadeEntry
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
@@ -60,6 +61,7 @@ def main(config: DictConfig) -> float:
             config=OmegaConf.to_yaml(config, resolve=True),
             made=f"{datetime.now():%Y-%m-%d %H:%M}",
         ),
+        cascades=[instantiate(entry) for entry in config.get("cascades", {}).values()],
         reference=config.reference,
         num_budgets=config.num_budgets,
         num_prices=config.num_prices,
@@ -81,6 +83,7 @@ def evaluate_predictors(
     task: Task,
     output: Path,
     provenance: Provenance,
+    cascades: Sequence[CascadeEntry] = (),
     reference: str | None = "question_only",
     num_budgets: int = 49,
     num_prices: int = 128,
@@ -92,6 +95,7 @@ def evaluate_predictors(
     seed: int = 0,
 ) -> Comparison:
     """Compare the predictors `names` in the folder `predictors`; the first is the one the report is about.
+    Beside them stand `cascades`, which pay for every scale that they try.
 
     Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
     prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
@@ -114,7 +118,14 @@ def evaluate_predictors(
         guarantees[name] = find_guarantee(
             learned[name], calibration.outcomes, alpha=alpha, delta=delta, seed=seed
         )
-    accounts = open_accounts(labels, loaded, calibration.inputs)
+    for entry in cascades:
+        if entry.predictor not in (None, *loaded):
+            raise ValueError(
+                f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
+                f"compared: {', '.join(loaded)}"
+            )
+    paying = {entry.name: loaded[entry.predictor] for entry in cascades if entry.predictor}
+    accounts = open_accounts(labels, loaded | paying, calibration.inputs)
     defaults = {name: PriceList.load(predictors / name).default for name in names}
 
     test, test_read = read_test(
@@ -127,11 +138,13 @@ def evaluate_predictors(
         Estimating(name, learned[name], predictor.predict(test.inputs), defaults[name])
         for name, predictor in loaded.items()
     ]
+    estimates = {each.name: (each.calibration, each.test) for each in contenders}
+    climbers = [entry.enter(estimates) for entry in cascades]
     comparison, *others = (
         compare_policies(
             calibration.outcomes,
             test.outcomes,
-            contenders,
+            [*contenders, *climbers],
             account=account,
             reference=reference,
             num_budgets=num_budgets,

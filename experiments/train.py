@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -84,16 +85,19 @@ def train_predictors(
     source = LabelSource(labels, validation_fraction, seed)
     records = []
     for predictor in predictors:
-        home = folder / predictor.name
-        settings = {**source.identity, "seed": seed, "budget": budget, "tolerance": tolerance}
-        if calibrator is not None:
-            settings["calibrator"] = describe(type(calibrator), {})
-        identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
-        record = read_record(home)
-        if record is not None and record.identity == identity:
-            log.info("%s is up to date in %s", predictor.name, home)
-        else:
-            record = _train(predictor, source, home, identity, budget, tolerance, make_trainer, calibrator)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Another process that trains the same one here is waited for: then it is there.
+        with FileLock(folder / f".{predictor.name}.lock"):
+            home = folder / predictor.name
+            settings = {**source.identity, "seed": seed, "budget": budget, "tolerance": tolerance}
+            if calibrator is not None:
+                settings["calibrator"] = describe(type(calibrator), {})
+            identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
+            record = read_record(home)
+            if record is not None and record.identity == identity:
+                log.info("%s is up to date in %s", predictor.name, home)
+            else:
+                record = _train(predictor, source, home, identity, budget, tolerance, make_trainer, calibrator)
         records.append(record)
     return records
 

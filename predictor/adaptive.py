@@ -83,11 +83,22 @@ class AdaptiveM3(ModelHubMixin):
             raise ValueError(
                 f"{len(images)} images and {len(questions)} questions: give an image to every question"
             )
-        operating = self.prices.find(price=price, budget=budget, name=point)
+        return self.answer_at(
+            images, questions, self.prices.find(price=price, budget=budget, name=point), task
+        )
+
+    def answer_at(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        point: OperatingPoint,
+        task: str = "",
+    ) -> list[AdaptiveAnswer]:
+        """The same at any operating point."""
         distinct = {id(image): image for image in images}
         encoded_of = dict(zip(distinct, self.backbone.encode(list(distinct.values())), strict=True))
         encoded = [encoded_of[id(image)] for image in images]
-        choices = self.choose(encoded, questions, operating, task)
+        choices = self.choose(encoded, questions, point, task)
         answers: dict[int, Answer] = {}
         for scale in self.backbone.ladder:
             rows = [row for row, choice in enumerate(choices) if choice.scale == scale]

@@ -135,7 +135,7 @@ def test_a_budget_sets_the_price(answer):
         (["image=nowhere.png"], "nowhere.png"),
         (["scale=7"], "1, 9, 36, 144"),
         (["predictor=cross_attention"], "python -m experiments.train"),
-        (["price=1", "budget=1"], "a price or a budget, not both"),
+        (["price=1", "budget=1"], "give a price or a budget or the name of an operating point, not several"),
         (["budget=0.5"], "no price keeps the mean cost within 0.5"),
     ],
 )

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from experiments.evaluate import evaluate_predictors
+from experiments.evaluation.cascades import CascadeEntry
 from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
 from predictor.baselines import BestScalePerTask
+from predictor.cascade import Cascade
 from predictor.pricing import PriceList
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
@@ -129,3 +131,21 @@ def test_promise_that_the_data_cannot_keep_is_called_infeasible(store, tmp_path,
     assert found["price"] is None and found["drop"]["value"] == 0
     assert "is infeasible for question_only: it" in capsys.readouterr().out
     assert "infeasible" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
+    """They are in tables, metrics and report; where confidence says nothing, a cascade is the mix."""
+    cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Cascade.fit, "question_only")]
+    comparison = evaluate(store, tmp_path, cascades=cascades)
+    assert [each.name for each in comparison.predictors] == ["question_only", "per_task", "cascade", "hybrid"]
+    assert abs(comparison.find("cascade").mean_to_mix.value) < 0.02
+    assert comparison.find("hybrid").mean_to_mix.value > 0.02
+    assert "hybrid" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert {"cascade", "hybrid"} <= metrics["predictors"].keys()
+    assert "hybrid" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_cascade_that_starts_from_an_unknown_predictor_is_refused(store, tmp_path):
+    with pytest.raises(ValueError, match="hybrid starts from 'nobody'"):
+        evaluate(store, tmp_path, cascades=[CascadeEntry("hybrid", Cascade.fit, "nobody")])

@@ -117,7 +117,12 @@ def test_price_budget_and_name_set_the_operating_point(backbone, images, joined)
 def test_one_vision_pass_serves_predictor_and_decoder(backbone, images, joined, monkeypatch):
     seen = []
     encode = backbone.encode
-    monkeypatch.setattr(backbone, "encode", lambda images: seen.append(len(images)) or encode(images))
+
+    def count(images):
+        seen.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(backbone, "encode", count)
     joined.answer([images[0], images[1], images[0]], [COUNT, COLOR, COLOR])
     assert seen == [2]
 

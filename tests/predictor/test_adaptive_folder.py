@@ -5,6 +5,7 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -31,11 +32,11 @@ def make_model(backbone, image):
     )
     fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
-    parts = [
+    train, validation = (
         label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
         for side in ("train", "validation")
-    ]
-    predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*parts)
+    )
+    predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(train, validation)
     point = OperatingPoint(price=0.2, unit=backbone.ladder.finest, cost=288.5, score=0.875)
     return AdaptiveM3(backbone, predictor, PriceList(point, (point,), {"risk": point}))
 
@@ -147,11 +148,13 @@ def test_pickled_weights_are_not_copied(model, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a push meets before files travel: it makes the repository and says no to them."""
+    """As much of the hub as a push meets before files travel: it makes the repository, and wants no files."""
+
+    asked: ClassVar[list] = []
 
     def do_POST(self):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, content))
+        self.asked.append((self.path, content))
         made = self.path == "/api/repos/create"
         body = json.dumps(
             {"url": f"{constants.ENDPOINT}/someone/model"} if made else {"error": "no"}
@@ -168,7 +171,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
+    Hub.asked.clear()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     try:
@@ -177,7 +180,7 @@ def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatc
     finally:
         server.shutdown()
         server.server_close()
-    (path, repository), *others = server.asked
+    (path, repository), *others = Hub.asked
     assert path == "/api/repos/create" and repository["name"] == "model"
     offered = [content for path, content in others if "preupload" in path]
     assert {file["path"] for file in offered[0]["files"]} == list_files(folder)

@@ -1,0 +1,167 @@
+"""Train on some tasks, test on others: `python -m experiments.transfer predictor=NAME`.
+
+Three ways to use a predictor on a target task: as it comes from the source tasks, prices included; with
+prices fitted anew on a few samples of the target; and trained on the target itself, which is what the others
+are held against.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import entry_point
+from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.statistics import Estimate
+from experiments.held_out import read_test
+from experiments.label import format_command
+from experiments.reporting.numbers import format_difference, format_share
+from experiments.reporting.text_table import format_table
+from experiments.train import quiet_lightning
+from m3_backbone.labels import Labels, read_labels
+from predictor.base import FitContext, ScalePredictor
+from predictor.folder import write_json
+from predictor.joining import join_labels
+from predictor.splitting import carve_validation
+
+log = logging.getLogger(__name__)
+
+TABLE, FIGURES = "transfer.txt", "transfer.json"
+
+
+@entry_point("transfer")
+def main(config: DictConfig) -> None:
+    quiet_lightning()
+    hydra = HydraConfig.get()
+    rows = transfer(
+        partial(instantiate, config.predictor, _convert_="all"),
+        sources=list(config.sources),
+        targets=list(config.targets),
+        labels=Path(config.paths.all_labels),
+        num_recalibration=config.num_recalibration,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        make_trainer=partial(instantiate, config.trainer),
+        command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
+        configuration=OmegaConf.to_yaml(config, resolve=True),
+        num_resamples=config.num_resamples,
+        confidence=config.confidence,
+    )
+    print(write_rows(rows, Path(hydra.runtime.output_dir)))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One way to use a predictor on a target: the gap share and the points above the mix, with intervals.
+
+    Both are averaged over log budgets, at matched mean visual tokens on the target's test split.
+    """
+
+    target: str
+    trained_on: str
+    priced_on: str
+    gap_share: Estimate
+    to_mix: Estimate
+
+
+def transfer(
+    make_predictor: Callable[[], ScalePredictor],
+    *,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    labels: Path,
+    num_recalibration: int,
+    validation_fraction: float,
+    seed: int,
+    make_trainer: Callable[..., lightning.Trainer] | None = None,
+    command: str = "",
+    configuration: str = "",
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> list[Row]:
+    """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
+
+    `num_recalibration` samples of the target's calibration split, those of whole images drawn with `seed`,
+    are all that the second way sees of it. Raises ValueError where labels come from different backbones.
+    """
+
+    def train_on(tasks: Sequence[str]) -> tuple[ScalePredictor, Labels]:
+        parts = {task: read_labels(labels / task, "train") for task in tasks}
+        train, validation = carve_validation(join_labels(parts), validation_fraction, seed)
+        predictor = make_predictor()
+        log.info("training %s on %s, %d samples", predictor.name, " + ".join(tasks), len(train))
+        predictor.fit(train, validation, FitContext(None, make_trainer))
+        return predictor, join_labels({task: read_labels(labels / task, "calibration") for task in tasks})
+
+    carried, at_home = train_on(sources)
+    rows = []
+    for target in targets:
+        abroad = join_labels({target: read_labels(labels / target, "calibration")})
+        few = abroad.select(draw_samples(abroad.outcomes.image_id, num_recalibration, seed))
+        native, _ = train_on([target])
+        together, name = " + ".join(sources), carried.name
+        ways = [
+            (together, together, carried, at_home),
+            (together, f"{len(few)} of {target}", carried, few),
+            (target, target, native, abroad),
+        ]
+        digest = {name: f"trained on {together} with seed {seed}"}
+        test, _ = read_test(labels / target, command=command, configuration=configuration, predictors=digest)
+        test = join_labels({target: test})
+        for trained_on, priced_on, predictor, calibration in ways:
+            predictor.check_backbone(test.outcomes.fingerprints)
+            figures = compare_policies(
+                calibration.outcomes,
+                test.outcomes,
+                [Estimating(name, predictor.predict(calibration.inputs), predictor.predict(test.inputs))],
+                reference=None,
+                num_resamples=num_resamples,
+                confidence=confidence,
+                seed=seed,
+            ).predictors[0]
+            rows.append(Row(target, trained_on, priced_on, figures.mean_gap_share, figures.mean_to_mix))
+    return rows
+
+
+def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Rows `[number]` in order: those of images drawn one after the other, the last of which may be cut.
+
+    Raises ValueError where there are fewer.
+    """
+    if number > len(image_id):
+        raise ValueError(
+            f"the calibration split has {len(image_id)} samples, and {number} are to be drawn from it: "
+            "label more, or lower num_recalibration"
+        )
+    images = np.random.default_rng(seed).permutation(np.unique(image_id.astype(str)))
+    rank = {image: place for place, image in enumerate(images)}
+    order = np.argsort([rank[str(image)] for image in image_id], kind="stable")
+    return np.sort(order[:number])
+
+
+def write_rows(rows: Sequence[Row], output: Path) -> str:
+    """Write the figures as JSON and the table as text; the table."""
+    cells = [["target", "trained on", "priced on", "of the gap", "points above the mix"]]
+    for row in rows:
+        gap, points = format_share(row.gap_share), format_difference(row.to_mix)
+        cells.append([row.target, row.trained_on, row.priced_on, gap, points])
+    table = format_table(cells)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / TABLE).write_text(table + "\n", encoding="utf-8")
+    plain: list[Mapping[str, Any]] = json.loads(json.dumps([asdict(row) for row in rows], default=float))
+    write_json(output / FIGURES, plain)
+    return f"{table}\n\nfigures: {output / FIGURES}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Labels of several tasks as one: for a predictor that is trained on all of them together."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from m3_backbone.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes import OutcomeTable
+
+
+def join_labels(parts: Mapping[str, Labels]) -> Labels:
+    """Task name -> labels, as one set; images and samples are renamed `task/id`, as tasks may share ids.
+
+    What crosses from labelling may only be joined where the same backbone made it: all fingerprints but that
+    of the data have to agree, and the joint one is a digest of theirs. Of visual tokens the scales stay that
+    every part has. Raises ValueError where the parts do not belong together.
+    """
+    if not parts:
+        raise ValueError("there are no labels to join: name at least one task")
+    tables, names = [part.outcomes for part in parts.values()], list(parts)
+    data = hashlib.sha256("\n".join(table.fingerprints["data"] for table in tables).encode())
+    joint = {"data": tables[0].fingerprints["data"] if len(tables) == 1 else data.hexdigest()[:16]}
+    outcomes = OutcomeTable.concat(
+        replace(
+            table,
+            fingerprints={**table.fingerprints, **joint},
+            sample_id=_rename(name, table.sample_id),
+            image_id=_rename(name, table.image_id),
+            origin=f"labels of {name}",
+        )
+        for name, table in zip(names, tables, strict=True)
+    )
+    return Labels(inputs=_join_inputs([part.inputs for part in parts.values()], names), outcomes=outcomes)
+
+
+def _rename(task: str, names: np.ndarray) -> np.ndarray:
+    return np.array([f"{task}/{name}" for name in names], dtype=object)
+
+
+def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
+    first = parts[0]
+    for name, part in zip(names, parts, strict=True):
+        if part.statistic_names != first.statistic_names:
+            raise ValueError(
+                f"the labels of {name} hold other image statistics than those of {names[0]}: label both anew"
+            )
+    num_images = [len(part.statistics) for part in parts]
+    before = np.cumsum([0, *num_images[:-1]])
+    shared = [scale for scale in first.visual if all(scale in part.visual for part in parts)]
+    return Inputs(
+        scales=first.scales,
+        question=[question for part in parts for question in part.question],
+        task=np.concatenate([part.task for part in parts]),
+        question_ids=[ids for part in parts for ids in part.question_ids],
+        image_row=np.concatenate([part.image_row + start for part, start in zip(parts, before, strict=True)]),
+        visual={scale: _join_visual([part.visual[scale] for part in parts]) for scale in shared},
+        statistics=np.concatenate([part.statistics for part in parts]),
+        statistic_names=first.statistic_names,
+        token_embeddings=first.token_embeddings,
+        visual_tokens=np.concatenate([part.visual_tokens for part in parts]),
+    )
+
+
+def _join_visual(parts: Sequence[VisualTokens]) -> VisualTokens:
+    longest = max(part.mask.shape[1] for part in parts)
+    padding = [(0, longest - part.mask.shape[1]) for part in parts]
+    return VisualTokens(
+        np.concatenate(
+            [np.pad(part.tokens, ((0, 0), pad, (0, 0))) for part, pad in zip(parts, padding, strict=True)]
+        ),
+        np.concatenate([np.pad(part.mask, ((0, 0), pad)) for part, pad in zip(parts, padding, strict=True)]),
+    )

@@ -1,0 +1,121 @@
+"""Transfer between synthetic tasks whose truth is known."""
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.held_out import list_reads
+from experiments.transfer import draw_samples, transfer, write_rows
+from m3_backbone.labels import Labels
+from predictor.joining import join_labels
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import KINDS, make_labels, write_labels
+
+
+def rename(labels, words, data):
+    """The same world in other words: each kind of question is told by another one."""
+    question = [" ".join(words.get(word, word) for word in text.split()) for text in labels.inputs.question]
+    outcomes = replace(
+        labels.outcomes,
+        question=np.array(question, dtype=object),
+        fingerprints={**labels.outcomes.fingerprints, "data": data},
+    )
+    return Labels(inputs=replace(labels.inputs, question=question), outcomes=outcomes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`home`; `same`, other pictures of it; `swapped`, where the words for the kinds have changed places."""
+    folder = tmp_path_factory.mktemp("labels")
+    swapped = dict(zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True))
+    for number, (task, words) in enumerate({"home": {}, "same": {}, "swapped": swapped}.items()):
+        sizes = {"train": 300, "calibration": 150, "test": 400}
+        parts = {
+            split: rename(make_labels(size, 10 * number + seed, split=split), words, data=task)
+            for seed, (split, size) in enumerate(sizes.items())
+        }
+        write_labels(folder / task, parts)
+    return folder
+
+
+@pytest.fixture
+def run(folder):
+    return functools.partial(
+        transfer,
+        QuestionOnly,
+        labels=folder,
+        num_recalibration=100,
+        validation_fraction=0.2,
+        seed=0,
+        num_resamples=50,
+    )
+
+
+def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
+    rows = run(sources=["home"], targets=["same", "swapped"])
+    share = {(row.target, row.trained_on, row.priced_on): row.gap_share.value for row in rows}
+    assert list(share) == [
+        ("same", "home", "home"),
+        ("same", "home", "100 of same"),
+        ("same", "same", "same"),
+        ("swapped", "home", "home"),
+        ("swapped", "home", "100 of swapped"),
+        ("swapped", "swapped", "swapped"),
+    ]
+    values = list(share.values())
+    # The same world: as good as trained there. Words that mislead: far below, where training there works.
+    assert values[0] == pytest.approx(values[2], abs=0.08) and values[2] > 0.15
+    assert values[3] < 0 < 0.15 < values[5]
+
+    text = write_rows(rows, tmp_path)
+    assert "100 of swapped" in text
+    written = json.loads((tmp_path / "transfer.json").read_text())
+    assert [row["gap_share"]["value"] for row in written] == pytest.approx(values)
+    assert (tmp_path / "transfer.txt").read_text() in text + "\n"
+    assert len(list_reads(folder / "same")) == 1
+
+
+def test_several_sources_are_trained_on_together(run):
+    """Both meanings of the words at once tell less than the right one and more than the wrong one."""
+    rows = run(sources=["home", "swapped"], targets=["same"])
+    wrong = run(sources=["swapped"], targets=["same"])
+    assert rows[0].trained_on == "home + swapped"
+    assert wrong[0].gap_share.value < rows[0].gap_share.value < rows[2].gap_share.value
+
+
+def test_samples_are_drawn_by_image(folder):
+    image_id = np.array([f"image-{number}" for number in np.repeat(np.arange(50), 4)], dtype=object)
+    rows = draw_samples(image_id, 10, seed=3)
+    assert len(set(rows.tolist())) == 10 and (np.diff(rows) > 0).all()
+    _, counts = np.unique(image_id[rows].astype(str), return_counts=True)
+    assert sorted(counts) == [2, 4, 4]
+    assert set(draw_samples(image_id, 30, seed=3)) > set(rows)
+    with pytest.raises(ValueError, match="has 200 samples, and 201"):
+        draw_samples(image_id, 201, seed=0)
+
+
+def test_joined_labels_are_the_parts_one_after_the_other():
+    first, second = make_labels(3, 0), make_labels(5, 1)
+    second = rename(second, {}, data="other")
+    joined = join_labels({"a": first, "b": second})
+    assert len(joined) == len(first) + len(second)
+    assert joined.outcomes.image_id[0] == f"a/{first.outcomes.image_id[0]}"
+    assert joined.outcomes.fingerprints["data"] not in ("bb", "other")
+    assert joined.inputs.question == first.inputs.question + second.inputs.question
+    for row, (part, own) in {0: (first, 0), len(first) + 2: (second, 2)}.items():
+        image, of_part = joined.inputs.image_row[row], part.inputs.image_row[own]
+        np.testing.assert_array_equal(
+            joined.inputs.visual[9].tokens[image], part.inputs.visual[9].tokens[of_part]
+        )
+        np.testing.assert_array_equal(joined.inputs.statistics[image], part.inputs.statistics[of_part])
+
+
+def test_labels_of_another_backbone_are_not_joined():
+    first, second = make_labels(3, 0), make_labels(3, 1)
+    other = {**second.outcomes.fingerprints, "weights": "others"}
+    second = Labels(inputs=second.inputs, outcomes=replace(second.outcomes, fingerprints=other))
+    with pytest.raises(ValueError, match="labels of b were made with different weights"):
+        join_labels({"a": first, "b": second})
