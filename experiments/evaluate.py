@@ -95,8 +95,8 @@ def evaluate_predictors(
     seed: int = 0,
 ) -> Comparison:
     """Compare the predictors `names` in the folder `predictors`; the first is the one the report is about.
-    Beside them stand `cascades`, which pay for every scale that they try.
 
+    Beside them stand `cascades`, which pay for every scale that they try.
     Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
     prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
     writes metrics, picture and report into `output`. `task` gives the images of the gallery. Raises

@@ -97,7 +97,9 @@ def train_predictors(
             if record is not None and record.identity == identity:
                 log.info("%s is up to date in %s", predictor.name, home)
             else:
-                record = _train(predictor, source, home, identity, budget, tolerance, make_trainer, calibrator)
+                record = _train(
+                    predictor, source, home, identity, budget, tolerance, make_trainer, calibrator
+                )
         records.append(record)
     return records
 

@@ -25,9 +25,9 @@ def sweep(labels, store, *overrides):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {
-        read_record(path.parent).identity["seed"]: path for path in store.glob("predictors/**/manifest.json")
-    }
+    paths = list(store.glob("predictors/**/manifest.json"))
+    records = [read_record(path.parent) for path in paths]
+    return {record.identity["seed"]: path for record, path in zip(records, paths, strict=True) if record}
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
