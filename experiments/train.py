@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.label_source import LabelSource
 from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
-from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.folder import describe, write_json
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
-from predictor.splitting import carve_validation
 
 log = logging.getLogger(__name__)
 
@@ -102,30 +100,6 @@ def train_predictors(
                 )
         records.append(record)
     return records
-
-
-class LabelSource:
-    """The splits of a label folder that training reads: each once, and only when something is trained."""
-
-    def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
-        self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
-        self.manifest = read_manifest(folder)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What of the labels makes a trained predictor out of date when it changes."""
-        keys = ("fingerprints", "scales", "feature_scales", "shards")
-        labels = {key: self.manifest.get(key) for key in keys}
-        return {"labels": labels, "validation_fraction": self.validation_fraction}
-
-    @cached_property
-    def parts(self) -> tuple[Labels, Labels]:
-        """(train, validation)"""
-        return carve_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
-
-    @cached_property
-    def calibration(self) -> Labels:
-        return read_labels(self.folder, "calibration")
 
 
 def _train(

@@ -148,18 +148,19 @@ def test_pickled_weights_are_not_copied(model, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a push meets before files travel: it makes the repository, and wants no files."""
+    """As much of the hub as a push meets before files travel: a repository, a card that is read, no files."""
 
     asked: ClassVar[list] = []
 
     def do_POST(self):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((self.path, content))
-        made = self.path == "/api/repos/create"
-        body = json.dumps(
-            {"url": f"{constants.ENDPOINT}/someone/model"} if made else {"error": "no"}
-        ).encode()
-        self.send_response(200 if made else 403)
+        answers: dict[str, dict] = {
+            "/api/repos/create": {"url": f"{constants.ENDPOINT}/someone/model"},
+            "/api/validate-yaml": {"errors": [], "warnings": []},
+        }
+        body = json.dumps(answers.get(self.path, {"error": "no"})).encode()
+        self.send_response(200 if self.path in answers else 403)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
