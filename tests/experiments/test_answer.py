@@ -10,9 +10,10 @@ from PIL import Image
 
 from experiments.answer import main, quote_free_text
 from experiments.config import find_config_dir
+from experiments.publish import main as publish
 from experiments.train import train_predictors
 from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import make_inputs
+from predictor.adaptive import AdaptiveM3, make_inputs
 from predictor.features import Features
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import label, write_labels
@@ -143,3 +144,25 @@ def test_what_cannot_be_done_is_said_in_a_sentence(answer, overrides, message):
     error, status = answer(COUNT, *overrides)
     assert status == 2
     assert message in error
+
+
+def publish_model(store, folder, *overrides):
+    settings = {"checkpoint": FIXTURE / "checkpoint", "attn_implementation": "sdpa", **SETTINGS}
+    asked = ["backbone=local", *(f"backbone.{key}={value}" for key, value in settings.items())]
+    asked += [f"paths.labels={store}/labels", f"paths.predictors={store}/predictors"]
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        publish(compose("publish", [*asked, "predictor=question_only", f"folder={folder}", *overrides]))
+    return AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys, caplog):
+    # Twelve images allow a promise of 0.9, at which the coarsest scale will do for every question ...
+    model = publish_model(store, tmp_path / "bold", "risk.alpha=0.9")
+    assert f"model: {tmp_path / 'bold'}" in capsys.readouterr().out
+    point = model.prices.named["risk"]
+    assert point.cost < model.prices.default.cost and 0 <= point.score <= 1
+    (found,) = model.answer([Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], point="risk")
+    assert found.choice.scale < model.backbone.ladder.finest
+    # ... and none of 0.02: the model has its other points all the same.
+    model = publish_model(store, tmp_path / "careful")
+    assert model.prices.named == {} and "no price is certified for 0.02 on 12 images" in caplog.text
