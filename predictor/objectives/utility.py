@@ -16,7 +16,9 @@ class ExpectedUtility(Objective):
 
     A price per sample and step is drawn evenly in the logarithm from `lowest` to `highest` (per answer at
     the finest scale, as in `predictor.policy`) and given to the network beside the statistics. The loss is
-    minus the expectation of `score - price * cost / unit` under the softmax.
+    minus the expectation of `score - price * cost / unit` under the softmax, less `temperature` times its
+    entropy (Williams and Peng 1991): without it the softmax saturates on one scale before it has learned to
+    tell samples apart, and its gradient vanishes.
 
     Estimates come from the choices at `num_prices` fixed prices: `build_estimates`.
     """
@@ -25,12 +27,19 @@ class ExpectedUtility(Objective):
     unit: Tensor
 
     def __init__(
-        self, num_scales: int, *, lowest: float = 0.01, highest: float = 10.0, num_prices: int = 24
+        self,
+        num_scales: int,
+        *,
+        lowest: float = 0.01,
+        highest: float = 10.0,
+        num_prices: int = 24,
+        temperature: float = 0.05,
     ) -> None:
         super().__init__(num_scales)
         if not 0 < lowest < highest or num_prices < 2:
             raise ValueError(f"prices go from lowest {lowest} > 0 to highest {highest}, at least two of them")
         self.lowest, self.highest, self.num_prices = lowest, highest, num_prices
+        self.temperature = temperature
         self.register_buffer("unit", torch.ones(()))
 
     @property
@@ -58,8 +67,9 @@ class ExpectedUtility(Objective):
         return build_estimates(torch.stack(choices, dim=1), batch.cost / self.unit, self.prices.to(codes))
 
     def expect(self, outputs: Tensor, utility: Tensor) -> Tensor:
-        """Minus the mean expected utility of `[batch, num_scales]` each."""
-        return -(outputs.softmax(dim=1) * utility).sum(dim=1).mean()
+        """Minus the mean of expected utility and weighted entropy, of `[batch, num_scales]` each."""
+        surprise = -outputs.log_softmax(dim=1)
+        return -(outputs.softmax(dim=1) * (utility + self.temperature * surprise)).sum(dim=1).mean()
 
     def forward(self, outputs: Tensor, target: Target) -> Tensor:
         """The loss at price 0."""

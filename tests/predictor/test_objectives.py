@@ -108,8 +108,12 @@ def test_distillation_is_least_at_the_likelihood():
 def test_expected_utility_by_hand():
     """Chances 0.25 and 0.75 of utilities 1 - 0.1 and 0.5 - 0.2."""
     outputs = torch.log(torch.tensor([[0.25, 0.75]]))
-    loss = ExpectedUtility(2).expect(outputs, torch.tensor([[0.9, 0.3]]))
-    assert loss.item() == pytest.approx(-(0.25 * 0.9 + 0.75 * 0.3))
+    utility = torch.tensor([[0.9, 0.3]])
+    expected = 0.25 * 0.9 + 0.75 * 0.3
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    for temperature in (0.0, 0.1):
+        loss = ExpectedUtility(2, temperature=temperature).expect(outputs, utility)
+        assert loss.item() == pytest.approx(-(expected + temperature * entropy))
 
 
 COST = torch.tensor([1.0, 9, 36, 144]) / 144
