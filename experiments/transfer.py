@@ -1,12 +1,14 @@
 """Train on some tasks, test on others: `python -m experiments.transfer predictor=NAME`.
 
 Three ways to use a predictor on a target task: as it comes from the source tasks, prices included; with
-prices fitted anew on a few samples of the target; and trained on the target itself, which is what the others
-are held against.
+prices, and the calibrator if there is one, fitted anew on a few samples of the target; and trained on the
+target itself, which is what the others are held against.
 """
 
+import copy
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,14 +25,15 @@ from experiments.config import entry_point
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.statistics import Estimate
-from experiments.held_out import read_test
+from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
 from experiments.reporting.numbers import format_difference, format_share
 from experiments.reporting.text_table import format_table
 from experiments.train import quiet_lightning
 from m3_backbone.labels import Labels, read_labels
 from predictor.base import FitContext, ScalePredictor
-from predictor.folder import write_json
+from predictor.calibration import Calibrator
+from predictor.folder import CONFIG, WEIGHTS, write_json
 from predictor.joining import join_labels
 from predictor.splitting import carve_validation
 
@@ -52,6 +55,7 @@ def main(config: DictConfig) -> None:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         make_trainer=partial(instantiate, config.trainer),
+        calibrator=instantiate(config.calibrator),
         command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
         configuration=OmegaConf.to_yaml(config, resolve=True),
         num_resamples=config.num_resamples,
@@ -84,6 +88,7 @@ def transfer(
     validation_fraction: float,
     seed: int,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
+    calibrator: Calibrator | None = None,
     command: str = "",
     configuration: str = "",
     num_resamples: int = 1000,
@@ -92,7 +97,8 @@ def transfer(
     """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
 
     `num_recalibration` samples of the target's calibration split, those of whole images drawn with `seed`,
-    are all that the second way sees of it. Raises ValueError where labels come from different backbones.
+    are all that the second way sees of it. A copy of `calibrator` is fitted where prices are. Raises
+    ValueError where labels come from different backbones.
     """
 
     def train_on(tasks: Sequence[str]) -> tuple[ScalePredictor, Labels]:
@@ -115,11 +121,14 @@ def transfer(
             (together, f"{len(few)} of {target}", carried, few),
             (target, target, native, abroad),
         ]
-        digest = {name: f"trained on {together} with seed {seed}"}
-        test, _ = read_test(labels / target, command=command, configuration=configuration, predictors=digest)
+        # What is judged is told apart by what was learned: a change of the predictor is another look.
+        judged = {f"{name} from {together}": digest(carried), f"{name} from {target}": digest(native)}
+        test, _ = read_test(labels / target, command=command, configuration=configuration, predictors=judged)
         test = join_labels({target: test})
         for trained_on, priced_on, predictor, calibration in ways:
             predictor.check_backbone(test.outcomes.fingerprints)
+            if calibrator is not None:
+                predictor.calibrate(calibration, copy.deepcopy(calibrator))
             figures = compare_policies(
                 calibration.outcomes,
                 test.outcomes,
@@ -131,6 +140,13 @@ def transfer(
             ).predictors[0]
             rows.append(Row(target, trained_on, priced_on, figures.mean_gap_share, figures.mean_to_mix))
     return rows
+
+
+def digest(predictor: ScalePredictor) -> str:
+    """A digest of all that a predictor would be saved as."""
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.save(folder)
+        return digest_folder(Path(folder), CONFIG, WEIGHTS)
 
 
 def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from experiments.held_out import list_reads
 from experiments.transfer import draw_samples, transfer, write_rows
 from m3_backbone.labels import Labels
+from predictor.calibration import Temperature
 from predictor.joining import join_labels
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import KINDS, make_labels, write_labels
@@ -43,15 +44,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder):
-    return functools.partial(
-        transfer,
-        QuestionOnly,
-        labels=folder,
-        num_recalibration=100,
-        validation_fraction=0.2,
-        seed=0,
-        num_resamples=50,
-    )
+    def run(make_predictor=QuestionOnly, **arguments):
+        return transfer(make_predictor, **settings, **arguments)
+
+    settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
+    settings["num_resamples"] = 50
+    return run
 
 
 def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
@@ -84,6 +82,25 @@ def test_several_sources_are_trained_on_together(run):
     wrong = run(sources=["swapped"], targets=["same"])
     assert rows[0].trained_on == "home + swapped"
     assert wrong[0].gap_share.value < rows[0].gap_share.value < rows[2].gap_share.value
+
+
+def test_a_calibrator_is_fitted_where_the_prices_are(run):
+    """One temperature per scale moves scales against each other: other choices, much the same worth."""
+    plain, fitted = (
+        run(sources=["home"], targets=["same"], calibrator=each) for each in (None, Temperature())
+    )
+    assert [row.gap_share.value for row in plain] != [row.gap_share.value for row in fitted]
+    for before, after in zip(plain, fitted, strict=True):
+        assert after.gap_share.value == pytest.approx(before.gap_share.value, abs=0.1)
+
+
+def test_another_predictor_is_another_look(run, folder):
+    before = [each["predictors"] for each in list_reads(folder / "same")]
+    for penalty in (0.5, 0.5, 2.0):
+        run(functools.partial(QuestionOnly, inverse_penalties=(penalty,)), sources=["home"], targets=["same"])
+    first, second, third = [each["predictors"] for each in list_reads(folder / "same")][len(before) :]
+    assert first == second != third
+    assert set(first) == {"question_only from home", "question_only from same"}
 
 
 def test_samples_are_drawn_by_image(folder):
