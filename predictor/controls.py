@@ -81,13 +81,17 @@ class RandomChoice(Control):
 
 
 def randomize(inputs: Inputs, draw: np.random.Generator) -> Inputs:
-    """The same samples with visual tokens, statistics, question and its ids drawn at random."""
+    """The same samples with visual tokens, statistics, question and its ids drawn at random.
+
+    Lengths are dealt out anew too: the number of words alone tells kinds of question apart.
+    """
     vocabulary = np.unique(np.concatenate([np.zeros(1, np.int32), *inputs.question_ids]))
     visual = {
         scale: VisualTokens(draw.normal(size=each.tokens.shape).astype(np.float16), each.mask)
         for scale, each in inputs.visual.items()
     }
-    ids = [draw.choice(vocabulary, len(each)).astype(np.int32) for each in inputs.question_ids]
+    lengths = draw.permutation([len(each) for each in inputs.question_ids])
+    ids = [draw.choice(vocabulary, length).astype(np.int32) for length in lengths]
     return replace(
         inputs,
         visual=visual,

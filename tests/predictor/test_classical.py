@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from predictor.boosting import GradientBoosting, Trees
 from predictor.calibration import Isotonic, Temperature
-from predictor.controls import RandomChoice, RandomFeatures, ShuffledLabels
+from predictor.controls import RandomChoice, RandomFeatures, ShuffledLabels, randomize
 from predictor.features import Features
 from predictor.nearest import NearestNeighbours
 from predictor.policy import policy_value
@@ -86,6 +87,17 @@ def test_controls_recover_nothing(control, boosting):
     true = value(true_estimates(TEST))
     assert value(spoilt.predict(TEST.inputs)) < value(MEANS) + 0.2 * (true - value(MEANS))
     assert value(boosting.predict(TEST.inputs)) > value(MEANS) + 0.5 * (true - value(MEANS))
+
+
+def test_random_features_keep_no_length():
+    """Even how many words a question has is dealt out anew: it tells kinds apart."""
+    lengths = np.arange(len(TEST)) % 7
+    ids = [np.ones(length, dtype=np.int32) for length in lengths]
+    drawn = randomize(replace(TEST.inputs, question_ids=ids), np.random.default_rng(0))
+    found = np.array([len(each) for each in drawn.question_ids])
+    assert np.array_equal(np.sort(found), np.sort(lengths))
+    assert abs(np.corrcoef(found, lengths)[0, 1]) < 0.2
+    assert [len(text.split()) for text in drawn.question] == found.tolist()
 
 
 def test_random_choice_keeps_the_estimates_and_deals_them_out(boosting):
