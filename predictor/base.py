@@ -127,19 +127,25 @@ class ScalePredictor(ABC):
         Raises FileNotFoundError when the folder holds no predictor, ValueError when it holds something else.
         """
         config, arrays = folders.read(Path(folder))
-        predictor = folders.build(config)
-        if not isinstance(predictor, cls):
-            raise ValueError(f"{folder} holds a {type(predictor).__name__}, not a {cls.__name__}")
-        predictor.scales, predictor.fingerprints = tuple(config["scales"]), config["fingerprints"]
-        fitted = {
-            name.removeprefix(CALIBRATOR): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith(CALIBRATOR)
-        }
-        predictor._set_state(arrays, config["state"])
-        if "calibrator" in config:
-            predictor.calibrator = folders.build(config["calibrator"])
-            predictor.calibrator.set_arrays(fitted)
+        try:
+            predictor = folders.build(config)
+            if not isinstance(predictor, cls):
+                raise ValueError(f"{folder} holds a {type(predictor).__name__}, not a {cls.__name__}")
+            predictor.scales, predictor.fingerprints = tuple(config["scales"]), config["fingerprints"]
+            fitted = {
+                name.removeprefix(CALIBRATOR): arrays.pop(name)
+                for name in list(arrays)
+                if name.startswith(CALIBRATOR)
+            }
+            predictor._set_state(arrays, config["state"])
+            if "calibrator" in config:
+                predictor.calibrator = folders.build(config["calibrator"])
+                predictor.calibrator.set_arrays(fitted)
+        except (KeyError, TypeError, RuntimeError) as error:
+            # What another version wrote lacks a key, has an argument too many, or weights of another shape.
+            raise ValueError(
+                f"{folder} holds a predictor of another version of the code ({error!r}): train it again"
+            ) from error
         return predictor
 
     @property

@@ -143,3 +143,15 @@ def test_inputs_hold_no_outcome():
     """What `predict` is given has no field that the frozen model's answers could sit in."""
     fields = {field.name for field in dataclasses.fields(TEST.inputs)}
     assert not fields & {"score", "nll", "confidence", "answer", "references", "kind", "attributes"}
+
+
+def test_a_predictor_of_another_version_is_named(tmp_path):
+    Mix().fit(TRAIN, VALIDATION).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change in (
+        {"arguments": {"name": "mix", "gone": 1}},
+        {"class": "predictor.question_only.QuestionOnly"},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=r"another version of the code .* train it again"):
+            ScalePredictor.load(tmp_path)
