@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from experiments.config import find_config_dir
+from experiments.failures import main
 from experiments.reporting.failures_display import draw_failures, pick_failures
 from experiments.tasks.base import check_data
 from experiments.tasks.images import UnreadableImage
@@ -44,3 +47,11 @@ def test_labels_of_other_pictures_are_refused():
     check_data(task, task.fingerprint, "folder")
     with pytest.raises(ValueError, match="labels in folder were made from other data"):
         check_data(task, Scenes(seed=4).fingerprint, "folder")
+
+
+def test_failures_on_the_test_split_are_not_browsed(capsys):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("failures", ["split=test"])
+    with pytest.raises(SystemExit, match="2"):
+        main(config)
+    assert "take split=calibration or split=train" in capsys.readouterr().err
