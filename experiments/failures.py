@@ -19,8 +19,8 @@ from m3_backbone.outcomes import OutcomeTable
 def main(config: DictConfig) -> None:
     if config.split == "test":
         raise ValueError(
-            "what is learnt from failures goes into the next training: take split=calibration or split=train; "
-            "failures on test stand in the gallery of a report"
+            "what is learnt from failures goes into the next training: take split=calibration or "
+            "split=train; failures on test stand in the gallery of a report"
         )
     table = OutcomeTable.read(config.paths.labels, config.split)
     scale = table.scales[-1] if config.scale is None else config.scale
