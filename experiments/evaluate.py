@@ -22,6 +22,7 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
+from experiments.evaluation.resampled import read_resampled
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
@@ -140,12 +141,14 @@ def evaluate_predictors(
     ]
     estimates = {each.name: (each.calibration, each.test) for each in contenders}
     climbers = [entry.enter(estimates) for entry in cascades]
+    resampled = read_resampled(labels, test.outcomes)
     comparison, *others = (
         compare_policies(
             calibration.outcomes,
             test.outcomes,
             [*contenders, *climbers],
             account=account,
+            resampled=resampled,
             reference=reference,
             num_budgets=num_budgets,
             num_prices=num_prices,

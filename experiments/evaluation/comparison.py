@@ -10,7 +10,15 @@ from experiments.evaluation.calibration import measure_calibration
 from experiments.evaluation.contenders import Contender, Outcomes
 from experiments.evaluation.fronts import Floats, upper_hull
 from experiments.evaluation.merits import count_confusions
-from experiments.evaluation.oracles import EXACT, RULES, LuckFree, expect_scores, measure_luck_free
+from experiments.evaluation.oracles import (
+    EXACT,
+    RULES,
+    LuckFree,
+    expect_scores,
+    leave_one_out,
+    measure_luck_free,
+)
+from experiments.evaluation.resampled import Resampled
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, number_images, resample
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
@@ -22,6 +30,7 @@ def compare_policies(
     contenders: Sequence[Contender],
     *,
     account: Account = TOKENS,
+    resampled: Resampled | None = None,
     reference: str | None = "question_only",
     num_budgets: int = 49,
     num_prices: int = 128,
@@ -32,7 +41,8 @@ def compare_policies(
     """Compare contenders; the first is the one that the comparison is about.
 
     `reference` names the contender that the others are compared with, if it is there. `num_prices` are traced
-    at most. Costs and budgets are those of `account`. Raises ValueError when an image is in both splits or
+    at most. Costs and budgets are those of `account`. `resampled` are scores of drawn answers, for an oracle
+    without luck. Raises ValueError when an image is in both splits or
     there is no contender.
     """
     if not 0 < confidence < 1:
@@ -73,7 +83,7 @@ def compare_policies(
         oracle_scores=estimated[BUDGETED, "at budgets"],
         oracle_gap=estimated[BUDGETED, "gap"],
         bounds={name: _merits(estimated, name) for name in (MIX, BUDGETED)},
-        luck_free=_measure_luck_free(test, bench.outcomes.cost, num_budgets, num_prices, settings),
+        luck_free=_measure_luck_free(test, bench.outcomes.cost, resampled, num_budgets, num_prices, settings),
         differences=_test_differences(bench, draws, confidence),
         predictors=[_collect(name, bench, estimated, settings) for name in bench.candidates],
         reference=bench.reference,
@@ -91,13 +101,25 @@ def _merits(estimated: Mapping[Any, Estimate], key: str) -> fig.Merits:
 
 
 def _measure_luck_free(
-    test: OutcomeTable, cost: Floats, num_budgets: int, num_prices: int, settings: Mapping[str, Any]
+    test: OutcomeTable,
+    cost: Floats,
+    resampled: Resampled | None,
+    num_budgets: int,
+    num_prices: int,
+    settings: Mapping[str, Any],
 ) -> dict[str, LuckFree]:
-    if not all(len(its) == 1 for its in test.references) or set(test.metric) != {EXACT}:
-        return {}
-    once = expect_scores(test.nll, test.reference_tokens)[None]
     counts = {"num_budgets": num_budgets, "num_prices": num_prices}
-    return {"likelihood": measure_luck_free(cost, once, once, test.image_id, **counts, **settings)}
+    found = {}
+    if all(len(its) == 1 for its in test.references) and set(test.metric) == {EXACT}:
+        once = expect_scores(test.nll, test.reference_tokens)[None]
+        found["likelihood"] = measure_luck_free(cost, once, once, test.image_id, **counts, **settings)
+    if resampled is not None:
+        rows, drawn = resampled.rows, resampled.score
+        by = leave_one_out(drawn)
+        found["resampled"] = measure_luck_free(
+            cost[rows], by, drawn, test.image_id[rows], **counts, **settings
+        )
+    return found
 
 
 def _test_differences(bench: Bench, draws: Mapping[Any, Draws], confidence: float) -> list[fig.Difference]:

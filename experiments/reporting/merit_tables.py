@@ -99,7 +99,8 @@ def _tabulate_luck(comparison: Comparison) -> Table:
     ]
     for name, found in comparison.luck_free.items():
         scores = map(format_score, _ends(found.fixed_score))
-        labels = (LUCK_FREE[name], "expected", f"{found.num_samples:,}")
+        drawn = f"of {found.num_runs} drawn answers" if found.num_runs > 1 else "expected"
+        labels = (LUCK_FREE[name], drawn, f"{found.num_samples:,}")
         rows.append((*labels, *scores, format_difference(found.gap)))
     caption = (
         "What there is to gain: distance in points from the mix to an oracle in one budget, averaged over "
