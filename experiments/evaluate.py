@@ -35,7 +35,7 @@ from experiments.reporting.page import Provenance
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
-from experiments.tasks.base import Task
+from experiments.tasks.base import Task, check_data
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import read_manifest
@@ -104,12 +104,7 @@ def evaluate_predictors(
     ValueError where labels, predictors and task do not belong together.
     """
     manifest = read_manifest(labels)
-    data = manifest["fingerprints"]["data"]
-    if task.fingerprint != data:
-        raise ValueError(
-            f"the labels in {labels} were made from other data ({data}) than task {task.name} now is "
-            f"({task.fingerprint}): label again, or configure the task as it was"
-        )
+    check_data(task, manifest["fingerprints"]["data"], labels)
     calibration = read_labels(labels, "calibration")
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
     learned, guarantees = {}, {}

@@ -24,12 +24,12 @@ from sklearn.linear_model import LogisticRegression
 from predictor.cascade_search import (
     Columns,
     find_edges,
-    find_hull,
     find_prices,
     pick_evenly,
     space_prices,
     trace_cuts,
 )
+from predictor.hull import upper_hull
 from predictor.policy import Floats, choose_at_prices, find_unit
 
 _NUM_STARTING_PRICES = 48
@@ -91,11 +91,11 @@ class Cascade:
         points = []
         for row, first in enumerate(firsts):
             mean_cost, mean_score = trace_cuts(bins, [len(edge) + 1 for edge in edges], scores, costs, first)
-            best = find_hull(mean_cost.ravel(), mean_score.ravel())
+            best = upper_hull(mean_cost.ravel(), mean_score.ravel())
             cuts = np.stack(np.unravel_index(best, mean_cost.shape), axis=1)
             points.append((mean_cost.ravel()[best], mean_score.ravel()[best], cuts, np.full(len(best), row)))
         mean_cost, mean_score, cuts, rows = (np.concatenate(parts) for parts in zip(*points, strict=True))
-        hull = find_hull(mean_cost, mean_score)
+        hull = upper_hull(mean_cost, mean_score)
         hull = hull[pick_evenly(mean_cost[hull], num_prices)][::-1]
         threshold = np.full((len(hull), num_scales), -np.inf)
         for column, edge in enumerate(edges):

@@ -15,25 +15,6 @@ Columns = NDArray[np.int64]
 _MAX_BINS, _MAX_CELLS = 24, 50_000
 
 
-def find_hull(cost: ArrayLike, score: ArrayLike) -> Columns:
-    """Vertices of the upper concave hull of points `[num_points]`, from cheap to dear; both rise strictly."""
-    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    order = np.lexsort((-scores, costs))
-    # First all that something cheaper equals: of many points a few are left for the loop.
-    best = np.maximum.accumulate(scores[order])
-    order = order[np.concatenate([[True], scores[order][1:] > best[:-1]])]
-    hull: list[int] = []
-    for point in order.tolist():
-        while len(hull) > 1:
-            first, last = hull[-2:]
-            rise = (scores[last] - scores[first]) * (costs[point] - costs[first])
-            if rise > (scores[point] - scores[first]) * (costs[last] - costs[first]):
-                break
-            hull.pop()
-        hull.append(point)
-    return np.array(hull)
-
-
 def find_edges(surety: Floats) -> list[Floats]:
     """The thresholds to search at each scale but the finest, ascending: quantiles, each once."""
     num_searched = surety.shape[1] - 1

@@ -8,7 +8,7 @@ from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.bench import BUDGETED, MIX, Bench
 from experiments.evaluation.calibration import measure_calibration
 from experiments.evaluation.contenders import Contender, Outcomes
-from experiments.evaluation.fronts import Floats, upper_hull
+from experiments.evaluation.fronts import Floats
 from experiments.evaluation.merits import count_confusions
 from experiments.evaluation.oracles import (
     EXACT,
@@ -21,6 +21,7 @@ from experiments.evaluation.oracles import (
 from experiments.evaluation.resampled import Resampled
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, number_images, resample
 from m3_backbone.outcomes import OutcomeTable
+from predictor.hull import upper_hull
 from predictor.policy import Front
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from predictor.hull import upper_hull
 from predictor.policy import Front, choose, find_unit, sweep
 from predictor.switches import Switches, find_switches
 
@@ -25,29 +26,6 @@ ORACLES: dict[Convention, str] = {
 
 # Mean costs reach us as sums divided by counts; this much below the cheapest is still the cheapest.
 _ROUNDING = 1e-9
-
-
-def upper_hull(cost: ArrayLike, score: ArrayLike) -> Columns:
-    """Indices of the vertices of the upper concave hull of points `[num_points]`, from cheap to dear.
-
-    Cost and score rise strictly from vertex to vertex: a point that costs more and is no better is out, and
-    so is one that lies on or below the line between two others. Of equal points the first stays.
-    """
-    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    if costs.ndim != 1 or costs.shape != scores.shape or not costs.size:
-        raise ValueError(f"a hull needs points, got {costs.shape} costs and {scores.shape} scores")
-    hull: list[int] = []
-    for point in np.lexsort((-scores, costs)):
-        if hull and scores[point] <= scores[hull[-1]]:
-            continue
-        while len(hull) > 1:
-            first, last = hull[-2:]
-            rise = (scores[last] - scores[first]) * (costs[point] - costs[first])
-            if rise > (scores[point] - scores[first]) * (costs[last] - costs[first]):
-                break
-            hull.pop()
-        hull.append(int(point))
-    return np.array(hull)
 
 
 def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike) -> Floats:

@@ -14,7 +14,8 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.evaluation.fronts import Columns, Floats, find_smallest_right, upper_hull
+from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
+from predictor.hull import upper_hull
 
 Pair = tuple[Floats, Floats]
 # Means reach us as sums divided by counts: a score is reached, a gap is zero, up to this.

@@ -34,10 +34,14 @@ def build_chart(comparison: Comparison) -> dict[str, Any]:
     for order, figures in enumerate(comparison.predictors):
         _add_predictor(figure, figures, comparison, colors[figures.name], main=order == 0)
     _add_references(figure, comparison)
-    costs = comparison.fixed.cost.value
+    return finish_chart(figure, comparison.fixed.cost.value, comparison.account.label)
+
+
+def finish_chart(figure: go.Figure, costs: Floats, label: str) -> dict[str, Any]:
+    """Axes and layout of fronts above their differences to the mix; the chart as plain data."""
     axis = {"type": "log", "tickvals": costs.tolist(), "ticktext": [format_tokens(cost) for cost in costs]}
     figure.update_xaxes(**axis, zeroline=False)
-    figure.update_xaxes(title=escape(comparison.account.label), row=2)
+    figure.update_xaxes(title=escape(label), row=2)
     figure.update_yaxes(title="mean score (%)", row=1, zeroline=False)
     figure.update_yaxes(title="points above the mix", row=2, zeroline=False)
     figure.update_layout(

@@ -1,6 +1,5 @@
 """Fronts of several runs in one drawing, interactive and for paper."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +10,17 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
+from experiments.evaluation.accounts import TOKENS
 from experiments.evaluation.finished_runs import Entry
 from experiments.evaluation.fronts import Floats, score_of_mix
-from experiments.reporting.charts import INK, SYMBOLS, escape
-from experiments.reporting.displays import NEUTRAL, mark_scales, pick_colors, refine_line
+from experiments.evaluation.oracles import RULES
+from experiments.reporting.charts import INK, SYMBOLS, escape, finish_chart
+from experiments.reporting.displays import NEUTRAL, frame_panels, mark_scales, pick_colors, refine_line
 from experiments.reporting.export import PLAIN_TEXT
 from experiments.reporting.numbers import format_difference, format_percent, format_tokens
 
-# Names of the rules in `metrics.json`, with those that charts know them by.
-_ORACLES = {
-    "authors": ("coarsest", "oracle, authors' convention"),
-    "honest": ("finest", "oracle, honest convention"),
-    "stable": ("stable", "stable oracle"),
-}
-AXIS = "mean visual tokens per question"
+# Names in `metrics.json` of the rules by which oracles choose.
+_RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
 
 
 def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -51,21 +47,7 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
     _add_bounds(figure, metrics, costs, scores)
-    axis = {"type": "log", "tickvals": costs.tolist(), "ticktext": [format_tokens(cost) for cost in costs]}
-    figure.update_xaxes(**axis, zeroline=False)
-    figure.update_xaxes(title=AXIS, row=2)
-    figure.update_yaxes(title="mean score (%)", row=1, zeroline=False)
-    figure.update_yaxes(title="points above the mix", row=2, zeroline=False)
-    figure.update_layout(
-        template="none",
-        margin={"l": 56, "r": 12, "t": 12, "b": 72},
-        hovermode="closest",
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    content: dict[str, Any] = json.loads(figure.to_json())
-    return content
+    return finish_chart(figure, costs, TOKENS.label)
 
 
 def _add_bounds(figure: go.Figure, metrics: Mapping[str, Any], costs: Floats, scores: Floats) -> None:
@@ -82,7 +64,8 @@ def _add_bounds(figure: go.Figure, metrics: Mapping[str, Any], costs: Floats, sc
         x=costs, y=100 * scores, mode="markers", marker={"size": 9, "color": INK}, name="fixed scales",
         hovertemplate="%{x:.3g} tokens, %{y:.1f}%<extra></extra>", row=1, col=1,
     )  # fmt: skip
-    for key, (rule, label) in _ORACLES.items():
+    for key, rule in _RULES.items():
+        label = RULES[rule]
         point = metrics["oracles"].get(key)
         if point is not None:
             figure.add_scatter(
@@ -118,12 +101,8 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
         lower.axhline(0, ls="--", color="black", lw=1.2)
         mark_scales(lower, costs)
         upper.set(ylabel="mean score (%)", title=title)
-        lower.set(xlabel=AXIS, ylabel="points above the mix")
-        handles, labels = upper.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-        for ax in (upper, lower):
-            ax.grid(color="#e6e6e6", lw=0.7)
-            ax.set_axisbelow(True)
+        lower.set(xlabel=TOKENS.label, ylabel="points above the mix")
+        frame_panels(figure, upper, lower, num_columns=2)
     return figure
 
 

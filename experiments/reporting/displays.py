@@ -149,12 +149,19 @@ def draw_front(comparison: Comparison, title: str) -> Figure:
         DifferenceDisplay.from_comparison(comparison).plot(lower)
         upper.set(xlabel="", title=title)
         upper.get_legend().remove()
-        handles, labels = upper.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small", frameon=False)
-        for axes in (upper, lower):
-            axes.grid(color="#e6e6e6", lw=0.7)
-            axes.set_axisbelow(True)
+        frame_panels(figure, upper, lower, num_columns=4)
     return figure
+
+
+def frame_panels(figure: Figure, upper: Axes, lower: Axes, *, num_columns: int) -> None:
+    """The legend of the upper panel below both, and a grid behind them."""
+    handles, labels = upper.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=num_columns, fontsize="small", frameon=False
+    )
+    for axes in (upper, lower):
+        axes.grid(color="#e6e6e6", lw=0.7)
+        axes.set_axisbelow(True)
 
 
 def _width(order: int) -> float:

@@ -13,8 +13,8 @@ from experiments.evaluation.fronts import (
     find_smallest_right,
     score_of_mix,
     trace_prices,
-    upper_hull,
 )
+from predictor.hull import upper_hull
 from predictor.policy import sweep
 from predictor.switches import find_switches
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.evaluation.fronts import find_budgeted_oracle, score_of_mix, upper_hull
+from experiments.evaluation.fronts import find_budgeted_oracle, score_of_mix
 from experiments.evaluation.merits import (
     Curve,
     average_gap_recovered,
@@ -17,6 +17,7 @@ from experiments.evaluation.merits import (
     find_call_share,
     hypervolume,
 )
+from predictor.hull import upper_hull
 from predictor.policy import choose, sweep
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=80)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from predictor.cascade import Cascade, ExpectedGain
-from predictor.cascade_search import find_hull
+from predictor.hull import upper_hull
 from predictor.policy import choose, sweep
 
 COST = np.array([1.0, 4.0, 16.0])
@@ -140,4 +140,4 @@ def test_at_most_so_many_are_kept_and_the_ends_among_them():
 
 
 def test_the_hull_leaves_out_what_lies_on_it():
-    assert find_hull([1, 2, 3, 3, 4], [0, 1, 2, 0, 2]).tolist() == [0, 2]
+    assert upper_hull([1, 2, 3, 3, 4], [0, 1, 2, 0, 2]).tolist() == [0, 2]
