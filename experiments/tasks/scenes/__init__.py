@@ -21,7 +21,7 @@ from experiments.tasks.base import SPLITS, Sample, Split
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes.layout import LAYOUTS, compose
 from experiments.tasks.scenes.looks import LOOKS
-from experiments.tasks.scenes.questions import Question, ask
+from experiments.tasks.scenes.questions import KINDS, Question, ask
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import Scene
 
@@ -35,6 +35,7 @@ class Scenes:
         questions_per_image: at most so many questions on a picture; some pictures answer fewer.
         image_size: side of the square pictures in pixels.
         layouts: how often each layout is drawn, relative to the others; those left out are not drawn.
+        kinds: how often kinds of questions are tried, relative to each other, where that is not as in `KINDS`.
         look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, never trained on.
     """
 
@@ -46,6 +47,7 @@ class Scenes:
         image_size: int = 192,
         name: str = "scenes",
         layouts: Mapping[str, float] = LAYOUTS,
+        kinds: Mapping[str, float] | None = None,
         look: str = "plain",
     ) -> None:
         self.num_images = dict(num_images or {"train": 1000, "calibration": 250, "test": 500})
@@ -57,11 +59,14 @@ class Scenes:
             raise ValueError(f"image_size={image_size} leaves no room for tables and crowds: use 64 or more")
         if unknown := set(layouts) - set(LAYOUTS):
             raise ValueError(f"unknown layouts {sorted(unknown)}: layouts are {', '.join(LAYOUTS)}")
+        if unknown := set(kinds or {}) - set(KINDS):
+            raise ValueError(f"unknown kinds {sorted(unknown)}: kinds are {', '.join(KINDS)}")
         if look not in LOOKS:
             raise ValueError(f"unknown look {look!r}: looks are {', '.join(LOOKS)}")
         self.look = look
         self.name = name
         self.layouts = dict(layouts)
+        self.kinds = {**KINDS, **(kinds or {})}
         self.seed = seed
         self.questions_per_image = questions_per_image
         self.image_size = image_size
@@ -78,6 +83,7 @@ class Scenes:
             self.questions_per_image,
             self.image_size,
             list(self.layouts.items()),
+            list(self.kinds.items()),
             self.look,
         ]
         digest.update(json.dumps([*choices, PIL.__version__], sort_keys=True).encode())
@@ -90,7 +96,7 @@ class Scenes:
         rng = random.Random(f"{self.seed}/{split}/{index}")
         handwriting = handwriting_of(split)[1].tolist()
         scene = compose(rng, self.image_size, handwriting, self.layouts, LOOKS[self.look])
-        return scene, ask(scene, rng, self.questions_per_image)
+        return scene, ask(scene, rng, self.questions_per_image, self.kinds)
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """The samples of a split, picture by picture."""

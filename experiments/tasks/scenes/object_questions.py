@@ -10,7 +10,7 @@ from experiments.tasks.scenes.scene import STEPS, Item, Scene
 from experiments.tasks.scenes.vocabulary import COLORS, HALVES, SHAPES
 
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-MAX_COUNT = 12
+MAX_COUNT = 6  # beyond it a count asks for arithmetic more than for sight
 
 
 def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:

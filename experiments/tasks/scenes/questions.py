@@ -1,7 +1,7 @@
 """Questions on a scene, one function per kind. Each returns a question that the scene answers, or None."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from experiments.tasks.scenes.object_questions import (
     ask_color,
@@ -48,33 +48,51 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     return Question("position", scene.look.say("position", name=name), place, item.height)
 
 
+ASKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
+    "background": ask_background,
+    "dominant": ask_dominant,
+    "existence": ask_existence,
+    "existence_half": ask_existence_half,
+    "count": ask_count,
+    "count_half": ask_count_half,
+    "total": ask_total,
+    "shape": ask_shape,
+    "color": ask_color,
+    "position": ask_position,
+    "neighbor": ask_neighbor,
+    "cell": ask_cell,
+    "table_size": ask_table_size,
+    "sign": ask_sign,  # its word or its number
+    "sign_color": ask_sign_color,
+    "digit": ask_digit,
+}
 # How often a kind is tried, relative to the others: reading kinds often, as their pictures offer little else.
-KINDS: dict[Callable[[Scene, random.Random], Question | None], int] = {
-    ask_background: 1,
-    ask_dominant: 1,
-    ask_existence: 2,
-    ask_existence_half: 2,
-    ask_count: 2,
-    ask_count_half: 4,
-    ask_total: 1,
-    ask_shape: 2,
-    ask_color: 2,
-    ask_position: 2,
-    ask_neighbor: 4,
-    ask_cell: 10,
-    ask_table_size: 1,
-    ask_sign: 6,
-    ask_sign_color: 3,
-    ask_digit: 5,
+KINDS: dict[str, float] = {
+    "background": 1,
+    "dominant": 1,
+    "existence": 2,
+    "existence_half": 2,
+    "count": 2,
+    "count_half": 6,
+    "total": 1,
+    "shape": 2,
+    "color": 2,
+    "position": 2,
+    "neighbor": 4,
+    "cell": 10,
+    "table_size": 1,
+    "sign": 6,
+    "sign_color": 3,
+    "digit": 5,
 }
 
 
-def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """One to `count` different questions on a scene, of mixed kinds."""
-    functions, weights = list(KINDS), list(KINDS.values())
+def ask(scene: Scene, rng: random.Random, count: int, kinds: Mapping[str, float] = KINDS) -> list[Question]:
+    """One to `count` different questions on a scene, of mixed kinds, each tried as often as `kinds` says."""
+    names, weights = list(kinds), list(kinds.values())
     asked: dict[str, Question] = {}
     for _ in range(12 * count):
-        question = rng.choices(functions, weights)[0](scene, rng)
+        question = ASKERS[rng.choices(names, weights)[0]](scene, rng)
         if question and question.text not in asked:
             asked[question.text] = question
             if len(asked) == count:
