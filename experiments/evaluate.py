@@ -23,7 +23,7 @@ from experiments.evaluation.metrics import collect_account, collect_metrics, wri
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
 from experiments.evaluation.resampled import read_resampled
-from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee
+from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, resplit
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
 from experiments.reporting.calibration_display import draw_reliability
@@ -70,6 +70,7 @@ def main(config: DictConfig) -> float:
         confidence=config.confidence,
         alpha=config.risk.alpha,
         delta=config.risk.delta,
+        num_resplits=config.risk.num_resplits,
         gallery=config.gallery,
         seed=config.seed,
     )
@@ -92,6 +93,7 @@ def evaluate_predictors(
     confidence: float = 0.95,
     alpha: float = 0.02,
     delta: float = 0.1,
+    num_resplits: int = 200,
     gallery: int = 6,
     seed: int = 0,
 ) -> Comparison:
@@ -165,6 +167,9 @@ def evaluate_predictors(
                 confidence=confidence,
                 seed=seed,
             ),
+            resplit(each.test, test.outcomes, alpha=alpha, delta=delta, num_splits=num_resplits, seed=seed)
+            if num_resplits
+            else None,
         )
         for each in contenders
     ]

@@ -46,7 +46,8 @@ the same bytes. `experiments.evaluation.figures` defines every figure.
         predictors.NAME     price per unit visual tokens, null where infeasible; num_needed: images that would
                             do, null where there is no such number; calibration_cost and calibration_drop at
                             that price, or at the safest; cost and drop on test, of the finest scale where
-                            infeasible
+                            infeasible; resplits: null, or num_splits, num_images, feasible, broken, cost of
+                            the same promise made on halves of the test images (`evaluation.risk.Resplits`)
     published               where there are any: source, table, checkpoint, scores by scale, oracle_scale,
                             oracle_score (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
-from experiments.evaluation.risk import Promise
+from experiments.evaluation.risk import Promise, Resplits
 from experiments.held_out import HeldOutRead
 
 
@@ -65,4 +65,10 @@ def _collect_promise(promise: Promise, unit: float) -> dict[str, Any]:
         "calibration_drop": to_json(guarantee.drop),
         "cost": to_figure(realised.cost),
         "drop": to_figure(realised.drop),
+        "resplits": promise.resplits and _collect_resplits(promise.resplits),
     }
+
+
+def _collect_resplits(resplits: Resplits) -> dict[str, Any]:
+    counts = {"num_splits": resplits.num_splits, "num_images": resplits.num_images}
+    return counts | {key: to_json(getattr(resplits, key)) for key in ("feasible", "broken", "cost")}

@@ -152,7 +152,35 @@ def test_resplits_of_one_run_keep_the_promise():
     found = resplit(estimate_outcomes(table), table, alpha=0.05, delta=DELTA, num_splits=200)
     assert found.feasible > 0.9
     assert found.broken <= DELTA + 2 * np.sqrt(DELTA * (1 - DELTA) / 200)
-    assert found.broken <= found.exceeded + 0.05 and found.cost < 144
+    assert found.num_images == 500 and found.cost < 144
+    assert resplit(estimate_outcomes(table), table, alpha=0.05, delta=DELTA, num_splits=200) == found
+
+
+def test_resplits_agree_with_one_guarantee_a_half():
+    """Price and mean drop of every half as `find_guarantee` gives them, with its own order of the images."""
+    table = make_outcomes("calibration", 120)
+    estimates, alpha = estimate_outcomes(table), 0.12
+    images = np.unique(table.image_id)
+    rng = np.random.default_rng(0)
+    drops = []
+    for _ in range(20):
+        half = images[rng.permutation(len(images))[: len(images) // 2]]
+        rows = np.flatnonzero(np.isin(table.image_id, half))
+        found = find_guarantee(
+            estimates[rows], table.select(rows), alpha=alpha, delta=0.3, most=most_questions(table)
+        )
+        if found.is_feasible:
+            kept = apply_guarantee(found, estimates, table, num_resamples=1, confidence=0.95, seed=0)
+            drops.append(float(kept.drop.value))
+    resplits = resplit(estimates, table, alpha=alpha, delta=0.3, num_splits=20)
+    assert drops
+    # The order of the images decides on single cases only.
+    assert resplits.feasible == pytest.approx(len(drops) / 20, abs=0.1)
+    assert resplits.broken == pytest.approx(np.mean(np.array(drops) > alpha) * len(drops) / 20, abs=0.1)
+
+
+def most_questions(table):
+    return int(np.unique(table.image_id, return_counts=True)[1].max())
 
 
 @pytest.mark.parametrize(("alpha", "delta"), [(0.0, 0.1), (0.1, 1.0), (-0.1, 0.1)])

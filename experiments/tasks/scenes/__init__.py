@@ -35,7 +35,7 @@ class Scenes:
         questions_per_image: at most so many questions on a picture; some pictures answer fewer.
         image_size: side of the square pictures in pixels.
         layouts: how often each layout is drawn, relative to the others; those left out are not drawn.
-        kinds: how often kinds of questions are tried, relative to each other, where that is not as in `KINDS`.
+        kinds: how often kinds of questions are tried, where that is not as in `KINDS`.
         look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, never trained on.
     """
 
