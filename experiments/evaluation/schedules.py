@@ -40,11 +40,13 @@ class Schedule:
 
     def keep(self, points: NDArray[np.integer]) -> "Schedule":
         """Those at some of the points, which rise."""
-        point = np.searchsorted(points, self.point, side="left")
+        point = np.searchsorted(points, np.arange(self.num_points), side="left")[self.point]
         moved = replace(self, num_points=len(points), point=point)
         return moved._select(point < len(points))
 
     def _select(self, changes: NDArray[np.bool_]) -> "Schedule":
+        if changes.all():
+            return self
         kept = (self.point[changes], self.row[changes], self.before[changes], self.after[changes])
         return Schedule(self.num_points, self.first, *kept)
 

@@ -42,14 +42,16 @@ class Estimate:
 class ImageMeans:
     """Means over rows of what policies get (cost, score), at all their points, under weights of the images.
 
-    `image` `[num_rows]` is the number of the image that a row asks about. Of every policy the changes from
-    point to point are kept, summed per image. Totals are products of weights and these, images in blocks.
+    `image` `[num_rows]` is the number of the image that a row asks about. Of every policy what its first
+    point gives and the changes from point to point are kept, summed per image. Totals are products of weights
+    and these, images in blocks.
     """
 
     def __init__(self, image: ArrayLike) -> None:
         self._image = np.asarray(image)
         self._rows = np.bincount(self._image).astype(np.float64)
-        self._changes: dict[Any, list[csr_array]] = {}
+        # Per value sums `[num_images, num_columns]`, and the changes from there on for a schedule.
+        self._sums: dict[Any, list[tuple[Floats, csr_array | None]]] = {}
 
     @property
     def num_images(self) -> int:
@@ -57,46 +59,51 @@ class ImageMeans:
 
     def add(self, key: Hashable, schedule: Schedule, *values: Floats) -> None:
         """A policy whose choices are columns of each of `values`, `[num_rows, num_columns]`."""
-        every = np.arange(len(self._image))
-        images = np.concatenate([self._image, self._image[schedule.row]])
-        points = np.concatenate([np.zeros(len(every), np.int64), schedule.point])
+        every, images = np.arange(len(self._image)), self._image[schedule.row]
         shape = (self.num_images, schedule.num_points)
-        self._changes[key] = []
+        self._sums[key] = []
         for table in values:
+            first: Floats = np.bincount(self._image, weights=table[every, schedule.first])
             change = table[schedule.row, schedule.after] - table[schedule.row, schedule.before]
-            change = np.concatenate([table[every, schedule.first], change])
-            self._changes[key].append(csr_array((change, (images, points)), shape=shape))
+            changes = csr_array((change, (images, schedule.point)), shape=shape)
+            self._sums[key].append((first[:, None], changes))
 
     def add_columns(self, key: Hashable, *values: Floats) -> None:
         """As many policies as columns, each with a value of its own: `values` `[num_rows, num_columns]`."""
-        self._changes[key] = []
-        for table in values:
-            sums = [np.bincount(self._image, weights=column) for column in table.T]
-            self._changes[key].append(csr_array(np.diff(np.column_stack(sums), axis=1, prepend=0.0)))
+        self._sums[key] = [
+            (np.column_stack([np.bincount(self._image, weights=column) for column in table.T]), None)
+            for table in values
+        ]
 
     def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
         """By key, the mean of each of its values at its points, `[num_resamples, num_points]`.
 
         `weights` of the images are `[num_resamples, num_images]`.
         """
-        totals = {
-            key: [np.zeros((len(weights), each.shape[1])) for each in changes]
-            for key, changes in self._changes.items()
+        widths = {
+            key: [(sums if changes is None else changes).shape[1] for sums, changes in its]
+            for key, its in self._sums.items()
         }
+        totals = {key: [np.zeros((len(weights), width)) for width in its] for key, its in widths.items()}
         num_rows = np.zeros(len(weights))
-        widest = max(each.shape[1] for changes in self._changes.values() for each in changes)
-        size = max(1, _MOST_SUMS // (8 * max(len(weights), widest)))
+        size = max(1, _MOST_SUMS // (8 * max(len(weights), *map(max, widths.values()))))
         for start in range(0, self.num_images, size):
             block = slice(start, start + size)
             drawn = weights[:, block].astype(np.float64)
             num_rows += drawn @ self._rows[block]
-            for key, changes in self._changes.items():
-                for total, each in zip(totals[key], changes, strict=True):
-                    # Many resamples pay for writing out the zeros, a few do not.
-                    total += drawn @ (each[block].toarray() if len(drawn) > _FEW else each[block])
+            for key, its in self._sums.items():
+                for total, (sums, changes) in zip(totals[key], its, strict=True):
+                    total[:, : sums.shape[1]] += drawn @ sums[block]
+                    if changes is not None:
+                        # Many resamples pay for writing out the zeros, a few do not.
+                        part = changes[block]
+                        total += drawn @ (part.toarray() if len(drawn) > _FEW else part)
         return {
-            key: tuple(np.cumsum(total, axis=1) / num_rows[:, None] for total in its)
-            for key, its in totals.items()
+            key: tuple(
+                (total if changes is None else np.cumsum(total, axis=1)) / num_rows[:, None]
+                for total, (_, changes) in zip(totals[key], its, strict=True)
+            )
+            for key, its in self._sums.items()
         }
 
 
