@@ -63,7 +63,7 @@ class ImageMeans:
         shape = (self.num_images, schedule.num_points)
         self._sums[key] = []
         for table in values:
-            first: Floats = np.bincount(self._image, weights=table[every, schedule.first])
+            first = np.bincount(self._image, weights=table[every, schedule.first]).astype(np.float64)
             change = table[schedule.row, schedule.after] - table[schedule.row, schedule.before]
             changes = csr_array((change, (images, schedule.point)), shape=shape)
             self._sums[key].append((first[:, None], changes))
