@@ -6,7 +6,7 @@ fixed: an interval says how the figure would vary over test images, not over tra
 seeds were trained, `combine_seeds` draws those too.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -165,41 +165,44 @@ def resample(measure: Measure[Key], num_images: int, *, num_resamples: int, seed
     `measure` takes weights of the images `[num_resamples, num_images]` and gives figures whose first
     dimension is `num_resamples`; with all weights 1 it gives the figure itself.
     """
-    return combine_seeds([measure], num_images, num_resamples=num_resamples, seed=seed)
-
-
-def combine_seeds(
-    measures: Sequence[Measure[Key]], num_images: int, *, num_resamples: int, seed: int
-) -> dict[Key, Draws]:
-    """Figures of several trainings on the same test images, one measure per training seed.
-
-    The figure is its mean over the seeds. A resample draws the images, the same for every seed, and from the
-    seeds as many as there are, with replacement; its figure is the mean over the seeds drawn. So the interval
-    covers test images and training runs (with few seeds the latter too narrowly: k seeds drawn from k
-    spread by the factor sqrt((k - 1) / k) too little).
-    """
     if num_resamples < 1:
         raise ValueError(f"an interval needs num_resamples >= 1: {num_resamples}")
-    ones = np.ones((1, num_images))
-    points = [measure(ones) for measure in measures]
-    chunks: dict[Key, list[Floats]] = {name: [] for name in points[0]}
-    seeds = np.random.default_rng([seed, len(measures)])
+    point = measure(np.ones((1, num_images)))
+    chunks: dict[Key, list[Floats]] = {name: [] for name in point}
     for weights in draw_weights(num_images, num_resamples, seed):
-        drawn = seeds.integers(len(measures), size=(len(weights), len(measures)))
-        chance = (drawn[..., None] == np.arange(len(measures))).mean(axis=1)
-        found = [measure(weights) for measure in measures]
-        for name, parts in chunks.items():
-            shares = [np.expand_dims(share, tuple(range(1, found[0][name].ndim))) for share in chance.T]
-            # A seed that is not drawn has no say, even where its figure does not exist.
-            terms = [
-                np.where(share > 0, share * each[name], 0.0)
-                for share, each in zip(shares, found, strict=True)
-            ]
-            parts.append(np.sum(terms, axis=0))
-    return {
-        name: Draws(np.mean([point[name][0] for point in points], axis=0), np.concatenate(parts))
-        for name, parts in chunks.items()
-    }
+        for name, drawn in measure(weights).items():
+            chunks[name].append(drawn)
+    return {name: Draws(point[name][0], np.concatenate(parts)) for name, parts in chunks.items()}
+
+
+def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
+    """A figure of several trainings on the same test images, from its draws by training seed.
+
+    All were drawn with the same bootstrap seed, `seed`: row by row they saw the same images. The figure is
+    its mean over the training seeds. A resample draws from k of them k - 1, with replacement, and takes the
+    mean over those: so the variance over trainings is that of a mean of k without bias (Rao and Wu 1988; k
+    drawn from k spread too little). What was trained with the same seeds draws the same ones, and a
+    difference keeps what two policies owe to a seed they share.
+
+    The interval covers test images and training runs; a single seed is held fixed. It takes no account of how
+    badly few seeds tell their own spread: where that is twice the images', an interval of 95% covers in 86%
+    for two seeds, 92% for three, 93% for five (simulated).
+    """
+    seeds = sorted(by_seed)
+    draws = [by_seed[each] for each in seeds]
+    if len(seeds) == 1:
+        return draws[0]
+    num_resamples = len(draws[0].drawn)
+    chosen = np.random.default_rng([seed, *seeds]).integers(
+        len(seeds), size=(num_resamples, len(seeds) - 1)
+    )
+    total = np.zeros_like(draws[0].drawn)
+    for position, each in enumerate(draws):
+        share = (chosen == position).mean(axis=1)
+        share = share.reshape(-1, *[1] * (total.ndim - 1))
+        # A seed that is not drawn has no say, even where its figure does not exist.
+        total += np.where(share > 0, share * each.drawn, 0.0)
+    return Draws(np.mean([each.value for each in draws], axis=0), total)
 
 
 def bootstrap(
