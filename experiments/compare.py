@@ -1,7 +1,7 @@
 """Finished runs side by side: `python -m experiments.compare runs=[FOLDER,...]`, or a folder of runs.
 
-`compare_runs` is the plain function behind the command: it reads every run's `metrics.json` and writes
-`compare.html`, `front.pdf`, `front.svg` and `tables/`.
+`compare_runs` is the plain function behind the command: it reads every run's `metrics.json` and
+`draws.safetensors` and writes `compare.html`, `front.pdf`, `front.svg` and `tables/`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.evaluation.finished_runs import Entry, find_runs, list_entries
+from experiments.evaluation.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
+from experiments.evaluation.finished_runs import find_runs
 from experiments.label import format_command
 from experiments.reporting.compare_charts import build_overlay, draw_overlay
 from experiments.reporting.compare_tables import build_comparison_tables
@@ -59,6 +60,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         entries=entries,
         runs=runs,
         split=metrics["split"],
+        most_for_all_pairs=MOST_FOR_ALL_PAIRS,
         tables=tables,
         charts=[build_overlay(entries)],
         picture=encode_picture(figure),

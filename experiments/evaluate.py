@@ -1,7 +1,8 @@
 """Evaluate trained predictors: `python -m experiments.evaluate predictor=NAME`.
 
 `evaluate_predictors` is the plain function behind the command: it reads labels and predictors, and writes
-`metrics.json`, `milliseconds.json`, `report.html`, its tables in `tables/` and its figures as PDF and SVG.
+`metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in `tables/` and its
+figures as PDF and SVG.
 """
 
 import logging
@@ -18,6 +19,7 @@ from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.draws import DRAWS, collect_draws, write_draws
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
@@ -36,6 +38,7 @@ from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
 from experiments.tasks.base import Task, check_data
+from experiments.training_record import find_seed
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import read_manifest
@@ -68,6 +71,7 @@ def main(config: DictConfig) -> float:
         num_prices=config.num_prices,
         num_resamples=config.num_resamples,
         confidence=config.confidence,
+        bootstrap_seed=config.bootstrap_seed,
         alpha=config.risk.alpha,
         delta=config.risk.delta,
         num_resplits=config.risk.num_resplits,
@@ -91,6 +95,7 @@ def evaluate_predictors(
     num_prices: int = 128,
     num_resamples: int = 1000,
     confidence: float = 0.95,
+    bootstrap_seed: int = 0,
     alpha: float = 0.02,
     delta: float = 0.1,
     num_resplits: int = 200,
@@ -102,7 +107,9 @@ def evaluate_predictors(
     Beside them stand `cascades`, which pay for every scale that they try.
     Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
     prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
-    writes metrics, picture and report into `output`. `task` gives the images of the gallery. Raises
+    writes metrics, picture and report into `output`. `task` gives the images of the gallery. Images are drawn
+    with `bootstrap_seed`, the same in every run that is to be compared with others; `seed` orders what is
+    left to chance besides, and stands for the training's where a predictor has no record of its own. Raises
     ValueError where labels, predictors and task do not belong together.
     """
     manifest = read_manifest(labels)
@@ -151,7 +158,7 @@ def evaluate_predictors(
             num_prices=num_prices,
             num_resamples=num_resamples,
             confidence=confidence,
-            seed=seed,
+            seed=bootstrap_seed,
         )
         for account in accounts
     )
@@ -165,7 +172,7 @@ def evaluate_predictors(
                 test.outcomes,
                 num_resamples=num_resamples,
                 confidence=confidence,
-                seed=seed,
+                seed=bootstrap_seed,
             ),
             resplit(each.test, test.outcomes, alpha=alpha, delta=delta, num_splits=num_resplits, seed=seed)
             if num_resplits
@@ -184,15 +191,27 @@ def evaluate_predictors(
 
     output.mkdir(parents=True, exist_ok=True)
     backbone_name, task_name = manifest["backbone"], manifest["task"]
-    metrics = collect_metrics(comparison, test.outcomes, task=task_name, backbone=backbone_name, seed=seed)
+    seeds = {name: find_seed(predictors / name, otherwise=seed) for name in names}
+    metrics = collect_metrics(
+        comparison,
+        test.outcomes,
+        task=task_name,
+        backbone=backbone_name,
+        seeds=seeds | {entry.name: seeds.get(str(entry.predictor)) for entry in cascades},
+        starts_from={entry.name: entry.predictor for entry in cascades},
+    )
     metrics |= collect_extras(findings)
     # Milliseconds are another number every time: they stay out of what can be compared byte by byte.
-    for other in others:
-        if other.account.key == "milliseconds":
-            write_metrics(output / MILLISECONDS, collect_account(other))
-        else:
-            metrics[other.account.key] = collect_account(other)
-    write_metrics(output / METRICS, metrics)
+    timed = [each for each in others if each.account.key == "milliseconds"]
+    counted = [each for each in others if each not in timed]
+    for other in timed:
+        write_metrics(output / MILLISECONDS, collect_account(other))
+    # Draws go first and come last: where they are, they are those of the metrics.
+    (output / DRAWS).unlink(missing_ok=True)
+    write_metrics(
+        output / METRICS, metrics | {other.account.key: collect_account(other) for other in counted}
+    )
+    write_draws(output, collect_draws(comparison, counted, promises))
     title = f"{backbone_name} on {task_name}"
     tables = list_tables(findings)
     write_tables(output / "tables", tables)

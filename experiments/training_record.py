@@ -53,6 +53,12 @@ def read_record(folder: Path) -> TrainingRecord | None:
         return None
 
 
+def find_seed(folder: Path, *, otherwise: int) -> int:
+    """The seed that the predictor in `folder` was trained with; `otherwise` where it has no record."""
+    record = read_record(folder)
+    return otherwise if record is None else int(record.identity.get("seed", otherwise))
+
+
 def format_records(records: list[TrainingRecord]) -> str:
     """A table of trainings on the same labels, the references below them."""
     first = records[0]

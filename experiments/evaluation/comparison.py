@@ -8,6 +8,7 @@ from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.bench import BUDGETED, MIX, Bench
 from experiments.evaluation.calibration import measure_calibration
 from experiments.evaluation.contenders import Contender, Outcomes
+from experiments.evaluation.draws import list_headlines
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.merits import count_confusions
 from experiments.evaluation.oracles import (
@@ -43,8 +44,8 @@ def compare_policies(
 
     `reference` names the contender that the others are compared with, if it is there. `num_prices` are traced
     at most. Costs and budgets are those of `account`. `resampled` are scores of drawn answers, for an oracle
-    without luck. Raises ValueError when an image is in both splits or
-    there is no contender.
+    without luck. `seed` is that of the bootstrap: on the same test samples it draws the same images, whatever
+    the contenders are. Raises ValueError when an image is in both splits or there is no contender.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"an interval needs confidence in (0, 1): {confidence}")
@@ -74,6 +75,7 @@ def compare_policies(
         num_calibration_samples=len(calibration),
         confidence=confidence,
         num_resamples=num_resamples,
+        bootstrap_seed=seed,
         budgets=bench.budgets,
         fixed=fixed,
         best_fixed=bench.best_fixed,
@@ -88,6 +90,7 @@ def compare_policies(
         differences=_test_differences(bench, draws, confidence),
         predictors=[_collect(name, bench, estimated, settings) for name in bench.candidates],
         reference=bench.reference,
+        draws={name: dict(list_headlines(name, draws)) for name in bench.candidates},
     )
 
 

@@ -155,7 +155,8 @@ class Comparison:
     that are handed the outcomes reach (`oracles.RULES`). `mix_scores` and `oracle_scores` `[num_budgets]` are
     bands at the budgets, `oracle_gap` their mean distance; `bounds` the merits of the mix and the budgeted
     oracle. `luck_free` are oracles without luck (`oracles`), those that these outcomes allow. `differences`
-    are tested together.
+    are tested together. `draws` are the resamples, drawn with `bootstrap_seed`, of each predictor's headline
+    figures (`evaluation.draws`).
     """
 
     account: Account
@@ -165,6 +166,7 @@ class Comparison:
     num_calibration_samples: int
     confidence: float
     num_resamples: int
+    bootstrap_seed: int
     budgets: Floats
     fixed: Point
     best_fixed: int
@@ -179,6 +181,7 @@ class Comparison:
     differences: Sequence[Difference]
     predictors: Sequence[PredictorFigures]
     reference: str | None
+    draws: Mapping[str, Mapping[str, Floats]]
 
     def find(self, name: str) -> PredictorFigures:
         """The figures of the predictor of that name."""

@@ -1,15 +1,16 @@
 """`metrics.json`: what an evaluation found, for other programs to read.
 
-Schema version 3. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+Schema version 4. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
-does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seed give
-the same bytes. `experiments.evaluation.figures` defines every figure.
+does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seeds give
+the same bytes. `experiments.evaluation.figures` defines every figure; `draws.safetensors` beside it holds
+the headline figures on every resample (`experiments.evaluation.draws`).
 
-    schema_version          3
+    schema_version          4
     task, backbone          names
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
-    bootstrap               num_resamples, confidence, seed
+    bootstrap               num_resamples, confidence, seed (the same one draws the same images in every run)
     budgets                 [k] mean visual tokens at which predictors are compared
     fixed                   per scale: scale, cost, score; `on_mix`: it is a vertex of the mix; `best`: it is
                             the best on calibration
@@ -25,6 +26,7 @@ the same bytes. `experiments.evaluation.figures` defines every figure.
     differences             every policy to the mix, the first one to the others: first, second, mean over log
                             budgets at matched cost, p_value, adjusted (Holm over all of them)
     predictors.NAME         the one that the report is about comes first
+        seed, starts_from   that it was trained with; predictor that a cascade starts from; or null
         mean_to_mix, mean_to_reference, mean_gap_share      over log budgets
         at_budgets          per budget: budget, cost, chosen, score, to_mix, to_reference, gap_share
         merits              average_quality (AIQ), average_gap_recovered (APGR), hypervolume,
@@ -83,13 +85,20 @@ from experiments.evaluation.figures_json import (
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def collect_metrics(
-    comparison: Comparison, test: OutcomeTable, *, task: str, backbone: str, seed: int
+    comparison: Comparison,
+    test: OutcomeTable,
+    *,
+    task: str,
+    backbone: str,
+    seeds: Mapping[str, int | None] | None = None,
+    starts_from: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """The content of `metrics.json`."""
+    """The content of `metrics.json`; by name, `seeds` of trainings and where cascades start from."""
+    seeds, starts_from = seeds or {}, starts_from or {}
     return {
         "schema_version": SCHEMA_VERSION,
         "task": task,
@@ -103,7 +112,7 @@ def collect_metrics(
         "bootstrap": {
             "num_resamples": comparison.num_resamples,
             "confidence": comparison.confidence,
-            "seed": seed,
+            "seed": comparison.bootstrap_seed,
         },
         "budgets": to_json(comparison.budgets),
         "fixed": [
@@ -139,7 +148,10 @@ def collect_metrics(
         },
         "reference": comparison.reference,
         "differences": [describe_difference(difference) for difference in comparison.differences],
-        "predictors": {figures.name: _predictor(figures, comparison) for figures in comparison.predictors},
+        "predictors": {
+            name: {"seed": seeds.get(name), "starts_from": starts_from.get(name), **figures}
+            for name, figures in ((each.name, _predictor(each, comparison)) for each in comparison.predictors)
+        },
     }
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap, number_images
+from experiments.evaluation.statistics import Estimate, ImageMeans, number_images, resample
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import choose, choose_at_prices
 
@@ -61,10 +61,14 @@ class Guarantee:
 
 @dataclass(frozen=True, eq=False)
 class Realised:
-    """What became of a promise on the test samples: mean visual tokens and drop, with intervals."""
+    """What became of a promise on the test samples: mean visual tokens and drop, with intervals.
+
+    `drawn_drop` `[num_resamples]` is the drop on every resample.
+    """
 
     cost: Estimate
     drop: Estimate
+    drawn_drop: Floats
 
 
 def find_nominal_unit(scales: tuple[int, ...]) -> float:
@@ -162,14 +166,9 @@ def apply_guarantee(
         cost, drop = means(weights)["price"]
         return {"cost": cost[:, 0], "drop": drop[:, 0]}
 
-    found = bootstrap(
-        measure,
-        means.num_images,
-        num_resamples=num_resamples,
-        confidence=confidence,
-        seed=seed,
-    )
-    return Realised(found["cost"], found["drop"])
+    found = resample(measure, means.num_images, num_resamples=num_resamples, seed=seed)
+    cost, drop = (found[figure].estimate(confidence) for figure in ("cost", "drop"))
+    return Realised(cost, drop, found["drop"].drawn)
 
 
 @dataclass(frozen=True)

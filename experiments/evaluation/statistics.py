@@ -193,9 +193,7 @@ def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
     if len(seeds) == 1:
         return draws[0]
     num_resamples = len(draws[0].drawn)
-    chosen = np.random.default_rng([seed, *seeds]).integers(
-        len(seeds), size=(num_resamples, len(seeds) - 1)
-    )
+    chosen = np.random.default_rng([seed, *seeds]).integers(len(seeds), size=(num_resamples, len(seeds) - 1))
     total = np.zeros_like(draws[0].drawn)
     for position, each in enumerate(draws):
         share = (chosen == position).mean(axis=1)

@@ -78,7 +78,8 @@ def _add_predictor(
         row=1,
         col=1,
     )
-    _add_band(figure, figures.cost, figures.score, color, group, row=1, visible=main)
+    if main:
+        add_band(figure, figures.cost, figures.score, color, group, row=1)
     cost, score = refine_line(figures.front.cost, figures.front.score)
     # What estimates nothing pays for several scales: a cascade.
     dash = "solid" if figures.reliability is not None else "dashdot"
@@ -89,7 +90,7 @@ def _add_predictor(
     budgets = [_describe_budget(figures, comparison, k) for k in range(len(comparison.budgets))]
     for row, values in ((1, figures.score.value), (2, figures.to_mix.value)):
         if row == 2:
-            _add_band(figure, figures.cost, figures.to_mix, color, group, row=2, visible=True)
+            add_band(figure, figures.cost, figures.to_mix, color, group, row=2)
         figure.add_scatter(
             x=figures.cost,
             y=100 * values,
@@ -147,11 +148,10 @@ def _describe_budget(figures: PredictorFigures, comparison: Comparison, k: int) 
     return "<br>".join(lines)
 
 
-def _add_band(
-    figure: go.Figure, cost: Floats, estimate: Estimate, color: str, group: str, *, row: int, visible: bool
+def add_band(
+    figure: go.Figure, cost: Floats, estimate: Estimate, color: str, group: str, *, row: int
 ) -> None:
-    if not visible:
-        return
+    """The interval of a line over the cost, shown and hidden with the group of that line."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(
         x=np.concatenate([cost, cost[::-1]]),

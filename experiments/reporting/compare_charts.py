@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from experiments.evaluation.accounts import TOKENS
-from experiments.evaluation.finished_runs import Entry
+from experiments.evaluation.entries import Entry
 from experiments.evaluation.fronts import Floats, score_of_mix
 from experiments.evaluation.oracles import RULES
-from experiments.reporting.charts import INK, SYMBOLS, escape, finish_chart
+from experiments.reporting.charts import INK, SYMBOLS, add_band, escape, finish_chart
 from experiments.reporting.displays import NEUTRAL, frame_panels, mark_scales, pick_colors, refine_line
 from experiments.reporting.export import PLAIN_TEXT
-from experiments.reporting.numbers import format_difference, format_percent, format_tokens
+from experiments.reporting.numbers import format_difference, format_score, format_tokens
 
 # Names in `metrics.json` of the rules by which oracles choose.
 _RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
@@ -30,19 +30,25 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
     figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
     colors = pick_colors([entry.label for entry in entries])
     for order, entry in enumerate(entries):
-        cost, score = entry.curve()
-        above = score - score_of_mix(costs, scores, cost)
+        cost, score, above = entry.find_costs(), entry.at_budgets("score"), entry.at_budgets("to_mix")
         name, color, width = escape(entry.label), colors[entry.label], 2 if order else 3
         found = entry.find("mean_to_mix")
-        mean = "" if found is None else f"<br>to the mix {format_difference(found.estimate)} on average"
-        for row, values in ((1, score), (2, above)):
+        mean = (
+            ""
+            if found is None
+            else f"<br>to the mix {format_difference(found.estimate)} averaged over log budget"
+        )
+        for row, estimate in ((1, score), (2, above)):
+            # Bands of all scores would lie on top of each other.
+            if row == 2 or order == 0:
+                add_band(figure, cost, estimate, color, entry.label, row=row)
             figure.add_scatter(
-                x=cost, y=100 * values, mode="lines", line={"color": color, "width": width}, name=name,
-                legendgroup=entry.label, showlegend=row == 1, row=row, col=1,
+                x=cost, y=100 * estimate.value, mode="lines", line={"color": color, "width": width},
+                name=name, legendgroup=entry.label, showlegend=row == 1, row=row, col=1,
                 text=[
-                    f"<b>{name}</b><br>spends {format_tokens(c)} tokens<br>score {format_percent(s)}%"
-                    f"<br>to the mix {100 * a:+.1f}{mean}"
-                    for c, s, a in zip(cost, score, above, strict=True)
+                    f"<b>{name}</b><br>spends {format_tokens(c)} tokens<br>score {format_score(score[k])}"
+                    f"<br>to the mix {format_difference(above[k])}{mean}"
+                    for k, c in enumerate(cost)
                 ],
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
@@ -88,9 +94,13 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
         figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
         for entry in entries:
-            cost, score = entry.curve()
-            upper.plot(cost, 100 * score, color=colors[entry.label], label=entry.label)
-            lower.plot(cost, 100 * (score - score_of_mix(costs, scores, cost)), color=colors[entry.label])
+            cost, color = entry.find_costs(), colors[entry.label]
+            for axes, figure_name in ((upper, "score"), (lower, "to_mix")):
+                estimate = entry.at_budgets(figure_name)
+                axes.plot(cost, 100 * estimate.value, color=color, label=entry.label)
+                if axes is lower or entry is entries[0]:
+                    low, high = 100 * estimate.low, 100 * estimate.high
+                    axes.fill_between(cost, low, high, color=color, alpha=0.16, lw=0)
         upper.plot(
             dense, 100 * score_of_mix(costs, scores, dense), "--", color="black", lw=1.2,
             label="mix of fixed scales",

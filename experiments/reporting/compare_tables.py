@@ -1,160 +1,182 @@
 """Tables of several runs side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments.evaluation.finished_runs import Combined, Entry
+from experiments.evaluation.draws import keep_budgets
+from experiments.evaluation.entries import Combined, Entry, find_p_values, list_pairs
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import (
     format_difference,
-    format_percent,
     format_score,
     format_share,
     format_tokens,
+    write_number,
 )
 from experiments.reporting.tables import Table
 
 NUM_SHOWN_BUDGETS = 5
+SPREAD = "sd"
+
+# Figures of one row, each with how it is written.
+Cells = Sequence[tuple[Combined | None, Callable[[Estimate], str]]]
 
 
 def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
-    """Means; merits; default prices; errors; scores within budgets; differences to the first; promises."""
-    tables = [_tabulate_means(entries), _tabulate_merits(entries), _tabulate_defaults(entries)]
-    tables += [_tabulate_errors(entries), _tabulate_budgets(entries)]
+    """Means; differences with p-values; merits; default prices; errors; scores within budgets; promises."""
+    tables = [_tabulate_means(entries)]
     tables += [_tabulate_differences(entries)] if len(entries) > 1 else []
+    tables += [_tabulate_merits(entries), _tabulate_defaults(entries)]
+    tables += [_tabulate_errors(entries), _tabulate_budgets(entries)]
     promised = [entry for entry in entries if entry.find_in("risk", "drop") is not None]
     return tables + ([_tabulate_promises(promised)] if promised else [])
 
 
-def subtract(first: Combined, second: Combined) -> Estimate:
-    """Difference of two figures with an interval as if they had nothing in common.
+class _Columns:
+    """Columns of figures; behind each stands its spread where any of the policies has several seeds."""
 
-    Both come from the same images, so what they share cancels and the interval is too wide: what it shows to
-    differ, differs. Half widths are added as independent errors are.
-    """
-    one, other = first.estimate, second.estimate
-    value = one.value - other.value
-    low = value - np.hypot(one.value - one.low, other.high - other.value)
-    high = value + np.hypot(one.high - one.value, other.value - other.low)
-    return Estimate(value, low, high)
+    def __init__(self, entries: Sequence[Entry], *names: str) -> None:
+        self._spread = any(len(entry.runs) > 1 for entry in entries)
+        self.header = tuple(part for name in names for part in ((name, SPREAD) if self._spread else (name,)))
 
+    def fill(self, cells: Cells) -> tuple[str, ...]:
+        """One row."""
+        return tuple(text for cell in cells for text in self._write(*cell))
 
-def format_spread(spread: float) -> str:
-    """The standard deviation over seeds, in points; nothing for a single seed."""
-    return "" if np.isnan(spread) else f" \N{PLUS-MINUS SIGN} {100 * spread:.1f}"
-
-
-def _difference(found: Combined | None) -> str:
-    return "-" if found is None else format_difference(found.estimate) + format_spread(found.spread)
-
-
-def _share(found: Combined | None) -> str:
-    return "-" if found is None else format_share(found.estimate) + format_spread(found.spread)
-
-
-def _score(found: Combined | None) -> str:
-    return "-" if found is None else format_score(found.estimate) + format_spread(found.spread)
+    def _write(self, found: Combined | None, form: Callable[[Estimate], str]) -> tuple[str, ...]:
+        text, spread = ("-", np.nan) if found is None else (form(found.estimate), found.spread)
+        if not self._spread:
+            return (text,)
+        return (text, "" if np.isnan(spread) else write_number(100 * spread, ".1f"))
 
 
 def _tabulate_means(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "to mix", "share of gap", "to mix, GFLOPs")
     rows = [
         (
             entry.label,
-            ", ".join(map(str, entry.seeds)),
-            _difference(entry.find("mean_to_mix")),
-            _difference(entry.find("mean_to_reference")),
-            _share(entry.find("mean_gap_share")),
-            _difference(entry.find_in("flops", "mean_to_mix")),
+            ", ".join(map(str, entry.seeds)) or "-",
+            *columns.fill(
+                [
+                    (entry.find("mean_to_mix"), format_difference),
+                    (entry.find("mean_gap_share"), format_share),
+                    (entry.find_in("flops", "mean_to_mix"), format_difference),
+                ]
+            ),
         )
         for entry in entries
     ]
-    reference = entries[0].runs[0].metrics["reference"]
     caption = (
-        "At matched mean visual tokens (last column: GFLOPs), averaged over log budget: difference in points "
-        "and share of the gap from mix to budgeted oracle. Means over seeds, \N{PLUS-MINUS SIGN} standard "
-        "deviation over the seeds"
+        "At matched mean visual tokens (last: GFLOPs), averaged over log budget: difference in points, and "
+        "share of the gap from mix to budgeted oracle. Means over seeds, with intervals over test images and "
+        f"seeds; {SPREAD}: standard deviation over the seeds, in points"
+    )
+    return Table(caption, ("policy", "seeds", *columns.header), tuple(rows), name="means")
+
+
+def _tabulate_differences(entries: Sequence[Entry]) -> Table:
+    pairs, rows = list_pairs(entries), []
+    for pair, (p_value, adjusted) in zip(pairs, find_p_values(pairs), strict=True):
+        share = pair.estimate("mean_gap_share")
+        tokens = pair.estimate("default", "cost")
+        rows.append(
+            (
+                f"{pair.first.label} - {pair.second.label}",
+                format_difference(pair.estimate("mean_to_mix")),
+                f"{p_value:.3f}",
+                f"{adjusted:.3f}",
+                "-" if share is None else format_share(share),
+                format_difference(pair.estimate("default", "score")),
+                "-" if tokens is None else _format_saved(tokens),
+            )
+        )
+    num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
+    least = min(1.0, 2 * len(pairs) / (num_resamples + 1))
+    caption = (
+        "First policy less second, on the same draws of images and seeds: points above the mix, averaged "
+        f"over log budget, with p-values and Holm's correction for all {len(pairs)} (at least {least:.2g} "
+        f"with {num_resamples:,} resamples); share of the gap; score and visual tokens at the default prices"
     )
     header = (
-        "policy", "seeds", "to mix", f"to {reference or 'reference'}", "share of gap", "to mix, GFLOPs",
-    )  # fmt: skip
-    return Table(caption, header, tuple(rows), name="means")
+        "difference",
+        "over log budget",
+        "p",
+        "p (Holm)",
+        "share of gap",
+        "default score",
+        "default tokens",
+    )
+    return Table(caption, header, tuple(rows), name="differences")
+
+
+def _format_saved(tokens: Estimate) -> str:
+    value, low, high = (write_number(each, "+.3g") for each in (tokens.value, tokens.low, tokens.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _tabulate_merits(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "AIQ", "APGR", "hypervolume")
+    forms = {
+        "average_quality": format_score,
+        "average_gap_recovered": format_share,
+        "hypervolume": format_score,
+    }
     rows = [
-        (
-            entry.label,
-            _score(entry.find("merits", "average_quality")),
-            _share(entry.find("merits", "average_gap_recovered")),
-            _score(entry.find("merits", "hypervolume")),
-        )
+        (entry.label, *columns.fill([(entry.find("merits", key), form) for key, form in forms.items()]))
         for entry in entries
     ]
     caption = "Figures of merit over linear cost, in percent"
-    return Table(caption, ("policy", "AIQ", "APGR", "hypervolume"), tuple(rows), name="merits")
+    return Table(caption, ("policy", *columns.header), tuple(rows), name="merits")
 
 
 def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "score", "to best fixed")
     rows: list[tuple[str, ...]] = []
     for each in entries[0].runs[0].metrics["fixed"]:
         score = Estimate(*(np.array(each["score"][key]) for key in ("value", "low", "high")))
-        rows.append(
-            (f"scale {each['scale']}", format_tokens(each["cost"]["value"]), format_score(score), "-")
-        )
+        cells = [format_score(score), *[""] * (len(columns.header) - 1)]
+        rows.append((f"scale {each['scale']}", format_tokens(each["cost"]["value"]), *cells))
     for entry in entries:
         cost = entry.find("default", "cost")
         rows.append(
             (
                 f"{entry.label}, default price",
                 "-" if cost is None else format_tokens(cost.estimate.value),
-                _score(entry.find("default", "score")),
-                _difference(entry.find("default", "to_best_fixed")),
+                *columns.fill(
+                    [
+                        (entry.find("default", "score"), format_score),
+                        (entry.find("default", "to_best_fixed"), format_difference),
+                    ]
+                ),
             )
         )
-    header = ("policy", "visual tokens", "score", "to best fixed")
+    header = ("policy", "visual tokens", *columns.header)
     return Table("Fixed scales and default prices", header, tuple(rows), name="defaults")
 
 
 def _tabulate_errors(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "smallest sufficient", "too coarse", "too fine")
     keys = ("smallest_right", "too_coarse", "too_fine")
-    rows = [(entry.label, *(_share(entry.find("default", key)) for key in keys)) for entry in entries]
+    rows = [
+        (entry.label, *columns.fill([(entry.find("default", key), format_share) for key in keys]))
+        for entry in entries
+    ]
     caption = (
         "At default prices, of the questions that some scale answers: the share that got the smallest "
         "sufficient scale, a coarser and a finer one"
     )
-    header = ("policy", "smallest sufficient", "too coarse", "too fine")
-    return Table(caption, header, tuple(rows), name="errors")
+    return Table(caption, ("policy", *columns.header), tuple(rows), name="errors")
 
 
 def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
     budgets = entries[0].runs[0].metrics["budgets"]
-    shown = [round(i * (len(budgets) - 1) / (NUM_SHOWN_BUDGETS + 1)) for i in range(1, NUM_SHOWN_BUDGETS + 1)]
-    rows = [
-        (
-            entry.label,
-            *(format_percent(score) for score in entry.curve()[1][shown]),
-        )
-        for entry in entries
-    ]
-    header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[k])}" for k in shown)
+    kept = keep_budgets(len(budgets))
+    shown = [round(i * (len(kept) - 1) / (NUM_SHOWN_BUDGETS + 1)) for i in range(1, NUM_SHOWN_BUDGETS + 1)]
+    scores = {entry.label: entry.at_budgets("score") for entry in entries}
+    rows = [(label, *(format_score(score[kept[k]]) for k in shown)) for label, score in scores.items()]
+    header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[kept[k]])}" for k in shown)
     return Table("Score within budgets of mean visual tokens", ("policy", *header), tuple(rows), "budgets")
-
-
-def _tabulate_differences(entries: Sequence[Entry]) -> Table:
-    first, rows = entries[0], []
-    for entry in entries[1:]:
-        cells = []
-        for path in (("mean_to_mix",), ("default", "score")):
-            one, other = first.find(*path), entry.find(*path)
-            cells.append("-" if one is None or other is None else format_difference(subtract(one, other)))
-        rows.append((entry.label, *cells))
-    caption = (
-        f"{first.label} less each other policy, in points: averaged over log budget, and at the default "
-        "prices. Intervals as if the two had no images in common, which is on the safe side"
-    )
-    header = ("policy", "over log budget", "at default prices")
-    return Table(caption, header, tuple(rows), name="differences")
 
 
 def _tabulate_promises(entries: Sequence[Entry]) -> Table:
@@ -162,14 +184,13 @@ def _tabulate_promises(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         own = [run.metrics["risk"]["predictors"][entry.name] for run in entry.runs]
         feasible = sum(each["price"] is not None for each in own)
-        cost = entry.find_in("risk", "cost")
-        assert cost is not None
+        drop = entry.find_in("risk", "drop")
         rows.append(
             (
                 entry.label,
                 f"{feasible} of {len(own)}",
-                format_tokens(cost.estimate.value),
-                _difference(entry.find_in("risk", "drop")),
+                format_tokens(np.mean([each["cost"]["value"] for each in own])),
+                format_difference(None if drop is None else drop.estimate),
             )
         )
     risk = entries[0].runs[0].metrics["risk"]

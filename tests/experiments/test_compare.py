@@ -2,46 +2,69 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from experiments.compare import compare_runs
-from experiments.evaluation.finished_runs import find_runs, list_entries
+from experiments.evaluation.draws import DRAWS, collect_draws, keep_budgets, read_draws, write_draws
+from experiments.evaluation.entries import Entry, Pair, find_p_values, list_entries, list_pairs
+from experiments.evaluation.finished_runs import Run, find_runs
 from experiments.evaluation.metrics import collect_metrics, write_metrics
-from experiments.reporting.compare_tables import build_comparison_tables, subtract
+from experiments.reporting.compare_tables import build_comparison_tables
 from experiments.reporting.page import Provenance
 from experiments.sweeps import ComparisonReport
-from tests.experiments.synthetic import make_outcomes
+from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare
 from tests.experiments.test_report import HOSTILE, Page
 
+HEADLINE = ("predictors", "informed", "mean_to_mix")
+Found = TypeVar("Found")
+
+
+def sure(found: Found | None) -> Found:
+    assert found is not None
+    return found
+
+
+def collect(comparison, test, **changes):
+    seeds = dict.fromkeys(comparison.draws, 0)
+    metrics = collect_metrics(comparison, test, task="synthetic", backbone="small", seeds=seeds)
+    return metrics | changes, collect_draws(comparison)
+
 
 @pytest.fixture(scope="module")
-def metrics():
+def found():
+    """Metrics and draws of one evaluation."""
     calibration, test = make_outcomes("calibration", 40), make_outcomes("test", 50)
-    comparison = compare(calibration, test)
-    return collect_metrics(comparison, test, task="synthetic", backbone="small", seed=0)
+    return collect(compare(calibration, test), test)
 
 
-def write_run(folder, metrics, *, seed=0, shift=0.0, overrides=(), name=None):
-    """A run whose first predictor is better than that of `metrics` by `shift` on average."""
-    content = deepcopy(metrics)
-    content["bootstrap"]["seed"] = seed
-    first = next(iter(content["predictors"]))
-    for key in ("value", "low", "high"):
-        content["predictors"][first]["mean_to_mix"][key] += shift
+def write_run(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
+    """A run whose first predictor is better than that of `found` by `shift` on average."""
+    metrics, draws = deepcopy(found)
+    first = next(iter(metrics["predictors"]))
+    metrics["predictors"][first]["mean_to_mix"]["value"] += shift
+    draws[f"predictors/{first}/mean_to_mix"] += np.float32(shift)
+    for figures in metrics["predictors"].values():
+        figures["seed"] = seed
     if name:
-        content["predictors"] = {
-            name if key == first else key: value for key, value in content["predictors"].items()
+        figures = metrics["predictors"]
+        metrics["predictors"] = {name if key == first else key: value for key, value in figures.items()}
+        draws = {
+            key.replace(f"predictors/{first}/", f"predictors/{name}/"): value for key, value in draws.items()
         }
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)), encoding="utf-8")
-    write_metrics(folder / "metrics.json", content)
+    write_metrics(folder / "metrics.json", metrics)
+    write_draws(folder, draws)
     return folder
 
 
-def test_seeds_are_combined_and_settings_kept_apart(tmp_path, metrics):
+def test_seeds_are_combined_and_settings_kept_apart(tmp_path, found):
     """Two seeds at +1 and +3 points: mean +2, standard deviation sqrt(2)."""
     for number, (seed, shift, width) in enumerate([(0, 0.01, 32), (1, 0.03, 32), (0, 0.0, 64)]):
         settings = (
@@ -50,7 +73,7 @@ def test_seeds_are_combined_and_settings_kept_apart(tmp_path, metrics):
             "task=synthetic",
             f"hydra.run.dir={number}",
         )
-        write_run(tmp_path / str(number), metrics, seed=seed, shift=shift, overrides=settings)
+        write_run(tmp_path / str(number), found, seed=seed, shift=shift, overrides=settings)
     entries = list_entries(find_runs([tmp_path]))
     assert [entry.label for entry in entries] == [
         "informed, predictor.network.width=32",
@@ -58,27 +81,163 @@ def test_seeds_are_combined_and_settings_kept_apart(tmp_path, metrics):
         "question_only",
     ]
     assert [entry.seeds for entry in entries] == [(0, 1), (0,), (0, 1)]
-    alone = metrics["predictors"]["informed"]["mean_to_mix"]
-    found = entries[0].find("mean_to_mix")
-    assert found is not None
-    assert float(found.estimate.value) == pytest.approx(alone["value"] + 0.02)
-    assert float(found.estimate.low) == pytest.approx(alone["low"] + 0.02)
-    assert found.spread == pytest.approx(0.02 / 2**0.5)
+    alone, drawn = found[0]["predictors"]["informed"]["mean_to_mix"], found[1]["/".join(HEADLINE)]
+    both = sure(entries[0].find("mean_to_mix"))
+    assert float(both.estimate.value) == pytest.approx(alone["value"] + 0.02)
+    assert both.spread == pytest.approx(0.02 / 2**0.5)
+    # Of two seeds one is drawn: every resample is that of one of them.
+    shifts = both.draws.drawn - drawn
+    assert set(shifts.round(4)) == {0.01, 0.03}
+    assert both.estimate.low == pytest.approx(np.quantile(both.draws.drawn, 0.025))
 
-    means = build_comparison_tables(entries)[0]
-    assert means.rows[0][1] == "0, 1" and means.rows[0][2].endswith("± 1.4")
-    assert "±" not in means.rows[1][2]
-    other = entries[1].find("mean_to_mix")
-    assert other is not None
-    difference = subtract(found, other)
-    assert float(difference.value) == pytest.approx(0.02)
-    assert difference.low < 0.02 - (alone["value"] - alone["low"])
+    means, differences, *_ = build_comparison_tables(entries)
+    assert means.rows[0][1] == "0, 1" and means.header[2:4] == ("to mix", "sd")
+    assert [row[3] for row in means.rows] == ["1.4", "", "0.0"]
+    # Less the same predictor without a shift, images cancel: what is left is the shift of one seed or other.
+    assert differences.rows[0][1] == "+2.0 [+1.0, +3.0]"
 
 
-def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, metrics):
-    one = write_run(tmp_path / "one", metrics)
+def test_interval_of_a_single_seed_is_that_of_its_own_report(tmp_path, found):
+    write_run(tmp_path / "one", found)
+    entries = list_entries(find_runs([tmp_path]))
+    for entry in entries:
+        own = found[0]["predictors"][entry.name]
+        paths = [("mean_to_mix",), ("mean_gap_share",), ("default", "cost"), ("default", "to_best_fixed")]
+        paths += [("default", key) for key in ("score", "smallest_right", "too_coarse", "too_fine")]
+        paths += [("merits", key) for key in ("average_quality", "average_gap_recovered", "hypervolume")]
+        for path in paths:
+            expected = own
+            for key in path:
+                expected = expected[key]
+            estimate = sure(entry.find(*path)).estimate
+            assert [float(estimate.low), float(estimate.high)] == pytest.approx(
+                [expected["low"], expected["high"]], rel=2e-6, abs=2e-6
+            )
+        kept = keep_budgets(len(own["at_budgets"]))
+        for figure in ("score", "to_mix"):
+            band = entry.at_budgets(figure)
+            for bound in ("low", "high"):
+                expected = [own["at_budgets"][k][figure][bound] for k in kept]
+                assert getattr(band, bound)[kept] == pytest.approx(expected, rel=2e-6, abs=2e-6)
+            assert (band.low <= band.value + 1e-9).all() and (band.value <= band.high + 1e-9).all()
+    assert "sd" not in build_comparison_tables(entries)[0].header
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two predictors on the same samples, each with two seeds that blur differently what it knows."""
+    calibration, test = make_outcomes("calibration", 60), make_outcomes("test", 80)
+    folder, comparisons = tmp_path_factory.mktemp("runs"), {}
+    for name, blur in (("keen", 0.15), ("dull", 0.6)):
+        for seed in (0, 1):
+            rng = np.random.default_rng([seed, len(name)])
+
+            def estimate(table, rng=rng, blur=blur):
+                return np.clip(estimate_outcomes(table) + rng.normal(0, blur, table.score.shape), 0, 1)
+
+            comparison = compare(
+                calibration,
+                test,
+                estimators={name: estimate, "question_only": lambda t: estimate_outcomes(t, see_image=False)},
+                num_resamples=200,
+            )
+            comparisons[name, seed] = comparison
+            write_run(folder / f"{name}-{seed}", collect(comparison, test), seed=seed)
+    return folder, comparisons
+
+
+def test_paired_difference_by_the_slow_way(trained):
+    """Each resample literally: one seed of two, the same for both, and the same images."""
+    folder, comparisons = trained
+    entries = list_entries(find_runs([folder]))
+    keen, dull, reference = (
+        next(e for e in entries if e.name == n) for n in ("keen", "dull", "question_only")
+    )
+    assert entries[0] in (keen, dull) and [len(entry.runs) for entry in entries] == [2, 2, 2]
+    figures = {key: comparison.find(key[0]) for key, comparison in comparisons.items()}
+    drawn = {key: comparison.draws[key[0]]["mean_to_mix"] for key, comparison in comparisons.items()}
+    chosen = np.random.default_rng([0, 0, 1]).integers(2, size=(200, 1))[:, 0]
+    slow = [drawn["keen", seed][k] - drawn["dull", seed][k] for k, seed in enumerate(chosen)]
+    value = np.mean(
+        [figures["keen", s].mean_to_mix.value - figures["dull", s].mean_to_mix.value for s in (0, 1)]
+    )
+    pair = Pair(keen, dull)
+    estimate = sure(pair.estimate("mean_to_mix"))
+    assert float(estimate.value) == pytest.approx(value, abs=2e-6)
+    assert [float(estimate.low), float(estimate.high)] == pytest.approx(
+        np.quantile(slow, [0.025, 0.975]).tolist(), abs=2e-6
+    )
+    below = sum(each <= 0 for each in slow)
+    assert find_p_values([pair])[0] == pytest.approx([2 * (1 + below) / 201] * 2)
+    assert estimate.low > 0
+    # Pairing is worth something: the same two as if they had been asked about other images.
+    one, other = (sure(entry.find("mean_to_mix")).draws.drawn for entry in (keen, dull))
+    apart = np.quantile(one - other[::-1], [0.025, 0.975])
+    assert estimate.high - estimate.low < apart[1] - apart[0]
+
+    p_values = find_p_values([Pair(keen, dull), Pair(keen, reference), Pair(dull, reference)])
+    smallest = min(p for p, _ in p_values)
+    assert min(adjusted for _, adjusted in p_values) == pytest.approx(min(1, 3 * smallest))
+
+
+def test_the_same_policy_does_not_differ_from_itself(tmp_path, found):
+    for seed in (0, 1):
+        write_run(tmp_path / f"one-{seed}", found, seed=seed, shift=0.02 * seed, name="one")
+        write_run(tmp_path / f"two-{seed}", found, seed=seed, shift=0.02 * seed, name="two")
+    one, two, *_ = list_entries(find_runs([tmp_path]))
+    pair = Pair(one, two)
+    for path in (("mean_to_mix",), ("default", "score"), ("mean_gap_share",)):
+        estimate = sure(pair.estimate(*path))
+        assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
+    assert find_p_values([pair]) == [(1, 1)]
+    alone = sure(one.find("mean_to_mix")).estimate
+    assert alone.low < alone.high
+
+
+def test_all_pairs_of_few_and_of_many_the_first_and_the_reference(found):
+    names = ["a", "b", "c", "question_only", "d", "e", "f"]
+    run = Run(Path(), found[0], found[1])
+    entries = [Entry(name, name, [run]) for name in names]
+    few = [(pair.first.name, pair.second.name) for pair in list_pairs(entries[:4])]
+    assert few == [(a, b) for i, a in enumerate(names[:4]) for b in names[i + 1 : 4]]
+    many = [(pair.first.name, pair.second.name) for pair in list_pairs(entries)]
+    others = names[1:]
+    assert many == [("a", name) for name in others] + [
+        (name, "question_only") for name in others if name != "question_only"
+    ]
+
+
+def test_a_cascade_belongs_to_the_predictor_that_it_starts_from(tmp_path, found):
+    """Climbing from two predictors makes two policies, though both are called by the same name."""
+    metrics, draws = deepcopy(found)
+    metrics["predictors"]["question_only"]["starts_from"] = "informed"
+    for width in (32, 64):
+        write_run(tmp_path / str(width), (metrics, draws), overrides=[f"width={width}"])
+    labels = [entry.label for entry in list_entries(find_runs([tmp_path]))]
+    assert labels == [
+        f"{name}, width={w}" for name in ("informed", "question_only of informed") for w in (32, 64)
+    ]
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "of other resamples"])
+def test_run_without_whole_draws_is_to_be_evaluated_again(tmp_path, found, harm):
+    write_run(tmp_path / "whole", found)
+    folder = write_run(tmp_path / "harmed", found)
+    path = folder / DRAWS
+    if harm == "missing":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        write_draws(folder, {name: drawn[:-1] for name, drawn in read_draws(folder, 60).items()})
+    with pytest.raises(ValueError, match=r"harmed.*draws.safetensors.*: evaluate that run again"):
+        find_runs([tmp_path])
+
+
+def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, found):
+    one = write_run(tmp_path / "one", found)
     for seed in (3, 11):
-        write_run(tmp_path / "sweep" / str(seed), metrics, seed=seed)
+        write_run(tmp_path / "sweep" / str(seed), found, seed=seed)
     runs = find_runs([one, tmp_path / "sweep", one])
     assert [run.seed for run in runs] == [0, 3, 11]
 
@@ -90,12 +249,13 @@ def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, metrics):
         ({"task": "another"}, r"differ in task \(synthetic, another\)"),
         ({"split": {"num_samples": 1}}, r"differ in split \(num_samples"),
         ({"budgets": [1, 2]}, "same num_budgets"),
+        ({"bootstrap": {"num_resamples": 60, "confidence": 0.95, "seed": 1}}, "and bootstrap_seed"),
         ({"schema_version": 1}, "schema version 1"),
     ],
 )
-def test_runs_that_are_not_about_the_same_thing_are_refused(tmp_path, metrics, change, message):
-    first = write_run(tmp_path / "first", metrics)
-    second = write_run(tmp_path / "second", metrics | change)
+def test_runs_that_are_not_about_the_same_thing_are_refused(tmp_path, found, change, message):
+    first = write_run(tmp_path / "first", found)
+    second = write_run(tmp_path / "second", (found[0] | change, found[1]))
     with pytest.raises(ValueError, match=message):
         find_runs([first, second])
 
@@ -105,10 +265,10 @@ def test_folder_without_runs_is_named(tmp_path):
         find_runs([tmp_path])
 
 
-def test_page_and_files_show_every_run_and_text_as_text(tmp_path, metrics, capsys):
+def test_page_and_files_show_every_run_and_text_as_text(tmp_path, found, capsys):
     folders = [
-        write_run(tmp_path / "plain", metrics),
-        write_run(tmp_path / "hostile", metrics, shift=0.01, name=HOSTILE),
+        write_run(tmp_path / "plain", found),
+        write_run(tmp_path / "hostile", found, shift=0.01, name=HOSTILE),
     ]
     output = tmp_path / "out"
     compare_runs(folders, output=output, provenance=Provenance(HOSTILE, f"key: {HOSTILE}", "now"))
@@ -129,20 +289,20 @@ def end_sweep(folder):
     ComparisonReport().on_multirun_end(config)
 
 
-def test_sweep_ends_in_a_comparison(tmp_path, metrics):
+def test_sweep_ends_in_a_comparison(tmp_path, found):
     for seed in (0, 1):
-        write_run(tmp_path / str(seed), metrics, seed=seed)
+        write_run(tmp_path / str(seed), found, seed=seed)
     end_sweep(tmp_path)
     page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
     assert "2 policies of 2 runs, side by side" in page.text
     assert f"runs={tmp_path}" in page.text
 
 
-def test_sweep_of_other_things_ends_as_it_is(tmp_path, metrics, caplog):
+def test_sweep_of_other_things_ends_as_it_is(tmp_path, found, caplog):
     end_sweep(tmp_path)
     assert not list(tmp_path.iterdir())
-    write_run(tmp_path / "0", metrics)
-    write_run(tmp_path / "1", metrics | {"task": "another"})
+    write_run(tmp_path / "0", found)
+    write_run(tmp_path / "1", (found[0] | {"task": "another"}, found[1]))
     end_sweep(tmp_path)
     assert not (tmp_path / "compare.html").exists()
     assert "not laid side by side" in caplog.text and "task (synthetic, another)" in caplog.text

@@ -72,7 +72,7 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
     comparison = evaluate(store, tmp_path / "first")
     assert f"report: {tmp_path / 'first' / 'report.html'}" in capsys.readouterr().out
     evaluate(store, tmp_path / "second")
-    for name in ("metrics.json", "front.png"):
+    for name in ("metrics.json", "draws.safetensors", "front.png"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     # All that tells the two reports apart is when and how often the test split has been read.
     first, second = ((tmp_path / each / "report.html").read_text() for each in ("first", "second"))

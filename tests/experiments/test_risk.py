@@ -201,7 +201,7 @@ def test_levels_outside_their_range_are_refused(alpha, delta):
 def test_infeasible_is_said_with_its_reason(drop, num_needed, words):
     guarantee = Guarantee(0.01, 0.1, None, 144.0, 50, num_needed, cost=100.0, drop=drop)
     nothing = Estimate(*(np.zeros(()) for _ in range(3)))
-    said = write_promise(Promise("mine", guarantee, Realised(nothing, nothing)))
+    said = write_promise(Promise("mine", guarantee, Realised(nothing, nothing, np.zeros(1))))
     assert said.startswith(
         "A promise to score at most 1 point below the finest scale with probability 0.9 is"
     )

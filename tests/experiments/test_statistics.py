@@ -169,7 +169,7 @@ def test_what_shares_its_seeds_draws_the_same_ones():
 
 
 def test_intervals_over_seeds_cover_what_training_gives_on_average():
-    """Seeds spread the mean of six a little more than images do; with the seeds held fixed little is covered."""
+    """Six seeds spread their mean somewhat more than the images do; that has to be in the interval."""
     covered = {"seeds": 0, "fixed": 0}
     for number in range(NUM_DATA_SETS):
         rng = np.random.default_rng(number)
