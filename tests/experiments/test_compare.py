@@ -188,7 +188,7 @@ def test_the_same_policy_does_not_differ_from_itself(tmp_path, found):
     pair = Pair(one, two)
     for path in (("mean_to_mix",), ("default", "score"), ("mean_gap_share",)):
         estimate = sure(pair.estimate(*path))
-        assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
+        assert [float(each) for each in (estimate.value, estimate.low, estimate.high)] == [0, 0, 0]
     assert find_p_values([pair]) == [(1, 1)]
     alone = sure(one.find("mean_to_mix")).estimate
     assert alone.low < alone.high
