@@ -88,7 +88,7 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
                 f"{adjusted:.3f}",
                 "-" if share is None else format_share(share),
                 format_difference(pair.estimate("default", "score")),
-                "-" if tokens is None else _format_saved(tokens),
+                "-" if tokens is None else _format_tokens(tokens),
             )
         )
     num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
@@ -110,8 +110,9 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
     return Table(caption, header, tuple(rows), name="differences")
 
 
-def _format_saved(tokens: Estimate) -> str:
-    value, low, high = (write_number(each, "+.3g") for each in (tokens.value, tokens.low, tokens.high))
+def _format_tokens(tokens: Estimate) -> str:
+    """A difference in visual tokens with its sign and interval."""
+    value, low, high = (write_number(each, "+.1f") for each in (tokens.value, tokens.low, tokens.high))
     return f"{value} [{low}, {high}]"
 
 
