@@ -19,13 +19,13 @@ from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.draws import DRAWS, collect_draws, write_draws
 from experiments.evaluation.figures import Comparison
-from experiments.evaluation.metrics import collect_account, collect_metrics, write_metrics
+from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
 from experiments.evaluation.resampled import read_resampled
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, resplit
+from experiments.evaluation.run_files import METRICS, write_run
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
 from experiments.reporting.calibration_display import draw_reliability
@@ -48,7 +48,7 @@ from predictor.pricing import PRICES, PriceList
 
 log = logging.getLogger(__name__)
 
-METRICS, MILLISECONDS, PICTURE, REPORT = "metrics.json", "milliseconds.json", "front.png", "report.html"
+PICTURE, REPORT = "front.png", "report.html"
 
 
 @entry_point("evaluate")
@@ -200,18 +200,7 @@ def evaluate_predictors(
         seeds=seeds | {entry.name: seeds.get(str(entry.predictor)) for entry in cascades},
         starts_from={entry.name: entry.predictor for entry in cascades},
     )
-    metrics |= collect_extras(findings)
-    # Milliseconds are another number every time: they stay out of what can be compared byte by byte.
-    timed = [each for each in others if each.account.key == "milliseconds"]
-    counted = [each for each in others if each not in timed]
-    for other in timed:
-        write_metrics(output / MILLISECONDS, collect_account(other))
-    # Draws go first and come last: where they are, they are those of the metrics.
-    (output / DRAWS).unlink(missing_ok=True)
-    write_metrics(
-        output / METRICS, metrics | {other.account.key: collect_account(other) for other in counted}
-    )
-    write_draws(output, collect_draws(comparison, counted, promises))
+    write_run(output, metrics | collect_extras(findings), comparison, others, promises)
     title = f"{backbone_name} on {task_name}"
     tables = list_tables(findings)
     write_tables(output / "tables", tables)

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from experiments.evaluation.draws import Float32s, read_draws
 from experiments.evaluation.metrics import SCHEMA_VERSION
+from experiments.evaluation.run_files import METRICS
 
-METRICS = "metrics.json"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 # Settings that make no other policy: the seed, and where results lie.
 _IRRELEVANT = ("seed", "hydra", "paths", "latest", "predictor", "runs", "gallery")

@@ -136,13 +136,21 @@ def test_promise_that_the_data_cannot_keep_is_called_infeasible(store, tmp_path,
 def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
     """They are in tables, metrics and report; where confidence says nothing, a cascade is the mix."""
     cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Cascade.fit, "question_only")]
-    comparison = evaluate(store, tmp_path, cascades=cascades)
+    comparison = evaluate(store, tmp_path, cascades=cascades, seed=7)
     assert [each.name for each in comparison.predictors] == ["question_only", "per_task", "cascade", "hybrid"]
     assert abs(comparison.find("cascade").mean_to_mix.value) < 0.02
     assert comparison.find("hybrid").mean_to_mix.value > 0.02
     assert "hybrid" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert {"cascade", "hybrid"} <= metrics["predictors"].keys()
+    # Trained with seed 0, whatever this command was given; what is not trained has none.
+    found = {name: (each["seed"], each["starts_from"]) for name, each in metrics["predictors"].items()}
+    assert found == {
+        "question_only": (0, None),
+        "per_task": (0, None),
+        "cascade": (None, None),
+        "hybrid": (0, "question_only"),
+    }
+    assert metrics["bootstrap"]["seed"] == 0
     assert "hybrid" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
