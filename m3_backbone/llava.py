@@ -91,7 +91,7 @@ class LlavaBackbone(Backbone):
         vars(self).update(state)
         self._make_caches()
 
-    @property
+    @cached_property
     def ladder(self) -> ScaleLadder:
         return ladder_of(self.checkpoint.config)
 

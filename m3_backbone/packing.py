@@ -150,6 +150,7 @@ class GrowingRows(Layout):
     def __init__(self, cache: Cache, lengths: Tensor) -> None:
         self.cache = cache
         self.lengths = lengths
+        self._step: tuple[Tensor, ...] = ()
 
     @property
     def room(self) -> int:
@@ -158,13 +159,15 @@ class GrowingRows(Layout):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         keys, values = self.cache[layer]
-        batch = torch.arange(len(keys), device=keys.device)
-        lengths = self.lengths.to(keys.device)
-        keys[batch, :, lengths] = key[:, :, 0]
-        values[batch, :, lengths] = value[:, :, 0]
-        seen = int(self.lengths.max()) + 1
-        mask = torch.arange(seen, device=keys.device) <= lengths[:, None]
-        return _attend(query, keys[:, :, :seen], values[:, :, :seen], scaling, mask[:, None, None])
+        if layer == 0:
+            # The same in every layer.
+            seen = torch.arange(int(self.lengths.max()) + 1) <= self.lengths[:, None]
+            self._step = tuple(x.to(keys.device) for x in (torch.arange(len(keys)), self.lengths, seen))
+        rows, lengths, mask = (x.to(keys.device) for x in self._step)
+        keys[rows, :, lengths] = key[:, :, 0]
+        values[rows, :, lengths] = value[:, :, 0]
+        num_seen = mask.shape[1]
+        return _attend(query, keys[:, :, :num_seen], values[:, :, :num_seen], scaling, mask[:, None, None])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""

@@ -7,6 +7,7 @@ from math import isqrt
 from typing import Literal, get_args
 
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from m3_backbone.ladder import pooled_side
 
@@ -28,9 +29,11 @@ def pool(tokens: Tensor, scale: int, method: PoolingMethod = "average") -> Tenso
     if method == "sequential":
         return tokens[..., :scale, :]
     block = grid // side
-    blocks = tokens.reshape(*batch, side, block, side, block, hidden)
+    square = tokens.reshape(-1, grid, grid, hidden)
     if method == "average":
-        return blocks.mean(dim=(-4, -2)).reshape(*batch, scale, hidden)
+        # PyTorch's kernel is far faster than `mean` over two dimensions that do not lie side by side.
+        pooled = avg_pool2d(square.permute(0, 3, 1, 2), block).permute(0, 2, 3, 1)
+        return pooled.reshape(*batch, scale, hidden)
     if method == "spatial":
-        return blocks[..., :, 0, :, 0, :].reshape(*batch, scale, hidden)
+        return square[:, ::block, ::block].reshape(*batch, scale, hidden)
     raise ValueError(f"unknown pooling {method!r}: choose one of {', '.join(get_args(PoolingMethod))}")

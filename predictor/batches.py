@@ -79,14 +79,12 @@ class BatchMaker:
     def _read_questions(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Ids and mask; an unread or empty question has one (masked) position, as attention needs one."""
         read = self.features.question
-        questions = [self.inputs.question_ids[row].astype(np.int64) if read else _NO_IDS for row in index]
-        length = max(1, *(len(ids) for ids in questions))
-        ids = torch.zeros(len(questions), length, dtype=torch.int64)
-        mask = torch.zeros(len(questions), length, dtype=torch.bool)
-        for i, question in enumerate(questions):
-            ids[i, : len(question)] = torch.from_numpy(question)
-            mask[i, : len(question)] = True
-        return ids, mask
+        questions = [self.inputs.question_ids[row] if read else _NO_IDS for row in index]
+        lengths = [len(question) for question in questions]
+        mask = np.arange(max(1, *lengths)) < np.array(lengths)[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate(questions)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 class LabelsDataset(Dataset):

@@ -50,13 +50,7 @@ def find_switches(estimates: Floats, cost: Floats) -> Switches:
 
 def _choose_best(estimates: Floats, cost: Floats) -> NDArray[np.int64]:
     """The cheapest column of highest estimate; `estimates` and `cost` are `[num_scales, num_rows]`."""
-    best, least, choice = estimates[0].copy(), cost[0].copy(), np.zeros(cost.shape[1], dtype=np.int64)
-    for column in range(1, len(cost)):
-        better = (estimates[column] > best) | ((estimates[column] == best) & (cost[column] < least))
-        choice[better] = column
-        np.copyto(best, estimates[column], where=better)
-        np.copyto(least, cost[column], where=better)
-    return choice
+    return np.where(estimates == estimates.max(axis=0), cost, np.inf).argmin(axis=0)
 
 
 def _walk_down(
@@ -66,20 +60,14 @@ def _walk_down(
     every = np.arange(cost.shape[1])
     current, previous = choice, np.zeros(cost.shape[1])
     for _ in range(len(cost) - 1):
-        at_cost, at_estimate = cost[current, every], estimates[current, every]
-        lowest, least = np.full(cost.shape[1], np.inf), np.full(cost.shape[1], np.inf)
-        target = current.copy()
-        for column in range(len(cost)):
-            saved = at_cost - cost[column]
-            slope = np.full(cost.shape[1], np.inf)
-            np.divide(at_estimate - estimates[column], saved, out=slope, where=saved > 0)
-            better = (slope < lowest) | ((slope == lowest) & (cost[column] < least))
-            target[better] = column
-            np.copyto(lowest, slope, where=better)
-            np.copyto(least, cost[column], where=better)
-        row = np.flatnonzero(np.isfinite(lowest))
+        saved = cost[current, every] - cost
+        slope = np.full(cost.shape, np.inf)
+        np.divide(estimates[current, every] - estimates, saved, out=slope, where=saved > 0)
+        lowest = slope.min(axis=0)
+        row = np.flatnonzero(lowest < np.inf)
         if not row.size:
             return
+        target = np.where(slope == lowest, cost, np.inf).argmin(axis=0)
         # They rise but for rounding, and what reads them relies on it.
         previous = np.maximum(lowest, previous)
         yield row, current[row].astype(np.int8), target[row].astype(np.int8), previous[row]

@@ -1,9 +1,11 @@
 """The question looks at the coarse image: its tokens attend to the coarse visual tokens."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from predictor.batches import Batch
 from predictor.networks.base import InputShape, Network, average, embed_words
@@ -56,16 +58,15 @@ class CrossAttention(Network):
         question = embed_words(batch.question_ids, token_embeddings, self.project_question, batch.visual)
         question = question + self.place_question(encode_positions(question.shape[1], self.width, question))
         question = torch.cat([self.summary.expand(len(question), 1, -1), question], dim=1)
-        padding = nn.functional.pad(~batch.question_mask, (1, 0), value=False)
+        question_mask = nn.functional.pad(batch.question_mask, (1, 0), value=True)
 
         visual = self.project_visual(batch.visual)
         visual = visual + self.place_visual(encode_positions(visual.shape[1], self.width, visual))
-        states = self.decoder(
-            self.dropout(question),
-            self.dropout(visual),
-            tgt_key_padding_mask=padding,
-            memory_key_padding_mask=~batch.visual_mask,
-        )
+        states, memory = self.dropout(question), self.dropout(visual)
+        *others, last = self.decoder.layers
+        for layer in others:
+            states = run_layer(layer, states, question_mask, memory, batch.visual_mask)
+        states = run_layer(last, states, question_mask, memory, batch.visual_mask, num_asked=1)
         mean_visual = average(visual, batch.visual_mask)
         return self.normalize(torch.cat([states[:, 0], mean_visual], dim=-1))
 
@@ -73,8 +74,49 @@ class CrossAttention(Network):
         return self.head(torch.cat([codes, statistics], dim=-1))
 
 
+def run_layer(
+    layer: nn.TransformerDecoderLayer,
+    states: Tensor,
+    mask: Tensor,
+    memory: Tensor,
+    memory_mask: Tensor,
+    num_asked: int | None = None,
+) -> Tensor:
+    """The layer's own output for the first `num_asked` of `states` `[batch, length, width]`; None: for all.
+
+    Masks are True at real tokens. The layer's own `forward` computes all tokens, and of the last layer only
+    the summary is looked at: asking for that alone, a training step takes a third of the time.
+    """
+    own = layer.norm1(states)
+    states = states[:, :num_asked]
+    states = states + layer.dropout1(_attend(layer.self_attn, own[:, :num_asked], own, mask))
+    found = _attend(layer.multihead_attn, layer.norm2(states), memory, memory_mask)
+    states = states + layer.dropout2(found)
+    inner = layer.dropout(layer.activation(layer.linear1(layer.norm3(states))))
+    return states + layer.dropout3(layer.linear2(inner))
+
+
+def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """`[batch, num_queries, width]`: what `queries` find among `tokens`."""
+    width = attention.embed_dim
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = linear(queries, weight[:width], bias[:width])
+    key, value = linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
+    heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    dropout = attention.dropout if attention.training else 0.0
+    found = scaled_dot_product_attention(*heads, attn_mask=mask[:, None, None], dropout_p=dropout)
+    return attention.out_proj(found.transpose(1, 2).flatten(2))
+
+
 def encode_positions(num_positions: int, width: int, like: Tensor) -> Tensor:
     """Sinusoidal codes `[num_positions, width]` (Vaswani et al. 2017), of the type and device of `like`."""
-    position = torch.arange(num_positions, device=like.device, dtype=torch.float32)[:, None]
-    frequency = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10000.0) / width))
-    return torch.cat([(position * frequency).sin(), (position * frequency).cos()], dim=1).to(like)
+    return _tabulate_positions(num_positions, width).to(like)
+
+
+@lru_cache(256)
+def _tabulate_positions(num_positions: int, width: int) -> Tensor:
+    # What is made in inference mode could not be trained with later.
+    with torch.inference_mode(False):
+        position = torch.arange(num_positions, dtype=torch.float32)[:, None]
+        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+        return torch.cat([(position * frequency).sin(), (position * frequency).cos()], dim=1)

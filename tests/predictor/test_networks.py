@@ -7,7 +7,7 @@ from predictor.batches import BatchMaker
 from predictor.features import Features, Standard
 from predictor.networks.avg_router import AVGRouter, select_words
 from predictor.networks.base import InputShape
-from predictor.networks.cross_attention import CrossAttention
+from predictor.networks.cross_attention import CrossAttention, run_layer
 from predictor.networks.pooled import MLP, Linear
 from tests.predictor.synthetic import HIDDEN, NUM_COARSE, make_labels
 
@@ -46,6 +46,24 @@ def test_padding_changes_nothing(network):
         question_mask=torch.nn.functional.pad(batch.question_mask, (0, 3)),
     )
     torch.testing.assert_close(network(padded, EMBEDDINGS), network(batch, EMBEDDINGS))
+
+
+@pytest.mark.parametrize("num_asked", [None, 1])
+def test_a_layer_gives_what_pytorch_computes(num_asked):
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerDecoderLayer(
+        8, 2, 16, activation="gelu", batch_first=True, norm_first=True
+    ).eval()
+    for parameter in layer.parameters():  # biases begin at zero, and would count for nothing
+        torch.nn.init.normal_(parameter)
+    states, memory = torch.randn(3, 5, 8), torch.randn(3, 4, 8)
+    mask = torch.arange(5) < torch.tensor([[5], [2], [1]])
+    memory_mask = torch.arange(4) < torch.tensor([[1], [4], [3]])
+    expected = layer(states, memory, tgt_key_padding_mask=~mask, memory_key_padding_mask=~memory_mask)
+    found = run_layer(layer, states, mask, memory, memory_mask, num_asked)
+    # Of padding nothing is asked: PyTorch's fast path gives zeros there.
+    real = mask[:, :num_asked]
+    torch.testing.assert_close(found[real], expected[:, :num_asked][real])
 
 
 def test_linear_is_linear_in_the_statistics():
