@@ -102,9 +102,11 @@ def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, m
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = linear(queries, weight[:width], bias[:width])
     key, value = linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
-    heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )
     dropout = attention.dropout if attention.training else 0.0
-    found = scaled_dot_product_attention(*heads, attn_mask=mask[:, None, None], dropout_p=dropout)
+    found = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None], dropout_p=dropout)
     return attention.out_proj(found.transpose(1, 2).flatten(2))
 
 
