@@ -68,15 +68,22 @@ def iterate_blocks(task: Task, limit: Limits, shard_size: int) -> Iterator[Block
     """All samples of the first `limit` images of each split, in blocks that end with an image once they hold
     `shard_size` samples."""
     for split in SPLITS:
-        index = 0
-        samples: list[Sample] = []
-        for _, group in itertools.islice(group_by_image(task.samples(split)), limit[split]):
-            samples += group
-            if len(samples) >= shard_size:
-                yield Block(split, index, tuple(samples))
-                index, samples = index + 1, []
-        if samples:
-            yield Block(split, index, tuple(samples))
+        yield from cut_into_blocks(split, task.samples(split), limit[split], shard_size)
+
+
+def cut_into_blocks(
+    split: Split, samples: Iterable[Sample], num_images: int | None, shard_size: int
+) -> Iterator[Block]:
+    """The samples of the first `num_images` images of a split, in blocks of at least `shard_size`."""
+    index = 0
+    collected: list[Sample] = []
+    for _, group in itertools.islice(group_by_image(samples), num_images):
+        collected += group
+        if len(collected) >= shard_size:
+            yield Block(split, index, tuple(collected))
+            index, collected = index + 1, []
+    if collected:
+        yield Block(split, index, tuple(collected))
 
 
 def plan(task: Task, limit: Limits, shard_size: int) -> Plan:

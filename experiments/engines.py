@@ -1,34 +1,53 @@
-"""Who does the work of labelling: this process, or actors of a Ray cluster."""
+"""Who does the work on blocks of a task: this process, or actors of a Ray cluster."""
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from experiments.blocks import Block
-from experiments.label_job import LabelJob
+from experiments.tasks.base import Task
+from m3_backbone.backbone import Backbone
+
+
+class Job(Protocol):
+    """What is to be done with every block; goes to other processes by pickle."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, in order."""
+        ...
+
+    def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
+        """Do blocks and write what comes of them; yields, batch by batch, how many samples are done."""
+        ...
 
 
 class Engine(Protocol):
-    """Labels blocks of a job. Any engine, with any number of processes, makes the same shards."""
+    """Does blocks of a job. Any engine, with any number of processes, makes the same shards."""
 
-    def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
-        """Label the blocks of these names and sizes; yields how many samples are done, as they come."""
+    def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
+        """Do the blocks of these names and sizes; yields how many samples are done, as they come."""
         ...
 
 
 class LocalEngine(Engine):
     """This process, on the device of its backbone."""
 
-    def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
-        yield from job.label(block for block in job.blocks() if block.name in sizes)
+    def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
+        yield from job.work_on(block for block in job.blocks() if block.name in sizes)
 
 
 class RayEngine(Engine):
     """Ray Data with one stateful actor per GPU, on this machine or on a cluster.
 
-    A shard is one task: an actor that dies is replaced and its shard made again. The label folder has to be
-    on a file system that all machines share.
+    A shard is one task: an actor that dies is replaced and its shard made again. The folder that is written
+    to has to be on a file system that all machines share.
 
     Args:
         num_actors: how many actors; (least, most) lets Ray scale between them.
@@ -50,17 +69,17 @@ class RayEngine(Engine):
         self.num_gpus, self.num_cpus = num_gpus, num_cpus
         self.address, self.init = address, dict(init or {})
 
-    def run(self, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
+    def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
         if not sizes:
             # Nothing for actors; a killed run may still lack what is written beside the shards.
-            yield from job.label(())
+            yield from job.work_on(())
             return
         ray = _import_ray()
         started = not ray.is_initialized()
         if started:
             ray.init(**self._init_arguments())
         try:
-            yield from self._label(ray, job, sizes)
+            yield from self._hand_out(ray, job, sizes)
         finally:
             if started:
                 ray.shutdown()
@@ -73,13 +92,13 @@ class RayEngine(Engine):
         num_cpus = max(os.cpu_count() or 1, math.ceil(most * self.num_cpus) + 2)
         return {"num_cpus": num_cpus, "include_dashboard": False, "log_to_driver": False, **self.init}
 
-    def _label(self, ray: Any, job: LabelJob, sizes: Mapping[str, int]) -> Iterator[int]:
+    def _hand_out(self, ray: Any, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # labelling shows its own
         rows = [{"block": name, "num_samples": size} for name, size in sizes.items()]
         # One row to a block, so that what a lost actor leaves undone is one shard.
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _LabelActor,
+            _BlockActor,
             fn_constructor_args=(job,),
             batch_size=1,
             compute=self._pool(ray),
@@ -101,15 +120,15 @@ class RayEngine(Engine):
         return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
 
 
-class _LabelActor:
-    """Labels the blocks that it is given; holds the model as long as it lives."""
+class _BlockActor:
+    """Does the blocks that it is given; holds the model as long as it lives."""
 
-    def __init__(self, job: LabelJob) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.blocks: Iterator[Block] = iter(())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for _ in self.job.label(self._find(name) for name in batch["block"]):
+        for _ in self.job.work_on(self._find(name) for name in batch["block"]):
             pass
         return batch
 

@@ -35,7 +35,7 @@ class LabelJob:
         """All blocks of the task within the limits, in order."""
         return iterate_blocks(self.task, self.limits, self.folder.shard_size)
 
-    def label(self, blocks: Iterable[Block]) -> Iterator[int]:
+    def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
         """Label and write blocks; yields, batch by batch, how many samples are done."""
         images = decode_ahead(
             self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch

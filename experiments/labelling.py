@@ -18,7 +18,7 @@ from typing import Self
 from tqdm import tqdm
 
 from experiments.blocks import Limits, Plan, plan
-from experiments.engines import Engine, LocalEngine
+from experiments.engines import Engine, Job, LocalEngine
 from experiments.label_folder import NEAR_TIE, LabelFolder
 from experiments.label_job import LabelJob
 from experiments.label_locks import refuse_parts
@@ -174,8 +174,8 @@ def find_done(target: LabelFolder, work: Plan) -> set[str]:
     return {name for name, digest in work.digests.items() if target.holds(name, digest)}
 
 
-def run(engine: Engine, job: LabelJob, sizes: Mapping[str, int], done: Container[str]) -> None:
-    """Let the engine label what is not done, with a progress bar."""
+def run(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[str]) -> None:
+    """Let the engine do what is not done, with a progress bar."""
     rest = {name: size for name, size in sizes.items() if name not in done}
     with tqdm(
         desc=f"{job.task.name} x {job.backbone.name}",

@@ -2,26 +2,27 @@
 
 An oracle that takes the best of noisy outcomes flatters. From several runs one can choose by the others and
 score on one (`experiments.evaluation.oracles`), also where the likelihood of a reference tells nothing. The
-scores go beside the labels, and evaluation shows the oracle from then on.
+scores go beside the labels, and evaluation shows the oracle from then on. The same command again, with more
+images too, does only what is missing.
 """
 
+import sys
 from pathlib import Path
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from experiments.config import entry_point
-from experiments.evaluation.resampled import Resampled, write_resampled
+from experiments.engines import Engine, LocalEngine
+from experiments.evaluation.resampled import Resampled, ResampledFolder, read_resampled
 from experiments.held_out import read_test
 from experiments.label import format_command
-from experiments.scorers import score
-from experiments.tasks.base import Task, check_data
-from m3_backbone.llava import LlavaBackbone
+from experiments.labelling import run
+from experiments.resample_job import ResampleJob
+from experiments.tasks.base import Sample, Task, check_data
+from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes import OutcomeTable, check_fingerprints
-from m3_backbone.sampling import draw_answers
 
 
 @entry_point("resample")
@@ -30,67 +31,90 @@ def main(config: DictConfig) -> None:
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
     configuration = OmegaConf.to_yaml(config, resolve=True)
     test = read_test(labels, command=command, configuration=configuration)[0].outcomes
-    task = instantiate(config.task, _convert_="all")
-    check_data(task, test.fingerprints["data"], labels)
-    backbone = instantiate(config.backbone, _convert_="all")
-    resampled = resample_answers(
-        backbone,
-        task,
-        test,
-        num_images=config.num_images,
-        num_runs=config.num_runs,
-        temperature=config.temperature,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    path = write_resampled(labels, test, resampled)
+    folder = ResampledFolder(labels, test.fingerprints, temperature=config.temperature, seed=config.seed)
+    try:
+        resampled = resample_answers(
+            instantiate(config.backbone, _convert_="all"),
+            instantiate(config.task, _convert_="all"),
+            test,
+            folder,
+            num_images=config.num_images,
+            num_runs=config.num_runs,
+            images_per_batch=config.images_per_batch,
+            num_workers=config.num_workers,
+            overwrite=config.overwrite,
+            engine=instantiate(config.engine, _convert_="all"),
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+    num_runs, num_questions, _ = resampled.score.shape
     means = ", ".join(
         f"{scale}: {100 * value:.1f}%"
         for scale, value in zip(test.scales, resampled.score.mean((0, 1)), strict=True)
     )
-    print(f"{len(resampled.rows):,} questions, {config.num_runs} answers each; scores {means}\n{path}")
+    print(f"{num_questions:,} questions, {num_runs} answers each; scores {means}\n{folder.path}")
 
 
 def resample_answers(
-    backbone: LlavaBackbone,
+    backbone: Backbone,
     task: Task,
     test: OutcomeTable,
+    folder: ResampledFolder,
     *,
-    num_images: int,
-    num_runs: int,
-    temperature: float = 1.0,
-    batch_size: int = 32,
-    seed: int = 0,
+    num_images: int | None = None,
+    num_runs: int = 4,
+    images_per_batch: int = 32,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    engine: Engine | None = None,
 ) -> Resampled:
-    """Scores of drawn answers to all questions on the first `num_images` images of the table.
+    """Fill `folder` with scores of drawn answers to all questions on the first images of `test`.
 
-    Raises ValueError for fewer than two runs, and where the backbone is not the one that labelled.
+    Returns all that is there then. Raises ValueError for fewer than two runs, where task or backbone are not
+    those that labelled, and where the folder holds other draws, unless they are to be thrown away
+    (`overwrite`).
     """
     if num_runs < 2:
         raise ValueError(f"num_runs={num_runs} leaves no other run to choose by: take 2 or more")
+    labels = folder.path.parent
+    check_data(task, test.fingerprints["data"], labels)
     own = {key: test.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
-    wanted = set(list(dict.fromkeys(test.image_id))[:num_images])
-    rows = np.array([row for row, image in enumerate(test.image_id) if image in wanted])
-    images = {image: task.image(str(image)) for image in wanted}
-    questions = [(images[test.image_id[row]], str(test.question[row])) for row in rows]
-    scores = np.zeros((num_runs, len(rows), len(test.scales)))
-    with tqdm(total=scores[0].size, desc="drawn answers", unit=" questions") as progress:
-        for column, scale in enumerate(test.scales):
-            drawn = draw_answers(
-                backbone,
-                questions,
-                scale,
-                num_runs=num_runs,
-                temperature=temperature,
-                batch_size=batch_size,
-                seed=seed,
-            )
-            for place, (row, answers) in enumerate(zip(rows, drawn, strict=True)):
-                references, metric = test.references[row], str(test.metric[row])
-                scores[:, place, column] = [score(metric, answer, references) for answer in answers]
-                progress.update()
-    return Resampled(rows, scores)
+    folder.begin(overwrite=overwrite)
+    samples = list_samples(test)
+    # What is right, and what was answered: the likeliest draws.
+    guesses = {
+        sample.sample_id: tuple(dict.fromkeys([*sample.references, *answers]))
+        for sample, answers in zip(samples, test.answer, strict=True)
+    }
+    job = ResampleJob(
+        task, backbone, folder, samples, guesses, num_images, num_runs, images_per_batch, num_workers
+    )
+    blocks = {block.name: [sample.sample_id for sample in block.samples] for block in job.blocks()}
+    done = {name for name, samples in blocks.items() if folder.holds(name, samples, num_runs)}
+    run(engine or LocalEngine(), job, {name: len(samples) for name, samples in blocks.items()}, done)
+    resampled = read_resampled(labels, test)
+    if resampled is None:
+        raise ValueError(f"num_images={num_images} of {labels} have no question: nothing was drawn")
+    return resampled
+
+
+def list_samples(table: OutcomeTable) -> list[Sample]:
+    """The samples of an outcome table."""
+    return [
+        Sample(
+            sample_id=table.sample_id[row],
+            image_id=table.image_id[row],
+            task=table.task[row],
+            split=table.split[row],
+            question=table.question[row],
+            references=tuple(table.references[row]),
+            metric=table.metric[row],
+            attributes=table.attributes[row],
+        )
+        for row in range(len(table))
+    ]
 
 
 if __name__ == "__main__":

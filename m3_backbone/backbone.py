@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.ladder import ScaleLadder
+from m3_backbone.sampling import Draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,12 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer: its text; its token ids, with the end token if that came; `confidence` in [0, 1].
+    """An answer: its text; its token ids, with the end token if that came; `confidence` in [0, 1].
 
     `confidence` is the product of the probabilities of these tokens; `margin`, in nats, is the least lead of
-    one of them over the next best. `nll` is the least mean negative log-likelihood per token, end token
-    included, of the references, where there are any, and `reference_tokens` the number of that one's tokens.
+    one of them over the best other one, below 0 where a draw took another than the best. `nll` is the least
+    mean negative log-likelihood per token, end token included, of the references, where there are any, and
+    `reference_tokens` the number of that one's tokens.
     """
 
     text: str
@@ -86,9 +88,11 @@ class Backbone(Protocol):
         *,
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
+        draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
-        """Greedy answers to (encoded[i], questions[i]); rows with the same EncodedImage share its prefix.
+        """Answers to (encoded[i], questions[i]), greedy or as draws[i] has it.
 
+        Rows with the same EncodedImage share its prefix, and those with the same question that too.
         `drafts`, answers to the same questions at another scale, make this faster where they are right; like
         the references, they change no answer.
         """

@@ -9,7 +9,16 @@ import torch
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
+Other = TypeVar("Other")
 Result = TypeVar("Result")
+
+
+def group_rows(first: Sequence[Item], second: Sequence[Other]) -> list[list[int]]:
+    """Rows that have both in common, in lists; lists that have the first in common lie side by side."""
+    groups: dict[Item, dict[Other, list[int]]] = {}
+    for row, (one, other) in enumerate(zip(first, second, strict=True)):
+        groups.setdefault(one, {}).setdefault(other, []).append(row)
+    return [rows for its in groups.values() for rows in its.values()]
 
 
 def halve_until_it_fits(

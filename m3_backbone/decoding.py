@@ -1,22 +1,26 @@
-"""Greedy answers and reference likelihoods in little more than one pass over the tokens of a batch.
+"""Answers and reference likelihoods in little more than one pass over the tokens of a batch.
 
-What precedes the questions on an image runs once for all of them. Answers are verified rather than generated
-(speculative decoding, Leviathan et al., arXiv 2211.17192, with greedy acceptance): references and other
-drafts run with the question; as long as each token is the one that greedy decoding takes, it is accepted, and
-only what differs is decoded on. The same pass gives the references' likelihoods.
+What precedes the questions on an image runs once for all of them, and a question once for all its answers.
+Answers are verified rather than generated (speculative decoding, Leviathan et al., arXiv 2211.17192, with
+greedy acceptance): references and other drafts run with the question; as long as each token is the one that
+decoding takes, it is accepted, and only what differs is decoded on. That goes for drawn answers too, as a
+draw, like greedy decoding, takes one certain token (`sampling`). The same pass gives the references'
+likelihoods.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from m3_backbone.drafting import Greedy, Row, Stop, Work
+from m3_backbone.drafting import Chosen, Prompt, Row, Stop, Work
 from m3_backbone.modeling import M3Model
 from m3_backbone.packing import Cache, PackedSegments, Segment, packed
+from m3_backbone.sampling import Draw
 
 # Tokens for which a batch that goes on gets room at once.
 _ROOM = 16
@@ -26,7 +30,7 @@ _ROOM = 16
 class Decoded:
     """`token_ids` with the end token, if it came; `confidence`: product of their probabilities.
 
-    `margin`: least lead of a chosen token over the next best, in nats. `nll`: least mean negative
+    `margin`: least lead of a chosen token over the best other one, in nats. `nll`: least mean negative
     log-likelihood per token over the row's references, and `reference_tokens` the number of tokens of that
     reference; None without references.
     """
@@ -38,7 +42,7 @@ class Decoded:
     reference_tokens: int | None
 
 
-class GreedyDecoder:
+class Decoder:
     """Runs the language model of `model` on questions about images, and on drafts of their answers.
 
     Args:
@@ -68,65 +72,71 @@ class GreedyDecoder:
         questions: Sequence[Sequence[int]],
         references: Sequence[Sequence[Sequence[int]]],
         drafts: Sequence[Sequence[Sequence[int]]] | None = None,
+        draws: Sequence[Draw] | None = None,
         *,
         answer: bool = True,
     ) -> list[Decoded]:
         """Row i is what follows the visual tokens `images[owners[i]]`, `[num_tokens, hidden]`, in a prompt.
 
         `references[i]` are token ids of possible answers, end token included; `drafts[i]` of further
-        guesses at the answer. Without `answer` the references are all that is looked at.
+        guesses at the answer, which is that of `draws[i]`, or greedy. Rows that differ in their draw alone
+        share a prompt. Without `answer` the references are all that is looked at.
         """
+        prompts: dict[Any, Prompt] = {}
+        rows: list[Row] = []
+        nothing: list[Any] = [()] * len(owners)
+        greedy: list[Draw | None] = [None] * len(owners)
+        columns = (owners, questions, references, (answer and drafts) or nothing, draws or greedy)
+        for owner, question, its, more, draw in zip(*columns, strict=True):
+            unique = tuple(dict.fromkeys(tuple(guess) for guess in (*its, *more) if guess))
+            prompt = prompts.setdefault((owner, tuple(question), unique), Prompt(owner, question, unique))
+            rows.append(Row(prompt, self.stop, draw))
         with packed(self.language_model):
-            rows = [
-                Row(question, list(dict.fromkeys(tuple(guess) for guess in guesses if guess)), self.stop)
-                for question, guesses in zip(
-                    questions, _join(references, drafts if answer else None), strict=True
-                )
-            ]
-            layout, hidden = self._prefill(images, owners, rows)
-            nlls = self._verify(rows, hidden, references)
+            layout, hidden = self._prefill(images, list(prompts.values()))
+            nlls = self._verify(list(prompts.values()), rows, hidden, references)
             if not answer:
                 return [Decoded([], 0.0, 0.0, *likeliest) for likeliest in nlls]
-            self._go_on(layout, [row for row in rows if not row.is_finished])
+            is_open = [row for row in rows if not row.is_finished]
+            # However many answers there are to a question, no more go on at once than there are questions.
+            for start in range(0, len(is_open), len(prompts)):
+                self._go_on(layout, is_open[start : start + len(prompts)])
         self.work.num_answers += len(rows)
         return [
             Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *likeliest)
             for row, likeliest in zip(rows, nlls, strict=True)
         ]
 
-    def _prefill(
-        self, images: Sequence[Tensor], owners: Sequence[int], rows: Sequence[Row]
-    ) -> tuple[PackedSegments, Tensor]:
+    def _prefill(self, images: Sequence[Tensor], prompts: Sequence[Prompt]) -> tuple[PackedSegments, Tensor]:
         """Images, questions and drafts in one pass: the states `[num_tokens, hidden]` of all of them."""
         system = self._system_cache()
         num_system = len(self.system_ids)
-        of_image: list[list[Row]] = [[] for _ in images]
-        for row, owner in zip(rows, owners, strict=True):
-            of_image[owner].append(row)
+        of_image: list[list[Prompt]] = [[] for _ in images]
+        for prompt in prompts:
+            of_image[prompt.owner].append(prompt)
         pieces: list[Tensor] = []
         segments: list[Segment] = []
         positions: list[Tensor] = []
         start = 0
-        for visual, its_rows in zip(images, of_image, strict=True):
+        for visual, its_prompts in zip(images, of_image, strict=True):
             ids: list[int] = []
             # Per token: its question, its draft (0: the question itself), and its position after the image.
             turns: list[int] = []
             branches: list[int] = []
             places: list[int] = []
             prefix = range(start, start + len(visual))
-            for turn, row in enumerate(its_rows):
-                row.prefix, row.start = prefix, prefix.stop + len(ids)
-                for branch, tokens in enumerate([row.question, *(draft[:-1] for draft in row.drafts)]):
+            for turn, prompt in enumerate(its_prompts):
+                prompt.prefix, prompt.start = prefix, prefix.stop + len(ids)
+                for branch, tokens in enumerate([prompt.question, *(draft[:-1] for draft in prompt.drafts)]):
                     if branch:
-                        row.draft_starts.append(prefix.stop + len(ids))
+                        prompt.draft_starts.append(prefix.stop + len(ids))
                     ids.extend(tokens)
                     turns.extend([turn] * len(tokens))
                     branches.extend([branch] * len(tokens))
-                    first = len(row.question) if branch else 0
+                    first = len(prompt.question) if branch else 0
                     places.extend(range(first, first + len(tokens)))
-                self.work.question_tokens += len(row.question)
+                self.work.question_tokens += len(prompt.question)
             self.work.prefix_tokens += len(visual)
-            self.work.draft_tokens += len(ids) - sum(len(row.question) for row in its_rows)
+            self.work.draft_tokens += len(ids) - sum(len(prompt.question) for prompt in its_prompts)
             text = self.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
             pieces += [visual.to(text), text]
             is_plain = max(turns, default=0) == 0 and max(branches, default=0) <= 1
@@ -164,61 +174,56 @@ class GreedyDecoder:
         """`[..., hidden]` -> `[..., vocabulary]`, float32."""
         return self.lm_head(hidden).to(self.device, torch.float32).log_softmax(-1)
 
-    def _choose(self, log_probs: Tensor, places: Sequence[tuple[Row, int]]) -> Greedy:
-        """The greedy tokens: place i asks for token number `places[i][1]` of the answer of a row."""
-        return Greedy(log_probs)
+    def _choose(self, log_probs: Tensor, places: Sequence[tuple[Row, int]]) -> Chosen:
+        """The tokens that answers go on with: place i asks for token number `places[i][1]` of a row's."""
+        return Chosen(log_probs, [(row.draw, step) for row, step in places])
 
     def _verify(
-        self, rows: Sequence[Row], hidden: Tensor, references: Sequence[Sequence[Sequence[int]]]
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[Row],
+        hidden: Tensor,
+        references: Sequence[Sequence[Sequence[int]]],
     ) -> list[tuple[float | None, int | None]]:
-        """Give every row the longest draft that is greedy, and its next token.
+        """Give every row the longest draft that decoding would give, and its next token.
 
         Returns the least mean NLL of the references of each, and that reference's number of tokens.
         """
-        # Where the next token is asked for: after every question, and inside every draft.
-        asked: list[int] = []
-        asking: list[tuple[Row, int]] = []
-        after_question: list[int] = []
-        of_draft: list[list[list[int]]] = []
-        for row in rows:
-            after_question.append(len(asked))
-            asked.append(row.start + len(row.question) - 1)
-            asking.append((row, 0))
-            of_draft.append([])
-            for start, draft in zip(row.draft_starts, row.drafts, strict=True):
-                inside = range(len(asked), len(asked) + len(draft) - 1)
-                asked.extend(range(start, start + len(draft) - 1))
-                asking.extend((row, step) for step in range(1, len(draft)))
-                of_draft[-1].append([after_question[-1], *inside])
-        log_probs = self._log_probs(hidden[torch.tensor(asked, device=hidden.device)])
-        greedy = self._choose(log_probs, asking)
-        nlls: list[tuple[float | None, int | None]] = []
+        asked = {prompt: prompt.asked for prompt in prompts}
+        firsts = dict(zip(prompts, accumulate(map(len, asked.values()), initial=0), strict=False))
+        places = [place for its in asked.values() for place, _ in its]
+        log_probs = self._log_probs(hidden[torch.tensor(places, device=hidden.device)])
         drafted = [
-            (place, token)
-            for row, places in zip(rows, of_draft, strict=True)
-            for draft, its in zip(row.drafts, places, strict=True)
-            for place, token in zip(its, draft, strict=True)
+            (firsts[prompt] + place, token)
+            for prompt in prompts
+            for draft, path in zip(prompt.drafts, prompt.paths, strict=True)
+            for place, token in zip(path, draft, strict=True)
         ]
         where = torch.tensor(drafted, dtype=torch.long, device=self.device).reshape(-1, 2)
-        chosen = iter(log_probs[where[:, 0], where[:, 1]].tolist())
-        for row, first, places, its_references in zip(
-            rows, after_question, of_draft, references, strict=True
-        ):
-            nll_of = {draft: -sum(next(chosen) for _ in draft) / len(draft) for draft in row.drafts}
-            wanted = [(nll_of[tuple(reference)], len(reference)) for reference in its_references]
-            nlls.append(min(wanted) if wanted else (None, None))
-            row.accept(greedy, places, first)
+        likelihoods = iter(log_probs[where[:, 0], where[:, 1]].tolist())
+        nll_of = {
+            prompt: {draft: -sum(next(likelihoods) for _ in draft) / len(draft) for draft in prompt.drafts}
+            for prompt in prompts
+        }
+
+        asking = [(row, step) for row in rows for _, step in asked[row.prompt]]
+        index = [firsts[row.prompt] + i for row in rows for i in range(len(asked[row.prompt]))]
+        chosen = self._choose(log_probs[torch.tensor(index, device=log_probs.device)], asking)
+        nlls: list[tuple[float | None, int | None]] = []
+        start = 0
+        for row, its_references in zip(rows, references, strict=True):
+            row.accept(chosen, start)
+            start += len(asked[row.prompt])
             self.work.num_drafted += row.is_finished and row.num_accepted == len(row.token_ids)
+            wanted = [(nll_of[row.prompt][tuple(each)], len(each)) for each in its_references]
+            nlls.append(min(wanted) if wanted else (None, None))
         return nlls
 
     def _go_on(self, layout: PackedSegments, rows: list[Row]) -> None:
         """Decode token by token what the drafts leave open."""
-        if not rows:
-            return
-        prompts = [
-            [*row.prefix, *range(row.start, row.start + len(row.question)), *row.cached] for row in rows
-        ]
-        growing = layout.take(prompts, min(_ROOM, self.stop.max_new_tokens))
+        growing = layout.take(
+            [[*row.prompt.places, *row.cached] for row in rows], min(_ROOM, self.stop.max_new_tokens)
+        )
         while True:
             if not growing.room:
                 growing.grow(_ROOM)
@@ -226,25 +231,16 @@ class GreedyDecoder:
             hidden = self._run(self.embed(ids), growing.lengths[:, None], growing)
             growing.lengths = growing.lengths + 1
             places = [(row, len(row.token_ids)) for row in rows]
-            greedy = self._choose(self._log_probs(hidden[:, -1]), places)
+            chosen = self._choose(self._log_probs(hidden[:, -1]), places)
             for place, row in enumerate(rows):
                 if row.is_finished:
                     self.work.padding_tokens += 1
                     continue
                 self.work.decoded_tokens += 1
-                row.append(greedy, place)
+                row.append(chosen, place)
             is_open = [place for place, row in enumerate(rows) if not row.is_finished]
             if not is_open:
                 return
             if 2 * len(is_open) <= len(rows):  # dropping rows copies the cache: not for every single one
                 growing.keep(is_open)
                 rows = [rows[place] for place in is_open]
-
-
-def _join(
-    references: Sequence[Sequence[Sequence[int]]], drafts: Sequence[Sequence[Sequence[int]]] | None
-) -> list[list[Sequence[int]]]:
-    """Per row, references and then drafts."""
-    if drafts is None:
-        return [list(row) for row in references]
-    return [[*row, *more] for row, more in zip(references, drafts, strict=True)]

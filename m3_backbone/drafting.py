@@ -1,10 +1,14 @@
-"""Answers that are verified rather than generated: drafts, and how much of them greedy decoding takes."""
+"""Answers that are verified rather than generated: drafts, and how much of them decoding takes."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
+from functools import cached_property
 
+import torch
 from torch import Tensor
+
+from m3_backbone.sampling import Draw, draw_tokens
 
 
 @dataclass
@@ -37,28 +41,75 @@ class Stop:
     max_new_tokens: int
 
 
-class Greedy:
-    """Tokens that greedy decoding takes, their log-probabilities, and their leads over the next best."""
+class Chosen:
+    """Tokens that answers go on with, their log-probabilities, and their leads over the best other token."""
 
-    def __init__(self, log_probs: Tensor) -> None:
-        """`log_probs` `[num_places, vocabulary]`."""
-        values, tokens = log_probs.topk(2)
-        self.tokens: list[int] = tokens[:, 0].tolist()
-        self.log_probs: list[float] = values[:, 0].tolist()
-        self.margins: list[float] = (values[:, 0] - values[:, 1]).tolist()
+    def __init__(self, log_probs: Tensor, places: Sequence[tuple[Draw | None, int]]) -> None:
+        """Place i, of `log_probs` `[num_places, vocabulary]`, asks for token number `places[i][1]` of an
+        answer: that of a draw, or the greedy one."""
+        values, best = log_probs.topk(2)
+        tokens = best[:, 0].clone()
+        if drawn := [(i, draw, step) for i, (draw, step) in enumerate(places) if draw]:
+            rows = torch.tensor([i for i, _, _ in drawn], device=log_probs.device)
+            chances = torch.tensor(
+                [(draw.temperature, draw.luck(step)) for _, draw, step in drawn], dtype=torch.float64
+            ).to(log_probs.device)
+            tokens[rows] = draw_tokens(log_probs[rows], chances[:, 0], chances[:, 1])
+        of_token = log_probs.gather(1, tokens[:, None])[:, 0]
+        other = torch.where(tokens == best[:, 0], values[:, 1], values[:, 0])
+        self.tokens: list[int] = tokens.tolist()
+        self.log_probs: list[float] = of_token.tolist()
+        self.margins: list[float] = (of_token - other).tolist()
 
 
-@dataclass
-class Row:
-    """A question, its drafts, and where its tokens lie in the pack."""
+@dataclass(eq=False)
+class Prompt:
+    """A question on an image, drafts of its answer, and where its tokens lie in the pack."""
 
+    owner: int  # number of the image
     question: Sequence[int]
-    drafts: list[tuple[int, ...]]
-    stop: Stop
+    drafts: Sequence[tuple[int, ...]]
     prefix: range = range(0)
     start: int = 0
     # Per draft, where its tokens but the last one lie: nothing is asked of what follows that.
     draft_starts: list[int] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[int]:
+        """Where in the pack the image and the question lie."""
+        return [*self.prefix, *range(self.start, self.start + len(self.question))]
+
+    @property
+    def asked(self) -> list[tuple[int, int]]:
+        """Where in the pack a token is asked for, and its number in the answer: after the question, and
+        inside every draft."""
+        after_question = self.start + len(self.question) - 1
+        return [
+            (after_question, 0),
+            *(
+                (start + step - 1, step)
+                for start, draft in zip(self.draft_starts, self.drafts, strict=True)
+                for step in range(1, len(draft))
+            ),
+        ]
+
+    @cached_property
+    def paths(self) -> list[list[int]]:
+        """Per draft, which of `asked` ask for its tokens."""
+        paths, end = [], 1
+        for draft in self.drafts:
+            paths.append([0, *range(end, end + len(draft) - 1)])
+            end += len(draft) - 1
+        return paths
+
+
+@dataclass(eq=False)
+class Row:
+    """The answer to a prompt in the making; a greedy one without a `draw`."""
+
+    prompt: Prompt
+    stop: Stop
+    draw: Draw | None = None
     # The answer so far, the part of it that a draft gave, and where that part's tokens lie, if they ran.
     token_ids: list[int] = field(default_factory=list)
     num_accepted: int = 0
@@ -71,46 +122,45 @@ class Row:
         ids = self.token_ids
         return len(ids) >= self.stop.max_new_tokens or (bool(ids) and ids[-1] in self.stop.end_ids)
 
-    def accept(self, greedy: Greedy, places: Sequence[Sequence[int]], after_question: int) -> None:
-        """Take over of the drafts what greedy decoding gives, and the token that it gives next.
+    def accept(self, chosen: Chosen, start: int) -> None:
+        """Take over of the drafts what decoding gives, and the token that it gives next.
 
-        Args:
-            greedy: what greedy decoding takes at every place that was asked.
-            places: per draft, the places that ask for its tokens.
-            after_question: the place that asks for the first token.
+        From place `start` on, `chosen` has what decoding takes where the prompt asks.
         """
+        prompt = self.prompt
+        paths = [[start + place for place in path] for path in prompt.paths]
         taken = [
-            self._count_greedy(draft, its, greedy) for draft, its in zip(self.drafts, places, strict=True)
+            self._count_right(draft, path, chosen) for draft, path in zip(prompt.drafts, paths, strict=True)
         ]
         self.num_accepted = max(taken, default=0)
-        its: Sequence[int] = [after_question]
+        its = [start]
         if self.num_accepted:
             number = taken.index(self.num_accepted)
-            its, draft, start = places[number], self.drafts[number], self.draft_starts[number]
+            its, draft, first = paths[number], prompt.drafts[number], prompt.draft_starts[number]
             self.token_ids = list(draft[: self.num_accepted])
             # The last token of a draft never ran.
-            self.cached = list(range(start, start + min(self.num_accepted, len(draft) - 1)))
+            self.cached = list(range(first, first + min(self.num_accepted, len(draft) - 1)))
         if not self.is_finished and self.num_accepted < len(its):
-            self.token_ids.append(greedy.tokens[its[self.num_accepted]])
+            self.token_ids.append(chosen.tokens[its[self.num_accepted]])
         for place in its[: len(self.token_ids)]:
-            self._count_in(greedy, place)
+            self._count_in(chosen, place)
 
-    def _count_greedy(self, draft: Sequence[int], places: Sequence[int], greedy: Greedy) -> int:
-        """How many of a draft's first tokens greedy decoding would have given."""
+    def _count_right(self, draft: Sequence[int], path: Sequence[int], chosen: Chosen) -> int:
+        """How many of a draft's first tokens decoding would have given."""
         count = 0
-        for token, place in zip(draft[: self.stop.max_new_tokens], places, strict=False):
-            if greedy.tokens[place] != token:
+        for token, place in zip(draft[: self.stop.max_new_tokens], path, strict=False):
+            if chosen.tokens[place] != token:
                 break
             count += 1
             if token in self.stop.end_ids:
                 break
         return count
 
-    def append(self, greedy: Greedy, place: int) -> None:
+    def append(self, chosen: Chosen, place: int) -> None:
         """Go on with the token that was asked for at `place`."""
-        self.token_ids.append(greedy.tokens[place])
-        self._count_in(greedy, place)
+        self.token_ids.append(chosen.tokens[place])
+        self._count_in(chosen, place)
 
-    def _count_in(self, greedy: Greedy, place: int) -> None:
-        self.log_prob += greedy.log_probs[place]
-        self.margin = min(self.margin, greedy.margins[place])
+    def _count_in(self, chosen: Chosen, place: int) -> None:
+        self.log_prob += chosen.log_probs[place]
+        self.margin = min(self.margin, chosen.margins[place])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.batches import halve_until_it_fits
+from m3_backbone.batches import group_rows, halve_until_it_fits
 from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.costs import prefill_flops
-from m3_backbone.decoding import Decoded, GreedyDecoder
+from m3_backbone.decoding import Decoded, Decoder
 from m3_backbone.drafting import Work
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.modeling import M3Model, ladder_of
 from m3_backbone.prompts import prompt_template
+from m3_backbone.sampling import Draw
 
 
 class LlavaBackbone(Backbone):
@@ -42,7 +44,7 @@ class LlavaBackbone(Backbone):
         image_batch_size: images that are encoded together.
     """
 
-    _decoder_class: Callable[..., GreedyDecoder] = GreedyDecoder
+    _decoder_class: Callable[..., Decoder] = Decoder
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class LlavaBackbone(Backbone):
         return model.requires_grad_(False)
 
     @cached_property
-    def _decoder(self) -> GreedyDecoder:
+    def _decoder(self) -> Decoder:
         ends = self.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else ends
         return self._decoder_class(self.model, ends, self.max_new_tokens, self._system_ids)
@@ -172,10 +174,11 @@ class LlavaBackbone(Backbone):
         *,
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
+        draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
         guesses = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
-        decoded = self._decode(encoded, questions, token_scale, references, guesses, answer=True)
+        decoded = self._decode(encoded, questions, token_scale, references, guesses, draws)
         return [Answer(self.processor.decode(row.token_ids), **vars(row)) for row in decoded]
 
     def score(
@@ -187,9 +190,8 @@ class LlavaBackbone(Backbone):
     ) -> list[float]:
         if not all(references):
             raise ValueError("every row needs a reference to be scored")
-        decoded = self._decode(
-            encoded, questions, token_scale, references, [[]] * len(questions), answer=False
-        )
+        nothing: list[Any] = [[]] * len(questions)
+        decoded = self._decode(encoded, questions, token_scale, references, nothing, answer=False)
         return [row.nll for row in decoded if row.nll is not None]
 
     def _decode(
@@ -199,19 +201,20 @@ class LlavaBackbone(Backbone):
         token_scale: int,
         references: Sequence[Sequence[str]],
         drafts: Sequence[Sequence[Sequence[int]]],
-        answer: bool,
+        draws: Sequence[Draw] | None = None,
+        *,
+        answer: bool = True,
     ) -> list[Decoded]:
-        """Rows in batches, those of one image together; results in the order of the rows."""
-        if not len(encoded) == len(questions) == len(references) == len(drafts):
+        """Questions in batches, those of one image together; results in the order of the rows."""
+        if any(len(each) != len(encoded) for each in (questions, references, drafts, draws or encoded)):
             raise ValueError(
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
-                f"{len(drafts)} drafts"
+                f"{len(drafts)} drafts, {len(draws or encoded)} draws"
             )
-        first_row = {id(image): row for row, image in reversed(list(enumerate(encoded)))}
-        order = sorted(range(len(encoded)), key=lambda row: first_row[id(encoded[row])])
         decoded: dict[int, Decoded] = {}
 
-        def decode(rows: Sequence[int]) -> list[Decoded]:
+        def decode(batch: Sequence[list[int]]) -> list[Decoded]:
+            rows = list(chain.from_iterable(batch))
             images = list({id(encoded[row]): encoded[row] for row in rows}.values())
             place = {id(image): i for i, image in enumerate(images)}
             return self._decoder.decode(
@@ -220,11 +223,13 @@ class LlavaBackbone(Backbone):
                 [self._suffix_ids(questions[row]) for row in rows],
                 [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
                 [drafts[row] for row in rows],
+                [draws[row] for row in rows] if draws else None,
                 answer=answer,
             )
 
-        for rows, results in halve_until_it_fits(decode, order, self.batch_size):
-            decoded.update(zip(rows, results, strict=True))
+        by_question = group_rows([id(image) for image in encoded], questions)
+        for batch, results in halve_until_it_fits(decode, by_question, self.batch_size):
+            decoded.update(zip(chain.from_iterable(batch), results, strict=True))
         return [decoded[row] for row in range(len(encoded))]
 
     def _tokenize_suffix(self, question: str) -> list[int]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig
 
 from m3_backbone.checkpoint import Checkpoint
-from m3_backbone.decoding import GreedyDecoder
-from m3_backbone.drafting import Greedy, Row
+from m3_backbone.decoding import Decoder
+from m3_backbone.drafting import Chosen, Row
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.modeling import M3LlavaForConditionalGeneration, M3Model
 from m3_backbone.scratch import build_config, build_processor, build_tower_config, train_tokenizer
@@ -129,7 +129,7 @@ class _RandomCheckpoint(Checkpoint):
         return model.eval()
 
 
-class _DrawingDecoder(GreedyDecoder):
+class _DrawingDecoder(Decoder):
     """Decodes answers that are drawn, as `RandomLlavaBackbone` says."""
 
     def __init__(
@@ -144,20 +144,20 @@ class _DrawingDecoder(GreedyDecoder):
         self._answers.clear()
         return super().decode(*args, **kwargs)
 
-    def _choose(self, log_probs: Tensor, places: Sequence[tuple[Row, int]]) -> Greedy:
-        greedy = Greedy(log_probs)
+    def _choose(self, log_probs: Tensor, places: Sequence[tuple[Row, int]]) -> Chosen:
+        chosen = super()._choose(log_probs, places)
         for place, (row, step) in enumerate(places):
             if id(row) not in self._answers:
                 self._answers[id(row)] = self._draw(row)
             answer = self._answers[id(row)]
-            greedy.tokens[place] = answer[min(step, len(answer) - 1)]
-        return greedy
+            chosen.tokens[place] = answer[min(step, len(answer) - 1)]
+        return chosen
 
     def _draw(self, row: Row) -> Sequence[int]:
-        if row.drafts and self.random.random() < self.acceptance:
-            return row.drafts[-1]
+        if row.prompt.drafts and self.random.random() < self.acceptance:
+            return row.prompt.drafts[-1]
         length = self.random.randint(*self.answer_lengths)
-        taken = {draft[0] for draft in row.drafts} | self.stop.end_ids
+        taken = {draft[0] for draft in row.prompt.drafts} | self.stop.end_ids
         first = next(token for token in range(3, 400) if token not in taken)
         (end,) = self.stop.end_ids
         return [*[first] * (length - 1), end] if length > 1 else [end]

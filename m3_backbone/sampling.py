@@ -1,51 +1,44 @@
 """Answers drawn at random: what a backbone might as well have said."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import hashlib
+import json
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
-
-from m3_backbone.llava import LlavaBackbone
+from torch import Tensor
 
 
-@torch.no_grad()
-def draw_answers(
-    backbone: LlavaBackbone,
-    questions: Sequence[tuple[Image.Image, str]],
-    token_scale: int,
-    *,
-    num_runs: int,
-    temperature: float = 1.0,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> Iterator[list[str]]:
-    """`num_runs` answers to each (image, question), drawn from the whole distribution at a temperature.
+@dataclass(frozen=True)
+class Draw:
+    """One of the answers that a model might give, as its distribution at `temperature` and `key` have it.
 
-    The same seed, batch size and device give the same answers. Raises ValueError for a temperature of 0 or
-    less: greedy answers are `LlavaBackbone.answer`'s.
+    Every token hangs on the logits, the key and its number in the answer, and on nothing else: neither what
+    else is in a batch nor the order of the work changes it, and a draft is right as far as it is what would
+    have been drawn. ValueError for a temperature of 0 or less: greedy answers need no draw.
     """
-    if not temperature > 0:
-        raise ValueError(f"answers are drawn at a temperature above 0, not {temperature}")
-    backbone.ladder.check(token_scale)
-    processor = backbone.processor
-    model: Any = backbone.model
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        prompts = [processor.template.format(question) for _, question in batch]
-        made = processor([image for image, _ in batch], prompts, token_scale)
-        inputs = {name: each.to(model.device) for name, each in made.items()}
-        with torch.random.fork_rng():
-            torch.manual_seed(hash((seed, token_scale, start)) & 0xFFFFFFFF)
-            output = model.generate(
-                **inputs,
-                token_scale=token_scale,
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                num_return_sequences=num_runs,
-                max_new_tokens=backbone.max_new_tokens,
-            )
-        texts = [processor.decode(ids) for ids in output[:, inputs["input_ids"].shape[1] :].tolist()]
-        yield from (texts[row : row + num_runs] for row in range(0, len(texts), num_runs))
+
+    temperature: float
+    key: tuple[str | int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"answers are drawn at a temperature above 0, not {self.temperature}")
+
+    def luck(self, step: int) -> float:
+        """The random number in [0, 1) that decides token number `step`."""
+        content = json.dumps([*self.key, step]).encode()
+        # As many bits as a float holds.
+        return (int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 11) / 2**53
+
+
+def draw_tokens(log_probs: Tensor, temperature: Tensor, luck: Tensor) -> Tensor:
+    """`[num_rows]`: tokens drawn from softmax(`log_probs` / `temperature`) by inversion.
+
+    `log_probs` is `[num_rows, vocabulary]`; `temperature` and `luck`, uniform in [0, 1), are `[num_rows]`.
+    A row's token is the first at which the cumulated probability exceeds its luck.
+    """
+    behind = log_probs.double() - log_probs.double().amax(-1, keepdim=True)
+    cumulated = (behind / temperature[:, None]).softmax(-1).cumsum(-1)
+    # The sum is 1 only up to rounding.
+    wanted = luck[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, wanted, right=True)[:, 0]

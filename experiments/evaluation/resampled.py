@@ -1,8 +1,10 @@
 """Scores of drawn answers, beside the labels they belong to: what an oracle without luck is made of."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -10,9 +12,10 @@ from safetensors.numpy import save_file
 
 from experiments.evaluation.fronts import Columns, Floats
 from m3_backbone.outcomes import OutcomeTable, check_fingerprints
+from m3_backbone.sampling import Draw
 from m3_backbone.shards import write_atomically
 
-RESAMPLED = "resampled.safetensors"
+RESAMPLED = "resampled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,31 +26,119 @@ class Resampled:
     score: Floats
 
 
-def write_resampled(labels: Path, test: OutcomeTable, resampled: Resampled) -> Path:
-    """Write the scores into the label folder: the path."""
-    path = labels / RESAMPLED
-    identity = {
-        "fingerprints": json.dumps(dict(test.fingerprints)),
-        "samples": json.dumps(test.sample_id[resampled.rows].tolist()),
-    }
-    scores = {"score": np.ascontiguousarray(resampled.score, dtype=np.float32)}
-    write_atomically(path, lambda temporary: save_file(scores, temporary, metadata=identity))
-    return path
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One file: which labels and draws its scores `[num_runs, num_samples, num_scales]` come from."""
+
+    fingerprints: dict[str, str]
+    draws: dict[str, Any]
+    samples: list[str]
+    score: Floats
+
+    def write(self, path: Path) -> None:
+        metadata = {name: json.dumps(getattr(self, name)) for name in ("fingerprints", "draws", "samples")}
+        scores = {"score": np.ascontiguousarray(self.score, dtype=np.float32)}
+        write_atomically(path, lambda temporary: save_file(scores, temporary, metadata=metadata))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        try:
+            with safe_open(path, "np") as file:
+                metadata, score = file.metadata(), file.get_tensor("score")
+            found = {name: json.loads(metadata[name]) for name in ("fingerprints", "draws", "samples")}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, or resample again") from error
+        return cls(**found, score=score.astype(np.float64))
+
+
+class ResampledFolder:
+    """The files of one resampling, one for each block of test samples, whole or absent.
+
+    Args:
+        labels: the label folder; the files go into a folder of it.
+        fingerprints: those of the labels.
+        temperature: at which answers are drawn.
+        seed: of the draws.
+
+    Raises ValueError for a temperature that is not above 0.
+    """
+
+    def __init__(
+        self, labels: Path, fingerprints: Mapping[str, str], *, temperature: float, seed: int
+    ) -> None:
+        self.path = labels / RESAMPLED
+        self.fingerprints = dict(fingerprints)
+        self._draw = Draw(temperature, (seed,))
+        # What may not differ between draws in one folder.
+        self.draws = {"temperature": float(temperature), "seed": seed}
+
+    def draw(self, sample_id: str, scale: int, run: int) -> Draw:
+        """How run number `run` answers a sample at a scale: the same whenever it is asked."""
+        return replace(self._draw, key=(*self._draw.key, sample_id, scale, run))
+
+    def begin(self, *, overwrite: bool = False) -> None:
+        """Throw away what cannot be used: damaged files and those that belong to other labels.
+
+        Files of other draws are thrown away with `overwrite` alone; without, ValueError names what differs.
+        """
+        self.path.mkdir(exist_ok=True)
+        for remains in self.path.glob(".*.tmp"):
+            remains.unlink()
+        for path in _list_files(self.path):
+            part = self._read(path)
+            if part and part.draws != self.draws and not overwrite:
+                there, here = (
+                    ", ".join(f"{name}={value}" for name, value in draws.items())
+                    for draws in (part.draws, self.draws)
+                )
+                raise ValueError(
+                    f"the answers in {self.path} were drawn with {there}, not {here}: draw with these again, "
+                    "or throw them away with overwrite=true"
+                )
+            if not part or part.draws != self.draws:
+                path.unlink()
+
+    def _read(self, path: Path) -> _Part | None:
+        """A file's content; None where it is missing, damaged or of other labels."""
+        try:
+            part = _Part.read(path)
+        except (FileNotFoundError, ValueError):
+            return None
+        return part if part.fingerprints == self.fingerprints else None
+
+    def holds(self, name: str, samples: Sequence[str], num_runs: int) -> bool:
+        """Whether a block's file is there with as many runs of all of these samples, or more."""
+        part = self._read(self._file(name))
+        return part is not None and len(part.score) >= num_runs and set(samples) <= set(part.samples)
+
+    def write(self, name: str, samples: Sequence[str], score: Floats) -> None:
+        """Keep the scores `[num_runs, num_samples, num_scales]` of a block."""
+        _Part(self.fingerprints, self.draws, list(samples), score).write(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
 
 
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
-    """What `write_resampled` left there; None where nothing lies. ValueError where it is of other labels."""
-    path = labels / RESAMPLED
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "np") as file:
-            identity, score = file.metadata(), file.get_tensor("score")
-        fingerprints, samples = json.loads(identity["fingerprints"]), json.loads(identity["samples"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, or resample again") from error
-    check_fingerprints(test.fingerprints, fingerprints, "the labels", str(path))
+    """All scores of drawn answers in a label folder, of as many runs as all of them have.
+
+    None where there are none; ValueError where they are of other labels.
+    """
     row_of = {sample: row for row, sample in enumerate(test.sample_id)}
-    if unknown := [sample for sample in samples if sample not in row_of]:
-        raise ValueError(f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again")
-    return Resampled(np.array([row_of[sample] for sample in samples]), score.astype(np.float64))
+    scores: dict[int, Floats] = {}
+    for path in _list_files(labels / RESAMPLED):
+        part = _Part.read(path)
+        check_fingerprints(test.fingerprints, part.fingerprints, "the labels", str(path))
+        if unknown := [sample for sample in part.samples if sample not in row_of]:
+            raise ValueError(
+                f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again"
+            )
+        scores |= {row_of[sample]: part.score[:, place] for place, sample in enumerate(part.samples)}
+    if not scores:
+        return None
+    num_runs = min(map(len, scores.values()))
+    return Resampled(np.array(list(scores)), np.stack([each[:num_runs] for each in scores.values()], axis=1))
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))

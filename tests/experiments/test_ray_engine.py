@@ -19,7 +19,7 @@ TWO_ACTORS = ["engine=ray", "engine.num_actors=2", "engine.num_gpus=0", "num_wor
 
 
 def find_actors(driver: str) -> list[int]:
-    """Processes of one cluster's label actors, by a variable of its driver's environment."""
+    """Processes of one cluster's actors, by a variable of its driver's environment."""
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -29,7 +29,7 @@ def find_actors(driver: str) -> list[int]:
             continue
         if (
             command.startswith(b"ray::")
-            and b"LabelActor" in command
+            and b"BlockActor" in command
             and f"DRIVER={driver}".encode() in environment
         ):
             found.append(int(process.name))

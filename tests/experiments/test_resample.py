@@ -1,13 +1,25 @@
-"""Scores of drawn answers: kept beside their labels, and the oracle that they make."""
+"""Drawn answers to test questions: the same scores whatever happens on the way, and the oracle they make."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import resample_job
+from experiments.engines import LocalEngine
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.resampled import RESAMPLED, Resampled, read_resampled, write_resampled
+from experiments.evaluation.resampled import RESAMPLED, Resampled, ResampledFolder, read_resampled
+from experiments.labelling import label
+from experiments.resample import resample_answers
+from experiments.scorers import score
+from experiments.tasks.images import UnreadableImage
+from experiments.tasks.scenes import Scenes
+from m3_backbone.llava import LlavaBackbone
+from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.sampling import Draw
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 
@@ -18,23 +30,63 @@ def draw(table, num_runs=4, seed=0):
     return Resampled(np.arange(40), right.astype(np.float64))
 
 
+def make_folder(labels, table, temperature=1.0, seed=0):
+    return ResampledFolder(labels, table.fingerprints, temperature=temperature, seed=seed)
+
+
 def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
     table = make_outcomes("test", 30)
     assert read_resampled(tmp_path, table) is None
-    written = draw(table)
-    path = write_resampled(tmp_path, table, written)
-    # Samples are known by name: the order of the table does not matter.
+    drawn, folder = draw(table), make_folder(tmp_path, table)
+    folder.begin()
+    assert read_resampled(tmp_path, table) is None
+    folder.write("test-00000", table.sample_id[:25], drawn.score[:, :25])
+    folder.write("test-00001", table.sample_id[25:40], drawn.score[:3, 25:])
+    # Samples are known by name: the order of the table does not matter; runs that all samples have count.
     order = np.random.default_rng(1).permutation(len(table))
     found = read_resampled(tmp_path, table.select(order))
-    assert found is not None and np.array_equal(order[found.rows], written.rows)
-    assert np.array_equal(found.score, written.score)
+    assert found is not None and np.array_equal(order[found.rows], drawn.rows)
+    assert np.array_equal(found.score, drawn.score[:3])
+
+    assert folder.holds("test-00000", table.sample_id[:20], 4)
+    assert not folder.holds("test-00000", table.sample_id[:20], 5)
+    assert not folder.holds("test-00000", table.sample_id[:30], 4)
+    assert not folder.holds("test-00002", table.sample_id[:1], 1)
+    other = replace(table, fingerprints={**table.fingerprints, "weights": "other"})
+    assert not make_folder(tmp_path, other).holds("test-00000", table.sample_id[:20], 4)
     with pytest.raises(ValueError, match="different weights"):
-        read_resampled(tmp_path, replace(table, fingerprints={**table.fingerprints, "weights": "other"}))
+        read_resampled(tmp_path, other)
     with pytest.raises(ValueError, match="which the labels lack"):
         read_resampled(tmp_path, table.select(np.arange(40, len(table))))
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=f"{RESAMPLED} is damaged"):
+
+
+def test_what_cannot_be_used_is_thrown_away_and_other_draws_are_not(tmp_path):
+    table = make_outcomes("test", 30)
+    drawn, folder = draw(table), make_folder(tmp_path, table)
+    folder.begin()
+    for number in (0, 1):
+        folder.write(f"test-0000{number}", table.sample_id[:40], drawn.score)
+    first, second = sorted((tmp_path / RESAMPLED).iterdir())
+    first.write_bytes(first.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"test-00000.safetensors is damaged"):
         read_resampled(tmp_path, table)
+    (tmp_path / RESAMPLED / ".test-00002.safetensors.1.tmp").touch()
+    folder.begin()
+    assert list((tmp_path / RESAMPLED).iterdir()) == [second]
+    warmer = make_folder(tmp_path, table, temperature=2, seed=3)
+    with pytest.raises(
+        ValueError, match=r"temperature=1.0, seed=0, not temperature=2.0, seed=3.*overwrite=true"
+    ):
+        warmer.begin()
+    assert second.exists()
+    warmer.begin(overwrite=True)
+    assert not second.exists()
+    folder.write("test-00000", table.sample_id[:40], drawn.score)
+    other = replace(table, fingerprints={**table.fingerprints, "weights": "other"})
+    make_folder(tmp_path, other, temperature=2).begin()
+    assert not first.exists()
+    with pytest.raises(ValueError, match="temperature above 0, not 0"):
+        make_folder(tmp_path, table, temperature=0)
 
 
 def test_the_oracle_of_drawn_answers_has_less_to_gain_than_that_of_one_run():
@@ -49,3 +101,137 @@ def test_the_oracle_of_drawn_answers_has_less_to_gain_than_that_of_one_run():
     assert (resampled.num_runs, resampled.num_samples) == (8, 40)
     assert 0 < resampled.gap.value < found.oracle_gap.value
     assert np.allclose(resampled.fixed_score.value, drawn.score.mean((0, 1)))
+
+
+class Bench:
+    """Labels of the packaged model on a few pictures, in a folder of their own for every test."""
+
+    def __init__(self, finished: Path, labels: Path) -> None:
+        shutil.copytree(finished, labels)
+        self.labels, self.task = labels, Scenes(seed=5)
+        self.test = OutcomeTable.read(labels, "test")
+
+    def resample(self, *, temperature=1.0, seed=0, batch_size=64, num_images=4, **arguments):
+        return resample_answers(
+            make_backbone(batch_size=batch_size),
+            self.task,
+            self.test,
+            make_folder(self.labels, self.test, temperature, seed),
+            num_images=num_images,
+            **{"num_runs": 3} | arguments,
+        )
+
+
+def make_backbone(**arguments):
+    return LlavaBackbone("tiny_m3", dtype="float32", device="cpu", **arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "labels"
+    limit = {"train": 0, "calibration": 0, "test": 4}
+    label(task=Scenes(seed=5), backbone=make_backbone(), folder=folder, limit=limit, num_workers=0)
+    return folder
+
+
+@pytest.fixture
+def bench(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(resample_job, "SHARD_SIZE", 5)  # one picture to a file
+    return Bench(finished, tmp_path / "labels")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished, tmp_path_factory):
+    """Three runs on all pictures, in one file."""
+    return Bench(finished, tmp_path_factory.mktemp("undisturbed") / "labels").resample()
+
+
+def assert_same(found, expected):
+    assert np.array_equal(found.rows, expected.rows) and np.array_equal(found.score, expected.score)
+
+
+def test_scores_are_those_of_answers_drawn_one_by_one(undisturbed, bench):
+    """A few of them, each drawn alone, without a draft, on an image encoded alone."""
+    backbone, test = make_backbone(), bench.test
+    assert len(undisturbed.rows) == len(test) and 0 < undisturbed.score.mean() < 1
+    assert not (undisturbed.score == undisturbed.score[0]).all()
+    for row in range(0, len(test), 5):
+        encoded = backbone.encode([bench.task.image(test.image_id[row])])
+        for column, scale in enumerate(test.scales):
+            for run in range(3):
+                one = Draw(1.0, (0, test.sample_id[row], scale, run))
+                (answer,) = backbone.answer(encoded, [test.question[row]], scale, draws=[one])
+                expected = score(test.metric[row], answer.text, test.references[row])
+                assert undisturbed.score[run, row, column] == expected
+
+
+def test_cold_draws_have_the_scores_of_the_labels(bench):
+    found = bench.resample(temperature=1e-9)
+    assert np.array_equal(found.score, np.broadcast_to(bench.test.score[found.rows], found.score.shape))
+
+
+def test_batches_workers_and_files_do_not_change_the_scores(undisturbed, bench):
+    assert_same(bench.resample(batch_size=3, images_per_batch=1, num_workers=1), undisturbed)
+    assert len(list((bench.labels / RESAMPLED).iterdir())) == 4
+    other = bench.resample(seed=1, overwrite=True)
+    assert not np.array_equal(other.score, undisturbed.score)
+
+
+class Stopped(Exception):
+    pass
+
+
+class StoppingEngine(LocalEngine):
+    """Dies while it works on the third block."""
+
+    def run(self, job, sizes):
+        for number, _ in enumerate(super().run(job, sizes)):
+            if number == 2:
+                raise Stopped
+            yield 1
+
+
+class CountingEngine(LocalEngine):
+    def run(self, job, sizes):
+        self.names = list(sizes)
+        yield from super().run(job, sizes)
+
+
+def test_a_stopped_run_goes_on_with_what_is_missing(undisturbed, bench):
+    with pytest.raises(Stopped):
+        bench.resample(engine=StoppingEngine(), images_per_batch=1)
+    part = read_resampled(bench.labels, bench.test)
+    assert part is not None and 0 < len(part.rows) < len(bench.test)
+    assert np.array_equal(part.score, undisturbed.score[:, part.rows])
+    engine = CountingEngine()
+    assert_same(bench.resample(engine=engine), undisturbed)
+    assert engine.names == ["test-00002", "test-00003"]
+    # All of it is there: nothing is done, whether as much is asked for or less.
+    assert_same(bench.resample(engine=engine, num_images=1, num_runs=2), undisturbed)
+    assert engine.names == []
+
+
+def test_more_images_and_more_runs_keep_the_draws_that_there_are(undisturbed, bench):
+    two = bench.resample(num_images=2, num_runs=2)
+    assert 0 < len(two.rows) < len(bench.test)
+    assert np.array_equal(two.score, undisturbed.score[:2, two.rows])
+    assert_same(bench.resample(), undisturbed)
+
+
+def test_mistakes_are_named(bench):
+    with pytest.raises(ValueError, match="num_runs=1 leaves no other run to choose by"):
+        bench.resample(num_runs=1)
+    with pytest.raises(ValueError, match="have no question"):
+        bench.resample(num_images=0)
+
+    def fail(image_id):
+        raise UnreadableImage(image_id, "it is gone")
+
+    bench.task.image = fail
+    with pytest.raises(
+        OSError, match=r"cannot read image 'test.*: it is gone; when it was labelled it could be"
+    ):
+        bench.resample()
+    bench.task = Scenes(seed=6)
+    with pytest.raises(ValueError, match="made from other data"):
+        bench.resample()

@@ -1,41 +1,163 @@
-"""Drawn answers: at next to no temperature they are the greedy ones, and a seed makes them again."""
+"""Drawn answers: their distribution is the model's, and a draw is the same whatever surrounds it."""
 
-from pathlib import Path
+import dataclasses
+from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+import torch
+from scipy.stats import chisquare
 
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.sampling import draw_answers
+from m3_backbone.sampling import Draw, draw_tokens
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=4)
+QUESTIONS = ["What is it?", "How many are there, and of which color?", "Why"]
 
 
-@pytest.fixture(scope="module")
-def questions():
-    images = [Image.open(FIXTURE / f"image{number}.png").convert("RGB") for number in (0, 1)]
-    return [(images[0], "What is it?"), (images[1], "How many are there, and of which color?")]
+def make_backbone(recording, **arguments):
+    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 5} | arguments
+    return LlavaBackbone(recording.folder / "checkpoint", **settings)
 
 
-def test_cold_answers_are_the_greedy_ones(backbone, questions):
-    encoded = backbone.encode([image for image, _ in questions])
-    greedy = backbone.answer(encoded, [question for _, question in questions], 9)
-    cold = list(draw_answers(backbone, questions, 9, num_runs=3, temperature=1e-5))
-    assert cold == [[answer.text] * 3 for answer in greedy]
+@torch.no_grad()
+def next_logits(backbone, image, question, scale, answer=()):
+    """Logits `[vocabulary]` of what follows the first tokens of an answer, all run alone."""
+    inputs = backbone.processor(image, backbone.processor.template.format(question), scale)
+    ids = torch.cat([inputs.pop("input_ids"), torch.tensor([answer], dtype=torch.long)], dim=1)
+    inputs["attention_mask"] = torch.ones_like(ids)
+    return backbone.model(input_ids=ids, token_scale=scale, **inputs).logits[0, -1]
 
 
-def test_a_seed_draws_the_same_answers_and_another_others(backbone, questions):
-    first, again, other = (
-        list(draw_answers(backbone, questions, 36, num_runs=4, temperature=5.0, batch_size=1, seed=seed))
-        for seed in (0, 0, 1)
+def draw_slowly(backbone, image, question, scale, draw):
+    """The definition: one token after the other, each from a pass over all that precedes it."""
+    answer: list[int] = []
+    while len(answer) < backbone.max_new_tokens and backbone.processor.tokenizer.eos_token_id not in answer:
+        logits = next_logits(backbone, image, question, scale, answer)
+        chances = (logits.double() / draw.temperature).softmax(-1).numpy()
+        answer.append(int(np.argmax(np.cumsum(chances) > draw.luck(len(answer)))))
+    return answer
+
+
+def test_a_token_has_the_share_of_luck_that_its_probability_is():
+    """In a thousand equal steps of luck, a token comes once for every thousandth of its probability."""
+    logits = torch.tensor([2.0, -1.0, 0.5, -torch.inf, 1.0])
+    luck = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    for temperature in (0.3, 1.0, 4.0):
+        drawn = draw_tokens(
+            logits.log_softmax(-1).expand(1000, -1), torch.full((1000,), temperature), luck
+        ).bincount(minlength=5)
+        expected = 1000 * (logits.double() / temperature).softmax(-1)
+        assert (drawn - expected).abs().max() <= 1 and drawn[3] == 0
+    edge = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert draw_tokens(logits.expand(2, -1), torch.ones(2), edge).tolist() == [0, 4]
+    # So cold that all but the best fall out of the range of floats.
+    cold = torch.full((2,), 1e-320, dtype=torch.float64)
+    assert draw_tokens(logits.expand(2, -1), cold, edge).tolist() == [0, 0]
+
+
+def test_luck_is_uniform_and_its_own_for_every_key_and_step():
+    luck = np.array([[Draw(1.0, (0, f"s{i}", 9, 0)).luck(step) for step in range(4)] for i in range(5000)])
+    assert (luck >= 0).all() and (luck < 1).all() and len(np.unique(luck)) == luck.size
+    for column in luck.T:
+        assert chisquare(np.histogram(column, 20, (0, 1))[0]).pvalue > 1e-3
+    assert np.abs(np.corrcoef(luck.T) - np.eye(4)).max() < 4 / np.sqrt(len(luck))
+    one = Draw(1.0, (0, "a", 9, 1))
+    assert one.luck(3) == Draw(2.0, (0, "a", 9, 1)).luck(3)
+    others = [(1, "a", 9, 1), (0, "b", 9, 1), (0, "a", 36, 1), (0, "a", 9, 2), (0, "a9", 1), (0, "a", 91)]
+    assert one.luck(3) not in [Draw(1.0, key).luck(3) for key in others]
+    for temperature in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="temperature above 0, not"):
+            Draw(temperature, ())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_first_tokens_are_as_frequent_as_the_model_has_them(plain, temperature):
+    """4,000 draws of one answer against the softmax of the logits of a plain pass."""
+    backbone = make_backbone(plain, max_new_tokens=1)
+    draws = [Draw(temperature, ("frequencies", number)) for number in range(4000)]
+    images, questions = [plain.encoded[0]] * len(draws), QUESTIONS[:1] * len(draws)
+    answers = backbone.answer(images, questions, 36, draws=draws)
+    logits = next_logits(backbone, plain.images[0], QUESTIONS[0], 36).double()
+    expected = len(draws) * (logits / temperature).softmax(-1).numpy()
+    counts = np.bincount([answer.token_ids[0] for answer in answers], minlength=len(expected))
+    often = expected >= 5
+    assert often.sum() > 5
+    counts, expected = (np.append(each[often], each[~often].sum()) for each in (counts, expected))
+    assert chisquare(counts, expected).pvalue > 1e-3
+    # The chances of what was drawn, and its lead, are those at temperature 1.
+    log_probs = logits.log_softmax(-1)
+    for answer in answers[:50]:
+        (token,) = answer.token_ids
+        others = torch.cat([log_probs[:token], log_probs[token + 1 :]])
+        assert answer.confidence == pytest.approx(log_probs[token].exp().item(), rel=1e-4)
+        assert answer.margin == pytest.approx((log_probs[token] - others.max()).item(), abs=1e-4)
+    assert backbone.work.prefix_tokens == 36 and backbone.work.num_answers == len(draws)
+
+
+@pytest.mark.parametrize("scale", [1, 36])
+def test_cold_answers_are_the_greedy_ones(recording, scale):
+    backbone = make_backbone(recording)
+    images, references = recording.encoded[:3], [["a cat"], ["3", "three"], ["because"]]
+    greedy = backbone.answer(images, QUESTIONS, scale, references=references)
+    rows = [row for row in range(3) for _ in range(2)]
+    cold = backbone.answer(
+        [images[row] for row in rows],
+        [QUESTIONS[row] for row in rows],
+        scale,
+        references=[references[row] for row in rows],
+        draws=[Draw(1e-9, ("cold", number)) for number in range(6)],
     )
-    assert first == again != other and [len(row) for row in first] == [4, 4]
-    with pytest.raises(ValueError, match="temperature above 0, not 0"):
-        next(draw_answers(backbone, questions, 9, num_runs=2, temperature=0))
-    with pytest.raises(ValueError, match="7"):
-        next(draw_answers(backbone, questions, 7, num_runs=2))
+    for row, answer in zip(rows, cold, strict=True):
+        assert answer.token_ids == greedy[row].token_ids and answer.text == greedy[row].text
+        assert answer.nll == pytest.approx(greedy[row].nll, abs=1e-5)
+        assert answer.margin == pytest.approx(greedy[row].margin, abs=1e-4)
+
+
+def test_draws_are_those_of_the_definition_in_any_batch_and_order_and_with_any_drafts(recording):
+    """Two runs of three questions on two pictures; nothing, right and wrong drafts beside them."""
+    scale, draw_of = 9, lambda i, j, run: Draw(1.5, (7, i, j, scale, run))
+    asked = [(i, j, run) for i in range(2) for j in range(3) for run in range(2)]
+    backbone = make_backbone(recording, max_new_tokens=3)
+    slow = {
+        key: draw_slowly(backbone, recording.images[key[0]], QUESTIONS[key[1]], scale, draw_of(*key))
+        for key in asked
+    }
+    assert len(set(map(tuple, slow.values()))) > 6
+
+    def answer(keys, batch_size, **arguments):
+        answers = make_backbone(recording, max_new_tokens=3, batch_size=batch_size).answer(
+            [recording.encoded[i] for i, _, _ in keys],
+            [QUESTIONS[j] for _, j, _ in keys],
+            scale,
+            draws=[draw_of(*key) for key in keys],
+            **arguments,
+        )
+        return dict(zip(keys, answers, strict=True))
+
+    def ids(answers):
+        return {key: each.token_ids for key, each in answers.items()}
+
+    shuffled = [asked[row] for row in np.random.default_rng(0).permutation(len(asked))]
+    whole = answer(asked, 64)
+    assert (
+        ids(whole) == slow == ids(answer(shuffled, 64)) == ids(answer(shuffled, 2)) == ids(answer(asked, 1))
+    )
+    assert ids(answer(shuffled[:5], 3)) == {key: slow[key] for key in shuffled[:5]}
+    next_one = [whole[key] for key in [*asked[1:], asked[0]]]
+    half = [dataclasses.replace(each, token_ids=[*each.token_ids[:2], 7]) for each in whole.values()]
+    for drafts in (list(whole.values()), next_one, half):
+        assert ids(answer(asked, 64, drafts=drafts)) == slow
+    assert ids(answer(asked, 64, references=[["a cat", "3"]] * len(asked))) == slow
+
+
+def test_a_question_runs_once_for_all_of_its_draws(plain):
+    one, many = make_backbone(plain), make_backbone(plain)
+    answer = one.answer(plain.encoded[:1], QUESTIONS[:1], 144, references=[["a cat"]])[0]
+    draws = [Draw(1.0, (number,)) for number in range(8)]
+    many.answer(
+        plain.encoded[:1] * 8, QUESTIONS[:1] * 8, 144, references=[["a cat", answer.text]] * 8, draws=draws
+    )
+    assert many.work.prefix_tokens == one.work.prefix_tokens == 144
+    assert many.work.question_tokens == one.work.question_tokens
+    with pytest.raises(ValueError, match="1 images, 1 questions, 1 references, 1 drafts, 8 draws"):
+        many.answer(plain.encoded[:1], QUESTIONS[:1], 144, draws=draws)

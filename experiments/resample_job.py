@@ -1,0 +1,85 @@
+"""The work of answering test questions several times at random, block by block, as any engine does it."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from experiments.blocks import Block, ImageQuestions, cut_into_blocks, decode_ahead
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.resampled import ResampledFolder
+from experiments.scorers import score
+from experiments.tasks.base import Sample, Task
+from m3_backbone.backbone import Backbone
+
+# Samples per file: what a killed run has to do again at most. Files of another size would not go on.
+SHARD_SIZE = 250
+
+
+@dataclass(frozen=True, eq=False)
+class ResampleJob:
+    """All that a process needs to draw answers to blocks of test samples.
+
+    `guesses` are, by sample_id, answers that are likely; they make drawing faster and change no draw.
+    """
+
+    task: Task
+    backbone: Backbone
+    folder: ResampledFolder
+    samples: Sequence[Sample]
+    guesses: Mapping[str, Sequence[str]]
+    num_images: int | None
+    num_runs: int
+    images_per_batch: int
+    num_workers: int
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks of the test samples, in order."""
+        return cut_into_blocks("test", self.samples, self.num_images, SHARD_SIZE)
+
+    def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
+        """Draw answers and write their scores; yields, batch by batch, how many samples are done."""
+        images = decode_ahead(
+            self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
+        )
+        for block, group in itertools.groupby(images, key=lambda item: item.block):
+            scores: list[Floats] = []
+            while batch := list(itertools.islice(group, self.images_per_batch)):
+                scores.append(self.score_draws(batch))
+                yield scores[-1].shape[1]
+            samples = [sample.sample_id for sample in block.samples]
+            self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
+
+    def score_draws(self, batch: Sequence[ImageQuestions]) -> Floats:
+        """Scores `[num_runs, num_samples, num_scales]` of drawn answers; each image is encoded once."""
+        pictures = []
+        for item in batch:
+            if not isinstance(item.image, Image.Image):
+                raise OSError(f"{item.image}; when it was labelled it could be read: mend it, or label again")
+            pictures.append(item.image)
+        encoded = self.backbone.encode(pictures)
+        runs = range(self.num_runs)
+        asked = [
+            (image, sample, run)
+            for image, item in zip(encoded, batch, strict=True)
+            for sample in item.samples
+            for run in runs
+        ]
+        scores = []
+        for scale in self.backbone.ladder:
+            answers = self.backbone.answer(
+                [image for image, _, _ in asked],
+                [sample.question for _, sample, _ in asked],
+                scale,
+                references=[self.guesses[sample.sample_id] for _, sample, _ in asked],
+                draws=[self.folder.draw(sample.sample_id, scale, run) for _, sample, run in asked],
+            )
+            scores.append(
+                [
+                    score(sample.metric, answer.text, sample.references)
+                    for (_, sample, _), answer in zip(asked, answers, strict=True)
+                ]
+            )
+        return np.array(scores).reshape(len(scores), -1, self.num_runs).transpose(2, 1, 0)
