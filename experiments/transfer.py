@@ -55,7 +55,7 @@ def main(config: DictConfig) -> None:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         make_trainer=partial(instantiate, config.trainer),
-        calibrator=instantiate(config.calibrator),
+        calibrator=instantiate(config.get("calibrator")),
         command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
         configuration=OmegaConf.to_yaml(config, resolve=True),
         num_resamples=config.num_resamples,

@@ -2,13 +2,14 @@
 
 import functools
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from experiments.held_out import list_reads
-from experiments.transfer import draw_samples, transfer, write_rows
+from experiments.transfer import draw_samples, main, transfer, write_rows
 from m3_backbone.labels import Labels
 from predictor.calibration import Temperature
 from predictor.joining import join_labels
@@ -136,3 +137,11 @@ def test_labels_of_another_backbone_are_not_joined():
     second = Labels(inputs=second.inputs, outcomes=replace(second.outcomes, fingerprints=other))
     with pytest.raises(ValueError, match="labels of b were made with different weights"):
         join_labels({"a": first, "b": second})
+
+
+def test_command_composes_all_that_it_reads(folder, tmp_path, monkeypatch, capsys):
+    arguments = ["predictor=question_only", "sources=[home]", "targets=[same]", "num_resamples=20"]
+    paths = [f"paths.all_labels={folder}", f"paths.outputs={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["transfer", *arguments, *paths])
+    main()
+    assert "100 of same" in capsys.readouterr().out
