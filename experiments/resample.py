@@ -1,4 +1,4 @@
-"""Test questions answered several times at random: `python -m experiments.resample`, on finished labels.
+"""Test questions answered several times: `python -m experiments.resample`, on finished labels.
 
 An oracle that takes the best of noisy outcomes flatters. From several runs one can choose by the others and
 score on one (`experiments.evaluation.oracles`), also where the likelihood of a reference tells nothing. The
@@ -6,6 +6,7 @@ scores go beside the labels, and evaluation shows the oracle from then on. The s
 images too, does only what is missing.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from experiments.label import format_command
 from experiments.labelling import run
 from experiments.resample_job import ResampleJob
 from experiments.tasks.base import Sample, Task, check_data
+from experiments.variations import Variation
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes import OutcomeTable, check_fingerprints
+
+log = logging.getLogger(__name__)
 
 
 @entry_point("resample")
@@ -31,13 +35,15 @@ def main(config: DictConfig) -> None:
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
     configuration = OmegaConf.to_yaml(config, resolve=True)
     test = read_test(labels, command=command, configuration=configuration)[0].outcomes
-    folder = ResampledFolder(labels, test.fingerprints, temperature=config.temperature, seed=config.seed)
+    variation: Variation = instantiate(config.variation)
+    folder = ResampledFolder(labels, test.fingerprints, variation.identity)
     try:
         resampled = resample_answers(
             instantiate(config.backbone, _convert_="all"),
             instantiate(config.task, _convert_="all"),
             test,
             folder,
+            variation,
             num_images=config.num_images,
             num_runs=config.num_runs,
             images_per_batch=config.images_per_batch,
@@ -61,6 +67,7 @@ def resample_answers(
     task: Task,
     test: OutcomeTable,
     folder: ResampledFolder,
+    variation: Variation,
     *,
     num_images: int | None = None,
     num_runs: int = 4,
@@ -69,11 +76,11 @@ def resample_answers(
     overwrite: bool = False,
     engine: Engine | None = None,
 ) -> Resampled:
-    """Fill `folder` with scores of drawn answers to all questions on the first images of `test`.
+    """Fill `folder` with scores of several answers to the questions on the first images of `test`.
 
-    Returns all that is there then. Raises ValueError for fewer than two runs, where task or backbone are not
-    those that labelled, and where the folder holds other draws, unless they are to be thrown away
-    (`overwrite`).
+    Returns all that is there then. Raises ValueError for fewer than two runs, where no question can be asked
+    in so many ways, where task or backbone are not those that labelled, and where the folder holds another
+    variation, unless that is to be thrown away (`overwrite`).
     """
     if num_runs < 2:
         raise ValueError(f"num_runs={num_runs} leaves no other run to choose by: take 2 or more")
@@ -82,14 +89,32 @@ def resample_answers(
     own = {key: test.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
     folder.begin(overwrite=overwrite)
-    samples = list_samples(test)
+    every = list_samples(test)
+    samples = [sample for sample in every if variation.suits(sample, num_runs)]
+    if not samples:
+        raise ValueError(
+            f"no test question of {labels} can be asked in {num_runs} different ways: take a smaller "
+            "num_runs or another variation"
+        )
+    if len(samples) < len(every):
+        left_out = len(every) - len(samples)
+        log.info("left out: %d of %d questions, with no %d ways to ask", left_out, len(every), num_runs)
     # What is right, and what was answered: the likeliest draws.
     guesses = {
         sample.sample_id: tuple(dict.fromkeys([*sample.references, *answers]))
-        for sample, answers in zip(samples, test.answer, strict=True)
+        for sample, answers in zip(every, test.answer, strict=True)
     }
     job = ResampleJob(
-        task, backbone, folder, samples, guesses, num_images, num_runs, images_per_batch, num_workers
+        task,
+        backbone,
+        folder,
+        variation,
+        samples,
+        guesses,
+        num_images,
+        num_runs,
+        images_per_batch,
+        num_workers,
     )
     blocks = {block.name: [sample.sample_id for sample in block.samples] for block in job.blocks()}
     done = {name for name, samples in blocks.items() if folder.holds(name, samples, num_runs)}

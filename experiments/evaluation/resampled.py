@@ -1,8 +1,8 @@
-"""Scores of drawn answers, beside the labels they belong to: what an oracle without luck is made of."""
+"""Scores of test questions asked again, beside their labels: what an oracle without luck is made of."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from experiments.evaluation.fronts import Columns, Floats
 from m3_backbone.outcomes import OutcomeTable, check_fingerprints
-from m3_backbone.sampling import Draw
 from m3_backbone.shards import write_atomically
 
 RESAMPLED = "resampled"
@@ -28,15 +27,17 @@ class Resampled:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One file: which labels and draws its scores `[num_runs, num_samples, num_scales]` come from."""
+    """One file: which labels and variation its scores `[num_runs, num_samples, num_scales]` come from."""
 
     fingerprints: dict[str, str]
-    draws: dict[str, Any]
+    variation: dict[str, Any]
     samples: list[str]
     score: Floats
 
     def write(self, path: Path) -> None:
-        metadata = {name: json.dumps(getattr(self, name)) for name in ("fingerprints", "draws", "samples")}
+        metadata = {
+            name: json.dumps(getattr(self, name)) for name in ("fingerprints", "variation", "samples")
+        }
         scores = {"score": np.ascontiguousarray(self.score, dtype=np.float32)}
         write_atomically(path, lambda temporary: save_file(scores, temporary, metadata=metadata))
 
@@ -45,7 +46,7 @@ class _Part:
         try:
             with safe_open(path, "np") as file:
                 metadata, score = file.metadata(), file.get_tensor("score")
-            found = {name: json.loads(metadata[name]) for name in ("fingerprints", "draws", "samples")}
+            found = {name: json.loads(metadata[name]) for name in ("fingerprints", "variation", "samples")}
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it, or resample again") from error
         return cls(**found, score=score.astype(np.float64))
@@ -57,45 +58,36 @@ class ResampledFolder:
     Args:
         labels: the label folder; the files go into a folder of it.
         fingerprints: those of the labels.
-        temperature: at which answers are drawn.
-        seed: of the draws.
-
-    Raises ValueError for a temperature that is not above 0.
+        variation: what tells these runs from others (`experiments.variations`).
     """
 
     def __init__(
-        self, labels: Path, fingerprints: Mapping[str, str], *, temperature: float, seed: int
+        self, labels: Path, fingerprints: Mapping[str, str], variation: Mapping[str, float | str]
     ) -> None:
         self.path = labels / RESAMPLED
         self.fingerprints = dict(fingerprints)
-        self._draw = Draw(temperature, (seed,))
-        # What may not differ between draws in one folder.
-        self.draws = {"temperature": float(temperature), "seed": seed}
-
-    def draw(self, sample_id: str, scale: int, run: int) -> Draw:
-        """How run number `run` answers a sample at a scale: the same whenever it is asked."""
-        return replace(self._draw, key=(*self._draw.key, sample_id, scale, run))
+        self.variation = dict(variation)
 
     def begin(self, *, overwrite: bool = False) -> None:
         """Throw away what cannot be used: damaged files and those that belong to other labels.
 
-        Files of other draws are thrown away with `overwrite` alone; without, ValueError names what differs.
+        Files of another variation are thrown away with `overwrite` alone; else ValueError names what differs.
         """
         self.path.mkdir(exist_ok=True)
         for remains in self.path.glob(".*.tmp"):
             remains.unlink()
         for path in _list_files(self.path):
             part = self._read(path)
-            if part and part.draws != self.draws and not overwrite:
+            if part and part.variation != self.variation and not overwrite:
                 there, here = (
-                    ", ".join(f"{name}={value}" for name, value in draws.items())
-                    for draws in (part.draws, self.draws)
+                    ", ".join(f"{name}={value}" for name, value in variation.items())
+                    for variation in (part.variation, self.variation)
                 )
                 raise ValueError(
-                    f"the answers in {self.path} were drawn with {there}, not {here}: draw with these again, "
+                    f"the answers in {self.path} came about with {there}, not {here}: ask with these again, "
                     "or throw them away with overwrite=true"
                 )
-            if not part or part.draws != self.draws:
+            if not part or part.variation != self.variation:
                 path.unlink()
 
     def _read(self, path: Path) -> _Part | None:
@@ -113,14 +105,14 @@ class ResampledFolder:
 
     def write(self, name: str, samples: Sequence[str], score: Floats) -> None:
         """Keep the scores `[num_runs, num_samples, num_scales]` of a block."""
-        _Part(self.fingerprints, self.draws, list(samples), score).write(self._file(name))
+        _Part(self.fingerprints, self.variation, list(samples), score).write(self._file(name))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
 
 
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
-    """All scores of drawn answers in a label folder, of as many runs as all of them have.
+    """All scores of questions asked again in a label folder, of as many runs as all of them have.
 
     None where there are none; ValueError where they are of other labels.
     """

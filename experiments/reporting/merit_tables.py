@@ -99,7 +99,7 @@ def _tabulate_luck(comparison: Comparison) -> Table:
     ]
     for name, found in comparison.luck_free.items():
         scores = map(format_score, _ends(found.fixed_score))
-        drawn = f"of {found.num_runs} drawn answers" if found.num_runs > 1 else "expected"
+        drawn = f"of {found.num_runs} answers" if found.num_runs > 1 else "expected"
         labels = (LUCK_FREE[name], drawn, f"{found.num_samples:,}")
         rows.append((*labels, *scores, format_difference(found.gap)))
     caption = (

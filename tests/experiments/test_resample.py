@@ -17,6 +17,7 @@ from experiments.resample import resample_answers
 from experiments.scorers import score
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
+from experiments.variations import DrawnAnswers
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.sampling import Draw
@@ -31,7 +32,7 @@ def draw(table, num_runs=4, seed=0):
 
 
 def make_folder(labels, table, temperature=1.0, seed=0):
-    return ResampledFolder(labels, table.fingerprints, temperature=temperature, seed=seed)
+    return ResampledFolder(labels, table.fingerprints, DrawnAnswers(temperature, seed).identity)
 
 
 def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
@@ -117,6 +118,7 @@ class Bench:
             self.task,
             self.test,
             make_folder(self.labels, self.test, temperature, seed),
+            DrawnAnswers(temperature, seed),
             num_images=num_images,
             **{"num_runs": 3} | arguments,
         )
