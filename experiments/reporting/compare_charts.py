@@ -15,12 +15,22 @@ from experiments.evaluation.entries import Entry
 from experiments.evaluation.fronts import Floats, score_of_mix
 from experiments.evaluation.oracles import RULES
 from experiments.reporting.charts import INK, SYMBOLS, add_band, escape, finish_chart
-from experiments.reporting.displays import NEUTRAL, frame_panels, mark_scales, pick_colors, refine_line
+from experiments.reporting.displays import (
+    NEUTRAL,
+    PALETTE,
+    frame_panels,
+    mark_scales,
+    pick_colors,
+    refine_line,
+)
 from experiments.reporting.export import PLAIN_TEXT
 from experiments.reporting.numbers import format_difference, format_score, format_tokens
 
 # Names in `metrics.json` of the rules by which oracles choose.
 _RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
+
+# For Plotly and for Matplotlib: where colours come round again, another kind of line tells policies apart.
+DASHES = (("solid", "-"), ("longdash", (0, (7, 3))), ("dashdot", "-."))
 
 
 def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -31,7 +41,9 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
     colors = pick_colors([entry.label for entry in entries])
     for order, entry in enumerate(entries):
         cost, score, above = entry.find_costs(), entry.at_budgets("score"), entry.at_budgets("to_mix")
-        name, color, width = escape(entry.label), colors[entry.label], 2 if order else 3
+        name = escape(entry.label)
+        color, width = colors[entry.label], 2 if order else 3
+        line = {"color": color, "width": width, "dash": DASHES[order // len(PALETTE) % len(DASHES)][0]}
         found = entry.find("mean_to_mix")
         mean = (
             ""
@@ -43,7 +55,7 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
             if row == 2 or order == 0:
                 add_band(figure, cost, estimate, color, entry.label, row=row)
             figure.add_scatter(
-                x=cost, y=100 * estimate.value, mode="lines", line={"color": color, "width": width},
+                x=cost, y=100 * estimate.value, mode="lines", line=line,
                 name=name, legendgroup=entry.label, showlegend=row == 1, row=row, col=1,
                 text=[
                     f"<b>{name}</b><br>spends {format_tokens(c)} tokens<br>score {format_score(score[k])}"
@@ -93,11 +105,12 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
     with plt.style.context(style):
         figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
-        for entry in entries:
+        for order, entry in enumerate(entries):
             cost, color = entry.find_costs(), colors[entry.label]
+            dash = DASHES[order // len(PALETTE) % len(DASHES)][1]
             for axes, figure_name in ((upper, "score"), (lower, "to_mix")):
                 estimate = entry.at_budgets(figure_name)
-                axes.plot(cost, 100 * estimate.value, color=color, label=entry.label)
+                axes.plot(cost, 100 * estimate.value, ls=dash, color=color, label=entry.label)
                 if axes is lower or entry is entries[0]:
                     low, high = 100 * estimate.low, 100 * estimate.high
                     axes.fill_between(cost, low, high, color=color, alpha=0.16, lw=0)
