@@ -99,11 +99,8 @@ def resample_answers(
     if len(samples) < len(every):
         left_out = len(every) - len(samples)
         log.info("left out: %d of %d questions, with no %d ways to ask", left_out, len(every), num_runs)
-    # What is right, and what was answered: the likeliest draws.
-    guesses = {
-        sample.sample_id: tuple(dict.fromkeys([*sample.references, *answers]))
-        for sample, answers in zip(every, test.answer, strict=True)
-    }
+    # What was answered is, beside what is right, the likeliest answer.
+    guesses = {sample.sample_id: tuple(answers) for sample, answers in zip(every, test.answer, strict=True)}
     job = ResampleJob(
         task,
         backbone,

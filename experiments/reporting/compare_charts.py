@@ -29,8 +29,12 @@ from experiments.reporting.numbers import format_difference, format_score, forma
 # Names in `metrics.json` of the rules by which oracles choose.
 _RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
 
-# For Plotly and for Matplotlib: where colours come round again, another kind of line tells policies apart.
-DASHES = (("solid", "-"), ("longdash", (0, (7, 3))), ("dashdot", "-."))
+_DASHES = (("solid", "-"), ("longdash", (0, (7, 3))), ("dashdot", "-."))
+
+
+def _pick_dash(order: int) -> tuple[str, Any]:
+    """For Plotly and for Matplotlib: where colours come round again, another line tells them apart."""
+    return _DASHES[order // len(PALETTE) % len(_DASHES)]
 
 
 def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
         cost, score, above = entry.find_costs(), entry.at_budgets("score"), entry.at_budgets("to_mix")
         name = escape(entry.label)
         color, width = colors[entry.label], 2 if order else 3
-        line = {"color": color, "width": width, "dash": DASHES[order // len(PALETTE) % len(DASHES)][0]}
+        line = {"color": color, "width": width, "dash": _pick_dash(order)[0]}
         found = entry.find("mean_to_mix")
         mean = (
             ""
@@ -106,8 +110,7 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
         figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
         for order, entry in enumerate(entries):
-            cost, color = entry.find_costs(), colors[entry.label]
-            dash = DASHES[order // len(PALETTE) % len(DASHES)][1]
+            cost, color, dash = entry.find_costs(), colors[entry.label], _pick_dash(order)[1]
             for axes, figure_name in ((upper, "score"), (lower, "to_mix")):
                 estimate = entry.at_budgets(figure_name)
                 axes.plot(cost, 100 * estimate.value, ls=dash, color=color, label=entry.label)
