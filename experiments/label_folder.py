@@ -95,7 +95,7 @@ class LabelFolder:
         )
 
     @contextmanager
-    def locked(self, part: str = "", timeout: float = 0) -> Iterator[None]:
+    def locked(self, part: str = "", timeout: float | None = 0) -> Iterator[None]:
         """Hold the folder, or one part of the work on it, against other runs; see `label_locks.hold`."""
         with ExitStack() as stack:
             with self.writing():

@@ -144,7 +144,8 @@ def label(
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
     engine = engine or LocalEngine()
     if part.is_whole:
-        with target.locked():
+        # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be thrown away.
+        with target.locked(timeout=0 if overwrite else None):
             refuse_parts(target.path)
             begin(overwrite=overwrite)
             work = plan(task, limits, target.shard_size)

@@ -34,6 +34,7 @@ from m3_backbone.checkpoint import load_m3
 from m3_backbone.modeling import M3Model
 from m3_backbone.pretraining import PatchClassification, PatchHeads, SeeingM3Training
 from m3_backbone.processing import M3Processor
+from m3_backbone.reshaping import reshape
 from m3_backbone.scratch import (
     Tower,
     build_model,
@@ -73,6 +74,11 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
     run = partial(fit, partial(instantiate, config.trainer), Deadline(config.max_minutes))
 
     if config.start_from is None:
+        if any(value is not None for value in config.reshape.values()):
+            raise ValueError(
+                "reshape changes a trained model: name one with start_from=CHECKPOINT, "
+                "or say with tower.shape and decoder what to start with"
+            )
         processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
         tower_config = build_tower_config(**config.image, **config.tower.shape)
         model: M3Model = build_model(tower_config, processor, **config.decoder)
@@ -82,6 +88,7 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
         pretrain_tower(tower, scenes, processor, folder / "tower", run, **config.tower.training)
     else:
         model, processor = load_m3(config.start_from, dtype=torch.float32)
+        reshape(model, **config.reshape)
         model.set_attn_implementation(config.attention)
     model.config.token_pooling = config.pooling
     heads = train_model(

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -367,6 +368,21 @@ class TestAfterAccidents:
             pytest.raises(ValueError, match="process 1234 on somewhere is labelling into"),
         ):
             label_some(task, backbone, copied, overwrite=True)
+
+    def test_who_wants_the_same_labels_waits_for_them(self, copied, undisturbed, task, backbone, caplog):
+        caplog.set_level("INFO")
+        (copied / ".owner").write_text("process 1234 on somewhere")
+        shutil.rmtree(copied / "outcomes")  # else nothing is left to do, and nobody to wait for
+        other = FileLock(copied / ".lock", thread_local=False)
+        other.acquire()
+        waiting = threading.Thread(target=label_some, args=(task, backbone, copied))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        other.release()
+        waiting.join(60)
+        assert "process 1234 on somewhere is labelling into" in caplog.text
+        assert_same_labels(copied, undisturbed)
 
     def test_a_full_disk_ends_in_one_message_with_the_command_that_goes_on(
         self, undisturbed, task, backbone, tmp_path

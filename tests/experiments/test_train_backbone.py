@@ -55,6 +55,17 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
     first, second = (load_file(path / PATCH_HEADS) for path in (checkpoint, other))
     assert all(torch.equal(second[name], head) for name, head in first.items() if "weight" in name)
 
+    # A model of another shape, with its old decoder in it.
+    larger = train(tmp_path / "third", f"start_from={checkpoint}", "reshape.num_decoder_layers=2", *frozen)
+    first, _ = load_m3(larger, dtype=torch.float32)[0].model.language_model.layers
+    assert torch.equal(first.mlp.up_proj.weight, started.language_model.layers[0].mlp.up_proj.weight)
+
+
+def test_reshaping_wants_a_model_to_reshape(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path, "reshape.intermediate_size=64")
+    assert "name one with start_from=CHECKPOINT" in capsys.readouterr().err
+
 
 def test_heads_of_other_labels_start_anew(caplog):
     caplog.set_level("INFO")
