@@ -20,8 +20,8 @@ class Batch(NamedTuple):
 
     Masks are True at real tokens. `question_ids` are rows of the frozen embeddings, which are handed to the
     network beside the batch. Visual tokens of several scales follow one another, coarsest scale first.
-    Statistics are standardised (see `Features.read_statistics`). `cost` is the count of visual tokens at each
-    scale.
+    Statistics are standardised (see `Features.read_statistics`); after them comes the vector of the
+    sentence encoder, if any. `cost` is the count of visual tokens at each scale.
     """
 
     question_ids: Tensor  # [B, T] int64
@@ -49,6 +49,7 @@ class BatchMaker:
         self.inputs, self.features = inputs, features
         self.visual = [inputs.visual_at(scale) for scale in features.scales]
         self.statistics = standard.apply(features.read_statistics(inputs))
+        self.sentences = features.read_sentences(inputs)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -67,7 +68,9 @@ class BatchMaker:
             question_mask=mask,
             visual=torch.from_numpy(np.concatenate(tokens, axis=1)),
             visual_mask=torch.from_numpy(np.concatenate(masks, axis=1)),
-            statistics=torch.from_numpy(self.statistics[images]),
+            statistics=torch.from_numpy(
+                np.concatenate([self.statistics[images], self.sentences[index]], axis=1)
+            ),
             cost=torch.from_numpy(self.inputs.visual_tokens[index].astype(np.float32)),
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.labels import Inputs
+from m3_backbone.sentences import load_sentence_encoder
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,14 @@ class Features:
         question: whether the question is read, as token ids of the decoder's frozen embeddings.
         statistics: groups of statistics of the image (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
+        sentences: folder or hub id of a sentence encoder whose vector of the question is read too; none: "".
+            See `m3_backbone.sentences`.
     """
 
     visual: int | Sequence[int] = ()
     question: bool = False
     statistics: str | Sequence[str] = ()
+    sentences: str = ""
 
     def __post_init__(self) -> None:
         visual = (self.visual,) if isinstance(self.visual, int) else self.visual or ()
@@ -66,6 +70,31 @@ class Features:
         """Of the images, float32 `[num_images, num_statistics]`."""
         return inputs.statistics[:, self.statistic_columns(inputs)]
 
+    @property
+    def num_sentence_columns(self) -> int:
+        """Width of the sentence encoder's vectors; 0 without one."""
+        return load_sentence_encoder(self.sentences).width if self.sentences else 0
+
+    @property
+    def sentence_fingerprint(self) -> str:
+        """Of the sentence encoder; "" without one."""
+        return load_sentence_encoder(self.sentences).fingerprint if self.sentences else ""
+
+    def check_sentences(self, fingerprint: str) -> None:
+        """ValueError where the encoder is another one than that of the fingerprint."""
+        if (own := self.sentence_fingerprint) != fingerprint:
+            raise ValueError(
+                f"the sentence encoder {self.sentences} has changed since training ({own} instead of "
+                f"{fingerprint}): put the old one there, or train again"
+            )
+
+    def read_sentences(self, inputs: Inputs) -> np.ndarray:
+        """Of the questions, float32 `[num_samples, num_sentence_columns]`, of mean square 1."""
+        if not self.sentences:
+            return np.zeros((len(inputs), 0), dtype=np.float32)
+        vectors = load_sentence_encoder(self.sentences).encode(inputs.question)
+        return vectors * np.float32(np.sqrt(vectors.shape[1]))
+
     def count_flops(self, inputs: Inputs) -> float:
         """Operations per sample that computing these features takes, beyond what the backbone does anyway.
 
@@ -81,6 +110,8 @@ class Features:
             size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]
             pixels = inputs.statistics[inputs.image_row][:, size].astype(np.float64).prod(axis=1)
             flops += OPERATIONS_PER_PIXEL * float(pixels.mean())
+        if self.sentences:
+            flops += load_sentence_encoder(self.sentences).count_flops(inputs.question)
         return flops
 
 

@@ -94,7 +94,8 @@ class LearnedPredictor(ScalePredictor):
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         self._standard = Standard.fit(self.features.read_statistics(train.inputs))
         num_visual = sum(train.inputs.visual_at(scale).tokens.shape[1] for scale in self.features.scales)
-        self._shape = InputShape(train.inputs.hidden_size, num_visual, len(self._standard.mean))
+        num_statistics = len(self._standard.mean) + self.features.num_sentence_columns
+        self._shape = InputShape(train.inputs.hidden_size, num_visual, num_statistics)
         with contextlib.ExitStack() as stack:
             # Our seeds stay ours: whoever calls keeps its own random state.
             stack.enter_context(torch.random.fork_rng())
@@ -157,11 +158,13 @@ class LearnedPredictor(ScalePredictor):
         assert self._standard is not None and self._shape is not None
         arrays = {name: tensor.numpy() for name, tensor in self._members.state_dict().items()}
         arrays |= {MEAN: self._standard.mean, DEVIATION: self._standard.deviation}
-        found = {"shape": asdict(self._shape), "validation_value": self.validation_value}
+        found: dict[str, Any] = {"shape": asdict(self._shape), "validation_value": self.validation_value}
+        found["sentences"] = self.features.sentence_fingerprint
         return arrays, found | {"num_epochs": self.num_epochs, "num_parameters": self.num_parameters}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         assert self.scales is not None
+        self.features.check_sentences(state["sentences"])
         self._shape = InputShape(**state["shape"])
         self.validation_value, self.num_epochs = state["validation_value"], state["num_epochs"]
         self._standard = Standard(arrays.pop(MEAN), arrays.pop(DEVIATION))

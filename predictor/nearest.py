@@ -16,8 +16,9 @@ from predictor.tabular import Table
 class NearestNeighbours(ScalePredictor):
     """The mean score of the nearest training samples, in the rows of `tabular.Table`.
 
-    Words, components and statistics are each scaled to the same variance, the words times their weight.
-    `num_neighbours` and `word_weights` are chosen by the worth of the policy on validation.
+    Words, sentence vectors, components and statistics are each scaled to the same variance, the first two
+    times their weight. `num_neighbours` and `word_weights` are chosen by the worth of the policy on
+    validation.
     LLMRouterBench (arXiv 2601.07206) finds such a rule as good as most learned routers.
     """
 
@@ -55,13 +56,11 @@ class NearestNeighbours(ScalePredictor):
         self._rows = (rows * self._scale).astype(np.float32)
 
     def _weigh(self, rows: np.ndarray, word_weight: float) -> np.ndarray:
-        """Factors `[num_columns]` that give each part of the columns one mean square, the words theirs."""
-        ends = np.cumsum(
-            [len(self._table.words), len(self._table.components), len(self._table.standard.mean)]
-        )
+        """Factors `[num_columns]` that give each part one mean square, what tells the question its own."""
+        ends = np.cumsum(self._table.sizes)
         scale = np.ones(rows.shape[1], dtype=np.float32)
         for part, weight in zip(
-            np.split(np.arange(rows.shape[1]), ends[:-1]), (word_weight, 1, 1), strict=True
+            np.split(np.arange(rows.shape[1]), ends[:-1]), (word_weight, word_weight, 1, 1), strict=True
         ):
             if len(part):
                 scale[part] = weight / max(np.sqrt(rows[:, part].var(axis=0).sum()), 1e-6)

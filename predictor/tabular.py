@@ -13,7 +13,8 @@ from predictor.features import Features, Standard
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Turns inputs into rows: words of the question, principal components of visual tokens, statistics.
+    """Turns inputs into rows: words of the question, its vector by a sentence encoder, principal components
+    of visual tokens, statistics.
 
     `words` are the terms (words and pairs) whose presence is a column each, `components`
     `[num_components, num_visual * hidden]` with the `mean` of the training images; an image with fewer visual
@@ -50,16 +51,22 @@ class Table:
         return cls(features, words, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
-        """Rows float32 `[num_samples, num_columns]`: words, components, statistics."""
-        columns = []
+        """Rows float32 `[num_samples, num_columns]`: words, sentence, components, statistics."""
+        columns = [self.features.read_sentences(inputs)]
         if self.words:
-            columns.append(self._vectorizer.transform(inputs.question).toarray().astype(np.float32))
+            columns.insert(0, self._vectorizer.transform(inputs.question).toarray().astype(np.float32))
         images = [self.standard.apply(self.features.read_statistics(inputs))]
         if len(self.components):
             visual = fit_width(flatten_visual(inputs, self.features), len(self.mean)) - self.mean
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
         return np.concatenate(columns, axis=1)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """How many columns are words, sentence, components, statistics."""
+        sentence = self.features.num_sentence_columns
+        return len(self.words), sentence, len(self.components), len(self.standard.mean)
 
     def count_flops(self, inputs: Inputs) -> float:
         """Per sample: the features' own, and two per number of a visual token and component."""
@@ -69,11 +76,12 @@ class Table:
         """Arrays, and the rest as JSON."""
         arrays = {"table.mean": self.mean, "table.components": self.components}
         arrays |= {"table.center": self.standard.mean, "table.deviation": self.standard.deviation}
-        return arrays, {"words": self.words}
+        return arrays, {"words": self.words, "sentences": self.features.sentence_fingerprint}
 
     @classmethod
     def from_state(cls, features: Features, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> Self:
-        """The reverse of `get_state`."""
+        """The reverse of `get_state`; ValueError where the sentence encoder has changed in between."""
+        features.check_sentences(state["sentences"])
         standard = Standard(arrays["table.center"], arrays["table.deviation"])
         return cls(features, state["words"], arrays["table.mean"], arrays["table.components"], standard)
 

@@ -16,9 +16,14 @@ MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MAX_LINES = 260
 
 # The modules of `predictor` that join it with the model, and what the others may know of the model:
-# outcomes, what a predictor may see of an image, and both of the same samples.
+# outcomes, what a predictor may see of an image and of a question, and all of the same samples.
 JOINING_MODULES = ("predictor.adaptive ", "predictor.adaptive_folder ")
-OUTCOME_SCHEMA = ("m3_backbone.outcomes", "m3_backbone.labels", "m3_backbone.features")
+OUTCOME_SCHEMA = (
+    "m3_backbone.outcomes",
+    "m3_backbone.labels",
+    "m3_backbone.features",
+    "m3_backbone.sentences",
+)
 
 
 def module_name(path: Path) -> str:

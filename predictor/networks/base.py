@@ -14,7 +14,8 @@ class InputShape:
     """What a network is built for.
 
     `num_visual` visual tokens of `hidden_size`, the most that an image of the training part has, and
-    `num_statistics` numbers: statistics of the image, and the price where the objective gives it.
+    `num_statistics` numbers: statistics of the image, the vector of a sentence encoder, and the price where
+    the objective gives it.
     """
 
     hidden_size: int

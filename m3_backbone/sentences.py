@@ -1,0 +1,89 @@
+"""Frozen sentence encoders: one vector per question, for predictors.
+
+A question becomes the mean of its tokens' last states, normalised (Sentence-BERT, Reimers and Gurevych,
+arXiv 1908.10084): what the `sentence-transformers` models with mean pooling compute.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoTokenizer
+
+# Questions whose vectors are remembered: training, calibration and evaluation ask for the same ones.
+_REMEMBERED = 100_000
+
+
+class SentenceEncoder:
+    """An encoder-only transformer in Hugging Face's layout with its tokenizer, from a folder or a hub id.
+
+    Weights are read from safetensors alone, and no code comes with them. Runs on the CPU. Raises ValueError
+    for what is no such model.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            self.model: Any = (
+                AutoModel.from_pretrained(source, use_safetensors=True).eval().requires_grad_(False)
+            )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"no sentence encoder in {source}: give a folder or hub id that AutoModel and AutoTokenizer "
+                f"load, with weights in safetensors ({error})"
+            ) from error
+        self.width: int = self.model.config.hidden_size
+        # The pooler's states are not looked at, and where a checkpoint has none it is random.
+        self._weights = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}
+        self._remembered: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of weights and vocabulary: vectors of another encoder mean something else."""
+        digest = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        for name, tensor in sorted(self._weights.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Vectors float32 `[num_texts, width]` of length 1; a text is cut where the model ends."""
+        # The longest together: little is padded.
+        new = sorted(
+            {text for text in texts if text not in self._remembered}, key=lambda text: (len(text), text)
+        )
+        if len(self._remembered) + len(new) > _REMEMBERED:
+            self._remembered = {text: self._remembered[text] for text in texts if text in self._remembered}
+        found = self._remembered
+        for start in range(0, len(new), batch_size):
+            some = new[start : start + batch_size]
+            found.update(zip(some, self._run(some), strict=True))
+        return np.stack([found[text] for text in texts]) if texts else np.zeros((0, self.width), np.float32)
+
+    @torch.inference_mode()
+    def _run(self, texts: Sequence[str]) -> np.ndarray:
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        states = self.model(**batch).last_hidden_state.float()
+        weights = batch["attention_mask"][..., None].float()
+        means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return torch.nn.functional.normalize(means, dim=-1).numpy()
+
+    def count_flops(self, texts: Sequence[str]) -> float:
+        """Floating-point operations per text: two per token and weight behind the embeddings."""
+        if not texts:
+            return 0.0
+        lengths = [len(ids) for ids in self.tokenizer(list(texts), truncation=True)["input_ids"]]
+        weights = sum(p.numel() for name, p in self._weights.items() if not name.startswith("embeddings."))
+        return 2.0 * weights * sum(lengths) / len(lengths)
+
+
+@lru_cache(2)
+def load_sentence_encoder(source: str) -> SentenceEncoder:
+    """The encoder of this name; predictors that read the same one share it."""
+    return SentenceEncoder(source)

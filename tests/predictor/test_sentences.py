@@ -1,0 +1,70 @@
+"""Predictors that read a sentence encoder's vector of the question, on labels whose truth is known."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from m3_backbone.sentences import load_sentence_encoder
+from predictor.base import ScalePredictor
+from predictor.boosting import GradientBoosting
+from predictor.features import Features
+from predictor.learned import LearnedPredictor
+from predictor.nearest import NearestNeighbours
+from predictor.networks.pooled import MLP
+from predictor.policy import policy_value
+from predictor.tabular import Table
+from tests.m3_backbone.small_encoder import write_encoder
+from tests.predictor.synthetic import blind_estimates, make_labels
+
+TRAIN, VALIDATION, TEST = make_labels(300, seed=0), make_labels(100, seed=1), make_labels(400, seed=2)
+MEANS = np.broadcast_to(TRAIN.outcomes.score.mean(axis=0), TEST.outcomes.score.shape)
+PREDICTORS = {
+    "boosting": functools.partial(GradientBoosting, max_trees=40, learning_rate=0.1),
+    "neighbours": NearestNeighbours,
+    "network": functools.partial(
+        LearnedPredictor, network=functools.partial(MLP, width=32), max_epochs=30, learning_rate=3e-3
+    ),
+}
+
+
+def value(estimates):
+    return policy_value(estimates, TEST.inputs.visual_tokens, TEST.outcomes.score)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    return write_encoder(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_the_vector_tells_what_the_question_tells(name, encoder, tmp_path):
+    predictor = PREDICTORS[name](features=Features(sentences=str(encoder))).fit(TRAIN, VALIDATION)
+    estimates = predictor.predict(TEST.inputs)
+    blind = value(blind_estimates(TEST))
+    assert value(MEANS) < (value(MEANS) + blind) / 2 < value(estimates) < blind + 0.02
+    predictor.save(tmp_path / "saved")
+    loaded = type(predictor).load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.predict(TEST.inputs), estimates, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_another_encoder_in_its_place_is_refused(name, tmp_path):
+    features = Features(sentences=str(write_encoder(tmp_path / "encoder")))
+    PREDICTORS[name](features=features).fit(TRAIN, VALIDATION).save(tmp_path / "saved")
+    write_encoder(tmp_path / "encoder", seed=1)
+    load_sentence_encoder.cache_clear()
+    with pytest.raises(ValueError, match=r"has changed since training .* train again"):
+        ScalePredictor.load(tmp_path / "saved")
+
+
+def test_columns_and_costs(encoder):
+    features = Features(question=True, sentences=str(encoder))
+    table = Table.fit(TRAIN.inputs, features, max_words=5, num_components=0)
+    assert table.sizes == (5, 16, 0, 0)
+    rows = table.apply(TRAIN.inputs)
+    assert rows.shape == (len(TRAIN), 21)
+    np.testing.assert_allclose(np.square(rows[:, 5:]).mean(axis=1), 1, rtol=1e-4)
+    words = len(TRAIN.inputs.question[0].split())
+    cost = features.count_flops(TRAIN.inputs) - Features(question=True).count_flops(TRAIN.inputs)
+    assert cost == 2 * 2224 * (words + 2)  # weights of the layer, words with [CLS] and [SEP]
