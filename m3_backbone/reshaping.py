@@ -6,15 +6,16 @@ whose outputs are zero (LLaMA Pro, Wu et al. 2024) and hidden units of the MLPs 
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
 
-from m3_backbone.modeling import M3LlavaForConditionalGeneration
+from m3_backbone.modeling import M3Model
 
 
 def reshape(
-    model: M3LlavaForConditionalGeneration,
+    model: M3Model,
     *,
     tower_layers: Sequence[int] | None = None,
     num_decoder_layers: int | None = None,
@@ -23,7 +24,7 @@ def reshape(
     """Change the shape of `model` in place; None leaves that part as it is.
 
     Args:
-        model: a plain M3 with a Llama decoder.
+        model: an M3 with a Llama decoder.
         tower_layers: which layers of the vision tower stay, counted from 0, in their order. What the tower
             tells changes with every layer that goes.
         num_decoder_layers: number of decoder blocks, at least as many as there are. The new ones are spread
@@ -41,8 +42,8 @@ def reshape(
         _add_decoder_layers(model, num_decoder_layers)
 
 
-def _keep_tower_layers(model: M3LlavaForConditionalGeneration, kept: Sequence[int]) -> None:
-    tower = model.model.vision_tower
+def _keep_tower_layers(model: M3Model, kept: Sequence[int]) -> None:
+    tower: Any = model.model.vision_tower
     number = tower.config.num_hidden_layers
     if not kept or sorted(set(kept)) != list(kept) or not 0 <= kept[0] <= kept[-1] < number:
         raise ValueError(
@@ -54,14 +55,15 @@ def _keep_tower_layers(model: M3LlavaForConditionalGeneration, kept: Sequence[in
     model.config.vision_config.num_hidden_layers = len(kept)
 
 
-def _widen_mlps(model: M3LlavaForConditionalGeneration, width: int) -> None:
+def _widen_mlps(model: M3Model, width: int) -> None:
     config = model.config.get_text_config()
     added = width - config.intermediate_size
     if added < 0:
         raise ValueError(
             f"the decoder's MLPs have {config.intermediate_size} units; {width} would take some away"
         )
-    for layer in model.model.language_model.layers:
+    decoder: Any = model.model.language_model
+    for layer in decoder.layers:
         mlp = layer.mlp
         for name in ("gate_proj", "up_proj"):
             old = getattr(mlp, name).weight
@@ -73,9 +75,10 @@ def _widen_mlps(model: M3LlavaForConditionalGeneration, width: int) -> None:
     config.intermediate_size = width
 
 
-def _add_decoder_layers(model: M3LlavaForConditionalGeneration, number: int) -> None:
+def _add_decoder_layers(model: M3Model, number: int) -> None:
     config = model.config.get_text_config()
-    old = model.model.language_model.layers
+    decoder: Any = model.model.language_model
+    old = decoder.layers
     if number < len(old):
         raise ValueError(f"the decoder has {len(old)} layers; {number} would take some away")
     layers = []
@@ -86,11 +89,11 @@ def _add_decoder_layers(model: M3LlavaForConditionalGeneration, number: int) -> 
             layers.append(_without_effect(layer))
     for index, layer in enumerate(layers):
         layer.self_attn.layer_idx = index
-    model.model.language_model.layers = nn.ModuleList(layers)
+    decoder.layers = nn.ModuleList(layers)
     config.num_hidden_layers = number
 
 
-def _without_effect(layer: nn.Module) -> nn.Module:
+def _without_effect(layer: Any) -> Any:
     """A copy of a decoder block that passes on what it gets."""
     copy = deepcopy(layer)
     with torch.no_grad():

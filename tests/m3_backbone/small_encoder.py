@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizer
 
 WORDS = [
     *("what", "color", "is", "it", "red", "blue", "or", "the", "a", "where"),
@@ -17,7 +17,7 @@ def write_encoder(folder: Path, seed: int = 0) -> Path:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join([*special, *WORDS]))
-    BertTokenizerFast(str(vocabulary), model_max_length=32).save_pretrained(folder)
+    BertTokenizer(str(vocabulary), model_max_length=32).save_pretrained(folder)
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(special) + len(WORDS),

@@ -1,5 +1,7 @@
 """Another shape for a trained model: what is added changes nothing, what goes is what was named."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,10 @@ def tokens(model):
     return model.encode_images(pictures())
 
 
+def continuation(model: Any, use_cache: bool) -> Any:
+    return model.generate(input_ids=IDS, use_cache=use_cache, max_new_tokens=3, do_sample=False)
+
+
 def test_a_larger_decoder_says_the_same_until_it_is_trained(model):
     before = logits(model)
     reshape(model, num_decoder_layers=5, intermediate_size=40)
@@ -75,10 +81,9 @@ def test_what_was_reshaped_is_saved_and_loaded(model, processor, tmp_path):
     assert torch.equal(tokens(loaded), tokens(model))
     assert torch.equal(logits(loaded), logits(model))
     # Its layers know their places: decoding with a cache gives what one pass gives.
-    kwargs = {"max_new_tokens": 3, "do_sample": False}
-    with_cache = loaded.generate(input_ids=IDS, use_cache=True, **kwargs)
-    assert torch.equal(with_cache, loaded.generate(input_ids=IDS, use_cache=False, **kwargs))
-    assert torch.equal(with_cache, model.generate(input_ids=IDS, use_cache=True, **kwargs))
+    with_cache = continuation(loaded, use_cache=True)
+    assert torch.equal(with_cache, continuation(loaded, use_cache=False))
+    assert torch.equal(with_cache, continuation(model, use_cache=True))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Predictors that read a sentence encoder's vector of the question, on labels whose truth is known."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.predictor.synthetic import blind_estimates, make_labels
 
 TRAIN, VALIDATION, TEST = make_labels(300, seed=0), make_labels(100, seed=1), make_labels(400, seed=2)
 MEANS = np.broadcast_to(TRAIN.outcomes.score.mean(axis=0), TEST.outcomes.score.shape)
-PREDICTORS = {
+PREDICTORS: dict[str, Any] = {
     "boosting": functools.partial(GradientBoosting, max_trees=40, learning_rate=0.1),
     "neighbours": NearestNeighbours,
     "network": functools.partial(
