@@ -188,10 +188,16 @@ def _open_storage(
         )
     # Writers of one SQLite file wait for each other rather than give up.
     arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
-    return RDBStorage(
-        storage,
-        engine_kwargs=arguments,
-        heartbeat_interval=heartbeat,
-        grace_period=grace,
-        heartbeat_stale_trial_callback=retry,
-    )
+    try:
+        return RDBStorage(
+            storage,
+            engine_kwargs=arguments,
+            heartbeat_interval=heartbeat,
+            grace_period=grace,
+            heartbeat_stale_trial_callback=retry,
+        )
+    except ImportError as error:
+        raise ValueError(
+            f"no driver for the database of {storage.partition('://')[0]}://...: for PostgreSQL "
+            "pip install 'psycopg[binary]'"
+        ) from error

@@ -255,3 +255,11 @@ def find_first(parameter):
 def test_what_is_no_parameter_is_refused(item):
     with pytest.raises(ValueError, match="parameter"):
         read_space([item])
+
+
+def test_a_database_without_its_driver_says_what_to_install_and_keeps_the_password(tmp_path):
+    with pytest.raises(ValueError, match=r"pip install 'psycopg\[binary\]'") as refused:
+        SharedStudy(
+            "mine", tmp_path, storage="postgresql+pg8000://me:secret@host/name", directions=["maximize"]
+        )
+    assert "postgresql+pg8000://..." in str(refused.value) and "secret" not in str(refused.value)
