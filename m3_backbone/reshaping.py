@@ -52,7 +52,6 @@ def _keep_tower_layers(model: M3Model, kept: Sequence[int]) -> None:
     layers = tower.encoder.layers
     tower.encoder.layers = nn.ModuleList(layers[index] for index in kept)
     tower.config.num_hidden_layers = len(kept)
-    model.config.vision_config.num_hidden_layers = len(kept)
 
 
 def _widen_mlps(model: M3Model, width: int) -> None:

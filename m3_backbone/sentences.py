@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer
 
 # Questions whose vectors are remembered: training, calibration and evaluation ask for the same ones.
 _REMEMBERED = 100_000
@@ -27,7 +26,9 @@ class SentenceEncoder:
     """
 
     def __init__(self, source: str) -> None:
-        self.source = source
+        # Here and not above: what reads no sentences, as most predictors, need not wait for transformers.
+        from transformers import AutoModel, AutoTokenizer
+
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
             self.model: Any = (
