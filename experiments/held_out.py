@@ -2,8 +2,9 @@
 
 `test_reads.jsonl` beside the labels has a line for each read: when, by which command with which configuration
 (a digest), and which predictors (name and digest). A read of predictors that were judged before shows
-nothing new; one of any others is another **look**. A split that has been looked at forty times while
-predictors were changed is not a test split any more, so the report says which look it is.
+nothing new; one of any others is another **look**, and one of none (a description of the data) is no look. A
+split that has been looked at forty times while predictors were changed is not a test split any more, so the
+report says which look it is.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ TEST_READS = "test_reads.jsonl"
 
 @dataclass(frozen=True)
 class HeldOutRead:
-    """One read of a test split: the `number`-th of its data, the `look`-th that was a new look.
+    """One read of a test split: the `number`-th of its data, the `look`-th that was a new look (0: none).
 
     `configuration` is a digest. `is_recorded` is False where the folder could not be written to; the numbers
     are then those that it would have had.
@@ -62,7 +63,7 @@ def read_test(
     earlier = [each for each in list_reads(labels) if each["data"] == line["data"]]
     looks: list[Mapping[str, str]] = []
     for each in (*earlier, line):
-        if each["predictors"] not in looks:
+        if each["predictors"] and each["predictors"] not in looks:
             looks.append(each["predictors"])
     return split, HeldOutRead(
         time=line["time"],
@@ -70,7 +71,7 @@ def read_test(
         predictors=tuple(line["predictors"]),
         configuration=line["configuration"],
         number=len(earlier) + 1,
-        look=looks.index(line["predictors"]) + 1,
+        look=looks.index(line["predictors"]) + 1 if line["predictors"] else 0,
         is_recorded=_append(labels / TEST_READS, line),
     )
 

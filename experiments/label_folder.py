@@ -84,9 +84,9 @@ class LabelFolder:
         """Samples per shard, as the labelling was begun."""
         return self.manifest["shard_size"]
 
-    def is_finished(self, limit: Limits) -> bool:
-        """Whether every sample within `limit` is there, each shard whole."""
-        manifest = self.manifest
+    def has(self, limit: Limits) -> bool:
+        """Whether every sample within `limit` is there, each shard whole. Reads the manifest, as `open`."""
+        manifest = self.manifest if self.open() else {}
         return bool(
             manifest.get("complete")
             and manifest["limit"] == dict(limit)

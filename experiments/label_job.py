@@ -53,7 +53,7 @@ class LabelJob:
             answered = set(table.question)
             timed = [(image, question) for image, question in timed if question in answered]
             if timed and not self.folder.has_latency():
-                self.folder.write_latency(measure_latency(self.backbone, timed))
+                self.folder.write_latency(measure_latency(self.backbone, timed, self.folder.feature_scales))
         if not self.folder.has_embeddings():
             self.folder.write_embeddings(self.backbone.token_embeddings())
 

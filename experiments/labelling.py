@@ -136,7 +136,7 @@ def label(
         feature_scales=tuple(scale for scale in backbone.ladder if scale in feature_scales),
         command=command,
     )
-    if not overwrite and target.open() and target.is_finished(limits):
+    if not overwrite and target.has(limits):
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     job = LabelJob(task, backbone, target, limits, images_per_batch, num_workers)
@@ -146,11 +146,13 @@ def label(
     if part.is_whole:
         # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be thrown away.
         with target.locked(timeout=0 if overwrite else None):
-            refuse_parts(target.path)
-            begin(overwrite=overwrite)
-            work = plan(task, limits, target.shard_size)
-            run(engine, job, work.sizes, find_done(target, work))
-            target.finish(work.digests, work.set_aside)
+            # What was waited for is finished: others read it already, and must not find it begun anew.
+            if overwrite or not target.has(limits):
+                refuse_parts(target.path)
+                begin(overwrite=overwrite)
+                work = plan(task, limits, target.shard_size)
+                run(engine, job, work.sizes, find_done(target, work))
+                target.finish(work.digests, work.set_aside)
         return summarize(target)
     if overwrite:
         raise ValueError(
@@ -160,6 +162,8 @@ def label(
     with target.locked(part.name):
         # The manifest is written and finished by one at a time.
         with target.locked(timeout=PATIENCE):
+            if target.has(limits):
+                return summarize(target)
             begin(alone=False)
         work = plan(task, limits, target.shard_size)
         run(engine, job, part.of(work.sizes), find_done(target, work))

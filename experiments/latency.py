@@ -11,15 +11,24 @@ import torch
 from PIL import Image
 
 from m3_backbone.backbone import Backbone
+from m3_backbone.features import GROUPS, compute_features
 
 NUM_WARMUPS = 2
+FEATURES = "features/"
 
 
-def measure_latency(backbone: Backbone, pictures: Sequence[tuple[Image.Image, str]]) -> dict[str, Any]:
+def measure_latency(
+    backbone: Backbone, pictures: Sequence[tuple[Image.Image, str]], feature_scales: Sequence[int] = ()
+) -> dict[str, Any]:
     """Median milliseconds at batch size 1: of the vision pass, and per scale of prefill and greedy decoding.
 
     Neither references nor finer answers help: this is what an answer costs whoever asks a new question.
+    `features/...` is what predictors may read of an image: visual tokens of a scale, a group of statistics.
     """
+    parts: dict[str, tuple[Sequence[int], Sequence[str]]] = {
+        str(scale): ([scale], ()) for scale in feature_scales
+    }
+    parts |= {group: ((), [group]) for group in GROUPS}
     seconds: dict[str, list[float]] = {"encode": []}
     for image, question in [*[pictures[0]] * NUM_WARMUPS, *pictures]:
         (encoded,), took = time_call(partial(backbone.encode, [image]))
@@ -27,6 +36,9 @@ def measure_latency(backbone: Backbone, pictures: Sequence[tuple[Image.Image, st
         for scale in backbone.ladder:
             _, took = time_call(partial(backbone.answer, [encoded], [question], scale))
             seconds.setdefault(str(scale), []).append(took)
+        for name, (scales, groups) in parts.items():
+            _, took = time_call(partial(compute_features, backbone, encoded, scales, groups))
+            seconds.setdefault(FEATURES + name, []).append(took)
     return {
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from jinja2 import Environment, PackageLoader
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -20,15 +21,23 @@ from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
 from experiments.evaluation.scale_classifier import classify_smallest_scale
+from experiments.held_out import read_test
+from experiments.label import format_command
 from experiments.scorers import score
-from m3_backbone.labels import read_labels
+from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
+
+SEEN = ("train", "calibration")
 
 
 @entry_point("model_card")
 def main(config: DictConfig) -> None:
-    labels = {name: Path(folder) for name, folder in config.labels.items()}
-    tables = [tabulate(name, folder) for name, folder in labels.items()]
+    command = format_command("model_card", list(HydraConfig.get().overrides.task))
+    tables = []
+    for name, folder in config.labels.items():
+        configuration = OmegaConf.to_yaml(config, resolve=True)
+        test, _ = read_test(Path(folder), command=command, configuration=configuration)
+        tables.append(tabulate(name, [read_labels(folder, split) for split in SEEN], test))
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
     path.write_text(render_card(tables, facts), encoding="utf-8")
@@ -41,10 +50,8 @@ def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]
     return environment.get_template("model_card.md").render(tables=tables, **facts)
 
 
-def tabulate(name: str, folder: Path) -> dict[str, object]:
-    """What the card says of one task, from the test split of its labels; scores in percent."""
-    seen = [read_labels(folder, split) for split in ("train", "calibration")]
-    labels = read_labels(folder, "test")
+def tabulate(name: str, seen: Sequence[Labels], labels: Labels) -> dict[str, object]:
+    """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
     test = labels.outcomes
     blind = score_blind([each.outcomes for each in seen], test)
     groups = {"all": np.ones(len(test), bool), **split_kinds(test)}

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from experiments.answer import load_adaptive
 from experiments.config import entry_point
-from experiments.evaluation.risk import find_guarantee
+from experiments.evaluation.risk import find_guarantee, select_unseen
 from m3_backbone.labels import Labels, read_labels
 from predictor.adaptive import AdaptiveM3
 from predictor.pricing import OperatingPoint, PriceList
@@ -39,6 +39,7 @@ def certify(
     model: AdaptiveM3, calibration: Labels, *, alpha: float, delta: float, seed: int = 0
 ) -> OperatingPoint | None:
     """The certified operating point; None, with a warning, where calibration has too few images for one."""
+    calibration = select_unseen(model.predictor, calibration)
     estimates = model.predictor.predict(calibration.inputs)
     found = find_guarantee(estimates, calibration.outcomes, alpha=alpha, delta=delta, seed=seed)
     price = found.price_per(model.prices.default.unit)

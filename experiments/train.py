@@ -28,7 +28,8 @@ from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.folder import describe, write_json
 from predictor.policy import policy_value
-from predictor.pricing import PriceList
+from predictor.pricing import PRICES, PriceList
+from predictor.splitting import halve
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,10 @@ def train_predictors(
 ) -> list[TrainingRecord]:
     """Fit each predictor on the train split and save it in `folder/<its name>`, with prices and a manifest.
 
-    Validation is part of the train split. On the calibration split a copy of `calibrator` is fitted for each.
-    Prices come from the calibration split, the default one for
-    `budget` (mean visual tokens; None: see `predictor.pricing.choose_price`). What `folder` already holds of
-    the same predictor, labels and settings is kept; what a kill interrupted goes on from its last checkpoint.
+    Validation is part of the train split. On half of the calibration split a copy of `calibrator` is fitted
+    for each. Prices come from the calibration split, the default one for `budget` (mean visual tokens; None:
+    see `predictor.pricing.choose_price`). What `folder` already holds of the same predictor, labels and
+    settings is kept; what a kill interrupted goes on from its last checkpoint.
     """
     names = [predictor.name for predictor in predictors]
     for name in names:
@@ -114,7 +115,9 @@ def _train(
 ) -> TrainingRecord:
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
-    (home / MANIFEST).unlink(missing_ok=True)
+    # Whatever a kill leaves, prices of an earlier predictor do not stand beside a new one.
+    for name in (MANIFEST, PRICES):
+        (home / name).unlink(missing_ok=True)
     workshop = home / "unfinished"
     started = time.perf_counter()
     predictor.fit(train, validation, FitContext(workshop, make_trainer))
@@ -122,7 +125,8 @@ def _train(
 
     calibration = source.calibration
     if calibrator is not None:
-        predictor.calibrate(calibration, copy.deepcopy(calibrator))
+        half = halve(calibration.outcomes.image_id)
+        predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
     predictor.save(home)
     prices = PriceList.from_calibration(
         predictor.predict(calibration.inputs),

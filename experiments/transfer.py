@@ -110,6 +110,7 @@ def transfer(
         return predictor, join_labels({task: read_labels(labels / task, "calibration") for task in tasks})
 
     carried, at_home = train_on(sources)
+    carried_digest = digest(carried)  # before a calibrator is fitted, which depends on the target
     rows = []
     for target in targets:
         abroad = join_labels({target: read_labels(labels / target, "calibration")})
@@ -122,7 +123,7 @@ def transfer(
             (target, target, native, abroad),
         ]
         # What is judged is told apart by what was learned: a change of the predictor is another look.
-        judged = {f"{name} from {together}": digest(carried), f"{name} from {target}": digest(native)}
+        judged = {f"{name} from {together}": carried_digest, f"{name} from {target}": digest(native)}
         test, _ = read_test(labels / target, command=command, configuration=configuration, predictors=judged)
         test = join_labels({target: test})
         for trained_on, priced_on, predictor, calibration in ways:

@@ -6,9 +6,10 @@ same study, work on it together, and what was begun goes on.
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ from experiments.search.conclusion import conclude
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import Parameter, find_defaults, read_space, suggest
 from experiments.search.study import SharedStudy, find_origin
-from experiments.train import LabelSource, quiet_lightning
+from experiments.train import LabelSource, normalize, quiet_lightning
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy import policy_value
 from predictor.pricing import choose_price
 from predictor.training import MONITOR
 
 log = logging.getLogger(__name__)
+
+# What of a command line is about the search, and not about what it searches.
+_OF_THE_SEARCH = {"study", "tune", "hydra"}
 
 
 @entry_point("tune")
@@ -68,9 +72,10 @@ def main(config: DictConfig) -> float:
         seed=config.seed,
         tolerance=config.tolerance,
         defaults=find_defaults(space, config),
+        around=OmegaConf.to_container(config.predictor, resolve=True),
         make_trainer=partial(instantiate, config.trainer),
     )
-    fixed = [text for text in given if text.lstrip("+~").startswith(("predictor", "trainer"))]
+    fixed = [text for text in given if re.split(r"\W", text.lstrip("+~"))[0] not in _OF_THE_SEARCH]
     return conclude(study, folder, config.study.name, list(config.study.objectives), fixed)
 
 
@@ -92,13 +97,15 @@ def search(
     grace: int = 40,
     tolerance: float = 0.01,
     defaults: Mapping[str, Any] | None = None,
+    around: Any = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
 ) -> optuna.Study:
     """Bring the study `name` to `num_trials` finished trials, with whoever else works on it.
 
     `make_predictor` makes what a trial's overrides ask for. `objectives` are names of `OBJECTIVES`; with one,
-    trials are pruned by the value of each epoch. `defaults` are tried first. Raises ValueError for a study
-    that was begun on other labels or with another split.
+    trials are pruned by the value of each epoch. `defaults` are tried first. `around` is what all trials have
+    in common, as JSON. Raises ValueError for a study that was begun with another of these, on other labels or
+    with another space.
     """
     if unknown := set(objectives) - OBJECTIVES.keys():
         raise ValueError(f"no objective {min(unknown)!r}: choose from {', '.join(OBJECTIVES)}")
@@ -113,11 +120,21 @@ def search(
         heartbeat=heartbeat,
         grace=grace,
     )
-    made_of = {**source.identity, "seed": seed, "objectives": list(objectives)}
-    if shared.study.user_attrs.get("made_of", made_of) != made_of:
+    made_of = normalize(
+        {
+            **source.identity,
+            "seed": seed,
+            "objectives": list(objectives),
+            "tolerance": tolerance,
+            "predictor": around,
+            "space": [asdict(parameter) for parameter in space],
+        }
+    )
+    begun = shared.study.user_attrs.get("made_of", made_of)
+    if differing := [key for key in made_of if begun.get(key) != made_of[key]]:
         raise ValueError(
-            f"study {name!r} in {folder} was begun on other labels, with another seed or validation part: "
-            "give this one another study.name"
+            f"study {name!r} in {folder} was begun with other {', '.join(differing)}, and trials of other "
+            "searches are not to be compared: give this one another study.name"
         )
     shared.study.set_user_attr("made_of", made_of)
     shared.begin_with(dict(defaults or {}))
@@ -149,7 +166,11 @@ class _Trials:
             make_trainer = partial(_make_pruned, make_trainer, _Pruning(trial, mix, gap))
         # Named after the first attempt, so that the second goes on from its last epoch.
         workshop = self.folder / str(find_origin(trial))
-        predictor.fit(train, validation, FitContext(workshop, make_trainer))
+        try:
+            predictor.fit(train, validation, FitContext(workshop, make_trainer))
+        except optuna.TrialPruned:
+            shutil.rmtree(workshop, ignore_errors=True)
+            raise
         shutil.rmtree(workshop, ignore_errors=True)
         estimates = predictor.predict(validation.inputs)
         found = {

@@ -38,6 +38,13 @@ class VisualTokens:
             mask[row, : len(tokens)] = True
         return cls(padded, mask)
 
+    def fit(self, num_tokens: int, *, cut: bool = True) -> Self:
+        """The same with `num_tokens` places an image: padded, or cut; without `cut`, at least so many."""
+        missing = max(0, num_tokens - self.mask.shape[1])
+        tokens = np.pad(self.tokens, ((0, 0), (0, missing), (0, 0)))
+        mask = np.pad(self.mask, ((0, 0), (0, missing)))
+        return type(self)(tokens[:, :num_tokens], mask[:, :num_tokens]) if cut else type(self)(tokens, mask)
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:

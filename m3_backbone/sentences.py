@@ -67,6 +67,10 @@ class SentenceEncoder:
             found.update(zip(some, self._run(some), strict=True))
         return np.stack([found[text] for text in texts]) if texts else np.zeros((0, self.width), np.float32)
 
+    def forget(self) -> None:
+        """Encode even known texts anew from now on."""
+        self._remembered = {}
+
     @torch.inference_mode()
     def _run(self, texts: Sequence[str]) -> np.ndarray:
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")

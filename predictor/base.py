@@ -128,9 +128,10 @@ class ScalePredictor(ABC):
         """
         config, arrays = folders.read(Path(folder))
         try:
+            kind = folders.find_class(config["class"])
+            if not issubclass(kind, cls):
+                raise ValueError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
             predictor = folders.build(config)
-            if not isinstance(predictor, cls):
-                raise ValueError(f"{folder} holds a {type(predictor).__name__}, not a {cls.__name__}")
             predictor.scales, predictor.fingerprints = tuple(config["scales"]), config["fingerprints"]
             fitted = {
                 name.removeprefix(CALIBRATOR): arrays.pop(name)

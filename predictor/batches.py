@@ -42,12 +42,18 @@ class Target(NamedTuple):
 class BatchMaker:
     """Makes batches of samples: what `features` name of them, the statistics in units of `standard`.
 
-    Raises ValueError where the inputs lack what is to be read.
+    `widths` are the most visual tokens that an image of the training part has, per scale: of several scales
+    each begins at the same place as it did in training, whichever images are at hand. Raises ValueError where
+    the inputs lack what is to be read.
     """
 
-    def __init__(self, inputs: Inputs, features: Features, standard: Standard) -> None:
+    def __init__(
+        self, inputs: Inputs, features: Features, standard: Standard, widths: Sequence[int] = ()
+    ) -> None:
         self.inputs, self.features = inputs, features
         self.visual = [inputs.visual_at(scale) for scale in features.scales]
+        for place, width in enumerate(widths[:-1]):  # after the last scale nothing begins
+            self.visual[place] = self.visual[place].fit(width, cut=False)
         self.statistics = standard.apply(features.read_statistics(inputs))
         self.sentences = features.read_sentences(inputs)
 
@@ -93,9 +99,9 @@ class BatchMaker:
 class LabelsDataset(Dataset):
     """Whole batches at once: a sample at a time would cost more than the networks do."""
 
-    def __init__(self, labels: Labels, features: Features, standard: Standard) -> None:
+    def __init__(self, labels: Labels, features: Features, standard: Standard, widths: Sequence[int]) -> None:
         self.outcomes = labels.outcomes
-        self.batches = BatchMaker(labels.inputs, features, standard)
+        self.batches = BatchMaker(labels.inputs, features, standard, widths)
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -115,13 +121,14 @@ class LabelsDataModule(lightning.LightningDataModule):
         validation: Labels,
         features: Features,
         standard: Standard,
+        widths: Sequence[int],
         *,
         batch_size: int,
         seed: int,
     ) -> None:
         super().__init__()
         self.train, self.validation = (
-            LabelsDataset(part, features, standard) for part in (train, validation)
+            LabelsDataset(part, features, standard, widths) for part in (train, validation)
         )
         self.batch_size, self.seed = batch_size, seed
 

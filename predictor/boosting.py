@@ -91,7 +91,7 @@ class GradientBoosting(ScalePredictor):
         held_out = self._table.apply(validation.inputs)
         sums = [base + np.cumsum(trees.evaluate(held_out), axis=1) for base, trees in grown]
         cost, score = validation.inputs.visual_tokens, validation.outcomes.score
-        numbers = np.unique(np.linspace(self.max_trees / 10, self.max_trees, 10).astype(int))
+        numbers = np.unique(np.ceil(np.linspace(self.max_trees / 10, self.max_trees, 10)).astype(int))
         values = [
             policy_value(_squash(np.stack([_at(each, number) for each in sums], axis=1)), cost, score)
             for number in numbers

@@ -88,6 +88,11 @@ class Features:
                 f"{fingerprint}): put the old one there, or train again"
             )
 
+    def forget_sentences(self) -> None:
+        """Let the sentence encoder, if any, forget the questions that it has encoded: to time it."""
+        if self.sentences:
+            load_sentence_encoder(self.sentences).forget()
+
     def read_sentences(self, inputs: Inputs) -> np.ndarray:
         """Of the questions, float32 `[num_samples, num_sentence_columns]`, of mean square 1."""
         if not self.sentences:

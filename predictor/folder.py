@@ -16,11 +16,16 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
 
 def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """A class or function and its keyword arguments, as JSON.
+    """A class and its keyword arguments, as JSON.
 
-    An argument that is itself a class, a function, a `functools.partial` of one or a dataclass instance is
-    described likewise.
+    An argument that is itself a class, a `functools.partial` of one or a dataclass instance is described
+    likewise. Raises ValueError for a function: what a folder names is called when it is loaded, and it may
+    name nothing but classes.
     """
+    if not isinstance(target, type):
+        raise ValueError(
+            f"{target!r} is not a class, and only classes can be saved with a predictor: make it one"
+        )
     encoded = {name: _encode(value) for name, value in arguments.items()}
     return {"class": f"{target.__module__}.{target.__qualname__}", "arguments": encoded}
 
@@ -43,14 +48,25 @@ def build(description: dict[str, Any]) -> Any:
     return target(**arguments)
 
 
-def _resolve(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    module_name, _, name = description["class"].rpartition(".")
+def find_class(path: str) -> type:
+    """The class that `describe` called so. ValueError for what is no class, or is defined in another module.
+
+    A module also holds what it imports: by that way a folder from elsewhere would reach any code at all.
+    """
+    module_name, _, name = path.rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be imported: is the code it was trained with here?") from error
+    if not isinstance(target, type) or target.__module__ != module_name:
         raise ValueError(
-            f"{description['class']} cannot be imported: is the code it was trained with here?"
-        ) from error
+            f"{path} is not a class of the module {module_name}: nothing else is built from a folder"
+        )
+    return target
+
+
+def _resolve(description: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    target = find_class(description["class"])
     arguments = {}
     for key, value in description["arguments"].items():
         if isinstance(value, dict) and value.keys() == {"partial"}:

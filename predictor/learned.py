@@ -73,6 +73,7 @@ class LearnedPredictor(ScalePredictor):
         self._members: Ensemble | None = None
         self._shape: InputShape | None = None
         self._standard: Standard | None = None
+        self._widths: list[int] = []
 
     @property
     def num_parameters(self) -> int:
@@ -86,16 +87,16 @@ class LearnedPredictor(ScalePredictor):
         A multiply-add is two.
         """
         assert self._members is not None and self._standard is not None, "fit or load first"
-        batch = BatchMaker(inputs, self.features, self._standard).make([0])
+        batch = BatchMaker(inputs, self.features, self._standard, self._widths).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             self._members(batch, inputs.token_embeddings)
         return self.features.count_flops(inputs) + counter.get_total_flops()
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         self._standard = Standard.fit(self.features.read_statistics(train.inputs))
-        num_visual = sum(train.inputs.visual_at(scale).tokens.shape[1] for scale in self.features.scales)
+        self._widths = [train.inputs.visual_at(scale).mask.shape[1] for scale in self.features.scales]
         num_statistics = len(self._standard.mean) + self.features.num_sentence_columns
-        self._shape = InputShape(train.inputs.hidden_size, num_visual, num_statistics)
+        self._shape = InputShape(train.inputs.hidden_size, sum(self._widths), num_statistics)
         with contextlib.ExitStack() as stack:
             # Our seeds stay ours: whoever calls keeps its own random state.
             stack.enter_context(torch.random.fork_rng())
@@ -132,6 +133,7 @@ class LearnedPredictor(ScalePredictor):
                 validation,
                 self.features,
                 self._standard,
+                self._widths,
                 batch_size=self.batch_size,
                 seed=self.seed,
             )
@@ -147,7 +149,7 @@ class LearnedPredictor(ScalePredictor):
         expected = self._shape.hidden_size
         if inputs.hidden_size != expected:
             raise ValueError(f"{self.name} reads tokens of hidden size {expected}, not {inputs.hidden_size}")
-        batches = BatchMaker(inputs, self.features, self._standard)
+        batches = BatchMaker(inputs, self.features, self._standard, self._widths)
         embeddings = inputs.token_embeddings
         with torch.inference_mode():
             parts = [self._members(batch, embeddings) for batch in batches.iterate(1024)]
@@ -159,13 +161,13 @@ class LearnedPredictor(ScalePredictor):
         arrays = {name: tensor.numpy() for name, tensor in self._members.state_dict().items()}
         arrays |= {MEAN: self._standard.mean, DEVIATION: self._standard.deviation}
         found: dict[str, Any] = {"shape": asdict(self._shape), "validation_value": self.validation_value}
-        found["sentences"] = self.features.sentence_fingerprint
+        found |= {"sentences": self.features.sentence_fingerprint, "visual_widths": self._widths}
         return arrays, found | {"num_epochs": self.num_epochs, "num_parameters": self.num_parameters}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         assert self.scales is not None
         self.features.check_sentences(state["sentences"])
-        self._shape = InputShape(**state["shape"])
+        self._shape, self._widths = InputShape(**state["shape"]), state["visual_widths"]
         self.validation_value, self.num_epochs = state["validation_value"], state["num_epochs"]
         self._standard = Standard(arrays.pop(MEAN), arrays.pop(DEVIATION))
         members = self._make_members(len(self.scales))

@@ -1,4 +1,4 @@
-"""The validation part: carved out of the train split by image, so that no image is on both sides."""
+"""Parts of a split, carved out by image, so that no image is on both sides."""
 
 import hashlib
 
@@ -22,6 +22,15 @@ def carve_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
         )
     mask = held_out[image_of]
     return labels.select(~mask), labels.select(mask)
+
+
+def halve(image_id: np.ndarray) -> np.ndarray:
+    """Mask `[num_samples]` of about half of the images, by a hash of their id alone.
+
+    Of the calibration split that half is for calibrators; what is promised of estimates that one has changed
+    has to be shown on the other.
+    """
+    return np.array([_hash_to_unit(f"calibrator/{image}") < 0.5 for image in image_id], dtype=bool)
 
 
 def _hash_to_unit(text: str) -> float:

@@ -1,5 +1,6 @@
 """Features as one row of numbers per sample, for predictors that are not networks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,12 +18,13 @@ class Table:
     of visual tokens, statistics.
 
     `words` are the terms (words and pairs) whose presence is a column each, `components`
-    `[num_components, num_visual * hidden]` with the `mean` of the training images; an image with fewer visual
-    tokens is padded with zeros, one with more is cut.
+    `[num_components, num_visual * hidden]` with the `mean` of the training images, which had at most `widths`
+    visual tokens per scale; an image with fewer is padded with zeros, one with more is cut.
     """
 
     features: Features
     words: list[str]
+    widths: list[int]
     mean: np.ndarray
     components: np.ndarray
     standard: Standard
@@ -40,15 +42,16 @@ class Table:
             vectorizer = make_vectorizer(max_features=max_words).fit(inputs.question)
             words = vectorizer.get_feature_names_out().tolist()
         mean, components = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
-        if features.scales:
-            images = flatten_visual(inputs, features)
+        widths = [inputs.visual_at(scale).mask.shape[1] for scale in features.scales]
+        if widths:
+            images = flatten_visual(inputs, features, widths)
             found = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0).fit(
                 images
             )
             # Few images span fewer directions than asked for; along the rest there is nothing but rounding.
             real = found.explained_variance_ > 1e-6 * found.explained_variance_[0]
             mean, components = found.mean_.astype(np.float32), found.components_[real].astype(np.float32)
-        return cls(features, words, mean, components, Standard.fit(features.read_statistics(inputs)))
+        return cls(features, words, widths, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
         """Rows float32 `[num_samples, num_columns]`: words, sentence, components, statistics."""
@@ -57,7 +60,7 @@ class Table:
             columns.insert(0, self._vectorizer.transform(inputs.question).toarray().astype(np.float32))
         images = [self.standard.apply(self.features.read_statistics(inputs))]
         if len(self.components):
-            visual = fit_width(flatten_visual(inputs, self.features), len(self.mean)) - self.mean
+            visual = flatten_visual(inputs, self.features, self.widths) - self.mean
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
         return np.concatenate(columns, axis=1)
@@ -76,14 +79,16 @@ class Table:
         """Arrays, and the rest as JSON."""
         arrays = {"table.mean": self.mean, "table.components": self.components}
         arrays |= {"table.center": self.standard.mean, "table.deviation": self.standard.deviation}
-        return arrays, {"words": self.words, "sentences": self.features.sentence_fingerprint}
+        state = {"words": self.words, "visual_widths": self.widths}
+        return arrays, {**state, "sentences": self.features.sentence_fingerprint}
 
     @classmethod
     def from_state(cls, features: Features, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> Self:
         """The reverse of `get_state`; ValueError where the sentence encoder has changed in between."""
         features.check_sentences(state["sentences"])
         standard = Standard(arrays["table.center"], arrays["table.deviation"])
-        return cls(features, state["words"], arrays["table.mean"], arrays["table.components"], standard)
+        mean, components = arrays["table.mean"], arrays["table.components"]
+        return cls(features, state["words"], state["visual_widths"], mean, components, standard)
 
 
 def make_vectorizer(**arguments: Any) -> CountVectorizer:
@@ -91,9 +96,9 @@ def make_vectorizer(**arguments: Any) -> CountVectorizer:
     return CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True, **arguments)
 
 
-def flatten_visual(inputs: Inputs, features: Features) -> np.ndarray:
-    """Visual tokens of the images, one row each, float32; padding is zero."""
-    parts = [inputs.visual_at(scale) for scale in features.scales]
+def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:
+    """Visual tokens of the images, float32, one row each; every scale cut, or padded with 0, to its width."""
+    parts = [inputs.visual_at(scale).fit(width) for scale, width in zip(features.scales, widths, strict=True)]
     return np.concatenate(
         [
             (each.tokens * each.mask[..., None]).reshape(len(each.tokens), -1).astype(np.float32)
@@ -101,8 +106,3 @@ def flatten_visual(inputs: Inputs, features: Features) -> np.ndarray:
         ],
         axis=1,
     )
-
-
-def fit_width(rows: np.ndarray, width: int) -> np.ndarray:
-    """`rows` cut or padded with zeros to `width` columns."""
-    return np.pad(rows[:, :width], ((0, 0), (0, max(0, width - rows.shape[1]))))

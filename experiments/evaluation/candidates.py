@@ -49,7 +49,7 @@ class Candidate:
     ) -> "Candidate":
         """`baselines` are columns of the fixed scales that it should not be inferior to."""
         ways = decisions.ways
-        learned_cost, learned_score = ways.cost(calibration.cost), ways.score(calibration.score)
+        learned_cost, learned_score = ways.cost(calibration), ways.score(calibration.score)
         schedule = decisions.calibration
         front = Front(schedule.mean(learned_cost), schedule.mean(learned_score), decisions.price)
         policy = CalibratedPolicy.from_front(front, decisions.unit)
@@ -58,7 +58,7 @@ class Candidate:
         if default is None:
             row = find_default(front, fixed.max())
             default = Default(float(decisions.price[row]), decisions.test.at(row))
-        cost, score = ways.cost(test.cost) + own, ways.score(test.score)
+        cost, score = ways.cost(test) + own, ways.score(test.score)
         return cls(
             ways=ways,
             cost=cost,

@@ -8,7 +8,7 @@ thresholds come from the calibration samples; of the test samples it is handed w
 references (`Asked`), and so it cannot be an oracle: those are in `oracles`, and take `Outcomes`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -30,12 +30,14 @@ class Asked:
     """Samples as a policy may see them, each `[num_samples, num_scales]`.
 
     `cost` is in the account of the comparison, `tokens` in visual tokens. `confidence` is that of the answer
-    at each scale: to be looked at only where the answer has been paid for.
+    at each scale: to be looked at only where the answer has been paid for. `once` is the part of each cost
+    that is paid once however many scales are tried.
     """
 
     cost: Floats
     tokens: Floats
     confidence: Floats
+    once: float = field(default=0.0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -51,12 +53,12 @@ class Outcomes(Asked):
     def of(cls, table: OutcomeTable, account: Account = TOKENS) -> "Outcomes":
         """The samples of a table, their costs counted as `account` does."""
         confidence, score = table.confidence.astype(np.float64), table.score.astype(np.float64)
-        return cls(account.of(table), TOKENS.of(table), confidence, score)
+        return cls(account.of(table), TOKENS.of(table), confidence, score, once=account.once)
 
     @property
     def asked(self) -> Asked:
         """The same samples without their scores."""
-        return Asked(self.cost, self.tokens, self.confidence)
+        return Asked(self.cost, self.tokens, self.confidence, once=self.once)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +88,15 @@ class Ways:
             raise ValueError("a climb ends at the scale that it started from, or at a finer one")
         return found
 
-    def cost(self, cost: Floats) -> Floats:
-        """Of all scales tried together, `[num_samples, num_scales]` -> `[num_samples, num_ways]`."""
+    def cost(self, samples: Asked) -> Floats:
+        """Of all scales tried together, `[num_samples, num_ways]`."""
+        cost = samples.cost
         if (self.start == self.stop).all():
             return cost[:, self.stop]
         up_to = np.cumsum(cost, axis=1)
         # Where one scale is all there is, its cost is taken as it is, free of rounding.
         together = up_to[:, self.stop] - up_to[:, self.start] + cost[:, self.start]
+        together -= (self.stop - self.start) * samples.once
         return np.where(self.start == self.stop, cost[:, self.stop], together)
 
     def score(self, score: Floats) -> Floats:
@@ -207,11 +211,13 @@ class Climbing:
 
     def decide(self, calibration: Outcomes, test: Asked, num_prices: int) -> Decisions:
         first, second = self.estimates or (None, None)
-        climber = self.fit(calibration.confidence, calibration.score, calibration.cost, first, num_prices)
+        # What is paid once in any case decides nothing.
+        learned, asked = calibration.cost - calibration.once, test.cost - test.once
+        climber = self.fit(calibration.confidence, calibration.score, learned, first, num_prices)
         ways = Ways.climbs(calibration.cost.shape[1])
         return Decisions(
             ways,
             climber.price,
-            Schedule.of(ways.find(*climber.climb(calibration.confidence, calibration.cost, first))),
-            Schedule.of(ways.find(*climber.climb(test.confidence, test.cost, second))),
+            Schedule.of(ways.find(*climber.climb(calibration.confidence, learned, first))),
+            Schedule.of(ways.find(*climber.climb(test.confidence, asked, second))),
         )

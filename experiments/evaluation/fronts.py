@@ -32,7 +32,8 @@ def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike)
     """What choosing at random between two fixed scales reaches for each mean cost, `[..., num_costs]`.
 
     The upper concave hull of the fixed scales' points `[..., num_scales]`; leading dimensions (resamples) go
-    together. A cost above the best scale's buys nothing more; one below the cheapest scale's gives nan.
+    together. A cost above the best scale's buys nothing more; one below the cheapest scale's gives nan, and
+    `reach` raises it to that.
     """
     costs = np.asarray(fixed_cost, dtype=np.float64)[..., None, :]
     scores = np.asarray(fixed_score, dtype=np.float64)[..., None, :]
@@ -47,6 +48,15 @@ def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike)
         line = scores[..., low] + share * (scores[..., high] - scores[..., low])
         best = np.where(between, np.maximum(best, line), best)
     return np.where(np.isnan(wanted), np.nan, best)
+
+
+def reach(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:
+    """`budgets` `[num_budgets]`, those below the cheapest scale raised to it, `[..., num_budgets]`.
+
+    With tiles an image has its own cost, so that the means `fixed_cost` `[..., num_scales]` of other samples,
+    or of a resample, may all lie above the least budget.
+    """
+    return np.maximum(budgets, np.asarray(fixed_cost, dtype=np.float64).min(axis=-1, keepdims=True))
 
 
 def find_smallest_right(score: ArrayLike) -> Columns:

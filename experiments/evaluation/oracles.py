@@ -27,6 +27,7 @@ from experiments.evaluation.fronts import (
     Floats,
     choose_as_oracle,
     find_smallest_right,
+    reach,
     score_of_mix,
     trace_prices,
 )
@@ -139,8 +140,8 @@ def measure_luck_free(
     def measure(weights: np.ndarray) -> dict[str, Floats]:
         found = means(weights)
         front = [np.mean([found[run][what] for run in range(num_runs)], axis=0)[:, ::-1] for what in (0, 1)]
-        at = np.broadcast_to(budgets, (len(weights), num_budgets))
         fixed_cost, fixed_score = found["fixed"]
+        at = reach(budgets, fixed_cost)
         gap = Curve.of(*front).at(at) - score_of_mix(fixed_cost, fixed_score, at)
         return {
             "fixed_cost": fixed_cost,

@@ -22,8 +22,11 @@ from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, ImageMeans, number_images, resample
+from m3_backbone.labels import Labels
 from m3_backbone.outcomes import OutcomeTable
+from predictor.base import ScalePredictor
 from predictor.policy import choose, choose_at_prices
+from predictor.splitting import halve
 
 # Per `find_nominal_unit`: from "whatever is likeliest to be right" to "as good as coarsest".
 PRICES: Floats = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 81)])
@@ -76,6 +79,13 @@ def find_nominal_unit(scales: tuple[int, ...]) -> float:
     return float(scales[-1])
 
 
+def select_unseen(predictor: ScalePredictor, calibration: Labels) -> Labels:
+    """The calibration samples that a guarantee may rest on: those the predictor's calibrator has not seen."""
+    if predictor.calibrator is None:
+        return calibration
+    return calibration.select(~halve(calibration.outcomes.image_id))
+
+
 def find_guarantee(
     estimates: ArrayLike,
     calibration: OutcomeTable,
@@ -88,8 +98,8 @@ def find_guarantee(
     """The cheapest price that can be certified from estimates `[num_samples, num_scales]` on calibration.
 
     `most` questions are asked about one image at most, in what the promise is about (None: as on
-    calibration). `seed` orders the images; their order in the table does not matter. Raises ValueError for
-    `alpha` or `delta` outside (0, 1).
+    calibration, and then the promise is one about images with no more). `seed` orders the images; their
+    order in the table does not matter. Raises ValueError for `alpha` or `delta` outside (0, 1).
     """
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:

@@ -96,10 +96,13 @@ def suggest(trial: optuna.Trial, space: Sequence[Parameter]) -> list[str]:
 
 def write_experiment(overrides: Sequence[str], comments: Sequence[str]) -> str:
     """A file for `conf/experiment/` that does what these overrides do on the command line."""
+    base: list[str] = []
     groups: dict[str, str] = {}
     values: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if (find_config_dir() / override.key_or_group).is_dir():
+        if override.key_or_group == "experiment":
+            base = [str(override.value())]  # lies beside this one
+        elif (find_config_dir() / override.key_or_group).is_dir():
             prefix = "" if override.is_add() else "override "
             groups[f"{prefix}/{override.key_or_group}"] = str(override.value())
         else:
@@ -108,8 +111,9 @@ def write_experiment(overrides: Sequence[str], comments: Sequence[str]) -> str:
     for key, value in values.items():
         OmegaConf.update(content, key, value)
     lines = ["# @package _global_", *(f"# {comment}" for comment in comments)]
-    if groups:
-        lines += ["defaults:", *(f"  - {group}: {choice}" for group, choice in groups.items())]
+    if base or groups:
+        chosen = (f"{group}: {choice}" for group, choice in groups.items())
+        lines += ["defaults:", *(f"  - {entry}" for entry in (*base, *chosen))]
     return "\n".join(lines) + ("\n" + OmegaConf.to_yaml(content) if values else "\n")
 
 

@@ -9,6 +9,7 @@ from experiments.evaluation.accounts import TOKENS, Account, open_accounts, time
 from experiments.evaluation.metrics import collect_account
 from experiments.reporting.summary import build_tables
 from predictor.baselines import Mix
+from predictor.features import Features
 from predictor.question_only import QuestionOnly
 from tests.experiments.synthetic import make_outcomes
 from tests.experiments.test_evaluate import compare
@@ -70,6 +71,25 @@ def test_accounts_of_a_label_folder(tmp_path, splits):
     *_, milliseconds = open_accounts(tmp_path, predictors, test.inputs)
     assert milliseconds.of(test.outcomes)[5].tolist() == [3.0 + scale for scale in test.outcomes.scales]
     assert milliseconds.own["question_only"] > 0
+
+
+def test_the_features_of_an_image_are_paid_for_as_they_were_timed_in_labelling(tmp_path, caplog):
+    class Looking(Mix):
+        features = Features(visual=[1, 9], statistics=["image"])
+
+    train, test = make_labels(40, 0, split="train"), make_labels(20, 1, split="test")
+    latency = {"encode": 2.0, **{str(scale): 1.0 + scale for scale in test.outcomes.scales}}
+    latency |= {
+        "features/1": 1000.0,
+        "features/9": 2000.0,
+        "features/tower": 9000.0,
+        "features/image": 4000.0,
+    }
+    (tmp_path / "latency.json").write_text(json.dumps({"milliseconds": latency, "machine": "another"}))
+    *_, milliseconds = open_accounts(tmp_path, {"looking": Looking().fit(train, test)}, test.inputs)
+    assert 7000 < milliseconds.own["looking"] < 7500
+    assert milliseconds.once == 2
+    assert "timed on another" in caplog.text
 
 
 def test_a_predictor_is_timed_on_single_samples():

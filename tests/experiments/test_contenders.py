@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from experiments.evaluation.candidates import find_default
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Climbing, Estimating, Outcomes, Ways
+from experiments.evaluation.contenders import Asked, Climbing, Estimating, Outcomes, Ways
 from experiments.evaluation.schedules import Schedule
 from predictor.policy import Front, choose
 from predictor.switches import find_switches
@@ -36,15 +36,22 @@ def splits():
     return make_outcomes("calibration", 60), make_outcomes("test", 70)
 
 
+def asked(cost, once=0.0):
+    rows = np.array([cost])
+    return Asked(rows, rows, np.ones_like(rows), once=once)
+
+
 def test_ways_by_hand():
     ways = Ways.climbs(3)
     assert list(zip(ways.start, ways.stop, strict=True)) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-    assert ways.cost(np.array([[1.0, 9.0, 36.0]])).tolist() == [[1, 10, 46, 9, 45, 36]]
+    assert ways.cost(asked([1.0, 9.0, 36.0])).tolist() == [[1, 10, 46, 9, 45, 36]]
+    # Of each half a unit is the vision pass, which is paid once however many scales are tried.
+    assert ways.cost(asked([1.0, 9.0, 36.0], once=0.5)).tolist() == [[1, 9.5, 45, 9, 44.5, 36]]
     assert ways.score(np.array([[0.0, 1.0, 0.5]])).tolist() == [[0, 1, 0.5, 1, 0.5, 0.5]]
     assert ways.find([[0, 1], [2, 0]], [[2, 1], [2, 0]]).tolist() == [[2, 3], [5, 0]]
     with pytest.raises(ValueError, match="or at a finer one"):
         ways.find([2], [1])
-    assert Ways.single(3).cost(np.array([[0.1, 0.7, 3.3]])).tolist() == [[0.1, 0.7, 3.3]]
+    assert Ways.single(3).cost(asked([0.1, 0.7, 3.3], once=0.1)).tolist() == [[0.1, 0.7, 3.3]]
 
 
 @settings(derandomize=True, deadline=None)

@@ -8,8 +8,8 @@ from experiments.held_out import TEST_READS, digest_folder, list_reads, read_tes
 from tests.predictor.synthetic import make_labels, write_labels
 from tests.test_imports import MODULES, module_name
 
-# Beside the one place: commands that describe a backbone, of which no predictor is judged.
-DESCRIBING = {"experiments.figure2", "experiments.model_card"}
+# Beside the one place: a command that labels the test split itself, to compare backbones of its own making.
+DESCRIBING = {"experiments.figure2"}
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def test_reads_are_counted_and_looks_are_of_new_predictors(labels):
     lines = list_reads(labels)
     assert [line["predictors"] for line in lines[-2:]] == [{"one": "bb", "two": "cc"}, {"one": "aa"}]
     assert lines[0]["command"] == "evaluate" and lines[0]["time"].startswith("20")
+
+
+def test_a_read_that_judges_no_predictor_is_no_look(labels):
+    assert read(labels).look == 0
+    assert (read(labels, one="aa").number, read(labels, one="aa").look) == (2, 1)
 
 
 def test_configuration_is_told_apart_by_its_digest(labels):

@@ -384,6 +384,22 @@ class TestAfterAccidents:
         assert "process 1234 on somewhere is labelling into" in caplog.text
         assert_same_labels(copied, undisturbed)
 
+    def test_labels_that_were_waited_for_stay_finished(self, copied, task, backbone):
+        """Others read them as soon as they are there: they must not be begun anew by whoever waited."""
+        (copied / ".owner").write_text("process 1234 on somewhere")
+        (copied / "outcomes").rename(copied / "made by the other")
+        stamp = (copied / "manifest.json").stat().st_mtime_ns
+        other = FileLock(copied / ".lock", thread_local=False)
+        other.acquire()
+        waiting = threading.Thread(target=label_some, args=(task, backbone, copied))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        (copied / "made by the other").rename(copied / "outcomes")
+        other.release()
+        waiting.join(60)
+        assert (copied / "manifest.json").stat().st_mtime_ns == stamp
+
     def test_a_full_disk_ends_in_one_message_with_the_command_that_goes_on(
         self, undisturbed, task, backbone, tmp_path
     ):
@@ -468,7 +484,9 @@ def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_p
 def test_latency_and_near_ties_are_kept(undisturbed, backbone):
     latency = json.loads((undisturbed / "latency.json").read_text())
     scales = [str(scale) for scale in backbone.ladder]
-    assert list(latency["milliseconds"]) == ["encode", *scales]
+    kept = json.loads((undisturbed / "manifest.json").read_text())["feature_scales"]
+    features = [f"features/{part}" for part in (*kept, "tower", "image")]
+    assert list(latency["milliseconds"]) == ["encode", *scales, *features]
     assert all(took > 0 for took in latency["milliseconds"].values())
     margins = np.concatenate([OutcomeTable.read(undisturbed, split).margin for split in SPLITS])
     ties = json.loads((undisturbed / "manifest.json").read_text())["near_ties"]

@@ -14,11 +14,16 @@ from experiments.evaluation.risk import (
     find_guarantee,
     find_nominal_unit,
     resplit,
+    select_unseen,
 )
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.risk_table import write_promise
+from experiments.train import train_predictors
+from predictor.calibration import Isotonic
 from predictor.policy import choose
+from predictor.question_only import QuestionOnly
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
+from tests.predictor.synthetic import make_labels, write_labels
 
 DELTA, NUM_DRAWS = 0.1, 1000
 # What 1,000 draws may show of a chance of 0.1: two standard errors.
@@ -206,3 +211,27 @@ def test_infeasible_is_said_with_its_reason(drop, num_needed, words):
         "A promise to score at most 1 point below the finest scale with probability 0.9 is"
     )
     assert words in said
+
+
+def test_a_guarantee_rests_on_images_that_the_calibrator_has_not_seen(tmp_path):
+    labels = {
+        split: make_labels(60, seed, split=split) for seed, split in enumerate(("train", "calibration"))
+    }
+    write_labels(tmp_path / "labels", labels)
+    settings = {"labels": tmp_path / "labels", "validation_fraction": 0.3, "seed": 0}
+    loaded = []
+    for calibrator in (None, Isotonic()):
+        folder = tmp_path / str(calibrator is None)
+        train_predictors([QuestionOnly()], folder=folder, calibrator=calibrator, **settings)
+        loaded.append(QuestionOnly.load(folder / "question_only"))
+    plain, calibrated = loaded
+    calibration = labels["calibration"]
+    assert select_unseen(plain, calibration) is calibration
+    unseen = select_unseen(calibrated, calibration)
+    images = set(unseen.outcomes.image_id)
+    assert 15 < len(images) < 45
+    # What the calibrator has learned is all there is in the images that are left.
+    seen = calibration.select(~np.isin(calibration.outcomes.image_id, list(images)))
+    by_hand = Isotonic().fit(plain.predict(seen.inputs), seen.outcomes.score)
+    expected = by_hand.apply(plain.predict(calibration.inputs))
+    assert calibrated.predict(calibration.inputs) == pytest.approx(expected)

@@ -145,10 +145,12 @@ def test_what_the_configuration_says_is_tried_first(run_search):
 
 def test_other_labels_are_refused(run_search):
     run_search(num_trials=1)
-    with pytest.raises(ValueError, match="begun on other labels"):
+    with pytest.raises(ValueError, match="begun with other seed"):
         run_search(num_trials=2, seed=1)
     with pytest.raises(ValueError, match="other objectives"):
         run_search(num_trials=2, objectives=["recovered", "flops"])
+    with pytest.raises(ValueError, match="begun with other predictor"):
+        run_search(num_trials=2, around={"max_words": 3})
 
 
 def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
@@ -178,6 +180,7 @@ def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
     assert list(study.trials[0].intermediate_values) == [0, 1, 2, 3]
     assert max(study.trials[3].intermediate_values) == 2
+    assert not list((folder / "trials").iterdir())
 
 
 def test_no_more_trials_than_asked_for_when_two_take_the_last_place(tmp_path):
@@ -214,6 +217,18 @@ def test_groups_values_and_lists_are_written_as_hydra_reads_them(tmp_path):
         same = compose("train", overrides)
     assert config.predictor == same.predictor and config.trainer == same.trainer
     assert config.predictor.inverse_penalties == [0.3]
+
+
+def test_an_experiment_goes_on_from_another(tmp_path):
+    overrides = ["experiment=embedded_short", "predictor=mlp", "task=easy_vqa"]
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "tuned.yaml"
+    file.write_text(write_experiment([*overrides, "predictor.batch_size=7"], ["a comment"]))
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("run", [f"hydra.searchpath=[file://{tmp_path}]", "experiment=tuned"])
+        same = compose("run", [*overrides, "predictor.batch_size=7"])
+    for key in ("predictor", "task", "limit", "backbone"):
+        assert config[key] == same[key]
 
 
 def test_with_two_objectives_every_unbeaten_trial_gets_a_file(run_search, tmp_path):

@@ -185,3 +185,21 @@ def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatc
     assert path == "/api/repos/create" and repository["name"] == "model"
     offered = [content for path, content in others if "preupload" in path]
     assert {file["path"] for file in offered[0]["files"]} == list_files(folder)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "predictor.adaptive.snapshot_download",  # imported there, from elsewhere
+        "predictor.folder.save_file",
+        "predictor.folder.write",  # ours, and a function
+        "predictor.learned.Path",
+        "predictor.objectives.base.Objective",  # a class of ours, but no predictor
+    ],
+)
+def test_a_folder_names_nothing_but_classes_where_they_are_defined(folder, path):
+    file = folder / "predictor" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**config, "class": path, "arguments": {}}), "utf-8")
+    with pytest.raises(ValueError, match=r"is not a class of the module|not a ScalePredictor"):
+        AdaptiveM3.from_pretrained(folder)

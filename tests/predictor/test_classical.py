@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from m3_backbone.labels import VisualTokens
 from predictor.boosting import GradientBoosting, Trees
 from predictor.calibration import Isotonic, Temperature
 from predictor.controls import RandomChoice, RandomFeatures, ShuffledLabels, randomize
 from predictor.features import Features
+from predictor.learned import LearnedPredictor
 from predictor.nearest import NearestNeighbours
+from predictor.networks.pooled import MLP
 from predictor.policy import policy_value
 from predictor.tabular import Table
-from tests.predictor.synthetic import blind_estimates, make_labels, true_estimates
+from tests.predictor.synthetic import NUM_COARSE, blind_estimates, make_labels, true_estimates
 
 TRAIN, VALIDATION, TEST = make_labels(300, seed=0), make_labels(100, seed=1), make_labels(400, seed=2)
 BOOSTING = functools.partial(GradientBoosting, max_trees=40, learning_rate=0.1, num_components=8)
@@ -135,3 +138,36 @@ def test_table_holds_words_components_and_statistics():
         table.words
     )
     np.testing.assert_allclose(table.apply(TRAIN.inputs)[:, 5:8].mean(axis=0), 0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "predictor", [BOOSTING, functools.partial(LearnedPredictor, network=MLP, max_epochs=1)]
+)
+def test_estimates_do_not_depend_on_which_other_images_are_at_hand(predictor):
+    """Tiled images differ in visual tokens: each scale keeps its places, whatever the longest image is."""
+
+    def vary(labels):
+        coarse = labels.inputs.visual[1].tokens
+        lengths = 1 + np.arange(len(coarse)) % 4
+        tokens = [np.repeat(row, number, axis=0) for row, number in zip(coarse, lengths, strict=True)]
+        return replace(
+            labels,
+            inputs=replace(labels.inputs, visual={**labels.inputs.visual, 1: VisualTokens.pad(tokens)}),
+        )
+
+    train, validation = (vary(make_labels(60, seed)) for seed in (0, 1))
+    fitted = predictor(features=Features(visual=[1, NUM_COARSE])).fit(train, validation)
+    together = fitted.predict(validation.inputs)
+
+    def trim(inputs):
+        each = inputs.visual[1]
+        tokens = VisualTokens.pad([row[real] for row, real in zip(each.tokens, each.mask, strict=True)])
+        return replace(inputs, visual={**inputs.visual, 1: tokens})
+
+    alone = [fitted.predict(trim(validation.inputs.select([row]))) for row in range(8)]
+    assert np.concatenate(alone) == pytest.approx(together[:8], abs=1e-5)
+
+
+def test_few_trees_are_at_least_one():
+    fitted = BOOSTING(max_trees=3).fit(make_labels(40, 0), make_labels(20, 1))
+    assert np.ptp(fitted.predict(make_labels(20, 2).inputs), axis=0).max() > 0
