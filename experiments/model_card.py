@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
     command = format_command("model_card", list(HydraConfig.get().overrides.task))
     tables = []
     for name, folder in config.labels.items():
-        configuration = OmegaConf.to_yaml(config, resolve=True)
+        configuration = OmegaConf.to_yaml(config.labels, resolve=True)
         test, _ = read_test(Path(folder), command=command, configuration=configuration)
         tables.append(tabulate(name, [read_labels(folder, split) for split in SEEN], test))
     facts = {key: str(value) for key, value in config.facts.items()}

@@ -39,6 +39,7 @@ def certify(
     model: AdaptiveM3, calibration: Labels, *, alpha: float, delta: float, seed: int = 0
 ) -> OperatingPoint | None:
     """The certified operating point; None, with a warning, where calibration has too few images for one."""
+    model.predictor.check_backbone(calibration.outcomes.fingerprints)
     calibration = select_unseen(model.predictor, calibration)
     estimates = model.predictor.predict(calibration.inputs)
     found = find_guarantee(estimates, calibration.outcomes, alpha=alpha, delta=delta, seed=seed)

@@ -74,10 +74,10 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
     run = partial(fit, partial(instantiate, config.trainer), Deadline(config.max_minutes))
 
     if config.start_from is None:
-        if any(value is not None for value in config.reshape.values()):
+        if config.model.share_of_start or any(value is not None for value in config.reshape.values()):
             raise ValueError(
-                "reshape changes a trained model: name one with start_from=CHECKPOINT, "
-                "or say with tower.shape and decoder what to start with"
+                "reshape and model.share_of_start are about a trained model: name one with "
+                "start_from=CHECKPOINT, or say with tower.shape and decoder what to start with"
             )
         processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
         tower_config = build_tower_config(**config.image, **config.tower.shape)
@@ -177,16 +177,22 @@ def train_model(
     pictures_per_epoch: int,
     batch_size: int,
     num_workers: int,
+    share_of_start: float = 0.0,
     start_from: str | None = None,
     **training: Any,
 ) -> PatchHeads:
     """Train the whole model in place, on several isolated questions a picture; gives the heads it trained.
 
     Heads that lie beside the checkpoint that it starts from are taken over where they are for these labels.
+    At the end `share_of_start` of the weights it started from enters a mean with those that were trained:
+    WiSE-FT (Wortsman et al., CVPR 2022).
     """
+    if not 0 <= share_of_start < 1:
+        raise ValueError(f"model.share_of_start={share_of_start}: give a share from 0 to below 1")
     module = SeeingM3Training(model, processor.pad_token_id, classes=HEADS, **training)
     if start_from and (found := Path(start_from) / PATCH_HEADS).is_file():
         module.patch_heads.take_over(load_file(found))
+    start = {name: weight.clone() for name, weight in module.state_dict().items()} if share_of_start else {}
     stream = partial(
         PictureStream,
         scenes,
@@ -204,6 +210,9 @@ def train_model(
         collate_fn=collate_conversations,
     )
     run(module, data, folder, num_pictures // pictures_per_epoch)
+    trained = module.state_dict()
+    for name, weight in start.items():
+        trained[name].lerp_(weight.to(trained[name]), share_of_start)
     return module.patch_heads
 
 

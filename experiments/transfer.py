@@ -109,12 +109,17 @@ def transfer(
         predictor.fit(train, validation, FitContext(None, make_trainer))
         return predictor, join_labels({task: read_labels(labels / task, "calibration") for task in tasks})
 
+    def read_abroad(target: str) -> tuple[Labels, Labels]:
+        abroad = join_labels({target: read_labels(labels / target, "calibration")})
+        return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, num_recalibration, seed))
+
+    # What is missing is told before anything is trained.
+    calibrations = {target: read_abroad(target) for target in targets}
     carried, at_home = train_on(sources)
     carried_digest = digest(carried)  # before a calibrator is fitted, which depends on the target
     rows = []
     for target in targets:
-        abroad = join_labels({target: read_labels(labels / target, "calibration")})
-        few = abroad.select(draw_samples(abroad.outcomes.image_id, num_recalibration, seed))
+        abroad, few = calibrations[target]
         native, _ = train_on([target])
         together, name = " + ".join(sources), carried.name
         ways = [

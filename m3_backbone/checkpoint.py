@@ -6,15 +6,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
-from transformers.utils import cached_file
 
 from m3_backbone import authors
+from m3_backbone.hub import PACKAGED, SMALL_FILES, download_weights, find_folder
 from m3_backbone.modeling import M3LlavaForConditionalGeneration, M3LlavaNextForConditionalGeneration, M3Model
 from m3_backbone.processing import PROCESSOR_FILE, M3Processor
 from m3_backbone.reading import read_json
@@ -22,24 +21,11 @@ from m3_backbone.tiles import parse_resolutions
 from m3_backbone.weights import (
     INDEX_FILES,
     KEY_MAPPING,
-    WEIGHT_FILES,
     authors_name,
     check_weights,
     hash_weights,
-    shard_names,
     weight_files,
     weight_shapes,
-)
-
-PACKAGED = ("tiny_m3",)
-SMALL_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    PROCESSOR_FILE,
 )
 
 
@@ -80,7 +66,7 @@ class Checkpoint:
     def open(
         cls, checkpoint: str | Path, image_grid_pinpoints: Sequence[Sequence[int]] | None = None
     ) -> Self:
-        folder = _find_folder(checkpoint)
+        folder = find_folder(checkpoint)
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a checkpoint?")
@@ -109,8 +95,16 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The weight files, downloaded first where the checkpoint is a hub id."""
         if not Path(self.source).is_dir() and self.source not in PACKAGED:
-            _download_weights(self.source, self.folder)
+            download_weights(self.source, self.folder)
         return weight_files(self.folder)
+
+    @cached_property
+    def tower_files(self) -> list[Path]:
+        """The weight files of a tower that lies in a folder of its own and is not in `files`."""
+        folder = authors.find_tower(self.tower, self.folder) if self.tower else None
+        if folder is None or any("vision_tower." in name for name in weight_shapes(self.files)):
+            return []
+        return weight_files(folder)
 
     @property
     def is_local(self) -> bool:
@@ -118,18 +112,31 @@ class Checkpoint:
         return Path(self.source).is_dir()
 
     def copy_to(self, folder: Path) -> None:
-        """A copy that opens as this one does. ValueError where its weights are pickled."""
-        if pickled := [path.name for path in self.files if path.suffix != ".safetensors"]:
+        """A copy that opens as this one does, in place of what `folder` held.
+
+        ValueError where weights are pickled, or the tower lies in a folder that a copy cannot hold.
+        """
+        tower = authors.find_tower(self.tower, self.folder) if self.tower else None
+        for kind in ("files", "tower_files"):  # one after the other: the second is read from the first
+            for path in getattr(self, kind):
+                if path.suffix != ".safetensors":
+                    raise ValueError(
+                        f"{path} is pickled, and nothing pickled is copied: convert the checkpoint to"
+                        " safetensors, or give it by hub id"
+                    )
+        if self.folder.resolve() == folder.resolve():
+            return
+        if tower is not None and not (folder / str(self.tower)).resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"{self.folder} keeps its weights in {pickled[0]}, and nothing pickled is copied: convert the"
-                " checkpoint to safetensors, or give it by hub id"
+                f"the tower of {self.folder} lies outside of it ({self.tower}): put it into that folder, and"
+                " its name there into mm_vision_tower of config.json"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         for name in ("config.json", INDEX_FILES[0], *SMALL_FILES, *(path.name for path in self.files)):
             if (self.folder / name).is_file():
                 shutil.copy2(self.folder / name, folder)
-        tower = authors.find_tower(self.tower, self.folder) if self.tower else None
-        if tower is not None and not Path(str(self.tower)).is_absolute():
+        if tower is not None:
             keep = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5")
             shutil.copytree(tower, folder / str(self.tower), ignore=keep, dirs_exist_ok=True)
 
@@ -140,7 +147,7 @@ class Checkpoint:
         for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
             settings.pop(name, None)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        hash_weights(self.files, digest)
+        hash_weights([*self.files, *self.tower_files], digest)
         return digest.hexdigest()[:16]
 
     def load_model(
@@ -204,32 +211,3 @@ def _replace_resolutions(
     resolutions = parse_resolutions(pinpoints)
     processor.images = replace(processor.images, resolutions=resolutions)
     config.image_grid_pinpoints = [[height, width] for width, height in resolutions]
-
-
-def _find_folder(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint; of a hub id the small files are downloaded. OSError where there is none."""
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    if checkpoint in PACKAGED:
-        return Path(str(files("m3_backbone"))) / "assets" / str(checkpoint)
-    name = str(checkpoint)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"no such folder: {name}")
-    try:
-        config = Path(str(cached_file(name, "config.json")))
-    except OSError as error:
-        raise OSError(f"{name} is no folder here, and not to be had from the hub: {error}") from error
-    for small in SMALL_FILES:
-        cached_file(name, small, _raise_exceptions_for_missing_entries=False)
-    return config.parent
-
-
-def _download_weights(hub_id: str, folder: Path) -> None:
-    """One kind of weight files, safetensors before .bin, into the folder of the hub's cache."""
-    for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
-        for name in (single, index):
-            if cached_file(hub_id, name, _raise_exceptions_for_missing_entries=False) is None:
-                continue
-            for shard in shard_names(folder / index) if name == index else ():
-                cached_file(hub_id, shard)
-            return

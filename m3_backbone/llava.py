@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -104,10 +103,9 @@ class LlavaBackbone(Backbone):
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         dtype = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
-        images = asdict(self.processor.images)
         return {
             "weights": self.checkpoint.fingerprint,
-            "prompt": _digest({"template": asdict(self.processor.template), "images": images}),
+            "prompt": _digest(self.processor.describe()),
             "decoding": _digest(
                 {
                     "method": "greedy",

@@ -98,12 +98,23 @@ class M3Processor:
         return before, after[1:] if has_start else after
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of the answer as it follows the prompt, end token included."""
+        """Ids of the answer after the prompt, end token included. ValueError for one with `<image>`."""
+        if IMAGE in answer:
+            raise ValueError(f"an answer cannot hold {IMAGE!r}, which stands for an image: {answer!r}")
         # What stands before the answer decides how its first word is split: tokenise together, then cut.
         before = self.template.text.rpartition("{question}")[2]
         text = before + self.template.lead + answer + self.tokenizer.eos_token
         start, whole = (self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, text))
         return whole[len(start) :]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides on what the model is handed for an image and a question, as JSON."""
+        tokenizer = {
+            "vocabulary": sorted(self.tokenizer.get_vocab().items()),
+            "special": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
+            "legacy": getattr(self.tokenizer, "legacy", None),
+        }
+        return {"template": asdict(self.template), "images": asdict(self.images), "tokenizer": tokenizer}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens and outer white space."""
@@ -132,6 +143,6 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise FileNotFoundError(f"no tokenizer.model and no tokenizer.json in {folder}")
     tokenizer_class: Any = SentencePieceLlamaTokenizer if "tokenizer.model" in present else AutoTokenizer
     try:
-        return tokenizer_class.from_pretrained(folder)
+        return tokenizer_class.from_pretrained(folder, trust_remote_code=False)
     except (RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"the tokenizer in {folder} is damaged, fetch it again: {error}") from error

@@ -30,16 +30,17 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            self.model: Any = (
-                AutoModel.from_pretrained(source, use_safetensors=True).eval().requires_grad_(False)
-            )
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False
+            ).requires_grad_(False)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"no sentence encoder in {source}: give a folder or hub id that AutoModel and AutoTokenizer "
                 f"load, with weights in safetensors ({error})"
             ) from error
         self.width: int = self.model.config.hidden_size
+        self._max_length = find_max_length(self.model.config, self.tokenizer)
         # The pooler's states are not looked at, and where a checkpoint has none it is random.
         self._weights = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}
         self._remembered: dict[str, np.ndarray] = {}
@@ -73,7 +74,9 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def _run(self, texts: Sequence[str]) -> np.ndarray:
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
         states = self.model(**batch).last_hidden_state.float()
         weights = batch["attention_mask"][..., None].float()
         means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
@@ -83,9 +86,20 @@ class SentenceEncoder:
         """Floating-point operations per text: two per token and weight behind the embeddings."""
         if not texts:
             return 0.0
-        lengths = [len(ids) for ids in self.tokenizer(list(texts), truncation=True)["input_ids"]]
+        cut = self.tokenizer(list(texts), truncation=True, max_length=self._max_length)
+        lengths = [len(ids) for ids in cut["input_ids"]]
         weights = sum(p.numel() for name, p in self._weights.items() if not name.startswith("embeddings."))
         return 2.0 * weights * sum(lengths) / len(lengths)
+
+
+def find_max_length(config: Any, tokenizer: Any) -> int:
+    """Tokens that the model has positions for; the tokenizer's own limit may be smaller, or not be said."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return int(tokenizer.model_max_length)
+    if "roberta" in config.model_type:  # its positions are counted from behind the padding's
+        positions -= (config.pad_token_id or 0) + 1
+    return int(min(positions, tokenizer.model_max_length))
 
 
 @lru_cache(2)

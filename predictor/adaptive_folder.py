@@ -6,6 +6,7 @@ is only opened on a backbone that has them.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def save(folder: Path, backbone: Backbone, predictor: ScalePredictor, prices: Pr
     if backbone.checkpoint.is_local:
         backbone.checkpoint.copy_to(folder / BACKBONE)
         source = None
+    else:
+        shutil.rmtree(folder / BACKBONE, ignore_errors=True)
     content = {
         "library_name": "tokenscale",
         "format": FORMAT,

@@ -17,23 +17,17 @@ from experiments.training_record import read_record
 from predictor.base import ScalePredictor
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
+from tests.pages import take_block
 from tests.predictor.synthetic import blind_estimates, make_labels, write_labels
 
 PAGE = Path(__file__).parent.parent / "docs" / "new_predictor.md"
-
-
-def take_block(language):
-    """The path that stands before the block of this language, and the block."""
-    found = re.findall(rf"^`([^`\n]+)`:\n\n```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(found) == 1
-    return found[0]
 
 
 @pytest.fixture
 def exercise(tmp_path, monkeypatch):
     """Both files in a folder of their own, found there as if they were in their places."""
     for language in ("python", "yaml"):
-        path, text = take_block(language)
+        path, text = take_block(PAGE, language)
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
     monkeypatch.setattr(predictor, "__path__", [*predictor.__path__, str(tmp_path / "predictor")])

@@ -48,7 +48,10 @@ def draw_failures(
             try:
                 ax.imshow(read_image(str(table.image_id[sample])))
             except OSError as error:
-                ax.text(0.5, 0.5, _shorten(str(error)), ha="center", va="center", wrap=True, fontsize=6)
+                ax.text(
+                    0.5, 0.5, _shorten(str(error)), ha="center", va="center", wrap=True, fontsize=6,
+                    parse_math=False,
+                )  # fmt: skip
             ax.set_title(_caption(table, int(sample)), fontsize=6, loc="left", parse_math=False)
         share = 1 - table.score[_rows_of(table, kind), column].mean()
         panels[row, 0].text(

@@ -34,7 +34,8 @@ def _draw_scores(ax: Axes, needs: Sequence[Need], scales: Sequence[int]) -> None
         for column, score in enumerate(need.scores):
             ink = "white" if score > 0.8 else "black"
             ax.text(column, row, f"{100 * score:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
-        frame = plt.Rectangle((need.column - 0.5, row - 0.5), 1, 1, fill=False, ec="#D55E00", lw=2)
+        # Within its cell: frames of neighbours would close around the cell between them.
+        frame = plt.Rectangle((need.column - 0.46, row - 0.42), 0.92, 0.84, fill=False, ec="#D55E00", lw=2)
         ax.add_patch(frame)
     ax.set_xticks(range(len(scales)), [str(scale) for scale in scales])
     ax.set_yticks(range(len(needs)), [f"{need.name} ({need.num_samples:,})" for need in needs])

@@ -115,6 +115,8 @@ class QuestionReader:
         value = find_field(row, self.fields["references"])
         num_choices = len(choices) if isinstance(choices, list) else None
         references = read_references(value, self.metric, num_choices, self.max_chars)
+        if any(IMAGE_PLACEHOLDER in reference for reference in references):
+            raise BadRow(f"a reference answer holds {IMAGE_PLACEHOLDER}, which no answer can")
         try:
             check_references(self.metric, references)
         except ValueError as error:

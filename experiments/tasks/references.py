@@ -26,14 +26,22 @@ def read_references(value: Any, metric: str, num_choices: int | None, max_chars:
 def _read_reference(value: Any, metric: str, num_choices: int | None, max_chars: int) -> str:
     if isinstance(value, Mapping):
         value = value.get("answer")
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if is_number and not isinstance(value, bool):
         if metric != "multiple_choice_letter":
-            return str(value)
+            return read_text(_write_number(value), "reference answer", max_chars)
         limit = len(string.ascii_uppercase) if num_choices is None else num_choices
         if value not in range(limit):
             raise BadRow(f"the answer is choice {value} of {limit}, counted from 0")
         return string.ascii_uppercase[int(value)]
     return read_text(value, "reference answer", max_chars)
+
+
+def _write_number(value: float) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # Python writes no integers of more than some thousand digits
+        raise BadRow("the reference answer is a number of too many digits") from error
 
 
 class ReferenceIndex:

@@ -32,7 +32,7 @@ def test_text_is_shown_as_it_is_and_an_unreadable_picture_leaves_its_reason():
 
     def read_image(image_id):
         if image_id == table.image_id[next(iter(picked.values()))[0]]:
-            raise UnreadableImage(image_id, "no such file")
+            raise UnreadableImage("cost_$5_a^^b_$6.png", "no such file")
         return Image.fromarray(np.zeros((8, 8, 3), np.uint8))
 
     figure = draw_failures(table, picked, 0, read_image, "title")

@@ -190,6 +190,15 @@ def test_image_placeholders_are_taken_out(tmp_path):
     assert [sample.question for sample in read_all(make_task(tmp_path, rows_))] == ["What is this?"] * 2
 
 
+def test_answers_that_no_model_can_give_are_set_aside(tmp_path):
+    answers = ["an <image>", 10**400, float("inf"), 10**5000 + 1]
+    rows_ = [{**GOOD, "question_id": number, "answer": answer} for number, answer in enumerate(answers[:3])]
+    task = make_task(tmp_path, [*rows_, {**GOOD, "question_id": 9}], max_chars=300)
+    assert [sample.sample_id for sample in read_all(task)] == ["mine/9"]
+    reasons = [row["reason"] for row in task.set_aside]
+    assert len(reasons) == 3 and "<image>, which no answer can" in reasons[0]
+
+
 def test_llava_training_format(tmp_path):
     row = {
         "id": "x1",

@@ -60,10 +60,26 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
     first, _ = load_m3(larger, dtype=torch.float32)[0].model.language_model.layers
     assert torch.equal(first.mlp.up_proj.weight, started.language_model.layers[0].mlp.up_proj.weight)
 
+    # Halfway between the weights that it started from and those that it would have ended with.
+    folders = [tmp_path / "trained", tmp_path / "halfway"]
+    shares = ("model.share_of_start=0", "model.share_of_start=0.5")
+    ways = [
+        train(folder, f"start_from={checkpoint}", share)
+        for folder, share in zip(folders, shares, strict=True)
+    ]
+    trained, halfway = (load_m3(way, dtype=torch.float32)[0].state_dict() for way in ways)
+    start = load_m3(checkpoint, dtype=torch.float32)[0].state_dict()
+    moved = 0
+    for name, weight in start.items():
+        torch.testing.assert_close(halfway[name], (weight + trained[name]) / 2, rtol=2**-7, atol=1e-5)
+        moved += not torch.equal(weight, trained[name])
+    assert moved > 10
 
-def test_reshaping_wants_a_model_to_reshape(tmp_path, capsys):
+
+@pytest.mark.parametrize("override", ["reshape.intermediate_size=64", "model.share_of_start=0.5"])
+def test_what_is_about_a_trained_model_wants_one(override, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train(tmp_path, "reshape.intermediate_size=64")
+        train(tmp_path, override)
     assert "name one with start_from=CHECKPOINT" in capsys.readouterr().err
 
 

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def run(folder):
     def run(make_predictor=QuestionOnly, **arguments):
-        return transfer(make_predictor, **settings, **arguments)
+        return transfer(make_predictor, **{**settings, **arguments})
 
     settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
     settings["num_resamples"] = 50
@@ -83,6 +83,16 @@ def test_several_sources_are_trained_on_together(run):
     wrong = run(sources=["swapped"], targets=["same"])
     assert rows[0].trained_on == "home + swapped"
     assert wrong[0].gap_share.value < rows[0].gap_share.value < rows[2].gap_share.value
+
+
+def test_a_target_that_cannot_be_is_told_of_before_anything_is_trained(run):
+    def train():
+        raise AssertionError("nothing should be trained")
+
+    with pytest.raises(ValueError, match="are to be drawn from it"):
+        run(train, sources=["home"], targets=["same", "swapped"], num_recalibration=10_000)
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        run(train, sources=["home"], targets=["same", "nowhere"])
 
 
 def test_a_calibrator_is_fitted_where_the_prices_are(run):

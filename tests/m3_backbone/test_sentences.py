@@ -1,5 +1,7 @@
 """Sentence vectors, against the definition on a small random BERT."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -38,8 +40,14 @@ def test_a_text_is_encoded_once(folder, monkeypatch):
     assert set(encoder._remembered) == {"it is", "color"}  # what is not asked for makes room
 
 
-def test_a_text_longer_than_the_model_is_cut(folder):
-    assert np.isfinite(SentenceEncoder(str(folder)).encode(["red " * 500])).all()
+def test_a_text_longer_than_the_model_is_cut(folder, tmp_path):
+    """Also where the tokenizer, as many do, does not say how long a text may be."""
+    silent = write_encoder(tmp_path / "silent")
+    settings = json.loads((silent / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (silent / "tokenizer_config.json").write_text(json.dumps(settings))
+    for each in (folder, silent):
+        assert np.isfinite(SentenceEncoder(str(each)).encode(["red " * 500])).all()
 
 
 def test_costs_two_operations_per_weight_of_a_layer_and_token(folder):

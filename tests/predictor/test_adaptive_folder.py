@@ -143,8 +143,29 @@ def test_pickled_weights_are_not_copied(model, tmp_path):
     (copied / "model.safetensors.index.json").unlink()
     (copied / "pytorch_model.bin").write_bytes(b"pickle")
     backbone = LlavaBackbone(copied, dtype="float32", device="cpu")
-    with pytest.raises(ValueError, match=r"keeps its weights in pytorch_model\.bin"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is pickled"):
         backbone.checkpoint.copy_to(tmp_path / "copy")
+
+
+def test_a_copy_takes_the_place_of_another_and_keeps_inside_its_folder(model, tmp_path):
+    """Stale files of another backbone would be taken for its own."""
+    source, copy = tmp_path / "checkpoint", tmp_path / "copy"
+    shutil.copytree(FIXTURE / "checkpoint", source)
+    shutil.copytree(FIXTURE / "clip", source / "clip")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "clip"}))
+    copy.mkdir()
+    (copy / "pytorch_model.bin").write_bytes(b"stale")
+    backbone = LlavaBackbone(source, dtype="float32", device="cpu")
+    backbone.checkpoint.copy_to(copy)
+    assert not (copy / "pytorch_model.bin").exists()
+    assert LlavaBackbone(copy, dtype="float32", device="cpu").fingerprints == backbone.fingerprints
+
+    shutil.move(source / "clip", tmp_path / "clip")
+    (source / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "../clip"}))
+    outside = LlavaBackbone(source, dtype="float32", device="cpu")
+    with pytest.raises(ValueError, match="lies outside of it"):
+        outside.checkpoint.copy_to(tmp_path / "again")
 
 
 class Hub(BaseHTTPRequestHandler):
