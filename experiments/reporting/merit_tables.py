@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.evaluation.bench import BUDGETED, MIX
-from experiments.evaluation.figures import RECOVERED, Comparison
+from experiments.evaluation.figures import FINEST, RECOVERED, Comparison
 from experiments.evaluation.oracles import LUCK_FREE
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
@@ -53,6 +53,8 @@ def _tabulate_non_inferiority(comparison: Comparison) -> Table:
         )
         for figures in comparison.predictors[:1]
         for found in figures.non_inferiority
+        # Where the best fixed scale is the finest, its rows would be the same.
+        if found.baseline == FINEST or found.column != len(comparison.scales) - 1
     ]
     caption = (
         "Least cost at which the first policy is as good as a fixed scale but for a margin in points: "
