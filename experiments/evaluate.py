@@ -24,7 +24,7 @@ from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
 from experiments.evaluation.resampled import read_resampled
-from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, resplit, select_unseen
+from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
@@ -120,9 +120,9 @@ def evaluate_predictors(
     for name, predictor in loaded.items():
         predictor.check_backbone(calibration.outcomes.fingerprints)
         learned[name] = predictor.predict(calibration.inputs)
-        unseen = select_unseen(predictor, calibration)
+        unseen = find_unseen(predictor, calibration.outcomes)
         guarantees[name] = find_guarantee(
-            predictor.predict(unseen.inputs), unseen.outcomes, alpha=alpha, delta=delta, seed=seed
+            learned[name][unseen], calibration.outcomes.select(unseen), alpha=alpha, delta=delta, seed=seed
         )
     for entry in cascades:
         if entry.predictor not in (None, *loaded):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from experiments.answer import load_adaptive
 from experiments.config import entry_point
-from experiments.evaluation.risk import find_guarantee, select_unseen
+from experiments.evaluation.risk import find_guarantee, find_unseen
 from m3_backbone.labels import Labels, read_labels
 from predictor.adaptive import AdaptiveM3
 from predictor.pricing import OperatingPoint, PriceList
@@ -40,7 +40,7 @@ def certify(
 ) -> OperatingPoint | None:
     """The certified operating point; None, with a warning, where calibration has too few images for one."""
     model.predictor.check_backbone(calibration.outcomes.fingerprints)
-    calibration = select_unseen(model.predictor, calibration)
+    calibration = calibration.select(find_unseen(model.predictor, calibration.outcomes))
     estimates = model.predictor.predict(calibration.inputs)
     found = find_guarantee(estimates, calibration.outcomes, alpha=alpha, delta=delta, seed=seed)
     price = found.price_per(model.prices.default.unit)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
-from transformers.utils import cached_file
 
+from m3_backbone.hub import fetch
 from m3_backbone.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor
 from m3_backbone.processing import M3Processor, load_tokenizer
 from m3_backbone.reading import read_json
@@ -109,13 +109,15 @@ def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, An
     source = str(local or name)
     try:
         vision = CLIPVisionConfig.from_pretrained(source)
-        file = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        file = (
+            fetch(source, "preprocessor_config.json") if local is None else local / "preprocessor_config.json"
+        )
     except OSError as error:
         raise OSError(
             f"the vision tower {name!r} of {folder} is neither there nor beside it, and not to be had"
             f" from the hub: {error}"
         ) from error
-    return vision, read_json(Path(file)) if file else {}
+    return vision, read_json(file) if file is not None and file.is_file() else {}
 
 
 def _side(value: int | dict[str, int]) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -117,13 +117,8 @@ class Checkpoint:
         ValueError where weights are pickled, or the tower lies in a folder that a copy cannot hold.
         """
         tower = authors.find_tower(self.tower, self.folder) if self.tower else None
-        for kind in ("files", "tower_files"):  # one after the other: the second is read from the first
-            for path in getattr(self, kind):
-                if path.suffix != ".safetensors":
-                    raise ValueError(
-                        f"{path} is pickled, and nothing pickled is copied: convert the checkpoint to"
-                        " safetensors, or give it by hub id"
-                    )
+        _refuse_pickled(self.files)
+        _refuse_pickled(self.tower_files)  # whether there are any is read from the others
         if self.folder.resolve() == folder.resolve():
             return
         if tower is not None and not (folder / str(self.tower)).resolve().is_relative_to(folder.resolve()):
@@ -199,6 +194,15 @@ class Checkpoint:
             expected = {name: shape for name, shape in expected.items() if name not in tower}
         check_weights(found, expected, self.folder)
         return has_tower
+
+
+def _refuse_pickled(files: Iterable[Path]) -> None:
+    for path in files:
+        if path.suffix != ".safetensors":
+            raise ValueError(
+                f"{path} is pickled, and nothing pickled is copied: convert the checkpoint to safetensors, or"
+                " give it by hub id"
+            )
 
 
 def _replace_resolutions(

@@ -40,28 +40,27 @@ def find_folder(checkpoint: str | Path) -> Path:
     return config.parent
 
 
-def fetch(hub_id: str, name: str) -> bool:
-    """Whether the repository has a file of this name, which is then in the cache.
+def fetch(hub_id: str, name: str) -> Path | None:
+    """The cached file of this name; None where the repository has none.
 
     OSError where the hub could not be asked: a tokenizer's settings that are taken for absent are other
     settings. Offline, what is not in the cache is absent.
     """
     try:
-        hf_hub_download(hub_id, name)
+        return Path(hf_hub_download(hub_id, name))
     except LocalEntryNotFoundError as error:
         if is_offline_mode():
-            return False
+            return None
         raise OSError(f"{name} of {hub_id} could not be fetched from the hub, try again: {error}") from error
     except EntryNotFoundError:
-        return False
-    return True
+        return None
 
 
 def download_weights(hub_id: str, folder: Path) -> None:
     """One kind of weight files, safetensors before .bin, into the folder of the hub's cache."""
     for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
         for name in (single, index):
-            if not fetch(hub_id, name):
+            if fetch(hub_id, name) is None:
                 continue
             for shard in shard_names(folder / index) if name == index else ():
                 cached_file(hub_id, shard)

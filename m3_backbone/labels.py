@@ -40,6 +40,8 @@ class VisualTokens:
 
     def fit(self, num_tokens: int, *, cut: bool = True) -> Self:
         """The same with `num_tokens` places an image: padded, or cut; without `cut`, at least so many."""
+        if self.mask.shape[1] == num_tokens:
+            return self
         missing = max(0, num_tokens - self.mask.shape[1])
         tokens = np.pad(self.tokens, ((0, 0), (0, missing), (0, 0)))
         mask = np.pad(self.mask, ((0, 0), (0, missing)))

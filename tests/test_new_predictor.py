@@ -17,7 +17,7 @@ from experiments.training_record import read_record
 from predictor.base import ScalePredictor
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
-from tests.pages import take_block
+from tests.pages import write_blocks
 from tests.predictor.synthetic import blind_estimates, make_labels, write_labels
 
 PAGE = Path(__file__).parent.parent / "docs" / "new_predictor.md"
@@ -26,10 +26,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "new_predictor.md"
 @pytest.fixture
 def exercise(tmp_path, monkeypatch):
     """Both files in a folder of their own, found there as if they were in their places."""
-    for language in ("python", "yaml"):
-        path, text = take_block(PAGE, language)
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(text, encoding="utf-8")
+    write_blocks(PAGE, tmp_path)
     monkeypatch.setattr(predictor, "__path__", [*predictor.__path__, str(tmp_path / "predictor")])
     yield tmp_path
     sys.modules.pop("predictor.telling_word", None)

@@ -14,7 +14,7 @@ from experiments.scorers import METRICS
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
-from tests.pages import take_block
+from tests.pages import write_blocks
 
 PAGE = Path(__file__).parent.parent / "docs" / "new_task.md"
 
@@ -22,10 +22,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "new_task.md"
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     """Both files in a folder of their own, found there as if they were in their places."""
-    for language in ("python", "yaml"):
-        path, text = take_block(PAGE, language)
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(text, encoding="utf-8")
+    write_blocks(PAGE, tmp_path)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "experiments" / "tasks")])
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         search_path = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"

@@ -9,7 +9,13 @@ import numpy as np
 from experiments.evaluation import figures as fig
 from experiments.evaluation.candidates import Candidate
 from experiments.evaluation.contenders import Contender, Outcomes
-from experiments.evaluation.fronts import Floats, find_smallest_right, reach, score_of_mix, trace_prices
+from experiments.evaluation.fronts import (
+    Floats,
+    find_smallest_right,
+    raise_budgets,
+    score_of_mix,
+    trace_prices,
+)
 from experiments.evaluation.merits import (
     Curve,
     average_gap_recovered,
@@ -119,7 +125,7 @@ class Bench:
             found |= {
                 (f"merits of {key}", what): each for what, each in measure_merits(line, coarsest, finest)
             }
-        budgets = reach(self.budgets, fixed_cost)
+        budgets = raise_budgets(self.budgets, fixed_cost)
         mix, oracle = score_of_mix(*fixed, budgets), lines[BUDGETED].at(budgets)
         found[MIX, "at budgets"], found[BUDGETED, "at budgets"] = mix, oracle
         found[BUDGETED, "gap"] = fig.average(oracle - mix)

@@ -33,7 +33,7 @@ def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike)
 
     The upper concave hull of the fixed scales' points `[..., num_scales]`; leading dimensions (resamples) go
     together. A cost above the best scale's buys nothing more; one below the cheapest scale's gives nan, and
-    `reach` raises it to that.
+    `raise_budgets` raises it to that.
     """
     costs = np.asarray(fixed_cost, dtype=np.float64)[..., None, :]
     scores = np.asarray(fixed_score, dtype=np.float64)[..., None, :]
@@ -50,7 +50,7 @@ def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike)
     return np.where(np.isnan(wanted), np.nan, best)
 
 
-def reach(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:
+def raise_budgets(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:
     """`budgets` `[num_budgets]`, those below the cheapest scale raised to it, `[..., num_budgets]`.
 
     With tiles an image has its own cost, so that the means `fixed_cost` `[..., num_scales]` of other samples,

@@ -27,7 +27,7 @@ from experiments.evaluation.fronts import (
     Floats,
     choose_as_oracle,
     find_smallest_right,
-    reach,
+    raise_budgets,
     score_of_mix,
     trace_prices,
 )
@@ -141,7 +141,7 @@ def measure_luck_free(
         found = means(weights)
         front = [np.mean([found[run][what] for run in range(num_runs)], axis=0)[:, ::-1] for what in (0, 1)]
         fixed_cost, fixed_score = found["fixed"]
-        at = reach(budgets, fixed_cost)
+        at = raise_budgets(budgets, fixed_cost)
         gap = Curve.of(*front).at(at) - score_of_mix(fixed_cost, fixed_score, at)
         return {
             "fixed_cost": fixed_cost,

@@ -22,7 +22,6 @@ from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, ImageMeans, number_images, resample
-from m3_backbone.labels import Labels
 from m3_backbone.outcomes import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.policy import choose, choose_at_prices
@@ -79,11 +78,11 @@ def find_nominal_unit(scales: tuple[int, ...]) -> float:
     return float(scales[-1])
 
 
-def select_unseen(predictor: ScalePredictor, calibration: Labels) -> Labels:
-    """The calibration samples that a guarantee may rest on: those the predictor's calibrator has not seen."""
+def find_unseen(predictor: ScalePredictor, calibration: OutcomeTable) -> NDArray[np.bool_]:
+    """Mask of the samples that a guarantee may rest on: those the predictor's calibrator has not seen."""
     if predictor.calibrator is None:
-        return calibration
-    return calibration.select(~halve(calibration.outcomes.image_id))
+        return np.ones(len(calibration), dtype=bool)
+    return ~halve(calibration.image_id)
 
 
 def find_guarantee(

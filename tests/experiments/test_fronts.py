@@ -11,7 +11,7 @@ from experiments.evaluation.fronts import (
     choose_as_oracle,
     find_budgeted_oracle,
     find_smallest_right,
-    reach,
+    raise_budgets,
     score_of_mix,
     trace_prices,
 )
@@ -195,7 +195,7 @@ def test_prices_mean_the_same_on_other_samples():
 def test_budgets_below_the_cheapest_scale_are_raised_to_it():
     """Per resample: with tiles the cheapest scale's mean cost is not the same in all of them."""
     cost, score = np.array([[1.0, 9.0], [2.0, 9.0]]), np.array([[0.5, 0.9], [0.5, 0.9]])
-    budgets = reach([1.0, 5.0, 9.0], cost)
+    budgets = raise_budgets([1.0, 5.0, 9.0], cost)
     assert budgets.tolist() == [[1, 5, 9], [2, 5, 9]]
     assert score_of_mix(cost, score, budgets) == pytest.approx(
         np.array([[0.5, 0.7, 0.9], [0.5, 0.5 + 0.4 * 3 / 7, 0.9]])

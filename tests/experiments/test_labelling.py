@@ -1,5 +1,6 @@
 """Labelling a task with a real, small checkpoint: the right rows, whatever happens on the way."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -87,6 +88,21 @@ def label_some(task: Task, backbone: LlavaBackbone, folder: Path, **arguments: A
 @pytest.fixture
 def copied(undisturbed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(undisturbed, tmp_path / "labels")
+
+
+@contextlib.contextmanager
+def kept_waiting(task, backbone, folder):
+    """Another process holds the folder: a labelling into it waits for the whole block, and then ends."""
+    (folder / ".owner").write_text("process 1234 on somewhere")
+    other = FileLock(folder / ".lock", thread_local=False)
+    other.acquire()
+    waiting = threading.Thread(target=label_some, args=(task, backbone, folder))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    yield
+    other.release()
+    waiting.join(60)
 
 
 def assert_same_labels(first: Path, second: Path) -> None:
@@ -371,33 +387,18 @@ class TestAfterAccidents:
 
     def test_who_wants_the_same_labels_waits_for_them(self, copied, undisturbed, task, backbone, caplog):
         caplog.set_level("INFO")
-        (copied / ".owner").write_text("process 1234 on somewhere")
         shutil.rmtree(copied / "outcomes")  # else nothing is left to do, and nobody to wait for
-        other = FileLock(copied / ".lock", thread_local=False)
-        other.acquire()
-        waiting = threading.Thread(target=label_some, args=(task, backbone, copied))
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive()
-        other.release()
-        waiting.join(60)
+        with kept_waiting(task, backbone, copied):
+            pass
         assert "process 1234 on somewhere is labelling into" in caplog.text
         assert_same_labels(copied, undisturbed)
 
     def test_labels_that_were_waited_for_stay_finished(self, copied, task, backbone):
         """Others read them as soon as they are there: they must not be begun anew by whoever waited."""
-        (copied / ".owner").write_text("process 1234 on somewhere")
         (copied / "outcomes").rename(copied / "made by the other")
         stamp = (copied / "manifest.json").stat().st_mtime_ns
-        other = FileLock(copied / ".lock", thread_local=False)
-        other.acquire()
-        waiting = threading.Thread(target=label_some, args=(task, backbone, copied))
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive()
-        (copied / "made by the other").rename(copied / "outcomes")
-        other.release()
-        waiting.join(60)
+        with kept_waiting(task, backbone, copied):
+            (copied / "made by the other").rename(copied / "outcomes")
         assert (copied / "manifest.json").stat().st_mtime_ns == stamp
 
     def test_a_full_disk_ends_in_one_message_with_the_command_that_goes_on(

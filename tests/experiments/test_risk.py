@@ -13,8 +13,8 @@ from experiments.evaluation.risk import (
     apply_guarantee,
     find_guarantee,
     find_nominal_unit,
+    find_unseen,
     resplit,
-    select_unseen,
 )
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.risk_table import write_promise
@@ -226,8 +226,8 @@ def test_a_guarantee_rests_on_images_that_the_calibrator_has_not_seen(tmp_path):
         loaded.append(QuestionOnly.load(folder / "question_only"))
     plain, calibrated = loaded
     calibration = labels["calibration"]
-    assert select_unseen(plain, calibration) is calibration
-    unseen = select_unseen(calibrated, calibration)
+    assert find_unseen(plain, calibration.outcomes).all()
+    unseen = calibration.select(find_unseen(calibrated, calibration.outcomes))
     images = set(unseen.outcomes.image_id)
     assert 15 < len(images) < 45
     # What the calibrator has learned is all there is in the images that are left.

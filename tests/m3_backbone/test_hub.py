@@ -15,6 +15,7 @@ def test_only_what_the_repository_lacks_counts_as_absent(monkeypatch, is_offline
             raise EntryNotFoundError("404")
         if name == "slow.json":
             raise LocalEntryNotFoundError("timed out, and not in the cache")
+        return f"cache/{name}"
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr(hub, "is_offline_mode", lambda: is_offline)
