@@ -20,7 +20,8 @@ class Features:
         question: whether the question is read, as token ids of the decoder's frozen embeddings.
         statistics: groups of statistics of the image (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
-        sentences: folder or hub id of a sentence encoder whose vector of the question is read too; none: "".
+        sentences: `wordllama`, or the folder or hub id of another sentence encoder, whose vector of the
+            question is read too; none: "".
             See `m3_backbone.sentences`.
     """
 

@@ -1,17 +1,26 @@
 """Variants of one model on the same questions: what nesting, pooling and sampling are worth, with intervals.
 
-An accuracy is the mean over the seeds of the mean over the questions. Its interval is over test images
-(`evaluation.statistics`), the seeds held fixed; what seeds change is shown apart, as the standard
-deviation over them.
+An accuracy is the mean over the seeds of the mean over the questions. Its interval covers other test images
+and other trainings from the same start (`statistics.combine_seeds`); what seeds change is also shown apart,
+as the standard deviation over them. P-values of the differences are Holm's, over all of them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.evaluation.fronts import ORACLES, Floats, choose_as_oracle
-from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.statistics import (
+    Draws,
+    Estimate,
+    adjust_p_values,
+    combine_seeds,
+    number_images,
+    resample,
+)
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.pooling import PoolingMethod
@@ -50,7 +59,8 @@ def list_variants(ladder: ScaleLadder, nested: Sequence[Sequence[int]]) -> list[
 class Row:
     """One line of models at one scale (or an oracle); accuracy and differences as shares, not percent.
 
-    `to_nested` is the nested model's accuracy at this scale less this one's; None for itself.
+    `to_nested` is the nested model's accuracy at this scale less this one's, `p_value` that of no difference
+    after Holm's correction over all rows; None for itself and for oracles.
     """
 
     series: str
@@ -60,6 +70,7 @@ class Row:
     spread: float
     per_seed: tuple[float, ...]
     to_nested: Estimate | None = None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,31 +105,42 @@ def compare_variants(
             raise ValueError(f"{name} of seed {seed} answered other questions than {variants[0].name}")
     keys, scores, costs = _collect(variants, tables, seeds)
     image = number_images(first.image_id)
-    counts = np.bincount(image).astype(np.float64)
-    means = scores.mean(axis=1)  # [num_rows, num_questions]
+    accuracy = _draw_accuracies(scores, image, seeds, num_resamples)
     nested = {scale: row for row, (series, scale) in enumerate(keys) if series == NESTED}
-    base = np.array([nested.get(scale, row) for row, (_, scale) in enumerate(keys)])
-    sums = np.stack([np.bincount(image, weights=mean) for mean in means])
-
-    def measure(weights: Floats) -> dict[str, Floats]:
-        accuracy = (weights @ sums.T) / (weights @ counts)[:, None]
-        return {"accuracy": accuracy, "to_nested": accuracy[:, base] - accuracy}
-
-    found = bootstrap(measure, len(counts), num_resamples=num_resamples, seed=0, confidence=confidence)
+    compared = [row for row, (series, scale) in enumerate(keys) if series != NESTED and scale is not None]
+    base = [nested[keys[row][1]] for row in compared]
+    to_nested = Draws(
+        accuracy.value[base] - accuracy.value[compared], accuracy.drawn[:, base] - accuracy.drawn[:, compared]
+    )
+    p_values = adjust_p_values(to_nested.p_value()).tolist()
+    accuracies, differences = accuracy.estimate(confidence), to_nested.estimate(confidence)
     per_seed = scores.mean(axis=2)
-    rows = [
-        Row(
-            series,
-            scale,
-            float(costs[row]),
-            found["accuracy"][row],
-            float(per_seed[row].std(ddof=1)) if len(seeds) > 1 else 0.0,
-            tuple(per_seed[row].tolist()),
-            found["to_nested"][row] if series != NESTED and scale is not None else None,
-        )
-        for row, (series, scale) in enumerate(keys)
-    ]
-    return VariantComparison(rows, tuple(seeds), len(first), len(counts), confidence)
+    rows = []
+    for row, (series, scale) in enumerate(keys):
+        spread = float(per_seed[row].std(ddof=1)) if len(seeds) > 1 else 0.0
+        own = Row(series, scale, float(costs[row]), accuracies[row], spread, tuple(per_seed[row].tolist()))
+        if row in compared:
+            place = compared.index(row)
+            own = replace(own, to_nested=differences[place], p_value=p_values[place])
+        rows.append(own)
+    return VariantComparison(rows, tuple(seeds), len(first), int(image.max()) + 1, confidence)
+
+
+def _draw_accuracies(
+    scores: Floats, image: NDArray[np.int64], seeds: Sequence[int], num_resamples: int
+) -> Draws:
+    """Accuracies `[num_rows]` over the seeds, of scores `[num_rows, num_seeds, num_questions]`."""
+    counts = np.bincount(image).astype(np.float64)
+
+    def measure(weights: Floats, sums: Floats) -> dict[str, Floats]:
+        return {"accuracy": (weights @ sums.T) / (weights @ counts)[:, None]}
+
+    by_seed = {}
+    for place, each in enumerate(seeds):
+        sums = np.stack([np.bincount(image, weights=row) for row in scores[:, place]]).astype(np.float64)
+        drawn = resample(partial(measure, sums=sums), len(counts), num_resamples=num_resamples, seed=0)
+        by_seed[each] = drawn["accuracy"]
+    return combine_seeds(by_seed, seed=0)
 
 
 def _collect(

@@ -26,7 +26,7 @@ def write_findings(comparison: VariantComparison) -> list[str]:
         for name in SAMPLINGS
     ]
     findings = [
-        f"{what}, in points: {_list(rows)}. {_judge(rows, subject)}"
+        f"{what}, in points: {_list(rows)}. {_judge(rows, subject, 1 - comparison.confidence)}"
         for what, subject, rows in compared
         if rows
     ]
@@ -37,14 +37,14 @@ def _list(rows: Sequence[Row]) -> str:
     return ", ".join(f"{format_difference(row.to_nested)} at {row.scale}" for row in rows)
 
 
-def _judge(rows: Sequence[Row], subject: str) -> str:
-    """Where the intervals of the differences lie: above zero, below, or on both sides of it."""
+def _judge(rows: Sequence[Row], subject: str, level: float) -> str:
+    """Where a difference is told from zero at this level, with the corrected p-values, and which way."""
     better, worse, undecided = f"{subject} is better", f"{subject} is worse", "no difference is shown"
     found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
     for row in rows:
-        assert row.to_nested is not None
-        low, high = row.to_nested.low, row.to_nested.high
-        found[better if low > 0 else worse if high < 0 else undecided].append(str(row.scale))
+        assert row.to_nested is not None and row.p_value is not None
+        verdict = better if row.to_nested.value > 0 else worse
+        found[verdict if row.p_value < level else undecided].append(str(row.scale))
     if len(found[undecided]) == len(rows):
         return "No difference is shown at any of them."
     parts = [
@@ -69,23 +69,31 @@ def _describe_oracle(comparison: VariantComparison) -> str:
 
 def tabulate_variants(comparison: VariantComparison) -> Table:
     """Every model at every scale it is compared at."""
-    num_seeds = len(comparison.seeds)
+    several = len(comparison.seeds) > 1
     caption = (
-        f"Accuracy in percent with {comparison.confidence:.0%} intervals over images: {num_seeds} "
-        f"seed{'s' * (num_seeds > 1)}, {comparison.num_questions:,} test questions on "
-        f"{comparison.num_images:,} images"
+        f"Accuracy in percent with {comparison.confidence:.0%} intervals over images"
+        f"{' and trainings' * several}: {len(comparison.seeds)} seed{'s' * several}, "
+        f"{comparison.num_questions:,} test questions on {comparison.num_images:,} images"
     )
     rows = [
         (
             row.series,
             format_tokens(row.visual_tokens),
             format_score(row.accuracy),
-            f"{100 * row.spread:.1f}" if num_seeds > 1 else "-",
+            f"{100 * row.spread:.1f}" if several else "-",
             format_difference(row.to_nested),
+            "-" if row.p_value is None else f"{row.p_value:.3f}",
         )
         for row in comparison.rows
     ]
-    header = ("model", "visual tokens", "accuracy", "SD over seeds", "nested model, same scale, less this")
+    header = (
+        "model",
+        "visual tokens",
+        "accuracy",
+        "SD over seeds",
+        "nested model, same scale, less this",
+        "p (Holm)",
+    )
     return Table(caption, header, tuple(rows))
 
 

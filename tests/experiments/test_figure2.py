@@ -33,8 +33,8 @@ def test_variants_are_those_of_the_paper():
 
 
 def answered(shares):
-    """Outcomes of 40 questions on 20 images, of which a share, the first ones, is right at each scale."""
-    table = make_outcomes("test", 20, 2)
+    """Outcomes of 200 questions on 100 images, of which a share, the first ones, is right at each scale."""
+    table = make_outcomes("test", 100, 2)
     right = np.arange(len(table))[:, None] < len(table) * np.array(shares)
     return replace(table, score=right.astype(np.float32))
 
@@ -51,12 +51,12 @@ def comparison():
         "only_1": (0.6, 0, 0, 0),
     }
     tables = {(name, 0): answered(values) for name, values in shares.items()}
-    # In the second seed the nested model gets four questions of 40 more right, everywhere.
+    # In the second seed the nested model gets a tenth of the questions more right, everywhere.
     tables |= {
         (name, 1): answered([value + 0.1 * (name == NESTED) for value in values])
         for name, values in shares.items()
     }
-    return compare_variants(VARIANTS, tables, (0, 1), num_resamples=200)
+    return compare_variants(VARIANTS, tables, (0, 1), num_resamples=4000)
 
 
 def test_accuracies_are_means_over_seeds_and_differences_belong_to_the_scale(comparison):
@@ -73,8 +73,8 @@ def test_accuracies_are_means_over_seeds_and_differences_belong_to_the_scale(com
 def test_the_oracle_is_that_of_the_nested_model(comparison):
     authors, honest = (comparison.of(label)[0] for label in ORACLES.values())
     assert float(authors.accuracy.value) == float(honest.accuracy.value) == pytest.approx(0.85)
-    # Of 40 questions 20, 4, 4, 4 first become right at 1, 9, 36, 144 tokens, and 8 never; in the second seed
-    # 24, 4, 4, 4 and 4.
+    # Of every 40 questions 20, 4, 4, 4 first become right at 1, 9, 36, 144 tokens, and 8 never; in the
+    # second seed 24, 4, 4, 4 and 4.
     first = 20 * 1 + 4 * 9 + 4 * 36 + 4 * 144
     second = 24 * 1 + 4 * 9 + 4 * 36 + 4 * 144
     assert authors.visual_tokens == pytest.approx((first + 8 + second + 4) / 80)
@@ -87,13 +87,14 @@ def test_findings_say_what_was_found_whichever_way(comparison):
     assert re.findall(r"([+-][\d.]+) \[[^]]*\] at (\d+)", nested) == [
         ("-5.0", "1"), ("+15.0", "9"), ("+5.0", "36"), ("-5.0", "144"),
     ]  # fmt: skip
-    assert "the nested model is better at 9" in nested.lower()
+    # One seed alone has it otherwise at 1, 36 and 144.
+    assert nested.endswith("The nested model is better at 9; no difference is shown at 1, 36, 144.")
     assert untrained.endswith("Training is better at each of them.")
     # At the finest scale nothing is pooled.
     assert "at 36" in spatial and "at 144" not in spatial
     assert sequential.endswith("Averaging is better at each of them.")
     assert oracle.startswith("The oracle of the nested model scores 85.0")
-    assert "2 seeds, 40 test questions on 20 images" in str(tabulate_variants(comparison))
+    assert "2 seeds, 200 test questions on 100 images" in str(tabulate_variants(comparison))
     content = json.loads(json.dumps(to_json(comparison), allow_nan=False))
     assert content["rows"][0]["per_seed"] == pytest.approx([0.5, 0.6])
     header, *lines = to_csv(comparison).splitlines()
@@ -108,10 +109,10 @@ def test_findings_say_what_was_found_whichever_way(comparison):
         ((0.9, 0.2, 0.7, 0.8), "at 9; the nested model is worse at 1; no difference is shown at 36, 144."),
     ],
 )
-def test_verdicts_follow_the_intervals(others, verdict):
+def test_verdicts_follow_the_corrected_p_values(others, verdict):
     shares = {variant.name: others for variant in VARIANTS} | {"nested": (0.5, 0.6, 0.7, 0.8)}
     tables = {(name, 0): answered(values) for name, values in shares.items()}
-    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), num_resamples=100))
+    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), num_resamples=4000))
     assert nested.endswith(verdict)
 
 
