@@ -113,9 +113,11 @@ def test_tables_come_in_the_layouts_of_model2vec_and_sentence_transformers(tmp_p
         assert encoder.count_flops(["red", "red blue"]) == 2 * 1.5
     StaticModel(table + 1, tokenizer).save_pretrained(tmp_path / "changed")
     assert load_sentence_encoder(str(tmp_path / "changed")).fingerprint != encoder.fingerprint
-    (tmp_path / "model2vec" / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match=f"no static embeddings in {tmp_path}/model2vec"):
-        StaticEncoder(str(tmp_path / "model2vec"))
+    for folder, name in (("model2vec", "model.safetensors"), ("changed", "tokenizer.json")):
+        whole = (tmp_path / folder / name).read_bytes()
+        (tmp_path / folder / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=f"no static embeddings in {tmp_path}/{folder}"):
+            StaticEncoder(str(tmp_path / folder))
 
 
 @pytest.mark.parametrize("package", ["model2vec", "wordllama"])
