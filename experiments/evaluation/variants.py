@@ -6,8 +6,7 @@ as the standard deviation over them. P-values of the differences are Holm's, ove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,15 +113,21 @@ def compare_variants(
     )
     p_values = adjust_p_values(to_nested.p_value()).tolist()
     accuracies, differences = accuracy.estimate(confidence), to_nested.estimate(confidence)
+    place = {row: number for number, row in enumerate(compared)}
     per_seed = scores.mean(axis=2)
-    rows = []
-    for row, (series, scale) in enumerate(keys):
-        spread = float(per_seed[row].std(ddof=1)) if len(seeds) > 1 else 0.0
-        own = Row(series, scale, float(costs[row]), accuracies[row], spread, tuple(per_seed[row].tolist()))
-        if row in compared:
-            place = compared.index(row)
-            own = replace(own, to_nested=differences[place], p_value=p_values[place])
-        rows.append(own)
+    rows = [
+        Row(
+            series,
+            scale,
+            float(costs[row]),
+            accuracies[row],
+            float(per_seed[row].std(ddof=1)) if len(seeds) > 1 else 0.0,
+            tuple(per_seed[row].tolist()),
+            differences[place[row]] if row in place else None,
+            p_values[place[row]] if row in place else None,
+        )
+        for row, (series, scale) in enumerate(keys)
+    ]
     return VariantComparison(rows, tuple(seeds), len(first), int(image.max()) + 1, confidence)
 
 
@@ -132,15 +137,16 @@ def _draw_accuracies(
     """Accuracies `[num_rows]` over the seeds, of scores `[num_rows, num_seeds, num_questions]`."""
     counts = np.bincount(image).astype(np.float64)
 
-    def measure(weights: Floats, sums: Floats) -> dict[str, Floats]:
-        return {"accuracy": (weights @ sums.T) / (weights @ counts)[:, None]}
+    sums = {
+        seed: np.stack([np.bincount(image, weights=row) for row in scores[:, place]])
+        for place, seed in enumerate(seeds)
+    }
 
-    by_seed = {}
-    for place, each in enumerate(seeds):
-        sums = np.stack([np.bincount(image, weights=row) for row in scores[:, place]]).astype(np.float64)
-        drawn = resample(partial(measure, sums=sums), len(counts), num_resamples=num_resamples, seed=0)
-        by_seed[each] = drawn["accuracy"]
-    return combine_seeds(by_seed, seed=0)
+    def measure(weights: Floats) -> dict[int, Floats]:
+        num_questions = (weights @ counts)[:, None]
+        return {seed: (weights @ its.T) / num_questions for seed, its in sums.items()}
+
+    return combine_seeds(resample(measure, len(counts), num_resamples=num_resamples, seed=0), seed=0)
 
 
 def _collect(
