@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
 from experiments.evaluation.needs import Need, map_attributes, tabulate_needs
-from experiments.evaluation.scale_classifier import classify_smallest_scale
+from experiments.evaluation.scale_classifier import classify_smallest_scale, recover_gap
 from experiments.held_out import read_test
 from experiments.label import format_command
 from experiments.reporting.needs_display import draw_needs
@@ -38,8 +38,9 @@ def main(config: DictConfig) -> None:
     maps = map_attributes(test.outcomes, config.margin)
     tables = [tabulate(needs, test.outcomes.scales, config.margin, title)]
     try:
-        accuracy = classify_smallest_scale(read_labels(labels, "train"), test, config.seed)
-        tables.append(tabulate_classifiers(accuracy))
+        train = read_labels(labels, "train")
+        accuracy = classify_smallest_scale(train, test, config.seed)
+        tables.append(tabulate_classifiers(accuracy, recover_gap(train, test, config.seed)))
     except (ValueError, FileNotFoundError) as error:
         # Labels of a test split alone show what is needed, and teach nobody to tell it.
         log.warning("who can tell the smallest scale is left out: %s", error)
@@ -64,11 +65,17 @@ def tabulate(needs: list[Need], scales: tuple[int, ...], margin: float, title: s
     return Table(caption, ("kind", "questions", *map(str, scales), "needed"), tuple(rows))
 
 
-def tabulate_classifiers(accuracy: dict[str, float]) -> Table:
-    """Accuracies of `classify_smallest_scale`."""
-    rows = tuple((name, format_percent(value)) for name, value in accuracy.items())
-    caption = "Smallest sufficient scale, where there is one, told from what is seen: accuracy in percent"
-    return Table(caption, ("seen", "accuracy"), rows)
+def tabulate_classifiers(accuracy: dict[str, float], shares: dict[str, float]) -> Table:
+    """Of `classify_smallest_scale` and `recover_gap`."""
+    rows = tuple(
+        (name, format_percent(value), format_percent(shares[name]) if name in shares else "-")
+        for name, value in accuracy.items()
+    )
+    caption = (
+        "Smallest sufficient scale, where there is one, told from what is known: accuracy in percent; and "
+        "the share of the gap from mix to budgeted oracle, in percent, that a policy knowing it recovers"
+    )
+    return Table(caption, ("known", "accuracy", "of the gap"), rows)
 
 
 if __name__ == "__main__":

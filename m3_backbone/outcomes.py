@@ -189,14 +189,18 @@ _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales"
 
 
 def check_fingerprints(
-    first: Mapping[str, str], second: Mapping[str, str], first_origin: str, second_origin: str
+    first: Mapping[str, str],
+    second: Mapping[str, str],
+    first_origin: str,
+    second_origin: str,
+    way_out: str = "",
 ) -> None:
-    """Refuse fingerprints that differ, naming every one that does."""
+    """Refuse fingerprints that differ, naming every one that does, and the way out, if any is given."""
     keys = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
     if keys:
         raise ValueError(
             f"{first_origin} and {second_origin} were made with different {', '.join(keys)}: "
-            "their outcomes cannot be mixed"
+            f"their outcomes cannot be mixed{way_out and f'; {way_out}'}"
         )
 
 

@@ -45,34 +45,32 @@ def find_prices(cost: Floats, score: Floats) -> Floats:
 
 
 def trace_cuts(
-    bins: Columns, num_bins: list[int], score: Floats, cost: Floats, first: Columns
+    bins: Columns, num_bins: list[int], score: Floats, cost: Floats, start: int
 ) -> tuple[Floats, Floats]:
     """Mean cost and score under all cuts, each `[num_cuts of scale 0, .., of the last but one]`.
 
-    Under a cut a sample stops at a scale if its bin there is at least that. A scale before all starts has
-    one cut, which does nothing.
+    All samples start at column `start`. Under a cut a sample stops at a scale if its bin there is at least
+    that. A scale before the start has one cut, which does nothing.
     """
     num_samples, num_scales = cost.shape
     totals = [np.zeros([1] * max(num_scales - 1, 1)) for _ in range(2)]
-    for start in np.unique(first):
-        rows = first == start
-        paid = np.cumsum(cost[rows, start:], axis=1)
-        for stop in range(start, num_scales):
-            searched = range(start, min(stop, num_scales - 2) + 1)
-            shape = [num_bins[column] for column in searched]
-            cell = (
-                np.ravel_multi_index(bins[rows][:, searched].T, shape)
-                if shape
-                else np.zeros(rows.sum(), dtype=np.int64)
-            )
-            for which, values in enumerate((paid[:, stop - start], score[rows, stop])):
-                table = np.bincount(cell, values, int(np.prod(shape))).reshape(shape).astype(np.float64)
-                for axis, column in enumerate(searched):
-                    table = _below_cut(table, axis)
-                    if column == stop:
-                        table = np.take(table, [-1], axis) - table
-                padded = [1] * start + list(table.shape) + [1] * (num_scales - 1 - start - table.ndim)
-                totals[which] = totals[which] + table.reshape(padded)
+    paid = np.cumsum(cost[:, start:], axis=1)
+    for stop in range(start, num_scales):
+        searched = range(start, min(stop, num_scales - 2) + 1)
+        shape = [num_bins[column] for column in searched]
+        cell = (
+            np.ravel_multi_index(bins[:, searched].T, shape)
+            if shape
+            else np.zeros(num_samples, dtype=np.int64)
+        )
+        for which, values in enumerate((paid[:, stop - start], score[:, stop])):
+            table = np.bincount(cell, values, int(np.prod(shape))).reshape(shape).astype(np.float64)
+            for axis, column in enumerate(searched):
+                table = _below_cut(table, axis)
+                if column == stop:
+                    table = np.take(table, [-1], axis) - table
+            padded = [1] * start + list(table.shape) + [1] * (num_scales - 1 - start - table.ndim)
+            totals[which] = totals[which] + table.reshape(padded)
     return totals[0] / num_samples, totals[1] / num_samples
 
 

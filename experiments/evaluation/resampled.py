@@ -120,7 +120,9 @@ def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     scores: dict[int, Floats] = {}
     for path in _list_files(labels / RESAMPLED):
         part = _Part.read(path)
-        check_fingerprints(test.fingerprints, part.fingerprints, "the labels", str(path))
+        check_fingerprints(
+            test.fingerprints, part.fingerprints, "the labels", str(path), "delete it, or resample again"
+        )
         if unknown := [sample for sample in part.samples if sample not in row_of]:
             raise ValueError(
                 f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again"

@@ -14,6 +14,7 @@ from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
 from predictor.baselines import BestScalePerTask
 from predictor.cascade import Cascade
+from predictor.hybrid import Hybrid
 from predictor.pricing import PriceList
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
@@ -135,7 +136,7 @@ def test_promise_that_the_data_cannot_keep_is_called_infeasible(store, tmp_path,
 
 def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
     """They are in tables, metrics and report; where confidence says nothing, a cascade is the mix."""
-    cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Cascade.fit, "question_only")]
+    cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Hybrid.fit, "question_only")]
     comparison = evaluate(store, tmp_path, cascades=cascades, seed=7)
     assert [each.name for each in comparison.predictors] == ["question_only", "per_task", "cascade", "hybrid"]
     assert abs(comparison.find("cascade").mean_to_mix.value) < 0.02
@@ -156,4 +157,4 @@ def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
 
 def test_a_cascade_that_starts_from_an_unknown_predictor_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="hybrid starts from 'nobody'"):
-        evaluate(store, tmp_path, cascades=[CascadeEntry("hybrid", Cascade.fit, "nobody")])
+        evaluate(store, tmp_path, cascades=[CascadeEntry("hybrid", Hybrid.fit, "nobody")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
-from experiments.evaluation.scale_classifier import classify_smallest_scale
+from experiments.evaluation.scale_classifier import classify_smallest_scale, recover_gap
 from experiments.granularity import tabulate, tabulate_classifiers
 from experiments.reporting.needs_display import draw_needs
 from m3_backbone.labels import Inputs, Labels, VisualTokens
@@ -116,12 +116,56 @@ def labels_of(split, num_images, seed):
 
 
 def test_who_can_tell_the_smallest_scale():
-    accuracy = classify_smallest_scale(labels_of("train", 150, 1), labels_of("test", 100, 2))
+    train, test = (
+        Labels(
+            each.inputs,
+            replace(
+                each.outcomes,
+                kind=np.full(len(each), "toy", dtype=object),
+                attributes=[{}] * len(each),
+            ),
+        )
+        for each in (labels_of("train", 150, 1), labels_of("test", 100, 2))
+    )
+    accuracy = classify_smallest_scale(train, test)
     assert accuracy["question and image"] > 0.95
     # Each alone knows one of two bits, and always guessing neither.
     assert 0.4 < accuracy["question"] < 0.62 and 0.4 < accuracy["image"] < 0.62
     assert accuracy["the commonest"] < 0.4
-    assert "question and image" in str(tabulate_classifiers(accuracy))
+    assert "question and image" in str(tabulate_classifiers(accuracy, {}))
+    assert list(accuracy) == ["the commonest", "question", "image", "question and image"], (
+        "no facts are stated"
+    )
+
+
+def test_what_a_policy_recovers_that_is_told_the_facts():
+    """The image's bit stands in the attributes; one of a list is no fact, as no column can hold it."""
+    train, test = (
+        Labels(
+            each.inputs,
+            replace(
+                each.outcomes,
+                attributes=[
+                    {"shown": bool(each.inputs.visual[9].tokens[image, 0, 0] > 4), "other": [1, 2]}
+                    for image in each.inputs.image_row
+                ],
+            ),
+        )
+        for each in (labels_of("train", 150, 1), labels_of("test", 100, 2))
+    )
+    shares, accuracy = recover_gap(train, test), classify_smallest_scale(train, test)
+    assert shares["question and image"] > 0.95 and shares["all of it"] > 0.95
+    assert abs(shares["kind and attributes"] - shares["image"]) < 0.05 < shares["image"] < 0.9
+    assert abs(accuracy["kind and attributes"] - accuracy["image"]) < 0.05
+    rows = str(tabulate_classifiers(accuracy, shares)).splitlines()
+    assert any(row.startswith("the commonest") and row.split()[-1] == "-" for row in rows)
+
+
+def test_without_a_gap_there_is_nothing_to_recover():
+    train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
+    flat = Labels(test.inputs, replace(test.outcomes, score=np.ones_like(test.outcomes.score)))
+    with pytest.raises(ValueError, match="nothing to recover"):
+        recover_gap(train, flat)
 
 
 def test_where_one_scale_always_suffices_everyone_knows():

@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from predictor.cascade import Cascade, ExpectedGain
+from predictor.cascade import Cascade
 from predictor.hull import upper_hull
-from predictor.policy import choose, sweep
 
 COST = np.array([1.0, 4.0, 16.0])
 
@@ -58,12 +57,10 @@ def test_each_is_best_from_its_price_to_the_next():
         assert worth.argmax() == row
 
 
-@pytest.mark.parametrize("hybrid", [False, True])
-def test_climbs_cost_and_score_what_the_search_found(hybrid):
+def test_climbs_cost_and_score_what_the_search_found():
     confidence, score, cost = draw(300, 1)
-    estimates = np.random.default_rng(1).random(score.shape) if hybrid else None
-    fitted = Cascade.fit(confidence, score, cost, estimates)
-    first, last = fitted.climb(confidence, cost, estimates)
+    fitted = Cascade.fit(confidence, score, cost)
+    first, last = fitted.climb(confidence, cost)
     rows = np.arange(len(cost))
     paid = np.cumsum(np.insert(cost, 0, 0, axis=1), axis=1)
     np.testing.assert_allclose((paid[rows, last + 1] - paid[rows, first]).mean(axis=1), fitted.cost)
@@ -93,38 +90,6 @@ def test_answers_that_were_not_asked_for_are_not_looked_at():
         seen = (np.arange(3) >= first[row][:, None]) & (np.arange(3) <= last[row][:, None])
         again = fitted.climb(np.where(seen, confidence, np.nan), cost)
         np.testing.assert_array_equal(again[1][row], last[row])
-
-
-def test_a_hybrid_starts_where_the_estimates_say_and_is_never_worse_than_they_alone():
-    confidence, score, cost = draw(400, 3)
-    estimates = np.clip(0.7 * score + 0.3 * np.random.default_rng(3).random(score.shape), 0, 1)
-    fitted = Cascade.fit(confidence, score, cost, estimates)
-    first, _ = fitted.climb(confidence, cost, estimates)
-    for row, price in enumerate(fitted.starting_price):
-        np.testing.assert_array_equal(first[row], choose(estimates, cost, price, unit=fitted.unit))
-    front = sweep(estimates, cost, score, fitted.starting_price, unit=fitted.unit)
-    for price in np.geomspace(1e-3, 1, 10):
-        alone = (front.score - price * front.cost).max()
-        assert (fitted.score - price * fitted.cost).max() >= alone - 1e-12
-    with pytest.raises(ValueError, match="give its estimates"):
-        fitted.climb(confidence, cost)
-
-
-def test_the_expected_gain_is_that_of_the_world():
-    """This answer is right as often as its confidence says, the next as often as the estimate."""
-    rng = np.random.default_rng(0)
-    confidence, estimates = rng.uniform(0.05, 0.95, (2, 20000, 2))
-    chance = np.stack([confidence[:, 0], estimates[:, 1]], axis=1)
-    gain = ExpectedGain.fit(confidence, rng.random(chance.shape) < chance, estimates)(confidence, estimates)
-    np.testing.assert_allclose(gain[:, 0], chance[:, 1] - chance[:, 0], atol=0.05)
-    assert (gain[:, 1] == 0).all()
-
-
-def test_a_scale_that_is_always_right_is_no_obstacle():
-    confidence, score, cost = draw(100, 4)
-    score[:, 2] = 1
-    fitted = Cascade.fit(confidence, score, cost, np.full(score.shape, 0.5))
-    assert fitted.score[0] == 1
 
 
 def test_one_scale_is_a_cascade_too():

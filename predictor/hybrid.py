@@ -1,0 +1,190 @@
+"""The hybrid of predictor and cascade: where to start is predicted, whether to go on is seen.
+
+A predictor has seen image and question, and says where to start (`policy.choose` at a starting price). Then
+the answer itself tells more: the confidence in it, beside all that the predictor thinks. While the score
+expected to be gained by the next finer scale is worth what that costs, at a climbing price, the hybrid goes
+on; every scale that is tried is paid for, and the last answer stands. To weigh expected score against cost
+before an answer and after it alike is the idea of cascade routing (Dekoninck, Baader and Vechev,
+arXiv 2410.10347), which may also skip scales.
+
+`confidence`, `score`, `cost` and `estimates` are `[num_samples, num_scales]` over one ladder, coarsest scale
+first.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from predictor.cascade_search import Columns, find_prices, pick_evenly, space_prices
+from predictor.hull import upper_hull
+from predictor.policy import Floats, choose_at_prices, find_unit
+
+_NUM_STARTING_PRICES = _NUM_CLIMBING_PRICES = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Hybrid:
+    """Fitted hybrids, one per price, from dear to cheap; on calibration no mix of two others beats any.
+
+    `price` `[num_prices]`, ascending from 0, is that per `unit` of cost at which each becomes the best one
+    on the calibration samples; `cost` and `score` are its means there. It starts at what `policy.choose`
+    gives for the estimates at `starting_price`, and climbs while `gain` is more than `climbing_price` times
+    what the next scale costs, both prices per `unit`. Two prices for all scales, where a cascade has a
+    threshold for each: there is less that could fit the calibration samples by chance.
+    """
+
+    price: Floats
+    cost: Floats
+    score: Floats
+    starting_price: Floats
+    climbing_price: Floats
+    unit: float
+    gain: "ExpectedGain"
+
+    @classmethod
+    def fit(
+        cls,
+        confidence: ArrayLike,
+        score: ArrayLike,
+        cost: ArrayLike,
+        estimates: ArrayLike | None,
+        num_prices: int = 128,
+    ) -> Self:
+        """Search on calibration samples, which the predictor of the estimates has not been trained on.
+
+        Of the hybrids on the upper concave hull of (mean cost, mean score) at most `num_prices` are kept,
+        those whose costs lie most evenly in the logarithm. ValueError without estimates.
+        """
+        chances = _need(estimates)
+        scores, costs = np.asarray(score, dtype=np.float64), np.asarray(cost, dtype=np.float64)
+        unit = find_unit(costs)
+        gain = ExpectedGain.fit(confidence, scores, chances)
+        worth = _find_worth(gain(confidence, chances), costs, unit)
+        climbing_price = _space_climbing_prices(worth)
+        starting_price = space_prices(chances, costs, unit, _NUM_STARTING_PRICES)
+        firsts = choose_at_prices(chances, costs, starting_price, unit=unit).astype(np.int64)
+        traces = [_trace(worth, scores, costs, first, climbing_price) for first in firsts]
+        mean_cost, mean_score = np.array(traces).swapaxes(0, 1).reshape(2, -1)
+        hull = upper_hull(mean_cost, mean_score)
+        hull = hull[pick_evenly(mean_cost[hull], num_prices)][::-1]
+        return cls(
+            price=find_prices(mean_cost[hull], mean_score[hull]) * unit,
+            cost=mean_cost[hull],
+            score=mean_score[hull],
+            starting_price=starting_price[hull // len(climbing_price)],
+            climbing_price=climbing_price[hull % len(climbing_price)],
+            unit=unit,
+            gain=gain,
+        )
+
+    def climb(
+        self, confidence: ArrayLike, cost: ArrayLike, estimates: ArrayLike | None
+    ) -> tuple[Columns, Columns]:
+        """First and last column tried, each `[num_prices, num_samples]`.
+
+        Of the confidences those are looked at that belong to scales from the first to the last tried.
+        """
+        chances = _need(estimates)
+        first = choose_at_prices(chances, cost, self.starting_price, unit=self.unit).astype(np.int64)
+        worth = _find_worth(self.gain(confidence, chances), np.asarray(cost, dtype=np.float64), self.unit)
+        last = [_climb(worth, *each) for each in zip(first, self.climbing_price, strict=True)]
+        return first, np.stack(last)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedGain:
+    """Score to be gained by one scale more: the chance that the next answer is right, less that of this one.
+
+    `here` and `beyond` `[num_scales - 1, num_scales + 2]` are logistic regressions on the logits of the
+    confidence at this scale and of the estimates for all scales, and on a constant.
+    """
+
+    here: Floats
+    beyond: Floats
+
+    @classmethod
+    def fit(cls, confidence: ArrayLike, score: ArrayLike, estimates: ArrayLike) -> Self:
+        """From calibration samples, each `[num_samples, num_scales]`."""
+        scores = np.asarray(score, dtype=np.float64)
+        weights = [
+            [_fit_logistic(features, scores[:, column + step]) for step in (0, 1)]
+            for column, features in enumerate(cls._make_features(confidence, estimates))
+        ]
+        here, beyond = np.array(weights).reshape(-1, 2, scores.shape[1] + 2).swapaxes(0, 1)
+        return cls(here, beyond)
+
+    def __call__(self, confidence: ArrayLike, estimates: ArrayLike) -> Floats:
+        """`[num_samples, num_scales]`; 0 at the finest scale. Each reads the confidence of its own scale."""
+        gains = np.zeros(np.shape(confidence))
+        for column, features in enumerate(self._make_features(confidence, estimates)):
+            gains[:, column] = expit(features @ self.beyond[column]) - expit(features @ self.here[column])
+        return gains
+
+    @staticmethod
+    def _make_features(confidence: ArrayLike, estimates: ArrayLike) -> list[Floats]:
+        sure, chance = (logit(np.clip(values, 1e-4, 1 - 1e-4)) for values in (confidence, estimates))
+        constant = np.ones((len(sure), 1))
+        return [np.hstack([sure[:, [column]], chance, constant]) for column in range(sure.shape[1] - 1)]
+
+
+def _need(estimates: ArrayLike | None) -> Floats:
+    if estimates is None:
+        raise ValueError("a hybrid starts where a predictor says: give its estimates")
+    return np.asarray(estimates, dtype=np.float64)
+
+
+def _find_worth(gain: Floats, cost: Floats, unit: float) -> Floats:
+    """The highest climbing prices at which each sample goes on from each scale but the finest."""
+    return gain[:, :-1] / cost[:, 1:] * unit
+
+
+def _space_climbing_prices(worth: Floats) -> Floats:
+    """Ascending, from always to never: between two of them lie about as many decisions each."""
+    gains = worth[worth > 0]
+    levels = np.linspace(0, 1, _NUM_CLIMBING_PRICES)
+    between = np.quantile(gains, levels, method="higher") if gains.size else np.empty(0)
+    return np.unique([-np.inf, 0.0, *between, np.inf])
+
+
+def _trace(
+    worth: Floats, score: Floats, cost: Floats, first: Columns, climbing_price: Floats
+) -> tuple[Floats, Floats]:
+    """Mean cost and score at each climbing price of the samples, which start at `first`."""
+    rows, num_prices = np.arange(len(first)), len(climbing_price)
+    totals = [np.full(num_prices, values[rows, first].sum()) for values in (cost, score)]
+    least = np.full(len(first), np.inf)
+    for column in range(worth.shape[1]):
+        here = first <= column
+        least[here] = np.minimum(least[here], worth[here, column])
+        # At so many of the prices, the lowest, a sample has come as far as to leave this scale.
+        number = np.searchsorted(climbing_price, least[here])
+        gains = cost[here, column + 1], score[here, column + 1] - score[here, column]
+        for total, gain in zip(totals, gains, strict=True):
+            total += gain.sum() - np.cumsum(np.bincount(number, gain, num_prices + 1))[:-1]
+    return totals[0] / len(first), totals[1] / len(first)
+
+
+def _climb(worth: Floats, first: Columns, price: float) -> Columns:
+    """Last column tried of each sample that starts at `first`."""
+    last = first.copy()
+    for column in range(worth.shape[1]):
+        last[(last == column) & (worth[:, column] > price)] += 1
+    return last
+
+
+def _fit_logistic(features: Floats, score: Floats) -> Floats:
+    """Weights of one logistic regression; a fractional score is a right and a wrong sample, in part each."""
+    model = LogisticRegression(fit_intercept=False)
+    # One sample of either kind on top, at the origin but for the constant: there may be none of one.
+    constant = np.eye(features.shape[1])[[-1, -1]]
+    model.fit(
+        np.concatenate([features, features, constant]),
+        np.repeat([1, 0, 1, 0], [len(score), len(score), 1, 1]),
+        sample_weight=np.concatenate([score, 1 - score, [0.5, 0.5]]),
+    )
+    weights: Floats = model.coef_[0].astype(np.float64)
+    return weights

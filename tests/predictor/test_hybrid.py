@@ -1,0 +1,125 @@
+"""Hybrids against a walk sample by sample, and against the predictor alone."""
+
+import numpy as np
+import pytest
+
+from predictor.hybrid import ExpectedGain, Hybrid
+from predictor.policy import choose, find_unit, sweep
+
+COST = np.array([1.0, 4.0, 16.0])
+
+
+def draw(num_samples, seed):
+    """Answers that are right as often as their confidence says, and estimates that know something, too."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.05, 0.95, (num_samples, 3))
+    score = (rng.random(confidence.shape) < confidence).astype(float)
+    cost = np.tile(COST, (num_samples, 1)) * rng.choice([1, 2], (num_samples, 1))
+    return confidence, score, cost, np.clip(0.7 * score + 0.3 * rng.random(score.shape), 0, 1)
+
+
+def follow(cost, gain, unit, start, climbing_price):
+    """First and last column of one sample, scale by scale."""
+    column = start
+    while column < len(cost) - 1 and gain[column] > climbing_price * cost[column + 1] / unit:
+        column += 1
+    return start, column
+
+
+def test_climbs_while_the_gain_is_worth_its_price():
+    confidence, score, cost, estimates = draw(200, 0)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    assert fitted.unit == find_unit(cost) and len(fitted.price) > 5
+    first, last = fitted.climb(confidence, cost, estimates)
+    gain = fitted.gain(confidence, estimates)
+    prices = zip(fitted.starting_price, fitted.climbing_price, strict=True)
+    for row, (starting, climbing) in enumerate(prices):
+        starts = choose(estimates, cost, starting, unit=fitted.unit)
+        literal = [
+            follow(cost[i], gain[i], fitted.unit, start, climbing) for i, start in enumerate(starts.tolist())
+        ]
+        assert list(zip(first[row].tolist(), last[row].tolist(), strict=True)) == literal
+    assert (last > first).any() and (last == first).any()
+
+
+def test_costs_and_scores_what_the_search_found():
+    confidence, score, cost, estimates = draw(300, 1)
+    score = np.where(score > 0, 2 / 3, 0)  # as VQA accuracy has it
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    first, last = fitted.climb(confidence, cost, estimates)
+    rows = np.arange(len(cost))
+    paid = np.cumsum(np.insert(cost, 0, 0, axis=1), axis=1)
+    np.testing.assert_allclose((paid[rows, last + 1] - paid[rows, first]).mean(axis=1), fitted.cost)
+    np.testing.assert_allclose(score[rows, last].mean(axis=1), fitted.score)
+
+
+def test_is_never_worse_than_the_estimates_alone_where_it_was_fitted():
+    confidence, score, cost, estimates = draw(400, 3)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    front = sweep(estimates, cost, score, fitted.starting_price, unit=fitted.unit)
+    for price in np.geomspace(1e-3, 1, 10):
+        alone = (front.score - price * front.cost).max()
+        assert (fitted.score - price * fitted.cost).max() >= alone - 1e-12
+
+
+def test_answers_tell_what_estimates_do_not():
+    """Estimates that say nothing, confidences that say all: on samples it was not fitted to it gains much."""
+    rng = np.random.default_rng(5)
+    score = np.stack([rng.random(4000) < 0.6, np.ones(4000)], axis=1)
+    confidence = np.where(score, rng.uniform(0.6, 1, score.shape), rng.uniform(0, 0.4, score.shape))
+    cost, estimates = np.tile([1.0, 16.0], (4000, 1)), np.tile([0.6, 1.0], (4000, 1))
+    half = 2000
+    fitted = Hybrid.fit(confidence[:half], score[:half], cost[:half], estimates[:half])
+    _, last = fitted.climb(confidence[half:], cost[half:], estimates[half:])
+    right = score[half:][np.arange(half), last].mean(axis=1)
+    # All are right where the 40% that were wrong went on, and only those.
+    best = np.flatnonzero(right == 1)
+    assert last[best].mean(axis=1).min() == pytest.approx(0.4, abs=0.03)
+
+
+def test_answers_that_were_not_asked_for_are_not_looked_at():
+    confidence, score, cost, estimates = draw(300, 2)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    first, last = fitted.climb(confidence, cost, estimates)
+    for row in range(len(fitted.price)):
+        seen = (np.arange(3) >= first[row][:, None]) & (np.arange(3) <= last[row][:, None])
+        again = fitted.climb(np.where(seen, confidence, np.nan), cost, estimates)
+        np.testing.assert_array_equal(again[1][row], last[row])
+
+
+def test_the_expected_gain_is_that_of_the_world():
+    """This answer is right as often as its confidence says, the next as often as the estimate."""
+    rng = np.random.default_rng(0)
+    confidence, estimates = rng.uniform(0.05, 0.95, (2, 20000, 2))
+    chance = np.stack([confidence[:, 0], estimates[:, 1]], axis=1)
+    gain = ExpectedGain.fit(confidence, rng.random(chance.shape) < chance, estimates)(confidence, estimates)
+    np.testing.assert_allclose(gain[:, 0], chance[:, 1] - chance[:, 0], atol=0.05)
+    assert (gain[:, 1] == 0).all()
+
+
+def test_a_scale_that_is_always_right_is_no_obstacle():
+    confidence, score, cost, _ = draw(100, 4)
+    score[:, 2] = 1
+    fitted = Hybrid.fit(confidence, score, cost, np.full(score.shape, 0.5))
+    assert fitted.score[0] == 1
+
+
+def test_one_scale_leaves_no_choice():
+    fitted = Hybrid.fit([[0.5], [0.5]], [[1], [0]], [[3], [5]], [[0.3], [0.4]])
+    assert (fitted.cost.tolist(), fitted.score.tolist()) == ([4], [0.5])
+
+
+def test_at_most_so_many_are_kept():
+    confidence, score, cost, estimates = draw(500, 6)
+    everything = Hybrid.fit(confidence, score, cost, estimates)
+    few = Hybrid.fit(confidence, score, cost, estimates, num_prices=3)
+    assert len(few.price) == 3 < len(everything.price)
+    assert (few.cost[0], few.cost[-1]) == (everything.cost[0], everything.cost[-1])
+
+
+def test_wants_estimates():
+    confidence, score, cost, estimates = draw(50, 7)
+    with pytest.raises(ValueError, match="give its estimates"):
+        Hybrid.fit(confidence, score, cost, None)
+    with pytest.raises(ValueError, match="give its estimates"):
+        Hybrid.fit(confidence, score, cost, estimates).climb(confidence, cost, None)
