@@ -2,18 +2,17 @@
 
 Three ways to use a predictor on a target task: as it comes from the source tasks, prices included; with
 prices, and the calibrator if there is one, fitted anew on a few samples of the target; and trained on the
-target itself, which is what the others are held against.
+target itself, which is what the others are held against. Writes `transfer.html`, `transfer.json`, `tables/`
+and a front of each target as PDF and SVG.
 """
 
 import copy
-import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
@@ -24,58 +23,57 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.statistics import Estimate
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
-from experiments.reporting.numbers import format_difference, format_share
-from experiments.reporting.text_table import format_table
+from experiments.reporting.page import Provenance
+from experiments.reporting.transfer_report import PAGE, Row, write_transfer
 from experiments.train import quiet_lightning
 from m3_backbone.labels import Labels, read_labels
+from m3_backbone.shards import read_manifest
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.folder import CONFIG, WEIGHTS, write_json
+from predictor.folder import CONFIG, WEIGHTS
 from predictor.joining import join_labels
 from predictor.splitting import carve_validation
 
 log = logging.getLogger(__name__)
-
-TABLE, FIGURES = "transfer.txt", "transfer.json"
 
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
     quiet_lightning()
     hydra = HydraConfig.get()
+    labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
+    provenance = Provenance(
+        command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
+        config=OmegaConf.to_yaml(config, resolve=True),
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+    )
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
         sources=list(config.sources),
         targets=list(config.targets),
-        labels=Path(config.paths.all_labels),
+        labels=labels,
         num_recalibration=config.num_recalibration,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         make_trainer=partial(instantiate, config.trainer),
         calibrator=instantiate(config.get("calibrator")),
-        command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
-        configuration=OmegaConf.to_yaml(config, resolve=True),
+        command=provenance.command,
+        configuration=provenance.config,
         num_resamples=config.num_resamples,
         confidence=config.confidence,
     )
-    print(write_rows(rows, Path(hydra.runtime.output_dir)))
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One way to use a predictor on a target: the gap share and the points above the mix, with intervals.
-
-    Both are averaged over log budgets, at matched mean visual tokens on the target's test split.
-    """
-
-    target: str
-    trained_on: str
-    priced_on: str
-    gap_share: Estimate
-    to_mix: Estimate
+    manifests = {target: read_manifest(labels / target) for target in config.targets}
+    table = write_transfer(
+        rows,
+        output,
+        predictor=config.predictor.name,
+        backbone=config.backbone.name,
+        fingerprints={target: manifest["fingerprints"] for target, manifest in manifests.items()},
+        provenance=provenance,
+    )
+    print(f"{table}\n\nreport: {output / PAGE}, beside transfer.json, tables/ and fronts as PDF and SVG")
 
 
 def transfer(
@@ -135,7 +133,7 @@ def transfer(
             predictor.check_backbone(test.outcomes.fingerprints)
             if calibrator is not None:
                 predictor.calibrate(calibration, copy.deepcopy(calibrator))
-            figures = compare_policies(
+            comparison = compare_policies(
                 calibration.outcomes,
                 test.outcomes,
                 [Estimating(name, predictor.predict(calibration.inputs), predictor.predict(test.inputs))],
@@ -143,8 +141,8 @@ def transfer(
                 num_resamples=num_resamples,
                 confidence=confidence,
                 seed=seed,
-            ).predictors[0]
-            rows.append(Row(target, trained_on, priced_on, figures.mean_gap_share, figures.mean_to_mix))
+            )
+            rows.append(Row(target, trained_on, priced_on, comparison))
     return rows
 
 
@@ -169,20 +167,6 @@ def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
     rank = {image: place for place, image in enumerate(images)}
     order = np.argsort([rank[str(image)] for image in image_id], kind="stable")
     return np.sort(order[:number])
-
-
-def write_rows(rows: Sequence[Row], output: Path) -> str:
-    """Write the figures as JSON and the table as text; the table."""
-    cells = [["target", "trained on", "priced on", "of the gap", "points above the mix"]]
-    for row in rows:
-        gap, points = format_share(row.gap_share), format_difference(row.to_mix)
-        cells.append([row.target, row.trained_on, row.priced_on, gap, points])
-    table = format_table(cells)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / TABLE).write_text(table + "\n", encoding="utf-8")
-    plain: list[Mapping[str, Any]] = json.loads(json.dumps([asdict(row) for row in rows], default=float))
-    write_json(output / FIGURES, plain)
-    return f"{table}\n\nfigures: {output / FIGURES}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from experiments.held_out import list_reads
-from experiments.transfer import draw_samples, main, transfer, write_rows
+from experiments.reporting.page import Provenance
+from experiments.reporting.transfer_report import write_transfer
+from experiments.transfer import draw_samples, main, transfer
 from m3_backbone.labels import Labels
 from predictor.calibration import Temperature
 from predictor.joining import join_labels
@@ -69,11 +72,27 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     assert values[0] == pytest.approx(values[2], abs=0.08) and values[2] > 0.15
     assert values[3] < 0 < 0.15 < values[5]
 
-    text = write_rows(rows, tmp_path)
-    assert "100 of swapped" in text
+    table = write_transfer(
+        rows,
+        tmp_path,
+        predictor="<b>mine",
+        backbone="toy",
+        fingerprints={target: {"weights": "abc"} for target in ("same", "swapped")},
+        provenance=Provenance("transfer", "a: 1", "today"),
+    )
+    assert "100 of swapped" in str(table)
     written = json.loads((tmp_path / "transfer.json").read_text())
     assert [row["gap_share"]["value"] for row in written] == pytest.approx(values)
-    assert (tmp_path / "transfer.txt").read_text() in text + "\n"
+    assert (tmp_path / "tables" / "transfer.csv").read_text() == table.to_csv()
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {"same.pdf", "swapped.pdf"}
+    page = (tmp_path / "transfer.html").read_text(encoding="utf-8")
+    assert "<b>mine" not in page and "&lt;b&gt;mine" in page
+    (content,) = re.findall(r'id="chart-data">(.*?)</script>', page)
+    charts = json.loads(content)
+    for chart, target in zip(charts, ("same", "swapped"), strict=True):
+        legend = [trace["name"] for trace in chart["data"] if "name" in trace]
+        names = ["trained on home", f"trained on home, prices from 100 of {target}", f"trained on {target}"]
+        assert legend[:3] == names
     assert len(list_reads(folder / "same")) == 1
 
 

@@ -1,0 +1,131 @@
+"""What travels from task to task: a table, a front for every target, and a page with all of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from experiments.evaluation.figures import Comparison, PredictorFigures
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.charts import build_chart
+from experiments.reporting.displays import draw_front
+from experiments.reporting.export import encode_picture, save_figure
+from experiments.reporting.numbers import format_difference, format_share, format_tokens
+from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.tables import Table, write_tables
+from predictor.folder import write_json
+
+PAGE, FIGURES = "transfer.html", "transfer.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One way to use a predictor on a target: what it was trained and priced on, and how it compares there.
+
+    `comparison` is of that one predictor on the target's test split, in visual tokens.
+    """
+
+    target: str
+    trained_on: str
+    priced_on: str
+    comparison: Comparison
+
+    @property
+    def name(self) -> str:
+        """For legends."""
+        if self.trained_on == self.priced_on:
+            return f"trained on {self.trained_on}"
+        return f"trained on {self.trained_on}, prices from {self.priced_on}"
+
+    @property
+    def figures(self) -> PredictorFigures:
+        return self.comparison.predictors[0]
+
+    @property
+    def gap_share(self) -> Estimate:
+        """Of the gap from mix to budgeted oracle, averaged over log budgets."""
+        return self.figures.mean_gap_share
+
+    @property
+    def to_mix(self) -> Estimate:
+        """Score above the mix at matched mean visual tokens, averaged over log budgets."""
+        return self.figures.mean_to_mix
+
+
+def write_transfer(
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    predictor: str,
+    backbone: str,
+    fingerprints: Mapping[str, Mapping[str, str]],
+    provenance: Provenance,
+) -> Table:
+    """Write `transfer.json`, `tables/`, `TARGET.pdf` and `.svg`, and `transfer.html`; the table.
+
+    `fingerprints` are those of the labels, by target.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    table = tabulate(rows)
+    write_tables(output / "tables", [table])
+    plain = [
+        {name: getattr(row, name) for name in ("target", "trained_on", "priced_on")}
+        | {name: asdict(getattr(row, name)) for name in ("gap_share", "to_mix")}
+        for row in rows
+    ]
+    write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))
+    comparisons, pictures = join_ways(rows), {}
+    for target, comparison in comparisons.items():
+        figure = draw_front(comparison, f"{predictor}, {backbone} on {target}, test split")
+        save_figure(figure, output / target)
+        pictures[target] = encode_picture(figure)
+    write_page(
+        output / PAGE,
+        "transfer.html.j2",
+        title=f"{predictor} of {backbone}",
+        comparisons=comparisons,
+        pictures=pictures,
+        table=table,
+        charts=[build_chart(each) for each in comparisons.values()],
+        fingerprints=fingerprints,
+        provenance=provenance,
+    )
+    return table
+
+
+def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
+    """Target -> one comparison with all ways to use the predictor there, which share the test samples."""
+    targets: dict[str, list[Row]] = {}
+    for row in rows:
+        targets.setdefault(row.target, []).append(row)
+    return {
+        target: replace(ways[0].comparison, predictors=[replace(way.figures, name=way.name) for way in ways])
+        for target, ways in targets.items()
+    }
+
+
+def tabulate(rows: Sequence[Row]) -> Table:
+    """Per target and way: share of the gap, points above the mix, and what the default price does."""
+    cells = []
+    for row in rows:
+        default = row.figures.default
+        cells.append(
+            (
+                row.target,
+                row.trained_on,
+                row.priced_on,
+                format_share(row.gap_share),
+                format_difference(row.to_mix),
+                format_tokens(default.point.cost.value),
+                format_difference(default.to_best_fixed),
+            )
+        )
+    header = (
+        "target", "trained on", "priced on", "of the gap", "points above the mix", "default tokens",
+        "to best fixed",
+    )  # fmt: skip
+    caption = (
+        "At matched mean visual tokens, averaged over log budget: share of the gap from mix to budgeted "
+        "oracle, and points above the mix; and at the default price"
+    )
+    return Table(caption, header, tuple(cells), "transfer")
