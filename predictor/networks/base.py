@@ -62,9 +62,7 @@ class Network(nn.Module, ABC):
 
 
 def embed_words(question_ids: Tensor, token_embeddings: Tensor, transform: nn.Module, like: Tensor) -> Tensor:
-    """`transform`ed embeddings `[batch, num_words, width]`; of several questions each distinct word once."""
-    if len(question_ids) == 1:
-        return transform(token_embeddings[question_ids].to(like))
+    """`transform`ed embeddings `[batch, num_words, width]`; each distinct word is transformed once."""
     words, word_of = torch.unique(question_ids, return_inverse=True)
     return transform(token_embeddings[words].to(like))[word_of]
 
