@@ -1,7 +1,8 @@
 """Answer one question: `python -m experiments.answer image=PATH question='...'`.
 
 The predictor chooses the scale; its estimates, the choice and the answers at the other scales are printed.
-`scale=36` forces one, and needs no predictor.
+With `climb=true` the hybrid looks at its answer and may go on to finer scales. `scale=36` forces one, and
+needs no predictor.
 """
 
 import re
@@ -17,8 +18,11 @@ from experiments.reporting.text_table import format_table
 from experiments.tasks.images import open_image
 from experiments.training_record import read_record
 from m3_backbone.backbone import Answer, Backbone
-from predictor.adaptive import AdaptiveM3, Choice
+from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
+from predictor.adaptive_folder import load_hybrid
 from predictor.base import ScalePredictor
+from predictor.choices import Choice
+from predictor.hybrid import Hybrid
 from predictor.pricing import OperatingPoint, PriceList
 
 
@@ -28,17 +32,22 @@ def main(config: DictConfig) -> str:
     image = open_image(path.parent, path.name)
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
     encoded, question = backbone.encode([image]), str(config.question)
+    found = None
     if config.scale is None:
-        folder = Path(config.paths.predictors) / config.predictor.name
-        adaptive = load_adaptive(backbone, folder)
-        point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
-        choice = adaptive.choose(encoded, [question], point)[0]
-        scale, reason = choice.scale, describe_point(point, choice)
+        adaptive = load_adaptive(backbone, Path(config.paths.predictors) / config.predictor.name)
+        terms = {"price": config.price, "budget": config.budget}
+        (found,) = adaptive.answer([image], [question], **terms, point=config.point, climb=config.climb)
+        scale = found.scale
+        if config.climb:
+            assert adaptive.hybrid is not None
+            reason = describe_climb(adaptive.hybrid, adaptive.hybrid.find(**terms), found)
+        else:
+            reason = describe_point(adaptive.prices.find(**terms, name=config.point), found.choice)
     else:
-        choice, scale, reason = None, backbone.ladder.check(config.scale), "as asked for"
+        scale, reason = backbone.ladder.check(config.scale), "as asked for"
     answers = {each: backbone.answer(encoded, [question], each)[0] for each in backbone.ladder}
     costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.ladder}
-    print(format_answers(answers, costs, scale, choice))
+    print(format_answers(answers, costs, scale, found))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")
     return answers[scale].text
 
@@ -48,7 +57,7 @@ def load_adaptive(backbone: Backbone, folder: Path) -> AdaptiveM3:
     predictor, prices = ScalePredictor.load(folder), PriceList.load(folder)
     if read_record(folder) is None:
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
-    return AdaptiveM3(backbone, predictor, prices)
+    return AdaptiveM3(backbone, predictor, prices, load_hybrid(folder))
 
 
 def describe_point(point: OperatingPoint, choice: Choice) -> str:
@@ -60,19 +69,29 @@ def describe_point(point: OperatingPoint, choice: Choice) -> str:
     )
 
 
+def describe_climb(hybrid: Hybrid, row: int, found: AdaptiveAnswer) -> str:
+    """In words, what was tried and what it cost."""
+    tried = ", then ".join(map(str, found.tried))
+    return (
+        f"tried {tried}, {found.cost} visual tokens in all; on the calibration split the hybrid takes "
+        f"{hybrid.cost[row]:.1f} tokens at this price and scores {hybrid.score[row]:.4f}"
+    )
+
+
 def format_answers(
-    answers: dict[int, Answer], costs: dict[int, int], chosen: int, choice: Choice | None
+    answers: dict[int, Answer], costs: dict[int, int], chosen: int, found: AdaptiveAnswer | None
 ) -> str:
-    """A table, one scale a row, the chosen one marked."""
-    estimates = dict(zip(choice.scales, choice.estimates, strict=True)) if choice else {}
+    """A table, one scale a row, the chosen one marked by an arrow, others that were tried by a plus."""
+    tried = found.tried if found else ()
+    estimates = dict(zip(found.choice.scales, found.choice.estimates, strict=True)) if found else {}
     rows = [["", "scale", "tokens", "estimate", "confidence", "answer"]]
     for scale, answer in answers.items():
         rows.append(
             [
-                "->" if scale == chosen else "",
+                "->" if scale == chosen else "+" if scale in tried else "",
                 str(scale),
                 str(costs[scale]),
-                f"{estimates[scale]:.3f}" if choice else "-",
+                f"{estimates[scale]:.3f}" if estimates else "-",
                 f"{answer.confidence:.3f}",
                 answer.text.replace("\n", " "),
             ]

@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     point = certify(model, calibration, alpha=config.risk.alpha, delta=config.risk.delta, seed=config.seed)
     if point is not None:
         prices = PriceList(model.prices.default, model.prices.points, {**model.prices.named, "risk": point})
-        model = AdaptiveM3(backbone, model.predictor, prices)
+        model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
     model.save_pretrained(config.folder)
     print(f"model: {config.folder}\nuse:   AdaptiveM3.from_pretrained({str(config.folder)!r})")
     if config.repo is not None:

@@ -27,6 +27,7 @@ from experiments.training_record import MANIFEST, TrainingRecord, format_records
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.folder import describe, write_json
+from predictor.hybrid import HYBRID, Hybrid
 from predictor.policy import policy_value
 from predictor.pricing import PRICES, PriceList
 from predictor.splitting import halve
@@ -71,9 +72,10 @@ def train_predictors(
     """Fit each predictor on the train split and save it in `folder/<its name>`, with prices and a manifest.
 
     Validation is part of the train split. On half of the calibration split a copy of `calibrator` is fitted
-    for each. Prices come from the calibration split, the default one for `budget` (mean visual tokens; None:
-    see `predictor.pricing.choose_price`). What `folder` already holds of the same predictor, labels and
-    settings is kept; what a kill interrupted goes on from its last checkpoint.
+    for each. Prices, and the hybrid that starts from the predictor, come from the calibration split, the
+    default ones for `budget` (mean visual tokens; None: see `predictor.pricing.choose_price`). What `folder`
+    already holds of the same predictor, labels and settings is kept; what a kill interrupted goes on from its
+    last checkpoint.
     """
     names = [predictor.name for predictor in predictors]
     for name in names:
@@ -93,7 +95,8 @@ def train_predictors(
                 settings["calibrator"] = describe(type(calibrator), {})
             identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
             record = read_record(home)
-            if record is not None and record.identity == identity:
+            whole = (home / HYBRID).is_file()  # an earlier version wrote none
+            if record is not None and record.identity == identity and whole:
                 log.info("%s is up to date in %s", predictor.name, home)
             else:
                 record = _train(
@@ -116,7 +119,7 @@ def _train(
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
     # Whatever a kill leaves, prices of an earlier predictor do not stand beside a new one.
-    for name in (MANIFEST, PRICES):
+    for name in (MANIFEST, PRICES, HYBRID):
         (home / name).unlink(missing_ok=True)
     workshop = home / "unfinished"
     started = time.perf_counter()
@@ -128,14 +131,13 @@ def _train(
         half = halve(calibration.outcomes.image_id)
         predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
     predictor.save(home)
-    prices = PriceList.from_calibration(
-        predictor.predict(calibration.inputs),
-        calibration.inputs.visual_tokens,
-        calibration.outcomes.score,
-        budget,
-        tolerance,
-    )
+    estimates, tokens = predictor.predict(calibration.inputs), calibration.inputs.visual_tokens
+    found = calibration.outcomes
+    prices = PriceList.from_calibration(estimates, tokens, found.score, budget, tolerance)
     prices.save(home)
+    hybrid = Hybrid.fit(found.confidence, found.score, tokens, estimates)
+    best_fixed = float(found.score.mean(axis=0, dtype=np.float64).max())
+    hybrid.with_default(best_fixed, budget, tolerance).save(home)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
     means = train.outcomes.score.mean(axis=0, dtype=np.float64)
     record = TrainingRecord(

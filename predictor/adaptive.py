@@ -1,6 +1,6 @@
 """The predictor in front of the backbone: each question answered at the scale it deserves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,53 +15,61 @@ from m3_backbone.features import compute_features, stack_statistics
 from m3_backbone.labels import Inputs, stack_visual
 from predictor import adaptive_folder as folders
 from predictor.base import ScalePredictor
+from predictor.choices import Choice, list_choices
 from predictor.features import Features
-from predictor.policy import choose
+from predictor.hybrid import Hybrid
+from predictor.policy import Floats, choose
 from predictor.pricing import OperatingPoint, PriceList
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A scale chosen before answering, and what the choice rests on: estimates and costs, one per scale."""
-
-    scale: int
-    scales: tuple[int, ...]
-    estimates: tuple[float, ...]
-    visual_tokens: tuple[int, ...]
-
-    @property
-    def cost(self) -> int:
-        """Visual tokens of the answer."""
-        return self.visual_tokens[self.scales.index(self.scale)]
-
-
-@dataclass(frozen=True)
 class AdaptiveAnswer:
-    """An answer with the choice of its scale."""
+    """An answer with the choice of its scale.
+
+    `tried` are the scales that were answered at, the last of which stands: the chosen one alone, unless the
+    hybrid went on from there.
+    """
 
     answer: Answer
     choice: Choice
+    tried: tuple[int, ...]
 
     @property
     def text(self) -> str:
         return self.answer.text
+
+    @property
+    def scale(self) -> int:
+        """That of the answer."""
+        return self.tried[-1]
+
+    @property
+    def cost(self) -> int:
+        """Visual tokens of all scales tried."""
+        return sum(self.choice.visual_tokens[self.choice.scales.index(scale)] for scale in self.tried)
 
 
 class AdaptiveM3(ModelHubMixin):
     """A frozen backbone that answers each question at the scale which `predictor` chooses.
 
     `prices` hold the operating points: one by default, many by price or budget, others by name (`risk`). One
-    vision pass serves predictor and decoder. Raises ValueError when the predictor was trained for another
-    backbone.
+    vision pass serves predictor and decoder. With a `hybrid` (`predictor.hybrid`) it may also look at its
+    answers and go on to finer scales. Raises ValueError when the predictor was trained for another backbone.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub: weights in
     safetensors, all else in JSON, a model card; no code is loaded that is not installed, nothing unpickled,
     and the fingerprints of the backbone are compared again.
     """
 
-    def __init__(self, backbone: Backbone, predictor: ScalePredictor, prices: PriceList) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        predictor: ScalePredictor,
+        prices: PriceList,
+        hybrid: Hybrid | None = None,
+    ) -> None:
         predictor.check_backbone(backbone.fingerprints)
-        self.backbone, self.predictor, self.prices = backbone, predictor, prices
+        self.backbone, self.predictor, self.prices, self.hybrid = backbone, predictor, prices, hybrid
         self._token_embeddings: Tensor | None = None
 
     def answer(
@@ -72,20 +80,31 @@ class AdaptiveM3(ModelHubMixin):
         price: float | None = None,
         budget: float | None = None,
         point: str | None = None,
+        climb: bool = False,
         task: str = "",
     ) -> list[AdaptiveAnswer]:
         """One answer per (image, question), each at its own scale; those of one scale are answered together.
 
         An image object that stands in the list several times is encoded once. `price`, `budget` and `point`
-        are those of `PriceList.find`; `task` matters to predictors that know tasks by name.
+        are those of `PriceList.find`. With `climb` the hybrid answers, which goes on to the next finer scale
+        while its answer leaves enough to be gained; `price` and `budget` are then those of `Hybrid.find`, and
+        there are no named points. `task` matters to predictors that know tasks by name.
         """
         if len(images) != len(questions):
             raise ValueError(
                 f"{len(images)} images and {len(questions)} questions: give an image to every question"
             )
-        return self.answer_at(
-            images, questions, self.prices.find(price=price, budget=budget, name=point), task
-        )
+        if not climb:
+            found = self.prices.find(price=price, budget=budget, name=point)
+            return self.answer_at(images, questions, found, task)
+        if self.hybrid is None:
+            raise ValueError("no hybrid was saved with this predictor: train it again, or leave climb out")
+        if point is not None:
+            raise ValueError(
+                f"{point!r} is a point of the predictor alone: give a price or a budget to climb"
+            )
+        row = self.hybrid.find(price=price, budget=budget)
+        return self.answer_climbing(images, questions, self.hybrid.at(row), task)
 
     def answer_at(
         self,
@@ -94,18 +113,54 @@ class AdaptiveM3(ModelHubMixin):
         point: OperatingPoint,
         task: str = "",
     ) -> list[AdaptiveAnswer]:
-        """The same at any operating point."""
+        """The same at any operating point of the predictor."""
+        encoded = self._encode(images)
+        choices = self.choose(encoded, questions, point, task)
+        answers = self._answer(encoded, questions, {row: each.scale for row, each in enumerate(choices)})
+        return [AdaptiveAnswer(answers[row], each, (each.scale,)) for row, each in enumerate(choices)]
+
+    def answer_climbing(
+        self, images: Sequence[Image.Image], questions: Sequence[str], hybrid: Hybrid, task: str = ""
+    ) -> list[AdaptiveAnswer]:
+        """The same by a hybrid of one price (`Hybrid.at`)."""
+        if not questions:
+            return []
+        encoded = self._encode(images)
+        estimates, inputs = self._estimate(encoded, questions, task)
+        # Where there is no answer yet the confidence is nan, and nothing goes on from there.
+        confidence = np.full(estimates.shape, np.nan)
+        tried: list[list[int]] = [[] for _ in questions]
+        answers: dict[int, Answer] = {}
+        while True:
+            (first,), (last,) = hybrid.climb(confidence, inputs.visual_tokens, estimates)
+            wanted = {row: inputs.scales[column] for row, column in enumerate(last)}
+            wanted = {row: scale for row, scale in wanted.items() if scale not in tried[row]}
+            if not wanted:
+                break
+            for row, answer in self._answer(encoded, questions, wanted).items():
+                confidence[row, last[row]] = answer.confidence
+                tried[row].append(wanted[row])
+                answers[row] = answer
+        choices = list_choices(first, estimates, inputs)
+        return [AdaptiveAnswer(answers[row], each, tuple(tried[row])) for row, each in enumerate(choices)]
+
+    def _encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        """Each image object once."""
         distinct = {id(image): image for image in images}
         encoded_of = dict(zip(distinct, self.backbone.encode(list(distinct.values())), strict=True))
-        encoded = [encoded_of[id(image)] for image in images]
-        choices = self.choose(encoded, questions, point, task)
+        return [encoded_of[id(image)] for image in images]
+
+    def _answer(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale_of: Mapping[int, int]
+    ) -> dict[int, Answer]:
+        """Answers of the given rows, each at its scale."""
         answers: dict[int, Answer] = {}
         for scale in self.backbone.ladder:
-            rows = [row for row, choice in enumerate(choices) if choice.scale == scale]
+            rows = [row for row, wanted in scale_of.items() if wanted == scale]
             if rows:
                 found = self.backbone.answer([encoded[i] for i in rows], [questions[i] for i in rows], scale)
                 answers.update(zip(rows, found, strict=True))
-        return [AdaptiveAnswer(answers[row], choice) for row, choice in enumerate(choices)]
+        return answers
 
     def choose(
         self,
@@ -118,6 +173,14 @@ class AdaptiveM3(ModelHubMixin):
         if not questions:
             return []
         point = point or self.prices.default
+        estimates, inputs = self._estimate(encoded, questions, task)
+        columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
+        return list_choices(columns, estimates, inputs)
+
+    def _estimate(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], task: str
+    ) -> tuple[Floats, Inputs]:
+        """Estimates `[num_questions, num_scales]`, and what they were made from."""
         if self._token_embeddings is None:
             self._token_embeddings = self.backbone.token_embeddings().detach().cpu()
         inputs = make_inputs(
@@ -128,19 +191,14 @@ class AdaptiveM3(ModelHubMixin):
             task=task,
             token_embeddings=self._token_embeddings,
         )
-        estimates = self.predictor.predict(inputs)
-        columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
-        return [
-            Choice(inputs.scales[column], inputs.scales, tuple(row.tolist()), tuple(cost.tolist()))
-            for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
-        ]
+        return self.predictor.predict(inputs), inputs
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """What it is made of, how it is used, and what its operating points cost and score."""
         return folders.write_card(self.backbone, self.predictor, self.prices)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        folders.save(save_directory, self.backbone, self.predictor, self.prices)
+        folders.save(save_directory, self.backbone, self.predictor, self.prices, self.hybrid)
 
     @classmethod
     def _from_pretrained(
@@ -158,8 +216,8 @@ class AdaptiveM3(ModelHubMixin):
         packages beside `predictor` and `m3_backbone` whose classes a saved predictor may be built from.
         """
         folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
-        predictor, prices = folders.load_predictor(folder, trust)
-        return cls(folders.open_backbone(folder, backbone, device), predictor, prices)
+        predictor, prices, hybrid = folders.load_predictor(folder, trust)
+        return cls(folders.open_backbone(folder, backbone, device), predictor, prices, hybrid)
 
 
 def make_inputs(

@@ -18,6 +18,7 @@ from m3_backbone.llava import LlavaBackbone
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
 from predictor.folder import CONFIG, write_json
+from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import OperatingPoint, PriceList
 
 FORMAT = 1
@@ -25,13 +26,22 @@ PREDICTOR, BACKBONE, CARD = "predictor", "backbone", "README.md"
 _OWN_PACKAGES = ("predictor", "m3_backbone")
 
 
-def save(folder: Path, backbone: Backbone, predictor: ScalePredictor, prices: PriceList) -> None:
+def save(
+    folder: Path,
+    backbone: Backbone,
+    predictor: ScalePredictor,
+    prices: PriceList,
+    hybrid: Hybrid | None = None,
+) -> None:
     """Write all files but the card. Raises ValueError for a backbone that cannot be opened elsewhere."""
     if type(backbone) is not LlavaBackbone:
         raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
     predictor.save(folder / PREDICTOR)
     prices.save(folder / PREDICTOR)
-    # A card of an earlier save would stay otherwise.
+    # That of an earlier save would stay otherwise, as would the card.
+    (folder / PREDICTOR / HYBRID).unlink(missing_ok=True)
+    if hybrid is not None:
+        hybrid.save(folder / PREDICTOR)
     (folder / CARD).unlink(missing_ok=True)
     source: str | None = backbone.checkpoint.source
     if backbone.checkpoint.is_local:
@@ -50,8 +60,10 @@ def save(folder: Path, backbone: Backbone, predictor: ScalePredictor, prices: Pr
     write_json(folder / CONFIG, content)
 
 
-def load_predictor(folder: Path, trust: Sequence[str] = ()) -> tuple[ScalePredictor, PriceList]:
-    """The predictor and its prices.
+def load_predictor(
+    folder: Path, trust: Sequence[str] = ()
+) -> tuple[ScalePredictor, PriceList, Hybrid | None]:
+    """The predictor, its prices and its hybrid, if one was saved.
 
     A configuration from elsewhere may name what it likes: nothing is imported but from our own packages and
     those in `trust`. Raises ValueError, naming the class, where it asks for more.
@@ -66,7 +78,12 @@ def load_predictor(folder: Path, trust: Sequence[str] = ()) -> tuple[ScalePredic
                 f"the predictor in {folder} is built from {name}, which is not of {', '.join(allowed)}: "
                 f"name its package in trust=[...] if you trust it"
             )
-    return ScalePredictor.load(home), PriceList.load(home)
+    return ScalePredictor.load(home), PriceList.load(home), load_hybrid(home)
+
+
+def load_hybrid(home: Path) -> Hybrid | None:
+    """That of a predictor's folder; None where there is none, as an earlier version trained it."""
+    return Hybrid.load(home) if (home / HYBRID).is_file() else None
 
 
 def open_backbone(folder: Path, backbone: Backbone | None, device: str | None) -> Backbone:
@@ -129,7 +146,8 @@ from predictor.adaptive import AdaptiveM3
 model = AdaptiveM3.from_pretrained("PATH OR HUB ID")
 (result,) = model.answer([image], ["what color is the sign?"])              # the default price
 (result,) = model.answer([image], ["what color is the sign?"], budget=30)   # mean visual tokens
-print(result.text, result.choice.scale, result.choice.estimates, result.choice.cost)
+(result,) = model.answer([image], ["what color is the sign?"], climb=True)  # may look at its answer and go on
+print(result.text, result.tried, result.cost, result.choice.estimates)
 ```
 
 ## Operating points

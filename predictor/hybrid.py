@@ -11,11 +11,14 @@ arXiv 2410.10347), which may also skip scales.
 first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
@@ -23,6 +26,8 @@ from predictor.cascade_search import Columns, find_prices, pick_evenly, space_pr
 from predictor.hull import upper_hull
 from predictor.policy import Floats, choose_at_prices, find_unit
 
+HYBRID = "hybrid.safetensors"
+_ROWS = ("price", "cost", "score", "starting_price", "climbing_price")
 _NUM_STARTING_PRICES = _NUM_CLIMBING_PRICES = 48
 
 
@@ -34,7 +39,8 @@ class Hybrid:
     on the calibration samples; `cost` and `score` are its means there. It starts at what `policy.choose`
     gives for the estimates at `starting_price`, and climbs while `gain` is more than `climbing_price` times
     what the next scale costs, both prices per `unit`. Two prices for all scales, where a cascade has a
-    threshold for each: there is less that could fit the calibration samples by chance.
+    threshold for each: there is less that could fit the calibration samples by chance. `default` is the row
+    to use unless told otherwise.
     """
 
     price: Floats
@@ -44,6 +50,7 @@ class Hybrid:
     climbing_price: Floats
     unit: float
     gain: "ExpectedGain"
+    default: int = 0
 
     @classmethod
     def fit(
@@ -93,6 +100,63 @@ class Hybrid:
         worth = _find_worth(self.gain(confidence, chances), np.asarray(cost, dtype=np.float64), self.unit)
         last = [_climb(worth, *each) for each in zip(first, self.climbing_price, strict=True)]
         return first, np.stack(last)
+
+    def with_default(self, best_fixed: float, budget: float | None = None, tolerance: float = 0.0) -> Self:
+        """The same, used within a budget of mean cost, or where that is None for the least cost whose score
+        on calibration is at most `tolerance` below `best_fixed`, or else for the highest score.
+        """
+        if budget is not None:
+            return replace(self, default=self.find(budget=budget))
+        reaching = np.flatnonzero(self.score >= best_fixed - tolerance - 1e-12)
+        return replace(self, default=int(reaching[-1] if reaching.size else self.score.argmax()))
+
+    def find(self, *, price: float | None = None, budget: float | None = None) -> int:
+        """The row for a price per `unit`, or within a budget of mean cost; the default one without either.
+
+        ValueError for both, a negative price, or a budget that no row keeps.
+        """
+        if price is not None and budget is not None:
+            raise ValueError("give a price or a budget, not both")
+        if price is not None:
+            if not price >= 0:
+                raise ValueError(f"a price is at least 0, got {price}")
+            return int(np.flatnonzero(self.price <= price)[-1])
+        if budget is None:
+            return self.default
+        within = np.flatnonzero(self.cost <= budget)
+        if not within.size:
+            raise ValueError(
+                f"no price keeps the mean cost within {budget:g}: it is {self.cost[-1]:.1f} at least"
+            )
+        return int(within[0])
+
+    def at(self, row: int) -> Self:
+        """The one hybrid of a row."""
+        rows = {name: getattr(self, name)[[row]] for name in _ROWS}
+        return replace(self, **rows, default=0)
+
+    def save(self, folder: Path) -> None:
+        """Write `hybrid.safetensors`, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in _ROWS}
+        arrays |= {"here": self.gain.here, "beyond": self.gain.beyond}
+        arrays |= {"unit": np.array(self.unit), "default": np.array(self.default)}
+        temporary = folder / f".{HYBRID}.tmp"
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        temporary.replace(folder / HYBRID)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """What `save` wrote. FileNotFoundError where there is none, ValueError for a damaged one."""
+        path = folder / HYBRID
+        if not path.is_file():
+            raise FileNotFoundError(f"no {HYBRID} in {folder}: train the predictor again")
+        try:
+            arrays = load_file(path)
+            gain = ExpectedGain(arrays.pop("here"), arrays.pop("beyond"))
+            unit, default = arrays.pop("unit").item(), arrays.pop("default").item()
+            return cls(**arrays, unit=unit, gain=gain, default=default)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): train the predictor again") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,9 +130,19 @@ def test_a_budget_sets_the_price(answer):
     assert find_chosen(output) == [1]
 
 
+def test_the_hybrid_says_what_it_tried(answer):
+    output, status = answer(COUNT, "climb=true")
+    assert status == 0, output
+    (tried,) = re.findall(r"^scale \d+: tried ([\d, then]+), (\d+) visual tokens in all", output, re.M)
+    scales = [int(scale) for scale in tried[0].split(", then ")]
+    assert find_chosen(output) == scales[-1:] and int(tried[1]) == sum(scales)
+    assert [int(scale) for scale in re.findall(r"^\+\s+(\d+)", output, re.M)] == scales[:-1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["climb=true", "point=risk"], "'risk' is a point of the predictor alone"),
         (["image=nowhere.png"], "nowhere.png"),
         (["scale=7"], "1, 9, 36, 144"),
         (["predictor=cross_attention"], "python -m experiments.train"),
@@ -163,6 +173,9 @@ def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys,
     assert point.cost < model.prices.default.cost and 0 <= point.score <= 1
     (found,) = model.answer([Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], point="risk")
     assert found.choice.scale < model.backbone.ladder.finest
+    assert model.hybrid is not None and model.answer(
+        [Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], climb=True
+    )
     # ... and none of 0.02: the model has its other points all the same.
     model = publish_model(store, tmp_path / "careful")
     assert model.prices.named == {} and "no price is certified for 0.02 on 12 images" in caplog.text

@@ -15,6 +15,7 @@ from experiments.train import train_predictors
 from experiments.training_record import format_records, read_record
 from predictor.base import ScalePredictor
 from predictor.baselines import Mix
+from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import PriceList
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import make_labels, write_labels
@@ -50,6 +51,8 @@ def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
         assert read_record(tmp_path / record.name) == record
         assert ScalePredictor.load(tmp_path / record.name).name == record.name
         assert PriceList.load(tmp_path / record.name).default.cost == record.default_cost <= 20
+        hybrid = Hybrid.load(tmp_path / record.name)
+        assert hybrid.cost[hybrid.default] <= 20
     question_only, mix = records
     assert mix.recovered == pytest.approx(0, abs=1e-9)
     assert mix.mix_value < question_only.value < mix.oracle_value
@@ -72,6 +75,11 @@ def test_what_is_up_to_date_is_left_alone(labels, tmp_path):
     assert stamp() == first
     train_with([Mix()], labels=labels, folder=tmp_path, seed=1)
     assert stamp() > first
+    # What an earlier version trained has no hybrid, and is trained again.
+    first = stamp()
+    (tmp_path / "mix" / HYBRID).unlink()
+    train_with([Mix()], labels=labels, folder=tmp_path, seed=1)
+    assert stamp() > first and Hybrid.load(tmp_path / "mix").find(budget=20) >= 0
 
 
 def test_other_labels_make_it_out_of_date(labels, tmp_path):

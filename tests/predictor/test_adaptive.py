@@ -12,6 +12,7 @@ from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveM3, make_inputs
 from predictor.baselines import FixedScale
 from predictor.features import Features
+from predictor.hybrid import ExpectedGain, Hybrid
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from predictor.pricing import OperatingPoint, PriceList
@@ -112,6 +113,68 @@ def test_price_budget_and_name_set_the_operating_point(backbone, images, joined)
     with pytest.raises(ValueError, match="give an image to every question"):
         joined.answer(images, [COUNT])
     assert joined.answer([], []) == []
+
+
+@pytest.fixture(scope="module")
+def climber(images):
+    """Starts at the coarsest scale, goes on while its answer of one token is less sure than a threshold."""
+    backbone = LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=1)
+    inputs = make_inputs(
+        backbone,
+        backbone.encode(images),
+        [COLOR, COUNT],
+        QuestionOnly.features,
+        token_embeddings=backbone.token_embeddings(),
+    )
+    predictor = QuestionOnly().fit(*make_parts(backbone, inputs))
+    num_scales = len(backbone.ladder)
+
+    def make(threshold):
+        here, beyond = np.zeros((2, num_scales - 1, num_scales + 2))
+        # This answer is right as often as it says, the next one as often as the threshold.
+        here[:, 0], beyond[:, -1] = 1, np.log(threshold / (1 - threshold))
+        one = np.zeros(1)
+        hybrid = Hybrid(
+            price=one,
+            cost=np.array([40.0]),
+            score=one,
+            starting_price=np.array([np.inf]),
+            climbing_price=one,
+            unit=float(backbone.ladder.finest),
+            gain=ExpectedGain(here, beyond),
+        )
+        return AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,), {"risk": FREE}), hybrid)
+
+    return make
+
+
+def test_climbing_goes_on_while_its_answer_is_unsure_and_pays_for_all(images, climber):
+    asked = [images[0], images[1], images[0]], [COUNT, COLOR, COLOR]
+    backbone = climber(0.5).backbone
+    encoded = [backbone.encode([image])[0] for image in asked[0]]
+    sure = np.array(
+        [[each.confidence for each in backbone.answer(encoded, asked[1], scale)] for scale in backbone.ladder]
+    ).T
+    # Between the coarsest answers' confidences: some of them are enough, others are not.
+    threshold = float(np.sort(sure[:, 0])[1:].mean())
+    results = climber(threshold).answer(*asked, climb=True)
+    for row, result in enumerate(results):
+        last = next((i for i, each in enumerate(sure[row][:-1]) if each >= threshold), len(sure[row]) - 1)
+        assert result.tried == backbone.ladder.scales[: last + 1]
+        assert result.scale == result.tried[-1] and result.choice.scale == backbone.ladder.coarsest
+        assert result.text == backbone.answer([encoded[row]], [asked[1][row]], result.scale)[0].text
+        assert result.cost == sum(len(backbone.visual_tokens(encoded[row], scale)) for scale in result.tried)
+    assert {len(result.tried) for result in results} >= {1, 2}
+    assert climber(threshold).answer([], [], climb=True) == []
+
+
+def test_climbing_is_refused_where_it_cannot_be(images, joined, climber):
+    with pytest.raises(ValueError, match="no hybrid was saved"):
+        joined.answer(images[:1], [COLOR], climb=True)
+    with pytest.raises(ValueError, match="'risk' is a point of the predictor alone"):
+        climber(0.5).answer(images[:1], [COLOR], climb=True, point="risk")
+    with pytest.raises(ValueError, match=r"within 10: it is 40\.0 at least"):
+        climber(0.5).answer(images[:1], [COLOR], climb=True, budget=10)
 
 
 def test_one_vision_pass_serves_predictor_and_decoder(backbone, images, joined, monkeypatch):

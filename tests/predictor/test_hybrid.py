@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from predictor.hybrid import ExpectedGain, Hybrid
+from predictor.hybrid import HYBRID, ExpectedGain, Hybrid
 from predictor.policy import choose, find_unit, sweep
 
 COST = np.array([1.0, 4.0, 16.0])
@@ -115,6 +115,55 @@ def test_at_most_so_many_are_kept():
     few = Hybrid.fit(confidence, score, cost, estimates, num_prices=3)
     assert len(few.price) == 3 < len(everything.price)
     assert (few.cost[0], few.cost[-1]) == (everything.cost[0], everything.cost[-1])
+
+
+def test_price_and_budget_find_a_row_that_stands_for_itself():
+    confidence, score, cost, estimates = draw(400, 8)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    assert fitted.find() == fitted.default == 0
+    assert fitted.find(price=0) == 0 and fitted.find(price=1e9) == len(fitted.price) - 1
+    row = fitted.find(budget=6)
+    assert fitted.cost[row] <= 6 < fitted.cost[row - 1]
+    assert fitted.find(price=fitted.price[row]) == row
+    every, one = (each.climb(confidence, cost, estimates) for each in (fitted, fitted.at(row)))
+    for first, second in zip(every, one, strict=True):
+        np.testing.assert_array_equal(first[row], second[0])
+    with pytest.raises(ValueError, match=r"within 0\.5: it is"):
+        fitted.find(budget=0.5)
+    with pytest.raises(ValueError, match="not both"):
+        fitted.find(price=1, budget=1)
+    with pytest.raises(ValueError, match="at least 0"):
+        fitted.find(price=-1)
+
+
+def test_the_default_is_the_cheapest_that_is_good_enough():
+    fitted = Hybrid.fit(*draw(400, 9))
+    best = float(np.median(fitted.score))
+    row = fitted.with_default(best).default
+    assert fitted.score[row] >= best > fitted.score[row + 1]
+    assert fitted.with_default(best, tolerance=0.1).default > row
+    assert fitted.with_default(2.0).default == 0  # none is: the highest score
+    assert fitted.cost[fitted.with_default(best, budget=7).default] <= 7
+
+
+def test_saved_it_is_the_same_and_damaged_it_says_so(tmp_path):
+    confidence, score, cost, estimates = draw(200, 10)
+    fitted = Hybrid.fit(confidence, score, cost, estimates).with_default(0.5)
+    fitted.save(tmp_path)
+    loaded = Hybrid.load(tmp_path)
+    assert (loaded.default, loaded.unit) == (fitted.default, fitted.unit)
+    for name in ("price", "cost", "score", "starting_price", "climbing_price"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(fitted, name))
+    for first, second in zip(
+        fitted.climb(confidence, cost, estimates), loaded.climb(confidence, cost, estimates), strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+    with pytest.raises(FileNotFoundError, match="train the predictor again"):
+        Hybrid.load(tmp_path / "elsewhere")
+    path = tmp_path / HYBRID
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="damaged"):
+        Hybrid.load(tmp_path)
 
 
 def test_wants_estimates():
