@@ -19,7 +19,6 @@ from experiments.tasks.images import open_image
 from experiments.training_record import read_record
 from m3_backbone.backbone import Answer, Backbone
 from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
-from predictor.adaptive_folder import load_hybrid
 from predictor.base import ScalePredictor
 from predictor.choices import Choice
 from predictor.hybrid import Hybrid
@@ -33,19 +32,28 @@ def main(config: DictConfig) -> str:
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
     encoded, question = backbone.encode([image]), str(config.question)
     found = None
+    if not isinstance(config.climb, bool):
+        raise ValueError(f"climb is true or false, and not {config.climb!r}")
     if config.scale is None:
         adaptive = load_adaptive(backbone, Path(config.paths.predictors) / config.predictor.name)
         terms = {"price": config.price, "budget": config.budget}
-        (found,) = adaptive.answer([image], [question], **terms, point=config.point, climb=config.climb)
-        scale = found.scale
         if config.climb:
-            assert adaptive.hybrid is not None
-            reason = describe_climb(adaptive.hybrid, adaptive.hybrid.find(**terms), found)
+            hybrid = adaptive.find_hybrid(**terms, point=config.point)
+            (found,) = adaptive.climb(encoded, [question], hybrid)
+            reason = describe_climb(hybrid, found)
         else:
-            reason = describe_point(adaptive.prices.find(**terms, name=config.point), found.choice)
+            point = adaptive.prices.find(**terms, name=config.point)
+            (found,) = adaptive.answer_at(encoded, [question], point)
+            reason = describe_point(point, found.choice)
+        scale = found.scale
+    elif config.climb or any(config[name] is not None for name in ("price", "budget", "point")):
+        raise ValueError("scale forces a scale, and price, budget, point and climb choose one: give either")
     else:
         scale, reason = backbone.ladder.check(config.scale), "as asked for"
-    answers = {each: backbone.answer(encoded, [question], each)[0] for each in backbone.ladder}
+    answers = {
+        each: found.answer if found and each == scale else backbone.answer(encoded, [question], each)[0]
+        for each in backbone.ladder
+    }
     costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.ladder}
     print(format_answers(answers, costs, scale, found))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")
@@ -57,7 +65,7 @@ def load_adaptive(backbone: Backbone, folder: Path) -> AdaptiveM3:
     predictor, prices = ScalePredictor.load(folder), PriceList.load(folder)
     if read_record(folder) is None:
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
-    return AdaptiveM3(backbone, predictor, prices, load_hybrid(folder))
+    return AdaptiveM3(backbone, predictor, prices, Hybrid.load(folder))
 
 
 def describe_point(point: OperatingPoint, choice: Choice) -> str:
@@ -69,12 +77,13 @@ def describe_point(point: OperatingPoint, choice: Choice) -> str:
     )
 
 
-def describe_climb(hybrid: Hybrid, row: int, found: AdaptiveAnswer) -> str:
-    """In words, what was tried and what it cost."""
+def describe_climb(hybrid: Hybrid, found: AdaptiveAnswer) -> str:
+    """In words, what was tried by the hybrid of one price, and what it cost."""
     tried = ", then ".join(map(str, found.tried))
     return (
-        f"tried {tried}, {found.cost} visual tokens in all; on the calibration split the hybrid takes "
-        f"{hybrid.cost[row]:.1f} tokens at this price and scores {hybrid.score[row]:.4f}"
+        f"tried {tried}, {found.cost} visual tokens in all, at price {hybrid.price[0]:.4f} per "
+        f"{hybrid.unit:g} visual tokens; on the calibration split the hybrid takes {hybrid.cost[0]:.1f} "
+        f"tokens at this price and scores {hybrid.score[0]:.4f}"
     )
 
 

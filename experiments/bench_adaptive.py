@@ -179,7 +179,7 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
 
 def _answer_adaptively(adaptive: AdaptiveM3, point: OperatingPoint, batch: Questions) -> list[AdaptiveAnswer]:
     images, questions = zip(*batch, strict=True)
-    return adaptive.answer_at(images, questions, point)
+    return adaptive.answer_at(adaptive.encode(images), questions, point)
 
 
 def _answer_at(backbone: LlavaBackbone, scale: int, batch: Questions) -> list[Answer]:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from experiments.config import entry_point
 from experiments.label_source import LabelSource
 from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
+from m3_backbone.labels import Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.folder import describe, write_json
@@ -95,9 +96,12 @@ def train_predictors(
                 settings["calibrator"] = describe(type(calibrator), {})
             identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
             record = read_record(home)
-            whole = (home / HYBRID).is_file()  # an earlier version wrote none
-            if record is not None and record.identity == identity and whole:
+            if record is not None and record.identity == identity:
                 log.info("%s is up to date in %s", predictor.name, home)
+                if not has_hybrid(home):
+                    log.info("fitting the hybrid of %s", predictor.name)
+                    fitted = ScalePredictor.load(home)
+                    fit_hybrid(fitted, source.calibration, budget, tolerance).save(home)
             else:
                 record = _train(
                     predictor, source, home, identity, budget, tolerance, make_trainer, calibrator
@@ -131,13 +135,15 @@ def _train(
         half = halve(calibration.outcomes.image_id)
         predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
     predictor.save(home)
-    estimates, tokens = predictor.predict(calibration.inputs), calibration.inputs.visual_tokens
-    found = calibration.outcomes
-    prices = PriceList.from_calibration(estimates, tokens, found.score, budget, tolerance)
+    prices = PriceList.from_calibration(
+        predictor.predict(calibration.inputs),
+        calibration.inputs.visual_tokens,
+        calibration.outcomes.score,
+        budget,
+        tolerance,
+    )
     prices.save(home)
-    hybrid = Hybrid.fit(found.confidence, found.score, tokens, estimates)
-    best_fixed = float(found.score.mean(axis=0, dtype=np.float64).max())
-    hybrid.with_default(best_fixed, budget, tolerance).save(home)
+    fit_hybrid(predictor, calibration, budget, tolerance).save(home)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
     means = train.outcomes.score.mean(axis=0, dtype=np.float64)
     record = TrainingRecord(
@@ -160,6 +166,24 @@ def _train(
     write_json(home / MANIFEST, asdict(record))
     shutil.rmtree(workshop, ignore_errors=True)
     return record
+
+
+def has_hybrid(home: Path) -> bool:
+    """Whether a folder holds a whole hybrid; an earlier version wrote none."""
+    try:
+        return Hybrid.load(home) is not None
+    except ValueError:
+        return False
+
+
+def fit_hybrid(
+    predictor: ScalePredictor, calibration: Labels, budget: float | None, tolerance: float
+) -> Hybrid:
+    """The hybrid that starts from a fitted predictor, its default chosen as that of the prices is."""
+    found, estimates = calibration.outcomes, predictor.predict(calibration.inputs)
+    hybrid = Hybrid.fit(found.confidence, found.score, found.visual_tokens, estimates)
+    best_fixed = float(found.score.mean(axis=0, dtype=np.float64).max())
+    return hybrid.with_default(best_fixed, budget, tolerance)
 
 
 def normalize(content: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -51,8 +52,8 @@ def main(config: DictConfig) -> None:
     )
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
-        sources=list(config.sources),
-        targets=list(config.targets),
+        sources=list_tasks(config.sources),
+        targets=list_tasks(config.targets),
         labels=labels,
         num_recalibration=config.num_recalibration,
         validation_fraction=config.validation_fraction,
@@ -64,7 +65,7 @@ def main(config: DictConfig) -> None:
         num_resamples=config.num_resamples,
         confidence=config.confidence,
     )
-    manifests = {target: read_manifest(labels / target) for target in config.targets}
+    manifests = {target: read_manifest(labels / target) for target in list_tasks(config.targets)}
     table = write_transfer(
         rows,
         output,
@@ -74,6 +75,11 @@ def main(config: DictConfig) -> None:
         provenance=provenance,
     )
     print(f"{table}\n\nreport: {output / PAGE}, beside transfer.json, tables/ and fronts as PDF and SVG")
+
+
+def list_tasks(tasks: Any) -> list[str]:
+    """One task, or several, as a configuration has them."""
+    return [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
 
 
 def transfer(
@@ -96,8 +102,12 @@ def transfer(
 
     `num_recalibration` samples of the target's calibration split, those of whole images drawn with `seed`,
     are all that the second way sees of it. A copy of `calibrator` is fitted where prices are. Raises
-    ValueError where labels come from different backbones.
+    ValueError where labels come from different backbones, and where sources or targets are none or not
+    distinct.
     """
+    for name, tasks in (("sources", sources), ("targets", targets)):
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise ValueError(f"{name} have to be tasks, each once, and they are {list(tasks)}")
 
     def train_on(tasks: Sequence[str]) -> tuple[ScalePredictor, Labels]:
         parts = {task: read_labels(labels / task, "train") for task in tasks}
@@ -158,6 +168,8 @@ def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
 
     Raises ValueError where there are fewer.
     """
+    if number < 1:
+        raise ValueError(f"num_recalibration is at least 1, got {number}")
     if number > len(image_id):
         raise ValueError(
             f"the calibration split has {len(image_id)} samples, and {number} are to be drawn from it: "

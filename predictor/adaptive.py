@@ -54,7 +54,8 @@ class AdaptiveM3(ModelHubMixin):
 
     `prices` hold the operating points: one by default, many by price or budget, others by name (`risk`). One
     vision pass serves predictor and decoder. With a `hybrid` (`predictor.hybrid`) it may also look at its
-    answers and go on to finer scales. Raises ValueError when the predictor was trained for another backbone.
+    answers and go on to finer scales. Raises ValueError when the predictor was trained, or the hybrid fitted,
+    for another backbone.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub: weights in
     safetensors, all else in JSON, a model card; no code is loaded that is not installed, nothing unpickled,
@@ -69,6 +70,11 @@ class AdaptiveM3(ModelHubMixin):
         hybrid: Hybrid | None = None,
     ) -> None:
         predictor.check_backbone(backbone.fingerprints)
+        if hybrid is not None and hybrid.num_scales != len(backbone.ladder):
+            raise ValueError(
+                f"the hybrid was fitted on {hybrid.num_scales} scales, and {backbone.name} has "
+                f"{len(backbone.ladder)}: train the predictor again"
+            )
         self.backbone, self.predictor, self.prices, self.hybrid = backbone, predictor, prices, hybrid
         self._token_embeddings: Tensor | None = None
 
@@ -94,38 +100,45 @@ class AdaptiveM3(ModelHubMixin):
             raise ValueError(
                 f"{len(images)} images and {len(questions)} questions: give an image to every question"
             )
-        if not climb:
-            found = self.prices.find(price=price, budget=budget, name=point)
-            return self.answer_at(images, questions, found, task)
+        if climb:
+            hybrid = self.find_hybrid(price=price, budget=budget, point=point)
+            return self.climb(self.encode(images), questions, hybrid, task)
+        found = self.prices.find(price=price, budget=budget, name=point)
+        return self.answer_at(self.encode(images), questions, found, task)
+
+    def find_hybrid(
+        self, *, price: float | None = None, budget: float | None = None, point: str | None = None
+    ) -> Hybrid:
+        """That of a price or a budget, as in `Hybrid.find`. ValueError where there is none, or for a named
+        point, which is the predictor's alone.
+        """
         if self.hybrid is None:
             raise ValueError("no hybrid was saved with this predictor: train it again, or leave climb out")
-        if point is not None:
+        if point not in (None, "default"):
             raise ValueError(
                 f"{point!r} is a point of the predictor alone: give a price or a budget to climb"
             )
-        row = self.hybrid.find(price=price, budget=budget)
-        return self.answer_climbing(images, questions, self.hybrid.at(row), task)
+        return self.hybrid.at(self.hybrid.find(price=price, budget=budget))
 
     def answer_at(
         self,
-        images: Sequence[Image.Image],
+        encoded: Sequence[EncodedImage],
         questions: Sequence[str],
         point: OperatingPoint,
         task: str = "",
     ) -> list[AdaptiveAnswer]:
-        """The same at any operating point of the predictor."""
-        encoded = self._encode(images)
+        """The same of encoded images, at any operating point of the predictor."""
         choices = self.choose(encoded, questions, point, task)
         answers = self._answer(encoded, questions, {row: each.scale for row, each in enumerate(choices)})
         return [AdaptiveAnswer(answers[row], each, (each.scale,)) for row, each in enumerate(choices)]
 
-    def answer_climbing(
-        self, images: Sequence[Image.Image], questions: Sequence[str], hybrid: Hybrid, task: str = ""
+    def climb(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], hybrid: Hybrid, task: str = ""
     ) -> list[AdaptiveAnswer]:
-        """The same by a hybrid of one price (`Hybrid.at`)."""
+        """The same by a hybrid of one price, as `find_hybrid` gives."""
+        assert len(hybrid.price) == 1, "pick one: Hybrid.at"
         if not questions:
             return []
-        encoded = self._encode(images)
         estimates, inputs = self._estimate(encoded, questions, task)
         # Where there is no answer yet the confidence is nan, and nothing goes on from there.
         confidence = np.full(estimates.shape, np.nan)
@@ -144,8 +157,8 @@ class AdaptiveM3(ModelHubMixin):
         choices = list_choices(first, estimates, inputs)
         return [AdaptiveAnswer(answers[row], each, tuple(tried[row])) for row, each in enumerate(choices)]
 
-    def _encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """Each image object once."""
+    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        """As the backbone does; an image object that stands in the list several times once."""
         distinct = {id(image): image for image in images}
         encoded_of = dict(zip(distinct, self.backbone.encode(list(distinct.values())), strict=True))
         return [encoded_of[id(image)] for image in images]
@@ -195,7 +208,7 @@ class AdaptiveM3(ModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """What it is made of, how it is used, and what its operating points cost and score."""
-        return folders.write_card(self.backbone, self.predictor, self.prices)
+        return folders.write_card(self.backbone, self.predictor, self.prices, self.hybrid)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folders.save(save_directory, self.backbone, self.predictor, self.prices, self.hybrid)

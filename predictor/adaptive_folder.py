@@ -78,12 +78,7 @@ def load_predictor(
                 f"the predictor in {folder} is built from {name}, which is not of {', '.join(allowed)}: "
                 f"name its package in trust=[...] if you trust it"
             )
-    return ScalePredictor.load(home), PriceList.load(home), load_hybrid(home)
-
-
-def load_hybrid(home: Path) -> Hybrid | None:
-    """That of a predictor's folder; None where there is none, as an earlier version trained it."""
-    return Hybrid.load(home) if (home / HYBRID).is_file() else None
+    return ScalePredictor.load(home), PriceList.load(home), Hybrid.load(home)
 
 
 def open_backbone(folder: Path, backbone: Backbone | None, device: str | None) -> Backbone:
@@ -112,7 +107,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def write_card(backbone: Backbone, predictor: ScalePredictor, prices: PriceList) -> ModelCard:
+def write_card(
+    backbone: Backbone, predictor: ScalePredictor, prices: PriceList, hybrid: Hybrid | None = None
+) -> ModelCard:
     """The model card: what it is made of, how it is used, its operating points on the calibration split."""
     fingerprints = predictor.fingerprints or {}
     rows = [("default", prices.default), *prices.named.items()]
@@ -120,6 +117,13 @@ def write_card(backbone: Backbone, predictor: ScalePredictor, prices: PriceList)
     step = max(1, len(prices.points) // 12)
     rows += [("", point) for point in prices.points[::step]]
     table = "\n".join(f"| {name} | {_format_point(point)} |" for name, point in rows)
+    climb = ""
+    if hybrid is not None:
+        tokens, score = hybrid.cost[hybrid.default], hybrid.score[hybrid.default]
+        climb = f"""
+With `climb=True` a hybrid of predictor and cascade looks at its answer and may go on to finer scales; it pays
+for every scale that it tries. By default it takes {tokens:.1f} visual tokens and scores {100 * score:.1f}%.
+"""
     arguments = json.dumps(
         predictor_folder.describe(type(predictor), predictor.get_arguments()), indent=2, ensure_ascii=False
     )
@@ -146,7 +150,6 @@ from predictor.adaptive import AdaptiveM3
 model = AdaptiveM3.from_pretrained("PATH OR HUB ID")
 (result,) = model.answer([image], ["what color is the sign?"])              # the default price
 (result,) = model.answer([image], ["what color is the sign?"], budget=30)   # mean visual tokens
-(result,) = model.answer([image], ["what color is the sign?"], climb=True)  # may look at its answer and go on
 print(result.text, result.tried, result.cost, result.choice.estimates)
 ```
 
@@ -158,7 +161,7 @@ questions they will differ. The price is what one answer at the finest scale cos
 | | price | visual tokens | score |
 | --- | ---: | ---: | ---: |
 {table}
-
+{climb}
 ## How it was made
 
 The backbone answered the training questions at every scale; the predictor learned from what was right.

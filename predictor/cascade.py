@@ -48,11 +48,13 @@ class Cascade:
         estimates: ArrayLike | None = None,
         num_prices: int = 128,
     ) -> Self:
-        """Search on calibration samples; a predictor's estimates are not looked at.
+        """Search on calibration samples.
 
         Of the cascades on the upper concave hull of (mean cost, mean score) at most `num_prices` are kept,
-        those whose costs lie most evenly in the logarithm.
+        those whose costs lie most evenly in the logarithm. ValueError for estimates: nobody would ask them.
         """
+        if estimates is not None:
+            raise ValueError("a cascade asks no predictor: fit predictor.hybrid.Hybrid, or name no predictor")
         confidences, scores, costs = (
             np.asarray(values, dtype=np.float64) for values in (confidence, score, cost)
         )

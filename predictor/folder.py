@@ -98,7 +98,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
-            f"no trained predictor in {folder}: train one with `python -m experiments.train`"
+            f"no trained predictor in {folder}: train one with `python -m experiments.train "
+            f"predictor={folder.name}` (and task and backbone, if they are not the default ones)"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

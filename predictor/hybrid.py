@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
 
 from predictor.cascade_search import Columns, find_prices, pick_evenly, space_prices
+from predictor.gain import ExpectedGain
 from predictor.hull import upper_hull
 from predictor.policy import Floats, choose_at_prices, find_unit
+from predictor.pricing import check_numbers, find_as_good, find_within
 
 HYBRID = "hybrid.safetensors"
 _ROWS = ("price", "cost", "score", "starting_price", "climbing_price")
@@ -49,7 +49,7 @@ class Hybrid:
     starting_price: Floats
     climbing_price: Floats
     unit: float
-    gain: "ExpectedGain"
+    gain: ExpectedGain
     default: int = 0
 
     @classmethod
@@ -61,7 +61,8 @@ class Hybrid:
         estimates: ArrayLike | None,
         num_prices: int = 128,
     ) -> Self:
-        """Search on calibration samples, which the predictor of the estimates has not been trained on.
+        """Search on calibration samples, which the predictor of the estimates has not been trained on (a
+        calibrator may have seen them).
 
         Of the hybrids on the upper concave hull of (mean cost, mean score) at most `num_prices` are kept,
         those whose costs lie most evenly in the logarithm. ValueError without estimates.
@@ -101,14 +102,18 @@ class Hybrid:
         last = [_climb(worth, *each) for each in zip(first, self.climbing_price, strict=True)]
         return first, np.stack(last)
 
+    @property
+    def num_scales(self) -> int:
+        """Of the ladder that it was fitted on."""
+        return len(self.gain.here) + 1
+
     def with_default(self, best_fixed: float, budget: float | None = None, tolerance: float = 0.0) -> Self:
         """The same, used within a budget of mean cost, or where that is None for the least cost whose score
         on calibration is at most `tolerance` below `best_fixed`, or else for the highest score.
         """
         if budget is not None:
             return replace(self, default=self.find(budget=budget))
-        reaching = np.flatnonzero(self.score >= best_fixed - tolerance - 1e-12)
-        return replace(self, default=int(reaching[-1] if reaching.size else self.score.argmax()))
+        return replace(self, default=find_as_good(self.cost, self.score, best_fixed, tolerance))
 
     def find(self, *, price: float | None = None, budget: float | None = None) -> int:
         """The row for a price per `unit`, or within a budget of mean cost; the default one without either.
@@ -117,18 +122,12 @@ class Hybrid:
         """
         if price is not None and budget is not None:
             raise ValueError("give a price or a budget, not both")
+        check_numbers(price=price, budget=budget)
         if price is not None:
             if not price >= 0:
                 raise ValueError(f"a price is at least 0, got {price}")
             return int(np.flatnonzero(self.price <= price)[-1])
-        if budget is None:
-            return self.default
-        within = np.flatnonzero(self.cost <= budget)
-        if not within.size:
-            raise ValueError(
-                f"no price keeps the mean cost within {budget:g}: it is {self.cost[-1]:.1f} at least"
-            )
-        return int(within[0])
+        return self.default if budget is None else find_within(self.cost, budget)
 
     def at(self, row: int) -> Self:
         """The one hybrid of a row."""
@@ -139,60 +138,47 @@ class Hybrid:
         """Write `hybrid.safetensors`, whole or not at all."""
         arrays = {name: getattr(self, name) for name in _ROWS}
         arrays |= {"here": self.gain.here, "beyond": self.gain.beyond}
-        arrays |= {"unit": np.array(self.unit), "default": np.array(self.default)}
+        arrays |= {"unit": np.array([self.unit]), "default": np.array([self.default])}
         temporary = folder / f".{HYBRID}.tmp"
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
         temporary.replace(folder / HYBRID)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """What `save` wrote. FileNotFoundError where there is none, ValueError for a damaged one."""
+    def load(cls, folder: Path) -> Self | None:
+        """What `save` wrote; None where there is none, as an earlier version trained it.
+
+        ValueError for a damaged file.
+        """
         path = folder / HYBRID
         if not path.is_file():
-            raise FileNotFoundError(f"no {HYBRID} in {folder}: train the predictor again")
+            return None
         try:
             arrays = load_file(path)
             gain = ExpectedGain(arrays.pop("here"), arrays.pop("beyond"))
             unit, default = arrays.pop("unit").item(), arrays.pop("default").item()
-            return cls(**arrays, unit=unit, gain=gain, default=default)
+            hybrid = cls(**arrays, unit=unit, gain=gain, default=default)
+            hybrid._check()
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}): train the predictor again") from error
+            raise ValueError(
+                f"{path} is damaged ({error}): run the train command again, or fetch the folder again"
+            ) from error
+        return hybrid
 
-
-@dataclass(frozen=True, eq=False)
-class ExpectedGain:
-    """Score to be gained by one scale more: the chance that the next answer is right, less that of this one.
-
-    `here` and `beyond` `[num_scales - 1, num_scales + 2]` are logistic regressions on the logits of the
-    confidence at this scale and of the estimates for all scales, and on a constant.
-    """
-
-    here: Floats
-    beyond: Floats
-
-    @classmethod
-    def fit(cls, confidence: ArrayLike, score: ArrayLike, estimates: ArrayLike) -> Self:
-        """From calibration samples, each `[num_samples, num_scales]`."""
-        scores = np.asarray(score, dtype=np.float64)
-        weights = [
-            [_fit_logistic(features, scores[:, column + step]) for step in (0, 1)]
-            for column, features in enumerate(cls._make_features(confidence, estimates))
-        ]
-        here, beyond = np.array(weights).reshape(-1, 2, scores.shape[1] + 2).swapaxes(0, 1)
-        return cls(here, beyond)
-
-    def __call__(self, confidence: ArrayLike, estimates: ArrayLike) -> Floats:
-        """`[num_samples, num_scales]`; 0 at the finest scale. Each reads the confidence of its own scale."""
-        gains = np.zeros(np.shape(confidence))
-        for column, features in enumerate(self._make_features(confidence, estimates)):
-            gains[:, column] = expit(features @ self.beyond[column]) - expit(features @ self.here[column])
-        return gains
-
-    @staticmethod
-    def _make_features(confidence: ArrayLike, estimates: ArrayLike) -> list[Floats]:
-        sure, chance = (logit(np.clip(values, 1e-4, 1 - 1e-4)) for values in (confidence, estimates))
-        constant = np.ones((len(sure), 1))
-        return [np.hstack([sure[:, [column]], chance, constant]) for column in range(sure.shape[1] - 1)]
+    def _check(self) -> None:
+        """Raise ValueError for what no fit gives."""
+        rows = [getattr(self, name) for name in _ROWS]
+        if self.price.ndim != 1 or not self.price.size or any(row.shape != self.price.shape for row in rows):
+            raise ValueError(f"rows of the shapes {[row.shape for row in rows]}")
+        if self.price[0] != 0 or not (np.diff(self.price) > 0).all() or not (np.diff(self.cost) < 0).all():
+            raise ValueError("prices that do not rise from 0, or costs that do not fall")
+        shape = (self.num_scales - 1, self.num_scales + 2)
+        if self.gain.here.shape != shape or self.gain.beyond.shape != shape:
+            raise ValueError(f"regressions of the shapes {self.gain.here.shape} and {self.gain.beyond.shape}")
+        numbers = [self.cost, self.score, self.gain.here, self.gain.beyond, np.array(self.unit)]
+        if not all(np.isfinite(each).all() for each in numbers) or np.isnan(rows[3:]).any():
+            raise ValueError("numbers that are not finite")
+        if not self.unit > 0 or not (isinstance(self.default, int) and 0 <= self.default < len(self.price)):
+            raise ValueError(f"unit {self.unit}, default row {self.default} of {len(self.price)}")
 
 
 def _need(estimates: ArrayLike | None) -> Floats:
@@ -238,17 +224,3 @@ def _climb(worth: Floats, first: Columns, price: float) -> Columns:
     for column in range(worth.shape[1]):
         last[(last == column) & (worth[:, column] > price)] += 1
     return last
-
-
-def _fit_logistic(features: Floats, score: Floats) -> Floats:
-    """Weights of one logistic regression; a fractional score is a right and a wrong sample, in part each."""
-    model = LogisticRegression(fit_intercept=False)
-    # One sample of either kind on top, at the origin but for the constant: there may be none of one.
-    constant = np.eye(features.shape[1])[[-1, -1]]
-    model.fit(
-        np.concatenate([features, features, constant]),
-        np.repeat([1, 0, 1, 0], [len(score), len(score), 1, 1]),
-        sample_weight=np.concatenate([score, 1 - score, [0.5, 0.5]]),
-    )
-    weights: Floats = model.coef_[0].astype(np.float64)
-    return weights

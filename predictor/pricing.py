@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -65,6 +65,7 @@ class PriceList:
         """
         if sum(given is not None for given in (price, budget, name)) > 1:
             raise ValueError("give a price or a budget or the name of an operating point, not several")
+        check_numbers(price=price, budget=budget)
         if price is not None:
             return self.at_price(price)
         if budget is not None:
@@ -78,12 +79,7 @@ class PriceList:
 
     def at_budget(self, budget: float) -> OperatingPoint:
         """The dearest listed point whose mean calibration cost is within `budget`."""
-        for point in self.points:
-            if point.cost <= budget:
-                return point
-        raise ValueError(
-            f"no price keeps the mean cost within {budget:g}: it is {self.points[-1].cost:.1f} at least"
-        )
+        return self.points[find_within([point.cost for point in self.points], budget)]
 
     def at_price(self, price: float) -> OperatingPoint:
         """This price, with cost and score of the listed point next below it."""
@@ -108,6 +104,36 @@ class PriceList:
         return cls(OperatingPoint(**content["default"]), points, named)
 
 
+def check_numbers(**given: Any) -> None:
+    """Raise ValueError for what is neither None nor a number."""
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+            raise ValueError(f"{name} is a number, and not {value!r}")
+
+
+def find_within(cost: ArrayLike, budget: float) -> int:
+    """Row of the dearest of these mean costs, dear to cheap, within a budget. ValueError where none is."""
+    costs = np.asarray(cost, dtype=np.float64)
+    within = np.flatnonzero(costs <= budget)
+    if not within.size:
+        raise ValueError(f"no price keeps the mean cost within {budget:g}: it is {costs[-1]:.1f} at least")
+    return int(within[0])
+
+
+def find_as_good(cost: ArrayLike, score: ArrayLike, best_fixed: float, tolerance: float) -> int:
+    """Row of the least cost whose score is at most `tolerance` below `best_fixed`, or else of the best score.
+
+    ValueError for a tolerance below 0.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"a tolerance is at least 0, got {tolerance}")
+    scores = np.asarray(score, dtype=np.float64)
+    reaching = scores >= best_fixed - tolerance - 1e-12
+    if not reaching.any():
+        return int(scores.argmax())
+    return int(np.where(reaching, cost, np.inf).argmin())
+
+
 def choose_price(
     estimates: ArrayLike,
     cost: ArrayLike,
@@ -122,20 +148,12 @@ def choose_price(
     that, the price of highest mean score. Raises ValueError when even the cheapest scale costs more than the
     budget, or for a tolerance below 0.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"a tolerance is at least 0, got {tolerance}")
     front = sweep(estimates, cost, score)
     if budget is not None:
-        within = np.flatnonzero(front.cost <= budget)
-        if not within.size:
-            raise ValueError(
-                f"no price keeps the mean cost within {budget:g}: it is {front.cost[-1]:.1f} at least"
-            )
-        row = within[0]
+        row = find_within(front.cost, budget)
     else:
-        best_fixed = np.asarray(score, dtype=np.float64).mean(axis=0).max()
-        reaching = np.flatnonzero(front.score >= best_fixed - tolerance - 1e-12)
-        row = reaching[-1] if reaching.size else front.score.argmax()
+        best_fixed = float(np.asarray(score, dtype=np.float64).mean(axis=0).max())
+        row = find_as_good(front.cost, front.score, best_fixed, tolerance)
     return OperatingPoint(
         float(front.price[row]), find_unit(cost), float(front.cost[row]), float(front.score[row])
     )

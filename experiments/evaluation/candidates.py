@@ -9,9 +9,12 @@ from experiments.evaluation.contenders import Decisions, Default, Outcomes, Ways
 from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats
 from experiments.evaluation.schedules import Schedule
 from predictor.policy import Front
+from predictor.pricing import find_as_good
 
 # A policy is not inferior to a fixed scale if it loses no more than this.
 MARGINS = (0.0, 0.005, 0.01)
+# Unless training chose a default price, it is the cheapest that loses no more than this on calibration.
+TOLERANCE = 0.01
 Baseline = tuple[str, float]
 
 
@@ -56,7 +59,7 @@ class Candidate:
         fixed = calibration.score.mean(axis=0)
         default = decisions.default
         if default is None:
-            row = find_default(front, fixed.max())
+            row = find_as_good(front.cost, front.score, float(fixed.max()), TOLERANCE)
             default = Default(float(decisions.price[row]), decisions.test.at(row))
         cost, score = ways.cost(test) + own, ways.score(test.score)
         return cls(
@@ -97,11 +100,3 @@ class Candidate:
     def default_scale(self) -> Columns:
         """Columns of the scales whose answers stand at the default price, `[num_samples]`."""
         return self.ways.stop[self.default.choice]
-
-
-def find_default(front: Front, best_fixed: float, tolerance: float = 0.01) -> int:
-    """Row of the cheapest point at most `tolerance` below the best fixed scale, else of the best point."""
-    reaching = front.score >= best_fixed - tolerance - 1e-12
-    if not reaching.any():
-        return int(front.score.argmax())
-    return int(np.where(reaching, front.cost, np.inf).argmin())

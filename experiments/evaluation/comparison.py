@@ -155,6 +155,7 @@ def _collect(
         front=Front(points.cost.value, points.score.value, candidate.policy.price),
         points=points,
         plan=candidate.plan,
+        budgets=bench.budgets,
         cost=candidate.realised,
         chosen=candidate.chosen,
         to_reference=None if is_reference else found["to_reference"],

@@ -117,7 +117,7 @@ class PredictorFigures:
     """Figures of one predictor on the test samples.
 
     `trace` is every traced price; `front` `[num_points]` the operating points that calibration chose, from
-    cheap to dear; `plan` `[num_budgets, num_points]` the chance of each under a budget. At the budgets
+    cheap to dear; `plan` `[num_budgets, num_points]` the chance of each under a budget. At the `budgets`
     `[num_budgets]`: realised `cost`, share of the samples for which each scale
     is `chosen` `[num_budgets, num_scales]`, `score` with its band, and the differences `to_mix` and
     `to_reference` and the `gap_share` at that cost. `to_reference` is None for the reference itself.
@@ -131,6 +131,7 @@ class PredictorFigures:
     front: Front
     points: Point
     plan: Floats
+    budgets: Floats
     cost: Floats
     chosen: Floats
     score: Estimate

@@ -1,9 +1,12 @@
 """What tells which scale a question needs: its words, its image, or the facts that no predictor is told.
 
 The facts are a sample's kind and attributes, as its data set states them (number of items, size of what
-is asked about). What a predictor that was told them still lacks of the oracle is not ignorance of the
-picture: it is which answers the backbone happens to get right.
+is asked about). Where they add nothing to what is seen, a predictor is not held back by not knowing them. An
+attribute that gives the answer away would make this a look at the outcome.
 """
+
+import math
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -19,6 +22,7 @@ from predictor.policy import policy_value
 MAX_WORDS = 200
 NUM_COMPONENTS = 48
 FEATURE_SCALE = 9  # or the finest that was kept
+MAX_VALUES = 50  # of an attribute in words: more are no classes, but names of single samples
 COMMONEST, FACTS, ALL = "the commonest", "kind and attributes", "all of it"
 PARTS = {
     "question": ["question"],
@@ -102,16 +106,27 @@ def _read_features(seen: Labels, asked: Labels, seed: int) -> tuple[_Features, _
     width = max(labels.inputs.visual_at(scale).tokens.shape[1] for labels in (seen, asked))
     images = _flatten(seen.inputs.visual_at(scale), width)
     components = PCA(min(NUM_COMPONENTS, *images.shape), random_state=seed).fit(images)
-    facts = DictVectorizer(sparse=False, dtype=np.float32).fit(_list_facts(seen.outcomes))
+    stated = [_list_facts(labels.outcomes) for labels in (seen, asked)]
+    values: dict[str, set[str | float]] = {}
+    for row in stated[0]:
+        for name, value in row.items():
+            values.setdefault(name, set()).add(value)
+    classes = {
+        name
+        for name, found in values.items()
+        if len(found) <= MAX_VALUES or not any(isinstance(value, str) for value in found)
+    }
+    known = [[{name: row[name] for name in row.keys() & classes} for row in rows] for rows in stated]
+    facts = DictVectorizer(sparse=False, dtype=np.float32).fit(known[0])
     first, second = (
         {
             "question": words.transform(labels.inputs.question).toarray().astype(np.float32),
             "image": components.transform(_flatten(labels.inputs.visual_at(scale), width))[
                 labels.inputs.image_row
             ],
-            "facts": facts.transform(_list_facts(labels.outcomes)),
+            "facts": facts.transform(rows),
         }
-        for labels in (seen, asked)
+        for labels, rows in zip((seen, asked), known, strict=True)
     )
     if (first["facts"] == first["facts"][:1]).all():
         del first["facts"], second["facts"]
@@ -119,15 +134,18 @@ def _read_features(seen: Labels, asked: Labels, seed: int) -> tuple[_Features, _
 
 
 def _list_facts(table: OutcomeTable) -> list[dict[str, str | float]]:
-    """Kind, and the attributes that are numbers or words; lists and the like are left out."""
+    """Kind, and the attributes that are finite numbers or words; lists and the like are left out."""
     return [
-        {
-            name: value
-            for name, value in {**row, "kind": str(kind)}.items()
-            if isinstance(value, str | int | float)
-        }
+        {name: value for name, value in {**row, "kind": str(kind)}.items() if _is_fact(value)}
         for kind, row in zip(table.kind, table.attributes, strict=True)
     ]
+
+
+def _is_fact(value: Any) -> bool:
+    try:
+        return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(float(value)))
+    except OverflowError:
+        return False
 
 
 def _flatten(images: VisualTokens, width: int) -> np.ndarray:

@@ -87,7 +87,7 @@ def _add_predictor(
         x=cost, y=100 * score, mode="lines", line={"color": color, "width": width, "dash": dash},
         hoverinfo="skip", name=name, legendgroup=group, row=1, col=1,
     )  # fmt: skip
-    budgets = [_describe_budget(figures, comparison, k) for k in range(len(comparison.budgets))]
+    budgets = [_describe_budget(figures, comparison, k) for k in range(len(figures.budgets))]
     for row, values in ((1, figures.score.value), (2, figures.to_mix.value)):
         if row == 2:
             add_band(figure, figures.cost, figures.to_mix, color, group, row=2)
@@ -133,7 +133,7 @@ def _add_predictor(
 def _describe_budget(figures: PredictorFigures, comparison: Comparison, k: int) -> str:
     lines = [
         f"<b>{escape(figures.name)}</b>",
-        f"budget {format_tokens(comparison.budgets[k])}, spends {format_tokens(figures.cost[k])} "
+        f"budget {format_tokens(figures.budgets[k])}, spends {format_tokens(figures.cost[k])} "
         f"{comparison.account.unit}",
         f"score {format_score(figures.score[k])}",
         f"to the mix {format_difference(figures.to_mix[k])}",

@@ -26,9 +26,9 @@ def render_figure(figure: Figure, kind: str) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "svg")) -> None:
-    """Write `path.pdf` and so on."""
+    """Write `path.pdf` and so on; a dot in the name is part of it."""
     for kind in kinds:
-        path.with_suffix(f".{kind}").write_bytes(render_figure(figure, kind))
+        path.with_name(f"{path.name}.{kind}").write_bytes(render_figure(figure, kind))
 
 
 def encode_picture(figure: Figure) -> str:

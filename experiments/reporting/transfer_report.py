@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
 
 from experiments.evaluation.figures import Comparison, PredictorFigures
 from experiments.evaluation.statistics import Estimate
@@ -63,7 +66,8 @@ def write_transfer(
 ) -> Table:
     """Write `transfer.json`, `tables/`, `TARGET.pdf` and `.svg`, and `transfer.html`; the table.
 
-    `fingerprints` are those of the labels, by target.
+    `fingerprints` are those of the labels, by target. What no file can be called stands in names of files as
+    it would in an address.
     """
     output.mkdir(parents=True, exist_ok=True)
     table = tabulate(rows)
@@ -77,7 +81,7 @@ def write_transfer(
     comparisons, pictures = join_ways(rows), {}
     for target, comparison in comparisons.items():
         figure = draw_front(comparison, f"{predictor}, {backbone} on {target}, test split")
-        save_figure(figure, output / target)
+        save_figure(figure, output / quote(target, safe=""))
         pictures[target] = encode_picture(figure)
     write_page(
         output / PAGE,
@@ -86,6 +90,7 @@ def write_transfer(
         comparisons=comparisons,
         pictures=pictures,
         table=table,
+        sentences=write_sentences(rows),
         charts=[build_chart(each) for each in comparisons.values()],
         fingerprints=fingerprints,
         provenance=provenance,
@@ -104,6 +109,23 @@ def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
     }
 
 
+def write_sentences(rows: Sequence[Row]) -> list[str]:
+    """What each way recovers on each target, in words."""
+    sentences = []
+    for target, comparison in join_ways(rows).items():
+        ways = [
+            f"{format_share(each.mean_gap_share)} {each.name}"
+            for each in comparison.predictors
+            if not np.isnan(each.mean_gap_share.value)
+        ]
+        if ways:
+            found = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(ways)}."
+        else:
+            found = "no budget has a gap between mix and oracle, so there is nothing to recover."
+        sentences.append(f"On {target} {found}")
+    return sentences
+
+
 def tabulate(rows: Sequence[Row]) -> Table:
     """Per target and way: share of the gap, points above the mix, and what the default price does."""
     cells = []
@@ -111,9 +133,7 @@ def tabulate(rows: Sequence[Row]) -> Table:
         default = row.figures.default
         cells.append(
             (
-                row.target,
-                row.trained_on,
-                row.priced_on,
+                f"{row.target}, {row.name}",
                 format_share(row.gap_share),
                 format_difference(row.to_mix),
                 format_tokens(default.point.cost.value),
@@ -121,8 +141,7 @@ def tabulate(rows: Sequence[Row]) -> Table:
             )
         )
     header = (
-        "target", "trained on", "priced on", "of the gap", "points above the mix", "default tokens",
-        "to best fixed",
+        "tested on, trained on", "of the gap", "points above the mix", "default tokens", "to best fixed"
     )  # fmt: skip
     caption = (
         "At matched mean visual tokens, averaged over log budget: share of the gap from mix to budgeted "

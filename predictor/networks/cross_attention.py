@@ -98,12 +98,13 @@ def run_layer(
 
 def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """`[batch, num_queries, width]`: what `queries` find among `tokens`."""
-    width, heads = attention.embed_dim, attention.num_heads
+    width = attention.embed_dim
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = linear(queries, weight[:width], bias[:width])
-    pair = linear(tokens, weight[width:], bias[width:])
-    query = query.view(len(query), -1, heads, width // heads).transpose(1, 2)
-    key, value = pair.view(len(pair), -1, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
+    key, value = linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )
     dropout = attention.dropout if attention.training else 0.0
     found = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None], dropout_p=dropout)
     return attention.out_proj(found.transpose(1, 2).flatten(2))

@@ -143,6 +143,11 @@ def test_the_hybrid_says_what_it_tried(answer):
     ("overrides", "message"),
     [
         (["climb=true", "point=risk"], "'risk' is a point of the predictor alone"),
+        (["climb=true", "scale=36"], "scale forces a scale"),
+        (["budget=20", "scale=36"], "scale forces a scale"),
+        (["climb=no"], "climb is true or false, and not 'no'"),
+        (["price=abc"], "price is a number, and not 'abc'"),
+        (["budget=abc", "climb=true"], "budget is a number, and not 'abc'"),
         (["image=nowhere.png"], "nowhere.png"),
         (["scale=7"], "1, 9, 36, 144"),
         (["predictor=cross_attention"], "python -m experiments.train"),

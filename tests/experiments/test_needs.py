@@ -8,7 +8,7 @@ import torch
 
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
 from experiments.evaluation.scale_classifier import classify_smallest_scale, recover_gap
-from experiments.granularity import tabulate, tabulate_classifiers
+from experiments.granularity import find_shares, tabulate, tabulate_classifiers
 from experiments.reporting.needs_display import draw_needs
 from m3_backbone.labels import Inputs, Labels, VisualTokens
 from tests.experiments.synthetic import SCALES, make_outcomes
@@ -166,6 +166,26 @@ def test_without_a_gap_there_is_nothing_to_recover():
     flat = Labels(test.inputs, replace(test.outcomes, score=np.ones_like(test.outcomes.score)))
     with pytest.raises(ValueError, match="nothing to recover"):
         recover_gap(train, flat)
+    assert find_shares(train, flat, 0) == {}
+
+
+def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():
+    train, test = (
+        Labels(
+            each.inputs,
+            replace(
+                each.outcomes,
+                attributes=[
+                    {"name": f"sample {row}", "huge": 10**400, "none": None} for row in range(len(each))
+                ],
+            ),
+        )
+        for each in (labels_of("train", 40, 1), labels_of("test", 20, 2))
+    )
+    bare = [
+        Labels(part.inputs, replace(part.outcomes, attributes=[{}] * len(part))) for part in (train, test)
+    ]
+    assert classify_smallest_scale(train, test) == classify_smallest_scale(*bare)
 
 
 def test_where_one_scale_always_suffices_everyone_knows():

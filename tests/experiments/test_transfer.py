@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.held_out import list_reads
+from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import write_transfer
 from experiments.transfer import draw_samples, main, transfer
@@ -96,6 +97,56 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     assert len(list_reads(folder / "same")) == 1
 
 
+def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, folder, tmp_path):
+    """Where a target's images cost more tokens than the sources' do, and whatever a target is called."""
+    for name in ("dear.v1", "dear.v2", "set/a & b"):
+        parts = {
+            split: make_labels(size, 30 + size, split=split)
+            for split, size in (("train", 60), ("calibration", 60), ("test", 60))
+        }
+        dear = {
+            split: Labels(
+                inputs=replace(part.inputs, visual_tokens=3 * part.inputs.visual_tokens),
+                outcomes=replace(part.outcomes, visual_tokens=3 * part.outcomes.visual_tokens),
+            )
+            for split, part in parts.items()
+        }
+        write_labels(folder / name, dear)
+    targets = ["dear.v1", "dear.v2", "set/a & b"]
+    rows = run(sources=["home"], targets=targets, num_recalibration=50)
+    write_transfer(
+        rows,
+        tmp_path,
+        predictor="mine",
+        backbone="toy",
+        fingerprints={target: {} for target in targets},
+        provenance=Provenance("transfer", "a: 1", "today"),
+    )
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "dear.v1.svg",
+        "dear.v2.svg",
+        "set%2Fa%20%26%20b.svg",
+    }
+    from_home, _, native = rows[:3]
+    assert native.figures.budgets[-1] == pytest.approx(3 * from_home.figures.budgets[-1])
+    page = (tmp_path / "transfer.html").read_text(encoding="utf-8")
+    (content,) = re.findall(r'id="chart-data">(.*?)</script>', page)
+    hovers = [
+        text
+        for trace in json.loads(content)[0]["data"]
+        for text in trace.get("text", ())
+        if text.startswith("<b>trained on dear.v1")
+    ]
+    dearest = format_tokens(native.figures.budgets[-1])
+    assert any(f"budget {dearest}, spends" in text for text in hovers)
+
+
+@pytest.mark.parametrize(("sources", "targets"), [([], ["same"]), (["home"], []), (["home"], ["same"] * 2)])
+def test_tasks_are_named_each_once(run, sources, targets):
+    with pytest.raises(ValueError, match="have to be tasks, each once"):
+        run(sources=sources, targets=targets)
+
+
 def test_several_sources_are_trained_on_together(run):
     """Both meanings of the words at once tell less than the right one and more than the wrong one."""
     rows = run(sources=["home", "swapped"], targets=["same"])
@@ -142,6 +193,8 @@ def test_samples_are_drawn_by_image(folder):
     assert set(draw_samples(image_id, 30, seed=3)) > set(rows)
     with pytest.raises(ValueError, match="has 200 samples, and 201"):
         draw_samples(image_id, 201, seed=0)
+    with pytest.raises(ValueError, match="num_recalibration is at least 1, got 0"):
+        draw_samples(image_id, 0, seed=0)
 
 
 def test_joined_labels_are_the_parts_one_after_the_other():
@@ -169,7 +222,7 @@ def test_labels_of_another_backbone_are_not_joined():
 
 
 def test_command_composes_all_that_it_reads(folder, tmp_path, monkeypatch, capsys):
-    arguments = ["predictor=question_only", "sources=[home]", "targets=[same]", "num_resamples=20"]
+    arguments = ["predictor=question_only", "sources=[home]", "targets=same", "num_resamples=20"]
     paths = [f"paths.all_labels={folder}", f"paths.outputs={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["transfer", *arguments, *paths])
     main()

@@ -12,7 +12,8 @@ from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveM3, make_inputs
 from predictor.baselines import FixedScale
 from predictor.features import Features
-from predictor.hybrid import ExpectedGain, Hybrid
+from predictor.gain import ExpectedGain
+from predictor.hybrid import Hybrid
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from predictor.pricing import OperatingPoint, PriceList
@@ -175,6 +176,10 @@ def test_climbing_is_refused_where_it_cannot_be(images, joined, climber):
         climber(0.5).answer(images[:1], [COLOR], climb=True, point="risk")
     with pytest.raises(ValueError, match=r"within 10: it is 40\.0 at least"):
         climber(0.5).answer(images[:1], [COLOR], climb=True, budget=10)
+    assert climber(0.5).answer(images[:1], [COLOR], climb=True, point="default")
+    few = Hybrid.fit(*np.random.default_rng(0).uniform(0.1, 0.9, (4, 20, 2)))
+    with pytest.raises(ValueError, match="fitted on 2 scales, and checkpoint has 5: train"):
+        AdaptiveM3(joined.backbone, joined.predictor, joined.prices, few)
 
 
 def test_one_vision_pass_serves_predictor_and_decoder(backbone, images, joined, monkeypatch):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveM3, make_inputs
+from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import OperatingPoint, PriceList
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import label
@@ -73,6 +74,26 @@ def test_loaded_it_answers_as_it_did(model, folder, image, tmp_path):
     asked = [image] * 2, [COLOR, COUNT]
     assert loaded.answer(*asked) == model.answer(*asked)
     assert loaded.answer(*asked, point="risk") == model.answer(*asked, point="risk")
+
+
+def test_a_hybrid_goes_along_and_one_of_before_does_not_stay(model, image, tmp_path):
+    rng = np.random.default_rng(0)
+    num_scales = len(model.backbone.ladder)
+    cost = np.tile(model.backbone.ladder.scales, (40, 1))
+    score = (rng.random((40, num_scales)) < 0.5).astype(float)
+    hybrid = Hybrid.fit(rng.uniform(0, 1e-3, score.shape), score, cost, rng.random(score.shape))
+    climbing = AdaptiveM3(model.backbone, model.predictor, model.prices, hybrid)
+    climbing.save_pretrained(tmp_path)
+    loaded = AdaptiveM3.from_pretrained(tmp_path, device="cpu")
+    asked = [image] * 2, [COLOR, COUNT]
+    for budget in (None, float(hybrid.cost[0])):
+        first, second = (each.answer(*asked, budget=budget, climb=True) for each in (loaded, climbing))
+        assert first == second
+    assert "climb=True" in (tmp_path / "README.md").read_text("utf-8")
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "predictor" / HYBRID).exists()
+    assert "climb=True" not in (tmp_path / "README.md").read_text("utf-8")
+    assert AdaptiveM3.from_pretrained(tmp_path, device="cpu").hybrid is None
 
 
 def test_it_holds_safetensors_json_and_a_card(folder):

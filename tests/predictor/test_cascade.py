@@ -92,6 +92,12 @@ def test_answers_that_were_not_asked_for_are_not_looked_at():
         np.testing.assert_array_equal(again[1][row], last[row])
 
 
+def test_estimates_are_refused():
+    confidence, score, cost = draw(50, 4)
+    with pytest.raises(ValueError, match=r"fit predictor\.hybrid\.Hybrid"):
+        Cascade.fit(confidence, score, cost, confidence)
+
+
 def test_one_scale_is_a_cascade_too():
     fitted = Cascade.fit([[0.5], [0.5]], [[1], [0]], [[3], [5]])
     assert (fitted.cost.tolist(), fitted.score.tolist()) == ([4], [0.5])

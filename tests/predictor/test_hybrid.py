@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from predictor.hybrid import HYBRID, ExpectedGain, Hybrid
+from predictor.gain import ExpectedGain
+from predictor.hybrid import HYBRID, Hybrid
 from predictor.policy import choose, find_unit, sweep
 
 COST = np.array([1.0, 4.0, 16.0])
@@ -104,9 +106,12 @@ def test_a_scale_that_is_always_right_is_no_obstacle():
     assert fitted.score[0] == 1
 
 
-def test_one_scale_leaves_no_choice():
+def test_one_scale_leaves_no_choice(tmp_path):
     fitted = Hybrid.fit([[0.5], [0.5]], [[1], [0]], [[3], [5]], [[0.3], [0.4]])
     assert (fitted.cost.tolist(), fitted.score.tolist()) == ([4], [0.5])
+    fitted.save(tmp_path)
+    loaded = Hybrid.load(tmp_path)
+    assert loaded is not None and loaded.num_scales == 1
 
 
 def test_at_most_so_many_are_kept():
@@ -151,6 +156,7 @@ def test_saved_it_is_the_same_and_damaged_it_says_so(tmp_path):
     fitted = Hybrid.fit(confidence, score, cost, estimates).with_default(0.5)
     fitted.save(tmp_path)
     loaded = Hybrid.load(tmp_path)
+    assert loaded is not None
     assert (loaded.default, loaded.unit) == (fitted.default, fitted.unit)
     for name in ("price", "cost", "score", "starting_price", "climbing_price"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(fitted, name))
@@ -158,10 +164,32 @@ def test_saved_it_is_the_same_and_damaged_it_says_so(tmp_path):
         fitted.climb(confidence, cost, estimates), loaded.climb(confidence, cost, estimates), strict=True
     ):
         np.testing.assert_array_equal(first, second)
-    with pytest.raises(FileNotFoundError, match="train the predictor again"):
-        Hybrid.load(tmp_path / "elsewhere")
+    assert Hybrid.load(tmp_path / "elsewhere") is None
     path = tmp_path / HYBRID
     path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"hybrid\.safetensors is damaged .*run the train command again"):
+        Hybrid.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("default", lambda array: array - 1000),
+        ("default", lambda array: array.astype(float) + 0.5),
+        ("unit", lambda array: 0 * array),
+        ("price", lambda array: array + 1),
+        ("cost", lambda array: array[::-1]),
+        ("score", lambda array: array * np.nan),
+        ("climbing_price", lambda array: array[1:]),
+        ("here", lambda array: array * np.nan),
+        ("beyond", lambda array: array[:, :-1]),
+    ],
+)
+def test_what_no_fit_gives_is_not_loaded(tmp_path, name, change):
+    Hybrid.fit(*draw(200, 11)).save(tmp_path)
+    arrays = load_file(tmp_path / HYBRID)
+    arrays[name] = np.ascontiguousarray(change(arrays[name]))
+    save_file(arrays, tmp_path / HYBRID)
     with pytest.raises(ValueError, match="damaged"):
         Hybrid.load(tmp_path)
 
