@@ -182,10 +182,10 @@ def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():
         )
         for each in (labels_of("train", 40, 1), labels_of("test", 20, 2))
     )
-    bare = [
+    first, second = (
         Labels(part.inputs, replace(part.outcomes, attributes=[{}] * len(part))) for part in (train, test)
-    ]
-    assert classify_smallest_scale(train, test) == classify_smallest_scale(*bare)
+    )
+    assert classify_smallest_scale(train, test) == classify_smallest_scale(first, second)
 
 
 def test_where_one_scale_always_suffices_everyone_knows():
