@@ -31,7 +31,8 @@ from m3_backbone.backbone import Answer
 from m3_backbone.costs import decoder_flops_per_token, vision_flops
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.random_llava import RandomLlavaBackbone
-from predictor.adaptive import AdaptiveAnswer, AdaptiveM3, make_inputs
+from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
+from predictor.adaptive_inputs import make_inputs
 from predictor.choices import Choice
 from predictor.pricing import OperatingPoint
 

@@ -9,7 +9,8 @@ from PIL import Image
 from m3_backbone.backbone import Backbone
 from m3_backbone.labels import Inputs, Labels
 from m3_backbone.outcomes import OutcomeTable
-from predictor.adaptive import AdaptiveM3, make_inputs
+from predictor.adaptive import AdaptiveM3
+from predictor.adaptive_inputs import make_inputs
 from predictor.base import FitContext, ScalePredictor
 from predictor.pricing import OperatingPoint, PriceList
 

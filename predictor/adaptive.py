@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.features import compute_features, stack_statistics
-from m3_backbone.labels import Inputs, stack_visual
+from m3_backbone.labels import Inputs
 from predictor import adaptive_folder as folders
+from predictor.adaptive_inputs import make_inputs
 from predictor.base import ScalePredictor
 from predictor.choices import Choice, list_choices
-from predictor.features import Features
 from predictor.hybrid import Hybrid
 from predictor.policy import Floats, choose
 from predictor.pricing import OperatingPoint, PriceList
@@ -231,37 +230,3 @@ class AdaptiveM3(ModelHubMixin):
         folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
         predictor, prices, hybrid = folders.load_predictor(folder, trust)
         return cls(folders.open_backbone(folder, backbone, device), predictor, prices, hybrid)
-
-
-def make_inputs(
-    backbone: Backbone,
-    encoded: Sequence[EncodedImage],
-    questions: Sequence[str],
-    features: Features,
-    *,
-    task: str = "",
-    token_embeddings: Tensor,
-) -> Inputs:
-    """What a predictor sees of each (encoded image, question), just as labelling stores it.
-
-    Of an image only what `features` name is computed.
-    """
-    distinct = list({id(image): image for image in encoded}.values())
-    row_of = {id(image): row for row, image in enumerate(distinct)}
-    image_row = np.array([row_of[id(image)] for image in encoded], dtype=np.int64)
-    images = [compute_features(backbone, image, features.scales, features.groups) for image in distinct]
-    names, statistics = stack_statistics(images)
-    scales = tuple(backbone.ladder)
-    cost = [[backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in distinct]
-    return Inputs(
-        scales=scales,
-        question=list(questions),
-        task=np.full(len(questions), task, dtype=object),
-        question_ids=[np.array(backbone.question_ids(question), dtype=np.int32) for question in questions],
-        image_row=image_row,
-        visual=stack_visual(images),
-        statistics=statistics,
-        statistic_names=names,
-        token_embeddings=token_embeddings,
-        visual_tokens=np.array(cost, dtype=np.int32)[image_row],
-    )

@@ -17,7 +17,7 @@ MAX_LINES = 260
 
 # The modules of `predictor` that join it with the model, and what the others may know of the model:
 # outcomes, what a predictor may see of an image and of a question, and all of the same samples.
-JOINING_MODULES = ("predictor.adaptive ", "predictor.adaptive_folder ")
+JOINING_MODULES = ("predictor.adaptive ", "predictor.adaptive_folder ", "predictor.adaptive_inputs ")
 OUTCOME_SCHEMA = (
     "m3_backbone.outcomes",
     "m3_backbone.labels",

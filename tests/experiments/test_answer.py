@@ -13,7 +13,8 @@ from experiments.config import find_config_dir
 from experiments.publish import main as publish
 from experiments.train import train_predictors
 from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveM3, make_inputs
+from predictor.adaptive import AdaptiveM3
+from predictor.adaptive_inputs import make_inputs
 from predictor.features import Features
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import label, write_labels

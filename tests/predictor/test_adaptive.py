@@ -9,7 +9,8 @@ from PIL import Image
 
 from m3_backbone.features import compute_features
 from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveM3, make_inputs
+from predictor.adaptive import AdaptiveM3
+from predictor.adaptive_inputs import make_inputs
 from predictor.baselines import FixedScale
 from predictor.features import Features
 from predictor.gain import ExpectedGain

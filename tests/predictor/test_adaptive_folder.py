@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from PIL import Image
 
 from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveM3, make_inputs
+from predictor.adaptive import AdaptiveM3
+from predictor.adaptive_inputs import make_inputs
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import OperatingPoint, PriceList
 from predictor.question_only import QuestionOnly
