@@ -170,6 +170,39 @@ def test_climbing_goes_on_while_its_answer_is_unsure_and_pays_for_all(images, cl
     assert climber(threshold).answer([], [], climb=True) == []
 
 
+def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
+    """`Hybrid.climb` on all confidences at once, as in evaluation: same scales tried, same mean cost."""
+    tiled = FIXTURE.parent / "llavanext" / "checkpoint"
+    backbone = LlavaBackbone(tiled, dtype="float32", device="cpu", max_new_tokens=1)
+    sizes = [(640, 480), (300, 700), (900, 200)]
+    images = [
+        Image.new("RGB", size, color) for size, color in zip(sizes, ("red", "blue", "green"), strict=True)
+    ]
+    encoded, questions = backbone.encode(images) * 4, [COLOR, COUNT] * 6
+    embeddings = backbone.token_embeddings()
+    inputs = make_inputs(backbone, encoded, questions, QuestionOnly.features, token_embeddings=embeddings)
+    predictor = QuestionOnly().fit(*make_parts(backbone, inputs))
+    confidence = np.array(
+        [
+            [each.confidence for each in backbone.answer(encoded, questions, scale)]
+            for scale in backbone.ladder
+        ]
+    ).T
+    score = np.random.default_rng(0).random(confidence.shape) < 0.5
+    cost, estimates = inputs.visual_tokens, predictor.predict(inputs)
+    hybrid = Hybrid.fit(confidence, score, cost, estimates)
+    model = AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,)), hybrid)
+    assert len(np.unique(cost[:, -1])) == 3
+    tried = []
+    for row, (first, last) in enumerate(zip(*hybrid.climb(confidence, cost, estimates), strict=True)):
+        results = model.climb(encoded, questions, hybrid.at(row))
+        tried += [result.tried for result in results]
+        expected = [backbone.ladder.scales[i : j + 1] for i, j in zip(first, last, strict=True)]
+        assert [result.tried for result in results] == expected
+        assert np.mean([result.cost for result in results]) == pytest.approx(hybrid.cost[row])
+    assert max(map(len, tried)) > 1
+
+
 def test_climbing_is_refused_where_it_cannot_be(images, joined, climber):
     with pytest.raises(ValueError, match="no hybrid was saved"):
         joined.answer(images[:1], [COLOR], climb=True)
