@@ -26,6 +26,7 @@ from experiments.evaluation.published import find_published
 from experiments.evaluation.resampled import read_resampled
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
+from experiments.evaluation.statistics import check_confidence
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
 from experiments.reporting.calibration_display import draw_reliability
@@ -112,6 +113,7 @@ def evaluate_predictors(
     left to chance besides, and stands for the training's where a predictor has no record of its own. Raises
     ValueError where labels, predictors and task do not belong together.
     """
+    check_confidence(confidence)
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
     calibration = read_labels(labels, "calibration")

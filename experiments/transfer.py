@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.statistics import check_confidence
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
 from experiments.reporting.page import Provenance
@@ -105,6 +106,7 @@ def transfer(
     ValueError where labels come from different backbones, and where sources or targets are none or not
     distinct.
     """
+    check_confidence(confidence)
     for name, tasks in (("sources", sources), ("targets", targets)):
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"{name} have to be tasks, each once, and they are {list(tasks)}")

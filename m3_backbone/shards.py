@@ -212,7 +212,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a label folder; a folder without one, or with another tool's, is refused."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no labels in {folder}: make them with `python -m experiments.label`")
+        raise FileNotFoundError(
+            f"no labels in {folder}: make them with `python -m experiments.label` of that task"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         version = manifest["schema"]

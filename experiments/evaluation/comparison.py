@@ -20,7 +20,14 @@ from experiments.evaluation.oracles import (
     measure_luck_free,
 )
 from experiments.evaluation.resampled import Resampled
-from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, number_images, resample
+from experiments.evaluation.statistics import (
+    Draws,
+    Estimate,
+    adjust_p_values,
+    check_confidence,
+    number_images,
+    resample,
+)
 from m3_backbone.outcomes import OutcomeTable
 from predictor.hull import upper_hull
 from predictor.policy import Front
@@ -47,8 +54,7 @@ def compare_policies(
     without luck. `seed` is that of the bootstrap: on the same test samples it draws the same images, whatever
     the contenders are. Raises ValueError when an image is in both splits or there is no contender.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"an interval needs confidence in (0, 1): {confidence}")
+    check_confidence(confidence)
     if not contenders:
         raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
     if shared := set(calibration.image_id) & set(test.image_id):

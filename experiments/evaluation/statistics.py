@@ -39,6 +39,12 @@ class Estimate:
         return Estimate(self.value[index], self.low[index], self.high[index])
 
 
+def check_confidence(confidence: float) -> None:
+    """Raise ValueError for what is no level of an interval."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"an interval needs confidence in (0, 1): {confidence}")
+
+
 class ImageMeans:
     """Means over rows of what policies get (cost, score), at all their points, under weights of the images.
 

@@ -161,6 +161,8 @@ def test_a_target_that_cannot_be_is_told_of_before_anything_is_trained(run):
 
     with pytest.raises(ValueError, match="are to be drawn from it"):
         run(train, sources=["home"], targets=["same", "swapped"], num_recalibration=10_000)
+    with pytest.raises(ValueError, match="an interval needs confidence"):
+        run(train, sources=["home"], targets=["same"], confidence=2)
     with pytest.raises((ValueError, OSError), match="nowhere"):
         run(train, sources=["home"], targets=["same", "nowhere"])
 
