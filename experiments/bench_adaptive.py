@@ -52,7 +52,9 @@ def main(config: DictConfig) -> None:
     else:
         adaptive = load_adaptive(backbone, Path(config.paths.predictors) / config.predictor.name)
     point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
-    report(measure(adaptive, point, questions, batch_sizes=config.batch_sizes, repeats=config.repeats))
+    # No batch is larger than all there is to ask.
+    sizes = sorted({min(size, len(questions)) for size in config.batch_sizes})
+    report(measure(adaptive, point, questions, batch_sizes=sizes, repeats=config.repeats))
 
 
 def read_questions(task: Task, split: Any, number: int) -> list[tuple[Image.Image, str]]:
