@@ -23,7 +23,7 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
-from experiments.evaluation.resampled import read_resampled
+from experiments.evaluation.resampled import check_resampled, read_resampled
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
@@ -116,6 +116,8 @@ def evaluate_predictors(
     check_confidence(confidence)
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
+    # What cannot be used is told before the test split is read.
+    check_resampled(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
     learned, guarantees = {}, {}

@@ -111,18 +111,23 @@ class ResampledFolder:
         return self.path / f"{name}.safetensors"
 
 
+def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
+    """Raise ValueError where a label folder holds answers that were asked again of other labels."""
+    for path in _list_files(labels / RESAMPLED):
+        own = _Part.read(path).fingerprints
+        check_fingerprints(fingerprints, own, "the labels", str(path), "delete it, or resample again")
+
+
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     """All scores of questions asked again in a label folder, of as many runs as all of them have.
 
     None where there are none; ValueError where they are of other labels.
     """
+    check_resampled(labels, test.fingerprints)
     row_of = {sample: row for row, sample in enumerate(test.sample_id)}
     scores: dict[int, Floats] = {}
     for path in _list_files(labels / RESAMPLED):
         part = _Part.read(path)
-        check_fingerprints(
-            test.fingerprints, part.fingerprints, "the labels", str(path), "delete it, or resample again"
-        )
         if unknown := [sample for sample in part.samples if sample not in row_of]:
             raise ValueError(
                 f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again"

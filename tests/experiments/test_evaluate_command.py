@@ -5,11 +5,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.evaluate import evaluate_predictors
 from experiments.evaluation.cascades import CascadeEntry
+from experiments.evaluation.resampled import ResampledFolder
+from experiments.held_out import list_reads
 from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
 from predictor.baselines import BestScalePerTask
@@ -158,3 +161,16 @@ def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
 def test_a_cascade_that_starts_from_an_unknown_predictor_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="hybrid starts from 'nobody'"):
         evaluate(store, tmp_path, cascades=[CascadeEntry("hybrid", Hybrid.fit, "nobody")])
+
+
+def test_stale_resampled_answers_are_refused_before_the_test_split_is_read(store, tmp_path):
+    stale = ResampledFolder(store / "labels", {**FINGERPRINTS, "prompt": "another"}, {"seed": 0})
+    stale.begin()
+    stale.write("test-00000", ["a"], np.zeros((2, 1, 4)))
+    before = len(list_reads(store / "labels"))
+    try:
+        with pytest.raises(ValueError, match=r"different prompt.*delete it, or resample again"):
+            evaluate(store, tmp_path)
+    finally:
+        (stale.path / "test-00000.safetensors").unlink()
+    assert len(list_reads(store / "labels")) == before
