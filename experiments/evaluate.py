@@ -23,7 +23,7 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
-from experiments.evaluation.resampled import check_resampled, read_resampled
+from experiments.evaluation.resampled import join_parts, read_parts
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
@@ -117,7 +117,7 @@ def evaluate_predictors(
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
     # What cannot be used is told before the test split is read.
-    check_resampled(labels, manifest["fingerprints"])
+    asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
     learned, guarantees = {}, {}
@@ -150,7 +150,7 @@ def evaluate_predictors(
     ]
     estimates = {each.name: (each.calibration, each.test) for each in contenders}
     climbers = [entry.enter(estimates) for entry in cascades]
-    resampled = read_resampled(labels, test.outcomes)
+    resampled = join_parts(asked_again, test.outcomes)
     comparison, *others = (
         compare_policies(
             calibration.outcomes,

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from experiments.config import entry_point
 from experiments.label_source import LabelSource
 from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
-from m3_backbone.labels import Labels
+from m3_backbone.outcomes import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.folder import describe, write_json
@@ -100,8 +100,8 @@ def train_predictors(
                 log.info("%s is up to date in %s", predictor.name, home)
                 if not has_hybrid(home):
                     log.info("fitting the hybrid of %s", predictor.name)
-                    fitted = ScalePredictor.load(home)
-                    fit_hybrid(fitted, source.calibration, budget, tolerance).save(home)
+                    estimates = ScalePredictor.load(home).predict(source.calibration.inputs)
+                    fit_hybrid(estimates, source.calibration.outcomes, budget, tolerance).save(home)
             else:
                 record = _train(
                     predictor, source, home, identity, budget, tolerance, make_trainer, calibrator
@@ -135,15 +135,16 @@ def _train(
         half = halve(calibration.outcomes.image_id)
         predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
     predictor.save(home)
+    estimates = predictor.predict(calibration.inputs)
     prices = PriceList.from_calibration(
-        predictor.predict(calibration.inputs),
+        estimates,
         calibration.inputs.visual_tokens,
         calibration.outcomes.score,
         budget,
         tolerance,
     )
     prices.save(home)
-    fit_hybrid(predictor, calibration, budget, tolerance).save(home)
+    fit_hybrid(estimates, calibration.outcomes, budget, tolerance).save(home)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
     means = train.outcomes.score.mean(axis=0, dtype=np.float64)
     record = TrainingRecord(
@@ -176,11 +177,8 @@ def has_hybrid(home: Path) -> bool:
         return False
 
 
-def fit_hybrid(
-    predictor: ScalePredictor, calibration: Labels, budget: float | None, tolerance: float
-) -> Hybrid:
-    """The hybrid that starts from a fitted predictor, its default chosen as that of the prices is."""
-    found, estimates = calibration.outcomes, predictor.predict(calibration.inputs)
+def fit_hybrid(estimates: np.ndarray, found: OutcomeTable, budget: float | None, tolerance: float) -> Hybrid:
+    """The hybrid of a predictor's estimates on calibration, its default chosen as that of the prices is."""
     hybrid = Hybrid.fit(found.confidence, found.score, found.visual_tokens, estimates)
     best_fixed = float(found.score.mean(axis=0, dtype=np.float64).max())
     return hybrid.with_default(best_fixed, budget, tolerance)

@@ -46,6 +46,7 @@ def main(config: DictConfig) -> None:
     quiet_lightning()
     hydra = HydraConfig.get()
     labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
+    targets = list_tasks(config.targets)
     provenance = Provenance(
         command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
         config=OmegaConf.to_yaml(config, resolve=True),
@@ -54,7 +55,7 @@ def main(config: DictConfig) -> None:
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
         sources=list_tasks(config.sources),
-        targets=list_tasks(config.targets),
+        targets=targets,
         labels=labels,
         num_recalibration=config.num_recalibration,
         validation_fraction=config.validation_fraction,
@@ -66,7 +67,7 @@ def main(config: DictConfig) -> None:
         num_resamples=config.num_resamples,
         confidence=config.confidence,
     )
-    manifests = {target: read_manifest(labels / target) for target in list_tasks(config.targets)}
+    manifests = {target: read_manifest(labels / target) for target in targets}
     table = write_transfer(
         rows,
         output,

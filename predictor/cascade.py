@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from predictor.cascade_search import Columns, find_edges, find_prices, pick_evenly, trace_cuts
+from predictor.cascade_search import Columns, find_edges, find_prices, pick_hull, trace_cuts
 from predictor.hull import upper_hull
 from predictor.policy import Floats, find_unit
 
@@ -72,8 +72,7 @@ class Cascade:
                 (mean_cost.ravel()[best], mean_score.ravel()[best], cuts, np.full(len(best), start))
             )
         mean_cost, mean_score, cuts, starts = (np.concatenate(parts) for parts in zip(*points, strict=True))
-        hull = upper_hull(mean_cost, mean_score)
-        hull = hull[pick_evenly(mean_cost[hull], num_prices)][::-1]
+        hull = pick_hull(mean_cost, mean_score, num_prices)
         threshold = np.full((len(hull), num_scales), -np.inf)
         for column, edge in enumerate(edges):
             threshold[:, column] = np.concatenate([[-np.inf], edge, [np.inf]])[cuts[hull, column]]

@@ -8,6 +8,7 @@ of the table of joint bins, whose sums for all cuts at once are cumulative sums.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from predictor.hull import upper_hull
 from predictor.policy import Floats, sweep
 
 Columns = NDArray[np.int64]
@@ -37,6 +38,12 @@ def pick_evenly(cost: Floats, number: int) -> Columns:
     place = np.log(cost / cost[0]) / np.log(cost[-1] / cost[0])
     position = np.interp(np.linspace(0, 1, number), place, np.arange(len(cost)))
     return np.unique(position.round().astype(np.int64))
+
+
+def pick_hull(cost: Floats, score: Floats, number: int) -> Columns:
+    """At most `number` vertices of the upper hull of these points, dear to cheap, costs spaced evenly."""
+    hull = upper_hull(cost, score)
+    return hull[pick_evenly(cost[hull], number)][::-1]
 
 
 def find_prices(cost: Floats, score: Floats) -> Floats:

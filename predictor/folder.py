@@ -82,8 +82,15 @@ def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -
     """Write both files. The config comes last and by renaming: a folder that has one is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
+    write_arrays(folder / WEIGHTS, arrays)
     write_json(folder / CONFIG, config)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write safetensors by renaming, so that the file is whole or not there."""
+    temporary = path.with_suffix(".tmp")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+    temporary.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -6,7 +6,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
 
 from predictor.policy import Floats
 
@@ -49,6 +48,9 @@ class ExpectedGain:
 
 def _fit_logistic(features: Floats, score: Floats) -> Floats:
     """Weights of one logistic regression; a fractional score is a right and a wrong sample, in part each."""
+    # Fitting alone needs it: whoever uses a saved model should not wait for it.
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(fit_intercept=False)
     # One sample of either kind on top, at the origin but for the constant: there may be none of one.
     constant = np.eye(features.shape[1])[[-1, -1]]

@@ -18,13 +18,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from predictor.cascade_search import Columns, find_prices, pick_evenly, space_prices
+from predictor.cascade_search import Columns, find_prices, pick_hull, space_prices
+from predictor.folder import write_arrays
 from predictor.gain import ExpectedGain
-from predictor.hull import upper_hull
-from predictor.policy import Floats, choose_at_prices, find_unit
-from predictor.pricing import check_numbers, find_as_good, find_within
+from predictor.policy import Floats, check_price, choose_at_prices, find_unit
+from predictor.pricing import check_numbers, find_default, find_within
 
 HYBRID = "hybrid.safetensors"
 _ROWS = ("price", "cost", "score", "starting_price", "climbing_price")
@@ -77,8 +77,7 @@ class Hybrid:
         firsts = choose_at_prices(chances, costs, starting_price, unit=unit).astype(np.int64)
         traces = [_trace(worth, scores, costs, first, climbing_price) for first in firsts]
         mean_cost, mean_score = np.array(traces).swapaxes(0, 1).reshape(2, -1)
-        hull = upper_hull(mean_cost, mean_score)
-        hull = hull[pick_evenly(mean_cost[hull], num_prices)][::-1]
+        hull = pick_hull(mean_cost, mean_score, num_prices)
         return cls(
             price=find_prices(mean_cost[hull], mean_score[hull]) * unit,
             cost=mean_cost[hull],
@@ -108,12 +107,8 @@ class Hybrid:
         return len(self.gain.here) + 1
 
     def with_default(self, best_fixed: float, budget: float | None = None, tolerance: float = 0.0) -> Self:
-        """The same, used within a budget of mean cost, or where that is None for the least cost whose score
-        on calibration is at most `tolerance` below `best_fixed`, or else for the highest score.
-        """
-        if budget is not None:
-            return replace(self, default=self.find(budget=budget))
-        return replace(self, default=find_as_good(self.cost, self.score, best_fixed, tolerance))
+        """The same with the default row of `pricing.find_default`."""
+        return replace(self, default=find_default(self.cost, self.score, best_fixed, budget, tolerance))
 
     def find(self, *, price: float | None = None, budget: float | None = None) -> int:
         """The row for a price per `unit`, or within a budget of mean cost; the default one without either.
@@ -124,8 +119,7 @@ class Hybrid:
             raise ValueError("give a price or a budget, not both")
         check_numbers(price=price, budget=budget)
         if price is not None:
-            if not price >= 0:
-                raise ValueError(f"a price is at least 0, got {price}")
+            check_price(price)
             return int(np.flatnonzero(self.price <= price)[-1])
         return self.default if budget is None else find_within(self.cost, budget)
 
@@ -139,9 +133,7 @@ class Hybrid:
         arrays = {name: getattr(self, name) for name in _ROWS}
         arrays |= {"here": self.gain.here, "beyond": self.gain.beyond}
         arrays |= {"unit": np.array([self.unit]), "default": np.array([self.default])}
-        temporary = folder / f".{HYBRID}.tmp"
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-        temporary.replace(folder / HYBRID)
+        write_arrays(folder / HYBRID, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:

@@ -45,7 +45,7 @@ def choose(
     ones the coarsest. At price 0 that is the cheapest scale of highest estimate, at `inf` the cheapest scale.
     """
     estimate_array, cost_array = _check(estimates, cost)
-    _check_price(price)
+    check_price(price)
     if unit is None:
         unit = find_unit(cost_array)
     return _apply(find_switches(estimate_array, cost_array), price, unit).astype(np.int64)
@@ -61,7 +61,7 @@ def choose_at_prices(
     switches = find_switches(estimate_array, cost_array)
     chosen = []
     for price in np.asarray(prices, dtype=np.float64):
-        _check_price(price)
+        check_price(price)
         chosen.append(_apply(switches, price, unit))
     return np.stack(chosen)
 
@@ -161,7 +161,8 @@ def _check_same_shape(name: str, values: ArrayLike, cost: Floats) -> Floats:
     return array
 
 
-def _check_price(price: float) -> None:
+def check_price(price: float) -> None:
+    """Raise ValueError for a price below 0."""
     if not price >= 0:
         raise ValueError(f"a price is at least 0, got {price}")
 

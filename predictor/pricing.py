@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from predictor.folder import write_json
-from predictor.policy import find_unit, space_budgets, sweep
+from predictor.policy import check_price, find_unit, space_budgets, sweep
 
 PRICES = "prices.json"
 NUM_POINTS = 100
@@ -83,8 +83,7 @@ class PriceList:
 
     def at_price(self, price: float) -> OperatingPoint:
         """This price, with cost and score of the listed point next below it."""
-        if not price >= 0:
-            raise ValueError(f"a price is at least 0, got {price}")
+        check_price(price)
         below = [point for point in self.points if point.price <= price]
         return replace(below[-1] if below else self.points[0], price=price)
 
@@ -120,13 +119,19 @@ def find_within(cost: ArrayLike, budget: float) -> int:
     return int(within[0])
 
 
-def find_as_good(cost: ArrayLike, score: ArrayLike, best_fixed: float, tolerance: float) -> int:
-    """Row of the least cost whose score is at most `tolerance` below `best_fixed`, or else of the best score.
+def find_default(
+    cost: ArrayLike, score: ArrayLike, best_fixed: float, budget: float | None = None, tolerance: float = 0.0
+) -> int:
+    """Row to use unless told otherwise, of mean costs, dear to cheap, and mean scores.
 
-    ValueError for a tolerance below 0.
+    With a `budget` of mean cost the dearest within it. Without, the least cost whose score is at most
+    `tolerance` below `best_fixed`, or where there is none the highest score. ValueError for a tolerance below
+    0, or a budget that no row keeps.
     """
     if not tolerance >= 0:
         raise ValueError(f"a tolerance is at least 0, got {tolerance}")
+    if budget is not None:
+        return find_within(cost, budget)
     scores = np.asarray(score, dtype=np.float64)
     reaching = scores >= best_fixed - tolerance - 1e-12
     if not reaching.any():
@@ -149,11 +154,8 @@ def choose_price(
     budget, or for a tolerance below 0.
     """
     front = sweep(estimates, cost, score)
-    if budget is not None:
-        row = find_within(front.cost, budget)
-    else:
-        best_fixed = float(np.asarray(score, dtype=np.float64).mean(axis=0).max())
-        row = find_as_good(front.cost, front.score, best_fixed, tolerance)
+    best_fixed = float(np.asarray(score, dtype=np.float64).mean(axis=0).max())
+    row = find_default(front.cost, front.score, best_fixed, budget, tolerance)
     return OperatingPoint(
         float(front.price[row]), find_unit(cost), float(front.cost[row]), float(front.score[row])
     )

@@ -9,7 +9,7 @@ from experiments.evaluation.contenders import Decisions, Default, Outcomes, Ways
 from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats
 from experiments.evaluation.schedules import Schedule
 from predictor.policy import Front
-from predictor.pricing import find_as_good
+from predictor.pricing import find_default
 
 # A policy is not inferior to a fixed scale if it loses no more than this.
 MARGINS = (0.0, 0.005, 0.01)
@@ -59,7 +59,7 @@ class Candidate:
         fixed = calibration.score.mean(axis=0)
         default = decisions.default
         if default is None:
-            row = find_as_good(front.cost, front.score, float(fixed.max()), TOLERANCE)
+            row = find_default(front.cost, front.score, float(fixed.max()), tolerance=TOLERANCE)
             default = Default(float(decisions.price[row]), decisions.test.at(row))
         cost, score = ways.cost(test) + own, ways.score(test.score)
         return cls(

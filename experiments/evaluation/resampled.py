@@ -26,7 +26,7 @@ class Resampled:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class Part:
     """One file: which labels and variation its scores `[num_runs, num_samples, num_scales]` come from."""
 
     fingerprints: dict[str, str]
@@ -90,10 +90,10 @@ class ResampledFolder:
             if not part or part.variation != self.variation:
                 path.unlink()
 
-    def _read(self, path: Path) -> _Part | None:
+    def _read(self, path: Path) -> Part | None:
         """A file's content; None where it is missing, damaged or of other labels."""
         try:
-            part = _Part.read(path)
+            part = Part.read(path)
         except (FileNotFoundError, ValueError):
             return None
         return part if part.fingerprints == self.fingerprints else None
@@ -105,29 +105,38 @@ class ResampledFolder:
 
     def write(self, name: str, samples: Sequence[str], score: Floats) -> None:
         """Keep the scores `[num_runs, num_samples, num_scales]` of a block."""
-        _Part(self.fingerprints, self.variation, list(samples), score).write(self._file(name))
+        Part(self.fingerprints, self.variation, list(samples), score).write(self._file(name))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
 
 
-def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
-    """Raise ValueError where a label folder holds answers that were asked again of other labels."""
-    for path in _list_files(labels / RESAMPLED):
-        own = _Part.read(path).fingerprints
-        check_fingerprints(fingerprints, own, "the labels", str(path), "delete it, or resample again")
+def read_parts(labels: Path, fingerprints: Mapping[str, str]) -> dict[Path, Part]:
+    """The files of a label folder; ValueError where one is of other labels than those of the fingerprints."""
+    parts = {path: Part.read(path) for path in _list_files(labels / RESAMPLED)}
+    for path, part in parts.items():
+        check_fingerprints(
+            fingerprints, part.fingerprints, "the labels", str(path), "delete it, or resample again"
+        )
+    return parts
 
 
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
-    """All scores of questions asked again in a label folder, of as many runs as all of them have.
+    """All scores of questions asked again in a label folder, as `join_parts` has them.
 
     None where there are none; ValueError where they are of other labels.
     """
-    check_resampled(labels, test.fingerprints)
+    return join_parts(read_parts(labels, test.fingerprints), test)
+
+
+def join_parts(parts: Mapping[Path, Part], test: OutcomeTable) -> Resampled | None:
+    """All scores of these files, of as many runs as all of them have; None without a file.
+
+    ValueError where one holds a sample that `test` lacks.
+    """
     row_of = {sample: row for row, sample in enumerate(test.sample_id)}
     scores: dict[int, Floats] = {}
-    for path in _list_files(labels / RESAMPLED):
-        part = _Part.read(path)
+    for path, part in parts.items():
         if unknown := [sample for sample in part.samples if sample not in row_of]:
             raise ValueError(
                 f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again"

@@ -90,7 +90,7 @@ def write_transfer(
         comparisons=comparisons,
         pictures=pictures,
         table=table,
-        sentences=write_sentences(rows),
+        sentences=write_sentences(comparisons),
         charts=[build_chart(each) for each in comparisons.values()],
         fingerprints=fingerprints,
         provenance=provenance,
@@ -109,10 +109,10 @@ def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
     }
 
 
-def write_sentences(rows: Sequence[Row]) -> list[str]:
+def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
     """What each way recovers on each target, in words."""
     sentences = []
-    for target, comparison in join_ways(rows).items():
+    for target, comparison in comparisons.items():
         ways = [
             f"{format_share(each.mean_gap_share)} {each.name}"
             for each in comparison.predictors

@@ -7,7 +7,7 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Asked, Climbing, Estimating, Outcomes, Ways
 from experiments.evaluation.schedules import Schedule
 from predictor.policy import Front, choose
-from predictor.pricing import find_as_good
+from predictor.pricing import find_default
 from predictor.switches import find_switches
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
@@ -103,10 +103,10 @@ def test_a_policy_is_not_handed_scores_of_test_samples(splits):
 
 def test_default_is_the_cheapest_price_as_good_as_the_best_fixed_scale():
     front = Front(np.array([9.0, 5.0, 2.0, 1.0]), np.array([0.8, 0.79, 0.78, 0.5]), np.arange(4.0))
-    assert find_as_good(front.cost, front.score, 0.8, tolerance=0.01) == 1
-    assert find_as_good(front.cost, front.score, 0.9, tolerance=0.01) == 0
+    assert find_default(front.cost, front.score, 0.8, tolerance=0.01) == 1
+    assert find_default(front.cost, front.score, 0.9, tolerance=0.01) == 0
     with pytest.raises(ValueError, match="at least 0, got -1"):
-        find_as_good(front.cost, front.score, 0.9, tolerance=-1)
+        find_default(front.cost, front.score, 0.9, tolerance=-1)
 
 
 def test_predictor_without_a_default_gets_one_from_calibration(splits):

@@ -115,16 +115,14 @@ def labels_of(split, num_images, seed):
     return Labels(inputs, replace(outcomes, score=score))
 
 
+def with_outcomes(labels, **columns):
+    """The same inputs with other outcomes."""
+    return Labels(labels.inputs, replace(labels.outcomes, **columns))
+
+
 def test_who_can_tell_the_smallest_scale():
     train, test = (
-        Labels(
-            each.inputs,
-            replace(
-                each.outcomes,
-                kind=np.full(len(each), "toy", dtype=object),
-                attributes=[{}] * len(each),
-            ),
-        )
+        with_outcomes(each, kind=np.full(len(each), "toy", dtype=object), attributes=[{}] * len(each))
         for each in (labels_of("train", 150, 1), labels_of("test", 100, 2))
     )
     accuracy = classify_smallest_scale(train, test)
@@ -141,15 +139,12 @@ def test_who_can_tell_the_smallest_scale():
 def test_what_a_policy_recovers_that_is_told_the_facts():
     """The image's bit stands in the attributes; one of a list is no fact, as no column can hold it."""
     train, test = (
-        Labels(
-            each.inputs,
-            replace(
-                each.outcomes,
-                attributes=[
-                    {"shown": bool(each.inputs.visual[9].tokens[image, 0, 0] > 4), "other": [1, 2]}
-                    for image in each.inputs.image_row
-                ],
-            ),
+        with_outcomes(
+            each,
+            attributes=[
+                {"shown": bool(each.inputs.visual[9].tokens[image, 0, 0] > 4), "other": [1, 2]}
+                for image in each.inputs.image_row
+            ],
         )
         for each in (labels_of("train", 150, 1), labels_of("test", 100, 2))
     )
@@ -163,7 +158,7 @@ def test_what_a_policy_recovers_that_is_told_the_facts():
 
 def test_without_a_gap_there_is_nothing_to_recover():
     train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
-    flat = Labels(test.inputs, replace(test.outcomes, score=np.ones_like(test.outcomes.score)))
+    flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
     with pytest.raises(ValueError, match="nothing to recover"):
         recover_gap(train, flat)
     assert find_shares(train, flat, 0) == {}
@@ -171,27 +166,17 @@ def test_without_a_gap_there_is_nothing_to_recover():
 
 def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():
     train, test = (
-        Labels(
-            each.inputs,
-            replace(
-                each.outcomes,
-                attributes=[
-                    {"name": f"sample {row}", "huge": 10**400, "none": None} for row in range(len(each))
-                ],
-            ),
+        with_outcomes(
+            each,
+            attributes=[{"name": f"sample {row}", "huge": 10**400, "none": None} for row in range(len(each))],
         )
         for each in (labels_of("train", 40, 1), labels_of("test", 20, 2))
     )
-    first, second = (
-        Labels(part.inputs, replace(part.outcomes, attributes=[{}] * len(part))) for part in (train, test)
-    )
+    first, second = (with_outcomes(part, attributes=[{}] * len(part)) for part in (train, test))
     assert classify_smallest_scale(train, test) == classify_smallest_scale(first, second)
 
 
 def test_where_one_scale_always_suffices_everyone_knows():
     train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
-    train, test = (
-        Labels(each.inputs, replace(each.outcomes, score=np.ones_like(each.outcomes.score)))
-        for each in (train, test)
-    )
+    train, test = (with_outcomes(each, score=np.ones_like(each.outcomes.score)) for each in (train, test))
     assert set(classify_smallest_scale(train, test).values()) == {1.0}
