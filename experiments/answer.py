@@ -16,13 +16,12 @@ from omegaconf import DictConfig
 from experiments.config import entry_point
 from experiments.reporting.text_table import format_table
 from experiments.tasks.images import open_image
-from experiments.training_record import read_record
+from experiments.training.trained import find_trained
 from m3_backbone.backbone import Answer, Backbone
 from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
-from predictor.base import ScalePredictor
 from predictor.choices import Choice
 from predictor.hybrid import Hybrid
-from predictor.pricing import OperatingPoint, PriceList
+from predictor.pricing import OperatingPoint
 
 
 @entry_point("answer")
@@ -35,7 +34,7 @@ def main(config: DictConfig) -> str:
     if not isinstance(config.climb, bool):
         raise ValueError(f"climb is true or false, and not {config.climb!r}")
     if config.scale is None:
-        adaptive = load_adaptive(backbone, Path(config.paths.predictors) / config.predictor.name)
+        adaptive = load_adaptive(backbone, config)
         terms = {"price": config.price, "budget": config.budget}
         if config.climb:
             hybrid = adaptive.find_hybrid(**terms, point=config.point)
@@ -60,12 +59,16 @@ def main(config: DictConfig) -> str:
     return answers[scale].text
 
 
-def load_adaptive(backbone: Backbone, folder: Path) -> AdaptiveM3:
-    """The backbone with the predictor that `experiments.train` left in `folder`."""
-    predictor, prices = ScalePredictor.load(folder), PriceList.load(folder)
-    if read_record(folder) is None:
-        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
-    return AdaptiveM3(backbone, predictor, prices, Hybrid.load(folder))
+def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
+    """The backbone with the trained predictor that the configuration means (`training.trained`)."""
+    trained = find_trained(
+        Path(config.paths.predictors),
+        instantiate(config.predictor, _convert_="all"),
+        Path(config.paths.labels),
+        seed=config.seed,
+        folder=config.trained,
+    )
+    return AdaptiveM3(backbone, trained.predictor, trained.prices, trained.hybrid)
 
 
 def describe_point(point: OperatingPoint, choice: Choice) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -50,7 +49,7 @@ def main(config: DictConfig) -> None:
         predictor = instantiate(config.predictor, _convert_="all")
         adaptive = draw_choices(backbone, predictor, questions, shares, seed=config.seed)
     else:
-        adaptive = load_adaptive(backbone, Path(config.paths.predictors) / config.predictor.name)
+        adaptive = load_adaptive(backbone, config)
     point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
     # No batch is larger than all there is to ask.
     sizes = sorted({min(size, len(questions)) for size in config.batch_sizes})

@@ -1,8 +1,6 @@
 """Where the configuration tree lies, and the one decorator that turns a function of it into a command."""
 
 import functools
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,29 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
-
-# Overrides that say where and how a job runs, and not what comes out of it.
-_NOT_IN_KEY = ("paths.", "trainer", "engine", "limit.", "latest")
-
-
-def key_of_job() -> str:
-    """`/` and a digest of what a job of a sweep was asked for; nothing for a command that is run alone.
-
-    Jobs of a sweep that run at the same time and train different predictors of one name leave them in
-    different folders (`paths.predictors`); the same sweep finds them again.
-    """
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return ""
-    asked = sorted(text for text in HydraConfig.get().overrides.task if not text.startswith(_NOT_IN_KEY))
-    return f"/{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
-
-
-OmegaConf.register_new_resolver("key_of_job", key_of_job, replace=True)
 
 
 def find_config_dir() -> Path:

@@ -6,10 +6,12 @@ figures as PDF and SVG.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +29,8 @@ from experiments.evaluation.resampled import join_parts, read_parts
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
-from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
+from experiments.labels.held_out import open_test
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
 from experiments.reporting.export import render_figure, save_figure
@@ -39,13 +41,12 @@ from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
 from experiments.tasks.base import Task, check_data
-from experiments.training_record import find_seed
+from experiments.training.configured import check_names, open_configured
+from experiments.training.trained import TrainedPredictor
+from experiments.training_record import VALIDATION_METRICS, check_metric
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import read_manifest
-from predictor.base import ScalePredictor
-from predictor.folder import CONFIG, WEIGHTS
-from predictor.pricing import PRICES, PriceList
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,17 @@ PICTURE, REPORT = "front.png", "report.html"
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
+    """Returns the validation metric `optimized_metric` of the predictor: no sweep sees the test split."""
+    measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
     hydra = HydraConfig.get()
-    comparison = evaluate_predictors(
-        [part.name for part in (config.predictor, *config.get("baselines", {}).values())],
+    trained = open_configured(config)
+    evaluate_predictors(
+        trained,
         labels=Path(config.paths.labels),
-        predictors=Path(config.paths.predictors),
         task=instantiate(config.task, _convert_="all"),
         output=Path(hydra.runtime.output_dir),
+        records=Path(config.paths.evaluations),
+        allow_unrecorded=config.allow_unrecorded,
         provenance=Provenance(
             command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
             config=OmegaConf.to_yaml(config, resolve=True),
@@ -79,17 +84,18 @@ def main(config: DictConfig) -> float:
         gallery=config.gallery,
         seed=config.seed,
     )
-    return float(comparison.predictors[0].mean_gap_share.value)
+    return measure(trained[0].record)
 
 
 def evaluate_predictors(
-    names: Sequence[str],
+    trained: Sequence[TrainedPredictor],
     *,
     labels: Path,
-    predictors: Path,
     task: Task,
     output: Path,
+    records: Path,
     provenance: Provenance,
+    allow_unrecorded: bool = False,
     cascades: Sequence[CascadeEntry] = (),
     reference: str | None = "question_only",
     num_budgets: int = 49,
@@ -103,46 +109,52 @@ def evaluate_predictors(
     gallery: int = 6,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the predictors `names` in the folder `predictors`; the first is the one the report is about.
+    """Compare trained predictors; the first is the one the report is about.
 
-    Beside them stand `cascades`, which pay for every scale that they try.
-    Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
-    prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
-    writes metrics, picture and report into `output`. `task` gives the images of the gallery. Images are drawn
-    with `bootstrap_seed`, the same in every run that is to be compared with others; `seed` orders what is
-    left to chance besides, and stands for the training's where a predictor has no record of its own. Raises
+    Beside them stand `cascades`, which pay for every scale that they try. Operating points and guarantees
+    come from those calibration samples that no calibrator of these predictors has seen, default prices from
+    training, metrics from the test split, which is opened last, after the evaluation has been recorded in the
+    folder `records` (`labels.held_out`). Prints the tables and writes metrics, figures and report into
+    `output`. `task` gives the images of the gallery. Images are resampled with `bootstrap_seed`, the same in
+    every run that is to be compared with others; `seed` orders what is left to chance besides. Raises
     ValueError where labels, predictors and task do not belong together.
     """
     check_confidence(confidence)
+    check_names([each.name for each in trained])
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
-    # What cannot be used is told before the test split is read.
+    # What cannot be used is refused before the test split is opened.
     asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
-    loaded = {name: ScalePredictor.load(predictors / name) for name in names}
-    learned, guarantees = {}, {}
-    for name, predictor in loaded.items():
-        predictor.check_backbone(calibration.outcomes.fingerprints)
-        learned[name] = predictor.predict(calibration.inputs)
-        unseen = find_unseen(predictor, calibration.outcomes)
-        guarantees[name] = find_guarantee(
-            learned[name][unseen], calibration.outcomes.select(unseen), alpha=alpha, delta=delta, seed=seed
-        )
+    for each in trained:
+        each.predictor.check_backbone(calibration.outcomes.fingerprints)
+    calibration = calibration.select(
+        np.logical_and.reduce([find_unseen(each.predictor, calibration.outcomes) for each in trained])
+    )
+    learned = {each.name: each.predictor.predict(calibration.inputs) for each in trained}
+    guarantees = {
+        name: find_guarantee(estimates, calibration.outcomes, alpha=alpha, delta=delta, seed=seed)
+        for name, estimates in learned.items()
+    }
+    cascades = name_apart(cascades, learned)
     for entry in cascades:
-        if entry.predictor not in (None, *loaded):
+        if entry.predictor not in (None, *learned):
             raise ValueError(
                 f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
-                f"compared: {', '.join(loaded)}"
+                f"compared: {', '.join(learned)}"
             )
-    paying = {entry.name: loaded[entry.predictor] for entry in cascades if entry.predictor}
+    loaded = {each.name: each.predictor for each in trained}
+    paying = {entry.name: loaded[entry.predictor] for entry in cascades if entry.predictor is not None}
     accounts = open_accounts(labels, loaded | paying, calibration.inputs)
-    defaults = {name: PriceList.load(predictors / name).default for name in names}
+    defaults = {each.name: each.prices.default for each in trained}
 
-    test, test_read = read_test(
+    test, record = open_test(
         labels,
+        records=records,
         command=provenance.command,
         configuration=provenance.config,
-        predictors={name: digest_folder(predictors / name, CONFIG, WEIGHTS, PRICES) for name in names},
+        predictors={each.name: each.digest for each in trained},
+        allow_unrecorded=allow_unrecorded,
     )
     contenders = [
         Estimating(name, learned[name], predictor.predict(test.inputs), defaults[name])
@@ -191,12 +203,12 @@ def evaluate_predictors(
         promises=promises,
         units={name: point.unit for name, point in defaults.items()},
         published=find_published(manifest["backbone"], manifest["task"]),
-        test_read=test_read,
+        record=record,
     )
 
     output.mkdir(parents=True, exist_ok=True)
     backbone_name, task_name = manifest["backbone"], manifest["task"]
-    seeds = {name: find_seed(predictors / name, otherwise=seed) for name in names}
+    seeds = {each.name: each.seed for each in trained}
     metrics = collect_metrics(
         comparison,
         test.outcomes,
@@ -225,6 +237,18 @@ def evaluate_predictors(
     print("\n\n".join([*map(str, tables), "\n".join(write_sentences(findings))]))
     print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
     return comparison
+
+
+def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
+    """The cascades, one that has the name of a predictor or of another cascade renamed."""
+    names, renamed = set(taken), []
+    for entry in cascades:
+        name = entry.name
+        while name in names:
+            name = f"{name} (cascade)"
+        names.add(name)
+        renamed.append(replace(entry, name=name))
+    return renamed
 
 
 def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:

@@ -17,10 +17,10 @@ from m3_backbone.outcomes import OutcomeTable
 
 @entry_point("failures")
 def main(config: DictConfig) -> None:
-    if config.split == "test":
+    if config.split not in ("train", "calibration"):
         raise ValueError(
-            "what is learnt from failures goes into the next training: take split=calibration or "
-            "split=train; failures on test stand in the gallery of a report"
+            f"split={config.split}: what is learnt from failures goes into the next training, so take "
+            "split=calibration or split=train; failures on test are in the gallery of a report"
         )
     table = OutcomeTable.read(config.paths.labels, config.split)
     scale = table.scales[-1] if config.scale is None else config.scale

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
+from experiments.label import format_command
 from experiments.labelling import label
+from experiments.labels.held_out import open_test
 from experiments.reporting.variant_display import draw_variants
 from experiments.reporting.variant_summary import (
     tabulate_variants,
@@ -32,6 +35,7 @@ from experiments.train_backbone import train_checkpoint
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import read_manifest
 
 # The last file that a checkpoint is written with.
 _MARK = "m3_processor.json"
@@ -106,10 +110,27 @@ def check_recipe(recipe: dict[str, Any], path: Path) -> None:
 def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
     """Let every model answer the test pictures, and write what came out: table, findings, figure."""
     task = instantiate(config.test, _convert_="all")
-    tables = {
-        (variant.name, seed): answer_test(task, folder / variant.name / str(seed), config.num_images)
+    folders = {
+        (variant.name, seed): label_test(task, folder / variant.name / str(seed), config.num_images)
         for variant, seed in itertools.product(variants, seeds)
     }
+    # A comparison of models on the test split is recorded as one evaluation of all of them.
+    models = {
+        f"{name} {seed}": str(read_manifest(labels)["fingerprints"]["weights"])
+        for (name, seed), labels in folders.items()
+    }
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    tables: dict[tuple[str, int], OutcomeTable] = {}
+    for key, labels in folders.items():
+        test, _ = open_test(
+            labels,
+            records=Path(config.paths.evaluations),
+            command=format_command("figure2", overrides),
+            configuration=OmegaConf.to_yaml(config, resolve=True),
+            predictors=models,
+            allow_unrecorded=config.allow_unrecorded,
+        )
+        tables[key] = test.outcomes
     comparison = compare_variants(
         variants, tables, seeds, num_resamples=config.num_resamples, confidence=config.confidence
     )
@@ -118,8 +139,8 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
     print(f"\nfigure, table and findings: {folder / 'figure2.*'}")
 
 
-def answer_test(task: Task, folder: Path, num_images: int | None) -> OutcomeTable:
-    """The answers of one model to the questions on the first test images, at all scales; made once."""
+def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
+    """The label folder of one model's answers to the questions on the first test images, made once."""
     name = f"{folder.parent.name} {folder.name}"
     backbone = LlavaBackbone(folder / "checkpoint", name=name, dtype="float32")
     # In this process alone: under DDP its workers would be forked from one that holds a process group.
@@ -131,7 +152,7 @@ def answer_test(task: Task, folder: Path, num_images: int | None) -> OutcomeTabl
         feature_scales=(backbone.ladder.coarsest,),
         num_workers=0,
     )
-    return OutcomeTable.read(folder / "labels", "test")
+    return folder / "labels"
 
 
 def write_comparison(comparison: VariantComparison, folder: Path) -> None:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.needs import Need, map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import classify_smallest_scale, recover_gap
-from experiments.held_out import read_test
 from experiments.label import format_command
+from experiments.labels.held_out import open_test
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.numbers import format_percent
 from experiments.reporting.tables import Table
@@ -29,8 +29,10 @@ def main(config: DictConfig) -> None:
     labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
     manifest = read_manifest(labels)
     title = f"{manifest['backbone']} on {manifest['task']}"
-    test, _ = read_test(
+    test, _ = open_test(
         labels,
+        records=Path(config.paths.evaluations),
+        allow_unrecorded=config.allow_unrecorded,
         command=format_command("granularity", list(HydraConfig.get().overrides.task)),
         configuration=OmegaConf.to_yaml(config, resolve=True),
     )

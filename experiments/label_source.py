@@ -6,7 +6,6 @@ and a `cached_property` of Python 3.11 holds a lock, which cannot be taken along
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
@@ -19,13 +18,6 @@ class LabelSource:
     def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
         self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
         self.manifest = read_manifest(folder)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What of the labels makes a trained predictor out of date when it changes."""
-        keys = ("fingerprints", "scales", "feature_scales", "shards")
-        labels = {key: self.manifest.get(key) for key in keys}
-        return {"labels": labels, "validation_fraction": self.validation_fraction}
 
     @cached_property
     def parts(self) -> tuple[Labels, Labels]:

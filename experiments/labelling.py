@@ -140,7 +140,12 @@ def label(
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     job = LabelJob(task, backbone, target, limits, images_per_batch, num_workers)
-    names = {"backbone": backbone.name, "task": task.name}
+    names = {
+        "backbone": backbone.name,
+        "task": task.name,
+        # What image ids stand for, however the images are divided into splits (`labels.held_out`).
+        "image_set": getattr(task, "image_set", task.name),
+    }
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
     engine = engine or LocalEngine()
     if part.is_whole:

@@ -21,8 +21,8 @@ from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
 from experiments.evaluation.scale_classifier import classify_smallest_scale
-from experiments.held_out import read_test
 from experiments.label import format_command
+from experiments.labels.held_out import open_test
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
@@ -36,7 +36,12 @@ def main(config: DictConfig) -> None:
     tables = []
     for name, folder in config.labels.items():
         configuration = OmegaConf.to_yaml(config.labels, resolve=True)
-        test, _ = read_test(Path(folder), command=command, configuration=configuration)
+        test, _ = open_test(
+            Path(folder),
+            records=Path(config.paths.evaluations),
+            command=command,
+            configuration=configuration,
+        )
         tables.append(tabulate(name, [read_labels(folder, split) for split in SEEN], test))
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)

@@ -4,7 +4,6 @@ Among its operating points is `risk`, whose loss against the finest scale is cer
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 from hydra.utils import instantiate
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 @entry_point("publish")
 def main(config: DictConfig) -> None:
     backbone = instantiate(config.backbone, _convert_="all")
-    model = load_adaptive(backbone, Path(config.paths.predictors) / config.predictor.name)
+    model = load_adaptive(backbone, config)
     calibration = read_labels(config.paths.labels, "calibration")
     point = certify(model, calibration, alpha=config.risk.alpha, delta=config.risk.delta, seed=config.seed)
     if point is not None:

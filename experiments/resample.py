@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.engines import Engine, LocalEngine
 from experiments.evaluation.resampled import Resampled, ResampledFolder, read_resampled
-from experiments.held_out import read_test
 from experiments.label import format_command
 from experiments.labelling import run
+from experiments.labels.held_out import open_test
 from experiments.resample_job import ResampleJob
 from experiments.tasks.base import Sample, Task, check_data
 from experiments.variations import Variation
@@ -33,8 +33,13 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     labels, hydra = Path(config.paths.labels), HydraConfig.get()
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
-    configuration = OmegaConf.to_yaml(config, resolve=True)
-    test = read_test(labels, command=command, configuration=configuration)[0].outcomes
+    test = open_test(
+        labels,
+        records=Path(config.paths.evaluations),
+        command=command,
+        configuration=OmegaConf.to_yaml(config, resolve=True),
+        allow_unrecorded=config.allow_unrecorded,
+    )[0].outcomes
     variation: Variation = instantiate(config.variation)
     folder = ResampledFolder(labels, test.fingerprints, variation.identity)
     try:

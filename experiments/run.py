@@ -1,7 +1,7 @@
 """The main job: `python -m experiments.run` labels, trains and evaluates, and says where the report is.
 
 Each step is the command of that name with this one's configuration, and leaves alone what is up to date: an
-unchanged run is an evaluation. `main` returns what evaluation returns, for sweeps.
+unchanged run is an evaluation. `main` returns the validation metric `optimized_metric`, for sweeps.
 """
 
 import os

@@ -4,7 +4,6 @@
 """
 
 import copy
-import json
 import logging
 import shutil
 import time
@@ -23,14 +22,28 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.label_source import LabelSource
-from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
+from experiments.training.configured import check_names, make_predictors, read_settings
+from experiments.training.trained import (
+    TrainingSettings,
+    digest_files,
+    identify,
+    load_trained,
+    locate,
+)
+from experiments.training_record import (
+    MANIFEST,
+    VALIDATION_METRICS,
+    TrainingRecord,
+    check_metric,
+    format_records,
+    read_record,
+)
 from m3_backbone.outcomes import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
-from predictor.calibration import Calibrator
-from predictor.folder import describe, write_json
-from predictor.hybrid import HYBRID, Hybrid
+from predictor.folder import write_json
+from predictor.hybrid import Hybrid
 from predictor.policy import policy_value
-from predictor.pricing import PRICES, PriceList
+from predictor.pricing import PriceList
 from predictor.splitting import halve
 
 log = logging.getLogger(__name__)
@@ -39,23 +52,17 @@ log = logging.getLogger(__name__)
 @entry_point("train")
 def main(config: DictConfig) -> float:
     quiet_lightning()
-    # A baseline that is asked for as the predictor is not trained twice.
-    others = [part for part in config.get("baselines", {}).values() if part.name != config.predictor.name]
-    predictors = [instantiate(part, _convert_="all") for part in (config.predictor, *others)]
+    measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
     records = train_predictors(
-        predictors,
+        make_predictors(config),
         labels=Path(config.paths.labels),
         folder=Path(config.paths.predictors),
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        budget=config.budget,
-        tolerance=config.tolerance,
+        settings=read_settings(config),
         make_trainer=partial(instantiate, config.trainer),
-        calibrator=instantiate(config.get("calibrator")),
     )
     print(format_records(records))
     print(f"predictors: {config.paths.predictors}")
-    return records[0].value
+    return measure(records[0])
 
 
 def train_predictors(
@@ -63,88 +70,84 @@ def train_predictors(
     *,
     labels: Path,
     folder: Path,
-    validation_fraction: float,
-    seed: int,
-    budget: float | None = None,
-    tolerance: float = 0.01,
+    settings: TrainingSettings,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
-    calibrator: Calibrator | None = None,
 ) -> list[TrainingRecord]:
-    """Fit each predictor on the train split and save it in `folder/<its name>`, with prices and a manifest.
+    """Fit each predictor on the train split and save it below `folder`, with prices, hybrid and record.
 
-    Validation is part of the train split. On half of the calibration split a copy of `calibrator` is fitted
-    for each. Prices, and the hybrid that starts from the predictor, come from the calibration split, the
-    default ones for `budget` (mean visual tokens; None: see `predictor.pricing.choose_price`). What `folder`
-    already holds of the same predictor, labels and settings is kept; what a kill interrupted goes on from its
-    last checkpoint.
+    Validation is part of the train split. A copy of the calibrator, if the settings have one, is fitted on
+    one half of the calibration images (`predictor.splitting.halve`); prices, and the hybrid that starts from
+    the predictor, come from the samples that no calibrator has seen. Each identity has a folder of its own
+    (`experiments.training.trained`): what is there and loads is kept, what a kill interrupted resumes from
+    its last checkpoint.
     """
-    names = [predictor.name for predictor in predictors]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"two predictors are named {name!r}: give one of them another with predictor.name="
-            )
-    source = LabelSource(labels, validation_fraction, seed)
+    check_names([predictor.name for predictor in predictors])
+    source = LabelSource(labels, settings.validation_fraction, settings.seed)
     records = []
     for predictor in predictors:
-        folder.mkdir(parents=True, exist_ok=True)
+        identity = identify(predictor, source.manifest, settings)
+        target = locate(folder, predictor.name, identity)
+        target.parent.mkdir(parents=True, exist_ok=True)
         # Another process that trains the same one here is waited for: then it is there.
-        with FileLock(folder / f".{predictor.name}.lock"):
-            home = folder / predictor.name
-            settings = {**source.identity, "seed": seed, "budget": budget, "tolerance": tolerance}
-            if calibrator is not None:
-                settings["calibrator"] = describe(type(calibrator), {})
-            identity = normalize({**describe(type(predictor), predictor.get_arguments()), **settings})
-            record = read_record(home)
-            if record is not None and record.identity == identity:
-                log.info("%s is up to date in %s", predictor.name, home)
-                if not has_hybrid(home):
-                    log.info("fitting the hybrid of %s", predictor.name)
-                    estimates = ScalePredictor.load(home).predict(source.calibration.inputs)
-                    fit_hybrid(estimates, source.calibration.outcomes, budget, tolerance).save(home)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            record = read_finished(target, identity)
+            if record is not None:
+                log.info("%s is up to date in %s", predictor.name, target)
             else:
-                record = _train(
-                    predictor, source, home, identity, budget, tolerance, make_trainer, calibrator
-                )
+                record = _train(predictor, source, target, identity, settings, make_trainer)
         records.append(record)
     return records
+
+
+def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:
+    """The record of the training in `folder`, if it is of this identity and loads; None otherwise."""
+    try:
+        return load_trained(folder, identity).record
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        log.warning("trained again: %s", error)
+        return None
 
 
 def _train(
     predictor: ScalePredictor,
     source: LabelSource,
-    home: Path,
+    target: Path,
     identity: dict[str, Any],
-    budget: float | None,
-    tolerance: float,
+    settings: TrainingSettings,
     make_trainer: Callable[..., lightning.Trainer] | None,
-    calibrator: Calibrator | None,
 ) -> TrainingRecord:
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
-    # Whatever a kill leaves, prices of an earlier predictor do not stand beside a new one.
-    for name in (MANIFEST, PRICES, HYBRID):
-        (home / name).unlink(missing_ok=True)
-    workshop = home / "unfinished"
-    started = time.perf_counter()
-    predictor.fit(train, validation, FitContext(workshop, make_trainer))
-    seconds = time.perf_counter() - started
+    checkpoint_dir = target.with_name(f"{target.name}.unfinished")
+    # Written beside its place and renamed: whoever finds the folder finds all of one training.
+    staging = target.with_name(f".{target.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    earlier = _find_earlier(target.parent, identity)
+    if earlier is not None:
+        predictor, seconds = earlier
+    else:
+        started = time.perf_counter()
+        predictor.fit(train, validation, FitContext(checkpoint_dir, make_trainer))
+        seconds = time.perf_counter() - started
 
     calibration = source.calibration
-    if calibrator is not None:
+    if settings.calibrator is not None:
         half = halve(calibration.outcomes.image_id)
-        predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
-    predictor.save(home)
+        predictor.calibrate(calibration.select(half), copy.deepcopy(settings.calibrator))
+        calibration = calibration.select(~half)
+    predictor.save(staging)
     estimates = predictor.predict(calibration.inputs)
     prices = PriceList.from_calibration(
         estimates,
         calibration.inputs.visual_tokens,
         calibration.outcomes.score,
-        budget,
-        tolerance,
+        settings.budget,
+        settings.tolerance,
     )
-    prices.save(home)
-    fit_hybrid(estimates, calibration.outcomes, budget, tolerance).save(home)
+    prices.save(staging)
+    fit_hybrid(estimates, calibration.outcomes, settings.budget, settings.tolerance).save(staging)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
     means = train.outcomes.score.mean(axis=0, dtype=np.float64)
     record = TrainingRecord(
@@ -163,30 +166,42 @@ def _train(
         flops=predictor.count_flops(validation.inputs),
         seconds=seconds,
         identity=identity,
+        files=digest_files(staging),
     )
-    write_json(home / MANIFEST, asdict(record))
-    shutil.rmtree(workshop, ignore_errors=True)
+    write_json(staging / MANIFEST, asdict(record))
+    if target.exists():
+        # Not whole, or not of this identity: `read_finished` has refused it.
+        shutil.rmtree(target)
+    staging.rename(target)
+    shutil.rmtree(checkpoint_dir, ignore_errors=True)
     return record
 
 
-def has_hybrid(home: Path) -> bool:
-    """Whether a folder holds a whole hybrid; an earlier version wrote none."""
+def _find_earlier(home: Path, identity: dict[str, Any]) -> tuple[ScalePredictor, float] | None:
+    """The predictor of this identity that tokenscale 0.1 trained, and the seconds that it took.
+
+    That version kept one predictor of each name, in `home` itself. One with a calibrator is trained again:
+    its prices come from other samples now.
+    """
+    record = read_record(home)
+    if record is None or record.identity != identity or "calibrator" in identity:
+        return None
     try:
-        return Hybrid.load(home) is not None
-    except ValueError:
-        return False
+        predictor = ScalePredictor.load(home)
+    except (ValueError, OSError) as error:
+        log.warning("trained again: %s", error)
+        return None
+    log.info("taking over %s from %s", predictor.name, home)
+    return predictor, record.seconds
 
 
-def fit_hybrid(estimates: np.ndarray, found: OutcomeTable, budget: float | None, tolerance: float) -> Hybrid:
+def fit_hybrid(
+    estimates: np.ndarray, outcomes: OutcomeTable, budget: float | None, tolerance: float
+) -> Hybrid:
     """The hybrid of a predictor's estimates on calibration, its default chosen as that of the prices is."""
-    hybrid = Hybrid.fit(found.confidence, found.score, found.visual_tokens, estimates)
-    best_fixed = float(found.score.mean(axis=0, dtype=np.float64).max())
+    hybrid = Hybrid.fit(outcomes.confidence, outcomes.score, outcomes.visual_tokens, estimates)
+    best_fixed = float(outcomes.score.mean(axis=0, dtype=np.float64).max())
     return hybrid.with_default(best_fixed, budget, tolerance)
-
-
-def normalize(content: dict[str, Any]) -> dict[str, Any]:
-    """As it reads once it has been written as JSON: tuples are lists."""
-    return json.loads(json.dumps(content))
 
 
 def quiet_lightning() -> None:

@@ -1,7 +1,7 @@
 """What training leaves beside a predictor: `manifest.json`, and the table printed from several of them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ class TrainingRecord:
     `value`, `mix_value` and `oracle_value` are `policy.policy_value` of the predictor, of the mix and of the
     budgeted oracle; training stopped where `value` was highest, so it flatters. `default_cost` and
     `default_score` are the calibration split's, at the price that is used by default. `flops` are per sample.
+    `identity` is all that it was made from (`experiments.training.trained`), `files` the SHA-256 of each file
+    that was written; empty where tokenscale 0.1 wrote them.
     """
 
     name: str
@@ -34,12 +36,30 @@ class TrainingRecord:
     flops: float
     seconds: float
     identity: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def recovered(self) -> float:
         """Share of the mix-to-budgeted-oracle gap, averaged over log budget."""
         gap = self.oracle_value - self.mix_value
         return (self.value - self.mix_value) / gap if gap > 0 else 0.0
+
+
+# What a sweep may optimise, by the names of `optimized_metric`: validation's, never the test split's.
+VALIDATION_METRICS = {
+    "validation/gap_share": lambda record: record.recovered,
+    "validation/value": lambda record: record.value,
+}
+
+
+def check_metric(name: str) -> str:
+    """`name`, if it is one of `VALIDATION_METRICS`; ValueError, naming them, otherwise."""
+    if name not in VALIDATION_METRICS:
+        raise ValueError(
+            f"optimized_metric={name} is none of {', '.join(VALIDATION_METRICS)}: what a sweep optimises "
+            "comes from validation"
+        )
+    return name
 
 
 def read_record(folder: Path) -> TrainingRecord | None:
@@ -51,12 +71,6 @@ def read_record(folder: Path) -> TrainingRecord | None:
         return TrainingRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         return None
-
-
-def find_seed(folder: Path, *, otherwise: int) -> int:
-    """The seed that the predictor in `folder` was trained with; `otherwise` where it has no record."""
-    record = read_record(folder)
-    return otherwise if record is None else int(record.identity.get("seed", otherwise))
 
 
 def format_records(records: list[TrainingRecord]) -> str:
@@ -84,7 +98,8 @@ def format_records(records: list[TrainingRecord]) -> str:
         [
             format_table(rows),
             f"fixed scales on validation: {fixed}",
-            f"value: mean score over log budgets on {first.num_validation} validation samples; "
+            f"value: mean score over log-spaced budgets on {first.num_validation} validation samples, on "
+            "which epochs, shares, trees and neighbours were chosen too: the ranking flatters",
             "tokens and score: calibration split, default price",
         ]
     )

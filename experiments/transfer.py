@@ -7,6 +7,8 @@ and a front of each target as PDF and SVG.
 """
 
 import copy
+import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,18 +27,18 @@ from experiments.config import entry_point
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.statistics import check_confidence
-from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
+from experiments.labels.held_out import open_test
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import PAGE, Row, write_transfer
 from experiments.train import quiet_lightning
+from experiments.training.trained import digest_files
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.folder import CONFIG, WEIGHTS
 from predictor.joining import join_labels
-from predictor.splitting import carve_validation
+from predictor.splitting import carve_validation, halve
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,10 @@ def main(config: DictConfig) -> None:
         seed=config.seed,
         make_trainer=partial(instantiate, config.trainer),
         calibrator=instantiate(config.get("calibrator")),
+        records=Path(config.paths.evaluations),
         command=provenance.command,
         configuration=provenance.config,
+        allow_unrecorded=config.allow_unrecorded,
         num_resamples=config.num_resamples,
         confidence=config.confidence,
     )
@@ -90,6 +94,7 @@ def transfer(
     sources: Sequence[str],
     targets: Sequence[str],
     labels: Path,
+    records: Path,
     num_recalibration: int,
     validation_fraction: float,
     seed: int,
@@ -97,13 +102,15 @@ def transfer(
     calibrator: Calibrator | None = None,
     command: str = "",
     configuration: str = "",
+    allow_unrecorded: bool = False,
     num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> list[Row]:
     """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
 
     `num_recalibration` samples of the target's calibration split, those of whole images drawn with `seed`,
-    are all that the second way sees of it. A copy of `calibrator` is fitted where prices are. Raises
+    are all that the second way sees of it. A copy of `calibrator` is fitted on one half of the images, prices
+    come from the other. Evaluations are recorded in the folder `records` (`labels.held_out`). Raises
     ValueError where labels come from different backbones, and where sources or targets are none or not
     distinct.
     """
@@ -140,12 +147,22 @@ def transfer(
         ]
         # What is judged is told apart by what was learned: a change of the predictor is another look.
         judged = {f"{name} from {together}": carried_digest, f"{name} from {target}": digest(native)}
-        test, _ = read_test(labels / target, command=command, configuration=configuration, predictors=judged)
+        test, _ = open_test(
+            labels / target,
+            records=records,
+            command=command,
+            configuration=configuration,
+            predictors=judged,
+            allow_unrecorded=allow_unrecorded,
+        )
         test = join_labels({target: test})
         for trained_on, priced_on, predictor, calibration in ways:
             predictor.check_backbone(test.outcomes.fingerprints)
             if calibrator is not None:
-                predictor.calibrate(calibration, copy.deepcopy(calibrator))
+                # Prices come from samples that the calibrator has not seen.
+                half = halve(calibration.outcomes.image_id)
+                predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
+                calibration = calibration.select(~half)
             comparison = compare_policies(
                 calibration.outcomes,
                 test.outcomes,
@@ -163,7 +180,8 @@ def digest(predictor: ScalePredictor) -> str:
     """A digest of all that a predictor would be saved as."""
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(folder)
-        return digest_folder(Path(folder), CONFIG, WEIGHTS)
+        text = json.dumps(digest_files(Path(folder)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:

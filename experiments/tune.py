@@ -23,11 +23,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
+from experiments.label_source import LabelSource
 from experiments.search.conclusion import conclude
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import Parameter, find_defaults, read_space, suggest
 from experiments.search.study import SharedStudy, find_origin
-from experiments.train import LabelSource, normalize, quiet_lightning
+from experiments.train import quiet_lightning
+from experiments.training.trained import identify_labels, normalize
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy import policy_value
 from predictor.pricing import choose_price
@@ -122,7 +124,8 @@ def search(
     )
     made_of = normalize(
         {
-            **source.identity,
+            **identify_labels(source.manifest),
+            "validation_fraction": validation_fraction,
             "seed": seed,
             "objectives": list(objectives),
             "tolerance": tolerance,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from m3_backbone.features import ImageFeatures, stack_statistics
-from m3_backbone.outcomes import OutcomeTable, Rows, take, to_index
+from m3_backbone.outcomes import HeldOutAccess, OutcomeTable, Rows, take, to_index
 from m3_backbone.shards import find_shards, read_features
 
 SPLITS = ("train", "calibration", "test")
@@ -114,10 +114,13 @@ class Labels:
         return type(self)(inputs=self.inputs.select(rows), outcomes=self.outcomes.select(rows))
 
 
-def read_labels(folder: str | Path, split: str) -> Labels:
-    """Outcomes and frozen features of one split of a finished label folder."""
+def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = None) -> Labels:
+    """Outcomes and frozen features of one split of a finished label folder.
+
+    The test split takes the `access` that a recorded evaluation holds, as in `OutcomeTable.read`.
+    """
     folder = Path(folder)
-    outcomes = OutcomeTable.read(folder, split)
+    outcomes = OutcomeTable.read(folder, split, access)
     features: dict[str, ImageFeatures] = {}
     for path in find_shards(folder, "features", split):
         features |= read_features(path)

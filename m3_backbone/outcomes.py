@@ -23,7 +23,7 @@ from m3_backbone.shards import (
     to_matrix,
 )
 
-__all__ = ["SCHEMA_VERSION", "OutcomeTable", "Rows", "check_fingerprints"]
+__all__ = ["SCHEMA_VERSION", "HeldOutAccess", "OutcomeTable", "Rows", "check_fingerprints"]
 
 _TEXT_COLUMNS = ("sample_id", "image_id", "task", "split", "kind", "question", "metric")
 _OUTCOME_COLUMNS = (
@@ -36,7 +36,21 @@ _OUTCOME_COLUMNS = (
     "prefill_flops",
 )
 
+# The split that is read for recorded evaluations alone.
+HELD_OUT = "test"
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
+
+
+@dataclass(frozen=True)
+class HeldOutAccess:
+    """Permission to read the test split of one label folder.
+
+    Only `experiments.labels.held_out.open_test` makes one, after it has recorded the evaluation as `record`;
+    a test reads the code for anyone else who does.
+    """
+
+    folder: Path
+    record: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,24 +175,27 @@ class OutcomeTable:
         return cls(scales=scales, fingerprints=header["fingerprints"], origin=origin, **columns)
 
     @classmethod
-    def read(cls, folder: str | Path, split: str | None = None) -> Self:
-        """The outcomes of one split of a finished label folder, or of all of them."""
+    def read(cls, folder: str | Path, split: str, access: HeldOutAccess | None = None) -> Self:
+        """The outcomes of one split of a finished label folder.
+
+        The test split takes the `access` to this folder that a recorded evaluation holds; ValueError without.
+        """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        if not manifest["complete"]:
-            raise ValueError(f"the labels in {folder} are not finished: run the same label command again")
-        counts: dict[str, int] = manifest["counts"]
-        if split is not None and not counts.get(split):
-            held = ", ".join(f"{name} ({count})" for name, count in counts.items())
-            raise ValueError(f"no samples of split {split!r} in {folder}, which holds {held}")
-        wanted = list(counts) if split is None else [split]
-        paths = [path for name in wanted for path in find_shards(folder, "outcomes", name)]
-        tables = [cls.from_arrow(read_shard(path, OUTCOME_SCHEMA), origin=str(path)) for path in paths]
-        found, expected = sum(map(len, tables)), sum(counts[name] for name in wanted)
-        if found != expected:
+        if split == HELD_OUT and (access is None or access.folder != folder.resolve()):
             raise ValueError(
-                f"the shards of {', '.join(wanted)} in {folder} hold {found} samples, the manifest counts "
-                f"{expected}: run the same label command again"
+                f"the test split of {folder} is read by recorded evaluations alone: run "
+                "`python -m experiments.evaluate`, or take the train or calibration split"
+            )
+        manifest = read_manifest(folder)
+        check_split(manifest, split, folder)
+        counts: dict[str, int] = manifest["counts"]
+        paths = find_shards(folder, "outcomes", split)
+        tables = [cls.from_arrow(read_shard(path, OUTCOME_SCHEMA), origin=str(path)) for path in paths]
+        num_samples = sum(map(len, tables))
+        if num_samples != counts[split]:
+            raise ValueError(
+                f"the shards of {split} in {folder} hold {num_samples} samples, the manifest counts "
+                f"{counts[split]}: run the same label command again"
             )
         table = cls.concat(tables)
         check_fingerprints(manifest["fingerprints"], table.fingerprints, "the manifest", table.origin)
@@ -186,6 +203,16 @@ class OutcomeTable:
 
 
 _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "origin"))
+
+
+def check_split(manifest: Mapping[str, Any], split: str, folder: Path) -> None:
+    """Refuse labels that are not finished, or have no samples of a split."""
+    if not manifest["complete"]:
+        raise ValueError(f"the labels in {folder} are not finished: run the same label command again")
+    counts: Mapping[str, int] = manifest["counts"]
+    if not counts.get(split):
+        held = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        raise ValueError(f"no samples of split {split!r} in {folder}, which holds {held}")
 
 
 def check_fingerprints(

@@ -208,6 +208,18 @@ def find_shards(folder: Path, room: str, split: str) -> list[Path]:
     return sorted((folder / room).glob(f"{split}-*.parquet"))
 
 
+def list_images(folder: Path, split: str) -> list[str]:
+    """The distinct image ids of one split of a label folder, in order; outcomes are not read."""
+    names: dict[str, None] = {}
+    for path in find_shards(folder, "outcomes", split):
+        try:
+            column = pq.read_table(path, columns=["image_id"])["image_id"]
+        except pa.ArrowInvalid as error:
+            raise _not_whole(path) from error
+        names.update(dict.fromkeys(column.to_pylist()))
+    return list(names)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a label folder; a folder without one, or with another tool's, is refused."""
     path = folder / "manifest.json"

@@ -15,7 +15,7 @@ class ExpectedGain:
     """Score to be gained by one scale more: the chance that the next answer is right, less that of this one.
 
     `here` and `beyond` `[num_scales - 1, num_scales + 2]` are logistic regressions on the logits of the
-    confidence at this scale and of the estimates for all scales, and on a constant.
+    confidence at this scale and of the estimates for all scales; the last column is the intercept.
     """
 
     here: Floats
@@ -47,17 +47,27 @@ class ExpectedGain:
 
 
 def _fit_logistic(features: Floats, score: Floats) -> Floats:
-    """Weights of one logistic regression; a fractional score is a right and a wrong sample, in part each."""
+    """Weights of one logistic regression, the intercept last; `features` end in a column of ones.
+
+    Features are standardised and the intercept is not penalised, so that the penalty neither depends on
+    their units nor draws every chance towards one half; the weights returned are for the features as they
+    are. A fractional score is a right and a wrong sample, in part each.
+    """
     # Fitting alone needs it: whoever uses a saved model should not wait for it.
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(fit_intercept=False)
-    # One sample of either kind on top, at the origin but for the constant: there may be none of one.
-    constant = np.eye(features.shape[1])[[-1, -1]]
+    features = features[:, :-1]
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(deviation > 1e-9, deviation, 1.0)
+    standard = (features - mean) / scale
+    # One right and one wrong sample of half a weight at the mean: all may be right, or all wrong.
+    both = np.zeros((2, standard.shape[1]))
+    model = LogisticRegression(max_iter=1000)
     model.fit(
-        np.concatenate([features, features, constant]),
+        np.concatenate([standard, standard, both]),
         np.repeat([1, 0, 1, 0], [len(score), len(score), 1, 1]),
         sample_weight=np.concatenate([score, 1 - score, [0.5, 0.5]]),
     )
-    weights: Floats = model.coef_[0].astype(np.float64)
-    return weights
+    weights = model.coef_[0] / scale
+    intercept = model.intercept_[0] - weights @ mean
+    return np.append(weights, intercept).astype(np.float64)

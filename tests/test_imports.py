@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("m3_backbone", "predictor", "experiments")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-MAX_LINES = 260
+MAX_LINES = 400
 
 # The modules of `predictor` that join it with the model, and what the others may know of the model:
 # outcomes, what a predictor may see of an image and of a question, and all of the same samples.

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 import predictor
 from experiments import train
 from experiments.config import find_config_dir
+from experiments.training.trained import TrainingSettings
 from experiments.training_record import read_record
 from predictor.base import ScalePredictor
 from predictor.policy import policy_value
@@ -54,7 +55,8 @@ def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels,
     train.main(config)
     assert re.search(r"^telling_word ", capsys.readouterr().out, re.M)
 
-    home = tmp_path / "predictors" / "telling_word"
+    (path,) = (tmp_path / "predictors" / "telling_word").glob("*/manifest.json")
+    home = path.parent
     record = read_record(home)
     fresh = make_labels(300, seed=9, split="test")
     loaded = ScalePredictor.load(home)
@@ -72,9 +74,11 @@ def test_it_is_left_alone_when_it_is_up_to_date_and_trained_anew_with_other_argu
 ):
 
     made = import_module("predictor.telling_word").TellingWord
-    settings = {"labels": labels, "folder": tmp_path / "p", "validation_fraction": 0.2, "seed": 0}
+    settings = TrainingSettings(seed=0, validation_fraction=0.2)
     stamps = []
     for priors in ((1.0,), (1.0,), (5.0,)):
-        train.train_predictors([made(priors=priors)], **settings)
-        stamps.append((tmp_path / "p" / "telling_word" / "manifest.json").stat().st_mtime_ns)
+        predictor = made(priors=priors)
+        train.train_predictors([predictor], labels=labels, folder=tmp_path / "p", settings=settings)
+        paths = (tmp_path / "p" / "telling_word").glob("*/manifest.json")
+        stamps.append(max(path.stat().st_mtime_ns for path in paths))
     assert stamps[0] == stamps[1] < stamps[2]

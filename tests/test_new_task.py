@@ -13,7 +13,7 @@ from experiments.labelling import label
 from experiments.scorers import METRICS
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes import OutcomeTable
+from tests.held_out import read_outcomes
 from tests.pages import write_blocks
 
 PAGE = Path(__file__).parent.parent / "docs" / "new_task.md"
@@ -45,4 +45,4 @@ def test_the_embedded_backbone_reads_its_digits(task, tmp_path):
     backbone = LlavaBackbone("tiny_m3", name="tiny_m3", dtype="float32")
     summary = label(task=task, backbone=backbone, folder=tmp_path / "labels", limit=dict.fromkeys(SPLITS, 40))
     assert summary.counts == dict.fromkeys(SPLITS, 40)
-    assert OutcomeTable.read(tmp_path / "labels", "test").score[:, -1].mean() > 0.5
+    assert read_outcomes(tmp_path / "labels", "test").score[:, -1].mean() > 0.5

@@ -8,7 +8,7 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
 from experiments.evaluation.risk import Promise, Resplits
-from experiments.held_out import HeldOutRead
+from experiments.labels.held_out import EvaluationRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,8 @@ class Findings:
     """A comparison with what belongs to it.
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
-    predictor's price is charged for in use; `published` what others have found, if there is anything.
+    predictor's price is charged for in use; `published` what others have found, if there is anything;
+    `record` that of this evaluation.
     """
 
     comparison: Comparison
@@ -24,7 +25,7 @@ class Findings:
     promises: Sequence[Promise] = ()
     units: Mapping[str, float] | None = None
     published: Published | None = None
-    test_read: HeldOutRead | None = None
+    record: EvaluationRecord | None = None
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:

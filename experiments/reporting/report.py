@@ -19,6 +19,7 @@ from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance, write_page
 from experiments.reporting.risk_table import write_promise
 from experiments.reporting.summary import (
+    describe_record,
     list_tables,
     write_sentences,
 )
@@ -91,7 +92,8 @@ def write_report(
             if first.reliability is not None
         ],
         promise=write_promise(findings.promises[0]) if findings.promises else "",
-        test_read=findings.test_read,
+        record=findings.record,
+        record_sentence=describe_record(findings.record) if findings.record else "",
         kinds=tabulate_kinds(test, choice),
         maps=map_attributes(test),
         least_samples=LEAST_SAMPLES,

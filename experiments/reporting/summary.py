@@ -8,7 +8,7 @@ from experiments.evaluation.figures import Comparison, Point
 from experiments.evaluation.fronts import score_of_mix
 from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
-from experiments.held_out import HeldOutRead
+from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.calibration_display import tabulate_calibration
 from experiments.reporting.findings import Findings
 from experiments.reporting.merit_tables import build_merit_tables
@@ -46,17 +46,33 @@ def write_sentences(findings: Findings) -> list[str]:
     comparison = findings.comparison
     sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
     sentences += [write_promise(promise) for promise in findings.promises[:1]]
-    if findings.test_read is not None:
-        sentences.append(write_read(findings.test_read))
+    if findings.record is not None:
+        sentences.append(describe_record(findings.record))
     return sentences
 
 
-def write_read(read: HeldOutRead) -> str:
-    """How often the test split has been read."""
-    times = "once" if read.number == 1 else f"{read.number:,} times"
-    looks = "these predictors alone" if read.look == 1 else f"look number {read.look:,} at new predictors"
-    record = "" if read.is_recorded else "; this read could not be recorded beside the labels"
-    return f"The test split has been read {times} with this evaluation, {looks}{record}."
+def describe_record(record: EvaluationRecord) -> str:
+    """Which evaluation on this test split it is, in words."""
+    if record.evaluation == 0:
+        text = "No evaluation of predictors is recorded on this test split."
+    elif not record.is_new:
+        number = f"{record.evaluation:,} evaluation{'s' if record.evaluation > 1 else ''} of new predictors"
+        text = f"These predictors were evaluated on this test split before; {number} are recorded."
+    elif record.evaluation == 1:
+        text = "This is the first recorded evaluation on this test split."
+    else:
+        text = f"This is evaluation number {record.evaluation:,} of new predictors on this test split."
+    if record.num_evaluated_before:
+        text += (
+            f" {record.num_evaluated_before:,} of its images were evaluated before, under another division "
+            "of the data."
+        )
+    if record.num_once_test:
+        text += (
+            f" {record.num_once_test:,} of the train and calibration images were test images of an earlier "
+            "evaluation."
+        )
+    return text if record.is_recorded else f"{text} This evaluation could not be recorded."
 
 
 def build_tables(comparison: Comparison, others: Sequence[Comparison] = ()) -> list[Table]:

@@ -12,6 +12,7 @@ from experiments.answer import main, quote_free_text
 from experiments.config import find_config_dir
 from experiments.publish import main as publish
 from experiments.train import train_predictors
+from experiments.training.trained import TrainingSettings
 from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveM3
 from predictor.adaptive_inputs import make_inputs
@@ -21,6 +22,7 @@ from tests.predictor.synthetic import label, write_labels
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
 COLOR, COUNT = "What color is it?", "How many are there?"
+PREDICTOR = ("predictor=question_only", "predictor.inverse_penalties=[1000.0]")
 SETTINGS = {"dtype": "float32", "device": "cpu", "max_new_tokens": 4}
 
 
@@ -50,8 +52,7 @@ def store(tmp_path_factory):
         [QuestionOnly(inverse_penalties=(1000.0,))],
         labels=folder / "labels",
         folder=folder / "predictors",
-        validation_fraction=0.5,
-        seed=0,
+        settings=TrainingSettings(seed=0, validation_fraction=0.5),
     )
     return folder
 
@@ -66,7 +67,8 @@ def answer(store, capsys):
             config = compose(
                 "answer",
                 [
-                    *(f"paths.predictors={store / 'predictors'}", "predictor=question_only"),
+                    *(f"paths.predictors={store / 'predictors'}", f"paths.labels={store / 'labels'}"),
+                    *([] if "predictor=cross_attention" in overrides else PREDICTOR),
                     *("backbone=local", f"backbone.checkpoint={FIXTURE / 'checkpoint'}", *settings),
                     *(f"image={FIXTURE / 'image0.png'}", f"question='{question}'", *overrides),
                 ],
@@ -167,7 +169,18 @@ def publish_model(store, folder, *overrides):
     asked = ["backbone=local", *(f"backbone.{key}={value}" for key, value in settings.items())]
     asked += [f"paths.labels={store}/labels", f"paths.predictors={store}/predictors"]
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
-        publish(compose("publish", [*asked, "predictor=question_only", f"folder={folder}", *overrides]))
+        publish(
+            compose(
+                "publish",
+                [
+                    *asked,
+                    "predictor=question_only",
+                    "predictor.inverse_penalties=[1000.0]",
+                    f"folder={folder}",
+                    *overrides,
+                ],
+            )
+        )
     return AdaptiveM3.from_pretrained(folder, device="cpu")
 
 

@@ -12,15 +12,17 @@ from PIL import Image
 from experiments.evaluate import evaluate_predictors
 from experiments.evaluation.cascades import CascadeEntry
 from experiments.evaluation.resampled import ResampledFolder
-from experiments.held_out import list_reads
 from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
+from experiments.training.trained import TrainingSettings, identify, open_trained
+from m3_backbone.shards import read_manifest
 from predictor.baselines import BestScalePerTask
 from predictor.cascade import Cascade
 from predictor.hybrid import Hybrid
-from predictor.pricing import PriceList
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
+
+SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
 
 
 @dataclass
@@ -51,20 +53,33 @@ def store(tmp_path_factory):
         [QuestionOnly(), BestScalePerTask()],
         labels=folder / "labels",
         folder=folder / "predictors",
-        validation_fraction=0.2,
-        seed=0,
+        settings=SETTINGS,
     )
     return folder
 
 
+def find_all(store):
+    """Both trained predictors."""
+    manifest = read_manifest(store / "labels")
+    return [
+        open_trained(store / "predictors", each.name, identify(each, manifest, SETTINGS))
+        for each in (QuestionOnly(), BestScalePerTask())
+    ]
+
+
+def count_records(store):
+    path = store / "evaluations" / "small" / "synthetic.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
 def evaluate(store, output, **arguments):
-    names, task = arguments.pop("names", ["question_only", "per_task"]), arguments.pop("task", Pictures())
+    task = arguments.pop("task", Pictures())
     return evaluate_predictors(
-        names,
+        find_all(store),
         labels=store / "labels",
-        predictors=store / "predictors",
         task=task,
         output=output,
+        records=store / "evaluations",
         provenance=Provenance("python -m experiments.evaluate", "seed: 0", "now"),
         num_resamples=50,
         gallery=2,
@@ -80,7 +95,10 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     # All that tells the two reports apart is when and how often the test split has been read.
     first, second = ((tmp_path / each / "report.html").read_text() for each in ("first", "second"))
-    reads = r"has been read (once|2 times)|<dt>Test split</dt><dd>.*?</dd>"
+    reads = (
+        r"This is the first recorded evaluation on this test split\.|These predictors were evaluated on this "
+        r"test split before; 1 evaluation of new predictors are recorded\.|<dt>Test split</dt><dd>.*?</dd>"
+    )
     assert re.search(reads, first) and first != second
     assert re.sub(reads, "", first) == re.sub(reads, "", second)
     for name in ("front.pdf", "calibration.svg", "granularity.svg", "tables/merits.tex"):
@@ -89,7 +107,7 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
     metrics = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["task"], metrics["backbone"]) == ("synthetic", "small")
     assert metrics["fingerprints"] == FINGERPRINTS
-    default = PriceList.load(store / "predictors" / "question_only").default
+    default = find_all(store)[0].prices.default
     assert comparison.predictors[0].default.price == default.price
     assert metrics["predictors"]["question_only"]["default"]["price"] == pytest.approx(
         default.price, abs=1e-6
@@ -110,11 +128,6 @@ def test_task_of_other_data_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="label again, or configure the task as it was"):
         evaluate(store, tmp_path, task=Pictures(fingerprint="other"))
     assert not list(tmp_path.iterdir())
-
-
-def test_predictor_that_was_not_trained_is_named(store, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no trained predictor in .*per_kind"):
-        evaluate(store, tmp_path, names=["question_only", "per_kind"])
 
 
 def test_promise_is_reported(store, tmp_path, capsys):
@@ -167,10 +180,10 @@ def test_stale_resampled_answers_are_refused_before_the_test_split_is_read(store
     stale = ResampledFolder(store / "labels", {**FINGERPRINTS, "prompt": "another"}, {"seed": 0})
     stale.begin()
     stale.write("test-00000", ["a"], np.zeros((2, 1, 4)))
-    before = len(list_reads(store / "labels"))
+    before = count_records(store)
     try:
         with pytest.raises(ValueError, match=r"different prompt.*delete it, or resample again"):
             evaluate(store, tmp_path)
     finally:
         (stale.path / "test-00000.safetensors").unlink()
-    assert len(list_reads(store / "labels")) == before
+    assert count_records(store) == before

@@ -141,6 +141,7 @@ def test_the_whole_command_at_a_tiny_size(tmp_path, capsys):
         "num_resamples=20",
         "trainer.enable_progress_bar=false",
         f"folder={tmp_path}",
+        f"paths.evaluations={tmp_path / 'evaluations'}",
     ]
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         main(compose("figure2", [*overrides, "seeds=[0]"]))

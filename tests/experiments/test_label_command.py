@@ -8,10 +8,9 @@ import pytest
 
 from experiments.labelling import label
 from experiments.tasks.easy_vqa import EasyVqa
-from m3_backbone.labels import read_labels
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes import OutcomeTable
 from tests.experiments.label_process import CHECKPOINT, start
+from tests.held_out import read_outcomes, read_split
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -31,7 +30,7 @@ def test_killed_and_run_again_the_table_equals_an_undisturbed_one(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     with pytest.raises(ValueError, match="not finished"):
-        OutcomeTable.read(folder)
+        read_outcomes(folder)
     before = {path: path.stat().st_mtime_ns for path in shards}
 
     status, out, err = finish(start(folder))
@@ -42,6 +41,6 @@ def test_killed_and_run_again_the_table_equals_an_undisturbed_one(tmp_path):
 
     assert finish(undisturbed)[0] == 0
     for split in ("train", "calibration", "test"):
-        ours, theirs = read_labels(folder, split), read_labels(tmp_path / "undisturbed" / "labels", split)
+        ours, theirs = read_split(folder, split), read_split(tmp_path / "undisturbed" / "labels", split)
         assert ours.outcomes.to_arrow().equals(theirs.outcomes.to_arrow())
         assert ours.inputs.visual_at(9).tokens.tobytes() == theirs.inputs.visual_at(9).tokens.tobytes()

@@ -27,10 +27,9 @@ from experiments.scorers import score
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
 from m3_backbone.features import compute_features
-from m3_backbone.labels import read_labels
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes import OutcomeTable
 from tests.experiments.question_files import make_task
+from tests.held_out import read_outcomes, read_split
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
 NAMES = {"train": ("a", "b", "c", "d"), "calibration": ("e",), "test": ("f",)}
@@ -107,7 +106,7 @@ def kept_waiting(task, backbone, folder):
 
 def assert_same_labels(first: Path, second: Path) -> None:
     for split in SPLITS:
-        ours, theirs = read_labels(first, split), read_labels(second, split)
+        ours, theirs = read_split(first, split), read_split(second, split)
         assert ours.outcomes.to_arrow().equals(theirs.outcomes.to_arrow())
         assert ours.inputs.visual.keys() == theirs.inputs.visual.keys()
         for scale, visual in ours.inputs.visual.items():
@@ -119,7 +118,7 @@ def assert_same_labels(first: Path, second: Path) -> None:
 
 def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbone):
     """Every column, each question asked alone on an image encoded alone."""
-    labels = read_labels(undisturbed, "test")
+    labels = read_split(undisturbed, "test")
     samples = {sample.sample_id: sample for sample in task.samples("test")}
     assert labels.outcomes.scales == tuple(backbone.ladder)
     for row in range(len(labels)):
@@ -159,14 +158,14 @@ def test_every_sample_within_the_limits_has_one_row(undisturbed, task):
         samples = list(task.samples(split))
         images = list(dict.fromkeys(sample.image_id for sample in samples))[: LIMIT.get(split)]
         wanted = [sample.sample_id for sample in samples if sample.image_id in images]
-        assert OutcomeTable.read(undisturbed, split).sample_id.tolist() == wanted
+        assert read_outcomes(undisturbed, split).sample_id.tolist() == wanted
 
 
 @pytest.mark.parametrize("arguments", [{"images_per_batch": 5}, {"num_workers": 2}, {"shard_size": 1000}])
 def test_batches_workers_and_shards_do_not_change_the_table(arguments, task, backbone, undisturbed, tmp_path):
     label_some(task, backbone, tmp_path, **arguments)
     for split in SPLITS:
-        ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
+        ours, theirs = read_outcomes(tmp_path, split), read_outcomes(undisturbed, split)
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
         assert np.allclose(ours.confidence, theirs.confidence, atol=1e-5)
         assert np.allclose(ours.margin, theirs.margin, atol=1e-4)
@@ -177,7 +176,7 @@ def test_batches_workers_and_shards_do_not_change_the_table(arguments, task, bac
 def test_question_batches_do_not_change_the_table(undisturbed, task, tmp_path):
     label_some(task, make_backbone(batch_size=3), tmp_path)
     for split in SPLITS:
-        ours, theirs = OutcomeTable.read(tmp_path, split), OutcomeTable.read(undisturbed, split)
+        ours, theirs = read_outcomes(tmp_path, split), read_outcomes(undisturbed, split)
         assert ours.answer == theirs.answer
         assert np.array_equal(ours.score, theirs.score)
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
@@ -190,14 +189,14 @@ def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, 
     monkeypatch.setattr("m3_backbone.checkpoint.Checkpoint.load_model", refuse)
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     summary = label_some(task, make_backbone(), undisturbed)
-    assert summary.counts == {split: len(OutcomeTable.read(undisturbed, split)) for split in SPLITS}
+    assert summary.counts == {split: len(read_outcomes(undisturbed, split)) for split in SPLITS}
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
 def test_summary_gives_mean_scores_per_scale(undisturbed, task, backbone):
     summary = label_some(task, backbone, undisturbed)
     for split in SPLITS:
-        expected = OutcomeTable.read(undisturbed, split).score.mean(axis=0)
+        expected = read_outcomes(undisturbed, split).score.mean(axis=0)
         assert summary.accuracy[split] == pytest.approx(expected.tolist())
     assert "576" in str(summary) and "calibration" in str(summary)
 
@@ -254,7 +253,7 @@ def test_bad_pictures_are_set_aside_and_the_good_ones_labelled(num_workers, back
         sample_id
         for split, count in summary.counts.items()
         if count
-        for sample_id in OutcomeTable.read(tmp_path / "labels", split).sample_id
+        for sample_id in read_outcomes(tmp_path / "labels", split).sample_id
     ]
     good = [f"mine/{name}/{turn}" for name in names for turn in range(2) if name.startswith("good")]
     assert sorted(labelled) == sorted(good)
@@ -275,7 +274,7 @@ def test_a_task_of_unreadable_pictures_ends_with_the_reason(backbone, tmp_path):
     with pytest.raises(ValueError, match=r"not one sample could be labelled .*no such file"):
         label(task=task, backbone=backbone, folder=tmp_path / "labels", num_workers=0)
     with pytest.raises(ValueError, match="not finished"):
-        OutcomeTable.read(tmp_path / "labels")
+        read_outcomes(tmp_path / "labels")
 
 
 class TestOtherLabelsInTheFolder:
@@ -313,15 +312,14 @@ class TestOtherLabelsInTheFolder:
             (copied / name).write_text("mine")
         label_some(task, make_backbone(max_new_tokens=1), copied, overwrite=True)
         assert (
-            OutcomeTable.read(copied, "test").fingerprints["decoding"]
-            != make_backbone().fingerprints["decoding"]
+            read_outcomes(copied, "test").fingerprints["decoding"] != make_backbone().fingerprints["decoding"]
         )
         assert (copied / "notes.txt").exists() and (copied / "features" / "notes.txt").exists()
 
     def test_nothing_is_taken_over_without_a_manifest(self, copied, undisturbed, task, backbone):
         (copied / "manifest.json").unlink()
         label_some(task, make_backbone(max_new_tokens=1), copied)
-        assert not OutcomeTable.read(copied).to_arrow().equals(OutcomeTable.read(undisturbed).to_arrow())
+        assert not read_outcomes(copied).to_arrow().equals(read_outcomes(undisturbed).to_arrow())
         (copied / "manifest.json").unlink()
         (copied / "token_embeddings.safetensors").write_bytes(b"of something else")
         label_some(task, backbone, copied)
@@ -450,7 +448,7 @@ def test_shards_of_the_work_fill_one_folder(task, backbone, undisturbed, tmp_pat
     first = label_some(task, backbone, tmp_path, shard="0/2")
     assert first.num_missing == 2 and "2 files are missing" in str(first)
     with pytest.raises(ValueError, match="not finished"):
-        OutcomeTable.read(tmp_path, "train")
+        read_outcomes(tmp_path, "train")
     last = label_some(task, backbone, tmp_path, shard="1/2")
     assert last.num_missing == 0 and last.counts == {"train": 15, "calibration": 5, "test": 5}
     assert_same_labels(tmp_path, undisturbed)
@@ -489,7 +487,7 @@ def test_latency_and_near_ties_are_kept(undisturbed, backbone):
     features = [f"features/{part}" for part in (*kept, "tower", "image")]
     assert list(latency["milliseconds"]) == ["encode", *scales, *features]
     assert all(took > 0 for took in latency["milliseconds"].values())
-    margins = np.concatenate([OutcomeTable.read(undisturbed, split).margin for split in SPLITS])
+    margins = np.concatenate([read_outcomes(undisturbed, split).margin for split in SPLITS])
     ties = json.loads((undisturbed / "manifest.json").read_text())["near_ties"]
     assert ties == {"below_nats": 1e-3, "num_answers": int((margins < 1e-3).sum())}
 

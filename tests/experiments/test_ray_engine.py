@@ -12,8 +12,8 @@ import pytest
 
 from experiments.engines import RayEngine
 from experiments.tasks.base import SPLITS
-from m3_backbone.outcomes import OutcomeTable
 from tests.experiments.label_process import start
+from tests.held_out import read_outcomes
 
 TWO_ACTORS = ["engine=ray", "engine.num_actors=2", "engine.num_gpus=0", "num_workers=0"]
 
@@ -58,7 +58,7 @@ def test_two_actors_of_which_one_is_killed_make_the_same_table(tmp_path):
     assert plain.wait(timeout=240) == 0
     assert killed
     for split in SPLITS:
-        ours, theirs = OutcomeTable.read(folder, split), OutcomeTable.read(tmp_path / "plain", split)
+        ours, theirs = read_outcomes(folder, split), read_outcomes(tmp_path / "plain", split)
         assert ours.to_arrow().equals(theirs.to_arrow())
     for name in ("shards", "counts", "accuracy", "near_ties"):
         manifests = [

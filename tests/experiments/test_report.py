@@ -4,6 +4,7 @@ import html
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.held_out import HeldOutRead
+from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.calibration_display import draw_reliability, list_dots
 from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, draw_front, refine_line
 from experiments.reporting.export import render_figure
@@ -96,10 +97,10 @@ def comparison(comparisons):
 @pytest.fixture(scope="module")
 def page(hostile_test, comparisons, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    read = HeldOutRead(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE, number=3, look=2)
+    record = EvaluationRecord(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE, 3, 2, True, 0, 0, Path(HOSTILE))
     write_report(
         path,
-        Findings(comparisons[0], comparisons[1:], test_read=read),
+        Findings(comparisons[0], comparisons[1:], record=record),
         hostile_test,
         np.full(hostile_test.score.shape, 0.5),
         title=HOSTILE,

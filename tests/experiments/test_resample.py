@@ -19,9 +19,9 @@ from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from experiments.variations import DrawnAnswers
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.sampling import Draw
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
+from tests.held_out import read_outcomes
 
 
 def draw(table, num_runs=4, seed=0):
@@ -110,7 +110,7 @@ class Bench:
     def __init__(self, finished: Path, labels: Path) -> None:
         shutil.copytree(finished, labels)
         self.labels, self.task = labels, Scenes(seed=5)
-        self.test = OutcomeTable.read(labels, "test")
+        self.test = read_outcomes(labels, "test")
 
     def resample(self, *, temperature=1.0, seed=0, batch_size=64, num_images=4, **arguments):
         return resample_answers(

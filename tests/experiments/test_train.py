@@ -8,19 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from experiments.train import train_predictors
+from experiments.train import fit_hybrid, train_predictors
+from experiments.training.trained import TrainingSettings
 from experiments.training_record import format_records, read_record
+from m3_backbone.labels import read_labels
 from predictor.base import ScalePredictor
 from predictor.baselines import Mix
-from predictor.hybrid import HYBRID, Hybrid
+from predictor.calibration import Isotonic
+from predictor.hybrid import Hybrid
 from predictor.pricing import PriceList
 from predictor.question_only import QuestionOnly
+from predictor.splitting import halve
 from tests.predictor.synthetic import make_labels, write_labels
 
-train_with = functools.partial(train_predictors, validation_fraction=0.2, seed=0)
+SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
+train_with = functools.partial(train_predictors, settings=SETTINGS)
+
+
+def find(folder, name):
+    """The one folder of a trained predictor of this name."""
+    (path,) = (folder / name).glob("*/manifest.json")
+    return path.parent
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +58,15 @@ def run(*arguments):
 
 
 def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
-    records = train_with([QuestionOnly(), Mix()], labels=labels, folder=tmp_path, budget=20)
+    settings = replace(SETTINGS, budget=20)
+    records = train_with([QuestionOnly(), Mix()], labels=labels, folder=tmp_path, settings=settings)
     assert [record.name for record in records] == ["question_only", "mix"]
     for record in records:
-        assert read_record(tmp_path / record.name) == record
-        assert ScalePredictor.load(tmp_path / record.name).name == record.name
-        assert PriceList.load(tmp_path / record.name).default.cost == record.default_cost <= 20
-        hybrid = Hybrid.load(tmp_path / record.name)
+        folder = find(tmp_path, record.name)
+        assert read_record(folder) == record
+        assert ScalePredictor.load(folder).name == record.name
+        assert PriceList.load(folder).default.cost == record.default_cost <= 20
+        hybrid = Hybrid.load(folder)
         assert hybrid is not None and hybrid.cost[hybrid.default] <= 20
     question_only, mix = records
     assert mix.recovered == pytest.approx(0, abs=1e-9)
@@ -63,37 +78,52 @@ def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
     assert question_only.num_train + question_only.num_validation == 800
     table = format_records(records)
     assert "question_only" in table and "budgeted oracle" in table
+    assert "epochs, shares, trees and neighbours were chosen too: the ranking flatters" in table
 
 
 def test_what_is_up_to_date_is_left_alone(labels, tmp_path):
-    def stamp():
-        return (tmp_path / "mix" / "manifest.json").stat().st_mtime_ns
-
     train_with([Mix()], labels=labels, folder=tmp_path)
-    first = stamp()
+    path = find(tmp_path, "mix") / "manifest.json"
+    first = path.stat().st_mtime_ns
     train_with([Mix()], labels=labels, folder=tmp_path)
-    assert stamp() == first
-    train_with([Mix()], labels=labels, folder=tmp_path, seed=1)
-    assert stamp() > first
-    # What an earlier version trained has no hybrid, and gets one without being trained again.
-    first, path = stamp(), tmp_path / "mix" / HYBRID
-    before = path.read_bytes()
-    for remains in (None, before[:100]):
-        path.unlink() if remains is None else path.write_bytes(remains)
-        train_with([Mix()], labels=labels, folder=tmp_path, seed=1)
-        assert stamp() == first and path.read_bytes() == before
+    train_with([Mix()], labels=labels, folder=tmp_path, settings=replace(SETTINGS, seed=1))
+    assert path.stat().st_mtime_ns == first
+    assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == 2
 
 
-def test_other_labels_make_it_out_of_date(labels, tmp_path):
+def test_other_labels_are_another_training(labels, tmp_path):
     relabelled = tmp_path / "labels"
     shutil.copytree(labels, relabelled)
     train_with([Mix()], labels=relabelled, folder=tmp_path)
     manifest = json.loads((relabelled / "manifest.json").read_text())
     manifest["shards"]["train-00000"] = "another digest"
     (relabelled / "manifest.json").write_text(json.dumps(manifest))
-    before = (tmp_path / "mix" / "manifest.json").stat().st_mtime_ns
     train_with([Mix()], labels=relabelled, folder=tmp_path)
-    assert (tmp_path / "mix" / "manifest.json").stat().st_mtime_ns > before
+    assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == 2
+
+
+def test_prices_and_hybrid_come_from_samples_that_the_calibrator_has_not_seen(labels, tmp_path):
+    """On the half that it was fitted on, a calibrator flatters."""
+    settings = replace(SETTINGS, calibrator=Isotonic())
+    train_with([QuestionOnly()], labels=labels, folder=tmp_path, settings=settings)
+    folder = find(tmp_path, "question_only")
+    calibration = read_labels(labels, "calibration")
+    unseen = calibration.select(~halve(calibration.outcomes.image_id))
+    predictor = ScalePredictor.load(folder)
+    expected = PriceList.from_calibration(
+        predictor.predict(unseen.inputs), unseen.inputs.visual_tokens, unseen.outcomes.score, None, 0.01
+    )
+    assert PriceList.load(folder) == expected
+    hybrid = fit_hybrid(predictor.predict(unseen.inputs), unseen.outcomes, None, 0.01)
+    np.testing.assert_array_equal(Hybrid.load(folder).cost, hybrid.cost)
+    whole = PriceList.from_calibration(
+        predictor.predict(calibration.inputs),
+        calibration.inputs.visual_tokens,
+        calibration.outcomes.score,
+        None,
+        0.01,
+    )
+    assert whole != expected
 
 
 def test_two_of_one_name_are_refused(labels, tmp_path):
@@ -116,16 +146,19 @@ def test_killed_and_started_again_it_ends_as_undisturbed(labels, tmp_path):
     assert "budgeted oracle" in done.stdout
 
     process = subprocess.Popen(command(labels, killed, "predictor.max_epochs=12"), start_new_session=True)
-    last = killed / "predictors" / "cross_attention" / "unfinished" / "checkpoints" / "last.ckpt"
-    while not last.is_file():
+    home = killed / "predictors" / "cross_attention"
+    while not (checkpoints := list(home.glob("*.unfinished/checkpoints/last.ckpt"))):
         assert process.poll() is None, "it ended before its first checkpoint was seen"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (killed / "predictors" / "cross_attention" / "config.json").exists()
+    assert not list(home.glob("*/config.json"))
 
     done = run(labels, killed, "predictor.max_epochs=12")
     assert done.returncode == 0, done.stderr
-    name = "predictors/cross_attention/weights.safetensors"
-    assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
-    assert not last.parent.parent.exists()
+    weights = [
+        (find(store / "predictors", "cross_attention") / "weights.safetensors").read_bytes()
+        for store in (killed, undisturbed)
+    ]
+    assert weights[0] == weights[1]
+    assert not checkpoints[0].exists()

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.held_out import list_reads
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import write_transfer
@@ -47,13 +46,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+def read_records(folder):
+    """Evaluations recorded below a folder, the oldest first."""
+    (path,) = (folder / "evaluations").glob("*/*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.fixture
-def run(folder):
+def run(folder, tmp_path):
     def run(make_predictor=QuestionOnly, **arguments):
         return transfer(make_predictor, **{**settings, **arguments})
 
     settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
-    settings["num_resamples"] = 50
+    settings |= {"num_resamples": 50, "records": tmp_path / "evaluations"}
     return run
 
 
@@ -94,7 +99,7 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
         legend = [trace["name"] for trace in chart["data"] if "name" in trace]
         names = ["trained on home", f"trained on home, prices from 100 of {target}", f"trained on {target}"]
         assert legend[:3] == names
-    assert len(list_reads(folder / "same")) == 1
+    assert len(read_records(tmp_path)) == 2
 
 
 def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, folder, tmp_path):
@@ -177,11 +182,10 @@ def test_a_calibrator_is_fitted_where_the_prices_are(run):
         assert after.gap_share.value == pytest.approx(before.gap_share.value, abs=0.1)
 
 
-def test_another_predictor_is_another_look(run, folder):
-    before = [each["predictors"] for each in list_reads(folder / "same")]
+def test_a_change_of_the_predictor_is_another_evaluation(run, tmp_path):
     for penalty in (0.5, 0.5, 2.0):
         run(functools.partial(QuestionOnly, inverse_penalties=(penalty,)), sources=["home"], targets=["same"])
-    first, second, third = [each["predictors"] for each in list_reads(folder / "same")][len(before) :]
+    first, second, third = [each["predictors"] for each in read_records(tmp_path)]
     assert first == second != third
     assert set(first) == {"question_only from home", "question_only from same"}
 

@@ -10,8 +10,8 @@ from experiments.resample import resample_answers
 from experiments.tasks.base import Sample
 from experiments.variations import DrawnAnswers, RotatedOptions
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes import OutcomeTable
 from tests.experiments.question_files import make_task
+from tests.held_out import read_outcomes
 
 QUESTION = "Which one?\nA. a cat\nB. a dog\nC. \\1 {x}\nAnswer with the letter."
 
@@ -73,7 +73,7 @@ def test_rotated_runs_of_a_real_model(tmp_path):
     backbone = LlavaBackbone("tiny_m3", dtype="float32", device="cpu")
     labels = tmp_path / "labels"
     label(task=task, backbone=backbone, folder=labels, num_workers=0)
-    test = OutcomeTable.read(labels, "test")
+    test = read_outcomes(labels, "test")
     variation = RotatedOptions()
     folder = ResampledFolder(labels, test.fingerprints, variation.identity)
     with pytest.raises(ValueError, match="can be asked in 4 different ways"):

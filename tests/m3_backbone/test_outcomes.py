@@ -25,6 +25,7 @@ from m3_backbone.shards import (
     write_atomically,
     write_shard,
 )
+from tests.held_out import grant, read_outcomes, read_split
 
 SCALES = (1, 9, 36)
 FINGERPRINTS = {"weights": "aa", "data": "bb", "prompt": "cc", "decoding": "dd"}
@@ -241,7 +242,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 def test_labels_join_outcomes_and_features_row_by_row(tmp_path):
     write_labels(tmp_path)
-    labels = read_labels(tmp_path, "test")
+    labels = read_split(tmp_path, "test")
     assert_equal(labels.outcomes, make_table(6))
     inputs = labels.inputs
     assert inputs.question == labels.outcomes.question.tolist()
@@ -263,39 +264,51 @@ def test_labels_join_outcomes_and_features_row_by_row(tmp_path):
     assert len(some) == len(some.inputs) == 2
 
 
-def test_reading_without_a_split_joins_all_of_them(tmp_path):
+def test_the_test_split_takes_access_to_that_very_folder(tmp_path):
+    write_labels(tmp_path / "labels")
+    write_labels(tmp_path / "other")
+    for access in (None, grant(tmp_path / "other")):
+        with pytest.raises(ValueError, match=r"read by recorded evaluations alone.*calibration split"):
+            OutcomeTable.read(tmp_path / "labels", "test", access)
+        with pytest.raises(ValueError, match="read by recorded evaluations alone"):
+            read_labels(tmp_path / "labels", "test", access)
+    assert len(OutcomeTable.read(tmp_path / "labels", "test", grant(tmp_path / "labels"))) == 6
+    assert len(OutcomeTable.read(tmp_path / "labels", "train")) == 2
+
+
+@pytest.mark.parametrize("split", [None, "", "everything"])
+def test_no_split_is_read_by_default(tmp_path, split):
     write_labels(tmp_path)
-    assert_equal(
-        OutcomeTable.read(tmp_path), OutcomeTable.concat([make_table(2, split="train"), make_table(6)])
-    )
+    with pytest.raises(ValueError, match=rf"no samples of split {split!r} in"):
+        OutcomeTable.read(tmp_path, split)
 
 
 def test_reading_what_is_not_there_names_what_is(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"make them with `python -m experiments\.label`"):
-        OutcomeTable.read(tmp_path / "nowhere", "test")
+        read_outcomes(tmp_path / "nowhere", "test")
     write_labels(tmp_path / "labels")
     with pytest.raises(ValueError, match=r"no samples of split 'calibration' in .* test \(6\)"):
-        OutcomeTable.read(tmp_path / "labels", "calibration")
+        read_outcomes(tmp_path / "labels", "calibration")
     (tmp_path / "labels" / "manifest.json").write_text("[]")
     with pytest.raises(ValueError, match="is not a manifest of labels"):
-        OutcomeTable.read(tmp_path / "labels", "test")
+        read_outcomes(tmp_path / "labels", "test")
 
 
 def test_unfinished_or_mixed_up_folders_are_refused(tmp_path):
     write_labels(tmp_path / "unfinished", complete=False)
     with pytest.raises(ValueError, match="not finished: run the same label command again"):
-        read_labels(tmp_path / "unfinished", "test")
+        read_split(tmp_path / "unfinished", "test")
     write_labels(tmp_path / "lost")
     (tmp_path / "lost" / "outcomes" / "test-00001.parquet").unlink()
     with pytest.raises(ValueError, match="hold 4 samples, the manifest counts 6"):
-        read_labels(tmp_path / "lost", "test")
+        read_split(tmp_path / "lost", "test")
     write_labels(tmp_path / "mixed", fingerprints={**FINGERPRINTS, "weights": "other"})
     with pytest.raises(ValueError, match="different weights"):
-        read_labels(tmp_path / "mixed", "test")
+        read_split(tmp_path / "mixed", "test")
     write_labels(tmp_path / "features")
     (tmp_path / "features" / "features" / "test-00001.parquet").unlink()
     with pytest.raises(ValueError, match="lacks image 'test-image-2' of test"):
-        read_labels(tmp_path / "features", "test")
+        read_split(tmp_path / "features", "test")
 
 
 def test_padding_masks_what_is_not_there():

@@ -1,0 +1,1 @@
+"""Label folders: what labelling writes, and who may read the test split."""

@@ -1,0 +1,224 @@
+"""The test split, behind a wall: only this module opens it, after the evaluation has been written down.
+
+Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes`), and only
+`open_test` makes one. Records lie outside the label folder (`paths.evaluations`): they survive labels that
+are made again, and serve a store that is read-only.
+
+`BACKBONE/TASK.jsonl` has one line for each time that a test split was opened: when, by which command with
+which configuration (a digest), for which predictors (name and digest), and on which images (the digest of a
+list beside it). An evaluation is **new** if one of its predictors has not been evaluated on this data before:
+evaluating some of them again shows nothing new, and describing the data evaluates nothing. A split that was
+evaluated forty times while predictors were changed is no test split any more, so the report says which
+evaluation it is. After another division of the same images into splits, it also says how many test images
+were evaluated before, and how many of the other images were once test images.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.names import to_file_name
+from m3_backbone.labels import SPLITS, Labels, read_labels
+from m3_backbone.outcomes import HELD_OUT, HeldOutAccess, check_split
+from m3_backbone.shards import list_images, read_manifest, write_atomically
+
+log = logging.getLogger(__name__)
+
+# Written beside the labels by tokenscale 0.1; still counted.
+OLD_RECORDS = "test_reads.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One opening of a test split: the `number`-th of its data.
+
+    `predictors` are names, `configuration` is a digest. Of its data it is evaluation number `evaluation` of
+    new predictors, or, unless `is_new`, one after so many; 0 where no predictor was ever evaluated.
+    `num_evaluated_before` of the test images were evaluated under another division into splits,
+    `num_once_test` of the train and calibration images were test images there. `path` is the file of
+    records; `is_recorded` is False where it could not be written and that was allowed.
+    """
+
+    time: str
+    command: str
+    predictors: tuple[str, ...]
+    configuration: str
+    number: int
+    evaluation: int
+    is_new: bool
+    num_evaluated_before: int
+    num_once_test: int
+    path: Path
+    is_recorded: bool = True
+
+
+def open_test(
+    labels: Path,
+    *,
+    records: Path,
+    command: str,
+    configuration: str,
+    predictors: Mapping[str, str] | None = None,
+    allow_unrecorded: bool = False,
+) -> tuple[Labels, EvaluationRecord]:
+    """The test split of the folder `labels`, and the record of this evaluation, which is written first.
+
+    `records` is the folder of all records (`paths.evaluations`), `configuration` that of the command, as
+    text, `predictors` are name -> digest of what is evaluated; none for a description of the data. Raises
+    ValueError where the record cannot be written, unless `allow_unrecorded`.
+    """
+    manifest = read_manifest(labels)
+    check_split(manifest, HELD_OUT, labels)
+    log_of_task = EvaluationLog.of(records, manifest)
+    images = {split: list_images(labels, split) for split in SPLITS if manifest["counts"].get(split)}
+    line = {
+        "id": uuid.uuid4().hex,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
+        "predictors": dict(predictors or {}),
+        "data": manifest["fingerprints"]["data"],
+        "image_set": find_image_set(manifest),
+    }
+    try:
+        line["images"] = log_of_task.write_images(images[HELD_OUT])
+        log_of_task.append(line)
+        is_recorded = True
+    except OSError as error:
+        if not allow_unrecorded:
+            raise ValueError(
+                f"this evaluation cannot be recorded in {log_of_task.path} ({error.strerror or error}), and "
+                "the test split is not read without that: give another folder with paths.evaluations=FOLDER, "
+                "or go on unrecorded with allow_unrecorded=true, which the report will state"
+            ) from error
+        log.warning("this evaluation is not recorded: %s", error)
+        is_recorded = False
+    access = HeldOutAccess(labels.resolve(), line["id"])
+    record = _describe(log_of_task, labels, line, images, is_recorded)
+    return read_labels(labels, HELD_OUT, access), record
+
+
+def find_image_set(manifest: Mapping[str, Any]) -> str:
+    """Name of the collection that image ids of these labels belong to, however it is divided into splits."""
+    return str(manifest.get("image_set") or manifest.get("task", ""))
+
+
+class EvaluationLog:
+    """Records of one backbone and task: lines of `path`, and lists of images in a folder beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images = path.with_suffix(".images")
+
+    @classmethod
+    def of(cls, records: Path, manifest: Mapping[str, Any]) -> "EvaluationLog":
+        """The log in the folder `records` of the backbone and task that a label manifest names."""
+        backbone, task = (to_file_name(str(manifest.get(key, ""))) for key in ("backbone", "task"))
+        return cls(records / backbone / f"{task}.jsonl")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records, the oldest first; a line that a kill cut short is left out with a warning."""
+        return _read_lines(self.path)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line in one write, so that two commands at the same time leave two lines."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        if self.path.is_file() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
+            text = f"\n{text}"  # a kill cut the last line short: this one does not follow on from it
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, text.encode("utf-8"))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write_images(self, image_ids: Iterable[str]) -> str:
+        """Keep a list of images, once however often it is used; returns its digest."""
+        text = json.dumps(sorted(image_ids), ensure_ascii=False)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        path = self.images / f"{digest}.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = text.encode("utf-8", "surrogatepass")
+            write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        return digest
+
+    def read_images(self, digest: str) -> set[str]:
+        """The list of images of a digest; empty, with a warning, where it is missing or damaged."""
+        path = self.images / f"{digest}.json"
+        try:
+            return set(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
+        except (OSError, ValueError) as error:
+            log.warning("images of earlier evaluations are not counted: %s (%s)", path, error)
+            return set()
+
+
+def _describe(
+    log_of_task: EvaluationLog,
+    labels: Path,
+    line: Mapping[str, Any],
+    images: Mapping[str, list[str]],
+    is_recorded: bool,
+) -> EvaluationRecord:
+    """What the records, `line` among them, say of the evaluation of `line`."""
+    lines = [*_read_lines(labels / OLD_RECORDS), *log_of_task.read()]
+    if is_recorded:
+        own = next(number for number, each in enumerate(lines) if each.get("id") == line["id"])
+        lines = lines[: own + 1]
+    else:
+        lines.append(dict(line))
+    same_data = [each for each in lines if each.get("data") == line["data"]]
+    known: set[str] = set()
+    evaluation, is_new = 0, False
+    for each in same_data:
+        digests = set((each.get("predictors") or {}).values())
+        is_new = not digests <= known
+        evaluation += is_new
+        known |= digests
+    other_divisions = {
+        str(each["images"])
+        for each in lines
+        if each.get("data") != line["data"]
+        and each.get("image_set") == line["image_set"]
+        and each.get("predictors")
+        and each.get("images")
+    }
+    once_test = set().union(*(log_of_task.read_images(digest) for digest in other_divisions))
+    others = {image for split, ids in images.items() if split != HELD_OUT for image in ids}
+    return EvaluationRecord(
+        time=line["time"],
+        command=line["command"],
+        predictors=tuple(line["predictors"]),
+        configuration=line["configuration"],
+        number=len(same_data),
+        evaluation=evaluation,
+        is_new=is_new,
+        num_evaluated_before=len(once_test & set(images[HELD_OUT])),
+        num_once_test=len(once_test & others),
+        path=log_of_task.path,
+        is_recorded=is_recorded,
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            content = json.loads(text) if text else None
+        except json.JSONDecodeError:
+            content = text
+        if isinstance(content, dict):
+            lines.append(content)
+        elif content is not None:
+            log.warning("line %d of %s is no record and does not count", number, path)
+    return lines

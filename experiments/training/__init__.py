@@ -1,0 +1,1 @@
+"""Trained predictors on disk, and how a configuration finds them."""

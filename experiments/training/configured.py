@@ -1,0 +1,54 @@
+"""Predictors and settings of training, as a configuration has them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.training.trained import TrainedPredictor, TrainingSettings, identify, open_trained
+from m3_backbone.shards import read_manifest
+from predictor.base import ScalePredictor
+
+
+def make_predictors(config: DictConfig) -> list[ScalePredictor]:
+    """The predictor and the baselines of a configuration, untrained; the predictor first.
+
+    It takes the place of a baseline of its name. Raises ValueError for two baselines of one name.
+    """
+    baselines = [part for part in config.get("baselines", {}).values() if part.name != config.predictor.name]
+    names = [str(part.name) for part in baselines]
+    check_names(names)
+    return [instantiate(part, _convert_="all") for part in (config.predictor, *baselines)]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that two predictors have."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two predictors are named {name!r}: give one of them another with predictor.name="
+            )
+
+
+def read_settings(config: DictConfig) -> TrainingSettings:
+    """The settings of training in a configuration."""
+    return TrainingSettings(
+        seed=config.seed,
+        validation_fraction=config.validation_fraction,
+        budget=config.budget,
+        tolerance=config.tolerance,
+        calibrator=instantiate(config.get("calibrator")),
+    )
+
+
+def open_configured(config: DictConfig) -> list[TrainedPredictor]:
+    """The trained predictors of a configuration, as `make_predictors` lists them.
+
+    Raises FileNotFoundError, naming what differs, for one that was not trained so.
+    """
+    manifest, settings = read_manifest(Path(config.paths.labels)), read_settings(config)
+    return [
+        open_trained(Path(config.paths.predictors), each.name, identify(each, manifest, settings))
+        for each in make_predictors(config)
+    ]

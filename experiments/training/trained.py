@@ -1,0 +1,238 @@
+"""Trained predictors on disk: one folder for each identity, found from the configuration.
+
+The identity of a trained predictor is all that it was made from: class and arguments, labels, seed, and the
+settings of training. `PREDICTORS/NAME/DIGEST` is the folder of one identity, so that two trainings with other
+settings never share one, and what is loaded is what was configured or is refused. A folder is written beside
+its place and renamed into it when it is whole; its record holds the digest of every file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.names import to_file_name
+from experiments.training_record import MANIFEST, TrainingRecord, read_record
+from predictor.base import ScalePredictor
+from predictor.calibration import Calibrator
+from predictor.folder import CONFIG, WEIGHTS, describe
+from predictor.hybrid import HYBRID, Hybrid
+from predictor.pricing import PRICES, PriceList
+
+FILES = (CONFIG, WEIGHTS, PRICES, HYBRID)
+_DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedPredictor:
+    """A predictor with its prices, its hybrid and its record, all of one training.
+
+    `digest` is that of all four files that it was loaded from.
+    """
+
+    name: str
+    folder: Path
+    record: TrainingRecord
+    digest: str
+    predictor: ScalePredictor
+    prices: PriceList
+    hybrid: Hybrid | None
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that it was trained with."""
+        seed = self.record.identity.get("seed")
+        return None if seed is None else int(seed)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What, beside predictor and labels, a trained predictor is made from.
+
+    `budget` and `tolerance` choose the default price (`predictor.pricing.choose_price`).
+    """
+
+    seed: int
+    validation_fraction: float
+    budget: float | None = None
+    tolerance: float = 0.01
+    calibrator: Calibrator | None = None
+
+
+def identify(
+    predictor: ScalePredictor, labels: Mapping[str, Any], settings: TrainingSettings
+) -> dict[str, Any]:
+    """The identity of a predictor trained on labels with this manifest, as JSON gives it back."""
+    content = {
+        **describe(type(predictor), predictor.get_arguments()),
+        **identify_labels(labels),
+        "validation_fraction": settings.validation_fraction,
+        "seed": settings.seed,
+        "budget": settings.budget,
+        "tolerance": settings.tolerance,
+    }
+    if settings.calibrator is not None:
+        content["calibrator"] = describe(type(settings.calibrator), {})
+    return normalize(content)
+
+
+def identify_labels(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the labels makes a trained predictor out of date when it changes."""
+    keys = ("fingerprints", "scales", "feature_scales", "shards")
+    return {"labels": normalize({key: manifest.get(key) for key in keys})}
+
+
+def normalize(content: dict[str, Any]) -> dict[str, Any]:
+    """As it reads once it has been written as JSON: tuples are lists."""
+    normalized: dict[str, Any] = json.loads(json.dumps(content))
+    return normalized
+
+
+def locate(predictors: Path, name: str, identity: Mapping[str, Any]) -> Path:
+    """The folder of an identity, whether it is there or not."""
+    text = json.dumps(identity, sort_keys=True)
+    return predictors / to_file_name(name) / hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
+def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainedPredictor:
+    """All of one training, from its folder.
+
+    With `identity` the record has to agree with it. Raises FileNotFoundError where there is no finished
+    training, ValueError where files are damaged, not of the training that the record is of, or change while
+    they are read.
+    """
+    record = read_record(folder)
+    if record is None:
+        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+    if identity is not None and record.identity != identity:
+        other = name_differences(record.identity, identity)
+        raise ValueError(
+            f"the predictor in {folder} was trained with other {other}: run "
+            "`python -m experiments.train` with this configuration"
+        )
+    digests = digest_files(folder)
+    for name, digest in record.files.items():
+        if digests.get(name) != digest:
+            raise ValueError(
+                f"{folder / name} is not the file that its training wrote: delete {folder} and run "
+                "`python -m experiments.train` again"
+            )
+    trained = TrainedPredictor(
+        name=record.name,
+        folder=folder,
+        record=record,
+        digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16],
+        predictor=ScalePredictor.load(folder),
+        prices=PriceList.load(folder),
+        hybrid=Hybrid.load(folder),
+    )
+    if digest_files(folder) != digests:
+        raise ValueError(f"{folder} was written to while it was read: run the command again")
+    return trained
+
+
+def digest_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a trained predictor that is there, its record apart."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in FILES
+        if (folder / name).is_file()
+    }
+
+
+def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
+    """The trained predictor of an identity, below the folder of all predictors.
+
+    Raises FileNotFoundError where none was trained so, naming what differs in the one most like it.
+    """
+    folder = locate(predictors, name, identity)
+    if (folder / MANIFEST).is_file():
+        return load_trained(folder, identity)
+    others = [record for _, record in _list_records(predictors, name)]
+    reason = ""
+    if others:
+        closest = min(others, key=lambda record: len(list_differences(record.identity, identity)))
+        reason = f"; the closest one there has other {name_differences(closest.identity, identity)}"
+    raise FileNotFoundError(
+        f"no predictor {name} was trained with this configuration in {predictors}{reason}: run "
+        "`python -m experiments.train` with it, or evaluate with the settings of that training"
+    )
+
+
+def find_trained(
+    predictors: Path, predictor: ScalePredictor, labels: Path, *, seed: int, folder: str | None = None
+) -> TrainedPredictor:
+    """The trained predictor of these arguments and this seed, on these labels where they are there.
+
+    Prices and calibrator, which the commands that use a predictor are not told, may be any. `folder` names
+    one of several. Raises FileNotFoundError where there is none, ValueError where several fit.
+    """
+    if folder is not None:
+        return load_trained(Path(folder))
+    wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
+    manifest = labels / "manifest.json"
+    if manifest.is_file():
+        wanted |= identify_labels(json.loads(manifest.read_text(encoding="utf-8")))
+    records = _list_records(predictors, predictor.name)
+    fitting = [
+        (place, record)
+        for place, record in records
+        if all(record.identity.get(key) == value for key, value in wanted.items())
+    ]
+    if not fitting:
+        reason = ""
+        if records:
+            known = [{key: record.identity.get(key) for key in wanted} for _, record in records]
+            closest = min(known, key=lambda identity: len(list_differences(identity, wanted)))
+            reason = f"; the closest one there has other {name_differences(closest, wanted)}"
+        raise FileNotFoundError(
+            f"no predictor {predictor.name} was trained so in {predictors}{reason}: run "
+            f"`python -m experiments.train predictor={predictor.name}`"
+        )
+    if len(fitting) > 1:
+        first, second = fitting[0][1].identity, fitting[1][1].identity
+        places = ", ".join(str(place) for place, _ in fitting)
+        raise ValueError(
+            f"several trained predictors fit, with other {name_differences(first, second)}: name one of them "
+            f"with trained=FOLDER ({places})"
+        )
+    return load_trained(fitting[0][0])
+
+
+def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecord]]:
+    """Folders of finished trainings of predictors of a name, with their records.
+
+    One written by tokenscale 0.1 lies in `PREDICTORS/NAME` itself.
+    """
+    home = predictors / to_file_name(name)
+    folders = [home, *sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))]
+    records = [(folder, read_record(folder)) for folder in folders if not folder.name.startswith(".")]
+    return [(folder, record) for folder, record in records if record is not None]
+
+
+def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value in the first, value in the second) of what differs, at any depth of nested mappings."""
+    return list(_walk_differences(first, second, ()))
+
+
+def _walk_differences(first: Any, second: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in dict.fromkeys([*first, *second]):
+            yield from _walk_differences(first.get(key), second.get(key), (*path, str(key)))
+    elif first != second:
+        yield ".".join(path), first, second
+
+
+def name_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs, in words: at most three settings with both values, labels as such."""
+    differences = list_differences(there, here)
+    names = ["labels"] if any(key.startswith("labels") for key, _, _ in differences) else []
+    names += [
+        f"{key.removeprefix('arguments.')} ({old!r} there, {new!r} here)"
+        for key, old, new in differences
+        if not key.startswith("labels")
+    ]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

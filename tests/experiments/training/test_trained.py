@@ -1,0 +1,130 @@
+"""One folder for each way that a predictor was trained, and nothing else is loaded for it."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments.names import to_file_name
+from experiments.train import train_predictors
+from experiments.training.trained import (
+    TrainingSettings,
+    find_trained,
+    identify,
+    load_trained,
+    locate,
+    open_trained,
+)
+from m3_backbone.shards import read_manifest
+from predictor.baselines import Mix
+from predictor.question_only import QuestionOnly
+from tests.predictor.synthetic import make_labels, write_labels
+
+SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "labels"
+    parts = {"train": make_labels(40, seed=0), "calibration": make_labels(20, seed=1, split="calibration")}
+    write_labels(folder, parts)
+    return folder
+
+
+def train(labels, folder, predictor, settings=SETTINGS):
+    train_predictors([predictor], labels=labels, folder=folder, settings=settings)
+    return identify(predictor, read_manifest(labels), settings)
+
+
+def test_trainings_with_other_settings_do_not_replace_each_other(labels, tmp_path):
+    variants = [
+        (QuestionOnly(max_words=1), SETTINGS),
+        (QuestionOnly(max_words=2), SETTINGS),
+        (QuestionOnly(max_words=2), TrainingSettings(seed=7, validation_fraction=0.2)),
+        (QuestionOnly(max_words=2), TrainingSettings(seed=0, validation_fraction=0.2, budget=20)),
+    ]
+    identities = [train(labels, tmp_path, *variant) for variant in variants]
+    opened = [open_trained(tmp_path, "question_only", identity) for identity in identities]
+    assert [each.predictor.max_words for each in opened] == [1, 2, 2, 2]
+    assert [each.seed for each in opened] == [0, 0, 7, 0]
+    assert len({each.folder for each in opened}) == len({each.digest for each in opened}) == 4
+
+
+def test_what_was_not_trained_is_refused_with_what_differs(labels, tmp_path):
+    train(labels, tmp_path, QuestionOnly(max_words=1))
+    wanted = identify(
+        QuestionOnly(max_words=3), read_manifest(labels), TrainingSettings(seed=7, validation_fraction=0.2)
+    )
+    with pytest.raises(FileNotFoundError, match=r"max_words \(1 there, 3 here\), seed \(0 there, 7 here\)"):
+        open_trained(tmp_path, "question_only", wanted)
+
+
+def test_a_folder_whose_record_does_not_agree_is_refused(labels, tmp_path):
+    one, other = (train(labels, tmp_path, QuestionOnly(max_words=number)) for number in (1, 2))
+    places = [locate(tmp_path, "question_only", identity) for identity in (one, other)]
+    shutil.rmtree(places[1])
+    shutil.copytree(*places)
+    with pytest.raises(ValueError, match=r"trained with other max_words \(1 there, 2 here\)"):
+        open_trained(tmp_path, "question_only", other)
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "prices.json", "hybrid.safetensors"])
+def test_files_of_another_training_are_refused_by_name_and_made_again(labels, tmp_path, name):
+    one, other = (train(labels, tmp_path, QuestionOnly(max_words=number)) for number in (1, 2))
+    first, second = (locate(tmp_path, "question_only", identity) for identity in (one, other))
+    before = (second / name).read_bytes()
+    (second / name).write_bytes((first / name).read_bytes() + b" ")
+    with pytest.raises(ValueError, match=rf"{name} is not the file that its training wrote"):
+        open_trained(tmp_path, "question_only", other)
+    train(labels, tmp_path, QuestionOnly(max_words=2))
+    assert (second / name).read_bytes() == before
+    (second / name).unlink()
+    train(labels, tmp_path, QuestionOnly(max_words=2))
+    assert load_trained(second, other).record.identity == other
+
+
+def test_whoever_uses_a_predictor_need_not_say_how_its_prices_were_chosen(labels, tmp_path):
+    train(labels, tmp_path, QuestionOnly(), TrainingSettings(seed=0, validation_fraction=0.2, tolerance=0.03))
+    found = find_trained(tmp_path, QuestionOnly(), labels, seed=0)
+    assert found.record.identity["tolerance"] == 0.03
+    with pytest.raises(FileNotFoundError, match=r"seed \(0 there, 1 here\)"):
+        find_trained(tmp_path, QuestionOnly(), labels, seed=1)
+    train(labels, tmp_path, QuestionOnly())
+    with pytest.raises(ValueError, match=r"tolerance \(.*name one of them with trained=FOLDER"):
+        find_trained(tmp_path, QuestionOnly(), labels, seed=0)
+    assert find_trained(tmp_path, QuestionOnly(), labels, seed=0, folder=str(found.folder)).digest == (
+        found.digest
+    )
+
+
+@pytest.mark.parametrize("name", ["mix", "points of mix", "a/b", "..", ".hidden", "", "né 漢", "x" * 300])
+def test_a_predictor_may_have_any_name(labels, tmp_path, name):
+    identity = train(labels, tmp_path / "predictors", Mix(name=name))
+    assert open_trained(tmp_path / "predictors", name, identity).name == name
+    assert [path.name for path in tmp_path.iterdir()] == ["predictors"]
+    assert [path.name for path in (tmp_path / "predictors").iterdir()] == [to_file_name(name)]
+
+
+def test_file_names_are_plain_where_names_are_and_stay_distinct():
+    assert to_file_name("cross_attention-2.b") == "cross_attention-2.b"
+    names = ["", "%", ".", "..", "a/b", "a%2Fb", "x" * 300, "x" * 301, "A", "a"]
+    encoded = [to_file_name(name) for name in names]
+    assert len(set(encoded)) == len(names)
+    assert all(0 < len(each) <= 120 and "/" not in each and not each.startswith(".") for each in encoded)
+
+
+def test_what_the_first_version_trained_is_taken_over(labels, tmp_path):
+    """It kept one predictor of a name, in the folder of that name, and no digests of files."""
+    identity = train(labels, tmp_path / "new", QuestionOnly())
+    place = locate(tmp_path / "new", "question_only", identity)
+    old = tmp_path / "old" / "question_only"
+    shutil.copytree(place, old)
+    record = json.loads((old / "manifest.json").read_text())
+    del record["files"]
+    record["seconds"] = 4321.0
+    (old / "manifest.json").write_text(json.dumps(record))
+    assert find_trained(tmp_path / "old", QuestionOnly(), labels, seed=0).folder == old
+    train(labels, tmp_path / "old", QuestionOnly())
+    taken = open_trained(tmp_path / "old", "question_only", identity)
+    assert taken.record.seconds == 4321.0
+    assert (taken.folder / "weights.safetensors").read_bytes() == (old / "weights.safetensors").read_bytes()
