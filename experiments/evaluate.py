@@ -24,7 +24,13 @@ from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
 from experiments.evaluation.resampled import join_parts, read_parts
-from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
+from experiments.evaluation.risk import (
+    CheckedGuarantee,
+    apply_guarantee,
+    check_guarantee,
+    find_guarantee,
+    find_unseen,
+)
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
 from experiments.held_out import digest_folder, read_test
@@ -75,6 +81,8 @@ def main(config: DictConfig) -> float:
         bootstrap_seed=config.bootstrap_seed,
         alpha=config.risk.alpha,
         delta=config.risk.delta,
+        joint=config.risk.joint,
+        most_questions=config.risk.most_questions,
         num_resplits=config.risk.num_resplits,
         gallery=config.gallery,
         seed=config.seed,
@@ -99,14 +107,16 @@ def evaluate_predictors(
     bootstrap_seed: int = 0,
     alpha: float = 0.02,
     delta: float = 0.1,
-    num_resplits: int = 200,
+    joint: bool = False,
+    most_questions: int | None = None,
+    num_resplits: int = 1000,
     gallery: int = 6,
     seed: int = 0,
 ) -> Comparison:
     """Compare the predictors `names` in the folder `predictors`; the first is the one the report is about.
 
     Beside them stand `cascades`, which pay for every scale that they try.
-    Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
+    Operating points and guarantees (`evaluation.risk`) come from the calibration split of `labels`, default
     prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
     writes metrics, picture and report into `output`. `task` gives the images of the gallery. Images are drawn
     with `bootstrap_seed`, the same in every run that is to be compared with others; `seed` orders what is
@@ -126,7 +136,12 @@ def evaluate_predictors(
         learned[name] = predictor.predict(calibration.inputs)
         unseen = find_unseen(predictor, calibration.outcomes)
         guarantees[name] = find_guarantee(
-            learned[name][unseen], calibration.outcomes.select(unseen), alpha=alpha, delta=delta, seed=seed
+            learned[name][unseen],
+            calibration.outcomes.select(unseen),
+            alpha=alpha,
+            delta=delta,
+            num_joint=len(names) if joint else 1,
+            most_questions=most_questions,
         )
     for entry in cascades:
         if entry.predictor not in (None, *loaded):
@@ -167,8 +182,8 @@ def evaluate_predictors(
         )
         for account in accounts
     )
-    promises = [
-        Promise(
+    checked_guarantees = [
+        CheckedGuarantee(
             each.name,
             guarantees[each.name],
             apply_guarantee(
@@ -179,16 +194,21 @@ def evaluate_predictors(
                 confidence=confidence,
                 seed=bootstrap_seed,
             ),
-            resplit(each.test, test.outcomes, alpha=alpha, delta=delta, num_splits=num_resplits, seed=seed)
-            if num_resplits
-            else None,
+            check_guarantee(
+                guarantees[each.name],
+                each.test,
+                test.outcomes,
+                num_resplits=num_resplits,
+                confidence=confidence,
+                seed=bootstrap_seed,
+            ),
         )
         for each in contenders
     ]
     findings = Findings(
         comparison,
         others,
-        promises=promises,
+        guarantees=checked_guarantees,
         units={name: point.unit for name, point in defaults.items()},
         published=find_published(manifest["backbone"], manifest["task"]),
         test_read=test_read,
@@ -205,7 +225,7 @@ def evaluate_predictors(
         seeds=seeds | {entry.name: seeds.get(str(entry.predictor)) for entry in cascades},
         starts_from={entry.name: entry.predictor for entry in cascades},
     )
-    write_run(output, metrics | collect_extras(findings), comparison, others, promises)
+    write_run(output, metrics | collect_extras(findings), comparison, others, checked_guarantees)
     title = f"{backbone_name} on {task_name}"
     tables = list_tables(findings)
     write_tables(output / "tables", tables)
