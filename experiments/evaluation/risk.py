@@ -101,8 +101,9 @@ class ResplitCheck:
     `num_certified` replicates certified a price; `cost` is the mean number of visual tokens over all test
     images at those prices, None if there are none.
 
-    The check holds for a population that is distributed like the test images. It says nothing about
-    calibration images that differ from test images in kind.
+    The check holds for a population that is distributed like these test images, and `interval` covers the
+    noise of the simulation alone: other test images have another share. It says nothing about calibration
+    images that differ from test images in kind.
     """
 
     failures: NDArray[np.bool_]

@@ -50,8 +50,8 @@ def _write_caption(guarantees: Sequence[CheckedGuarantee]) -> str:
             f"Failed: {checks[0].num_resplits:,} times, as many images as the guarantee rests on were drawn "
             f"with replacement from the {checks[0].num_population:,} test images, and a price was certified "
             f"on them; the share of times that this price drops more than {_write_points(guarantee.alpha)} "
-            f"over all test images, with its {checks[0].confidence:.0%} Clopper-Pearson interval. The "
-            f"guarantee says {100 * guarantee.level:.3g}% at most"
+            f"over all test images, with the simulation's {checks[0].confidence:.0%} Clopper-Pearson "
+            f"interval. The guarantee says {100 * guarantee.level:.3g}% at most"
         )
     joint = join_checks(checks) if len(checks) == len(guarantees) > 1 else None
     if joint is not None:

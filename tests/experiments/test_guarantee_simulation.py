@@ -28,12 +28,12 @@ def draw_population(seed, num_images, mean, *, fractional):
         rng.random(num_images)[image] < 1 / 3, rng.random(num_images)[image], rng.random(len(image))
     )
     size = rng.choice([0.3, 0.6, 0.9], len(image)) if fractional else np.ones(len(image))
-    drop = size * ((luck < 0.06).astype(float) - (luck > 0.97))
-    # The mean is met by further losses of questions without a change, one at a time.
+    drop = size * ((luck < 0.03).astype(float) - (luck > 0.97))
+    # The mean is met by taking losses away or adding them, one question at a time.
+    for row in rng.permutation(np.flatnonzero(drop > 0)):
+        drop[row] *= drop.mean() < mean
     for row in rng.permutation(np.flatnonzero(drop == 0)):
-        if drop.mean() >= mean:
-            break
-        drop[row] = size[row]
+        drop[row] = size[row] * (drop.mean() < mean)
     return drop, image
 
 
@@ -73,7 +73,7 @@ def simulate(drops, image, replacement=True, num_images=NUM_CALIBRATION):
     else:
         drawn = np.array([rng.permutation(num_population)[:num_images] for _ in range(NUM_DRAWS)])
     finest, safe, risky = (certify(row[drawn], ALPHA, DELTA) for row in values)
-    assert (finest & safe).mean() > 0.5
+    assert (finest & safe).mean() > 0.4
     return float((finest & safe & risky).mean())
 
 
@@ -87,7 +87,6 @@ def test_guarantee_fails_as_often_as_the_re_split_check_says_and_no_more_than_st
     check = check_guarantee(guarantee, estimates, table, num_resplits=NUM_DRAWS, confidence=0.99)
     low, high = check.interval
     assert low < true_share < high and check.failed <= MOST_FAILED
-    print(f"true {true_share:.4f}, check {check.failed:.4f} [{low:.4f}, {high:.4f}]")
 
 
 def test_halves_without_replacement_would_fail_too_seldom(population):
@@ -95,7 +94,6 @@ def test_halves_without_replacement_would_fail_too_seldom(population):
     drops, image = population
     half = simulate(drops, image, replacement=False, num_images=250)
     whole = simulate(drops, image, num_images=250)
-    print(f"halves {half:.4f}, with replacement {whole:.4f}")
     assert half < 0.5 * whole
 
 
@@ -115,33 +113,32 @@ def test_joint_guarantees_over_five_correlated_predictors_hold_jointly():
         *make_table(np.zeros((200, 2)), np.arange(200)), alpha=ALPHA, delta=DELTA, num_joint=5
     ).level
     together = certify(values, ALPHA, level)
-    print(
-        f"alone {alone.mean(axis=0)}, any {alone.any(axis=1).mean()}, joint any {together.any(axis=1).mean()}"
-    )
     assert (alone.mean(axis=0) <= MOST_FAILED).all()
     # Each on its own they do not hold together with 1 - delta; at delta / 5 each they do.
     assert MOST_FAILED < alone.any(axis=1).mean() <= 5 * DELTA
     assert 0 < together.any(axis=1).mean() <= MOST_FAILED
 
 
-def test_images_with_more_questions_than_any_calibration_image_do_not_break_the_guarantee():
-    """Numbers of questions with a heavy tail: the largest of calibration differs from draw to draw."""
-    rng = np.random.default_rng(3)
-    counts = np.minimum(rng.zipf(2.2, 5000), 60)
-    chance = np.where(counts > 3, 0.08, 0.035)  # large images lose more, so that leaving them out would show
-    drops = rng.binomial(counts, chance).astype(float)
-    num_failed, mosts = 0, []
-    for _ in range(NUM_DRAWS):
-        drawn = rng.integers(5000, size=250)
-        most = counts[drawn].max()
-        weights = np.minimum(1, most / counts)
-        true_drop = (weights * drops).sum() / (weights * counts).sum()
-        passed = certify((0.045 * counts[drawn] - drops[drawn]) / most, 0.045, DELTA)
-        num_failed += bool(passed and true_drop > 0.045)
-        mosts.append(most)
-    print(f"failed {num_failed / NUM_DRAWS}, largest {np.quantile(mosts, [0, 0.5, 1])}")
-    assert num_failed / NUM_DRAWS <= MOST_FAILED
-    assert len(set(mosts)) > 10
+@pytest.mark.parametrize("large_chance", [0.102, 0.12])
+def test_images_with_more_questions_than_any_of_calibration_count_as_the_most(large_chance):
+    """Numbers of questions have a heavy tail, so that their bound differs from draw to draw.
+
+    The bound is the most questions of any calibration image, and the true mean counts larger images as so
+    many. Images lose all of their answers or none, large ones with a chance of their own.
+    """
+    rng, alpha, num_images = np.random.default_rng(3), 0.1, 20_000
+    counts = np.minimum(rng.zipf(3.2, num_images), 40)
+    lost = rng.random(num_images) < np.where(counts > 5, large_chance, 0.102)
+    drawn = rng.integers(num_images, size=(NUM_DRAWS, 400))
+    most = counts[drawn].max(axis=1)
+    true_drop = np.empty(NUM_DRAWS)
+    for bound in np.unique(most):
+        capped = np.minimum(counts, bound)
+        true_drop[most == bound] = (capped * lost).sum() / capped.sum()
+    values = counts[drawn] * (alpha - lost[drawn]) / most[:, None]
+    failed = certify(values, alpha, DELTA) & (true_drop > alpha)
+    assert (true_drop > alpha).mean() > 0.9 and len(np.unique(most)) > 10
+    assert 0.005 < failed.mean() <= MOST_FAILED
 
 
 def test_the_price_grid_reaches_every_scale_of_the_simulated_population(population):
