@@ -128,18 +128,19 @@ def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
         f"Guarantee: with probability {1 - guarantee.delta:g}, {checked.name} scores {bound}, certified on "
         f"{guarantee.num_images:,} calibration images",
         *_list_multiplicity(guarantees),
-        _write_realized(guarantee.alpha, checked.realized),
+        _write_realized(checked.name, guarantee.alpha, checked.realized),
         *_list_large(guarantee, checked.realized),
     ]
     if checked.check is not None:
         sentences.append(
-            f"Certified anew on {checked.check.num_images:,} images drawn from the test split, it failed in "
+            f"Certified anew on {checked.check.num_images:,} images drawn from the test split, the guarantee "
+            f"failed in "
             f"{_write_failed(checked.check)}"
         )
     return f"{'. '.join(sentences)}."
 
 
-def _write_realized(alpha: float, realized: RealizedLoss) -> str:
+def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
     drop = realized.drop
     points = [write_number(100 * bound, ".1f") for bound in (drop.value, drop.low, drop.high)]
     if set(points) == {"0.0"}:
@@ -156,7 +157,7 @@ def _write_realized(alpha: float, realized: RealizedLoss) -> str:
     else:
         verdict = "an interval with the bound in it: the test split does not settle whether it holds"
     return (
-        f"On the test split it uses {format_tokens(realized.cost.value)} visual tokens and "
+        f"On the test split {name} uses {format_tokens(realized.cost.value)} visual tokens and "
         f"{loss.replace('-', MINUS)}, {verdict}"
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.betting import certify
-from experiments.evaluation.risk import PRICES, check_guarantee, find_guarantee
+from experiments.evaluation.risk import PRICES, ResplitCheck, check_guarantee, find_guarantee
 from m3_backbone.outcomes import OutcomeTable
 from tests.experiments.synthetic import make_outcomes
 
@@ -14,6 +14,12 @@ ALPHA, DELTA, NUM_DRAWS = 0.03, 0.1, 2000
 # What 2,000 draws may show of a chance of 0.1: two standard errors.
 MOST_FAILED = DELTA + 2 * np.sqrt(DELTA * (1 - DELTA) / NUM_DRAWS)
 NUM_CALIBRATION = 300
+
+
+def run_check(*arguments, **settings) -> ResplitCheck:
+    check = check_guarantee(*arguments, **settings)
+    assert check is not None
+    return check
 
 
 def draw_population(seed, num_images, mean, *, fractional):
@@ -84,7 +90,7 @@ def test_guarantee_fails_as_often_as_the_re_split_check_says_and_no_more_than_st
     estimates, table = make_table(drops, image)
     guarantee = find_guarantee(estimates, table, alpha=ALPHA, delta=DELTA)
     guarantee = replace(guarantee, num_images=NUM_CALIBRATION)
-    check = check_guarantee(guarantee, estimates, table, num_resplits=NUM_DRAWS, confidence=0.99)
+    check = run_check(guarantee, estimates, table, num_resplits=NUM_DRAWS, confidence=0.99)
     low, high = check.interval
     assert low < true_share < high and check.failed <= MOST_FAILED
 

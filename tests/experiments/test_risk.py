@@ -12,6 +12,7 @@ from experiments.evaluation.risk import (
     CheckedGuarantee,
     Guarantee,
     RealizedLoss,
+    ResplitCheck,
     apply_guarantee,
     check_guarantee,
     find_guarantee,
@@ -34,6 +35,12 @@ from tests.predictor.synthetic import make_labels, write_labels
 DELTA, NUM_DRAWS = 0.1, 1000
 # What 1,000 draws may show of a chance of 0.1: two standard errors.
 MOST_FAILED = DELTA + 2 * np.sqrt(DELTA * (1 - DELTA) / NUM_DRAWS)
+
+
+def run_check(*arguments, **settings) -> ResplitCheck:
+    check = check_guarantee(*arguments, **settings)
+    assert check is not None
+    return check
 
 
 def draw_drops(rng, shape, mean, flips, loyalty, num_questions):
@@ -124,7 +131,7 @@ def test_price_is_the_cheapest_certified_and_order_of_rows_is_nothing_to_it():
     estimates = estimate_outcomes(calibration)
     found = find_guarantee(estimates, calibration, alpha=0.05, delta=0.1)
     unit = find_nominal_unit(calibration.scales)
-    assert found.price is not None
+    assert found.price is not None and found.cost is not None
     choice = choose(estimates, calibration.visual_tokens, found.price, unit=unit)
     rows = np.arange(len(calibration))
     assert found.cost == pytest.approx(calibration.visual_tokens[rows, choice].mean())
@@ -182,7 +189,7 @@ def test_resplit_check_draws_with_replacement_and_judges_against_the_known_mean(
     test, calibration = make_outcomes("test", 60), make_outcomes("calibration", 90)
     estimates, alpha = estimate_outcomes(test), 0.12
     guarantee = find_guarantee(estimate_outcomes(calibration), calibration, alpha=alpha, delta=0.3)
-    check = check_guarantee(guarantee, estimates, test, num_resplits=20, seed=5)
+    check = run_check(guarantee, estimates, test, num_resplits=20, seed=5)
     assert (check.num_images, check.num_population, check.num_resplits) == (90, 60, 20)
 
     drawn = np.random.default_rng(5).integers(60, size=(20, 90))
@@ -213,7 +220,7 @@ def test_images_are_bet_on_in_the_order_of_a_hash_of_their_ids():
 def test_interval_of_the_failure_share_is_clopper_and_pearsons():
     """No failure in 10: 1 - 0.025^(1/10); all 10: 0.025^(1/10); 3 of 10 as tabulated, 6.7% to 65.2%."""
     guarantee = find_guarantee(*two_scales(np.zeros(200)), alpha=0.02, delta=0.1)
-    check = check_guarantee(guarantee, *two_scales(np.zeros(50)), num_resplits=10)
+    check = run_check(guarantee, *two_scales(np.zeros(50)), num_resplits=10)
     assert check.num_failed == 0 and check.num_certified == 10
     assert check.interval == pytest.approx((0, 1 - 0.025**0.1))
     assert replace(check, failures=np.ones(10, bool)).interval == pytest.approx((0.025**0.1, 1))
@@ -222,9 +229,10 @@ def test_interval_of_the_failure_share_is_clopper_and_pearsons():
 
 def test_joint_check_fails_where_any_guarantee_fails():
     guarantee = find_guarantee(*two_scales(np.zeros(200)), alpha=0.02, delta=0.1)
-    check = check_guarantee(guarantee, *two_scales(np.zeros(50)), num_resplits=4)
+    check = run_check(guarantee, *two_scales(np.zeros(50)), num_resplits=4)
     first, second = (replace(check, failures=np.array(fails)) for fails in ([1, 0, 0, 1], [0, 0, 1, 1]))
-    assert join_checks([first, second]).num_failed == 3
+    joint = join_checks([first, second])
+    assert joint is not None and joint.num_failed == 3
     assert join_checks([first, replace(second, num_images=7)]) is None
 
 
@@ -315,7 +323,7 @@ def make_loss(value, low, high, num_large=0):
         ),
         (
             (0.0, 0.0, 0.0),
-            "uses 30 visual tokens and scores like the finest scale, which is within the bound",
+            "mine uses 30 visual tokens and scores like the finest scale, which is within the bound",
         ),
     ],
 )
@@ -378,7 +386,7 @@ def test_degenerate_tables_end_in_numbers_and_true_sentences(name, table, consta
         estimates = np.full_like(estimates, 0.5)
     guarantee = find_guarantee(estimates, table, alpha=0.02, delta=0.1)
     loss = apply_guarantee(guarantee, estimates, table, num_resamples=20, confidence=0.95, seed=0)
-    check = check_guarantee(guarantee, estimates, table, num_resplits=20)
+    check = run_check(guarantee, estimates, table, num_resplits=20)
     checked = [CheckedGuarantee("mine", guarantee, loss, check)] * 2
     text = f"{write_guarantee(checked)} {tabulate_guarantees(checked, {'mine': 144.0})}"
     text += json.dumps(collect_guarantee(checked[0], 144.0), allow_nan=False)
