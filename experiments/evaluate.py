@@ -26,7 +26,13 @@ from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published
 from experiments.evaluation.resampled import join_parts, read_parts
-from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
+from experiments.evaluation.risk import (
+    CheckedGuarantee,
+    apply_guarantee,
+    check_guarantee,
+    find_guarantee,
+    find_unseen,
+)
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
@@ -80,6 +86,8 @@ def main(config: DictConfig) -> float:
         bootstrap_seed=config.bootstrap_seed,
         alpha=config.risk.alpha,
         delta=config.risk.delta,
+        joint=config.risk.joint,
+        most_questions=config.risk.most_questions,
         num_resplits=config.risk.num_resplits,
         gallery=config.gallery,
         seed=config.seed,
@@ -105,7 +113,9 @@ def evaluate_predictors(
     bootstrap_seed: int = 0,
     alpha: float = 0.02,
     delta: float = 0.1,
-    num_resplits: int = 200,
+    joint: bool = False,
+    most_questions: int | None = None,
+    num_resplits: int = 1000,
     gallery: int = 6,
     seed: int = 0,
 ) -> Comparison:
@@ -133,7 +143,14 @@ def evaluate_predictors(
     )
     learned = {each.name: each.predictor.predict(calibration.inputs) for each in trained}
     guarantees = {
-        name: find_guarantee(estimates, calibration.outcomes, alpha=alpha, delta=delta, seed=seed)
+        name: find_guarantee(
+            estimates,
+            calibration.outcomes,
+            alpha=alpha,
+            delta=delta,
+            num_joint=len(trained) if joint else 1,
+            most_questions=most_questions,
+        )
         for name, estimates in learned.items()
     }
     cascades = name_apart(cascades, learned)
@@ -179,8 +196,8 @@ def evaluate_predictors(
         )
         for account in accounts
     )
-    promises = [
-        Promise(
+    checked_guarantees = [
+        CheckedGuarantee(
             each.name,
             guarantees[each.name],
             apply_guarantee(
@@ -191,16 +208,21 @@ def evaluate_predictors(
                 confidence=confidence,
                 seed=bootstrap_seed,
             ),
-            resplit(each.test, test.outcomes, alpha=alpha, delta=delta, num_splits=num_resplits, seed=seed)
-            if num_resplits
-            else None,
+            check_guarantee(
+                guarantees[each.name],
+                each.test,
+                test.outcomes,
+                num_resplits=num_resplits,
+                confidence=confidence,
+                seed=bootstrap_seed,
+            ),
         )
         for each in contenders
     ]
     findings = Findings(
         comparison,
         others,
-        promises=promises,
+        guarantees=checked_guarantees,
         units={name: point.unit for name, point in defaults.items()},
         published=find_published(manifest["backbone"], manifest["task"]),
         record=record,
@@ -217,7 +239,7 @@ def evaluate_predictors(
         seeds=seeds | {entry.name: seeds.get(str(entry.predictor)) for entry in cascades},
         starts_from={entry.name: entry.predictor for entry in cascades},
     )
-    write_run(output, metrics | collect_extras(findings), comparison, others, promises)
+    write_run(output, metrics | collect_extras(findings), comparison, others, checked_guarantees)
     title = f"{backbone_name} on {task_name}"
     tables = list_tables(findings)
     write_tables(output / "tables", tables)

@@ -1,6 +1,6 @@
 """Backbone and predictor as one model to use or to share: `python -m experiments.publish folder=FOLDER`.
 
-Among its operating points is `risk`, whose loss against the finest scale is certified on calibration.
+Its operating point `risk` has a certified loss against the finest scale (`experiments.evaluation.risk`).
 """
 
 import logging
@@ -12,8 +12,10 @@ from omegaconf import DictConfig
 from experiments.answer import load_adaptive
 from experiments.config import entry_point
 from experiments.evaluation.risk import find_guarantee, find_unseen
+from experiments.reporting.risk_table import explain_infeasible
 from m3_backbone.labels import Labels, read_labels
 from predictor.adaptive import AdaptiveM3
+from predictor.policy import choose
 from predictor.pricing import OperatingPoint, PriceList
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,13 @@ def main(config: DictConfig) -> None:
     backbone = instantiate(config.backbone, _convert_="all")
     model = load_adaptive(backbone, config)
     calibration = read_labels(config.paths.labels, "calibration")
-    point = certify(model, calibration, alpha=config.risk.alpha, delta=config.risk.delta, seed=config.seed)
+    point = certify(
+        model,
+        calibration,
+        alpha=config.risk.alpha,
+        delta=config.risk.delta,
+        most_questions=config.risk.most_questions,
+    )
     if point is not None:
         prices = PriceList(model.prices.default, model.prices.points, {**model.prices.named, "risk": point})
         model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
@@ -35,20 +43,33 @@ def main(config: DictConfig) -> None:
 
 
 def certify(
-    model: AdaptiveM3, calibration: Labels, *, alpha: float, delta: float, seed: int = 0
+    model: AdaptiveM3,
+    calibration: Labels,
+    *,
+    alpha: float,
+    delta: float,
+    most_questions: int | None = None,
 ) -> OperatingPoint | None:
-    """The certified operating point; None, with a warning, where calibration has too few images for one."""
+    """The certified operating point; None, with a warning, if calibration has too few images for one."""
     model.predictor.check_backbone(calibration.outcomes.fingerprints)
-    calibration = calibration.select(find_unseen(model.predictor, calibration.outcomes))
-    estimates = model.predictor.predict(calibration.inputs)
-    found = find_guarantee(estimates, calibration.outcomes, alpha=alpha, delta=delta, seed=seed)
-    price = found.price_per(model.prices.default.unit)
-    if price is None:
-        needed = f"it would need about {found.num_needed}" if found.num_needed else "no number would do"
-        log.warning("no price is certified for %g on %d images (%s)", alpha, found.num_images, needed)
+    rows = find_unseen(model.predictor, calibration.outcomes)
+    unseen, estimates = calibration.outcomes.select(rows), model.predictor.predict(calibration.inputs)[rows]
+    guarantee = find_guarantee(estimates, unseen, alpha=alpha, delta=delta, most_questions=most_questions)
+    if guarantee.price is None:
+        log.warning(
+            "no price is certified for %g on %d images: %s",
+            alpha,
+            guarantee.num_images,
+            explain_infeasible(guarantee),
+        )
         return None
-    score = float(calibration.outcomes.score[:, -1].mean(dtype=np.float64)) - found.drop
-    return OperatingPoint(price, model.prices.default.unit, found.cost, score)
+    unit = model.prices.default.unit
+    choice = choose(estimates, unseen.visual_tokens, guarantee.price, unit=guarantee.unit)[:, None]
+    cost, score = (
+        float(np.take_along_axis(values, choice, axis=1).mean(dtype=np.float64))
+        for values in (unseen.visual_tokens, unseen.score)
+    )
+    return OperatingPoint(guarantee.price * unit / guarantee.unit, unit, cost, score)
 
 
 if __name__ == "__main__":

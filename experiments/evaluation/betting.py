@@ -1,11 +1,12 @@
-"""Whether a mean is above zero, by betting against it: a test that is valid in finite samples.
+"""Test by betting whether a mean is above zero, valid in finite samples.
 
-Capital is multiplied by `1 + bet * x` value by value, each bet fixed before its value is seen. Where the mean
-is not above 0 the capital is a supermartingale, and reaches `1 / delta` with chance `delta` at most, whatever
-the distribution (Ville's inequality; Waudby-Smith & Ramdas, JRSS B 2023). Bets are those of STaR-Bets
-(Voracek & Orabona, 2025): what would reach the goal with the values that are left, at the variance seen so
-far. Of the tests tried (Hoeffding-Bentkus, Maurer & Pontil's empirical Bernstein, predictable plug-in and
-mixed bets) it rejects by far the most, not much less than one that trusts the normal distribution.
+A capital of 1 is multiplied by `1 + bet * x` for each value x, where each bet is fixed before its value is
+seen. If the mean is 0 or less, the capital is a supermartingale and reaches `1 / delta` with probability
+`delta` at most, whatever the distribution (Ville's inequality; Waudby-Smith & Ramdas, JRSS B 2023). The bets
+are those of STaR-Bets (Voracek & Orabona, 2025): the bet that would reach the goal with the values that are
+left, at the variance seen so far. Of the tests compared (Hoeffding-Bentkus, Maurer & Pontil's empirical
+Bernstein, predictable plug-in and mixed bets) it rejects by far the most often, and not much less often than
+a test that trusts the normal distribution.
 """
 
 from math import ceil, log
@@ -15,53 +16,57 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.fronts import Floats
 
-# A pseudo-observation of the variance, and the share of the capital that may be lost at once.
+# A pseudo-observation of the variance, and the largest share of the capital that one value may lose.
 _PRIOR_VARIANCE, _BOLDEST = 0.25, 0.999
-# Where the data are too few: the number at which the test would pass in so many of the resamples.
-_POWER, _RESAMPLES, _MOST_TIMES = 0.8, 200, 64
+# `find_num_needed`: the wanted share of passing resamples, their number and their seed, and the largest
+# multiple of the present number of images that is tried.
+_POWER, _RESAMPLES, _SEED, _MOST_TIMES = 0.8, 200, 0, 64
 
 
 def certify(values: ArrayLike, alpha: float, delta: float) -> NDArray[np.bool_]:
-    """Whether E[x] <= 0 is rejected at level `delta`; values x `[..., num_images]` are `alpha - 1` or more.
+    """Whether E[x] <= 0 is rejected at level `delta`, `[...]` for values x `[..., num_images]`.
 
-    The images are bet on in this order, which must not depend on their outcomes.
+    Values are at least `alpha - 1`. Bets are placed in the order of the last axis, which must not depend on
+    the outcomes of the images.
     """
     x = np.moveaxis(np.asarray(values, dtype=np.float64), -1, 0)
     goal, boldest = log(1 / delta), _BOLDEST / (1 - alpha)
     assert (x > alpha - 1 - 1e-9).all()
-    won, total = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
+    log_capital, total = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
     squares = np.full(x.shape[1:], _PRIOR_VARIANCE)
     for number, value in enumerate(x, start=1):
-        missing = np.maximum(goal - won, 0.0)
-        left = len(x) - number + 1
-        # Of a fixed bet b over `left` images: growth of about b * mean - b^2 * variance / 2 each.
-        bet = np.minimum(np.sqrt(2 * missing * number / (left * squares)), boldest)
-        won += np.log1p(bet * value)
+        missing = np.maximum(goal - log_capital, 0.0)
+        num_left = len(x) - number + 1
+        # A fixed bet b over `num_left` values grows by about b * mean - b^2 * variance / 2 with each.
+        bet = np.minimum(np.sqrt(2 * missing * number / (num_left * squares)), boldest)
+        log_capital += np.log1p(bet * value)
         squares += (value - total / number) ** 2
         total += value
-    reached: NDArray[np.bool_] = won >= goal - 1e-12
+    reached: NDArray[np.bool_] = log_capital >= goal - 1e-12
     return reached
 
 
-def find_num_needed(values: Floats, alpha: float, delta: float, seed: int = 0) -> int | None:
-    """How many images like those of `values [num_images]` would be certified in four cases out of five.
+def find_num_needed(values: Floats, alpha: float, delta: float) -> int | None:
+    """Estimate how many images like those of `values` `[num_images]` pass `certify` in four cases of five.
 
-    Never less than it takes where no answer changes at all. None where the mean of the values is not above
-    0, or where 64 times as many would not do.
+    At least the number needed if every drop were zero. None if the mean of the values is not above 0, or if
+    64 times as many images would not pass. The estimate resamples the values, and is as uncertain as they
+    are few.
     """
     least = ceil(log(delta) / log(1 - alpha))
     if values.mean() <= 0:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
 
     def suffices(number: int) -> bool:
-        drawn = values[rng.integers(len(values), size=(_RESAMPLES, number))]
-        return bool(certify(drawn, alpha, delta).mean() >= _POWER)
+        resampled = values[rng.integers(len(values), size=(_RESAMPLES, number))]
+        return bool(certify(resampled, alpha, delta).mean() >= _POWER)
 
+    most = _MOST_TIMES * max(least, len(values))
     low, high = 0, max(least, len(values))
     while not suffices(high):
         low, high = high, 2 * high
-        if high > _MOST_TIMES * max(least, len(values)):
+        if high > most:
             return None
     while low and high - low > high // 20:
         middle = (low + high) // 2

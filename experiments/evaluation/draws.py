@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 from experiments.evaluation.bench import MIX
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.risk import Promise
+from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
 
 DRAWS = "draws.safetensors"
@@ -54,9 +54,11 @@ def list_headlines(name: str, draws: Mapping[Any, Draws]) -> Iterator[tuple[str,
 
 
 def collect_draws(
-    comparison: Comparison, others: Sequence[Comparison] = (), promises: Sequence[Promise] = ()
+    comparison: Comparison,
+    others: Sequence[Comparison] = (),
+    guarantees: Sequence[CheckedGuarantee] = (),
 ) -> dict[str, Float32s]:
-    """The content of `draws.safetensors`, of those accounts and promises that `metrics.json` has too."""
+    """The content of `draws.safetensors`, of those accounts and guarantees that `metrics.json` has too."""
     found = {
         f"predictors/{name}/{figure}": drawn
         for name, figures in comparison.draws.items()
@@ -67,7 +69,7 @@ def collect_draws(
             f"{other.account.key}/predictors/{name}/mean_to_mix": figures["mean_to_mix"]
             for name, figures in other.draws.items()
         }
-    found |= {f"risk/predictors/{each.name}/drop": each.realised.drawn_drop for each in promises}
+    found |= {f"risk/predictors/{each.name}/drop": each.realized.drawn_drop for each in guarantees}
     return {name: np.ascontiguousarray(drawn, dtype=np.float32) for name, drawn in found.items()}
 
 

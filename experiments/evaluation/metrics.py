@@ -43,13 +43,15 @@ the headline figures on every resample (`experiments.evaluation.draws`).
         default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
                             answers the shares smallest_right, too_coarse, too_fine; confusion, samples by
                             needed scale (rows; last: none is enough) and chosen scale
-    risk                    alpha, delta, num_images (of calibration): with probability 1 - delta the mean
-                            score is at most alpha below the finest scale's (`evaluation.risk`)
-        predictors.NAME     price per unit visual tokens, null where infeasible; num_needed: images that would
-                            do, null where there is no such number; calibration_cost and calibration_drop at
+    risk                    alpha, delta: with probability 1 - delta the mean score is at most alpha below the
+                            finest scale's (`evaluation.risk`); level: delta, or with `risk.joint` delta over
+                            the number of predictors
+        predictors.NAME     price per unit visual tokens, null where infeasible; num_images (of calibration);
+                            num_needed: images that would do, null where there is no such number;
+                            most_questions that an image counts for; calibration_cost and calibration_drop at
                             that price, or at the safest; cost and drop on test, of the finest scale where
-                            infeasible; resplits: null, or num_splits, num_images, feasible, broken, cost of
-                            the same promise made on halves of the test images (`evaluation.risk.Resplits`)
+                            infeasible; resplit_check: null, or num_resplits, num_images, num_population,
+                            num_certified, num_failed, failed (share), cost (`evaluation.risk.ResplitCheck`)
     published               where there are any: source, table, checkpoint, scores by scale, oracle_scale,
                             oracle_score (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:

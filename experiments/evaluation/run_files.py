@@ -7,7 +7,7 @@ from typing import Any
 from experiments.evaluation.draws import DRAWS, collect_draws, write_draws
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_account, write_metrics
-from experiments.evaluation.risk import Promise
+from experiments.evaluation.risk import CheckedGuarantee
 
 METRICS, MILLISECONDS = "metrics.json", "milliseconds.json"
 
@@ -17,7 +17,7 @@ def write_run(
     metrics: Mapping[str, Any],
     comparison: Comparison,
     others: Sequence[Comparison],
-    promises: Sequence[Promise],
+    guarantees: Sequence[CheckedGuarantee],
 ) -> None:
     """Write them, `metrics` together with what the accounts of `others` add to it.
 
@@ -31,4 +31,4 @@ def write_run(
     (folder / DRAWS).unlink(missing_ok=True)
     accounts = {key: collect_account(other) for key, other in counted.items()}
     write_metrics(folder / METRICS, {**metrics, **accounts})
-    write_draws(folder, collect_draws(comparison, list(counted.values()), promises))
+    write_draws(folder, collect_draws(comparison, list(counted.values()), guarantees))

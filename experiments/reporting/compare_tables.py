@@ -24,13 +24,13 @@ Cells = Sequence[tuple[Combined | None, Callable[[Estimate], str]]]
 
 
 def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
-    """Means; differences with p-values; merits; default prices; errors; scores within budgets; promises."""
+    """Means; differences with p-values; merits; default prices; errors; scores within budgets; guarantees."""
     tables = [_tabulate_means(entries)]
     tables += [_tabulate_differences(entries)] if len(entries) > 1 else []
     tables += [_tabulate_merits(entries), _tabulate_defaults(entries)]
     tables += [_tabulate_errors(entries), _tabulate_budgets(entries)]
-    promised = [entry for entry in entries if entry.find_in("risk", "drop") is not None]
-    return tables + ([_tabulate_promises(promised)] if promised else [])
+    guaranteed = [entry for entry in entries if entry.find_in("risk", "drop") is not None]
+    return tables + ([_tabulate_guarantees(guaranteed)] if guaranteed else [])
 
 
 class _Columns:
@@ -180,7 +180,7 @@ def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
     return Table("Score within budgets of mean visual tokens", ("policy", *header), tuple(rows), "budgets")
 
 
-def _tabulate_promises(entries: Sequence[Entry]) -> Table:
+def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
         own = [run.metrics["risk"]["predictors"][entry.name] for run in entry.runs]
@@ -196,8 +196,8 @@ def _tabulate_promises(entries: Sequence[Entry]) -> Table:
         )
     risk = entries[0].runs[0].metrics["risk"]
     caption = (
-        f"Promise: with probability {1 - risk['delta']:g} at most {100 * risk['alpha']:g} points below the "
-        "finest scale; seeds in which a price could be certified, and what it came to on test (else: the "
-        "finest scale)"
+        f"Guarantee: at most {100 * risk['alpha']:g} points below the finest scale, each on its own "
+        f"with probability {1 - risk.get('level', risk['delta']):.4g}; seeds with a certified price, and "
+        "mean tokens and drop on test at that price (without one: at the finest scale)"
     )
-    return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="promise")
+    return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="guarantee")

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
-from experiments.evaluation.risk import Promise, Resplits
+from experiments.evaluation.risk import CheckedGuarantee, ResplitCheck
 from experiments.labels.held_out import EvaluationRecord
 
 
@@ -22,24 +22,24 @@ class Findings:
 
     comparison: Comparison
     others: Sequence[Comparison] = ()
-    promises: Sequence[Promise] = ()
+    guarantees: Sequence[CheckedGuarantee] = ()
     units: Mapping[str, float] | None = None
     published: Published | None = None
     record: EvaluationRecord | None = None
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:
-    """What `metrics.json` says of promises (`risk`) and of published values, for those that there are."""
+    """What `metrics.json` says of guarantees (`risk`) and of published values, for those that there are."""
     content: dict[str, Any] = {}
-    if findings.promises:
-        first = findings.promises[0].guarantee
+    if findings.guarantees:
+        first = findings.guarantees[0].guarantee
         content["risk"] = {
             "alpha": to_json(first.alpha),
             "delta": to_json(first.delta),
-            "num_images": first.num_images,
+            "level": to_json(first.level),
             "predictors": {
-                promise.name: _collect_promise(promise, (findings.units or {})[promise.name])
-                for promise in findings.promises
+                checked.name: collect_guarantee(checked, (findings.units or {})[checked.name])
+                for checked in findings.guarantees
             },
         }
     if findings.published is not None:
@@ -55,21 +55,35 @@ def collect_extras(findings: Findings) -> dict[str, Any]:
     return content
 
 
-def _collect_promise(promise: Promise, unit: float) -> dict[str, Any]:
-    guarantee, realised = promise.guarantee, promise.realised
-    price = guarantee.price_per(unit)
+def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
+    """A guarantee with its price per `unit` visual tokens, for `metrics.json`."""
+    guarantee, realized = checked.guarantee, checked.realized
     return {
-        "price": None if price is None else to_json(price),
+        "price": _to_json_or_none(guarantee.price_per(unit)),
         "unit": to_json(unit),
+        "num_images": guarantee.num_images,
         "num_needed": guarantee.num_needed,
-        "calibration_cost": to_json(guarantee.cost),
-        "calibration_drop": to_json(guarantee.drop),
-        "cost": to_figure(realised.cost),
-        "drop": to_figure(realised.drop),
-        "resplits": promise.resplits and _collect_resplits(promise.resplits),
+        "most_questions": guarantee.most_questions,
+        "calibration_cost": _to_json_or_none(guarantee.cost),
+        "calibration_drop": _to_json_or_none(guarantee.drop),
+        "cost": to_figure(realized.cost),
+        "drop": to_figure(realized.drop),
+        "resplit_check": checked.check and _collect_check(checked.check),
     }
 
 
-def _collect_resplits(resplits: Resplits) -> dict[str, Any]:
-    counts = {"num_splits": resplits.num_splits, "num_images": resplits.num_images}
-    return counts | {key: to_json(getattr(resplits, key)) for key in ("feasible", "broken", "cost")}
+def _collect_check(check: ResplitCheck) -> dict[str, Any]:
+    low, high = check.interval
+    return {
+        "num_resplits": check.num_resplits,
+        "num_images": check.num_images,
+        "num_population": check.num_population,
+        "num_certified": check.num_certified,
+        "num_failed": check.num_failed,
+        "failed": {"value": to_json(check.failed), "low": to_json(low), "high": to_json(high)},
+        "cost": _to_json_or_none(check.cost),
+    }
+
+
+def _to_json_or_none(value: float | None) -> Any:
+    return None if value is None else to_json(value)

@@ -17,7 +17,7 @@ from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance, write_page
-from experiments.reporting.risk_table import write_promise
+from experiments.reporting.risk_table import write_guarantee
 from experiments.reporting.summary import (
     describe_record,
     list_tables,
@@ -91,7 +91,7 @@ def write_report(
             for column, scale in enumerate(comparison.scales)
             if first.reliability is not None
         ],
-        promise=write_promise(findings.promises[0]) if findings.promises else "",
+        guarantee=write_guarantee(findings.guarantees) if findings.guarantees else "",
         record=findings.record,
         record_sentence=describe_record(findings.record) if findings.record else "",
         kinds=tabulate_kinds(test, choice),

@@ -1,80 +1,186 @@
-"""Promises about the score and what became of them, in a table and a sentence."""
+"""Guarantees on the score and their checks, as a table and as sentences."""
 
 from collections.abc import Mapping, Sequence
 
-from experiments.evaluation.risk import Guarantee, Promise, Resplits
-from experiments.reporting.numbers import format_difference, format_tokens, write_number
+from experiments.evaluation.risk import CheckedGuarantee, Guarantee, RealizedLoss, ResplitCheck, join_checks
+from experiments.reporting.numbers import MINUS, format_difference, format_tokens, write_number
 from experiments.reporting.tables import Table
 
 
-def tabulate_promises(promises: Sequence[Promise], units: Mapping[str, float]) -> Table:
-    """Every predictor's promised price; `units` are the visual tokens that its price is charged for."""
+def tabulate_guarantees(guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float]) -> Table:
+    """The certified price of every predictor; `units` are the visual tokens that its price is charged for."""
     rows = []
-    for promise in promises:
-        guarantee, realised = promise.guarantee, promise.realised
-        price = guarantee.price_per(units[promise.name])
+    for checked in guarantees:
+        guarantee, realized = checked.guarantee, checked.realized
+        price = guarantee.price_per(units[checked.name])
         rows.append(
             (
-                promise.name,
+                checked.name,
                 "infeasible" if price is None else f"{price:.4g}",
-                _name_needed(guarantee),
-                format_tokens(guarantee.cost) if guarantee.is_feasible else "-",
-                write_number(100 * guarantee.drop, ".1f"),
-                f"{format_tokens(realised.cost.value)} [{format_tokens(realised.cost.low)}, "
-                f"{format_tokens(realised.cost.high)}]",
-                format_difference(realised.drop),
-                _format_broken(promise.resplits),
+                f"{guarantee.num_images:,}",
+                _format_needed(guarantee),
+                "-" if guarantee.cost is None or price is None else format_tokens(guarantee.cost),
+                "-" if guarantee.drop is None else write_number(100 * guarantee.drop, ".1f"),
+                f"{format_tokens(realized.cost.value)} [{format_tokens(realized.cost.low)}, "
+                f"{format_tokens(realized.cost.high)}]",
+                format_difference(realized.drop),
+                _format_failed(checked.check),
             )
         )
-    first = promises[0].guarantee
-    caption = (
-        f"Promise: with probability {1 - first.delta:g}, the mean score is at most {100 * first.alpha:g} "
-        f"points below the finest scale's. Certified on the {first.num_images:,} calibration images; drops "
-        "in points; where infeasible, the drop is that at the safest price, and the finest scale is used. "
-        "Broken: of random halves of the test images, those on which a promise was made that does not hold "
-        "over all of them"
-    )
     header = (
-        "predictor", "price", "images needed", "tokens, calibration", "drop, calibration", "tokens, test",
-        "drop, test", "broken",
+        "predictor", "price", "images", "images needed", "tokens, calibration", "drop, calibration",
+        "tokens, test", "drop, test", "failed",
     )  # fmt: skip
-    return Table(caption, header, tuple(rows), name="promise")
+    return Table(_write_caption(guarantees), header, tuple(rows), name="guarantee")
 
 
-def _format_broken(resplits: Resplits | None) -> str:
-    if resplits is None:
-        return "-"
-    number = round(resplits.broken * resplits.num_splits)
-    return f"{number} of {resplits.num_splits:,}" if resplits.feasible else "infeasible"
+def _write_caption(guarantees: Sequence[CheckedGuarantee]) -> str:
+    guarantee, realized = guarantees[0].guarantee, guarantees[0].realized
+    parts = [
+        f"Guarantee: with probability {1 - guarantee.delta:g} over calibration images, the mean score is at "
+        f"most {_write_points(guarantee.alpha)} below the finest scale's",
+        *_list_multiplicity(guarantees),
+        "Drops in points; where no price is certified, the calibration drop is that at the safest price, and "
+        "the finest scale is used",
+        *_list_large(guarantee, realized),
+    ]
+    checks = [checked.check for checked in guarantees if checked.check is not None]
+    if checks:
+        parts.append(
+            f"Failed: {checks[0].num_resplits:,} times, as many images as the guarantee rests on were drawn "
+            f"with replacement from the {checks[0].num_population:,} test images, and a price was certified "
+            f"on them; the share of times that this price drops more than {_write_points(guarantee.alpha)} "
+            f"over all test images, with the simulation's {checks[0].confidence:.0%} Clopper-Pearson "
+            f"interval. The guarantee says {100 * guarantee.level:.3g}% at most"
+        )
+    joint = join_checks(checks) if len(checks) == len(guarantees) > 1 else None
+    if joint is not None:
+        parts.append(f"At least one of the {len(guarantees)} failed in {_write_failed(joint)}")
+    return ". ".join(parts)
 
 
-def _name_needed(guarantee: Guarantee) -> str:
+def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
+    """What holds for several guarantees together; nothing for one."""
+    guarantee, number = guarantees[0].guarantee, len(guarantees)
+    if number == 1:
+        return []
+    if guarantee.num_joint >= number:
+        return [
+            f"All {number} guarantees hold together with that probability, as each is certified at level "
+            f"{guarantee.delta:g} / {guarantee.num_joint}"
+        ]
+    together = 1 - number * guarantee.delta
+    known = f"with at least {together:.3g}" if together > 1e-9 else "with no stated probability"
+    return [
+        f"Each holds with that probability on its own; all {number} together {known} (risk.joint=true "
+        "certifies them together)"
+    ]
+
+
+def _list_large(guarantee: Guarantee, realized: RealizedLoss) -> list[str]:
+    """How images with many questions count; nothing if there are none."""
+    if not realized.num_large:
+        return []
+    plural = "s have" if realized.num_large > 1 else " has"
+    return [
+        f"{realized.num_large:,} test image{plural} more than {guarantee.most_questions:,} questions and "
+        "count for so many here"
+    ]
+
+
+def _format_needed(guarantee: Guarantee) -> str:
     if guarantee.is_feasible:
         return "-"
-    return "out of reach" if guarantee.num_needed is None else f"{guarantee.num_needed:,}"
+    return "unknown" if guarantee.num_needed is None else f"{guarantee.num_needed:,}"
 
 
-def write_promise(promise: Promise) -> str:
-    """What is promised of a predictor, at which price, and what became of it."""
-    guarantee, realised = promise.guarantee, promise.realised
-    points = f"{100 * guarantee.alpha:g} point{'' if guarantee.alpha == 0.01 else 's'}"
-    what = f"to score at most {points} below the finest scale with probability {1 - guarantee.delta:g} is "
-    if not guarantee.is_feasible:
-        if guarantee.num_needed is None and guarantee.drop < guarantee.alpha:
-            reason = f"would need more than 64 times its {guarantee.num_images:,} calibration images"
-        elif guarantee.num_needed is None:
-            reason = (
-                f"loses {write_number(100 * guarantee.drop, '.1f')} points on the {guarantee.num_images:,} "
-                "calibration images even at its safest price, so that no number of them would do"
-            )
-        else:
-            reason = (
-                f"would need about {guarantee.num_needed:,} calibration images, and has "
-                f"{guarantee.num_images:,}"
-            )
-        return f"A promise {what}infeasible for {promise.name}: it {reason}."
-    kept = "kept" if realised.drop.value <= guarantee.alpha else "broken"
+def _format_failed(check: ResplitCheck | None) -> str:
+    if check is None:
+        return "-"
+    if not check.num_certified:
+        return "infeasible"
+    low, high = check.interval
+    return f"{100 * check.failed:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _write_failed(check: ResplitCheck) -> str:
+    low, high = check.interval
     return (
-        f"A promise {what}certified for {promise.name}; on test it was {kept}, at "
-        f"{format_tokens(realised.cost.value)} tokens, for a drop of {format_difference(realised.drop)}."
+        f"{check.num_failed:,} of {check.num_resplits:,} ({check.confidence:.0%} interval {100 * low:.1f}% "
+        f"to {100 * high:.1f}%)"
+    )
+
+
+def _write_points(alpha: float) -> str:
+    return f"{100 * alpha:g} point{'' if alpha == 0.01 else 's'}"
+
+
+def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
+    """What is guaranteed of the first predictor, and what the test split says of it."""
+    checked, guarantee = guarantees[0], guarantees[0].guarantee
+    bound = f"at most {_write_points(guarantee.alpha)} below the finest scale"
+    if not guarantee.is_feasible:
+        return (
+            f"No guarantee: with probability {1 - guarantee.delta:g}, a score of {bound} is infeasible for "
+            f"{checked.name}: {explain_infeasible(guarantee)}."
+        )
+    sentences = [
+        f"Guarantee: with probability {1 - guarantee.delta:g}, {checked.name} scores {bound}, certified on "
+        f"{guarantee.num_images:,} calibration images",
+        *_list_multiplicity(guarantees),
+        _write_realized(checked.name, guarantee.alpha, checked.realized),
+        *_list_large(guarantee, checked.realized),
+    ]
+    if checked.check is not None:
+        sentences.append(
+            f"Certified anew on {checked.check.num_images:,} images drawn from the test split, the guarantee "
+            f"failed in "
+            f"{_write_failed(checked.check)}"
+        )
+    return f"{'. '.join(sentences)}."
+
+
+def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
+    drop = realized.drop
+    points = [write_number(100 * bound, ".1f") for bound in (drop.value, drop.low, drop.high)]
+    if set(points) == {"0.0"}:
+        loss = "scores like the finest scale"
+    elif drop.value < 0:
+        value, low, high = (write_number(-100 * bound, ".1f") for bound in (drop.value, drop.high, drop.low))
+        loss = f"gains {value} points ({realized.confidence:.0%} interval {low} to {high})"
+    else:
+        loss = f"loses {points[0]} points ({realized.confidence:.0%} interval {points[1]} to {points[2]})"
+    if drop.high <= alpha:
+        verdict = "which is within the bound"
+    elif drop.low > alpha:
+        verdict = "which is above the bound: the guarantee failed"
+    else:
+        verdict = "an interval with the bound in it: the test split does not settle whether it holds"
+    return (
+        f"On the test split {name} uses {format_tokens(realized.cost.value)} visual tokens and "
+        f"{loss.replace('-', MINUS)}, {verdict}"
+    )
+
+
+def explain_infeasible(guarantee: Guarantee) -> str:
+    """Why no price is certified."""
+    number = f"{guarantee.num_images:,} calibration image{'' if guarantee.num_images == 1 else 's'}"
+    if guarantee.drop is None:
+        return "there is no calibration image that its calibrator was not fitted on"
+    if guarantee.num_needed is None and guarantee.drop < guarantee.alpha:
+        return f"this would need more than 64 times the {number}"
+    if guarantee.num_needed is None:
+        return (
+            f"on the {number} it loses {write_number(100 * guarantee.drop, '.1f')} points even at its safest "
+            "price, so that no number of images is known that would do"
+        )
+    if guarantee.num_needed <= guarantee.num_images:
+        return (
+            f"the {number} just miss it; as many others like them would be enough in four cases of five, by "
+            "estimate"
+        )
+    are = "is" if guarantee.num_images == 1 else "are"
+    return (
+        f"this would need about {guarantee.num_needed:,} calibration images, and there {are} "
+        f"{guarantee.num_images:,}"
     )

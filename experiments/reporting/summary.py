@@ -23,7 +23,7 @@ from experiments.reporting.numbers import (
     write_number,
 )
 from experiments.reporting.published_table import tabulate_published
-from experiments.reporting.risk_table import tabulate_promises, write_promise
+from experiments.reporting.risk_table import tabulate_guarantees, write_guarantee
 from experiments.reporting.tables import Table
 
 NUM_SHOWN_BUDGETS = 5
@@ -34,8 +34,8 @@ def list_tables(findings: Findings) -> list[Table]:
     tables = build_tables(findings.comparison, findings.others)
     if any(figures.reliability is not None for figures in findings.comparison.predictors):
         tables.append(tabulate_calibration(findings.comparison))
-    if findings.promises:
-        tables.append(tabulate_promises(findings.promises, findings.units or {}))
+    if findings.guarantees:
+        tables.append(tabulate_guarantees(findings.guarantees, findings.units or {}))
     if findings.published is not None:
         tables.append(tabulate_published(findings.comparison, findings.published))
     return tables
@@ -45,7 +45,8 @@ def write_sentences(findings: Findings) -> list[str]:
     """The headline first, then what it is about and what else has to be said."""
     comparison = findings.comparison
     sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
-    sentences += [write_promise(promise) for promise in findings.promises[:1]]
+    if findings.guarantees:
+        sentences.append(write_guarantee(findings.guarantees))
     if findings.record is not None:
         sentences.append(describe_record(findings.record))
     return sentences

@@ -185,7 +185,7 @@ def publish_model(store, folder, *overrides):
 
 
 def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys, caplog):
-    # Twelve images allow a promise of 0.9, at which the coarsest scale will do for every question ...
+    # Twelve images allow a guarantee of 0.9, for which the coarsest scale is enough for every question ...
     model = publish_model(store, tmp_path / "bold", "risk.alpha=0.9")
     assert f"model: {tmp_path / 'bold'}" in capsys.readouterr().out
     point = model.prices.named["risk"]
