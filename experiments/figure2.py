@@ -126,7 +126,7 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
             labels,
             records=Path(config.paths.evaluations),
             command=format_command("figure2", overrides),
-            configuration=OmegaConf.to_yaml(config, resolve=True),
+            configuration=OmegaConf.to_yaml(config),
             predictors=models,
             allow_unrecorded=config.allow_unrecorded,
         )

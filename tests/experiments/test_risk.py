@@ -25,6 +25,7 @@ from experiments.evaluation.statistics import Estimate, number_images
 from experiments.reporting.findings import collect_guarantee
 from experiments.reporting.risk_table import tabulate_guarantees, write_guarantee
 from experiments.train import train_predictors
+from experiments.training.trained import TrainingSettings
 from m3_backbone.outcomes import OutcomeTable
 from predictor.calibration import Isotonic
 from predictor.policy import choose
@@ -420,12 +421,13 @@ def test_a_guarantee_rests_on_images_that_the_calibrator_has_not_seen(tmp_path):
         split: make_labels(60, seed, split=split) for seed, split in enumerate(("train", "calibration"))
     }
     write_labels(tmp_path / "labels", labels)
-    settings = {"labels": tmp_path / "labels", "validation_fraction": 0.3, "seed": 0}
     loaded = []
     for calibrator in (None, Isotonic()):
         folder = tmp_path / str(calibrator is None)
-        train_predictors([QuestionOnly()], folder=folder, calibrator=calibrator, **settings)
-        loaded.append(QuestionOnly.load(folder / "question_only"))
+        settings = TrainingSettings(seed=0, validation_fraction=0.3, calibrator=calibrator)
+        train_predictors([QuestionOnly()], labels=tmp_path / "labels", folder=folder, settings=settings)
+        (trained,) = (folder / "question_only").glob("*/config.json")
+        loaded.append(QuestionOnly.load(trained.parent))
     plain, calibrated = loaded
     calibration = labels["calibration"]
     assert find_unseen(plain, calibration.outcomes).all()
