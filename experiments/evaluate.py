@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparison import check_calibration, check_names, compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
@@ -79,7 +79,8 @@ def main(config: DictConfig) -> float:
         gallery=config.gallery,
         seed=config.seed,
     )
-    return float(comparison.predictors[0].mean_gap_share.value)
+    share = comparison.predictors[0].mean_gap_share
+    return 0.0 if share is None else float(share.value)
 
 
 def evaluate_predictors(
@@ -94,7 +95,7 @@ def evaluate_predictors(
     reference: str | None = "question_only",
     num_budgets: int = 49,
     num_prices: int = 128,
-    num_resamples: int = 1000,
+    num_resamples: int = 10_000,
     confidence: float = 0.95,
     bootstrap_seed: int = 0,
     alpha: float = 0.02,
@@ -114,11 +115,13 @@ def evaluate_predictors(
     ValueError where labels, predictors and task do not belong together.
     """
     check_confidence(confidence)
+    check_names([*names, *(entry.name for entry in cascades)])
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
     # What cannot be used is told before the test split is read.
     asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
+    check_calibration(calibration.outcomes)
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
     learned, guarantees = {}, {}
     for name, predictor in loaded.items():
