@@ -59,7 +59,7 @@ def list_headlines(name: str, draws: Mapping[Key, Draws]) -> Iterator[tuple[str,
         found = draws[Key(Predictor(name), metric, at)]
         if found.drawn.ndim > 1:
             yield path, found.drawn[:, keep_budgets(found.drawn.shape[1])]
-        elif not np.isnan(found.value):
+        elif found.exists:
             yield path, found.drawn
 
 

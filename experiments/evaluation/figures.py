@@ -205,14 +205,15 @@ class Comparison:
     def nothing_to_gain(self) -> bool:
         """Whether no choice of scales can do better on these samples than the mix.
 
-        True where all fixed scales cost the same (so do those of a single scale): there is no budget that a
-        choice could keep. And where the budgeted oracle, which is handed the outcomes, is nowhere above the
-        mix.
+        True where all scales cost the same (so does a single one): no budget asks for a choice. And where the
+        budgeted oracle, which is handed the outcomes, is nowhere above the mix. False where the oracle is
+        cheaper than the cheapest fixed scale, as the cheapest scale is not the same one for every sample.
         """
         costs = self.fixed.cost.value
-        if float(np.ptp(costs)) <= ROUNDING * float(costs.max()):
-            return True
-        return float((self.oracle_scores.value - self.mix_scores.value).max()) <= ROUNDING
+        if self.oracle.cost[0] < costs.min() * (1 - ROUNDING):
+            return False
+        gap = float((self.oracle_scores.value - self.mix_scores.value).max())
+        return gap <= ROUNDING or float(np.ptp(costs)) <= ROUNDING * float(costs.max())
 
     @property
     def finer_scales_help(self) -> bool:

@@ -167,17 +167,22 @@ class Draws:
     def estimate(self, confidence: float = 0.95) -> Estimate:
         """The metric with its percentile interval; nan (a resample without the metric) is left out of it.
 
-        A metric that does not exist on the test samples, or on no resample, is nan with both its bounds.
+        A metric that does not exist (`exists`) is nan, with both its bounds.
         """
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         # Resamples last: `resample` keeps those of one metric side by side.
         drawn = np.moveaxis(self.drawn, 0, -1)
         if not np.isnan(self.drawn).any() and not np.isnan(self.value).any():
             return Estimate(self.value, *np.quantile(drawn, tails, axis=-1))
-        missing = np.isnan(drawn).all(axis=-1) | np.isnan(self.value)
+        exists = self.exists
         # numpy would warn of a metric without any resample.
-        bounds = np.nanquantile(np.where(missing[..., None], 0.0, drawn), tails, axis=-1)
-        return Estimate(*(np.where(missing, np.nan, each) for each in (self.value, *bounds)))
+        bounds = np.nanquantile(np.where(exists[..., None], drawn, 0.0), tails, axis=-1)
+        return Estimate(*(np.where(exists, each, np.nan) for each in (self.value, *bounds)))
+
+    @property
+    def exists(self) -> NDArray[np.bool_]:
+        """Whether the metric exists on the test samples, and on some resample."""
+        return ~np.isnan(self.value) & ~np.isnan(self.drawn).all(axis=0)
 
     def p_value(self) -> Floats:
         """Two-sided p-value of a difference of zero, at least `floor`.
