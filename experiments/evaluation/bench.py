@@ -11,7 +11,7 @@ from experiments.evaluation.calibration import Binned
 from experiments.evaluation.candidates import Candidate
 from experiments.evaluation.contenders import Contender, Outcomes
 from experiments.evaluation.fronts import Floats, find_smallest_right, raise_budgets, trace_prices
-from experiments.evaluation.keys import Bound, Key, Metric, Policy, Predictor, Rule
+from experiments.evaluation.keys import Bound, Key, Metric, Opponent, Policy, Predictor, Rule
 from experiments.evaluation.merits import Curve, average, divide, measure_merits
 from experiments.evaluation.oracles import RULES, choose_by_rule
 from experiments.evaluation.schedules import Schedule
@@ -81,17 +81,18 @@ class Bench:
             binned.add_to(self.means, Predictor(name))
 
     @property
-    def pairs(self) -> list[tuple[Predictor, Policy]]:
+    def pairs(self) -> list[tuple[Predictor, Opponent]]:
         """Differences that are tested together: every policy to the mix, and the first to every other one."""
         first, *others = map(Predictor, self.candidates)
-        return [(each, Bound.MIX) for each in (first, *others)] + [(first, other) for other in others]
+        pairs: list[tuple[Predictor, Opponent]] = [(each, Bound.MIX) for each in (first, *others)]
+        return pairs + [(first, other) for other in others]
 
-    def list_opponents(self, policy: Predictor) -> list[Policy]:
+    def list_opponents(self, policy: Predictor) -> list[Opponent]:
         """What a policy is compared with: the mix, the reference, and what else it is tested against."""
-        opponents: dict[Policy, None] = {second: None for first, second in self.pairs if first == policy}
-        if self.reference not in (None, policy.name):
-            opponents[Predictor(self.reference)] = None
-        return list(opponents)
+        opponents = [second for first, second in self.pairs if first == policy]
+        if self.reference is not None and self.reference != policy.name:
+            opponents.append(Predictor(self.reference))
+        return list(dict.fromkeys(opponents))
 
     def _add_bounds(self, num_prices: int) -> Front:
         """Fixed scales and oracles; the front of the budgeted oracle, from cheap to dear."""
@@ -131,10 +132,8 @@ class Bench:
             found[Key(rule, Metric.POINT_COST)] = cost[:, 0]
             found[Key(rule, Metric.POINT_SCORE)] = score[:, 0]
         # Points of candidates and of the oracle come from dear to cheap.
-        points = {
-            policy: tuple(each[:, ::-1] for each in means[policy, Part.POINTS])
-            for policy in (Bound.BUDGETED, *map(Predictor, self.candidates))
-        }
+        policies: list[Policy] = [Bound.BUDGETED, *map(Predictor, self.candidates)]
+        points = {policy: tuple(each[:, ::-1] for each in means[policy, Part.POINTS]) for policy in policies}
         lines: dict[Policy, Curve] = {policy: Curve.of(*each) for policy, each in points.items()}
         lines[Bound.MIX] = Curve.of(fixed_cost, fixed_score).hull()
         coarsest, finest = ((fixed_cost[:, column], fixed_score[:, column]) for column in (0, -1))

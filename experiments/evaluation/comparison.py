@@ -193,7 +193,7 @@ def _collect(name: str, bench: Bench, estimated: Mapping[Key, Estimate]) -> fig.
         return estimated[Key(policy, metric, at)]
 
     points, to_reference, mean_to_reference = _point(estimated, policy), None, None
-    if bench.reference not in (None, name):
+    if bench.reference is not None and bench.reference != name:
         to_reference = find(Metric.TO_REFERENCE)
         mean_to_reference = find(Metric.MEAN_DIFFERENCE, Predictor(bench.reference))
     reliability = None

@@ -20,6 +20,7 @@ picked on the test samples, and flatters. The saving factor is the fixed scale's
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class Difference:
     """
 
     first: str
-    second: str | Bound
+    second: str | Literal[Bound.MIX]
     mean: Estimate
     p_value: float
     adjusted: float

@@ -7,7 +7,7 @@ them is another type. So a predictor may have any name.
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Bound(Enum):
@@ -45,6 +45,8 @@ class Predictor:
 
 
 Policy = Bound | Rule | Predictor
+# What a predictor is compared with: the mix, or another predictor.
+Opponent = Predictor | Literal[Bound.MIX]
 
 
 class Metric(Enum):

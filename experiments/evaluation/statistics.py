@@ -86,13 +86,12 @@ class ImageMeans:
 
     def add_columns(self, key: Hashable, *values: Floats) -> None:
         """As many policies as columns, each with a value of its own: `values` `[num_rows, num_columns]`."""
-        self.add_sums(
-            key,
-            *(
-                np.column_stack([np.bincount(self._image, weights=column) for column in each.T])
-                for each in values
-            ),
-        )
+        self.add_sums(key, *map(self._add_up, values))
+
+    def _add_up(self, values: Floats) -> Floats:
+        """Sums over the rows of each image, `[num_rows, num_columns]` -> `[num_images, num_columns]`."""
+        sums = [np.bincount(self._image, weights=column) for column in values.T]
+        return np.column_stack(sums).astype(np.float64)
 
     def add_sums(self, key: Hashable, *sums: Floats) -> None:
         """The same from sums over the rows of each image, each `[num_images, num_columns]`."""

@@ -1,7 +1,7 @@
 """Comparisons of small and odd tables: no exception, no warning, no nan; values worked out by hand."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from experiments.evaluation.accounts import Account
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Climbing, Estimating
+from experiments.evaluation.contenders import Climbing, Contender, Estimating
 from experiments.evaluation.draws import collect_draws
 from experiments.evaluation.keys import Bound
 from experiments.evaluation.metrics import collect_account, collect_metrics
@@ -52,17 +52,25 @@ def tokens(*costs: int) -> Change:
     return lambda table: replace(table, visual_tokens=np.tile(np.array(costs, np.int32), (len(table), 1)))
 
 
+def arrays(table: OutcomeTable, kept: Sequence[int]) -> dict[str, Any]:
+    return {name: getattr(table, name)[:, list(kept)] for name in ARRAYS}
+
+
 def columns(*kept: int) -> Change:
     return lambda table: replace(
         table,
         scales=tuple(table.scales[column] for column in kept),
         answer=[[row[column] for column in kept] for row in table.answer],
-        **{name: getattr(table, name)[:, list(kept)] for name in ARRAYS},
+        **arrays(table, kept),
     )
 
 
 def texts(name: str, rule: Callable[[int], str | None]) -> Change:
-    return lambda table: replace(table, **{name: np.array([rule(n) for n in range(len(table))], object)})
+    def change(table: OutcomeTable) -> OutcomeTable:
+        column: Any = np.array([rule(number) for number in range(len(table))], dtype=object)
+        return replace(table, **{name: column})
+
+    return change
 
 
 def rows(*kept: int) -> Change:
@@ -216,7 +224,7 @@ def compare(case: Case):
     calibration, test = make_outcomes("calibration", 12), make_outcomes("test", 10)
     calibration, test = case.calibration(case.both(calibration)), case.test(case.both(test))
     estimates = case.estimate(calibration), case.estimate(test)
-    contenders = [
+    contenders: list[Contender] = [
         Estimating("informed", *estimates),
         Estimating("question_only", estimates[0].copy(), estimates[1].copy()),
         Climbing("cascade", Cascade.fit),
@@ -309,7 +317,7 @@ def test_a_predictor_may_have_any_name(names):
     calibration, test = make_outcomes("calibration", 12), make_outcomes("test", 10)
     tables = []
     for first, second, third in (names, ("one", "two", "three")):
-        contenders = [
+        contenders: list[Contender] = [
             Estimating(first, estimate_outcomes(calibration), estimate_outcomes(test)),
             Estimating(second, constant(0.5)(calibration), constant(0.5)(test)),
             Climbing(third, Cascade.fit),
@@ -347,25 +355,28 @@ def test_two_policies_of_one_name_are_refused():
 def test_an_empty_split_is_refused_in_a_sentence(empty):
     tables = {split: make_outcomes(split, 4) for split in ("calibration", "test")}
     tables[empty] = tables[empty].select([])
-    contender = Estimating("informed", *(np.full(each.score.shape, 0.5) for each in tables.values()))
+    calibration, test = tables["calibration"], tables["test"]
+    contender = Estimating("informed", constant(0.5)(calibration), constant(0.5)(test))
     with pytest.raises(ValueError, match=f"the {empty} split is empty"):
-        compare_policies(*tables.values(), [contender], num_resamples=2)
+        compare_policies(calibration, test, [contender], num_resamples=2)
 
 
 @pytest.mark.parametrize("setting", ["num_budgets", "num_prices", "num_resamples"])
 def test_nothing_of_something_is_refused(setting):
     calibration, test = make_outcomes("calibration", 4), make_outcomes("test", 4)
     contender = Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test))
+    settings: dict[str, Any] = {"num_resamples": 2, setting: 0}
     with pytest.raises(ValueError, match=setting):
-        compare_policies(calibration, test, [contender], **{"num_resamples": 2, setting: 0})
+        compare_policies(calibration, test, [contender], **settings)
 
 
 def test_p_values_know_their_floor():
     """19 resamples give 2 / 20 at least; Holm makes three times that of it where three are tested."""
     calibration, test = make_outcomes("calibration", 60), make_outcomes("test", 100)
+    rng = np.random.default_rng(0)
     contenders = [
         Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test)),
-        Estimating("noise", *(np.random.default_rng(0).random(t.score.shape) for t in (calibration, test))),
+        Estimating("noise", rng.random(calibration.score.shape), rng.random(test.score.shape)),
     ]
     found = compare_policies(calibration, test, contenders, num_resamples=19)
     assert [each.floor for each in found.differences] == pytest.approx([0.1] * 3)
