@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparison import check_calibration, check_names, compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
@@ -47,7 +47,7 @@ from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
 from experiments.tasks.base import Task, check_data
-from experiments.training.configured import check_names, open_configured
+from experiments.training.configured import open_configured
 from experiments.training.trained import TrainedPredictor
 from experiments.training_record import VALIDATION_METRICS, check_metric
 from m3_backbone.labels import read_labels
@@ -108,7 +108,7 @@ def evaluate_predictors(
     reference: str | None = "question_only",
     num_budgets: int = 49,
     num_prices: int = 128,
-    num_resamples: int = 1000,
+    num_resamples: int = 10_000,
     confidence: float = 0.95,
     bootstrap_seed: int = 0,
     alpha: float = 0.02,
@@ -136,6 +136,7 @@ def evaluate_predictors(
     # What cannot be used is refused before the test split is opened.
     asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
+    check_calibration(calibration.outcomes)
     for each in trained:
         each.predictor.check_backbone(calibration.outcomes.fingerprints)
     calibration = calibration.select(

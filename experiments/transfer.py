@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparison import check_calibration, compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
@@ -103,7 +103,7 @@ def transfer(
     command: str = "",
     configuration: str = "",
     allow_unrecorded: bool = False,
-    num_resamples: int = 1000,
+    num_resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> list[Row]:
     """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
@@ -129,6 +129,7 @@ def transfer(
 
     def read_abroad(target: str) -> tuple[Labels, Labels]:
         abroad = join_labels({target: read_labels(labels / target, "calibration")})
+        check_calibration(abroad.outcomes)
         return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, num_recalibration, seed))
 
     # What is missing is told before anything is trained.

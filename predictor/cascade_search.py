@@ -32,10 +32,15 @@ def space_prices(estimates: ArrayLike, cost: ArrayLike, unit: float, number: int
 
 
 def pick_evenly(cost: Floats, number: int) -> Columns:
-    """Positions of at most `number` of these monotone costs, both ends among them."""
+    """Positions of at most `number` of these monotone costs, spaced in the logarithm, both ends among them.
+
+    Positions of costs that are all equal are spaced themselves.
+    """
     if len(cost) <= number:
         return np.arange(len(cost))
-    place = np.log(cost / cost[0]) / np.log(cost[-1] / cost[0])
+    logarithm = np.log(cost)
+    span = logarithm[-1] - logarithm[0]
+    place = (logarithm - logarithm[0]) / span if span else np.linspace(0, 1, len(cost))
     position = np.interp(np.linspace(0, 1, number), place, np.arange(len(cost)))
     return np.unique(position.round().astype(np.int64))
 

@@ -119,10 +119,14 @@ def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
 
 
 def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
-    """Budgets `[num_budgets]`, evenly spaced in the logarithm, from the mean cheapest to the mean finest."""
+    """Budgets `[num_budgets]`, evenly spaced in the logarithm, up to the mean cost of the dearest scale.
+
+    The least is the mean over samples of the cheapest scale's cost. The dearest scale is the finest one,
+    except where finer scales cost less.
+    """
     cost_array = np.asarray(cost, dtype=np.float64)
-    lowest, highest = cost_array.min(axis=1).mean(), find_unit(cost_array)
-    return np.geomspace(lowest, highest, num_budgets)
+    lowest = cost_array.min(axis=1).mean()
+    return np.geomspace(lowest, max(column.mean() for column in cost_array.T), num_budgets)
 
 
 def policy_value(

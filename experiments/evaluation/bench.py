@@ -1,37 +1,31 @@
-"""Candidates and what bounds them on one test split, and every figure of them under weights of the images."""
+"""Candidates and what bounds them on one test split, and every metric of them under weights of the images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from enum import Enum, auto
 
 import numpy as np
 
 from experiments.evaluation import figures as fig
+from experiments.evaluation.calibration import Binned
 from experiments.evaluation.candidates import Candidate
 from experiments.evaluation.contenders import Contender, Outcomes
-from experiments.evaluation.fronts import (
-    Floats,
-    find_smallest_right,
-    raise_budgets,
-    score_of_mix,
-    trace_prices,
-)
-from experiments.evaluation.merits import (
-    Curve,
-    average_gap_recovered,
-    average_quality,
-    find_call_share,
-    hypervolume,
-)
+from experiments.evaluation.fronts import Floats, find_smallest_right, raise_budgets, trace_prices
+from experiments.evaluation.keys import Bound, Key, Metric, Opponent, Policy, Predictor, Rule
+from experiments.evaluation.merits import Curve, average, divide, measure_merits
 from experiments.evaluation.oracles import RULES, choose_by_rule
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import ImageMeans
-from predictor.policy import find_unit, space_budgets
+from predictor.policy import Front, find_unit, space_budgets
 from predictor.switches import find_switches
 
-# Figures by (what they are of, which figure).
-Key = tuple[Any, Any]
-MIX, BUDGETED = "mix", "budgeted"
+
+class Part(Enum):
+    """What is averaged of a policy: its operating points, its default price, and its choices there."""
+
+    POINTS = auto()
+    DEFAULT = auto()
+    CHOICES = auto()
 
 
 class Bench:
@@ -66,122 +60,147 @@ class Bench:
             candidate = Candidate.prepare(
                 decisions, learned, test, self.budgets, own[contender.name], self.baselines
             )
-            self._add_candidate(contender.name, candidate)
+            self._add_candidate(Predictor(contender.name), candidate)
             return candidate
 
         # Most of it is NumPy's, which leaves the other core to another thread.
         with ThreadPoolExecutor(max_workers=2) as pool:
-            prices = pool.submit(self._add_bounds, num_prices)
+            oracle = pool.submit(self._add_bounds, num_prices)
             found = list(pool.map(prepare, contenders))
-            self.oracle_prices = prices.result()
+            self.oracle = oracle.result()
         self.candidates = {
             contender.name: candidate for contender, candidate in zip(contenders, found, strict=True)
         }
         self.reference = reference if reference in self.candidates else None
+        self.reliabilities = {
+            name: Binned(candidate.estimates, test.score, image)
+            for name, candidate in self.candidates.items()
+            if candidate.estimates is not None
+        }
+        for name, binned in self.reliabilities.items():
+            binned.add_to(self.means, Predictor(name))
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[tuple[Predictor, Opponent]]:
         """Differences that are tested together: every policy to the mix, and the first to every other one."""
-        first, *others = self.candidates
-        return [(name, MIX) for name in self.candidates] + [(first, other) for other in others]
+        first, *others = map(Predictor, self.candidates)
+        pairs: list[tuple[Predictor, Opponent]] = [(each, Bound.MIX) for each in (first, *others)]
+        return pairs + [(first, other) for other in others]
 
-    def _add_bounds(self, num_prices: int) -> Floats:
-        """Fixed scales and oracles; the prices of the budgeted oracle's points, from cheap to dear."""
+    def list_opponents(self, policy: Predictor) -> list[Opponent]:
+        """What a policy is compared with: the mix, the reference, and what else it is tested against."""
+        opponents = [second for first, second in self.pairs if first == policy]
+        if self.reference is not None and self.reference != policy.name:
+            opponents.append(Predictor(self.reference))
+        return list(dict.fromkeys(opponents))
+
+    def _add_bounds(self, num_prices: int) -> Front:
+        """Fixed scales and oracles; the front of the budgeted oracle, from cheap to dear."""
         cost, score = self.outcomes.cost, self.outcomes.score
-        self.means.add_columns("fixed", cost, score)
+        self.means.add_columns((Bound.FIXED, Part.POINTS), cost, score)
         switches, unit = find_switches(score, cost), find_unit(cost)
         prices = trace_prices(switches, cost, unit=unit, num_prices=num_prices)
-        self.means.add(BUDGETED, Schedule.at_prices(switches, prices, unit), cost, score)
+        schedule = Schedule.at_prices(switches, prices, unit)
+        self.means.add((Bound.BUDGETED, Part.POINTS), schedule, cost, score)
         every = np.arange(len(score))
         for rule in RULES:
             chosen = choose_by_rule(score, rule)
-            self.means.add_columns(rule, cost[every, chosen][:, None], score[every, chosen][:, None])
-        return prices[::-1]
+            parts = cost[every, chosen][:, None], score[every, chosen][:, None]
+            self.means.add_columns((Rule(rule), Part.POINTS), *parts)
+        return Front(schedule.mean(cost)[::-1], schedule.mean(score)[::-1], prices[::-1])
 
-    def _add_candidate(self, name: str, candidate: Candidate) -> None:
+    def _add_candidate(self, policy: Predictor, candidate: Candidate) -> None:
         """Its operating points, its default price, and what its choices there are."""
-        self.means.add(f"points of {name}", candidate.points, candidate.cost, candidate.score)
+        self.means.add((policy, Part.POINTS), candidate.points, candidate.cost, candidate.score)
         every, ways = np.arange(len(candidate.cost)), candidate.default.choice
         default = (candidate.cost[every, ways][:, None], candidate.score[every, ways][:, None])
-        self.means.add_columns(f"default of {name}", *default)
+        self.means.add_columns((policy, Part.DEFAULT), *default)
         known, steps = (self._smallest >= 0)[:, None], candidate.default_scale - self._smallest
-        those = known * np.column_stack([steps == 0, steps < 0, steps > 0])
-        self.means.add_columns(f"choices of {name}", known.astype(np.float64), those.astype(np.float64))
+        right_coarse_fine = known * np.column_stack([steps == 0, steps < 0, steps > 0])
+        self.means.add_columns(
+            (policy, Part.CHOICES), known.astype(np.float64), right_coarse_fine.astype(np.float64)
+        )
 
     def measure(self, weights: np.ndarray) -> dict[Key, Floats]:
-        """Every figure, its first dimension that of `weights` `[num_resamples, num_images]`."""
+        """Every metric, its first dimension that of `weights` `[num_resamples, num_images]`."""
         means = self.means(weights)
-        # Candidates' points come from dear to cheap, and so do the oracle's.
-        curves = {key: (cost[:, ::-1], score[:, ::-1]) for key, (cost, score) in means.items()}
-        fixed_cost, fixed_score = means["fixed"]
-        fixed = curves["fixed"] = fixed_cost, fixed_score
-        found: dict[Key, Floats] = {}
-        for key, (cost, score) in curves.items():
-            found[key, "cost"], found[key, "score"] = cost, score
-        lines = {key: Curve.of(*curve) for key, curve in curves.items() if key == BUDGETED or "points" in key}
+        fixed_cost, fixed_score = means[Bound.FIXED, Part.POINTS]
+        found = {Key(Bound.FIXED, Metric.POINT_COST): fixed_cost}
+        found[Key(Bound.FIXED, Metric.POINT_SCORE)] = fixed_score
+        for rule in map(Rule, RULES):
+            cost, score = means[rule, Part.POINTS]
+            found[Key(rule, Metric.POINT_COST)] = cost[:, 0]
+            found[Key(rule, Metric.POINT_SCORE)] = score[:, 0]
+        # Points of candidates and of the oracle come from dear to cheap.
+        policies: list[Policy] = [Bound.BUDGETED, *map(Predictor, self.candidates)]
+        points = {policy: tuple(each[:, ::-1] for each in means[policy, Part.POINTS]) for policy in policies}
+        lines: dict[Policy, Curve] = {policy: Curve.of(*each) for policy, each in points.items()}
+        lines[Bound.MIX] = Curve.of(fixed_cost, fixed_score).hull()
         coarsest, finest = ((fixed_cost[:, column], fixed_score[:, column]) for column in (0, -1))
-        lines[MIX] = Curve.of(*fixed).hull()
-        for key, line in lines.items():
-            found |= {
-                (f"merits of {key}", what): each for what, each in measure_merits(line, coarsest, finest)
-            }
+        for policy, line in lines.items():
+            for metric, at, values in measure_merits(line, coarsest, finest, fig.RECOVERED):
+                found[Key(policy, metric, at)] = values
         budgets = raise_budgets(self.budgets, fixed_cost)
-        mix, oracle = score_of_mix(*fixed, budgets), lines[BUDGETED].at(budgets)
-        found[MIX, "at budgets"], found[BUDGETED, "at budgets"] = mix, oracle
-        found[BUDGETED, "gap"] = fig.average(oracle - mix)
+        mix, oracle = (lines[bound].at(budgets) for bound in (Bound.MIX, Bound.BUDGETED))
+        found[Key(Bound.MIX, Metric.SCORE_AT_BUDGETS)] = mix
+        found[Key(Bound.BUDGETED, Metric.SCORE_AT_BUDGETS)] = oracle
+        found[Key(Bound.BUDGETED, Metric.MEAN_GAP)] = average(oracle - mix)
         for name, candidate in self.candidates.items():
-            own = curves[f"points of {name}"]
-            for figure, values in self._measure_candidate(name, candidate, own, lines, fixed):
-                found[f"figures of {name}", figure] = values
-            found[f"figures of {name}", "to_best_fixed"] = (
-                curves[f"default of {name}"][1][:, 0] - fixed_score[:, self.best_fixed]
-            )
-            known, those = means[f"choices of {name}"]
-            found[f"figures of {name}", "choices"] = fig.divide(those, np.broadcast_to(known, those.shape))
+            policy = Predictor(name)
+            own, default = points[policy], means[policy, Part.DEFAULT]
+            for metric, values in (
+                (Metric.POINT_COST, own[0]),
+                (Metric.POINT_SCORE, own[1]),
+                (Metric.DEFAULT_COST, default[0][:, 0]),
+                (Metric.DEFAULT_SCORE, default[1][:, 0]),
+                (Metric.TO_BEST_FIXED, default[1][:, 0] - fixed_score[:, self.best_fixed]),
+                *_measure_choices(*means[policy, Part.CHOICES]),
+            ):
+                found[Key(policy, metric)] = values
+            found |= dict(self._measure_candidate(policy, candidate, own, lines, (fixed_cost, fixed_score)))
+            if name in self.reliabilities:
+                brier, error = self.reliabilities[name].measure(means, policy)
+                found[Key(policy, Metric.BRIER)] = brier
+                found[Key(policy, Metric.CALIBRATION_ERROR)] = error
         return found
 
     def _measure_candidate(
         self,
-        name: str,
+        policy: Predictor,
         candidate: Candidate,
-        own: tuple[Floats, Floats],
-        lines: Mapping[Any, Curve],
+        own: Sequence[Floats],
+        lines: Mapping[Policy, Curve],
         fixed: tuple[Floats, Floats],
-    ) -> Iterator[tuple[Any, Floats]]:
+    ) -> Iterator[tuple[Key, Floats]]:
+        """At matched cost, and not inferior for least (`figures`)."""
         cost, score = own[0] @ candidate.plan.T, own[1] @ candidate.plan.T
-        mix = score_of_mix(*fixed, cost)
-        gap = lines[BUDGETED].at(cost) - mix
-        line = lines[f"points of {name}"]
-        yield "score", line.at(np.broadcast_to(candidate.realised, cost.shape))
-        yield "to_mix", score - mix
-        yield "gap_share", fig.divide(score - mix, gap)
-        yield "mean_gap_share", fig.divide(fig.average(score - mix), fig.average(gap))
-        if self.reference is not None:
-            yield "to_reference", score - lines[f"points of {self.reference}"].at(cost)
-        for first, second in self.pairs:
-            if first == name:
-                other = mix if second == MIX else lines[f"points of {second}"].at(cost)
-                yield ("mean to", second), fig.average(score - other)
-        if self.reference is not None:
-            yield "mean_to_reference", fig.average(score - lines[f"points of {self.reference}"].at(cost))
-        for (baseline, margin), chance in candidate.reaching.items():
-            fixed_cost, fixed_score = (each[:, self.baselines[baseline]] for each in fixed)
+        line = lines[policy]
+        # Less than the cheapest fixed scale buys its score from the mix, which is in the mix's favour.
+        to_mix = score - lines[Bound.MIX].at(cost)
+        gap = lines[Bound.BUDGETED].at(cost) - (score - to_mix)
+        yield Key(policy, Metric.SCORE_AT_BUDGETS), line.at(np.broadcast_to(candidate.realised, cost.shape))
+        yield Key(policy, Metric.TO_MIX), to_mix
+        yield Key(policy, Metric.GAP_SHARE), divide(to_mix, gap)
+        yield Key(policy, Metric.MEAN_GAP_SHARE), divide(average(to_mix), average(gap))
+        for opponent in self.list_opponents(policy):
+            difference = to_mix if opponent is Bound.MIX else score - lines[opponent].at(cost)
+            yield Key(policy, Metric.MEAN_DIFFERENCE, opponent), average(difference)
+            if isinstance(opponent, Predictor) and opponent.name == self.reference:
+                yield Key(policy, Metric.TO_REFERENCE), difference
+        for baseline, chance in candidate.reaching.items():
+            name, margin = baseline
+            fixed_cost, fixed_score = (each[:, self.baselines[name]] for each in fixed)
             front_cost = line.reach(fixed_score - margin)
-            yield (baseline, margin, "front_cost"), front_cost
-            yield (baseline, margin, "front_saving"), fixed_cost / front_cost
+            yield Key(policy, Metric.FRONT_COST, baseline), front_cost
+            yield Key(policy, Metric.FRONT_SAVING, baseline), fixed_cost / front_cost
             if chance is not None:
                 spent = own[0] @ chance
-                yield (baseline, margin, "cost"), spent
-                yield (baseline, margin, "saving"), fixed_cost / spent
-                yield (baseline, margin, "difference"), own[1] @ chance - fixed_score
+                yield Key(policy, Metric.REACHED_COST, baseline), spent
+                yield Key(policy, Metric.REACHED_SAVING, baseline), fixed_cost / spent
+                yield Key(policy, Metric.REACHED_DIFFERENCE, baseline), own[1] @ chance - fixed_score
 
 
-def measure_merits(
-    line: Curve, coarsest: tuple[Floats, Floats], finest: tuple[Floats, Floats]
-) -> Iterator[tuple[Any, Floats]]:
-    """The figures of merit of a front alone."""
-    yield "average_quality", average_quality(line, coarsest, finest)
-    yield "average_gap_recovered", average_gap_recovered(line, coarsest, finest)
-    yield "hypervolume", hypervolume(line, finest)
-    for recovered in fig.RECOVERED:
-        yield ("call_share", recovered), find_call_share(line, coarsest, finest, recovered)
+def _measure_choices(known: Floats, right_coarse_fine: Floats) -> Iterator[tuple[Metric, Floats]]:
+    """Shares of the samples that some scale answers; `known` is the share of these."""
+    shares = divide(right_coarse_fine, np.broadcast_to(known, right_coarse_fine.shape))
+    yield from zip((Metric.SMALLEST_RIGHT, Metric.TOO_COARSE, Metric.TOO_FINE), shares.T, strict=True)

@@ -1,15 +1,24 @@
 """How well estimates say what happens: Brier score, expected calibration error, reliability per scale."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap
 
 NUM_BINS = 10
+
+
+class _Part(Enum):
+    """What is summed over the images: squared errors per scale, estimate less score per scale and bin."""
+
+    SQUARES = auto()
+    SURPLUS = auto()
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +41,58 @@ class Reliability:
     score: Floats
 
 
+class Binned:
+    """Estimates `[num_samples, num_scales]` beside scores, sorted into bins from 0 to 1.
+
+    What lies outside of [0, 1] belongs to the bin at that end. `image` `[num_samples]` numbers the images
+    that the samples ask about.
+    """
+
+    def __init__(
+        self, estimates: ArrayLike, score: ArrayLike, image: ArrayLike, num_bins: int = NUM_BINS
+    ) -> None:
+        said, happened = np.asarray(estimates, dtype=np.float64), np.asarray(score, dtype=np.float64)
+        num_scales = said.shape[1]
+        self.shape = num_scales, num_bins
+        self.edges = np.linspace(0, 1, num_bins + 1)
+        bins = np.clip((said * num_bins).astype(np.int64), 0, num_bins - 1)
+        cell = np.arange(num_scales) * num_bins + bins
+        images = np.asarray(image)
+        shape = int(images.max()) + 1, num_scales * num_bins
+
+        def add_up(values: Floats) -> Floats:
+            """Sums per image and cell, `[num_images, num_scales * num_bins]`."""
+            cells = images[:, None] * shape[1] + cell
+            sums = np.bincount(cells.ravel(), weights=values.ravel(), minlength=shape[0] * shape[1])
+            return sums.astype(np.float64).reshape(shape)
+
+        def total(values: Floats) -> Floats:
+            return add_up(values).sum(axis=0).reshape(self.shape)
+
+        self.count = total(np.ones_like(said))
+        self.estimate, self.score = (
+            np.divide(total(each), self.count, out=np.full(self.shape, np.nan), where=self.count > 0)
+            for each in (said, happened)
+        )
+        self._squares, self._surplus = (said - happened) ** 2, add_up(said - happened)
+
+    def add_to(self, means: ImageMeans, owner: Hashable = None) -> None:
+        """Let `means` have what `measure` needs, under keys of this `owner`."""
+        means.add_columns((owner, _Part.SQUARES), self._squares)
+        means.add_sums((owner, _Part.SURPLUS), self._surplus)
+
+    def measure(
+        self, found: Mapping[Any, tuple[Floats, ...]], owner: Hashable = None
+    ) -> tuple[Floats, Floats]:
+        """Brier score and calibration error, each `[num_resamples, num_scales]`, of what `means` gave."""
+        (brier,), (surplus,) = found[owner, _Part.SQUARES], found[owner, _Part.SURPLUS]
+        return brier, abs(surplus).reshape(-1, *self.shape).sum(axis=2)
+
+    def describe(self, brier: Estimate, error: Estimate) -> Reliability:
+        """The bins beside the two metrics with their intervals."""
+        return Reliability(brier, error, self.edges, self.count, self.estimate, self.score)
+
+
 def measure_calibration(
     estimates: ArrayLike,
     score: ArrayLike,
@@ -46,34 +107,13 @@ def measure_calibration(
 
     `image` `[num_samples]` numbers the images that the samples ask about.
     """
-    said, happened = np.asarray(estimates, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    num_samples, num_scales = said.shape
-    bins = np.minimum((said * num_bins).astype(np.int64), num_bins - 1)
-    edges = np.linspace(0, 1, num_bins + 1)
-    cell = (np.arange(num_scales) * num_bins + bins).ravel()
-    size = num_scales * num_bins
-
-    def add_up(values: Floats) -> Floats:
-        sums = np.bincount(cell, weights=values.ravel(), minlength=size).astype(np.float64)
-        return sums.reshape(num_scales, num_bins)
-
-    count = add_up(np.ones_like(said))
-    with np.errstate(invalid="ignore"):
-        mean_estimate, mean_score = add_up(said) / count, add_up(happened) / count
-    means = ImageMeans(image)
-    means.add_columns("brier", (said - happened) ** 2)
-    for column in range(num_scales):
-        # Column `num_bins` is where a sample adds nothing; at point b the samples of bin b count.
-        surplus = np.column_stack([said[:, column] - happened[:, column], np.zeros(num_samples)])
-        inside = np.where(bins[:, column] == np.arange(num_bins)[:, None], 0, 1)
-        means.add(column, Schedule.of(inside), surplus)
-
-    def measure(weights: np.ndarray) -> dict[str, Floats]:
-        found = means(weights)
-        errors = [abs(found[column][0]).sum(axis=1) for column in range(num_scales)]
-        return {"brier": found["brier"][0], "error": np.stack(errors, axis=1)}
-
+    binned, means = Binned(estimates, score, image, num_bins), ImageMeans(image)
+    binned.add_to(means)
     found = bootstrap(
-        measure, means.num_images, num_resamples=num_resamples, seed=seed, confidence=confidence
+        lambda weights: dict(enumerate(binned.measure(means(weights)))),
+        means.num_images,
+        num_resamples=num_resamples,
+        seed=seed,
+        confidence=confidence,
     )
-    return Reliability(found["brier"], found["error"], edges, count, mean_estimate, mean_score)
+    return binned.describe(found[0], found[1])

@@ -1,15 +1,16 @@
 """Compares policies on one test split: operating points from calibration, figures from test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from experiments.evaluation import figures as fig
 from experiments.evaluation.accounts import TOKENS, Account
-from experiments.evaluation.bench import BUDGETED, MIX, Bench
-from experiments.evaluation.calibration import measure_calibration
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.candidates import Baseline
 from experiments.evaluation.contenders import Contender, Outcomes
 from experiments.evaluation.draws import list_headlines
 from experiments.evaluation.fronts import Floats
+from experiments.evaluation.keys import Bound, Key, Metric, Policy, Predictor, Rule
 from experiments.evaluation.merits import count_confusions
 from experiments.evaluation.oracles import (
     EXACT,
@@ -43,7 +44,7 @@ def compare_policies(
     reference: str | None = "question_only",
     num_budgets: int = 49,
     num_prices: int = 128,
-    num_resamples: int = 1000,
+    num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> fig.Comparison:
@@ -52,11 +53,17 @@ def compare_policies(
     `reference` names the contender that the others are compared with, if it is there. `num_prices` are traced
     at most. Costs and budgets are those of `account`. `resampled` are scores of drawn answers, for an oracle
     without luck. `seed` is that of the bootstrap: on the same test samples it draws the same images, whatever
-    the contenders are. Raises ValueError when an image is in both splits or there is no contender.
+    the contenders are. Raises ValueError when an image is in both splits, a split is empty, or contenders
+    are none or share a name.
     """
     check_confidence(confidence)
-    if not contenders:
-        raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
+    check_names([contender.name for contender in contenders])
+    for name, number in (("num_budgets", num_budgets), ("num_prices", num_prices)):
+        if number < 1:
+            raise ValueError(f"{name} is at least 1, got {number}")
+    check_calibration(calibration)
+    if not len(test):
+        raise ValueError("the test split is empty: label some images of it")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
     bench = Bench(
@@ -71,7 +78,7 @@ def compare_policies(
     )
     draws = resample(bench.measure, bench.means.num_images, num_resamples=num_resamples, seed=seed)
     estimated = {key: each.estimate(confidence) for key, each in draws.items()}
-    fixed, oracle = _point(estimated, "fixed"), _point(estimated, BUDGETED)
+    fixed = _point(estimated, Bound.FIXED)
     settings = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
     return fig.Comparison(
         account=account,
@@ -86,28 +93,54 @@ def compare_policies(
         fixed=fixed,
         best_fixed=bench.best_fixed,
         mix=upper_hull(fixed.cost.value, fixed.score.value),
-        oracle=Front(oracle.cost.value, oracle.score.value, bench.oracle_prices),
-        oracles={rule: _point(estimated, rule, 0) for rule in RULES},
-        mix_scores=estimated[MIX, "at budgets"],
-        oracle_scores=estimated[BUDGETED, "at budgets"],
-        oracle_gap=estimated[BUDGETED, "gap"],
-        bounds={name: _merits(estimated, name) for name in (MIX, BUDGETED)},
+        oracle=bench.oracle,
+        oracles={rule: _point(estimated, Rule(rule)) for rule in RULES},
+        mix_scores=estimated[Key(Bound.MIX, Metric.SCORE_AT_BUDGETS)],
+        oracle_scores=estimated[Key(Bound.BUDGETED, Metric.SCORE_AT_BUDGETS)],
+        oracle_gap=estimated[Key(Bound.BUDGETED, Metric.MEAN_GAP)],
+        bounds={bound: _collect_merits(estimated, bound) for bound in (Bound.MIX, Bound.BUDGETED)},
         luck_free=_measure_luck_free(test, bench.outcomes.cost, resampled, num_budgets, num_prices, settings),
-        differences=_test_differences(bench, draws, confidence),
-        predictors=[_collect(name, bench, estimated, settings) for name in bench.candidates],
+        differences=_test_differences(bench, draws, estimated),
+        predictors=[_collect(name, bench, estimated) for name in bench.candidates],
         reference=bench.reference,
         draws={name: dict(list_headlines(name, draws)) for name in bench.candidates},
     )
 
 
-def _point(estimated: Mapping[Any, Estimate], key: str, index: Any = ...) -> fig.Point:
-    return fig.Point(estimated[key, "cost"][index], estimated[key, "score"][index])
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError where there is no policy to compare, or two have one name."""
+    if not names:
+        raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ValueError(f"two policies of the comparison are called {twice!r}: give each a name of its own")
 
 
-def _merits(estimated: Mapping[Any, Estimate], key: str) -> fig.Merits:
-    found = {figure: value for (owner, figure), value in estimated.items() if owner == f"merits of {key}"}
-    shares = {recovered: found.pop(("call_share", recovered)) for recovered in fig.RECOVERED}
-    return fig.Merits(call_shares=shares, **found)
+def check_calibration(calibration: OutcomeTable) -> None:
+    """Raise ValueError for a calibration split without samples: prices and thresholds come from it."""
+    if not len(calibration):
+        raise ValueError("the calibration split is empty, and prices come from it: label some images of it")
+
+
+def _point(
+    estimated: Mapping[Key, Estimate],
+    policy: Policy,
+    metrics: tuple[Metric, Metric] = (Metric.POINT_COST, Metric.POINT_SCORE),
+) -> fig.Point:
+    cost, score = (estimated[Key(policy, metric)] for metric in metrics)
+    return fig.Point(cost, score)
+
+
+def _collect_merits(estimated: Mapping[Key, Estimate], policy: Policy) -> fig.Merits:
+    return fig.Merits(
+        average_quality=estimated[Key(policy, Metric.AVERAGE_QUALITY)].or_none(),
+        average_gap_recovered=estimated[Key(policy, Metric.AVERAGE_GAP_RECOVERED)].or_none(),
+        hypervolume=estimated[Key(policy, Metric.HYPERVOLUME)],
+        call_shares={
+            recovered: estimated[Key(policy, Metric.CALL_SHARE, recovered)].or_none()
+            for recovered in fig.RECOVERED
+        },
+    )
 
 
 def _measure_luck_free(
@@ -132,28 +165,40 @@ def _measure_luck_free(
     return found
 
 
-def _test_differences(bench: Bench, draws: Mapping[Any, Draws], confidence: float) -> list[fig.Difference]:
-    found = [draws[f"figures of {first}", ("mean to", second)] for first, second in bench.pairs]
-    p_values = [float(each.p_value()) for each in found]
+def _test_differences(
+    bench: Bench, draws: Mapping[Key, Draws], estimated: Mapping[Key, Estimate]
+) -> list[fig.Difference]:
+    keys = [Key(first, Metric.MEAN_DIFFERENCE, second) for first, second in bench.pairs]
+    p_values = [float(draws[key].p_value()) for key in keys]
+    floors = [draws[key].floor for key in keys]
+    adjusted, adjusted_floors = adjust_p_values(p_values), adjust_p_values(floors)
     return [
-        fig.Difference(*pair, each.estimate(confidence), p_value, float(adjusted))
-        for pair, each, p_value, adjusted in zip(
-            bench.pairs, found, p_values, adjust_p_values(p_values), strict=True
+        fig.Difference(
+            first.name,
+            second.name if isinstance(second, Predictor) else second,
+            mean=estimated[key],
+            p_value=p_values[number],
+            adjusted=float(adjusted[number]),
+            floor=floors[number],
+            adjusted_floor=float(adjusted_floors[number]),
         )
+        for number, (key, (first, second)) in enumerate(zip(keys, bench.pairs, strict=True))
     ]
 
 
-def _collect(
-    name: str, bench: Bench, estimated: Mapping[Any, Estimate], settings: Mapping[str, Any]
-) -> fig.PredictorFigures:
-    candidate = bench.candidates[name]
-    found = {figure: value for (owner, figure), value in estimated.items() if owner == f"figures of {name}"}
-    is_reference = name == bench.reference or bench.reference is None
-    points = _point(estimated, f"points of {name}")
-    right, coarse, fine = (found["choices"][index] for index in range(3))
+def _collect(name: str, bench: Bench, estimated: Mapping[Key, Estimate]) -> fig.PredictorFigures:
+    policy, candidate = Predictor(name), bench.candidates[name]
+
+    def find(metric: Metric, at: Hashable = None) -> Estimate:
+        return estimated[Key(policy, metric, at)]
+
+    points, to_reference, mean_to_reference = _point(estimated, policy), None, None
+    if bench.reference is not None and bench.reference != name:
+        to_reference = find(Metric.TO_REFERENCE)
+        mean_to_reference = find(Metric.MEAN_DIFFERENCE, Predictor(bench.reference))
     reliability = None
-    if candidate.estimates is not None:
-        reliability = measure_calibration(candidate.estimates, bench.outcomes.score, bench.image, **settings)
+    if name in bench.reliabilities:
+        reliability = bench.reliabilities[name].describe(find(Metric.BRIER), find(Metric.CALIBRATION_ERROR))
     return fig.PredictorFigures(
         name=name,
         policy=candidate.policy,
@@ -164,46 +209,54 @@ def _collect(
         budgets=bench.budgets,
         cost=candidate.realised,
         chosen=candidate.chosen,
-        to_reference=None if is_reference else found["to_reference"],
-        mean_to_reference=None if is_reference else found["mean_to_reference"],
-        mean_to_mix=found["mean to", MIX],
+        score=find(Metric.SCORE_AT_BUDGETS),
+        to_mix=find(Metric.TO_MIX),
+        to_reference=to_reference,
+        gap_share=find(Metric.GAP_SHARE),
+        mean_to_mix=find(Metric.MEAN_DIFFERENCE, Bound.MIX),
+        mean_to_reference=mean_to_reference,
+        mean_gap_share=find(Metric.MEAN_GAP_SHARE).or_none(),
         default=fig.DefaultPoint(
             candidate.default.price,
             candidate.default_scale,
-            _point(estimated, f"default of {name}", 0),
-            found["to_best_fixed"],
-            right,
-            coarse,
-            fine,
+            _point(estimated, policy, (Metric.DEFAULT_COST, Metric.DEFAULT_SCORE)),
+            find(Metric.TO_BEST_FIXED),
+            find(Metric.SMALLEST_RIGHT).or_none(),
+            find(Metric.TOO_COARSE).or_none(),
+            find(Metric.TOO_FINE).or_none(),
             count_confusions(bench.outcomes.score, candidate.default_scale),
         ),
-        merits=_merits(estimated, f"points of {name}"),
+        merits=_collect_merits(estimated, policy),
         non_inferiority=[
-            _judge(baseline, margin, bench, candidate.policy.price, chance, found)
-            for (baseline, margin), chance in candidate.reaching.items()
+            _judge(policy, baseline, bench, chance, estimated)
+            for baseline, chance in candidate.reaching.items()
         ],
         reliability=reliability,
-        **{key: found[key] for key in ("score", "to_mix", "gap_share", "mean_gap_share")},
     )
 
 
 def _judge(
-    baseline: str,
-    margin: float,
+    policy: Predictor,
+    baseline: Baseline,
     bench: Bench,
-    price: Floats,
     chance: Floats | None,
-    found: Mapping[Any, Estimate],
+    estimated: Mapping[Key, Estimate],
 ) -> fig.NonInferiority:
-    mine = {what: found.get((baseline, margin, what)) for what in ("cost", "saving", "difference")}
-    difference = mine["difference"]
+    name, margin = baseline
+    cost, saving, difference = (
+        estimated.get(Key(policy, metric, baseline))
+        for metric in (Metric.REACHED_COST, Metric.REACHED_SAVING, Metric.REACHED_DIFFERENCE)
+    )
+    price = bench.candidates[policy.name].policy.price
     return fig.NonInferiority(
-        baseline,
-        bench.baselines[baseline],
+        name,
+        bench.baselines[name],
         margin,
-        found[baseline, margin, "front_cost"],
-        found[baseline, margin, "front_saving"],
+        estimated[Key(policy, Metric.FRONT_COST, baseline)].or_none(),
+        estimated[Key(policy, Metric.FRONT_SAVING, baseline)].or_none(),
         prices=() if chance is None else tuple(price[chance > 0].tolist()),
+        cost=cost,
+        saving=saving,
+        difference=difference,
         is_shown=None if difference is None else bool(difference.low >= -margin - 1e-12),
-        **mine,
     )

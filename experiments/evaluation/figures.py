@@ -20,12 +20,15 @@ picked on the test samples, and flatters. The saving factor is the fixed scale's
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from experiments.evaluation.accounts import Account
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats
+from experiments.evaluation.keys import Bound
+from experiments.evaluation.merits import ROUNDING
 from experiments.evaluation.oracles import LuckFree
 from experiments.evaluation.statistics import Estimate
 from predictor.policy import Front
@@ -46,12 +49,16 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Merits:
-    """Figures of a front alone, as `merits` defines them; `call_shares` are CPT(x) by x."""
+    """Figures of a front alone, as `merits` defines them; `call_shares` are CPT(x) by x.
 
-    average_quality: Estimate
-    average_gap_recovered: Estimate
+    None for what does not exist: the finest scale costs no more than the coarsest or is no better, or a share
+    of the gap is never recovered.
+    """
+
+    average_quality: Estimate | None
+    average_gap_recovered: Estimate | None
     hypervolume: Estimate
-    call_shares: Mapping[float, Estimate]
+    call_shares: Mapping[float, Estimate | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +66,16 @@ class NonInferiority:
     """What it takes not to be inferior to a fixed scale at a margin, as above.
 
     `baseline` is FINEST or BEST_FIXED, `column` that scale's. `front_cost` and `front_saving` belong to the
-    front on test. `cost`, `saving`, `difference` and the verdict `is_shown` belong to the operating point
-    that calibration chose, drawn from `prices`; they are None, and `prices` empty, where no point was as good
-    on calibration.
+    front on test; they are None where it never reaches that score. `cost`, `saving`, `difference` and the
+    verdict `is_shown` belong to the operating point that calibration chose, drawn from `prices`; they are
+    None, and `prices` empty, where no point was as good on calibration.
     """
 
     baseline: str
     column: int
     margin: float
-    front_cost: Estimate
-    front_saving: Estimate
+    front_cost: Estimate | None
+    front_saving: Estimate | None
     prices: tuple[float, ...] = ()
     cost: Estimate | None = None
     saving: Estimate | None = None
@@ -78,17 +85,26 @@ class NonInferiority:
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Policy `first` less `second` (or the mix) at the mean costs of `first`, averaged over log budgets.
+    """Policy `first` less `second` at the mean costs of `first`, averaged over log budgets.
 
-    `p_value` is two-sided, from the paired bootstrap; `adjusted` is Holm's over all differences of a
-    comparison: every policy to the mix, and the first policy to every other one.
+    `second` is the name of a policy, or `Bound.MIX`. `p_value` is two-sided, from the paired bootstrap;
+    `adjusted` is Holm's over all differences of a comparison: every policy to the mix, and the first policy
+    to every other one. `floor` and `adjusted_floor` are the least that these can be with so many resamples:
+    a p-value that is at its floor is only known not to be larger.
     """
 
     first: str
-    second: str
+    second: str | Literal[Bound.MIX]
     mean: Estimate
     p_value: float
     adjusted: float
+    floor: float
+    adjusted_floor: float
+
+    @property
+    def label(self) -> str:
+        """Both policies, as a table names them."""
+        return f"{self.first} - {self.second.label if isinstance(self.second, Bound) else self.second}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,18 +113,19 @@ class DefaultPoint:
 
     Chosen on calibration, in training (`predictor.pricing`). `to_best_fixed` is the difference in score to
     the fixed scale that is best on calibration. Of the samples that some scale answers, the share
-    `smallest_right` got their smallest sufficient scale, `too_coarse` a coarser and `too_fine` a finer one.
-    `confusion` `[num_scales + 1, num_scales]` counts samples by needed and chosen scale, last those that no
-    scale answers. What a cascade chooses is the scale that it stops at.
+    `smallest_right` got their smallest sufficient scale, `too_coarse` a coarser and `too_fine` a finer one;
+    these are None where no scale answers any sample. `confusion` `[num_scales + 1, num_scales]` counts
+    samples by needed and chosen scale, last those that no scale answers. What a cascade chooses is the scale
+    that it stops at.
     """
 
     price: float
     choice: Columns
     point: Point
     to_best_fixed: Estimate
-    smallest_right: Estimate
-    too_coarse: Estimate
-    too_fine: Estimate
+    smallest_right: Estimate | None
+    too_coarse: Estimate | None
+    too_fine: Estimate | None
     confusion: Columns
 
 
@@ -118,9 +135,10 @@ class PredictorFigures:
 
     `trace` is every traced price; `front` `[num_points]` the operating points that calibration chose, from
     cheap to dear; `plan` `[num_budgets, num_points]` the chance of each under a budget. At the `budgets`
-    `[num_budgets]`: realised `cost`, share of the samples for which each scale
-    is `chosen` `[num_budgets, num_scales]`, `score` with its band, and the differences `to_mix` and
-    `to_reference` and the `gap_share` at that cost. `to_reference` is None for the reference itself.
+    `[num_budgets]`: realised `cost`, share of the samples for which each scale is `chosen` `[num_budgets,
+    num_scales]`, `score` with its band, and the differences `to_mix` and `to_reference` and the `gap_share`
+    at that cost. `to_reference` is None for the reference itself. Where mix and budgeted oracle meet there is
+    no gap to share: `gap_share` is nan at that budget, `mean_gap_share` None where they meet at all of them.
     `points` are those of `front` with intervals: its band. `reliability` is None for a policy that does not
     estimate anything.
     """
@@ -140,7 +158,7 @@ class PredictorFigures:
     gap_share: Estimate
     mean_to_mix: Estimate
     mean_to_reference: Estimate | None
-    mean_gap_share: Estimate
+    mean_gap_share: Estimate | None
     default: DefaultPoint
     merits: Merits
     non_inferiority: Sequence[NonInferiority]
@@ -177,12 +195,35 @@ class Comparison:
     mix_scores: Estimate
     oracle_scores: Estimate
     oracle_gap: Estimate
-    bounds: Mapping[str, Merits]
+    bounds: Mapping[Bound, Merits]
     luck_free: Mapping[str, LuckFree]
     differences: Sequence[Difference]
     predictors: Sequence[PredictorFigures]
     reference: str | None
     draws: Mapping[str, Mapping[str, Floats]]
+
+    @property
+    def nothing_to_gain(self) -> bool:
+        """Whether no choice of scales can do better on these samples than the mix.
+
+        True where all scales cost the same (so does a single one): no budget asks for a choice. And where the
+        budgeted oracle, which is handed the outcomes, is nowhere above the mix. False where the oracle is
+        cheaper than the cheapest fixed scale, as the cheapest scale is not the same one for every sample.
+        """
+        costs = self.fixed.cost.value
+        if self.oracle.cost[0] < costs.min() * (1 - ROUNDING):
+            return False
+        gap = float((self.oracle_scores.value - self.mix_scores.value).max())
+        return gap <= ROUNDING or float(np.ptp(costs)) <= ROUNDING * float(costs.max())
+
+    @property
+    def finer_scales_help(self) -> bool:
+        """Whether some fixed scale that costs more than the cheapest scores more on these samples.
+
+        Where none does, the cheapest scale alone is the mix. The budgeted oracle may be above it even then:
+        it knows for each sample which scale happened to be right.
+        """
+        return len(self.mix) > 1
 
     def find(self, name: str) -> PredictorFigures:
         """The figures of the predictor of that name."""
@@ -191,15 +232,3 @@ class Comparison:
     def list_positions(self, number: int) -> list[int]:
         """Positions of `number` budgets inside the range, evenly spaced: the ones that tables show."""
         return [round(i * (len(self.budgets) - 1) / (number + 1)) for i in range(1, number + 1)]
-
-
-def average(at_budgets: Floats) -> Floats:
-    """Mean over evenly spaced budgets by the trapezoid rule, `[..., num_budgets]` -> `[...]`."""
-    weights = np.ones(at_budgets.shape[-1])
-    weights[[0, -1]] = 0.5
-    return at_budgets @ (weights / weights.sum())
-
-
-def divide(part: Floats, whole: Floats) -> Floats:
-    """Shares; nan where there is nothing to share, as where mix and oracle meet."""
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 1e-9)

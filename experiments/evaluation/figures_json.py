@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.figures import Difference, Merits, NonInferiority, Point
+from experiments.evaluation.keys import Bound
 from experiments.evaluation.oracles import LuckFree
 from experiments.evaluation.statistics import Estimate
 
@@ -23,8 +24,8 @@ def to_json(values: Any) -> Any:
 
 
 def to_figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
-    """One figure with its interval."""
-    if estimate is None:
+    """One figure with its interval; None where it does not exist."""
+    if estimate is None or np.isnan(estimate.value[index]):
         return None
     return {name: to_json(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
 
@@ -69,10 +70,14 @@ def describe_difference(difference: Difference) -> dict[str, Any]:
     """One row of the comparison of policies."""
     return {
         "first": difference.first,
-        "second": difference.second,
+        "second": {"bound": difference.second.value}
+        if isinstance(difference.second, Bound)
+        else difference.second,
         "mean": to_figure(difference.mean),
-        "p_value": to_json(difference.p_value),
-        "adjusted": to_json(difference.adjusted),
+        **{
+            name: to_json(getattr(difference, name))
+            for name in ("p_value", "adjusted", "floor", "adjusted_floor")
+        },
     }
 
 

@@ -2,20 +2,21 @@
 
 `Curve` is a front in each of any number of resamples. The coarsest and the finest fixed scale are
 `(cost, score)` pairs of arrays `[num_resamples]`, their mean costs and scores in the same resamples. Costs
-include the policy's own. A figure that does not exist (a gap of zero, a score that is never reached) is nan.
+include the policy's own. A figure that does not exist is nan: the finest scale costs no more than the
+coarsest, or is no better; a score is never reached.
 
 Two figures of merit are elsewhere: the share of the gap from mix to budgeted oracle (`figures`), and how well
 estimates are calibrated (`calibration`).
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import moocore
 import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
-from predictor.hull import upper_hull
+from experiments.evaluation.keys import Metric
 
 Pair = tuple[Floats, Floats]
 # Means reach us as sums divided by counts: a score is reached, a gap is zero, up to this.
@@ -36,17 +37,43 @@ class Curve:
     @classmethod
     def of(cls, cost: ArrayLike, score: ArrayLike) -> "Curve":
         """Points in any order."""
-        costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
-        order = np.lexsort((scores, costs), axis=-1)
-        costs, scores = (np.take_along_axis(each, order, axis=-1) for each in (costs, scores))
-        for point in reversed(range(costs.shape[1] - 1)):
-            same = costs[:, point] == costs[:, point + 1]
-            scores[same, point] = scores[same, point + 1]
+        costs, scores = np.array(cost, dtype=np.float64), np.array(score, dtype=np.float64)
+        # Sorting is slow, and most policies' points come in order.
+        rows = np.flatnonzero((costs[:, 1:] < costs[:, :-1]).any(axis=1))
+        if rows.size:
+            order = np.argsort(costs[rows], axis=1, kind="stable")
+            for values in (costs, scores):
+                values[rows] = np.take_along_axis(values[rows], order, axis=1)
+        same = costs[:, 1:] == costs[:, :-1]
+        places = np.flatnonzero(same.any(axis=0)).tolist()
+        # The best of a group of equal costs goes down to its first point, and up again to its last.
+        for place, (source, target) in [(place, (1, 0)) for place in reversed(places)] + [
+            (place, (0, 1)) for place in places
+        ]:
+            here = same[:, place]
+            better = np.maximum(scores[here, place + source], scores[here, place + target])
+            scores[here, place + target] = better
         return cls(costs, scores)
 
     def at(self, cost: Floats) -> Floats:
         """Score on the line, flat beyond its ends, `[num_resamples, num_costs]` like `cost`."""
-        return np.stack([np.interp(*row) for row in zip(cost, self.cost, self.score, strict=True)])
+        num_rows, num_points = self.cost.shape
+        if num_points == 1:
+            return np.repeat(self.score, cost.shape[1], axis=1)
+        costs, scores = self.cost.ravel(), self.score.ravel()
+        first = np.arange(0, num_rows * num_points, num_points)[:, None]
+        # Binary search in all rows at once: the last point but one that costs no more, else the first.
+        before = np.broadcast_to(first, cost.shape).copy()
+        last = first + num_points - 2
+        step = 1 << (num_points - 2).bit_length()
+        while step := step // 2:
+            further = np.minimum(before + step, last)
+            np.copyto(before, further, where=costs.take(further) <= cost)
+        low, high = costs.take(before), costs.take(before + 1)
+        share = (cost >= high).astype(np.float64)
+        np.divide(cost - low, high - low, out=share, where=(low < cost) & (cost < high))
+        low_score = scores.take(before)
+        return low_score + share * (scores.take(before + 1) - low_score)
 
     def reach(self, score: Floats) -> Floats:
         """Least cost on the line at which it is at least as high as `score`, both `[num_resamples]`."""
@@ -61,23 +88,61 @@ class Curve:
 
     def area(self, low: Floats, high: Floats) -> Floats:
         """Area under the line, flat beyond its ends, between two costs `[num_resamples]`."""
-        inside = np.clip(self.cost, low[:, None], high[:, None])
-        costs = np.concatenate([low[:, None], inside, high[:, None]], axis=1)
-        return np.trapezoid(self.at(costs), costs, axis=1)
+        ends = np.stack([low, high], axis=1)
+        at_low, at_high = self.at(ends)[:, :, None].swapaxes(0, 1)
+        heights = np.where(self.cost < ends[:, :1], at_low, self.score)
+        heights = np.where(self.cost > ends[:, 1:], at_high, heights)
+        inside = np.clip(self.cost, ends[:, :1], ends[:, 1:])
+        costs = np.concatenate([ends[:, :1], inside, ends[:, 1:]], axis=1)
+        return np.trapezoid(np.concatenate([at_low, heights, at_high], axis=1), costs, axis=1)
 
     def hull(self) -> "Curve":
-        """The non-decreasing upper concave hull in each resample, its last vertex repeated."""
-        vertices = [upper_hull(*row) for row in zip(self.cost, self.score, strict=True)]
-        index = np.full(self.cost.shape, -1)
-        for row, its in zip(index, vertices, strict=True):
-            row[:] = its[-1]
-            row[: len(its)] = its
-        return Curve(*(np.take_along_axis(each, index, axis=1) for each in (self.cost, self.score)))
+        """The non-decreasing upper concave hull in each resample, its height at each of the points' costs."""
+        height = np.maximum.accumulate(self.score, axis=1)
+        num_rows, num_points = height.shape
+        costs, heights = self.cost.ravel(), height.ravel()
+        is_vertex = np.ones(height.shape, dtype=bool)
+        # Of equal points the first one stays.
+        is_vertex[:, 1:] = self.cost[:, 1:] > self.cost[:, :-1]
+        vertex = is_vertex.ravel()
+        # A point on or below the line between its neighbours is no vertex, even if they are none themselves:
+        # all of these go at once, until there are none.
+        left = np.flatnonzero(vertex)
+        while left.size > 2:
+            row = left // num_points
+            cost, score = costs[left], heights[left]
+            low_cost, low_score = cost[:-2], score[:-2]
+            rise = (score[2:] - low_score) * (cost[1:-1] - low_cost)
+            below = (score[1:-1] - low_score) * (cost[2:] - low_cost) <= rise
+            below &= row[:-2] == row[2:]
+            if not below.any():
+                break
+            vertex[left[1:-1][below]] = False
+            # Rows from which nothing went are done.
+            unfinished = np.zeros(num_rows, dtype=bool)
+            unfinished[row[1:-1][below]] = True
+            left = left[vertex[left] & unfinished[row]]
+        column = np.arange(num_points)
+        before = np.maximum.accumulate(np.where(is_vertex, column, 0), axis=1)
+        after = np.where(is_vertex, column, num_points - 1)
+        after = np.minimum.accumulate(after[:, ::-1], axis=1)[:, ::-1]
+        rows, columns = np.nonzero(~is_vertex)
+        low, high = before[rows, columns], after[rows, columns]
+        low_cost, low_score = self.cost[rows, low], height[rows, low]
+        width = self.cost[rows, high] - low_cost
+        share = np.zeros(len(rows))
+        np.divide(self.cost[rows, columns] - low_cost, width, out=share, where=width > 0)
+        hull = height.copy()
+        hull[rows, columns] = low_score + share * (height[rows, high] - low_score)
+        return Curve(self.cost, hull)
 
     def start_from(self, coarsest: Pair) -> "Curve":
         """With the coarsest fixed scale among the points: whoever has a predictor can do without it."""
-        points = zip((self.cost, self.score), coarsest, strict=True)
-        return Curve.of(*(np.column_stack([own, each]) for own, each in points))
+        cost, score = coarsest
+        if ((self.cost[:, 0] == cost) & (self.score[:, 0] >= score)).all():
+            return self
+        points = zip(coarsest, (self.cost, self.score), strict=True)
+        return Curve.of(*(np.column_stack([each, own]) for each, own in points))
 
 
 def average_quality(curve: Curve, coarsest: Pair, finest: Pair) -> Floats:
@@ -89,7 +154,7 @@ def average_quality(curve: Curve, coarsest: Pair, finest: Pair) -> Floats:
     takes the range from its set of models; its code divides by c_max, and c_min there is nearly 0.)
     """
     low, high = coarsest[0], finest[0]
-    return _divide(curve.start_from(coarsest).hull().area(low, high), high - low)
+    return divide(curve.start_from(coarsest).hull().area(low, high), high - low)
 
 
 def average_gap_recovered(curve: Curve, coarsest: Pair, finest: Pair) -> Floats:
@@ -102,8 +167,8 @@ def average_gap_recovered(curve: Curve, coarsest: Pair, finest: Pair) -> Floats:
     its code takes the trapezoids as here. Above 1 where the policy beats the finest scale for less.
     """
     low, high = coarsest[0], finest[0]
-    mean = _divide(curve.start_from(coarsest).area(low, high), high - low)
-    return _divide(mean - coarsest[1], finest[1] - coarsest[1])
+    mean = divide(curve.start_from(coarsest).area(low, high), high - low)
+    return divide(mean - coarsest[1], finest[1] - coarsest[1])
 
 
 def find_call_share(curve: Curve, coarsest: Pair, finest: Pair, recovered: float) -> Floats:
@@ -115,22 +180,31 @@ def find_call_share(curve: Curve, coarsest: Pair, finest: Pair, recovered: float
     """
     gap = finest[1] - coarsest[1]
     cost = curve.start_from(coarsest).reach(coarsest[1] + recovered * gap)
-    return np.where(gap > ROUNDING, _divide(cost - coarsest[0], finest[0] - coarsest[0]), np.nan)
+    return np.where(gap > ROUNDING, divide(cost - coarsest[0], finest[0] - coarsest[0]), np.nan)
 
 
 def hypervolume(curve: Curve, finest: Pair) -> Floats:
     """Area that the points dominate, up to the finest scale's mean cost and down to score 0, over that cost.
 
-    Points are taken as they are, not mixed: a staircase (Zitzler and Thiele 1998; computed by moocore). In
+    Points are taken as they are, not mixed: a staircase (Zitzler and Thiele 1998). In [0, 1] for scores in
     [0, 1]; a perfect policy without cost has 1.
     """
-    return np.array(
-        [
-            moocore.hypervolume(np.column_stack(row), ref=[reference, 0.0], maximise=[False, True])
-            / reference
-            for *row, reference in zip(curve.cost, curve.score, finest[0], strict=True)
-        ]
-    )
+    reference = finest[0][:, None]
+    best = np.maximum(np.maximum.accumulate(curve.score, axis=1), 0.0)
+    widths = np.diff(np.minimum(np.concatenate([curve.cost, reference], axis=1), reference), axis=1)
+    return (best * widths).sum(axis=1) / finest[0]
+
+
+def measure_merits(
+    curve: Curve, coarsest: Pair, finest: Pair, recovered: Sequence[float]
+) -> Iterator[tuple[Metric, float | None, Floats]]:
+    """The figures of merit of a front alone, CPT at each of `recovered`: (metric, at, values)."""
+    yield Metric.HYPERVOLUME, None, hypervolume(curve, finest)
+    started = curve.start_from(coarsest)
+    yield Metric.AVERAGE_QUALITY, None, average_quality(started, coarsest, finest)
+    yield Metric.AVERAGE_GAP_RECOVERED, None, average_gap_recovered(started, coarsest, finest)
+    for share in recovered:
+        yield Metric.CALL_SHARE, share, find_call_share(started, coarsest, finest, share)
 
 
 def count_confusions(score: ArrayLike, choice: ArrayLike) -> Columns:
@@ -146,5 +220,13 @@ def count_confusions(score: ArrayLike, choice: ArrayLike) -> Columns:
     return cells.reshape(num_scales + 1, num_scales)
 
 
-def _divide(part: Floats, whole: Floats) -> Floats:
+def average(at_budgets: Floats) -> Floats:
+    """Mean over evenly spaced budgets by the trapezoid rule, `[..., num_budgets]` -> `[...]`."""
+    weights = np.ones(at_budgets.shape[-1])
+    weights[[0, -1]] = 0.5
+    return at_budgets @ (weights / weights.sum())
+
+
+def divide(part: Floats, whole: Floats) -> Floats:
+    """Shares; nan where there is nothing to share, as where mix and oracle meet."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > ROUNDING)

@@ -1,12 +1,12 @@
 """`metrics.json`: what an evaluation found, for other programs to read.
 
-Schema version 4. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
-does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seeds give
-the same bytes. `experiments.evaluation.figures` defines every figure; `draws.safetensors` beside it holds
-the headline figures on every resample (`experiments.evaluation.draws`).
+does not exist (the share of a gap of zero), in place of the whole figure. No times and no paths: the same
+labels, predictors and seeds give the same bytes. `experiments.evaluation.figures` defines every figure;
+`draws.safetensors` beside it holds the headline figures on every resample (`experiments.evaluation.draws`).
 
-    schema_version          4
+    schema_version          5
     task, backbone          names
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
@@ -20,11 +20,15 @@ the headline figures on every resample (`experiments.evaluation.draws`).
                             per scale and front from cheap to dear: expected cost, score; gap
     bounds                  mix, budgeted: at_budgets [k] scores, and merits as below
     oracle_gap              from mix to budgeted oracle, over log budgets
+    nothing_to_gain         true where all scales cost the same, or the oracle is nowhere above the mix
+    finer_scales_help       false where no fixed scale that costs more than the cheapest scores more
     budgeted_oracle         cost [t], score [t]: all vertices of its front, or the most evenly spread ones
     kinds                   per kind of question: num_samples, score [num_scales]
     reference               the predictor that the others are compared with, or null
-    differences             every policy to the mix, the first one to the others: first, second, mean over log
-                            budgets at matched cost, p_value, adjusted (Holm over all of them)
+    differences             every policy to the mix, the first one to the others: first (a name), second (a
+                            name, or {"bound": "mix"} for the mix of fixed scales), mean over log budgets at
+                            matched cost, p_value, adjusted (Holm over all of them); floor, adjusted_floor:
+                            the least that these can be with so many resamples
     predictors.NAME         the one that the report is about comes first
         seed, starts_from   that it was trained with; predictor that a cascade starts from; or null
         mean_to_mix, mean_to_reference, mean_gap_share      over log budgets
@@ -71,7 +75,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.bench import BUDGETED, MIX
 from experiments.evaluation.figures import Comparison, PredictorFigures
 from experiments.evaluation.figures_json import (
     describe_difference,
@@ -84,10 +87,11 @@ from experiments.evaluation.figures_json import (
     to_figure,
     to_json,
 )
+from experiments.evaluation.keys import Bound
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 def collect_metrics(
@@ -133,21 +137,20 @@ def collect_metrics(
         },
         "luck_free": describe_luck_free(comparison.luck_free),
         "bounds": {
-            name: {"at_budgets": list_estimates(scores), **describe_merits(comparison.bounds[name])}
-            for name, scores in ((MIX, comparison.mix_scores), (BUDGETED, comparison.oracle_scores))
+            bound.value: {"at_budgets": list_estimates(scores), **describe_merits(comparison.bounds[bound])}
+            for bound, scores in (
+                (Bound.MIX, comparison.mix_scores),
+                (Bound.BUDGETED, comparison.oracle_scores),
+            )
         },
         "oracle_gap": to_figure(comparison.oracle_gap),
+        "nothing_to_gain": comparison.nothing_to_gain,
+        "finer_scales_help": comparison.finer_scales_help,
         "budgeted_oracle": {
             "cost": to_json(comparison.oracle.cost),
             "score": to_json(comparison.oracle.score),
         },
-        "kinds": {
-            kind: {
-                "num_samples": int(rows.sum()),
-                "score": to_json(test.score[rows].mean(axis=0, dtype=np.float64)),
-            }
-            for kind, rows in split_kinds(test).items()
-        },
+        "kinds": _describe_kinds(test),
         "reference": comparison.reference,
         "differences": [describe_difference(difference) for difference in comparison.differences],
         "predictors": {
@@ -182,14 +185,33 @@ def collect_account(comparison: Comparison) -> dict[str, Any]:
 
 def split_kinds(table: OutcomeTable) -> dict[str, np.ndarray]:
     """Rows of each kind of question as masks, in alphabetical order; a task without kinds is one kind."""
-    kinds = np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
+    kinds = _list_kinds(table)
     return {str(kind): kinds == kind for kind in np.unique(kinds)}
+
+
+def _list_kinds(table: OutcomeTable) -> np.ndarray:
+    """The kind of each question, `[num_samples]`; that of a task without kinds is the task."""
+    return np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Write them as UTF-8 JSON, keys in their order."""
     text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _describe_kinds(test: OutcomeTable) -> dict[str, Any]:
+    """Count and mean scores of each kind of question."""
+    names, kind = np.unique(_list_kinds(test), return_inverse=True)
+    num_samples = np.bincount(kind)
+    scores = [np.bincount(kind, weights=column) / num_samples for column in test.score.T]
+    return {
+        str(name): {
+            "num_samples": int(num_samples[number]),
+            "score": to_json([each[number] for each in scores]),
+        }
+        for number, name in enumerate(names)
+    }
 
 
 def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, Any]:

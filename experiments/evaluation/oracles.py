@@ -28,10 +28,10 @@ from experiments.evaluation.fronts import (
     choose_as_oracle,
     find_smallest_right,
     raise_budgets,
-    score_of_mix,
     trace_prices,
 )
-from experiments.evaluation.merits import Curve
+from experiments.evaluation.keys import Bound
+from experiments.evaluation.merits import Curve, average
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap, number_images
 from predictor.policy import find_unit, space_budgets
@@ -128,27 +128,25 @@ def measure_luck_free(
     by, scores = (np.asarray(each, dtype=np.float64) for each in (estimates, score))
     image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
     means = ImageMeans(image)
-    means.add_columns("fixed", costs, scores.mean(axis=0))
+    means.add_columns(Bound.FIXED, costs, scores.mean(axis=0))
     runs = [find_switches(each, costs) for each in by]
     prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
     for run, switches in enumerate(runs):
         means.add(run, Schedule.at_prices(switches, prices, unit), costs, scores[run])
     budgets = space_budgets(costs, num_budgets)
-    spacing = np.ones(num_budgets)
-    spacing[[0, -1]] = 0.5
 
     def measure(weights: np.ndarray) -> dict[str, Floats]:
         found = means(weights)
         front = [np.mean([found[run][what] for run in range(num_runs)], axis=0)[:, ::-1] for what in (0, 1)]
-        fixed_cost, fixed_score = found["fixed"]
+        fixed_cost, fixed_score = found[Bound.FIXED]
         at = raise_budgets(budgets, fixed_cost)
-        gap = Curve.of(*front).at(at) - score_of_mix(fixed_cost, fixed_score, at)
+        gap = Curve.of(*front).at(at) - Curve.of(fixed_cost, fixed_score).hull().at(at)
         return {
             "fixed_cost": fixed_cost,
             "fixed_score": fixed_score,
             "cost": front[0],
             "score": front[1],
-            "gap": np.average(gap, axis=1, weights=spacing),
+            "gap": average(gap),
         }
 
     found = bootstrap(

@@ -22,14 +22,20 @@ Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
 Measure = Callable[[NDArray[Any]], Mapping[Key, Floats]]
 
-# Bytes of weights, and of sums per image, that are held at once: bounds the memory, changes nothing else.
-_MOST_WEIGHTS, _MOST_SUMS = 2**29, 2**27
+# Resamples that are measured together at most, bytes of their weights, and of sums per image that are held at
+# once: bounds the memory, changes nothing else.
+_MOST_RESAMPLES, _MOST_WEIGHTS, _MOST_SUMS = 512, 2**27, 2**27
+_MOST_COUNTS = 2**18
 _FEW = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A figure on the test samples with its interval over resamples, all of one shape."""
+    """A metric on the test samples with its interval over resamples, all of one shape.
+
+    Of an array of metrics those that do not exist are nan in all three. A single one that does not exist is
+    None wherever a reader might meet it (`or_none`).
+    """
 
     value: Floats
     low: Floats
@@ -37,6 +43,10 @@ class Estimate:
 
     def __getitem__(self, index: Any) -> "Estimate":
         return Estimate(self.value[index], self.low[index], self.high[index])
+
+    def or_none(self) -> "Estimate | None":
+        """A single metric, or None where it does not exist."""
+        return None if np.isnan(self.value) else self
 
 
 def check_confidence(confidence: float) -> None:
@@ -76,10 +86,16 @@ class ImageMeans:
 
     def add_columns(self, key: Hashable, *values: Floats) -> None:
         """As many policies as columns, each with a value of its own: `values` `[num_rows, num_columns]`."""
-        self._sums[key] = [
-            (np.column_stack([np.bincount(self._image, weights=column) for column in table.T]), None)
-            for table in values
-        ]
+        self.add_sums(key, *map(self._add_up, values))
+
+    def _add_up(self, values: Floats) -> Floats:
+        """Sums over the rows of each image, `[num_rows, num_columns]` -> `[num_images, num_columns]`."""
+        sums = [np.bincount(self._image, weights=column) for column in values.T]
+        return np.column_stack(sums).astype(np.float64)
+
+    def add_sums(self, key: Hashable, *sums: Floats) -> None:
+        """The same from sums over the rows of each image, each `[num_images, num_columns]`."""
+        self._sums[key] = [(each, None) for each in sums]
 
     def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
         """By key, the mean of each of its values at its points, `[num_resamples, num_points]`.
@@ -125,36 +141,50 @@ def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
 def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.unsignedinteger]]:
     """How often each image is drawn, `[chunk, num_images]`, chunk by chunk; rows sum to `num_images`."""
     rng = np.random.default_rng(seed)
-    most = max(1, _MOST_WEIGHTS // (2 * num_images))
+    most = min(_MOST_RESAMPLES, max(1, _MOST_WEIGHTS // (2 * num_images)))
+    # Rows that are counted together: a few at a time where images are many.
+    few = max(1, _MOST_COUNTS // num_images)
     for start in range(0, num_resamples, most):
         chunk = np.empty((min(most, num_resamples - start), num_images), dtype=np.uint16)
-        for row in chunk:
-            drawn = rng.integers(num_images, size=num_images, dtype=np.int32)
-            counts = np.bincount(drawn, minlength=num_images)
+        for row in range(0, len(chunk), few):
+            rows = chunk[row : row + few]
+            cells = rng.integers(num_images, size=rows.shape, dtype=np.int32).astype(np.int64)
+            cells += num_images * np.arange(len(rows))[:, None]
+            counts = np.bincount(cells.ravel(), minlength=rows.size)
             assert counts.max() < 2**16
-            row[:] = counts
+            rows[:] = counts.reshape(rows.shape)
         yield chunk
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A figure on the test samples, `value`, and on every resample, `drawn` `[num_resamples, ...]`."""
+    """A metric on the test samples, `value`, and on every resample, `drawn` `[num_resamples, ...]`."""
 
     value: Floats
     drawn: Floats
 
     def estimate(self, confidence: float = 0.95) -> Estimate:
-        """The figure with its percentile interval; nan (a resample without the figure) is left out of it."""
+        """The metric with its percentile interval; nan (a resample without the metric) is left out of it.
+
+        A metric that does not exist (`exists`) is nan, with both its bounds.
+        """
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-        if not np.isnan(self.drawn).any():
-            return Estimate(self.value, *np.quantile(self.drawn, tails, axis=0))
-        # Where every resample is nan so is the interval; numpy would warn of it.
-        missing = np.isnan(self.drawn).all(axis=0)
-        low, high = np.nanquantile(np.where(missing, 0.0, self.drawn), tails, axis=0)
-        return Estimate(self.value, np.where(missing, np.nan, low), np.where(missing, np.nan, high))
+        # Resamples last: `resample` keeps those of one metric side by side.
+        drawn = np.moveaxis(self.drawn, 0, -1)
+        if not np.isnan(self.drawn).any() and not np.isnan(self.value).any():
+            return Estimate(self.value, *np.quantile(drawn, tails, axis=-1))
+        exists = self.exists
+        # numpy would warn of a metric without any resample.
+        bounds = np.nanquantile(np.where(exists[..., None], drawn, 0.0), tails, axis=-1)
+        return Estimate(*(np.where(exists, each, np.nan) for each in (self.value, *bounds)))
+
+    @property
+    def exists(self) -> NDArray[np.bool_]:
+        """Whether the metric exists on the test samples, and on some resample."""
+        return ~np.isnan(self.value) & ~np.isnan(self.drawn).all(axis=0)
 
     def p_value(self) -> Floats:
-        """Two-sided p-value of a difference of zero, at least `2 / (num_resamples + 1)`.
+        """Two-sided p-value of a difference of zero, at least `floor`.
 
         Twice the smaller share of resamples on one side of zero, zero itself on both, with one resample
         added to either count (Davison and Hinkley 1997, section 4.2): what inverting the percentile interval
@@ -163,6 +193,11 @@ class Draws:
         drawn = np.nan_to_num(self.drawn)
         sides = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
         return np.minimum(1.0, 2 * (1 + sides) / (len(drawn) + 1))
+
+    @property
+    def floor(self) -> float:
+        """The least p-value that so many resamples can give, `2 / (num_resamples + 1)`."""
+        return min(1.0, 2 / (len(self.drawn) + 1))
 
 
 def resample(measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int) -> dict[Key, Draws]:
@@ -174,11 +209,14 @@ def resample(measure: Measure[Key], num_images: int, *, num_resamples: int, seed
     if num_resamples < 1:
         raise ValueError(f"an interval needs num_resamples >= 1: {num_resamples}")
     point = measure(np.ones((1, num_images)))
-    chunks: dict[Key, list[Floats]] = {name: [] for name in point}
+    drawn = {key: np.empty((*values.shape[1:], num_resamples)) for key, values in point.items()}
+    start = 0
     for weights in draw_weights(num_images, num_resamples, seed):
-        for name, drawn in measure(weights).items():
-            chunks[name].append(drawn)
-    return {name: Draws(point[name][0], np.concatenate(parts)) for name, parts in chunks.items()}
+        stop = start + len(weights)
+        for key, values in measure(weights).items():
+            drawn[key][..., start:stop] = np.moveaxis(values, 0, -1)
+        start = stop
+    return {key: Draws(point[key][0], np.moveaxis(drawn[key], -1, 0)) for key in point}
 
 
 def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:

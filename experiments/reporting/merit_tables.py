@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments.evaluation.bench import BUDGETED, MIX
 from experiments.evaluation.figures import FINEST, RECOVERED, Comparison
+from experiments.evaluation.keys import Bound
 from experiments.evaluation.oracles import LUCK_FREE
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
@@ -18,9 +18,8 @@ def build_merit_tables(comparison: Comparison) -> list[Table]:
 
 
 def _tabulate_merits(comparison: Comparison) -> Table:
-    bounds = {"mix of fixed scales": MIX, "budgeted oracle": BUDGETED}
-    merits = {figures.name: figures.merits for figures in comparison.predictors}
-    merits |= {label: comparison.bounds[name] for label, name in bounds.items()}
+    merits = [(figures.name, figures.merits) for figures in comparison.predictors]
+    merits += [(bound.label, comparison.bounds[bound]) for bound in (Bound.MIX, Bound.BUDGETED)]
     rows = [
         (
             name,
@@ -29,7 +28,7 @@ def _tabulate_merits(comparison: Comparison) -> Table:
             *(format_share(its.call_shares[recovered]) for recovered in RECOVERED),
             format_score(its.hypervolume),
         )
-        for name, its in merits.items()
+        for name, its in merits
     ]
     caption = (
         "Figures of merit over linear cost, as routing papers give them: AIQ (RouterBench), APGR and CPT "
@@ -68,7 +67,7 @@ def _tabulate_non_inferiority(comparison: Comparison) -> Table:
 def _tabulate_tests(comparison: Comparison) -> Table:
     rows = [
         (
-            f"{each.first} - {each.second}",
+            each.label,
             format_difference(each.mean),
             f"{each.p_value:.3f}",
             f"{each.adjusted:.3f}",

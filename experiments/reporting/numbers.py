@@ -7,8 +7,10 @@ from experiments.evaluation.statistics import Estimate
 MINUS = "\N{MINUS SIGN}"
 
 
-def format_score(estimate: Estimate) -> str:
-    """A score in percent with its interval."""
+def format_score(estimate: Estimate | None) -> str:
+    """A score in percent with its interval; a dash for none."""
+    if estimate is None:
+        return "-"
     low, high = map(format_percent, (estimate.low, estimate.high))
     return f"{format_percent(estimate.value)} [{low}, {high}]"
 
@@ -23,9 +25,9 @@ def format_difference(estimate: Estimate | None) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def format_share(estimate: Estimate) -> str:
+def format_share(estimate: Estimate | None) -> str:
     """A share in percent with its interval; a dash where it does not exist."""
-    if np.isnan(estimate.value):
+    if estimate is None or np.isnan(estimate.value):
         return "-"
     value, low, high = (
         write_number(100 * each, ".0f") for each in (estimate.value, estimate.low, estimate.high)

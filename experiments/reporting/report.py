@@ -82,8 +82,9 @@ def write_report(
         picture=base64.b64encode(picture).decode("ascii"),
         tables={table.name: table for table in list_tables(findings)},
         shares={
-            key: float(getattr(first.default, key).value)
+            key: float(found.value)
             for key in ("smallest_right", "too_coarse", "too_fine")
+            if (found := getattr(first.default, key)) is not None
         },
         confusion=_tabulate_confusion(first.default.confusion, comparison.scales),
         reliability=[

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-
 from experiments.evaluation.figures import Comparison, PredictorFigures
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.charts import build_chart
@@ -45,8 +43,8 @@ class Row:
         return self.comparison.predictors[0]
 
     @property
-    def gap_share(self) -> Estimate:
-        """Of the gap from mix to budgeted oracle, averaged over log budgets."""
+    def gap_share(self) -> Estimate | None:
+        """Of the gap from mix to budgeted oracle, averaged over log budgets; None where there is no gap."""
         return self.figures.mean_gap_share
 
     @property
@@ -74,7 +72,10 @@ def write_transfer(
     write_tables(output / "tables", [table])
     plain = [
         {name: getattr(row, name) for name in ("target", "trained_on", "priced_on")}
-        | {name: asdict(getattr(row, name)) for name in ("gap_share", "to_mix")}
+        | {
+            name: found and asdict(found)
+            for name, found in (("gap_share", row.gap_share), ("to_mix", row.to_mix))
+        }
         for row in rows
     ]
     write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))
@@ -116,7 +117,7 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
         ways = [
             f"{format_share(each.mean_gap_share)} {each.name}"
             for each in comparison.predictors
-            if not np.isnan(each.mean_gap_share.value)
+            if each.mean_gap_share is not None
         ]
         if ways:
             found = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(ways)}."

@@ -271,3 +271,48 @@ def test_sweep_is_the_front_that_is_measured():
     budgets = np.linspace(1, 36, 30)
     expected = np.interp(budgets, front.cost[::-1], front.score[::-1])
     assert Curve.of(front.cost[None], front.score[None]).at(budgets[None])[0] == pytest.approx(expected)
+
+
+def draw_curves(seed, num_rows=30, num_points=12):
+    """Costs and scores `[num_rows, num_points]` in any order, with ties in both."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 9, (num_rows, num_points)) / 2, rng.integers(0, 6, (num_rows, num_points)) / 5
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 3, 12])
+def test_lines_of_many_resamples_are_those_of_each(num_points):
+    """Below, on, between and beyond the points, against the literal line."""
+    cost, score = draw_curves(0, num_points=num_points)
+    wanted = np.random.default_rng(1).integers(-2, 22, (30, 40)) / 4
+    found = Curve.of(cost, score).at(wanted)
+    for row in range(30):
+        points = list(zip(cost[row], score[row], strict=True))
+        assert found[row] == pytest.approx([line_literally(points, each) for each in wanted[row]], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hulls_of_many_resamples_are_those_of_each(seed):
+    cost, score = draw_curves(seed)
+    curve = Curve.of(cost, score)
+    hulls = curve.hull()
+    for row in range(30):
+        vertices = upper_hull(cost[row], score[row])
+        expected = np.interp(hulls.cost[row], cost[row, vertices], score[row, vertices])
+        assert hulls.score[row] == pytest.approx(expected, abs=1e-12)
+    # A convex chain of many points, the worst there is: its hull is one line.
+    costs = np.arange(200.0)[None]
+    assert Curve.of(costs, (costs / 199) ** 2).hull().score == pytest.approx(costs / 199)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_areas_and_hypervolumes_of_many_resamples_are_those_of_each(seed):
+    cost, score = draw_curves(seed)
+    rng = np.random.default_rng(seed)
+    low, high = rng.integers(0, 6, 30) / 4, 2 + rng.integers(0, 12, 30) / 4
+    curve = Curve.of(cost, score)
+    areas, volumes = curve.area(low, high), hypervolume(curve, (high, np.zeros(30)))
+    for row in range(30):
+        points = list(zip(cost[row], score[row], strict=True))
+        assert areas[row] == pytest.approx(area_literally(line_literally, points, low[row], high[row]))
+        theirs = moocore.hypervolume(np.array(points), ref=[high[row], 0], maximise=[False, True])
+        assert volumes[row] * high[row] == pytest.approx(theirs, abs=1e-12)

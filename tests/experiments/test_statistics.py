@@ -9,6 +9,7 @@ from experiments.evaluation.statistics import (
     ImageMeans,
     adjust_p_values,
     combine_seeds,
+    draw_weights,
     number_images,
     resample,
 )
@@ -83,12 +84,36 @@ def test_images_are_numbered_by_name_whatever_the_order():
     assert number_images(names[::-1]).tolist() == [1, 0, 2, 0, 1][::-1]
 
 
+@pytest.mark.parametrize("num_images", [1, 3, 500, 1000])
+def test_images_are_drawn_one_resample_after_the_other(num_images):
+    """Whatever is drawn and measured together: 1,100 resamples are more than one block."""
+    weights = np.concatenate(list(draw_weights(num_images, 1100, seed=4)))
+    rng = np.random.default_rng(4)
+    for row in weights:
+        drawn = rng.integers(num_images, size=num_images, dtype=np.int32)
+        np.testing.assert_array_equal(row, np.bincount(drawn, minlength=num_images))
+
+
+def test_a_metric_exists_wholly_or_not_at_all():
+    """On the test samples and on no resample, the other way round, on one of both, on all."""
+    nan = np.nan
+    draws = Draws(np.array([1.0, nan, 3.0, 4.0]), np.array([[nan, 2.0, nan, 4.0], [nan, 2.0, 3.5, 6.0]]))
+    assert draws.exists.tolist() == [False, False, True, True]
+    found = draws.estimate(0.5)
+    assert found.value == pytest.approx([nan, nan, 3, 4], nan_ok=True)
+    assert found.low == pytest.approx([nan, nan, 3.5, 4.5], nan_ok=True)
+    assert found.high == pytest.approx([nan, nan, 3.5, 5.5], nan_ok=True)
+    assert found[0].or_none() is None and found[3].or_none() is not None
+
+
 def test_p_values_by_hand():
     # 1 of 9 resamples is at or below zero: 2 (1 + 1) / 10.
     assert Draws(np.array(1.0), np.array([-1.0, 1, 2, 3, 4, 5, 6, 7, 8])).p_value() == pytest.approx(0.4)
     # None is: 2 / 10; and no difference at all is no evidence.
     assert Draws(np.array(1.0), np.arange(1.0, 10)).p_value() == pytest.approx(0.2)
     assert Draws(np.array(0.0), np.zeros(9)).p_value() == 1
+    assert Draws(np.array(1.0), np.arange(1.0, 10)).floor == pytest.approx(0.2)
+    assert Draws(np.array(1.0), np.ones(1)).floor == 1
 
 
 def test_p_values_are_as_rare_as_they_say():
