@@ -1,12 +1,12 @@
 """`metrics.json`: what an evaluation found, for other programs to read.
 
-Schema version 4. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
 does not exist (the share of a gap of zero). No times and no paths: the same labels, predictors and seeds give
 the same bytes. `experiments.evaluation.figures` defines every figure; `draws.safetensors` beside it holds
 the headline figures on every resample (`experiments.evaluation.draws`).
 
-    schema_version          4
+    schema_version          5
     task, backbone          names
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
@@ -85,7 +85,7 @@ from experiments.evaluation.figures_json import (
 from m3_backbone.outcomes import OutcomeTable
 from predictor.policy import Front
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 def collect_metrics(
