@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.scale_classifier import ScaleClassifiers, ScoreRegressions
+from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
 from experiments.evaluation.statistics import check_confidence
 from experiments.held_out import read_test
 from experiments.label import format_command
@@ -103,7 +103,7 @@ def judge_models(
             confidence=confidence,
             seed=bootstrap_seed,
         )
-    except ValueError as error:
+    except NothingToTell as error:
         log.warning("policies by what they know are left out: %s", error)
         return tables
     tables.append(needs_tables.tabulate_policies(comparison))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
-from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, ScoreRegressions
+from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, NothingToTell, ScoreRegressions
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values
 from m3_backbone.labels import Labels
 
@@ -66,7 +66,7 @@ def compare_known(
 ) -> Comparison:
     """Compare policies by what they know: prices from calibration samples, figures from test samples.
 
-    The first one sees what a predictor sees. ValueError where there is no gap between mix and oracle.
+    The first one sees what a predictor sees. NothingToTell where there is no gap between mix and oracle.
     """
     estimates = [regressions.predict(labels) for labels in (calibration, test)]
     names = sorted(regressions.columns.names, key=lambda name: name != SEEN)
@@ -80,7 +80,7 @@ def compare_known(
         seed=seed,
     )
     if not comparison.oracle_gap.value > 0:
-        raise ValueError("no budget has a gap between mix and oracle: there is nothing to recover")
+        raise NothingToTell("no budget has a gap between mix and oracle: there is nothing to recover")
     return comparison
 
 

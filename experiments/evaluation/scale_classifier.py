@@ -42,6 +42,10 @@ CLASSIFIER = {"learning_rate": 0.1, **_BOOSTING}
 REGRESSOR = {"learning_rate": 0.05, **_BOOSTING}
 
 
+class NothingToTell(ValueError):
+    """Samples on which no model of the needed scale can be judged. The message is the reason."""
+
+
 class KnownColumns:
     """Columns `[num_samples, num_columns]` of what is known of samples, by the names in `PARTS`.
 
@@ -112,7 +116,7 @@ class ScaleClassifiers:
 
     @classmethod
     def fit(cls, train: Labels, seed: int = 0) -> Self:
-        """Fit on the training samples that some scale answers. ValueError where there is none."""
+        """Fit on the training samples that some scale answers. NothingToTell where there is none."""
         known = _select_answered(train, "train")
         wanted = find_smallest_right(known.outcomes.score)
         columns = KnownColumns(known, seed)
@@ -130,7 +134,7 @@ class ScaleClassifiers:
         return cls(columns, int(np.bincount(wanted).argmax()), models, digests)
 
     def measure(self, test: Labels) -> dict[str, float]:
-        """Accuracy on the test samples that some scale answers. ValueError where there is none."""
+        """Accuracy on the test samples that some scale answers. NothingToTell where there is none."""
         asked = _select_answered(test, "test")
         right = find_smallest_right(asked.outcomes.score)
         accuracy = {COMMONEST: float((right == self.commonest).mean())}
@@ -165,9 +169,9 @@ class ScoreRegressions:
         return cls(columns, models, digests)
 
     def predict(self, labels: Labels) -> dict[str, Floats]:
-        """Estimated scores `[num_samples, num_scales]` by what is known."""
+        """Estimated scores `[num_samples, num_scales]` in [0, 1] by what is known."""
         return {
-            name: np.stack([model.predict(values) for model in self.models[name]], axis=1)
+            name: np.stack([model.predict(values) for model in self.models[name]], axis=1).clip(0.0, 1.0)
             for name, values in self.columns.encode(labels).items()
         }
 
@@ -184,7 +188,7 @@ def _select_answered(labels: Labels, split: str) -> Labels:
     """The samples that some scale answers."""
     smallest = find_smallest_right(labels.outcomes.score)
     if not (smallest >= 0).any():
-        raise ValueError(f"no sample of {split} is right at any scale: there is no smallest one to tell")
+        raise NothingToTell(f"no sample of {split} is right at any scale: there is no smallest one to tell")
     return labels.select(smallest >= 0)
 
 
