@@ -22,7 +22,7 @@ from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.published import find_published
+from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.resampled import join_parts, read_parts
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
@@ -190,7 +190,11 @@ def evaluate_predictors(
         others,
         promises=promises,
         units={name: point.unit for name, point in defaults.items()},
-        published=find_published(manifest["backbone"], manifest["task"]),
+        published=relate(
+            find_published(manifest["backbone"], manifest["task"]),
+            task,
+            manifest.get("limit", {}).get("test"),
+        ),
         test_read=test_read,
     )
 

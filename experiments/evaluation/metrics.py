@@ -50,8 +50,9 @@ the headline figures on every resample (`experiments.evaluation.draws`).
                             that price, or at the safest; cost and drop on test, of the finest scale where
                             infeasible; resplits: null, or num_splits, num_images, feasible, broken, cost of
                             the same promise made on halves of the test images (`evaluation.risk.Resplits`)
-    published               where there are any: source, table, checkpoint, scores by scale, oracle_scale,
-                            oracle_score (`evaluation.published`)
+    published               where there are any: source, table, checkpoint, split, relation (of our test split
+                            to it: same, part, other, unknown), scores by scale, oracle_scale, oracle_score
+                            (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
