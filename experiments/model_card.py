@@ -39,21 +39,28 @@ BLIND_SETTINGS = {"C": 10, "max_iter": 300}
 @entry_point("model_card")
 def main(config: DictConfig) -> None:
     command = format_command("model_card", list(HydraConfig.get().overrides.task))
-    tables = []
-    for name, folder in config.labels.items():
-        seen = [read_labels(folder, split) for split in SEEN]
-        classifiers = ScaleClassifiers.fit(seen[0])
-        test, _ = read_test(
-            Path(folder),
-            command=command,
-            configuration=OmegaConf.to_yaml(config.labels, resolve=True),
-            predictors={**classifiers.digests, BLIND: digest_blind(seen)},
-        )
-        tables.append(tabulate(name, seen, test, classifiers))
+    configuration = OmegaConf.to_yaml(config.labels, resolve=True)
+    tables = [
+        judge(name, Path(folder), command=command, configuration=configuration)
+        for name, folder in config.labels.items()
+    ]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
     path.write_text(render_card(tables, facts), encoding="utf-8")
     print(f"model card: {path}")
+
+
+def judge(name: str, labels: Path, *, command: str, configuration: str) -> dict[str, object]:
+    """What the card says of a task, after the comparison of its models on the test split was recorded."""
+    seen = [read_labels(labels, split) for split in SEEN]
+    classifiers = ScaleClassifiers.fit(seen[0])
+    test, _ = read_test(
+        labels,
+        command=command,
+        configuration=configuration,
+        predictors={**classifiers.digests, BLIND: digest_blind(seen)},
+    )
+    return tabulate(name, seen, test, classifiers)
 
 
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:

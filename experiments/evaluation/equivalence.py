@@ -68,12 +68,12 @@ def compare_known(
 
     The first one sees what a predictor sees. NothingToTell where there is no gap between mix and oracle.
     """
-    estimates = [regressions.predict(labels) for labels in (calibration, test)]
+    learned, asked = (regressions.predict(labels) for labels in (calibration, test))
     names = sorted(regressions.columns.names, key=lambda name: name != SEEN)
     comparison = compare_policies(
         calibration.outcomes,
         test.outcomes,
-        [Estimating(name, *(split[name] for split in estimates)) for name in names],
+        [Estimating(name, learned[name], asked[name]) for name in names],
         reference=None,
         num_resamples=num_resamples,
         confidence=confidence,

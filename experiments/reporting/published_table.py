@@ -40,9 +40,9 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
         f"difference in points with the interval of ours; {split}; their oracle's "
         "tokens are per tile where there are tiles"
     )
-    header = ("", "tokens, ours", "tokens, published", "ours", "published", "difference")
-    header += ("agrees",) if judged else ()
-    return Table(caption, header, tuple(rows), name="published")
+    header = ["", "tokens, ours", "tokens, published", "ours", "published", "difference"]
+    header += ["agrees"] if judged else []
+    return Table(caption, tuple(header), tuple(rows), name="published")
 
 
 def _describe_split(published: Published, num_samples: int) -> str:

@@ -1,6 +1,7 @@
 """What questions need, on outcomes that can be counted by hand, and who can tell it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from experiments.evaluation.scale_classifier import (
 from experiments.evaluation.statistics import Estimate
 from experiments.granularity import fit_models, judge_models
 from experiments.held_out import list_reads, read_test
+from experiments.model_card import judge as judge_card
 from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.needs_tables import tabulate_equivalences, tabulate_policies
@@ -129,7 +131,8 @@ def labels_of(split, num_images, seed):
         visual_tokens=outcomes.visual_tokens,
     )
     score = (np.arange(4) >= first[:, None]).astype(np.float32)
-    return Labels(inputs, replace(outcomes, score=score))
+    question = np.array(inputs.question, dtype=object)
+    return Labels(inputs, replace(outcomes, score=score, question=question))
 
 
 def with_outcomes(labels, **columns):
@@ -274,6 +277,16 @@ def test_the_comparison_of_models_is_recorded(tmp_path, stated):
     assert [table.name for table in tables] == ["classifiers", "policies", "equivalence"]
 
 
+def test_the_models_of_a_model_card_are_recorded(tmp_path, stated):
+    write_labels(tmp_path / "labels", dict(zip(("train", "calibration", "test"), stated, strict=True)))
+    card: Any = judge_card("toy", tmp_path / "labels", command="model_card", configuration="")
+    assert card["accuracy"]["question and image"] > 95
+    (read,) = list_reads(tmp_path / "labels")
+    names = [f"classifier, {name}" for name in ("the commonest", *PARTS)]
+    assert list(read["predictors"]) == [*names, "blind answerer"]
+    assert len(set(read["predictors"].values())) == 7
+
+
 def test_labels_of_a_test_split_alone_train_no_models(tmp_path, stated, caplog):
     write_labels(tmp_path / "labels", {"test": stated[2]})
     assert fit_models(tmp_path / "labels", 0) is None
@@ -285,7 +298,7 @@ def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
     flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
     with pytest.raises(ValueError, match="nothing to recover"):
         compare_known(regressions, calibration, flat, num_resamples=10, confidence=0.95, seed=0)
-    settings = {"num_resamples": 10, "confidence": 0.95, "bootstrap_seed": 0, "equivalence_margin": 0.005}
+    settings: Any = {"num_resamples": 10, "confidence": 0.95, "bootstrap_seed": 0, "equivalence_margin": 0.005}
     tables = judge_models(ScaleClassifiers.fit(train), regressions, calibration, flat, **settings)
     assert [table.name for table in tables] == ["classifiers"] and "nothing to recover" in caplog.text
 
