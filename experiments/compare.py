@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,16 +13,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
+from experiments.evaluation.draws import MOST_BAND_RESAMPLES
 from experiments.evaluation.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
 from experiments.evaluation.finished_runs import find_runs
 from experiments.label import format_command
-from experiments.reporting.compare_charts import build_overlay, draw_overlay
-from experiments.reporting.compare_tables import build_comparison_tables
+from experiments.reporting.compare_charts import MOST_DRAWN, build_overlay, draw_overlay
+from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.export import encode_picture, save_figure
 from experiments.reporting.page import Provenance, write_page
-from experiments.reporting.tables import write_tables
+from experiments.reporting.tables import Table, write_tables
 
 PAGE = "compare.html"
+MOST_PRINTED_ROWS = 30
 
 
 @entry_point("compare")
@@ -46,7 +49,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
     """
     runs = find_runs(folders)
     entries = list_entries(runs)
-    tables = build_comparison_tables(entries)
+    tables, notes = build_comparison_tables(entries), write_notes(entries, runs)
     metrics = runs[0].metrics
     title = f"{metrics['backbone']} on {metrics['task']}"
     output.mkdir(parents=True, exist_ok=True)
@@ -60,16 +63,29 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         entries=entries,
         runs=runs,
         split=metrics["split"],
+        num_resamples=metrics["bootstrap"]["num_resamples"],
         most_for_all_pairs=MOST_FOR_ALL_PAIRS,
         tables=tables,
+        notes=notes,
+        most_drawn=MOST_DRAWN,
+        most_band_resamples=MOST_BAND_RESAMPLES,
         charts=[build_overlay(entries)],
         picture=encode_picture(figure),
         provenance=provenance,
         fingerprints=metrics["fingerprints"],
     )
-    print("\n\n".join(map(str, tables)))
+    print("\n\n".join([*(shorten(table) for table in tables), *notes]))
     print(f"\ncomparison of {len(runs)} runs: {output / PAGE}, beside front.pdf, front.svg and tables/")
     return entries
+
+
+def shorten(table: Table) -> str:
+    """A table for the terminal: its first rows, and how many more its files have."""
+    left_out = len(table.rows) - MOST_PRINTED_ROWS
+    if left_out <= 0:
+        return str(table)
+    first = replace(table, rows=table.rows[:MOST_PRINTED_ROWS])
+    return f"{first}\n... {left_out:,} more in tables/{table.name}.md"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.published import find_published
+from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.resampled import join_parts, read_parts
 from experiments.evaluation.risk import (
     CheckedGuarantee,
@@ -225,7 +225,11 @@ def evaluate_predictors(
         others,
         guarantees=checked_guarantees,
         units={name: point.unit for name, point in defaults.items()},
-        published=find_published(manifest["backbone"], manifest["task"]),
+        published=relate(
+            find_published(manifest["backbone"], manifest["task"]),
+            task,
+            manifest.get("limit", {}).get("test"),
+        ),
         record=record,
     )
 

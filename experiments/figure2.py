@@ -44,12 +44,13 @@ _RECIPE = ("seed", "scenes", "others", "vocab_size", "image", "tower", "decoder"
 
 @entry_point("figure2")
 def main(config: DictConfig) -> None:
-    folder = Path(config.folder)
+    folder, seeds = Path(config.folder), list(config.seeds)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds} names a seed twice, and one seed is one training: name each once")
     variants = list_variants(
         ScaleLadder.of_grid(config.image.image_size // config.image.patch_size), config.model.scale_groups
     )
     start = make_start(config, folder / "start", finest=variants[0].scales[-1])
-    seeds = list(config.seeds)
     for number, seed in enumerate(seeds):
         for variant in variants:
             train_variant(config, variant, seed, start, folder / variant.name / str(seed))

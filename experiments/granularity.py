@@ -1,7 +1,11 @@
 """What a task needs: `python -m experiments.granularity task=NAME backbone=NAME`, on finished labels.
 
-Per kind of question, and per size and number of what is shown, the smallest scale within a point of the best;
-and how far question and image tell a sample's smallest sufficient scale.
+Per question type, and per size and number of what is shown, the smallest scale within a point of the best;
+how far question and image tell a sample's smallest sufficient scale; and whether a policy that is told the
+facts of a sample gains more than one that sees question and image, with intervals and an equivalence margin.
+
+The models are fitted on the training split and their prices chosen on calibration; their comparison on the
+test split is recorded like an evaluation, with a digest of each model.
 """
 
 import logging
@@ -11,12 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.evaluation.needs import Need, map_attributes, tabulate_needs
-from experiments.evaluation.scale_classifier import classify_smallest_scale, recover_gap
+from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
+from experiments.evaluation.needs import map_attributes, tabulate_needs
+from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
+from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
 from experiments.labels.held_out import open_test
+from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs
-from experiments.reporting.numbers import format_percent
 from experiments.reporting.tables import Table
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
@@ -26,26 +32,33 @@ log = logging.getLogger(__name__)
 
 @entry_point("granularity")
 def main(config: DictConfig) -> None:
+    check_confidence(config.confidence)
+    check_margin(config.equivalence_margin)
     labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
     manifest = read_manifest(labels)
     title = f"{manifest['backbone']} on {manifest['task']}"
+    models = fit_models(labels, config.seed)
     test, _ = open_test(
         labels,
         records=Path(config.paths.evaluations),
         allow_unrecorded=config.allow_unrecorded,
         command=format_command("granularity", list(HydraConfig.get().overrides.task)),
         configuration=OmegaConf.to_yaml(config, resolve=True),
+        predictors={} if models is None else {**models[0].digests, **models[1].digests},
     )
     needs = tabulate_needs(test.outcomes, config.margin)
     maps = map_attributes(test.outcomes, config.margin)
-    tables = [tabulate(needs, test.outcomes.scales, config.margin, title)]
-    try:
-        train = read_labels(labels, "train")
-        accuracy = classify_smallest_scale(train, test, config.seed)
-        tables.append(tabulate_classifiers(accuracy, find_shares(train, test, config.seed)))
-    except (ValueError, FileNotFoundError) as error:
-        # Labels of a test split alone show what is needed, and teach nobody to tell it.
-        log.warning("who can tell the smallest scale is left out: %s", error)
+    tables = [needs_tables.tabulate_needs(needs, test.outcomes.scales, config.margin, title)]
+    if models is not None:
+        tables += judge_models(
+            *models,
+            read_labels(labels, "calibration"),
+            test,
+            equivalence_margin=config.equivalence_margin,
+            num_resamples=config.num_resamples,
+            confidence=config.confidence,
+            bootstrap_seed=config.bootstrap_seed,
+        )
     text = "\n\n".join(table.to_markdown() for table in tables)
     (output / "granularity.md").write_text(f"{text}\n", encoding="utf-8")
     figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
@@ -55,38 +68,51 @@ def main(config: DictConfig) -> None:
     print(f"\ntables and heat map: {output / 'granularity.*'}")
 
 
-def tabulate(needs: list[Need], scales: tuple[int, ...], margin: float, title: str) -> Table:
-    """Mean score per scale and the smallest sufficient one."""
-    rows = [
-        (need.name, f"{need.num_samples:,}", *map(format_percent, need.scores), str(scales[need.column]))
-        for need in needs
-    ]
-    caption = (
-        f"{title}: score in percent at each scale, and the smallest scale within {100 * margin:g} of the best"
-    )
-    return Table(caption, ("kind", "questions", *map(str, scales), "needed"), tuple(rows))
+def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
+    """Models of the needed scale from the training split; None, with a warning, where it cannot be had.
 
-
-def find_shares(train: Labels, test: Labels, seed: int) -> dict[str, float]:
-    """Those of `recover_gap`; none, with a warning, where there is no gap."""
+    Labels of a test split alone show what is needed, and nothing can be trained on them.
+    """
     try:
-        return recover_gap(train, test, seed)
-    except ValueError as error:
-        log.warning("shares of the gap are left out: %s", error)
-        return {}
+        train = read_labels(labels, "train")
+        read_labels(labels, "calibration")
+        return ScaleClassifiers.fit(train, seed), ScoreRegressions.fit(train, seed)
+    except (ValueError, FileNotFoundError) as error:
+        log.warning("models of the needed scale are left out: %s", error)
+        return None
 
 
-def tabulate_classifiers(accuracy: dict[str, float], shares: dict[str, float]) -> Table:
-    """Of `classify_smallest_scale` and `recover_gap`."""
-    rows = tuple(
-        (name, format_percent(value), format_percent(shares[name]) if name in shares else "-")
-        for name, value in accuracy.items()
-    )
-    caption = (
-        "Smallest sufficient scale, where there is one, told from what is known: accuracy in percent; and "
-        "the share of the gap from mix to budgeted oracle, in percent, that a policy knowing it recovers"
-    )
-    return Table(caption, ("known", "accuracy", "of the gap"), rows)
+def judge_models(
+    classifiers: ScaleClassifiers,
+    regressions: ScoreRegressions,
+    calibration: Labels,
+    test: Labels,
+    *,
+    equivalence_margin: float,
+    num_resamples: int,
+    confidence: float,
+    bootstrap_seed: int,
+) -> list[Table]:
+    """Accuracies; policies by what they know; equivalence. What cannot be had is left out with a warning."""
+    tables = []
+    try:
+        tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
+        comparison = compare_known(
+            regressions,
+            calibration,
+            test,
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=bootstrap_seed,
+        )
+    except NothingToTell as error:
+        log.warning("policies by what they know are left out: %s", error)
+        return tables
+    tables.append(needs_tables.tabulate_policies(comparison))
+    equivalences = find_equivalences(comparison, equivalence_margin)
+    if equivalences:
+        tables.append(needs_tables.tabulate_equivalences(equivalences, num_resamples))
+    return tables
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """The model card of an embedded backbone: `python -m experiments.model_card`.
 
 Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale over all
-questions and per kind, beside that of a blind answerer, the oracle, and who can tell what it chooses.
+questions and per kind, beside that of a blind answerer, the oracle, and who can tell what it chooses. The
+models among these are fitted on the other splits, and their comparison on the test split is recorded like an
+evaluation, with a digest of each model.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -20,7 +23,7 @@ from experiments.config import entry_point
 from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
-from experiments.evaluation.scale_classifier import classify_smallest_scale
+from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.label import format_command
 from experiments.labels.held_out import open_test
 from experiments.scorers import score
@@ -28,25 +31,43 @@ from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
 
 SEEN = ("train", "calibration")
+BLIND = "blind answerer"
+# Of its logistic regression on words and pairs of words.
+BLIND_SETTINGS = {"C": 10, "max_iter": 300}
 
 
 @entry_point("model_card")
 def main(config: DictConfig) -> None:
     command = format_command("model_card", list(HydraConfig.get().overrides.task))
-    tables = []
-    for name, folder in config.labels.items():
-        configuration = OmegaConf.to_yaml(config.labels, resolve=True)
-        test, _ = open_test(
+    configuration = OmegaConf.to_yaml(config.labels, resolve=True)
+    tables = [
+        judge(
+            name,
             Path(folder),
             records=Path(config.paths.evaluations),
             command=command,
             configuration=configuration,
         )
-        tables.append(tabulate(name, [read_labels(folder, split) for split in SEEN], test))
+        for name, folder in config.labels.items()
+    ]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
     path.write_text(render_card(tables, facts), encoding="utf-8")
     print(f"model card: {path}")
+
+
+def judge(name: str, labels: Path, *, records: Path, command: str, configuration: str) -> dict[str, object]:
+    """What the card says of a task, after the comparison of its models on the test split was recorded."""
+    seen = [read_labels(labels, split) for split in SEEN]
+    classifiers = ScaleClassifiers.fit(seen[0])
+    test, _ = open_test(
+        labels,
+        records=records,
+        command=command,
+        configuration=configuration,
+        predictors={**classifiers.digests, BLIND: digest_blind(seen)},
+    )
+    return tabulate(name, seen, test, classifiers)
 
 
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
@@ -55,7 +76,9 @@ def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]
     return environment.get_template("model_card.md").render(tables=tables, **facts)
 
 
-def tabulate(name: str, seen: Sequence[Labels], labels: Labels) -> dict[str, object]:
+def tabulate(
+    name: str, seen: Sequence[Labels], labels: Labels, classifiers: ScaleClassifiers
+) -> dict[str, object]:
     """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
     test = labels.outcomes
     blind = score_blind([each.outcomes for each in seen], test)
@@ -78,7 +101,7 @@ def tabulate(name: str, seen: Sequence[Labels], labels: Labels) -> dict[str, obj
         "num_images": len(np.unique(test.image_id)),
         "rows": rows,
         "oracles": oracles,
-        "accuracy": {what: 100 * share for what, share in classify_smallest_scale(seen[0], labels).items()},
+        "accuracy": {what: 100 * share for what, share in classifiers.measure(labels).items()},
     }
 
 
@@ -90,10 +113,16 @@ def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
     """
     questions = [question for table in seen for question in table.question]
     answers = [references[0] for table in seen for references in table.references]
-    answerer = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=300))
+    answerer = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(**BLIND_SETTINGS))
     guesses = answerer.fit(questions, answers).predict(list(test.question))
     rows = zip(test.metric, guesses, test.references, strict=True)
     return np.array([score(str(metric), str(guess), references) for metric, guess, references in rows])
+
+
+def digest_blind(seen: Sequence[Labels]) -> str:
+    """A digest of all that the blind answerer follows from."""
+    parts = [digest_model(each, BLIND, "question", BLIND_SETTINGS, 0) for each in seen]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

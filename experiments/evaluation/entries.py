@@ -5,18 +5,24 @@ seed are one policy. A figure is the mean over its seeds; its interval, from dra
 the seeds, covers other images and other trainings (`statistics.combine_seeds`); `spread` is the standard
 deviation over the seeds (n - 1).
 
+**Several runs of one seed.** Runs of one policy that agree in seed and settings either hold the same result,
+and then the first one counts, or they do not, and then each result is an entry of its own, numbered: no
+result is dropped in silence. Baselines of one name are one policy, unless their runs gave several results
+with one seed; then the settings of the runs tell them apart.
+
 **Differences** are taken draw by draw. In each resample all policies are asked about the same images, and
 policies with the same seeds draw the same seeds: what they have in common cancels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.draws import keep_budgets
+from experiments.evaluation.draws import AT_BUDGETS, name_tensor
 from experiments.evaluation.finished_runs import Run
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, combine_seeds
@@ -36,11 +42,17 @@ class Combined:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One policy of the comparison: `metrics["predictors"][name]` of each of its runs, one a seed."""
+    """One policy of the comparison: `metrics["predictors"][name]` of each of its runs, one a seed.
+
+    `repeats` are runs with the same seed, settings and result as one of `runs`: they do not count.
+    `rivals` are pairs of one of `runs` and a run that has another result with the same seed and settings.
+    """
 
     label: str
     name: str
     runs: Sequence[Run]
+    repeats: Sequence[Run] = ()
+    rivals: Sequence[tuple[Run, Run]] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -65,17 +77,10 @@ class Entry:
         return np.mean([self._list_at_budgets(run, "cost") for run in self.runs], axis=0)
 
     def at_budgets(self, figure: str) -> Estimate:
-        """`score` or `to_mix` at the budgets, `[num_budgets]`.
-
-        Draws are there for every few budgets (`draws.keep_budgets`); between these, how far the bounds lie
-        from the value is interpolated.
-        """
-        rows = np.array([self._list_at_budgets(run, figure) for run in self.runs])
-        value, kept = rows.mean(axis=0), keep_budgets(rows.shape[1])
-        found = self._combine(["predictors", self.name, "at_budgets", figure], rows[:, kept])
-        band, every = found.estimate(self.confidence), np.arange(len(value))
-        low, high = (value + np.interp(every, kept, bound - value[kept]) for bound in (band.low, band.high))
-        return Estimate(value, low, high)
+        """`score` or `to_mix` at the budgets, `[num_budgets]`, from the resamples kept of them (`draws`)."""
+        values = [self._list_at_budgets(run, figure) for run in self.runs]
+        draws = self._combine(["predictors", self.name, AT_BUDGETS, figure], values)
+        return draws.estimate(self.confidence)
 
     def _list_at_budgets(self, run: Run, figure: str) -> Floats:
         found = [at[figure] for at in run.metrics["predictors"][self.name]["at_budgets"]]
@@ -96,38 +101,104 @@ class Entry:
         return Combined(draws, draws.estimate(self.confidence), spread)
 
     def _combine(self, path: Sequence[str], values: Iterable[Floats]) -> Draws:
-        name = "/".join(path)
-        # What is not trained has one run, and no other seed to be told from.
+        tensor = name_tensor(*path)
         draws = {
-            run.find_seed(self.name) or 0: Draws(value, run.draws[name].astype(np.float64))
+            _number_seed(run, self.name): Draws(value, run.draws[tensor].astype(np.float64))
             for run, value in zip(self.runs, values, strict=True)
         }
+        assert len(draws) == len(self.runs), "one run a seed"
         return combine_seeds(draws, seed=self.runs[0].metrics["bootstrap"]["seed"])
+
+
+# What tells policies apart: label, name of the predictor, settings.
+Key = tuple[str, str, tuple[str, ...]]
+Groups = dict[Key, list[Run]]
 
 
 def list_entries(runs: Sequence[Run]) -> list[Entry]:
     """Policies over their seeds: first what the runs are about, in their order, then what stands beside it.
 
-    Of runs that agree in seed and settings the first one counts. Settings that are the same in all runs are
-    left out of the labels. A cascade that starts from what the run is about has that one's settings.
+    Settings that are the same in all runs are left out of the labels. A cascade that starts from what the run
+    is about has that one's settings. A baseline that another run is about counts there, unless its result is
+    another.
     """
     common = set(runs[0].settings).intersection(*(run.settings for run in runs))
-    Key = tuple[str, str, tuple[str, ...]]
-    groups: dict[Key, list[Run]] = {}
-    beside: dict[Key, list[Run]] = {}
+    settings = {run.folder: tuple(text for text in run.settings if text not in common) for run in runs}
+    about: Groups = {}
+    beside: Groups = {}
     for run in runs:
-        settings = tuple(text for text in run.settings if text not in common)
         for name, figures in run.metrics["predictors"].items():
             start = figures["starts_from"]
-            own = settings if run.about in (name, start) else ()
+            own = settings[run.folder] if run.about in (name, start) else ()
             label = name if start is None else f"{name} of {start}"
-            group = (groups if name == run.about else beside).setdefault((label, name, own), [])
-            if run.find_seed(name) not in [each.find_seed(name) for each in group]:
-                group.append(run)
-    # What one run is about may stand beside what another is about.
-    about = {name for _, name, _ in groups}
-    groups |= {key: group for key, group in beside.items() if key[1] not in about}
-    return [Entry(", ".join((label, *own)), name, group) for (label, name, own), group in groups.items()]
+            (about if name == run.about else beside).setdefault((label, name, own), []).append(run)
+    groups = dict(about)
+    for key, group in beside.items():
+        name = key[1]
+        known = [run for (_, other, _), members in about.items() if other == name for run in members]
+        unknown = [run for run in group if not any(_is_same_result(run, other, name) for other in known)]
+        groups[key] = [*groups.get(key, []), *unknown]
+    return [
+        entry
+        for (label, name, own), group in _split_by_settings(groups, settings).items()
+        for entry in _split_by_result(", ".join((label, *own)), name, group)
+    ]
+
+
+def _split_by_settings(groups: Groups, settings: Mapping[Path, tuple[str, ...]]) -> Groups:
+    """Groups in which one seed has several results, and no settings of their own, by those of their runs."""
+    found: Groups = {}
+    for (label, name, own), group in groups.items():
+        has_others = bool(_find_results(group, name)[2])
+        for run in group:
+            told_apart_by = settings[run.folder] if has_others and not own else own
+            found.setdefault((label, name, told_apart_by), []).append(run)
+    return found
+
+
+def _split_by_result(label: str, name: str, group: Sequence[Run]) -> Iterator[Entry]:
+    """The entries of a group: one, or as many as its runs have results with the same seed."""
+    rivals: dict[Run, Run] = {}
+    number, rest = 1, list(group)
+    while rest:
+        kept, repeats, others = _find_results(rest, name)
+        pairs = [(run, rivals[run]) for run in kept if run in rivals]
+        yield Entry(label if number == 1 else f"{label} ({number})", name, kept, repeats, pairs)
+        rivals = dict(others)
+        number, rest = number + 1, [run for run, _ in others]
+
+
+def _find_results(group: Sequence[Run], name: str) -> tuple[list[Run], list[Run], list[tuple[Run, Run]]]:
+    """The first run of each seed; those that repeat its result; those with another, each with that first."""
+    kept: dict[int, Run] = {}
+    repeats: list[Run] = []
+    others: list[tuple[Run, Run]] = []
+    for run in group:
+        first = kept.setdefault(_number_seed(run, name), run)
+        if first is run:
+            continue
+        if _is_same_result(run, first, name):
+            repeats.append(run)
+        else:
+            others.append((run, first))
+    return list(kept.values()), repeats, others
+
+
+def _is_same_result(one: Run, other: Run, name: str) -> bool:
+    """Whether a predictor has the same seed and the same headline figures on every resample in both runs."""
+    if _number_seed(one, name) != _number_seed(other, name):
+        return False
+    prefix = name_tensor("predictors", name, "")
+    tensors = [tensor for tensor in one.draws if tensor.startswith(prefix)]
+    return tensors == [tensor for tensor in other.draws if tensor.startswith(prefix)] and all(
+        np.allclose(one.draws[tensor], other.draws[tensor], rtol=1e-5, atol=1e-6, equal_nan=True)
+        for tensor in tensors
+    )
+
+
+def _number_seed(run: Run, name: str) -> int:
+    """The training seed of a predictor; 0 for what is not trained and has no other to be told from."""
+    return run.find_seed(name) or 0
 
 
 @dataclass(frozen=True, eq=False)

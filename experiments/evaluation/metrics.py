@@ -56,8 +56,9 @@ labels, predictors and seeds give the same bytes. `experiments.evaluation.figure
                             that price, or at the safest; cost and drop on test, of the finest scale where
                             infeasible; resplit_check: null, or num_resplits, num_images, num_population,
                             num_certified, num_failed, failed (share), cost (`evaluation.risk.ResplitCheck`)
-    published               where there are any: source, table, checkpoint, scores by scale, oracle_scale,
-                            oracle_score (`evaluation.published`)
+    published               where there are any: source, table, checkpoint, split, relation (of our test split
+                            to it: same, part, other, unknown), scores by scale, oracle_scale, oracle_score
+                            (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,

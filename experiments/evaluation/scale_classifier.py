@@ -1,12 +1,18 @@
-"""What tells which scale a question needs: its words, its image, or the facts that no predictor is told.
+"""Models of the scale a question needs, by what they know: question, image, or facts that no predictor sees.
 
-The facts are a sample's kind and attributes, as its data set states them (number of items, size of what
-is asked about). Where they add nothing to what is seen, a predictor is not held back by not knowing them. An
-attribute that gives the answer away would make this a look at the outcome.
+The facts are a sample's question type and attributes, as its data set states them (number of items, size of
+what is asked about). An attribute that gives the answer away would make this a look at the outcome.
+
+All models are fitted on training labels alone, before anything else is read, and have digests of what they
+were fitted on, so that their comparison on a test split can be recorded (`experiments.held_out`).
 """
 
+import hashlib
+import json
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -14,127 +20,180 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 
-from experiments.evaluation.fronts import find_smallest_right
+from experiments.evaluation.fronts import Floats, find_smallest_right
 from m3_backbone.labels import Labels, VisualTokens
 from m3_backbone.outcomes import OutcomeTable
-from predictor.policy import policy_value
 
 MAX_WORDS = 200
 NUM_COMPONENTS = 48
 FEATURE_SCALE = 9  # or the finest that was kept
 MAX_VALUES = 50  # of an attribute in words: more are no classes, but names of single samples
-COMMONEST, FACTS, ALL = "the commonest", "kind and attributes", "all of it"
+COMMONEST, SEEN, FACTS, ALL = "the commonest", "question and image", "kind and attributes", "all of it"
 PARTS = {
     "question": ["question"],
     "image": ["image"],
-    "question and image": ["question", "image"],
+    SEEN: ["question", "image"],
     FACTS: ["facts"],
     ALL: ["question", "image", "facts"],
 }
-_Features = dict[str, np.ndarray]
+# Stopping early on a part of the rows would see other questions about the same images.
+_BOOSTING = {"max_iter": 100, "max_leaf_nodes": 15, "l2_regularization": 1.0, "early_stopping": False}
+CLASSIFIER = {"learning_rate": 0.1, **_BOOSTING}
+REGRESSOR = {"learning_rate": 0.05, **_BOOSTING}
 
 
-def classify_smallest_scale(train: Labels, test: Labels, seed: int = 0) -> dict[str, float]:
-    """Accuracy on the test samples that some scale answers: of the commonest answer and of a classifier each.
+class NothingToTell(ValueError):
+    """Samples on which no model of the needed scale can be judged. The message is the reason."""
 
-    Gradient boosting (scikit-learn's histograms) on the question's words, on the principal components of the
-    image's coarse visual tokens, on both, on the facts, and on all of it; without the last two where samples
-    state no facts. ValueError where no sample of a split is right at any scale.
+
+class KnownColumns:
+    """Columns `[num_samples, num_columns]` of what is known of samples, by the names in `PARTS`.
+
+    Words and pairs of words of the question, principal components of the image's coarse visual tokens, and
+    the facts, all fitted on the labels given. What states facts is left out where these do not vary.
     """
-    wanted, right = (find_smallest_right(labels.outcomes.score) for labels in (train, test))
-    seen, asked = train.select(wanted >= 0), test.select(right >= 0)
-    wanted, right = wanted[wanted >= 0], right[right >= 0]
-    for split, found in (("train", wanted), ("test", right)):
-        if not len(found):
-            raise ValueError(f"no sample of {split} is right at any scale: there is no smallest one to tell")
-    features = _read_features(seen, asked, seed)
-    accuracy = {COMMONEST: float((right == np.bincount(wanted).argmax()).mean())}
-    for name, (learned, tested) in _join(*features).items():
-        if len(np.unique(wanted)) == 1:
-            accuracy[name] = accuracy[COMMONEST]
-            continue
-        # Stopping early on a part of the rows would see other questions about the same images.
-        classifier = HistGradientBoostingClassifier(
-            learning_rate=0.1, max_iter=100, max_leaf_nodes=15, l2_regularization=1.0,
-            early_stopping=False, random_state=seed,
-        )  # fmt: skip
-        accuracy[name] = float((classifier.fit(learned, wanted).predict(tested) == right).mean())
-    return accuracy
 
-
-def recover_gap(train: Labels, test: Labels, seed: int = 0) -> dict[str, float]:
-    """Share of the gap from mix to budgeted oracle, over log budget, that a policy recovers on test samples.
-
-    Its estimates are boosted regressions of the score at each scale on what `classify_smallest_scale` reads.
-    ValueError where there is no gap.
-    """
-    cost, score = test.outcomes.visual_tokens, test.outcomes.score
-    mix = policy_value(np.broadcast_to(score.mean(axis=0, dtype=np.float64), score.shape), cost, score)
-    gap = policy_value(score, cost, score) - mix
-    if gap <= 0:
-        raise ValueError("no budget has a gap between mix and oracle: there is nothing to recover")
-    found = {}
-    for name, (learned, tested) in _join(*_read_features(train, test, seed)).items():
-        estimates = [
-            HistGradientBoostingRegressor(
-                learning_rate=0.05, max_iter=100, max_leaf_nodes=15, l2_regularization=1.0,
-                early_stopping=False, random_state=seed,
-            )
-            .fit(learned, column)
-            .predict(tested)
-            for column in train.outcomes.score.T
-        ]  # fmt: skip
-        found[name] = (policy_value(np.stack(estimates, axis=1), cost, score) - mix) / gap
-    return found
-
-
-def _join(seen: _Features, asked: _Features) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What is known -> its columns of the two splits, of all in `PARTS` that can be had."""
-    return {
-        name: (np.hstack([seen[part] for part in parts]), np.hstack([asked[part] for part in parts]))
-        for name, parts in PARTS.items()
-        if all(part in seen for part in parts)
-    }
-
-
-def _read_features(seen: Labels, asked: Labels, seed: int) -> tuple[_Features, _Features]:
-    """Columns by part, of both splits; whatever is fitted is fitted on the first."""
-    words = CountVectorizer(
-        token_pattern=r"\w+", ngram_range=(1, 2), binary=True, max_features=MAX_WORDS
-    ).fit(seen.inputs.question)
-    scale = FEATURE_SCALE if FEATURE_SCALE in seen.inputs.visual else max(seen.inputs.visual)
-    width = max(labels.inputs.visual_at(scale).tokens.shape[1] for labels in (seen, asked))
-    images = _flatten(seen.inputs.visual_at(scale), width)
-    components = PCA(min(NUM_COMPONENTS, *images.shape), random_state=seed).fit(images)
-    stated = [_list_facts(labels.outcomes) for labels in (seen, asked)]
-    values: dict[str, set[str | float]] = {}
-    for row in stated[0]:
-        for name, value in row.items():
-            values.setdefault(name, set()).add(value)
-    classes = {
-        name
-        for name, found in values.items()
-        if len(found) <= MAX_VALUES or not any(isinstance(value, str) for value in found)
-    }
-    known = [[{name: row[name] for name in row.keys() & classes} for row in rows] for rows in stated]
-    facts = DictVectorizer(sparse=False, dtype=np.float32).fit(known[0])
-    first, second = (
-        {
-            "question": words.transform(labels.inputs.question).toarray().astype(np.float32),
-            "image": components.transform(_flatten(labels.inputs.visual_at(scale), width))[
-                labels.inputs.image_row
-            ],
-            "facts": facts.transform(rows),
+    def __init__(self, train: Labels, seed: int) -> None:
+        inputs = train.inputs
+        self._words = CountVectorizer(
+            token_pattern=r"\w+", ngram_range=(1, 2), binary=True, max_features=MAX_WORDS
+        ).fit(inputs.question)
+        self._scale = FEATURE_SCALE if FEATURE_SCALE in inputs.visual else max(inputs.visual)
+        self._num_tokens = inputs.visual_at(self._scale).tokens.shape[1]
+        images = self._flatten(inputs.visual_at(self._scale))
+        self._components = PCA(min(NUM_COMPONENTS, *images.shape), random_state=seed).fit(images)
+        stated = _list_facts(train.outcomes)
+        values: dict[str, set[str | float]] = {}
+        for row in stated:
+            for name, value in row.items():
+                values.setdefault(name, set()).add(value)
+        self._facts = {
+            name
+            for name, found in values.items()
+            if len(found) <= MAX_VALUES or not any(isinstance(value, str) for value in found)
         }
-        for labels, rows in zip((seen, asked), known, strict=True)
-    )
-    if (first["facts"] == first["facts"][:1]).all():
-        del first["facts"], second["facts"]
-    return first, second
+        self._vectorizer = DictVectorizer(sparse=False, dtype=np.float32).fit(self._select_facts(stated))
+        facts = self._vectorizer.transform(self._select_facts(stated))
+        varies = not (facts == facts[:1]).all()
+        self.names = tuple(name for name, parts in PARTS.items() if varies or "facts" not in parts)
+
+    def encode(self, labels: Labels) -> dict[str, np.ndarray]:
+        """The columns of samples by what is known."""
+        inputs = labels.inputs
+        images = self._components.transform(self._flatten(inputs.visual_at(self._scale)))
+        columns = {
+            "question": self._words.transform(inputs.question).toarray().astype(np.float32),
+            "image": images[inputs.image_row],
+            "facts": self._vectorizer.transform(self._select_facts(_list_facts(labels.outcomes))),
+        }
+        return {name: np.hstack([columns[part] for part in PARTS[name]]) for name in self.names}
+
+    def _select_facts(self, stated: Sequence[Mapping[str, str | float]]) -> list[dict[str, str | float]]:
+        return [{name: row[name] for name in row.keys() & self._facts} for row in stated]
+
+    def _flatten(self, images: VisualTokens) -> np.ndarray:
+        """Coarse visual tokens `[num_images, num_tokens * hidden]`, as many as training images have at most.
+
+        Fewer are padded with zeros. Further ones have no weight in components that never saw them.
+        """
+        visual = (images.tokens * images.mask[..., None])[:, : self._num_tokens]
+        padded = np.pad(visual, ((0, 0), (0, self._num_tokens - visual.shape[1]), (0, 0)))
+        return padded.reshape(len(padded), -1).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleClassifiers:
+    """Boosted classifiers of the smallest sufficient scale, by what they know.
+
+    A model is None where training knows one such scale only. `commonest` is the column of the scale that is
+    the smallest sufficient one most often in training. `digests` are by the name of a model.
+    """
+
+    columns: KnownColumns
+    commonest: int
+    models: Mapping[str, HistGradientBoostingClassifier | None]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def fit(cls, train: Labels, seed: int = 0) -> Self:
+        """Fit on the training samples that some scale answers. NothingToTell where there is none."""
+        known = _select_answered(train, "train")
+        wanted = find_smallest_right(known.outcomes.score)
+        columns = KnownColumns(known, seed)
+        varies = len(np.unique(wanted)) > 1
+        models = {
+            name: HistGradientBoostingClassifier(**CLASSIFIER, random_state=seed).fit(values, wanted)
+            if varies
+            else None
+            for name, values in columns.encode(known).items()
+        }
+        digests = {
+            f"classifier, {name}": digest_model(train, "classifier", name, CLASSIFIER, seed)
+            for name in (COMMONEST, *columns.names)
+        }
+        return cls(columns, int(np.bincount(wanted).argmax()), models, digests)
+
+    def measure(self, test: Labels) -> dict[str, float]:
+        """Accuracy on the test samples that some scale answers. NothingToTell where there is none."""
+        asked = _select_answered(test, "test")
+        right = find_smallest_right(asked.outcomes.score)
+        accuracy = {COMMONEST: float((right == self.commonest).mean())}
+        for name, values in self.columns.encode(asked).items():
+            model = self.models[name]
+            told = self.commonest if model is None else model.predict(values)
+            accuracy[name] = float((right == told).mean())
+        return accuracy
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRegressions:
+    """Boosted regressions of the score at each scale, by what they know: the estimates of a policy."""
+
+    columns: KnownColumns
+    models: Mapping[str, Sequence[HistGradientBoostingRegressor]]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def fit(cls, train: Labels, seed: int = 0) -> Self:
+        columns = KnownColumns(train, seed)
+        models = {
+            name: [
+                HistGradientBoostingRegressor(**REGRESSOR, random_state=seed).fit(values, score)
+                for score in train.outcomes.score.T
+            ]
+            for name, values in columns.encode(train).items()
+        }
+        digests = {
+            f"policy, {name}": digest_model(train, "policy", name, REGRESSOR, seed) for name in columns.names
+        }
+        return cls(columns, models, digests)
+
+    def predict(self, labels: Labels) -> dict[str, Floats]:
+        """Estimated scores `[num_samples, num_scales]` in [0, 1] by what is known."""
+        return {
+            name: np.stack([model.predict(values) for model in self.models[name]], axis=1).clip(0.0, 1.0)
+            for name, values in self.columns.encode(labels).items()
+        }
+
+
+def digest_model(train: Labels, model: str, known: str, settings: Mapping[str, Any], seed: int) -> str:
+    """A digest of all that a model follows from: kind, settings, seed, and the labels it is fitted on."""
+    outcomes = train.outcomes
+    made_of = [model, known, dict(settings), [MAX_WORDS, NUM_COMPONENTS, FEATURE_SCALE, MAX_VALUES], seed]
+    content = json.dumps([*made_of, dict(outcomes.fingerprints), list(outcomes.sample_id)], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _select_answered(labels: Labels, split: str) -> Labels:
+    """The samples that some scale answers."""
+    smallest = find_smallest_right(labels.outcomes.score)
+    if not (smallest >= 0).any():
+        raise NothingToTell(f"no sample of {split} is right at any scale: there is no smallest one to tell")
+    return labels.select(smallest >= 0)
 
 
 def _list_facts(table: OutcomeTable) -> list[dict[str, str | float]]:
-    """Kind, and the attributes that are finite numbers or words; lists and the like are left out."""
+    """Question type, and the attributes that are finite numbers or words; lists and the like are left out."""
     return [
         {name: value for name, value in {**row, "kind": str(kind)}.items() if _is_fact(value)}
         for kind, row in zip(table.kind, table.attributes, strict=True)
@@ -146,10 +205,3 @@ def _is_fact(value: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(float(value)))
     except OverflowError:
         return False
-
-
-def _flatten(images: VisualTokens, width: int) -> np.ndarray:
-    """Coarse visual tokens of the images, `[num_images, width * hidden]`; zeros where an image has fewer."""
-    visual = images.tokens * images.mask[..., None]
-    padded = np.pad(visual, ((0, 0), (0, width - visual.shape[1]), (0, 0)))
-    return padded.reshape(len(padded), -1).astype(np.float32)

@@ -81,6 +81,12 @@ class VariantComparison:
     num_questions: int
     num_images: int
     confidence: float
+    num_resamples: int
+
+    @property
+    def num_tests(self) -> int:
+        """Number of differences whose p-values are corrected together."""
+        return sum(row.p_value is not None for row in self.rows)
 
     def of(self, series: str) -> list[Row]:
         return [row for row in self.rows if row.series == series]
@@ -128,7 +134,8 @@ def compare_variants(
         )
         for row, (series, scale) in enumerate(keys)
     ]
-    return VariantComparison(rows, tuple(seeds), len(first), int(image.max()) + 1, confidence)
+    num_images = int(image.max()) + 1
+    return VariantComparison(rows, tuple(seeds), len(first), num_images, confidence, num_resamples)
 
 
 def _draw_accuracies(

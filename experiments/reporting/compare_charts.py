@@ -20,7 +20,6 @@ from experiments.reporting.displays import (
     PALETTE,
     frame_panels,
     mark_scales,
-    pick_colors,
     refine_line,
 )
 from experiments.reporting.export import PLAIN_TEXT
@@ -30,24 +29,29 @@ from experiments.reporting.numbers import format_difference, format_score, forma
 _RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
 
 _DASHES = (("solid", "-"), ("longdash", (0, (7, 3))), ("dashdot", "-."))
+# Policies in a drawing, at most: as many as colour and dash tell apart.
+MOST_DRAWN = len(PALETTE) * len(_DASHES)
 
 
-def _pick_dash(order: int) -> tuple[str, Any]:
-    """For Plotly and for Matplotlib: where colours come round again, another line tells them apart."""
-    return _DASHES[order // len(PALETTE) % len(_DASHES)]
+def _pick_style(order: int) -> tuple[str, tuple[str, Any]]:
+    """Colour, and dash for Plotly and for Matplotlib: colours come round again with another dash."""
+    return PALETTE[order % len(PALETTE)], _DASHES[order // len(PALETTE)]
 
 
 def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Data and layout of the interactive chart: fronts above, differences to the mix below."""
+    """Data and layout of the interactive chart: fronts above, differences to the mix below.
+
+    The first `MOST_DRAWN` policies are drawn.
+    """
     metrics = entries[0].runs[0].metrics
     costs, scores = read_fixed(metrics)
     figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
-    colors = pick_colors([entry.label for entry in entries])
-    for order, entry in enumerate(entries):
+    for order, entry in enumerate(entries[:MOST_DRAWN]):
         cost, score, above = entry.find_costs(), entry.at_budgets("score"), entry.at_budgets("to_mix")
         name = escape(entry.label)
-        color, width = colors[entry.label], 2 if order else 3
-        line = {"color": color, "width": width, "dash": _pick_dash(order)[0]}
+        color, (dash, _) = _pick_style(order)
+        line = {"color": color, "width": 2 if order else 3, "dash": dash}
+        group = f"policy {order}"
         found = entry.find("mean_to_mix")
         mean = (
             ""
@@ -57,10 +61,10 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
         for row, estimate in ((1, score), (2, above)):
             # Bands of all scores would lie on top of each other.
             if row == 2 or order == 0:
-                add_band(figure, cost, estimate, color, entry.label, row=row)
+                add_band(figure, cost, estimate, color, group, row=row)
             figure.add_scatter(
                 x=cost, y=100 * estimate.value, mode="lines", line=line,
-                name=name, legendgroup=entry.label, showlegend=row == 1, row=row, col=1,
+                name=name, legendgroup=group, showlegend=row == 1, row=row, col=1,
                 text=[
                     f"<b>{name}</b><br>spends {format_tokens(c)} tokens<br>score {format_score(score[k])}"
                     f"<br>to the mix {format_difference(above[k])}{mean}"
@@ -104,13 +108,12 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
     metrics = entries[0].runs[0].metrics
     costs, scores = read_fixed(metrics)
     dense, _ = refine_line(np.sort(costs), np.sort(scores))
-    colors = pick_colors([entry.label for entry in entries])
     style = {"axes.spines.top": False, "axes.spines.right": False}
     with plt.style.context(style):
         figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
-        for order, entry in enumerate(entries):
-            cost, color, dash = entry.find_costs(), colors[entry.label], _pick_dash(order)[1]
+        for order, entry in enumerate(entries[:MOST_DRAWN]):
+            cost, (color, (_, dash)) = entry.find_costs(), _pick_style(order)
             for axes, figure_name in ((upper, "score"), (lower, "to_mix")):
                 estimate = entry.at_budgets(figure_name)
                 axes.plot(cost, 100 * estimate.value, ls=dash, color=color, label=entry.label)

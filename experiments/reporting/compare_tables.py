@@ -1,14 +1,19 @@
 """Tables of several runs side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from experiments.evaluation.draws import keep_budgets
+from experiments.evaluation.draws import MOST_BAND_RESAMPLES
 from experiments.evaluation.entries import Combined, Entry, find_p_values, list_pairs
+from experiments.evaluation.finished_runs import Run
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
     format_difference,
+    format_p_value,
     format_score,
     format_share,
     format_tokens,
@@ -17,6 +22,7 @@ from experiments.reporting.numbers import (
 from experiments.reporting.tables import Table
 
 NUM_SHOWN_BUDGETS = 5
+NUM_NAMED_RUNS = 5
 SPREAD = "sd"
 
 # Figures of one row, each with how it is written.
@@ -31,6 +37,40 @@ def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
     tables += [_tabulate_errors(entries), _tabulate_budgets(entries)]
     guaranteed = [entry for entry in entries if entry.find_in("risk", "drop") is not None]
     return tables + ([_tabulate_guarantees(guaranteed)] if guaranteed else [])
+
+
+def write_notes(entries: Sequence[Entry], runs: Sequence[Run]) -> list[str]:
+    """Sentences about runs of one policy with the same seed and settings; runs are numbered from 1.
+
+    Baselines that agree are no news: they stand in every run.
+    """
+    number = {run.folder: place for place, run in enumerate(runs, start=1)}
+    notes = []
+    for entry in entries:
+        repeats = [run for run in entry.repeats if run.about == entry.name]
+        if repeats:
+            which, verb = _list_runs(repeats, number), "repeats" if len(repeats) == 1 else "repeat"
+            notes.append(
+                f"{entry.label}: {which} {verb} the result of another run with the same seed and settings; "
+                "each seed counts once."
+            )
+        if entry.rivals:
+            which = _list_runs([run for run, _ in entry.rivals], number)
+            verb = "has" if len(entry.rivals) == 1 else "have"
+            others = _list_runs([rival for _, rival in entry.rivals], number)
+            notes.append(
+                f"{entry.label}: {which} {verb} another result than {others} with the same seed and "
+                "settings. Both are shown; leave one out of runs=[...] if it is out of date."
+            )
+    return notes
+
+
+def _list_runs(runs: Sequence[Run], number: Mapping[Path, int]) -> str:
+    """The first few runs by number and folder."""
+    named = [f"{number[run.folder]} ({run.folder.name})" for run in runs[:NUM_NAMED_RUNS]]
+    left_out = len(runs) - len(named)
+    more = f" and {left_out:,} more" if left_out else ""
+    return f"run{'s' * (len(runs) > 1)} {', '.join(named)}{more}"
 
 
 class _Columns:
@@ -77,6 +117,8 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
 
 def _tabulate_differences(entries: Sequence[Entry]) -> Table:
     pairs, rows = list_pairs(entries), []
+    num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
+    floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, len(pairs))
     for pair, (p_value, adjusted) in zip(pairs, find_p_values(pairs), strict=True):
         share = pair.estimate("mean_gap_share")
         tokens = pair.estimate("default", "cost")
@@ -84,19 +126,17 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
             (
                 f"{pair.first.label} - {pair.second.label}",
                 format_difference(pair.estimate("mean_to_mix")),
-                f"{p_value:.3f}",
-                f"{adjusted:.3f}",
+                format_p_value(p_value, floor),
+                format_p_value(adjusted, adjusted_floor),
                 "-" if share is None else format_share(share),
                 format_difference(pair.estimate("default", "score")),
                 "-" if tokens is None else _format_tokens(tokens),
             )
         )
-    num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
-    least = min(1.0, 2 * len(pairs) / (num_resamples + 1))
     caption = (
         "First policy less second, on the same draws of images and seeds: points above the mix, averaged "
-        f"over log budget, with p-values and Holm's correction for all {len(pairs)} (at least {least:.2g} "
-        f"with {num_resamples:,} resamples); share of the gap; score and visual tokens at the default prices"
+        "over log budget, with two-sided p-values; share of the gap; score and visual tokens at the default "
+        f"prices. {describe_floor(num_resamples, len(pairs))}"
     )
     header = (
         "difference",
@@ -171,13 +211,19 @@ def _tabulate_errors(entries: Sequence[Entry]) -> Table:
 
 
 def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
-    budgets = entries[0].runs[0].metrics["budgets"]
-    kept = keep_budgets(len(budgets))
-    shown = [round(i * (len(kept) - 1) / (NUM_SHOWN_BUDGETS + 1)) for i in range(1, NUM_SHOWN_BUDGETS + 1)]
-    scores = {entry.label: entry.at_budgets("score") for entry in entries}
-    rows = [(label, *(format_score(score[kept[k]]) for k in shown)) for label, score in scores.items()]
-    header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[kept[k]])}" for k in shown)
-    return Table("Score within budgets of mean visual tokens", ("policy", *header), tuple(rows), "budgets")
+    metrics = entries[0].runs[0].metrics
+    budgets, num_resamples = metrics["budgets"], metrics["bootstrap"]["num_resamples"]
+    num_steps = NUM_SHOWN_BUDGETS + 1
+    shown = [round(step * (len(budgets) - 1) / num_steps) for step in range(1, num_steps)]
+    rows = []
+    for entry in entries:
+        score = entry.at_budgets("score")
+        rows.append((entry.label, *(format_score(score[position]) for position in shown)))
+    header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[position])}" for position in shown)
+    caption = "Score within budgets of mean visual tokens"
+    if num_resamples > MOST_BAND_RESAMPLES:
+        caption += f", intervals from the first {MOST_BAND_RESAMPLES:,} of {num_resamples:,} resamples"
+    return Table(caption, ("policy", *header), tuple(rows), "budgets")
 
 
 def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:

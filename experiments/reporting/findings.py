@@ -48,6 +48,8 @@ def collect_extras(findings: Findings) -> dict[str, Any]:
             "source": published.source,
             "table": published.table,
             "checkpoint": published.checkpoint,
+            "split": published.split,
+            "relation": published.relation,
             "scores": {str(scale): to_json(score) for scale, score in published.scores.items()},
             "oracle_scale": published.oracle_scale,
             "oracle_score": published.oracle_score,

@@ -6,7 +6,15 @@ from experiments.evaluation.figures import FINEST, RECOVERED, Comparison
 from experiments.evaluation.keys import Bound
 from experiments.evaluation.oracles import LUCK_FREE
 from experiments.evaluation.statistics import Estimate
-from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
+from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
+    format_difference,
+    format_p_value,
+    format_score,
+    format_share,
+    format_tokens,
+)
 from experiments.reporting.tables import Table
 
 
@@ -65,18 +73,20 @@ def _tabulate_non_inferiority(comparison: Comparison) -> Table:
 
 
 def _tabulate_tests(comparison: Comparison) -> Table:
+    num_resamples, num_tests = comparison.num_resamples, len(comparison.differences)
+    floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, num_tests)
     rows = [
         (
-            each.label,
-            format_difference(each.mean),
-            f"{each.p_value:.3f}",
-            f"{each.adjusted:.3f}",
+            difference.label,
+            format_difference(difference.mean),
+            format_p_value(difference.p_value, floor),
+            format_p_value(difference.adjusted, adjusted_floor),
         )
-        for each in comparison.differences
+        for difference in comparison.differences
     ]
     caption = (
-        "Differences in points at matched cost, averaged over log budget; p-values of the paired bootstrap, "
-        "and with Holm's correction for all of these"
+        "Differences in points at matched cost, averaged over log budget, with two-sided p-values of the "
+        f"paired bootstrap; {describe_floor(num_resamples, num_tests)}"
     )
     return Table(caption, ("difference", "mean", "p", "p (Holm)"), tuple(rows), name="tests")
 

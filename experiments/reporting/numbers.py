@@ -1,5 +1,7 @@
 """Numbers as text, the same in every table, chart and sentence."""
 
+import math
+
 import numpy as np
 
 from experiments.evaluation.statistics import Estimate
@@ -56,3 +58,45 @@ def format_small(value: float) -> str:
     if 0 < value < 0.001:
         return "< 0.001"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def find_floor(num_resamples: int, num_tests: int = 1) -> float:
+    """The smallest p-value that this many resamples can give, after Holm's correction for `num_tests`.
+
+    One resample is added to either side of zero (`statistics.Draws.p_value`), so it is
+    `2 * num_tests / (num_resamples + 1)`, at most 1.
+    """
+    return min(1.0, 2 * num_tests / (num_resamples + 1))
+
+
+def format_p_value(p_value: float, floor: float) -> str:
+    """A p-value; one at the floor of the bootstrap as "< floor", as nothing else is known of it.
+
+    Three decimals, or two significant digits where these would be lost. The floor is rounded up to two
+    significant digits, so that "<" is true of the p-value itself. A floor of 1 leaves no smaller value.
+    """
+    if p_value <= floor * (1 + 1e-9) and floor < 1:
+        return f"< {format_floor(floor)}"
+    return f"{p_value:.3f}" if p_value >= 0.01 else _write_significant(p_value)
+
+
+def format_floor(floor: float) -> str:
+    """A floor, rounded up to two significant digits."""
+    step = 10.0 ** (math.floor(math.log10(floor)) - 1)
+    # What is a multiple of the step but for rounding stays where it is.
+    return _write_significant(math.ceil(floor / step - 1e-9) * step)
+
+
+def describe_floor(num_resamples: int, num_tests: int) -> str:
+    """What the caption of a table with p-values and Holm's correction says of their resolution."""
+    alone, together = (format_floor(find_floor(num_resamples, count)) for count in (1, num_tests))
+    tests = "1 test" if num_tests == 1 else f"{num_tests:,} tests"
+    return (
+        f"{num_resamples:,} resamples resolve no p-value below {alone}, and after Holm's correction for "
+        f"{tests} none below {together}"
+    )
+
+
+def _write_significant(value: float) -> str:
+    """Two significant digits without an exponent."""
+    return np.format_float_positional(value, precision=2, fractional=False, trim="-")

@@ -8,8 +8,12 @@ from experiments.reporting.tables import Table
 
 
 def tabulate_published(comparison: Comparison, published: Published) -> Table:
-    """Per scale that both have: ours with its interval, theirs, and the difference with the same interval."""
-    rows = []
+    """Per scale that both have: ours with its interval, theirs, and the difference with the same interval.
+
+    Whether they agree is said only of the split that theirs were measured on.
+    """
+    split = _describe_split(published, comparison.num_samples)
+    judged, rows = published.relation == "same", []
     for column, scale in enumerate(comparison.scales):
         if scale in published.scores:
             ours = comparison.fixed.score[column]
@@ -18,7 +22,7 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
                     f"scale {scale}",
                     format_tokens(comparison.fixed.cost.value[column]),
                     "-",
-                    *_compare(ours, published.scores[scale]),
+                    *_compare(ours, published.scores[scale], judged),
                 )
             )
     if published.oracle_score is not None:
@@ -28,19 +32,33 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
                 "oracle, authors' convention",
                 format_tokens(oracle.cost.value),
                 "-" if published.oracle_scale is None else f"{published.oracle_scale:g}",
-                *_compare(oracle.score, published.oracle_score),
+                *_compare(oracle.score, published.oracle_score, judged),
             )
         )
     caption = (
         f"Ours beside the published values ({published.source}: {published.table}); scores in percent, "
-        f"difference in points with the interval of ours, on {comparison.num_samples:,} questions; their "
-        "oracle's tokens are per tile where there are tiles"
+        f"difference in points with the interval of ours; {split}; their oracle's "
+        "tokens are per tile where there are tiles"
     )
-    header = ("", "tokens, ours", "tokens, published", "ours", "published", "difference", "agrees")
-    return Table(caption, header, tuple(rows), name="published")
+    header = ["", "tokens, ours", "tokens, published", "ours", "published", "difference"]
+    header += ["agrees"] if judged else []
+    return Table(caption, tuple(header), tuple(rows), name="published")
 
 
-def _compare(ours: Estimate, theirs: float) -> tuple[str, str, str, str]:
+def _describe_split(published: Published, num_samples: int) -> str:
+    """What our test split is of the one that the published values were measured on."""
+    ours, theirs = f"our test split is {num_samples:,} questions", published.split
+    unjudged = "so whether ours agree is not judged"
+    return {
+        "same": f"{ours}, the official split ({theirs})",
+        "part": f"{ours}, a part of the official split ({theirs}), {unjudged}",
+        "other": f"{ours} of another official split ({published.own_split}, theirs: {theirs}), {unjudged}",
+        "unknown": f"{ours}, of which official split the task does not say (theirs: {theirs}), {unjudged}",
+    }[published.relation]
+
+
+def _compare(ours: Estimate, theirs: float, judged: bool) -> tuple[str, ...]:
     difference = Estimate(ours.value - theirs, ours.low - theirs, ours.high - theirs)
     agrees = "yes" if ours.low <= theirs <= ours.high else "no"
-    return format_score(ours), format_percent(theirs), format_difference(difference), agrees
+    cells = (format_score(ours), format_percent(theirs), format_difference(difference))
+    return (*cells, agrees) if judged else cells

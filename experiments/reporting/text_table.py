@@ -26,7 +26,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [
-        all(not cell or cell[0].isdigit() or cell[0] in "-+" for cell in column[1:]) for column in columns
+        all(not cell or cell[0].isdigit() or cell[0] in "-+<" for cell in column[1:]) for column in columns
     ]
     lines = [
         "  ".join(

@@ -10,7 +10,14 @@ import numpy as np
 
 from experiments.evaluation.fronts import ORACLES
 from experiments.evaluation.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
-from experiments.reporting.numbers import format_difference, format_score, format_tokens
+from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
+    format_difference,
+    format_p_value,
+    format_score,
+    format_tokens,
+)
 from experiments.reporting.tables import Table
 
 
@@ -26,7 +33,7 @@ def write_findings(comparison: VariantComparison) -> list[str]:
         for name in SAMPLINGS
     ]
     findings = [
-        f"{what}, in points: {_list(rows)}. {_judge(rows, subject, 1 - comparison.confidence)}"
+        f"{what}, in points: {_list(rows)}. {_judge(rows, subject, comparison)}"
         for what, subject, rows in compared
         if rows
     ]
@@ -37,8 +44,11 @@ def _list(rows: Sequence[Row]) -> str:
     return ", ".join(f"{format_difference(row.to_nested)} at {row.scale}" for row in rows)
 
 
-def _judge(rows: Sequence[Row], subject: str, level: float) -> str:
-    """Where a difference is told from zero at this level, with the corrected p-values, and which way."""
+def _judge(rows: Sequence[Row], subject: str, comparison: VariantComparison) -> str:
+    """Scales at which a difference is significant after Holm's correction, and its direction."""
+    level = 1 - comparison.confidence
+    if find_floor(comparison.num_resamples, comparison.num_tests) >= level:
+        return f"{comparison.num_resamples:,} resamples are too few to show a difference at any of them."
     better, worse, undecided = f"{subject} is better", f"{subject} is worse", "no difference is shown"
     found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
     for row in rows:
@@ -69,11 +79,13 @@ def _describe_oracle(comparison: VariantComparison) -> str:
 
 def tabulate_variants(comparison: VariantComparison) -> Table:
     """Every model at every scale it is compared at."""
-    several = len(comparison.seeds) > 1
+    several, num_tests = len(comparison.seeds) > 1, comparison.num_tests
+    adjusted_floor = find_floor(comparison.num_resamples, num_tests)
     caption = (
         f"Accuracy in percent with {comparison.confidence:.0%} intervals over images"
         f"{' and trainings' * several}: {len(comparison.seeds)} seed{'s' * several}, "
-        f"{comparison.num_questions:,} test questions on {comparison.num_images:,} images"
+        f"{comparison.num_questions:,} test questions on {comparison.num_images:,} images; "
+        f"{describe_floor(comparison.num_resamples, num_tests)}"
     )
     rows = [
         (
@@ -82,7 +94,7 @@ def tabulate_variants(comparison: VariantComparison) -> Table:
             format_score(row.accuracy),
             f"{100 * row.spread:.1f}" if several else "-",
             format_difference(row.to_nested),
-            "-" if row.p_value is None else f"{row.p_value:.3f}",
+            "-" if row.p_value is None else format_p_value(row.p_value, adjusted_floor),
         )
         for row in comparison.rows
     ]

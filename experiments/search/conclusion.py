@@ -1,4 +1,8 @@
-"""What a finished search leaves: a table, a picture, and the best as experiment files."""
+"""What a finished search leaves: a table, a picture, and the best as experiment files.
+
+All trials use one validation part: it chose inside each one (epochs, trees, neighbours, shares), and it ranks
+them. So the values are optimistic, the best trial's most; whatever shows them says so.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +14,11 @@ from experiments.reporting.text_table import format_table
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import format_overrides, write_experiment
 from experiments.search.study import FINISHED
+
+SELECTION = (
+    "Values are of the validation part that also chose each trial's epochs, trees, neighbours or shares: "
+    "they are optimistic, the best trial's most; an evaluation on the test split says what it is worth."
+)
 
 
 def conclude(
@@ -33,7 +42,8 @@ def conclude(
             f"Command: python -m experiments.run --config-dir {folder} experiment={file}",
             "  or, once this file is in conf/experiment/, without --config-dir",
             f"Result: {result} on validation, trial {trial.number} of {num_finished} finished ones;",
-            "  the best of many trials flatters: what it is worth, the test split says",
+            "  the same validation part chose its epochs, trees, neighbours or shares and ranked the trials,",
+            "  so this flatters: what it is worth, the test split says",
         ]
         content = write_experiment([*fixed, *format_overrides(trial.params)], comments)
         (folder / "experiment" / f"{file}.yaml").write_text(content, encoding="utf-8")
@@ -48,6 +58,7 @@ def conclude(
     else:
         shown = best
     print(_format_trials(shown[:10], objectives))
+    print(SELECTION)
     print(f"{num_finished} finished trials, {num_finished - len(complete)} of them pruned")
     print(f"picture: {pictures[0]}")
     print(f"python -m experiments.run --config-dir {folder} experiment=tuned_{name}")

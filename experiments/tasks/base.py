@@ -1,7 +1,7 @@
 """What a task is: an iterable of samples, each with its scorer, and the images they ask about."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -30,6 +30,14 @@ class Sample:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OfficialSplit:
+    """A benchmark's own split that the test samples come from, None for none; whether they are all of it."""
+
+    name: str | None = None
+    is_whole: bool = False
+
+
 @runtime_checkable
 class Task(Protocol):
     """Samples by split, and their images by id. No image is in two splits.
@@ -37,7 +45,8 @@ class Task(Protocol):
     `fingerprint` is a hex digest of the data and of every choice that changes the samples; the pixels of
     images in a folder enter it by name only, so that a fingerprint costs no pass over the images.
     `set_aside` holds what could not become a sample, as `{"sample_id" | "line": ..., "reason": ...}`; it is
-    complete once the samples of every split have been read.
+    complete once the samples of every split have been read. A task that is a published benchmark may have a
+    property `official_split`, an `OfficialSplit` (see `find_official_split`).
     """
 
     name: str
@@ -53,6 +62,12 @@ class Task(Protocol):
     def image(self, image_id: str) -> Image.Image:
         """An RGB image. Raises `images.UnreadableImage` (an OSError) with the reason."""
         ...
+
+
+def find_official_split(task: Task, limit: int | None) -> OfficialSplit:
+    """The official split that the test samples come from, of which `limit` images at most were labelled."""
+    official_split: OfficialSplit = getattr(task, "official_split", OfficialSplit())
+    return replace(official_split, is_whole=official_split.is_whole and limit is None)
 
 
 def check_data(task: Task, data: str, labels: str | Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from experiments.scorers import check_metric
-from experiments.tasks.base import SPLITS, Sample, Split
+from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split
 from experiments.tasks.images import MAX_PIXELS, open_image
 from experiments.tasks.questions import Question, QuestionReader, merge_fields
 from experiments.tasks.references import ReferenceIndex
@@ -44,10 +44,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The images of each split, and the places of each image's rows."""
+    """The images of each split, and the places of each image's rows.
+
+    `is_drawn` says whether any image came without a split, and was given one by hash.
+    """
 
     images: dict[Split, list[str]]
     places: dict[str, list[Place]]
+    is_drawn: bool
 
 
 class LlavaJsonl:
@@ -71,6 +75,8 @@ class LlavaJsonl:
             and test only, calibration is carved out of train, by its share in train and calibration.
         seed: another seed divides the images anew.
         capitalize: first letter upper case, all others lower, as lmms-eval asks TextVQA and VizWiz.
+        official_split: the benchmark's own split that the test questions come from, to say which published
+            values may be held against them. It changes no sample.
         max_chars: longest question or reference.
         max_pixels: largest image.
     """
@@ -89,6 +95,7 @@ class LlavaJsonl:
         fractions: Mapping[str, float] | None = None,
         seed: int = 0,
         capitalize: bool = False,
+        official_split: str | None = None,
         max_chars: int = 20_000,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -113,6 +120,7 @@ class LlavaJsonl:
         self._fractions = check_fractions(fractions or FRACTIONS)
         self._suffix, self._image_name, self._seed, self._capitalize = suffix, image_name, seed, capitalize
         self._max_chars, self._max_pixels = max_chars, max_pixels
+        self._official_split = official_split
         self.set_aside: list[dict[str, Any]] = []
 
     @cached_property
@@ -126,6 +134,11 @@ class LlavaJsonl:
             with file.path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()[:16]
+
+    @property
+    def official_split(self) -> OfficialSplit:
+        """The split that the test questions come from: whole where rows or files give every image a split."""
+        return OfficialSplit(self._official_split, is_whole=not self._index.is_drawn)
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """The samples of a split, image by image. Raises ValueError if no row of the task can be used."""
@@ -191,7 +204,7 @@ class LlavaJsonl:
             reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
             told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
             raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {told}")
-        return Index(self._divide(own_splits), places)
+        return Index(self._divide(own_splits), places, is_drawn=None in own_splits.values())
 
     def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
         """The images of each split, by the splits they come with or by hash."""

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.compare import compare_runs
-from experiments.evaluation.draws import DRAWS, collect_draws, keep_budgets, read_draws, write_draws
+from experiments.compare import MOST_PRINTED_ROWS, compare_runs
+from experiments.evaluation.draws import (
+    DRAWS,
+    MOST_BAND_RESAMPLES,
+    collect_draws,
+    name_tensor,
+    read_draws,
+    write_draws,
+)
 from experiments.evaluation.entries import Entry, Pair, find_p_values, list_entries, list_pairs
 from experiments.evaluation.finished_runs import Run, find_runs
 from experiments.evaluation.metrics import collect_metrics, write_metrics
-from experiments.reporting.compare_tables import build_comparison_tables
+from experiments.reporting.compare_charts import MOST_DRAWN
+from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.page import Provenance
 from experiments.sweeps import ComparisonReport
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
@@ -48,14 +56,15 @@ def write_run(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
     metrics, draws = deepcopy(found)
     first = next(iter(metrics["predictors"]))
     metrics["predictors"][first]["mean_to_mix"]["value"] += shift
-    draws[f"predictors/{first}/mean_to_mix"] += np.float32(shift)
+    draws[name_tensor("predictors", first, "mean_to_mix")] += np.float32(shift)
     for figures in metrics["predictors"].values():
         figures["seed"] = seed
     if name:
         figures = metrics["predictors"]
         metrics["predictors"] = {name if key == first else key: value for key, value in figures.items()}
         draws = {
-            key.replace(f"predictors/{first}/", f"predictors/{name}/"): value for key, value in draws.items()
+            key.replace(name_tensor("predictors", first, ""), name_tensor("predictors", name, "")): value
+            for key, value in draws.items()
         }
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)), encoding="utf-8")
@@ -113,14 +122,45 @@ def test_interval_of_a_single_seed_is_that_of_its_own_report(tmp_path, found):
             assert [float(estimate.low), float(estimate.high)] == pytest.approx(
                 [expected["low"], expected["high"]], rel=2e-6, abs=2e-6
             )
-        kept = keep_budgets(len(own["at_budgets"]))
         for figure in ("score", "to_mix"):
             band = entry.at_budgets(figure)
             for bound in ("low", "high"):
-                expected = [own["at_budgets"][k][figure][bound] for k in kept]
-                assert getattr(band, bound)[kept] == pytest.approx(expected, rel=2e-6, abs=2e-6)
+                expected = [at[figure][bound] for at in own["at_budgets"]]
+                assert getattr(band, bound) == pytest.approx(expected, rel=2e-6, abs=2e-6)
             assert (band.low <= band.value + 1e-9).all() and (band.value <= band.high + 1e-9).all()
     assert "sd" not in build_comparison_tables(entries)[0].header
+
+
+def test_bands_rest_on_the_first_resamples_and_all_budgets(tmp_path):
+    """More resamples than are kept of the bands: each bound is the quantile of the first 2,000."""
+    calibration, test = make_outcomes("calibration", 8), make_outcomes("test", 8)
+    num_resamples = MOST_BAND_RESAMPLES + 50
+    comparison = compare(calibration, test, num_resamples=num_resamples)
+    run = Run(write_run(tmp_path / "run", collect(comparison, test)), {}, {})
+    draws = read_draws(run.folder, num_resamples)
+    drawn = draws[name_tensor("predictors", "informed", "at_budgets", "to_mix")]
+    assert drawn.shape == (MOST_BAND_RESAMPLES, len(comparison.budgets)) and drawn.dtype == np.float32
+    assert draws[name_tensor("predictors", "informed", "mean_to_mix")].shape == (num_resamples,)
+    band = list_entries(find_runs([run.folder]))[0].at_budgets("to_mix")
+    assert band.low == pytest.approx(np.quantile(drawn.astype(np.float64), 0.025, axis=0))
+    # A file with as many rows of the bands as of the figures is not what an evaluation writes.
+    with pytest.raises(ValueError, match=f"not {MOST_BAND_RESAMPLES} resamples"):
+        read_draws(run.folder, MOST_BAND_RESAMPLES)
+
+
+def test_names_of_predictors_cannot_be_taken_for_paths(tmp_path, found):
+    """A predictor `x` with a figure `mean_to_mix`, and one that is called `x/mean_to_mix`."""
+    assert name_tensor("predictors", "x/y", "z") != name_tensor("predictors", "x", "y", "z")
+    names = ("x", "x/mean_to_mix", "predictors/x", "at_budgets", "100% ü", "x%2Fmean_to_mix")
+    for order, name in enumerate(names):
+        write_run(tmp_path / str(order), found, shift=0.01 * order, name=name)
+    entries = list_entries(find_runs([tmp_path]))
+    shown = {entry.name: sure(entry.find("mean_to_mix")).draws.drawn.mean() for entry in entries}
+    base = shown.pop("x")
+    del shown["question_only"]
+    assert {name: round(float(mean - base), 4) for name, mean in shown.items()} == {
+        name: 0.01 * order for order, name in enumerate(names) if order
+    }
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +259,111 @@ def test_a_cascade_belongs_to_the_predictor_that_it_starts_from(tmp_path, found)
     ]
 
 
+def test_a_second_run_of_a_seed_with_the_same_result_counts_once(tmp_path, found):
+    for number, (seed, shift) in enumerate([(0, 0.01), (0, 0.01), (1, 0.03)]):
+        write_run(tmp_path / str(number), found, seed=seed, shift=shift, overrides=[f"seed={seed}"])
+    runs = find_runs([tmp_path])
+    entries = list_entries(runs)
+    assert [(entry.label, entry.seeds) for entry in entries] == [
+        ("informed", (0, 1)),
+        ("question_only", (0, 1)),
+    ]
+    assert write_notes(entries, runs) == [
+        "informed: run 2 (1) repeats the result of another run with the same seed and settings; each seed "
+        "counts once."
+    ]
+
+
+def test_a_second_run_of_a_seed_with_another_result_is_shown(tmp_path, found):
+    """Three results of seed 0, the third of them twice, and one of seed 1."""
+    for number, (seed, shift) in enumerate([(0, 0.01), (0, 0.05), (1, 0.03), (0, 0.09), (0, 0.09)]):
+        write_run(tmp_path / str(number), found, seed=seed, shift=shift, overrides=[f"seed={seed}"])
+    runs = find_runs([tmp_path])
+    entries = list_entries(runs)
+    own = found[0]["predictors"]["informed"]["mean_to_mix"]["value"]
+    shown = [
+        (entry.label, entry.seeds, round(float(sure(entry.find("mean_to_mix")).estimate.value) - own, 6))
+        for entry in entries
+    ]
+    assert shown[:3] == [
+        ("informed", (0, 1), 0.02),
+        ("informed (2)", (0,), 0.05),
+        ("informed (3)", (0,), 0.09),
+    ]
+    assert [label for label, *_ in shown[3:]] == ["question_only"]
+    second, third, repeated = write_notes(entries, runs)
+    assert second.startswith("informed (2): run 2 (1) has another result than run 1 (0) with the same seed")
+    assert third.startswith("informed (3): run 5 (4) repeats the result of another run")
+    assert repeated.startswith("informed (3): run 4 (3) has another result than run 2 (1)")
+    output = tmp_path / "out"
+    compare_runs([tmp_path], output=output, provenance=Provenance("command", "", "now"))
+    assert second in Page((output / "compare.html").read_text(encoding="utf-8")).text
+
+
+def test_baselines_with_other_results_are_told_apart_by_the_settings_of_their_runs(tmp_path, found):
+    """Epochs change the baseline too: its name alone would make one policy of two."""
+    for epochs in (3, 60):
+        for seed in (0, 1):
+            metrics, draws = deepcopy(found)
+            draws[name_tensor("predictors", "question_only", "mean_to_mix")] += np.float32(epochs / 1000)
+            settings = [f"seed={seed}", f"trainer.max_epochs={epochs}"]
+            write_run(tmp_path / f"{epochs}-{seed}", (metrics, draws), seed=seed, overrides=settings)
+    runs = find_runs([tmp_path])
+    entries = list_entries(runs)
+    assert [(entry.label, entry.seeds) for entry in entries] == [
+        (f"{name}, trainer.max_epochs={epochs}", (0, 1))
+        for name in ("informed", "question_only")
+        for epochs in (3, 60)
+    ]
+    assert write_notes(entries, runs) == []
+
+
+def test_a_baseline_that_differs_from_the_run_about_it_is_shown(tmp_path, found):
+    """One run is about `question_only`; another has it as a baseline, with the same or another result."""
+    metrics, draws = deepcopy(found)
+    metrics["predictors"] = dict(reversed(metrics["predictors"].items()))
+    write_run(tmp_path / "1", (metrics, draws))
+    write_run(tmp_path / "2", found)
+    assert [entry.label for entry in list_entries(find_runs([tmp_path]))] == ["question_only", "informed"]
+    metrics, draws = deepcopy(found)
+    draws[name_tensor("predictors", "question_only", "default", "score")] += np.float32(0.01)
+    write_run(tmp_path / "3", (metrics, draws))
+    runs = find_runs([tmp_path])
+    entries = list_entries(runs)
+    assert [entry.label for entry in entries] == ["question_only", "question_only (2)", "informed"]
+    (note,) = [note for note in write_notes(entries, runs) if note.startswith("question_only")]
+    assert note.startswith("question_only (2): run 3 (3) has another result than run 1 (1)")
+
+
+def test_p_values_at_the_floor_are_shown_as_below_it(tmp_path, found):
+    """60 resamples, 3 differences: no p-value below 2/61 = 0.0328, and 6/61 = 0.0984 after Holm."""
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        write_run(tmp_path / name, found, shift=shift, name=name)
+    differences = build_comparison_tables(list_entries(find_runs([tmp_path])))[1]
+    assert (
+        "60 resamples resolve no p-value below 0.033, and after Holm's correction for 3 tests none below "
+        in (differences.caption)
+    )
+    rows = {row[0]: row[2:4] for row in differences.rows}
+    assert rows["a - b"] == rows["b - question_only"] == ("< 0.033", "< 0.099")
+
+
+def test_many_policies_stay_readable(tmp_path, found, capsys):
+    """The page has them all, the drawing as many as can be told apart, the terminal the first rows."""
+    names = [f"policy {number:02d}" for number in range(MOST_PRINTED_ROWS + 5)]
+    for number, name in enumerate(names):
+        write_run(tmp_path / f"{number:02d}", found, shift=0.001 * number, name=name)
+    output = tmp_path / "out"
+    compare_runs([tmp_path], output=output, provenance=Provenance("command", "", "now"))
+    # One more policy than runs: the baseline that they share.
+    assert "... 6 more in tables/means.md" in capsys.readouterr().out
+    assert len((output / "tables" / "means.csv").read_text().splitlines()) == len(names) + 2
+    page = Page((output / "compare.html").read_text(encoding="utf-8"))
+    assert f"The first {MOST_DRAWN} policies are drawn" in page.text and names[-1] in page.text
+    drawn = {trace.get("name") for trace in json.loads(page.scripts[0][1])[0]["data"]}
+    assert names[MOST_DRAWN - 1] in drawn and names[MOST_DRAWN] not in drawn
+
+
 @pytest.mark.parametrize("harm", ["missing", "cut", "of other resamples"])
 def test_run_without_whole_draws_is_to_be_evaluated_again(tmp_path, found, harm):
     write_run(tmp_path / "whole", found)
@@ -251,6 +396,7 @@ def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, found):
         ({"budgets": [1, 2]}, "same num_budgets"),
         ({"bootstrap": {"num_resamples": 60, "confidence": 0.95, "seed": 1}}, "and bootstrap_seed"),
         ({"schema_version": 1}, "schema version 1"),
+        ({"schema_version": 4}, "schema version 4, this tokenscale reads 5: evaluate that run again"),
     ],
 )
 def test_runs_that_are_not_about_the_same_thing_are_refused(tmp_path, found, change, message):

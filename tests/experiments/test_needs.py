@@ -1,17 +1,36 @@
 """What questions need, on outcomes that can be counted by hand, and who can tell it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from experiments.evaluation.equivalence import (
+    Equivalence,
+    check_margin,
+    compare_known,
+    find_equivalences,
+)
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
-from experiments.evaluation.scale_classifier import classify_smallest_scale, recover_gap
-from experiments.granularity import find_shares, tabulate, tabulate_classifiers
+from experiments.evaluation.scale_classifier import (
+    CLASSIFIER,
+    PARTS,
+    REGRESSOR,
+    ScaleClassifiers,
+    ScoreRegressions,
+)
+from experiments.evaluation.statistics import Estimate
+from experiments.granularity import fit_models, judge_models
+from experiments.labels.held_out import EvaluationLog, open_test
+from experiments.model_card import judge as judge_card
+from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs
+from experiments.reporting.needs_tables import tabulate_equivalences, tabulate_policies
 from m3_backbone.labels import Inputs, Labels, VisualTokens
 from tests.experiments.synthetic import SCALES, make_outcomes
+from tests.predictor.synthetic import write_labels
 
 
 @pytest.mark.parametrize(
@@ -82,7 +101,7 @@ def test_attributes_come_as_they_may():
 def test_tables_and_figure_show_them():
     table = stepped()
     needs = tabulate_needs(table)
-    text = str(tabulate(needs, SCALES, 0.01, "toy"))
+    text = str(needs_tables.tabulate_needs(needs, SCALES, 0.01, "toy"))
     assert text.splitlines()[-1].split() == ["hard", "100", "0.0", "0.0", "50.0", "100.0", "144"]
     figure = draw_needs(needs, [map_needs(table, "num_items", num_bins=2)], SCALES, "toy")
     scores, needed = figure.axes
@@ -112,7 +131,8 @@ def labels_of(split, num_images, seed):
         visual_tokens=outcomes.visual_tokens,
     )
     score = (np.arange(4) >= first[:, None]).astype(np.float32)
-    return Labels(inputs, replace(outcomes, score=score))
+    question = np.array(inputs.question, dtype=object)
+    return Labels(inputs, replace(outcomes, score=score, question=question))
 
 
 def with_outcomes(labels, **columns):
@@ -120,48 +140,178 @@ def with_outcomes(labels, **columns):
     return Labels(labels.inputs, replace(labels.outcomes, **columns))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    """These patterns are plain: a few trees learn them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for settings in (CLASSIFIER, REGRESSOR):
+            patch.setitem(settings, "max_iter", 12)
+            patch.setitem(settings, "learning_rate", 0.4)
+        yield
+
+
+def classify(train, test):
+    return ScaleClassifiers.fit(train).measure(test)
+
+
+def state_facts(labels):
+    """The image's bit stands in the attributes; one of a list is no fact, as no column can hold it."""
+    attributes = [
+        {"shown": bool(labels.inputs.visual[9].tokens[image, 0, 0] > 4), "other": [1, 2]}
+        for image in labels.inputs.image_row
+    ]
+    return with_outcomes(labels, attributes=attributes)
+
+
+@pytest.fixture(scope="module")
+def stated():
+    """Train, calibration and test labels whose attributes state what the image shows."""
+    sizes = {"train": 150, "calibration": 60, "test": 100}
+    return [state_facts(labels_of(split, size, seed)) for seed, (split, size) in enumerate(sizes.items())]
+
+
+@pytest.fixture(scope="module")
+def regressions(stated):
+    return ScoreRegressions.fit(stated[0])
+
+
+@pytest.fixture(scope="module")
+def compared(stated, regressions):
+    _, calibration, test = stated
+    return compare_known(regressions, calibration, test, num_resamples=400, confidence=0.95, seed=0)
+
+
 def test_who_can_tell_the_smallest_scale():
     train, test = (
         with_outcomes(each, kind=np.full(len(each), "toy", dtype=object), attributes=[{}] * len(each))
         for each in (labels_of("train", 150, 1), labels_of("test", 100, 2))
     )
-    accuracy = classify_smallest_scale(train, test)
+    accuracy = classify(train, test)
     assert accuracy["question and image"] > 0.95
     # Each alone knows one of two bits, and always guessing neither.
     assert 0.4 < accuracy["question"] < 0.62 and 0.4 < accuracy["image"] < 0.62
     assert accuracy["the commonest"] < 0.4
-    assert "question and image" in str(tabulate_classifiers(accuracy, {}))
+    assert "question and image" in str(needs_tables.tabulate_classifiers(accuracy))
     assert list(accuracy) == ["the commonest", "question", "image", "question and image"], (
         "no facts are stated"
     )
 
 
-def test_what_a_policy_recovers_that_is_told_the_facts():
-    """The image's bit stands in the attributes; one of a list is no fact, as no column can hold it."""
-    train, test = (
-        with_outcomes(
-            each,
-            attributes=[
-                {"shown": bool(each.inputs.visual[9].tokens[image, 0, 0] > 4), "other": [1, 2]}
-                for image in each.inputs.image_row
-            ],
-        )
-        for each in (labels_of("train", 150, 1), labels_of("test", 100, 2))
-    )
-    shares, accuracy = recover_gap(train, test), classify_smallest_scale(train, test)
+def test_what_a_policy_gains_that_is_told_the_facts(stated, compared):
+    """Question and image know both bits, and so the facts add nothing; the facts alone know one."""
+    train, _, test = stated
+    shares = {figures.name: float(figures.mean_gap_share.value) for figures in compared.predictors}
+    assert compared.predictors[0].name == "question and image"
     assert shares["question and image"] > 0.95 and shares["all of it"] > 0.95
     assert abs(shares["kind and attributes"] - shares["image"]) < 0.05 < shares["image"] < 0.9
+    accuracy = classify(train, test)
     assert abs(accuracy["kind and attributes"] - accuracy["image"]) < 0.05
-    rows = str(tabulate_classifiers(accuracy, shares)).splitlines()
-    assert any(row.startswith("the commonest") and row.split()[-1] == "-" for row in rows)
+    assert "question and image" in str(tabulate_policies(compared))
 
 
-def test_without_a_gap_there_is_nothing_to_recover():
-    train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
+def test_equivalence_follows_the_paired_interval(compared):
+    """What adds nothing is equivalent within half a point; what knows one bit of two differs."""
+    both, facts = find_equivalences(compared, 0.005)
+    assert (both.first, both.second, both.verdict) == ("all of it", "question and image", "equivalent")
+    assert (facts.first, facts.verdict) == ("kind and attributes", "differs")
+    # By the slow way: resamples are paired, and 90% of them lie inside the interval.
+    names = ("kind and attributes", "question and image")
+    drawn = [compared.draws[name]["mean_to_mix"] for name in names]
+    assert [facts.difference.low, facts.difference.high] == pytest.approx(
+        np.quantile(drawn[0] - drawn[1], [0.05, 0.95]).tolist()
+    )
+    values = [compared.find(name).mean_to_mix.value for name in names]
+    assert float(facts.difference.value) == pytest.approx(values[0] - values[1])
+    # 400 resamples and two tests: no p-value below 4/401.
+    rows = tabulate_equivalences([both, facts], 400).rows
+    assert rows[1][3:] == ("< 0.01", "differs") and rows[0][3] == "1.000"
+
+
+def judge(low, high, *, p_value=1.0, num_images=100, margin=0.005):
+    difference = Estimate(*map(np.array, ((low + high) / 2, low, high)))
+    return Equivalence("a", "b", difference, difference, p_value, margin, num_images).verdict
+
+
+def test_verdicts():
+    assert judge(-0.004, 0.005) == "equivalent"
+    # A difference may be significant and too small to matter.
+    assert judge(0.001, 0.004, p_value=0.001) == "equivalent"
+    assert judge(-0.006, 0.004) == judge(-0.1, 0.1) == "not shown to be equivalent"
+    assert judge(0.001, 0.006, p_value=0.01) == "differs"
+    # The interval of a few images means nothing, however narrow.
+    assert judge(0.0, 0.0, num_images=29) == "too few images to tell"
+    with pytest.raises(ValueError, match="equivalence_margin=0 is no share"):
+        check_margin(0)
+
+
+def test_models_have_digests_of_what_they_follow_from(stated, regressions):
+    train, calibration, _ = stated
+    first, again = ScaleClassifiers.fit(train).digests, ScaleClassifiers.fit(train).digests
+    assert first == again and len(set(first.values())) == len(first) == 6
+    assert set(first) == {f"classifier, {name}" for name in ("the commonest", *PARTS)}
+    fewer, other_seed = ScaleClassifiers.fit(calibration).digests, ScaleClassifiers.fit(train, 1).digests
+    everything = [*first.values(), *fewer.values(), *other_seed.values(), *regressions.digests.values()]
+    assert len(set(everything)) == len(everything)
+
+
+def test_the_comparison_of_models_is_recorded(tmp_path, stated):
+    """One line of the record names every model that is judged on test, with its digest."""
+    splits = dict(zip(("train", "calibration", "test"), stated, strict=True))
+    folder = tmp_path / "labels"
+    write_labels(folder, splits)
+    models = fit_models(folder, 0)
+    assert models is not None
+    digests = {**models[0].digests, **models[1].digests}
+    records = tmp_path / "evaluations"
+    test, record = open_test(
+        folder, records=records, command="granularity", configuration="", predictors=digests
+    )
+    assert record.evaluation == 1 and len(record.predictors) == 11
+    assert EvaluationLog(record.path).read()[0]["predictors"] == digests
+    tables = judge_models(
+        *models,
+        splits["calibration"],
+        test,
+        equivalence_margin=0.005,
+        num_resamples=100,
+        confidence=0.95,
+        bootstrap_seed=0,
+    )
+    assert [table.name for table in tables] == ["classifiers", "policies", "equivalence"]
+
+
+def test_the_models_of_a_model_card_are_recorded(tmp_path, stated):
+    write_labels(tmp_path / "labels", dict(zip(("train", "calibration", "test"), stated, strict=True)))
+    card: Any = judge_card(
+        "toy", tmp_path / "labels", records=tmp_path / "records", command="model_card", configuration=""
+    )
+    assert card["accuracy"]["question and image"] > 95
+    (path,) = (tmp_path / "records").glob("*/*.jsonl")
+    (read,) = EvaluationLog(path).read()
+    names = [f"classifier, {name}" for name in ("the commonest", *PARTS)]
+    assert list(read["predictors"]) == [*names, "blind answerer"]
+    assert len(set(read["predictors"].values())) == 7
+
+
+def test_labels_of_a_test_split_alone_train_no_models(tmp_path, stated, caplog):
+    write_labels(tmp_path / "labels", {"test": stated[2]})
+    assert fit_models(tmp_path / "labels", 0) is None
+    assert "models of the needed scale are left out" in caplog.text
+
+
+def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
+    train, calibration, test = stated
     flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
     with pytest.raises(ValueError, match="nothing to recover"):
-        recover_gap(train, flat)
-    assert find_shares(train, flat, 0) == {}
+        compare_known(regressions, calibration, flat, num_resamples=10, confidence=0.95, seed=0)
+    settings: Any = {
+        "num_resamples": 10,
+        "confidence": 0.95,
+        "bootstrap_seed": 0,
+        "equivalence_margin": 0.005,
+    }
+    tables = judge_models(ScaleClassifiers.fit(train), regressions, calibration, flat, **settings)
+    assert [table.name for table in tables] == ["classifiers"] and "nothing to recover" in caplog.text
 
 
 def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():
@@ -173,10 +323,10 @@ def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():
         for each in (labels_of("train", 40, 1), labels_of("test", 20, 2))
     )
     first, second = (with_outcomes(part, attributes=[{}] * len(part)) for part in (train, test))
-    assert classify_smallest_scale(train, test) == classify_smallest_scale(first, second)
+    assert classify(train, test) == classify(first, second)
 
 
 def test_where_one_scale_always_suffices_everyone_knows():
     train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
     train, test = (with_outcomes(each, score=np.ones_like(each.outcomes.score)) for each in (train, test))
-    assert set(classify_smallest_scale(train, test).values()) == {1.0}
+    assert set(classify(train, test).values()) == {1.0}

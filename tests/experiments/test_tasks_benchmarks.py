@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.config import find_config_dir
 from experiments.scorers import score
-from experiments.tasks.base import SPLITS, Sample, Task
+from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Task, find_official_split
 
 SHORT = "\nAnswer the question using a single word or phrase."
 TEN = ["nokia"] * 9 + ["phone"]
@@ -243,6 +243,17 @@ def test_published_divisions_are_kept(tmp_path, monkeypatch, name):
     images = {split: {sample.image_id for sample in task.samples(split)} for split in SPLITS}
     assert len(images["test"]) == 1
     assert len(images["train"] | images["calibration"]) == (2 if name in ("scienceqa", "chartqa") else 1)
+    official = "test" if name in ("scienceqa", "chartqa") else "validation"
+    assert find_official_split(task, None) == OfficialSplit(official, is_whole=True)
+    # Of fewer images it is a part.
+    assert find_official_split(task, 100) == OfficialSplit(official, is_whole=False)
+
+
+@pytest.mark.parametrize(("name", "official"), [("gqa", "testdev balanced"), ("pope", "COCO")])
+def test_what_is_divided_by_hash_is_a_part_of_the_official_split(tmp_path, monkeypatch, name, official):
+    monkeypatch.setenv("TOKENSCALE_DATA", str(tmp_path))
+    write_files(tmp_path, FILES[name])
+    assert find_official_split(make_task(name), None) == OfficialSplit(official, is_whole=False)
 
 
 def test_llavas_own_textvqa_file_with_ocr_tokens(tmp_path, monkeypatch):
@@ -266,6 +277,8 @@ def test_llavas_own_textvqa_file_with_ocr_tokens(tmp_path, monkeypatch):
         "task.image_name='{image}'",
         "task.capitalize=false",
     )
+    # One file is divided by hash, whatever split the benchmark calls it.
+    assert not find_official_split(task, None).is_whole
     samples = read_all(task)
     assert [(s.sample_id, s.question, s.references) for s in samples] == [
         ("textvqa/2", prompts[0], tuple(TEN)),

@@ -1,0 +1,109 @@
+"""Whether two policies are equivalent: two one-sided tests on paired resamples of the test images.
+
+Two policies are equivalent within a margin at level alpha if the interval of their difference with
+confidence 1 - 2 alpha lies inside plus and minus the margin (Schuirmann 1987). A difference that is not
+significant is no evidence of equivalence. Intervals are over test images; the models are held fixed.
+"""
+
+from dataclasses import dataclass
+
+from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.figures import Comparison
+from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, NothingToTell, ScoreRegressions
+from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values
+from m3_backbone.labels import Labels
+
+LEVEL = 0.05
+# On fewer images an interval over images means nothing.
+LEAST_IMAGES = 30
+# Policies that are told facts, each against the one that sees what a predictor sees.
+TOLD = (ALL, FACTS)
+
+
+@dataclass(frozen=True, eq=False)
+class Equivalence:
+    """Policy `first` less `second`: points above the mix and shares of the gap, both at matched cost.
+
+    Each is averaged over log budgets, and has the interval with confidence `1 - 2 * LEVEL`. `p_value` is that
+    of no difference in score, after Holm's correction for all differences tested together.
+    """
+
+    first: str
+    second: str
+    difference: Estimate
+    share: Estimate
+    p_value: float
+    margin: float
+    num_images: int
+
+    @property
+    def verdict(self) -> str:
+        """What the interval shows."""
+        if self.num_images < LEAST_IMAGES:
+            return "too few images to tell"
+        if -self.margin <= self.difference.low and self.difference.high <= self.margin:
+            return "equivalent"
+        return "differs" if self.p_value < LEVEL else "not shown to be equivalent"
+
+
+def check_margin(margin: float) -> None:
+    """Raise ValueError for what is no margin of equivalence."""
+    if not 0 < margin < 1:
+        raise ValueError(
+            f"equivalence_margin={margin:g} is no share of the score in (0, 1): 0.005 is half a point"
+        )
+
+
+def compare_known(
+    regressions: ScoreRegressions,
+    calibration: Labels,
+    test: Labels,
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> Comparison:
+    """Compare policies by what they know: prices from calibration samples, figures from test samples.
+
+    The first one sees what a predictor sees. NothingToTell where there is no gap between mix and oracle.
+    """
+    learned, asked = (regressions.predict(labels) for labels in (calibration, test))
+    names = sorted(regressions.columns.names, key=lambda name: name != SEEN)
+    comparison = compare_policies(
+        calibration.outcomes,
+        test.outcomes,
+        [Estimating(name, learned[name], asked[name]) for name in names],
+        reference=None,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    if not comparison.oracle_gap.value > 0:
+        raise NothingToTell("no budget has a gap between mix and oracle: there is nothing to recover")
+    return comparison
+
+
+def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence]:
+    """Policies that are told facts less the one that sees question and image, on the same resamples."""
+    check_margin(margin)
+    pairs = [(name, SEEN) for name in TOLD if name in comparison.draws]
+    scores = [_subtract(comparison, *pair, "mean_to_mix") for pair in pairs]
+    p_values = adjust_p_values([float(score.p_value()) for score in scores])
+    return [
+        Equivalence(
+            *pair,
+            score.estimate(1 - 2 * LEVEL),
+            _subtract(comparison, *pair, "mean_gap_share").estimate(1 - 2 * LEVEL),
+            float(p_value),
+            margin,
+            comparison.num_images,
+        )
+        for pair, score, p_value in zip(pairs, scores, p_values, strict=True)
+    ]
+
+
+def _subtract(comparison: Comparison, first: str, second: str, figure: str) -> Draws:
+    values = [getattr(comparison.find(name), figure).value for name in (first, second)]
+    drawn = [comparison.draws[name][figure] for name in (first, second)]
+    return Draws(values[0] - values[1], drawn[0] - drawn[1])
