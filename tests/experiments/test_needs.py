@@ -298,7 +298,12 @@ def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
     flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
     with pytest.raises(ValueError, match="nothing to recover"):
         compare_known(regressions, calibration, flat, num_resamples=10, confidence=0.95, seed=0)
-    settings: Any = {"num_resamples": 10, "confidence": 0.95, "bootstrap_seed": 0, "equivalence_margin": 0.005}
+    settings: Any = {
+        "num_resamples": 10,
+        "confidence": 0.95,
+        "bootstrap_seed": 0,
+        "equivalence_margin": 0.005,
+    }
     tables = judge_models(ScaleClassifiers.fit(train), regressions, calibration, flat, **settings)
     assert [table.name for table in tables] == ["classifiers"] and "nothing to recover" in caplog.text
 
