@@ -116,6 +116,34 @@ def test_verdicts_follow_the_corrected_p_values(others, verdict):
     assert nested.endswith(verdict)
 
 
+def test_p_values_at_the_floor_are_shown_as_below_it(comparison):
+    """Four models beside the nested one at four scales each: 16 differences."""
+    table = tabulate_variants(comparison)
+    assert comparison.num_tests == 16
+    # 2 / 4001 = 0.00049988, and 16 times as much.
+    told = (
+        "resamples resolve no p-value below 0.0005, and after Holm's correction for 16 tests none below 0.008"
+    )
+    assert table.caption.endswith(f"4,000 {told}")
+    shown = {cell for *_, cell in table.rows}
+    assert "< 0.008" in shown and "0.008" not in shown and "0.000" not in shown
+
+
+def test_too_few_resamples_show_no_difference():
+    """32 / 101 is above 0.05: what these resamples cannot tell is not called equal."""
+    shares = {variant.name: (1, 1, 1, 1) for variant in VARIANTS} | {"nested": (0.5, 0.6, 0.7, 0.8)}
+    tables = {(name, 0): answered(values) for name, values in shares.items()}
+    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), num_resamples=100))
+    assert nested.endswith("100 resamples are too few to show a difference at any of them.")
+
+
+def test_a_seed_named_twice_is_refused_before_training(tmp_path, capsys):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"), pytest.raises(SystemExit):
+        main(compose("figure2", [f"folder={tmp_path}", "seeds=[0,1,0]"]))
+    assert "seeds=[0, 1, 0] names a seed twice" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_models_that_answered_other_questions_are_not_compared():
     tables = {(variant.name, 0): answered((0, 0, 0, 0)) for variant in VARIANTS}
     tables["only_9", 0] = tables["only_9", 0].select(slice(0, 10))
