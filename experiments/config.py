@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 # Overrides that say where and how a job runs, and not what comes out of it.
-_NOT_IN_KEY = ("paths.", "trainer", "engine", "limit.", "latest")
+_NOT_IN_KEY = ("paths.", "trainer", "engine", "limit.", "latest", "allow_small")
 
 
 def key_of_job() -> str:

@@ -29,6 +29,7 @@ from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
 from experiments.held_out import digest_folder, read_test
 from experiments.label import format_command
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
 from experiments.reporting.export import render_figure, save_figure
@@ -38,7 +39,8 @@ from experiments.reporting.page import Provenance
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
-from experiments.tasks.base import Task, check_data
+from experiments.tasks.base import SPLITS, Task, check_data
+from experiments.tasks.sizes import frame_banners
 from experiments.training_record import find_seed
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
@@ -55,6 +57,7 @@ PICTURE, REPORT = "front.png", "report.html"
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
     hydra = HydraConfig.get()
+    check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     comparison = evaluate_predictors(
         [part.name for part in (config.predictor, *config.get("baselines", {}).values())],
         labels=Path(config.paths.labels),
@@ -192,6 +195,7 @@ def evaluate_predictors(
         units={name: point.unit for name, point in defaults.items()},
         published=find_published(manifest["backbone"], manifest["task"]),
         test_read=test_read,
+        banners=find_label_banners(labels, SPLITS),
     )
 
     output.mkdir(parents=True, exist_ok=True)
@@ -223,6 +227,8 @@ def evaluate_predictors(
         seed=seed,
     )
     print("\n\n".join([*map(str, tables), "\n".join(write_sentences(findings))]))
+    if findings.banners:
+        print(f"\n{frame_banners(findings.banners)}")
     print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
     return comparison
 

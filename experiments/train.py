@@ -22,7 +22,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.label_source import LabelSource
+from experiments.tasks.sizes import frame_banners
 from experiments.training_record import MANIFEST, TrainingRecord, format_records, read_record
 from m3_backbone.outcomes import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 @entry_point("train")
 def main(config: DictConfig) -> float:
     quiet_lightning()
+    check_labels(config.paths.labels, ("train", "calibration"), allow_small=config.allow_small)
     # A baseline that is asked for as the predictor is not trained twice.
     others = [part for part in config.get("baselines", {}).values() if part.name != config.predictor.name]
     predictors = [instantiate(part, _convert_="all") for part in (config.predictor, *others)]
@@ -54,6 +57,8 @@ def main(config: DictConfig) -> float:
         calibrator=instantiate(config.get("calibrator")),
     )
     print(format_records(records))
+    if banners := find_label_banners(config.paths.labels, ("train", "calibration")):
+        print(frame_banners(banners))
     print(f"predictors: {config.paths.predictors}")
     return records[0].value
 

@@ -39,11 +39,12 @@ class Table:
         """From training inputs: the `max_words` commonest terms, the first principal components."""
         words: list[str] = []
         if features.question:
-            vectorizer = make_vectorizer(max_features=max_words).fit(inputs.question)
-            words = vectorizer.get_feature_names_out().tolist()
+            vectorizer = make_vectorizer(max_features=max_words)
+            if has_terms(vectorizer, inputs.question):
+                words = vectorizer.fit(inputs.question).get_feature_names_out().tolist()
         mean, components = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
         widths = [inputs.visual_at(scale).mask.shape[1] for scale in features.scales]
-        if widths:
+        if widths and len(inputs.statistics) > 1:
             images = flatten_visual(inputs, features, widths)
             found = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0).fit(
                 images
@@ -63,13 +64,16 @@ class Table:
             visual = flatten_visual(inputs, self.features, self.widths) - self.mean
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
-        return np.concatenate(columns, axis=1)
+        rows = np.concatenate(columns, axis=1)
+        # Estimators want a column, and where there is nothing to read one that says nothing.
+        return rows if rows.shape[1] else np.zeros((len(inputs), 1), dtype=np.float32)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """How many columns are words, sentence, components, statistics."""
+        """How many columns are words, sentence, components, statistics; the last one more if there are none."""
         sentence = self.features.num_sentence_columns
-        return len(self.words), sentence, len(self.components), len(self.standard.mean)
+        counts = len(self.words), sentence, len(self.components), len(self.standard.mean)
+        return counts if any(counts) else (0, 0, 0, 1)
 
     def count_flops(self, inputs: Inputs) -> float:
         """Per sample: the features' own, and two per number of a visual token and component."""
@@ -94,6 +98,12 @@ class Table:
 def make_vectorizer(**arguments: Any) -> CountVectorizer:
     """Presence of words and word pairs; words of one character count, as a row's number is one."""
     return CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True, **arguments)
+
+
+def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
+    """Whether a vectorizer finds a term in any of the questions; scikit-learn cannot be fitted on none."""
+    analyze = vectorizer.build_analyzer()
+    return any(analyze(question) for question in questions)
 
 
 def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:

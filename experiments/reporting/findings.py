@@ -9,6 +9,7 @@ from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
 from experiments.evaluation.risk import Promise, Resplits
 from experiments.held_out import HeldOutRead
+from experiments.tasks.sizes import Banner
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +17,8 @@ class Findings:
     """A comparison with what belongs to it.
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
-    predictor's price is charged for in use; `published` what others have found, if there is anything.
+    predictor's price is charged for in use; `published` what others have found, if there is anything; `banners`
+    warn of numbers of images and samples that are small.
     """
 
     comparison: Comparison
@@ -25,6 +27,7 @@ class Findings:
     units: Mapping[str, float] | None = None
     published: Published | None = None
     test_read: HeldOutRead | None = None
+    banners: Sequence[Banner] = ()
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:
