@@ -20,6 +20,7 @@ from experiments.reporting.compare_tables import build_comparison_tables
 from experiments.reporting.export import encode_picture, save_figure
 from experiments.reporting.page import Provenance, write_page
 from experiments.reporting.tables import write_tables
+from experiments.tasks.sizes import find_banners, frame_banners
 
 PAGE = "compare.html"
 
@@ -48,6 +49,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
     entries = list_entries(runs)
     tables = build_comparison_tables(entries)
     metrics = runs[0].metrics
+    banners = find_banners(test_images=metrics["split"]["num_images"])
     title = f"{metrics['backbone']} on {metrics['task']}"
     output.mkdir(parents=True, exist_ok=True)
     figure = draw_overlay(entries, f"{title}, test split")
@@ -60,6 +62,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         entries=entries,
         runs=runs,
         split=metrics["split"],
+        banners=banners,
         most_for_all_pairs=MOST_FOR_ALL_PAIRS,
         tables=tables,
         charts=[build_overlay(entries)],
@@ -67,7 +70,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         provenance=provenance,
         fingerprints=metrics["fingerprints"],
     )
-    print("\n\n".join(map(str, tables)))
+    print("\n\n".join([*map(str, tables), *filter(None, [frame_banners(banners)])]))
     print(f"\ncomparison of {len(runs)} runs: {output / PAGE}, beside front.pdf, front.svg and tables/")
     return entries
 

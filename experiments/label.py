@@ -39,9 +39,7 @@ def main(config: DictConfig) -> LabelSummary:
             engine=instantiate(config.engine, _convert_="all"),
             shard=config.shard,
             command=command,
-            check=partial(
-                check_task, needed=None if is_alone else SPLITS, allow_small=config.allow_small
-            ),
+            check=partial(check_task, needed=None if is_alone else SPLITS, allow_small=config.allow_small),
         )
     except KeyboardInterrupt:
         print(f"\nstopped; what was finished is kept, {command} goes on from there", file=sys.stderr)

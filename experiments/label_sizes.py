@@ -27,12 +27,13 @@ def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bo
         check_sizes(counts, what, way_out, allow_small=allow_small, unit=" images")
 
 
-def find_label_banners(folder: str | Path, splits: Sequence[Split]) -> list[Banner]:
-    """Return the banners for those of these splits that have labels in the folder."""
+def find_label_banners(folder: str | Path, splits: Sequence[Split], task: str = "") -> list[Banner]:
+    """Return the banners for those of these splits that have labels in the folder; `task` as they name it."""
     samples = read_manifest(Path(folder))["counts"]
     there = [split for split in splits if samples.get(split)]
     return find_banners(
         test_images=count_labelled_images(folder, "test") if "test" in there else None,
         calibration_images=count_labelled_images(folder, "calibration") if "calibration" in there else None,
         training_samples=samples["train"] if "train" in there else None,
+        task=task,
     )

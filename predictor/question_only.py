@@ -18,8 +18,8 @@ class QuestionOnly(ScalePredictor):
 
     Words of one character count (a row's number is one). A fractional score enters as a right and a wrong
     sample with that much and the remaining weight. A scale that was always right, or always wrong, gets one
-    estimate for all samples, and so does every scale where no training question has a word. Of `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most
-    on validation is kept.
+    estimate for all samples, and so does every scale where no training question has a word. Of
+    `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most on validation is kept.
     """
 
     def __init__(

@@ -68,7 +68,9 @@ def apportion(number: int, shares: Sequence[float]) -> list[int]:
     exact = [number * share for share in shares]
     # Rounding errors of the shares, as in 10 * (1 - 0.9), take nothing from a whole number.
     counts = [int(value + 1e-9) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda index: (-round(exact[index] - counts[index], 9), index))
+    by_remainder = sorted(
+        range(len(shares)), key=lambda index: (-round(exact[index] - counts[index], 9), index)
+    )
     positive = [index for index in by_remainder if shares[index] > 0]
     for index in positive[: number - sum(counts)]:
         counts[index] += 1

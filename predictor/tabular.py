@@ -70,7 +70,7 @@ class Table:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """How many columns are words, sentence, components, statistics; the last one more if there are none."""
+        """How many columns are words, sentence, components, statistics; the last is 1 where none are."""
         sentence = self.features.num_sentence_columns
         counts = len(self.words), sentence, len(self.components), len(self.standard.mean)
         return counts if any(counts) else (0, 0, 0, 1)

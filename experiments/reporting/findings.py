@@ -17,8 +17,8 @@ class Findings:
     """A comparison with what belongs to it.
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
-    predictor's price is charged for in use; `published` what others have found, if there is anything; `banners`
-    warn of numbers of images and samples that are small.
+    predictor's price is charged for in use; `published` what others have found, if there is anything;
+    `banners` warn of small numbers of images and samples.
     """
 
     comparison: Comparison

@@ -51,10 +51,11 @@ def find_banners(
     test_images: int | None = None,
     calibration_images: int | None = None,
     training_samples: int | None = None,
+    task: str = "",
 ) -> list[Banner]:
     """Return the banners, loud ones first, that numbers made from so many images and samples stand under.
 
-    None leaves a count out.
+    None leaves a count out; `task` names the task where there are several.
     """
     counts: dict[Count, int | None] = {
         "test images": test_images,
@@ -65,11 +66,11 @@ def find_banners(
     for name, number in counts.items():
         if number is None or number >= MANY:
             continue
-        name_here = name if number != 1 else name[:-1]
+        counted = f"{number} {name if number != 1 else name[:-1]}{task and f' of {task}'}"
         if number < FEW:
-            banners.append(Banner(f"Only {number} {name_here}: {_FEW_MEAN[name]}.", is_loud=True))
+            banners.append(Banner(f"Only {counted}: {_FEW_MEAN[name]}.", is_loud=True))
         else:
-            banners.append(Banner(f"{number} {name_here}: {_SOME_MEAN[name]}.", is_loud=False))
+            banners.append(Banner(f"{counted}: {_SOME_MEAN[name]}.", is_loud=False))
     return sorted(banners, key=lambda banner: not banner.is_loud)
 
 
