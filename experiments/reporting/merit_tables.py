@@ -8,6 +8,7 @@ from experiments.evaluation.oracles import LUCK_FREE
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
 from experiments.reporting.tables import Table
+from experiments.tasks.sizes import is_too_few
 
 
 def build_merit_tables(comparison: Comparison) -> list[Table]:
@@ -40,6 +41,7 @@ def _tabulate_merits(comparison: Comparison) -> Table:
 
 
 def _tabulate_non_inferiority(comparison: Comparison) -> Table:
+    few = is_too_few(comparison.num_images)
     rows = [
         (
             figures.name,
@@ -48,7 +50,8 @@ def _tabulate_non_inferiority(comparison: Comparison) -> Table:
             "-" if found.cost is None else format_tokens(found.cost.value),
             _format_factor(found.saving),
             format_difference(found.difference),
-            {None: "-", True: "yes", False: "no"}[found.is_shown],
+            # So few images show nothing, whatever their interval.
+            {None: "-", True: "yes", False: "no"}[None if few else found.is_shown],
             _format_factor(found.front_saving),
         )
         for figures in comparison.predictors[:1]

@@ -8,17 +8,17 @@ MINUS = "\N{MINUS SIGN}"
 MISSING = "-"
 
 
-def format_score(estimate: Estimate) -> str:
-    """A score in percent with its interval."""
+def format_score(estimate: Estimate | None) -> str:
+    """A score in percent with its interval; a dash for none."""
     return _format(estimate, ".1f")
 
 
 def format_difference(estimate: Estimate | None) -> str:
     """A difference in points with its sign and interval; a dash for none."""
-    return MISSING if estimate is None else _format(estimate, "+.1f")
+    return _format(estimate, "+.1f")
 
 
-def format_share(estimate: Estimate) -> str:
+def format_share(estimate: Estimate | None) -> str:
     """A share in percent with its interval; a dash where it does not exist."""
     return _format(estimate, ".0f", "%")
 
@@ -28,9 +28,9 @@ def is_known(estimate: Estimate | None) -> bool:
     return estimate is not None and bool(np.isfinite(estimate.value).all())
 
 
-def _format(estimate: Estimate, form: str, unit: str = "") -> str:
+def _format(estimate: Estimate | None, form: str, unit: str = "") -> str:
     """Hundred times a figure with its interval; without one that does not exist, a dash for no figure."""
-    if not is_known(estimate):
+    if estimate is None or not is_known(estimate):
         return MISSING
     value, low, high = (
         write_number(100 * bound, form) for bound in (estimate.value, estimate.low, estimate.high)

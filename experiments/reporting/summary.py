@@ -93,8 +93,8 @@ def write_headline(comparison: Comparison) -> str:
 
 
 def has_headroom(comparison: Comparison) -> bool:
-    """Whether some choice of scales beats mixing fixed scales at some cost on these outcomes."""
-    return bool(comparison.oracle_gap.value > 1e-9)
+    """Whether scales differ in cost, and some choice of them beats mixing fixed scales at some cost."""
+    return not _cost_the_same(comparison) and bool(comparison.oracle_gap.value > 1e-9)
 
 
 def write_no_headroom(comparison: Comparison) -> str:
@@ -102,9 +102,16 @@ def write_no_headroom(comparison: Comparison) -> str:
     cost, score = comparison.fixed.cost.value, comparison.fixed.score.value
     if len(comparison.scales) == 1:
         return f"These labels have scale {comparison.scales[0]} only: there is nothing to choose."
+    if _cost_the_same(comparison):
+        return "On this task all scales cost the same: there is nothing to save."
     if score[0] >= score.max() - 1e-12 and cost[0] <= cost.min() * (1 + 1e-9):
         return "On this task finer scales do not help: there is nothing to gain."
     return "On this task no choice of scales beats mixing fixed scales: there is nothing to gain."
+
+
+def _cost_the_same(comparison: Comparison) -> bool:
+    cost = comparison.fixed.cost.value
+    return bool(cost.max() - cost.min() <= 1e-9 * cost.max())
 
 
 def write_scope(comparison: Comparison) -> str:
@@ -114,7 +121,9 @@ def write_scope(comparison: Comparison) -> str:
         "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
     )
     images = "1 image" if comparison.num_images == 1 else f"{comparison.num_images:,} images"
-    budgets = f"log budgets from {first} to {last} tokens" if first != last else f"a budget of {last} tokens"
+    budgets = f"log budgets from {first} to {last} tokens"
+    if first == last:
+        budgets = f"a budget of {write_tokens(last)}"
     return f"Averaged over {budgets}, on {questions} about {images}."
 
 
@@ -127,10 +136,10 @@ def write_default(comparison: Comparison) -> str:
     if (default.choice == best).all() and own.cost.value == fixed.cost.value:
         return (
             f"At its default price {figures.name} always uses scale {scale}, the best on calibration, which "
-            f"spends {spent} visual tokens a question and scores {scored}%."
+            f"spends {write_tokens(spent)} a question and scores {scored}%."
         )
     sentence = (
-        f"At its default price {figures.name} spends {spent} visual tokens a question and scores {scored}%; "
+        f"At its default price {figures.name} spends {write_tokens(spent)} a question and scores {scored}%; "
         f"always using scale {scale}, the best on calibration, spends {format_tokens(fixed.cost.value)} and "
         f"scores {format_percent(fixed.score.value)}%"
     )
@@ -141,6 +150,11 @@ def write_default(comparison: Comparison) -> str:
         write_number(100 * bound, "+.1f").replace("-", MINUS) for bound in (difference.low, difference.high)
     )
     return f"{sentence} ({comparison.confidence:.0%} interval of the difference: {low} to {high} points)."
+
+
+def write_tokens(number: str) -> str:
+    """A number of visual tokens in words."""
+    return f"{number} visual token{'' if number == '1' else 's'}"
 
 
 def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:

@@ -45,8 +45,8 @@ class Row:
         return self.comparison.predictors[0]
 
     @property
-    def gap_share(self) -> Estimate:
-        """Of the gap from mix to budgeted oracle, averaged over log budgets."""
+    def gap_share(self) -> Estimate | None:
+        """Of the gap from mix to budgeted oracle, averaged over log budgets; None where there is no gap."""
         return self.figures.mean_gap_share
 
     @property
@@ -76,7 +76,10 @@ def write_transfer(
     write_tables(output / "tables", [table])
     plain = [
         {name: getattr(row, name) for name in ("target", "trained_on", "priced_on")}
-        | {name: asdict(getattr(row, name)) for name in ("gap_share", "to_mix")}
+        | {
+            name: found and asdict(found)
+            for name, found in (("gap_share", row.gap_share), ("to_mix", row.to_mix))
+        }
         for row in rows
     ]
     write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))

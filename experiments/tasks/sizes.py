@@ -23,7 +23,6 @@ _SUGGESTED: tuple[dict[Split, float], ...] = (
     {"train": 0.4, "calibration": 0.3, "test": 0.3},
     {"train": 0.34, "calibration": 0.33, "test": 0.33},
 )
-_WIDTH = 96
 
 Count = Literal["test images", "calibration images", "training samples"]
 _FEW_MEAN: Mapping[Count, str] = {
@@ -84,8 +83,9 @@ def frame_banners(banners: Iterable[Banner]) -> str:
     listed = list(banners)
     loud = [f"! WARNING: {banner.text}" for banner in listed if banner.is_loud]
     if loud:
-        rule = "!" * _WIDTH
-        loud = [rule, *(f"{line:<{_WIDTH - 2}} !" for line in loud), rule]
+        width = max(map(len, loud))
+        rule = "!" * (width + 2)
+        loud = [rule, *(f"{line:<{width}} !" for line in loud), rule]
     return "\n".join([*loud, *(f"note: {banner.text}" for banner in listed if not banner.is_loud)])
 
 
@@ -105,9 +105,9 @@ def check_sizes(
         least = " / ".join(f"{VERY_LEAST[split]} {split}" for split in num_images)
         raise ValueError(f"{what} {numbers}; even with allow_small=true {least} are needed: {way_out}")
     of_each = "of each are needed" if len(num_images) > 1 else "are needed"
-    raise ValueError(
-        f"{what} {numbers}; at least {LEAST_IMAGES} {of_each}: {way_out}, or go on with allow_small=true"
-    )
+    # No way out is named that would be refused in its turn.
+    go_on = "" if _is_small(num_images, allow_small=True) else ", or go on with allow_small=true"
+    raise ValueError(f"{what} {numbers}; at least {LEAST_IMAGES} {of_each}: {way_out}{go_on}")
 
 
 def check_task(
@@ -155,16 +155,21 @@ def _is_small(num_images: Mapping[str, int], allow_small: bool) -> bool:
 
 def _suggest_fractions(total: int, divided_by: str) -> str:
     """What to set so that every split gets `LEAST_IMAGES` images, or how many images it takes."""
-    for number in itertools.count(total):
-        for fractions in _SUGGESTED:
-            if min(apportion(number, list(fractions.values()))) < LEAST_IMAGES:
-                continue
-            text = ", ".join(f"{split}: {fraction:g}" for split, fraction in fractions.items())
-            setting = f"set {divided_by}='{{{text}}}'"
-            if number == total:
-                return f"{setting}, bring more images"
-            return f"bring at least {number} images and {setting}"
-    raise AssertionError("unreachable")
+    for fractions in _SUGGESTED:
+        if min(apportion(total, list(fractions.values()))) >= LEAST_IMAGES:
+            return f"set {_write_fractions(divided_by, fractions)}, bring more images"
+    fractions = _SUGGESTED[0]
+    number = next(
+        number
+        for number in itertools.count(total)
+        if min(apportion(number, list(fractions.values()))) >= LEAST_IMAGES
+    )
+    return f"bring at least {number} images and set {_write_fractions(divided_by, fractions)}"
+
+
+def _write_fractions(divided_by: str, fractions: Mapping[Split, float]) -> str:
+    text = ", ".join(f"{split}: {fraction:g}" for split, fraction in fractions.items())
+    return f"{divided_by}='{{{text}}}'"
 
 
 def count_images(task: Task, split: Split, limit: int | None = None, most: int | None = None) -> int:
