@@ -44,14 +44,13 @@ class Table:
                 words = vectorizer.fit(inputs.question).get_feature_names_out().tolist()
         mean, components = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
         widths = [inputs.visual_at(scale).mask.shape[1] for scale in features.scales]
-        if widths and len(inputs.statistics) > 1:
-            images = flatten_visual(inputs, features, widths)
-            found = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0).fit(
-                images
-            )
+        images = flatten_visual(inputs, features, widths) if widths else np.zeros((0, 0), np.float32)
+        if images.size and np.ptp(images, axis=0).any():
+            model = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0)
+            model.fit(images)
             # Few images span fewer directions than asked for; along the rest there is nothing but rounding.
-            real = found.explained_variance_ > 1e-6 * found.explained_variance_[0]
-            mean, components = found.mean_.astype(np.float32), found.components_[real].astype(np.float32)
+            real = model.explained_variance_ > 1e-6 * model.explained_variance_[0]
+            mean, components = model.mean_.astype(np.float32), model.components_[real].astype(np.float32)
         return cls(features, words, widths, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
