@@ -22,6 +22,7 @@ from experiments.reporting.compare_tables import build_comparison_tables, write_
 from experiments.reporting.export import encode_picture, save_figure
 from experiments.reporting.page import Provenance, write_page
 from experiments.reporting.tables import Table, write_tables
+from experiments.tasks.sizes import find_banners, frame_banners
 
 PAGE = "compare.html"
 MOST_PRINTED_ROWS = 30
@@ -51,6 +52,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
     entries = list_entries(runs)
     tables, notes = build_comparison_tables(entries), write_notes(entries, runs)
     metrics = runs[0].metrics
+    banners = find_banners(test_images=metrics["split"]["num_images"])
     title = f"{metrics['backbone']} on {metrics['task']}"
     output.mkdir(parents=True, exist_ok=True)
     figure = draw_overlay(entries, f"{title}, test split")
@@ -64,6 +66,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         runs=runs,
         split=metrics["split"],
         num_resamples=metrics["bootstrap"]["num_resamples"],
+        banners=banners,
         most_for_all_pairs=MOST_FOR_ALL_PAIRS,
         tables=tables,
         notes=notes,
@@ -74,7 +77,9 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         provenance=provenance,
         fingerprints=metrics["fingerprints"],
     )
-    print("\n\n".join([*(shorten(table) for table in tables), *notes]))
+    print(
+        "\n\n".join([*(shorten(table) for table in tables), *notes, *filter(None, [frame_banners(banners)])])
+    )
     print(f"\ncomparison of {len(runs)} runs: {output / PAGE}, beside front.pdf, front.svg and tables/")
     return entries
 

@@ -36,6 +36,7 @@ from experiments.evaluation.risk import (
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
@@ -46,7 +47,8 @@ from experiments.reporting.page import Provenance
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
-from experiments.tasks.base import Task, check_data
+from experiments.tasks.base import SPLITS, Task, check_data
+from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import open_configured
 from experiments.training.trained import TrainedPredictor
 from experiments.training_record import VALIDATION_METRICS, check_metric
@@ -64,6 +66,7 @@ def main(config: DictConfig) -> float:
     """Returns the validation metric `optimized_metric` of the predictor: no sweep sees the test split."""
     measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
     hydra = HydraConfig.get()
+    check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     trained = open_configured(config)
     evaluate_predictors(
         trained,
@@ -231,6 +234,7 @@ def evaluate_predictors(
             manifest.get("limit", {}).get("test"),
         ),
         record=record,
+        banners=find_label_banners(labels, SPLITS),
     )
 
     output.mkdir(parents=True, exist_ok=True)
@@ -262,6 +266,8 @@ def evaluate_predictors(
         seed=seed,
     )
     print("\n\n".join([*map(str, tables), "\n".join(write_sentences(findings))]))
+    if findings.banners:
+        print(f"\n{frame_banners(findings.banners)}")
     print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
     return comparison
 

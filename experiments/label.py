@@ -5,18 +5,23 @@
 
 import shlex
 import sys
+from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labelling import LabelSummary, label
+from experiments.tasks.base import SPLITS
+from experiments.tasks.sizes import check_task, frame_banners
 
 
 @entry_point("label")
 def main(config: DictConfig) -> LabelSummary:
     hydra = HydraConfig.get()
+    is_alone = hydra.job.name == "label"  # and not the first step of `run`, which uses every split
     choices = list(hydra.overrides.task)
     # What goes on after an accident: `run` where that called this main, and never by starting over.
     command = format_command(hydra.job.name, [choice for choice in choices if "overwrite=" not in choice])
@@ -34,12 +39,17 @@ def main(config: DictConfig) -> LabelSummary:
             engine=instantiate(config.engine, _convert_="all"),
             shard=config.shard,
             command=command,
+            check=partial(check_task, needed=None if is_alone else SPLITS, allow_small=config.allow_small),
         )
     except KeyboardInterrupt:
         print(f"\nstopped; what was finished is kept, {command} goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
     print(f"{summary}\nlabels: {summary.folder}")
-    if hydra.job.name == "label" and not summary.num_missing:
+    if not is_alone:
+        check_labels(summary.folder, SPLITS, allow_small=config.allow_small)
+    elif not summary.num_missing:
+        if banners := find_label_banners(summary.folder, SPLITS):
+            print(frame_banners(banners))
         shared = [
             choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))
         ]

@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,7 @@ def label(
     engine: Engine | None = None,
     shard: str | None = None,
     command: str = "the same command",
+    check: Callable[[Task, Limits], None] | None = None,
 ) -> LabelSummary:
     """Fill `folder` with outcomes and features of every split, or with what is missing of them.
 
@@ -126,6 +127,7 @@ def label(
         shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
             finishes the folder.
         command: what goes on after an error, for messages.
+        check: called with task and limits before anything is labelled; refuses them with a ValueError.
     """
     part = Part.parse(shard)
     limits = _complete_limits(limit or {})
@@ -139,6 +141,8 @@ def label(
     if not overwrite and target.has(limits):
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
+    if check is not None:
+        check(task, limits)
     job = LabelJob(task, backbone, target, limits, images_per_batch, num_workers)
     names = {
         "backbone": backbone.name,

@@ -23,6 +23,7 @@ from experiments.config import entry_point
 from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
+from experiments.evaluation.question_types import describe_left_out, pick_frequent
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.label import format_command
 from experiments.labels.held_out import open_test
@@ -82,7 +83,9 @@ def tabulate(
     """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
     test = labels.outcomes
     blind = score_blind([each.outcomes for each in seen], test)
-    groups = {"all": np.ones(len(test), bool), **split_kinds(test)}
+    by_type = split_kinds(test)
+    frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
+    groups = {"all": np.ones(len(test), bool), **{kind: by_type[kind] for kind in frequent}}
     every = np.arange(len(test))
     oracles = []
     for convention in get_args(Convention):
@@ -100,6 +103,7 @@ def tabulate(
         "num_samples": len(every),
         "num_images": len(np.unique(test.image_id)),
         "rows": rows,
+        "left_out": describe_left_out(len(by_type)),
         "oracles": oracles,
         "accuracy": {what: 100 * share for what, share in classifiers.measure(labels).items()},
     }

@@ -21,7 +21,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.label_source import LabelSource
+from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import check_names, make_predictors, read_settings
 from experiments.training.trained import (
     TrainingSettings,
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> float:
     quiet_lightning()
     measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
+    check_labels(config.paths.labels, ("train", "calibration"), allow_small=config.allow_small)
     records = train_predictors(
         make_predictors(config),
         labels=Path(config.paths.labels),
@@ -61,6 +64,8 @@ def main(config: DictConfig) -> float:
         make_trainer=partial(instantiate, config.trainer),
     )
     print(format_records(records))
+    if banners := find_label_banners(config.paths.labels, ("train", "calibration")):
+        print(frame_banners(banners))
     print(f"predictors: {config.paths.predictors}")
     return measure(records[0])
 

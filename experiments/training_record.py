@@ -76,13 +76,14 @@ def read_record(folder: Path) -> TrainingRecord | None:
 def format_records(records: list[TrainingRecord]) -> str:
     """A table of trainings on the same labels, the references below them."""
     first = records[0]
+    has_gap = first.oracle_value > first.mix_value + 1e-9
     rows = [["predictor", "value", "of the gap", "tokens", "score", "parameters", "MFLOPs", "seconds"]]
     for record in records:
         rows.append(
             [
                 record.name,
                 f"{record.value:.4f}",
-                f"{record.recovered:.1%}",
+                f"{record.recovered:.1%}" if has_gap else "-",
                 f"{record.default_cost:.1f}",
                 f"{record.default_score:.4f}",
                 f"{record.num_parameters:,}",
@@ -90,7 +91,7 @@ def format_records(records: list[TrainingRecord]) -> str:
                 f"{record.seconds:.1f}",
             ]
         )
-    rows.append(["budgeted oracle", f"{first.oracle_value:.4f}", "100.0%", *[""] * 5])
+    rows.append(["budgeted oracle", f"{first.oracle_value:.4f}", "100.0%" if has_gap else "-", *[""] * 5])
     fixed = ", ".join(
         f"{scale}: {score:.4f}" for scale, score in zip(first.scales, first.fixed_score, strict=True)
     )

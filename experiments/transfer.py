@@ -28,9 +28,12 @@ from experiments.evaluation.comparison import check_calibration, compare_policie
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import PAGE, Row, write_transfer
+from experiments.tasks.base import SPLITS
+from experiments.tasks.sizes import frame_banners
 from experiments.train import quiet_lightning
 from experiments.training.trained import digest_files
 from m3_backbone.labels import Labels, read_labels
@@ -46,9 +49,14 @@ log = logging.getLogger(__name__)
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
     quiet_lightning()
+    small, sources = config.allow_small, list_tasks(config.sources)
     hydra = HydraConfig.get()
     labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
     targets = list_tasks(config.targets)
+    for task in dict.fromkeys([*sources, *targets]):
+        check_labels(
+            labels / task, SPLITS if task in targets else ("train", "calibration"), allow_small=small
+        )
     provenance = Provenance(
         command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
         config=OmegaConf.to_yaml(config, resolve=True),
@@ -56,7 +64,7 @@ def main(config: DictConfig) -> None:
     )
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
-        sources=list_tasks(config.sources),
+        sources=sources,
         targets=targets,
         labels=labels,
         num_recalibration=config.num_recalibration,
@@ -70,8 +78,16 @@ def main(config: DictConfig) -> None:
         allow_unrecorded=config.allow_unrecorded,
         num_resamples=config.num_resamples,
         confidence=config.confidence,
+        allow_small=small,
     )
     manifests = {target: read_manifest(labels / target) for target in targets}
+    banners = [
+        banner
+        for task in dict.fromkeys([*targets, *sources])
+        for banner in find_label_banners(
+            labels / task, SPLITS if task in targets else ("train", "calibration"), task
+        )
+    ]
     table = write_transfer(
         rows,
         output,
@@ -79,7 +95,10 @@ def main(config: DictConfig) -> None:
         backbone=config.backbone.name,
         fingerprints={target: manifest["fingerprints"] for target, manifest in manifests.items()},
         provenance=provenance,
+        banners=banners,
     )
+    if banners:
+        print(f"{frame_banners(banners)}\n")
     print(f"{table}\n\nreport: {output / PAGE}, beside transfer.json, tables/ and fronts as PDF and SVG")
 
 
@@ -105,14 +124,15 @@ def transfer(
     allow_unrecorded: bool = False,
     num_resamples: int = 10_000,
     confidence: float = 0.95,
+    allow_small: bool = False,
 ) -> list[Row]:
     """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
 
     `num_recalibration` samples of the target's calibration split, those of whole images drawn with `seed`,
-    are all that the second way sees of it. A copy of `calibrator` is fitted on one half of the images, prices
-    come from the other. Evaluations are recorded in the folder `records` (`labels.held_out`). Raises
-    ValueError where labels come from different backbones, and where sources or targets are none or not
-    distinct.
+    are all that the second way sees of it; with `allow_small` all that there are, where they are fewer. A
+    copy of `calibrator` is fitted on one half of the images, prices come from the other. Evaluations are
+    recorded in the folder `records` (`labels.held_out`). Raises ValueError where labels come from different
+    backbones, and where sources or targets are none or not distinct.
     """
     check_confidence(confidence)
     for name, tasks in (("sources", sources), ("targets", targets)):
@@ -130,7 +150,8 @@ def transfer(
     def read_abroad(target: str) -> tuple[Labels, Labels]:
         abroad = join_labels({target: read_labels(labels / target, "calibration")})
         check_calibration(abroad.outcomes)
-        return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, num_recalibration, seed))
+        number = min(num_recalibration, len(abroad)) if allow_small else num_recalibration
+        return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, number, seed))
 
     # What is missing is told before anything is trained.
     calibrations = {target: read_abroad(target) for target in targets}
@@ -195,7 +216,7 @@ def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
     if number > len(image_id):
         raise ValueError(
             f"the calibration split has {len(image_id)} samples, and {number} are to be drawn from it: "
-            "label more, or lower num_recalibration"
+            f"label more, or set num_recalibration={len(image_id)} or lower"
         )
     images = np.random.default_rng(seed).permutation(np.unique(image_id.astype(str)))
     rank = {image: place for place, image in enumerate(images)}

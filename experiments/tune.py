@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
+from experiments.label_sizes import check_labels
 from experiments.label_source import LabelSource
 from experiments.search.conclusion import conclude
 from experiments.search.objectives import OBJECTIVES
@@ -44,6 +45,7 @@ _OF_THE_SEARCH = {"study", "tune", "hydra"}
 @entry_point("tune")
 def main(config: DictConfig) -> float:
     quiet_lightning()
+    check_labels(config.paths.labels, ("train",), allow_small=config.allow_small)
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     hydra = HydraConfig.get()

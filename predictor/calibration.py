@@ -5,6 +5,7 @@ from typing import Self
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 from predictor.policy import Floats
@@ -51,7 +52,8 @@ class Temperature(Calibrator):
         return self
 
     def apply(self, estimates: Floats) -> Floats:
-        return 1 / (1 + np.exp(-_to_logits(estimates) / self.temperature))
+        calibrated: Floats = expit(_to_logits(estimates) / self.temperature)
+        return calibrated
 
     def get_arrays(self) -> dict[str, np.ndarray]:
         return {"temperature": self.temperature}

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy import Floats, policy_value
+from predictor.tabular import has_terms
 
 
 class QuestionOnly(ScalePredictor):
@@ -17,8 +18,8 @@ class QuestionOnly(ScalePredictor):
 
     Words of one character count (a row's number is one). A fractional score enters as a right and a wrong
     sample with that much and the remaining weight. A scale that was always right, or always wrong, gets one
-    estimate for all samples. Of `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most
-    on validation is kept.
+    estimate for all samples, and so does every scale where no training question has a word. Of
+    `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most on validation is kept.
     """
 
     def __init__(
@@ -29,10 +30,13 @@ class QuestionOnly(ScalePredictor):
         name: str = "question_only",
     ) -> None:
         self.max_words, self.inverse_penalties, self.name = max_words, inverse_penalties, name
+        self._vectorizer: TfidfVectorizer | None = None
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
-        self._vectorizer = self._make_vectorizer().fit(train.inputs.question)
-        words = self._vectorizer.transform(train.inputs.question)
+        vectorizer = self._make_vectorizer()
+        has_words = has_terms(vectorizer, train.inputs.question)
+        self._vectorizer = vectorizer.fit(train.inputs.question) if has_words else None
+        words = self._read_words(train.inputs.question)
         best = -np.inf
         for inverse_penalty in self.inverse_penalties:
             columns = [_fit_scale(words, score, inverse_penalty) for score in train.outcomes.score.T]
@@ -49,19 +53,28 @@ class QuestionOnly(ScalePredictor):
 
     def count_flops(self, inputs: Inputs) -> float:
         """Two per scale and term of a question, on average over these."""
-        num_terms = self._vectorizer.transform(inputs.question).nnz / len(inputs)
+        num_terms = self._read_words(inputs.question).nnz / len(inputs)
         return 2.0 * num_terms * len(self._weights)
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._estimate(inputs, self._weights, self._biases)
 
     def _estimate(self, inputs: Inputs, weights: Floats, biases: Floats) -> Floats:
-        logits = self._vectorizer.transform(inputs.question) @ weights.T + biases
+        logits = self._read_words(inputs.question) @ weights.T + biases
         return 1 / (1 + np.exp(-logits))
 
+    def _read_words(self, questions: list[str]) -> scipy.sparse.csr_matrix:
+        """TF-IDF `[num_samples, num_terms]`; without terms, no columns."""
+        if self._vectorizer is None:
+            return scipy.sparse.csr_matrix((len(questions), 0))
+        return self._vectorizer.transform(questions)
+
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        arrays = {"weights": self._weights, "biases": self._biases, "idf": self._vectorizer.idf_}
-        terms = self._vectorizer.get_feature_names_out().tolist()
+        arrays = {"weights": self._weights, "biases": self._biases, "idf": np.zeros(0)}
+        terms: list[str] = []
+        if self._vectorizer is not None:
+            arrays["idf"] = self._vectorizer.idf_
+            terms = self._vectorizer.get_feature_names_out().tolist()
         return arrays, {"inverse_penalty": self._chosen, "terms": terms}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -70,10 +83,11 @@ class QuestionOnly(ScalePredictor):
             arrays["biases"],
             state["inverse_penalty"],
         )
-        self._vectorizer = self._make_vectorizer(
-            vocabulary={term: i for i, term in enumerate(state["terms"])}
-        )
-        self._vectorizer.idf_ = arrays["idf"]
+        self._vectorizer = None
+        if state["terms"]:
+            vocabulary = {term: column for column, term in enumerate(state["terms"])}
+            self._vectorizer = self._make_vectorizer(vocabulary)
+            self._vectorizer.idf_ = arrays["idf"]
 
     def _make_vectorizer(self, vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
         return TfidfVectorizer(
@@ -84,7 +98,7 @@ class QuestionOnly(ScalePredictor):
 def _fit_scale(words: Any, score: np.ndarray, inverse_penalty: float) -> tuple[Floats, float]:
     """Weights `[num_terms]` and bias of one scale's logistic regression."""
     mean = float(score.mean(dtype=np.float64))
-    if mean in (0.0, 1.0):
+    if mean in (0.0, 1.0) or not words.shape[1]:
         # The logit of a frequency that one more sample of either kind would give: finite, and near enough.
         smoothed = (mean * len(score) + 0.5) / (len(score) + 1)
         return np.zeros(words.shape[1]), float(np.log(smoothed / (1 - smoothed)))

@@ -39,18 +39,18 @@ class Table:
         """From training inputs: the `max_words` commonest terms, the first principal components."""
         words: list[str] = []
         if features.question:
-            vectorizer = make_vectorizer(max_features=max_words).fit(inputs.question)
-            words = vectorizer.get_feature_names_out().tolist()
+            vectorizer = make_vectorizer(max_features=max_words)
+            if has_terms(vectorizer, inputs.question):
+                words = vectorizer.fit(inputs.question).get_feature_names_out().tolist()
         mean, components = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
         widths = [inputs.visual_at(scale).mask.shape[1] for scale in features.scales]
-        if widths:
-            images = flatten_visual(inputs, features, widths)
-            found = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0).fit(
-                images
-            )
+        images = flatten_visual(inputs, features, widths) if widths else np.zeros((0, 0), np.float32)
+        if images.size and np.ptp(images, axis=0).any():
+            model = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0)
+            model.fit(images)
             # Few images span fewer directions than asked for; along the rest there is nothing but rounding.
-            real = found.explained_variance_ > 1e-6 * found.explained_variance_[0]
-            mean, components = found.mean_.astype(np.float32), found.components_[real].astype(np.float32)
+            real = model.explained_variance_ > 1e-6 * model.explained_variance_[0]
+            mean, components = model.mean_.astype(np.float32), model.components_[real].astype(np.float32)
         return cls(features, words, widths, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
@@ -63,13 +63,16 @@ class Table:
             visual = flatten_visual(inputs, self.features, self.widths) - self.mean
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
-        return np.concatenate(columns, axis=1)
+        rows = np.concatenate(columns, axis=1)
+        # Estimators want a column, and where there is nothing to read one that says nothing.
+        return rows if rows.shape[1] else np.zeros((len(inputs), 1), dtype=np.float32)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """How many columns are words, sentence, components, statistics."""
+        """How many columns are words, sentence, components, statistics; the last is 1 where none are."""
         sentence = self.features.num_sentence_columns
-        return len(self.words), sentence, len(self.components), len(self.standard.mean)
+        counts = len(self.words), sentence, len(self.components), len(self.standard.mean)
+        return counts if any(counts) else (0, 0, 0, 1)
 
     def count_flops(self, inputs: Inputs) -> float:
         """Per sample: the features' own, and two per number of a visual token and component."""
@@ -94,6 +97,12 @@ class Table:
 def make_vectorizer(**arguments: Any) -> CountVectorizer:
     """Presence of words and word pairs; words of one character count, as a row's number is one."""
     return CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True, **arguments)
+
+
+def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
+    """Whether a vectorizer finds a term in any of the questions; scikit-learn cannot be fitted on none."""
+    analyze = vectorizer.build_analyzer()
+    return any(analyze(question) for question in questions)
 
 
 def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:

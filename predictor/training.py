@@ -101,10 +101,21 @@ class ScaleModule(lightning.LightningModule):
             {"params": others, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            self.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=0.1,
-        )
+        schedule = make_schedule(optimizer, self.learning_rate, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, learning_rate: float, num_steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """One cycle (Smith and Topin 2018): the rate rises for a tenth of the steps, then falls.
+
+    Up to ten steps have no room for a rise: there it falls from near `learning_rate` from the first on.
+    """
+    # A schedule of a single step would be the end of the fall, at hardly any rate.
+    num_steps = max(num_steps, 2)
+    # PyTorch ends the rise at step `share * num_steps - 1`, and divides by that.
+    share = 0.1 if num_steps > 10 else 0.5 / num_steps
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=num_steps, pct_start=share
+    )

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.evaluation.question_types import pick_frequent
 from m3_backbone.outcomes import OutcomeTable
 
 _WIDTH = 30  # characters of a caption line
@@ -14,16 +15,19 @@ _LONGEST = 90  # of a text from data
 
 
 def pick_failures(table: OutcomeTable, column: int, *, per_kind: int, seed: int) -> dict[str, np.ndarray]:
-    """Rows with a score below 1 at a scale, at most `per_kind` of each kind, drawn at random.
+    """Rows with a score below 1 at a scale, at most `per_kind` of each question type, drawn at random.
 
-    Kinds come in the order of their failures, the most frequent first; kinds without any are left out.
+    Types come in the order of their failures, the most frequent first, and no more than can be drawn
+    (`question_types.pick_frequent`); types without any are left out.
     """
     rng = np.random.default_rng(seed)
     wrong = table.score[:, column] < 1
     kinds = np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
     rows = {str(kind): rng.permutation(np.flatnonzero(wrong & (kinds == kind))) for kind in np.unique(kinds)}
     ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
-    return {kind: found[:per_kind] for kind, found in ordered if len(found)}
+    failing = {kind: wrong_rows for kind, wrong_rows in ordered if len(wrong_rows)}
+    shown = pick_frequent({kind: len(wrong_rows) for kind, wrong_rows in failing.items()})
+    return {kind: failing[kind][:per_kind] for kind in shown}
 
 
 def draw_failures(

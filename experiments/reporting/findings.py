@@ -9,6 +9,7 @@ from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
 from experiments.evaluation.risk import CheckedGuarantee, ResplitCheck
 from experiments.labels.held_out import EvaluationRecord
+from experiments.tasks.sizes import Banner
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class Findings:
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
     predictor's price is charged for in use; `published` what others have found, if there is anything;
-    `record` that of this evaluation.
+    `record` that of this evaluation; `banners` warn of small numbers of images and samples.
     """
 
     comparison: Comparison
@@ -26,6 +27,7 @@ class Findings:
     units: Mapping[str, float] | None = None
     published: Published | None = None
     record: EvaluationRecord | None = None
+    banners: Sequence[Banner] = ()
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:

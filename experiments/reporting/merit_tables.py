@@ -16,6 +16,7 @@ from experiments.reporting.numbers import (
     format_tokens,
 )
 from experiments.reporting.tables import Table
+from experiments.tasks.sizes import is_too_few
 
 
 def build_merit_tables(comparison: Comparison) -> list[Table]:
@@ -47,6 +48,7 @@ def _tabulate_merits(comparison: Comparison) -> Table:
 
 
 def _tabulate_non_inferiority(comparison: Comparison) -> Table:
+    few = is_too_few(comparison.num_images)
     rows = [
         (
             figures.name,
@@ -55,7 +57,8 @@ def _tabulate_non_inferiority(comparison: Comparison) -> Table:
             "-" if found.cost is None else format_tokens(found.cost.value),
             _format_factor(found.saving),
             format_difference(found.difference),
-            {None: "-", True: "yes", False: "no"}[found.is_shown],
+            # So few images show nothing, whatever their interval.
+            {None: "-", True: "yes", False: "no"}[None if few else found.is_shown],
             _format_factor(found.front_saving),
         )
         for figures in comparison.predictors[:1]

@@ -9,12 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.evaluation.needs import Need, NeedMap
+from experiments.evaluation.question_types import describe_left_out, pick_frequent
 from experiments.reporting.export import PLAIN_TEXT
 
 
 @mpl.rc_context(PLAIN_TEXT)
 def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[int], title: str) -> Figure:
-    """Score per kind and scale, the needed one framed; beside it the needed scale per kind and attribute."""
+    """Score per question type and scale, the needed one framed; beside it the needed scale by attribute.
+
+    The first of `needs` is of all questions. Of many types the most frequent are drawn, as the title says.
+    """
+    counts = {need.name: need.num_samples for need in needs[1:]}
+    shown = {needs[0].name, *pick_frequent(counts)}
+    title = "\n".join(filter(None, (title, describe_left_out(len(counts)))))
+    needs = [need for need in needs if need.name in shown]
     widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(each.bins) for each in maps)]
     size = (2.2 + sum(widths), 1.6 + 0.3 * len(needs))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")

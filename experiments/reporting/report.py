@@ -1,8 +1,8 @@
 """The report of an evaluation: what it shows of predictors, questions and samples, on one page."""
 
 import base64
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from PIL import Image
 
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metrics import split_kinds
-from experiments.evaluation.needs import LEAST_SAMPLES, find_needed_column, map_attributes
+from experiments.evaluation.needs import LEAST_SAMPLES, NeedMap, find_needed_column, map_attributes
+from experiments.evaluation.question_types import describe_left_out, pick_frequent
 from experiments.reporting.calibration_display import list_dots
 from experiments.reporting.charts import build_chart
 from experiments.reporting.findings import Findings
@@ -23,6 +24,7 @@ from experiments.reporting.summary import (
     list_tables,
     write_sentences,
 )
+from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes import OutcomeTable
 
 
@@ -68,6 +70,7 @@ def write_report(
     comparison, others = findings.comparison, findings.others
     first = comparison.predictors[0]
     choice = first.default.choice
+    kinds, num_types = tabulate_kinds(test, choice), len(split_kinds(test))
     rows = pick_samples(test, choice, per_category=per_category, seed=seed)
     cards = build_cards(test, rows, choice=choice, estimates=estimates, read_image=read_image)
     write_page(
@@ -81,6 +84,8 @@ def write_report(
         accounts=[each.account for each in (comparison, *others)],
         picture=base64.b64encode(picture).decode("ascii"),
         tables={table.name: table for table in list_tables(findings)},
+        is_too_few=is_too_few(comparison.num_images),
+        banners=findings.banners,
         shares={
             key: float(found.value)
             for key in ("smallest_right", "too_coarse", "too_fine")
@@ -95,8 +100,9 @@ def write_report(
         guarantee=write_guarantee(findings.guarantees) if findings.guarantees else "",
         record=findings.record,
         record_sentence=describe_record(findings.record) if findings.record else "",
-        kinds=tabulate_kinds(test, choice),
-        maps=map_attributes(test),
+        kinds=kinds,
+        left_out=describe_left_out(num_types, "metrics.json holds the scores of all"),
+        maps=[shorten_map(each, {row.kind for row in kinds}) for each in map_attributes(test)],
         least_samples=LEAST_SAMPLES,
         cards=cards,
         counts={key: sum(key in card.categories for card in cards) for key in CATEGORIES},
@@ -128,7 +134,7 @@ def _tabulate_confusion(counts: np.ndarray, scales: tuple[int, ...]) -> list[Con
 
 
 def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
-    """All questions, then each kind of question."""
+    """All questions, then each question type, the most frequent ones of many."""
     smallest = find_smallest_right(test.score)
     num_scales = len(test.scales)
     everything = np.arange(len(test))
@@ -151,5 +157,12 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
             wrong=float((rows & (smallest < 0)).sum() / rows.sum()),
         )
 
-    kinds = [tabulate(kind, rows) for kind, rows in split_kinds(test).items()]
+    by_type = split_kinds(test)
+    frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
+    kinds = [tabulate(kind, by_type[kind]) for kind in frequent]
     return [tabulate("all questions", np.ones(len(test), dtype=bool)), *kinds]
+
+
+def shorten_map(needs: NeedMap, shown: Collection[str]) -> NeedMap:
+    """The same map with the question types in `shown` alone."""
+    return replace(needs, needs={kind: cells for kind, cells in needs.needs.items() if kind in shown})

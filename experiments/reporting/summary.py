@@ -25,6 +25,7 @@ from experiments.reporting.numbers import (
 from experiments.reporting.published_table import tabulate_published
 from experiments.reporting.risk_table import tabulate_guarantees, write_guarantee
 from experiments.reporting.tables import Table
+from experiments.tasks.sizes import is_too_few
 
 NUM_SHOWN_BUDGETS = 5
 
@@ -87,8 +88,19 @@ def build_tables(comparison: Comparison, others: Sequence[Comparison] = ()) -> l
 
 
 def write_headline(comparison: Comparison) -> str:
-    """The result of the first predictor in one sentence: mean differences at matched mean visual tokens."""
+    """Return the result of the first predictor in one sentence.
+
+    Mean differences at matched mean visual tokens, or why there is no finding: too few test images
+    (`tasks.sizes`), or nothing to gain.
+    """
     figures = comparison.predictors[0]
+    if is_too_few(comparison.num_images):
+        images = (
+            "1 test image is" if comparison.num_images == 1 else f"{comparison.num_images} test images are"
+        )
+        return f"No finding: {images} too few to compare {figures.name} with mixing fixed scales."
+    if not has_headroom(comparison):
+        return write_no_headroom(comparison)
     difference = describe_difference(figures.mean_to_mix, "mixing fixed scales", comparison.confidence)
     sentence = f"At the same mean number of visual tokens, {figures.name} scores {difference}"
     if figures.mean_to_reference is not None:
@@ -97,37 +109,85 @@ def write_headline(comparison: Comparison) -> str:
     return f"{sentence}."
 
 
+def has_headroom(comparison: Comparison) -> bool:
+    """Whether scales differ in cost, and some choice of them beats mixing fixed scales at some cost."""
+    return not _cost_the_same(comparison) and bool(comparison.oracle_gap.value > 1e-9)
+
+
+def write_no_headroom(comparison: Comparison) -> str:
+    """Return the sentence for outcomes on which no choice of scales gains anything."""
+    cost, score = comparison.fixed.cost.value, comparison.fixed.score.value
+    if len(comparison.scales) == 1:
+        return f"These labels have scale {comparison.scales[0]} only: there is nothing to choose."
+    if _cost_the_same(comparison):
+        return "On this task all scales cost the same: there is nothing to save."
+    if score[0] >= score.max() - 1e-12 and cost[0] <= cost.min() * (1 + 1e-9):
+        return "On this task finer scales do not help: there is nothing to gain."
+    return "On this task no choice of scales beats mixing fixed scales: there is nothing to gain."
+
+
+def _cost_the_same(comparison: Comparison) -> bool:
+    cost = comparison.fixed.cost.value
+    return bool(cost.max() - cost.min() <= 1e-9 * cost.max())
+
+
 def write_scope(comparison: Comparison) -> str:
     """What the headline is about."""
     first, last = (format_tokens(budget) for budget in comparison.budgets[[0, -1]])
-    return (
-        f"Averaged over log budgets from {first} to {last} tokens, on {comparison.num_samples:,} test "
-        f"questions about {comparison.num_images:,} images."
+    questions = (
+        "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
     )
+    images = "1 image" if comparison.num_images == 1 else f"{comparison.num_images:,} images"
+    budgets = f"log budgets from {first} to {last} tokens"
+    if first == last:
+        budgets = f"a budget of {write_tokens(last)}"
+    return f"Averaged over {budgets}, on {questions} about {images}."
 
 
 def write_default(comparison: Comparison) -> str:
     """What the first predictor does at its default price, in one sentence."""
-    default, best = comparison.predictors[0].default, comparison.best_fixed
+    figures, best = comparison.predictors[0], comparison.best_fixed
+    default, scale = figures.default, comparison.scales[best]
+    own, fixed = default.point, Point(comparison.fixed.cost[best], comparison.fixed.score[best])
+    spent, scored = format_tokens(own.cost.value), format_percent(own.score.value)
+    if (default.choice == best).all() and own.cost.value == fixed.cost.value:
+        return (
+            f"At its default price {figures.name} always uses scale {scale}, the best on calibration, which "
+            f"spends {write_tokens(spent)} a question and scores {scored}%."
+        )
+    sentence = (
+        f"At its default price {figures.name} spends {write_tokens(spent)} a question and scores {scored}%; "
+        f"always using scale {scale}, the best on calibration, spends {format_tokens(fixed.cost.value)} and "
+        f"scores {format_percent(fixed.score.value)}%"
+    )
     difference = default.to_best_fixed
+    if is_too_few(comparison.num_images) or not np.isfinite([difference.low, difference.high]).all():
+        return f"{sentence}."
     low, high = (
         write_number(100 * bound, "+.1f").replace("-", MINUS) for bound in (difference.low, difference.high)
     )
-    own, fixed = default.point, Point(comparison.fixed.cost[best], comparison.fixed.score[best])
-    return (
-        f"At its default price it spends {format_tokens(own.cost.value)} visual tokens a question and scores "
-        f"{format_percent(own.score.value)}%; always using scale {comparison.scales[best]}, the best on "
-        f"calibration, spends {format_tokens(fixed.cost.value)} and scores "
-        f"{format_percent(fixed.score.value)}% (interval of the difference: {low} to {high} points)."
-    )
+    return f"{sentence} ({comparison.confidence:.0%} interval of the difference: {low} to {high} points)."
+
+
+def write_tokens(number: str) -> str:
+    """A number of visual tokens in words."""
+    return f"{number} visual token{'' if number == '1' else 's'}"
 
 
 def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:
-    """\"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or whatever else is true."""
+    """Return \"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or what else is true.
+
+    A difference that rounds to 0.0 points is no finding, whatever its interval.
+    """
     points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
+    if not np.isfinite([estimate.value, estimate.low, estimate.high]).all():
+        return f"at no cost that can be compared with {against}"
     low, high = (format_percent(bound).replace("-", MINUS) for bound in (estimate.low, estimate.high))
+    interval = f"{confidence:.0%} interval {low} to {high}"
+    if points == "0.0":
+        return f"about as much as {against} ({interval}: no difference is shown)"
     doubt = "" if estimate.low > 0 or estimate.high < 0 else ": no difference is shown"
-    return f"{points} points {more} than {against} ({confidence:.0%} interval {low} to {high}{doubt})"
+    return f"{points} points {more} than {against} ({interval}{doubt})"
 
 
 def _tabulate_points(comparison: Comparison) -> Table:

@@ -11,9 +11,11 @@ from experiments.evaluation.statistics import Estimate
 from experiments.reporting.charts import build_chart
 from experiments.reporting.displays import draw_front
 from experiments.reporting.export import encode_picture, save_figure
-from experiments.reporting.numbers import format_difference, format_share, format_tokens
+from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
 from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.summary import has_headroom
 from experiments.reporting.tables import Table, write_tables
+from experiments.tasks.sizes import Banner, is_too_few
 from predictor.folder import write_json
 
 PAGE, FIGURES = "transfer.html", "transfer.json"
@@ -61,11 +63,13 @@ def write_transfer(
     backbone: str,
     fingerprints: Mapping[str, Mapping[str, str]],
     provenance: Provenance,
+    banners: Sequence[Banner] = (),
 ) -> Table:
     """Write `transfer.json`, `tables/`, `TARGET.pdf` and `.svg`, and `transfer.html`; the table.
 
     `fingerprints` are those of the labels, by target. What no file can be called stands in names of files as
     it would in an address.
+    `banners` warn of numbers of images and samples that are small.
     """
     output.mkdir(parents=True, exist_ok=True)
     table = tabulate(rows)
@@ -95,6 +99,7 @@ def write_transfer(
         charts=[build_chart(each) for each in comparisons.values()],
         fingerprints=fingerprints,
         provenance=provenance,
+        banners=banners,
     )
     return table
 
@@ -115,15 +120,17 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
     sentences = []
     for target, comparison in comparisons.items():
         ways = [
-            f"{format_share(each.mean_gap_share)} {each.name}"
-            for each in comparison.predictors
-            if each.mean_gap_share is not None
+            f"{format_share(figures.mean_gap_share)} {figures.name}"
+            for figures in comparison.predictors
+            if is_known(figures.mean_gap_share)
         ]
-        if ways:
-            found = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(ways)}."
+        if is_too_few(comparison.num_images):
+            result = f"there is no finding: test images are too few ({comparison.num_images})."
+        elif ways and has_headroom(comparison):
+            result = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(ways)}."
         else:
-            found = "no budget has a gap between mix and oracle, so there is nothing to recover."
-        sentences.append(f"On {target} {found}")
+            result = "no choice of scales beats the mix, so there is nothing to recover."
+        sentences.append(f"On {target} {result}")
     return sentences
 
 

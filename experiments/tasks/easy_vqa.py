@@ -60,11 +60,11 @@ class EasyVqa:
             self._questions_file(own_split).read_text(encoding="utf-8")
         ):
             by_image[f"{own_split}/{number}"].append((question, answer))
+        split_of: dict[str, Split] = dict.fromkeys(by_image, split)
+        if own_split == "train":
+            split_of = carve_calibration(by_image, self.calibration_fraction, self.seed)
         for image_id in order_images(by_image):
-            if (
-                own_split == "train"
-                and carve_calibration(image_id, self.calibration_fraction, self.seed) != split
-            ):
+            if split_of[image_id] != split:
                 continue
             for position, (question, answer) in enumerate(by_image[image_id]):
                 yield Sample(

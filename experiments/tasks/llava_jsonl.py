@@ -23,10 +23,10 @@ from experiments.tasks.questions import Question, QuestionReader, merge_fields
 from experiments.tasks.references import ReferenceIndex
 from experiments.tasks.rows import BadRow, RowFile
 from experiments.tasks.splits import (
-    assign_split,
     carve_calibration,
     check_fractions,
     check_split,
+    divide_images,
     order_images,
 )
 
@@ -44,14 +44,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The images of each split, and the places of each image's rows.
-
-    `is_drawn` says whether any image came without a split, and was given one by hash.
-    """
+    """The images of each split, the split that each came with, and the places of each image's rows."""
 
     images: dict[Split, list[str]]
+    own_splits: dict[str, Split | None]
     places: dict[str, list[Place]]
-    is_drawn: bool
 
 
 class LlavaJsonl:
@@ -71,8 +68,9 @@ class LlavaJsonl:
         fields: name or dotted path of each field that is not called as in `questions.FIELDS`; None for one
             that is not there. Rows without `question_id` are numbered. Where `choices` (and `context`) are
             named the question is put together as for LLaVA: context, question, a line "A. text" a choice.
-        fractions: of the images for each split, for rows without a split of their own. Where these have train
-            and test only, calibration is carved out of train, by its share in train and calibration.
+        fractions: of the images for each split, for rows without a split of their own, rounded to counts
+            where there are few images (see `experiments.tasks.splits`). Where rows have train and test only,
+            calibration is carved out of train, by its share in train and calibration.
         seed: another seed divides the images anew.
         capitalize: first letter upper case, all others lower, as lmms-eval asks TextVQA and VizWiz.
         official_split: the benchmark's own split that the test questions come from, to say which published
@@ -138,7 +136,12 @@ class LlavaJsonl:
     @property
     def official_split(self) -> OfficialSplit:
         """The split that the test questions come from: whole where rows or files give every image a split."""
-        return OfficialSplit(self._official_split, is_whole=not self._index.is_drawn)
+        return OfficialSplit(self._official_split, is_whole=None not in self._index.own_splits.values())
+
+    @property
+    def divided_by(self) -> str | None:
+        """The argument whose fractions divide the images; None where rows or files name their splits."""
+        return None if any(self._index.own_splits.values()) else "fractions"
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """The samples of a split, image by image. Raises ValueError if no row of the task can be used."""
@@ -204,19 +207,21 @@ class LlavaJsonl:
             reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
             told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
             raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {told}")
-        return Index(self._divide(own_splits), places, is_drawn=None in own_splits.values())
+        return Index(self._divide(own_splits), own_splits, places)
 
     def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
-        """The images of each split, by the splits they come with or by hash."""
+        """The images of each split: the splits they come with, `fractions` for the others."""
         train, calibration = self._fractions["train"], self._fractions["calibration"]
         has_calibration = "calibration" in own_splits.values()
         share = 0.0 if has_calibration or not calibration else calibration / (train + calibration)
+        free = [image_id for image_id, split in own_splits.items() if split is None]
+        given_train = [image_id for image_id, split in own_splits.items() if split == "train"]
+        split_of = {image_id: split for image_id, split in own_splits.items() if split is not None}
+        split_of |= divide_images(free, self._fractions, self._seed)
+        split_of |= carve_calibration(given_train, share, self._seed)
         images: dict[Split, list[str]] = {split: [] for split in SPLITS}
         for image_id in order_images(own_splits, self._seed):
-            split = own_splits[image_id] or assign_split(image_id, self._fractions, self._seed)
-            if own_splits[image_id] == "train":
-                split = carve_calibration(image_id, share, self._seed)
-            images[split].append(image_id)
+            images[split_of[image_id]].append(image_id)
         return images
 
     def _read(self, place: Place, row: dict[str, Any]) -> Question:

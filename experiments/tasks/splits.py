@@ -1,7 +1,9 @@
 """Division of a task into train, calibration and test by image.
 
-A split is drawn from a hash of the image's id alone: the same on every machine and in every process, unmoved
-by images added later, and, as the task's name is no part of it, the same for tasks that share a folder.
+The division follows from a hash of the images' ids: it is the same on every machine and in every process and,
+as the task's name is no part of it, the same for tasks that share a folder. From `FEW_IMAGES` images on each
+image is assigned alone, so that images added later move no other. Of fewer images the fractions are rounded
+to counts: drawn one by one, a small split would often be empty.
 """
 
 import hashlib
@@ -9,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from experiments.tasks.base import SPLITS, Split
+from predictor.splitting import FEW_IMAGES, apportion
 
 
 def draw_uniform(image_id: str, seed: int = 0) -> float:
@@ -18,8 +21,25 @@ def draw_uniform(image_id: str, seed: int = 0) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
+def divide_images(
+    image_ids: Iterable[str], fractions: Mapping[Split, float], seed: int = 0
+) -> dict[str, Split]:
+    """Return the split of each image, in the order of `order_images`; each split holds its fraction of them.
+
+    Of fewer than `FEW_IMAGES` images the counts are rounded by largest remainders, and every split with a
+    positive fraction gets at least one image where there are as many images as such splits. `fractions` are
+    those of all splits (see `check_fractions`).
+    """
+    ordered = order_images(image_ids, seed)
+    if len(ordered) >= FEW_IMAGES:
+        return {image_id: assign_split(image_id, fractions, seed) for image_id in ordered}
+    counts = apportion(len(ordered), [fractions[split] for split in SPLITS])
+    splits = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    return dict(zip(ordered, splits, strict=True))
+
+
 def assign_split(image_id: str, fractions: Mapping[Split, float], seed: int = 0) -> Split:
-    """The split of an image when each holds its fraction of the images (see `check_fractions`)."""
+    """The split of an image by its hash alone, in a division of many images."""
     place = draw_uniform(image_id, seed)
     shares = [(split, fractions[split]) for split in SPLITS if fractions[split] > 0]
     for split, share in shares:
@@ -29,9 +49,9 @@ def assign_split(image_id: str, fractions: Mapping[Split, float], seed: int = 0)
     return shares[-1][0]  # fractions sum to 1 but for rounding
 
 
-def carve_calibration(image_id: str, fraction: float, seed: int = 0) -> Split:
-    """The calibration split for this fraction of the images of a train set that comes without one."""
-    return assign_split(image_id, {"train": 1 - fraction, "calibration": fraction, "test": 0.0}, seed)
+def carve_calibration(image_ids: Iterable[str], fraction: float, seed: int = 0) -> dict[str, Split]:
+    """Divide the images of a train set that comes without a calibration split: train or calibration each."""
+    return divide_images(image_ids, {"train": 1 - fraction, "calibration": fraction, "test": 0.0}, seed)
 
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[Split, float]:

@@ -13,6 +13,7 @@ SETTINGS = [
     f"backbone.checkpoint={CHECKPOINT}",
     "backbone.max_new_tokens=2",
     "limit={train: 6, calibration: 1, test: 1}",
+    "allow_small=true",
     "shard_size=10",
     "images_per_batch=1",
 ]

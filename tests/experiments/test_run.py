@@ -9,7 +9,7 @@ import pytest
 from experiments import run
 from experiments.run import point_link
 
-SMALL = ("task.num_images={train:12,calibration:6,test:6}", "task.questions_per_image=3")
+SMALL = ("task.num_images={train:12,calibration:6,test:6}", "task.questions_per_image=3", "allow_small=true")
 
 
 @pytest.fixture

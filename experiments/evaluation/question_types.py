@@ -1,0 +1,28 @@
+"""Which question types are shown where there are thousands, as where a `category` is an id."""
+
+from collections.abc import Mapping
+
+# Rows of a table, or of a heat map, that can be read and drawn.
+MOST_SHOWN = 50
+
+
+def pick_frequent(counts: Mapping[str, int], most: int = MOST_SHOWN) -> list[str]:
+    """Return the question types with the highest counts, at most `most`, in the order of `counts`.
+
+    Of types with equal counts those that come first are taken.
+    """
+    if len(counts) <= most:
+        return list(counts)
+    ranked = sorted(counts, key=lambda name: -counts[name])
+    frequent = set(ranked[:most])
+    return [name for name in counts if name in frequent]
+
+
+def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) -> str:
+    """Return the sentence that says how many question types are shown; empty where all are.
+
+    `rest` says where the others are, if anywhere.
+    """
+    if num_types <= most:
+        return ""
+    return f"The {most} most frequent of {num_types:,} question types are shown{rest and f'; {rest}'}."

@@ -1,0 +1,179 @@
+"""How many images a split needs: what is refused, what is shown under a banner, and what gets a note.
+
+Images are the independent unit of everything that is claimed of calibration and test, as questions about one
+image are answered alike. Training is counted in samples.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.tasks.base import SPLITS, Split, Task
+from predictor.splitting import apportion
+
+# A used split below this is refused unless `allow_small=true`.
+LEAST_IMAGES = 8
+# What nothing can be done without: training takes an image for validation.
+VERY_LEAST: Mapping[str, int] = {"train": 2, "calibration": 1, "test": 1}
+# Below this a banner says that numbers mean nothing; from here to `MANY` a note says that they are coarse.
+FEW, MANY = 30, 100
+# Divisions suggested for few images, the first that fits.
+_SUGGESTED: tuple[dict[Split, float], ...] = (
+    {"train": 0.4, "calibration": 0.3, "test": 0.3},
+    {"train": 0.34, "calibration": 0.33, "test": 0.33},
+)
+
+Count = Literal["test images", "calibration images", "training samples"]
+_FEW_MEAN: Mapping[Count, str] = {
+    "test images": "intervals and differences mean nothing",
+    "calibration images": "prices, default choices and guarantees mean nothing",
+    "training samples": "what a predictor learns from them is chance",
+}
+_SOME_MEAN: Mapping[Count, str] = {
+    "test images": "intervals are wide, and too narrow where few questions decide",
+    "calibration images": "prices are coarse, and a guarantee is hardly ever certified",
+    "training samples": "predictors that learn from more will be better",
+}
+
+
+@dataclass(frozen=True)
+class Banner:
+    """A warning about a small number; `is_loud` where it takes the meaning from what is shown."""
+
+    text: str
+    is_loud: bool
+
+
+def find_banners(
+    *,
+    test_images: int | None = None,
+    calibration_images: int | None = None,
+    training_samples: int | None = None,
+    task: str = "",
+) -> list[Banner]:
+    """Return the banners, loud ones first, that numbers made from so many images and samples stand under.
+
+    None leaves a count out; `task` names the task where there are several.
+    """
+    counts: dict[Count, int | None] = {
+        "test images": test_images,
+        "calibration images": calibration_images,
+        "training samples": training_samples,
+    }
+    banners = []
+    for name, number in counts.items():
+        if number is None or number >= MANY:
+            continue
+        counted = f"{number} {name if number != 1 else name[:-1]}{task and f' of {task}'}"
+        if number < FEW:
+            banners.append(Banner(f"Only {counted}: {_FEW_MEAN[name]}.", is_loud=True))
+        else:
+            banners.append(Banner(f"{counted}: {_SOME_MEAN[name]}.", is_loud=False))
+    return sorted(banners, key=lambda banner: not banner.is_loud)
+
+
+def is_too_few(num_images: int) -> bool:
+    """Whether so few images allow no finding: no difference between them is claimed."""
+    return num_images < FEW
+
+
+def frame_banners(banners: Iterable[Banner]) -> str:
+    """Return the banners as lines for a terminal, loud ones in a frame; empty for none."""
+    listed = list(banners)
+    loud = [f"! WARNING: {banner.text}" for banner in listed if banner.is_loud]
+    if loud:
+        width = max(map(len, loud))
+        rule = "!" * (width + 2)
+        loud = [rule, *(f"{line:<{width}} !" for line in loud), rule]
+    return "\n".join([*loud, *(f"note: {banner.text}" for banner in listed if not banner.is_loud)])
+
+
+def check_sizes(
+    num_images: Mapping[str, int], what: str, way_out: str, *, allow_small: bool, unit: str = ""
+) -> None:
+    """Refuse splits of fewer than `LEAST_IMAGES` images; `num_images` names all splits that will be used.
+
+    With `allow_small` only splits that nothing can be done with are refused (`VERY_LEAST`). `what` begins the
+    message ("12 images give"), `unit` stands after the numbers, `way_out` says what to do besides
+    `allow_small=true`.
+    """
+    if not _is_small(num_images, allow_small):
+        return
+    numbers = " / ".join(f"{number:,} {split}" for split, number in num_images.items()) + unit
+    if allow_small:
+        least = " / ".join(f"{VERY_LEAST[split]} {split}" for split in num_images)
+        raise ValueError(f"{what} {numbers}; even with allow_small=true {least} are needed: {way_out}")
+    of_each = "of each are needed" if len(num_images) > 1 else "are needed"
+    # No way out is named that would be refused in its turn.
+    go_on = "" if _is_small(num_images, allow_small=True) else ", or go on with allow_small=true"
+    raise ValueError(f"{what} {numbers}; at least {LEAST_IMAGES} {of_each}: {way_out}{go_on}")
+
+
+def check_task(
+    task: Task,
+    limit: Mapping[str, int | None],
+    *,
+    needed: Iterable[Split] | None = None,
+    allow_small: bool = False,
+) -> None:
+    """Refuse a task that gives a split too few images (`check_sizes`), before anything is labelled.
+
+    `needed` are splits that will be used; None: all that have an image within the limits, as a split that is
+    not asked for is no mistake. A task whose attribute `divided_by` names one of its arguments is divided by
+    fractions in that argument. Counts no more images than it has to.
+    """
+    asked = [split for split in SPLITS if needed is None or split in set(needed)]
+    counts = {split: count_images(task, split, limit.get(split), LEAST_IMAGES) for split in asked}
+    if needed is None:
+        counts = {split: number for split, number in counts.items() if number}
+    if not _is_small(counts, allow_small):
+        return
+    counts = {split: count_images(task, split, limit.get(split)) for split in counts}
+    cut = [
+        f"limit.{split}"
+        for split, number in counts.items()
+        if number < LEAST_IMAGES and limit.get(split) == number
+    ]
+    total = sum(counts.values())
+    divided_by = getattr(task, "divided_by", None)
+    if cut:
+        way_out = f"raise {' and '.join(cut)}"
+    elif divided_by is None or len(counts) < len(SPLITS):
+        way_out = "bring more images"
+    else:
+        way_out = _suggest_fractions(total, f"task.{divided_by}")
+    what = "1 image gives" if total == 1 else f"{total:,} images give"
+    check_sizes(counts, what, way_out, allow_small=allow_small)
+
+
+def _is_small(num_images: Mapping[str, int], allow_small: bool) -> bool:
+    return any(
+        number < (VERY_LEAST[split] if allow_small else LEAST_IMAGES) for split, number in num_images.items()
+    )
+
+
+def _suggest_fractions(total: int, divided_by: str) -> str:
+    """What to set so that every split gets `LEAST_IMAGES` images, or how many images it takes."""
+    for fractions in _SUGGESTED:
+        if min(apportion(total, list(fractions.values()))) >= LEAST_IMAGES:
+            return f"set {_write_fractions(divided_by, fractions)}, bring more images"
+    fractions = _SUGGESTED[0]
+    number = next(
+        number
+        for number in itertools.count(total)
+        if min(apportion(number, list(fractions.values()))) >= LEAST_IMAGES
+    )
+    return f"bring at least {number} images and set {_write_fractions(divided_by, fractions)}"
+
+
+def _write_fractions(divided_by: str, fractions: Mapping[Split, float]) -> str:
+    text = ", ".join(f"{split}: {fraction:g}" for split, fraction in fractions.items())
+    return f"{divided_by}='{{{text}}}'"
+
+
+def count_images(task: Task, split: Split, limit: int | None = None, most: int | None = None) -> int:
+    """Return the number of images of a split of a task, within a limit; counting ends at `most`."""
+    bounds = [bound for bound in (limit, most) if bound is not None]
+    runs = itertools.groupby(task.samples(split), key=lambda sample: sample.image_id)
+    return sum(1 for _ in itertools.islice(runs, min(bounds) if bounds else None))
