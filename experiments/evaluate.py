@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
-from experiments.evaluation.comparison import check_calibration, check_names, compare_policies
+from experiments.evaluation.comparison import check_names, compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
@@ -115,13 +115,13 @@ def evaluate_predictors(
     ValueError where labels, predictors and task do not belong together.
     """
     check_confidence(confidence)
-    check_names([*names, *(entry.name for entry in cascades)])
+    # A predictor that is a baseline too is named twice, and compared once.
+    check_names([*dict.fromkeys(names), *(entry.name for entry in cascades)])
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
     # What cannot be used is told before the test split is read.
     asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
-    check_calibration(calibration.outcomes)
     loaded = {name: ScalePredictor.load(predictors / name) for name in names}
     learned, guarantees = {}, {}
     for name, predictor in loaded.items():

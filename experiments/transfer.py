@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.evaluation.comparison import check_calibration, compare_policies
+from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.statistics import check_confidence
 from experiments.held_out import digest_folder, read_test
@@ -122,7 +122,6 @@ def transfer(
 
     def read_abroad(target: str) -> tuple[Labels, Labels]:
         abroad = join_labels({target: read_labels(labels / target, "calibration")})
-        check_calibration(abroad.outcomes)
         return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, num_recalibration, seed))
 
     # What is missing is told before anything is trained.

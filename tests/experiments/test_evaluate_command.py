@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,29 @@ def test_one_task_leaves_its_best_scale_on_the_mix(store, tmp_path):
     assert (per_task.to_mix.value <= 1e-9).all()
     assert per_task.mean_to_mix.value == pytest.approx(0, abs=0.01)
     assert comparison.find("question_only").mean_to_mix.low > 0
+
+
+def test_what_cannot_be_compared_is_told_before_the_test_split_is_read(store, tmp_path):
+    """A cascade that is called like a predictor, and labels without calibration samples."""
+    cascade = CascadeEntry("per_task", Cascade.fit)
+    reads = list_reads(store / "labels")
+    with pytest.raises(ValueError, match="two policies of the comparison are called 'per_task'"):
+        evaluate(store, tmp_path, cascades=[cascade])
+    assert list_reads(store / "labels") == reads
+
+    shutil.copytree(store, tmp_path / "store")
+    path = tmp_path / "store" / "labels" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["counts"]["calibration"] = 0
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ValueError, match="no samples of split 'calibration'"):
+        evaluate(tmp_path / "store", tmp_path)
+    assert list_reads(tmp_path / "store" / "labels") == reads
+
+
+def test_a_predictor_that_is_a_baseline_too_is_compared_once(store, tmp_path):
+    comparison = evaluate(store, tmp_path, names=["per_task", "question_only", "per_task"])
+    assert [each.name for each in comparison.predictors] == ["per_task", "question_only"]
 
 
 def test_task_of_other_data_is_refused(store, tmp_path):
