@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
-from experiments.evaluation.comparison import check_calibration, check_names, compare_policies
+from experiments.evaluation.comparison import check_names, compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
@@ -139,7 +139,6 @@ def evaluate_predictors(
     # What cannot be used is refused before the test split is opened.
     asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
-    check_calibration(calibration.outcomes)
     for each in trained:
         each.predictor.check_backbone(calibration.outcomes.fingerprints)
     calibration = calibration.select(

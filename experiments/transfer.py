@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.evaluation.comparison import check_calibration, compare_policies
+from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
@@ -149,7 +149,6 @@ def transfer(
 
     def read_abroad(target: str) -> tuple[Labels, Labels]:
         abroad = join_labels({target: read_labels(labels / target, "calibration")})
-        check_calibration(abroad.outcomes)
         number = min(num_recalibration, len(abroad)) if allow_small else num_recalibration
         return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, number, seed))
 

@@ -61,9 +61,9 @@ def compare_policies(
     for name, number in (("num_budgets", num_budgets), ("num_prices", num_prices)):
         if number < 1:
             raise ValueError(f"{name} is at least 1, got {number}")
-    check_calibration(calibration)
-    if not len(test):
-        raise ValueError("the test split is empty: label some images of it")
+    for split, table in (("calibration", calibration), ("test", test)):
+        if not len(table):
+            raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
     bench = Bench(
@@ -114,12 +114,6 @@ def check_names(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise ValueError(f"two policies of the comparison are called {twice!r}: give each a name of its own")
-
-
-def check_calibration(calibration: OutcomeTable) -> None:
-    """Raise ValueError for a calibration split without samples: prices and thresholds come from it."""
-    if not len(calibration):
-        raise ValueError("the calibration split is empty, and prices come from it: label some images of it")
 
 
 def _point(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.evaluation.figures import Comparison, Point
-from experiments.evaluation.fronts import score_of_mix
 from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
@@ -214,7 +213,7 @@ def _tabulate_budgets(comparison: Comparison) -> Table:
     shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
     budgets = comparison.budgets[shown]
     compared = (f"to {comparison.reference}",) if comparison.reference else ()
-    mix = score_of_mix(comparison.fixed.cost.value, comparison.fixed.score.value, budgets)
+    mix = comparison.mix_scores.value[shown]
     oracle = np.interp(budgets, comparison.oracle.cost, comparison.oracle.score)
     blank = ("-",) * (2 + len(compared))
     rows = [("mix of fixed scales", *map(format_percent, mix), *blank)]

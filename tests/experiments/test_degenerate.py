@@ -309,6 +309,18 @@ def test_degenerate_tables(name):
         assert values[metric] == known, metric
 
 
+def test_thousands_of_question_types():
+    """Each of 4,000 questions is a type of its own: its mean scores are its scores."""
+    test = texts("kind", lambda n: f"type {n:04d}")(make_outcomes("test", 1000))
+    calibration = make_outcomes("calibration", 4)
+    contender = Estimating("constant", constant(0.5)(calibration), constant(0.5)(test))
+    found = compare_policies(calibration, test, [contender], num_resamples=2, num_budgets=2, num_prices=2)
+    kinds = collect_metrics(found, test, task="task", backbone="backbone")["kinds"]
+    assert list(kinds) == [f"type {n:04d}" for n in range(4000)]
+    assert {kind["num_samples"] for kind in kinds.values()} == {1}
+    assert [kind["score"] for kind in kinds.values()] == test.score.tolist()
+
+
 @pytest.mark.parametrize(
     "names", [("mix", "budgeted", "fixed"), ("points of x", "", "a/b"), ("\u00e4\u5b57", "mean to", "x")]
 )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +123,27 @@ def test_one_task_leaves_its_best_scale_on_the_mix(store, tmp_path):
     assert (per_task.to_mix.value <= 1e-9).all()
     assert per_task.mean_to_mix.value == pytest.approx(0, abs=0.01)
     assert comparison.find("question_only").mean_to_mix.low > 0
+
+
+def test_a_cascade_that_is_called_like_a_predictor_is_told_apart(store, tmp_path):
+    comparison = evaluate(store, tmp_path, cascades=[CascadeEntry("per_task", Cascade.fit)])
+    assert [each.name for each in comparison.predictors] == [
+        "question_only",
+        "per_task",
+        "per_task (cascade)",
+    ]
+
+
+def test_an_empty_calibration_split_is_refused_before_the_test_split_is_opened(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    path = tmp_path / "store" / "labels" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["counts"]["calibration"] = 0
+    path.write_text(json.dumps(manifest))
+    before = count_records(tmp_path / "store")
+    with pytest.raises(ValueError, match="no samples of split 'calibration'"):
+        evaluate(tmp_path / "store", tmp_path)
+    assert count_records(tmp_path / "store") == before
 
 
 def test_task_of_other_data_is_refused(store, tmp_path):
