@@ -1,1 +1,1 @@
-"""What is made of a task before anything is learned: labels, and measurements of the backbone that made them."""
+"""What is made of a task before anything is learned: labels, and measurements of the backbone."""

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ class LabelledTask:
 
     name = "scenes"
     fingerprint = json.loads((OLD / "manifest.json").read_text())["fingerprints"]["data"]
-    set_aside: list[dict[str, Any]] = []
+    set_aside: ClassVar[list[dict[str, Any]]] = []
 
     def samples(self, split):
         raise AssertionError("samples were read")
