@@ -27,8 +27,9 @@ from experiments.evaluation.resampled import join_parts, read_parts
 from experiments.evaluation.risk import Promise, apply_guarantee, find_guarantee, find_unseen, resplit
 from experiments.evaluation.run_files import METRICS, write_run
 from experiments.evaluation.statistics import check_confidence
-from experiments.held_out import digest_folder, read_test
+from experiments.held_out import read_test
 from experiments.label import format_command
+from experiments.latency import digest_predictor, find_timings
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
 from experiments.reporting.export import render_figure, save_figure
@@ -44,8 +45,7 @@ from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
-from predictor.folder import CONFIG, WEIGHTS
-from predictor.pricing import PRICES, PriceList
+from predictor.pricing import PriceList
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def main(config: DictConfig) -> float:
         [part.name for part in (config.predictor, *config.get("baselines", {}).values())],
         labels=Path(config.paths.labels),
         predictors=Path(config.paths.predictors),
+        latency=Path(config.paths.latency),
         task=instantiate(config.task, _convert_="all"),
         output=Path(hydra.runtime.output_dir),
         provenance=Provenance(
@@ -87,6 +88,7 @@ def evaluate_predictors(
     *,
     labels: Path,
     predictors: Path,
+    latency: Path | None = None,
     task: Task,
     output: Path,
     provenance: Provenance,
@@ -108,7 +110,8 @@ def evaluate_predictors(
     Beside them stand `cascades`, which pay for every scale that they try.
     Operating points and promises (`evaluation.risk`) come from the calibration split of `labels`, default
     prices from training, figures from the test split, which is read last (`held_out`). Prints the tables and
-    writes metrics, picture and report into `output`. `task` gives the images of the gallery. Images are drawn
+    writes metrics, picture and report into `output`. Milliseconds are those in the folder `latency`, if it
+    holds any of these predictors and this machine. `task` gives the images of the gallery. Images are drawn
     with `bootstrap_seed`, the same in every run that is to be compared with others; `seed` orders what is
     left to chance besides, and stands for the training's where a predictor has no record of its own. Raises
     ValueError where labels, predictors and task do not belong together.
@@ -134,15 +137,21 @@ def evaluate_predictors(
                 f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
                 f"compared: {', '.join(loaded)}"
             )
-    paying = {entry.name: loaded[entry.predictor] for entry in cascades if entry.predictor}
-    accounts = open_accounts(labels, loaded | paying, calibration.inputs)
+    digests = {name: digest_predictor(predictors / name) for name in names}
+    accounts = open_accounts(
+        calibration.outcomes,
+        loaded,
+        calibration.inputs,
+        starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor},
+        timings=find_timings(latency, calibration.outcomes.fingerprints, digests) if latency else None,
+    )
     defaults = {name: PriceList.load(predictors / name).default for name in names}
 
     test, test_read = read_test(
         labels,
         command=provenance.command,
         configuration=provenance.config,
-        predictors={name: digest_folder(predictors / name, CONFIG, WEIGHTS, PRICES) for name in names},
+        predictors=digests,
     )
     contenders = [
         Estimating(name, learned[name], predictor.predict(test.inputs), defaults[name])
@@ -192,6 +201,7 @@ def evaluate_predictors(
         units={name: point.unit for name, point in defaults.items()},
         published=find_published(manifest["backbone"], manifest["task"]),
         test_read=test_read,
+        cost_parts={account.key: account.mean_parts(test.outcomes) for account in accounts},
     )
 
     output.mkdir(parents=True, exist_ok=True)

@@ -182,9 +182,9 @@ class LabelFolder:
     def _shard(self, room: str, name: str) -> Path:
         return self.path / room / f"{name}.parquet"
 
-    def outcome_shards(self) -> list[Path]:
-        """The files of outcomes that the manifest of a finished labelling lists."""
-        return [self._shard("outcomes", name) for name in self.manifest["shards"]]
+    def outcome_shards(self, names: Iterable[str] | None = None) -> list[Path]:
+        """The files of outcomes of these shards; of those in the manifest of a finished labelling if none."""
+        return [self._shard("outcomes", name) for name in names or self.manifest["shards"]]
 
     def write_shard(
         self,

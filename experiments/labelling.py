@@ -156,8 +156,8 @@ def label(
                 begin(overwrite=overwrite)
                 work = plan(task, limits, target.shard_size)
                 run(engine, job, work.sizes, find_done(target, work))
+                add_vision_flops(target, backbone, work.digests)  # to shards that an earlier version made
                 target.finish(work.digests, work.set_aside)
-                add_vision_flops(target, backbone)  # to shards that an earlier version made
         return summarize(target)
     if overwrite:
         raise ValueError(
@@ -175,8 +175,8 @@ def label(
         with target.locked(timeout=PATIENCE):
             missing = len(work.digests) - len(find_done(target, work))
             if not missing:
+                add_vision_flops(target, backbone, work.digests)
                 target.finish(work.digests, work.set_aside)
-                add_vision_flops(target, backbone)
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
 
 

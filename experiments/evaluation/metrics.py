@@ -52,7 +52,7 @@ the headline figures on every resample (`experiments.evaluation.draws`).
                             the same promise made on halves of the test images (`evaluation.risk.Resplits`)
     published               where there are any: source, table, checkpoint, scores by scale, oracle_scale,
                             oracle_score (`evaluation.published`)
-    flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
+    flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
                             non_inferiority, default

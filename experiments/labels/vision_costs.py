@@ -1,6 +1,7 @@
 """Adds the FLOPs of the vision pass to labels of an earlier version, which recorded none."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,15 +21,16 @@ def lacks_vision_flops(folder: LabelFolder) -> bool:
     return any(COLUMN not in pq.read_schema(path).names for path in folder.outcome_shards())
 
 
-def add_vision_flops(folder: LabelFolder, backbone: Backbone) -> int:
-    """Add the column to the shards of a finished folder that lack it, and return their number.
+def add_vision_flops(folder: LabelFolder, backbone: Backbone, names: Iterable[str] | None = None) -> int:
+    """Add the column to those of the shards `names` (all of a finished folder, if none) that lack it.
 
-    Nothing is answered and no image is read: the FLOPs follow from the image sizes among the stored
-    statistics. Each shard is rewritten whole or not at all, with the header that it had. The caller holds
-    the folder.
+    Returns their number. Nothing is answered and no image is read: the FLOPs follow from the image sizes
+    among the stored statistics. Each shard is rewritten whole or not at all, with the header that it had. The
+    caller holds the folder.
     """
-    lacking = [path for path in folder.outcome_shards() if COLUMN not in pq.read_schema(path).names]
-    for path in lacking:
+    lacking = [path for path in folder.outcome_shards(names) if COLUMN not in pq.read_schema(path).names]
+    # Calibration last: an evaluation, which reads it first, finds the column there only if all have it.
+    for path in sorted(lacking, key=lambda path: (path.name.startswith("calibration"), path.name)):
         table = read_shard(path, OUTCOME_SCHEMA)
         flops_of = {
             image_id: [backbone.vision_flops(size, scale) for scale in folder.scales]

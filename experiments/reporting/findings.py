@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
@@ -16,7 +18,8 @@ class Findings:
     """A comparison with what belongs to it.
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
-    predictor's price is charged for in use; `published` what others have found, if there is anything.
+    predictor's price is charged for in use; `published` what others have found, if there is anything;
+    `cost_parts`, by account and part, what that part of an answer costs at each scale, `[num_scales]`.
     """
 
     comparison: Comparison
@@ -25,6 +28,7 @@ class Findings:
     units: Mapping[str, float] | None = None
     published: Published | None = None
     test_read: HeldOutRead | None = None
+    cost_parts: Mapping[str, Mapping[str, np.ndarray]] | None = None
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:
