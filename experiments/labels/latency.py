@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,21 +205,17 @@ def digest_job(job: Mapping[str, Any]) -> str:
 
 def pick_questions(task: Task, backbone: Backbone, num_images: int) -> list[Question]:
     """The first `num_images` readable pictures of calibration, each with its first question that fits."""
-
-    def find() -> Iterator[Question]:
-        for image_id, samples in group_by_image(task.samples("calibration")):
-            question = _find_question(backbone, samples)
-            if question is not None:
-                try:
-                    yield task.image(image_id), question
-                except UnreadableImage:
-                    continue
-
     questions: list[Question] = []
-    for question in find():
-        questions.append(question)
+    for image_id, samples in group_by_image(task.samples("calibration")):
         if len(questions) == num_images:
             break
+        question = _find_question(backbone, samples)
+        if question is None:
+            continue
+        try:
+            questions.append((task.image(image_id), question))
+        except UnreadableImage:
+            continue
     return questions
 
 

@@ -35,7 +35,11 @@ def test_main_job(run_main, tmp_path, capsys):
         for path in tmp_path.glob("store/**/*")
         if path.suffix in {".parquet", ".safetensors", ".json"}
     }
-    assert {path.relative_to(tmp_path).parts[1] for path in made} == {"labels", "predictors"}
+    assert {path.relative_to(tmp_path).parts[1] for path in made} == {
+        "labels",
+        "predictors",
+        "latency",
+    }
 
     again = run_main("elsewhere/again", "store")
     assert {path: path.stat().st_mtime_ns for path in made} == made
