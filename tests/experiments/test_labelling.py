@@ -144,6 +144,7 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
             assert labels.outcomes.visual_tokens[row, column] == num_visual
             flops = backbone.prefill_flops(sample.question, num_visual)
             assert labels.outcomes.prefill_flops[row, column] == flops
+            assert labels.outcomes.vision_flops is not None
             assert labels.outcomes.vision_flops[row, column] == vision_flops(backbone.checkpoint.config)
         image_row = labels.inputs.image_row[row]
         assert list(labels.inputs.visual) == [1, 9, 36]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluation.contenders import Outcomes
+from experiments.evaluation.accounts import count_milliseconds
+from experiments.evaluation.contenders import Outcomes, Ways
 from experiments.labels import latency as module
 from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
 from experiments.latency import LoadedPredictor, find_timings, format_latency, to_timings
@@ -17,12 +18,13 @@ from experiments.tasks.base import Sample
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.random_llava import RandomLlavaBackbone
 from m3_backbone.sentences import TransformerEncoder
+from predictor.adaptive_inputs import make_inputs
 from predictor.baselines import Mix
 from predictor.features import Features
 from predictor.nearest import NearestNeighbours
 from tests.experiments.test_bench_labelling import TINY
 from tests.m3_backbone.small_encoder import write_encoder
-from tests.predictor.synthetic import label
+from tests.predictor.synthetic import label, make_labels
 
 NUM_IMAGES = 5
 
@@ -58,8 +60,6 @@ def backbone():
 @pytest.fixture
 def predictors(backbone, tmp_path):
     """A predictor that reads nothing, and one that reads tokens and the sentence of a question."""
-    from predictor.adaptive_inputs import make_inputs
-
     features = Features(visual=9, sentences=str(write_encoder(tmp_path / "encoder")))
     questions = pick_questions(Pictures(), backbone, NUM_IMAGES)
     inputs = make_inputs(
@@ -135,25 +135,29 @@ def test_every_round_asks_everything_anew(measure, backbone, predictors, monkeyp
     encoded: list[str] = []
     calls: list[Any] = []
     run, answer, encode = TransformerEncoder._run, backbone.answer, backbone.encode
-    monkeypatch.setattr(
-        TransformerEncoder, "_run", lambda self, texts: encoded.extend(texts) or run(self, texts)
-    )
-    monkeypatch.setattr(
-        backbone,
-        "answer",
-        lambda images, asked, scale, **helps: (
-            calls.append((asked[0], scale, helps)) or answer(images, asked, scale)
-        ),
-    )
-    monkeypatch.setattr(backbone, "encode", lambda images: calls.append("vision") or encode(images))
+
+    def record_sentences(self, texts):
+        encoded.extend(texts)
+        return run(self, texts)
+
+    def record_answer(images, asked, scale, **helps):
+        calls.append((asked[0], scale, helps))
+        return answer(images, asked, scale)
+
+    def record_vision(images):
+        calls.append("vision")
+        return encode(images)
+
+    monkeypatch.setattr(TransformerEncoder, "_run", record_sentences)
+    monkeypatch.setattr(backbone, "answer", record_answer)
+    monkeypatch.setattr(backbone, "encode", record_vision)
     monkeypatch.setattr(module, "NUM_WARMUPS", 0)
     measure()
     questions = [question for _, question in pick_questions(Pictures(), backbone, 4)]
     assert encoded == questions * 3
     assert calls.count("vision") == 4 * 3
     scales = list(backbone.ladder)
-    assert [call for call in calls if call != "vision"] != []
-    orders = []
+    orders: list[list[int]] = []
     start = [row for row, call in enumerate(calls) if call == "vision"]
     for begin, end in zip(start, [*start[1:], len(calls)], strict=True):
         (asked,) = {call[0] for call in calls[begin + 1 : end]}
@@ -230,10 +234,6 @@ def test_a_damaged_file_is_named(measure, backbone, predictors, tmp_path):
 
 def test_the_account_of_a_measured_file(measure, backbone, predictors):
     """From the file to what cascades pay: all scales tried, and one vision pass."""
-    from experiments.evaluation.accounts import count_milliseconds
-    from experiments.evaluation.contenders import Ways
-    from tests.predictor.synthetic import make_labels
-
     _, latency = measure()
     table = make_labels(3, 0).outcomes
     timings = to_timings(latency)

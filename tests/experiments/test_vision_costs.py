@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,9 +25,10 @@ SHARDS = [f"{split}-00000.parquet" for split in SPLITS]
 class LabelledTask:
     """A task that is known by its fingerprint alone: nothing may be read of it."""
 
-    name = "scenes"
-    fingerprint = json.loads((OLD / "manifest.json").read_text())["fingerprints"]["data"]
-    set_aside: ClassVar[list[dict[str, Any]]] = []
+    def __init__(self) -> None:
+        self.name = "scenes"
+        self.fingerprint = json.loads((OLD / "manifest.json").read_text())["fingerprints"]["data"]
+        self.set_aside: list[dict[str, Any]] = []
 
     def samples(self, split):
         raise AssertionError("samples were read")
@@ -78,6 +79,7 @@ def test_labelling_again_adds_the_column_and_answers_nothing(old, backbone, monk
     expected = vision_flops(backbone.checkpoint.config)
     for split, name in zip(SPLITS, SHARDS, strict=True):
         table = OutcomeTable.read(old, split)
+        assert table.vision_flops is not None
         assert np.array_equal(table.vision_flops, np.full((len(table), 4), expected))
         assert table.vision_flops.dtype == np.int64
         assert read_header(old / "outcomes" / name) == headers[name]

@@ -67,7 +67,7 @@ class Reading(Mix):
         return 1.0
 
 
-def reading(**features: Any) -> functools.partial[ScalePredictor]:
+def reading(**features: Any) -> functools.partial[Reading]:
     return functools.partial(Reading, features=Features(**features))
 
 

@@ -82,9 +82,12 @@ def test_a_blend_reads_the_sentences_of_its_parts_and_encodes_each_question_once
 
     encoded: list[str] = []
     run = TransformerEncoder._run
-    monkeypatch.setattr(
-        TransformerEncoder, "_run", lambda self, texts: encoded.extend(texts) or run(self, texts)
-    )
+
+    def record(self, texts):
+        encoded.extend(texts)
+        return run(self, texts)
+
+    monkeypatch.setattr(TransformerEncoder, "_run", record)
     both = Blend(first=part, second=part, shares=(0.5,)).fit(TRAIN, VALIDATION)
     inputs = dataclasses.replace(TEST.inputs, sentences={})
     encoded.clear()
