@@ -18,7 +18,8 @@ from experiments.config import entry_point
 def main(config: DictConfig) -> float:
     label.main(config)
     train.main(config)
-    latency.main(config)
+    if config.latency.num_images:
+        latency.main(config)
     value: float = evaluate.main(config)
     latest = Path(config.latest)
     point_link(latest, Path(HydraConfig.get().runtime.output_dir))

@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -99,7 +100,6 @@ class Latency:
             },
         }
         text = json.dumps(content) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @classmethod
@@ -151,7 +151,8 @@ def measure_latency(
     """Time backbone and predictors, and keep the samples in a file of `folder`, whose path comes first.
 
     The name of the file is a digest of what is timed: of the backbone, the predictors, the data, the machine
-    and these numbers. A file that is there is up to date, and nothing is timed again unless `overwrite`.
+    and these numbers. A file that is there is up to date, and nothing is timed again unless `overwrite`. One
+    process at a time measures into a folder.
     Raises ValueError for numbers below 1, and where fewer than `batch_size` pictures can be asked about.
     """
     for name, number in {
@@ -171,17 +172,19 @@ def measure_latency(
         "batch_size": batch_size,
     }
     path = folder / f"{digest_job(job)}.json"
-    if path.is_file() and not overwrite:
-        log.info("timings are up to date: %s", path)
-        return path, Latency.read(path)
-    questions = pick_questions(task, backbone, num_images)
-    if len(questions) < batch_size:
-        raise ValueError(
-            f"{task.name} has {len(questions)} pictures of the calibration split that can be asked about, "
-            f"and a batch needs {batch_size}: lower latency.batch_size"
-        )
-    latency = time_answers(backbone, predictors, questions, job)
-    latency.write(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # jobs of a sweep would slow each other down
+        if path.is_file() and not overwrite:
+            log.info("timings are up to date: %s", path)
+            return path, Latency.read(path)
+        questions = pick_questions(task, backbone, num_images)
+        if len(questions) < batch_size:
+            raise ValueError(
+                f"{task.name} has {len(questions)} pictures of the calibration split that can be asked "
+                f"about, and a batch needs {batch_size}: lower latency.batch_size"
+            )
+        latency = time_answers(backbone, predictors, questions, job)
+        latency.write(path)
     return path, latency
 
 
