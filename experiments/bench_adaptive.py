@@ -23,11 +23,11 @@ from experiments.answer import load_adaptive
 from experiments.blocks import group_by_image
 from experiments.config import entry_point
 from experiments.drawn_choices import draw_choices
-from experiments.latency import describe_machine, time_call
+from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.text_table import format_table
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer
-from m3_backbone.costs import decoder_flops_per_token, vision_flops
+from m3_backbone.costs import decoder_flops_per_token
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.random_llava import RandomLlavaBackbone
 from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
@@ -151,8 +151,7 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
     """
     backbone = adaptive.backbone
     assert isinstance(backbone, LlavaBackbone)
-    tiles = [backbone.processor.images.num_tiles(image.size) for image, _ in questions]
-    vision = mean(vision_flops(backbone.checkpoint.config, number) for number in tiles)
+    vision = mean(backbone.vision_flops(image.size, backbone.ladder.finest) for image, _ in questions)
     prefill = {
         str(scale): mean(
             backbone.prefill_flops(question, choice.visual_tokens[column])

@@ -19,7 +19,7 @@ from experiments.evaluation.bench import Bench
 from experiments.evaluation.contenders import Contender, Estimating, Outcomes
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.statistics import resample
-from experiments.latency import describe_machine
+from experiments.labels.latency import describe_machine
 from experiments.reporting.text_table import format_table
 
 Result = TypeVar("Result")

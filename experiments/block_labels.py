@@ -20,12 +20,13 @@ NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype over
 
 @dataclass(frozen=True)
 class AnsweredSample:
-    """A sample with the visual tokens that each scale costs and its answer at each."""
+    """A sample with the visual tokens and FLOPs that each scale costs and its answer at each."""
 
     sample: Sample
     question_ids: list[int]
     visual_tokens: list[int]
     prefill_flops: list[int]
+    vision_flops: list[int]
     answers: Sequence[Answer]
 
 
@@ -54,12 +55,14 @@ class BlockLabels:
         for image, (picture, samples) in zip(encoded, pictures, strict=True):
             features = compute_features(self.backbone, image, self.feature_scales)
             costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.ladder]
+            vision = [self.backbone.vision_flops(picture.size, scale) for scale in self.backbone.ladder]
             for sample in samples:
                 row = AnsweredSample(
                     sample,
                     self.backbone.question_ids(sample.question),
                     costs,
                     [self.backbone.prefill_flops(sample.question, cost) for cost in costs],
+                    vision,
                     answers[sample.sample_id],
                 )
                 if features.is_finite() and all(map(_is_finite, row.answers)):
@@ -121,6 +124,7 @@ class BlockLabels:
             margin=numbers([[answer.margin for answer in row.answers] for row in rows], np.float32),
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
             prefill_flops=numbers([row.prefill_flops for row in rows], np.int64),
+            vision_flops=numbers([row.vision_flops for row in rows], np.int64),
         )
 
 

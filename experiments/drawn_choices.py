@@ -31,8 +31,8 @@ class DrawnChoices(ScalePredictor):
         shares = [self.shares.get(scale, 0.0) for scale in inputs.scales]
         return np.eye(len(shares))[self._random.choice(len(shares), len(inputs), p=shares)]
 
-    def count_flops(self, inputs: Inputs) -> float:
-        return self.predictor.count_flops(inputs)
+    def count_own_flops(self, inputs: Inputs) -> float:
+        return self.predictor.count_own_flops(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return self.predictor._get_state()

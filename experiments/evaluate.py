@@ -38,6 +38,7 @@ from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
+from experiments.latency import find_timings
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
 from experiments.reporting.export import render_figure, save_figure
@@ -71,6 +72,7 @@ def main(config: DictConfig) -> float:
     evaluate_predictors(
         trained,
         labels=Path(config.paths.labels),
+        latency=Path(config.paths.latency),
         task=instantiate(config.task, _convert_="all"),
         output=Path(hydra.runtime.output_dir),
         records=Path(config.paths.evaluations),
@@ -102,6 +104,7 @@ def evaluate_predictors(
     trained: Sequence[TrainedPredictor],
     *,
     labels: Path,
+    latency: Path | None = None,
     task: Task,
     output: Path,
     records: Path,
@@ -127,9 +130,10 @@ def evaluate_predictors(
     Beside them stand `cascades`, which pay for every scale that they try. Operating points and guarantees
     come from those calibration samples that no calibrator of these predictors has seen, default prices from
     training, metrics from the test split, which is opened last, after the evaluation has been recorded in the
-    folder `records` (`labels.held_out`). Prints the tables and writes metrics, figures and report into
-    `output`. `task` gives the images of the gallery. Images are resampled with `bootstrap_seed`, the same in
-    every run that is to be compared with others; `seed` orders what is left to chance besides. Raises
+    folder `records` (`labels.held_out`). Milliseconds are those in the folder `latency`, if it holds any of
+    these predictors and this machine. Prints the tables and writes metrics, figures and report into `output`.
+    `task` gives the images of the gallery. Images are resampled with `bootstrap_seed`, the same in every run
+    that is to be compared with others; `seed` orders what is left to chance besides. Raises
     ValueError where labels, predictors and task do not belong together.
     """
     check_confidence(confidence)
@@ -164,8 +168,14 @@ def evaluate_predictors(
                 f"compared: {', '.join(learned)}"
             )
     loaded = {each.name: each.predictor for each in trained}
-    paying = {entry.name: loaded[entry.predictor] for entry in cascades if entry.predictor is not None}
-    accounts = open_accounts(labels, loaded | paying, calibration.inputs)
+    digests = {each.name: each.digest for each in trained}
+    accounts = open_accounts(
+        calibration.outcomes,
+        loaded,
+        calibration.inputs,
+        starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor is not None},
+        timings=find_timings(latency, calibration.outcomes.fingerprints, digests) if latency else None,
+    )
     defaults = {each.name: each.prices.default for each in trained}
 
     test, record = open_test(
@@ -173,7 +183,7 @@ def evaluate_predictors(
         records=records,
         command=provenance.command,
         configuration=provenance.config,
-        predictors={each.name: each.digest for each in trained},
+        predictors=digests,
         allow_unrecorded=allow_unrecorded,
     )
     contenders = [
@@ -234,6 +244,7 @@ def evaluate_predictors(
         ),
         record=record,
         banners=find_label_banners(labels, SPLITS),
+        cost_parts={account.key: account.mean_parts(test.outcomes) for account in accounts},
     )
 
     output.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from m3_backbone.shards import (
 log = logging.getLogger(__name__)
 
 MANIFEST, SET_ASIDE, EMBEDDINGS = "manifest.json", "set_aside.jsonl", "token_embeddings.safetensors"
-LATENCY = "latency.json"
+_OLD_LATENCY = "latency.json"  # earlier versions timed answers while labelling
 # With less lead of one token over the next, in nats, another machine may round to another answer.
 NEAR_TIE = 1e-3
 ROOMS = ("features", "outcomes")
@@ -154,7 +154,7 @@ class LabelFolder:
             for room, split in itertools.product(ROOMS, SPLITS):
                 for path in find_shards(self.path, room, split):
                     path.unlink()
-            for name in (SET_ASIDE, EMBEDDINGS, LATENCY, MANIFEST):
+            for name in (SET_ASIDE, EMBEDDINGS, _OLD_LATENCY, MANIFEST):
                 (self.path / name).unlink(missing_ok=True)
 
     def _refuse_less(self, limit: Limits) -> None:
@@ -182,6 +182,10 @@ class LabelFolder:
     def _shard(self, room: str, name: str) -> Path:
         return self.path / room / f"{name}.parquet"
 
+    def outcome_shards(self, names: Iterable[str] | None = None) -> list[Path]:
+        """The files of outcomes of these shards; of those in the manifest of a finished labelling if none."""
+        return [self._shard("outcomes", name) for name in names or self.manifest["shards"]]
+
     def write_shard(
         self,
         name: str,
@@ -203,13 +207,6 @@ class LabelFolder:
         content = save({"token_embeddings": embeddings.detach().cpu().contiguous()})
         with self.writing():
             write_atomically(self.path / EMBEDDINGS, lambda temporary: temporary.write_bytes(content))
-
-    def has_latency(self) -> bool:
-        return (self.path / LATENCY).exists()
-
-    def write_latency(self, latency: Mapping[str, Any]) -> None:
-        """Keep what an answer costs on this machine."""
-        self._write_text(LATENCY, json.dumps(latency, indent=2) + "\n")
 
     def read_set_aside(self) -> list[dict[str, Any]]:
         """What was set aside, with reasons."""

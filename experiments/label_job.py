@@ -4,17 +4,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from PIL import Image
-
 from experiments.block_labels import BlockLabels
-from experiments.blocks import Block, ImageQuestions, Limits, decode_ahead, iterate_blocks
+from experiments.blocks import Block, Limits, decode_ahead, iterate_blocks
 from experiments.label_folder import LabelFolder
-from experiments.latency import measure_latency
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Backbone
-
-# Pictures on which the latency is measured, with the first question on each.
-_NUM_TIMED = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +36,10 @@ class LabelJob:
         )
         for block, group in itertools.groupby(images, key=lambda item: item.block):
             labels = BlockLabels(self.backbone, self.folder.feature_scales)
-            timed: list[tuple[Image.Image, str]] = []
             while batch := list(itertools.islice(group, self.images_per_batch)):
                 labels.add(batch)
-                timed += _pictures(batch)[: _NUM_TIMED - len(timed)]
                 yield sum(len(item.samples) for item in batch)
             table = labels.to_table(self.folder.fingerprints)
             self.folder.write_shard(block.name, block.digest, table, labels.features, labels.set_aside)
-            # Where all of these questions were set aside, a later block is timed.
-            answered = set(table.question)
-            timed = [(image, question) for image, question in timed if question in answered]
-            if timed and not self.folder.has_latency():
-                self.folder.write_latency(measure_latency(self.backbone, timed, self.folder.feature_scales))
         if not self.folder.has_embeddings():
             self.folder.write_embeddings(self.backbone.token_embeddings())
-
-
-def _pictures(batch: Iterable[ImageQuestions]) -> list[tuple[Image.Image, str]]:
-    return [(item.image, item.samples[0].question) for item in batch if isinstance(item.image, Image.Image)]

@@ -1,7 +1,8 @@
 """Labelling: a frozen backbone answers every sample of a task at every scale.
 
 `label(task=..., backbone=..., folder=...)` is the plain function behind `python -m experiments.label`. Called
-again on a finished folder it returns at once, without loading the model.
+again on a finished folder it returns at once, without loading the model; to labels of an earlier version it
+adds the columns that these lack, without answering anything.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from experiments.engines import Engine, Job, LocalEngine
 from experiments.label_folder import NEAR_TIE, LabelFolder
 from experiments.label_job import LabelJob
 from experiments.label_locks import refuse_parts
+from experiments.labels.vision_costs import add_vision_flops, lacks_vision_flops
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.backbone import Backbone
 
@@ -139,6 +141,8 @@ def label(
         command=command,
     )
     if not overwrite and target.has(limits):
+        if lacks_vision_flops(target):
+            complete_columns(target, backbone)
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     if check is not None:
@@ -161,6 +165,7 @@ def label(
                 begin(overwrite=overwrite)
                 work = plan(task, limits, target.shard_size)
                 run(engine, job, work.sizes, find_done(target, work))
+                add_vision_flops(target, backbone, work.digests)  # to shards that an earlier version made
                 target.finish(work.digests, work.set_aside)
         return summarize(target)
     if overwrite:
@@ -179,8 +184,18 @@ def label(
         with target.locked(timeout=PATIENCE):
             missing = len(work.digests) - len(find_done(target, work))
             if not missing:
+                add_vision_flops(target, backbone, work.digests)
                 target.finish(work.digests, work.set_aside)
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
+
+
+def complete_columns(target: LabelFolder, backbone: Backbone) -> None:
+    """Add the columns that finished labels of an earlier version lack; where nothing can be written, warn."""
+    try:
+        with target.locked(timeout=None):
+            add_vision_flops(target, backbone)
+    except OSError as error:
+        log.warning("the labels stay without FLOPs of the vision pass: %s", error)
 
 
 def find_done(target: LabelFolder, work: Plan) -> set[str]:

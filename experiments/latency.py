@@ -1,63 +1,102 @@
-"""Milliseconds of an answer, one question at a time, on the machine that labels."""
+"""Time backbone and predictors together: `python -m experiments.latency predictor=NAME`.
 
-import platform
-from collections.abc import Callable, Sequence
-from functools import partial
-from statistics import median
-from time import perf_counter
-from typing import Any
+Writes one file of samples (`labels.latency`), from which evaluation takes milliseconds. A file of the same
+backbone, predictors, data, machine and settings is up to date.
+"""
 
-import torch
-from PIL import Image
+import logging
+from collections.abc import Mapping
+from pathlib import Path
 
-from m3_backbone.backbone import Backbone
-from m3_backbone.features import GROUPS, compute_features
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
-NUM_WARMUPS = 2
-FEATURES = "features/"
+from experiments.config import entry_point
+from experiments.evaluation.timings import Timings
+from experiments.labels.latency import Latency, describe_machine, measure_latency
+from experiments.reporting.text_table import format_table
+from experiments.training.configured import open_configured
+
+log = logging.getLogger(__name__)
 
 
-def measure_latency(
-    backbone: Backbone, pictures: Sequence[tuple[Image.Image, str]], feature_scales: Sequence[int] = ()
-) -> dict[str, Any]:
-    """Median milliseconds at batch size 1: of the vision pass, and per scale of prefill and greedy decoding.
+@entry_point("latency")
+def main(config: DictConfig) -> None:
+    path, latency = measure_latency(
+        task=instantiate(config.task, _convert_="all"),
+        backbone=instantiate(config.backbone, _convert_="all"),
+        predictors=open_configured(config),
+        folder=Path(config.paths.latency),
+        num_images=config.latency.num_images,
+        num_rounds=config.latency.num_rounds,
+        batch_size=config.latency.batch_size,
+        overwrite=config.latency.overwrite,
+    )
+    print(format_latency(latency))
+    print(f"latency: {path}")
 
-    Neither references nor finer answers help: this is what an answer costs whoever asks a new question.
-    `features/...` is what predictors may read of an image: visual tokens of a scale, a group of statistics.
+
+def find_timings(
+    folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str]
+) -> Timings | None:
+    """Timings in a folder of this machine, backbone and predictors; None, and a line in the log, without any.
+
+    `fingerprints` are those of the labels, `predictors` name -> digest; other predictors may have been timed
+    beside them. Of several files the one with the smallest batches counts, of these the one with the most
+    samples.
     """
-    parts: dict[str, tuple[Sequence[int], Sequence[str]]] = {
-        str(scale): ([scale], ()) for scale in feature_scales
-    }
-    parts |= {group: ((), [group]) for group in GROUPS}
-    seconds: dict[str, list[float]] = {"encode": []}
-    for image, question in [*[pictures[0]] * NUM_WARMUPS, *pictures]:
-        (encoded,), took = time_call(partial(backbone.encode, [image]))
-        seconds["encode"].append(took)
-        for scale in backbone.ladder:
-            _, took = time_call(partial(backbone.answer, [encoded], [question], scale))
-            seconds.setdefault(str(scale), []).append(took)
-        for name, (scales, groups) in parts.items():
-            _, took = time_call(partial(compute_features, backbone, encoded, scales, groups))
-            seconds.setdefault(FEATURES + name, []).append(took)
-    return {
-        "machine": describe_machine(),
-        "num_threads": torch.get_num_threads(),
-        "num_samples": len(pictures),
-        "milliseconds": {name: 1000 * median(took[NUM_WARMUPS:]) for name, took in seconds.items()},
-    }
+    machine = describe_machine()
+
+    def matches(latency: Latency) -> bool:
+        timed = latency.job["fingerprints"]
+        return (
+            latency.job["machine"] == machine
+            and all(timed.get(key) == value for key, value in fingerprints.items())
+            and predictors.items() <= latency.predictors.items()
+        )
+
+    found = [latency for path in sorted(folder.glob("*.json")) if matches(latency := Latency.read(path))]
+    if not found:
+        log.warning(
+            "no timings of these predictors, this backbone and this machine in %s, so no cost is counted in "
+            "milliseconds: `python -m experiments.latency` with the same settings makes them",
+            folder,
+        )
+        return None
+    return to_timings(min(found, key=lambda latency: (latency.job["batch_size"], -latency.vision.size)))
 
 
-def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the seconds that it took; a GPU's work is waited for."""
-    start = perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, perf_counter() - start
+def to_timings(latency: Latency) -> Timings:
+    """Means over the rounds."""
+    return Timings(
+        latency.vision.mean(axis=1),
+        latency.answer.mean(axis=1),
+        {name: samples.mean(axis=1) for name, samples in latency.overhead.items()},
+        latency.job["batch_size"],
+    )
 
 
-def describe_machine() -> str:
-    """Name of the GPU, or kind of processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} processor"
+def format_latency(latency: Latency) -> str:
+    """A table of mean milliseconds per answer, and what they were measured on."""
+    timings = to_timings(latency)
+    means = timings.means()
+    (vision,), (cost,) = means.shared, means.cost
+    rows = [["", "vision", "prefill and decode", "predictor", "ms"]]
+    rows += [
+        [f"scale {scale}", f"{vision:.2f}", f"{whole - vision:.2f}", "", f"{whole:.2f}"]
+        for scale, whole in zip(latency.scales, cost, strict=True)
+    ]
+    rows += [
+        [f"{name}, its overhead", "", "", f"{taken[0]:.2f}", ""] for name, taken in means.overhead.items()
+    ]
+    num_batches, num_rounds = latency.vision.shape
+    job = latency.job
+    return (
+        f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
+        f"{num_batches * timings.batch_size} pictures in {num_rounds} rounds, {job['machine']}, "
+        f"{job['num_threads']} threads, {latency.dtype}"
+    )
+
+
+if __name__ == "__main__":
+    main()

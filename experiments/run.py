@@ -1,4 +1,4 @@
-"""The main job: `python -m experiments.run` labels, trains and evaluates, and says where the report is.
+"""The main job: `python -m experiments.run` labels, trains, times and evaluates.
 
 Each step is the command of that name with this one's configuration, and leaves alone what is up to date: an
 unchanged run is an evaluation. `main` returns the validation metric `optimized_metric`, for sweeps.
@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import evaluate, label, train
+from experiments import evaluate, label, latency, train
 from experiments.config import entry_point
 
 
@@ -18,6 +18,8 @@ from experiments.config import entry_point
 def main(config: DictConfig) -> float:
     label.main(config)
     train.main(config)
+    if config.latency.num_images:
+        latency.main(config)
     value: float = evaluate.main(config)
     latest = Path(config.latest)
     point_link(latest, Path(HydraConfig.get().runtime.output_dir))

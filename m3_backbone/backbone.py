@@ -80,6 +80,13 @@ class Backbone(Protocol):
         """Floating-point operations of the decoder on a question, until the first token of its answer."""
         ...
 
+    def vision_flops(self, image_size: tuple[int, int], token_scale: int) -> int:
+        """Floating-point operations of the vision pass that answers at a scale need, from (width, height).
+
+        Equal at all scales where one pass serves all of them; else every scale has a pass of its own.
+        """
+        ...
+
     def answer(
         self,
         encoded: Sequence[EncodedImage],

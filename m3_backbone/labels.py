@@ -1,7 +1,7 @@
 """What a predictor learns from: what it may see of each sample, and what happened at every scale."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -56,7 +56,8 @@ class Inputs:
     [num_images, num_statistics] what `statistic_names` says (see `m3_backbone.features`); `image_row` [n]
     says which image a sample asks about. `question_ids` are token ids of the question text, rows of
     `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is what each scale would cost; it follows
-    from the size of the image.
+    from the size of the image. `sentences` keeps vectors of questions, by fingerprint of the sentence encoder
+    and by text, so that predictors that read the same samples encode each question once.
     """
 
     scales: tuple[int, ...]
@@ -69,6 +70,7 @@ class Inputs:
     statistic_names: tuple[str, ...]
     token_embeddings: Tensor
     visual_tokens: np.ndarray
+    sentences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.question)
@@ -88,8 +90,21 @@ class Inputs:
             )
         return self.visual[scale]
 
+    def encode_questions(
+        self, encoder: str, encode: Callable[[Sequence[str]], np.ndarray], width: int
+    ) -> np.ndarray:
+        """Vectors float32 [n, width] of the questions; `encode` makes those that `sentences` lacks.
+
+        `encoder` is the fingerprint of what encodes.
+        """
+        vector_of = self.sentences.setdefault(encoder, {})
+        missing = [text for text in dict.fromkeys(self.question) if text not in vector_of]
+        vector_of.update(zip(missing, encode(missing), strict=True))
+        vectors = [vector_of[text] for text in self.question]
+        return np.array(vectors, dtype=np.float32).reshape(len(self), width)
+
     def select(self, rows: Rows) -> Self:
-        """The given samples, of a boolean mask [n], indices or a slice; images and embeddings stay shared."""
+        """The given samples, of a boolean mask [n], indices or a slice; all else stays shared."""
         index = to_index(rows, len(self))
         columns = {name: take(getattr(self, name), index) for name in _ROW_COLUMNS}
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROW_COLUMNS}

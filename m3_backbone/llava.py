@@ -15,7 +15,7 @@ from torch import Tensor
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
 from m3_backbone.batches import group_rows, halve_until_it_fits
 from m3_backbone.checkpoint import Checkpoint
-from m3_backbone.costs import prefill_flops
+from m3_backbone.costs import prefill_flops, vision_flops
 from m3_backbone.decoding import Decoded, Decoder
 from m3_backbone.drafting import Work
 from m3_backbone.ladder import ScaleLadder
@@ -163,6 +163,9 @@ class LlavaBackbone(Backbone):
     def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
         num_tokens = len(self._system_ids) + num_visual_tokens + len(self._suffix_ids(question))
         return prefill_flops(self.checkpoint.config, num_tokens)
+
+    def vision_flops(self, image_size: tuple[int, int], token_scale: int) -> int:
+        return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
 
     def answer(
         self,

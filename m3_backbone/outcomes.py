@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from m3_backbone.shards import (
+    OPTIONAL_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
     check_columns,
@@ -34,6 +35,7 @@ _OUTCOME_COLUMNS = (
     "margin",
     "visual_tokens",
     "prefill_flops",
+    "vision_flops",
 )
 
 # The split that is read for recorded evaluations alone.
@@ -62,7 +64,9 @@ class OutcomeTable:
     `reference_tokens`, the number of tokens of that reference, its end token included, is int32 [n, S].
     `margin`, in nats, float32 [n, S], is the least lead of a token of the answer over the next best: at a
     near tie rounding decides. `visual_tokens`, the number that really entered the decoder, is int32 [n, S];
-    `prefill_flops`, of the decoder on the whole prompt, is int64 [n, S]. `attributes` are for analysis only.
+    `prefill_flops`, of the decoder on the whole prompt, is int64 [n, S]; `vision_flops`, of the vision pass
+    that the scale needs, is int64 [n, S], or None in a table of an earlier version. `attributes` are for
+    analysis only.
     `fingerprints` name what made the outcomes: weights, data, prompt, decoding. `origin` says
     in error messages where the table came from.
     """
@@ -87,13 +91,14 @@ class OutcomeTable:
     margin: np.ndarray
     visual_tokens: np.ndarray
     prefill_flops: np.ndarray
+    vision_flops: np.ndarray | None = None
     origin: str = field(default="outcome table", repr=False)
 
     def __post_init__(self) -> None:
-        for name in _COLUMNS:
+        for name in self._columns:
             if (length := len(getattr(self, name))) != len(self):
                 raise ValueError(f"{self.origin}: {name!r} has {length} rows, 'sample_id' {len(self)}")
-        for name in _OUTCOME_COLUMNS:
+        for name in self._outcome_columns:
             if (shape := getattr(self, name).shape) != (len(self), len(self.scales)):
                 raise ValueError(
                     f"{self.origin}: {name!r} has shape {shape}, not [rows, scales {self.scales}]"
@@ -106,6 +111,8 @@ class OutcomeTable:
             self._refuse(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
         for name in ("reference_tokens", "visual_tokens", "prefill_flops"):
             self._refuse(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
+        if self.vision_flops is not None:
+            self._refuse("vision_flops", (self.vision_flops < 0).any(axis=1), "a negative count")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()
             culprit = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -124,12 +131,15 @@ class OutcomeTable:
     def select(self, rows: Rows) -> Self:
         """The rows of a boolean mask [n], of distinct indices, or of a slice, in that order."""
         index = to_index(rows, len(self))
-        columns = {name: take(getattr(self, name), index) for name in _COLUMNS}
+        columns = {name: take(getattr(self, name), index) for name in self._columns}
         return type(self)(scales=self.scales, fingerprints=self.fingerprints, origin=self.origin, **columns)
 
     @classmethod
     def concat(cls, tables: Iterable["OutcomeTable"]) -> Self:
-        """The rows of tables that the same weights, data, prompt and decoding made over the same ladder."""
+        """The rows of tables that the same weights, data, prompt and decoding made over the same ladder.
+
+        An optional column that one of them lacks is left out.
+        """
         parts = list(tables)
         if not parts:
             raise ValueError("no outcome tables to concatenate")
@@ -141,8 +151,19 @@ class OutcomeTable:
                     "their outcomes cannot be mixed"
                 )
             check_fingerprints(first.fingerprints, part.fingerprints, first.origin, part.origin)
-        columns = {name: _join([getattr(part, name) for part in parts]) for name in _COLUMNS}
+        common = [name for name in _COLUMNS if all(name in part._columns for part in parts)]
+        columns = {name: _join([getattr(part, name) for part in parts]) for name in common}
         return cls(scales=first.scales, fingerprints=first.fingerprints, origin=first.origin, **columns)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """Names of the columns that the table has."""
+        return tuple(name for name in _COLUMNS if getattr(self, name) is not None)
+
+    @property
+    def _outcome_columns(self) -> tuple[str, ...]:
+        """Those of its columns that have a number for every scale."""
+        return tuple(name for name in _OUTCOME_COLUMNS if getattr(self, name) is not None)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -150,15 +171,19 @@ class OutcomeTable:
         return {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
 
     def to_arrow(self) -> pa.Table:
-        """As an Arrow table of schema `OUTCOME_SCHEMA`, with ladder and fingerprints in its metadata."""
+        """As an Arrow table of schema `OUTCOME_SCHEMA`, with ladder and fingerprints in its metadata.
+
+        Optional columns that this table lacks are left out.
+        """
         columns: dict[str, Any] = {name: getattr(self, name).tolist() for name in _TEXT_COLUMNS}
         columns |= {name: getattr(self, name) for name in ("references", "answer", "question_ids")}
         columns["attributes"] = [
             json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.attributes
         ]
-        for name in _OUTCOME_COLUMNS:
+        for name in self._outcome_columns:
             columns[name] = to_list_column(getattr(self, name), OUTCOME_SCHEMA.field(name).type)
-        return pa.Table.from_pydict(columns, schema=OUTCOME_SCHEMA.with_metadata(dump_header(self.header)))
+        schema = pa.schema([column for column in OUTCOME_SCHEMA if column.name in columns])
+        return pa.Table.from_pydict(columns, schema=schema.with_metadata(dump_header(self.header)))
 
     @classmethod
     def from_arrow(cls, table: pa.Table, origin: str = "outcome table") -> Self:
@@ -171,7 +196,11 @@ class OutcomeTable:
         columns["attributes"] = [json.loads(text) for text in table["attributes"].to_pylist()]
         columns["question_ids"] = [np.array(ids, dtype=np.int32) for ids in table["question_ids"].to_pylist()]
         columns["answer"] = to_matrix(table, "answer", len(scales), origin).tolist()
-        columns |= {name: to_matrix(table, name, len(scales), origin) for name in _OUTCOME_COLUMNS}
+        columns |= {
+            name: to_matrix(table, name, len(scales), origin)
+            for name in _OUTCOME_COLUMNS
+            if name in table.column_names or name not in OPTIONAL_COLUMNS
+        }
         return cls(scales=scales, fingerprints=header["fingerprints"], origin=origin, **columns)
 
     @classmethod

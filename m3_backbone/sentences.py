@@ -19,8 +19,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-# Questions whose vectors are remembered: training, calibration and evaluation ask for the same ones.
-_REMEMBERED = 100_000
 # The table that the package of this name carries (MIT): 32,000 tokens of Llama 2, 256 numbers each.
 WORDLLAMA = "wordllama"
 _WORDLLAMA_FILES = ("weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json")
@@ -28,12 +26,12 @@ _EXTRA = "install the extra: pip install 'tokenscale[sentences]', in a clone mak
 
 
 class SentenceEncoder(ABC):
-    """Vectors of texts, remembered; runs on the CPU, and no code comes with weights."""
+    """Vectors of texts; runs on the CPU, and no code comes with weights.
+
+    Nothing is remembered from one call to the next: who needs vectors again keeps them (`Inputs.sentences`).
+    """
 
     width: int
-
-    def __init__(self) -> None:
-        self._remembered: dict[str, np.ndarray] = {}
 
     @property
     @abstractmethod
@@ -50,21 +48,14 @@ class SentenceEncoder(ABC):
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Vectors float32 `[num_texts, width]` of length 1; a text is cut where the model ends."""
-        # The longest together: little is padded.
-        new = sorted(
-            {text for text in texts if text not in self._remembered}, key=lambda text: (len(text), text)
-        )
-        if len(self._remembered) + len(new) > _REMEMBERED:
-            self._remembered = {text: self._remembered[text] for text in texts if text in self._remembered}
-        found = self._remembered
-        for start in range(0, len(new), batch_size):
-            some = new[start : start + batch_size]
-            found.update(zip(some, self._run(some), strict=True))
-        return np.stack([found[text] for text in texts]) if texts else np.zeros((0, self.width), np.float32)
-
-    def forget(self) -> None:
-        """Encode even known texts anew from now on."""
-        self._remembered = {}
+        # Texts of one length together: little is padded.
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))
+        vector_of: dict[str, np.ndarray] = {}
+        for start in range(0, len(distinct), batch_size):
+            batch = distinct[start : start + batch_size]
+            vector_of.update(zip(batch, self._run(batch), strict=True))
+        vectors = [vector_of[text] for text in texts]
+        return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
 
 
 class TransformerEncoder(SentenceEncoder):
@@ -74,7 +65,6 @@ class TransformerEncoder(SentenceEncoder):
     """
 
     def __init__(self, source: str) -> None:
-        super().__init__()
         # Here and not above: what reads no sentences, as most predictors, need not wait for transformers.
         from transformers import AutoModel, AutoTokenizer
 
@@ -128,7 +118,6 @@ class StaticEncoder(SentenceEncoder):
     """
 
     def __init__(self, source: str) -> None:
-        super().__init__()
         try:
             from model2vec import StaticModel
         except ImportError as error:

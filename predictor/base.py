@@ -155,7 +155,15 @@ class ScalePredictor(ABC):
         return sum(array.size for array in self._get_state()[0].values())
 
     def count_flops(self, inputs: Inputs) -> float:
-        """Floating-point operations per sample of `predict`; 0 for those that only look something up."""
+        """Floating-point operations per sample of an estimate: of the features and of `predict`."""
+        return self.features.count_flops(inputs) + self.count_own_flops(inputs)
+
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """Floating-point operations per sample of `predict`, its features at hand.
+
+        0 for those that only look something up. A subclass overrides this one, so that features that several
+        parts of a predictor read can be counted once.
+        """
         return 0.0
 
     def get_arguments(self) -> dict[str, Any]:

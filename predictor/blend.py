@@ -16,7 +16,7 @@ class Blend(ScalePredictor):
 
     `first()` and `second()` make the predictors. Each is fitted as it would be alone; then the share of the
     first, among `shares`, is the one whose policy is worth most on validation. (Linear pooling of forecasts,
-    Stone 1961.)
+    Stone 1961.) With a share of 0 or 1 one part remains: the other is neither computed nor counted.
     """
 
     def __init__(
@@ -24,26 +24,30 @@ class Blend(ScalePredictor):
         *,
         first: Callable[[], ScalePredictor],
         second: Callable[[], ScalePredictor],
-        shares: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7),
+        shares: tuple[float, ...] = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0),
         name: str = "blend",
     ) -> None:
         self.first, self.second, self.shares, self.name = first, second, shares, name
         self._parts = {"first": first(), "second": second()}
-        self._share = 0.5
-        one, other = (part.features for part in self._parts.values())
-        self.features = Features(
-            visual=(*one.scales, *other.scales),
-            question=one.question or other.question,
-            statistics=tuple(dict.fromkeys((*one.statistics, *other.statistics))),
-        )
+        self._set_share(0.5)
 
     @property
     def num_parameters(self) -> int:
         return 1 + sum(part.num_parameters for part in self._parts.values())
 
-    def count_flops(self, inputs: Inputs) -> float:
-        """Of both; what both read is counted twice."""
-        return sum(part.count_flops(inputs) for part in self._parts.values())
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """Of the parts that have a share."""
+        return sum(part.count_own_flops(inputs) for part, _ in self._weighted)
+
+    @property
+    def _weighted(self) -> list[tuple[ScalePredictor, float]]:
+        """The parts that have a share, with it."""
+        shares = (self._share, 1 - self._share)
+        return [(part, share) for part, share in zip(self._parts.values(), shares, strict=True) if share > 0]
+
+    def _set_share(self, share: float) -> None:
+        self._share = share
+        self.features = Features.union(*(part.features for part, _ in self._weighted))
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         for key, part in self._parts.items():
@@ -52,11 +56,11 @@ class Blend(ScalePredictor):
         first, second = (part.predict(validation.inputs) for part in self._parts.values())
         cost, score = validation.inputs.visual_tokens, validation.outcomes.score
         values = [policy_value(share * first + (1 - share) * second, cost, score) for share in self.shares]
-        self._share = self.shares[int(np.argmax(values))]
+        self._set_share(self.shares[int(np.argmax(values))])
 
     def _predict(self, inputs: Inputs) -> Floats:
-        first, second = (part.predict(inputs) for part in self._parts.values())
-        return self._share * first + (1 - self._share) * second
+        estimates = [share * part.predict(inputs) for part, share in self._weighted]
+        return np.sum(estimates, axis=0)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays: dict[str, np.ndarray] = {}
@@ -67,7 +71,7 @@ class Blend(ScalePredictor):
         return arrays, state
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._share = state["share"]
+        self._set_share(state["share"])
         for key, part in self._parts.items():
             part.scales, part.fingerprints = self.scales, self.fingerprints
             own = {

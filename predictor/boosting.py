@@ -128,11 +128,11 @@ class GradientBoosting(ScalePredictor):
         """Components and nodes; a node is a column, a threshold or value."""
         return self._table.components.size + 2 * sum(len(trees.value) for trees in self._trees)
 
-    def count_flops(self, inputs: Inputs) -> float:
-        """The features' and components', and at most one comparison per level of every tree."""
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """The components', and at most one comparison per level of every tree."""
         levels = np.log2(self.max_leaves) + 1
         comparisons = sum(len(trees.root) for trees in self._trees) * levels
-        return self._table.count_flops(inputs) + float(comparisons)
+        return self._table.count_own_flops() + float(comparisons)
 
     def _predict(self, inputs: Inputs) -> Floats:
         rows = self._table.apply(inputs)

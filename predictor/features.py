@@ -1,14 +1,14 @@
 """Which features of a sample a predictor reads, and what they cost: an ablation is another `Features`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.labels import Inputs
-from m3_backbone.sentences import load_sentence_encoder
+from m3_backbone.sentences import SentenceEncoder, load_sentence_encoder
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,37 @@ class Features:
         statistics: groups of statistics of the image (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
         sentences: `wordllama`, or the folder or hub id of another sentence encoder, whose vector of the
-            question is read too; none: "".
+            question is read too; several encoders: their vectors, one after the other; none: "".
             See `m3_backbone.sentences`.
     """
 
     visual: int | Sequence[int] = ()
     question: bool = False
     statistics: str | Sequence[str] = ()
-    sentences: str = ""
+    sentences: str | Sequence[str] = ""
 
     def __post_init__(self) -> None:
-        visual = (self.visual,) if isinstance(self.visual, int) else self.visual or ()
-        statistics = (self.statistics,) if isinstance(self.statistics, str) else self.statistics or ()
-        object.__setattr__(self, "visual", tuple(sorted(set(visual))))
-        object.__setattr__(self, "statistics", tuple(statistics))
+        object.__setattr__(self, "visual", tuple(sorted(set(_to_tuple(self.visual)))))
+        object.__setattr__(self, "statistics", _to_tuple(self.statistics))
+        # One encoder stays a name: so it stands in the records of predictors that were trained earlier.
+        encoders = tuple(dict.fromkeys(_to_tuple(self.sentences)))
+        object.__setattr__(self, "sentences", encoders if len(encoders) > 1 else "".join(encoders))
         for name in self.statistics:
             if name.split("/")[0] not in GROUPS:
                 raise ValueError(f"no statistics {name!r}: choose among {', '.join(GROUPS)}, or none")
+
+    @classmethod
+    def union(cls, *features: "Features") -> "Features":
+        """What is read by any of `features`: of every field all that they name, each once."""
+        merged: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(each, field.name) for each in features]
+            if all(isinstance(value, bool) for value in values):
+                merged[field.name] = any(values)
+            else:
+                items = [item for value in values for item in _to_tuple(value)]
+                merged[field.name] = tuple(dict.fromkeys(items))
+        return cls(**merged)
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -72,34 +86,36 @@ class Features:
         return inputs.statistics[:, self.statistic_columns(inputs)]
 
     @property
+    def encoders(self) -> tuple[SentenceEncoder, ...]:
+        """The sentence encoders whose vectors are read; they are loaded when they are first needed."""
+        return tuple(load_sentence_encoder(source) for source in _to_tuple(self.sentences))
+
+    @property
     def num_sentence_columns(self) -> int:
-        """Width of the sentence encoder's vectors; 0 without one."""
-        return load_sentence_encoder(self.sentences).width if self.sentences else 0
+        """Width of the sentence encoders' vectors together; 0 without one."""
+        return sum(encoder.width for encoder in self.encoders)
 
     @property
     def sentence_fingerprint(self) -> str:
-        """Of the sentence encoder; "" without one."""
-        return load_sentence_encoder(self.sentences).fingerprint if self.sentences else ""
+        """Of the sentence encoder, of several joined by `+`; "" without one."""
+        return "+".join(encoder.fingerprint for encoder in self.encoders)
 
     def check_sentences(self, fingerprint: str) -> None:
         """ValueError where the encoder is another one than that of the fingerprint."""
         if (own := self.sentence_fingerprint) != fingerprint:
+            names = " + ".join(_to_tuple(self.sentences))
             raise ValueError(
-                f"the sentence encoder {self.sentences} has changed since training ({own} instead of "
-                f"{fingerprint}): put the old one there, or train again"
+                f"the sentence encoder {names} has changed since training ({own} instead of {fingerprint}): "
+                "put the old one there, or train again"
             )
-
-    def forget_sentences(self) -> None:
-        """Let the sentence encoder, if any, forget the questions that it has encoded: to time it."""
-        if self.sentences:
-            load_sentence_encoder(self.sentences).forget()
 
     def read_sentences(self, inputs: Inputs) -> np.ndarray:
         """Of the questions, float32 `[num_samples, num_sentence_columns]`, of mean square 1."""
-        if not self.sentences:
-            return np.zeros((len(inputs), 0), dtype=np.float32)
-        vectors = load_sentence_encoder(self.sentences).encode(inputs.question)
-        return vectors * np.float32(np.sqrt(vectors.shape[1]))
+        columns = [np.zeros((len(inputs), 0), dtype=np.float32)]
+        for encoder in self.encoders:
+            vectors = inputs.encode_questions(encoder.fingerprint, encoder.encode, encoder.width)
+            columns.append(vectors * np.float32(np.sqrt(encoder.width)))
+        return np.concatenate(columns, axis=1)
 
     def count_flops(self, inputs: Inputs) -> float:
         """Operations per sample that computing these features takes, beyond what the backbone does anyway.
@@ -116,9 +132,14 @@ class Features:
             size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]
             pixels = inputs.statistics[inputs.image_row][:, size].astype(np.float64).prod(axis=1)
             flops += OPERATIONS_PER_PIXEL * float(pixels.mean())
-        if self.sentences:
-            flops += load_sentence_encoder(self.sentences).count_flops(inputs.question)
-        return flops
+        return flops + sum(encoder.count_flops(inputs.question) for encoder in self.encoders)
+
+
+def _to_tuple(value: Any) -> tuple[Any, ...]:
+    """One thing or several as a tuple; nothing at all is an empty one."""
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str | int) else tuple(value)
 
 
 @dataclass(frozen=True, eq=False)

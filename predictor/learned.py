@@ -81,8 +81,8 @@ class LearnedPredictor(ScalePredictor):
         assert self._members is not None, "fit or load first"
         return sum(parameter.numel() for parameter in self._members.parameters())
 
-    def count_flops(self, inputs: Inputs) -> float:
-        """Of features and networks, per sample; the networks' are counted on the first sample alone.
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """Of the networks, counted on the first sample alone.
 
         A multiply-add is two.
         """
@@ -90,7 +90,7 @@ class LearnedPredictor(ScalePredictor):
         batch = BatchMaker(inputs, self.features, self._standard, self._widths).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             self._members(batch, inputs.token_embeddings)
-        return self.features.count_flops(inputs) + counter.get_total_flops()
+        return float(counter.get_total_flops())
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         self._standard = Standard.fit(self.features.read_statistics(train.inputs))

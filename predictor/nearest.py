@@ -66,9 +66,9 @@ class NearestNeighbours(ScalePredictor):
                 scale[part] = weight / max(np.sqrt(rows[:, part].var(axis=0).sum()), 1e-6)
         return scale
 
-    def count_flops(self, inputs: Inputs) -> float:
+    def count_own_flops(self, inputs: Inputs) -> float:
         """The features', and three per number of a training row."""
-        return self._table.count_flops(inputs) + 3.0 * self._rows.size
+        return self._table.count_own_flops() + 3.0 * self._rows.size
 
     def _predict(self, inputs: Inputs) -> Floats:
         found = NearestNeighbors(n_neighbors=self._number, algorithm="brute").fit(self._rows)

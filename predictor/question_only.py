@@ -51,7 +51,7 @@ class QuestionOnly(ScalePredictor):
     def num_parameters(self) -> int:
         return self._weights.size + self._biases.size
 
-    def count_flops(self, inputs: Inputs) -> float:
+    def count_own_flops(self, inputs: Inputs) -> float:
         """Two per scale and term of a question, on average over these."""
         num_terms = self._read_words(inputs.question).nnz / len(inputs)
         return 2.0 * num_terms * len(self._weights)

@@ -74,9 +74,9 @@ class Table:
         counts = len(self.words), sentence, len(self.components), len(self.standard.mean)
         return counts if any(counts) else (0, 0, 0, 1)
 
-    def count_flops(self, inputs: Inputs) -> float:
-        """Per sample: the features' own, and two per number of a visual token and component."""
-        return self.features.count_flops(inputs) + 2.0 * self.components.size
+    def count_own_flops(self) -> float:
+        """Per sample, the features at hand: two per number of a visual token and component."""
+        return 2.0 * self.components.size
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays, and the rest as JSON."""

@@ -1,108 +1,163 @@
 """What an answer costs, counted in one of three ways, with what the predictor itself adds.
 
-Visual tokens are what the field compares by, and a predictor has none of its own. FLOPs are those of the
-decoder's prefill, by formula (`m3_backbone.costs`), and milliseconds those of a whole answer at batch size 1
-on the machine that labelled (`latency.json` beside the labels); the predictor's own, features included, are
-added to both. Tokens are not latency: a decoder takes about as long for one visual token as for a hundred.
+A cost has named parts:
+
+    vision      the vision pass
+    prefill     the decoder on the whole prompt, until the first token of the answer
+    decode      the decoder on the further tokens of the answer
+    predictor   features, question encoder and estimates of the policy that chooses the scale
+
+Visual tokens are what the field compares by; they have no parts, and a predictor has none of its own. FLOPs
+are vision + prefill + predictor, by formula (`m3_backbone.costs`): decoding costs the same at every scale.
+Milliseconds are vision + prefill and decode + predictor, all of them measured in one process on one machine
+(`experiments.latency`). Tokens are not latency: a decoder takes about as long for one visual token as for a
+hundred.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 
 from experiments.evaluation.fronts import Floats
-from experiments.label_folder import LATENCY
-from experiments.latency import FEATURES, NUM_WARMUPS, describe_machine, time_call
+from experiments.evaluation.timings import Timings
 from m3_backbone.labels import Inputs
 from m3_backbone.outcomes import OutcomeTable
 from predictor.base import ScalePredictor
-from predictor.features import Features
 
 log = logging.getLogger(__name__)
 
-NUM_TIMED = 24
+# Of a table, the cost of every sample at every scale, `[num_samples, num_scales]`.
+CostOf = Callable[[OutcomeTable], Floats]
+
+VISION, PREFILL, PREFILL_AND_DECODE, PREDICTOR = "vision", "prefill", "prefill and decode", "predictor"
 
 
 @dataclass(frozen=True, eq=False)
 class Account:
     """One way of counting. `of` gives the cost of every sample at every scale, `[num_samples, num_scales]`.
 
-    `own` is what each predictor adds to every answer; one that is not named adds nothing. `once` is what of
-    the cost at any scale is paid once for all the scales that are tried: the vision pass.
+    `own` is the part of the predictor, which is added to every answer; a policy that is not named adds
+    nothing. `once` is what of the cost at any scale is paid once for all the scales that are tried, the
+    vision pass: a number, or a function of the table that gives `[num_samples]`. `parts` are the named parts
+    that `of` is the sum of, where it has any. `timings` are the samples that measured costs are means of.
     """
 
     key: str
     unit: str
     label: str
-    of: Callable[[OutcomeTable], Floats]
+    of: CostOf
     own: Mapping[str, float] = field(default_factory=dict)
-    once: float = 0.0
+    once: Callable[[OutcomeTable], Floats] | float = 0.0
+    parts: Mapping[str, CostOf] = field(default_factory=dict)
+    timings: Timings | None = None
 
     def own_of(self, predictor: str) -> float:
         """What the predictor of that name adds to every answer."""
         return self.own.get(predictor, 0.0)
+
+    def once_of(self, table: OutcomeTable) -> Floats:
+        """What of each sample's cost is paid once however many scales are tried, `[num_samples]`."""
+        if callable(self.once):
+            return self.once(table)
+        return np.full(len(table), self.once, dtype=np.float64)
+
+    def mean_parts(self, table: OutcomeTable) -> dict[str, Floats]:
+        """Mean of each part over the samples at every scale, `[num_scales]`."""
+        return {name: part(table).mean(axis=0) for name, part in self.parts.items()}
 
 
 def _visual_tokens(table: OutcomeTable) -> Floats:
     return table.visual_tokens.astype(np.float64)
 
 
+def _vision_gflops(table: OutcomeTable) -> Floats:
+    assert table.vision_flops is not None, "open_accounts leaves FLOPs out where they are not recorded"
+    return table.vision_flops / 1e9
+
+
 def _prefill_gflops(table: OutcomeTable) -> Floats:
     return table.prefill_flops / 1e9
+
+
+def _answer_gflops(table: OutcomeTable) -> Floats:
+    return _vision_gflops(table) + _prefill_gflops(table)
+
+
+def _shared_gflops(table: OutcomeTable) -> Floats:
+    """Of the vision pass where one serves all scales: it then costs the same at all of them; else 0."""
+    vision = _vision_gflops(table)
+    return np.where((vision == vision[:, :1]).all(axis=1), vision[:, 0], 0.0)
 
 
 TOKENS = Account("tokens", "tokens", "mean visual tokens per question", _visual_tokens)
 
 
-def open_accounts(labels: Path, predictors: Mapping[str, ScalePredictor], inputs: Inputs) -> list[Account]:
-    """All accounts that the labels in the folder allow, visual tokens first.
+def open_accounts(
+    outcomes: OutcomeTable,
+    predictors: Mapping[str, ScalePredictor],
+    inputs: Inputs,
+    *,
+    starts_from: Mapping[str, str] | None = None,
+    timings: Timings | None = None,
+) -> list[Account]:
+    """All accounts that labels and timings allow, visual tokens first.
 
-    `inputs` are those on which the predictors' own cost is measured. Labels without `latency.json` (they
-    were made by something else) have no milliseconds.
+    `outcomes` are those of any split. `inputs` are those on which the predictors' own FLOPs are counted.
+    `starts_from` names other policies, and for each the predictor whose estimates it needs and pays for.
+    Without FLOPs of the vision pass in the labels there are no FLOPs, without `timings` no milliseconds.
     """
-    flops = {name: each.count_flops(inputs) / 1e9 for name, each in predictors.items()}
-    label = "mean GFLOPs of prefill and predictor per question"
-    accounts = [TOKENS, Account("flops", "GFLOPs", label, _prefill_gflops, flops)]
-    path = labels / LATENCY
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        latency, there, here = content["milliseconds"], content.get("machine"), describe_machine()
-        if there not in (None, here):
-            log.warning("answers were timed on %s, predictors on %s: their sum is neither's", there, here)
-        own = {
-            name: time_predictor(each, inputs) + time_features(each.features, latency)
-            for name, each in predictors.items()
-        }
-        label = "milliseconds per answer at batch size 1, vision pass and predictor included"
-        once = float(latency["encode"])
-        accounts.append(Account("milliseconds", "ms", label, partial(_milliseconds, latency), own, once))
+    trained = {name: name for name in predictors} | dict(starts_from or {})
+    accounts = [TOKENS]
+    if outcomes.vision_flops is None:
+        log.warning(
+            "the labels were made by an earlier version and lack FLOPs of the vision pass, so no cost is "
+            "counted in FLOPs: run `python -m experiments.label` again with the same settings, which adds "
+            "them without answering anything"
+        )
+    else:
+        own = {name: predictor.count_flops(inputs) / 1e9 for name, predictor in predictors.items()}
+        accounts.append(count_flops({name: own[source] for name, source in trained.items()}))
+    if timings is not None:
+        accounts.append(count_milliseconds(timings.with_names(trained)))
     return accounts
 
 
-def _milliseconds(latency: Mapping[str, Any], table: OutcomeTable) -> Floats:
-    at_scales = [latency["encode"] + latency[str(scale)] for scale in table.scales]
-    return np.tile(np.array(at_scales, dtype=np.float64), (len(table), 1))
+def count_flops(own: Mapping[str, float]) -> Account:
+    """The account of FLOPs; `own` are the predictors' GFLOPs per question."""
+    return Account(
+        "flops",
+        "GFLOPs",
+        "mean GFLOPs of vision pass, prefill and predictor per question",
+        _answer_gflops,
+        own,
+        _shared_gflops,
+        {VISION: _vision_gflops, PREFILL: _prefill_gflops},
+    )
 
 
-def time_predictor(predictor: ScalePredictor, inputs: Inputs) -> float:
-    """Median milliseconds of estimates for one sample, its features at hand, over the first few of these."""
-    rows = [*range(NUM_WARMUPS), *range(min(NUM_TIMED, len(inputs)))]
-    seconds = []
-    for row in rows:
-        single = inputs.select([row % len(inputs)])
-        predictor.features.forget_sentences()  # a new question is encoded first
-        seconds.append(time_call(partial(predictor.predict, single))[1])
-    return 1000 * median(seconds[NUM_WARMUPS:])
+def count_milliseconds(timings: Timings) -> Account:
+    """The account of milliseconds: means of the timed pictures, the same for every sample."""
+    means = timings.means()
+    (cost,), (vision,) = means.cost, means.shared
+    return Account(
+        "milliseconds",
+        "ms",
+        f"milliseconds per answer at batch size {timings.batch_size}, vision pass and predictor included",
+        partial(_repeat, cost),
+        {name: float(taken[0]) for name, taken in means.overhead.items()},
+        float(vision),
+        {
+            VISION: partial(_repeat, np.full_like(cost, vision)),
+            PREFILL_AND_DECODE: partial(_repeat, cost - vision),
+        },
+        timings,
+    )
 
 
-def time_features(features: Features, latency: Mapping[str, float]) -> float:
-    """Milliseconds that the features of an image took in labelling; 0 where labels are older than that."""
-    parts = (*features.scales, *features.groups)
-    return sum(latency.get(f"{FEATURES}{part}", 0.0) for part in parts)
+def _repeat(at_scales: Floats, table: OutcomeTable) -> Floats:
+    """`[num_scales]` for every sample of a table, `[num_samples, num_scales]`."""
+    assert len(at_scales) == len(table.scales)
+    return np.tile(at_scales, (len(table), 1))

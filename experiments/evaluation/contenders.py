@@ -31,13 +31,13 @@ class Asked:
 
     `cost` is in the account of the comparison, `tokens` in visual tokens. `confidence` is that of the answer
     at each scale: to be looked at only where the answer has been paid for. `once` is the part of each cost
-    that is paid once however many scales are tried.
+    that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
     """
 
     cost: Floats
     tokens: Floats
     confidence: Floats
-    once: float = field(default=0.0, kw_only=True)
+    once: Floats | float = field(default=0.0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -53,7 +53,8 @@ class Outcomes(Asked):
     def of(cls, table: OutcomeTable, account: Account = TOKENS) -> "Outcomes":
         """The samples of a table, their costs counted as `account` does."""
         confidence, score = table.confidence.astype(np.float64), table.score.astype(np.float64)
-        return cls(account.of(table), TOKENS.of(table), confidence, score, once=account.once)
+        once = account.once_of(table)[:, None]
+        return cls(account.of(table), TOKENS.of(table), confidence, score, once=once)
 
     @property
     def asked(self) -> Asked:

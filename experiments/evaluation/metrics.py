@@ -59,7 +59,7 @@ labels, predictors and seeds give the same bytes. `experiments.evaluation.figure
     published               where there are any: source, table, checkpoint, split, relation (of our test split
                             to it: same, part, other, unknown), scores by scale, oracle_scale, oracle_score
                             (`evaluation.published`)
-    flops                   the same comparison with costs in GFLOPs of the decoder's prefill and predictor:
+    flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
                             non_inferiority, default

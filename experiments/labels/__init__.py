@@ -1,1 +1,1 @@
-"""Label folders: what labelling writes, and who may read the test split."""
+"""Label folders and what is measured of a backbone: who may read the test split, costs, latency."""

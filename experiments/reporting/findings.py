@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
@@ -18,7 +20,8 @@ class Findings:
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
     predictor's price is charged for in use; `published` what others have found, if there is anything;
-    `record` that of this evaluation; `banners` warn of small numbers of images and samples.
+    `record` that of this evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by
+    account and part, what that part of an answer costs at each scale, `[num_scales]`.
     """
 
     comparison: Comparison
@@ -28,6 +31,7 @@ class Findings:
     published: Published | None = None
     record: EvaluationRecord | None = None
     banners: Sequence[Banner] = ()
+    cost_parts: Mapping[str, Mapping[str, np.ndarray]] | None = None
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What an evaluation found, in tables and sentences: the same in the console and in the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,6 +32,9 @@ NUM_SHOWN_BUDGETS = 5
 def list_tables(findings: Findings) -> list[Table]:
     """All tables of a report."""
     tables = build_tables(findings.comparison, findings.others)
+    for other in findings.others:
+        if parts := (findings.cost_parts or {}).get(other.account.key):
+            tables.append(tabulate_parts(other, parts))
     if any(figures.reliability is not None for figures in findings.comparison.predictors):
         tables.append(tabulate_calibration(findings.comparison))
     if findings.guarantees:
@@ -246,7 +249,7 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
     header, rows = ["predictor"], [[figures.name] for figures in comparisons[0].predictors]
     for comparison in comparisons:
         unit, finest = comparison.account.unit, float(comparison.fixed.cost.value[-1])
-        header += [f"own {unit}", "of the finest scale's", f"to mix, matched {unit}"]
+        header += [f"own {unit}", "of an answer at the finest scale", f"to mix, matched {unit}"]
         for row, figures in zip(rows, comparison.predictors, strict=True):
             own = comparison.account.own_of(figures.name)
             row += [
@@ -260,6 +263,22 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         "averaged over log budget"
     )
     return Table(caption, tuple(header), tuple(map(tuple, rows)), name="costs")
+
+
+def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
+    """What an answer costs at each scale, by part `[num_scales]`; last what each predictor adds to it."""
+    account, whole = comparison.account, comparison.fixed.cost.value
+    blank = ("",) * len(parts)
+    rows = []
+    for column, scale in enumerate(comparison.scales):
+        numbers = [format_small(float(part[column])) for part in parts.values()]
+        rows.append((f"scale {scale}", *numbers, "", format_small(float(whole[column]))))
+    rows += [
+        (f"{figures.name}, its overhead", *blank, format_small(account.own_of(figures.name)), "")
+        for figures in comparison.predictors
+    ]
+    caption = f"Parts of the cost of an answer in {account.unit}: {account.label}"
+    return Table(caption, ("", *parts, "predictor", "answer"), tuple(rows), name=f"parts_{account.key}")
 
 
 def _head(budgets: np.ndarray) -> tuple[str, ...]:

@@ -1,15 +1,17 @@
-"""Costs counted in other units, with what the predictor adds."""
+"""Costs counted in other units, with their parts and with what the predictor adds."""
 
-import json
+import dataclasses
 
 import numpy as np
 import pytest
 
-from experiments.evaluation.accounts import TOKENS, Account, open_accounts, time_predictor
+from experiments.evaluation.accounts import TOKENS, Account, count_flops, open_accounts
+from experiments.evaluation.contenders import Outcomes, Ways
 from experiments.evaluation.metrics import collect_account
-from experiments.reporting.summary import build_tables
+from experiments.evaluation.timings import Timings
+from experiments.reporting.findings import Findings
+from experiments.reporting.summary import build_tables, list_tables
 from predictor.baselines import Mix
-from predictor.features import Features
 from predictor.question_only import QuestionOnly
 from tests.experiments.synthetic import make_outcomes
 from tests.experiments.test_evaluate import compare
@@ -23,6 +25,11 @@ def splits():
 
 def counted(factor=1.0, **own):
     return Account("other", "units", "mean units", lambda table: factor * table.visual_tokens, own)
+
+
+def with_vision(table, gflops):
+    """The table with FLOPs of the vision pass at every scale, `[num_scales]`."""
+    return dataclasses.replace(table, vision_flops=np.tile(np.int64(1e9) * np.array(gflops), (len(table), 1)))
 
 
 def test_another_unit_changes_costs_and_no_difference(splits):
@@ -57,51 +64,109 @@ def test_a_predictor_that_costs_more_than_it_saves_is_below_the_mix(splits):
     assert dear.mean_to_mix.high < 0
 
 
-def test_accounts_of_a_label_folder(tmp_path, splits):
+@pytest.fixture(scope="module")
+def predictors():
     train, test = make_labels(40, 0, split="train"), make_labels(20, 1, split="test")
-    question_only, mix = QuestionOnly().fit(train, test), Mix().fit(train, test)
-    predictors = {"question_only": question_only, "mix": mix}
-    tokens, flops = open_accounts(tmp_path, predictors, test.inputs)
-    assert tokens is TOKENS and not tokens.own
-    assert flops.own["question_only"] == question_only.count_flops(test.inputs) / 1e9 > 0
-    assert flops.own["mix"] == 0
-    assert flops.of(test.outcomes) == pytest.approx(test.outcomes.prefill_flops / 1e9)
-    latency = {"encode": 2.0, **{str(scale): 1.0 + scale for scale in test.outcomes.scales}}
-    (tmp_path / "latency.json").write_text(json.dumps({"milliseconds": latency}))
-    *_, milliseconds = open_accounts(tmp_path, predictors, test.inputs)
-    assert milliseconds.of(test.outcomes)[5].tolist() == [3.0 + scale for scale in test.outcomes.scales]
-    assert milliseconds.own["question_only"] > 0
+    return {"question_only": QuestionOnly().fit(train, test), "mix": Mix().fit(train, test)}
 
 
-def test_the_features_of_an_image_are_paid_for_as_they_were_timed_in_labelling(tmp_path, caplog):
-    class Looking(Mix):
-        features = Features(visual=[1, 9], statistics=["image"])
-
-    train, test = make_labels(40, 0, split="train"), make_labels(20, 1, split="test")
-    latency = {"encode": 2.0, **{str(scale): 1.0 + scale for scale in test.outcomes.scales}}
-    latency |= {
-        "features/1": 1000.0,
-        "features/9": 2000.0,
-        "features/tower": 9000.0,
-        "features/image": 4000.0,
-    }
-    (tmp_path / "latency.json").write_text(json.dumps({"milliseconds": latency, "machine": "another"}))
-    *_, milliseconds = open_accounts(tmp_path, {"looking": Looking().fit(train, test)}, test.inputs)
-    assert 7000 < milliseconds.own["looking"] < 7500
-    assert milliseconds.once == 2
-    assert "timed on another" in caplog.text
+def test_flops_are_those_of_vision_prefill_and_predictor(predictors):
+    """Prefill costs 1, 9 and 36 GFLOPs at the three scales, the vision pass 5 at each."""
+    labels = make_labels(20, 1, split="test")
+    outcomes = labels.outcomes
+    starts_from = {"hybrid": "question_only"}
+    tokens, flops = open_accounts(outcomes, predictors, labels.inputs, starts_from=starts_from)
+    assert tokens is TOKENS and not tokens.own and not tokens.parts
+    assert flops.of(outcomes)[7].tolist() == [6, 14, 41]
+    parts = {name: part.tolist() for name, part in flops.mean_parts(outcomes).items()}
+    assert parts == {"vision": [5, 5, 5], "prefill": [1, 9, 36]}
+    assert flops.once_of(outcomes).tolist() == [5] * len(outcomes)
+    question_only = predictors["question_only"].count_flops(labels.inputs) / 1e9
+    assert flops.own == {"question_only": question_only, "mix": 0, "hybrid": question_only}
+    assert question_only > 0
 
 
-def test_a_predictor_is_timed_on_single_samples():
-    seen = []
+def test_the_vision_pass_is_paid_once_per_sample_where_one_serves_all_scales():
+    """Two images of one and of four tiles; then a model that looks at every scale anew."""
+    table = make_labels(2, 0, questions_per_image=1).outcomes
+    tiles = dataclasses.replace(table, vision_flops=np.int64(1e9) * np.array([[5, 5, 5], [20, 20, 20]]))
+    flops = count_flops({})
+    samples = Outcomes.of(tiles, flops)
+    ways = Ways.climbs(3)
+    assert list(zip(ways.start, ways.stop, strict=True)) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    # Prefill is 1, 9, 36; the vision pass is added once.
+    assert ways.cost(samples).tolist() == [
+        [5 + 1, 5 + 10, 5 + 46, 5 + 9, 5 + 45, 5 + 36],
+        [20 + 1, 20 + 10, 20 + 46, 20 + 9, 20 + 45, 20 + 36],
+    ]
+    native = with_vision(table, [1, 4, 16])
+    assert flops.once_of(native).tolist() == [0, 0]
+    assert ways.cost(Outcomes.of(native, flops))[0].tolist() == [2, 15, 67, 13, 65, 52]
 
-    class Watched(Mix):
-        def predict(self, inputs):
-            seen.append(len(inputs))
-            return None
 
-    assert time_predictor(Watched(), make_labels(3, 0, split="test").inputs) >= 0
-    assert set(seen) == {1} and len(seen) > 3
+def test_labels_without_vision_flops_have_no_flops_and_one_line_says_why(predictors, caplog):
+    labels = make_labels(20, 1, split="test")
+    old = dataclasses.replace(labels.outcomes, vision_flops=None)
+    assert open_accounts(old, predictors, labels.inputs) == [TOKENS]
+    (record,) = caplog.records
+    assert "lack FLOPs of the vision pass" in record.getMessage()
+    assert "run `python -m experiments.label` again" in record.getMessage()
+
+
+def test_milliseconds_are_means_whose_parts_add_up(predictors):
+    """Three pictures, the last of which took longer: means, so medians are not enough."""
+    labels = make_labels(20, 1, split="test")
+    timings = Timings(
+        vision=np.array([2.0, 2.0, 5.0]),
+        answer=np.array([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [4.0, 5.0, 13.0]]),
+        overhead={
+            "mix": np.array([0.0, 0.0, 0.3]),
+            "question_only": np.array([1.0, 1.0, 4.0]),
+            "not compared": np.array([1.0, 1.0, 1.0]),
+        },
+        batch_size=4,
+    )
+    accounts = open_accounts(
+        labels.outcomes, predictors, labels.inputs, starts_from={"hybrid": "question_only"}, timings=timings
+    )
+    milliseconds = accounts[-1]
+    assert milliseconds.of(labels.outcomes)[5].tolist() == pytest.approx([3 + 2, 3 + 3, 3 + 7])
+    assert milliseconds.once_of(labels.outcomes).tolist() == [3] * len(labels)
+    assert milliseconds.own == pytest.approx({"mix": 0.1, "question_only": 2, "hybrid": 2})
+    parts = {name: part.tolist() for name, part in milliseconds.mean_parts(labels.outcomes).items()}
+    assert parts == {"vision": [3, 3, 3], "prefill and decode": pytest.approx([2, 3, 7])}
+    assert "at batch size 4" in milliseconds.label
+    assert milliseconds.timings is not None
+    assert set(milliseconds.timings.overhead) == {"mix", "question_only", "hybrid"}
+
+
+def test_resamples_draw_pictures_and_keep_parts_together():
+    """Everything of a picture is a multiple of one number, so it is in every resample too."""
+    took = np.array([1.0, 2.0, 4.0, 10.0])
+    timings = Timings(took, took[:, None] * [2, 3], {"a": 5 * took})
+    means = timings.resample(2000, seed=0)
+    assert means.cost.shape == (2000, 2) and means.shared.shape == means.overhead["a"].shape == (2000,)
+    np.testing.assert_allclose(means.cost, means.shared[:, None] * [3, 4])
+    np.testing.assert_allclose(means.overhead["a"], 5 * means.shared)
+    # A mean of four draws out of these four: variance 12.1875 / 4, all means between 1 and 10.
+    assert means.shared.mean() == pytest.approx(4.25, abs=0.15)
+    assert means.shared.var() == pytest.approx(12.1875 / 4, rel=0.1)
+    assert 1 <= means.shared.min() < 1.5 and means.shared.max() <= 10
+    again = timings.resample(2000, seed=0)
+    np.testing.assert_array_equal(again.shared, means.shared)
+    assert (timings.resample(2000, seed=1).shared != means.shared).any()
+    assert timings.means().shared.tolist() == [4.25] and timings.means().cost.tolist() == [[12.75, 17]]
+
+
+def test_intervals_of_noisy_timings_cover_the_true_mean():
+    """Exponential times of mean 1: a 95% interval of resampled means covers it about as often."""
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(400):
+        timings = Timings(random.exponential(size=48), np.zeros((48, 1)), {})
+        low, high = np.quantile(timings.resample(400, seed).shared, [0.025, 0.975])
+        covered += low <= 1 <= high
+    assert 0.89 <= covered / 400 <= 0.98
 
 
 def test_the_table_says_what_choosing_costs(splits):
@@ -111,9 +176,24 @@ def test_the_table_says_what_choosing_costs(splits):
     )
     other = compare(*splits, account=flops)
     table = build_tables(compare(*splits), [other])[-1]
-    assert table.header[:3] == ("predictor", "own GFLOPs", "of the finest scale's")
+    assert table.header[:3] == ("predictor", "own GFLOPs", "of an answer at the finest scale")
     assert table.rows[0][:3] == ("informed", "0.72", "0.5%")
     content = collect_account(other)
     assert content["fixed"] == pytest.approx([1, 9, 36, 144])
     assert content["predictors"]["informed"]["own"] == 0.72
     assert content["predictors"]["question_only"]["own"] == 0
+
+
+def test_shares_are_of_the_whole_answer_and_its_parts_are_shown(splits):
+    """With a vision pass of 56 GFLOPs an answer at the finest scale costs 200."""
+    calibration, test = (with_vision(table, [56] * 4) for table in splits)
+    flops = count_flops({"informed": 2.0})
+    other = compare(calibration, test, account=flops)
+    findings = Findings(compare(calibration, test), [other], cost_parts={"flops": flops.mean_parts(test)})
+    tables = {table.name: table for table in list_tables(findings)}
+    assert tables["costs"].rows[0][:3] == ("informed", "2", "1%")
+    parts = tables["parts_flops"]
+    assert parts.header == ("", "vision", "prefill", "predictor", "answer")
+    assert parts.rows[0] == ("scale 1", "56", "1", "", "57")
+    assert parts.rows[3] == ("scale 144", "56", "144", "", "200")
+    assert parts.rows[4] == ("informed, its overhead", "", "", "2", "")

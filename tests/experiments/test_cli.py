@@ -47,7 +47,9 @@ def call(monkeypatch):
 
 
 def test_every_promised_command_is_there():
-    assert {"label", "train", "evaluate", "run", "answer", "parity", "train_backbone"} <= set(ENTRY_POINTS)
+    assert {"label", "train", "latency", "evaluate", "run", "answer", "parity", "train_backbone"} <= set(
+        ENTRY_POINTS
+    )
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -35,7 +35,11 @@ def test_main_job(run_main, tmp_path, capsys):
         for path in tmp_path.glob("store/**/*")
         if path.suffix in {".parquet", ".safetensors", ".json"}
     }
-    assert {path.relative_to(tmp_path).parts[1] for path in made} == {"labels", "predictors"}
+    assert {path.relative_to(tmp_path).parts[1] for path in made} == {
+        "labels",
+        "predictors",
+        "latency",
+    }
 
     again = run_main("elsewhere/again", "store")
     assert {path: path.stat().st_mtime_ns for path in made} == made
@@ -46,6 +50,22 @@ def test_main_job(run_main, tmp_path, capsys):
         assert (latest / name).stat().st_size > 0
 
     assert run_main("outputs/from_scratch", "another_store") == first
+
+
+def test_timing_is_left_out_where_it_is_not_asked_for(tmp_path, monkeypatch, caplog):
+    """As on a machine that evaluates what another one labelled, and need not load the backbone."""
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "experiment=embedded_short",
+        "hydra.run.dir=run",
+        "paths.store=store",
+        "latency.num_images=0",
+    ]
+    monkeypatch.setattr(sys, "argv", ["run", *arguments, *SMALL])
+    run.main()
+    assert not (tmp_path / "store" / "latency").exists()
+    assert not (tmp_path / "run" / "milliseconds.json").exists()
+    assert "flops" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
 def test_link_is_replaced_and_stays_relative(tmp_path):

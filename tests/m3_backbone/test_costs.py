@@ -42,6 +42,14 @@ def test_vision_flops_are_those_of_the_counter(recording):
     assert vision_flops(model.config, 3) <= last
 
 
+def test_the_vision_pass_of_an_image_is_that_of_its_tiles_at_every_scale(recording):
+    backbone, config = recording.backbone, recording.backbone.checkpoint.config
+    for image, encoded in zip(recording.images, recording.encoded, strict=True):
+        one = vision_flops(config)
+        for scale in backbone.ladder:
+            assert backbone.vision_flops(image.size, scale) == len(encoded.tokens) * one > 0
+
+
 def with_feature_layer(config, layer):
     changed = type(config).from_dict(config.to_dict())
     changed.vision_feature_layer = layer

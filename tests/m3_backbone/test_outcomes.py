@@ -52,6 +52,7 @@ def make_table(num_rows: int = 6, split: str = "test", **changes: Any) -> Outcom
         "margin": generator.random((num_rows, 3), dtype=np.float32),
         "visual_tokens": np.array([SCALES] * num_rows, dtype=np.int32),
         "prefill_flops": 10**10 * np.array([SCALES] * num_rows, dtype=np.int64),
+        "vision_flops": np.full((num_rows, 3), 10**11, dtype=np.int64),
     }
     return OutcomeTable(scales=SCALES, fingerprints=FINGERPRINTS, **{**text, **columns, **changes})
 
@@ -116,6 +117,18 @@ def test_parquet_round_trip_keeps_every_value(tmp_path):
     assert again.visual_tokens.dtype == np.int32
 
 
+def test_a_table_without_vision_flops_keeps_being_one(tmp_path):
+    table = make_table(vision_flops=None)
+    assert "vision_flops" not in table.to_arrow().column_names
+    write_shard(tmp_path / "shard.parquet", table.to_arrow(), table.header)
+    again = OutcomeTable.from_arrow(read_shard(tmp_path / "shard.parquet", OUTCOME_SCHEMA))
+    assert again.vision_flops is None
+    assert_equal(again.select([1, 0]).select([1, 0]), table.select([0, 1]))
+    assert (
+        OutcomeTable.concat([make_table(), make_table(split="train", vision_flops=None)]).vision_flops is None
+    )
+
+
 def test_select_takes_masks_indices_and_slices():
     table = make_table()
     mask = np.array([False, True, False, False, True, False])
@@ -148,6 +161,7 @@ def test_tables_of_different_ladders_are_not_mixed():
         ("confidence", 1.1, "'confidence' of sample 'test-2' is outside"),
         ("nll", float("inf"), "'nll' of sample 'test-2' is not a finite number"),
         ("visual_tokens", 0, "'visual_tokens' of sample 'test-2' is not a positive count"),
+        ("vision_flops", -1, "'vision_flops' of sample 'test-2' is a negative count"),
     ],
 )
 def test_impossible_outcomes_are_refused(column, value, message):

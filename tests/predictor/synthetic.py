@@ -126,6 +126,7 @@ def label(
         margin=np.ones(score.shape, dtype=np.float32),
         visual_tokens=inputs.visual_tokens,
         prefill_flops=10**9 * inputs.visual_tokens.astype(np.int64),
+        vision_flops=np.full(score.shape, 5 * 10**9, dtype=np.int64),
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 

@@ -1,5 +1,8 @@
 """Features select what is read, standardise it, and say what it costs."""
 
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -55,3 +58,34 @@ def test_costs():
     assert Features(question=True).count_flops(LABELS.inputs) == 0
     assert Features(visual=9).count_flops(LABELS.inputs) == 36 * HIDDEN
     assert Features(statistics="tower").count_flops(LABELS.inputs) == 36 * HIDDEN * 13
+
+
+# A value of every field, and one of a sibling: a field without one fails the test below.
+SOME: dict[str, Any] = {"visual": 9, "question": True, "statistics": "tower", "sentences": "wordllama"}
+OTHER: dict[str, Any] = {"visual": 1, "question": True, "statistics": "image", "sentences": "another"}
+BOTH: dict[str, Any] = {
+    "visual": [1, 9],
+    "question": True,
+    "statistics": ["tower", "image"],
+    "sentences": ["wordllama", "another"],
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Features)])
+def test_a_union_reads_all_that_any_of_its_parts_reads(name):
+    some, other = Features(**{name: SOME[name]}), Features(**{name: OTHER[name]})
+    assert some != Features()
+    assert Features.union(some, Features()) == Features.union(Features(), some) == some
+    assert Features.union(some, some) == some
+    assert Features.union(some, other) == Features(**{name: BOTH[name]})
+    assert Features.union(Features(**SOME), Features(**OTHER)) == Features(**BOTH)
+    assert Features.union(Features(**SOME)) == Features(**SOME)
+
+
+def test_one_sentence_encoder_is_recorded_by_its_name_however_it_is_given():
+    assert (
+        Features(sentences=["wordllama"]).sentences
+        == Features(sentences="wordllama").sentences
+        == "wordllama"
+    )
+    assert Features().sentences == Features(sentences=()).sentences == ""

@@ -1,19 +1,22 @@
 """Predictors that read a sentence encoder's vector of the question, on labels whose truth is known."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from m3_backbone.sentences import load_sentence_encoder
+from m3_backbone.sentences import TransformerEncoder, load_sentence_encoder
 from predictor.base import ScalePredictor
+from predictor.blend import Blend
 from predictor.boosting import GradientBoosting
 from predictor.features import Features
 from predictor.learned import LearnedPredictor
 from predictor.nearest import NearestNeighbours
 from predictor.networks.pooled import MLP
 from predictor.policy import policy_value
+from predictor.question_only import QuestionOnly
 from predictor.tabular import Table
 from tests.m3_backbone.small_encoder import write_encoder
 from tests.predictor.synthetic import blind_estimates, make_labels
@@ -69,3 +72,45 @@ def test_columns_and_costs(encoder):
     words = len(TRAIN.inputs.question[0].split())
     cost = features.count_flops(TRAIN.inputs) - Features(question=True).count_flops(TRAIN.inputs)
     assert cost == 2 * 2224 * (words + 2)  # weights of the layer, words with [CLS] and [SEP]
+
+
+def test_a_blend_reads_the_sentences_of_its_parts_and_encodes_each_question_once(encoder, monkeypatch):
+    part: Any = functools.partial(NearestNeighbours, features=Features(sentences=str(encoder)))
+    blend = Blend(first=part, second=QuestionOnly, shares=(0.5,)).fit(TRAIN, VALIDATION)
+    assert blend.features == Features(sentences=str(encoder))
+    assert blend.count_flops(TEST.inputs) > Features(sentences=str(encoder)).count_flops(TEST.inputs) > 0
+
+    encoded: list[str] = []
+    run = TransformerEncoder._run
+
+    def record(self, texts):
+        encoded.extend(texts)
+        return run(self, texts)
+
+    monkeypatch.setattr(TransformerEncoder, "_run", record)
+    both = Blend(first=part, second=part, shares=(0.5,)).fit(TRAIN, VALIDATION)
+    inputs = dataclasses.replace(TEST.inputs, sentences={})
+    encoded.clear()
+    alone = blend.predict(inputs)
+    assert sorted(encoded) == sorted(set(inputs.question))
+    # Other predictors of the same samples find the vectors there, and so do parts of the samples.
+    both.predict(inputs)
+    blend.predict(inputs.select(slice(10)))
+    assert len(encoded) == len(set(inputs.question))
+    # The same questions about other samples, as in use, are encoded anew.
+    np.testing.assert_array_equal(blend.predict(dataclasses.replace(inputs, sentences={})), alone)
+    assert len(encoded) == 2 * len(set(inputs.question))
+
+
+def test_two_encoders_give_their_vectors_side_by_side(tmp_path):
+    first, second = (str(write_encoder(tmp_path / name, seed=seed)) for seed, name in enumerate("ab"))
+    features = Features.union(Features(sentences=first), Features(sentences=second))
+    vectors = [Features(sentences=each).read_sentences(TEST.inputs) for each in (first, second)]
+    assert features.num_sentence_columns == 32
+    np.testing.assert_array_equal(features.read_sentences(TEST.inputs), np.concatenate(vectors, axis=1))
+    assert features.count_flops(TEST.inputs) == 2 * Features(sentences=first).count_flops(TEST.inputs)
+    predictor = NearestNeighbours(features=features).fit(TRAIN, VALIDATION)
+    predictor.save(tmp_path / "saved")
+    loaded = ScalePredictor.load(tmp_path / "saved")
+    assert loaded.features == features
+    np.testing.assert_array_equal(loaded.predict(TEST.inputs), predictor.predict(TEST.inputs))

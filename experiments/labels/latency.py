@@ -1,0 +1,326 @@
+"""Milliseconds of answers and of predictors, timed together, in one process on one machine.
+
+The pictures are those of the calibration split, each with its first question. In every round a picture goes
+through the vision pass, is answered at every scale, and every predictor chooses a scale for it, in an order
+that is rotated from picture to picture and from round to round: whatever else the machine does meets all of
+them alike. All samples are kept, so that an evaluation can resample them.
+
+Nothing of an earlier question helps: neither references nor answers at other scales are handed to the
+decoder, and a predictor's time is that of `AdaptiveM3.choose`, with the features of the encoded image, the
+tokens of the question, its sentence vector and the estimates. Tokenising the prompt, the same at every scale,
+is done before.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from experiments.blocks import group_by_image
+from experiments.tasks.base import Sample, Task
+from experiments.tasks.images import UnreadableImage
+from m3_backbone.backbone import Backbone
+from m3_backbone.shards import write_atomically
+from predictor.adaptive import AdaptiveM3
+from predictor.base import ScalePredictor
+from predictor.pricing import OperatingPoint, PriceList
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+Question = tuple[Image.Image, str]
+
+FORMAT = 1
+NUM_WARMUPS = 2
+DECIMALS = 4  # of a millisecond
+
+
+class TrainedPredictor(Protocol):
+    """A trained predictor, its name, and a digest of what it was loaded from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def predictor(self) -> ScalePredictor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Latency:
+    """Milliseconds per answer of every batch of pictures in every round.
+
+    `vision` `[num_batches, num_rounds]` are those of the vision pass, `answer`
+    `[num_batches, num_rounds, num_scales]` of prefill and decoding, `overhead` by name
+    `[num_batches, num_rounds]` of a predictor. A batch is `batch_size` pictures; the milliseconds are its
+    time divided by that number. `job` says what was timed, as `describe_job` does.
+    """
+
+    job: Mapping[str, Any]
+    dtype: str
+    vision: Floats
+    answer: Floats
+    overhead: Mapping[str, Floats]
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return tuple(self.job["scales"])
+
+    @property
+    def predictors(self) -> Mapping[str, str]:
+        """Name -> digest of the predictors that were timed."""
+        return self.job["predictors"]
+
+    def write(self, path: Path) -> None:
+        """Write a JSON file, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "job": dict(self.job),
+            "dtype": self.dtype,
+            "milliseconds": {
+                "vision": _to_list(self.vision),
+                "answer": _to_list(self.answer),
+                "overhead": {name: _to_list(samples) for name, samples in self.overhead.items()},
+            },
+        }
+        text = json.dumps(content) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote; ValueError where the file is something else."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}")
+            job, samples = content["job"], content["milliseconds"]
+            latency = cls(
+                job,
+                content["dtype"],
+                np.array(samples["vision"], dtype=np.float64),
+                np.array(samples["answer"], dtype=np.float64),
+                {name: np.array(taken, dtype=np.float64) for name, taken in samples["overhead"].items()},
+            )
+            shape = latency.vision.shape
+            if (
+                latency.answer.shape != (*shape, len(job["scales"]))
+                or latency.overhead.keys() != job["predictors"].keys()
+            ):
+                raise ValueError("its parts do not belong together")
+            if not len(latency.vision) or any(taken.shape != shape for taken in latency.overhead.values()):
+                raise ValueError("samples are missing")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no whole file of timings ({error}): delete it, and run "
+                "`python -m experiments.latency` again"
+            ) from error
+        return latency
+
+
+def _to_list(samples: Floats) -> Any:
+    return samples.round(DECIMALS).tolist()
+
+
+def measure_latency(
+    *,
+    task: Task,
+    backbone: Backbone,
+    predictors: Sequence[TrainedPredictor],
+    folder: Path,
+    num_images: int = 48,
+    num_rounds: int = 3,
+    batch_size: int = 1,
+    overwrite: bool = False,
+) -> tuple[Path, Latency]:
+    """Time backbone and predictors, and keep the samples in a file of `folder`, whose path comes first.
+
+    The name of the file is a digest of what is timed: of the backbone, the predictors, the data, the machine
+    and these numbers. A file that is there is up to date, and nothing is timed again unless `overwrite`. One
+    process at a time measures into a folder.
+    Raises ValueError for numbers below 1, and where fewer than `batch_size` pictures can be asked about.
+    """
+    for name, number in {
+        "num_images": num_images,
+        "num_rounds": num_rounds,
+        "batch_size": batch_size,
+    }.items():
+        if number < 1:
+            raise ValueError(f"latency.{name} is at least 1, got {number}")
+    if num_images < batch_size:
+        raise ValueError(
+            f"latency.num_images={num_images} pictures do not fill a batch of {batch_size}: give as many"
+        )
+    job = describe_job(task, backbone, predictors) | {
+        "num_images": num_images,
+        "num_rounds": num_rounds,
+        "batch_size": batch_size,
+    }
+    path = folder / f"{digest_job(job)}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # jobs of a sweep would slow each other down
+        if path.is_file() and not overwrite:
+            log.info("timings are up to date: %s", path)
+            return path, Latency.read(path)
+        questions = pick_questions(task, backbone, num_images)
+        if len(questions) < batch_size:
+            raise ValueError(
+                f"{task.name} has {len(questions)} pictures of the calibration split that can be asked "
+                f"about, and a batch needs {batch_size}: lower latency.batch_size"
+            )
+        latency = time_answers(backbone, predictors, questions, job)
+        latency.write(path)
+    return path, latency
+
+
+def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TrainedPredictor]) -> dict[str, Any]:
+    """What is timed, as JSON: backbone, data, predictors by digest, machine and its threads."""
+    return {
+        "machine": describe_machine(),
+        "num_threads": torch.get_num_threads(),
+        "backbone": backbone.name,
+        "task": task.name,
+        "fingerprints": {**backbone.fingerprints, "data": task.fingerprint},
+        "scales": list(backbone.ladder),
+        "predictors": {trained.name: trained.digest for trained in predictors},
+    }
+
+
+def digest_job(job: Mapping[str, Any]) -> str:
+    """A digest of `describe_job`, whatever the order of the predictors."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pick_questions(task: Task, backbone: Backbone, num_images: int) -> list[Question]:
+    """The first `num_images` readable pictures of calibration, each with its first question that fits."""
+    questions: list[Question] = []
+    for image_id, samples in group_by_image(task.samples("calibration")):
+        if len(questions) == num_images:
+            break
+        question = _find_question(backbone, samples)
+        if question is None:
+            continue
+        try:
+            questions.append((task.image(image_id), question))
+        except UnreadableImage:
+            continue
+    return questions
+
+
+def _find_question(backbone: Backbone, samples: Sequence[Sample]) -> str | None:
+    for sample in samples:
+        try:
+            backbone.check_question(sample.question)
+        except ValueError:
+            continue
+        return sample.question
+    return None
+
+
+def time_answers(
+    backbone: Backbone,
+    predictors: Sequence[TrainedPredictor],
+    questions: Sequence[Question],
+    job: Mapping[str, Any],
+) -> Latency:
+    """The samples of all rounds; pictures that do not fill a last batch are left out."""
+    batch_size, num_rounds = job["batch_size"], job["num_rounds"]
+    batches = [
+        questions[start : start + batch_size]
+        for start in range(0, len(questions) - batch_size + 1, batch_size)
+    ]
+    choosers = {trained.name: _make_chooser(backbone, trained.predictor) for trained in predictors}
+    for batch in batches[:NUM_WARMUPS] * (1 if len(batches) >= NUM_WARMUPS else NUM_WARMUPS):
+        _time_batch(backbone, choosers, batch, job["task"], 0)
+    rounds: list[list[dict[Any, float]]] = []
+    name = f"timing {backbone.name} on {job['task']}"
+    with tqdm(desc=name, total=num_rounds * len(batches), unit=" batches", mininterval=1) as progress:
+        for turn in range(num_rounds):
+            rounds.append([])
+            for number, batch in enumerate(batches):
+                rounds[-1].append(_time_batch(backbone, choosers, batch, job["task"], number + turn))
+                progress.update()
+
+    def collect(key: Any) -> Floats:
+        return np.array([[taken[key] for taken in of_round] for of_round in rounds]).T
+
+    return Latency(
+        job=job,
+        dtype=str(backbone.token_embeddings().dtype).removeprefix("torch."),
+        vision=collect("vision"),
+        answer=np.stack([collect(scale) for scale in backbone.ladder], axis=-1),
+        overhead={name: collect(("overhead", name)) for name in choosers},
+    )
+
+
+def _make_chooser(backbone: Backbone, predictor: ScalePredictor) -> AdaptiveM3:
+    """The predictor in front of the backbone; at which price it chooses makes no difference to its time."""
+    free = OperatingPoint(price=0.0, unit=1.0, cost=1.0, score=1.0)
+    return AdaptiveM3(backbone, predictor, PriceList(free, (free,)))
+
+
+def _time_batch(
+    backbone: Backbone,
+    choosers: Mapping[str, AdaptiveM3],
+    batch: Sequence[Question],
+    task: str,
+    turn: int,
+) -> dict[Any, float]:
+    """Milliseconds per picture of the vision pass, of each scale and of each predictor, of one batch."""
+    images, questions = [image for image, _ in batch], [question for _, question in batch]
+    for question in questions:
+        backbone.check_question(question)  # its prompt is tokenised, whichever scale comes first
+    encoded, seconds = time_call(partial(backbone.encode, images))
+    taken: dict[Any, float] = {"vision": seconds}
+    steps: list[tuple[Any, Callable[[], Any]]] = [
+        (scale, partial(backbone.answer, encoded, questions, scale)) for scale in backbone.ladder
+    ]
+    steps += [
+        (("overhead", name), partial(chooser.choose, encoded, questions, task=task))
+        for name, chooser in choosers.items()
+    ]
+    first = turn % len(steps)
+    for key, work in (*steps[first:], *steps[:first]):
+        taken[key] = time_call(work)[1]
+    return {key: 1000 * seconds / len(batch) for key, seconds in taken.items()}
+
+
+def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and the seconds that it took; a GPU's work is waited for."""
+    start = perf_counter()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, perf_counter() - start
+
+
+def describe_machine() -> str:
+    """Name of the GPU, or of the processor with its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_name_processor()}, {os.cpu_count()} cores"
+
+
+def _name_processor() -> str:
+    """Its model, where the system tells; else its kind."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,55 @@
+"""Adds the FLOPs of the vision pass to labels of an earlier version, which recorded none."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.label_folder import LabelFolder
+from m3_backbone.backbone import Backbone
+from m3_backbone.shards import OUTCOME_SCHEMA, read_header, read_shard, write_shard
+
+log = logging.getLogger(__name__)
+
+COLUMN = "vision_flops"
+
+
+def lacks_vision_flops(folder: LabelFolder) -> bool:
+    """Whether a finished folder has a shard of outcomes without FLOPs of the vision pass."""
+    return any(COLUMN not in pq.read_schema(path).names for path in folder.outcome_shards())
+
+
+def add_vision_flops(folder: LabelFolder, backbone: Backbone, names: Iterable[str] | None = None) -> int:
+    """Add the column to those of the shards `names` (all of a finished folder, if none) that lack it.
+
+    Returns their number. Nothing is answered and no image is read: the FLOPs follow from the image sizes
+    among the stored statistics. Each shard is rewritten whole or not at all, with the header that it had. The
+    caller holds the folder.
+    """
+    lacking = [path for path in folder.outcome_shards(names) if COLUMN not in pq.read_schema(path).names]
+    # Calibration last: an evaluation, which reads it first, finds the column there only if all have it.
+    for path in sorted(lacking, key=lambda path: (path.name.startswith("calibration"), path.name)):
+        table = read_shard(path, OUTCOME_SCHEMA)
+        flops_of = {
+            image_id: [backbone.vision_flops(size, scale) for scale in folder.scales]
+            for image_id, size in _read_sizes(folder.path / "features" / path.name).items()
+        }
+        column = [flops_of[image_id] for image_id in table["image_id"].to_pylist()]
+        field = OUTCOME_SCHEMA.field(COLUMN)
+        with folder.writing():
+            write_shard(
+                path, table.append_column(field, pa.array(column, type=field.type)), read_header(path)
+            )
+    if lacking:
+        log.info("added the FLOPs of the vision pass to %d shards in %s", len(lacking), folder.path)
+    return len(lacking)
+
+
+def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
+    """Image id -> (width, height) in pixels, from a shard of features; their tokens are not read."""
+    table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=["image_id", "statistics"])
+    statistics = [dict(row) for row in table["statistics"].to_pylist()]
+    sizes = [(int(row["image/width"]), int(row["image/height"])) for row in statistics]
+    return dict(zip(table["image_id"].to_pylist(), sizes, strict=True))
