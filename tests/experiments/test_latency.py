@@ -13,12 +13,13 @@ from experiments.evaluation.accounts import count_milliseconds
 from experiments.evaluation.contenders import Outcomes, Ways
 from experiments.labels import latency as module
 from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
-from experiments.latency import LoadedPredictor, find_timings, format_latency, to_timings
+from experiments.latency import find_timings, format_latency, to_timings
 from experiments.tasks.base import Sample
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.random_llava import RandomLlavaBackbone
 from m3_backbone.sentences import TransformerEncoder
 from predictor.adaptive_inputs import make_inputs
+from predictor.base import ScalePredictor
 from predictor.baselines import Mix
 from predictor.features import Features
 from predictor.nearest import NearestNeighbours
@@ -27,6 +28,15 @@ from tests.m3_backbone.small_encoder import write_encoder
 from tests.predictor.synthetic import label, make_labels
 
 NUM_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained predictor, as far as timing looks at it."""
+
+    name: str
+    digest: str
+    predictor: ScalePredictor
 
 
 @dataclass
@@ -77,7 +87,7 @@ def predictors(backbone, tmp_path):
     )
     fitted = (Mix(), NearestNeighbours(features=features, num_components=2, name="reading"))
     return [
-        LoadedPredictor(each.name, f"digest of {each.name}", each.fit(train, validation)) for each in fitted
+        Loaded(each.name, f"digest of {each.name}", each.fit(train, validation)) for each in fitted
     ]
 
 
@@ -191,7 +201,7 @@ def test_what_has_been_timed_is_not_timed_again(measure, predictors, monkeypatch
     assert measure()[0] == first and measure(predictors=predictors[::-1])[0] == first
     monkeypatch.undo()
     # Anything else that is timed has a file of its own, beside the first.
-    other = [LoadedPredictor("mix", "another digest", predictors[0].predictor)]
+    other = [Loaded("mix", "another digest", predictors[0].predictor)]
     paths = [measure(predictors=other)[0], measure(num_rounds=1)[0], measure(batch_size=2)[0]]
     assert len({first, *paths}) == 4 and first.read_bytes() == before
     assert measure(overwrite=True)[0] == first and first.read_bytes() != before
@@ -216,7 +226,7 @@ def test_an_evaluation_takes_timings_that_match_alone(
     assert find(folder, backbone, predictors[:1]) is not None
     assert find(folder, backbone, predictors, weights="other") is None
     assert find(folder, backbone, predictors, data="other") is None
-    other = LoadedPredictor("mix", "another digest", predictors[0].predictor)
+    other = Loaded("mix", "another digest", predictors[0].predictor)
     assert find(folder, backbone, [other, predictors[1]]) is None
     monkeypatch.setattr("experiments.latency.describe_machine", lambda: "another machine")
     assert find(folder, backbone, predictors) is None
