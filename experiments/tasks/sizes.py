@@ -15,7 +15,7 @@ from predictor.splitting import apportion
 # A used split below this is refused unless `allow_small=true`.
 LEAST_IMAGES = 8
 # What nothing can be done without: training takes an image for validation.
-VERY_LEAST: Mapping[str, int] = {"train": 2, "calibration": 1, "test": 1}
+VERY_LEAST: Mapping[Split, int] = {"train": 2, "calibration": 1, "test": 1}
 # Below this a banner says that numbers mean nothing; from here to `MANY` a note says that they are coarse.
 FEW, MANY = 30, 100
 # Divisions suggested for few images, the first that fits.
@@ -90,7 +90,7 @@ def frame_banners(banners: Iterable[Banner]) -> str:
 
 
 def check_sizes(
-    num_images: Mapping[str, int], what: str, way_out: str, *, allow_small: bool, unit: str = ""
+    num_images: Mapping[Split, int], what: str, way_out: str, *, allow_small: bool, unit: str = ""
 ) -> None:
     """Refuse splits of fewer than `LEAST_IMAGES` images; `num_images` names all splits that will be used.
 
@@ -147,7 +147,7 @@ def check_task(
     check_sizes(counts, what, way_out, allow_small=allow_small)
 
 
-def _is_small(num_images: Mapping[str, int], allow_small: bool) -> bool:
+def _is_small(num_images: Mapping[Split, int], allow_small: bool) -> bool:
     return any(
         number < (VERY_LEAST[split] if allow_small else LEAST_IMAGES) for split, number in num_images.items()
     )

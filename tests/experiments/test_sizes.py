@@ -11,6 +11,7 @@ from experiments.evaluation.question_types import describe_left_out, pick_freque
 from experiments.label_sizes import check_labels, count_labelled_images, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
+from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
 from tests.experiments.question_files import make_task
 from tests.experiments.synthetic import make_outcomes
@@ -93,7 +94,7 @@ def test_a_split_that_is_not_asked_for_is_no_mistake(tmp_path):
 
 
 def test_labels_are_counted_in_images_without_reading_outcomes(tmp_path):
-    sizes = {"train": 30, "calibration": 7, "test": 40}
+    sizes: dict[Split, int] = {"train": 30, "calibration": 7, "test": 40}
     write_labels(tmp_path / "labels", {split: make_labels(size, 0) for split, size in sizes.items()})
     for path in (tmp_path / "labels" / "outcomes").iterdir():
         path.unlink()

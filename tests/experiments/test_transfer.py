@@ -172,6 +172,27 @@ def test_a_target_that_cannot_be_is_told_of_before_anything_is_trained(run):
         run(train, sources=["home"], targets=["same", "nowhere"])
 
 
+def test_all_there_are_recalibrate_where_that_is_allowed(run):
+    rows = run(sources=["home"], targets=["same"], num_recalibration=10_000, allow_small=True)
+    assert rows[1].priced_on == "600 of same"
+
+
+def test_a_target_of_few_images_is_refused_before_anything_is_trained(folder, tmp_path, monkeypatch, capsys):
+    sizes = {"train": 12, "calibration": 3, "test": 9}
+    small = {split: make_labels(size, 50 + size, split=split) for split, size in sizes.items()}
+    write_labels(tmp_path / "all" / "home", {split: make_labels(40, 60, split=split) for split in sizes})
+    write_labels(tmp_path / "all" / "few", small)
+    arguments = ["predictor=question_only", "sources=[home]", "targets=few", "num_resamples=20"]
+    paths = [f"paths.all_labels={tmp_path / 'all'}", f"paths.outputs={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["transfer", *arguments, *paths])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    told = "few are about 12 train / 3 calibration / 9 test images; at least 8 of each are needed: label more"
+    assert told in capsys.readouterr().err
+    assert list_reads(tmp_path / "all" / "few") == []
+
+
 def test_a_calibrator_is_fitted_where_the_prices_are(run):
     """One temperature per scale moves scales against each other: other choices, much the same worth."""
     plain, fitted = (
