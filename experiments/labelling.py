@@ -25,6 +25,7 @@ from experiments.label_job import LabelJob
 from experiments.label_locks import refuse_parts
 from experiments.labels.vision_costs import add_vision_flops, lacks_vision_flops
 from experiments.tasks.base import SPLITS, Task
+from experiments.tasks.image_sets import name_image_set
 from m3_backbone.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def label(
         "backbone": backbone.name,
         "task": task.name,
         # What image ids stand for, however the images are divided into splits (`labels.held_out`).
-        "image_set": getattr(task, "image_set", task.name),
+        "image_set": name_image_set(task),
     }
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
     engine = engine or LocalEngine()

@@ -91,11 +91,6 @@ class Scenes:
             digest.update(source.read_bytes())
         return digest.hexdigest()[:16]
 
-    @property
-    def image_set(self) -> str:
-        """Name of the pictures that ids stand for: those of one seed and look, however many are taken."""
-        return f"{self.name} seed={self.seed} image_size={self.image_size} look={self.look}"
-
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
         """Picture number `index` of a split before it is drawn, with its questions."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
