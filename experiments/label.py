@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.label_sizes import check_labels, find_label_banners
-from experiments.labelling import LabelSummary, label
+from experiments.labelling import label
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import check_task, frame_banners
 
 
 @entry_point("label")
-def main(config: DictConfig) -> LabelSummary:
+def main(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     is_alone = hydra.job.name == "label"  # and not the first step of `run`, which uses every split
     choices = list(hydra.overrides.task)
@@ -54,7 +54,6 @@ def main(config: DictConfig) -> LabelSummary:
             choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))
         ]
         print(f"next:   {format_command('train', shared)}")
-    return summary
 
 
 def format_command(entry_point: str, choices: list[str]) -> str:

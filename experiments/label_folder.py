@@ -17,7 +17,7 @@ from experiments.blocks import Limits
 from experiments.label_locks import hold
 from experiments.tasks.base import SPLITS
 from m3_backbone.features import ImageFeatures
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes import HELD_OUT, OutcomeTable
 from m3_backbone.shards import (
     SCHEMA_VERSION,
     find_shards,
@@ -237,7 +237,12 @@ class LabelFolder:
                 f"not one sample could be labelled (the first reason in {self.path / SET_ASIDE}: {reason}): "
                 "mend this and label with overwrite=true"
             )
-        accuracy = {split: (totals[split] / count).tolist() for split, count in counts.items() if count}
+        # Scores of the test split are for recorded evaluations: whoever tries prompts reads this file.
+        accuracy = {
+            split: (totals[split] / count).tolist()
+            for split, count in counts.items()
+            if count and split != HELD_OUT
+        }
         self.manifest |= {
             "counts": counts,
             "accuracy": accuracy,

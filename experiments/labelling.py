@@ -27,6 +27,7 @@ from experiments.labels.vision_costs import add_vision_flops, lacks_vision_flops
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.image_sets import name_image_set
 from m3_backbone.backbone import Backbone
+from m3_backbone.outcomes import HELD_OUT
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """What a label folder holds: samples and mean scores per split, and rows set aside per reason."""
+    """Samples per split, mean scores of every split but test, and rows set aside per reason."""
 
     folder: Path
     scales: tuple[int, ...]
@@ -87,6 +88,8 @@ class LabelSummary:
         ]
         for split, count in self.counts.items():
             shares = "".join(f"{100 * share:>7.1f}" for share in self.accuracy.get(split, []))
+            if count and split == HELD_OUT:
+                shares = "held out, for `evaluate` and `granularity`"
             lines.append(f"{split:<12}{count:>9,}{'':>16}{shares}")
         if self.set_aside:
             path = self.folder / "set_aside.jsonl"
@@ -226,7 +229,8 @@ def summarize(target: LabelFolder) -> LabelSummary:
         target.path,
         target.scales,
         manifest["counts"],
-        manifest["accuracy"],
+        # Labels of tokenscale 0.1 hold the scores of the test split, too.
+        {split: scores for split, scores in manifest["accuracy"].items() if split != HELD_OUT},
         reasons,
         manifest["near_ties"]["num_answers"],
     )

@@ -196,12 +196,22 @@ def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, 
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
-def test_summary_gives_mean_scores_per_scale(undisturbed, task, backbone):
+def test_summary_gives_mean_scores_per_scale_but_of_the_test_split(undisturbed, task, backbone):
     summary = label_some(task, backbone, undisturbed)
-    for split in SPLITS:
+    assert set(summary.accuracy) == {"train", "calibration"}
+    for split in summary.accuracy:
         expected = read_outcomes(undisturbed, split).score.mean(axis=0)
         assert summary.accuracy[split] == pytest.approx(expected.tolist())
-    assert "576" in str(summary) and "calibration" in str(summary)
+    assert "576" in str(summary) and "calibration" in str(summary) and "held out" in str(summary)
+    # Neither file nor summary of labels made before shows them to whoever tries prompts.
+    path = undisturbed / "manifest.json"
+    text = path.read_text()
+    manifest = json.loads(text)
+    assert "test" not in manifest["accuracy"]
+    manifest["accuracy"]["test"] = [0.5] * len(manifest["scales"])
+    path.write_text(json.dumps(manifest))
+    assert "test" not in label_some(task, backbone, undisturbed).accuracy
+    path.write_text(text)
 
 
 def write_png_bomb(path: Path, side: int) -> None:

@@ -190,7 +190,7 @@ def test_a_target_of_few_images_is_refused_before_anything_is_trained(folder, tm
     assert end.value.code == 2
     told = "few are about 12 train / 3 calibration / 9 test images; at least 8 of each are needed: label more"
     assert told in capsys.readouterr().err
-    assert list_reads(tmp_path / "all" / "few") == []
+    assert not (tmp_path / "evaluations").exists()
 
 
 def test_a_calibrator_is_fitted_where_the_prices_are(run):
