@@ -95,7 +95,7 @@ def main(config: DictConfig) -> None:
         backbone=config.backbone.name,
         fingerprints={target: manifest["fingerprints"] for target, manifest in manifests.items()},
         provenance=provenance,
-        banners=banners,
+        banners=sorted(banners, key=lambda banner: not banner.is_loud),
     )
     if banners:
         print(f"{frame_banners(banners)}\n")
