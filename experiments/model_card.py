@@ -7,6 +7,7 @@ evaluation, with a digest of each model.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -23,13 +24,14 @@ from experiments.config import entry_point
 from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
-from experiments.evaluation.question_types import describe_left_out, pick_frequent
+from experiments.evaluation.question_types import describe_left_out, name_total, pick_frequent
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.label import format_command
 from experiments.labels.held_out import open_test
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
+from predictor.tabular import has_terms
 
 SEEN = ("train", "calibration")
 BLIND = "blind answerer"
@@ -85,7 +87,8 @@ def tabulate(
     blind = score_blind([each.outcomes for each in seen], test)
     by_type = split_kinds(test)
     frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
-    groups = {"all": np.ones(len(test), bool), **{kind: by_type[kind] for kind in frequent}}
+    groups = {name_total("all", frequent): np.ones(len(test), bool)}
+    groups |= {kind: by_type[kind] for kind in frequent}
     every = np.arange(len(test))
     oracles = []
     for convention in get_args(Convention):
@@ -113,12 +116,17 @@ def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
     """Scores `[num_samples]` of an answerer that reads the question alone.
 
     Logistic regression on the question's words and pairs of words, from the questions and first references
-    of the other splits: what the questions give away about their answers.
+    of the other splits: what the questions give away about their answers. Where the questions have no words,
+    or one answer only, it gives the most frequent answer.
     """
     questions = [question for table in seen for question in table.question]
     answers = [references[0] for table in seen for references in table.references]
-    answerer = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(**BLIND_SETTINGS))
-    guesses = answerer.fit(questions, answers).predict(list(test.question))
+    words = TfidfVectorizer(ngram_range=(1, 2))
+    if len(set(answers)) > 1 and has_terms(words, questions):
+        answerer = make_pipeline(words, LogisticRegression(**BLIND_SETTINGS))
+        guesses = answerer.fit(questions, answers).predict(list(test.question))
+    else:
+        guesses = np.full(len(test), Counter(answers).most_common(1)[0][0], dtype=object)
     rows = zip(test.metric, guesses, test.references, strict=True)
     return np.array([score(str(metric), str(guess), references) for metric, guess, references in rows])
 

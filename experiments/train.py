@@ -46,7 +46,7 @@ from predictor.folder import write_json
 from predictor.hybrid import Hybrid
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
-from predictor.splitting import halve
+from predictor.splitting import FEW_IMAGES, halve
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ def _train(
     # Written beside its place and renamed: whoever finds the folder finds all of one training.
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
-    earlier = _find_earlier(target.parent, identity)
+    num_images = len({*train.outcomes.image_id, *validation.outcomes.image_id})
+    earlier = _find_earlier(target.parent, identity, num_images)
     if earlier is not None:
         predictor, seconds = earlier
     else:
@@ -142,6 +143,11 @@ def _train(
         half = halve(calibration.outcomes.image_id)
         predictor.calibrate(calibration.select(half), copy.deepcopy(settings.calibrator))
         calibration = calibration.select(~half)
+        if not len(calibration):
+            raise ValueError(
+                "no calibration image is left for prices that the calibrator has not seen: label more "
+                "calibration images, or train without a calibrator"
+            )
     predictor.save(staging)
     estimates = predictor.predict(calibration.inputs)
     prices = PriceList.from_calibration(
@@ -182,7 +188,9 @@ def _train(
     return record
 
 
-def _find_earlier(home: Path, identity: dict[str, Any]) -> tuple[ScalePredictor, float] | None:
+def _find_earlier(
+    home: Path, identity: dict[str, Any], num_images: int
+) -> tuple[ScalePredictor, float] | None:
     """The predictor of this identity that tokenscale 0.1 trained, and the seconds that it took.
 
     That version kept one predictor of each name, in `home` itself. One with a calibrator is trained again:
@@ -191,6 +199,8 @@ def _find_earlier(home: Path, identity: dict[str, Any]) -> tuple[ScalePredictor,
     record = read_record(home)
     if record is None or record.identity != identity or "calibrator" in identity:
         return None
+    if num_images < FEW_IMAGES:
+        return None  # another part of so few images was validation then
     try:
         predictor = ScalePredictor.load(home)
     except (ValueError, OSError) as error:

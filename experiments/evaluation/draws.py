@@ -76,7 +76,7 @@ def collect_draws(
     guarantees: Sequence[CheckedGuarantee] = (),
 ) -> dict[str, Float32s]:
     """The content of `draws.safetensors`, of those accounts and guarantees that `metrics.json` has too."""
-    by_path: dict[tuple[str, ...], Floats] = {
+    by_path: dict[tuple[str, ...], NDArray[np.floating]] = {
         ("predictors", name, *figure.split("/")): drawn
         for name, figures in comparison.draws.items()
         for figure, drawn in figures.items()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.evaluation.accounts import Account
 from experiments.evaluation.calibration import Reliability
@@ -200,7 +201,7 @@ class Comparison:
     differences: Sequence[Difference]
     predictors: Sequence[PredictorFigures]
     reference: str | None
-    draws: Mapping[str, Mapping[str, Floats]]
+    draws: Mapping[str, Mapping[str, NDArray[np.floating]]]
 
     @property
     def nothing_to_gain(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.evaluation.metrics import split_kinds
+from experiments.evaluation.question_types import name_total
 from m3_backbone.outcomes import OutcomeTable
 
 # A mean score within this of the best scale's is as good.
@@ -53,7 +54,8 @@ def tabulate_needs(table: OutcomeTable, margin: float = MARGIN) -> list[Need]:
 
 
 def _group(table: OutcomeTable) -> dict[str, np.ndarray]:
-    return {"all questions": np.ones(len(table), bool), **split_kinds(table)}
+    kinds = split_kinds(table)
+    return {name_total("all questions", kinds): np.ones(len(table), bool), **kinds}
 
 
 def _measure(name: str, table: OutcomeTable, rows: np.ndarray, margin: float) -> Need:

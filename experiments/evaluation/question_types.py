@@ -1,6 +1,6 @@
 """Which question types are shown where there are thousands, as where a `category` is an id."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # Rows of a table, or of a heat map, that can be read and drawn.
 MOST_SHOWN = 50
@@ -26,3 +26,11 @@ def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) ->
     if num_types <= most:
         return ""
     return f"The {most} most frequent of {num_types:,} question types are shown{rest and f'; {rest}'}."
+
+
+def name_total(label: str, types: Iterable[str]) -> str:
+    """Return the name of the row of all question types, told apart from a type that is called so."""
+    taken = set(types)
+    while label in taken:
+        label = f"{label} (total)"
+    return label

@@ -23,6 +23,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from m3_backbone.labels import Labels, VisualTokens
 from m3_backbone.outcomes import OutcomeTable
+from predictor.tabular import has_terms
 
 MAX_WORDS = 200
 NUM_COMPONENTS = 48
@@ -57,7 +58,10 @@ class KnownColumns:
         inputs = train.inputs
         self._words = CountVectorizer(
             token_pattern=r"\w+", ngram_range=(1, 2), binary=True, max_features=MAX_WORDS
-        ).fit(inputs.question)
+        )
+        # One column that is always 0 where no question has a word.
+        questions = inputs.question if has_terms(self._words, inputs.question) else ["word"]
+        self._words.fit(questions)
         self._scale = FEATURE_SCALE if FEATURE_SCALE in inputs.visual else max(inputs.visual)
         self._num_tokens = inputs.visual_at(self._scale).tokens.shape[1]
         images = self._flatten(inputs.visual_at(self._scale))

@@ -101,7 +101,7 @@ def write_headline(comparison: Comparison) -> str:
             "1 test image is" if comparison.num_images == 1 else f"{comparison.num_images} test images are"
         )
         return f"No finding: {images} too few to compare {figures.name} with mixing fixed scales."
-    if not has_headroom(comparison):
+    if comparison.nothing_to_gain:
         return write_no_headroom(comparison)
     difference = describe_difference(figures.mean_to_mix, "mixing fixed scales", comparison.confidence)
     sentence = f"At the same mean number of visual tokens, {figures.name} scores {difference}"
@@ -109,11 +109,6 @@ def write_headline(comparison: Comparison) -> str:
         against = str(comparison.reference)
         sentence += f" and {describe_difference(figures.mean_to_reference, against, comparison.confidence)}"
     return f"{sentence}."
-
-
-def has_headroom(comparison: Comparison) -> bool:
-    """Whether scales differ in cost, and some choice of them beats mixing fixed scales at some cost."""
-    return not _cost_the_same(comparison) and bool(comparison.oracle_gap.value > 1e-9)
 
 
 def write_no_headroom(comparison: Comparison) -> str:

@@ -13,7 +13,6 @@ from experiments.reporting.displays import draw_front
 from experiments.reporting.export import encode_picture, save_figure
 from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
 from experiments.reporting.page import Provenance, write_page
-from experiments.reporting.summary import has_headroom
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
 from predictor.folder import write_json
@@ -126,7 +125,7 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
         ]
         if is_too_few(comparison.num_images):
             result = f"there is no finding: test images are too few ({comparison.num_images})."
-        elif ways and has_headroom(comparison):
+        elif ways and not comparison.nothing_to_gain:
             result = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(ways)}."
         else:
             result = "no choice of scales beats the mix, so there is nothing to recover."

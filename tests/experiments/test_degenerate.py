@@ -11,7 +11,7 @@ import pytest
 from experiments.evaluation.accounts import Account
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Climbing, Contender, Estimating
-from experiments.evaluation.draws import collect_draws
+from experiments.evaluation.draws import collect_draws, name_tensor
 from experiments.evaluation.keys import Bound
 from experiments.evaluation.metrics import collect_account, collect_metrics
 from experiments.evaluation.resampled import Resampled
@@ -350,7 +350,10 @@ def test_a_predictor_may_have_any_name(names):
         assert [row.pop("first") for row in metrics["differences"]] == [first, second, third, first, first]
         assert metrics.pop("reference") == second
         assert list(metrics["predictors"]) == [first, second, third]
-        drawn = [collect_draws(found)[f"predictors/{name}/mean_to_mix"] for name in (first, second, third)]
+        drawn = [
+            collect_draws(found)[name_tensor("predictors", name, "mean_to_mix")]
+            for name in (first, second, third)
+        ]
         metrics["predictors"] = list(metrics["predictors"].values())
         tables.append((json.dumps(metrics), np.array(drawn).tolist()))
     assert tables[0] == tables[1]

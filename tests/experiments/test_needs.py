@@ -330,3 +330,20 @@ def test_where_one_scale_always_suffices_everyone_knows():
     train, test = labels_of("train", 20, 1), labels_of("test", 20, 2)
     train, test = (with_outcomes(each, score=np.ones_like(each.outcomes.score)) for each in (train, test))
     assert set(classify(train, test).values()) == {1.0}
+
+
+def test_a_question_type_may_be_called_like_the_row_of_all():
+    table = make_outcomes("test", 30)
+    table.kind[:] = np.where(np.arange(len(table)) % 2 == 0, "all questions", "other")
+    needs = tabulate_needs(table)
+    assert [need.name for need in needs] == ["all questions (total)", "all questions", "other"]
+    assert [need.num_samples for need in needs] == [120, 60, 60]
+
+
+def test_questions_without_words_tell_classifiers_nothing(stated):
+    train, test = (
+        replace(labels, inputs=replace(labels.inputs, question=["?!"] * len(labels)))
+        for labels in (stated[0], stated[2])
+    )
+    accuracy = ScaleClassifiers.fit(train).measure(test)
+    assert accuracy["question"] == accuracy["the commonest"]

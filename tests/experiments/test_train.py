@@ -115,7 +115,9 @@ def test_prices_and_hybrid_come_from_samples_that_the_calibrator_has_not_seen(la
     )
     assert PriceList.load(folder) == expected
     hybrid = fit_hybrid(predictor.predict(unseen.inputs), unseen.outcomes, None, 0.01)
-    np.testing.assert_array_equal(Hybrid.load(folder).cost, hybrid.cost)
+    saved = Hybrid.load(folder)
+    assert saved is not None
+    np.testing.assert_array_equal(saved.cost, hybrid.cost)
     whole = PriceList.from_calibration(
         predictor.predict(calibration.inputs),
         calibration.inputs.visual_tokens,

@@ -24,7 +24,7 @@ def test_units_of_the_features_do_not_matter():
     score = (rng.random(60) < expit(features[:, 0] - 6)).astype(float)
     units = np.array([0.01, 100.0, 1.0, 1.0])
     chances = [expit(each @ _fit_logistic(each, score)) for each in (features, features * units)]
-    np.testing.assert_allclose(*chances, atol=1e-4)
+    np.testing.assert_allclose(chances[0], chances[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("right", [0.0, 1.0])

@@ -45,7 +45,7 @@ def test_trainings_with_other_settings_do_not_replace_each_other(labels, tmp_pat
     ]
     identities = [train(labels, tmp_path, *variant) for variant in variants]
     opened = [open_trained(tmp_path, "question_only", identity) for identity in identities]
-    assert [each.predictor.max_words for each in opened] == [1, 2, 2, 2]
+    assert [each.record.identity["arguments"]["max_words"] for each in opened] == [1, 2, 2, 2]
     assert [each.seed for each in opened] == [0, 0, 7, 0]
     assert len({each.folder for each in opened}) == len({each.digest for each in opened}) == 4
 
@@ -63,7 +63,7 @@ def test_a_folder_whose_record_does_not_agree_is_refused(labels, tmp_path):
     one, other = (train(labels, tmp_path, QuestionOnly(max_words=number)) for number in (1, 2))
     places = [locate(tmp_path, "question_only", identity) for identity in (one, other)]
     shutil.rmtree(places[1])
-    shutil.copytree(*places)
+    shutil.copytree(places[0], places[1])
     with pytest.raises(ValueError, match=r"trained with other max_words \(1 there, 2 here\)"):
         open_trained(tmp_path, "question_only", other)
 
@@ -113,8 +113,11 @@ def test_file_names_are_plain_where_names_are_and_stay_distinct():
     assert all(0 < len(each) <= 120 and "/" not in each and not each.startswith(".") for each in encoded)
 
 
-def test_what_the_first_version_trained_is_taken_over(labels, tmp_path):
+def test_what_the_first_version_trained_is_taken_over(tmp_path):
     """It kept one predictor of a name, in the folder of that name, and no digests of files."""
+    labels = tmp_path / "labels"
+    parts = {"train": make_labels(220, seed=0), "calibration": make_labels(20, seed=1, split="calibration")}
+    write_labels(labels, parts)
     identity = train(labels, tmp_path / "new", QuestionOnly())
     place = locate(tmp_path / "new", "question_only", identity)
     old = tmp_path / "old" / "question_only"
