@@ -73,6 +73,7 @@ def to_timings(latency: Latency) -> Timings:
         latency.answer.mean(axis=1),
         {name: samples.mean(axis=1) for name, samples in latency.overhead.items()},
         latency.job["batch_size"],
+        latency.vision.shape[1],
     )
 
 
