@@ -64,6 +64,14 @@ class Timings:
         """Number of timed pictures."""
         return len(self.vision) * self.batch_size
 
+    def describe(self) -> dict[str, int]:
+        """How much was timed, as JSON."""
+        return {
+            "num_pictures": self.num_pictures,
+            "num_rounds": self.num_rounds,
+            "batch_size": self.batch_size,
+        }
+
     def means(self) -> TimingMeans:
         """Over all pictures, R = 1. Means and not medians, so that the parts add up to the whole."""
         return self._weigh(np.full((1, len(self.vision)), 1 / len(self.vision)))

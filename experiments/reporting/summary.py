@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.evaluation.accounts import Account
 from experiments.evaluation.figures import Comparison, Point
 from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
@@ -262,6 +263,8 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         f"{' or in '.join(comparison.account.unit for comparison in comparisons)}, the choosing included; "
         "averaged over log budget"
     )
+    notes = [describe_timings(comparison.account) for comparison in comparisons]
+    caption = "; ".join([caption, *filter(None, notes)])
     return Table(caption, tuple(header), tuple(map(tuple, rows)), name="costs")
 
 
@@ -278,7 +281,24 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
         for figures in comparison.predictors
     ]
     caption = f"Parts of the cost of an answer in {account.unit}: {account.label}"
+    if note := describe_timings(account):
+        caption += f"; {note}"
     return Table(caption, ("", *parts, "predictor", "answer"), tuple(rows), name=f"parts_{account.key}")
+
+
+def describe_timings(account: Account) -> str:
+    """How much was timed, and what the intervals cover; empty if the costs of the account are not timed."""
+    timings = account.timings
+    if timings is None:
+        return ""
+    pictures, rounds = (
+        f"{number:,} {noun}{'' if number == 1 else 's'}"
+        for number, noun in ((timings.num_pictures, "picture"), (timings.num_rounds, "round"))
+    )
+    return (
+        f"milliseconds are means over {pictures} timed in {rounds}; their intervals cover the noise of these "
+        "timings, but not drift between runs"
+    )
 
 
 def _head(budgets: np.ndarray) -> tuple[str, ...]:

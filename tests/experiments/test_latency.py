@@ -86,9 +86,7 @@ def predictors(backbone, tmp_path):
         for prefix in ("train", "validation")
     )
     fitted = (Mix(), NearestNeighbours(features=features, num_components=2, name="reading"))
-    return [
-        Loaded(each.name, f"digest of {each.name}", each.fit(train, validation)) for each in fitted
-    ]
+    return [Loaded(each.name, f"digest of {each.name}", each.fit(train, validation)) for each in fitted]
 
 
 @pytest.fixture
