@@ -86,6 +86,19 @@ class Timings:
         counts = random.multinomial(number, np.full(number, 1 / number), size=num_resamples)
         return self._weigh(counts / number)
 
+    def bound(
+        self, num_resamples: int, seed: int, confidence: float = 0.95
+    ) -> tuple[TimingMeans, TimingMeans]:
+        """Lower and upper ends of percentile intervals of the means, each R = 1."""
+        drawn = self.resample(num_resamples, seed)
+
+        def cut(tail: float) -> TimingMeans:
+            overhead = {name: np.quantile(taken, [tail]) for name, taken in drawn.overhead.items()}
+            cost = np.quantile(drawn.cost, [tail], axis=0)
+            return TimingMeans(cost, np.quantile(drawn.shared, [tail]), overhead)
+
+        return cut((1 - confidence) / 2), cut((1 + confidence) / 2)
+
     def with_names(self, trained: Mapping[str, str]) -> "Timings":
         """The same with the overheads of other policies, by name: each that of the predictor it names."""
         return replace(self, overhead={name: self.overhead[source] for name, source in trained.items()})

@@ -15,6 +15,7 @@ from experiments.reporting.merit_tables import build_merit_tables
 from experiments.reporting.numbers import (
     MINUS,
     format_difference,
+    format_milliseconds,
     format_percent,
     format_score,
     format_share,
@@ -269,17 +270,28 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
 
 
 def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
-    """What an answer costs at each scale, by part `[num_scales]`; last what each predictor adds to it."""
+    """What an answer costs at each scale, by part `[num_scales]`; last what each predictor adds to it.
+
+    Measured costs have intervals over the timed pictures.
+    """
     account, whole = comparison.account, comparison.fixed.cost.value
+    answers = [format_small(float(cost)) for cost in whole]
+    overhead = {figures.name: format_small(account.own_of(figures.name)) for figures in comparison.predictors}
+    if account.timings is not None:
+        low, high = account.timings.bound(
+            comparison.num_resamples, comparison.bootstrap_seed, comparison.confidence
+        )
+        answers = [format_milliseconds(*each) for each in zip(whole, low.cost[0], high.cost[0], strict=True)]
+        overhead |= {
+            name: format_milliseconds(account.own_of(name), low.overhead[name][0], high.overhead[name][0])
+            for name in overhead.keys() & low.overhead
+        }
     blank = ("",) * len(parts)
     rows = []
     for column, scale in enumerate(comparison.scales):
         numbers = [format_small(float(part[column])) for part in parts.values()]
-        rows.append((f"scale {scale}", *numbers, "", format_small(float(whole[column]))))
-    rows += [
-        (f"{figures.name}, its overhead", *blank, format_small(account.own_of(figures.name)), "")
-        for figures in comparison.predictors
-    ]
+        rows.append((f"scale {scale}", *numbers, "", answers[column]))
+    rows += [(f"{name}, its overhead", *blank, cost, "") for name, cost in overhead.items()]
     caption = f"Parts of the cost of an answer in {account.unit}: {account.label}"
     if note := describe_timings(account):
         caption += f"; {note}"

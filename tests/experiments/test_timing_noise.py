@@ -20,7 +20,7 @@ from experiments.evaluation.policy_means import PolicyMeans
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import resample
 from experiments.evaluation.timings import TimingMeans, Timings
-from experiments.reporting.summary import describe_timings
+from experiments.reporting.summary import describe_timings, tabulate_parts
 from predictor.hull import upper_hull
 from predictor.policy import choose
 from predictor.pricing import OperatingPoint
@@ -216,3 +216,16 @@ def test_it_is_said_how_much_was_timed_and_what_is_not_covered(account):
         "timings, but not drift between runs"
     )
     assert not describe_timings(replace(account, timings=None))
+
+
+def test_tables_of_milliseconds_have_intervals():
+    """Two pictures, the second of which takes twice as long: a mean is among 1, 1.5 and 2 times the first."""
+    took = np.array([1.0, 2.0])
+    timings = Timings(took, took[:, None] * [1, 2, 3, 9], {"informed": 0.1 * took})
+    low, high = timings.bound(200, seed=0)
+    assert (low.cost.tolist(), high.cost.tolist()) == ([[2, 3, 4, 10]], [[4, 6, 8, 20]])
+    account = count_milliseconds(timings)
+    splits = make_outcomes("calibration", 20), make_outcomes("test", 20)
+    table = tabulate_parts(compare(*splits, account=account), account.mean_parts(splits[1]))
+    assert table.rows[3] == ("scale 144", "1.5", "14", "", "15 [10, 20]")
+    assert [row[3] for row in table.rows[4:]] == ["0.15 [0.1, 0.2]", "0"]
