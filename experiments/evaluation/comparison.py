@@ -154,7 +154,7 @@ def _measure_luck_free(
     num_prices: int,
     settings: Mapping[str, Any],
 ) -> dict[str, LuckFree]:
-    counts = {"num_budgets": num_budgets, "num_prices": num_prices}
+    counts: dict[str, Any] = {"num_budgets": num_budgets, "num_prices": num_prices}
     found = {}
     if all(len(its) == 1 for its in test.references) and set(test.metric) == {EXACT}:
         once = expect_scores(test.nll, test.reference_tokens)[None]

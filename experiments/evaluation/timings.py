@@ -37,7 +37,9 @@ class TimingMeans:
         of the predictor whose overhead every answer pays, if any. The cost is vision pass and overhead, once,
         and for each scale its share times prefill and decoding.
         """
-        once = self.shared + self.overhead[name] if name in self.overhead else self.shared
+        once = self.shared
+        if name is not None and name in self.overhead:
+            once = once + self.overhead[name]
         total = np.repeat(once[:, None], tried[0].shape[1], axis=1)
         for scale, share in enumerate(tried):
             total += share * (self.cost[:, scale] - self.shared)[:, None]
