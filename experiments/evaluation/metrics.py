@@ -66,8 +66,8 @@ labels, predictors and seeds give the same bytes. `experiments.evaluation.figure
                             costs, differences and shares of schema 4 are others, and not to be compared
 
 `milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
-`timings` num_pictures, num_rounds and batch_size. Its intervals cover the noise of these timings, but not how
-the machine drifts between runs.
+`timings` num_pictures, num_rounds, batch_size, and the figures of `fixed` with their intervals. Intervals cover
+the noise of these timings, but not how the machine drifts between runs.
 
 `chosen` [num_scales] are shares of the samples.
 """
@@ -166,12 +166,12 @@ def collect_metrics(
 
 def collect_account(comparison: Comparison) -> dict[str, Any]:
     """What `metrics.json` says of costs in another unit, and `milliseconds.json` of milliseconds."""
-    timings = comparison.account.timings
+    timings, fixed = comparison.account.timings, comparison.fixed.cost
     return {
         "unit": comparison.account.unit,
-        **({} if timings is None else {"timings": timings.describe()}),
+        **({} if timings is None else {"timings": timings.describe() | {"fixed": list_estimates(fixed)}}),
         "budgets": to_json(comparison.budgets[[0, -1]]),
-        "fixed": to_json(comparison.fixed.cost.value),
+        "fixed": to_json(fixed.value),
         "predictors": {
             figures.name: {
                 "own": to_json(comparison.account.own_of(figures.name)),

@@ -209,7 +209,10 @@ def test_a_resample_has_its_timings_whatever_block_it_is_in(account, monkeypatch
 def test_it_is_said_how_much_was_timed_and_what_is_not_covered(account):
     splits = make_outcomes("calibration", 20), make_outcomes("test", 20)
     content = collect_account(compare(*splits, account=account))
+    fixed = content["timings"].pop("fixed")
     assert content["timings"] == {"num_pictures": 24, "num_rounds": 3, "batch_size": 2}
+    assert [each["value"] for each in fixed] == content["fixed"]
+    assert all(each["low"] < each["value"] < each["high"] for each in fixed)
     assert "timings" not in collect_account(compare(*splits, account=replace(account, timings=None)))
     assert describe_timings(account) == (
         "milliseconds are means over 24 pictures timed in 3 rounds; their intervals cover the noise of these "
