@@ -66,8 +66,8 @@ labels, predictors and seeds give the same bytes. `experiments.evaluation.figure
                             costs, differences and shares of schema 4 are others, and not to be compared
 
 `milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
-`timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover the
-noise of these timings, but not how the machine drifts between runs.
+`timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
+the noise of these timings, but not how the machine drifts between runs.
 
 `chosen` [num_scales] are shares of the samples.
 """
