@@ -19,6 +19,8 @@ from experiments.training.configured import open_configured
 
 log = logging.getLogger(__name__)
 
+_NUM_RESAMPLES = 10_000
+
 
 @entry_point("latency")
 def main(config: DictConfig) -> None:
@@ -73,28 +75,46 @@ def to_timings(latency: Latency) -> Timings:
         latency.answer.mean(axis=1),
         {name: samples.mean(axis=1) for name, samples in latency.overhead.items()},
         latency.job["batch_size"],
+        latency.vision.shape[1],
     )
 
 
 def format_latency(latency: Latency) -> str:
-    """A table of mean milliseconds per answer, and what they were measured on."""
+    """A table of mean milliseconds per answer with intervals, and what they were measured on."""
     timings = to_timings(latency)
     means = timings.means()
+    low, high = timings.bound(_NUM_RESAMPLES, seed=0)
     (vision,), (cost,) = means.shared, means.cost
-    rows = [["", "vision", "prefill and decode", "predictor", "ms"]]
+    rows = [["", "vision", "prefill and decode", "predictor", "ms", "95% interval"]]
     rows += [
-        [f"scale {scale}", f"{vision:.2f}", f"{whole - vision:.2f}", "", f"{whole:.2f}"]
-        for scale, whole in zip(latency.scales, cost, strict=True)
+        [
+            f"scale {scale}",
+            f"{vision:.2f}",
+            f"{whole - vision:.2f}",
+            "",
+            f"{whole:.2f}",
+            f"{least:.2f} to {most:.2f}",
+        ]
+        for scale, whole, least, most in zip(latency.scales, cost, low.cost[0], high.cost[0], strict=True)
     ]
     rows += [
-        [f"{name}, its overhead", "", "", f"{taken[0]:.2f}", ""] for name, taken in means.overhead.items()
+        [
+            f"{name}, its overhead",
+            "",
+            "",
+            f"{taken[0]:.2f}",
+            "",
+            f"{low.overhead[name][0]:.2f} to {high.overhead[name][0]:.2f}",
+        ]
+        for name, taken in means.overhead.items()
     ]
     num_batches, num_rounds = latency.vision.shape
     job = latency.job
     return (
         f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
         f"{num_batches * timings.batch_size} pictures in {num_rounds} rounds, {job['machine']}, "
-        f"{job['num_threads']} threads, {latency.dtype}"
+        f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
+        "pictures, and do not cover drift between runs"
     )
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from experiments.evaluation import figures as fig
 from experiments.evaluation.calibration import Binned
 from experiments.evaluation.candidates import Candidate
-from experiments.evaluation.contenders import Contender, Outcomes
+from experiments.evaluation.contenders import Contender, Outcomes, Ways
 from experiments.evaluation.fronts import Floats, find_smallest_right, raise_budgets, trace_prices
 from experiments.evaluation.keys import Bound, Key, Metric, Opponent, Policy, Predictor, Rule
 from experiments.evaluation.merits import Curve, average, divide, measure_merits
 from experiments.evaluation.oracles import RULES, choose_by_rule
+from experiments.evaluation.policy_means import PolicyMeans
 from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import ImageMeans
+from experiments.evaluation.timings import TimingMeans
 from predictor.policy import Front, find_unit, space_budgets
 from predictor.switches import find_switches
 
@@ -32,7 +33,8 @@ class Bench:
     """Contenders on one test split: operating points from calibration, then figures from test.
 
     `image` `[num_samples]` numbers the images that the test samples ask about; `own` is what each contender
-    adds to every answer. `candidates` are by name.
+    adds to every answer. With `timed`, costs are means over timed pictures, and `measure` is given those of
+    each resample. `candidates` are by name.
     """
 
     def __init__(
@@ -46,13 +48,14 @@ class Bench:
         reference: str | None,
         num_budgets: int,
         num_prices: int,
+        timed: bool = False,
     ) -> None:
         learned, self.outcomes, self.image = calibration, test, image
         # What every policy can meet, its own cost paid.
         self.budgets = space_budgets(learned.cost + max(own.values()), num_budgets)
         self.best_fixed = int(learned.score.mean(axis=0).argmax())
         self.baselines = {fig.FINEST: test.cost.shape[1] - 1, fig.BEST_FIXED: self.best_fixed}
-        self.means = ImageMeans(image)
+        self.means = PolicyMeans(image, timed=timed)
         self._smallest = find_smallest_right(test.score)
 
         def prepare(contender: Contender) -> Candidate:
@@ -78,7 +81,7 @@ class Bench:
             if candidate.estimates is not None
         }
         for name, binned in self.reliabilities.items():
-            binned.add_to(self.means, Predictor(name))
+            binned.add_to(self.means.images, Predictor(name))
 
     @property
     def pairs(self) -> list[tuple[Predictor, Opponent]]:
@@ -97,33 +100,33 @@ class Bench:
     def _add_bounds(self, num_prices: int) -> Front:
         """Fixed scales and oracles; the front of the budgeted oracle, from cheap to dear."""
         cost, score = self.outcomes.cost, self.outcomes.score
-        self.means.add_columns((Bound.FIXED, Part.POINTS), cost, score)
+        ways = Ways.single(cost.shape[1])
+        self.means.add_fixed((Bound.FIXED, Part.POINTS), cost, score)
         switches, unit = find_switches(score, cost), find_unit(cost)
         prices = trace_prices(switches, cost, unit=unit, num_prices=num_prices)
         schedule = Schedule.at_prices(switches, prices, unit)
-        self.means.add((Bound.BUDGETED, Part.POINTS), schedule, cost, score)
-        every = np.arange(len(score))
+        self.means.add((Bound.BUDGETED, Part.POINTS), schedule, ways, cost, score)
         for rule in RULES:
-            chosen = choose_by_rule(score, rule)
-            parts = cost[every, chosen][:, None], score[every, chosen][:, None]
-            self.means.add_columns((Rule(rule), Part.POINTS), *parts)
+            self.means.add_point((Rule(rule), Part.POINTS), choose_by_rule(score, rule), ways, cost, score)
         return Front(schedule.mean(cost)[::-1], schedule.mean(score)[::-1], prices[::-1])
 
     def _add_candidate(self, policy: Predictor, candidate: Candidate) -> None:
         """Its operating points, its default price, and what its choices there are."""
-        self.means.add((policy, Part.POINTS), candidate.points, candidate.cost, candidate.score)
-        every, ways = np.arange(len(candidate.cost)), candidate.default.choice
-        default = (candidate.cost[every, ways][:, None], candidate.score[every, ways][:, None])
-        self.means.add_columns((policy, Part.DEFAULT), *default)
+        outcomes = candidate.ways, candidate.cost, candidate.score, policy.name
+        self.means.add((policy, Part.POINTS), candidate.points, *outcomes)
+        self.means.add_point((policy, Part.DEFAULT), candidate.default.choice, *outcomes)
         known, steps = (self._smallest >= 0)[:, None], candidate.default_scale - self._smallest
         right_coarse_fine = known * np.column_stack([steps == 0, steps < 0, steps > 0])
-        self.means.add_columns(
+        self.means.images.add_columns(
             (policy, Part.CHOICES), known.astype(np.float64), right_coarse_fine.astype(np.float64)
         )
 
-    def measure(self, weights: np.ndarray) -> dict[Key, Floats]:
-        """Every metric, its first dimension that of `weights` `[num_resamples, num_images]`."""
-        means = self.means(weights)
+    def measure(self, weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[Key, Floats]:
+        """Every metric, its first dimension that of `weights` `[num_resamples, num_images]`.
+
+        If costs are timed, `milliseconds` are those of the same resamples.
+        """
+        means = self.means(weights, milliseconds)
         fixed_cost, fixed_score = means[Bound.FIXED, Part.POINTS]
         found = {Key(Bound.FIXED, Metric.POINT_COST): fixed_cost}
         found[Key(Bound.FIXED, Metric.POINT_SCORE)] = fixed_score

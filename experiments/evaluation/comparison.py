@@ -53,8 +53,8 @@ def compare_policies(
     `reference` names the contender that the others are compared with, if it is there. `num_prices` are traced
     at most. Costs and budgets are those of `account`. `resampled` are scores of drawn answers, for an oracle
     without luck. `seed` is that of the bootstrap: on the same test samples it draws the same images, whatever
-    the contenders are. Raises ValueError when an image is in both splits, a split is empty, or contenders
-    are none or share a name.
+    contenders and account are. If the account has timings, the timed pictures are drawn too. Raises
+    ValueError when an image is in both splits, a split is empty, or contenders are none or share a name.
     """
     check_confidence(confidence)
     check_names([contender.name for contender in contenders])
@@ -75,16 +75,25 @@ def compare_policies(
         reference=reference,
         num_budgets=num_budgets,
         num_prices=num_prices,
+        timed=account.timings is not None,
     )
-    draws = resample(bench.measure, bench.means.num_images, num_resamples=num_resamples, seed=seed)
+    num_images = bench.means.images.num_images
+    draws = resample(
+        bench.measure, num_images, num_resamples=num_resamples, seed=seed, timings=account.timings
+    )
     estimated = {key: each.estimate(confidence) for key, each in draws.items()}
     fixed = _point(estimated, Bound.FIXED)
-    settings = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
+    settings = {
+        "num_resamples": num_resamples,
+        "confidence": confidence,
+        "seed": seed,
+        "timings": account.timings,
+    }
     return fig.Comparison(
         account=account,
         scales=test.scales,
         num_samples=len(test),
-        num_images=bench.means.num_images,
+        num_images=num_images,
         num_calibration_samples=len(calibration),
         confidence=confidence,
         num_resamples=num_resamples,
@@ -145,7 +154,7 @@ def _measure_luck_free(
     num_prices: int,
     settings: Mapping[str, Any],
 ) -> dict[str, LuckFree]:
-    counts = {"num_budgets": num_budgets, "num_prices": num_prices}
+    counts: dict[str, Any] = {"num_budgets": num_budgets, "num_prices": num_prices}
     found = {}
     if all(len(its) == 1 for its in test.references) and set(test.metric) == {EXACT}:
         once = expect_scores(test.nll, test.reference_tokens)[None]

@@ -79,6 +79,12 @@ class Ways:
         """From every scale to every one that is not coarser."""
         return cls(*np.triu_indices(num_scales))
 
+    @property
+    def tried(self) -> NDArray[np.bool_]:
+        """Whether each way tries each scale, `[num_ways, num_scales]`."""
+        scale = np.arange(int(self.stop.max()) + 1)
+        return (self.start[:, None] <= scale) & (scale <= self.stop[:, None])
+
     def find(self, start: ArrayLike, stop: ArrayLike) -> Choices:
         """Numbers of the ways from `start` to `stop`, of any equal shapes. ValueError where there is none."""
         size = int(self.stop.max()) + 1

@@ -5,7 +5,6 @@ any unit. What a policy does at a price is `predictor.policy`'s; here is what ca
 """
 
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Literal
 
 import numpy as np
@@ -26,28 +25,6 @@ ORACLES: dict[Convention, str] = {
 
 # Mean costs reach us as sums divided by counts; this much below the cheapest is still the cheapest.
 _ROUNDING = 1e-9
-
-
-def score_of_mix(fixed_cost: ArrayLike, fixed_score: ArrayLike, cost: ArrayLike) -> Floats:
-    """What choosing at random between two fixed scales reaches for each mean cost, `[..., num_costs]`.
-
-    The upper concave hull of the fixed scales' points `[..., num_scales]`; leading dimensions (resamples) go
-    together. A cost above the best scale's buys nothing more; one below the cheapest scale's gives nan, and
-    `raise_budgets` raises it to that.
-    """
-    costs = np.asarray(fixed_cost, dtype=np.float64)[..., None, :]
-    scores = np.asarray(fixed_score, dtype=np.float64)[..., None, :]
-    cheapest = costs.min(axis=-1)
-    wanted = np.asarray(cost, dtype=np.float64)
-    wanted = np.where(wanted >= cheapest * (1 - _ROUNDING), np.maximum(wanted, cheapest), np.nan)
-    best = np.where(costs <= wanted[..., None], scores, -np.inf).max(axis=-1)
-    for low, high in permutations(range(costs.shape[-1]), 2):
-        low_cost, high_cost = costs[..., low], costs[..., high]
-        between = (low_cost <= wanted) & (wanted < high_cost)
-        share = np.divide(wanted - low_cost, high_cost - low_cost, out=np.zeros_like(wanted), where=between)
-        line = scores[..., low] + share * (scores[..., high] - scores[..., low])
-        best = np.where(between, np.maximum(best, line), best)
-    return np.where(np.isnan(wanted), np.nan, best)
 
 
 def raise_budgets(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:

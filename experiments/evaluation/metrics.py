@@ -62,9 +62,12 @@ labels, predictors and seeds give the same bytes. `experiments.evaluation.figure
     flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
-                            non_inferiority, default
+                            non_inferiority, default. Before schema 5 these costs lacked the vision pass:
+                            costs, differences and shares of schema 4 are others, and not to be compared
 
-`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`).
+`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
+`timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
+the noise of these timings, but not how the machine drifts between runs.
 
 `chosen` [num_scales] are shares of the samples.
 """
@@ -162,11 +165,13 @@ def collect_metrics(
 
 
 def collect_account(comparison: Comparison) -> dict[str, Any]:
-    """What `metrics.json` says of costs in another unit."""
+    """What `metrics.json` says of costs in another unit, and `milliseconds.json` of milliseconds."""
+    timings, fixed = comparison.account.timings, comparison.fixed.cost
     return {
         "unit": comparison.account.unit,
+        **({} if timings is None else {"timings": timings.describe() | {"fixed": list_estimates(fixed)}}),
         "budgets": to_json(comparison.budgets[[0, -1]]),
-        "fixed": to_json(comparison.fixed.cost.value),
+        "fixed": to_json(fixed.value),
         "predictors": {
             figures.name: {
                 "own": to_json(comparison.account.own_of(figures.name)),

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from experiments.evaluation.contenders import Ways
 from experiments.evaluation.fronts import (
     ORACLES,
     Columns,
@@ -32,8 +33,10 @@ from experiments.evaluation.fronts import (
 )
 from experiments.evaluation.keys import Bound
 from experiments.evaluation.merits import Curve, average
+from experiments.evaluation.policy_means import PolicyMeans
 from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap, number_images
+from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.timings import TimingMeans, Timings
 from predictor.policy import find_unit, space_budgets
 from predictor.switches import find_switches
 
@@ -117,26 +120,27 @@ def measure_luck_free(
     num_resamples: int,
     confidence: float = 0.95,
     seed: int = 0,
+    timings: Timings | None = None,
 ) -> LuckFree:
     """An oracle that chooses by `estimates` and is scored by `score`: `[num_runs, num_samples, num_scales]`.
 
     `cost` is `[num_samples, num_scales]`. Figures are means over the runs at the same prices; prices are
     those of the first run. For `likelihood` both are `expect_scores`, one run; for `resampled` the estimates
-    are `leave_one_out` of the scores.
+    are `leave_one_out` of the scores. `timings` are those that the costs are means of, if they are measured.
     """
     costs = np.asarray(cost, dtype=np.float64)
     by, scores = (np.asarray(each, dtype=np.float64) for each in (estimates, score))
     image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
-    means = ImageMeans(image)
-    means.add_columns(Bound.FIXED, costs, scores.mean(axis=0))
+    means, ways = PolicyMeans(image, timed=timings is not None), Ways.single(costs.shape[1])
+    means.add_fixed(Bound.FIXED, costs, scores.mean(axis=0))
     runs = [find_switches(each, costs) for each in by]
     prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
     for run, switches in enumerate(runs):
-        means.add(run, Schedule.at_prices(switches, prices, unit), costs, scores[run])
+        means.add(run, Schedule.at_prices(switches, prices, unit), ways, costs, scores[run])
     budgets = space_budgets(costs, num_budgets)
 
-    def measure(weights: np.ndarray) -> dict[str, Floats]:
-        found = means(weights)
+    def measure(weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[str, Floats]:
+        found = means(weights, milliseconds)
         front = [np.mean([found[run][what] for run in range(num_runs)], axis=0)[:, ::-1] for what in (0, 1)]
         fixed_cost, fixed_score = found[Bound.FIXED]
         at = raise_budgets(budgets, fixed_cost)
@@ -150,6 +154,11 @@ def measure_luck_free(
         }
 
     found = bootstrap(
-        measure, means.num_images, num_resamples=num_resamples, seed=seed, confidence=confidence
+        measure,
+        means.images.num_images,
+        num_resamples=num_resamples,
+        seed=seed,
+        confidence=confidence,
+        timings=timings,
     )
     return LuckFree(**found, num_samples=len(costs), num_runs=num_runs)

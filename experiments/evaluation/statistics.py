@@ -3,7 +3,8 @@
 Questions on one image are not independent, so images are drawn, not rows; and every policy sees the same
 draws, so differences between policies keep what they have in common. Labels, predictors and prices are held
 fixed: an interval says how the figure would vary over test images, not over training runs. Where several
-seeds were trained, `combine_seeds` draws those too.
+seeds were trained, `combine_seeds` draws those too. Where costs are measured milliseconds, `resample` draws
+the timed pictures as well, independently of the test images.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -17,10 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from experiments.evaluation.schedules import Schedule
+from experiments.evaluation.timings import Timings
 
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
-Measure = Callable[[NDArray[Any]], Mapping[Key, Floats]]
+# Of weights of the images, and of mean milliseconds (`TimingMeans`) where `resample` is given timings.
+Measure = Callable[..., Mapping[Key, Floats]]
 
 # Resamples that are measured together at most, bytes of their weights, and of sums per image that are held at
 # once: bounds the memory, changes nothing else.
@@ -200,20 +203,26 @@ class Draws:
         return min(1.0, 2 / (len(self.drawn) + 1))
 
 
-def resample(measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int) -> dict[Key, Draws]:
+def resample(
+    measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int, timings: Timings | None = None
+) -> dict[Key, Draws]:
     """Every figure of `measure` on the samples and on resamples of their images.
 
     `measure` takes weights of the images `[num_resamples, num_images]` and gives figures whose first
-    dimension is `num_resamples`; with all weights 1 it gives the figure itself.
+    dimension is `num_resamples`; with all weights 1 it gives the figure itself. With `timings` it is also
+    given mean milliseconds under as many draws of the timed pictures. These come from random numbers of their
+    own, so the images drawn are the same with and without timings.
     """
     if num_resamples < 1:
         raise ValueError(f"an interval needs num_resamples >= 1: {num_resamples}")
-    point = measure(np.ones((1, num_images)))
+    milliseconds = None if timings is None else timings.resample(num_resamples, seed)
+    point = measure(np.ones((1, num_images)), *(() if timings is None else (timings.means(),)))
     drawn = {key: np.empty((*values.shape[1:], num_resamples)) for key, values in point.items()}
     start = 0
     for weights in draw_weights(num_images, num_resamples, seed):
         stop = start + len(weights)
-        for key, values in measure(weights).items():
+        of_block = () if milliseconds is None else (milliseconds[start:stop],)
+        for key, values in measure(weights, *of_block).items():
             drawn[key][..., start:stop] = np.moveaxis(values, 0, -1)
         start = stop
     return {key: Draws(point[key][0], np.moveaxis(drawn[key], -1, 0)) for key in point}
@@ -248,10 +257,16 @@ def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
 
 
 def bootstrap(
-    measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int, confidence: float = 0.95
+    measure: Measure[Key],
+    num_images: int,
+    *,
+    num_resamples: int,
+    seed: int,
+    confidence: float = 0.95,
+    timings: Timings | None = None,
 ) -> dict[Key, Estimate]:
     """Every figure of `measure`, as `resample` takes it, with its percentile interval."""
-    found = resample(measure, num_images, num_resamples=num_resamples, seed=seed)
+    found = resample(measure, num_images, num_resamples=num_resamples, seed=seed, timings=timings)
     return {name: draws.estimate(confidence) for name, draws in found.items()}
 
 

@@ -1,6 +1,6 @@
-"""Measured milliseconds of answers as numbers: means, and means under resamples of the timed pictures."""
+"""Measured milliseconds of answers: means over the timed pictures, and over resamples of these pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,26 @@ class TimingMeans:
     shared: Floats
     overhead: Mapping[str, Floats]
 
+    def __getitem__(self, resamples: slice) -> "TimingMeans":
+        """Those of some of the resamples."""
+        overhead = {name: taken[resamples] for name, taken in self.overhead.items()}
+        return TimingMeans(self.cost[resamples], self.shared[resamples], overhead)
+
+    def cost_of_policy(self, tried: Sequence[Floats], name: str | None) -> Floats:
+        """Mean milliseconds of a policy at its operating points, `[R, num_points]`.
+
+        `tried` holds for each scale the share of the samples that try it, `[R, num_points]`; `name` is that
+        of the predictor whose overhead every answer pays, if any. The cost is vision pass and overhead, once,
+        and for each scale its share times prefill and decoding.
+        """
+        once = self.shared
+        if name is not None and name in self.overhead:
+            once = once + self.overhead[name]
+        total = np.repeat(once[:, None], tried[0].shape[1], axis=1)
+        for scale, share in enumerate(tried):
+            total += share * (self.cost[:, scale] - self.shared)[:, None]
+        return total
+
 
 @dataclass(frozen=True, eq=False)
 class Timings:
@@ -32,13 +52,27 @@ class Timings:
 
     `vision` `[num_images]` are those of the vision pass, `answer` `[num_images, num_scales]` of prefill and
     decoding, `overhead` `[num_images]`, by name, of a predictor. With a `batch_size` above 1 a row is a batch
-    of so many pictures, and its numbers are per picture.
+    of so many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds.
     """
 
     vision: Floats
     answer: Floats
     overhead: Mapping[str, Floats]
     batch_size: int = 1
+    num_rounds: int = 1
+
+    @property
+    def num_pictures(self) -> int:
+        """Number of timed pictures."""
+        return len(self.vision) * self.batch_size
+
+    def describe(self) -> dict[str, int]:
+        """How much was timed, as JSON."""
+        return {
+            "num_pictures": self.num_pictures,
+            "num_rounds": self.num_rounds,
+            "batch_size": self.batch_size,
+        }
 
     def means(self) -> TimingMeans:
         """Over all pictures, R = 1. Means and not medians, so that the parts add up to the whole."""
@@ -53,6 +87,19 @@ class Timings:
         random = np.random.default_rng([seed, _STREAM])
         counts = random.multinomial(number, np.full(number, 1 / number), size=num_resamples)
         return self._weigh(counts / number)
+
+    def bound(
+        self, num_resamples: int, seed: int, confidence: float = 0.95
+    ) -> tuple[TimingMeans, TimingMeans]:
+        """Lower and upper ends of percentile intervals of the means, each R = 1."""
+        drawn = self.resample(num_resamples, seed)
+
+        def cut(tail: float) -> TimingMeans:
+            overhead = {name: np.quantile(taken, [tail]) for name, taken in drawn.overhead.items()}
+            cost = np.quantile(drawn.cost, [tail], axis=0)
+            return TimingMeans(cost, np.quantile(drawn.shared, [tail]), overhead)
+
+        return cut((1 - confidence) / 2), cut((1 + confidence) / 2)
 
     def with_names(self, trained: Mapping[str, str]) -> "Timings":
         """The same with the overheads of other policies, by name: each that of the predictor it names."""

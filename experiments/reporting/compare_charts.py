@@ -12,7 +12,8 @@ from plotly.subplots import make_subplots
 
 from experiments.evaluation.accounts import TOKENS
 from experiments.evaluation.entries import Entry
-from experiments.evaluation.fronts import Floats, score_of_mix
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.merits import Curve
 from experiments.evaluation.oracles import RULES
 from experiments.reporting.charts import INK, SYMBOLS, add_band, escape, finish_chart
 from experiments.reporting.displays import (
@@ -80,7 +81,7 @@ def _add_bounds(figure: go.Figure, metrics: Mapping[str, Any], costs: Floats, sc
     dense, _ = refine_line(np.sort(costs), np.sort(scores))
     line: dict[str, Any] = {"mode": "lines", "hoverinfo": "skip", "col": 1}
     dashed = {"color": INK, "dash": "dash", "width": 1.5}
-    mix = 100 * score_of_mix(costs, scores, dense)
+    mix = 100 * find_mix(costs, scores, dense)
     figure.add_scatter(x=dense, y=mix, line=dashed, name="mix of fixed scales", row=1, **line)
     figure.add_scatter(x=dense[[0, -1]], y=[0, 0], line=dashed, showlegend=False, row=2, **line)
     oracle = _read_oracle(metrics)
@@ -121,7 +122,7 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
                     low, high = 100 * estimate.low, 100 * estimate.high
                     axes.fill_between(cost, low, high, color=color, alpha=0.16, lw=0)
         upper.plot(
-            dense, 100 * score_of_mix(costs, scores, dense), "--", color="black", lw=1.2,
+            dense, 100 * find_mix(costs, scores, dense), "--", color="black", lw=1.2,
             label="mix of fixed scales",
         )  # fmt: skip
         upper.plot(costs, 100 * scores, "o", color="black", label="fixed scales")
@@ -141,6 +142,11 @@ def read_fixed(metrics: Mapping[str, Any]) -> tuple[Floats, Floats]:
         np.array([each["cost"]["value"] for each in metrics["fixed"]], dtype=np.float64),
         np.array([each["score"]["value"] for each in metrics["fixed"]], dtype=np.float64),
     )
+
+
+def find_mix(fixed_cost: Floats, fixed_score: Floats, cost: Floats) -> Floats:
+    """Score of the mix of fixed scales `[num_scales]` at mean costs `[num_costs]`, as in a comparison."""
+    return Curve.of(fixed_cost[None], fixed_score[None]).hull().at(cost[None])[0]
 
 
 def _read_oracle(metrics: Mapping[str, Any]) -> tuple[Floats, Floats]:

@@ -70,6 +70,11 @@ def format_small(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def format_milliseconds(value: float, low: float, high: float) -> str:
+    """A mean with its interval, to three digits or the unit."""
+    return f"{format_tokens(value)} [{format_tokens(low)}, {format_tokens(high)}]"
+
+
 def find_floor(num_resamples: int, num_tests: int = 1) -> float:
     """The smallest p-value that this many resamples can give, after Holm's correction for `num_tests`.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.evaluation.accounts import Account
 from experiments.evaluation.figures import Comparison, Point
 from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
@@ -14,6 +15,7 @@ from experiments.reporting.merit_tables import build_merit_tables
 from experiments.reporting.numbers import (
     MINUS,
     format_difference,
+    format_milliseconds,
     format_percent,
     format_score,
     format_share,
@@ -257,23 +259,53 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
         f"{' or in '.join(comparison.account.unit for comparison in comparisons)}, the choosing included; "
         "averaged over log budget"
     )
+    notes = [describe_timings(comparison.account) for comparison in comparisons]
+    caption = "; ".join([caption, *filter(None, notes)])
     return Table(caption, tuple(header), tuple(map(tuple, rows)), name="costs")
 
 
 def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
-    """What an answer costs at each scale, by part `[num_scales]`; last what each predictor adds to it."""
+    """What an answer costs at each scale, by part `[num_scales]`; last what each predictor adds to it.
+
+    Measured costs have intervals over the timed pictures.
+    """
     account, whole = comparison.account, comparison.fixed.cost.value
+    answers = [format_small(float(cost)) for cost in whole]
+    overhead = {figures.name: format_small(account.own_of(figures.name)) for figures in comparison.predictors}
+    if account.timings is not None:
+        low, high = account.timings.bound(
+            comparison.num_resamples, comparison.bootstrap_seed, comparison.confidence
+        )
+        answers = [format_milliseconds(*each) for each in zip(whole, low.cost[0], high.cost[0], strict=True)]
+        overhead |= {
+            name: format_milliseconds(account.own_of(name), low.overhead[name][0], high.overhead[name][0])
+            for name in overhead.keys() & low.overhead
+        }
     blank = ("",) * len(parts)
     rows = []
     for column, scale in enumerate(comparison.scales):
         numbers = [format_small(float(part[column])) for part in parts.values()]
-        rows.append((f"scale {scale}", *numbers, "", format_small(float(whole[column]))))
-    rows += [
-        (f"{figures.name}, its overhead", *blank, format_small(account.own_of(figures.name)), "")
-        for figures in comparison.predictors
-    ]
+        rows.append((f"scale {scale}", *numbers, "", answers[column]))
+    rows += [(f"{name}, its overhead", *blank, cost, "") for name, cost in overhead.items()]
     caption = f"Parts of the cost of an answer in {account.unit}: {account.label}"
+    if note := describe_timings(account):
+        caption += f"; {note}"
     return Table(caption, ("", *parts, "predictor", "answer"), tuple(rows), name=f"parts_{account.key}")
+
+
+def describe_timings(account: Account) -> str:
+    """How much was timed, and what the intervals cover; empty if the costs of the account are not timed."""
+    timings = account.timings
+    if timings is None:
+        return ""
+    pictures, rounds = (
+        f"{number:,} {noun}{'' if number == 1 else 's'}"
+        for number, noun in ((timings.num_pictures, "picture"), (timings.num_rounds, "round"))
+    )
+    return (
+        f"milliseconds are means over {pictures} timed in {rounds}; their intervals cover the noise of these "
+        "timings, but not drift between runs"
+    )
 
 
 def _head(budgets: np.ndarray) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ import pytest
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.fronts import score_of_mix
 from experiments.evaluation.metrics import SCHEMA_VERSION, collect_metrics, write_metrics
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
 from experiments.reporting.summary import build_tables, write_default, write_headline
+from predictor.hull import upper_hull
 from predictor.policy import choose, score_at_budgets, sweep
 from predictor.pricing import choose_price
 from tests.experiments.synthetic import SCALES, estimate_outcomes, make_outcomes
@@ -119,7 +119,9 @@ def test_matched_tokens_by_the_slow_way(comparison, splits):
         (low_cost, low_score), (high_cost, high_score) = points
         spent = low_cost + chance * (high_cost - low_cost)
         score = low_score + chance * (high_score - low_score)
-        mix = score_of_mix(SCALES, test.score.mean(axis=0, dtype=float), [spent])[0]
+        fixed = test.score.mean(axis=0, dtype=float)
+        hull = upper_hull(SCALES, fixed)
+        mix = np.interp(spent, np.array(SCALES)[hull], fixed[hull])
         assert figures.cost[k] == pytest.approx(spent)
         assert figures.score.value[k] == pytest.approx(score)
         assert figures.to_mix.value[k] == pytest.approx(score - mix)

@@ -12,9 +12,10 @@ from experiments.evaluation.fronts import (
     find_budgeted_oracle,
     find_smallest_right,
     raise_budgets,
-    score_of_mix,
     trace_prices,
 )
+from experiments.evaluation.merits import Curve
+from experiments.reporting.compare_charts import find_mix
 from predictor.hull import upper_hull
 from predictor.policy import sweep
 from predictor.switches import find_switches
@@ -74,18 +75,29 @@ def test_dominated_point_does_not_move_the_hull(points):
     assert more.tolist() == hull.tolist()
 
 
+def score_of_mix(fixed_cost, fixed_score, cost):
+    """As comparisons find it: hull of the fixed scales in each resample, flat beyond its ends."""
+    costs, scores, wanted = (
+        np.atleast_2d(np.asarray(each, float)) for each in (fixed_cost, fixed_score, cost)
+    )
+    return np.squeeze(Curve.of(costs, scores).hull().at(wanted))
+
+
 def test_mix_by_hand():
-    # Scale 9 lies below the line from 1 to 36, and the finest is not the best.
+    # Scale 9 lies below the line from 1 to 36, and the finest is not the best. Half a token buys nothing, and
+    # is compared with the cheapest scale, in the mix's favour.
     cost, score = [1, 9, 36, 144], [0.4, 0.45, 0.75, 0.7]
     mix = score_of_mix(cost, score, [1, 15, 36, 100, 144, 0.5])
-    assert mix == pytest.approx([0.4, 0.4 + 14 / 35 * 0.35, 0.75, 0.75, 0.75, np.nan], nan_ok=True)
+    assert mix == pytest.approx([0.4, 0.4 + 14 / 35 * 0.35, 0.75, 0.75, 0.75, 0.4])
+    drawn = find_mix(np.array(cost, float), np.array(score), np.array([1, 15, 36, 100, 144, 0.5]))
+    np.testing.assert_array_equal(drawn, mix)
 
 
 @given(st.lists(st.tuples(STEPS, SCORES), min_size=1, max_size=5), st.floats(0, 6))
 def test_mix_is_as_high_as_any_mixture(points, more):
     cost, score = np.array(points, dtype=float).T
     budget = cost.min() + more
-    assert score_of_mix(cost, score, [budget])[0] == pytest.approx(hull_height(points, budget), abs=1e-6)
+    assert score_of_mix(cost, score, [budget]) == pytest.approx(hull_height(points, budget), abs=1e-6)
 
 
 def test_mix_of_many_resamples_is_the_mix_of_each():

@@ -136,6 +136,7 @@ def test_all_samples_are_kept_and_read_back(measure, backbone):
     assert job["fingerprints"] == {**backbone.fingerprints, "data": "f" * 16}
     assert "at batch size 1: 4 pictures in 3 rounds" in format_latency(latency)
     assert format_latency(latency).count("scale ") == num_scales
+    assert format_latency(latency).count(" to ") == num_scales + 2  # an interval each, of predictors too
 
 
 def test_every_round_asks_everything_anew(measure, backbone, predictors, monkeypatch):
