@@ -143,8 +143,8 @@ def measure_latency(
     backbone: Backbone,
     predictors: Sequence[TrainedPredictor],
     folder: Path,
-    num_images: int = 48,
-    num_rounds: int = 3,
+    num_images: int = 96,
+    num_rounds: int = 2,
     batch_size: int = 1,
     overwrite: bool = False,
 ) -> tuple[Path, Latency]:

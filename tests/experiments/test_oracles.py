@@ -1,6 +1,7 @@
 """Oracles by hand, and the luck that some of them have against the luck that others lack."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_answers_at_random_give_luck_to_the_budgeted_oracle_and_nothing_to_those
     rng = np.random.default_rng(1)
     runs = rng.integers(0, 2, (4, 2000, 4)).astype(float)
     cost, images = np.tile(np.array(SCALES, float), (2000, 1)), np.arange(2000).astype(str)
-    settings = {"num_resamples": 200, "num_budgets": 9}
+    settings: Any = {"num_resamples": 200, "num_budgets": 9}
     lucky = measure_luck_free(cost, runs[:1], runs[:1], images, **settings)
     resampled = measure_luck_free(cost, leave_one_out(runs), runs, images, **settings)
     chance = np.full((1, 2000, 4), 0.5)
