@@ -56,8 +56,8 @@ class Inputs:
     [num_images, num_statistics] what `statistic_names` says (see `m3_backbone.features`); `image_row` [n]
     says which image a sample asks about. `question_ids` are token ids of the question text, rows of
     `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is what each scale would cost; it follows
-    from the size of the image. `sentences` keeps vectors of questions, by fingerprint of the sentence encoder
-    and by text, so that predictors that read the same samples encode each question once.
+    from the size of the image. `sentences` caches vectors of questions, by fingerprint of the sentence
+    encoder and by text, so that predictors with the same samples encode each question once.
     """
 
     scales: tuple[int, ...]
@@ -93,9 +93,9 @@ class Inputs:
     def encode_questions(
         self, encoder: str, encode: Callable[[Sequence[str]], np.ndarray], width: int
     ) -> np.ndarray:
-        """Vectors float32 [n, width] of the questions; `encode` makes those that `sentences` lacks.
+        """Vectors float32 [n, width] of the questions; `encode` computes those that `sentences` lacks.
 
-        `encoder` is the fingerprint of what encodes.
+        `encoder` is the fingerprint of the sentence encoder.
         """
         vector_of = self.sentences.setdefault(encoder, {})
         missing = [text for text in dict.fromkeys(self.question) if text not in vector_of]
@@ -104,7 +104,7 @@ class Inputs:
         return np.array(vectors, dtype=np.float32).reshape(len(self), width)
 
     def select(self, rows: Rows) -> Self:
-        """The given samples, of a boolean mask [n], indices or a slice; all else stays shared."""
+        """The samples of a boolean mask [n], of indices or of a slice; everything else is shared."""
         index = to_index(rows, len(self))
         columns = {name: take(getattr(self, name), index) for name in _ROW_COLUMNS}
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROW_COLUMNS}

@@ -38,7 +38,7 @@ _OUTCOME_COLUMNS = (
     "vision_flops",
 )
 
-# The split that is read for recorded evaluations alone.
+# The split that only recorded evaluations may read.
 HELD_OUT = "test"
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
 
@@ -47,8 +47,8 @@ Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | sl
 class HeldOutAccess:
     """Permission to read the test split of one label folder.
 
-    Only `experiments.labels.held_out.open_test` makes one, after it has recorded the evaluation as `record`;
-    a test reads the code for anyone else who does.
+    Only `experiments.labels.held_out.open_test` creates it, after it has recorded the evaluation as `record`;
+    a test checks that no other code does.
     """
 
     folder: Path
@@ -162,7 +162,7 @@ class OutcomeTable:
 
     @property
     def _outcome_columns(self) -> tuple[str, ...]:
-        """Those of its columns that have a number for every scale."""
+        """Names of its columns that have a number for every scale."""
         return tuple(name for name in _OUTCOME_COLUMNS if getattr(self, name) is not None)
 
     @property
@@ -235,7 +235,7 @@ _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales"
 
 
 def check_split(manifest: Mapping[str, Any], split: str, folder: Path) -> None:
-    """Refuse labels that are not finished, or have no samples of a split."""
+    """Raise ValueError if labels are not finished, or have no samples of a split."""
     if not manifest["complete"]:
         raise ValueError(f"the labels in {folder} are not finished: run the same label command again")
     counts: Mapping[str, int] = manifest["counts"]

@@ -28,7 +28,7 @@ _EXTRA = "install the extra: pip install 'tokenscale[sentences]', in a clone mak
 class SentenceEncoder(ABC):
     """Vectors of texts; runs on the CPU, and no code comes with weights.
 
-    Nothing is remembered from one call to the next: who needs vectors again keeps them (`Inputs.sentences`).
+    Vectors are not cached here, but by the caller (`Inputs.sentences`).
     """
 
     width: int
@@ -48,7 +48,7 @@ class SentenceEncoder(ABC):
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Vectors float32 `[num_texts, width]` of length 1; a text is cut where the model ends."""
-        # Texts of one length together: little is padded.
+        # Texts of similar length share a batch, which keeps padding small.
         distinct = sorted(set(texts), key=lambda text: (len(text), text))
         vector_of: dict[str, np.ndarray] = {}
         for start in range(0, len(distinct), batch_size):

@@ -37,7 +37,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("vision_flops", pa.list_(pa.int64())),
     ]
 )
-# Columns that shards of an earlier version of the code lack; labelling again adds them.
+# Columns that shards of an earlier version lack; running the label command again adds them.
 OPTIONAL_COLUMNS = ("vision_flops",)
 FEATURE_SCHEMA = pa.schema(
     [

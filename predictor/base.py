@@ -155,14 +155,14 @@ class ScalePredictor(ABC):
         return sum(array.size for array in self._get_state()[0].values())
 
     def count_flops(self, inputs: Inputs) -> float:
-        """Floating-point operations per sample of an estimate: of the features and of `predict`."""
+        """Floating-point operations per sample of features and `predict` together."""
         return self.features.count_flops(inputs) + self.count_own_flops(inputs)
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Floating-point operations per sample of `predict`, its features at hand.
+        """Floating-point operations per sample of `predict`, without its features.
 
-        0 for those that only look something up. A subclass overrides this one, so that features that several
-        parts of a predictor read can be counted once.
+        0 for predictors that only look something up. Subclasses override this method and not `count_flops`,
+        so that features that several parts of a predictor read are counted once.
         """
         return 0.0
 

@@ -16,7 +16,7 @@ class Blend(ScalePredictor):
 
     `first()` and `second()` make the predictors. Each is fitted as it would be alone; then the share of the
     first, among `shares`, is the one whose policy is worth most on validation. (Linear pooling of forecasts,
-    Stone 1961.) With a share of 0 or 1 one part remains: the other is neither computed nor counted.
+    Stone 1961.) With a share of 0 or 1, only one part is computed and counted.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Blend(ScalePredictor):
         return 1 + sum(part.num_parameters for part in self._parts.values())
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Of the parts that have a share."""
+        """Sum over the parts with a positive share."""
         return sum(part.count_own_flops(inputs) for part, _ in self._weighted)
 
     @property
     def _weighted(self) -> list[tuple[ScalePredictor, float]]:
-        """The parts that have a share, with it."""
+        """The parts with a positive share, each with its share."""
         shares = (self._share, 1 - self._share)
         return [(part, share) for part, share in zip(self._parts.values(), shares, strict=True) if share > 0]
 

@@ -129,7 +129,7 @@ class GradientBoosting(ScalePredictor):
         return self._table.components.size + 2 * sum(len(trees.value) for trees in self._trees)
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """The components', and at most one comparison per level of every tree."""
+        """Operations of the components, plus at most one comparison per level of every tree."""
         levels = np.log2(self.max_leaves) + 1
         comparisons = sum(len(trees.root) for trees in self._trees) * levels
         return self._table.count_own_flops() + float(comparisons)

@@ -34,7 +34,7 @@ def space_prices(estimates: ArrayLike, cost: ArrayLike, unit: float, number: int
 def pick_evenly(cost: Floats, number: int) -> Columns:
     """Positions of at most `number` of these monotone costs, spaced in the logarithm, both ends among them.
 
-    Positions of costs that are all equal are spaced themselves.
+    If all costs are equal, the positions are evenly spaced.
     """
     if len(cost) <= number:
         return np.arange(len(cost))

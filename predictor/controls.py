@@ -30,7 +30,7 @@ class Control(ScalePredictor):
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         draw = np.random.default_rng(self.seed)
         self._inner.fit(self._spoil(train, draw), self._spoil(validation, draw), context)
-        self.features = self._inner.features  # a blend that keeps one part reads less than before
+        self.features = self._inner.features  # a fitted blend may read fewer features
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._inner.predict(inputs)

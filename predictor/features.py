@@ -33,7 +33,7 @@ class Features:
     def __post_init__(self) -> None:
         object.__setattr__(self, "visual", tuple(sorted(set(_to_tuple(self.visual)))))
         object.__setattr__(self, "statistics", _to_tuple(self.statistics))
-        # One encoder stays a name: so it stands in the records of predictors that were trained earlier.
+        # A single encoder stays a string, as in the records of predictors that were trained earlier.
         encoders = tuple(dict.fromkeys(_to_tuple(self.sentences)))
         object.__setattr__(self, "sentences", encoders if len(encoders) > 1 else "".join(encoders))
         for name in self.statistics:
@@ -42,7 +42,7 @@ class Features:
 
     @classmethod
     def union(cls, *features: "Features") -> "Features":
-        """What is read by any of `features`: of every field all that they name, each once."""
+        """All features that any of `features` reads: for every field the union of its values."""
         merged: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(each, field.name) for each in features]
@@ -97,7 +97,7 @@ class Features:
 
     @property
     def sentence_fingerprint(self) -> str:
-        """Of the sentence encoder, of several joined by `+`; "" without one."""
+        """Fingerprint of the sentence encoder, or of several joined by `+`; "" without one."""
         return "+".join(encoder.fingerprint for encoder in self.encoders)
 
     def check_sentences(self, fingerprint: str) -> None:
@@ -136,7 +136,7 @@ class Features:
 
 
 def _to_tuple(value: Any) -> tuple[Any, ...]:
-    """One thing or several as a tuple; nothing at all is an empty one."""
+    """A value or a sequence of values as a tuple; empty for an empty or missing value."""
     if not value:
         return ()
     return (value,) if isinstance(value, str | int) else tuple(value)

@@ -50,8 +50,8 @@ def _fit_logistic(features: Floats, score: Floats) -> Floats:
     """Weights of one logistic regression, the intercept last; `features` end in a column of ones.
 
     Features are standardised and the intercept is not penalised, so that the penalty neither depends on
-    their units nor draws every chance towards one half; the weights returned are for the features as they
-    are. A fractional score is a right and a wrong sample, in part each.
+    their units nor pulls every probability towards one half; the returned weights are for features that are
+    not standardised. A fractional score enters as a right and a wrong sample with fractional weights.
     """
     # Fitting alone needs it: whoever uses a saved model should not wait for it.
     from sklearn.linear_model import LogisticRegression
@@ -60,7 +60,7 @@ def _fit_logistic(features: Floats, score: Floats) -> Floats:
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     scale = np.where(deviation > 1e-9, deviation, 1.0)
     standard = (features - mean) / scale
-    # One right and one wrong sample of half a weight at the mean: all may be right, or all wrong.
+    # A right and a wrong sample at the mean, each with weight 0.5, in case all samples are right or wrong.
     both = np.zeros((2, standard.shape[1]))
     model = LogisticRegression(max_iter=1000)
     model.fit(

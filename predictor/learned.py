@@ -82,7 +82,7 @@ class LearnedPredictor(ScalePredictor):
         return sum(parameter.numel() for parameter in self._members.parameters())
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Of the networks, counted on the first sample alone.
+        """Operations of the networks, counted on the first sample alone.
 
         A multiply-add is two.
         """

@@ -119,10 +119,10 @@ def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
 
 
 def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
-    """Budgets `[num_budgets]`, evenly spaced in the logarithm, up to the mean cost of the dearest scale.
+    """Budgets `[num_budgets]`, log-spaced up to the mean cost of the most expensive scale.
 
-    The least is the mean over samples of the cheapest scale's cost. The dearest scale is the finest one,
-    except where finer scales cost less.
+    The smallest is the mean over samples of the cheapest scale's cost. The most expensive scale is the finest
+    one unless finer scales cost less.
     """
     cost_array = np.asarray(cost, dtype=np.float64)
     lowest = cost_array.min(axis=1).mean()

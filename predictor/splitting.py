@@ -7,8 +7,8 @@ import numpy as np
 
 from m3_backbone.labels import Labels
 
-# Below so many images parts are rounded counts. A part drawn image by image varies: a tenth of 200 images is
-# 20 with a standard deviation of 4, but a tenth of 12 images is none at all in 28 of 100 draws.
+# With fewer images, the sizes of parts are rounded counts. If images are assigned one by one, sizes vary: a
+# tenth of 200 images is 20 with a standard deviation of 4, but a tenth of 12 images is empty in 28% of draws.
 FEW_IMAGES = 200
 
 
@@ -45,9 +45,9 @@ def carve_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
 def halve(image_id: np.ndarray) -> np.ndarray:
     """Return a mask `[num_samples]` of the half of the images that calibrators are fitted on.
 
-    A guarantee for calibrated estimates has to rest on the other half. From `FEW_IMAGES` images on an image
-    is in it by a hash of its id alone; of fewer images it is exactly half, one more of an odd number. Of a
-    single image the other half is empty.
+    A guarantee for calibrated estimates has to use the other half. From `FEW_IMAGES` images on, an image is
+    selected by a hash of its id alone; of fewer images exactly half are selected, rounded up. With a single
+    image the other half is empty.
     """
     image_ids, image_of = np.unique(image_id.astype(str), return_inverse=True)
     places = np.array([_hash_to_unit(f"calibrator/{image}") for image in image_ids])
@@ -59,14 +59,13 @@ def halve(image_id: np.ndarray) -> np.ndarray:
 
 
 def apportion(number: int, shares: Sequence[float]) -> list[int]:
-    """Divide `number` things by shares that sum to 1: the counts, which sum to `number`.
+    """Divide `number` items by shares that sum to 1; returns counts that sum to `number`.
 
-    Largest remainders (Hamilton's method), ties to the earlier share. A positive share gets at least one
-    where there are as many things as positive shares, taken from the largest count; otherwise the largest
-    shares get one each.
+    Largest remainders (Hamilton's method), ties to the earlier share. Every positive share gets at least one
+    item, taken from the largest count, if there are enough items; otherwise the largest shares get one each.
     """
     exact = [number * share for share in shares]
-    # Rounding errors of the shares, as in 10 * (1 - 0.9), take nothing from a whole number.
+    # Tolerates rounding errors of the shares, as in 10 * (1 - 0.9).
     counts = [int(value + 1e-9) for value in exact]
     by_remainder = sorted(
         range(len(shares)), key=lambda index: (-round(exact[index] - counts[index], 9), index)

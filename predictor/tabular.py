@@ -64,18 +64,18 @@ class Table:
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
         rows = np.concatenate(columns, axis=1)
-        # Estimators want a column, and where there is nothing to read one that says nothing.
+        # Estimators need at least one column: a constant one if there are no features.
         return rows if rows.shape[1] else np.zeros((len(inputs), 1), dtype=np.float32)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """How many columns are words, sentence, components, statistics; the last is 1 where none are."""
+        """Numbers of columns: words, sentence, components, statistics; the last is 1 if all others are 0."""
         sentence = self.features.num_sentence_columns
         counts = len(self.words), sentence, len(self.components), len(self.standard.mean)
         return counts if any(counts) else (0, 0, 0, 1)
 
     def count_own_flops(self) -> float:
-        """Per sample, the features at hand: two per number of a visual token and component."""
+        """Operations per sample without those of the features: two per visual token value and component."""
         return 2.0 * self.components.size
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -100,7 +100,7 @@ def make_vectorizer(**arguments: Any) -> CountVectorizer:
 
 
 def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
-    """Whether a vectorizer finds a term in any of the questions; scikit-learn cannot be fitted on none."""
+    """Whether the questions contain a term; scikit-learn cannot fit a vectorizer without any."""
     analyze = vectorizer.build_analyzer()
     return any(analyze(question) for question in questions)
 

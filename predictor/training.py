@@ -110,9 +110,9 @@ def make_schedule(
 ) -> torch.optim.lr_scheduler.OneCycleLR:
     """One cycle (Smith and Topin 2018): the rate rises for a tenth of the steps, then falls.
 
-    Up to ten steps have no room for a rise: there it falls from near `learning_rate` from the first on.
+    With up to ten steps there is no rise: the rate falls from near `learning_rate` from the first step on.
     """
-    # A schedule of a single step would be the end of the fall, at hardly any rate.
+    # A schedule of a single step would have only the end of the fall, at a rate near zero.
     num_steps = max(num_steps, 2)
     # PyTorch ends the rise at step `share * num_steps - 1`, and divides by that.
     share = 0.1 if num_steps > 10 else 0.5 / num_steps
