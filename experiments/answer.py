@@ -60,7 +60,7 @@ def main(config: DictConfig) -> str:
 
 
 def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
-    """The backbone with the trained predictor that the configuration means (`training.trained`)."""
+    """The backbone with the trained predictor that the configuration selects (`training.trained`)."""
     trained = find_trained(
         Path(config.paths.predictors),
         instantiate(config.predictor, _convert_="all"),

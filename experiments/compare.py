@@ -85,7 +85,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
 
 
 def shorten(table: Table) -> str:
-    """A table for the terminal: its first rows, and how many more its files have."""
+    """The first rows of a table as text for the terminal, and the number of rows left out."""
     left_out = len(table.rows) - MOST_PRINTED_ROWS
     if left_out <= 0:
         return str(table)

@@ -64,7 +64,7 @@ PICTURE, REPORT = "front.png", "report.html"
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
-    """Returns the validation metric `optimized_metric` of the predictor: no sweep sees the test split."""
+    """Evaluate, and return the validation metric `optimized_metric`: a sweep never sees the test split."""
     measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
     hydra = HydraConfig.get()
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
@@ -127,20 +127,20 @@ def evaluate_predictors(
 ) -> Comparison:
     """Compare trained predictors; the first is the one the report is about.
 
-    Beside them stand `cascades`, which pay for every scale that they try. Operating points and guarantees
-    come from those calibration samples that no calibrator of these predictors has seen, default prices from
-    training, metrics from the test split, which is opened last, after the evaluation has been recorded in the
-    folder `records` (`labels.held_out`). Milliseconds are those in the folder `latency`, if it holds any of
-    these predictors and this machine. Prints the tables and writes metrics, figures and report into `output`.
-    `task` gives the images of the gallery. Images are resampled with `bootstrap_seed`, the same in every run
-    that is to be compared with others; `seed` orders what is left to chance besides. Raises
-    ValueError where labels, predictors and task do not belong together.
+    `cascades` are compared with them; a cascade pays for every scale that it tries. Operating points and
+    guarantees come from the calibration samples that no calibrator of these predictors was fitted on, default
+    prices from training, and metrics from the test split. The test split is opened last, after the evaluation
+    has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
+    `latency`, if it has timings of these predictors on this machine. Prints the tables and writes metrics,
+    figures and report into `output`. `task` gives the images of the gallery. Images are resampled with
+    `bootstrap_seed`; runs can be compared only if they share it. `seed` selects the samples of the gallery.
+    Raises ValueError if labels, predictors and task do not belong together.
     """
     check_confidence(confidence)
     check_names([each.name for each in trained])
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
-    # What cannot be used is refused before the test split is opened.
+    # Unusable inputs are refused before the test split is opened.
     asked_again = read_parts(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
     for each in trained:
@@ -283,7 +283,7 @@ def evaluate_predictors(
 
 
 def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
-    """The cascades, one that has the name of a predictor or of another cascade renamed."""
+    """The cascades; a cascade that shares the name of a predictor or of another cascade is renamed."""
     names, renamed = set(taken), []
     for entry in cascades:
         name = entry.name

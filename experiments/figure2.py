@@ -141,7 +141,7 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
 
 
 def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
-    """The label folder of one model's answers to the questions on the first test images, made once."""
+    """The label folder with one model's answers to the questions on the first test images, made once."""
     name = f"{folder.parent.name} {folder.name}"
     backbone = LlavaBackbone(folder / "checkpoint", name=name, dtype="float32")
     # In this process alone: under DDP its workers would be forked from one that holds a process group.

@@ -1,8 +1,8 @@
 """What a task needs: `python -m experiments.granularity task=NAME backbone=NAME`, on finished labels.
 
 Per question type, and per size and number of what is shown, the smallest scale within a point of the best;
-how far question and image tell a sample's smallest sufficient scale; and whether a policy that is told the
-facts of a sample gains more than one that sees question and image, with intervals and an equivalence margin.
+how well question and image predict a sample's smallest sufficient scale; and whether a policy that knows the
+facts of a sample gains more than one that has question and image, with intervals and an equivalence margin.
 
 The models are fitted on the training split and their prices chosen on calibration; their comparison on the
 test split is recorded like an evaluation, with a digest of each model.
@@ -69,9 +69,9 @@ def main(config: DictConfig) -> None:
 
 
 def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
-    """Models of the needed scale from the training split; None, with a warning, where it cannot be had.
+    """Models of the needed scale, fitted on the training split; None, with a warning, if that is impossible.
 
-    Labels of a test split alone show what is needed, and nothing can be trained on them.
+    Labels of a test split alone are enough for the table of needs, but not for models.
     """
     try:
         train = read_labels(labels, "train")
@@ -93,7 +93,7 @@ def judge_models(
     confidence: float,
     bootstrap_seed: int,
 ) -> list[Table]:
-    """Accuracies; policies by what they know; equivalence. What cannot be had is left out with a warning."""
+    """Tables of accuracies, policies and equivalence; impossible ones are left out, with a warning."""
     tables = []
     try:
         tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))

@@ -21,7 +21,7 @@ from experiments.tasks.sizes import check_task, frame_banners
 @entry_point("label")
 def main(config: DictConfig) -> None:
     hydra = HydraConfig.get()
-    is_alone = hydra.job.name == "label"  # and not the first step of `run`, which uses every split
+    is_alone = hydra.job.name == "label"  # not as the first step of `run`, which uses every split
     choices = list(hydra.overrides.task)
     # What goes on after an accident: `run` where that called this main, and never by starting over.
     command = format_command(hydra.job.name, [choice for choice in choices if "overwrite=" not in choice])

@@ -183,7 +183,7 @@ class LabelFolder:
         return self.path / room / f"{name}.parquet"
 
     def outcome_shards(self, names: Iterable[str] | None = None) -> list[Path]:
-        """The files of outcomes of these shards; of those in the manifest of a finished labelling if none."""
+        """Outcome files of the shards `names`; without names, of all shards in a finished manifest."""
         return [self._shard("outcomes", name) for name in names or self.manifest["shards"]]
 
     def write_shard(
@@ -237,7 +237,7 @@ class LabelFolder:
                 f"not one sample could be labelled (the first reason in {self.path / SET_ASIDE}: {reason}): "
                 "mend this and label with overwrite=true"
             )
-        # Scores of the test split are for recorded evaluations: whoever tries prompts reads this file.
+        # No scores of the test split: this file is open to everybody, also while prompts are being tuned.
         accuracy = {
             split: (totals[split] / count).tolist()
             for split, count in counts.items()

@@ -1,4 +1,4 @@
-"""How many images the labels in a folder are about, counted without reading an outcome."""
+"""Numbers of images in a label folder, counted without reading outcomes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from m3_backbone.shards import find_shards, read_manifest
 
 
 def count_labelled_images(folder: str | Path, split: Split) -> int:
-    """Return the number of images of a split with answers: rows of features, of which each has one."""
+    """Return the number of images of a split that have answers: each has one row of features."""
     shards = find_shards(Path(folder), "features", split)
     return sum(pq.read_metadata(path).num_rows for path in shards)
 
@@ -19,7 +19,7 @@ def count_labelled_images(folder: str | Path, split: Split) -> int:
 def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bool) -> None:
     """Refuse labels with too few images in a split that will be used (`tasks.sizes.check_sizes`).
 
-    Unfinished labels are left to whoever reads them.
+    Unfinished labels are not checked here: reading them raises an error.
     """
     if read_manifest(Path(folder))["complete"]:
         counts = {split: count_labelled_images(folder, split) for split in needed}
@@ -28,7 +28,7 @@ def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bo
 
 
 def find_label_banners(folder: str | Path, splits: Sequence[Split], task: str = "") -> list[Banner]:
-    """Return the banners for those of these splits that have labels in the folder; `task` as they name it."""
+    """Return the banners for the `splits` with labels in the folder; `task` is its name in the banners."""
     samples = read_manifest(Path(folder))["counts"]
     there = [split for split in splits if samples.get(split)]
     return find_banners(

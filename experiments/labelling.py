@@ -1,8 +1,8 @@
 """Labelling: a frozen backbone answers every sample of a task at every scale.
 
 `label(task=..., backbone=..., folder=...)` is the plain function behind `python -m experiments.label`. Called
-again on a finished folder it returns at once, without loading the model; to labels of an earlier version it
-adds the columns that these lack, without answering anything.
+again on a finished folder it returns at once, without loading the model. Labels of an earlier version get the
+columns that they lack, without any question being answered again.
 """
 
 import itertools
@@ -70,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """Samples per split, mean scores of every split but test, and rows set aside per reason."""
+    """Samples per split, mean scores of every split except test, and samples set aside per reason."""
 
     folder: Path
     scales: tuple[int, ...]
@@ -89,7 +89,7 @@ class LabelSummary:
         for split, count in self.counts.items():
             shares = "".join(f"{100 * share:>7.1f}" for share in self.accuracy.get(split, []))
             if count and split == HELD_OUT:
-                shares = "held out, for `evaluate` and `granularity`"
+                shares = "held out: shown by recorded evaluations only"
             lines.append(f"{split:<12}{count:>9,}{'':>16}{shares}")
         if self.set_aside:
             path = self.folder / "set_aside.jsonl"
@@ -133,7 +133,7 @@ def label(
         shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
             finishes the folder.
         command: what goes on after an error, for messages.
-        check: called with task and limits before anything is labelled; refuses them with a ValueError.
+        check: called with task and limits before anything is labelled; may raise a ValueError.
     """
     part = Part.parse(shard)
     limits = _complete_limits(limit or {})
@@ -155,7 +155,7 @@ def label(
     names = {
         "backbone": backbone.name,
         "task": task.name,
-        # What image ids stand for, however the images are divided into splits (`labels.held_out`).
+        # The collection of images, whatever their division into splits (`labels.held_out`).
         "image_set": name_image_set(task),
     }
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
@@ -169,7 +169,7 @@ def label(
                 begin(overwrite=overwrite)
                 work = plan(task, limits, target.shard_size)
                 run(engine, job, work.sizes, find_done(target, work))
-                add_vision_flops(target, backbone, work.digests)  # to shards that an earlier version made
+                add_vision_flops(target, backbone, work.digests)  # for shards of an earlier version
                 target.finish(work.digests, work.set_aside)
         return summarize(target)
     if overwrite:
@@ -194,7 +194,7 @@ def label(
 
 
 def complete_columns(target: LabelFolder, backbone: Backbone) -> None:
-    """Add the columns that finished labels of an earlier version lack; where nothing can be written, warn."""
+    """Add the columns that finished labels of an earlier version lack; warn if the folder is read-only."""
     try:
         with target.locked(timeout=None):
             add_vision_flops(target, backbone)
@@ -229,7 +229,7 @@ def summarize(target: LabelFolder) -> LabelSummary:
         target.path,
         target.scales,
         manifest["counts"],
-        # Labels of tokenscale 0.1 hold the scores of the test split, too.
+        # The manifest of tokenscale 0.1 has the scores of the test split too.
         {split: scores for split, scores in manifest["accuracy"].items() if split != HELD_OUT},
         reasons,
         manifest["near_ties"]["num_answers"],

@@ -1,7 +1,7 @@
 """Time backbone and predictors together: `python -m experiments.latency predictor=NAME`.
 
-Writes one file of samples (`labels.latency`), from which evaluation takes milliseconds. A file of the same
-backbone, predictors, data, machine and settings is up to date.
+Writes one file of samples (`labels.latency`), from which `evaluate` takes milliseconds. An existing file of
+the same backbone, predictors, data, machine and settings is up to date.
 """
 
 import logging
@@ -41,35 +41,35 @@ def main(config: DictConfig) -> None:
 def find_timings(
     folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str]
 ) -> Timings | None:
-    """Timings in a folder of this machine, backbone and predictors; None, and a line in the log, without any.
+    """Timings in `folder` of this machine, backbone and predictors; None, with a warning, if there are none.
 
-    `fingerprints` are those of the labels, `predictors` name -> digest; other predictors may have been timed
-    beside them. Of several files the one with the smallest batches counts, of these the one with the most
-    samples.
+    `fingerprints` are those of the labels, `predictors` maps names to digests; other predictors may have been
+    timed in the same file. Of several files, the one with the smallest batches is used; of these the one with
+    the most samples.
     """
     machine = describe_machine()
 
     def matches(latency: Latency) -> bool:
-        timed = latency.job["fingerprints"]
+        timed_fingerprints = latency.job["fingerprints"]
         return (
             latency.job["machine"] == machine
-            and all(timed.get(key) == value for key, value in fingerprints.items())
+            and all(timed_fingerprints.get(key) == value for key, value in fingerprints.items())
             and predictors.items() <= latency.predictors.items()
         )
 
-    found = [latency for path in sorted(folder.glob("*.json")) if matches(latency := Latency.read(path))]
-    if not found:
+    timed = [latency for path in sorted(folder.glob("*.json")) if matches(latency := Latency.read(path))]
+    if not timed:
         log.warning(
             "no timings of these predictors, this backbone and this machine in %s, so no cost is counted in "
-            "milliseconds: `python -m experiments.latency` with the same settings makes them",
+            "milliseconds: run `python -m experiments.latency` with the same settings",
             folder,
         )
         return None
-    return to_timings(min(found, key=lambda latency: (latency.job["batch_size"], -latency.vision.size)))
+    return to_timings(min(timed, key=lambda latency: (latency.job["batch_size"], -latency.vision.size)))
 
 
 def to_timings(latency: Latency) -> Timings:
-    """Means over the rounds."""
+    """Timings of each picture, as means over the rounds."""
     return Timings(
         latency.vision.mean(axis=1),
         latency.answer.mean(axis=1),
@@ -80,7 +80,7 @@ def to_timings(latency: Latency) -> Timings:
 
 
 def format_latency(latency: Latency) -> str:
-    """A table of mean milliseconds per answer with intervals, and what they were measured on."""
+    """A table of mean milliseconds per answer with intervals, and a description of the measurement."""
     timings = to_timings(latency)
     means = timings.means()
     low, high = timings.bound(_NUM_RESAMPLES, seed=0)

@@ -35,7 +35,7 @@ from predictor.tabular import has_terms
 
 SEEN = ("train", "calibration")
 BLIND = "blind answerer"
-# Of its logistic regression on words and pairs of words.
+# Settings of its logistic regression on words and pairs of words.
 BLIND_SETTINGS = {"C": 10, "max_iter": 300}
 
 
@@ -60,7 +60,7 @@ def main(config: DictConfig) -> None:
 
 
 def judge(name: str, labels: Path, *, records: Path, command: str, configuration: str) -> dict[str, object]:
-    """What the card says of a task, after the comparison of its models on the test split was recorded."""
+    """Content of the card for a task; first records the comparison of its models on the test split."""
     seen = [read_labels(labels, split) for split in SEEN]
     classifiers = ScaleClassifiers.fit(seen[0])
     test, _ = open_test(
@@ -116,8 +116,8 @@ def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
     """Scores `[num_samples]` of an answerer that reads the question alone.
 
     Logistic regression on the question's words and pairs of words, from the questions and first references
-    of the other splits: what the questions give away about their answers. Where the questions have no words,
-    or one answer only, it gives the most frequent answer.
+    of the other splits: what the questions give away about their answers. If the questions have no words, or
+    a single answer, it gives the most frequent answer.
     """
     questions = [question for table in seen for question in table.question]
     answers = [references[0] for table in seen for references in table.references]
@@ -132,8 +132,8 @@ def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
 
 
 def digest_blind(seen: Sequence[Labels]) -> str:
-    """A digest of all that the blind answerer follows from."""
-    parts = [digest_model(each, BLIND, "question", BLIND_SETTINGS, 0) for each in seen]
+    """A digest of what determines the blind answerer: its settings and the labels that it is fitted on."""
+    parts = [digest_model(labels, BLIND, "question", BLIND_SETTINGS, 0) for labels in seen]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 

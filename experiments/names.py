@@ -1,17 +1,17 @@
-"""Names that people give, as names of files."""
+"""Names of predictors, backbones and tasks as file names."""
 
 import hashlib
 from urllib.parse import quote
 
-# Beside a suffix of ours, within the 255 bytes that file systems allow.
+# Leaves room for a suffix within the 255 bytes that file systems allow.
 _MAX_LENGTH = 120
 
 
 def to_file_name(name: str) -> str:
     """`name` as one path component, unchanged where it is plain; distinct names stay distinct.
 
-    Whatever is no letter, digit, dot, hyphen or underscore is percent-encoded, as is a leading dot; a long
-    name is cut and ends in a digest of the whole.
+    Characters other than letters, digits, dots, hyphens and underscores are percent-encoded, as is a leading
+    dot; a long name is cut and ends in a digest of the whole name.
     """
     encoded = quote(name, safe="")
     if not encoded or encoded.startswith("."):

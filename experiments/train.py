@@ -82,9 +82,9 @@ def train_predictors(
 
     Validation is part of the train split. A copy of the calibrator, if the settings have one, is fitted on
     one half of the calibration images (`predictor.splitting.halve`); prices, and the hybrid that starts from
-    the predictor, come from the samples that no calibrator has seen. Each identity has a folder of its own
-    (`experiments.training.trained`): what is there and loads is kept, what a kill interrupted resumes from
-    its last checkpoint.
+    the predictor, come from the samples that the calibrator was not fitted on. Each identity has a folder of
+    its own (`experiments.training.trained`): a finished training that can be loaded is kept, and an
+    interrupted one resumes from its last checkpoint.
     """
     check_names([predictor.name for predictor in predictors])
     source = LabelSource(labels, settings.validation_fraction, settings.seed)
@@ -105,7 +105,7 @@ def train_predictors(
 
 
 def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:
-    """The record of the training in `folder`, if it is of this identity and loads; None otherwise."""
+    """The record of the training in `folder`, if it has this identity and can be loaded; None otherwise."""
     try:
         return load_trained(folder, identity).record
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _train(
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
     checkpoint_dir = target.with_name(f"{target.name}.unfinished")
-    # Written beside its place and renamed: whoever finds the folder finds all of one training.
+    # Written to a folder beside it, then renamed, so that a folder always holds one whole training.
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     num_images = len({*train.outcomes.image_id, *validation.outcomes.image_id})
@@ -181,7 +181,7 @@ def _train(
     )
     write_json(staging / MANIFEST, asdict(record))
     if target.exists():
-        # Not whole, or not of this identity: `read_finished` has refused it.
+        # Damaged, or of another identity: `read_finished` has refused it.
         shutil.rmtree(target)
     staging.rename(target)
     shutil.rmtree(checkpoint_dir, ignore_errors=True)
@@ -193,14 +193,14 @@ def _find_earlier(
 ) -> tuple[ScalePredictor, float] | None:
     """The predictor of this identity that tokenscale 0.1 trained, and the seconds that it took.
 
-    That version kept one predictor of each name, in `home` itself. One with a calibrator is trained again:
-    its prices come from other samples now.
+    That version kept one predictor of each name, in `home` itself. A predictor with a calibrator is trained
+    again, as its prices now come from other samples.
     """
     record = read_record(home)
     if record is None or record.identity != identity or "calibrator" in identity:
         return None
     if num_images < FEW_IMAGES:
-        return None  # another part of so few images was validation then
+        return None  # that version chose other validation images
     try:
         predictor = ScalePredictor.load(home)
     except (ValueError, OSError) as error:

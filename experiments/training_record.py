@@ -17,8 +17,8 @@ class TrainingRecord:
     `value`, `mix_value` and `oracle_value` are `policy.policy_value` of the predictor, of the mix and of the
     budgeted oracle; training stopped where `value` was highest, so it flatters. `default_cost` and
     `default_score` are the calibration split's, at the price that is used by default. `flops` are per sample.
-    `identity` is all that it was made from (`experiments.training.trained`), `files` the SHA-256 of each file
-    that was written; empty where tokenscale 0.1 wrote them.
+    `identity` is everything that determines it (`experiments.training.trained`), `files` the SHA-256 of each
+    file that was written; empty for a record of tokenscale 0.1.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TrainingRecord:
         return (self.value - self.mix_value) / gap if gap > 0 else 0.0
 
 
-# What a sweep may optimise, by the names of `optimized_metric`: validation's, never the test split's.
+# Metrics that a sweep may optimise, by the names of `optimized_metric`: on validation, never on test.
 VALIDATION_METRICS = {
     "validation/gap_share": lambda record: record.recovered,
     "validation/value": lambda record: record.value,
@@ -53,11 +53,11 @@ VALIDATION_METRICS = {
 
 
 def check_metric(name: str) -> str:
-    """`name`, if it is one of `VALIDATION_METRICS`; ValueError, naming them, otherwise."""
+    """Return `name` if it is one of `VALIDATION_METRICS`; else raise a ValueError that lists them."""
     if name not in VALIDATION_METRICS:
         raise ValueError(
-            f"optimized_metric={name} is none of {', '.join(VALIDATION_METRICS)}: what a sweep optimises "
-            "comes from validation"
+            f"optimized_metric={name} is none of {', '.join(VALIDATION_METRICS)}: a sweep optimises a "
+            "metric of validation"
         )
     return name
 
@@ -100,7 +100,7 @@ def format_records(records: list[TrainingRecord]) -> str:
             format_table(rows),
             f"fixed scales on validation: {fixed}",
             f"value: mean score over log-spaced budgets on {first.num_validation} validation samples, on "
-            "which epochs, shares, trees and neighbours were chosen too: the ranking flatters",
+            "which epochs, shares, trees and neighbours were chosen too: values and ranking are optimistic",
             "tokens and score: calibration split, default price",
         ]
     )

@@ -128,11 +128,11 @@ def transfer(
 ) -> list[Row]:
     """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
 
-    `num_recalibration` samples of the target's calibration split, those of whole images drawn with `seed`,
-    are all that the second way sees of it; with `allow_small` all that there are, where they are fewer. A
-    copy of `calibrator` is fitted on one half of the images, prices come from the other. Evaluations are
-    recorded in the folder `records` (`labels.held_out`). Raises ValueError where labels come from different
-    backbones, and where sources or targets are none or not distinct.
+    The second way uses `num_recalibration` samples of the target's calibration split, from images drawn with
+    `seed`; with `allow_small`, all samples if there are fewer. A copy of `calibrator` is fitted on one half
+    of the images, prices come from the other half. Evaluations are recorded in the folder `records`
+    (`labels.held_out`). Raises ValueError if labels come from different backbones, and if sources or targets
+    are empty or not distinct.
     """
     check_confidence(confidence)
     for name, tasks in (("sources", sources), ("targets", targets)):
@@ -180,7 +180,7 @@ def transfer(
         for trained_on, priced_on, predictor, calibration in ways:
             predictor.check_backbone(test.outcomes.fingerprints)
             if calibrator is not None:
-                # Prices come from samples that the calibrator has not seen.
+                # Prices come from samples that the calibrator was not fitted on.
                 half = halve(calibration.outcomes.image_id)
                 predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
                 calibration = calibration.select(~half)

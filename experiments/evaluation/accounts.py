@@ -29,7 +29,7 @@ from predictor.base import ScalePredictor
 
 log = logging.getLogger(__name__)
 
-# Of a table, the cost of every sample at every scale, `[num_samples, num_scales]`.
+# Function from a table to the cost of every sample at every scale, `[num_samples, num_scales]`.
 CostOf = Callable[[OutcomeTable], Floats]
 
 VISION, PREFILL, PREFILL_AND_DECODE, PREDICTOR = "vision", "prefill", "prefill and decode", "predictor"
@@ -39,10 +39,10 @@ VISION, PREFILL, PREFILL_AND_DECODE, PREDICTOR = "vision", "prefill", "prefill a
 class Account:
     """One way of counting. `of` gives the cost of every sample at every scale, `[num_samples, num_scales]`.
 
-    `own` is the part of the predictor, which is added to every answer; a policy that is not named adds
-    nothing. `once` is what of the cost at any scale is paid once for all the scales that are tried, the
-    vision pass: a number, or a function of the table that gives `[num_samples]`. `parts` are the named parts
-    that `of` is the sum of, where it has any. `timings` are the samples that measured costs are means of.
+    `own` is the cost of the predictor, by name, which is added to every answer; a policy without an entry
+    adds nothing. `once` is the cost that is paid once per question however many scales are tried (the vision
+    pass): a number, or a function from a table to `[num_samples]`. `parts` are the named parts that `of` sums
+    up, if it has any. `timings` are the measured samples whose means are the costs.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Account:
         return self.own.get(predictor, 0.0)
 
     def once_of(self, table: OutcomeTable) -> Floats:
-        """What of each sample's cost is paid once however many scales are tried, `[num_samples]`."""
+        """Cost of each sample that is paid once however many scales are tried, `[num_samples]`."""
         if callable(self.once):
             return self.once(table)
         return np.full(len(table), self.once, dtype=np.float64)
@@ -87,7 +87,7 @@ def _answer_gflops(table: OutcomeTable) -> Floats:
 
 
 def _shared_gflops(table: OutcomeTable) -> Floats:
-    """Of the vision pass where one serves all scales: it then costs the same at all of them; else 0."""
+    """GFLOPs of the vision pass if they are equal at all scales (one pass serves them); else 0."""
     vision = _vision_gflops(table)
     return np.where((vision == vision[:, :1]).all(axis=1), vision[:, 0], 0.0)
 
@@ -105,9 +105,9 @@ def open_accounts(
 ) -> list[Account]:
     """All accounts that labels and timings allow, visual tokens first.
 
-    `outcomes` are those of any split. `inputs` are those on which the predictors' own FLOPs are counted.
-    `starts_from` names other policies, and for each the predictor whose estimates it needs and pays for.
-    Without FLOPs of the vision pass in the labels there are no FLOPs, without `timings` no milliseconds.
+    `outcomes` are those of any split. The predictors' own FLOPs are counted on `inputs`. `starts_from` maps
+    the name of another policy to the predictor whose estimates it needs and pays for. FLOPs are left out if
+    the labels lack those of the vision pass, milliseconds if there are no `timings`.
     """
     trained = {name: name for name in predictors} | dict(starts_from or {})
     accounts = [TOKENS]
@@ -158,6 +158,6 @@ def count_milliseconds(timings: Timings) -> Account:
 
 
 def _repeat(at_scales: Floats, table: OutcomeTable) -> Floats:
-    """`[num_scales]` for every sample of a table, `[num_samples, num_scales]`."""
+    """Repeat `[num_scales]` for every sample of a table: `[num_samples, num_scales]`."""
     assert len(at_scales) == len(table.scales)
     return np.tile(at_scales, (len(table), 1))

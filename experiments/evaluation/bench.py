@@ -1,4 +1,4 @@
-"""Candidates and what bounds them on one test split, and every metric of them under weights of the images."""
+"""Candidates and bounds on one test split, and all their metrics under weights of the images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from predictor.switches import find_switches
 
 
 class Part(Enum):
-    """What is averaged of a policy: its operating points, its default price, and its choices there."""
+    """Averaged quantities of a policy: its operating points, its default price, its choices at that price."""
 
     POINTS = auto()
     DEFAULT = auto()
@@ -33,7 +33,7 @@ class Bench:
     """Contenders on one test split: operating points from calibration, then figures from test.
 
     `image` `[num_samples]` numbers the images that the test samples ask about; `own` is what each contender
-    adds to every answer. With `timed`, costs are means over timed pictures, and `measure` is given those of
+    adds to every answer. With `timed`, costs are means over timed pictures, and `measure` takes the means of
     each resample. `candidates` are by name.
     """
 
@@ -85,20 +85,20 @@ class Bench:
 
     @property
     def pairs(self) -> list[tuple[Predictor, Opponent]]:
-        """Differences that are tested together: every policy to the mix, and the first to every other one."""
+        """Differences that are tested together: every policy to the mix, the first to every other one."""
         first, *others = map(Predictor, self.candidates)
         pairs: list[tuple[Predictor, Opponent]] = [(each, Bound.MIX) for each in (first, *others)]
         return pairs + [(first, other) for other in others]
 
     def list_opponents(self, policy: Predictor) -> list[Opponent]:
-        """What a policy is compared with: the mix, the reference, and what else it is tested against."""
+        """Opponents of a policy: the mix, the reference, and the others that it is tested against."""
         opponents = [second for first, second in self.pairs if first == policy]
         if self.reference is not None and self.reference != policy.name:
             opponents.append(Predictor(self.reference))
         return list(dict.fromkeys(opponents))
 
     def _add_bounds(self, num_prices: int) -> Front:
-        """Fixed scales and oracles; the front of the budgeted oracle, from cheap to dear."""
+        """Add fixed scales and oracles; return the front of the budgeted oracle, from cheap to expensive."""
         cost, score = self.outcomes.cost, self.outcomes.score
         ways = Ways.single(cost.shape[1])
         self.means.add_fixed((Bound.FIXED, Part.POINTS), cost, score)
@@ -111,7 +111,7 @@ class Bench:
         return Front(schedule.mean(cost)[::-1], schedule.mean(score)[::-1], prices[::-1])
 
     def _add_candidate(self, policy: Predictor, candidate: Candidate) -> None:
-        """Its operating points, its default price, and what its choices there are."""
+        """Add its operating points, its default price, and its choices at that price."""
         outcomes = candidate.ways, candidate.cost, candidate.score, policy.name
         self.means.add((policy, Part.POINTS), candidate.points, *outcomes)
         self.means.add_point((policy, Part.DEFAULT), candidate.default.choice, *outcomes)
@@ -122,7 +122,7 @@ class Bench:
         )
 
     def measure(self, weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[Key, Floats]:
-        """Every metric, its first dimension that of `weights` `[num_resamples, num_images]`.
+        """Every metric, first dimension `num_resamples`, under `weights` `[num_resamples, num_images]`.
 
         If costs are timed, `milliseconds` are those of the same resamples.
         """
@@ -134,7 +134,7 @@ class Bench:
             cost, score = means[rule, Part.POINTS]
             found[Key(rule, Metric.POINT_COST)] = cost[:, 0]
             found[Key(rule, Metric.POINT_SCORE)] = score[:, 0]
-        # Points of candidates and of the oracle come from dear to cheap.
+        # Points of candidates and of the oracle are ordered from expensive to cheap.
         policies: list[Policy] = [Bound.BUDGETED, *map(Predictor, self.candidates)]
         points = {policy: tuple(each[:, ::-1] for each in means[policy, Part.POINTS]) for policy in policies}
         lines: dict[Policy, Curve] = {policy: Curve.of(*each) for policy, each in points.items()}
@@ -175,10 +175,10 @@ class Bench:
         lines: Mapping[Policy, Curve],
         fixed: tuple[Floats, Floats],
     ) -> Iterator[tuple[Key, Floats]]:
-        """At matched cost, and not inferior for least (`figures`)."""
+        """Metrics at matched cost, and the cheapest non-inferior operating points (`figures`)."""
         cost, score = own[0] @ candidate.plan.T, own[1] @ candidate.plan.T
         line = lines[policy]
-        # Less than the cheapest fixed scale buys its score from the mix, which is in the mix's favour.
+        # Below the cost of the cheapest fixed scale the mix scores as that scale does, in the mix's favour.
         to_mix = score - lines[Bound.MIX].at(cost)
         gap = lines[Bound.BUDGETED].at(cost) - (score - to_mix)
         yield Key(policy, Metric.SCORE_AT_BUDGETS), line.at(np.broadcast_to(candidate.realised, cost.shape))

@@ -15,7 +15,7 @@ NUM_BINS = 10
 
 
 class _Part(Enum):
-    """What is summed over the images: squared errors per scale, estimate less score per scale and bin."""
+    """Sums over images: squared errors per scale, and estimate minus score per scale and bin."""
 
     SQUARES = auto()
     SURPLUS = auto()
@@ -42,9 +42,9 @@ class Reliability:
 
 
 class Binned:
-    """Estimates `[num_samples, num_scales]` beside scores, sorted into bins from 0 to 1.
+    """Estimates and scores, each `[num_samples, num_scales]`, sorted into bins from 0 to 1.
 
-    What lies outside of [0, 1] belongs to the bin at that end. `image` `[num_samples]` numbers the images
+    Estimates outside [0, 1] belong to the bin at that end. `image` `[num_samples]` numbers the images
     that the samples ask about.
     """
 
@@ -77,19 +77,19 @@ class Binned:
         self._squares, self._surplus = (said - happened) ** 2, add_up(said - happened)
 
     def add_to(self, means: ImageMeans, owner: Hashable = None) -> None:
-        """Let `means` have what `measure` needs, under keys of this `owner`."""
+        """Add to `means` the sums that `measure` needs, under keys of this `owner`."""
         means.add_columns((owner, _Part.SQUARES), self._squares)
         means.add_sums((owner, _Part.SURPLUS), self._surplus)
 
     def measure(
         self, found: Mapping[Any, tuple[Floats, ...]], owner: Hashable = None
     ) -> tuple[Floats, Floats]:
-        """Brier score and calibration error, each `[num_resamples, num_scales]`, of what `means` gave."""
+        """Brier score and calibration error `[num_resamples, num_scales]`, from what `means` returned."""
         (brier,), (surplus,) = found[owner, _Part.SQUARES], found[owner, _Part.SURPLUS]
         return brier, abs(surplus).reshape(-1, *self.shape).sum(axis=2)
 
     def describe(self, brier: Estimate, error: Estimate) -> Reliability:
-        """The bins beside the two metrics with their intervals."""
+        """The bins, with the two metrics and their intervals."""
         return Reliability(brier, error, self.edges, self.count, self.estimate, self.score)
 
 

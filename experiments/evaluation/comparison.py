@@ -117,7 +117,7 @@ def compare_policies(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError where there is no policy to compare, or two have one name."""
+    """Raise ValueError if there is no policy to compare, or if two policies share a name."""
     if not names:
         raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
     if len(set(names)) < len(names):

@@ -1,10 +1,11 @@
 """`draws.safetensors`: headline figures on every resample, so that runs can be compared pair by pair.
 
-It lies beside `metrics.json` and holds the resamples of those figures in there that `experiments.compare`
-shows. A tensor is float32 `[num_resamples]`, and its name is the path to its figure in `metrics.json`, as
+It lies beside `metrics.json` and holds the resamples of the metrics that `experiments.compare` shows. A
+tensor is float32 `[num_resamples]`, and its name is the path to its metric in `metrics.json`, as
 `predictors/NAME/mean_to_mix` (`name_tensor`). `predictors/NAME/at_budgets/score` and `.../to_mix` hold all
-budgets, `[num_kept, num_budgets]`, on the first `MOST_BAND_RESAMPLES` resamples only: bands in a drawing need
-no more, and p-values and intervals of headline figures rest on all. nan is a resample without the figure.
+budgets, `[num_kept, num_budgets]`, on the first `MOST_BAND_RESAMPLES` resamples only, which is enough for the
+bands of a plot; p-values and intervals of headline metrics use all resamples. nan: the metric does not exist
+on that resample.
 
 Row by row, runs on the same test split with the same bootstrap seed drew the same images: what they have in
 common cancels in a difference of their draws. About 1.3 MB a predictor with 10,000 resamples and 49 budgets.
@@ -26,7 +27,7 @@ from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
 
 DRAWS = "draws.safetensors"
-# Resamples of the scores at the budgets that are kept, at most: enough for a band.
+# Largest number of resamples that is stored of the scores at the budgets: enough for a band.
 MOST_BAND_RESAMPLES = 2000
 AT_BUDGETS = "at_budgets"
 
@@ -34,14 +35,14 @@ Float32s = NDArray[np.float32]
 
 
 def name_tensor(*path: str) -> str:
-    """The name of the tensor that holds the figure at a path in `metrics.json`.
+    """The name of the tensor that holds the metric at a path in `metrics.json`.
 
-    Each step is percent-encoded, so that no two paths share a name, whatever a predictor is called.
+    Each step is percent-encoded, so that distinct paths have distinct names.
     """
     return "/".join(quote(step, safe="") for step in path)
 
 
-# What leads to a headline metric below its predictor.
+# Headline metrics by their path below the predictor.
 _HEADLINES = {
     "mean_to_mix": (Metric.MEAN_DIFFERENCE, Bound.MIX),
     "mean_gap_share": (Metric.MEAN_GAP_SHARE, None),
@@ -60,11 +61,11 @@ _HEADLINES = {
 
 
 def list_headlines(name: str, draws: Mapping[Key, Draws]) -> Iterator[tuple[str, Floats | Float32s]]:
-    """The headline metrics of a predictor that exist, by path below it, of all that `Bench.measure` gives."""
+    """Existing headline metrics of a predictor, by path below it, from the result of `Bench.measure`."""
     for path, (metric, at) in _HEADLINES.items():
         found = draws[Key(Predictor(name), metric, at)]
         if found.drawn.ndim > 1:
-            # A copy: a view would keep all resamples in memory.
+            # Copied, as a view would keep all resamples in memory.
             yield path, found.drawn[:MOST_BAND_RESAMPLES].astype(np.float32)
         elif found.exists:
             yield path, found.drawn
@@ -75,7 +76,7 @@ def collect_draws(
     others: Sequence[Comparison] = (),
     guarantees: Sequence[CheckedGuarantee] = (),
 ) -> dict[str, Float32s]:
-    """The content of `draws.safetensors`, of those accounts and guarantees that `metrics.json` has too."""
+    """The content of `draws.safetensors`, for the accounts and guarantees that are in `metrics.json`."""
     by_path: dict[tuple[str, ...], NDArray[np.floating]] = {
         ("predictors", name, *figure.split("/")): drawn
         for name, figures in comparison.draws.items()
@@ -100,7 +101,7 @@ def write_draws(folder: Path, draws: Mapping[str, Float32s]) -> None:
 
 
 class StoredDraws(Mapping[str, Float32s]):
-    """The tensors of a file, each read when it is asked for: many runs need not fit into memory."""
+    """The tensors of a file, each read on access, so that many runs need not fit into memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -138,6 +139,6 @@ def read_draws(folder: Path, num_resamples: int) -> StoredDraws:
 
 
 def _count_kept(tensor: str, num_resamples: int) -> int:
-    """Number of resamples that a tensor holds. No step of its name holds a "/": the last but one is whole."""
+    """Number of resamples that a tensor should hold; steps of its name contain no "/" (`name_tensor`)."""
     at_budgets = tensor.split("/")[-2:-1] == [AT_BUDGETS]
     return min(num_resamples, MOST_BAND_RESAMPLES) if at_budgets else num_resamples

@@ -5,10 +5,10 @@ seed are one policy. A figure is the mean over its seeds; its interval, from dra
 the seeds, covers other images and other trainings (`statistics.combine_seeds`); `spread` is the standard
 deviation over the seeds (n - 1).
 
-**Several runs of one seed.** Runs of one policy that agree in seed and settings either hold the same result,
-and then the first one counts, or they do not, and then each result is an entry of its own, numbered: no
-result is dropped in silence. Baselines of one name are one policy, unless their runs gave several results
-with one seed; then the settings of the runs tell them apart.
+**Several runs of one seed.** If runs of one policy with the same seed and settings have the same result, the
+first one counts. If they have different results, each result is an entry of its own, numbered, so that no
+result is dropped silently. Baselines of one name are one policy, unless their runs have several results for
+one seed; then the settings of the runs distinguish them.
 
 **Differences** are taken draw by draw. In each resample all policies are asked about the same images, and
 policies with the same seeds draw the same seeds: what they have in common cancels.
@@ -42,7 +42,7 @@ class Combined:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One policy of the comparison: `metrics["predictors"][name]` of each of its runs, one a seed.
+    """One policy of the comparison: `metrics["predictors"][name]` of each of its runs, one per seed.
 
     `repeats` are runs with the same seed, settings and result as one of `runs`: they do not count.
     `rivals` are pairs of one of `runs` and a run that has another result with the same seed and settings.
@@ -77,7 +77,7 @@ class Entry:
         return np.mean([self._list_at_budgets(run, "cost") for run in self.runs], axis=0)
 
     def at_budgets(self, figure: str) -> Estimate:
-        """`score` or `to_mix` at the budgets, `[num_budgets]`, from the resamples kept of them (`draws`)."""
+        """`score` or `to_mix` at the budgets, `[num_budgets]`, from their stored resamples (`draws`)."""
         values = [self._list_at_budgets(run, figure) for run in self.runs]
         draws = self._combine(["predictors", self.name, AT_BUDGETS, figure], values)
         return draws.estimate(self.confidence)
@@ -110,7 +110,7 @@ class Entry:
         return combine_seeds(draws, seed=self.runs[0].metrics["bootstrap"]["seed"])
 
 
-# What tells policies apart: label, name of the predictor, settings.
+# Identifies a policy: label, name of the predictor, settings.
 Key = tuple[str, str, tuple[str, ...]]
 Groups = dict[Key, list[Run]]
 
@@ -146,7 +146,7 @@ def list_entries(runs: Sequence[Run]) -> list[Entry]:
 
 
 def _split_by_settings(groups: Groups, settings: Mapping[Path, tuple[str, ...]]) -> Groups:
-    """Groups in which one seed has several results, and no settings of their own, by those of their runs."""
+    """Split groups without settings in which a seed has several results, by the settings of their runs."""
     found: Groups = {}
     for (label, name, own), group in groups.items():
         has_others = bool(_find_results(group, name)[2])
@@ -157,7 +157,7 @@ def _split_by_settings(groups: Groups, settings: Mapping[Path, tuple[str, ...]])
 
 
 def _split_by_result(label: str, name: str, group: Sequence[Run]) -> Iterator[Entry]:
-    """The entries of a group: one, or as many as its runs have results with the same seed."""
+    """The entries of a group: one per result that its runs have for the same seed."""
     rivals: dict[Run, Run] = {}
     number, rest = 1, list(group)
     while rest:
@@ -169,7 +169,7 @@ def _split_by_result(label: str, name: str, group: Sequence[Run]) -> Iterator[En
 
 
 def _find_results(group: Sequence[Run], name: str) -> tuple[list[Run], list[Run], list[tuple[Run, Run]]]:
-    """The first run of each seed; those that repeat its result; those with another, each with that first."""
+    """(first run of each seed, runs with the same result, (run, first run) pairs with another result)."""
     kept: dict[int, Run] = {}
     repeats: list[Run] = []
     others: list[tuple[Run, Run]] = []
@@ -185,7 +185,7 @@ def _find_results(group: Sequence[Run], name: str) -> tuple[list[Run], list[Run]
 
 
 def _is_same_result(one: Run, other: Run, name: str) -> bool:
-    """Whether a predictor has the same seed and the same headline figures on every resample in both runs."""
+    """Whether a predictor has the same seed and the same headline metrics on every resample in both runs."""
     if _number_seed(one, name) != _number_seed(other, name):
         return False
     prefix = name_tensor("predictors", name, "")
@@ -197,7 +197,7 @@ def _is_same_result(one: Run, other: Run, name: str) -> bool:
 
 
 def _number_seed(run: Run, name: str) -> int:
-    """The training seed of a predictor; 0 for what is not trained and has no other to be told from."""
+    """The training seed of a predictor; 0 for a policy that is not trained."""
     return run.find_seed(name) or 0
 
 

@@ -1,4 +1,4 @@
-"""Whether two policies are equivalent: two one-sided tests on paired resamples of the test images.
+"""Equivalence of two policies, by two one-sided tests on paired resamples of the test images.
 
 Two policies are equivalent within a margin at level alpha if the interval of their difference with
 confidence 1 - 2 alpha lies inside plus and minus the margin (Schuirmann 1987). A difference that is not
@@ -17,16 +17,16 @@ from m3_backbone.labels import Labels
 LEVEL = 0.05
 # On fewer images an interval over images means nothing.
 LEAST_IMAGES = 30
-# Policies that are told facts, each against the one that sees what a predictor sees.
+# Policies that know facts; each is compared with the policy that has the inputs of a predictor.
 TOLD = (ALL, FACTS)
 
 
 @dataclass(frozen=True, eq=False)
 class Equivalence:
-    """Policy `first` less `second`: points above the mix and shares of the gap, both at matched cost.
+    """Policy `first` minus `second`: points above the mix and shares of the gap, both at matched cost.
 
-    Each is averaged over log budgets, and has the interval with confidence `1 - 2 * LEVEL`. `p_value` is that
-    of no difference in score, after Holm's correction for all differences tested together.
+    Both are averaged over log-spaced budgets, with intervals of confidence `1 - 2 * LEVEL`. `p_value` tests
+    that the scores do not differ, with Holm's correction for all differences tested together.
     """
 
     first: str
@@ -39,7 +39,7 @@ class Equivalence:
 
     @property
     def verdict(self) -> str:
-        """What the interval shows."""
+        """Conclusion from the interval and the p-value."""
         if self.num_images < LEAST_IMAGES:
             return "too few images to tell"
         if -self.margin <= self.difference.low and self.difference.high <= self.margin:
@@ -48,10 +48,10 @@ class Equivalence:
 
 
 def check_margin(margin: float) -> None:
-    """Raise ValueError for what is no margin of equivalence."""
+    """Raise ValueError unless the margin of equivalence lies in (0, 1)."""
     if not 0 < margin < 1:
         raise ValueError(
-            f"equivalence_margin={margin:g} is no share of the score in (0, 1): 0.005 is half a point"
+            f"equivalence_margin={margin:g} is not a share of the score in (0, 1): 0.005 is half a point"
         )
 
 
@@ -64,9 +64,9 @@ def compare_known(
     confidence: float,
     seed: int,
 ) -> Comparison:
-    """Compare policies by what they know: prices from calibration samples, figures from test samples.
+    """Compare policies by what they know: prices from calibration samples, metrics from test samples.
 
-    The first one sees what a predictor sees. NothingToTell where there is no gap between mix and oracle.
+    The first policy has the inputs of a predictor. Raises NothingToTell if mix and oracle have no gap.
     """
     learned, asked = (regressions.predict(labels) for labels in (calibration, test))
     names = sorted(regressions.columns.names, key=lambda name: name != SEEN)
@@ -80,12 +80,12 @@ def compare_known(
         seed=seed,
     )
     if not comparison.oracle_gap.value > 0:
-        raise NothingToTell("no budget has a gap between mix and oracle: there is nothing to recover")
+        raise NothingToTell("mix and oracle have no gap at any budget: there is nothing to recover")
     return comparison
 
 
 def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence]:
-    """Policies that are told facts less the one that sees question and image, on the same resamples."""
+    """Policies that know facts minus the policy that has question and image, on the same resamples."""
     check_margin(margin)
     pairs = [(name, SEEN) for name in TOLD if name in comparison.draws]
     scores = [_subtract(comparison, *pair, "mean_to_mix") for pair in pairs]

@@ -86,12 +86,12 @@ class NonInferiority:
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Policy `first` less `second` at the mean costs of `first`, averaged over log budgets.
+    """Policy `first` minus `second` at the mean costs of `first`, averaged over log-spaced budgets.
 
     `second` is the name of a policy, or `Bound.MIX`. `p_value` is two-sided, from the paired bootstrap;
     `adjusted` is Holm's over all differences of a comparison: every policy to the mix, and the first policy
-    to every other one. `floor` and `adjusted_floor` are the least that these can be with so many resamples:
-    a p-value that is at its floor is only known not to be larger.
+    to every other one. `floor` and `adjusted_floor` are the smallest values that the number of resamples
+    allows: of a p-value at its floor it is only known that it is not larger.
     """
 
     first: str
@@ -104,7 +104,7 @@ class Difference:
 
     @property
     def label(self) -> str:
-        """Both policies, as a table names them."""
+        """Names of both policies for tables."""
         return f"{self.first} - {self.second.label if isinstance(self.second, Bound) else self.second}"
 
 
@@ -207,9 +207,9 @@ class Comparison:
     def nothing_to_gain(self) -> bool:
         """Whether no choice of scales can do better on these samples than the mix.
 
-        True where all scales cost the same (so does a single one): no budget asks for a choice. And where the
-        budgeted oracle, which is handed the outcomes, is nowhere above the mix. False where the oracle is
-        cheaper than the cheapest fixed scale, as the cheapest scale is not the same one for every sample.
+        True if all scales (or the only one) cost the same, or if the budgeted oracle, which reads the
+        outcomes, is nowhere above the mix. False if the oracle is cheaper than the cheapest fixed scale,
+        which happens if the cheapest scale differs between samples.
         """
         costs = self.fixed.cost.value
         if self.oracle.cost[0] < costs.min() * (1 - ROUNDING):
@@ -221,8 +221,8 @@ class Comparison:
     def finer_scales_help(self) -> bool:
         """Whether some fixed scale that costs more than the cheapest scores more on these samples.
 
-        Where none does, the cheapest scale alone is the mix. The budgeted oracle may be above it even then:
-        it knows for each sample which scale happened to be right.
+        If none does, the cheapest scale alone is the mix. The budgeted oracle may still be above the mix, as
+        it reads for each sample which scale is right.
         """
         return len(self.mix) > 1
 

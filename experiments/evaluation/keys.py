@@ -1,7 +1,7 @@
-"""Typed keys of what a comparison measures: a policy, a metric, and where it is measured.
+"""Typed keys of the metrics of a comparison: policy, metric, and the argument of the metric.
 
-No name is ever parsed or compared with a reserved word: predictors are `Predictor(name)`, and what bounds
-them is another type. So a predictor may have any name.
+Names are never parsed or compared with reserved words: a predictor is `Predictor(name)`, and bounds have a
+type of their own. So a predictor may have any name.
 """
 
 from collections.abc import Hashable
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 
 class Bound(Enum):
-    """What predictors are held against: the fixed scales, their mix, the budgeted oracle."""
+    """Bounds that predictors are compared with: the fixed scales, their mix, the budgeted oracle."""
 
     FIXED = "fixed"
     MIX = "mix"
@@ -19,7 +19,7 @@ class Bound(Enum):
 
     @property
     def label(self) -> str:
-        """The name that readers see."""
+        """Name in tables and figures."""
         return _LABELS[self]
 
 
@@ -32,14 +32,14 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """An oracle that chooses one scale per sample by one of `oracles.RULES`."""
+    """An oracle that chooses one scale per sample, by a rule of `oracles.RULES`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A contender, by its name."""
+    """A contender, identified by its name."""
 
     name: str
 
@@ -50,7 +50,7 @@ Opponent = Predictor | Literal[Bound.MIX]
 
 
 class Metric(Enum):
-    """What is measured of a policy; `figures` and `merits` define each. In brackets: what `Key.at` holds."""
+    """Metrics of a policy, defined in `figures` and `merits`; in brackets the type of `Key.at`."""
 
     POINT_COST = auto()  # of its operating points
     POINT_SCORE = auto()
@@ -64,7 +64,7 @@ class Metric(Enum):
     TO_MIX = auto()
     TO_REFERENCE = auto()
     GAP_SHARE = auto()
-    MEAN_DIFFERENCE = auto()  # [Policy: to which]
+    MEAN_DIFFERENCE = auto()  # [Opponent]
     MEAN_GAP_SHARE = auto()
     MEAN_GAP = auto()
     AVERAGE_QUALITY = auto()

@@ -38,7 +38,7 @@ class Curve:
     def of(cls, cost: ArrayLike, score: ArrayLike) -> "Curve":
         """Points in any order."""
         costs, scores = np.array(cost, dtype=np.float64), np.array(score, dtype=np.float64)
-        # Sorting is slow, and most policies' points come in order.
+        # Only rows out of order are sorted: sorting is slow, and the points of most policies are in order.
         rows = np.flatnonzero((costs[:, 1:] < costs[:, :-1]).any(axis=1))
         if rows.size:
             order = np.argsort(costs[rows], axis=1, kind="stable")
@@ -46,7 +46,7 @@ class Curve:
                 values[rows] = np.take_along_axis(values[rows], order, axis=1)
         same = costs[:, 1:] == costs[:, :-1]
         places = np.flatnonzero(same.any(axis=0)).tolist()
-        # The best of a group of equal costs goes down to its first point, and up again to its last.
+        # The best score of a group of equal costs is copied to all points of the group, in two passes.
         for place, (source, target) in [(place, (1, 0)) for place in reversed(places)] + [
             (place, (0, 1)) for place in places
         ]:
@@ -62,7 +62,7 @@ class Curve:
             return np.repeat(self.score, cost.shape[1], axis=1)
         costs, scores = self.cost.ravel(), self.score.ravel()
         first = np.arange(0, num_rows * num_points, num_points)[:, None]
-        # Binary search in all rows at once: the last point but one that costs no more, else the first.
+        # Binary search in all rows at once, for the last point (the end excluded) that costs no more.
         before = np.broadcast_to(first, cost.shape).copy()
         last = first + num_points - 2
         step = 1 << (num_points - 2).bit_length()
@@ -97,16 +97,16 @@ class Curve:
         return np.trapezoid(np.concatenate([at_low, heights, at_high], axis=1), costs, axis=1)
 
     def hull(self) -> "Curve":
-        """The non-decreasing upper concave hull in each resample, its height at each of the points' costs."""
+        """The non-decreasing upper concave hull in each resample, evaluated at the costs of the points."""
         height = np.maximum.accumulate(self.score, axis=1)
         num_rows, num_points = height.shape
         costs, heights = self.cost.ravel(), height.ravel()
         is_vertex = np.ones(height.shape, dtype=bool)
-        # Of equal points the first one stays.
+        # The first of several points of equal cost is kept.
         is_vertex[:, 1:] = self.cost[:, 1:] > self.cost[:, :-1]
         vertex = is_vertex.ravel()
-        # A point on or below the line between its neighbours is no vertex, even if they are none themselves:
-        # all of these go at once, until there are none.
+        # A point on or below the line between its neighbours is no vertex, even if the neighbours are none
+        # themselves: all such points are removed at once, until none is left.
         left = np.flatnonzero(vertex)
         while left.size > 2:
             row = left // num_points
@@ -118,7 +118,7 @@ class Curve:
             if not below.any():
                 break
             vertex[left[1:-1][below]] = False
-            # Rows from which nothing went are done.
+            # Rows in which no point was removed are done.
             unfinished = np.zeros(num_rows, dtype=bool)
             unfinished[row[1:-1][below]] = True
             left = left[vertex[left] & unfinished[row]]
@@ -198,7 +198,7 @@ def hypervolume(curve: Curve, finest: Pair) -> Floats:
 def measure_merits(
     curve: Curve, coarsest: Pair, finest: Pair, recovered: Sequence[float]
 ) -> Iterator[tuple[Metric, float | None, Floats]]:
-    """The figures of merit of a front alone, CPT at each of `recovered`: (metric, at, values)."""
+    """Yield (metric, at, values) of each figure of merit of a front alone; CPT at each of `recovered`."""
     yield Metric.HYPERVOLUME, None, hypervolume(curve, finest)
     started = curve.start_from(coarsest)
     yield Metric.AVERAGE_QUALITY, None, average_quality(started, coarsest, finest)
@@ -228,5 +228,5 @@ def average(at_budgets: Floats) -> Floats:
 
 
 def divide(part: Floats, whole: Floats) -> Floats:
-    """Shares; nan where there is nothing to share, as where mix and oracle meet."""
+    """Ratios; nan where `whole` is not positive, as where mix and oracle meet."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > ROUNDING)

@@ -165,7 +165,7 @@ def collect_metrics(
 
 
 def collect_account(comparison: Comparison) -> dict[str, Any]:
-    """What `metrics.json` says of costs in another unit, and `milliseconds.json` of milliseconds."""
+    """Content of `metrics.json` for costs in another unit, and of `milliseconds.json`."""
     timings, fixed = comparison.account.timings, comparison.fixed.cost
     return {
         "unit": comparison.account.unit,
@@ -196,7 +196,7 @@ def split_kinds(table: OutcomeTable) -> dict[str, np.ndarray]:
 
 
 def _list_kinds(table: OutcomeTable) -> np.ndarray:
-    """The kind of each question, `[num_samples]`; that of a task without kinds is the task."""
+    """The type of each question, `[num_samples]`; the name of the task where a question has none."""
     return np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
 
 
@@ -207,7 +207,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def _describe_kinds(test: OutcomeTable) -> dict[str, Any]:
-    """Count and mean scores of each kind of question."""
+    """Number of samples and mean scores of each question type."""
     names, kind = np.unique(_list_kinds(test), return_inverse=True)
     num_samples = np.bincount(kind)
     scores = [np.bincount(kind, weights=column) / num_samples for column in test.score.T]

@@ -1,9 +1,9 @@
 """Mean cost and mean score of policies at their operating points, under weights of the test images.
 
 Visual tokens and FLOPs are known for every sample, and their mean is taken over the samples. Milliseconds are
-measured on a few other pictures and are the same for every sample, so a mean cost is the share of the samples
-that try each scale, times the mean milliseconds of that scale, plus those of the vision pass and the overhead
-of the policy. Each resample has mean milliseconds of its own, from a draw of the timed pictures.
+measured on a few other pictures and are the same for every sample, so a mean cost is the sum over scales of
+the share of the samples that try the scale times its mean milliseconds, plus those of the vision pass and the
+overhead of the policy. Each resample has its own mean milliseconds, from a draw of the timed pictures.
 """
 
 from collections.abc import Hashable
@@ -23,19 +23,19 @@ class PolicyMeans:
     """By key, mean costs and mean scores of policies in each resample.
 
     `image` `[num_samples]` numbers the images that the samples ask about. With `timed`, mean costs come from
-    the milliseconds that each call is given, and the costs of samples are not used. Means of anything else
-    are added to `images`.
+    the milliseconds that are passed to each call, and the costs of samples are not used. Other means are
+    added to `images`.
     """
 
     def __init__(self, image: ArrayLike, *, timed: bool) -> None:
         self.images = ImageMeans(image)
         self._timed = timed
-        # Of timed policies: the name whose overhead they pay.
+        # Timed policies only: name of the predictor whose overhead they pay.
         self._overhead: dict[Hashable, str | None] = {}
         self._fixed: set[Hashable] = set()
 
     def add_fixed(self, key: Hashable, cost: Floats, score: Floats) -> None:
-        """The fixed scales, each a point: `cost` and `score` are `[num_samples, num_scales]`."""
+        """Add the fixed scales, one point each: `cost` and `score` are `[num_samples, num_scales]`."""
         if self._timed:
             self.images.add_columns(key, score)
             self._fixed.add(key)
@@ -51,9 +51,9 @@ class PolicyMeans:
         score: Floats,
         name: str | None = None,
     ) -> None:
-        """A policy that follows `schedule`; `cost` and `score` of its ways are `[num_samples, num_ways]`.
+        """Add a policy that follows `schedule`; `cost` and `score` of its ways are `[num_samples, num_ways]`.
 
-        `cost` includes what choosing adds to an answer; if costs are timed, it is the overhead of `name`.
+        `cost` includes the cost of choosing; if costs are timed, that is the overhead of `name`.
         """
         if not self._timed:
             self.images.add(key, schedule, cost, score)
@@ -71,13 +71,13 @@ class PolicyMeans:
         score: Floats,
         name: str | None = None,
     ) -> None:
-        """A policy with one operating point, at which it chooses the ways `choice` `[num_samples]`."""
+        """Add a policy with one operating point, at which it chooses the ways `choice` `[num_samples]`."""
         self.add(key, Schedule.of(choice[None]), ways, cost, score, name)
 
     def __call__(
         self, weights: NDArray[Any], milliseconds: TimingMeans | None = None
     ) -> dict[Any, tuple[Floats, ...]]:
-        """By key (cost, score), each `[num_resamples, num_points]`, beside what was added to `images`.
+        """By key (cost, score), each `[num_resamples, num_points]`, and the means added to `images`.
 
         `weights` of the images are `[num_resamples, num_images]`; `milliseconds` are those of the same
         resamples, needed if costs are timed.

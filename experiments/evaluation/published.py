@@ -1,10 +1,10 @@
 """What others have published of these checkpoints on these tasks, to see at once whether a run agrees.
 
 The values are accuracies in percent as the authors print them (VQA accuracy on VizWiz and TextVQA, relaxed
-accuracy on ChartQA, ANLS on DocVQA), for the tasks that have a configuration in `conf/task`: values of other
-tasks could never be shown. A run can agree with them only on the split that they were measured on, and as far
-as its prompt and decoding are theirs. GQA and POPE are divided here by hash, so that our test split is a part
-of theirs; of VizWiz the test answers are not public, and ours is its validation split.
+accuracy on ChartQA, ANLS on DocVQA), for the tasks that have a configuration in `conf/task`. A run can agree
+with them only on the split that they were measured on, and with the same prompt and decoding. GQA and POPE
+are divided here by hash, so that our test split is a part of theirs; the test answers of VizWiz are not
+public, and our test split is its validation split.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Literal
 
 from experiments.tasks.base import Task, find_official_split
 
-# Our test split is the one that the values were measured on, a part of it, another one, or nobody has said.
+# Our test split is the one that the values were measured on, a part of it, another one, or unspecified.
 Relation = Literal["same", "part", "other", "unknown"]
 
 SOURCE = "Cai et al., Matryoshka Multimodal Models, ICLR 2025, arXiv 2405.17430"
@@ -25,8 +25,8 @@ class Published:
 
     The oracle takes the smallest scale that is right and charges the coarsest where none is (the authors'
     convention). `oracle_scale` is its mean scale: with tiles, visual tokens a tile and not a sample.
-    `split` is the official split that they were measured on, `relation` what our test split is of it, and
-    `own_split` the official split that ours comes from.
+    `split` is the official split that they were measured on, `relation` how our test split relates to it, and
+    `own_split` the official split that our test split comes from.
     """
 
     checkpoint: str
@@ -97,7 +97,7 @@ def find_published(backbone: str, task: str) -> Published | None:
 
 
 def relate(published: Published | None, task: Task, limit: int | None) -> Published | None:
-    """The same, with what our test split, of which `limit` images at most were labelled, is of theirs."""
+    """Fill in how our test split (at most `limit` images labelled) relates to the published one."""
     if published is None:
         return None
     ours = find_official_split(task, limit)

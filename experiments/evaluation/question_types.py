@@ -1,15 +1,15 @@
-"""Which question types are shown where there are thousands, as where a `category` is an id."""
+"""Selection of the question types that are shown: there may be thousands, if a `category` is an id."""
 
 from collections.abc import Iterable, Mapping
 
-# Rows of a table, or of a heat map, that can be read and drawn.
+# Largest number of rows of a table or heat map.
 MOST_SHOWN = 50
 
 
 def pick_frequent(counts: Mapping[str, int], most: int = MOST_SHOWN) -> list[str]:
     """Return the question types with the highest counts, at most `most`, in the order of `counts`.
 
-    Of types with equal counts those that come first are taken.
+    Ties are broken by the order of `counts`.
     """
     if len(counts) <= most:
         return list(counts)
@@ -21,7 +21,7 @@ def pick_frequent(counts: Mapping[str, int], most: int = MOST_SHOWN) -> list[str
 def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) -> str:
     """Return the sentence that says how many question types are shown; empty where all are.
 
-    `rest` says where the others are, if anywhere.
+    `rest` says where to find the others.
     """
     if num_types <= most:
         return ""
@@ -29,7 +29,7 @@ def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) ->
 
 
 def name_total(label: str, types: Iterable[str]) -> str:
-    """Return the name of the row of all question types, told apart from a type that is called so."""
+    """Return the name of the row of all question types; it differs from the names of all types."""
     taken = set(types)
     while label in taken:
         label = f"{label} (total)"

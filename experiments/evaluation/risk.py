@@ -34,7 +34,7 @@ from predictor.splitting import halve
 
 # Per `find_nominal_unit`: from "the scale that is most likely correct" to "as good as always the coarsest".
 PRICES: Floats = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 81)])
-# Re-split replicates that are tested at once, and values: few enough for the processor's cache, and memory.
+# Largest numbers of re-split replicates (processor cache) and of values (memory) that are tested at once.
 _NUM_AT_ONCE, _MOST_VALUES = 128, 2**24
 
 
@@ -80,7 +80,7 @@ class RealizedLoss:
     """Mean visual tokens and drop on the test samples at a certified price, with intervals.
 
     `drawn_drop` `[num_resamples]` is the drop on every resample. `num_large` of the test images have more
-    questions than the guarantee counts, and enter with so many.
+    questions than `most_questions`, and count as that many.
     """
 
     cost: Estimate
@@ -203,7 +203,7 @@ def find_guarantee(
 def order_images(image_id: ArrayLike) -> NDArray[np.int64]:
     """Order `[num_images]` of the numbers of `number_images`, by the SHA-256 digest of the image ids.
 
-    It is the same for everybody: there is no seed that could be varied until a price is certified.
+    It is the same in every run: there is no seed that could be varied until a price is certified.
     """
     ids = np.asarray(image_id, dtype=object)
     names = dict(zip(number_images(ids).tolist(), ids, strict=True))
@@ -216,7 +216,7 @@ class _ImageSums:
     """Drops and visual tokens `[num_choices, num_images]`, summed over the questions of each image.
 
     `counts` `[num_images]` are numbers of questions. All three are weighted: an image with more than
-    `most_questions` questions counts as so many. `num_large` images have more.
+    `most_questions` questions counts as `most_questions`; `num_large` images have more.
     """
 
     drops: Floats
@@ -250,7 +250,7 @@ class _ImageSums:
         return cls.of_choices(choices, table, most_questions)
 
     def to_values(self, alpha: float) -> Floats:
-        """x of every image for each choice; see the head of this module."""
+        """x of every image for each choice (see the docstring of this module)."""
         return (alpha * self.counts - self.drops) / self.most_questions
 
     @property
@@ -305,7 +305,7 @@ def check_guarantee(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ResplitCheck | None:
-    """Certify anew on images drawn with replacement from `test`, and count how often that fails over all.
+    """Certify again on images drawn with replacement from `test`, and count how often the guarantee fails.
 
     `estimates` `[num_samples, num_scales]` must come from a predictor that was not fitted on these images.
     Drawn images are bet on in the order in which they are drawn. Guarantees on equally many images and with

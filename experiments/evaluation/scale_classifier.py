@@ -1,10 +1,10 @@
-"""Models of the scale a question needs, by what they know: question, image, or facts that no predictor sees.
+"""Models of the scale that a question needs, from question, image, or facts that no predictor has.
 
 The facts are a sample's question type and attributes, as its data set states them (number of items, size of
 what is asked about). An attribute that gives the answer away would make this a look at the outcome.
 
-All models are fitted on training labels alone, before anything else is read, and have digests of what they
-were fitted on, so that their comparison on a test split can be recorded (`experiments.held_out`).
+All models are fitted on training labels only, before anything else is read, and have digests of what they
+were fitted on, so that their comparison on a test split can be recorded (`labels.held_out`).
 """
 
 import hashlib
@@ -37,21 +37,21 @@ PARTS = {
     FACTS: ["facts"],
     ALL: ["question", "image", "facts"],
 }
-# Stopping early on a part of the rows would see other questions about the same images.
+# No early stopping: it would hold out rows, whose images are in the training rows too.
 _BOOSTING = {"max_iter": 100, "max_leaf_nodes": 15, "l2_regularization": 1.0, "early_stopping": False}
 CLASSIFIER = {"learning_rate": 0.1, **_BOOSTING}
 REGRESSOR = {"learning_rate": 0.05, **_BOOSTING}
 
 
 class NothingToTell(ValueError):
-    """Samples on which no model of the needed scale can be judged. The message is the reason."""
+    """No model of the needed scale can be judged on these samples; the message gives the reason."""
 
 
 class KnownColumns:
     """Columns `[num_samples, num_columns]` of what is known of samples, by the names in `PARTS`.
 
     Words and pairs of words of the question, principal components of the image's coarse visual tokens, and
-    the facts, all fitted on the labels given. What states facts is left out where these do not vary.
+    the facts, all fitted on the labels given. Sets of columns with facts are left out if facts do not vary.
     """
 
     def __init__(self, train: Labels, seed: int) -> None:
@@ -59,7 +59,7 @@ class KnownColumns:
         self._words = CountVectorizer(
             token_pattern=r"\w+", ngram_range=(1, 2), binary=True, max_features=MAX_WORDS
         )
-        # One column that is always 0 where no question has a word.
+        # If no question has a word, there is one column of zeros.
         questions = inputs.question if has_terms(self._words, inputs.question) else ["word"]
         self._words.fit(questions)
         self._scale = FEATURE_SCALE if FEATURE_SCALE in inputs.visual else max(inputs.visual)
@@ -82,7 +82,7 @@ class KnownColumns:
         self.names = tuple(name for name, parts in PARTS.items() if varies or "facts" not in parts)
 
     def encode(self, labels: Labels) -> dict[str, np.ndarray]:
-        """The columns of samples by what is known."""
+        """The columns of samples, by the names in `PARTS`."""
         inputs = labels.inputs
         images = self._components.transform(self._flatten(inputs.visual_at(self._scale)))
         columns = {
@@ -96,9 +96,9 @@ class KnownColumns:
         return [{name: row[name] for name in row.keys() & self._facts} for row in stated]
 
     def _flatten(self, images: VisualTokens) -> np.ndarray:
-        """Coarse visual tokens `[num_images, num_tokens * hidden]`, as many as training images have at most.
+        """Coarse visual tokens `[num_images, num_tokens * hidden]`, at most as many as in training images.
 
-        Fewer are padded with zeros. Further ones have no weight in components that never saw them.
+        Images with fewer tokens are padded with zeros; further tokens are cut off.
         """
         visual = (images.tokens * images.mask[..., None])[:, : self._num_tokens]
         padded = np.pad(visual, ((0, 0), (0, self._num_tokens - visual.shape[1]), (0, 0)))
@@ -109,8 +109,8 @@ class KnownColumns:
 class ScaleClassifiers:
     """Boosted classifiers of the smallest sufficient scale, by what they know.
 
-    A model is None where training knows one such scale only. `commonest` is the column of the scale that is
-    the smallest sufficient one most often in training. `digests` are by the name of a model.
+    A model is None if training has a single such scale. `commonest` is the column of the most frequent
+    smallest sufficient scale in training. `digests` are by the name of a model.
     """
 
     columns: KnownColumns
@@ -120,13 +120,13 @@ class ScaleClassifiers:
 
     @classmethod
     def fit(cls, train: Labels, seed: int = 0) -> Self:
-        """Fit on the training samples that some scale answers. NothingToTell where there is none."""
+        """Fit on the training samples that some scale answers; raise NothingToTell if there are none."""
         known = _select_answered(train, "train")
-        wanted = find_smallest_right(known.outcomes.score)
+        smallest = find_smallest_right(known.outcomes.score)
         columns = KnownColumns(known, seed)
-        varies = len(np.unique(wanted)) > 1
+        varies = len(np.unique(smallest)) > 1
         models = {
-            name: HistGradientBoostingClassifier(**CLASSIFIER, random_state=seed).fit(values, wanted)
+            name: HistGradientBoostingClassifier(**CLASSIFIER, random_state=seed).fit(values, smallest)
             if varies
             else None
             for name, values in columns.encode(known).items()
@@ -135,17 +135,17 @@ class ScaleClassifiers:
             f"classifier, {name}": digest_model(train, "classifier", name, CLASSIFIER, seed)
             for name in (COMMONEST, *columns.names)
         }
-        return cls(columns, int(np.bincount(wanted).argmax()), models, digests)
+        return cls(columns, int(np.bincount(smallest).argmax()), models, digests)
 
     def measure(self, test: Labels) -> dict[str, float]:
-        """Accuracy on the test samples that some scale answers. NothingToTell where there is none."""
-        asked = _select_answered(test, "test")
-        right = find_smallest_right(asked.outcomes.score)
-        accuracy = {COMMONEST: float((right == self.commonest).mean())}
-        for name, values in self.columns.encode(asked).items():
+        """Accuracy on the test samples that some scale answers; raise NothingToTell if there are none."""
+        answered = _select_answered(test, "test")
+        smallest = find_smallest_right(answered.outcomes.score)
+        accuracy = {COMMONEST: float((smallest == self.commonest).mean())}
+        for name, values in self.columns.encode(answered).items():
             model = self.models[name]
-            told = self.commonest if model is None else model.predict(values)
-            accuracy[name] = float((right == told).mean())
+            predicted = self.commonest if model is None else model.predict(values)
+            accuracy[name] = float((smallest == predicted).mean())
         return accuracy
 
 
@@ -173,7 +173,7 @@ class ScoreRegressions:
         return cls(columns, models, digests)
 
     def predict(self, labels: Labels) -> dict[str, Floats]:
-        """Estimated scores `[num_samples, num_scales]` in [0, 1] by what is known."""
+        """Estimated scores `[num_samples, num_scales]` in [0, 1], by the names in `PARTS`."""
         return {
             name: np.stack([model.predict(values) for model in self.models[name]], axis=1).clip(0.0, 1.0)
             for name, values in self.columns.encode(labels).items()
@@ -181,7 +181,7 @@ class ScoreRegressions:
 
 
 def digest_model(train: Labels, model: str, known: str, settings: Mapping[str, Any], seed: int) -> str:
-    """A digest of all that a model follows from: kind, settings, seed, and the labels it is fitted on."""
+    """A digest of what determines a model: kind, settings, seed, and the labels that it is fitted on."""
     outcomes = train.outcomes
     made_of = [model, known, dict(settings), [MAX_WORDS, NUM_COMPONENTS, FEATURE_SCALE, MAX_VALUES], seed]
     content = json.dumps([*made_of, dict(outcomes.fingerprints), list(outcomes.sample_id)], sort_keys=True)
@@ -197,7 +197,7 @@ def _select_answered(labels: Labels, split: str) -> Labels:
 
 
 def _list_facts(table: OutcomeTable) -> list[dict[str, str | float]]:
-    """Question type, and the attributes that are finite numbers or words; lists and the like are left out."""
+    """Question type, and the attributes that are finite numbers or strings; other types are left out."""
     return [
         {name: value for name, value in {**row, "kind": str(kind)}.items() if _is_fact(value)}
         for kind, row in zip(table.kind, table.attributes, strict=True)

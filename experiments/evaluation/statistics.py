@@ -22,11 +22,11 @@ from experiments.evaluation.timings import Timings
 
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
-# Of weights of the images, and of mean milliseconds (`TimingMeans`) where `resample` is given timings.
+# Function of weights of the images and, if `resample` has timings, of mean milliseconds (`TimingMeans`).
 Measure = Callable[..., Mapping[Key, Floats]]
 
-# Resamples that are measured together at most, bytes of their weights, and of sums per image that are held at
-# once: bounds the memory, changes nothing else.
+# Limits of memory: resamples that are measured together, bytes of their weights, and bytes of sums per image.
+# They do not change results.
 _MOST_RESAMPLES, _MOST_WEIGHTS, _MOST_SUMS = 512, 2**27, 2**27
 _MOST_COUNTS = 2**18
 _FEW = 8
@@ -36,8 +36,8 @@ _FEW = 8
 class Estimate:
     """A metric on the test samples with its interval over resamples, all of one shape.
 
-    Of an array of metrics those that do not exist are nan in all three. A single one that does not exist is
-    None wherever a reader might meet it (`or_none`).
+    In an array of metrics, one that does not exist is nan in all three. A single metric that does not exist
+    is passed on as None (`or_none`).
     """
 
     value: Floats
@@ -48,7 +48,7 @@ class Estimate:
         return Estimate(self.value[index], self.low[index], self.high[index])
 
     def or_none(self) -> "Estimate | None":
-        """A single metric, or None where it does not exist."""
+        """A single metric, or None if it does not exist."""
         return None if np.isnan(self.value) else self
 
 
@@ -97,7 +97,7 @@ class ImageMeans:
         return np.column_stack(sums).astype(np.float64)
 
     def add_sums(self, key: Hashable, *sums: Floats) -> None:
-        """The same from sums over the rows of each image, each `[num_images, num_columns]`."""
+        """As `add_columns`, from sums over the rows of each image, each `[num_images, num_columns]`."""
         self._sums[key] = [(each, None) for each in sums]
 
     def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
@@ -145,7 +145,7 @@ def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDA
     """How often each image is drawn, `[chunk, num_images]`, chunk by chunk; rows sum to `num_images`."""
     rng = np.random.default_rng(seed)
     most = min(_MOST_RESAMPLES, max(1, _MOST_WEIGHTS // (2 * num_images)))
-    # Rows that are counted together: a few at a time where images are many.
+    # Rows that are counted together: few if there are many images.
     few = max(1, _MOST_COUNTS // num_images)
     for start in range(0, num_resamples, most):
         chunk = np.empty((min(most, num_resamples - start), num_images), dtype=np.uint16)
@@ -167,17 +167,17 @@ class Draws:
     drawn: Floats
 
     def estimate(self, confidence: float = 0.95) -> Estimate:
-        """The metric with its percentile interval; nan (a resample without the metric) is left out of it.
+        """The metric with its percentile interval, in which resamples without the metric (nan) are ignored.
 
         A metric that does not exist (`exists`) is nan, with both its bounds.
         """
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-        # Resamples last: `resample` keeps those of one metric side by side.
+        # Resamples last, as `resample` stores those of one metric contiguously.
         drawn = np.moveaxis(self.drawn, 0, -1)
         if not np.isnan(self.drawn).any() and not np.isnan(self.value).any():
             return Estimate(self.value, *np.quantile(drawn, tails, axis=-1))
         exists = self.exists
-        # numpy would warn of a metric without any resample.
+        # NumPy would warn about a metric that exists on no resample.
         bounds = np.nanquantile(np.where(exists[..., None], drawn, 0.0), tails, axis=-1)
         return Estimate(*(np.where(exists, each, np.nan) for each in (self.value, *bounds)))
 
@@ -189,9 +189,9 @@ class Draws:
     def p_value(self) -> Floats:
         """Two-sided p-value of a difference of zero, at least `floor`.
 
-        Twice the smaller share of resamples on one side of zero, zero itself on both, with one resample
-        added to either count (Davison and Hinkley 1997, section 4.2): what inverting the percentile interval
-        gives. nan counts as zero.
+        Twice the smaller share of resamples on one side of zero, where zero counts on both sides and one
+        resample is added to either count (Davison and Hinkley 1997, section 4.2): the inversion of the
+        percentile interval. nan counts as zero.
         """
         drawn = np.nan_to_num(self.drawn)
         sides = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
@@ -199,7 +199,7 @@ class Draws:
 
     @property
     def floor(self) -> float:
-        """The least p-value that so many resamples can give, `2 / (num_resamples + 1)`."""
+        """The smallest possible p-value with this number of resamples, `2 / (num_resamples + 1)`."""
         return min(1.0, 2 / (len(self.drawn) + 1))
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Of random numbers: the bootstrap of as many test images, with the same seed, draws from another one.
+# Stream of random numbers, so that pictures are drawn independently of test images with the same seed.
 _STREAM = 0x71E5
 
 
@@ -17,8 +17,8 @@ class TimingMeans:
     """Mean milliseconds under each of R resamples.
 
     `cost` `[R, num_scales]` are those of a whole answer at a scale, the vision pass included; `shared` `[R]`
-    is the part of it that is paid once however many scales are tried; `overhead` `[R]`, by name, is what a
-    predictor adds.
+    is the part of it that is paid once however many scales are tried; `overhead` `[R]`, by name, is the
+    overhead of a predictor.
     """
 
     cost: Floats
@@ -26,7 +26,7 @@ class TimingMeans:
     overhead: Mapping[str, Floats]
 
     def __getitem__(self, resamples: slice) -> "TimingMeans":
-        """Those of some of the resamples."""
+        """Means under some of the resamples."""
         overhead = {name: taken[resamples] for name, taken in self.overhead.items()}
         return TimingMeans(self.cost[resamples], self.shared[resamples], overhead)
 
@@ -34,8 +34,8 @@ class TimingMeans:
         """Mean milliseconds of a policy at its operating points, `[R, num_points]`.
 
         `tried` holds for each scale the share of the samples that try it, `[R, num_points]`; `name` is that
-        of the predictor whose overhead every answer pays, if any. The cost is vision pass and overhead, once,
-        and for each scale its share times prefill and decoding.
+        of the predictor whose overhead is added to every answer, if any. The cost is vision pass and overhead
+        once, plus the sum over scales of the share times prefill and decoding.
         """
         once = self.shared
         if name is not None and name in self.overhead:
@@ -52,7 +52,7 @@ class Timings:
 
     `vision` `[num_images]` are those of the vision pass, `answer` `[num_images, num_scales]` of prefill and
     decoding, `overhead` `[num_images]`, by name, of a predictor. With a `batch_size` above 1 a row is a batch
-    of so many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds.
+    of that many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds.
     """
 
     vision: Floats
@@ -67,7 +67,7 @@ class Timings:
         return len(self.vision) * self.batch_size
 
     def describe(self) -> dict[str, int]:
-        """How much was timed, as JSON."""
+        """Numbers of pictures and rounds and the batch size, as JSON."""
         return {
             "num_pictures": self.num_pictures,
             "num_rounds": self.num_rounds,
@@ -75,13 +75,13 @@ class Timings:
         }
 
     def means(self) -> TimingMeans:
-        """Over all pictures, R = 1. Means and not medians, so that the parts add up to the whole."""
+        """Means over all pictures, R = 1. Not medians, so that the parts add up to the whole."""
         return self._weigh(np.full((1, len(self.vision)), 1 / len(self.vision)))
 
     def resample(self, num_resamples: int, seed: int) -> TimingMeans:
-        """Over `num_resamples` draws of as many pictures with replacement.
+        """Means over `num_resamples` draws of all pictures with replacement.
 
-        All parts see the same pictures, so that a difference of two keeps what they have in common.
+        All parts use the same draws, so that noise that two parts share cancels in their difference.
         """
         number = len(self.vision)
         random = np.random.default_rng([seed, _STREAM])
@@ -102,11 +102,11 @@ class Timings:
         return cut((1 - confidence) / 2), cut((1 + confidence) / 2)
 
     def with_names(self, trained: Mapping[str, str]) -> "Timings":
-        """The same with the overheads of other policies, by name: each that of the predictor it names."""
+        """The same timings with the overheads of policies: `trained` maps a policy to its predictor."""
         return replace(self, overhead={name: self.overhead[source] for name, source in trained.items()})
 
     def _weigh(self, weights: Floats) -> TimingMeans:
-        """Under weights of the pictures `[R, num_images]`, which sum to 1."""
+        """Means under weights of the pictures `[R, num_images]`, which sum to 1."""
         shared = weights @ self.vision
         overhead = {name: weights @ taken for name, taken in self.overhead.items()}
         return TimingMeans(shared[:, None] + weights @ self.answer, shared, overhead)

@@ -1,1 +1,1 @@
-"""Label folders and what is measured of a backbone: who may read the test split, costs, latency."""
+"""Access to the test split, vision costs of old labels, latency of backbone and predictors."""

@@ -1,16 +1,16 @@
-"""The test split, behind a wall: only this module opens it, after the evaluation has been written down.
+"""Access to the test split: only this module opens it, after the evaluation has been recorded.
 
 Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes`), and only
-`open_test` makes one. Records lie outside the label folder (`paths.evaluations`): they survive labels that
-are made again, and serve a store that is read-only.
+`open_test` makes one. Records lie outside the label folder (`paths.evaluations`), so that they survive labels
+that are made again, and can be written if the store is read-only.
 
-`BACKBONE/TASK.jsonl` has one line for each time that a test split was opened: when, by which command with
-which configuration (a digest), for which predictors (name and digest), and on which images (the digest of a
-list beside it). An evaluation is **new** if one of its predictors has not been evaluated on this data before:
-evaluating some of them again shows nothing new, and describing the data evaluates nothing. A split that was
-evaluated forty times while predictors were changed is no test split any more, so the report says which
-evaluation it is. After another division of the same images into splits, it also says how many test images
-were evaluated before, and how many of the other images were once test images.
+`BACKBONE/TASK.jsonl` has one line for each time that a test split was opened: time, command, digest of the
+configuration, predictors (name and digest), and images (digest of a list in a folder beside it). An
+evaluation is **new** if one of its predictors has not been evaluated on this data before: evaluating a subset
+again is not new, and a description of the data evaluates no predictor. A split that was evaluated forty times
+while predictors were changed is no longer a test split, so the report states the number of the evaluation.
+After another division of the same images into splits, it also states how many test images were evaluated
+before, and how many of the other images were once test images.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ from m3_backbone.shards import list_images, read_manifest, write_atomically
 
 log = logging.getLogger(__name__)
 
-# Written beside the labels by tokenscale 0.1; still counted.
+# Records that tokenscale 0.1 wrote beside the labels; they still count.
 OLD_RECORDS = "test_reads.jsonl"
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One opening of a test split: the `number`-th of its data.
+    """One opening of a test split: the `number`-th for its data.
 
-    `predictors` are names, `configuration` is a digest. Of its data it is evaluation number `evaluation` of
-    new predictors, or, unless `is_new`, one after so many; 0 where no predictor was ever evaluated.
+    `predictors` are names, `configuration` is a digest. `evaluation` is the number of evaluations of new
+    predictors on this data so far, this one included if it `is_new`; 0 if no predictor was ever evaluated.
     `num_evaluated_before` of the test images were evaluated under another division into splits,
     `num_once_test` of the train and calibration images were test images there. `path` is the file of
     records; `is_recorded` is False where it could not be written and that was allowed.
@@ -70,9 +70,9 @@ def open_test(
 ) -> tuple[Labels, EvaluationRecord]:
     """The test split of the folder `labels`, and the record of this evaluation, which is written first.
 
-    `records` is the folder of all records (`paths.evaluations`), `configuration` that of the command, as
-    text, `predictors` are name -> digest of what is evaluated; none for a description of the data. Raises
-    ValueError where the record cannot be written, unless `allow_unrecorded`.
+    `records` is the folder of all records (`paths.evaluations`), `configuration` the configuration of the
+    command as text, `predictors` maps names to digests of what is evaluated; empty for a description of the
+    data. Raises ValueError if the record cannot be written, unless `allow_unrecorded`.
     """
     manifest = read_manifest(labels)
     check_split(manifest, HELD_OUT, labels)
@@ -95,8 +95,8 @@ def open_test(
         if not allow_unrecorded:
             raise ValueError(
                 f"this evaluation cannot be recorded in {log_of_task.path} ({error.strerror or error}), and "
-                "the test split is not read without that: give another folder with paths.evaluations=FOLDER, "
-                "or go on unrecorded with allow_unrecorded=true, which the report will state"
+                "the test split is not read without a record: choose another folder with "
+                "paths.evaluations=FOLDER, or go on with allow_unrecorded=true, which the report will state"
             ) from error
         log.warning("this evaluation is not recorded: %s", error)
         is_recorded = False
@@ -106,12 +106,12 @@ def open_test(
 
 
 def find_image_set(manifest: Mapping[str, Any]) -> str:
-    """Name of the collection that image ids of these labels belong to, however it is divided into splits."""
+    """Name of the collection of images of these labels, whatever its division into splits."""
     return str(manifest.get("image_set") or manifest.get("task", ""))
 
 
 class EvaluationLog:
-    """Records of one backbone and task: lines of `path`, and lists of images in a folder beside it."""
+    """Records of one backbone and task: the lines of `path`, and lists of images in a folder beside it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,20 +119,20 @@ class EvaluationLog:
 
     @classmethod
     def of(cls, records: Path, manifest: Mapping[str, Any]) -> "EvaluationLog":
-        """The log in the folder `records` of the backbone and task that a label manifest names."""
+        """The log of the backbone and task of a label manifest, in the folder `records`."""
         backbone, task = (to_file_name(str(manifest.get(key, ""))) for key in ("backbone", "task"))
         return cls(records / backbone / f"{task}.jsonl")
 
     def read(self) -> list[dict[str, Any]]:
-        """All records, the oldest first; a line that a kill cut short is left out with a warning."""
+        """All records, oldest first; an incomplete line is left out, with a warning."""
         return _read_lines(self.path)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line in one write, so that two commands at the same time leave two lines."""
+        """Append a line in a single write, so that concurrent commands do not mix their lines."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(line, ensure_ascii=False) + "\n"
         if self.path.is_file() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
-            text = f"\n{text}"  # a kill cut the last line short: this one does not follow on from it
+            text = f"\n{text}"  # the last line is incomplete, after a kill
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(descriptor, text.encode("utf-8"))
@@ -141,7 +141,7 @@ class EvaluationLog:
             os.close(descriptor)
 
     def write_images(self, image_ids: Iterable[str]) -> str:
-        """Keep a list of images, once however often it is used; returns its digest."""
+        """Store a list of images, once for all records that use it; returns its digest."""
         text = json.dumps(sorted(image_ids), ensure_ascii=False)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         path = self.images / f"{digest}.json"
@@ -152,7 +152,7 @@ class EvaluationLog:
         return digest
 
     def read_images(self, digest: str) -> set[str]:
-        """The list of images of a digest; empty, with a warning, where it is missing or damaged."""
+        """The images of the list with this digest; empty, with a warning, if it is missing or damaged."""
         path = self.images / f"{digest}.json"
         try:
             return set(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
@@ -168,28 +168,28 @@ def _describe(
     images: Mapping[str, list[str]],
     is_recorded: bool,
 ) -> EvaluationRecord:
-    """What the records, `line` among them, say of the evaluation of `line`."""
+    """The `EvaluationRecord` of `line`, from all records of its backbone and task."""
     lines = [*_read_lines(labels / OLD_RECORDS), *log_of_task.read()]
     if is_recorded:
-        own = next(number for number, each in enumerate(lines) if each.get("id") == line["id"])
+        own = next(number for number, record in enumerate(lines) if record.get("id") == line["id"])
         lines = lines[: own + 1]
     else:
         lines.append(dict(line))
-    same_data = [each for each in lines if each.get("data") == line["data"]]
+    same_data = [record for record in lines if record.get("data") == line["data"]]
     known: set[str] = set()
     evaluation, is_new = 0, False
-    for each in same_data:
-        digests = set((each.get("predictors") or {}).values())
+    for record in same_data:
+        digests = set((record.get("predictors") or {}).values())
         is_new = not digests <= known
         evaluation += is_new
         known |= digests
     other_divisions = {
-        str(each["images"])
-        for each in lines
-        if each.get("data") != line["data"]
-        and each.get("image_set") == line["image_set"]
-        and each.get("predictors")
-        and each.get("images")
+        str(record["images"])
+        for record in lines
+        if record.get("data") != line["data"]
+        and record.get("image_set") == line["image_set"]
+        and record.get("predictors")
+        and record.get("images")
     }
     once_test = set().union(*(log_of_task.read_images(digest) for digest in other_divisions))
     others = {image for split, ids in images.items() if split != HELD_OUT for image in ids}
@@ -220,5 +220,5 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(content, dict):
             lines.append(content)
         elif content is not None:
-            log.warning("line %d of %s is no record and does not count", number, path)
+            log.warning("line %d of %s is not a record and does not count", number, path)
     return lines

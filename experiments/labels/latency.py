@@ -1,14 +1,14 @@
 """Milliseconds of answers and of predictors, timed together, in one process on one machine.
 
-The pictures are those of the calibration split, each with its first question. In every round a picture goes
-through the vision pass, is answered at every scale, and every predictor chooses a scale for it, in an order
-that is rotated from picture to picture and from round to round: whatever else the machine does meets all of
-them alike. All samples are kept, so that an evaluation can resample them.
+The pictures are those of the calibration split, each with its first question. In every round, each picture
+goes through the vision pass, is answered at every scale, and every predictor chooses a scale for it. The
+order rotates from picture to picture and from round to round, so that other load on the machine affects all
+of them equally. All samples are stored, so that an evaluation can resample them.
 
-Nothing of an earlier question helps: neither references nor answers at other scales are handed to the
-decoder, and a predictor's time is that of `AdaptiveM3.choose`, with the features of the encoded image, the
-tokens of the question, its sentence vector and the estimates. Tokenising the prompt, the same at every scale,
-is done before.
+Nothing is reused from earlier questions: the decoder gets neither references nor answers at other scales as
+drafts. The time of a predictor is that of `AdaptiveM3.choose`: features of the encoded image, tokens of the
+question, its sentence vector and the estimates. The prompt, which is the same at every scale, is tokenised
+before the timing.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ DECIMALS = 4  # of a millisecond
 
 
 class TrainedPredictor(Protocol):
-    """A trained predictor, its name, and a digest of what it was loaded from."""
+    """A trained predictor with its name and a digest of the files that it was loaded from."""
 
     @property
     def name(self) -> str: ...
@@ -68,8 +68,8 @@ class Latency:
 
     `vision` `[num_batches, num_rounds]` are those of the vision pass, `answer`
     `[num_batches, num_rounds, num_scales]` of prefill and decoding, `overhead` by name
-    `[num_batches, num_rounds]` of a predictor. A batch is `batch_size` pictures; the milliseconds are its
-    time divided by that number. `job` says what was timed, as `describe_job` does.
+    `[num_batches, num_rounds]` of a predictor. A batch is `batch_size` pictures; its milliseconds are its
+    time divided by that number. `job` describes what was timed (`describe_job`).
     """
 
     job: Mapping[str, Any]
@@ -88,7 +88,7 @@ class Latency:
         return self.job["predictors"]
 
     def write(self, path: Path) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         content = {
             "format": FORMAT,
             "job": dict(self.job),
@@ -104,7 +104,7 @@ class Latency:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote; ValueError where the file is something else."""
+        """Read a file that `write` wrote; ValueError for any other file."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
@@ -122,12 +122,12 @@ class Latency:
                 latency.answer.shape != (*shape, len(job["scales"]))
                 or latency.overhead.keys() != job["predictors"].keys()
             ):
-                raise ValueError("its parts do not belong together")
+                raise ValueError("shapes or names do not match")
             if not len(latency.vision) or any(taken.shape != shape for taken in latency.overhead.values()):
                 raise ValueError("samples are missing")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is no whole file of timings ({error}): delete it, and run "
+                f"{path} is not a complete file of timings ({error}): delete it, and run "
                 "`python -m experiments.latency` again"
             ) from error
         return latency
@@ -148,12 +148,12 @@ def measure_latency(
     batch_size: int = 1,
     overwrite: bool = False,
 ) -> tuple[Path, Latency]:
-    """Time backbone and predictors, and keep the samples in a file of `folder`, whose path comes first.
+    """Time backbone and predictors, write the samples to a file in `folder`, and return (its path, samples).
 
     The name of the file is a digest of what is timed: of the backbone, the predictors, the data, the machine
-    and these numbers. A file that is there is up to date, and nothing is timed again unless `overwrite`. One
+    and these numbers. An existing file is up to date, and nothing is timed again unless `overwrite`. One
     process at a time measures into a folder.
-    Raises ValueError for numbers below 1, and where fewer than `batch_size` pictures can be asked about.
+    Raises ValueError for numbers below 1, and if fewer than `batch_size` pictures have a question that fits.
     """
     for name, number in {
         "num_images": num_images,
@@ -164,7 +164,7 @@ def measure_latency(
             raise ValueError(f"latency.{name} is at least 1, got {number}")
     if num_images < batch_size:
         raise ValueError(
-            f"latency.num_images={num_images} pictures do not fill a batch of {batch_size}: give as many"
+            f"latency.num_images={num_images} pictures do not fill a batch of {batch_size}: increase it"
         )
     job = describe_job(task, backbone, predictors) | {
         "num_images": num_images,
@@ -173,7 +173,7 @@ def measure_latency(
     }
     path = folder / f"{digest_job(job)}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # jobs of a sweep would slow each other down
+    with FileLock(folder / ".lock"):  # concurrent jobs of a sweep would slow each other down
         if path.is_file() and not overwrite:
             log.info("timings are up to date: %s", path)
             return path, Latency.read(path)
@@ -189,7 +189,7 @@ def measure_latency(
 
 
 def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TrainedPredictor]) -> dict[str, Any]:
-    """What is timed, as JSON: backbone, data, predictors by digest, machine and its threads."""
+    """Description of what is timed, as JSON: backbone, data, digests of predictors, machine, threads."""
     return {
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
@@ -202,7 +202,7 @@ def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TrainedPre
 
 
 def digest_job(job: Mapping[str, Any]) -> str:
-    """A digest of `describe_job`, whatever the order of the predictors."""
+    """A digest of `describe_job`; it does not depend on the order of the predictors."""
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -238,7 +238,7 @@ def time_answers(
     questions: Sequence[Question],
     job: Mapping[str, Any],
 ) -> Latency:
-    """The samples of all rounds; pictures that do not fill a last batch are left out."""
+    """The samples of all rounds; an incomplete last batch is left out."""
     batch_size, num_rounds = job["batch_size"], job["num_rounds"]
     batches = [
         questions[start : start + batch_size]
@@ -269,7 +269,7 @@ def time_answers(
 
 
 def _make_chooser(backbone: Backbone, predictor: ScalePredictor) -> AdaptiveM3:
-    """The predictor in front of the backbone; at which price it chooses makes no difference to its time."""
+    """The predictor in front of the backbone; its time does not depend on the price."""
     free = OperatingPoint(price=0.0, unit=1.0, cost=1.0, score=1.0)
     return AdaptiveM3(backbone, predictor, PriceList(free, (free,)))
 
@@ -284,7 +284,7 @@ def _time_batch(
     """Milliseconds per picture of the vision pass, of each scale and of each predictor, of one batch."""
     images, questions = [image for image, _ in batch], [question for _, question in batch]
     for question in questions:
-        backbone.check_question(question)  # its prompt is tokenised, whichever scale comes first
+        backbone.check_question(question)  # tokenises the prompt, before the timing starts
     encoded, seconds = time_call(partial(backbone.encode, images))
     taken: dict[Any, float] = {"vision": seconds}
     steps: list[tuple[Any, Callable[[], Any]]] = [
@@ -301,7 +301,7 @@ def _time_batch(
 
 
 def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the seconds that it took; a GPU's work is waited for."""
+    """(result of `work`, seconds that it took); waits until a GPU has finished."""
     start = perf_counter()
     result = work()
     if torch.cuda.is_available():
@@ -317,7 +317,7 @@ def describe_machine() -> str:
 
 
 def _name_processor() -> str:
-    """Its model, where the system tells; else its kind."""
+    """Model of the processor if the system reports it; else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Adds the FLOPs of the vision pass to labels of an earlier version, which recorded none."""
+"""Adds the FLOPs of the vision pass to labels of an earlier version, which lack them."""
 
 import logging
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ def lacks_vision_flops(folder: LabelFolder) -> bool:
 
 
 def add_vision_flops(folder: LabelFolder, backbone: Backbone, names: Iterable[str] | None = None) -> int:
-    """Add the column to those of the shards `names` (all of a finished folder, if none) that lack it.
+    """Add the column to the shards `names` that lack it (without names: to all shards of a finished folder).
 
-    Returns their number. Nothing is answered and no image is read: the FLOPs follow from the image sizes
-    among the stored statistics. Each shard is rewritten whole or not at all, with the header that it had. The
-    caller holds the folder.
+    Returns the number of rewritten shards. Nothing is answered and no image is read: the FLOPs follow from
+    the stored image sizes. Each shard is rewritten atomically, with the same header. The caller holds the
+    lock of the folder.
     """
     lacking = [path for path in folder.outcome_shards(names) if COLUMN not in pq.read_schema(path).names]
-    # Calibration last: an evaluation, which reads it first, finds the column there only if all have it.
+    # Calibration last: an evaluation reads it first, and the column there means that all shards have it.
     for path in sorted(lacking, key=lambda path: (path.name.startswith("calibration"), path.name)):
         table = read_shard(path, OUTCOME_SCHEMA)
         flops_of = {

@@ -30,12 +30,12 @@ from experiments.reporting.numbers import format_difference, format_score, forma
 _RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
 
 _DASHES = (("solid", "-"), ("longdash", (0, (7, 3))), ("dashdot", "-."))
-# Policies in a drawing, at most: as many as colour and dash tell apart.
+# Largest number of policies in a plot: combinations of colour and dash.
 MOST_DRAWN = len(PALETTE) * len(_DASHES)
 
 
 def _pick_style(order: int) -> tuple[str, tuple[str, Any]]:
-    """Colour, and dash for Plotly and for Matplotlib: colours come round again with another dash."""
+    """Colour, and dash for Plotly and for Matplotlib; a repeated colour has another dash."""
     return PALETTE[order % len(PALETTE)], _DASHES[order // len(PALETTE)]
 
 
@@ -145,7 +145,7 @@ def read_fixed(metrics: Mapping[str, Any]) -> tuple[Floats, Floats]:
 
 
 def find_mix(fixed_cost: Floats, fixed_score: Floats, cost: Floats) -> Floats:
-    """Score of the mix of fixed scales `[num_scales]` at mean costs `[num_costs]`, as in a comparison."""
+    """Score of the mix of fixed scales `[num_scales]` at mean costs `[num_costs]`."""
     return Curve.of(fixed_cost[None], fixed_score[None]).hull().at(cost[None])[0]
 
 

@@ -42,7 +42,7 @@ def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
 def write_notes(entries: Sequence[Entry], runs: Sequence[Run]) -> list[str]:
     """Sentences about runs of one policy with the same seed and settings; runs are numbered from 1.
 
-    Baselines that agree are no news: they stand in every run.
+    Repeats of baselines are not mentioned, as baselines are in every run.
     """
     number = {run.folder: place for place, run in enumerate(runs, start=1)}
     notes = []
@@ -66,7 +66,7 @@ def write_notes(entries: Sequence[Entry], runs: Sequence[Run]) -> list[str]:
 
 
 def _list_runs(runs: Sequence[Run], number: Mapping[Path, int]) -> str:
-    """The first few runs by number and folder."""
+    """Names of the first few runs, by number and folder."""
     named = [f"{number[run.folder]} ({run.folder.name})" for run in runs[:NUM_NAMED_RUNS]]
     left_out = len(runs) - len(named)
     more = f" and {left_out:,} more" if left_out else ""
@@ -134,9 +134,9 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
             )
         )
     caption = (
-        "First policy less second, on the same draws of images and seeds: points above the mix, averaged "
-        "over log budget, with two-sided p-values; share of the gap; score and visual tokens at the default "
-        f"prices. {describe_floor(num_resamples, len(pairs))}"
+        "First policy minus second, on the same draws of images and seeds: points above the mix, averaged "
+        "over log-spaced budgets, with two-sided p-values; share of the gap; score and visual tokens at the "
+        f"default prices. {describe_floor(num_resamples, len(pairs))}"
     )
     header = (
         "difference",

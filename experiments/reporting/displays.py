@@ -82,7 +82,7 @@ class FrontDisplay:
     def _plot_references(self, ax: Axes) -> None:
         fixed, oracle = self.comparison.fixed, self.comparison.oracle
         costs, scores = fixed.cost.value, 100 * fixed.score.value
-        # Few resamples, or rounding, may put a bound on the other side of the value.
+        # With few resamples, or by rounding, the value may lie outside its interval.
         bars = np.maximum(0.0, [scores - 100 * fixed.score.low, 100 * fixed.score.high - scores])
         mix = refine_line(costs[self.comparison.mix], scores[self.comparison.mix])
         ax.errorbar(

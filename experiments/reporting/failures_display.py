@@ -17,8 +17,8 @@ _LONGEST = 90  # of a text from data
 def pick_failures(table: OutcomeTable, column: int, *, per_kind: int, seed: int) -> dict[str, np.ndarray]:
     """Rows with a score below 1 at a scale, at most `per_kind` of each question type, drawn at random.
 
-    Types come in the order of their failures, the most frequent first, and no more than can be drawn
-    (`question_types.pick_frequent`); types without any are left out.
+    Types are ordered by their number of failures, the most frequent first, at most as many as can be drawn
+    (`question_types.pick_frequent`); types without failures are left out.
     """
     rng = np.random.default_rng(seed)
     wrong = table.score[:, column] < 1

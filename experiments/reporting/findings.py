@@ -19,9 +19,9 @@ class Findings:
     """A comparison with what belongs to it.
 
     `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
-    predictor's price is charged for in use; `published` what others have found, if there is anything;
-    `record` that of this evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by
-    account and part, what that part of an answer costs at each scale, `[num_scales]`.
+    predictor's price is charged for in use; `published` the published values, if there are any; `record` that
+    of this evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by account and
+    part, the cost of that part of an answer at each scale, `[num_scales]`.
     """
 
     comparison: Comparison
@@ -35,7 +35,7 @@ class Findings:
 
 
 def collect_extras(findings: Findings) -> dict[str, Any]:
-    """What `metrics.json` says of guarantees (`risk`) and of published values, for those that there are."""
+    """Content of `metrics.json` about guarantees (`risk`) and published values, if there are any."""
     content: dict[str, Any] = {}
     if findings.guarantees:
         first = findings.guarantees[0].guarantee

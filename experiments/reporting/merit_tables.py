@@ -57,7 +57,7 @@ def _tabulate_non_inferiority(comparison: Comparison) -> Table:
             "-" if found.cost is None else format_tokens(found.cost.value),
             _format_factor(found.saving),
             format_difference(found.difference),
-            # So few images show nothing, whatever their interval.
+            # With so few images no verdict is given, whatever the interval.
             {None: "-", True: "yes", False: "no"}[None if few else found.is_shown],
             _format_factor(found.front_saving),
         )
@@ -88,8 +88,8 @@ def _tabulate_tests(comparison: Comparison) -> Table:
         for difference in comparison.differences
     ]
     caption = (
-        "Differences in points at matched cost, averaged over log budget, with two-sided p-values of the "
-        f"paired bootstrap; {describe_floor(num_resamples, num_tests)}"
+        "Differences in points at matched cost, averaged over log-spaced budgets, with two-sided p-values of "
+        f"the paired bootstrap; {describe_floor(num_resamples, num_tests)}"
     )
     return Table(caption, ("difference", "mean", "p", "p (Holm)"), tuple(rows), name="tests")
 

@@ -15,9 +15,9 @@ from experiments.reporting.export import PLAIN_TEXT
 
 @mpl.rc_context(PLAIN_TEXT)
 def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[int], title: str) -> Figure:
-    """Score per question type and scale, the needed one framed; beside it the needed scale by attribute.
+    """Heat maps: score per question type and scale (needed scale framed), and needed scale by attribute.
 
-    The first of `needs` is of all questions. Of many types the most frequent are drawn, as the title says.
+    The first of `needs` is of all questions. Of many types the most frequent are drawn; the title says so.
     """
     counts = {need.name: need.num_samples for need in needs[1:]}
     shown = {needs[0].name, *pick_frequent(counts)}

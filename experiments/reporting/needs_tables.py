@@ -1,4 +1,4 @@
-"""Tables of the scales that questions need, and of what policies gain by knowing more."""
+"""Tables of the scales that questions need, and of the gain of policies by what they know."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,42 +29,42 @@ def tabulate_needs(needs: Sequence[Need], scales: tuple[int, ...], margin: float
 
 
 def tabulate_classifiers(accuracy: Mapping[str, float]) -> Table:
-    """Of `ScaleClassifiers.measure`."""
+    """The accuracies of `ScaleClassifiers.measure`."""
     rows = tuple((name, format_percent(value)) for name, value in accuracy.items())
-    caption = "Smallest sufficient scale, where there is one, told from what is known: accuracy in percent"
+    caption = "Prediction of the smallest sufficient scale, where there is one: accuracy in percent"
     return Table(caption, ("known", "accuracy"), rows, name="classifiers")
 
 
 def tabulate_policies(comparison: Comparison) -> Table:
-    """Of `compare_known`: what a policy gains by what it knows."""
+    """The comparison of `compare_known`: gain of each policy by what it knows."""
     rows = tuple(
         (figures.name, format_difference(figures.mean_to_mix), format_share(figures.mean_gap_share))
         for figures in comparison.predictors
     )
     caption = (
-        "Policies by what they know, at matched mean visual tokens, averaged over log budget: points above "
-        "the mix, and share of the gap from mix to budgeted oracle. Boosted regressions of the score at each "
-        f"scale, trained once; prices chosen on calibration; {comparison.confidence:.0%} intervals over "
+        "Policies by what they know, at matched mean visual tokens, averaged over log-spaced budgets: points "
+        "above the mix and share of the gap from mix to budgeted oracle. Boosted regressions of the score at "
+        f"each scale, trained once; prices chosen on calibration; {comparison.confidence:.0%} intervals over "
         f"{comparison.num_images:,} test images"
     )
     return Table(caption, ("known", "to mix", "share of gap"), rows, name="policies")
 
 
 def tabulate_equivalences(equivalences: Sequence[Equivalence], num_resamples: int) -> Table:
-    """Of `find_equivalences`: whether being told facts changes what a policy gains."""
+    """The result of `find_equivalences`: whether facts change the gain of a policy."""
     floor = find_floor(num_resamples, len(equivalences))
     rows = tuple(
         (
-            f"{found.first} - {found.second}",
-            format_difference(found.difference),
-            format_share(found.share),
-            format_p_value(found.p_value, floor),
-            found.verdict,
+            f"{equivalence.first} - {equivalence.second}",
+            format_difference(equivalence.difference),
+            format_share(equivalence.share),
+            format_p_value(equivalence.p_value, floor),
+            equivalence.verdict,
         )
-        for found in equivalences
+        for equivalence in equivalences
     )
     caption = (
-        "Policies that are told facts less the one that is not, on the same resamples of the images: "
+        "Policies that know facts minus the policy that does not, on the same resamples of the images: "
         f"points and share of the gap with {1 - 2 * LEVEL:.0%} intervals. Equivalent: the interval lies "
         f"within {100 * equivalences[0].margin:g} points of zero (two one-sided tests at {LEVEL:g}); "
         f"differs: not equivalent, and p below {LEVEL:g}. "

@@ -26,12 +26,12 @@ def format_share(estimate: Estimate | None) -> str:
 
 
 def is_known(estimate: Estimate | None) -> bool:
-    """Whether a figure exists: a share of nothing, for one, does not."""
+    """Whether a metric exists; a share of a gap of zero, for example, does not."""
     return estimate is not None and bool(np.isfinite(estimate.value).all())
 
 
 def _format(estimate: Estimate | None, form: str, unit: str = "") -> str:
-    """Hundred times a figure with its interval; without one that does not exist, a dash for no figure."""
+    """100 times a metric with its interval, if that exists; a dash for a metric that does not exist."""
     if estimate is None or not is_known(estimate):
         return MISSING
     value, low, high = (
@@ -54,7 +54,7 @@ def format_percent(score: float | np.ndarray) -> str:
 
 
 def write_number(value: float | np.ndarray, form: str) -> str:
-    """A number in a format, zero without a sign; a dash for what is no number."""
+    """A number in a format, zero without a sign; a dash for nan and infinity."""
     if not np.isfinite(value):
         return MISSING
     text = format(float(value), form)
@@ -62,7 +62,7 @@ def write_number(value: float | np.ndarray, form: str) -> str:
 
 
 def format_small(value: float) -> str:
-    """Two digits, or the unit; what is below a thousandth only as that; a dash for what is no number."""
+    """Two significant digits, or rounded to the unit; "< 0.001"; a dash for nan and infinity."""
     if not np.isfinite(value):
         return MISSING
     if 0 < value < 0.001:
@@ -78,17 +78,17 @@ def format_milliseconds(value: float, low: float, high: float) -> str:
 def find_floor(num_resamples: int, num_tests: int = 1) -> float:
     """The smallest p-value that this many resamples can give, after Holm's correction for `num_tests`.
 
-    One resample is added to either side of zero (`statistics.Draws.p_value`), so it is
-    `2 * num_tests / (num_resamples + 1)`, at most 1.
+    `2 * num_tests / (num_resamples + 1)`, at most 1, as one resample is added to either side of zero
+    (`statistics.Draws.p_value`).
     """
     return min(1.0, 2 * num_tests / (num_resamples + 1))
 
 
 def format_p_value(p_value: float, floor: float) -> str:
-    """A p-value; one at the floor of the bootstrap as "< floor", as nothing else is known of it.
+    """A p-value; "< floor" for a p-value at the floor of the bootstrap, as nothing else is known of it.
 
-    Three decimals, or two significant digits where these would be lost. The floor is rounded up to two
-    significant digits, so that "<" is true of the p-value itself. A floor of 1 leaves no smaller value.
+    Three decimals, or two significant digits for small values. The floor is rounded up to two significant
+    digits, so that "<" is true of the p-value itself. With a floor of 1 every p-value is 1.
     """
     if p_value <= floor * (1 + 1e-9) and floor < 1:
         return f"< {format_floor(floor)}"
@@ -98,12 +98,12 @@ def format_p_value(p_value: float, floor: float) -> str:
 def format_floor(floor: float) -> str:
     """A floor, rounded up to two significant digits."""
     step = 10.0 ** (math.floor(math.log10(floor)) - 1)
-    # What is a multiple of the step but for rounding stays where it is.
+    # A multiple of the step, up to rounding errors, is not rounded up.
     return _write_significant(math.ceil(floor / step - 1e-9) * step)
 
 
 def describe_floor(num_resamples: int, num_tests: int) -> str:
-    """What the caption of a table with p-values and Holm's correction says of their resolution."""
+    """Sentence about the resolution of p-values, for captions of tables with Holm's correction."""
     alone, together = (format_floor(find_floor(num_resamples, count)) for count in (1, num_tests))
     tests = "1 test" if num_tests == 1 else f"{num_tests:,} tests"
     return (

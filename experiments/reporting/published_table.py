@@ -10,7 +10,7 @@ from experiments.reporting.tables import Table
 def tabulate_published(comparison: Comparison, published: Published) -> Table:
     """Per scale that both have: ours with its interval, theirs, and the difference with the same interval.
 
-    Whether they agree is said only of the split that theirs were measured on.
+    Agreement is judged only if our test split is the split that theirs were measured on.
     """
     split = _describe_split(published, comparison.num_samples)
     judged, rows = published.relation == "same", []
@@ -46,7 +46,7 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
 
 
 def _describe_split(published: Published, num_samples: int) -> str:
-    """What our test split is of the one that the published values were measured on."""
+    """Relation of our test split to the split that the published values were measured on."""
     ours, theirs = f"our test split is {num_samples:,} questions", published.split
     unjudged = "so whether ours agree is not judged"
     return {

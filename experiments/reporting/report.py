@@ -102,7 +102,7 @@ def write_report(
         record_sentence=describe_record(findings.record) if findings.record else "",
         kinds=kinds,
         left_out=describe_left_out(num_types, "metrics.json holds the scores of all"),
-        maps=[shorten_map(each, {row.kind for row in kinds}) for each in map_attributes(test)],
+        maps=[shorten_map(need_map, {row.kind for row in kinds}) for need_map in map_attributes(test)],
         least_samples=LEAST_SAMPLES,
         cards=cards,
         counts={key: sum(key in card.categories for card in cards) for key in CATEGORIES},
@@ -134,7 +134,7 @@ def _tabulate_confusion(counts: np.ndarray, scales: tuple[int, ...]) -> list[Con
 
 
 def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
-    """All questions, then each question type, the most frequent ones of many."""
+    """One row for all questions, then one per question type; of many types the most frequent ones."""
     smallest = find_smallest_right(test.score)
     num_scales = len(test.scales)
     everything = np.arange(len(test))
@@ -164,5 +164,5 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
 
 
 def shorten_map(needs: NeedMap, shown: Collection[str]) -> NeedMap:
-    """The same map with the question types in `shown` alone."""
+    """The same map with only the question types in `shown`."""
     return replace(needs, needs={kind: cells for kind, cells in needs.needs.items() if kind in shown})

@@ -40,7 +40,7 @@ def _write_caption(guarantees: Sequence[CheckedGuarantee]) -> str:
         f"Guarantee: with probability {1 - guarantee.delta:g} over calibration images, the mean score is at "
         f"most {_write_points(guarantee.alpha)} below the finest scale's",
         *_list_multiplicity(guarantees),
-        "Drops in points; where no price is certified, the calibration drop is that at the safest price, and "
+        "Drops in points; without a certified price, the calibration drop is that at the safest price, and "
         "the finest scale is used",
         *_list_large(guarantee, realized),
     ]
@@ -60,7 +60,7 @@ def _write_caption(guarantees: Sequence[CheckedGuarantee]) -> str:
 
 
 def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
-    """What holds for several guarantees together; nothing for one."""
+    """Sentence on how several guarantees hold together; empty for one guarantee."""
     guarantee, number = guarantees[0].guarantee, len(guarantees)
     if number == 1:
         return []
@@ -78,13 +78,13 @@ def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
 
 
 def _list_large(guarantee: Guarantee, realized: RealizedLoss) -> list[str]:
-    """How images with many questions count; nothing if there are none."""
+    """Sentence on how images with many questions count; empty if there are none."""
     if not realized.num_large:
         return []
     plural = "s have" if realized.num_large > 1 else " has"
     return [
         f"{realized.num_large:,} test image{plural} more than {guarantee.most_questions:,} questions and "
-        "count for so many here"
+        "count as that many here"
     ]
 
 
@@ -116,7 +116,7 @@ def _write_points(alpha: float) -> str:
 
 
 def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
-    """What is guaranteed of the first predictor, and what the test split says of it."""
+    """Sentences on the guarantee of the first predictor and on its result on the test split."""
     checked, guarantee = guarantees[0], guarantees[0].guarantee
     bound = f"at most {_write_points(guarantee.alpha)} below the finest scale"
     if not guarantee.is_feasible:
@@ -133,9 +133,8 @@ def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
     ]
     if checked.check is not None:
         sentences.append(
-            f"Certified anew on {checked.check.num_images:,} images drawn from the test split, the guarantee "
-            f"failed in "
-            f"{_write_failed(checked.check)}"
+            f"Certified again on {checked.check.num_images:,} images drawn from the test split, the "
+            f"guarantee failed in {_write_failed(checked.check)}"
         )
     return f"{'. '.join(sentences)}."
 
@@ -155,7 +154,9 @@ def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
     elif drop.low > alpha:
         verdict = "which is above the bound: the guarantee failed"
     else:
-        verdict = "an interval with the bound in it: the test split does not settle whether it holds"
+        verdict = (
+            "an interval that contains the bound: the test split does not settle whether the guarantee holds"
+        )
     return (
         f"On the test split {name} uses {format_tokens(realized.cost.value)} visual tokens and "
         f"{loss.replace('-', MINUS)}, {verdict}"
@@ -163,21 +164,21 @@ def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
 
 
 def explain_infeasible(guarantee: Guarantee) -> str:
-    """Why no price is certified."""
+    """Reason why no price is certified."""
     number = f"{guarantee.num_images:,} calibration image{'' if guarantee.num_images == 1 else 's'}"
     if guarantee.drop is None:
-        return "there is no calibration image that its calibrator was not fitted on"
+        return "its calibrator was fitted on every calibration image"
     if guarantee.num_needed is None and guarantee.drop < guarantee.alpha:
         return f"this would need more than 64 times the {number}"
     if guarantee.num_needed is None:
         return (
             f"on the {number} it loses {write_number(100 * guarantee.drop, '.1f')} points even at its safest "
-            "price, so that no number of images is known that would do"
+            "price, so that no sufficient number of images is known"
         )
     if guarantee.num_needed <= guarantee.num_images:
         return (
-            f"the {number} just miss it; as many others like them would be enough in four cases of five, by "
-            "estimate"
+            f"the {number} narrowly fail; by estimate, the same number of similar images would be enough in "
+            "four cases of five"
         )
     are = "is" if guarantee.num_images == 1 else "are"
     return (

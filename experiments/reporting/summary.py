@@ -58,7 +58,7 @@ def write_sentences(findings: Findings) -> list[str]:
 
 
 def describe_record(record: EvaluationRecord) -> str:
-    """Which evaluation on this test split it is, in words."""
+    """Sentences on the number of this evaluation on its test split, and on images evaluated before."""
     if record.evaluation == 0:
         text = "No evaluation of predictors is recorded on this test split."
     elif not record.is_new:
@@ -169,14 +169,14 @@ def write_default(comparison: Comparison) -> str:
 
 
 def write_tokens(number: str) -> str:
-    """A number of visual tokens in words."""
+    """A formatted number with its unit, visual tokens."""
     return f"{number} visual token{'' if number == '1' else 's'}"
 
 
 def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:
-    """Return \"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or what else is true.
+    """Return \"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or another true statement.
 
-    A difference that rounds to 0.0 points is no finding, whatever its interval.
+    A difference that rounds to 0.0 points is not a finding, whatever its interval.
     """
     points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
     if not np.isfinite([estimate.value, estimate.low, estimate.high]).all():
@@ -265,7 +265,7 @@ def _tabulate_accounts(comparisons: Sequence[Comparison]) -> Table:
 
 
 def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
-    """What an answer costs at each scale, by part `[num_scales]`; last what each predictor adds to it.
+    """Cost of an answer at each scale, by part `[num_scales]`, and the overhead of each predictor.
 
     Measured costs have intervals over the timed pictures.
     """
@@ -294,7 +294,7 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
 
 
 def describe_timings(account: Account) -> str:
-    """How much was timed, and what the intervals cover; empty if the costs of the account are not timed."""
+    """Number of timed pictures and what the intervals cover; empty if the account has no timings."""
     timings = account.timings
     if timings is None:
         return ""

@@ -45,7 +45,7 @@ class Row:
 
     @property
     def gap_share(self) -> Estimate | None:
-        """Of the gap from mix to budgeted oracle, averaged over log budgets; None where there is no gap."""
+        """Share of the gap from mix to budgeted oracle over log-spaced budgets; None if there is no gap."""
         return self.figures.mean_gap_share
 
     @property
@@ -68,7 +68,7 @@ def write_transfer(
 
     `fingerprints` are those of the labels, by target. What no file can be called stands in names of files as
     it would in an address.
-    `banners` warn of numbers of images and samples that are small.
+    `banners` warn of small numbers of images and samples.
     """
     output.mkdir(parents=True, exist_ok=True)
     table = tabulate(rows)

@@ -1,7 +1,7 @@
 """What a finished search leaves: a table, a picture, and the best as experiment files.
 
-All trials use one validation part: it chose inside each one (epochs, trees, neighbours, shares), and it ranks
-them. So the values are optimistic, the best trial's most; whatever shows them says so.
+All trials share one validation part: it chooses within each trial (epochs, trees, neighbours, shares) and
+ranks the trials. So the values are optimistic, that of the best trial most; every output with them says so.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from experiments.search.study import FINISHED
 
 SELECTION = (
     "Values are of the validation part that also chose each trial's epochs, trees, neighbours or shares: "
-    "they are optimistic, the best trial's most; an evaluation on the test split says what it is worth."
+    "they are optimistic, that of the best trial most. Evaluate it on the test split for an unbiased value."
 )
 
 
@@ -43,7 +43,7 @@ def conclude(
             "  or, once this file is in conf/experiment/, without --config-dir",
             f"Result: {result} on validation, trial {trial.number} of {num_finished} finished ones;",
             "  the same validation part chose its epochs, trees, neighbours or shares and ranked the trials,",
-            "  so this flatters: what it is worth, the test split says",
+            "  so the value is optimistic: evaluate on the test split for an unbiased one",
         ]
         content = write_experiment([*fixed, *format_overrides(trial.params)], comments)
         (folder / "experiment" / f"{file}.yaml").write_text(content, encoding="utf-8")

@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class OfficialSplit:
-    """A benchmark's own split that the test samples come from, None for none; whether they are all of it."""
+    """The benchmark's own split that the test samples come from (or None), and whether they are all of it."""
 
     name: str | None = None
     is_whole: bool = False

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The images of each split, the split that each came with, and the places of each image's rows."""
+    """Images of each split; by image, the split given in the data (or None) and the places of its rows."""
 
     images: dict[Split, list[str]]
     own_splits: dict[str, Split | None]
@@ -135,12 +135,12 @@ class LlavaJsonl:
 
     @property
     def official_split(self) -> OfficialSplit:
-        """The split that the test questions come from: whole where rows or files give every image a split."""
+        """The split of the test questions; whole if rows or files give every image a split."""
         return OfficialSplit(self._official_split, is_whole=None not in self._index.own_splits.values())
 
     @property
     def divided_by(self) -> str | None:
-        """The argument whose fractions divide the images; None where rows or files name their splits."""
+        """The argument whose fractions divide the images; None if rows or files name splits."""
         return None if any(self._index.own_splits.values()) else "fractions"
 
     def samples(self, split: Split) -> Iterator[Sample]:
@@ -210,7 +210,7 @@ class LlavaJsonl:
         return Index(self._divide(own_splits), own_splits, places)
 
     def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
-        """The images of each split: the splits they come with, `fractions` for the others."""
+        """The images of each split: by their given splits, and by `fractions` for images without one."""
         train, calibration = self._fractions["train"], self._fractions["calibration"]
         has_calibration = "calibration" in own_splits.values()
         share = 0.0 if has_calibration or not calibration else calibration / (train + calibration)

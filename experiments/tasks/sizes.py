@@ -1,7 +1,7 @@
-"""How many images a split needs: what is refused, what is shown under a banner, and what gets a note.
+"""Numbers of images that a split needs: limits below which it is refused, gets a banner, or gets a note.
 
-Images are the independent unit of everything that is claimed of calibration and test, as questions about one
-image are answered alike. Training is counted in samples.
+Calibration and test are counted in images, the independent units, as answers to questions about one image
+depend on each other. Training is counted in samples.
 """
 
 import itertools
@@ -12,13 +12,13 @@ from typing import Literal
 from experiments.tasks.base import SPLITS, Split, Task
 from predictor.splitting import apportion
 
-# A used split below this is refused unless `allow_small=true`.
+# Splits with fewer images are refused unless `allow_small=true`.
 LEAST_IMAGES = 8
-# What nothing can be done without: training takes an image for validation.
+# Splits with fewer images are always refused; training needs an image for validation.
 VERY_LEAST: Mapping[Split, int] = {"train": 2, "calibration": 1, "test": 1}
-# Below this a banner says that numbers mean nothing; from here to `MANY` a note says that they are coarse.
+# Below FEW a banner says that numbers mean nothing; from FEW to MANY a note says that they are coarse.
 FEW, MANY = 30, 100
-# Divisions suggested for few images, the first that fits.
+# Divisions for few images; the first that fits is suggested.
 _SUGGESTED: tuple[dict[Split, float], ...] = (
     {"train": 0.4, "calibration": 0.3, "test": 0.3},
     {"train": 0.34, "calibration": 0.33, "test": 0.33},
@@ -39,7 +39,7 @@ _SOME_MEAN: Mapping[Count, str] = {
 
 @dataclass(frozen=True)
 class Banner:
-    """A warning about a small number; `is_loud` where it takes the meaning from what is shown."""
+    """A warning about a small number of images or samples; `is_loud` if results are meaningless."""
 
     text: str
     is_loud: bool
@@ -52,9 +52,9 @@ def find_banners(
     training_samples: int | None = None,
     task: str = "",
 ) -> list[Banner]:
-    """Return the banners, loud ones first, that numbers made from so many images and samples stand under.
+    """Return the banners for these numbers of images and samples, loud ones first.
 
-    None leaves a count out; `task` names the task where there are several.
+    None leaves a count out; `task` names the task if there are several.
     """
     counts: dict[Count, int | None] = {
         "test images": test_images,
@@ -74,7 +74,7 @@ def find_banners(
 
 
 def is_too_few(num_images: int) -> bool:
-    """Whether so few images allow no finding: no difference between them is claimed."""
+    """Whether there are too few images to state a finding."""
     return num_images < FEW
 
 
@@ -94,9 +94,8 @@ def check_sizes(
 ) -> None:
     """Refuse splits of fewer than `LEAST_IMAGES` images; `num_images` names all splits that will be used.
 
-    With `allow_small` only splits that nothing can be done with are refused (`VERY_LEAST`). `what` begins the
-    message ("12 images give"), `unit` stands after the numbers, `way_out` says what to do besides
-    `allow_small=true`.
+    With `allow_small` only splits below `VERY_LEAST` are refused. `what` begins the message ("12 images
+    give"), `unit` follows the numbers, `way_out` says what to do besides `allow_small=true`.
     """
     if not _is_small(num_images, allow_small):
         return
@@ -105,7 +104,7 @@ def check_sizes(
         least = " / ".join(f"{VERY_LEAST[split]} {split}" for split in num_images)
         raise ValueError(f"{what} {numbers}; even with allow_small=true {least} are needed: {way_out}")
     of_each = "of each are needed" if len(num_images) > 1 else "are needed"
-    # No way out is named that would be refused in its turn.
+    # `allow_small=true` is suggested only if it would be accepted.
     go_on = "" if _is_small(num_images, allow_small=True) else ", or go on with allow_small=true"
     raise ValueError(f"{what} {numbers}; at least {LEAST_IMAGES} {of_each}: {way_out}{go_on}")
 
@@ -119,12 +118,12 @@ def check_task(
 ) -> None:
     """Refuse a task that gives a split too few images (`check_sizes`), before anything is labelled.
 
-    `needed` are splits that will be used; None: all that have an image within the limits, as a split that is
-    not asked for is no mistake. A task whose attribute `divided_by` names one of its arguments is divided by
-    fractions in that argument. Counts no more images than it has to.
+    `needed` are the splits that will be used; None: all splits that have an image within the limits, as a
+    split may be left out on purpose. If a task has an attribute `divided_by`, it names the argument with the
+    fractions that divide it. Counts no more images than necessary.
     """
-    asked = [split for split in SPLITS if needed is None or split in set(needed)]
-    counts = {split: count_images(task, split, limit.get(split), LEAST_IMAGES) for split in asked}
+    splits = [split for split in SPLITS if needed is None or split in set(needed)]
+    counts = {split: count_images(task, split, limit.get(split), LEAST_IMAGES) for split in splits}
     if needed is None:
         counts = {split: number for split, number in counts.items() if number}
     if not _is_small(counts, allow_small):
@@ -154,7 +153,7 @@ def _is_small(num_images: Mapping[Split, int], allow_small: bool) -> bool:
 
 
 def _suggest_fractions(total: int, divided_by: str) -> str:
-    """What to set so that every split gets `LEAST_IMAGES` images, or how many images it takes."""
+    """Advice: settings that give every split `LEAST_IMAGES` images, or the number of images needed."""
     for fractions in _SUGGESTED:
         if min(apportion(total, list(fractions.values()))) >= LEAST_IMAGES:
             return f"set {_write_fractions(divided_by, fractions)}, bring more images"

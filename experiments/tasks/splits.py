@@ -3,7 +3,7 @@
 The division follows from a hash of the images' ids: it is the same on every machine and in every process and,
 as the task's name is no part of it, the same for tasks that share a folder. From `FEW_IMAGES` images on each
 image is assigned alone, so that images added later move no other. Of fewer images the fractions are rounded
-to counts: drawn one by one, a small split would often be empty.
+to counts, as a small split would often be empty if images were assigned one by one.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def divide_images(
 
 
 def assign_split(image_id: str, fractions: Mapping[Split, float], seed: int = 0) -> Split:
-    """The split of an image by its hash alone, in a division of many images."""
+    """The split of an image from its hash alone, for a division of many images."""
     place = draw_uniform(image_id, seed)
     shares = [(split, fractions[split]) for split in SPLITS if fractions[split] > 0]
     for split, share in shares:
@@ -50,7 +50,7 @@ def assign_split(image_id: str, fractions: Mapping[Split, float], seed: int = 0)
 
 
 def carve_calibration(image_ids: Iterable[str], fraction: float, seed: int = 0) -> dict[str, Split]:
-    """Divide the images of a train set that comes without a calibration split: train or calibration each."""
+    """Divide the images of a train set without a calibration split into train and calibration."""
     return divide_images(image_ids, {"train": 1 - fraction, "calibration": fraction, "test": 0.0}, seed)
 
 

@@ -1,1 +1,1 @@
-"""Trained predictors on disk, and how a configuration finds them."""
+"""Trained predictors on disk, found from the configuration."""

@@ -1,4 +1,4 @@
-"""Predictors and settings of training, as a configuration has them."""
+"""Predictors and settings of training from a configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from predictor.base import ScalePredictor
 def make_predictors(config: DictConfig) -> list[ScalePredictor]:
     """The predictor and the baselines of a configuration, untrained; the predictor first.
 
-    It takes the place of a baseline of its name. Raises ValueError for two baselines of one name.
+    It replaces a baseline of the same name. Raises ValueError if two baselines share a name.
     """
     baselines = [part for part in config.get("baselines", {}).values() if part.name != config.predictor.name]
     names = [str(part.name) for part in baselines]
@@ -23,7 +23,7 @@ def make_predictors(config: DictConfig) -> list[ScalePredictor]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for a name that two predictors have."""
+    """Raise ValueError if two predictors share a name."""
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
@@ -43,12 +43,13 @@ def read_settings(config: DictConfig) -> TrainingSettings:
 
 
 def open_configured(config: DictConfig) -> list[TrainedPredictor]:
-    """The trained predictors of a configuration, as `make_predictors` lists them.
+    """The trained predictors of a configuration, in the order of `make_predictors`.
 
-    Raises FileNotFoundError, naming what differs, for one that was not trained so.
+    Raises FileNotFoundError for a predictor that was not trained with this configuration, and names the
+    differences.
     """
     manifest, settings = read_manifest(Path(config.paths.labels)), read_settings(config)
     return [
-        open_trained(Path(config.paths.predictors), each.name, identify(each, manifest, settings))
-        for each in make_predictors(config)
+        open_trained(Path(config.paths.predictors), predictor.name, identify(predictor, manifest, settings))
+        for predictor in make_predictors(config)
     ]

@@ -1,9 +1,9 @@
 """Trained predictors on disk: one folder for each identity, found from the configuration.
 
-The identity of a trained predictor is all that it was made from: class and arguments, labels, seed, and the
-settings of training. `PREDICTORS/NAME/DIGEST` is the folder of one identity, so that two trainings with other
-settings never share one, and what is loaded is what was configured or is refused. A folder is written beside
-its place and renamed into it when it is whole; its record holds the digest of every file.
+The identity of a trained predictor is everything that determines it: class and arguments, labels, seed, and
+the settings of training. `PREDICTORS/NAME/DIGEST` is the folder of one identity, so that trainings with
+different settings never share a folder, and a predictor that was not trained as configured is refused. A
+folder is written beside its place and renamed when it is complete; its record has the digest of every file.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ _DIGEST_LENGTH = 12
 
 @dataclass(frozen=True, eq=False)
 class TrainedPredictor:
-    """A predictor with its prices, its hybrid and its record, all of one training.
+    """A predictor with its prices, its hybrid and its record, all from one training.
 
-    `digest` is that of all four files that it was loaded from.
+    `digest` is the digest of the files that it was loaded from.
     """
 
     name: str
@@ -49,7 +49,7 @@ class TrainedPredictor:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What, beside predictor and labels, a trained predictor is made from.
+    """Settings that determine a trained predictor, besides its arguments and the labels.
 
     `budget` and `tolerance` choose the default price (`predictor.pricing.choose_price`).
     """
@@ -64,7 +64,7 @@ class TrainingSettings:
 def identify(
     predictor: ScalePredictor, labels: Mapping[str, Any], settings: TrainingSettings
 ) -> dict[str, Any]:
-    """The identity of a predictor trained on labels with this manifest, as JSON gives it back."""
+    """The identity of a predictor trained on labels with this manifest, normalized as JSON."""
     content = {
         **describe(type(predictor), predictor.get_arguments()),
         **identify_labels(labels),
@@ -79,28 +79,28 @@ def identify(
 
 
 def identify_labels(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the labels makes a trained predictor out of date when it changes."""
+    """The part of a label manifest that belongs to the identity of a trained predictor."""
     keys = ("fingerprints", "scales", "feature_scales", "shards")
     return {"labels": normalize({key: manifest.get(key) for key in keys})}
 
 
 def normalize(content: dict[str, Any]) -> dict[str, Any]:
-    """As it reads once it has been written as JSON: tuples are lists."""
+    """The content after a round trip through JSON: tuples become lists."""
     normalized: dict[str, Any] = json.loads(json.dumps(content))
     return normalized
 
 
 def locate(predictors: Path, name: str, identity: Mapping[str, Any]) -> Path:
-    """The folder of an identity, whether it is there or not."""
+    """The folder of an identity, which need not exist."""
     text = json.dumps(identity, sort_keys=True)
     return predictors / to_file_name(name) / hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainedPredictor:
-    """All of one training, from its folder.
+    """Load the predictor, prices, hybrid and record of one training from its folder.
 
-    With `identity` the record has to agree with it. Raises FileNotFoundError where there is no finished
-    training, ValueError where files are damaged, not of the training that the record is of, or change while
+    If `identity` is given, the record has to agree with it. Raises FileNotFoundError if there is no finished
+    training, and ValueError if files are damaged, differ from their digests in the record, or change while
     they are read.
     """
     record = read_record(folder)
@@ -134,7 +134,7 @@ def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> Tra
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a trained predictor that is there, its record apart."""
+    """SHA-256 of each existing file of a trained predictor except its record."""
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in FILES
@@ -145,7 +145,7 @@ def digest_files(folder: Path) -> dict[str, str]:
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
     """The trained predictor of an identity, below the folder of all predictors.
 
-    Raises FileNotFoundError where none was trained so, naming what differs in the one most like it.
+    Raises FileNotFoundError if there is none; the message names the differences to the closest one.
     """
     folder = locate(predictors, name, identity)
     if (folder / MANIFEST).is_file():
@@ -164,10 +164,10 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
 def find_trained(
     predictors: Path, predictor: ScalePredictor, labels: Path, *, seed: int, folder: str | None = None
 ) -> TrainedPredictor:
-    """The trained predictor of these arguments and this seed, on these labels where they are there.
+    """The trained predictor with these arguments and this seed, on these labels if the label folder exists.
 
-    Prices and calibrator, which the commands that use a predictor are not told, may be any. `folder` names
-    one of several. Raises FileNotFoundError where there is none, ValueError where several fit.
+    Settings of prices and the calibrator may be any: the commands that use a predictor do not have them.
+    `folder` selects one of several. Raises FileNotFoundError if there is none, ValueError if several match.
     """
     if folder is not None:
         return load_trained(Path(folder))
@@ -188,14 +188,14 @@ def find_trained(
             closest = min(known, key=lambda identity: len(list_differences(identity, wanted)))
             reason = f"; the closest one there has other {name_differences(closest, wanted)}"
         raise FileNotFoundError(
-            f"no predictor {predictor.name} was trained so in {predictors}{reason}: run "
+            f"no predictor {predictor.name} was trained with these settings in {predictors}{reason}: run "
             f"`python -m experiments.train predictor={predictor.name}`"
         )
     if len(fitting) > 1:
         first, second = fitting[0][1].identity, fitting[1][1].identity
         places = ", ".join(str(place) for place, _ in fitting)
         raise ValueError(
-            f"several trained predictors fit, with other {name_differences(first, second)}: name one of them "
+            f"several trained predictors match; they differ in {name_differences(first, second)}: choose one "
             f"with trained=FOLDER ({places})"
         )
     return load_trained(fitting[0][0])
@@ -204,7 +204,7 @@ def find_trained(
 def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecord]]:
     """Folders of finished trainings of predictors of a name, with their records.
 
-    One written by tokenscale 0.1 lies in `PREDICTORS/NAME` itself.
+    A predictor of tokenscale 0.1 lies in `PREDICTORS/NAME` itself.
     """
     home = predictors / to_file_name(name)
     folders = [home, *sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))]
@@ -213,7 +213,7 @@ def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecor
 
 
 def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value in the first, value in the second) of what differs, at any depth of nested mappings."""
+    """(key, value in the first, value in the second) of each difference, at any depth of nested mappings."""
     return list(_walk_differences(first, second, ()))
 
 
@@ -226,7 +226,7 @@ def _walk_differences(first: Any, second: Any, path: tuple[str, ...]) -> Iterato
 
 
 def name_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs, in words: at most three settings with both values, labels as such."""
+    """Text that names the differences: at most three settings with both values; labels by name only."""
     differences = list_differences(there, here)
     names = ["labels"] if any(key.startswith("labels") for key, _, _ in differences) else []
     names += [

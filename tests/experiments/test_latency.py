@@ -212,7 +212,7 @@ def test_an_evaluation_takes_timings_that_match_alone(
 ):
     folder = tmp_path / "latency"
     assert find(folder, backbone, predictors) is None
-    assert "`python -m experiments.latency` with the same settings makes them" in caplog.text
+    assert "run `python -m experiments.latency` with the same settings" in caplog.text
     measure(batch_size=2)
     assert find(folder, backbone, predictors).batch_size == 2
     measure(num_rounds=1)
@@ -237,7 +237,7 @@ def test_a_damaged_file_is_named(measure, backbone, predictors, tmp_path):
     del content["milliseconds"]["overhead"]["mix"]
     for text in ("{", json.dumps(content), json.dumps({**content, "format": 99})):
         path.write_text(text)
-        with pytest.raises(ValueError, match=rf"{path.name} is no whole file of timings .*delete it"):
+        with pytest.raises(ValueError, match=rf"{path.name} is not a complete file of timings .*delete it"):
             find(tmp_path / "latency", backbone, predictors)
 
 

@@ -240,7 +240,7 @@ def test_verdicts():
     assert judge(0.001, 0.006, p_value=0.01) == "differs"
     # The interval of a few images means nothing, however narrow.
     assert judge(0.0, 0.0, num_images=29) == "too few images to tell"
-    with pytest.raises(ValueError, match="equivalence_margin=0 is no share"):
+    with pytest.raises(ValueError, match="equivalence_margin=0 is not a share"):
         check_margin(0)
 
 

@@ -291,7 +291,7 @@ def test_levels_outside_their_range_are_refused(alpha, delta):
     ("drop", "num_needed", "words"),
     [
         (0.005, 400, "this would need about 400 calibration images, and there are 50."),
-        (0.005, 50, "the 50 calibration images just miss it; as many others like them would be enough"),
+        (0.005, 50, "the 50 calibration images narrowly fail; by estimate, the same number of similar"),
         (0.005, None, "this would need more than 64 times the 50 calibration images."),
         (0.02, None, "on the 50 calibration images it loses 2.0 points even at its safest price"),
     ],
@@ -317,7 +317,7 @@ def make_loss(value, low, high, num_large=0):
     [
         ((0.006, 0.001, 0.012), "loses 0.6 points (95% interval 0.1 to 1.2), which is within the bound"),
         ((0.03, 0.025, 0.04), "loses 3.0 points (95% interval 2.5 to 4.0), which is above the bound"),
-        ((0.015, 0.005, 0.03), "the test split does not settle whether it holds"),
+        ((0.015, 0.005, 0.03), "the test split does not settle whether the guarantee holds"),
         (
             (-0.006, -0.012, 0.001),
             "gains 0.6 points (95% interval \N{MINUS SIGN}0.1 to 1.2), which is within",
@@ -350,7 +350,7 @@ def test_several_guarantees_say_what_holds_of_all():
     assert all("all 10 together with no stated probability" in text for text in write(10, 1))
     joint = "All 3 guarantees hold together with that probability, as each is certified at level 0.1 / 3"
     assert all(joint in text for text in write(3, 3))
-    large = "2 test images have more than 4 questions and count for so many here"
+    large = "2 test images have more than 4 questions and count as that many here"
     assert all(large in text for text in write(1, 1, num_large=2))
 
 
@@ -412,7 +412,7 @@ def test_no_calibration_image_is_left():
     loss = apply_guarantee(guarantee, estimate_outcomes(test), test, num_resamples=5, confidence=0.9, seed=0)
     assert check_guarantee(guarantee, estimate_outcomes(test), test) is None
     checked = [CheckedGuarantee("mine", guarantee, loss)]
-    assert "there is no calibration image that its calibrator was not fitted on" in write_guarantee(checked)
+    assert "its calibrator was fitted on every calibration image" in write_guarantee(checked)
     assert "nan" not in str(tabulate_guarantees(checked, {"mine": 144.0}))
 
 
