@@ -90,7 +90,7 @@ def test_whoever_uses_a_predictor_need_not_say_how_its_prices_were_chosen(labels
     with pytest.raises(FileNotFoundError, match=r"seed \(0 there, 1 here\)"):
         find_trained(tmp_path, QuestionOnly(), labels, seed=1)
     train(labels, tmp_path, QuestionOnly())
-    with pytest.raises(ValueError, match=r"tolerance \(.*name one of them with trained=FOLDER"):
+    with pytest.raises(ValueError, match=r"tolerance \(.*choose one with trained=FOLDER"):
         find_trained(tmp_path, QuestionOnly(), labels, seed=0)
     assert find_trained(tmp_path, QuestionOnly(), labels, seed=0, folder=str(found.folder)).digest == (
         found.digest
