@@ -25,7 +25,7 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published, relate
-from experiments.evaluation.resampled import join_parts, read_parts
+from experiments.evaluation.resampled import check_resampled, read_resampled
 from experiments.evaluation.risk import (
     CheckedGuarantee,
     apply_guarantee,
@@ -141,7 +141,7 @@ def evaluate_predictors(
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
     # Unusable inputs are refused before the test split is opened.
-    asked_again = read_parts(labels, manifest["fingerprints"])
+    check_resampled(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")
     for each in trained:
         each.predictor.check_backbone(calibration.outcomes.fingerprints)
@@ -192,7 +192,7 @@ def evaluate_predictors(
     ]
     estimates = {each.name: (each.calibration, each.test) for each in contenders}
     climbers = [entry.enter(estimates) for entry in cascades]
-    resampled = join_parts(asked_again, test.outcomes)
+    resampled = read_resampled(labels, test.outcomes)
     comparison, *others = (
         compare_policies(
             calibration.outcomes,

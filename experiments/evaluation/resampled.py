@@ -1,7 +1,8 @@
 """Scores of test questions asked again, beside their labels: what an oracle without luck is made of."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -43,13 +44,25 @@ class Part:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        try:
-            with safe_open(path, "np") as file:
-                metadata, score = file.metadata(), file.get_tensor("score")
-            found = {name: json.loads(metadata[name]) for name in ("fingerprints", "variation", "samples")}
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, or resample again") from error
-        return cls(**found, score=score.astype(np.float64))
+        """What `write` wrote; ValueError where the file is damaged."""
+        with _opening(path) as file:
+            return cls(**_read_origin(file), score=file.get_tensor("score").astype(np.float64))
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[Any]:
+    """A file of resampled scores, open; ValueError where it is damaged."""
+    try:
+        with safe_open(path, "np") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, or resample again") from error
+
+
+def _read_origin(file: Any) -> dict[str, Any]:
+    """Fingerprints, variation and sample ids of an open file, without its scores."""
+    metadata = file.metadata()
+    return {name: json.loads(metadata[name]) for name in ("fingerprints", "variation", "samples")}
 
 
 class ResampledFolder:
@@ -111,32 +124,27 @@ class ResampledFolder:
         return self.path / f"{name}.safetensors"
 
 
-def read_parts(labels: Path, fingerprints: Mapping[str, str]) -> dict[Path, Part]:
-    """The files of a label folder; ValueError where one is of other labels than those of the fingerprints."""
-    parts = {path: Part.read(path) for path in _list_files(labels / RESAMPLED)}
-    for path, part in parts.items():
+def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
+    """Refuse files of a label folder that are damaged or of other labels; no score is read."""
+    for path in _list_files(labels / RESAMPLED):
+        with _opening(path) as file:
+            origin = _read_origin(file)
         check_fingerprints(
-            fingerprints, part.fingerprints, "the labels", str(path), "delete it, or resample again"
+            fingerprints, origin["fingerprints"], "the labels", str(path), "delete it, or resample again"
         )
-    return parts
 
 
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
-    """All scores of questions asked again in a label folder, as `join_parts` has them.
+    """All scores of questions asked again in a label folder, of as many runs as all of its files have.
 
-    None where there are none; ValueError where they are of other labels.
+    None where there are none; ValueError where they are of other labels, or one holds a sample that `test`
+    lacks.
     """
-    return join_parts(read_parts(labels, test.fingerprints), test)
-
-
-def join_parts(parts: Mapping[Path, Part], test: OutcomeTable) -> Resampled | None:
-    """All scores of these files, of as many runs as all of them have; None without a file.
-
-    ValueError where one holds a sample that `test` lacks.
-    """
+    check_resampled(labels, test.fingerprints)
     row_of = {sample: row for row, sample in enumerate(test.sample_id)}
     scores: dict[int, Floats] = {}
-    for path, part in parts.items():
+    for path in _list_files(labels / RESAMPLED):
+        part = Part.read(path)
         if unknown := [sample for sample in part.samples if sample not in row_of]:
             raise ValueError(
                 f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again"
