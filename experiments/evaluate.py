@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point
 from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
-from experiments.evaluation.comparison import check_names, compare_policies
+from experiments.evaluation.comparison import check_names, check_settings, compare_policies
 from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
@@ -34,7 +34,6 @@ from experiments.evaluation.risk import (
     find_unseen,
 )
 from experiments.evaluation.run_files import METRICS, write_run
-from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
@@ -73,6 +72,7 @@ def main(config: DictConfig) -> float:
         trained,
         labels=Path(config.paths.labels),
         latency=Path(config.paths.latency),
+        batch_size=config.latency.batch_size,
         task=instantiate(config.task, _convert_="all"),
         output=Path(hydra.runtime.output_dir),
         records=Path(config.paths.evaluations),
@@ -105,6 +105,7 @@ def evaluate_predictors(
     *,
     labels: Path,
     latency: Path | None = None,
+    batch_size: int = 1,
     task: Task,
     output: Path,
     records: Path,
@@ -136,7 +137,9 @@ def evaluate_predictors(
     `bootstrap_seed`; runs can be compared only if they share it. `seed` selects the samples of the gallery.
     Raises ValueError if labels, predictors and task do not belong together.
     """
-    check_confidence(confidence)
+    check_settings(
+        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
+    )
     check_names([each.name for each in trained])
     manifest = read_manifest(labels)
     check_data(task, manifest["fingerprints"]["data"], labels)
@@ -174,7 +177,9 @@ def evaluate_predictors(
         loaded,
         calibration.inputs,
         starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor is not None},
-        timings=find_timings(latency, calibration.outcomes.fingerprints, digests) if latency else None,
+        timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
+        if latency
+        else None,
     )
     defaults = {each.name: each.prices.default for each in trained}
 

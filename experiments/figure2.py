@@ -21,7 +21,8 @@ from experiments.config import entry_point
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
 from experiments.label import format_command
 from experiments.labelling import label
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.reporting.summary import describe_record
 from experiments.reporting.variant_display import draw_variants
 from experiments.reporting.variant_summary import (
     tabulate_variants,
@@ -122,8 +123,9 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
     }
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     tables: dict[tuple[str, int], OutcomeTable] = {}
+    records: dict[tuple[str, int], EvaluationRecord] = {}
     for key, labels in folders.items():
-        test, _ = open_test(
+        test, record = open_test(
             labels,
             records=Path(config.paths.evaluations),
             command=format_command("figure2", overrides),
@@ -132,10 +134,12 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
             allow_unrecorded=config.allow_unrecorded,
         )
         tables[key] = test.outcomes
+        records[key] = record
     comparison = compare_variants(
         variants, tables, seeds, num_resamples=config.num_resamples, confidence=config.confidence
     )
     write_comparison(comparison, folder)
+    print(describe_record(records[variants[0].name, seeds[0]]))
     print("", tabulate_variants(comparison), "", *write_findings(comparison), sep="\n")
     print(f"\nfigure, table and findings: {folder / 'figure2.*'}")
 

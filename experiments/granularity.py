@@ -15,15 +15,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
+from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
-from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
+from experiments.label_sizes import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs
+from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table
+from experiments.tasks.base import SPLITS
+from experiments.tasks.sizes import frame_banners
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
 
@@ -32,13 +36,15 @@ log = logging.getLogger(__name__)
 
 @entry_point("granularity")
 def main(config: DictConfig) -> None:
-    check_confidence(config.confidence)
+    check_settings(
+        num_budgets=1, num_prices=1, num_resamples=config.num_resamples, confidence=config.confidence
+    )
     check_margin(config.equivalence_margin)
     labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
     manifest = read_manifest(labels)
     title = f"{manifest['backbone']} on {manifest['task']}"
     models = fit_models(labels, config.seed)
-    test, _ = open_test(
+    test, record = open_test(
         labels,
         records=Path(config.paths.evaluations),
         allow_unrecorded=config.allow_unrecorded,
@@ -59,12 +65,13 @@ def main(config: DictConfig) -> None:
             confidence=config.confidence,
             bootstrap_seed=config.bootstrap_seed,
         )
-    text = "\n\n".join(table.to_markdown() for table in tables)
+    notes = [describe_record(record), frame_banners(find_label_banners(labels, SPLITS))]
+    text = "\n\n".join([*(table.to_markdown() for table in tables), *filter(None, notes)])
     (output / "granularity.md").write_text(f"{text}\n", encoding="utf-8")
     figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
     for kind in ("png", "pdf", "svg"):
         figure.savefig(output / f"granularity.{kind}", dpi=150)
-    print("\n\n".join(map(str, tables)))
+    print("\n\n".join([*map(str, tables), *filter(None, notes)]))
     print(f"\ntables and heat map: {output / 'granularity.*'}")
 
 
@@ -73,11 +80,14 @@ def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressi
 
     Labels of a test split alone are enough for the table of needs, but not for models.
     """
+    counts = read_manifest(labels)["counts"]
+    if missing := [split for split in ("train", "calibration") if not counts.get(split)]:
+        log.warning("models of the needed scale are left out: the labels have no %s", " and ".join(missing))
+        return None
+    train = read_labels(labels, "train")
     try:
-        train = read_labels(labels, "train")
-        read_labels(labels, "calibration")
         return ScaleClassifiers.fit(train, seed), ScoreRegressions.fit(train, seed)
-    except (ValueError, FileNotFoundError) as error:
+    except NothingToTell as error:
         log.warning("models of the needed scale are left out: %s", error)
         return None
 
@@ -97,6 +107,9 @@ def judge_models(
     tables = []
     try:
         tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
+    except NothingToTell as error:
+        log.warning("accuracies of the needed scale are left out: %s", error)
+    try:
         comparison = compare_known(
             regressions,
             calibration,

@@ -182,9 +182,20 @@ class LabelFolder:
     def _shard(self, room: str, name: str) -> Path:
         return self.path / room / f"{name}.parquet"
 
+    def upgrade_manifest(self, image_set: str) -> None:
+        """Bring the manifest of a finished folder of version 0.1 up to date: no test scores, an image set."""
+        accuracy = {split: means for split, means in self.manifest["accuracy"].items() if split != HELD_OUT}
+        manifest = {**self.manifest, "accuracy": accuracy}
+        manifest.setdefault("image_set", image_set)
+        if manifest != self.manifest:
+            self.manifest = manifest
+            self._write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
     def outcome_shards(self, names: Iterable[str] | None = None) -> list[Path]:
         """Outcome files of the shards `names`; without names, of all shards in a finished manifest."""
-        return [self._shard("outcomes", name) for name in names or self.manifest["shards"]]
+        return [
+            self._shard("outcomes", name) for name in (self.manifest["shards"] if names is None else names)
+        ]
 
     def write_shard(
         self,

@@ -145,8 +145,8 @@ def label(
         command=command,
     )
     if not overwrite and target.has(limits):
-        if lacks_vision_flops(target):
-            complete_columns(target, backbone)
+        if lacks_vision_flops(target) or "image_set" not in target.manifest:
+            upgrade(target, backbone, task)
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     if check is not None:
@@ -193,13 +193,14 @@ def label(
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
 
 
-def complete_columns(target: LabelFolder, backbone: Backbone) -> None:
-    """Add the columns that finished labels of an earlier version lack; warn if the folder is read-only."""
+def upgrade(target: LabelFolder, backbone: Backbone, task: Task) -> None:
+    """Add what finished labels of version 0.1 lack, without answering; warn if the folder is read-only."""
     try:
         with target.locked(timeout=None):
             add_vision_flops(target, backbone)
+            target.upgrade_manifest(name_image_set(task))
     except OSError as error:
-        log.warning("the labels stay without FLOPs of the vision pass: %s", error)
+        log.warning("the labels stay as version 0.1 made them, without FLOPs of the vision pass: %s", error)
 
 
 def find_done(target: LabelFolder, work: Plan) -> set[str]:

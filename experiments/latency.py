@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -39,13 +40,13 @@ def main(config: DictConfig) -> None:
 
 
 def find_timings(
-    folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str]
+    folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str], batch_size: int = 1
 ) -> Timings | None:
     """Timings in `folder` of this machine, backbone and predictors; None, with a warning, if there are none.
 
     `fingerprints` are those of the labels, `predictors` maps names to digests; other predictors may have been
-    timed in the same file. Of several files, the one with the smallest batches is used; of these the one with
-    the most samples.
+    timed in the same file. Only timings with this batch size and this process's number of threads are used,
+    and of several files the one with the most samples.
     """
     machine = describe_machine()
 
@@ -53,6 +54,8 @@ def find_timings(
         timed_fingerprints = latency.job["fingerprints"]
         return (
             latency.job["machine"] == machine
+            and latency.job["num_threads"] == torch.get_num_threads()
+            and latency.job["batch_size"] == batch_size
             and all(timed_fingerprints.get(key) == value for key, value in fingerprints.items())
             and predictors.items() <= latency.predictors.items()
         )
@@ -60,12 +63,15 @@ def find_timings(
     timed = [latency for path in sorted(folder.glob("*.json")) if matches(latency := Latency.read(path))]
     if not timed:
         log.warning(
-            "no timings of these predictors, this backbone and this machine in %s, so no cost is counted in "
-            "milliseconds: run `python -m experiments.latency` with the same settings",
+            "no timings of these predictors, this backbone and this machine with %d threads in batches of %d "
+            "in %s, so no cost is counted in milliseconds: run `python -m experiments.latency` with the same "
+            "settings",
+            torch.get_num_threads(),
+            batch_size,
             folder,
         )
         return None
-    return to_timings(min(timed, key=lambda latency: (latency.job["batch_size"], -latency.vision.size)))
+    return to_timings(max(timed, key=lambda latency: latency.vision.size))
 
 
 def to_timings(latency: Latency) -> Timings:
@@ -76,6 +82,7 @@ def to_timings(latency: Latency) -> Timings:
         {name: samples.mean(axis=1) for name, samples in latency.overhead.items()},
         latency.job["batch_size"],
         latency.vision.shape[1],
+        f"{latency.job['machine']}, {latency.job['num_threads']} threads, {latency.dtype}",
     )
 
 

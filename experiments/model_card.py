@@ -28,6 +28,7 @@ from experiments.evaluation.question_types import describe_left_out, name_total,
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.label import format_command
 from experiments.labels.held_out import open_test
+from experiments.reporting.summary import describe_record
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
@@ -50,6 +51,7 @@ def main(config: DictConfig) -> None:
             records=Path(config.paths.evaluations),
             command=command,
             configuration=configuration,
+            allow_unrecorded=config.allow_unrecorded,
         )
         for name, folder in config.labels.items()
     ]
@@ -59,17 +61,27 @@ def main(config: DictConfig) -> None:
     print(f"model card: {path}")
 
 
-def judge(name: str, labels: Path, *, records: Path, command: str, configuration: str) -> dict[str, object]:
+def judge(
+    name: str,
+    labels: Path,
+    *,
+    records: Path,
+    command: str,
+    configuration: str,
+    allow_unrecorded: bool = False,
+) -> dict[str, object]:
     """Content of the card for a task; first records the comparison of its models on the test split."""
     seen = [read_labels(labels, split) for split in SEEN]
     classifiers = ScaleClassifiers.fit(seen[0])
-    test, _ = open_test(
+    test, record = open_test(
         labels,
         records=records,
+        allow_unrecorded=allow_unrecorded,
         command=command,
         configuration=configuration,
         predictors={**classifiers.digests, BLIND: digest_blind(seen)},
     )
+    print(f"{name}: {describe_record(record)}")
     return tabulate(name, seen, test, classifiers)
 
 

@@ -13,7 +13,7 @@ def to_file_name(name: str) -> str:
     Characters other than letters, digits, dots, hyphens and underscores are percent-encoded, as is a leading
     dot; a long name is cut and ends in a digest of the whole name.
     """
-    encoded = quote(name, safe="")
+    encoded = quote(name, safe="", errors="surrogatepass")
     if not encoded or encoded.startswith("."):
         encoded = f"%2E{encoded[1:]}" if encoded else "%"
     if len(encoded) > _MAX_LENGTH:

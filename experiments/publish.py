@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 from experiments.answer import load_adaptive
 from experiments.config import entry_point
 from experiments.evaluation.risk import find_guarantee, find_unseen
+from experiments.label_sizes import find_label_banners
 from experiments.reporting.risk_table import explain_infeasible
+from experiments.tasks.sizes import frame_banners
 from m3_backbone.labels import Labels, read_labels
 from predictor.adaptive import AdaptiveM3
 from predictor.policy import choose
@@ -37,6 +39,8 @@ def main(config: DictConfig) -> None:
         prices = PriceList(model.prices.default, model.prices.points, {**model.prices.named, "risk": point})
         model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
     model.save_pretrained(config.folder)
+    if banners := find_label_banners(config.paths.labels, ("calibration",)):
+        print(frame_banners(banners))
     print(f"model: {config.folder}\nuse:   AdaptiveM3.from_pretrained({str(config.folder)!r})")
     if config.repo is not None:
         print(f"on the hub: {model.push_to_hub(config.repo)}")

@@ -20,6 +20,7 @@ from experiments.evaluation.resampled import Resampled, ResampledFolder, read_re
 from experiments.label import format_command
 from experiments.labelling import run
 from experiments.labels.held_out import open_test
+from experiments.reporting.summary import describe_record
 from experiments.resample_job import ResampleJob
 from experiments.tasks.base import Sample, Task, check_data
 from experiments.variations import Variation
@@ -33,13 +34,14 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     labels, hydra = Path(config.paths.labels), HydraConfig.get()
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
-    test = open_test(
+    test_labels, record = open_test(
         labels,
         records=Path(config.paths.evaluations),
         command=command,
         configuration=OmegaConf.to_yaml(config, resolve=True),
         allow_unrecorded=config.allow_unrecorded,
-    )[0].outcomes
+    )
+    test = test_labels.outcomes
     variation: Variation = instantiate(config.variation)
     folder = ResampledFolder(labels, test.fingerprints, variation.identity)
     try:
@@ -64,7 +66,8 @@ def main(config: DictConfig) -> None:
         f"{scale}: {100 * value:.1f}%"
         for scale, value in zip(test.scales, resampled.score.mean((0, 1)), strict=True)
     )
-    print(f"{num_questions:,} questions, {num_runs} answers each; scores {means}\n{folder.path}")
+    print(f"{num_questions:,} questions, {num_runs} answers each; scores {means}")
+    print(f"{describe_record(record)}\n{folder.path}")
 
 
 def resample_answers(

@@ -26,6 +26,7 @@ from experiments.label_source import LabelSource
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import check_names, make_predictors, read_settings
 from experiments.training.trained import (
+    IncompleteTraining,
     TrainingSettings,
     digest_files,
     identify,
@@ -46,7 +47,7 @@ from predictor.folder import write_json
 from predictor.hybrid import Hybrid
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
-from predictor.splitting import FEW_IMAGES, halve
+from predictor.splitting import FEW_IMAGES, split_for_calibrator
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | No
         return load_trained(folder, identity).record
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except IncompleteTraining as error:
         log.warning("trained again: %s", error)
         return None
 
@@ -140,14 +141,8 @@ def _train(
 
     calibration = source.calibration
     if settings.calibrator is not None:
-        half = halve(calibration.outcomes.image_id)
-        predictor.calibrate(calibration.select(half), copy.deepcopy(settings.calibrator))
-        calibration = calibration.select(~half)
-        if not len(calibration):
-            raise ValueError(
-                "no calibration image is left for prices that the calibrator has not seen: label more "
-                "calibration images, or train without a calibrator"
-            )
+        seen, calibration = split_for_calibrator(calibration)
+        predictor.calibrate(seen, copy.deepcopy(settings.calibrator))
     predictor.save(staging)
     estimates = predictor.predict(calibration.inputs)
     prices = PriceList.from_calibration(

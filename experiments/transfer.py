@@ -8,7 +8,6 @@ and a front of each target as PDF and SVG.
 
 import copy
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,9 +23,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparison import check_settings, compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.statistics import check_confidence
 from experiments.label import format_command
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
@@ -35,13 +33,13 @@ from experiments.reporting.transfer_report import PAGE, Row, write_transfer
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
 from experiments.train import quiet_lightning
-from experiments.training.trained import digest_files
+from experiments.training.trained import digest_files, join_digests
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.shards import read_manifest
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.joining import join_labels
-from predictor.splitting import carve_validation, halve
+from predictor.splitting import carve_validation, split_for_calibrator
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ def transfer(
     (`labels.held_out`). Raises ValueError if labels come from different backbones, and if sources or targets
     are empty or not distinct.
     """
-    check_confidence(confidence)
+    check_settings(num_budgets=1, num_prices=1, num_resamples=num_resamples, confidence=confidence)
     for name, tasks in (("sources", sources), ("targets", targets)):
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"{name} have to be tasks, each once, and they are {list(tasks)}")
@@ -152,48 +150,61 @@ def transfer(
         number = min(num_recalibration, len(abroad)) if allow_small else num_recalibration
         return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, number, seed))
 
-    # What is missing is told before anything is trained.
+    def price(
+        predictor: ScalePredictor, calibration: Labels
+    ) -> tuple[Labels, Calibrator | None, np.ndarray, str]:
+        """Samples that prices come from, the fitted calibrator, estimates on them, and a digest of it all."""
+        predictor.calibrator = None
+        if calibrator is not None:
+            seen, calibration = split_for_calibrator(calibration)
+            predictor.calibrate(seen, copy.deepcopy(calibrator))
+        samples = hashlib.sha256("\n".join(calibration.outcomes.sample_id).encode()).hexdigest()
+        return (
+            calibration,
+            predictor.calibrator,
+            predictor.predict(calibration.inputs),
+            f"{digest(predictor)}-{samples[:8]}",
+        )
+
+    # What is missing, or too little, is refused before anything is trained.
     calibrations = {target: read_abroad(target) for target in targets}
+    if calibrator is not None:
+        for _, few in calibrations.values():
+            split_for_calibrator(few)
     carried, at_home = train_on(sources)
-    carried_digest = digest(carried)  # before a calibrator is fitted, which depends on the target
     rows = []
     for target in targets:
         abroad, few = calibrations[target]
         native, _ = train_on([target])
         together, name = " + ".join(sources), carried.name
         ways = [
-            (together, together, carried, at_home),
-            (together, f"{len(few)} of {target}", carried, few),
-            (target, target, native, abroad),
+            (together, together, carried, *price(carried, at_home)),
+            (together, f"{len(few)} of {target}", carried, *price(carried, few)),
+            (target, target, native, *price(native, abroad)),
         ]
-        # What is judged is told apart by what was learned: a change of the predictor is another look.
-        judged = {f"{name} from {together}": carried_digest, f"{name} from {target}": digest(native)}
-        test, _ = open_test(
+        # Predictor, calibrator and prices are evaluated: a change of any of them is another evaluation.
+        test, record = open_test(
             labels / target,
             records=records,
             command=command,
             configuration=configuration,
-            predictors=judged,
+            predictors={f"{name} from {way[0]}, prices from {way[1]}": way[-1] for way in ways},
             allow_unrecorded=allow_unrecorded,
         )
         test = join_labels({target: test})
-        for trained_on, priced_on, predictor, calibration in ways:
+        for trained_on, priced_on, predictor, calibration, fitted, estimates, _ in ways:
             predictor.check_backbone(test.outcomes.fingerprints)
-            if calibrator is not None:
-                # Prices come from samples that the calibrator was not fitted on.
-                half = halve(calibration.outcomes.image_id)
-                predictor.calibrate(calibration.select(half), copy.deepcopy(calibrator))
-                calibration = calibration.select(~half)
+            predictor.calibrator = fitted
             comparison = compare_policies(
                 calibration.outcomes,
                 test.outcomes,
-                [Estimating(name, predictor.predict(calibration.inputs), predictor.predict(test.inputs))],
+                [Estimating(name, estimates, predictor.predict(test.inputs))],
                 reference=None,
                 num_resamples=num_resamples,
                 confidence=confidence,
                 seed=seed,
             )
-            rows.append(Row(target, trained_on, priced_on, comparison))
+            rows.append(Row(target, trained_on, priced_on, comparison, record))
     return rows
 
 
@@ -201,8 +212,7 @@ def digest(predictor: ScalePredictor) -> str:
     """A digest of all that a predictor would be saved as."""
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(folder)
-        text = json.dumps(digest_files(Path(folder)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return join_digests(digest_files(Path(folder)))
 
 
 def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:

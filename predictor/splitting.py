@@ -92,3 +92,17 @@ def _take_first(places: np.ndarray, number: int) -> np.ndarray:
 
 def _hash_to_unit(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def split_for_calibrator(calibration: Labels) -> tuple[Labels, Labels]:
+    """(samples for a calibrator, samples that it has not seen): halves of the calibration images.
+
+    Raises ValueError if one of the halves would be empty.
+    """
+    half = halve(calibration.outcomes.image_id)
+    if half.all() or not half.any():
+        raise ValueError(
+            "calibration samples of one image cannot be divided between a calibrator and prices: take more "
+            "calibration images, or no calibrator"
+        )
+    return calibration.select(half), calibration.select(~half)

@@ -8,7 +8,8 @@ A cost has named parts:
     predictor   features, question encoder and estimates of the policy that chooses the scale
 
 Visual tokens are what the field compares by; they have no parts, and a predictor has none of its own. FLOPs
-are vision + prefill + predictor, by formula (`m3_backbone.costs`): decoding costs the same at every scale.
+are vision + prefill + predictor, by formula (`m3_backbone.costs`), up to the first token of the answer: the
+answers' further tokens, which differ in number, are not counted.
 Milliseconds are vision + prefill and decode + predictor, all of them measured in one process on one machine
 (`experiments.latency`). Tokens are not latency: a decoder takes about as long for one visual token as for a
 hundred.

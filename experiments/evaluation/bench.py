@@ -1,5 +1,6 @@
 """Candidates and bounds on one test split, and all their metrics under weights of the images."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
@@ -19,6 +20,8 @@ from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.timings import TimingMeans
 from predictor.policy import Front, find_unit, space_budgets
 from predictor.switches import find_switches
+
+log = logging.getLogger(__name__)
 
 
 class Part(Enum):
@@ -75,6 +78,8 @@ class Bench:
             contender.name: candidate for contender, candidate in zip(contenders, found, strict=True)
         }
         self.reference = reference if reference in self.candidates else None
+        if reference is not None and self.reference is None:
+            log.info("no policy is called %r: there is no reference to compare with", reference)
         self.reliabilities = {
             name: Binned(candidate.estimates, test.score, image)
             for name, candidate in self.candidates.items()

@@ -56,11 +56,10 @@ def compare_policies(
     contenders and account are. If the account has timings, the timed pictures are drawn too. Raises
     ValueError when an image is in both splits, a split is empty, or contenders are none or share a name.
     """
-    check_confidence(confidence)
+    check_settings(
+        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
+    )
     check_names([contender.name for contender in contenders])
-    for name, number in (("num_budgets", num_budgets), ("num_prices", num_prices)):
-        if number < 1:
-            raise ValueError(f"{name} is at least 1, got {number}")
     for split, table in (("calibration", calibration), ("test", test)):
         if not len(table):
             raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
@@ -114,6 +113,15 @@ def compare_policies(
         reference=bench.reference,
         draws={name: dict(list_headlines(name, draws)) for name in bench.candidates},
     )
+
+
+def check_settings(*, num_budgets: int, num_prices: int, num_resamples: int, confidence: float) -> None:
+    """Raise ValueError for settings that no comparison can be made with."""
+    check_confidence(confidence)
+    counts = {"num_budgets": num_budgets, "num_prices": num_prices, "num_resamples": num_resamples}
+    for name, number in counts.items():
+        if number < 1:
+            raise ValueError(f"{name} is at least 1, got {number}")
 
 
 def check_names(names: Sequence[str]) -> None:

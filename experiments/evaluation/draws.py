@@ -39,7 +39,7 @@ def name_tensor(*path: str) -> str:
 
     Each step is percent-encoded, so that distinct paths have distinct names.
     """
-    return "/".join(quote(step, safe="") for step in path)
+    return "/".join(quote(step, safe="", errors="surrogatepass") for step in path)
 
 
 # Headline metrics by their path below the predictor.
@@ -140,5 +140,7 @@ def read_draws(folder: Path, num_resamples: int) -> StoredDraws:
 
 def _count_kept(tensor: str, num_resamples: int) -> int:
     """Number of resamples that a tensor should hold; steps of its name contain no "/" (`name_tensor`)."""
-    at_budgets = tensor.split("/")[-2:-1] == [AT_BUDGETS]
-    return min(num_resamples, MOST_BAND_RESAMPLES) if at_budgets else num_resamples
+    match tensor.split("/"):
+        case ["predictors", _, step, _] if step == AT_BUDGETS:
+            return min(num_resamples, MOST_BAND_RESAMPLES)
+    return num_resamples

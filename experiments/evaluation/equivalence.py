@@ -26,13 +26,14 @@ class Equivalence:
     """Policy `first` minus `second`: points above the mix and shares of the gap, both at matched cost.
 
     Both are averaged over log-spaced budgets, with intervals of confidence `1 - 2 * LEVEL`. `p_value` tests
-    that the scores do not differ, with Holm's correction for all differences tested together.
+    that the scores do not differ, with Holm's correction for all differences tested together. `share` is None
+    if one of the policies has no share of the gap.
     """
 
     first: str
     second: str
     difference: Estimate
-    share: Estimate
+    share: Estimate | None
     p_value: float
     margin: float
     num_images: int
@@ -94,7 +95,7 @@ def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence
         Equivalence(
             *pair,
             score.estimate(1 - 2 * LEVEL),
-            _subtract(comparison, *pair, "mean_gap_share").estimate(1 - 2 * LEVEL),
+            _subtract_shares(comparison, *pair),
             float(p_value),
             margin,
             comparison.num_images,
@@ -107,3 +108,10 @@ def _subtract(comparison: Comparison, first: str, second: str, figure: str) -> D
     values = [getattr(comparison.find(name), figure).value for name in (first, second)]
     drawn = [comparison.draws[name][figure] for name in (first, second)]
     return Draws(values[0] - values[1], drawn[0] - drawn[1])
+
+
+def _subtract_shares(comparison: Comparison, first: str, second: str) -> Estimate | None:
+    figure = "mean_gap_share"
+    if any(figure not in comparison.draws[name] for name in (first, second)):
+        return None
+    return _subtract(comparison, first, second, figure).estimate(1 - 2 * LEVEL)

@@ -52,7 +52,8 @@ class Timings:
 
     `vision` `[num_images]` are those of the vision pass, `answer` `[num_images, num_scales]` of prefill and
     decoding, `overhead` `[num_images]`, by name, of a predictor. With a `batch_size` above 1 a row is a batch
-    of that many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds.
+    of that many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds, on the
+    `machine` with these threads and this type of weights.
     """
 
     vision: Floats
@@ -60,18 +61,20 @@ class Timings:
     overhead: Mapping[str, Floats]
     batch_size: int = 1
     num_rounds: int = 1
+    machine: str = ""
 
     @property
     def num_pictures(self) -> int:
         """Number of timed pictures."""
         return len(self.vision) * self.batch_size
 
-    def describe(self) -> dict[str, int]:
-        """Numbers of pictures and rounds and the batch size, as JSON."""
+    def describe(self) -> dict[str, int | str]:
+        """Numbers of pictures and rounds, the batch size and the machine, as JSON."""
         return {
             "num_pictures": self.num_pictures,
             "num_rounds": self.num_rounds,
             "batch_size": self.batch_size,
+            "machine": self.machine,
         }
 
     def means(self) -> TimingMeans:

@@ -42,7 +42,8 @@ class EvaluationRecord:
     `predictors` are names, `configuration` is a digest. `evaluation` is the number of evaluations of new
     predictors on this data so far, this one included if it `is_new`; 0 if no predictor was ever evaluated.
     `num_evaluated_before` of the test images were evaluated under another division into splits,
-    `num_once_test` of the train and calibration images were test images there. `path` is the file of
+    `num_once_test` of the train and calibration images were test images there; `num_unread` lists of images
+    could not be read, and are not counted. `path` is the file of
     records; `is_recorded` is False where it could not be written and that was allowed.
     """
 
@@ -56,6 +57,7 @@ class EvaluationRecord:
     num_evaluated_before: int
     num_once_test: int
     path: Path
+    num_unread: int = 0
     is_recorded: bool = True
 
 
@@ -78,6 +80,9 @@ def open_test(
     check_split(manifest, HELD_OUT, labels)
     log_of_task = EvaluationLog.of(records, manifest)
     images = {split: list_images(labels, split) for split in SPLITS if manifest["counts"].get(split)}
+    for split, ids in images.items():
+        if split != HELD_OUT and (shared := set(ids) & set(images[HELD_OUT])):
+            raise ValueError(f"image {min(shared)!r} is in {split} and in {HELD_OUT}: split by image")
     line = {
         "id": uuid.uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +106,7 @@ def open_test(
         log.warning("this evaluation is not recorded: %s", error)
         is_recorded = False
     access = HeldOutAccess(labels.resolve(), line["id"])
-    record = _describe(log_of_task, labels, line, images, is_recorded)
+    record = _describe(log_of_task, records, labels, line, images, is_recorded)
     return read_labels(labels, HELD_OUT, access), record
 
 
@@ -151,18 +156,34 @@ class EvaluationLog:
             write_atomically(path, lambda temporary: temporary.write_bytes(content))
         return digest
 
-    def read_images(self, digest: str) -> set[str]:
-        """The images of the list with this digest; empty, with a warning, if it is missing or damaged."""
+    def read_images(self, digest: str) -> set[str] | None:
+        """The list of images with this digest; None, with a warning, if it is missing or damaged."""
         path = self.images / f"{digest}.json"
         try:
             return set(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
         except (OSError, ValueError) as error:
-            log.warning("images of earlier evaluations are not counted: %s (%s)", path, error)
-            return set()
+            log.warning("images of an earlier evaluation are not counted: %s (%s)", path, error)
+            return None
+
+
+def _list_other_divisions(records: Path, line: Mapping[str, Any]) -> list[tuple[EvaluationLog, str]]:
+    """(log, digest of the list) of test images of the same image set under other divisions into splits.
+
+    All logs count: the same images may have been evaluated with another backbone.
+    """
+    found: dict[tuple[Path, str], EvaluationLog] = {}
+    for path in sorted(records.glob("*/*.jsonl")):
+        other_log = EvaluationLog(path)
+        for other in other_log.read():
+            is_other = other.get("data") != line["data"] and other.get("image_set") == line["image_set"]
+            if is_other and other.get("predictors") and other.get("images"):
+                found[path, str(other["images"])] = other_log
+    return [(other_log, digest) for (_, digest), other_log in found.items()]
 
 
 def _describe(
     log_of_task: EvaluationLog,
+    records: Path,
     labels: Path,
     line: Mapping[str, Any],
     images: Mapping[str, list[str]],
@@ -183,15 +204,12 @@ def _describe(
         is_new = not digests <= known
         evaluation += is_new
         known |= digests
-    other_divisions = {
-        str(record["images"])
-        for record in lines
-        if record.get("data") != line["data"]
-        and record.get("image_set") == line["image_set"]
-        and record.get("predictors")
-        and record.get("images")
-    }
-    once_test = set().union(*(log_of_task.read_images(digest) for digest in other_divisions))
+    once_test: set[str] = set()
+    num_unread = 0
+    for other_log, digest in _list_other_divisions(records, line):
+        image_ids = other_log.read_images(digest)
+        num_unread += image_ids is None
+        once_test |= image_ids or set()
     others = {image for split, ids in images.items() if split != HELD_OUT for image in ids}
     return EvaluationRecord(
         time=line["time"],
@@ -203,6 +221,7 @@ def _describe(
         is_new=is_new,
         num_evaluated_before=len(once_test & set(images[HELD_OUT])),
         num_once_test=len(once_test & others),
+        num_unread=num_unread,
         path=log_of_task.path,
         is_recorded=is_recorded,
     )

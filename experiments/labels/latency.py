@@ -49,7 +49,7 @@ NUM_WARMUPS = 2
 DECIMALS = 4  # of a millisecond
 
 
-class TrainedPredictor(Protocol):
+class TimedPredictor(Protocol):
     """A trained predictor with its name and a digest of the files that it was loaded from."""
 
     @property
@@ -141,7 +141,7 @@ def measure_latency(
     *,
     task: Task,
     backbone: Backbone,
-    predictors: Sequence[TrainedPredictor],
+    predictors: Sequence[TimedPredictor],
     folder: Path,
     num_images: int = 96,
     num_rounds: int = 2,
@@ -188,7 +188,7 @@ def measure_latency(
     return path, latency
 
 
-def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TrainedPredictor]) -> dict[str, Any]:
+def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TimedPredictor]) -> dict[str, Any]:
     """Description of what is timed, as JSON: backbone, data, digests of predictors, machine, threads."""
     return {
         "machine": describe_machine(),
@@ -234,7 +234,7 @@ def _find_question(backbone: Backbone, samples: Sequence[Sample]) -> str | None:
 
 def time_answers(
     backbone: Backbone,
-    predictors: Sequence[TrainedPredictor],
+    predictors: Sequence[TimedPredictor],
     questions: Sequence[Question],
     job: Mapping[str, Any],
 ) -> Latency:

@@ -78,6 +78,8 @@ def describe_record(record: EvaluationRecord) -> str:
             f" {record.num_once_test:,} of the train and calibration images were test images of an earlier "
             "evaluation."
         )
+    if record.num_unread:
+        text += f" Images of {record.num_unread:,} earlier evaluations could not be read and are not counted."
     return text if record.is_recorded else f"{text} This evaluation could not be recorded."
 
 
@@ -302,9 +304,10 @@ def describe_timings(account: Account) -> str:
         f"{number:,} {noun}{'' if number == 1 else 's'}"
         for number, noun in ((timings.num_pictures, "picture"), (timings.num_rounds, "round"))
     )
+    machine = timings.machine and f" ({timings.machine})"
     return (
-        f"milliseconds are means over {pictures} timed in {rounds}; their intervals cover the noise of these "
-        "timings, but not drift between runs"
+        f"milliseconds are means over {pictures} timed in {rounds}{machine}; their intervals cover the noise "
+        "of these timings, but not drift between runs"
     )
 
 

@@ -8,11 +8,13 @@ from urllib.parse import quote
 
 from experiments.evaluation.figures import Comparison, PredictorFigures
 from experiments.evaluation.statistics import Estimate
+from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.charts import build_chart
 from experiments.reporting.displays import draw_front
 from experiments.reporting.export import encode_picture, save_figure
 from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
 from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
 from predictor.folder import write_json
@@ -31,6 +33,7 @@ class Row:
     trained_on: str
     priced_on: str
     comparison: Comparison
+    record: EvaluationRecord | None = None
 
     @property
     def name(self) -> str:
@@ -94,7 +97,7 @@ def write_transfer(
         comparisons=comparisons,
         pictures=pictures,
         table=table,
-        sentences=write_sentences(comparisons),
+        sentences=[*write_sentences(comparisons), *write_records(rows)],
         charts=[build_chart(each) for each in comparisons.values()],
         fingerprints=fingerprints,
         provenance=provenance,
@@ -112,6 +115,12 @@ def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
         target: replace(ways[0].comparison, predictors=[replace(way.figures, name=way.name) for way in ways])
         for target, ways in targets.items()
     }
+
+
+def write_records(rows: Sequence[Row]) -> list[str]:
+    """Which evaluation on its test split that of each target is, in words."""
+    records = {row.target: row.record for row in rows if row.record is not None}
+    return [f"{target}: {describe_record(record)}" for target, record in records.items()]
 
 
 def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:

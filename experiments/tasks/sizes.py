@@ -156,7 +156,7 @@ def _suggest_fractions(total: int, divided_by: str) -> str:
     """Advice: settings that give every split `LEAST_IMAGES` images, or the number of images needed."""
     for fractions in _SUGGESTED:
         if min(apportion(total, list(fractions.values()))) >= LEAST_IMAGES:
-            return f"set {_write_fractions(divided_by, fractions)}, bring more images"
+            return f"set {_write_fractions(divided_by, fractions)} or bring more images"
     fractions = _SUGGESTED[0]
     number = next(
         number

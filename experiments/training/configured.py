@@ -2,13 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.training.trained import TrainedPredictor, TrainingSettings, identify, open_trained
 from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
+
+# Settings of a trainer that only say what it prints, and the default values of those that change weights.
+_OUTPUT_OF_TRAINER = ("logger", "enable_model_summary", "enable_progress_bar", "enable_checkpointing")
+_DEFAULT_TRAINER = {
+    "_target_": "lightning.Trainer",
+    "accelerator": "cpu",
+    "devices": 1,
+    "precision": "32-true",
+    "deterministic": True,
+}
 
 
 def make_predictors(config: DictConfig) -> list[ScalePredictor]:
@@ -39,7 +50,21 @@ def read_settings(config: DictConfig) -> TrainingSettings:
         budget=config.budget,
         tolerance=config.tolerance,
         calibrator=instantiate(config.get("calibrator")),
+        trainer=read_trainer(config.get("trainer")),
     )
+
+
+def read_trainer(trainer: DictConfig | None) -> dict[str, Any]:
+    """Settings of a trainer that change the weights and are not those of conf/trainer/cpu.yaml."""
+    if trainer is None:
+        return {}
+    content = OmegaConf.to_container(trainer, resolve=True)
+    assert isinstance(content, dict)
+    return {
+        str(key): value
+        for key, value in content.items()
+        if key not in _OUTPUT_OF_TRAINER and value != _DEFAULT_TRAINER.get(str(key))
+    }
 
 
 def open_configured(config: DictConfig) -> list[TrainedPredictor]:

@@ -9,7 +9,7 @@ folder is written beside its place and renamed when it is complete; its record h
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from predictor.pricing import PRICES, PriceList
 
 FILES = (CONFIG, WEIGHTS, PRICES, HYBRID)
 _DIGEST_LENGTH = 12
+
+
+class IncompleteTraining(ValueError):
+    """A folder that does not hold what its record says: a training that has to be run again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,8 @@ class TrainedPredictor:
 class TrainingSettings:
     """Settings that determine a trained predictor, besides its arguments and the labels.
 
-    `budget` and `tolerance` choose the default price (`predictor.pricing.choose_price`).
+    `budget` and `tolerance` choose the default price (`predictor.pricing.choose_price`). `trainer` holds
+    those settings of the trainer that change weights and are not the default ones (`training.configured`).
     """
 
     seed: int
@@ -59,6 +64,7 @@ class TrainingSettings:
     budget: float | None = None
     tolerance: float = 0.01
     calibrator: Calibrator | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
 
 def identify(
@@ -75,6 +81,8 @@ def identify(
     }
     if settings.calibrator is not None:
         content["calibrator"] = describe(type(settings.calibrator), {})
+    if settings.trainer:
+        content["trainer"] = dict(settings.trainer)
     return normalize(content)
 
 
@@ -108,22 +116,22 @@ def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> Tra
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
     if identity is not None and record.identity != identity:
         other = name_differences(record.identity, identity)
-        raise ValueError(
+        raise IncompleteTraining(
             f"the predictor in {folder} was trained with other {other}: run "
             "`python -m experiments.train` with this configuration"
         )
     digests = digest_files(folder)
     for name, digest in record.files.items():
         if digests.get(name) != digest:
-            raise ValueError(
-                f"{folder / name} is not the file that its training wrote: delete {folder} and run "
-                "`python -m experiments.train` again"
+            raise IncompleteTraining(
+                f"{folder / name} is not the file that its training wrote: run `python -m experiments.train` "
+                "again, which replaces it"
             )
     trained = TrainedPredictor(
         name=record.name,
         folder=folder,
         record=record,
-        digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16],
+        digest=join_digests(digests),
         predictor=ScalePredictor.load(folder),
         prices=PriceList.load(folder),
         hybrid=Hybrid.load(folder),
@@ -131,6 +139,11 @@ def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> Tra
     if digest_files(folder) != digests:
         raise ValueError(f"{folder} was written to while it was read: run the command again")
     return trained
+
+
+def join_digests(digests: Mapping[str, str]) -> str:
+    """One digest of the files of a trained predictor."""
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest_files(folder: Path) -> dict[str, str]:
@@ -169,12 +182,20 @@ def find_trained(
     Settings of prices and the calibrator may be any: the commands that use a predictor do not have them.
     `folder` selects one of several. Raises FileNotFoundError if there is none, ValueError if several match.
     """
-    if folder is not None:
-        return load_trained(Path(folder))
     wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
     manifest = labels / "manifest.json"
     if manifest.is_file():
         wanted |= identify_labels(json.loads(manifest.read_text(encoding="utf-8")))
+    if folder is not None:
+        trained = load_trained(Path(folder))
+        known = {key: trained.record.identity.get(key) for key in wanted}
+        if known != wanted:
+            other = name_differences(known, wanted)
+            raise ValueError(
+                f"the predictor in {folder} was trained with other {other}: give the settings of that "
+                "training, or leave out trained"
+            )
+        return trained
     records = _list_records(predictors, predictor.name)
     fitting = [
         (place, record)
@@ -184,8 +205,8 @@ def find_trained(
     if not fitting:
         reason = ""
         if records:
-            known = [{key: record.identity.get(key) for key in wanted} for _, record in records]
-            closest = min(known, key=lambda identity: len(list_differences(identity, wanted)))
+            identities = [{key: record.identity.get(key) for key in wanted} for _, record in records]
+            closest = min(identities, key=lambda identity: len(list_differences(identity, wanted)))
             reason = f"; the closest one there has other {name_differences(closest, wanted)}"
         raise FileNotFoundError(
             f"no predictor {predictor.name} was trained with these settings in {predictors}{reason}: run "

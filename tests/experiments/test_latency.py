@@ -214,12 +214,19 @@ def test_an_evaluation_takes_timings_that_match_alone(
     assert find(folder, backbone, predictors) is None
     assert "run `python -m experiments.latency` with the same settings" in caplog.text
     measure(batch_size=2)
-    assert find(folder, backbone, predictors).batch_size == 2
+    assert find(folder, backbone, predictors) is None
+    prints, digests = {**backbone.fingerprints, "data": "f" * 16}, {e.name: e.digest for e in predictors}
+    in_batches = find_timings(folder, prints, digests, batch_size=2)
+    assert in_batches is not None and in_batches.batch_size == 2
     measure(num_rounds=1)
     _, latency = measure()
     timings = find(folder, backbone, predictors)
-    # The smallest batches, and of these the most samples.
-    assert timings.batch_size == 1
+    # Of files with the batch size that is asked for, the one with the most samples.
+    assert (timings.batch_size, timings.num_rounds) == (1, latency.vision.shape[1])
+    assert describe_machine() in timings.machine and "threads" in timings.machine
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.get_num_threads", lambda: 99)
+        assert find(folder, backbone, predictors) is None
     np.testing.assert_allclose(timings.vision, latency.vision.mean(axis=1), atol=1e-4)
     np.testing.assert_allclose(timings.answer, latency.answer.mean(axis=1), atol=1e-4)
     assert find(folder, backbone, predictors[:1]) is not None

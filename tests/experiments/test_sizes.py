@@ -43,14 +43,14 @@ def make_own(folder, num_images, **arguments):
         (
             30,
             "30 images give 18 train / 3 calibration / 9 test; at least 8 of each are needed: set "
-            "task.fractions='{train: 0.4, calibration: 0.3, test: 0.3}', bring more images, or go on with "
+            "task.fractions='{train: 0.4, calibration: 0.3, test: 0.3}' or bring more images, or go on with "
             "allow_small=true",
         ),
         (
             24,
             "24 images give 15 train / 2 calibration / 7 test; at least 8 of each are needed: set "
-            "task.fractions='{train: 0.34, calibration: 0.33, test: 0.33}', bring more images, or go on with "
-            "allow_small=true",
+            "task.fractions='{train: 0.34, calibration: 0.33, test: 0.33}' or bring more images, or go on "
+            "with allow_small=true",
         ),
     ],
 )

@@ -208,7 +208,26 @@ def test_a_change_of_the_predictor_is_another_evaluation(run, tmp_path):
         run(functools.partial(QuestionOnly, inverse_penalties=(penalty,)), sources=["home"], targets=["same"])
     first, second, third = [each["predictors"] for each in read_records(tmp_path)]
     assert first == second != third
-    assert set(first) == {"question_only from home", "question_only from same"}
+    prices = {"home": ("home", "100 of same"), "same": ("same",)}
+    assert set(first) == {
+        f"question_only from {source}, prices from {priced}"
+        for source, priced_on in prices.items()
+        for priced in priced_on
+    }
+    # Another calibrator is another evaluation, too.
+    run(QuestionOnly, sources=["home"], targets=["same"], calibrator=Temperature())
+    run(QuestionOnly, sources=["home"], targets=["same"])
+    calibrated, plain = [each["predictors"] for each in read_records(tmp_path)][-2:]
+    assert not set(calibrated.values()) & set(plain.values())
+
+
+def test_a_calibrator_needs_two_images_to_recalibrate_on(run, tmp_path):
+    def train():
+        raise AssertionError("nothing should be trained")
+
+    with pytest.raises(ValueError, match="one image cannot be divided between a calibrator and prices"):
+        run(train, sources=["home"], targets=["same"], num_recalibration=3, calibrator=Temperature())
+    assert not (tmp_path / "evaluations").exists()
 
 
 def test_samples_are_drawn_by_image(folder):

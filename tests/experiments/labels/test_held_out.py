@@ -8,6 +8,7 @@ import pytest
 
 from experiments.labels import held_out
 from experiments.labels.held_out import EvaluationLog, open_test
+from experiments.reporting.summary import describe_record
 from m3_backbone.labels import read_labels
 from m3_backbone.shards import read_manifest
 from tests.predictor.synthetic import make_labels, write_labels
@@ -100,6 +101,29 @@ def test_after_another_division_images_that_were_evaluated_are_counted(tmp_path)
     # Other pictures that happen to have the same ids are not these.
     name_labels(third, image_set="others")
     assert evaluate(third).num_once_test == 0
+
+
+def test_images_evaluated_with_another_backbone_under_another_division_count(tmp_path):
+    first = write(tmp_path / "first", "first", test=5)
+    name_labels(first, backbone="other")
+    path = evaluate(first, one="a").path
+    second = write(tmp_path / "second", "second", test=3)
+    assert evaluate(second, one="a").num_evaluated_before == 3
+    # A list of images that is lost is said, and not taken for none.
+    for damaged in path.with_suffix(".images").iterdir():
+        damaged.write_text("[")
+    record = evaluate(second, one="a")
+    assert (record.num_evaluated_before, record.num_unread) == (0, 1)
+    assert "Images of 1 earlier evaluations could not be read" in describe_record(record)
+
+
+def test_an_image_in_two_splits_is_refused_before_the_record(tmp_path):
+    train = make_labels(2, 0, split="train")
+    train.outcomes.image_id[:] = [name.replace("train", "test") for name in train.outcomes.image_id]
+    labels = write(tmp_path / "labels", test=3, train=train)
+    with pytest.raises(ValueError, match=r"image 'test-0-0' is in train and in test: split by image"):
+        evaluate(labels, one="a")
+    assert not (tmp_path / "records").exists()
 
 
 def test_a_record_that_cannot_be_written_ends_the_evaluation_before_reading(labels, monkeypatch):

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.names import to_file_name
 from experiments.train import train_predictors
+from experiments.training.configured import read_trainer
 from experiments.training.trained import (
     TrainingSettings,
     find_trained,
@@ -16,6 +18,7 @@ from experiments.training.trained import (
     open_trained,
 )
 from m3_backbone.shards import read_manifest
+from predictor.base import ScalePredictor
 from predictor.baselines import Mix
 from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import make_labels, write_labels
@@ -97,7 +100,9 @@ def test_whoever_uses_a_predictor_need_not_say_how_its_prices_were_chosen(labels
     )
 
 
-@pytest.mark.parametrize("name", ["mix", "points of mix", "a/b", "..", ".hidden", "", "né 漢", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["mix", "points of mix", "a/b", "..", ".hidden", "", "né 漢", "x" * 300, "at_budgets"]
+)
 def test_a_predictor_may_have_any_name(labels, tmp_path, name):
     identity = train(labels, tmp_path / "predictors", Mix(name=name))
     assert open_trained(tmp_path / "predictors", name, identity).name == name
@@ -131,3 +136,44 @@ def test_what_the_first_version_trained_is_taken_over(tmp_path):
     taken = open_trained(tmp_path / "old", "question_only", identity)
     assert taken.record.seconds == 4321.0
     assert (taken.folder / "weights.safetensors").read_bytes() == (old / "weights.safetensors").read_bytes()
+
+
+def test_a_folder_that_is_named_has_to_be_of_these_arguments(labels, tmp_path):
+    train(labels, tmp_path, QuestionOnly(max_words=2))
+    found = find_trained(tmp_path, QuestionOnly(max_words=2), labels, seed=0)
+    with pytest.raises(ValueError, match=r"was trained with other max_words \(2 there, 1 here\)"):
+        find_trained(tmp_path, QuestionOnly(max_words=1), labels, seed=0, folder=str(found.folder))
+
+
+def test_a_trainer_that_changes_weights_is_part_of_the_identity():
+    """Precision is; what is printed, and the default trainer, are not."""
+
+    def read(**settings):
+        default = {"_target_": "lightning.Trainer", "accelerator": "cpu", "precision": "32-true"}
+        return read_trainer(OmegaConf.create(default | settings))
+
+    assert read() == read(enable_progress_bar=False) == {}
+    assert read(accelerator="gpu", precision="bf16-mixed") == {
+        "accelerator": "gpu",
+        "precision": "bf16-mixed",
+    }
+    manifest = {"fingerprints": {}, "scales": [1], "feature_scales": [], "shards": {}}
+    identities = [
+        identify(Mix(), manifest, TrainingSettings(seed=0, validation_fraction=0.2, trainer=trainer))
+        for trainer in ({}, {"precision": "bf16-mixed"})
+    ]
+    assert "trainer" not in identities[0] and identities[0] != identities[1]
+
+
+def test_a_file_that_cannot_be_read_does_not_cost_a_finished_training(labels, tmp_path, monkeypatch):
+    identity = train(labels, tmp_path, QuestionOnly())
+    place = locate(tmp_path, "question_only", identity)
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScalePredictor, "load", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            train(labels, tmp_path, QuestionOnly())
+    assert load_trained(place, identity).name == "question_only"
