@@ -31,6 +31,7 @@ from experiments.training.trained import (
     identify,
     load_trained,
     locate,
+    trust_configured,
 )
 from experiments.training_record import (
     MANIFEST,
@@ -202,7 +203,7 @@ def _find_earlier(
     if num_images < FEW_IMAGES:
         return None  # another part of so few images was validation then
     try:
-        predictor = ScalePredictor.load(home)
+        predictor = ScalePredictor.load(home, trust_configured(identity))
     except (ValueError, OSError) as error:
         log.warning("trained again: %s", error)
         return None

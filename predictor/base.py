@@ -108,6 +108,10 @@ class ScalePredictor(ABC):
         """Write `config.json` and `weights.safetensors` into `folder`."""
         if self.scales is None or self.fingerprints is None:
             raise ValueError(f"{self.name} is not fitted: there is nothing to save")
+        if missing := [key for key in folders.FINGERPRINTS if not self.fingerprints.get(key)]:
+            raise ValueError(
+                f"{self.name} was fitted on labels without a fingerprint of {', '.join(missing)}: label again"
+            )
         arrays, state = self._get_state()
         config = {
             **folders.describe(type(self), self.get_arguments()),
@@ -145,9 +149,10 @@ class ScalePredictor(ABC):
         except Exception as error:
             # What another version wrote lacks a key, has an argument too many, or weights of another shape;
             # what a stranger wrote may fail in any way.
+            reason = error if isinstance(error, ValueError) else repr(error)
             raise FolderError(
                 f"{path} holds a predictor that does not load, damaged or of another version of the code "
-                f"({shorten(repr(error))}): train it again, or fetch the folder again"
+                f"({shorten(reason)}): train it again, or fetch the folder again"
             ) from error
         return predictor
 

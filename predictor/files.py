@@ -52,23 +52,12 @@ def shorten(text: object, length: int = 300) -> str:
 
 
 def check_file(path: Path, max_bytes: int, root: Path | None = None) -> int:
-    """Size in bytes of a regular file of at most `max_bytes` that lies below `root`, by default its folder.
-
-    A link is followed where it stays below `root`, or leads to the blobs of the Hugging Face cache that
-    `root` is a snapshot of.
-    """
+    """Size in bytes of a regular file of 1 to `max_bytes` bytes below `root` (see `check_place`)."""
+    target = check_place(path, root or path.parent)
     try:
-        target = path.resolve(strict=True)
-        home = (root or path.parent).resolve(strict=True)
-        size = target.stat().st_size
-        is_regular = target.is_file()
-    except FileNotFoundError as error:
-        raise damaged(path, "the file is missing") from error
-    except (OSError, RuntimeError, ValueError) as error:  # no permission; a circle of links
-        raise damaged(path, getattr(error, "strerror", None) or error) from error
-    allowed = [home, *(each.parents[1] / "blobs" for each in _find_snapshots(home))]
-    if not any(target.is_relative_to(each) for each in allowed):
-        raise damaged(path, "a link that leads out of the folder")
+        size, is_regular = target.stat().st_size, target.is_file()
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from error
     if not is_regular:
         raise damaged(path, "not a regular file")
     if not size:
@@ -76,6 +65,23 @@ def check_file(path: Path, max_bytes: int, root: Path | None = None) -> int:
     if size > max_bytes:
         raise damaged(path, f"{size:,} bytes, and at most {max_bytes:,} are read")
     return size
+
+
+def check_place(path: Path, root: Path) -> Path:
+    """Where `path` leads; FolderError unless that is below `root`.
+
+    A snapshot in the Hugging Face cache consists of links to the blobs beside it: those are followed too.
+    """
+    try:
+        target, home = path.resolve(strict=True), root.resolve(strict=True)
+    except FileNotFoundError as error:
+        raise damaged(path, "the file is missing") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no permission; a circle of links
+        raise damaged(path, getattr(error, "strerror", None) or error) from error
+    allowed = [home, *(each.parents[1] / "blobs" for each in _find_snapshots(home))]
+    if not any(target.is_relative_to(each) for each in allowed):
+        raise damaged(path, "a link that leads out of the folder")
+    return target
 
 
 def _find_snapshots(folder: Path) -> list[Path]:

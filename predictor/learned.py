@@ -198,7 +198,8 @@ class LearnedPredictor(ScalePredictor):
         if folders.list_classes(folders.describe(type(self), self.get_arguments())) <= folders.CLASSES:
             with torch.device("meta"):
                 expected = self._make_members(len(self.scales)).state_dict()
-            if {name: tuple(weight.shape) for name, weight in expected.items()} != shapes:
+            # A single number is saved as an array of length 1.
+            if {name: tuple(weight.shape) or (1,) for name, weight in expected.items()} != shapes:
                 raise ValueError("weights of other shapes than those of the networks")
 
     def _make_members(self, num_scales: int) -> Ensemble:

@@ -8,16 +8,19 @@ its place and renamed into it when it is whole; its record holds the digest of e
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.names import to_file_name
-from experiments.training_record import MANIFEST, TrainingRecord, read_record
+from experiments.training_record import MANIFEST, TrainingRecord, load_record, read_record
+from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.folder import CONFIG, WEIGHTS, describe
+from predictor.files import MAX_ARRAY_BYTES, FolderError, check_file
+from predictor.folder import CONFIG, WEIGHTS, describe, list_classes
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import PRICES, PriceList
 
@@ -96,16 +99,27 @@ def locate(predictors: Path, name: str, identity: Mapping[str, Any]) -> Path:
     return predictors / to_file_name(name) / hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainedPredictor:
+def trust_configured(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """Classes that a configuration has instantiated, by its identity: a command trusts them.
+
+    So a predictor of a user's own module, and what it is made of, load in the commands that name it.
+    """
+    parts = [identity] if "class" in identity else []
+    parts += [identity["calibrator"]] if "calibrator" in identity else []
+    return tuple(sorted({name for part in parts for name in list_classes(part)}))
+
+
+def load_trained(
+    folder: Path, identity: Mapping[str, Any] | None = None, trust: Sequence[str] = ()
+) -> TrainedPredictor:
     """All of one training, from its folder.
 
-    With `identity` the record has to agree with it. Raises FileNotFoundError where there is no finished
-    training, ValueError where files are damaged, not of the training that the record is of, or change while
-    they are read.
+    With `identity`, that of a configuration, the record has to agree with it, and its classes are trusted
+    beside our own and those in `trust` (see `ScalePredictor.load`). Raises FileNotFoundError where there is
+    no finished training, ValueError (most often FolderError) where files are damaged, not of the training
+    that the record is of, or change while they are read.
     """
-    record = read_record(folder)
-    if record is None:
-        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+    record = load_record(folder)
     if identity is not None and record.identity != identity:
         other = name_differences(record.identity, identity)
         raise ValueError(
@@ -124,10 +138,16 @@ def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> Tra
         folder=folder,
         record=record,
         digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16],
-        predictor=ScalePredictor.load(folder),
+        predictor=ScalePredictor.load(folder, (*trust, *trust_configured(identity or {}))),
         prices=PriceList.load(folder),
         hybrid=Hybrid.load(folder),
     )
+    scales = trained.predictor.scales or ()
+    if trained.hybrid is not None and trained.hybrid.num_scales != len(scales):
+        raise FolderError(
+            f"{folder / HYBRID} was fitted on {trained.hybrid.num_scales} scales, its predictor on "
+            f"{len(scales)}: delete {folder} and run `python -m experiments.train` again"
+        )
     if digest_files(folder) != digests:
         raise ValueError(f"{folder} was written to while it was read: run the command again")
     return trained
@@ -135,11 +155,13 @@ def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> Tra
 
 def digest_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a trained predictor that is there, its record apart."""
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in FILES
-        if (folder / name).is_file()
-    }
+    digests = {}
+    for name in FILES:
+        if os.path.lexists(folder / name):
+            check_file(folder / name, MAX_ARRAY_BYTES)
+            with (folder / name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
@@ -169,12 +191,12 @@ def find_trained(
     Prices and calibrator, which the commands that use a predictor are not told, may be any. `folder` names
     one of several. Raises FileNotFoundError where there is none, ValueError where several fit.
     """
-    if folder is not None:
-        return load_trained(Path(folder))
     wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
-    manifest = labels / "manifest.json"
-    if manifest.is_file():
-        wanted |= identify_labels(json.loads(manifest.read_text(encoding="utf-8")))
+    trust = trust_configured(wanted)
+    if folder is not None:
+        return load_trained(Path(folder), trust=trust)
+    if (labels / "manifest.json").is_file():
+        wanted |= identify_labels(read_manifest(labels))
     records = _list_records(predictors, predictor.name)
     fitting = [
         (place, record)
@@ -198,7 +220,7 @@ def find_trained(
             f"several trained predictors fit, with other {name_differences(first, second)}: name one of them "
             f"with trained=FOLDER ({places})"
         )
-    return load_trained(fitting[0][0])
+    return load_trained(fitting[0][0], trust=trust)
 
 
 def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecord]]:

@@ -54,7 +54,13 @@ def make_parts(backbone, inputs):
     fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     return [
-        label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
+        label(
+            inputs,
+            score,
+            split="train",
+            image_prefix=side,
+            fingerprints={**backbone.fingerprints, "data": "dd"},
+        )
         for side in ("train", "validation")
     ]
 

@@ -15,6 +15,7 @@ from PIL import Image
 from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveM3
 from predictor.adaptive_inputs import make_inputs
+from predictor.files import FolderError
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import OperatingPoint, PriceList
 from predictor.question_only import QuestionOnly
@@ -35,7 +36,13 @@ def make_model(backbone, image):
     fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     train, validation = (
-        label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
+        label(
+            inputs,
+            score,
+            split="train",
+            image_prefix=side,
+            fingerprints={**backbone.fingerprints, "data": "dd"},
+        )
         for side in ("train", "validation")
     )
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(train, validation)
@@ -146,7 +153,9 @@ def test_nothing_is_imported_that_is_not_ours(folder):
     content = json.loads(path.read_text())
     content["arguments"]["network"] = {"partial": {"class": "os.system", "arguments": {"command": "true"}}}
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"built from os\.system, which is not of predictor, m3_backbone"):
+    with pytest.raises(
+        FolderError, match=r"config\.json is built from os\.system, which is none of tokenscale"
+    ):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
@@ -233,8 +242,8 @@ def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatc
 @pytest.mark.parametrize(
     "path",
     [
-        "predictor.adaptive.snapshot_download",  # imported there, from elsewhere
-        "predictor.folder.save_file",
+        "predictor.adaptive_folder.snapshot_download",  # imported there, from elsewhere
+        "predictor.files.save_file",
         "predictor.folder.write",  # ours, and a function
         "predictor.learned.Path",
         "predictor.objectives.base.Objective",  # a class of ours, but no predictor
@@ -244,5 +253,8 @@ def test_a_folder_names_nothing_but_classes_where_they_are_defined(folder, path)
     file = folder / "predictor" / "config.json"
     config = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps({**config, "class": path, "arguments": {}}), "utf-8")
-    with pytest.raises(ValueError, match=r"is not a class of the module|not a ScalePredictor"):
+    with pytest.raises(FolderError, match=r"which is none of tokenscale's own classes"):
         AdaptiveM3.from_pretrained(folder)
+    # Trusted, it still has to be a class, in its own module, and a predictor.
+    with pytest.raises(FolderError, match=r"is not a class of the module|not a ScalePredictor"):
+        AdaptiveM3.from_pretrained(folder, trust=["predictor"])
