@@ -25,7 +25,7 @@ from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.tables import Table
 from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest
+from m3_backbone.shards import read_manifest, write_text
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def main(config: DictConfig) -> None:
             bootstrap_seed=config.bootstrap_seed,
         )
     text = "\n\n".join(table.to_markdown() for table in tables)
-    (output / "granularity.md").write_text(f"{text}\n", encoding="utf-8")
+    write_text(output / "granularity.md", f"{text}\n")
     figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
     for kind in ("png", "pdf", "svg"):
         figure.savefig(output / f"granularity.{kind}", dpi=150)

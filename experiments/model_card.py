@@ -31,6 +31,7 @@ from experiments.labels.held_out import open_test
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import write_text
 from predictor.tabular import has_terms
 
 SEEN = ("train", "calibration")
@@ -55,7 +56,7 @@ def main(config: DictConfig) -> None:
     ]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
-    path.write_text(render_card(tables, facts), encoding="utf-8")
+    write_text(path, render_card(tables, facts))
     print(f"model card: {path}")
 
 

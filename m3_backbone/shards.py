@@ -85,6 +85,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def dump_header(header: Mapping[str, Any], version: int = SCHEMA_VERSION) -> dict[bytes, bytes]:
     """Parquet metadata that holds `header` and the version of the schema."""
     return {METADATA_KEY: json.dumps({"schema": version, **header}, sort_keys=True).encode()}

@@ -244,6 +244,14 @@ class AdaptiveM3(ModelHubMixin):
         """What it is made of, how it is used, and what its operating points cost and score."""
         return folders.write_card(self.backbone, self.predictor, self.prices, self.hybrid)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the folder that `from_pretrained` loads; `options` are those of `ModelHubMixin`.
+
+        ValueError, before anything is written, for what could not be loaded again.
+        """
+        folders.check_savable(self.backbone, self.predictor)
+        return super().save_pretrained(save_directory, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         folders.save(save_directory, self.backbone, self.predictor, self.prices, self.hybrid)
 

@@ -47,14 +47,8 @@ _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 _MAX_COUNT = 100_000
 
 
-def save(
-    folder: Path,
-    backbone: Backbone,
-    predictor: ScalePredictor,
-    prices: PriceList,
-    hybrid: Hybrid | None = None,
-) -> None:
-    """Write all files but the card. Raises ValueError for a backbone that cannot be opened elsewhere."""
+def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
+    """Raise ValueError for a backbone that cannot be opened elsewhere, or not with this predictor."""
     if type(backbone) is not LlavaBackbone:
         raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
     if backbone.attn_implementation not in _ATTENTION:
@@ -63,6 +57,18 @@ def save(
             f"with one of {', '.join(filter(None, _ATTENTION))}"
         )
     predictor.check_backbone(backbone.fingerprints)  # one that was moved to another dtype would not open
+
+
+def save(
+    folder: Path,
+    backbone: Backbone,
+    predictor: ScalePredictor,
+    prices: PriceList,
+    hybrid: Hybrid | None = None,
+) -> None:
+    """Write all files but the card. Raises ValueError as `check_savable`."""
+    check_savable(backbone, predictor)
+    assert isinstance(backbone, LlavaBackbone)
     predictor.save(folder / PREDICTOR)
     prices.save(folder / PREDICTOR)
     # That of an earlier save would stay otherwise, as would the card.

@@ -151,8 +151,8 @@ class ScalePredictor(ABC):
             # what a stranger wrote may fail in any way.
             reason = error if isinstance(error, ValueError) else repr(error)
             raise FolderError(
-                f"{path} holds a predictor that does not load, damaged or of another version of the code "
-                f"({shorten(reason)}): train it again, or fetch the folder again"
+                f"{path} and {folders.WEIGHTS} hold no predictor that loads, damaged or of another version "
+                f"of the code ({shorten(reason)}): train it again, or fetch the folder again"
             ) from error
         return predictor
 

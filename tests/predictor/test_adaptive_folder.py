@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 
@@ -258,3 +259,67 @@ def test_a_folder_names_nothing_but_classes_where_they_are_defined(folder, path)
     # Trusted, it still has to be a class, in its own module, and a predictor.
     with pytest.raises(FolderError, match=r"is not a class of the module|not a ScalePredictor"):
         AdaptiveM3.from_pretrained(folder, trust=["predictor"])
+
+
+def test_dtype_and_device_map_are_those_of_the_backbone(folder, image, caplog):
+    for arguments in ({"torch_dtype": torch.float32}, {"dtype": "float32"}, {"torch_dtype": "auto"}):
+        assert AdaptiveM3.from_pretrained(folder, device="cpu", **arguments).dtype == torch.float32
+    assert not caplog.records
+    for arguments in ({"torch_dtype": torch.bfloat16}, {"dtype": "torch.bfloat16"}):
+        loaded = AdaptiveM3.from_pretrained(folder, device="cpu", **arguments)
+        assert loaded.dtype == loaded.backbone.model.dtype == torch.bfloat16
+        assert loaded.answer(image, COLOR).text is not None
+    assert "its predictor was trained on answers in float32" in caplog.text
+    # Its fingerprints are others now, and with them nobody could open it again.
+    with pytest.raises(ValueError, match="comes from another labelling"):
+        loaded.save_pretrained(folder)  # and what lies there stays
+    spread = AdaptiveM3.from_pretrained(folder, device_map="cpu")
+    assert spread.backbone.device_map == "cpu" and spread.device == torch.device("cpu")
+    with pytest.raises(ValueError, match="a model that device_map spreads is not moved"):
+        spread.to("cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"load_in_8bit": True}, TypeError, "from_pretrained takes no load_in_8bit"),
+        ({"low_cpu": 1, "attn": 2}, TypeError, "takes no attn, low_cpu"),
+        ({"torch_dtype": "int8"}, ValueError, "dtype is 'int8', and may be float32"),
+        ({"dtype": "float32", "torch_dtype": "float16"}, ValueError, "give one of them"),
+        ({"device": "cpu", "device_map": "auto"}, ValueError, "give device or device_map, not both"),
+    ],
+)
+def test_other_keywords_are_refused_by_name(folder, arguments, error, message):
+    with pytest.raises(error, match=message):
+        AdaptiveM3.from_pretrained(folder, **arguments)
+
+
+def test_an_open_backbone_is_left_where_it_is(model, folder):
+    for arguments in ({"device": "cpu"}, {"dtype": "float32"}):
+        with pytest.raises(ValueError, match="the backbone that is given is open already"):
+            AdaptiveM3.from_pretrained(folder, backbone=model.backbone, **arguments)
+
+
+@pytest.mark.parametrize(
+    "source", ["./none", "../none", "/none", "~/none", "a/b/none", "here/none", "none/", Path("none")]
+)
+def test_a_missing_folder_is_said_in_a_line_and_no_hub_is_asked(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "none.txt").touch()
+    monkeypatch.setattr("predictor.adaptive_folder.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=r"^no folder .*none.*: give one that .*$"):
+        AdaptiveM3.from_pretrained(source)
+    with pytest.raises(FolderError, match=r"none\.txt is a file: give the folder that it lies in"):
+        AdaptiveM3.from_pretrained("none.txt")
+
+
+def test_what_the_hub_does_not_have_is_said_in_a_line(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("401 Client Error.\n\nRepository Not Found\n  for url ...")
+
+    monkeypatch.setattr("predictor.adaptive_folder.snapshot_download", fail)
+    with pytest.raises(
+        OSError, match=r"^someone/none is no folder here, and not to be had .*for url \.\.\.$"
+    ):
+        AdaptiveM3.from_pretrained("someone/none")
