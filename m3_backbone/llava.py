@@ -158,7 +158,8 @@ class LlavaBackbone(Backbone):
         for name in stale:
             vars(self).pop(name, None)
         if "model" in vars(self) and device is not None:
-            self.model.to(device)
+            model: Any = self.model
+            model.to(device)
 
     @cached_property
     def _decoder(self) -> Decoder:
