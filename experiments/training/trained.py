@@ -184,15 +184,22 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
 
 
 def find_trained(
-    predictors: Path, predictor: ScalePredictor, labels: Path, *, seed: int, folder: str | None = None
+    predictors: Path,
+    predictor: ScalePredictor,
+    labels: Path,
+    *,
+    seed: int,
+    folder: str | None = None,
+    trust: Sequence[str] = (),
 ) -> TrainedPredictor:
     """The trained predictor of these arguments and this seed, on these labels where they are there.
 
     Prices and calibrator, which the commands that use a predictor are not told, may be any. `folder` names
-    one of several. Raises FileNotFoundError where there is none, ValueError where several fit.
+    one of several. The classes of `predictor`, and those in `trust`, are trusted beside our own. Raises
+    FileNotFoundError where there is none, ValueError where several fit.
     """
     wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
-    trust = trust_configured(wanted)
+    trust = (*trust, *trust_configured(wanted))
     if folder is not None:
         return load_trained(Path(folder), trust=trust)
     if (labels / "manifest.json").is_file():
