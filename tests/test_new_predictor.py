@@ -76,13 +76,15 @@ def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels,
     # A command trusts what it was configured with, and loads it.
     (opened, *_) = open_configured(config)
     assert opened.folder == home
-    found = find_trained(home.parent.parent, instantiate(config.predictor, _convert_="all"), labels, seed=0)
+    by_arguments = find_trained(
+        home.parent.parent, instantiate(config.predictor, _convert_="all"), labels, seed=0
+    )
     named = find_trained(
         *(home.parent.parent, instantiate(config.predictor, _convert_="all"), labels),
         seed=0,
         folder=str(home),
     )
-    assert type(found.predictor) is type(named.predictor) is type(loaded)
+    assert type(by_arguments.predictor) is type(named.predictor) is type(loaded)
     with pytest.raises(FolderError, match=r"built from predictor\.telling_word\.TellingWord"):
         load_trained(home)
 

@@ -275,7 +275,12 @@ def test_one_picture_answers_all_questions_and_is_encoded_once(images, joined, m
     expected = joined.answer([images[0]] * 3, [COUNT, COLOR, COUNT])
     seen = []
     encode = joined.backbone.encode
-    monkeypatch.setattr(joined.backbone, "encode", lambda batch: seen.append(len(batch)) or encode(batch))
+
+    def count(batch):
+        seen.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(joined.backbone, "encode", count)
     assert joined.answer(np.asarray(images[0]), [COUNT, COLOR, COUNT]) == expected
     assert seen == [1]
 

@@ -5,7 +5,7 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -267,6 +267,7 @@ def test_dtype_and_device_map_are_those_of_the_backbone(folder, image, caplog):
     assert not caplog.records
     for arguments in ({"torch_dtype": torch.bfloat16}, {"dtype": "torch.bfloat16"}):
         loaded = AdaptiveM3.from_pretrained(folder, device="cpu", **arguments)
+        assert isinstance(loaded.backbone, LlavaBackbone)
         assert loaded.dtype == loaded.backbone.model.dtype == torch.bfloat16
         assert loaded.answer(image, COLOR).text is not None
     assert "its predictor was trained on answers in float32" in caplog.text
@@ -274,7 +275,8 @@ def test_dtype_and_device_map_are_those_of_the_backbone(folder, image, caplog):
     with pytest.raises(ValueError, match="comes from another labelling"):
         loaded.save_pretrained(folder)  # and what lies there stays
     spread = AdaptiveM3.from_pretrained(folder, device_map="cpu")
-    assert spread.backbone.device_map == "cpu" and spread.device == torch.device("cpu")
+    assert isinstance(spread.backbone, LlavaBackbone) and spread.backbone.device_map == "cpu"
+    assert spread.device == torch.device("cpu")
     with pytest.raises(ValueError, match="a model that device_map spreads is not moved"):
         spread.to("cpu")
 
@@ -295,7 +297,8 @@ def test_other_keywords_are_refused_by_name(folder, arguments, error, message):
 
 
 def test_an_open_backbone_is_left_where_it_is(model, folder):
-    for arguments in ({"device": "cpu"}, {"dtype": "float32"}):
+    refused: list[dict[str, Any]] = [{"device": "cpu"}, {"dtype": "float32"}]
+    for arguments in refused:
         with pytest.raises(ValueError, match="the backbone that is given is open already"):
             AdaptiveM3.from_pretrained(folder, backbone=model.backbone, **arguments)
 

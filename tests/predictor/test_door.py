@@ -11,6 +11,7 @@ import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def describe(name, **arguments):
 
 
 def nest(depth):
-    value = 0
+    value: Any = 0
     for _ in range(depth):
         value = [value]
     return value
