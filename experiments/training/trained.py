@@ -19,7 +19,7 @@ from experiments.training_record import MANIFEST, TrainingRecord, load_record, r
 from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.files import MAX_ARRAY_BYTES, FolderError, check_file
+from predictor.files import FolderError, digest_file
 from predictor.folder import CONFIG, WEIGHTS, describe, list_classes
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import PRICES, PriceList
@@ -155,13 +155,7 @@ def load_trained(
 
 def digest_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a trained predictor that is there, its record apart."""
-    digests = {}
-    for name in FILES:
-        if os.path.lexists(folder / name):
-            check_file(folder / name, MAX_ARRAY_BYTES)
-            with (folder / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {name: digest_file(folder / name) for name in FILES if os.path.lexists(folder / name)}
 
 
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
