@@ -44,7 +44,7 @@ from experiments.training_record import (
 )
 from m3_backbone.outcomes import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
-from predictor.files import write_json
+from predictor.files import FolderError, write_json
 from predictor.hybrid import Hybrid
 from predictor.policy import policy_value
 from predictor.pricing import PriceList

@@ -23,13 +23,14 @@ from predictor.files import (
     check_keys,
     check_place,
     damaged,
+    digest_file,
     read_json,
     shorten,
     write_json,
 )
 from predictor.folder import CONFIG
 from predictor.hybrid import HYBRID, Hybrid
-from predictor.pricing import OperatingPoint, PriceList
+from predictor.pricing import PRICES, OperatingPoint, PriceList
 
 FORMAT = 1
 PREDICTOR, BACKBONE, CARD = "predictor", "backbone", "README.md"
@@ -38,6 +39,7 @@ _PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpa
 _KEYS = frozenset(
     {"library_name", "format", "backbone_checkpoint", "backbone_arguments", "fingerprints", "scales"}
 )
+_PREDICTOR_FILES = (CONFIG, predictor_folder.WEIGHTS, PRICES, HYBRID)
 _BACKBONE_FINGERPRINTS = ("weights", "prompt", "decoding")
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _TEXTS = ("name", "prompt")
@@ -89,6 +91,11 @@ def save(
         "backbone_arguments": _describe(backbone),
         "fingerprints": backbone.fingerprints,
         "scales": list(backbone.ladder),
+        "files": {
+            path.relative_to(folder).as_posix(): digest_file(path)
+            for path in sorted((folder / PREDICTOR).iterdir())
+            if path.name in _PREDICTOR_FILES
+        },
     }
     write_json(folder / CONFIG, content)
 
@@ -132,7 +139,11 @@ def load_predictor(
     hybrid = Hybrid.load(home, root=folder)
     if hybrid is not None and hybrid.num_scales != len(config["scales"]):
         raise damaged(home / HYBRID, f"fitted on {hybrid.num_scales} scales, not {len(config['scales'])}")
-    return predictor, PriceList.load(home, root=folder), hybrid
+    prices = PriceList.load(home, root=folder)
+    for name, digest in config.get("files", {}).items():
+        if digest_file(folder / name, folder) != digest:
+            raise damaged(folder / name, "not the file that was saved with the others")
+    return predictor, prices, hybrid
 
 
 def open_backbone(
@@ -190,7 +201,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         saved = shorten(repr(content.get("format")), 40)
         raise FolderError(f"{path} is of format {saved}, this version reads {FORMAT}")
-    check_keys(path, content, _KEYS)
+    check_keys(path, content, _KEYS, frozenset({"files"}))
+    names = {f"{PREDICTOR}/{name}" for name in _PREDICTOR_FILES}
+    digests = content.get("files", {})
+    if not isinstance(digests, dict) or not digests.keys() <= names:
+        raise damaged(path, "files are others than those of a predictor")
     predictor_folder.check_scales(path, content["scales"])
     predictor_folder.check_fingerprints(path, content["fingerprints"], _BACKBONE_FINGERPRINTS)
     checkpoint = content["backbone_checkpoint"]

@@ -6,6 +6,7 @@ safetensors file are checked by its header before any array is allocated. Whatev
 of one line that names the file.
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -93,6 +94,16 @@ def _find_snapshots(folder: Path) -> list[Path]:
         and each.parent.name == "snapshots"
         and each.parents[1].name.startswith("models--")
     ]
+
+
+def digest_file(path: Path, root: Path | None = None) -> str:
+    """SHA-256 of a file that `read_json` or `read_arrays` may read."""
+    check_file(path, MAX_ARRAY_BYTES, root)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from error
 
 
 def read_json(path: Path, root: Path | None = None) -> Any:

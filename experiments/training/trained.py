@@ -19,7 +19,7 @@ from experiments.training_record import MANIFEST, TrainingRecord, load_record, r
 from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.files import MAX_ARRAY_BYTES, FolderError, check_file
+from predictor.files import FolderError, digest_file
 from predictor.folder import CONFIG, WEIGHTS, describe, list_classes
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import PRICES, PriceList
@@ -167,6 +167,7 @@ def join_digests(digests: Mapping[str, str]) -> str:
 
 
 def digest_files(folder: Path) -> dict[str, str]:
+<<<<<<< HEAD
     """SHA-256 of each existing file of a trained predictor except its record."""
     digests = {}
     for name in FILES:
@@ -175,6 +176,10 @@ def digest_files(folder: Path) -> dict[str, str]:
             with (folder / name).open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+=======
+    """SHA-256 of each file of a trained predictor that is there, its record apart."""
+    return {name: digest_file(folder / name) for name in FILES if os.path.lexists(folder / name)}
+>>>>>>> h-door
 
 
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:

@@ -149,6 +149,26 @@ def test_changed_weights_are_refused(folder):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "prices.json"])
+def test_a_flipped_bit_in_the_predictor_is_refused_by_name(folder, name):
+    path = folder / "predictor" / name
+    content = bytearray(path.read_bytes())
+    # A digit, which would be read as another one, or a byte of a weight.
+    place = max(i for i, byte in enumerate(content) if byte in b"2468") if name.endswith("json") else -9
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FolderError, match=rf"predictor/{name} is damaged \(not the file that was saved"):
+        AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_a_model_without_digests_opens_as_an_earlier_version_saved_it(model, folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["files"]) == {name for name in list_files(folder) if name.startswith("predictor/")}
+    del config["files"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert AdaptiveM3.from_pretrained(folder, device="cpu").prices == model.prices
+
+
 def test_nothing_is_imported_that_is_not_ours(folder):
     path = folder / "predictor" / "config.json"
     content = json.loads(path.read_text())

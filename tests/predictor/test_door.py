@@ -418,6 +418,8 @@ def test_record_is_refused(trained, canary, tmp_path, name):
 BAD_MODEL = {
     **BAD_JSON,
     "no scales": drop_key("scales"),
+    "files in a list": set_key("files", value=[1]),
+    "files elsewhere": set_key("files", value={"../../secret": "00"}),
     "other scales": set_key("scales", value=[1, 9, 144]),
     "no fingerprint of weights": drop_key("fingerprints", "weights"),
     "a path for a checkpoint": set_key("backbone_checkpoint", value="../../secrets"),
