@@ -167,19 +167,8 @@ def join_digests(digests: Mapping[str, str]) -> str:
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-<<<<<<< HEAD
     """SHA-256 of each existing file of a trained predictor except its record."""
-    digests = {}
-    for name in FILES:
-        if os.path.lexists(folder / name):
-            check_file(folder / name, MAX_ARRAY_BYTES)
-            with (folder / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
-=======
-    """SHA-256 of each file of a trained predictor that is there, its record apart."""
     return {name: digest_file(folder / name) for name in FILES if os.path.lexists(folder / name)}
->>>>>>> h-door
 
 
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
