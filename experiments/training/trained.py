@@ -253,7 +253,10 @@ def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecor
     home = predictors / to_file_name(name)
     folders = [home, *sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))]
     records = [(folder, read_record(folder)) for folder in folders if not folder.name.startswith(".")]
-    return [(folder, record) for folder, record in records if record is not None]
+    found = [(folder, record) for folder, record in records if record is not None]
+    # What `train` took over from version 0.1 is there twice: the newer folder counts.
+    newer = [record.identity for folder, record in found if folder != home]
+    return [(folder, record) for folder, record in found if folder != home or record.identity not in newer]
 
 
 def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -135,6 +135,7 @@ def test_what_the_first_version_trained_is_taken_over(tmp_path):
     train(labels, tmp_path / "old", QuestionOnly())
     taken = open_trained(tmp_path / "old", "question_only", identity)
     assert taken.record.seconds == 4321.0
+    assert find_trained(tmp_path / "old", QuestionOnly(), labels, seed=0).folder == taken.folder
     assert (taken.folder / "weights.safetensors").read_bytes() == (old / "weights.safetensors").read_bytes()
 
 
