@@ -67,6 +67,7 @@ def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
         Path(config.paths.labels),
         seed=config.seed,
         folder=config.trained,
+        trust=tuple(config.trust),
     )
     return AdaptiveM3(backbone, trained.predictor, trained.prices, trained.hybrid)
 

@@ -54,7 +54,7 @@ from experiments.training.trained import TrainedPredictor
 from experiments.training_record import VALIDATION_METRICS, check_metric
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import read_manifest
+from m3_backbone.shards import read_manifest, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, titl
         diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
         save_figure(diagrams, output / "calibration")
     picture = render_figure(front, "png")
-    (output / PICTURE).write_bytes(picture)
+    write_bytes(output / PICTURE, picture)
     return picture
 
 

@@ -36,7 +36,7 @@ from experiments.train_backbone import train_checkpoint
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import read_manifest
+from m3_backbone.shards import read_manifest, write_text
 
 # The last file that a checkpoint is written with.
 _MARK = "m3_processor.json"
@@ -98,7 +98,7 @@ def check_recipe(recipe: dict[str, Any], path: Path) -> None:
     """Write the recipe, or compare it with the one that is there."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(recipe, indent=1) + "\n")
         return
     there = json.loads(path.read_text(encoding="utf-8"))
     if differing := [key for key in recipe if recipe[key] != there.get(key)]:
@@ -162,9 +162,9 @@ def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
 
 def write_comparison(comparison: VariantComparison, folder: Path) -> None:
     """`figure2.json`, `.md`, `.csv`, `.png`, `.pdf` and `.svg`."""
-    (folder / "figure2.json").write_text(json.dumps(to_json(comparison), indent=1) + "\n", encoding="utf-8")
-    (folder / "figure2.md").write_text(to_markdown(comparison), encoding="utf-8")
-    (folder / "figure2.csv").write_text(to_csv(comparison), encoding="utf-8")
+    write_text(folder / "figure2.json", json.dumps(to_json(comparison), indent=1) + "\n")
+    write_text(folder / "figure2.md", to_markdown(comparison))
+    write_text(folder / "figure2.csv", to_csv(comparison))
     figure = draw_variants(comparison)
     for kind in ("png", "pdf", "svg"):
         figure.savefig(folder / f"figure2.{kind}", dpi=150)

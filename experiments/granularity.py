@@ -29,7 +29,7 @@ from experiments.reporting.tables import Table
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
 from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest
+from m3_backbone.shards import read_manifest, write_text
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def main(config: DictConfig) -> None:
         )
     notes = [describe_record(record), frame_banners(find_label_banners(labels, SPLITS))]
     text = "\n\n".join([*(table.to_markdown() for table in tables), *filter(None, notes)])
-    (output / "granularity.md").write_text(f"{text}\n", encoding="utf-8")
+    write_text(output / "granularity.md", f"{text}\n")
     figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
     for kind in ("png", "pdf", "svg"):
         figure.savefig(output / f"granularity.{kind}", dpi=150)

@@ -32,6 +32,7 @@ from experiments.reporting.summary import describe_record
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import write_text
 from predictor.tabular import has_terms
 
 SEEN = ("train", "calibration")
@@ -57,7 +58,7 @@ def main(config: DictConfig) -> None:
     ]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
-    path.write_text(render_card(tables, facts), encoding="utf-8")
+    write_text(path, render_card(tables, facts))
     print(f"model card: {path}")
 
 

@@ -32,6 +32,7 @@ from experiments.training.trained import (
     identify,
     load_trained,
     locate,
+    trust_configured,
 )
 from experiments.training_record import (
     MANIFEST,
@@ -43,7 +44,7 @@ from experiments.training_record import (
 )
 from m3_backbone.outcomes import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
-from predictor.folder import write_json
+from predictor.files import FolderError, write_json
 from predictor.hybrid import Hybrid
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
@@ -111,7 +112,7 @@ def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | No
         return load_trained(folder, identity).record
     except FileNotFoundError:
         return None
-    except IncompleteTraining as error:
+    except (IncompleteTraining, FolderError) as error:
         log.warning("trained again: %s", error)
         return None
 
@@ -197,7 +198,7 @@ def _find_earlier(
     if num_images < FEW_IMAGES:
         return None  # that version chose other validation images
     try:
-        predictor = ScalePredictor.load(home)
+        predictor = ScalePredictor.load(home, trust_configured(identity))
     except (ValueError, OSError) as error:
         log.warning("trained again: %s", error)
         return None

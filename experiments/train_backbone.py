@@ -43,6 +43,7 @@ from m3_backbone.scratch import (
     set_whitening_patches,
     train_tokenizer,
 )
+from m3_backbone.shards import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
 def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path, heads: PatchHeads) -> None:
     """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and the heads, for `start_from=FOLDER`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: head.contiguous() for name, head in heads.state_dict().items()}, folder / PATCH_HEADS)
+    weights = {name: head.contiguous() for name, head in heads.state_dict().items()}
+    write_atomically(folder / PATCH_HEADS, lambda temporary: save_file(weights, temporary))
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -159,7 +161,8 @@ def pretrain_tower(
     stream = partial(PatchStream, scenes, processor)
     data = PictureModule(stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers)
     run(module, data, folder, num_pictures // pictures_per_epoch)
-    rank_zero_only(save_file)(tower.state_dict(), finished)
+    weights = tower.state_dict()
+    rank_zero_only(write_atomically)(finished, lambda temporary: save_file(weights, temporary))
 
 
 def train_model(

@@ -1,11 +1,12 @@
 """What training leaves beside a predictor: `manifest.json`, and the table printed from several of them."""
 
-import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from experiments.reporting.text_table import format_table
+from predictor.files import FolderError, check_keys, damaged, read_json
 
 MANIFEST = "manifest.json"
 
@@ -45,6 +46,11 @@ class TrainingRecord:
         return (self.value - self.mix_value) / gap if gap > 0 else 0.0
 
 
+_NUMBERS = (
+    *("value", "mix_value", "oracle_value", "default_cost", "default_score"),
+    *("num_train", "num_validation", "num_parameters", "flops", "seconds"),
+)
+
 # Metrics that a sweep may optimise, by the names of `optimized_metric`: on validation, never on test.
 VALIDATION_METRICS = {
     "validation/gap_share": lambda record: record.recovered,
@@ -64,13 +70,39 @@ def check_metric(name: str) -> str:
 
 def read_record(folder: Path) -> TrainingRecord | None:
     """The record of a finished training in `folder`; None when there is none, or one of another version."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
     try:
-        return TrainingRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        return load_record(folder)
+    except (FileNotFoundError, FolderError):
         return None
+
+
+def load_record(folder: Path) -> TrainingRecord:
+    """The record of a finished training in `folder`.
+
+    FileNotFoundError where there is none, FolderError where it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.exists() and not path.is_symlink():
+        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+    required = {each.name for each in fields(TrainingRecord) if each.default_factory is MISSING}
+    content = check_keys(path, read_json(path), frozenset(required), frozenset({"files"}))
+    record = TrainingRecord(**content)
+    numbers = [getattr(record, name) for name in _NUMBERS]
+    lists = (record.scales, record.fixed_cost, record.fixed_score)
+    is_typed = isinstance(record.name, str) and isinstance(record.identity, dict)
+    if not is_typed or not isinstance(record.files, dict):
+        raise damaged(path, "name, identity or files are of another type")
+    if not all(isinstance(each, list) for each in lists) or len({len(each) for each in lists}) != 1:
+        raise damaged(path, "scales, fixed_cost and fixed_score are no lists of one length")
+    if not all(_is_finite(each) for each in [*numbers, *(value for each in lists for value in each)]):
+        raise damaged(path, "one of the numbers is none")
+    if not isinstance(record.identity.get("seed"), int | None):
+        raise damaged(path, "the seed is no whole number")
+    return record
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def format_records(records: list[TrainingRecord]) -> str:

@@ -126,6 +126,41 @@ class LlavaBackbone(Backbone):
             model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return model.requires_grad_(False)
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the weights, loaded or yet to be."""
+        name = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
+        found: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
+        return found
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where the model is, or goes once loaded; for one that `device_map` spreads, its first weights."""
+        if self.device_map is not None:
+            return self.model.device
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def move(self, device: str | None = None, dtype: str | None = None) -> None:
+        """Put the model onto another device, or load its weights as another `dtype` when next needed.
+
+        Another dtype changes the fingerprint of `decoding`. ValueError for a device that is not there.
+        """
+        if self.device_map is not None and device is not None:
+            raise ValueError("a model that device_map spreads is not moved: open it with device instead")
+        if device is not None:
+            if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
+            self.device = device
+        stale = ["_decoder"]
+        if dtype is not None and getattr(torch, dtype) != self.torch_dtype:
+            self.dtype = dtype
+            stale += ["model", "fingerprints"]
+        for name in stale:
+            vars(self).pop(name, None)
+        if "model" in vars(self) and device is not None:
+            model: Any = self.model
+            model.to(device)
+
     @cached_property
     def _decoder(self) -> Decoder:
         ends = self.model.generation_config.eos_token_id

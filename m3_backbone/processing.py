@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 from m3_backbone.preprocessing import ImagePreprocessor
 from m3_backbone.prompts import IMAGE, PromptTemplate, prompt_template
 from m3_backbone.reading import read_json
+from m3_backbone.shards import write_text
 from m3_backbone.tokenization import SentencePieceLlamaTokenizer
 
 PROCESSOR_FILE = "m3_processor.json"
@@ -124,7 +125,7 @@ class M3Processor:
         """Write the tokenizer and `m3_processor.json`."""
         self.tokenizer.save_pretrained(folder)
         content = {"prompt": self.template.name, "images": asdict(self.images)}
-        (Path(folder) / PROCESSOR_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(Path(folder) / PROCESSOR_FILE, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

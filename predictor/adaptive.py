@@ -1,24 +1,29 @@
 """The predictor in front of the backbone: each question answered at the scale it deserves."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, overload
 
 import numpy as np
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
 from m3_backbone.labels import Inputs
+from m3_backbone.llava import LlavaBackbone
 from predictor import adaptive_folder as folders
-from predictor.adaptive_inputs import make_inputs
+from predictor.adaptive_inputs import Picture, make_inputs, pair_up
 from predictor.base import ScalePredictor
 from predictor.choices import Choice, list_choices
 from predictor.hybrid import Hybrid
 from predictor.policy import Floats, choose
 from predictor.pricing import OperatingPoint, PriceList
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,23 @@ class AdaptiveM3(ModelHubMixin):
         self.backbone, self.predictor, self.prices, self.hybrid = backbone, predictor, prices, hybrid
         self._token_embeddings: Tensor | None = None
 
+    @overload
+    def answer(  # type: ignore[overload-overlap]
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str,
+        *,
+        price: float | None = None,
+        budget: float | None = None,
+        point: str | None = None,
+        climb: bool = False,
+        task: str = "",
+    ) -> AdaptiveAnswer: ...
+
+    @overload
     def answer(
         self,
-        images: Sequence[Image.Image],
+        images: Picture | Sequence[Picture],
         questions: Sequence[str],
         *,
         price: float | None = None,
@@ -87,23 +106,39 @@ class AdaptiveM3(ModelHubMixin):
         point: str | None = None,
         climb: bool = False,
         task: str = "",
-    ) -> list[AdaptiveAnswer]:
-        """One answer per (image, question), each at its own scale; those of one scale are answered together.
+    ) -> list[AdaptiveAnswer]: ...
 
-        An image object that stands in the list several times is encoded once. `price`, `budget` and `point`
-        are those of `PriceList.find`. With `climb` the hybrid answers, which goes on to the next finer scale
-        while its answer leaves enough to be gained; `price` and `budget` are then those of `Hybrid.find`, and
-        there are no named points. `task` matters to predictors that know tasks by name.
+    def answer(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        price: float | None = None,
+        budget: float | None = None,
+        point: str | None = None,
+        climb: bool = False,
+        task: str = "",
+    ) -> AdaptiveAnswer | list[AdaptiveAnswer]:
+        """One answer per question, each at its own scale; those of one scale are answered together.
+
+        `images` is one picture, which all questions are about, or a list with one for each question; a
+        picture is a PIL image, a path, the bytes of a file or uint8 pixels `[height, width(, 3 or 4)]`. One
+        question that is no list gives one answer that is no list. A picture that stands in the list several
+        times is encoded once. `price`, `budget` and `point` are those of `PriceList.find`. With `climb` the
+        hybrid answers, which goes on to the next finer scale while its answer leaves enough to be gained;
+        `price` and `budget` are then those of `Hybrid.find`, and there are no named points. `task` matters to
+        predictors that know tasks by name. Raises ValueError for a question that is empty or too long.
         """
-        if len(images) != len(questions):
-            raise ValueError(
-                f"{len(images)} images and {len(questions)} questions: give an image to every question"
-            )
+        pictures, texts = pair_up(images, questions)
+        for text in dict.fromkeys(texts):
+            self.backbone.check_question(text)
         if climb:
             hybrid = self.find_hybrid(price=price, budget=budget, point=point)
-            return self.climb(self.encode(images), questions, hybrid, task)
-        found = self.prices.find(price=price, budget=budget, name=point)
-        return self.answer_at(self.encode(images), questions, found, task)
+            results = self.climb(self.encode(pictures), texts, hybrid, task)
+        else:
+            found = self.prices.find(price=price, budget=budget, name=point)
+            results = self.answer_at(self.encode(pictures), texts, found, task)
+        return results[0] if isinstance(questions, str) else results
 
     def find_hybrid(
         self, *, price: float | None = None, budget: float | None = None, point: str | None = None
@@ -209,24 +244,146 @@ class AdaptiveM3(ModelHubMixin):
         """What it is made of, how it is used, and what its operating points cost and score."""
         return folders.write_card(self.backbone, self.predictor, self.prices, self.hybrid)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the folder that `from_pretrained` loads; `options` are those of `ModelHubMixin`.
+
+        ValueError, before anything is written, for what could not be loaded again.
+        """
+        folders.check_savable(self.backbone, self.predictor)
+        return super().save_pretrained(save_directory, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         folders.save(save_directory, self.backbone, self.predictor, self.prices, self.hybrid)
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
         backbone: Backbone | None = None,
         device: str | None = None,
+        device_map: Any = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
         trust: Sequence[str] = (),
-        **download: Any,
-    ) -> "AdaptiveM3":
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **unknown: Any,
+    ) -> Self:
         """From a folder or a hub id.
 
-        `backbone` is one that is open already; `device` is where one that is opened goes. `trust` names
-        packages beside `predictor` and `m3_backbone` whose classes a saved predictor may be built from.
+        Args:
+            pretrained_model_name_or_path: what `save_pretrained` wrote, or a hub id.
+            backbone: one that is open already; else the saved one is opened.
+            device: where the backbone goes; a GPU if there is one, if not given. Not with `device_map`.
+            device_map: how the backbone is spread over devices, as `auto` (needs accelerate).
+            dtype: of the backbone's weights; that which the predictor was trained with, if not given or
+                `auto`. Another one gives slightly other answers: a warning says so.
+            torch_dtype: an older name of `dtype`.
+            trust: packages, modules or classes by their dotted names that a saved predictor may be built from
+                beside tokenscale's own.
+            revision, token, cache_dir, force_download, local_files_only: as in
+                `huggingface_hub.snapshot_download`.
+
+        Raises FolderError, naming the file, for files that are damaged or ask for more than is trusted.
         """
-        folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
+        if unknown:
+            raise TypeError(
+                f"from_pretrained takes no {', '.join(sorted(unknown))}: beside what huggingface_hub takes "
+                "it has backbone, device, device_map, dtype and trust"
+            )
+        if None not in (dtype, torch_dtype) and parse_dtype(dtype) != parse_dtype(torch_dtype):
+            raise ValueError(f"dtype is {dtype} and torch_dtype {torch_dtype}: give one of them")
+        wanted = parse_dtype(torch_dtype if dtype is None else dtype)
+        if backbone is not None and wanted is not None:
+            raise ValueError("the backbone that is given is open already: leave dtype out")
+        folder = folders.find_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         predictor, prices, hybrid = folders.load_predictor(folder, trust)
-        return cls(folders.open_backbone(folder, backbone, device), predictor, prices, hybrid)
+        opened = folders.open_backbone(folder, backbone, device, device_map)
+        model = cls(opened, predictor, prices, hybrid)
+        return model if wanted is None else model.to(dtype=wanted)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is, or goes once its weights are needed."""
+        return self._get_llava("device").torch_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbone's weights."""
+        return self._get_llava("dtype").torch_dtype
+
+    def to(
+        self,
+        *target: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """Move the backbone to a device, or its weights to a dtype, as `torch.nn.Module.to`; itself again.
+
+        The predictor is light and stays where it is. It was trained on answers in one dtype: in another one
+        its estimates and prices hold approximately, which a warning says.
+        """
+        for each in target:
+            if isinstance(each, torch.dtype):
+                dtype = each
+            else:
+                device = each
+        backbone, wanted = self._get_llava("to"), parse_dtype(dtype)
+        if wanted not in (None, backbone.torch_dtype):
+            log.warning(
+                "%s answers in %s from now on, and its predictor was trained on answers in %s: estimates and "
+                "prices hold approximately",
+                backbone.name,
+                str(wanted).removeprefix("torch."),
+                str(backbone.torch_dtype).removeprefix("torch."),
+            )
+            self._token_embeddings = None
+        name = None if wanted is None else str(wanted).removeprefix("torch.")
+        backbone.move(None if device is None else str(device), name)
+        return self
+
+    def eval(self) -> Self:
+        """Itself: neither backbone nor predictor is ever in training mode."""
+        return self
+
+    def _get_llava(self, purpose: str) -> LlavaBackbone:
+        if not isinstance(self.backbone, LlavaBackbone):
+            raise ValueError(
+                f"a {type(self.backbone).__name__} has no `{purpose}` here: only a LlavaBackbone has"
+            )
+        return self.backbone
+
+    def __repr__(self) -> str:
+        default, costs = self.prices.default, [point.cost for point in self.prices.points]
+        parts = [
+            f"backbone={self.backbone.name!r}",
+            f"scales={list(self.backbone.ladder)}",
+            f"predictor={self.predictor.name!r}",
+            f"default price {default.price:.4g} per {default.unit:.4g} visual tokens "
+            f"({default.cost:.1f} visual tokens, score {default.score:.4f} on calibration)",
+            f"budgets from {min(costs):.1f} to {max(costs):.1f} visual tokens",
+            *([f"points {', '.join(self.prices.named)}"] if self.prices.named else []),
+            *(["climb"] if self.hybrid is not None else []),
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point type from its name; None for None and `auto`. ValueError for anything else."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype!r}, and may be float32, bfloat16, float16 or auto")
+    return found

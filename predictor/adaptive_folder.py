@@ -6,24 +6,59 @@ is only opened on a backbone that has them.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
 
 from m3_backbone.backbone import Backbone
 from m3_backbone.llava import LlavaBackbone
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
-from predictor.folder import CONFIG, write_json
+from predictor.files import (
+    FolderError,
+    check_keys,
+    check_place,
+    damaged,
+    digest_file,
+    read_json,
+    shorten,
+    write_json,
+)
+from predictor.folder import CONFIG
 from predictor.hybrid import HYBRID, Hybrid
-from predictor.pricing import OperatingPoint, PriceList
+from predictor.pricing import PRICES, OperatingPoint, PriceList
 
 FORMAT = 1
 PREDICTOR, BACKBONE, CARD = "predictor", "backbone", "README.md"
-_OWN_PACKAGES = ("predictor", "m3_backbone")
+_PATTERNS = [CONFIG, CARD, f"{PREDICTOR}/*", f"{BACKBONE}/*"]
+_PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"})
+_KEYS = frozenset(
+    {"library_name", "format", "backbone_checkpoint", "backbone_arguments", "fingerprints", "scales"}
+)
+_PREDICTOR_FILES = (CONFIG, predictor_folder.WEIGHTS, PRICES, HYBRID)
+_BACKBONE_FINGERPRINTS = ("weights", "prompt", "decoding")
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
+_TEXTS = ("name", "prompt")
+_COUNTS = ("max_new_tokens", "batch_size", "image_batch_size")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_MAX_COUNT = 100_000
+
+
+def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
+    """Raise ValueError for a backbone that cannot be opened elsewhere, or not with this predictor."""
+    if type(backbone) is not LlavaBackbone:
+        raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
+    if backbone.attn_implementation not in _ATTENTION:
+        raise ValueError(
+            f"a backbone with the attention {backbone.attn_implementation} is not saved: label and train "
+            f"with one of {', '.join(filter(None, _ATTENTION))}"
+        )
+    predictor.check_backbone(backbone.fingerprints)  # one that was moved to another dtype would not open
 
 
 def save(
@@ -33,9 +68,9 @@ def save(
     prices: PriceList,
     hybrid: Hybrid | None = None,
 ) -> None:
-    """Write all files but the card. Raises ValueError for a backbone that cannot be opened elsewhere."""
-    if type(backbone) is not LlavaBackbone:
-        raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
+    """Write all files but the card. Raises ValueError as `check_savable`."""
+    check_savable(backbone, predictor)
+    assert isinstance(backbone, LlavaBackbone)
     predictor.save(folder / PREDICTOR)
     prices.save(folder / PREDICTOR)
     # That of an earlier save would stay otherwise, as would the card.
@@ -56,8 +91,36 @@ def save(
         "backbone_arguments": _describe(backbone),
         "fingerprints": backbone.fingerprints,
         "scales": list(backbone.ladder),
+        "files": {
+            path.relative_to(folder).as_posix(): digest_file(path)
+            for path in sorted((folder / PREDICTOR).iterdir())
+            if path.name in _PREDICTOR_FILES
+        },
     }
     write_json(folder / CONFIG, content)
+
+
+def find_folder(source: str | Path, **download: Any) -> Path:
+    """The folder of an adaptive model: a folder here, or that into which a hub id is downloaded.
+
+    The hub is not asked for what looks like a path. OSError, with the way out, where there is none.
+    """
+    text, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FolderError(f"{text} is a file: give the folder that it lies in")
+    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
+    if is_path or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
+        raise FileNotFoundError(
+            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id"
+        )
+    try:
+        return Path(snapshot_download(text, allow_patterns=_PATTERNS, **download))
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{shorten(text, 100)} is no folder here, and not to be had from the hub: {shorten(error)}"
+        ) from error
 
 
 def load_predictor(
@@ -65,46 +128,116 @@ def load_predictor(
 ) -> tuple[ScalePredictor, PriceList, Hybrid | None]:
     """The predictor, its prices and its hybrid, if one was saved.
 
-    A configuration from elsewhere may name what it likes: nothing is imported but from our own packages and
-    those in `trust`. Raises ValueError, naming the class, where it asks for more.
+    A folder from elsewhere may name what it likes: `ScalePredictor.load` builds our own classes and those in
+    `trust`. Raises FolderError for anything else.
     """
-    read_config(folder)  # first whether it is such a folder at all
+    config = read_config(folder)  # first whether it is such a folder at all
     home = folder / PREDICTOR
-    description, _ = predictor_folder.read(home)
-    allowed = (*_OWN_PACKAGES, *trust)
-    for name in _find_classes(description):
-        if name.split(".")[0] not in allowed:
-            raise ValueError(
-                f"the predictor in {folder} is built from {name}, which is not of {', '.join(allowed)}: "
-                f"name its package in trust=[...] if you trust it"
-            )
-    return ScalePredictor.load(home), PriceList.load(home), Hybrid.load(home)
+    predictor = ScalePredictor.load(home, trust, root=folder)
+    if list(predictor.scales or ()) != config["scales"]:
+        raise damaged(folder / CONFIG, "its scales are not those of the predictor")
+    hybrid = Hybrid.load(home, root=folder)
+    if hybrid is not None and hybrid.num_scales != len(config["scales"]):
+        raise damaged(home / HYBRID, f"fitted on {hybrid.num_scales} scales, not {len(config['scales'])}")
+    prices = PriceList.load(home, root=folder)
+    for name, digest in config.get("files", {}).items():
+        if digest_file(folder / name, folder) != digest:
+            raise damaged(folder / name, "not the file that was saved with the others")
+    return predictor, prices, hybrid
 
 
-def open_backbone(folder: Path, backbone: Backbone | None, device: str | None) -> Backbone:
+def open_backbone(
+    folder: Path, backbone: Backbone | None, device: str | None = None, device_map: Any = None
+) -> Backbone:
     """The backbone that the folder was saved with, opened if none is given; its fingerprints compared."""
     config = read_config(folder)
     if backbone is None:
-        checkpoint = config["backbone_checkpoint"] or folder / BACKBONE
-        backbone = LlavaBackbone(checkpoint, device=device, **config["backbone_arguments"])
+        checkpoint = config["backbone_checkpoint"]
+        if checkpoint is None:
+            _check_backbone_folder(folder)
+            checkpoint = folder / BACKBONE
+        arguments = config["backbone_arguments"]
+        backbone = LlavaBackbone(checkpoint, device=device, device_map=device_map, **arguments)
+    elif device is not None or device_map is not None:
+        raise ValueError("the backbone that is given is open already: leave device and device_map out")
     for key, saved in config["fingerprints"].items():
-        if backbone.fingerprints[key] != saved:
+        if backbone.fingerprints.get(key) != saved:
             raise ValueError(
                 f"{folder} was saved with a backbone whose {key} have the fingerprint {saved}, this one's "
-                f"is {backbone.fingerprints[key]}: give the same checkpoint with the same settings"
+                f"is {backbone.fingerprints.get(key)}: give the same checkpoint with the same settings"
             )
     return backbone
+
+
+def _check_backbone_folder(folder: Path) -> None:
+    """Raise FolderError for a packed backbone that is pickled, leads elsewhere or asks for a kernel."""
+    home = folder / BACKBONE
+    for path in sorted(home.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        check_place(path, folder)
+        if path.suffix in _PICKLED:
+            raise FolderError(f"{path} is pickled and not read: save the weights as safetensors")
+    config = home / CONFIG
+    level = [read_json(config, folder)]
+    while level:
+        for each in level:
+            if isinstance(each, dict):
+                for key in ("attn_implementation", "_attn_implementation"):
+                    if each.get(key) not in _ATTENTION:
+                        raise damaged(config, f"{key} is none of {', '.join(filter(None, _ATTENTION))}")
+        below = [each for each in level if isinstance(each, dict | list)]
+        level = [v for each in below for v in (each.values() if isinstance(each, dict) else each)]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, or an error that says what is wrong with the folder."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: is it the folder of an adaptive model?")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
     if content.get("format") != FORMAT:
-        raise ValueError(f"{path} is of format {content.get('format')}, this version reads {FORMAT}")
+        saved = shorten(repr(content.get("format")), 40)
+        raise FolderError(f"{path} is of format {saved}, this version reads {FORMAT}")
+    check_keys(path, content, _KEYS, frozenset({"files"}))
+    names = {f"{PREDICTOR}/{name}" for name in _PREDICTOR_FILES}
+    digests = content.get("files", {})
+    if not isinstance(digests, dict) or not digests.keys() <= names:
+        raise damaged(path, "files are others than those of a predictor")
+    predictor_folder.check_scales(path, content["scales"])
+    predictor_folder.check_fingerprints(path, content["fingerprints"], _BACKBONE_FINGERPRINTS)
+    checkpoint = content["backbone_checkpoint"]
+    if checkpoint is not None and not (isinstance(checkpoint, str) and _HUB_ID.fullmatch(checkpoint)):
+        raise damaged(path, "backbone_checkpoint is no hub id")
+    _check_arguments(path, content["backbone_arguments"])
     return content
+
+
+def _check_arguments(path: Path, arguments: Any) -> None:
+    """Raise FolderError for arguments of the backbone that `save` does not write."""
+    required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
+    check_keys(path, arguments, required, frozenset({"image_grid_pinpoints"}))
+    for name in _TEXTS:
+        if not isinstance(arguments[name], str) or not arguments[name]:
+            raise damaged(path, f"{name} of the backbone is no text")
+    for name in _COUNTS:
+        if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
+            raise damaged(path, f"{name} of the backbone is no whole number from 1 to {_MAX_COUNT}")
+    # Another name would be that of a kernel, code that transformers fetches from the hub.
+    for name, allowed in (("attn_implementation", _ATTENTION), ("dtype", _DTYPES)):
+        value = arguments[name]
+        if not (value is None or isinstance(value, str)) or value not in allowed:
+            raise damaged(path, f"{name} of the backbone is none of {', '.join(filter(None, allowed))}")
+    sizes = arguments.get("image_grid_pinpoints", [])
+    if not isinstance(sizes, list) or not all(
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(n) is int and 0 < n <= _MAX_COUNT for n in size)
+        for size in sizes
+    ):
+        raise damaged(path, "image_grid_pinpoints of the backbone are no pairs of pixels")
 
 
 def write_card(
@@ -186,14 +319,3 @@ def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
     resolutions = backbone.processor.images.resolutions
     tiles = {"image_grid_pinpoints": [list(size) for size in resolutions]} if resolutions else {}
     return arguments | {"prompt": backbone.processor.template.name} | tiles
-
-
-def _find_classes(description: Any) -> Iterator[str]:
-    if isinstance(description, dict):
-        if isinstance(description.get("class"), str):
-            yield description["class"]
-        for value in description.values():
-            yield from _find_classes(value)
-    elif isinstance(description, list):
-        for value in description:
-            yield from _find_classes(value)

@@ -6,7 +6,7 @@ evaluated and deployed in place of another.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.calibration import Calibrator
 from predictor.features import Features
+from predictor.files import FolderError, shorten
 from predictor.policy import Floats
 
 CALIBRATOR = "calibrator."  # what the arrays of a calibrator are named with
@@ -107,6 +108,10 @@ class ScalePredictor(ABC):
         """Write `config.json` and `weights.safetensors` into `folder`."""
         if self.scales is None or self.fingerprints is None:
             raise ValueError(f"{self.name} is not fitted: there is nothing to save")
+        if missing := [key for key in folders.FINGERPRINTS if not self.fingerprints.get(key)]:
+            raise ValueError(
+                f"{self.name} was fitted on labels without a fingerprint of {', '.join(missing)}: label again"
+            )
         arrays, state = self._get_state()
         config = {
             **folders.describe(type(self), self.get_arguments()),
@@ -121,33 +126,58 @@ class ScalePredictor(ABC):
         folders.write(Path(folder), config, arrays)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, trust: Sequence[str] = (), *, root: Path | None = None) -> Self:
         """Read what `save` wrote, of this class or a subclass. Nothing is unpickled.
 
-        Raises FileNotFoundError when the folder holds no predictor, ValueError when it holds something else.
+        A folder may name tokenscale's own classes (`folder.CLASSES`), the class that this is called on, and
+        those in `trust`: packages, modules or classes by their dotted names. Nothing else is imported.
+        Raises FileNotFoundError where there is no predictor, FolderError (a ValueError) for files that are
+        damaged or ask for more. `root` is the folder that links may not leave, by default `folder` itself.
         """
-        config, arrays = folders.read(Path(folder))
+        folder = Path(folder)
+        path = folder / folders.CONFIG
+        trusted = (folders.name_class(cls), *((trust,) if isinstance(trust, str) else trust))
+        config, arrays = folders.read(folder, trusted, root)
+        kind = folders.find_class(config["class"], path)
+        if not issubclass(kind, cls):
+            raise FolderError(f"{path} holds a {kind.__name__}, not a {cls.__name__}")
         try:
-            kind = folders.find_class(config["class"])
-            if not issubclass(kind, cls):
-                raise ValueError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
-            predictor = folders.build(config)
-            predictor.scales, predictor.fingerprints = tuple(config["scales"]), config["fingerprints"]
-            fitted = {
-                name.removeprefix(CALIBRATOR): arrays.pop(name)
-                for name in list(arrays)
-                if name.startswith(CALIBRATOR)
-            }
-            predictor._set_state(arrays, config["state"])
-            if "calibrator" in config:
-                predictor.calibrator = folders.build(config["calibrator"])
-                predictor.calibrator.set_arrays(fitted)
-        except (KeyError, TypeError, RuntimeError) as error:
-            # What another version wrote lacks a key, has an argument too many, or weights of another shape.
-            raise ValueError(
-                f"{folder} holds a predictor of another version of the code ({error!r}): train it again"
+            predictor = folders.build(config, path)
+            predictor._restore(config, arrays, path)
+        except FolderError:
+            raise
+        except Exception as error:
+            # What another version wrote lacks a key, has an argument too many, or weights of another shape;
+            # what a stranger wrote may fail in any way.
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise FolderError(
+                f"{path} and {folders.WEIGHTS} hold no predictor that loads, damaged or of another version "
+                f"of the code ({shorten(reason)}): train it again, or fetch the folder again"
             ) from error
         return predictor
+
+    def _restore(self, config: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> None:
+        """Take over what was fitted, from the checked content of a folder."""
+        if not isinstance(self.name, str):
+            raise ValueError(f"the name of a predictor is a text, and not {self.name!r}")
+        self.scales, self.fingerprints = tuple(config["scales"]), config["fingerprints"]
+        fitted = {
+            name.removeprefix(CALIBRATOR): arrays.pop(name)
+            for name in list(arrays)
+            if name.startswith(CALIBRATOR)
+        }
+        self._set_state(arrays, config["state"])
+        if "calibrator" not in config:
+            return
+        calibrator = folders.build(config["calibrator"], path)
+        if not isinstance(calibrator, Calibrator):
+            raise ValueError(f"{type(calibrator).__name__} is no calibrator")
+        calibrator.set_arrays(fitted)
+        # One temperature or map for each scale, or this fails.
+        half = np.full((1, len(self.scales)), 0.5)
+        if calibrator.apply(half).shape != half.shape:
+            raise ValueError("the calibrator was fitted for another number of scales")
+        self.calibrator = calibrator
 
     @property
     def num_parameters(self) -> int:

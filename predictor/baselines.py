@@ -6,6 +6,7 @@ import numpy as np
 
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
+from predictor.files import check_texts, get_array
 
 
 class FixedScale(ScalePredictor):
@@ -44,7 +45,8 @@ class Mix(ScalePredictor):
         return {"mean": self._mean}, {}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._mean = arrays["mean"]
+        assert self.scales is not None
+        self._mean = get_array(arrays, "mean", len(self.scales))
 
 
 class BestScalePerTask(ScalePredictor):
@@ -72,4 +74,6 @@ class BestScalePerTask(ScalePredictor):
         return {"means": self._means}, {"tasks": self._tasks}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._tasks, self._means = state["tasks"], arrays["means"]
+        assert self.scales is not None
+        self._tasks = check_texts("tasks", state["tasks"])
+        self._means = get_array(arrays, "means", len(self._tasks) + 1, len(self.scales))

@@ -71,7 +71,10 @@ class Blend(ScalePredictor):
         return arrays, state
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._set_share(state["share"])
+        share = state["share"]
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"a share is a number from 0 to 1, and not {share!r}")
+        self._set_share(share)
         for key, part in self._parts.items():
             part.scales, part.fingerprints = self.scales, self.fingerprints
             own = {

@@ -8,6 +8,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.features import Features
+from predictor.files import get_array
 from predictor.policy import Floats, policy_value
 from predictor.tabular import Table
 
@@ -45,6 +46,30 @@ class Trees(NamedTuple):
             right=np.where(inner, joined["right"] + offset, 0).astype(np.int32),
             value=joined["value"].astype(np.float64),
         )
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], number: int, num_columns: int) -> "Trees":
+        """Saved trees; ValueError for any that `evaluate` could leave their arrays with, or go round in."""
+        root = get_array(arrays, f"trees.{number}.root", None, kinds="i")
+        column = get_array(arrays, f"trees.{number}.column", None, kinds="i")
+        num_nodes = len(column)
+        threshold, value = (
+            get_array(arrays, f"trees.{number}.{name}", num_nodes) for name in ("threshold", "value")
+        )
+        left, right = (
+            get_array(arrays, f"trees.{number}.{name}", num_nodes, kinds="i") for name in ("left", "right")
+        )
+        inner, own = left != 0, np.arange(num_nodes)
+        later = (left > own) & (right > own) & (left < num_nodes) & (right < num_nodes)
+        if not root.size or root.min() < 0 or root.max() >= num_nodes:
+            raise ValueError(f"a tree of scale {number} begins outside of its nodes")
+        if not later[inner].all():
+            raise ValueError(f"a node of scale {number} has no later nodes for children")
+        if (column < 0).any() or (column >= num_columns).any():
+            raise ValueError(f"a node of scale {number} reads none of the {num_columns} columns")
+        if not np.isfinite(value).all():
+            raise ValueError(f"a node of scale {number} has a value that is not finite")
+        return cls(root, column, threshold, left, right, value)
 
     def evaluate(self, rows: np.ndarray) -> Floats:
         """What each tree says of each row, `[num_rows, num_trees]`."""
@@ -148,11 +173,10 @@ class GradientBoosting(ScalePredictor):
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         self._table = Table.from_state(self.features, arrays, state)
-        self._base, self._num_trees = arrays["base"], state["num_trees"]
-        self._trees = [
-            Trees(*(arrays[f"trees.{number}.{name}"] for name in Trees._fields))
-            for number in range(len(self._base))
-        ]
+        assert self.scales is not None
+        self._base, self._num_trees = get_array(arrays, "base", len(self.scales)), state["num_trees"]
+        num_columns = sum(self._table.sizes)
+        self._trees = [Trees.from_arrays(arrays, number, num_columns) for number in range(len(self._base))]
 
 
 def _squash(logits: Floats) -> Floats:

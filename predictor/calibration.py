@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
+from predictor.files import get_array
 from predictor.policy import Floats
 
 _EPSILON = 1e-6
@@ -59,7 +60,9 @@ class Temperature(Calibrator):
         return {"temperature": self.temperature}
 
     def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        self.temperature = arrays["temperature"]
+        self.temperature = get_array(arrays, "temperature", None)
+        if not (np.isfinite(self.temperature) & (self.temperature > 0)).all():
+            raise ValueError("a temperature is positive and finite")
 
 
 class Isotonic(Calibrator):
@@ -87,7 +90,12 @@ class Isotonic(Calibrator):
         return {f"knots.{column}": knots for column, knots in enumerate(self.knots)}
 
     def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        self.knots = [arrays[f"knots.{column}"] for column in range(len(arrays))]
+        self.knots = [get_array(arrays, f"knots.{column}", 2, None) for column in range(len(arrays))]
+        for estimates, chances in self.knots:
+            if not estimates.size or (np.diff(estimates) < 0).any() or (np.diff(chances) < 0).any():
+                raise ValueError("a map of an isotonic calibrator does not rise")
+            if chances[0] < 0 or chances[-1] > 1:
+                raise ValueError("a map of an isotonic calibrator leaves [0, 1]")
 
 
 def _to_logits(estimates: Floats) -> Floats:

@@ -17,11 +17,9 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from predictor.cascade_search import Columns, find_prices, pick_hull, space_prices
-from predictor.folder import write_arrays
+from predictor.files import damaged, get_array, read_arrays, write_arrays
 from predictor.gain import ExpectedGain
 from predictor.policy import Floats, check_price, choose_at_prices, find_unit
 from predictor.pricing import check_numbers, find_default, find_within
@@ -136,24 +134,26 @@ class Hybrid:
         write_arrays(folder / HYBRID, arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> Self | None:
+    def load(cls, folder: Path, root: Path | None = None) -> Self | None:
         """What `save` wrote; None where there is none, as an earlier version trained it.
 
-        ValueError for a damaged file.
+        FolderError for a damaged file. `root` is as in `files.check_file`.
         """
         path = folder / HYBRID
-        if not path.is_file():
+        if not path.exists() and not path.is_symlink():
             return None
+        arrays = read_arrays(path, root)
         try:
-            arrays = load_file(path)
-            gain = ExpectedGain(arrays.pop("here"), arrays.pop("beyond"))
-            unit, default = arrays.pop("unit").item(), arrays.pop("default").item()
-            hybrid = cls(**arrays, unit=unit, gain=gain, default=default)
+            if unknown := arrays.keys() - {*_ROWS, "here", "beyond", "unit", "default"}:
+                raise ValueError(f"unknown array {min(unknown)!r}")
+            gain = ExpectedGain(*(get_array(arrays, name, None, None) for name in ("here", "beyond")))
+            unit = get_array(arrays, "unit", 1).item()
+            default = get_array(arrays, "default", 1, kinds="iuf").item()
+            rows = {name: get_array(arrays, name, None) for name in _ROWS}
+            hybrid = cls(**rows, unit=unit, gain=gain, default=default)
             hybrid._check()
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): run the train command again, or fetch the folder again"
-            ) from error
+        except ValueError as error:
+            raise damaged(path, error) from error
         return hybrid
 
     def _check(self) -> None:
@@ -166,7 +166,9 @@ class Hybrid:
         shape = (self.num_scales - 1, self.num_scales + 2)
         if self.gain.here.shape != shape or self.gain.beyond.shape != shape:
             raise ValueError(f"regressions of the shapes {self.gain.here.shape} and {self.gain.beyond.shape}")
-        numbers = [self.cost, self.score, self.gain.here, self.gain.beyond, np.array(self.unit)]
+        if not (self.cost > 0).all() or not ((self.score >= -1e-6) & (self.score <= 1 + 1e-6)).all():
+            raise ValueError("costs or scores out of range")
+        numbers = [self.price, self.cost, self.score, self.gain.here, self.gain.beyond, np.array(self.unit)]
         if not all(np.isfinite(each).all() for each in numbers) or np.isnan(rows[3:]).any():
             raise ValueError("numbers that are not finite")
         if not self.unit > 0 or not (isinstance(self.default, int) and 0 <= self.default < len(self.price)):

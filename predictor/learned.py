@@ -22,6 +22,7 @@ from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
 from predictor.batches import BatchMaker, LabelsDataModule
 from predictor.features import Features, Standard
+from predictor.files import get_array, write_json
 from predictor.networks.base import InputShape, Network
 from predictor.objectives import Correctness, Objective
 from predictor.training import MONITOR, Ensemble, Member, ScaleModule
@@ -37,6 +38,7 @@ make_quiet_trainer = functools.partial(
 MEAN, DEVIATION = "statistics_mean", "statistics_deviation"
 QUESTION_AND_COARSE = Features(visual=9, question=True)
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
+MOST_TILES = 100  # of an image: the models at hand cut it into ten at most
 
 
 class LearnedPredictor(ScalePredictor):
@@ -169,10 +171,36 @@ class LearnedPredictor(ScalePredictor):
         self.features.check_sentences(state["sentences"])
         self._shape, self._widths = InputShape(**state["shape"]), state["visual_widths"]
         self.validation_value, self.num_epochs = state["validation_value"], state["num_epochs"]
-        self._standard = Standard(arrays.pop(MEAN), arrays.pop(DEVIATION))
+        num_statistics = self._shape.num_statistics - self.features.num_sentence_columns
+        self._standard = Standard(*(get_array(arrays, name, num_statistics) for name in (MEAN, DEVIATION)))
+        weights = {name: array for name, array in arrays.items() if name not in (MEAN, DEVIATION)}
+        self._check_sizes({name: array.shape for name, array in weights.items()})
         members = self._make_members(len(self.scales))
-        members.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        members.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
         self._members = members.eval()
+
+    def _check_sizes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raise ValueError unless networks of the saved arguments have weights of these shapes.
+
+        Nothing is allocated for that, whatever sizes a folder names. A network of another package, which has
+        to be trusted, may compute when it is made, as the meta device cannot: it is not checked.
+        """
+        assert self.scales is not None and self._shape is not None
+        if len({name.partition(".")[0] for name in shapes}) != self.num_members:
+            raise ValueError(f"num_members is {self.num_members}, and the weights are of another number")
+        if getattr(self.network, "keywords", {}).get("num_layers", 0) > len(shapes):
+            raise ValueError("more layers than weights")
+        if self._shape.num_visual != sum(self._widths) or len(self._widths) != len(self.features.scales):
+            raise ValueError("visual_widths and num_visual do not agree")
+        for width, scale in zip(self._widths, self.features.scales, strict=True):
+            if not 0 <= width <= MOST_TILES * scale:
+                raise ValueError(f"{width} visual tokens of an image at scale {scale}")
+        if folders.list_classes(folders.describe(type(self), self.get_arguments())) <= folders.CLASSES:
+            with torch.device("meta"):
+                expected = self._make_members(len(self.scales)).state_dict()
+            # A single number is saved as an array of length 1.
+            if {name: tuple(weight.shape) or (1,) for name, weight in expected.items()} != shapes:
+                raise ValueError("weights of other shapes than those of the networks")
 
     def _make_members(self, num_scales: int) -> Ensemble:
         assert self._shape is not None
@@ -199,5 +227,5 @@ class LearnedPredictor(ScalePredictor):
             return last
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        folders.write_json(path, identity)
+        write_json(path, identity)
         return None

@@ -9,6 +9,7 @@ from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.boosting import QUESTION_IMAGE_STATISTICS
 from predictor.features import Features
+from predictor.files import get_array
 from predictor.policy import Floats, policy_value
 from predictor.tabular import Table
 
@@ -82,5 +83,10 @@ class NearestNeighbours(ScalePredictor):
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         self._table = Table.from_state(self.features, arrays, state)
-        self._rows, self._score, self._scale = arrays["rows"], arrays["score"], arrays["scale"]
+        assert self.scales is not None
+        self._scale = get_array(arrays, "scale", sum(self._table.sizes))
+        self._rows = get_array(arrays, "rows", None, len(self._scale))
+        self._score = get_array(arrays, "score", len(self._rows), len(self.scales))
         self._number = state["number"]
+        if type(self._number) is not int or not 1 <= self._number <= len(self._rows):
+            raise ValueError(f"{self._number!r} neighbours of {len(self._rows)} samples")

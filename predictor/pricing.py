@@ -1,6 +1,6 @@
 """Prices for use: chosen on the calibration split, with what they cost and scored there."""
 
-import json
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,10 +9,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from predictor.folder import write_json
+from predictor.files import check_keys, damaged, read_json, shorten, write_json
 from predictor.policy import check_price, find_unit, space_budgets, sweep
 
 PRICES = "prices.json"
+_POINT = frozenset({"price", "unit", "cost", "score"})
+# A mean of scores that are stored in single precision may exceed 1 by a rounding error.
+_ROUNDING = 1e-6
 NUM_POINTS = 100
 
 
@@ -88,19 +91,49 @@ class PriceList:
         return replace(below[-1] if below else self.points[0], price=price)
 
     def save(self, folder: Path) -> None:
+        """Write `prices.json`, whole or not at all."""
         write_json(folder / PRICES, asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, root: Path | None = None) -> Self:
+        """Read what `save` wrote.
+
+        Raises FileNotFoundError where there are no prices, FolderError where one of them is none that is ever
+        chosen. `root` is as in `files.check_file`.
+        """
         path = folder / PRICES
-        if not path.is_file():
+        if not path.exists() and not path.is_symlink():
             raise FileNotFoundError(
                 f"no prices in {folder}: train the predictor with `python -m experiments.train`"
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
-        points = tuple(OperatingPoint(**point) for point in content["points"])
-        named = {name: OperatingPoint(**point) for name, point in content.get("named", {}).items()}
-        return cls(OperatingPoint(**content["default"]), points, named)
+        content = check_keys(
+            path, read_json(path, root), frozenset({"default", "points"}), frozenset({"named"})
+        )
+        rows, named_rows = content["points"], content.get("named", {})
+        if not isinstance(rows, list) or not rows:
+            raise damaged(path, "a list of at least one operating point is missing")
+        if not isinstance(named_rows, dict):
+            raise damaged(path, "the named operating points are no JSON object")
+        points = tuple(_read_point(path, f"point {number}", row) for number, row in enumerate(rows))
+        for dear, cheap in itertools.pairwise(points):
+            if cheap.price < dear.price or cheap.cost > dear.cost or cheap.unit != dear.unit:
+                raise damaged(path, "the operating points do not run from dear to cheap in one unit")
+        named = {name: _read_point(path, shorten(name, 40), row) for name, row in named_rows.items()}
+        return cls(_read_point(path, "default", content["default"]), points, named)
+
+
+def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
+    """An operating point from JSON; FolderError, naming it, where its numbers are out of range."""
+    numbers = check_keys(path, content, _POINT)
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
+            raise damaged(path, f"{key} of {name} is no finite number")
+    point = OperatingPoint(**numbers)
+    if not point.price >= 0 or not point.unit > 0 or not point.cost > 0:
+        raise damaged(path, f"price, unit or cost of {name} is below 0, or a unit or cost is 0")
+    if not -_ROUNDING <= point.score <= 1 + _ROUNDING:
+        raise damaged(path, f"the score of {name} is not between 0 and 1")
+    return point
 
 
 def check_numbers(**given: Any) -> None:

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
+from predictor.files import check_texts, get_array
 from predictor.policy import Floats, policy_value
 from predictor.tabular import has_terms
 
@@ -78,16 +79,16 @@ class QuestionOnly(ScalePredictor):
         return arrays, {"inverse_penalty": self._chosen, "terms": terms}
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._weights, self._biases, self._chosen = (
-            arrays["weights"],
-            arrays["biases"],
-            state["inverse_penalty"],
-        )
+        assert self.scales is not None
+        terms = check_texts("terms", state["terms"])
+        self._weights = get_array(arrays, "weights", len(self.scales), len(terms))
+        self._biases = get_array(arrays, "biases", len(self.scales))
+        self._chosen = state["inverse_penalty"]
         self._vectorizer = None
-        if state["terms"]:
-            vocabulary = {term: column for column, term in enumerate(state["terms"])}
+        if terms:
+            vocabulary = {term: column for column, term in enumerate(terms)}
             self._vectorizer = self._make_vectorizer(vocabulary)
-            self._vectorizer.idf_ = arrays["idf"]
+            self._vectorizer.idf_ = get_array(arrays, "idf", len(terms))
 
     def _make_vectorizer(self, vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
         return TfidfVectorizer(

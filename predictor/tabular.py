@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from m3_backbone.labels import Inputs
 from predictor.features import Features, Standard
+from predictor.files import check_texts, get_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +90,18 @@ class Table:
     def from_state(cls, features: Features, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> Self:
         """The reverse of `get_state`; ValueError where the sentence encoder has changed in between."""
         features.check_sentences(state["sentences"])
-        standard = Standard(arrays["table.center"], arrays["table.deviation"])
-        mean, components = arrays["table.mean"], arrays["table.components"]
-        return cls(features, state["words"], state["visual_widths"], mean, components, standard)
+        center = get_array(arrays, "table.center", None)
+        standard = Standard(center, get_array(arrays, "table.deviation", len(center)))
+        components = get_array(arrays, "table.components", None, None)
+        mean = get_array(arrays, "table.mean", components.shape[1])
+        words, widths = check_texts("words", state["words"]), state["visual_widths"]
+        is_list = isinstance(widths, list) and len(widths) == len(features.scales)
+        if not is_list or any(type(width) is not int or width < 0 for width in widths):
+            raise ValueError("visual_widths are no whole numbers, one for each scale that is read")
+        # A width is what images are padded to: it may be no more than the components have room for.
+        if components.size and (not sum(widths) or components.shape[1] % sum(widths)):
+            raise ValueError(f"components of {components.shape[1]} numbers, and visual_widths {widths}")
+        return cls(features, words, widths, mean, components, standard)
 
 
 def make_vectorizer(**arguments: Any) -> CountVectorizer:

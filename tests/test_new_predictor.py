@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 import predictor
 from experiments import train
 from experiments.config import find_config_dir
-from experiments.training.trained import TrainingSettings
+from experiments.training.configured import open_configured
+from experiments.training.trained import TrainingSettings, find_trained, load_trained
 from experiments.training_record import read_record
 from predictor.base import ScalePredictor
+from predictor.files import FolderError
 from predictor.policy import policy_value
 from predictor.pricing import PriceList
 from tests.pages import write_blocks
@@ -59,7 +62,9 @@ def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels,
     home = path.parent
     record = read_record(home)
     fresh = make_labels(300, seed=9, split="test")
-    loaded = ScalePredictor.load(home)
+    with pytest.raises(FolderError, match=r"built from predictor\.telling_word\.TellingWord"):
+        ScalePredictor.load(home)
+    loaded = ScalePredictor.load(home, trust=["predictor.telling_word"])
     worth = functools.partial(policy_value, cost=fresh.inputs.visual_tokens, score=fresh.outcomes.score)
     mix = np.tile(fresh.outcomes.score.mean(axis=0), (len(fresh), 1))
     found, best, nothing = worth(loaded.predict(fresh.inputs)), worth(blind_estimates(fresh)), worth(mix)
@@ -67,6 +72,21 @@ def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels,
     assert found > nothing + 0.02
     assert record is not None and record.recovered > 0.1
     assert PriceList.load(home).points
+
+    # A command trusts what it was configured with, and loads it.
+    (opened, *_) = open_configured(config)
+    assert opened.folder == home
+    by_arguments = find_trained(
+        home.parent.parent, instantiate(config.predictor, _convert_="all"), labels, seed=0
+    )
+    named = find_trained(
+        *(home.parent.parent, instantiate(config.predictor, _convert_="all"), labels),
+        seed=0,
+        folder=str(home),
+    )
+    assert type(by_arguments.predictor) is type(named.predictor) is type(loaded)
+    with pytest.raises(FolderError, match=r"built from predictor\.telling_word\.TellingWord"):
+        load_trained(home)
 
 
 def test_it_is_left_alone_when_it_is_up_to_date_and_trained_anew_with_other_arguments(

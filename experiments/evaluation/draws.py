@@ -25,6 +25,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Predictor
 from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
+from m3_backbone.shards import write_bytes
 
 DRAWS = "draws.safetensors"
 # Largest number of resamples that is stored of the scores at the budgets: enough for a band.
@@ -94,10 +95,8 @@ def collect_draws(
 
 
 def write_draws(folder: Path, draws: Mapping[str, Float32s]) -> None:
-    """Write them by renaming: a run whose draws are there is whole."""
-    temporary = folder / f"{DRAWS}.tmp"
-    temporary.write_bytes(save(dict(draws)))
-    temporary.replace(folder / DRAWS)
+    """Write them atomically: a run whose draws are there is whole."""
+    write_bytes(folder / DRAWS, save(dict(draws)))
 
 
 class StoredDraws(Mapping[str, Float32s]):

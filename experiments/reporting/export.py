@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from m3_backbone.shards import write_bytes
+
 # Names come from data: two dollar signs in one of them are no formula. For whatever makes a figure's texts.
 PLAIN_TEXT: Any = {"text.parse_math": False}
 _METADATA: dict[str, dict[str, Any]] = {
@@ -28,7 +30,7 @@ def render_figure(figure: Figure, kind: str) -> bytes:
 def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "svg")) -> None:
     """Write `path.pdf` and so on; a dot in the name is part of it."""
     for kind in kinds:
-        path.with_name(f"{path.name}.{kind}").write_bytes(render_figure(figure, kind))
+        write_bytes(path.with_name(f"{path.name}.{kind}"), render_figure(figure, kind))
 
 
 def encode_picture(figure: Figure) -> str:

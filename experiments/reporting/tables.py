@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.reporting.text_table import format_latex, format_markdown, format_table
+from m3_backbone.shards import write_text
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,4 @@ def write_tables(folder: Path, tables: Iterable[Table]) -> None:
     for table in tables:
         forms = {"csv": table.to_csv(), "tex": table.to_latex(), "md": table.to_markdown() + "\n"}
         for suffix, text in forms.items():
-            (folder / f"{table.name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+            write_text(folder / f"{table.name}.{suffix}", text)

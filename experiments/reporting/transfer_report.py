@@ -17,7 +17,7 @@ from experiments.reporting.page import Provenance, write_page
 from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
-from predictor.folder import write_json
+from predictor.files import write_json
 
 PAGE, FIGURES = "transfer.html", "transfer.json"
 

@@ -14,6 +14,7 @@ from experiments.reporting.text_table import format_table
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import format_overrides, write_experiment
 from experiments.search.study import FINISHED
+from m3_backbone.shards import write_text
 
 SELECTION = (
     "Values are of the validation part that also chose each trial's epochs, trees, neighbours or shares: "
@@ -46,7 +47,7 @@ def conclude(
             "  so the value is optimistic: evaluate on the test split for an unbiased one",
         ]
         content = write_experiment([*fixed, *format_overrides(trial.params)], comments)
-        (folder / "experiment" / f"{file}.yaml").write_text(content, encoding="utf-8")
+        write_text(folder / "experiment" / f"{file}.yaml", content)
     pictures = save_figure(
         draw_study(study, [OBJECTIVES[objective].label for objective in objectives]),
         folder,

@@ -8,16 +8,19 @@ folder is written beside its place and renamed when it is complete; its record h
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.names import to_file_name
-from experiments.training_record import MANIFEST, TrainingRecord, read_record
+from experiments.training_record import MANIFEST, TrainingRecord, load_record, read_record
+from m3_backbone.shards import read_manifest
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.folder import CONFIG, WEIGHTS, describe
+from predictor.files import FolderError, digest_file
+from predictor.folder import CONFIG, WEIGHTS, describe, list_classes
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import PRICES, PriceList
 
@@ -104,16 +107,27 @@ def locate(predictors: Path, name: str, identity: Mapping[str, Any]) -> Path:
     return predictors / to_file_name(name) / hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainedPredictor:
+def trust_configured(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """Classes that a configuration has instantiated, by its identity: a command trusts them.
+
+    So a predictor of a user's own module, and what it is made of, load in the commands that name it.
+    """
+    parts = [identity] if "class" in identity else []
+    parts += [identity["calibrator"]] if "calibrator" in identity else []
+    return tuple(sorted({name for part in parts for name in list_classes(part)}))
+
+
+def load_trained(
+    folder: Path, identity: Mapping[str, Any] | None = None, trust: Sequence[str] = ()
+) -> TrainedPredictor:
     """Load the predictor, prices, hybrid and record of one training from its folder.
 
-    If `identity` is given, the record has to agree with it. Raises FileNotFoundError if there is no finished
-    training, and ValueError if files are damaged, differ from their digests in the record, or change while
-    they are read.
+    If `identity`, that of a configuration, is given, the record has to agree with it, and its classes are
+    trusted beside our own and those in `trust` (see `ScalePredictor.load`). Raises FileNotFoundError if there
+    is no finished training, and ValueError (most often FolderError) if files are damaged, differ from their
+    digests in the record, or change while they are read.
     """
-    record = read_record(folder)
-    if record is None:
-        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+    record = load_record(folder)
     if identity is not None and record.identity != identity:
         other = name_differences(record.identity, identity)
         raise IncompleteTraining(
@@ -132,10 +146,16 @@ def load_trained(folder: Path, identity: Mapping[str, Any] | None = None) -> Tra
         folder=folder,
         record=record,
         digest=join_digests(digests),
-        predictor=ScalePredictor.load(folder),
+        predictor=ScalePredictor.load(folder, (*trust, *trust_configured(identity or {}))),
         prices=PriceList.load(folder),
         hybrid=Hybrid.load(folder),
     )
+    scales = trained.predictor.scales or ()
+    if trained.hybrid is not None and trained.hybrid.num_scales != len(scales):
+        raise FolderError(
+            f"{folder / HYBRID} was fitted on {trained.hybrid.num_scales} scales, its predictor on "
+            f"{len(scales)}: delete {folder} and run `python -m experiments.train` again"
+        )
     if digest_files(folder) != digests:
         raise ValueError(f"{folder} was written to while it was read: run the command again")
     return trained
@@ -148,11 +168,7 @@ def join_digests(digests: Mapping[str, str]) -> str:
 
 def digest_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each existing file of a trained predictor except its record."""
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in FILES
-        if (folder / name).is_file()
-    }
+    return {name: digest_file(folder / name) for name in FILES if os.path.lexists(folder / name)}
 
 
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
@@ -175,19 +191,26 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
 
 
 def find_trained(
-    predictors: Path, predictor: ScalePredictor, labels: Path, *, seed: int, folder: str | None = None
+    predictors: Path,
+    predictor: ScalePredictor,
+    labels: Path,
+    *,
+    seed: int,
+    folder: str | None = None,
+    trust: Sequence[str] = (),
 ) -> TrainedPredictor:
     """The trained predictor with these arguments and this seed, on these labels if the label folder exists.
 
     Settings of prices and the calibrator may be any: the commands that use a predictor do not have them.
-    `folder` selects one of several. Raises FileNotFoundError if there is none, ValueError if several match.
+    `folder` selects one of several. The classes of `predictor`, and those in `trust`, are trusted beside our
+    own. Raises FileNotFoundError if there is none, ValueError if several match.
     """
     wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
-    manifest = labels / "manifest.json"
-    if manifest.is_file():
-        wanted |= identify_labels(json.loads(manifest.read_text(encoding="utf-8")))
+    trust = (*trust, *trust_configured(wanted))
+    if (labels / "manifest.json").is_file():
+        wanted |= identify_labels(read_manifest(labels))
     if folder is not None:
-        trained = load_trained(Path(folder))
+        trained = load_trained(Path(folder), trust=trust)
         known = {key: trained.record.identity.get(key) for key in wanted}
         if known != wanted:
             other = name_differences(known, wanted)
@@ -219,7 +242,7 @@ def find_trained(
             f"several trained predictors match; they differ in {name_differences(first, second)}: choose one "
             f"with trained=FOLDER ({places})"
         )
-    return load_trained(fitting[0][0])
+    return load_trained(fitting[0][0], trust=trust)
 
 
 def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecord]]:

@@ -36,8 +36,8 @@ class ExpectedUtility(Objective):
         temperature: float = 0.05,
     ) -> None:
         super().__init__(num_scales)
-        if not 0 < lowest < highest or num_prices < 2:
-            raise ValueError(f"prices go from lowest {lowest} > 0 to highest {highest}, at least two of them")
+        if not 0 < lowest < highest or not 2 <= num_prices <= 1000:
+            raise ValueError(f"prices go from lowest {lowest} > 0 to highest {highest}, 2 to 1000 of them")
         self.lowest, self.highest, self.num_prices = lowest, highest, num_prices
         self.temperature = temperature
         self.register_buffer("unit", torch.ones(()))

@@ -44,7 +44,13 @@ def store(tmp_path_factory):
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     folder = tmp_path_factory.mktemp("store")
     parts = {
-        split: label(inputs, score, split=split, image_prefix=split, fingerprints=backbone.fingerprints)
+        split: label(
+            inputs,
+            score,
+            split=split,
+            image_prefix=split,
+            fingerprints={**backbone.fingerprints, "data": "dd"},
+        )
         for split in ("train", "calibration")
     }
     write_labels(folder / "labels", parts)

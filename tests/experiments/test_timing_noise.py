@@ -166,7 +166,7 @@ def account():
     random = np.random.default_rng(0)
     common = random.lognormal(0, 0.3, 12)
     overhead = {"informed": common, "question_only": 0.1 * common}
-    timings = Timings(8 * common, common[:, None] * [4, 6, 9, 20], overhead, batch_size=2, num_rounds=3)
+    timings = Timings(8 * common, common[:, None] * [4, 6, 9, 20], overhead, 2, 3, machine="a CPU, 2 threads")
     return count_milliseconds(timings)
 
 
@@ -210,13 +210,14 @@ def test_it_is_said_how_much_was_timed_and_what_is_not_covered(account):
     splits = make_outcomes("calibration", 20), make_outcomes("test", 20)
     content = collect_account(compare(*splits, account=account))
     fixed = content["timings"].pop("fixed")
-    assert content["timings"] == {"num_pictures": 24, "num_rounds": 3, "batch_size": 2}
+    machine = "a CPU, 2 threads"
+    assert content["timings"] == {"num_pictures": 24, "num_rounds": 3, "batch_size": 2, "machine": machine}
     assert [each["value"] for each in fixed] == content["fixed"]
     assert all(each["low"] < each["value"] < each["high"] for each in fixed)
     assert "timings" not in collect_account(compare(*splits, account=replace(account, timings=None)))
     assert describe_timings(account) == (
-        "milliseconds are means over 24 pictures timed in 3 rounds; their intervals cover the noise of these "
-        "timings, but not drift between runs"
+        "milliseconds are means over 24 pictures timed in 3 rounds (a CPU, 2 threads); their intervals cover "
+        "the noise of these timings, but not drift between runs"
     )
     assert not describe_timings(replace(account, timings=None))
 

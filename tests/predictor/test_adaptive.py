@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from m3_backbone.features import compute_features
@@ -54,7 +55,13 @@ def make_parts(backbone, inputs):
     fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     return [
-        label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
+        label(
+            inputs,
+            score,
+            split="train",
+            image_prefix=side,
+            fingerprints={**backbone.fingerprints, "data": "dd"},
+        )
         for side in ("train", "validation")
     ]
 
@@ -250,3 +257,87 @@ def test_only_what_a_predictor_reads_is_computed(backbone, images):
     inputs = make_inputs(backbone, encoded, [COLOR], features, token_embeddings=backbone.token_embeddings())
     assert not inputs.visual and {name.split("/")[0] for name in inputs.statistic_names} == {"image"}
     assert features.read_statistics(inputs).tolist() == [[pytest.approx(images[0].convert("L").entropy())]]
+
+
+def test_pictures_come_in_any_form(backbone, images, joined, tmp_path):
+    """A path, the bytes of its file, its pixels and the image give one answer; one question no list."""
+    path = tmp_path / "image.png"
+    images[0].save(path)
+    expected = joined.answer([images[0]], [COUNT])
+    assert isinstance(expected, list)
+    for picture in (images[0], path, str(path), path.read_bytes(), np.asarray(images[0])):
+        assert joined.answer(picture, COUNT) == expected[0]
+        assert joined.answer([picture], COUNT) == expected[0]
+        assert joined.answer(picture, [COUNT]) == expected
+
+
+def test_one_picture_answers_all_questions_and_is_encoded_once(images, joined, monkeypatch):
+    expected = joined.answer([images[0]] * 3, [COUNT, COLOR, COUNT])
+    seen = []
+    encode = joined.backbone.encode
+
+    def count(batch):
+        seen.append(len(batch))
+        return encode(batch)
+
+    monkeypatch.setattr(joined.backbone, "encode", count)
+    assert joined.answer(np.asarray(images[0]), [COUNT, COLOR, COUNT]) == expected
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "questions", "message"),
+    [
+        ("image", "", "question 1 of 1 is '': ask something"),
+        ("image", [COLOR, " \n"], r"question 2 of 2 is ' \\n'"),
+        ("image", [COLOR, None], "question 2 of 2 is None"),
+        ("image", "word " * 5000, "the question is too long"),
+        ("two", COLOR, "2 images and 1 questions: give an image to every question"),
+        ("two", [COLOR] * 3, "2 images and 3 questions"),
+        ("none.png", COLOR, "no image none.png"),
+        (b"", COLOR, "the bytes that were given: no picture"),
+        (b"%!PS", COLOR, "the bytes that were given: no picture"),
+        (np.zeros((4, 4, 3)), COLOR, r"array of float64 \[4, 4, 3\] is no picture"),
+        (np.zeros((2, 4, 4, 3), np.uint8), COLOR, r"array of uint8 \[2, 4, 4, 3\]"),
+        ([7], [COLOR], "a int is no picture"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(images, joined, pictures, questions, message):
+    if isinstance(pictures, str) and pictures in ("image", "two"):
+        pictures = images[0] if pictures == "image" else images[:2]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        joined.answer(pictures, questions)
+
+
+def test_its_representation_says_what_it_is(joined):
+    assert repr(joined) == (
+        "AdaptiveM3(backbone='checkpoint', scales=[1, 9, 36, 144, 576], predictor='question_only', default "
+        "price 0.2 per 576 visual tokens (300.0 visual tokens, score 0.9000 on calibration), budgets from "
+        "1.0 to 300.0 visual tokens, points risk)"
+    )
+
+
+def test_it_moves_like_a_module(images, caplog):
+    backbone = LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", max_new_tokens=2)
+    encoded = backbone.encode(images[:1])
+    inputs = make_inputs(
+        backbone, encoded * 2, [COLOR, COUNT], FEATURES, token_embeddings=backbone.token_embeddings()
+    )
+    predictor = QuestionOnly().fit(*make_parts(backbone, inputs))
+    model = AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,)))
+    before = model.answer(images[0], [COLOR, COUNT])
+    fingerprints = dict(backbone.fingerprints)
+    assert model.eval() is model and model.to("cpu") is model and model.to(torch.float32) is model
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+    assert not caplog.records and backbone.fingerprints == fingerprints
+    assert model.to("cpu", torch.bfloat16).dtype == torch.bfloat16 == backbone.model.dtype
+    assert "its predictor was trained on answers in float32" in caplog.text
+    assert backbone.fingerprints["decoding"] != fingerprints["decoding"]
+    assert len(model.answer(images[0], [COLOR, COUNT])) == 2
+    # Back again it is what it was: weights are read anew, not rounded.
+    assert model.to(dtype="float32").answer(images[0], [COLOR, COUNT]) == before
+    with pytest.raises(ValueError, match="dtype is 'int8', and may be float32"):
+        model.to(dtype="int8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="there is no GPU"):
+            model.to("cuda")

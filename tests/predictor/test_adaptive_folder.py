@@ -5,16 +5,18 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 
 from m3_backbone.llava import LlavaBackbone
 from predictor.adaptive import AdaptiveM3
 from predictor.adaptive_inputs import make_inputs
+from predictor.files import FolderError
 from predictor.hybrid import HYBRID, Hybrid
 from predictor.pricing import OperatingPoint, PriceList
 from predictor.question_only import QuestionOnly
@@ -35,7 +37,13 @@ def make_model(backbone, image):
     fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     train, validation = (
-        label(inputs, score, split="train", image_prefix=side, fingerprints=backbone.fingerprints)
+        label(
+            inputs,
+            score,
+            split="train",
+            image_prefix=side,
+            fingerprints={**backbone.fingerprints, "data": "dd"},
+        )
         for side in ("train", "validation")
     )
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(train, validation)
@@ -141,12 +149,34 @@ def test_changed_weights_are_refused(folder):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "prices.json"])
+def test_a_flipped_bit_in_the_predictor_is_refused_by_name(folder, name):
+    path = folder / "predictor" / name
+    content = bytearray(path.read_bytes())
+    # A digit, which would be read as another one, or a byte of a weight.
+    place = max(i for i, byte in enumerate(content) if byte in b"2468") if name.endswith("json") else -9
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FolderError, match=rf"predictor/{name} is damaged \(not the file that was saved"):
+        AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_a_model_without_digests_opens_as_an_earlier_version_saved_it(model, folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["files"]) == {name for name in list_files(folder) if name.startswith("predictor/")}
+    del config["files"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert AdaptiveM3.from_pretrained(folder, device="cpu").prices == model.prices
+
+
 def test_nothing_is_imported_that_is_not_ours(folder):
     path = folder / "predictor" / "config.json"
     content = json.loads(path.read_text())
     content["arguments"]["network"] = {"partial": {"class": "os.system", "arguments": {"command": "true"}}}
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"built from os\.system, which is not of predictor, m3_backbone"):
+    with pytest.raises(
+        FolderError, match=r"config\.json is built from os\.system, which is none of tokenscale"
+    ):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
@@ -233,8 +263,8 @@ def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatc
 @pytest.mark.parametrize(
     "path",
     [
-        "predictor.adaptive.snapshot_download",  # imported there, from elsewhere
-        "predictor.folder.save_file",
+        "predictor.adaptive_folder.snapshot_download",  # imported there, from elsewhere
+        "predictor.files.save_file",
         "predictor.folder.write",  # ours, and a function
         "predictor.learned.Path",
         "predictor.objectives.base.Objective",  # a class of ours, but no predictor
@@ -244,5 +274,75 @@ def test_a_folder_names_nothing_but_classes_where_they_are_defined(folder, path)
     file = folder / "predictor" / "config.json"
     config = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps({**config, "class": path, "arguments": {}}), "utf-8")
-    with pytest.raises(ValueError, match=r"is not a class of the module|not a ScalePredictor"):
+    with pytest.raises(FolderError, match=r"which is none of tokenscale's own classes"):
         AdaptiveM3.from_pretrained(folder)
+    # Trusted, it still has to be a class, in its own module, and a predictor.
+    with pytest.raises(FolderError, match=r"is not a class of the module|not a ScalePredictor"):
+        AdaptiveM3.from_pretrained(folder, trust=["predictor"])
+
+
+def test_dtype_and_device_map_are_those_of_the_backbone(folder, image, caplog):
+    for arguments in ({"torch_dtype": torch.float32}, {"dtype": "float32"}, {"torch_dtype": "auto"}):
+        assert AdaptiveM3.from_pretrained(folder, device="cpu", **arguments).dtype == torch.float32
+    assert not caplog.records
+    for arguments in ({"torch_dtype": torch.bfloat16}, {"dtype": "torch.bfloat16"}):
+        loaded = AdaptiveM3.from_pretrained(folder, device="cpu", **arguments)
+        assert isinstance(loaded.backbone, LlavaBackbone)
+        assert loaded.dtype == loaded.backbone.model.dtype == torch.bfloat16
+        assert loaded.answer(image, COLOR).text is not None
+    assert "its predictor was trained on answers in float32" in caplog.text
+    # Its fingerprints are others now, and with them nobody could open it again.
+    with pytest.raises(ValueError, match="comes from another labelling"):
+        loaded.save_pretrained(folder)  # and what lies there stays
+    spread = AdaptiveM3.from_pretrained(folder, device_map="cpu")
+    assert isinstance(spread.backbone, LlavaBackbone) and spread.backbone.device_map == "cpu"
+    assert spread.device == torch.device("cpu")
+    with pytest.raises(ValueError, match="a model that device_map spreads is not moved"):
+        spread.to("cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"load_in_8bit": True}, TypeError, "from_pretrained takes no load_in_8bit"),
+        ({"low_cpu": 1, "attn": 2}, TypeError, "takes no attn, low_cpu"),
+        ({"torch_dtype": "int8"}, ValueError, "dtype is 'int8', and may be float32"),
+        ({"dtype": "float32", "torch_dtype": "float16"}, ValueError, "give one of them"),
+        ({"device": "cpu", "device_map": "auto"}, ValueError, "give device or device_map, not both"),
+    ],
+)
+def test_other_keywords_are_refused_by_name(folder, arguments, error, message):
+    with pytest.raises(error, match=message):
+        AdaptiveM3.from_pretrained(folder, **arguments)
+
+
+def test_an_open_backbone_is_left_where_it_is(model, folder):
+    refused: list[dict[str, Any]] = [{"device": "cpu"}, {"dtype": "float32"}]
+    for arguments in refused:
+        with pytest.raises(ValueError, match="the backbone that is given is open already"):
+            AdaptiveM3.from_pretrained(folder, backbone=model.backbone, **arguments)
+
+
+@pytest.mark.parametrize(
+    "source", ["./none", "../none", "/none", "~/none", "a/b/none", "here/none", "none/", Path("none")]
+)
+def test_a_missing_folder_is_said_in_a_line_and_no_hub_is_asked(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "none.txt").touch()
+    monkeypatch.setattr("predictor.adaptive_folder.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=r"^no folder .*none.*: give one that .*$"):
+        AdaptiveM3.from_pretrained(source)
+    with pytest.raises(FolderError, match=r"none\.txt is a file: give the folder that it lies in"):
+        AdaptiveM3.from_pretrained("none.txt")
+
+
+def test_what_the_hub_does_not_have_is_said_in_a_line(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("401 Client Error.\n\nRepository Not Found\n  for url ...")
+
+    monkeypatch.setattr("predictor.adaptive_folder.snapshot_download", fail)
+    with pytest.raises(
+        OSError, match=r"^someone/none is no folder here, and not to be had .*for url \.\.\.$"
+    ):
+        AdaptiveM3.from_pretrained("someone/none")

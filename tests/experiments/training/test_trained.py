@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_read_does_not_cost_a_finished_training(labels, tm
     identity = train(labels, tmp_path, QuestionOnly())
     place = locate(tmp_path, "question_only", identity)
 
-    def fail(path):
+    def fail(*arguments):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:

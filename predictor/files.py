@@ -1,0 +1,245 @@
+"""Reading and writing the files of a saved predictor: JSON and safetensors, within limits, never pickle.
+
+A folder may come from a stranger. A file is read only if it is a regular file that lies in its folder and is
+not absurdly large; JSON is limited in depth and in number of values, and the shapes and types of a
+safetensors file are checked by its header before any array is allocated. Whatever is wrong is a `FolderError`
+of one line that names the file.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from m3_backbone.shards import write_atomically, write_text
+
+# The vocabulary of a text model on a large data set takes a few megabytes; nothing here is deeply nested.
+MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_DEPTH = 32
+MAX_JSON_VALUES = 2_000_000
+MAX_HEADER_BYTES = 4 * 2**20
+MAX_ARRAY_BYTES = 4 * 2**30
+_MAX_DIMENSIONS = 8
+_ITEM_SIZES = {
+    **{"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2},
+    **{"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8},
+}
+
+
+class FolderError(ValueError):
+    """A file of a saved predictor, or of a published model, that is refused; the message names the file."""
+
+
+def damaged(path: Path, reason: object) -> FolderError:
+    """The error for a file that is not what was once written."""
+    return FolderError(
+        f"{path} is damaged ({shorten(reason)}): no whole predictor, run the train command again or fetch "
+        "the folder again"
+    )
+
+
+def shorten(text: object, length: int = 300) -> str:
+    """As one line of at most `length` characters that any terminal shows."""
+    line = " ".join(str(text).split())
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
+def check_file(path: Path, max_bytes: int, root: Path | None = None) -> int:
+    """Size in bytes of a regular file of 1 to `max_bytes` bytes below `root` (see `check_place`)."""
+    target = check_place(path, root or path.parent)
+    try:
+        size, is_regular = target.stat().st_size, target.is_file()
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from error
+    if not is_regular:
+        raise damaged(path, "not a regular file")
+    if not size:
+        raise damaged(path, "the file is empty")
+    if size > max_bytes:
+        raise damaged(path, f"{size:,} bytes, and at most {max_bytes:,} are read")
+    return size
+
+
+def check_place(path: Path, root: Path) -> Path:
+    """Where `path` leads; FolderError unless that is below `root`.
+
+    A snapshot in the Hugging Face cache consists of links to the blobs beside it: those are followed too.
+    """
+    try:
+        target, home = path.resolve(strict=True), root.resolve(strict=True)
+    except FileNotFoundError as error:
+        raise damaged(path, "the file is missing") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no permission; a circle of links
+        raise damaged(path, getattr(error, "strerror", None) or error) from error
+    allowed = [home, *(each.parents[1] / "blobs" for each in _find_snapshots(home))]
+    if not any(target.is_relative_to(each) for each in allowed):
+        raise damaged(path, "a link that leads out of the folder")
+    return target
+
+
+def _find_snapshots(folder: Path) -> list[Path]:
+    """The snapshot of a Hugging Face cache, `models--*/snapshots/*`, that a folder lies in or is."""
+    return [
+        each
+        for each in (folder, *folder.parents)
+        if len(each.parents) > 1
+        and each.parent.name == "snapshots"
+        and each.parents[1].name.startswith("models--")
+    ]
+
+
+def digest_file(path: Path, root: Path | None = None) -> str:
+    """SHA-256 of a file that `read_json` or `read_arrays` may read."""
+    check_file(path, MAX_ARRAY_BYTES, root)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from error
+
+
+def read_json(path: Path, root: Path | None = None) -> Any:
+    """Content of a JSON file, UTF-8, within the limits above; FolderError for any other file."""
+    check_file(path, MAX_JSON_BYTES, root)
+    try:
+        with path.open("rb") as file:
+            return parse_json(file.read(MAX_JSON_BYTES + 1))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"no JSON that is read here: {error}") from error
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from error
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON of limited depth and number of values, without repeated keys; ValueError for anything else."""
+    content = json.loads(text.decode("utf-8"), object_pairs_hook=_to_object)
+    level, num_values = [content], 0
+    for _ in range(MAX_JSON_DEPTH):
+        num_values += len(level)
+        if num_values > MAX_JSON_VALUES:
+            raise ValueError(f"more than {MAX_JSON_VALUES:,} values")
+        below = [each for each in level if isinstance(each, dict | list)]
+        if not below:
+            return content
+        level = [value for each in below for value in (each.values() if isinstance(each, dict) else each)]
+    raise ValueError(f"nested more than {MAX_JSON_DEPTH} deep")
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def check_keys(
+    path: Path, content: Any, required: frozenset[str], optional: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """`content`, if it is an object with the `required` keys and no others but the `optional` ones."""
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
+    missing, unknown = required - content.keys(), content.keys() - required - optional
+    if missing:
+        raise damaged(path, f"the key {min(missing)!r} is missing")
+    if unknown:
+        raise damaged(path, f"unknown key {min(unknown)!r}")
+    return content
+
+
+def read_arrays(path: Path, root: Path | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a safetensors file, whose header is checked before anything is allocated."""
+    size = check_file(path, MAX_ARRAY_BYTES, root)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            _check_header(parse_json(file.read(length)), size - 8 - length)
+        arrays: dict[str, np.ndarray] = load_file(path)
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from error
+    except (ValueError, TypeError, KeyError, RecursionError, MemoryError, SafetensorError) as error:
+        raise damaged(path, error) from error
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise damaged(path, f"the array {name!r} holds nan")
+    return arrays
+
+
+def _check_header(header: Any, num_bytes: int) -> None:
+    """Raise ValueError unless the arrays of a safetensors header fill `num_bytes` exactly."""
+    if not isinstance(header, dict):
+        raise ValueError("the header is no JSON object")
+    header.pop("__metadata__", None)
+    ends = [(0, 0)]
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"the header describes no array {name!r}")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in _ITEM_SIZES:
+            raise ValueError(f"array {name!r} is of the type {entry['dtype']!r}")
+        if not _is_list_of_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"array {name!r} has no shape")
+        if not _is_list_of_counts(offsets) or len(offsets) != 2:
+            raise ValueError(f"array {name!r} has no place")
+        if offsets[1] - offsets[0] != math.prod(shape) * _ITEM_SIZES[entry["dtype"]]:
+            raise ValueError(f"array {name!r} of shape {shape} does not fit its place")
+        ends.append((offsets[0], offsets[1]))
+    ends.sort()
+    if any(end != start for (_, end), (start, _) in itertools.pairwise(ends)):
+        raise ValueError("arrays that overlap, or bytes between them")
+    if ends[-1][1] != num_bytes:
+        raise ValueError(f"{num_bytes:,} bytes of arrays, where the header names {ends[-1][1]:,}")
+
+
+def _is_list_of_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+
+
+def get_array(
+    arrays: Mapping[str, np.ndarray], name: str, *shape: int | None, kinds: str = "f"
+) -> np.ndarray:
+    """`arrays[name]`, if it has this shape (None: any length) and a dtype of these kinds; else ValueError."""
+    if name not in arrays:
+        raise ValueError(f"the array {name!r} is missing")
+    array = arrays[name]
+    fits = len(array.shape) == len(shape) and all(
+        wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype.kind not in kinds:
+        wanted = ["any" if length is None else length for length in shape]
+        raise ValueError(f"the array {name!r} is {array.dtype}{list(array.shape)}, and not {wanted}")
+    return array
+
+
+def check_texts(name: str, texts: Any) -> list[str]:
+    """`texts`, if they are a list of distinct texts; ValueError otherwise."""
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} are no list of texts")
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"one of the {name} stands there twice")
+    return texts
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all. ValueError for more than `read_json` reads."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path.name} would have more than {MAX_JSON_BYTES:,} bytes: keep fewer words or a smaller state"
+        )
+    write_text(path, text)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write safetensors, whole or not at all."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
