@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 
 def find_config_dir() -> Path:
@@ -36,12 +37,16 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
             try:
-                return function(config)
+                # What this imports would slow down --help and completion.
+                from experiments.settings.check import check_settings
+
+                return function(check_settings(config_name, config))
             except Exception as error:
                 mistake = describe_mistake(error)
                 if mistake is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
-                print(f"error: {mistake}", file=sys.stderr)
+                for line in mistake.splitlines():
+                    print(f"error: {line}", file=sys.stderr)
                 raise SystemExit(2) from error
 
         return hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(
@@ -55,12 +60,23 @@ def describe_mistake(error: BaseException | None) -> str | None:
     """What a user is told about their own mistake; None when the error is not one."""
     match error:
         case InstantiationException():
-            return describe_mistake(error.__cause__)
+            return _describe_building(error)
         case MissingMandatoryValue():
             return f"{error.full_key} has no default: give {error.full_key}=..."
+        case InterpolationResolutionError():
+            return " ".join(str(error).split())
         case ValueError() | OSError():
             return str(error)
         case Exception() if type(error).__name__ == "MisconfigurationException":
             # Lightning's, known by name: importing it here would slow down commands that do not train.
             return f"Lightning cannot do what the trainer settings ask for: {error} trainer=cpu runs anywhere"
     return None
+
+
+def _describe_building(error: InstantiationException) -> str | None:
+    """What is wrong with an object of the configuration; arguments are named as options."""
+    mistake = describe_mistake(error.__cause__)
+    place = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    if mistake is not None and place and re.match(r"\w+=", mistake):
+        return f"{place[1]}.{mistake}"
+    return mistake

@@ -86,7 +86,7 @@ def test_what_cannot_be_used_is_thrown_away_and_other_draws_are_not(tmp_path):
     other = replace(table, fingerprints={**table.fingerprints, "weights": "other"})
     make_folder(tmp_path, other, temperature=2).begin()
     assert not first.exists()
-    with pytest.raises(ValueError, match="temperature above 0, not 0"):
+    with pytest.raises(ValueError, match="temperature=0: give a number above 0"):
         make_folder(tmp_path, table, temperature=0)
 
 
