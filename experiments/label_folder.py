@@ -20,6 +20,7 @@ from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes import HELD_OUT, OutcomeTable
 from m3_backbone.shards import (
     SCHEMA_VERSION,
+    find_shards,
     read_header,
     read_manifest,
     to_feature_table,
@@ -152,10 +153,13 @@ class LabelFolder:
 
     def _move_aside(self) -> None:
         """Move what labelling wrote here, if there is anything, into a folder beside this one."""
-        # Records of test evaluations and locks stay; the manifest comes last, so that a kill shows.
-        names = (*ROOMS, RESAMPLED, SET_ASIDE, EMBEDDINGS, _OLD_LATENCY, MANIFEST)
+        shards = [path for room in ROOMS for split in SPLITS for path in find_shards(self.path, room, split)]
+        answers = sorted((self.path / RESAMPLED).glob("*.safetensors"))
+        # Records of test evaluations, locks and what is not ours stay; the manifest comes last, so that a
+        # kill shows.
+        names = (SET_ASIDE, EMBEDDINGS, _OLD_LATENCY, MANIFEST)
         with self.writing():
-            self.replaced = move_aside(self.path, [self.path / name for name in names])
+            self.replaced = move_aside(self.path, [*shards, *answers, *(self.path / name for name in names)])
         if self.replaced is not None:
             log.warning("the labels that were in %s are kept in %s", self.path, self.replaced)
 

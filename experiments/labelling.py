@@ -205,10 +205,10 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
     if scales is None:
         return tuple(scale for scale in ladder if scale in FEATURE_SCALES)
     if unknown := set(scales) - set(ladder):
+        lacking, there = (", ".join(map(str, some)) for some in (sorted(unknown), ladder))
         raise ValueError(
-            f"feature_scales={list(scales)}: {backbone.name} has no scale "
-            f"{', '.join(map(str, sorted(unknown)))}, give some of {', '.join(map(str, ladder))}, or null for "
-            "1, 9 and 36 as far as it has them"
+            f"feature_scales={list(scales)}: {backbone.name} has no scale {lacking}, give some of {there}, "
+            "or null for 1, 9 and 36 as far as it has them"
         )
     return tuple(scale for scale in ladder if scale in scales)
 

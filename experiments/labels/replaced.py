@@ -9,22 +9,20 @@ from pathlib import Path
 RESAMPLED = "resampled"
 
 
-def move_aside(folder: Path, paths: Iterable[Path]) -> Path | None:
-    """Move those of `paths` in `folder` that are there and hold something into a new folder beside it.
+def move_aside(folder: Path, files: Iterable[Path]) -> Path | None:
+    """Move those of `files` below `folder` that are there into a new folder beside it, to the same places.
 
     Returns that folder, `FOLDER.replaced-YYYY-MM-DD_HH-MM-SS`; None where there is nothing to move.
     """
-    filled = [path for path in paths if _holds_anything(path)]
-    if not filled:
+    present = [path for path in files if path.exists()]
+    if not present:
         return None
     target = _make_folder(folder)
-    for path in filled:
-        path.rename(target / path.name)
+    for path in present:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
     return target
-
-
-def _holds_anything(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _make_folder(folder: Path) -> Path:

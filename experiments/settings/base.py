@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # A mapping with `_target_` and the arguments of that class.
 Built = dict[str, Any]
@@ -69,5 +69,5 @@ class Labelled(Settings):
     """What commands on one task and one backbone share."""
 
     paths: Paths
-    backbone: Described
-    task: Described
+    backbone: Described = Field(default={})
+    task: Described = Field(default={})

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Le, Len
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from experiments.settings.base import (
     Built,
@@ -88,7 +88,7 @@ class FailuresSettings(Labelled):
     seed: Seed
     """of the choice of pictures"""
     split: Literal["train", "calibration"]
-    """never test, as what is learnt from failures goes into the next training"""
+    """what is learnt from failures goes into the next training; a report shows those on test"""
     scale: PositiveInt | None
     """scale at which an answer is wrong to be shown; null: the finest"""
     per_kind: PositiveInt
@@ -128,7 +128,7 @@ class TransferSettings(PredictorSettings, Intervals):
     """`experiments.transfer`."""
 
     paths: TransferPaths
-    backbone: Described
+    backbone: Described = Field(default={})
     trainer: Built
     sources: list[FolderName] | FolderName
     """tasks that are trained on"""

@@ -475,7 +475,7 @@ def test_an_impossible_shard_is_refused(text, task, backbone, tmp_path):
 
 
 def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="throw away what the other shards make"):
+    with pytest.raises(ValueError, match="would replace what the other shards make"):
         label_some(task, backbone, tmp_path, shard="0/2", overwrite=True)
     with (
         FileLock(tmp_path / ".lock-0-of-2"),
