@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,35 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     print(f"error: {line}", file=sys.stderr)
                 raise SystemExit(2) from error
 
-        return hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(
+        command = hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(
             guarded
         )
 
+        @functools.wraps(function)
+        def run(config: DictConfig | None = None) -> Any:
+            if config is None and (mistake := find_wrong_group(sys.argv[1:])) is not None:
+                print(f"error: {mistake}", file=sys.stderr)
+                raise SystemExit(2)
+            return command(config)
+
+        return run
+
     return decorate
+
+
+def find_wrong_group(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first config group that is given no name, as `trainer=null`; None if none is.
+
+    Hydra ends in a traceback there.
+    """
+    for argument in arguments:
+        given = re.fullmatch(r"\+{0,2}([\w/]+)(@[\w.]+)?=(null|true|false|[-+\d.]+|\{.*\}|)", argument)
+        folder = find_config_dir() / given[1] if given else None
+        if given and folder is not None and folder.is_dir():
+            options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            name = f"{given[1]}{given[2] or ''}"
+            return f"{name}={given[3]}: give one of {options}, or ~{name} to leave it out"
+    return None
 
 
 def describe_mistake(error: BaseException | None) -> str | None:
@@ -76,6 +100,12 @@ def describe_mistake(error: BaseException | None) -> str | None:
 def _describe_building(error: InstantiationException) -> str | None:
     """What is wrong with an object of the configuration; arguments are named as options."""
     mistake = describe_mistake(error.__cause__)
+    if (
+        mistake is None
+        and isinstance(error.__cause__, TypeError)
+        and "call to target 'lightning." in str(error)
+    ):
+        mistake = f"Lightning cannot do what the trainer settings ask for: {error.__cause__}"
     place = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
     if mistake is not None and place and re.match(r"\w+=", mistake):
         return f"{place[1]}.{mistake}"

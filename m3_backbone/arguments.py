@@ -54,16 +54,18 @@ def checked(function: _Function) -> _Function:
 
 @functools.lru_cache
 def read_hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Annotations of a function's parameters; none where a name in them cannot be resolved at run time."""
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):
-        return {}
+    """Annotations of a function's parameters; without those whose names cannot be resolved at run time."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    parameters = inspect.signature(function).parameters.values()
-    return {
-        each.name: hints[each.name] for each in parameters if each.name in hints and each.kind not in kinds
-    }
+    namespace = getattr(function, "__globals__", {})
+    hints: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in kinds and parameter.annotation is not inspect.Parameter.empty:
+            holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+            try:
+                hints |= typing.get_type_hints(holder, namespace, include_extras=True)
+            except (NameError, TypeError):
+                continue
+    return hints
 
 
 def check_argument(name: str, value: Any, annotation: Any) -> None:
@@ -102,11 +104,17 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, Mapping) and all(
             accepts(keys, key) and accepts(values, item) for key, item in value.items()
         )
-    if origin is Callable:
+    if _is_callable(annotation):
         return callable(value)
     if dataclasses.is_dataclass(annotation):
         return isinstance(value, annotation)
     return True
+
+
+def _is_callable(annotation: Any) -> bool:
+    """Whether a type is `Callable[...]`, or a protocol of something that is called."""
+    is_protocol = getattr(annotation, "_is_protocol", False) and "__call__" in vars(annotation)
+    return get_origin(annotation) is Callable or annotation is Callable or is_protocol
 
 
 def find_mapping(annotation: Any) -> Any:
@@ -156,9 +164,11 @@ def describe_type(annotation: Any) -> str:
         return f"a list of {len(arguments)}: {'; '.join(map(describe_type, arguments))}"
     if origin in _LISTS:
         return f"a list [...] whose items are each {describe_type(arguments[0])}"
+    if origin in _MAPPINGS and arguments[1] is Any:
+        return "a mapping {NAME: VALUE, ...}"
     if origin in _MAPPINGS:
-        return f"a mapping {{...: ...}} whose values are each {describe_type(arguments[1])}"
-    if origin is Callable:
+        return f"a mapping {{NAME: VALUE, ...}} whose values are each {describe_type(arguments[1])}"
+    if _is_callable(annotation):
         return "an object {_target_: CLASS, _partial_: true, ...}"
     return f"an object {{_target_: {getattr(annotation, '__name__', annotation)}, ...}}"
 
@@ -180,7 +190,7 @@ def _describe_range(bounds: Sequence[Any]) -> str:
         return f" {lower} up" if lower.startswith("from") else f" {lower or upper}".rstrip()
     if lower.startswith("from") and upper.startswith("up"):
         return f" {lower} {upper.removeprefix('up ')}"
-    return f" {lower} and {upper}"
+    return f" {lower} {'to' if lower.startswith('from') else 'and'} {upper}"
 
 
 def show(value: Any) -> str:

@@ -282,7 +282,7 @@ def check_attention(name: str) -> None:
     """Raise ValueError for no attention kernel of transformers; kernels of the hub have a slash."""
     known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
     if name not in known and "/" not in name:
-        raise ValueError(f"attn_implementation={name}: give eager, sdpa or another of {', '.join(known[1:])}")
+        raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")
 
 
 def _digest(content: dict[str, Any]) -> str:

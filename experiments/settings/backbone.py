@@ -1,11 +1,11 @@
 """Settings of `train_backbone` and `figure2`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from annotated_types import Len
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from experiments.settings.base import Built, NumResamples, Paths, PathText, Settings
+from experiments.settings.base import Built, NumResamples, Paths, PathText, Refusal, Settings
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -18,6 +18,16 @@ from m3_backbone.arguments import (
 )
 
 
+def _check_attention(name: str) -> str:
+    from m3_backbone.llava import check_attention
+
+    try:
+        check_attention(name)
+    except ValueError as error:
+        raise Refusal(str(error).partition(": ")[2]) from error
+    return name
+
+
 class ImageShape(Settings):
     """Pictures of the backbone."""
 
@@ -25,6 +35,14 @@ class ImageShape(Settings):
     """pixels a side"""
     patch_size: PositiveInt
     """pixels a side of a patch"""
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise Refusal(
+                f"image.patch_size={self.patch_size}: give a divisor of image.image_size={self.image_size}"
+            )
+        return self
 
 
 class Shape(Settings):
@@ -36,6 +54,12 @@ class Shape(Settings):
     """layers"""
     num_heads: PositiveInt
     """attention heads"""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise Refusal(f"num_heads={self.num_heads}: give a divisor of hidden_size={self.hidden_size}")
+        return self
 
 
 class DecoderShape(Shape):
@@ -56,21 +80,35 @@ class Reshape(Settings):
     """width of the decoder's MLPs; null: as it is"""
 
 
-class Training(Settings):
-    """Training on pictures."""
+class Epochs(Settings):
+    """Pictures and learning rates of a training."""
 
     num_pictures: PositiveInt
     """pictures in all"""
     pictures_per_epoch: PositiveInt
     """pictures of an epoch"""
-    batch_size: PositiveInt
-    """pictures of a step in one process"""
-    num_workers: NonNegativeInt
-    """processes that draw pictures; 0: none"""
     learning_rate: PositiveFloat
     """of vectors"""
     matrix_learning_rate: PositiveFloat | None
     """of matrices; null: as that of vectors"""
+
+    @model_validator(mode="after")
+    def _check_epochs(self) -> Self:
+        if self.num_pictures < self.pictures_per_epoch:
+            raise Refusal(
+                f"num_pictures={self.num_pictures}: give at least pictures_per_epoch="
+                f"{self.pictures_per_epoch}, one epoch"
+            )
+        return self
+
+
+class Training(Epochs):
+    """Training on pictures."""
+
+    batch_size: PositiveInt
+    """pictures of a step in one process"""
+    num_workers: NonNegativeInt
+    """processes that draw pictures; 0: none"""
     weight_decay: NonNegativeFloat
     """of matrices"""
     num_warmup_steps: NonNegativeInt
@@ -101,19 +139,6 @@ class ModelTraining(Training):
     """weight of the dense labels in the loss"""
 
 
-class StartTraining(Settings):
-    """What differs from the whole model's training before the variants."""
-
-    num_pictures: PositiveInt
-    """pictures in all"""
-    pictures_per_epoch: PositiveInt
-    """pictures of an epoch"""
-    learning_rate: PositiveFloat
-    """of vectors"""
-    matrix_learning_rate: PositiveFloat | None
-    """of matrices; null: as that of vectors"""
-
-
 class TrainBackboneSettings(Settings):
     """`experiments.train_backbone`."""
 
@@ -125,7 +150,7 @@ class TrainBackboneSettings(Settings):
     """of weights and pictures"""
     folder: PathText
     """folder of the training"""
-    attention: str
+    attention: Annotated[str, AfterValidator(_check_attention)]
     """attention kernel, as eager or sdpa"""
     start_from: PathText | None
     """checkpoint that training goes on from; null: from nothing"""
@@ -150,7 +175,7 @@ class Figure2Settings(TrainBackboneSettings):
     """one training of every variant each"""
     num_images: PositiveInt | None
     """test pictures; null: all"""
-    start: StartTraining
+    start: Epochs
     confidence: OpenFraction
     """coverage of the intervals; 0.95: 95%"""
     num_resamples: NumResamples

@@ -50,7 +50,8 @@ def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> 
         try:
             signature = read_signature(get_object(target))
         except Exception as error:  # whatever importing a module raises
-            yield f"{key}.{_TARGET}={target}: give the dotted name of a class that can be imported ({error})"
+            reason = " ".join(str(error).split())
+            yield f"{key}.{_TARGET}={target}: give the dotted name of a class that can be imported ({reason})"
             return
     if is_built and not node.keys() & {"_partial_", "_args_"}:
         absent = [name for name, is_required in signature.names.items() if is_required and name not in node]

@@ -7,7 +7,11 @@ from typing import Any, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from experiments.settings import backbone, commands, pipeline
@@ -60,6 +64,8 @@ def check_settings(command: str, config: DictConfig) -> DictConfig:
         mistakes += _check_group(settings, content, "", words)
         mistakes += _check_names(settings, content)
         mistakes = mistakes or list(_check_together(settings, content))
+    # An option that takes the value of another one is not what is wrong.
+    mistakes = [line for line in mistakes if not _is_interpolated(config, line.partition("=")[0])] or mistakes
     if mistakes:
         raise ValueError("\n".join(dict.fromkeys(mistakes)))
     return _apply(config, content)
@@ -127,7 +133,19 @@ def _check_together(settings: type[Settings], content: Mapping[str, Any]) -> Ite
     try:
         settings.model_validate(own)
     except ValidationError as error:
-        yield from (str(each.get("ctx", {}).get("error", each["msg"])) for each in error.errors())
+        for each in error.errors():
+            place = "".join(f"{part}." for part in each["loc"])
+            sentence = str(each.get("ctx", {}).get("error", each["msg"]))
+            yield sentence if sentence.startswith(place) else place + sentence
+
+
+def _is_interpolated(config: DictConfig, option: str) -> bool:
+    *path, name = option.split(".")
+    try:
+        node = OmegaConf.select(config, ".".join(path)) if path else config
+        return isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)
+    except OmegaConfBaseException:
+        return False
 
 
 def _to_plain(node: Any) -> Any:

@@ -36,6 +36,12 @@ def _check_objective(name: str) -> str:
     return name
 
 
+def _check_storage(text: str) -> str:
+    if "://" not in text and not text.endswith(".journal"):
+        raise Refusal("give the URL of a database, as sqlite:///FILE, a file that ends in .journal, or null")
+    return text
+
+
 class TrainedChoice(Labelled):
     """Which trained predictor is meant."""
 
@@ -130,9 +136,9 @@ class TransferSettings(PredictorSettings, Intervals):
     paths: TransferPaths
     backbone: Described = Field(default={})
     trainer: Built
-    sources: list[FolderName] | FolderName
+    sources: Annotated[list[FolderName], Len(1)] | FolderName
     """tasks that are trained on"""
-    targets: list[FolderName] | FolderName
+    targets: Annotated[list[FolderName], Len(1)] | FolderName
     """tasks that are tested on"""
     num_recalibration: PositiveInt
     """samples of the target's calibration split that prices are fitted on"""
@@ -149,7 +155,7 @@ class Study(Settings):
     """finished trials of the whole study, pruned ones included"""
     objectives: Annotated[list[Annotated[str, AfterValidator(_check_objective)]], Len(1)]
     """what is optimised; several: their Pareto front, without pruning"""
-    storage: str | None
+    storage: Annotated[str, AfterValidator(_check_storage)] | None
     """URL of a database, or a file that ends in .journal; null: SQLite in the folder"""
     heartbeat: PositiveInt
     """seconds between signs of life of a worker"""
@@ -187,7 +193,7 @@ class CompareSettings(Settings):
     """`experiments.compare`."""
 
     paths: Paths
-    runs: list[PathText] | PathText
+    runs: Annotated[list[PathText], Len(1)] | PathText
     """folders of finished runs, or of folders of runs"""
 
 

@@ -29,7 +29,7 @@ def convert(value: Any, annotation: Any, word: str | None) -> Any:
     if isinstance(value, str) and bool in kinds and str not in kinds:
         return _TRUTH.get(value.lower(), value)
     if isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
-        return int(value)
+        return int(value) if abs(value) < 2**53 else value
     if isinstance(value, bool | int | float) and str in kinds and not kinds & {bool, int, float}:
         if word is not None:
             return word.strip()
