@@ -118,10 +118,13 @@ class TransferPaths(Settings):
     """Where labels of several tasks lie."""
 
     outputs: PathText
+    """folder of all results"""
     store: PathText
+    """folder of labels, predictors and timings"""
     all_labels: PathText
     """folder of the label folders of all tasks"""
     evaluations: PathText
+    """folder of the records of test evaluations"""
     labels: None = None
     """left null, as the command reads the labels of several tasks from paths.all_labels"""
     predictors: None = None
