@@ -106,7 +106,7 @@ def accepts(annotation: Any, value: Any) -> bool:
         )
     if _is_callable(annotation):
         return callable(value)
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return isinstance(value, annotation)
     return True
 

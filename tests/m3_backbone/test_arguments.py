@@ -48,7 +48,7 @@ def test_values_of_a_type(annotation, right, wrong, words):
 
 class Brush:
     @checked
-    def __init__(self, canvas, *, width: PositiveInt = 3, **others: int) -> None:
+    def __init__(self, canvas, *, width: PositiveInt = 3, **others: object) -> None:
         self.width = width
 
 
