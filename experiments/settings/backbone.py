@@ -12,7 +12,6 @@ from m3_backbone.arguments import (
     NonNegativeFloat,
     NonNegativeInt,
     OpenFraction,
-    PositiveFloat,
     PositiveInt,
     Seed,
 )
@@ -87,9 +86,9 @@ class Epochs(Settings):
     """pictures in all"""
     pictures_per_epoch: PositiveInt
     """pictures of an epoch"""
-    learning_rate: PositiveFloat
-    """of vectors"""
-    matrix_learning_rate: PositiveFloat | None
+    learning_rate: NonNegativeFloat
+    """of vectors; 0: they stay"""
+    matrix_learning_rate: NonNegativeFloat | None
     """of matrices; null: as that of vectors"""
 
     @model_validator(mode="after")
@@ -157,7 +156,7 @@ class TrainBackboneSettings(Settings):
     reshape: Reshape
     pooling: Literal["average", "spatial", "sequential"]
     """how the grid of visual tokens is reduced"""
-    max_minutes: PositiveFloat | None
+    max_minutes: NonNegativeFloat | None
     """minutes after which the command stops at the end of an epoch; null: never"""
     vocab_size: PositiveInt
     """tokens of the tokenizer"""

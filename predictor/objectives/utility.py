@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
+from m3_backbone.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, checked
 from m3_backbone.labels import Labels
 from predictor.batches import Batch, Target
 from predictor.networks.base import Network
@@ -35,7 +35,7 @@ class ExpectedUtility(Objective):
         lowest: PositiveFloat = 0.01,
         highest: PositiveFloat = 10.0,
         num_prices: PositiveInt = 24,
-        temperature: PositiveFloat = 0.05,
+        temperature: NonNegativeFloat = 0.05,
     ) -> None:
         super().__init__(num_scales)
         if not 0 < lowest < highest or num_prices < 2:
