@@ -29,10 +29,8 @@ def main(config: DictConfig) -> str:
     path = Path(config.image).expanduser().resolve()
     image = open_image(path.parent, path.name)
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
-    encoded, question = backbone.encode([image]), str(config.question)
+    encoded, question = backbone.encode([image]), config.question
     found = None
-    if not isinstance(config.climb, bool):
-        raise ValueError(f"climb is true or false, and not {config.climb!r}")
     if config.scale is None:
         adaptive = load_adaptive(backbone, config)
         terms = {"price": config.price, "budget": config.budget}

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from experiments.blocks import Block
 from experiments.tasks.base import Task
+from m3_backbone.arguments import NonNegativeFloat, PositiveInt, checked
 from m3_backbone.backbone import Backbone
 
 
@@ -57,11 +58,12 @@ class RayEngine(Engine):
         init: further arguments of `ray.init`.
     """
 
+    @checked
     def __init__(
         self,
-        num_actors: int | tuple[int, int] = 1,
-        num_gpus: float = 1,
-        num_cpus: float = 1,
+        num_actors: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
+        num_gpus: NonNegativeFloat = 1,
+        num_cpus: NonNegativeFloat = 1,
         address: str | None = None,
         init: Mapping[str, Any] | None = None,
     ) -> None:

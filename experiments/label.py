@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
             backbone=instantiate(config.backbone, _convert_="all"),
             folder=config.paths.labels,
             limit=config.limit,
-            feature_scales=tuple(config.feature_scales),
+            feature_scales=config.feature_scales,
             shard_size=config.shard_size,
             images_per_batch=config.images_per_batch,
             num_workers=config.num_workers,

@@ -1,6 +1,5 @@
 """The folder that labelling writes: a manifest, shards that are whole or absent, one writer at a time."""
 
-import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from experiments.blocks import Limits
 from experiments.label_locks import hold
+from experiments.labels.replaced import RESAMPLED, move_aside
 from experiments.tasks.base import SPLITS
 from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes import HELD_OUT, OutcomeTable
@@ -60,6 +60,8 @@ class LabelFolder:
         self.feature_scales = feature_scales
         self.command = command
         self.manifest: dict[str, Any] = {}
+        # Where the labels went that were here before.
+        self.replaced: Path | None = None
 
     def open(self) -> bool:
         """Read the manifest, if there is one; refuse one that something else made."""
@@ -74,7 +76,8 @@ class LabelFolder:
             details = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing)
             raise ValueError(
                 f"the labels in {self.path} were made with other {details}: label into another folder with "
-                "paths.labels=FOLDER, or throw these away with overwrite=true"
+                "paths.labels=FOLDER, or replace these with overwrite=true, which keeps them beside the "
+                "new ones"
             )
         self.manifest = manifest
         return True
@@ -130,7 +133,7 @@ class LabelFolder:
             shard_size = self.manifest["shard_size"]  # another size would make finished shards worthless
             self._refuse_less(limit)
         else:
-            self._clear()
+            self._move_aside()
         for remains in self.path.rglob(".*.tmp") if alone else ():
             remains.unlink()
         self.manifest = {
@@ -148,14 +151,17 @@ class LabelFolder:
                 (self.path / room).mkdir(exist_ok=True)
         self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
 
-    def _clear(self) -> None:
-        """Throw away what labelling wrote here, and nothing else; the manifest last, so that a kill shows."""
+    def _move_aside(self) -> None:
+        """Move what labelling wrote here, if there is anything, into a folder beside this one."""
+        shards = [path for room in ROOMS for split in SPLITS for path in find_shards(self.path, room, split)]
+        answers = sorted((self.path / RESAMPLED).glob("*.safetensors"))
+        # Records of test evaluations, locks and what is not ours stay; the manifest comes last, so that a
+        # kill shows.
+        names = (SET_ASIDE, EMBEDDINGS, _OLD_LATENCY, MANIFEST)
         with self.writing():
-            for room, split in itertools.product(ROOMS, SPLITS):
-                for path in find_shards(self.path, room, split):
-                    path.unlink()
-            for name in (SET_ASIDE, EMBEDDINGS, _OLD_LATENCY, MANIFEST):
-                (self.path / name).unlink(missing_ok=True)
+            self.replaced = move_aside(self.path, [*shards, *answers, *(self.path / name for name in names)])
+        if self.replaced is not None:
+            log.warning("the labels that were in %s are kept in %s", self.path, self.replaced)
 
     def _refuse_less(self, limit: Limits) -> None:
         there: Limits = self.manifest["limit"]
@@ -164,8 +170,8 @@ class LabelFolder:
             if most is not None and (begun is None or begun > most):
                 raise ValueError(
                     f"{self.path} was begun with limit.{split}={begun or 'null'}, more than {most}: "
-                    "ask for as many or more, label into another folder with paths.labels=FOLDER, or throw "
-                    "these labels away with overwrite=true"
+                    "ask for as many or more, label into another folder with paths.labels=FOLDER, or "
+                    "replace these labels with overwrite=true, which keeps them beside the new ones"
                 )
 
     def holds(self, name: str, digest: str) -> bool:

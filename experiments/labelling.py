@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait for another shard's run that is just writing the manifest.
 PATIENCE = 60
+# Scales of the visual tokens that are kept for predictors where nothing else is asked for.
+FEATURE_SCALES = (1, 9, 36)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class LabelSummary:
     set_aside: dict[str, int] = field(default_factory=dict)
     num_near_ties: int = 0
     num_missing: int = 0  # files that other shards still have to make
+    replaced: Path | None = None  # folder of the labels that these took the place of
 
     def __str__(self) -> str:
         if self.num_missing:
@@ -101,6 +104,8 @@ class LabelSummary:
                 f"near ties: {self.num_near_ties:,} of {num_answers:,} answers lead by less than "
                 f"{NEAR_TIE:g} nats; rounding on another machine may turn them"
             )
+        if self.replaced is not None:
+            lines.append(f"the labels that were here before are kept in {self.replaced}")
         return "\n".join(lines)
 
 
@@ -110,7 +115,7 @@ def label(
     backbone: Backbone,
     folder: str | Path,
     limit: Limits | None = None,
-    feature_scales: Sequence[int] = (1, 9, 36),
+    feature_scales: Sequence[int] | None = None,
     shard_size: int = 1000,
     images_per_batch: int = 32,
     num_workers: int = 1,
@@ -124,11 +129,12 @@ def label(
 
     Args:
         limit: whole images per split; no limit for a split that is not named, or None.
-        feature_scales: scales of the visual tokens kept for predictors, as far as the ladder has them.
+        feature_scales: scales of the visual tokens kept for predictors; `FEATURE_SCALES` as far as the ladder
+            has them, if not given.
         shard_size: samples per file; a killed run loses the work on one file at most.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in between.
-        overwrite: throw away whatever labels are in `folder`.
+        overwrite: move whatever labels are in `folder` to a folder beside it, and label anew.
         engine: who does the work; this process, if not given.
         shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
             finishes the folder.
@@ -141,7 +147,7 @@ def label(
         folder,
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=tuple(backbone.ladder),
-        feature_scales=tuple(scale for scale in backbone.ladder if scale in feature_scales),
+        feature_scales=choose_feature_scales(feature_scales, backbone),
         command=command,
     )
     if not overwrite and target.has(limits):
@@ -171,11 +177,11 @@ def label(
                 run(engine, job, work.sizes, find_done(target, work))
                 add_vision_flops(target, backbone, work.digests)  # for shards of an earlier version
                 target.finish(work.digests, work.set_aside)
-        return summarize(target)
+        return replace(summarize(target), replaced=target.replaced)
     if overwrite:
         raise ValueError(
-            f"shard={part} with overwrite=true would throw away what the other shards make: remove "
-            f"{target.path} before the first of them"
+            f"shard={part} with overwrite=true would replace what the other shards make: move {target.path} "
+            "away before the first of them"
         )
     with target.locked(part.name):
         # The manifest is written and finished by one at a time.
@@ -191,6 +197,20 @@ def label(
                 add_vision_flops(target, backbone, work.digests)
                 target.finish(work.digests, work.set_aside)
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
+
+
+def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> tuple[int, ...]:
+    """Those of the ladder among `scales`, in its order; ValueError where one of them is not on it."""
+    ladder = tuple(backbone.ladder)
+    if scales is None:
+        return tuple(scale for scale in ladder if scale in FEATURE_SCALES)
+    if unknown := set(scales) - set(ladder):
+        lacking, there = (", ".join(map(str, some)) for some in (sorted(unknown), ladder))
+        raise ValueError(
+            f"feature_scales={list(scales)}: {backbone.name} has no scale {lacking}, give some of {there}, "
+            "or null for 1, 9 and 36 as far as it has them"
+        )
+    return tuple(scale for scale in ladder if scale in scales)
 
 
 def upgrade(target: LabelFolder, backbone: Backbone, task: Task) -> None:

@@ -88,7 +88,7 @@ def resample_answers(
 
     Returns all that is there then. Raises ValueError for fewer than two runs, where no question can be asked
     in so many ways, where task or backbone are not those that labelled, and where the folder holds another
-    variation, unless that is to be thrown away (`overwrite`).
+    variation, unless that is to be replaced (`overwrite`), or more than is asked for.
     """
     if num_runs < 2:
         raise ValueError(f"num_runs={num_runs} leaves no other run to choose by: take 2 or more")
@@ -122,6 +122,7 @@ def resample_answers(
         num_workers,
     )
     blocks = {block.name: [sample.sample_id for sample in block.samples] for block in job.blocks()}
+    folder.refuse_less(blocks, num_runs)
     done = {name for name, samples in blocks.items() if folder.holds(name, samples, num_runs)}
     run(engine or LocalEngine(), job, {name: len(samples) for name, samples in blocks.items()}, done)
     resampled = read_resampled(labels, test)

@@ -8,14 +8,19 @@ import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments import evaluate, label, latency, train
 from experiments.config import entry_point
+from experiments.training.configured import make_predictors
 
 
 @entry_point("run")
 def main(config: DictConfig) -> float:
+    # What cannot be built is refused before hours of labelling.
+    make_predictors(config)
+    instantiate(config.trainer)
     label.main(config)
     train.main(config)
     if config.latency.num_images:

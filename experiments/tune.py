@@ -29,6 +29,7 @@ from experiments.search.conclusion import conclude
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import Parameter, find_defaults, read_space, suggest
 from experiments.search.study import SharedStudy, find_origin
+from experiments.settings.check import check_settings
 from experiments.train import quiet_lightning
 from experiments.training.trained import identify_labels, normalize
 from predictor.base import FitContext, ScalePredictor
@@ -53,7 +54,7 @@ def main(config: DictConfig) -> float:
 
     def make_predictor(overrides: Sequence[str]) -> ScalePredictor:
         # Composed anew, so that a trial may choose groups as well as values.
-        trial_config = compose(str(hydra.job.config_name), [*given, *overrides])
+        trial_config = check_settings("tune", compose(str(hydra.job.config_name), [*given, *overrides]))
         predictor: ScalePredictor = instantiate(trial_config["predictor"], _convert_="all")
         return predictor
 

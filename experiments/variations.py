@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from experiments.tasks.base import Sample
+from m3_backbone.arguments import PositiveFloat, checked
 from m3_backbone.sampling import Draw
 
 _OPTIONS = re.compile(r"^A\. .*(?:\n[B-Z]\. .*)+", re.MULTILINE)
@@ -45,7 +46,8 @@ class DrawnAnswers:
     With the same `seed` a sample has the same answers, whatever else is asked.
     """
 
-    def __init__(self, temperature: float = 1.0, seed: int = 0) -> None:
+    @checked
+    def __init__(self, temperature: PositiveFloat = 1.0, seed: int = 0) -> None:
         self._draw = Draw(temperature, (seed,))
         self.identity: Mapping[str, float | str] = {"temperature": float(temperature), "seed": seed}
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
 from m3_backbone.batches import group_rows, halve_until_it_fits
 from m3_backbone.checkpoint import Checkpoint
@@ -45,6 +47,7 @@ class LlavaBackbone(Backbone):
 
     _decoder_class: Callable[..., Decoder] = Decoder
 
+    @checked
     def __init__(
         self,
         checkpoint: str | Path | Checkpoint,
@@ -54,16 +57,21 @@ class LlavaBackbone(Backbone):
         device: str | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
-        image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+        image_grid_pinpoints: Sequence[Sequence[PositiveInt]] | None = None,
         prompt: str | None = None,
-        max_new_tokens: int = 16,
-        batch_size: int = 64,
-        image_batch_size: int = 16,
+        max_new_tokens: PositiveInt = 16,
+        batch_size: PositiveInt = 64,
+        image_batch_size: PositiveInt = 16,
     ) -> None:
         if device is not None and device_map is not None:
             raise ValueError("give device or device_map, not both")
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
+        if device is not None:
+            check_device(device)
+        check_dtype(dtype)
+        if attn_implementation is not None:
+            check_attention(attn_implementation)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints)
         self.name = name or Path(checkpoint.source).name
@@ -288,6 +296,28 @@ class LlavaBackbone(Backbone):
 
     def token_embeddings(self) -> Tensor:
         return self._decoder.embed.weight.detach().cpu()
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for what is no name of a device of PyTorch."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device}: give cpu, cuda, cuda:N or another device of PyTorch") from error
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for what is no type of weights."""
+    known = getattr(torch, dtype.removeprefix("torch."), None)
+    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+        raise ValueError(f"dtype={dtype}: give auto, float32, bfloat16 or float16")
+
+
+def check_attention(name: str) -> None:
+    """Raise ValueError for no attention kernel of transformers; kernels of the hub have a slash."""
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if name not in known and "/" not in name:
+        raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")
 
 
 def _digest(content: dict[str, Any]) -> str:

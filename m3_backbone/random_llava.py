@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig
 
+from m3_backbone.arguments import ClosedFraction, PositiveInt, Seed, checked
 from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.decoding import Decoder
 from m3_backbone.drafting import Chosen, Row
@@ -37,26 +38,25 @@ class RandomLlavaBackbone(LlavaBackbone):
         arguments: those of `LlavaBackbone`.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        image_size: int = 336,
-        patch_size: int = 14,
-        vision_size: int = 1024,
-        num_vision_layers: int = 24,
-        num_vision_heads: int = 16,
-        hidden_size: int = 4096,
-        intermediate_size: int = 11008,
-        num_layers: int = 32,
-        num_heads: int = 32,
-        vocab_size: int = 32000,
-        acceptance: float = 0.7,
-        answer_lengths: tuple[int, int] = (1, 6),
-        seed: int = 0,
+        image_size: PositiveInt = 336,
+        patch_size: PositiveInt = 14,
+        vision_size: PositiveInt = 1024,
+        num_vision_layers: PositiveInt = 24,
+        num_vision_heads: PositiveInt = 16,
+        hidden_size: PositiveInt = 4096,
+        intermediate_size: PositiveInt = 11008,
+        num_layers: PositiveInt = 32,
+        num_heads: PositiveInt = 32,
+        vocab_size: PositiveInt = 32000,
+        acceptance: ClosedFraction = 0.7,
+        answer_lengths: tuple[PositiveInt, PositiveInt] = (1, 6),
+        seed: Seed = 0,
         **arguments: Any,
     ) -> None:
-        if not 0 <= acceptance <= 1:
-            raise ValueError(f"acceptance={acceptance} is no probability")
         tokenizer = train_tokenizer(["What color is it? A red one. How many are there? 0123456789"], 400)
         processor = build_processor(
             tokenizer, image_size=image_size, patch_size=patch_size, prompt="vicuna_v1"

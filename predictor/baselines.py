@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.files import check_texts, get_array
@@ -12,7 +13,8 @@ from predictor.files import check_texts, get_array
 class FixedScale(ScalePredictor):
     """The same scale for every sample: estimate 1 there, 0 elsewhere, chosen at every price below 1."""
 
-    def __init__(self, *, scale: int, name: str = "fixed") -> None:
+    @checked
+    def __init__(self, *, scale: PositiveInt, name: str = "fixed") -> None:
         self.scale, self.name = scale, name
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:

@@ -1,10 +1,12 @@
 """Several predictors of different kinds as one: the mean of their estimates."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Len
 
+from m3_backbone.arguments import ClosedFraction, checked
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.features import Features
@@ -19,12 +21,13 @@ class Blend(ScalePredictor):
     Stone 1961.) With a share of 0 or 1, only one part is computed and counted.
     """
 
+    @checked
     def __init__(
         self,
         *,
         first: Callable[[], ScalePredictor],
         second: Callable[[], ScalePredictor],
-        shares: tuple[float, ...] = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0),
+        shares: Annotated[tuple[ClosedFraction, ...], Len(1)] = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0),
         name: str = "blend",
     ) -> None:
         self.first, self.second, self.shares, self.name = first, second, shares, name

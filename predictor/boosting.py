@@ -1,10 +1,12 @@
 """Gradient-boosted trees, one ensemble per scale: the classical predictor to beat."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.features import Features
@@ -90,18 +92,19 @@ class GradientBoosting(ScalePredictor):
     arrays and evaluated by NumPy, so that no pickle and no version of scikit-learn is needed to use them.
     """
 
+    @checked
     def __init__(
         self,
         *,
         features: Features = QUESTION_IMAGE_STATISTICS,
-        max_words: int = 200,
-        num_components: int = 48,
-        max_trees: int = 200,
-        learning_rate: float = 0.05,
-        max_leaves: int = 15,
-        penalty: float = 1.0,
+        max_words: NonNegativeInt = 200,
+        num_components: NonNegativeInt = 48,
+        max_trees: PositiveInt = 200,
+        learning_rate: PositiveFloat = 0.05,
+        max_leaves: Annotated[int, Ge(2)] = 15,
+        penalty: NonNegativeFloat = 1.0,
         name: str = "gradient_boosting",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.features, self.max_words, self.num_components = features, max_words, num_components
         self.max_trees, self.learning_rate, self.max_leaves = max_trees, learning_rate, max_leaves

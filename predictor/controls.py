@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from m3_backbone.arguments import Seed, checked
 from m3_backbone.labels import Inputs, Labels, VisualTokens
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy import Floats
@@ -15,7 +16,8 @@ from predictor.policy import Floats
 class Control(ScalePredictor):
     """Another predictor, spoilt. `predictor()` makes it; see arXiv 2605.07395 for why routers need these."""
 
-    def __init__(self, *, predictor: Callable[[], ScalePredictor], name: str, seed: int = 0) -> None:
+    @checked
+    def __init__(self, *, predictor: Callable[[], ScalePredictor], name: str, seed: Seed = 0) -> None:
         self.predictor, self.name, self.seed = predictor, name, seed
         self._inner = predictor()
         self.features = self._inner.features

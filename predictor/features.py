@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from m3_backbone.arguments import PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.labels import Inputs
 from m3_backbone.sentences import SentenceEncoder, load_sentence_encoder
@@ -25,12 +26,14 @@ class Features:
             See `m3_backbone.sentences`.
     """
 
-    visual: int | Sequence[int] = ()
+    visual: PositiveInt | Sequence[PositiveInt] = ()
     question: bool = False
     statistics: str | Sequence[str] = ()
     sentences: str | Sequence[str] = ""
 
     def __post_init__(self) -> None:
+        for name, annotation in read_hints(Features).items():
+            check_argument(name, getattr(self, name), annotation)
         object.__setattr__(self, "visual", tuple(sorted(set(_to_tuple(self.visual)))))
         object.__setattr__(self, "statistics", _to_tuple(self.statistics))
         # A single encoder stays a string, as in the records of predictors that were trained earlier.

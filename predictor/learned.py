@@ -17,6 +17,15 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from m3_backbone.arguments import (
+    HalfOpenFraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    checked,
+)
 from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
@@ -50,6 +59,7 @@ class LearnedPredictor(ScalePredictor):
     it was highest. The same data, arguments and seed give the same weights on one machine.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -57,14 +67,14 @@ class LearnedPredictor(ScalePredictor):
         objective: Callable[[int], Objective] = Correctness,
         features: Features = QUESTION_AND_COARSE,
         name: str = "learned",
-        num_members: int = 1,
-        max_epochs: int = 40,
-        patience: int = 10,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.05,
-        average_decay: float = 0.99,
-        seed: int = 0,
+        num_members: PositiveInt = 1,
+        max_epochs: PositiveInt = 40,
+        patience: NonNegativeInt = 10,
+        batch_size: PositiveInt = 128,
+        learning_rate: PositiveFloat = 1e-3,
+        weight_decay: NonNegativeFloat = 0.05,
+        average_decay: HalfOpenFraction = 0.99,
+        seed: Seed = 0,
     ) -> None:
         self.network, self.objective, self.name, self.num_members = network, objective, name, num_members
         self.max_epochs, self.patience, self.batch_size = max_epochs, patience, batch_size

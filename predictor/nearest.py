@@ -1,10 +1,12 @@
 """Nearest neighbours: what happened to the most similar questions on the most similar images."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Len
 from sklearn.neighbors import NearestNeighbors
 
+from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.boosting import QUESTION_IMAGE_STATISTICS
@@ -23,14 +25,15 @@ class NearestNeighbours(ScalePredictor):
     LLMRouterBench (arXiv 2601.07206) finds such a rule as good as most learned routers.
     """
 
+    @checked
     def __init__(
         self,
         *,
         features: Features = QUESTION_IMAGE_STATISTICS,
-        max_words: int = 200,
-        num_components: int = 48,
-        num_neighbours: tuple[int, ...] = (10, 30, 100),
-        word_weights: tuple[float, ...] = (1.0, 3.0),
+        max_words: NonNegativeInt = 200,
+        num_components: NonNegativeInt = 48,
+        num_neighbours: Annotated[tuple[PositiveInt, ...], Len(1)] = (10, 30, 100),
+        word_weights: Annotated[tuple[NonNegativeFloat, ...], Len(1)] = (1.0, 3.0),
         name: str = "nearest_neighbours",
     ) -> None:
         self.features, self.max_words, self.num_components = features, max_words, num_components

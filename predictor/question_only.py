@@ -1,12 +1,14 @@
 """The question-only baseline: TF-IDF of words and word pairs, one logistic regression per scale."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import scipy.sparse
+from annotated_types import Len
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
 from m3_backbone.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.files import check_texts, get_array
@@ -23,11 +25,12 @@ class QuestionOnly(ScalePredictor):
     `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most on validation is kept.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        max_words: int = 2,
-        inverse_penalties: tuple[float, ...] = (0.1, 1.0, 10.0),
+        max_words: PositiveInt = 2,
+        inverse_penalties: Annotated[tuple[PositiveFloat, ...], Len(1)] = (0.1, 1.0, 10.0),
         name: str = "question_only",
     ) -> None:
         self.max_words, self.inverse_penalties, self.name = max_words, inverse_penalties, name

@@ -16,9 +16,11 @@ MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MAX_LINES = 400
 
 # The modules of `predictor` that join it with the model, and what the others may know of the model:
-# outcomes, what a predictor may see of an image and of a question, and all of the same samples.
+# outcomes, what a predictor may see of an image and of a question, and all of the same samples. The types of
+# arguments are the same everywhere.
 JOINING_MODULES = ("predictor.adaptive ", "predictor.adaptive_folder ", "predictor.adaptive_inputs ")
 OUTCOME_SCHEMA = (
+    "m3_backbone.arguments",
     "m3_backbone.outcomes",
     "m3_backbone.labels",
     "m3_backbone.features",

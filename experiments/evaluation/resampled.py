@@ -1,6 +1,7 @@
 """Scores of test questions asked again, beside their labels: what an oracle without luck is made of."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from experiments.evaluation.fronts import Columns, Floats
+from experiments.labels.replaced import RESAMPLED, move_aside
 from m3_backbone.outcomes import OutcomeTable, check_fingerprints
 from m3_backbone.shards import write_atomically
 
-RESAMPLED = "resampled"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +84,14 @@ class ResampledFolder:
         self.variation = dict(variation)
 
     def begin(self, *, overwrite: bool = False) -> None:
-        """Throw away what cannot be used: damaged files and those that belong to other labels.
+        """Move aside what cannot be used: damaged files and those that belong to other labels.
 
-        Files of another variation are thrown away with `overwrite` alone; else ValueError names what differs.
+        Files of another variation are moved with `overwrite` alone; else ValueError names what differs.
         """
         self.path.mkdir(exist_ok=True)
         for remains in self.path.glob(".*.tmp"):
             remains.unlink()
+        unusable = []
         for path in _list_files(self.path):
             part = self._read(path)
             if part and part.variation != self.variation and not overwrite:
@@ -98,10 +101,32 @@ class ResampledFolder:
                 )
                 raise ValueError(
                     f"the answers in {self.path} came about with {there}, not {here}: ask with these again, "
-                    "or throw them away with overwrite=true"
+                    "or replace them with overwrite=true, which keeps them beside the new ones"
                 )
             if not part or part.variation != self.variation:
-                path.unlink()
+                unusable.append(path)
+        replaced = move_aside(self.path, unusable)
+        if replaced is not None:
+            log.warning(
+                "%d files of answers of other labels or variations are kept in %s", len(unusable), replaced
+            )
+
+    def refuse_less(self, blocks: Mapping[str, Sequence[str]], num_runs: int) -> None:
+        """Raise ValueError where writing these blocks, of these sample ids, would lose answers."""
+        for name, samples in blocks.items():
+            part = self._read(self._file(name))
+            if part is None or self.holds(name, samples, num_runs):
+                continue
+            if len(part.score) > num_runs:
+                raise ValueError(
+                    f"num_runs={num_runs}: {self._file(name)} holds {len(part.score)} answers to every "
+                    "question, give at least as many"
+                )
+            if not set(part.samples) <= set(samples):
+                raise ValueError(
+                    f"num_images: {self._file(name)} holds answers about more images, and more answers to "
+                    "every question need all of them again: give at least as many images, or null for all"
+                )
 
     def _read(self, path: Path) -> Part | None:
         """A file's content; None where it is missing, damaged or of other labels."""

@@ -16,6 +16,7 @@ from PIL import Image
 from experiments.tasks.base import Sample, Split
 from experiments.tasks.images import UnreadableImage, open_image
 from experiments.tasks.splits import carve_calibration, check_split, order_images
+from m3_backbone.arguments import checked
 
 SHAPES = ("circle", "rectangle", "triangle")
 OWN_SPLITS = ("train", "test")
@@ -30,6 +31,7 @@ class EasyVqa:
         seed: another seed carves out other images.
     """
 
+    @checked
     def __init__(
         self, *, suffix: str = "", calibration_fraction: float = 0.1, seed: int = 0, name: str = "easy_vqa"
     ) -> None:

@@ -29,6 +29,7 @@ from experiments.tasks.splits import (
     divide_images,
     order_images,
 )
+from m3_backbone.arguments import PositiveInt, checked
 
 Paths = str | Path | Sequence[str | Path]
 FRACTIONS = {"train": 0.6, "calibration": 0.1, "test": 0.3}
@@ -79,6 +80,7 @@ class LlavaJsonl:
         max_pixels: largest image.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -94,8 +96,8 @@ class LlavaJsonl:
         seed: int = 0,
         capitalize: bool = False,
         official_split: str | None = None,
-        max_chars: int = 20_000,
-        max_pixels: int = MAX_PIXELS,
+        max_chars: PositiveInt = 20_000,
+        max_pixels: PositiveInt = MAX_PIXELS,
     ) -> None:
         check_metric(metric)
         self.name = name

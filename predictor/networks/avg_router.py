@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from m3_backbone.arguments import HalfOpenFraction, PositiveInt, checked
 from predictor.batches import Batch
 from predictor.networks.base import InputShape, Network, embed_words
 
@@ -25,15 +26,16 @@ class AVGRouter(Network):
     The module names are those of the released code, so that its state dict can be loaded.
     """
 
+    @checked
     def __init__(
         self,
         shape: InputShape,
         num_outputs: int,
         *,
         attention: Attention = "tokens",
-        num_words: int = NUM_WORDS,
-        num_heads: int = 8,
-        dropout: float = 0.1,
+        num_words: PositiveInt = NUM_WORDS,
+        num_heads: PositiveInt = 8,
+        dropout: HalfOpenFraction = 0.1,
     ) -> None:
         super().__init__(shape, num_outputs)
         if attention not in get_args(Attention):

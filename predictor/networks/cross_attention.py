@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from m3_backbone.arguments import HalfOpenFraction, PositiveInt, checked
 from predictor.batches import Batch
 from predictor.networks.base import InputShape, Network, average, embed_words
 
@@ -19,15 +20,16 @@ class CrossAttention(Network):
     in it). The logits are read off the summary token, the mean visual token and the statistics.
     """
 
+    @checked
     def __init__(
         self,
         shape: InputShape,
         num_outputs: int,
         *,
-        width: int = 64,
-        num_layers: int = 1,
-        num_heads: int = 4,
-        dropout: float = 0.1,
+        width: PositiveInt = 64,
+        num_layers: PositiveInt = 1,
+        num_heads: PositiveInt = 4,
+        dropout: HalfOpenFraction = 0.1,
     ) -> None:
         super().__init__(shape, num_outputs)
         if not shape.num_visual:

@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from m3_backbone.arguments import HalfOpenFraction, NonNegativeInt, PositiveInt, checked
 from predictor.batches import Batch
 from predictor.networks.base import InputShape, Network, average, embed_words
 
@@ -34,15 +35,16 @@ class MLP(Network):
     refused.
     """
 
+    @checked
     def __init__(
         self,
         shape: InputShape,
         num_outputs: int,
         *,
-        width: int = 128,
-        token_width: int = 16,
-        num_layers: int = 2,
-        dropout: float = 0.2,
+        width: PositiveInt = 128,
+        token_width: PositiveInt = 16,
+        num_layers: NonNegativeInt = 2,
+        dropout: HalfOpenFraction = 0.2,
     ) -> None:
         super().__init__(shape, num_outputs)
         hidden = shape.hidden_size

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from m3_backbone.arguments import NonNegativeFloat, checked
 from predictor.batches import Target
 from predictor.objectives.base import Objective
 
@@ -16,13 +17,14 @@ class LikelihoodRanking(Objective):
     largest.
     """
 
+    @checked
     def __init__(
         self,
         num_scales: int,
         *,
-        margin: float = 0.1,
-        rank_weight: float = 1.0,
-        cross_entropy_weight: float = 0.1,
+        margin: NonNegativeFloat = 0.1,
+        rank_weight: NonNegativeFloat = 1.0,
+        cross_entropy_weight: NonNegativeFloat = 0.1,
     ) -> None:
         super().__init__(num_scales)
         self.margin, self.rank_weight, self.cross_entropy_weight = margin, rank_weight, cross_entropy_weight

@@ -9,6 +9,7 @@ import torch
 from coral_pytorch.losses import coral_loss
 from torch import Tensor, nn
 
+from m3_backbone.arguments import ClosedFraction, checked
 from predictor.batches import Target
 from predictor.objectives.base import Objective
 
@@ -72,7 +73,8 @@ class SmallestSufficientScale(Objective):
     at or beyond x is chosen, and as the price rises the one before.
     """
 
-    def __init__(self, num_scales: int, *, least: float = 0.5, gain: float = 0.1) -> None:
+    @checked
+    def __init__(self, num_scales: int, *, least: ClosedFraction = 0.5, gain: ClosedFraction = 0.1) -> None:
         super().__init__(num_scales)
         self.least, self.gain = least, gain
 

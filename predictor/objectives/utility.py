@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from m3_backbone.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, checked
 from m3_backbone.labels import Labels
 from predictor.batches import Batch, Target
 from predictor.networks.base import Network
@@ -26,14 +27,15 @@ class ExpectedUtility(Objective):
     num_inputs = 1
     unit: Tensor
 
+    @checked
     def __init__(
         self,
         num_scales: int,
         *,
-        lowest: float = 0.01,
-        highest: float = 10.0,
-        num_prices: int = 24,
-        temperature: float = 0.05,
+        lowest: PositiveFloat = 0.01,
+        highest: PositiveFloat = 10.0,
+        num_prices: PositiveInt = 24,
+        temperature: NonNegativeFloat = 0.05,
     ) -> None:
         super().__init__(num_scales)
         if not 0 < lowest < highest or not 2 <= num_prices <= 1000:

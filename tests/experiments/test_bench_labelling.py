@@ -62,5 +62,5 @@ def test_plain_generation_is_made_as_long_as_the_drawn_answers(pictures):
 
 
 def test_acceptance_is_a_probability():
-    with pytest.raises(ValueError, match=r"acceptance=1\.5 is no probability"):
+    with pytest.raises(ValueError, match=r"acceptance=1\.5: give a number from 0 to 1"):
         RandomLlavaBackbone(acceptance=1.5, **TINY)

@@ -107,11 +107,11 @@ def test_run_has_the_settings_of_its_steps(name):
 
 
 def run_failing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    @entry_point("answer")
+    @entry_point("bench_evaluation")
     def main(config: DictConfig) -> None:
         raise error
 
-    monkeypatch.setattr(sys, "argv", ["experiments.answer"])
+    monkeypatch.setattr(sys, "argv", ["experiments.bench_evaluation"])
     main()
 
 

@@ -161,7 +161,7 @@ def test_the_whole_command_at_a_tiny_size(tmp_path, capsys):
         "tower.training={num_pictures: 8, pictures_per_epoch: 8, batch_size: 4, num_workers: 0}",
         "model={num_pictures: 8, pictures_per_epoch: 8, batch_size: 4, num_workers: 0}",
         "model.scale_groups=[[1], [4, 16]]",
-        "start.num_pictures=8",
+        *("start.num_pictures=8", "start.pictures_per_epoch=8"),
         "~task@others.easy_vqa",
         "model.share_of_others=0",
         "vocab_size=300",

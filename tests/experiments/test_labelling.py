@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -320,10 +321,37 @@ class TestOtherLabelsInTheFolder:
         with pytest.raises(ValueError, match=r"other feature_scales \(\[1, 9, 36\] there, \[36\] here\)"):
             label_some(task, backbone, copied, feature_scales=(36,))
 
+    def test_shards_without_a_manifest_are_kept_too(self, copied, task, backbone):
+        shards = {path.relative_to(copied) for path in copied.glob("outcomes/*.parquet")}
+        (copied / "manifest.json").unlink()
+        summary = label_some(task, backbone, copied)
+        assert summary.replaced is not None
+        assert {path.relative_to(summary.replaced) for path in summary.replaced.glob("outcomes/*")} == shards
+
+    def test_scales_off_the_ladder_are_refused_before_anything_moves(self, copied, task, backbone):
+        before = sorted(copied.rglob("*"))
+        with pytest.raises(
+            ValueError, match=r"feature_scales=\[9, 7\]: .* no scale 7, give some of 1, 9, 36"
+        ):
+            label_some(task, backbone, copied, feature_scales=(9, 7), overwrite=True)
+        assert sorted(copied.rglob("*")) == before and not list(copied.parent.glob("*replaced*"))
+
     def test_overwrite_replaces_them(self, copied, task):
         for name in ("notes.txt", "features/notes.txt"):
             (copied / name).write_text("mine")
-        label_some(task, make_backbone(max_new_tokens=1), copied, overwrite=True)
+        before = read_outcomes(copied, "test")
+        (copied / "resampled").mkdir()
+        (copied / "resampled" / "test-00000.safetensors").write_text("answers")
+        summary = label_some(task, make_backbone(max_new_tokens=1), copied, overwrite=True)
+        # The labels that were there can still be read, with the answers that belong to them.
+        assert summary.replaced is not None and summary.replaced.parent == copied.parent
+        assert re.fullmatch(
+            rf"{copied.name}\.replaced-\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d", summary.replaced.name
+        )
+        assert f"the labels that were here before are kept in {summary.replaced}" in str(summary)
+        assert read_outcomes(summary.replaced, "test").to_arrow().equals(before.to_arrow())
+        assert (summary.replaced / "resampled" / "test-00000.safetensors").read_text() == "answers"
+        assert not list((copied / "resampled").iterdir())
         assert (
             read_outcomes(copied, "test").fingerprints["decoding"] != make_backbone().fingerprints["decoding"]
         )
@@ -475,7 +503,7 @@ def test_an_impossible_shard_is_refused(text, task, backbone, tmp_path):
 
 
 def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="throw away what the other shards make"):
+    with pytest.raises(ValueError, match="would replace what the other shards make"):
         label_some(task, backbone, tmp_path, shard="0/2", overwrite=True)
     with (
         FileLock(tmp_path / ".lock-0-of-2"),

@@ -61,7 +61,7 @@ def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
         read_resampled(tmp_path, table.select(np.arange(40, len(table))))
 
 
-def test_what_cannot_be_used_is_thrown_away_and_other_draws_are_not(tmp_path):
+def test_what_cannot_be_used_is_moved_aside_and_other_draws_are_not(tmp_path):
     table = make_outcomes("test", 30)
     drawn, folder = draw(table), make_folder(tmp_path, table)
     folder.begin()
@@ -80,14 +80,33 @@ def test_what_cannot_be_used_is_thrown_away_and_other_draws_are_not(tmp_path):
     ):
         warmer.begin()
     assert second.exists()
+    content = second.read_bytes()
     warmer.begin(overwrite=True)
     assert not second.exists()
+    # Answers are moved beside the folder and never deleted, damaged ones included.
+    kept = sorted(tmp_path.glob("resampled.replaced-*/*"))
+    assert [path.name for path in kept] == [first.name, second.name]
+    assert kept[1].read_bytes() == content
     folder.write("test-00000", table.sample_id[:40], drawn.score)
     other = replace(table, fingerprints={**table.fingerprints, "weights": "other"})
     make_folder(tmp_path, other, temperature=2).begin()
     assert not first.exists()
-    with pytest.raises(ValueError, match="temperature above 0, not 0"):
+    assert len(list(tmp_path.glob("resampled.replaced-*/test-00000.safetensors"))) == 2
+    with pytest.raises(ValueError, match="temperature=0: give a number above 0"):
         make_folder(tmp_path, table, temperature=0)
+
+
+def test_answers_that_are_there_are_not_lost_to_fewer(tmp_path):
+    table = make_outcomes("test", 30)
+    drawn, folder = draw(table), make_folder(tmp_path, table)
+    folder.begin()
+    folder.write("test-00000", table.sample_id[:40], drawn.score)
+    folder.refuse_less({"test-00000": table.sample_id[:50], "test-00001": table.sample_id[50:]}, 4)
+    folder.refuse_less({"test-00000": table.sample_id[:20]}, 3)  # more than these are there: nothing to do
+    with pytest.raises(ValueError, match=r"num_runs=3: .* holds 4 answers to every question, give at least"):
+        folder.refuse_less({"test-00000": table.sample_id[:50]}, 3)
+    with pytest.raises(ValueError, match=r"num_images: .* give at least as many images"):
+        folder.refuse_less({"test-00000": table.sample_id[:20]}, 5)
 
 
 def test_the_oracle_of_drawn_answers_has_less_to_gain_than_that_of_one_run():

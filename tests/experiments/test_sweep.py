@@ -122,7 +122,7 @@ def test_a_metric_that_is_not_validation_s_is_refused_before_anything_is_read(tm
     for command in ("train", "evaluate"):
         with pytest.raises(SystemExit, match="2"):
             call(command, tmp_path, "optimized_metric=test/score", f"paths.outputs={tmp_path / 'nowhere'}")
-        assert "optimized_metric=test/score is none of validation/gap_share, validation/value" in (
+        assert "optimized_metric=test/score: give one of validation/gap_share, validation/value" in (
             capsys.readouterr().err
         )
     assert not (tmp_path / "nowhere").exists()

@@ -24,6 +24,7 @@ from experiments.tasks.scenes.looks import LOOKS
 from experiments.tasks.scenes.questions import KINDS, Question, ask
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import Scene
+from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 
 
 class Scenes:
@@ -39,15 +40,16 @@ class Scenes:
         look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, never trained on.
     """
 
+    @checked
     def __init__(
         self,
         seed: int = 1,
-        num_images: Mapping[str, int] | None = None,
-        questions_per_image: int = 8,
+        num_images: Mapping[str, NonNegativeInt] | None = None,
+        questions_per_image: PositiveInt = 8,
         image_size: int = 192,
         name: str = "scenes",
-        layouts: Mapping[str, float] = LAYOUTS,
-        kinds: Mapping[str, float] | None = None,
+        layouts: Mapping[str, NonNegativeFloat] = LAYOUTS,
+        kinds: Mapping[str, NonNegativeFloat] | None = None,
         look: str = "plain",
     ) -> None:
         self.num_images = dict(num_images or {"train": 1000, "calibration": 250, "test": 500})

@@ -1,0 +1,183 @@
+"""Settings of `train_backbone` and `figure2`."""
+
+from typing import Annotated, Literal, Self
+
+from annotated_types import Len
+from pydantic import AfterValidator, Field, model_validator
+
+from experiments.settings.base import Built, NumResamples, Paths, PathText, Refusal, Settings
+from m3_backbone.arguments import (
+    ClosedFraction,
+    HalfOpenFraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveInt,
+    Seed,
+)
+
+
+def _check_attention(name: str) -> str:
+    from m3_backbone.llava import check_attention
+
+    try:
+        check_attention(name)
+    except ValueError as error:
+        raise Refusal(str(error).partition(": ")[2]) from error
+    return name
+
+
+class ImageShape(Settings):
+    """Pictures of the backbone."""
+
+    image_size: PositiveInt
+    """pixels a side"""
+    patch_size: PositiveInt
+    """pixels a side of a patch"""
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise Refusal(
+                f"image.patch_size={self.patch_size}: give a divisor of image.image_size={self.image_size}"
+            )
+        return self
+
+
+class Shape(Settings):
+    """Shape of a transformer."""
+
+    hidden_size: PositiveInt
+    """width"""
+    num_layers: PositiveInt
+    """layers"""
+    num_heads: PositiveInt
+    """attention heads"""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise Refusal(f"num_heads={self.num_heads}: give a divisor of hidden_size={self.hidden_size}")
+        return self
+
+
+class DecoderShape(Shape):
+    """Shape of the decoder."""
+
+    intermediate_size: PositiveInt
+    """width of the MLPs"""
+
+
+class Reshape(Settings):
+    """Another shape for the model in start_from; all null: as it is."""
+
+    tower_layers: list[NonNegativeInt] | None
+    """layers of the vision tower that stay, counted from 0; null: all"""
+    num_decoder_layers: PositiveInt | None
+    """layers of the decoder; null: as many as there are"""
+    intermediate_size: PositiveInt | None
+    """width of the decoder's MLPs; null: as it is"""
+
+
+class Epochs(Settings):
+    """Pictures and learning rates of a training."""
+
+    num_pictures: PositiveInt
+    """pictures in all"""
+    pictures_per_epoch: PositiveInt
+    """pictures of an epoch"""
+    learning_rate: NonNegativeFloat
+    """of vectors; 0: they stay"""
+    matrix_learning_rate: NonNegativeFloat | None
+    """of matrices; null: as that of vectors"""
+
+    @model_validator(mode="after")
+    def _check_epochs(self) -> Self:
+        if self.num_pictures < self.pictures_per_epoch:
+            raise Refusal(
+                f"num_pictures={self.num_pictures}: give at least pictures_per_epoch="
+                f"{self.pictures_per_epoch}, one epoch"
+            )
+        return self
+
+
+class Training(Epochs):
+    """Training on pictures."""
+
+    batch_size: PositiveInt
+    """pictures of a step in one process"""
+    num_workers: NonNegativeInt
+    """processes that draw pictures; 0: none"""
+    weight_decay: NonNegativeFloat
+    """of matrices"""
+    num_warmup_steps: NonNegativeInt
+    """steps with a rising learning rate"""
+
+
+class Tower(Settings):
+    """The vision tower."""
+
+    shape: Shape
+    training: Training
+
+
+class ModelTraining(Training):
+    """Training of the whole model."""
+
+    share_of_others: ClosedFraction
+    """share of the pictures that other tasks give"""
+    questions_per_image: PositiveInt
+    """questions about each picture"""
+    first_picture: NonNegativeInt
+    """number of the first picture"""
+    share_of_start: HalfOpenFraction
+    """share of the weights that training starts from in the final mean"""
+    scale_groups: Annotated[list[Annotated[list[PositiveInt], Len(1)]], Len(1)]
+    """groups of scales, of each of which one is drawn at every step"""
+    dense_weight: NonNegativeFloat
+    """weight of the dense labels in the loss"""
+
+
+class TrainBackboneSettings(Settings):
+    """`experiments.train_backbone`."""
+
+    paths: Paths
+    scenes: Built
+    others: dict[str, Built] = Field(default={})
+    trainer: Built
+    seed: Seed
+    """of weights and pictures"""
+    folder: PathText
+    """folder of the training"""
+    attention: Annotated[str, AfterValidator(_check_attention)]
+    """attention kernel, as eager or sdpa"""
+    start_from: PathText | None
+    """checkpoint that training goes on from; null: from nothing"""
+    reshape: Reshape
+    pooling: Literal["average", "spatial", "sequential"]
+    """how the grid of visual tokens is reduced"""
+    max_minutes: NonNegativeFloat | None
+    """minutes after which the command stops at the end of an epoch; null: never"""
+    vocab_size: PositiveInt
+    """tokens of the tokenizer"""
+    image: ImageShape
+    tower: Tower
+    decoder: DecoderShape
+    model: ModelTraining
+
+
+class Figure2Settings(TrainBackboneSettings):
+    """`experiments.figure2`."""
+
+    test: Built
+    seeds: Annotated[list[Seed], Len(1)]
+    """one training of every variant each"""
+    num_images: PositiveInt | None
+    """test pictures; null: all"""
+    start: Epochs
+    confidence: OpenFraction
+    """coverage of the intervals; 0.95: 95%"""
+    num_resamples: NumResamples
+    """bootstrap resamples of the images"""
+    allow_unrecorded: bool
+    """whether to go on where the evaluation cannot be recorded"""

@@ -1,0 +1,73 @@
+"""What all groups of settings share: their base class, and text that names files and folders."""
+
+import re
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# A mapping with `_target_` and the arguments of that class.
+Built = dict[str, Any]
+# The same for what the command takes names from and does not build: values may be missing, as checkpoint=???.
+Described = Annotated[dict[str, Any], "described"]
+# Longer ones would not leave room for suffixes in the 255 bytes of a file name.
+_MAX_NAME_BYTES = 120
+
+
+class Refusal(ValueError):
+    """What is wrong with a value, as the end of a sentence that begins with the option and the value."""
+
+
+def check_folder_name(name: str) -> str:
+    """`name`, if it can be the name of one folder; Refusal otherwise."""
+    if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.strip() in ("", ".", ".."):
+        raise Refusal("it names a folder, so give text without / and \\ that is not empty, . or ..")
+    if name.startswith((".", " ", "~")) or len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        raise Refusal(
+            "it names a folder, so give text that does not begin with a dot, a space or ~ and has at most "
+            f"{_MAX_NAME_BYTES} bytes"
+        )
+    return name
+
+
+def _check_path(path: str) -> str:
+    if not path.strip() or "\0" in path:
+        raise Refusal("give the path of a file or folder")
+    return path
+
+
+FolderName = Annotated[str, AfterValidator(check_folder_name)]
+PathText = Annotated[str, AfterValidator(_check_path)]
+# Of one resample there is no interval.
+NumResamples = Annotated[int, Ge(2)]
+
+
+class Settings(BaseModel):
+    """A group of settings. Values have exactly these types; keys that are not here are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Paths(Settings):
+    """Where results lie."""
+
+    outputs: PathText
+    """folder of all results"""
+    store: PathText = ""
+    """folder of labels, predictors and timings"""
+    labels: PathText = ""
+    """folder of the labels of one task"""
+    predictors: PathText = ""
+    """folder of the trained predictors"""
+    latency: PathText = ""
+    """folder of the timings"""
+    evaluations: PathText = ""
+    """folder of the records of test evaluations"""
+
+
+class Labelled(Settings):
+    """What commands on one task and one backbone share."""
+
+    paths: Paths
+    backbone: Described = Field(default={})
+    task: Described = Field(default={})

@@ -1,0 +1,209 @@
+"""A configuration held against the settings of its command, before the command does anything."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from experiments.settings import backbone, commands, pipeline
+from experiments.settings.base import Described, FolderName, Settings
+from experiments.settings.built import check_built
+from experiments.settings.words import MISSING, Words, convert, read_words
+from m3_backbone.arguments import describe_type, show
+
+SETTINGS: Mapping[str, type[Settings]] = {
+    "answer": commands.AnswerSettings,
+    "bench_adaptive": commands.BenchAdaptiveSettings,
+    "bench_evaluation": commands.BenchEvaluationSettings,
+    "bench_labelling": commands.BenchLabellingSettings,
+    "compare": commands.CompareSettings,
+    "evaluate": pipeline.EvaluateSettings,
+    "failures": commands.FailuresSettings,
+    "figure2": backbone.Figure2Settings,
+    "granularity": commands.GranularitySettings,
+    "label": pipeline.LabelSettings,
+    "latency": pipeline.LatencySettings,
+    "model_card": commands.ModelCardSettings,
+    "parity": commands.ParitySettings,
+    "publish": commands.PublishSettings,
+    "resample": pipeline.ResampleSettings,
+    "run": pipeline.RunSettings,
+    "train": pipeline.TrainSettings,
+    "train_backbone": backbone.TrainBackboneSettings,
+    "transfer": commands.TransferSettings,
+    "tune": commands.TuneSettings,
+}
+# Overlays (conf/experiment) are for several commands: what only others know is no mistake in them.
+_KNOWN = frozenset(key for settings in SETTINGS.values() for key in settings.model_fields)
+
+
+def check_settings(command: str, config: DictConfig) -> DictConfig:
+    """The configuration with every value as its type has it (`words.convert`), and `max_epochs` applied.
+
+    Raises ValueError, a line for each wrong setting, that names option, value and what is allowed.
+    """
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    words = read_words(overrides)
+    content = _to_plain(config)
+    settings = SETTINGS.get(command)
+    if settings is None:
+        # A command of the user's own: only the objects of its configuration are known.
+        mistakes = [line for key, value in content.items() for line in check_built(value, key, words)]
+    else:
+        is_own = HydraConfig.initialized() and HydraConfig.get().job.config_name == command
+        mistakes = list(_find_unknown(settings, content, overrides if is_own else []))
+        mistakes += _check_group(settings, content, "", words)
+        mistakes += _check_names(settings, content)
+        mistakes = mistakes or list(_check_together(settings, content))
+    # An option that takes the value of another one is not what is wrong.
+    mistakes = [line for line in mistakes if not _is_interpolated(config, line.partition("=")[0])] or mistakes
+    if mistakes:
+        raise ValueError("\n".join(dict.fromkeys(mistakes)))
+    return _apply(config, content)
+
+
+def _find_unknown(
+    settings: type[Settings], content: Mapping[str, Any], overrides: Sequence[str]
+) -> Iterator[str]:
+    added = {text.lstrip("+").partition("=")[0].split(".")[0] for text in overrides if text.startswith("+")}
+    for key in content:
+        if key not in settings.model_fields and (key not in _KNOWN or key in added):
+            known = ", ".join(sorted(settings.model_fields))
+            yield f"{key}={show(content[key])}: no such setting, give one of {known}"
+
+
+def _check_group(
+    settings: type[Settings], values: dict[str, Any], prefix: str, words: Words
+) -> Iterator[str]:
+    """Yield one sentence for each wrong value of a group; convert the others in place."""
+    hints = get_type_hints(settings, include_extras=True)
+    for name, field in settings.model_fields.items():
+        option, hint = f"{prefix}{name}", hints[name]
+        if name not in values:
+            if field.is_required():
+                yield f"{option} is missing: give {option}=..."
+            continue
+        value = values[name] = convert(values[name], hint, words.get(option))
+        is_group = isinstance(hint, type) and issubclass(hint, Settings)
+        if value == MISSING:
+            yield f"{option} has no default: give {option}=..."
+        elif is_group and isinstance(value, dict):
+            yield from _check_group(hint, value, f"{option}.", words)
+        elif is_group:
+            yield f"{option}={show(value)}: give {option}.NAME=... for {', '.join(hint.model_fields)}"
+        else:
+            yield from _check_value(option, value, hint, field.description)
+            yield from check_built(value, option, words, is_built=hint != Described)
+    if prefix:
+        for name in values.keys() - settings.model_fields.keys():
+            known = ", ".join(settings.model_fields)
+            yield f"{prefix}{name}={show(values[name])}: no such setting, give one of {known}"
+
+
+def _check_value(option: str, value: Any, hint: Any, meaning: str | None) -> Iterator[str]:
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError as error:
+        # Of the members of a union one may know better than the others what is wrong.
+        refusals = [str(each["ctx"]["error"]) for each in error.errors() if each["type"] == "value_error"]
+        about = f" ({' '.join(meaning.split())})" if meaning else ""
+        yield f"{option}={show(value)}: {refusals[0] if refusals else f'give {describe_type(hint)}{about}'}"
+
+
+def _check_names(settings: type[Settings], content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the names of backbone and task, after which folders are named."""
+    for key in {"backbone", "task"} & settings.model_fields.keys():
+        part = content.get(key)
+        if isinstance(part, dict) and "name" in part and part["name"] != MISSING:
+            yield from _check_value(f"{key}.name", part["name"], FolderName, None)
+
+
+def _check_together(settings: type[Settings], content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with values that are right one by one."""
+    own = {key: value for key, value in content.items() if key in settings.model_fields}
+    try:
+        settings.model_validate(own)
+    except ValidationError as error:
+        for each in error.errors():
+            place = "".join(f"{part}." for part in each["loc"])
+            sentence = str(each.get("ctx", {}).get("error", each["msg"]))
+            yield sentence if sentence.startswith(place) else place + sentence
+
+
+def _is_interpolated(config: DictConfig, option: str) -> bool:
+    *path, name = option.split(".")
+    try:
+        node = OmegaConf.select(config, ".".join(path)) if path else config
+        return isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)
+    except OmegaConfBaseException:
+        return False
+
+
+def _to_plain(node: Any) -> Any:
+    """A node with its interpolations resolved; without those keys whose interpolations cannot be.
+
+    A setting of `paths` may be about a group that a command does not have, or about a name that is missing.
+    """
+    if isinstance(node, DictConfig):
+        values = {}
+        for key in node:
+            if OmegaConf.is_missing(node, key):
+                values[key] = MISSING
+                continue
+            with suppress(InterpolationKeyError, InterpolationToMissingValueError):
+                values[key] = _to_plain(node[key])
+        return values
+    if isinstance(node, ListConfig):
+        return [
+            MISSING if OmegaConf.is_missing(node, index) else _to_plain(node[index])
+            for index in range(len(node))
+        ]
+    return node
+
+
+def _apply(config: DictConfig, content: Mapping[str, Any]) -> DictConfig:
+    """A copy of the configuration with the values of `content` where they differ."""
+    checked = copy.deepcopy(config)
+    OmegaConf.set_readonly(checked, False)
+    with open_dict(checked):
+        _replace(checked, content)
+        _limit_epochs(checked)
+    return checked
+
+
+def _replace(node: Any, content: Any) -> None:
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if value == MISSING:
+            continue
+        current = node[key]
+        if isinstance(current, DictConfig | ListConfig):
+            _replace(current, value)
+        elif type(current) is not type(value) or current != value:
+            node[key] = value
+
+
+def _limit_epochs(config: DictConfig) -> None:
+    """Lower `max_epochs` of every predictor that trains in epochs to that of the command, if it has one."""
+    most = config.get("max_epochs")
+    if most is None:
+        return
+
+    def lower(node: Any) -> None:
+        if isinstance(node, DictConfig):
+            if not OmegaConf.is_missing(node, "max_epochs") and node.get("max_epochs") is not None:
+                node.max_epochs = min(node.max_epochs, most)
+            for key in node:
+                if not OmegaConf.is_missing(node, key):
+                    lower(node[key])
+
+    for key in ("predictor", "baselines"):
+        lower(config.get(key))

@@ -1,0 +1,275 @@
+"""Settings of the commands beside `run` and its steps."""
+
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Le, Len
+from pydantic import AfterValidator, Field, model_validator
+
+from experiments.settings.base import (
+    Built,
+    Described,
+    FolderName,
+    Labelled,
+    NumResamples,
+    Paths,
+    PathText,
+    Refusal,
+    Settings,
+)
+from experiments.settings.pipeline import Guarantee, Intervals, PredictorSettings
+from m3_backbone.arguments import (
+    ClosedFraction,
+    HalfOpenFraction,
+    NonNegativeFloat,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
+
+
+def _check_objective(name: str) -> str:
+    from experiments.search.objectives import OBJECTIVES
+
+    if name not in OBJECTIVES:
+        raise Refusal(f"give objectives among {', '.join(OBJECTIVES)}")
+    return name
+
+
+def _check_storage(text: str) -> str:
+    if "://" not in text and not text.endswith(".journal"):
+        raise Refusal("give the URL of a database, as sqlite:///FILE, a file that ends in .journal, or null")
+    return text
+
+
+class TrainedChoice(Labelled):
+    """Which trained predictor is meant."""
+
+    backbone: Built
+    predictor: Built
+    seed: Seed
+    """seed that the predictor was trained with"""
+    trained: PathText | None
+    """folder of the trained predictor where several fit; null: the one that does"""
+
+
+class OperatingPoint(Settings):
+    """What to pay for an answer; all null: the default price."""
+
+    price: NonNegativeFloat | None
+    """price of one answer at the finest scale, in estimated chance; 0.1: ten points"""
+    budget: PositiveFloat | None
+    """mean visual tokens to stay within"""
+    point: str | None
+    """name of an operating point saved with the prices"""
+
+
+class AnswerSettings(TrainedChoice, OperatingPoint):
+    """`experiments.answer`."""
+
+    image: PathText
+    """path of the image"""
+    question: str
+    """question about the image"""
+    scale: PositiveInt | None
+    """scale to force; null: the predictor chooses"""
+    climb: bool
+    """whether to look at the answer and retry at finer scales while that is worth it"""
+
+
+class PublishSettings(TrainedChoice):
+    """`experiments.publish`."""
+
+    folder: PathText
+    """folder that the model is written to"""
+    repo: str | None
+    """USER/NAME on the Hugging Face hub; null: the model is not uploaded"""
+    risk: Guarantee
+
+
+class FailuresSettings(Labelled):
+    """`experiments.failures`."""
+
+    task: Built
+    seed: Seed
+    """of the choice of pictures"""
+    split: Literal["train", "calibration"]
+    """what is learnt from failures goes into the next training; a report shows those on test"""
+    scale: PositiveInt | None
+    """scale at which an answer is wrong to be shown; null: the finest"""
+    per_kind: PositiveInt
+    """pictures per question type"""
+
+
+class GranularitySettings(Labelled, Intervals):
+    """`experiments.granularity`."""
+
+    seed: Seed
+    """of the models"""
+    margin: HalfOpenFraction
+    """mean score below the best scale's within which a scale is sufficient; 0.01: one point"""
+    equivalence_margin: OpenFraction
+    """difference in mean score below which policies are equivalent; 0.005: half a point"""
+    bootstrap_seed: Seed
+    """of the resamples"""
+
+
+class TransferPaths(Settings):
+    """Where labels of several tasks lie."""
+
+    outputs: PathText
+    """folder of all results"""
+    store: PathText
+    """folder of labels, predictors and timings"""
+    all_labels: PathText
+    """folder of the label folders of all tasks"""
+    evaluations: PathText
+    """folder of the records of test evaluations"""
+    labels: None = None
+    """left null, as the command reads the labels of several tasks from paths.all_labels"""
+    predictors: None = None
+    """left null, as the command trains its predictors itself"""
+    latency: None = None
+    """left null, as the command times nothing"""
+
+
+class TransferSettings(PredictorSettings, Intervals):
+    """`experiments.transfer`."""
+
+    paths: TransferPaths
+    backbone: Described = Field(default={})
+    trainer: Built
+    sources: Annotated[list[FolderName], Len(1)] | FolderName
+    """tasks that are trained on"""
+    targets: Annotated[list[FolderName], Len(1)] | FolderName
+    """tasks that are tested on"""
+    num_recalibration: PositiveInt
+    """samples of the target's calibration split that prices are fitted on"""
+
+
+class Study(Settings):
+    """A search with Optuna."""
+
+    name: FolderName
+    """name of the study"""
+    folder: PathText
+    """folder of the study"""
+    num_trials: PositiveInt
+    """finished trials of the whole study, pruned ones included"""
+    objectives: Annotated[list[Annotated[str, AfterValidator(_check_objective)]], Len(1)]
+    """what is optimised; several: their Pareto front, without pruning"""
+    storage: Annotated[str, AfterValidator(_check_storage)] | None
+    """URL of a database, or a file that ends in .journal; null: SQLite in the folder"""
+    heartbeat: PositiveInt
+    """seconds between signs of life of a worker"""
+    grace: PositiveInt
+    """seconds without a sign of life after which a trial is given to another worker"""
+    sampler: Built
+    pruner: Built
+
+    @model_validator(mode="after")
+    def _check_grace(self) -> Self:
+        if self.grace <= self.heartbeat:
+            raise Refusal(
+                f"study.grace={self.grace}: give more than study.heartbeat={self.heartbeat} seconds, or "
+                "living workers lose their trials"
+            )
+        return self
+
+
+class Space(Settings):
+    """What is open about a predictor."""
+
+    space: Annotated[list[dict[str, Any]], Len(1)]
+    """parameters {name, type, low, high, log, choices}, as in conf/tune/"""
+
+
+class TuneSettings(Labelled, PredictorSettings):
+    """`experiments.tune`."""
+
+    trainer: Built
+    study: Study
+    tune: Space
+
+
+class CompareSettings(Settings):
+    """`experiments.compare`."""
+
+    paths: Paths
+    runs: Annotated[list[PathText], Len(1)] | PathText
+    """folders of finished runs, or of folders of runs"""
+
+
+class ModelCardSettings(Settings):
+    """`experiments.model_card`."""
+
+    paths: Paths
+    output: PathText
+    """file that is written"""
+    labels: dict[str, PathText]
+    """label folder of each task"""
+    facts: dict[str, str]
+    """sections of the card"""
+
+
+class ParitySettings(Settings):
+    """`experiments.parity`."""
+
+    fixture: PathText | None
+    """folder with checkpoint, images and expected values"""
+    scoring: PathText | None
+    """JSON list of {metric, prediction, references, score}"""
+    router: PathText | None
+    """file of AVG-LLaVA's router and its expected values"""
+
+
+class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
+    """`experiments.bench_adaptive`."""
+
+    task: Built
+    split: Literal["train", "calibration"]
+    """split that the questions are from"""
+    num_questions: PositiveInt
+    """questions, each about an image of its own"""
+    batch_sizes: Annotated[list[PositiveInt], Len(1)]
+    """questions that are answered together"""
+    repeats: PositiveInt
+    """rounds"""
+    drawn: dict[int, ClosedFraction]
+    """share of each scale where weights are random"""
+
+
+class BenchLabellingSettings(Settings):
+    """`experiments.bench_labelling`."""
+
+    backbone: Built
+    task: Built
+    split: Literal["train", "calibration", "test"]
+    """split that the pictures are from"""
+    num_images: PositiveInt
+    """pictures"""
+    questions_per_image: PositiveInt | None
+    """questions about each picture; null: all that the task has"""
+    num_naive: PositiveInt | None
+    """questions that are answered with plain `generate`; null: all"""
+    repeats: PositiveInt
+    """rounds"""
+
+
+class BenchEvaluationSettings(Settings):
+    """`experiments.bench_evaluation`."""
+
+    num_images: PositiveInt
+    """images of the synthetic outcomes"""
+    questions_per_image: PositiveInt
+    """questions about each image"""
+    num_scales: Annotated[int, Ge(2), Le(32)]
+    """scales of the ladder"""
+    num_prices: PositiveInt
+    """most prices that are traced"""
+    num_resamples: NumResamples
+    """bootstrap resamples of the images"""
+    num_budgets: Annotated[int, Ge(2)]
+    """budgets of mean cost"""
+    seed: Seed
+    """of the outcomes"""

@@ -1,0 +1,223 @@
+"""Settings of `run` and its steps, and of `resample`."""
+
+from typing import Annotated, Self
+
+from annotated_types import Ge
+from pydantic import AfterValidator, Field, model_validator
+
+from experiments.settings.base import Built, Labelled, NumResamples, PathText, Refusal, Settings
+from m3_backbone.arguments import (
+    ClosedFraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
+
+
+def _check_shard(text: str) -> str:
+    from experiments.labelling import Part
+
+    try:
+        Part.parse(text)
+    except ValueError as error:
+        raise Refusal(str(error).partition(": ")[2]) from error
+    return text
+
+
+def _check_metric(name: str) -> str:
+    from experiments.training_record import VALIDATION_METRICS
+
+    if name not in VALIDATION_METRICS:
+        raise Refusal(
+            f"give one of {', '.join(VALIDATION_METRICS)}: what a sweep optimises comes from validation"
+        )
+    return name
+
+
+class Limit(Settings):
+    """Whole images per split."""
+
+    train: NonNegativeInt | None
+    """images of the train split; null: all"""
+    calibration: NonNegativeInt | None
+    """images of the calibration split; null: all"""
+    test: NonNegativeInt | None
+    """images of the test split; null: all"""
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if self.train == self.calibration == self.test == 0:
+            raise Refusal("limit.train=0, limit.calibration=0, limit.test=0: give a number above 0 for one")
+        return self
+
+
+class Reading(Settings):
+    """How images reach the model."""
+
+    images_per_batch: PositiveInt
+    """images that are encoded together"""
+    num_workers: NonNegativeInt
+    """processes that read images ahead of the model; 0: none"""
+
+
+class LabelSettings(Labelled, Reading):
+    """`conf/settings/label.yaml`."""
+
+    backbone: Built
+    task: Built
+    limit: Limit
+    feature_scales: list[PositiveInt] | None
+    """scales of the visual tokens kept for predictors; null: 1, 9 and 36 as far as the ladder has them"""
+    shard_size: PositiveInt
+    """samples per file"""
+    shard: Annotated[str, AfterValidator(_check_shard)] | None
+    """i/n: the i-th of n parts of the files, from 0; null: all"""
+    overwrite: bool
+    """whether labels that are there are moved aside and made again"""
+    allow_small: bool
+    """whether splits of fewer than 8 images are accepted"""
+    engine: Built
+
+
+class PredictorSettings(Settings):
+    """`conf/settings/train.yaml`, with what is trained."""
+
+    predictor: Built
+    baselines: dict[str, Built] = Field(default={})
+    calibrator: Built | None = None
+    seed: Seed
+    """of the division into train and validation, and of whatever a predictor draws"""
+    max_epochs: PositiveInt | None
+    """most epochs of any predictor that trains in epochs; null: what conf/predictor says"""
+    validation_fraction: OpenFraction
+    """share of the training images that is kept for early stopping"""
+    budget: PositiveFloat | None
+    """mean visual tokens that the default price may spend; null: chosen by tolerance"""
+    tolerance: NonNegativeFloat
+    """score that the default price may lose to the best fixed scale; 0.01: one point"""
+    optimized_metric: Annotated[str, AfterValidator(_check_metric)]
+    """what the command returns to an optimising sweep"""
+    allow_small: bool
+    """whether splits of fewer than 8 images are accepted"""
+
+
+class TrainSettings(Labelled, PredictorSettings):
+    """`experiments.train`."""
+
+    trainer: Built
+
+
+class Latency(Settings):
+    """`conf/settings/latency.yaml`."""
+
+    num_images: NonNegativeInt
+    """timed pictures of the calibration split; 0: `run` times nothing"""
+    num_rounds: PositiveInt
+    """times that every picture is answered by everything"""
+    batch_size: PositiveInt
+    """questions that are answered together"""
+    overwrite: bool
+    """whether timings that are there are measured again"""
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if 0 < self.num_images < self.batch_size:
+            raise Refusal(
+                f"latency.num_images={self.num_images}: give at least latency.batch_size={self.batch_size} "
+                "pictures, or they do not fill a batch"
+            )
+        return self
+
+
+class LatencySettings(Labelled, PredictorSettings):
+    """`experiments.latency`."""
+
+    backbone: Built
+    task: Built
+    latency: Latency
+
+
+class Guarantee(Settings):
+    """The guarantee on the loss."""
+
+    alpha: ClosedFraction
+    """mean score below the finest scale's that may be lost; 0.01: one point"""
+    delta: OpenFraction
+    """probability with which the guarantee may fail"""
+    most_questions: PositiveInt | None
+    """questions that one image counts for at most; null: the most about any calibration image"""
+
+
+class Risk(Guarantee):
+    """The guarantee on the loss, and its check."""
+
+    joint: bool
+    """whether the guarantees of all predictors hold together with probability 1 - delta"""
+    num_resplits: NonNegativeInt
+    """draws of test images on which the guarantee is certified anew; 0: none"""
+
+
+class Intervals(Settings):
+    """Bootstrap over images."""
+
+    num_resamples: NumResamples
+    """bootstrap resamples of the images"""
+    confidence: OpenFraction
+    """coverage of the intervals; 0.95: 95%"""
+    allow_unrecorded: bool
+    """whether to go on where the evaluation cannot be recorded"""
+
+
+class EvaluateSettings(Labelled, PredictorSettings, Intervals):
+    """`conf/settings/evaluate.yaml`."""
+
+    task: Built
+    cascades: dict[str, Built] = Field(default={})
+    reference: str | None
+    """name of the predictor that every other one is compared with, beside the mix; null: none"""
+    num_budgets: Annotated[int, Ge(2)]
+    """budgets of mean visual tokens, evenly spaced in the logarithm"""
+    num_prices: PositiveInt
+    """most prices that are traced on the calibration split"""
+    bootstrap_seed: Seed
+    """of the resamples"""
+    risk: Risk
+    gallery: NonNegativeInt
+    """samples in the gallery per kind of success and failure; 0: none"""
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        compared = [self.predictor, *self.baselines.values(), *self.cascades.values()]
+        names = list(dict.fromkeys(str(part.get("name")) for part in compared))
+        if self.reference is not None and self.reference not in names:
+            raise Refusal(
+                f"reference={self.reference}: give one of the compared {', '.join(names)}, or null for none"
+            )
+        return self
+
+
+class RunSettings(LabelSettings, TrainSettings, LatencySettings, EvaluateSettings):
+    """`experiments.run`: the settings of its steps."""
+
+    latest: PathText
+    """link to the folder of the latest finished run"""
+
+
+class ResampleSettings(Labelled, Reading):
+    """`experiments.resample`."""
+
+    backbone: Built
+    task: Built
+    variation: Built
+    engine: Built
+    num_images: PositiveInt | None
+    """images of the test split, the first so many; null: all"""
+    num_runs: Annotated[int, Ge(2)]
+    """answers to every question: one to score, the others to choose by"""
+    overwrite: bool
+    """whether answers of another variation are moved aside"""
+    allow_unrecorded: bool
+    """whether to go on where the evaluation cannot be recorded"""

@@ -1,0 +1,47 @@
+"""What people type for a value, and the value that they mean."""
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+# What OmegaConf puts where a value has to be given and is not.
+MISSING = "???"
+# As in YAML 1.1; Hydra reads only true and false, and any other text would count as true.
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+# The text behind the equals sign of an option that stands on the command line.
+Words = Mapping[str, str]
+
+
+def read_words(overrides: Sequence[str]) -> dict[str, str]:
+    """The text of each `key=value` among the overrides; those of config groups do no harm."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {key: text for key, equals, text in pairs if equals}
+
+
+def convert(value: Any, annotation: Any, word: str | None) -> Any:
+    """`value` as the type has it where there is no doubt about what is meant; unchanged otherwise.
+
+    Words of YAML 1.1 for true and false, numbers without a fraction for whole ones, and numbers for text, as
+    they were typed: `word` is the text from the command line.
+    """
+    kinds = set(_list_kinds(annotation))
+    if isinstance(value, str) and bool in kinds and str not in kinds:
+        return _TRUTH.get(value.lower(), value)
+    if isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
+        return int(value) if abs(value) < 2**53 else value
+    if isinstance(value, bool | int | float) and str in kinds and not kinds & {bool, int, float}:
+        if word is not None:
+            return word.strip()
+        # A file does not say how true or 1e3 were written.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return value
+
+
+def _list_kinds(annotation: Any) -> list[Any]:
+    """The members of a union, each without its range."""
+    if get_origin(annotation) is Annotated:
+        return _list_kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in _list_kinds(member)]
+    return [annotation]
