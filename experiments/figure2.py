@@ -17,9 +17,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
-from experiments.label import format_command
 from experiments.labelling import label
 from experiments.labels.held_out import open_test
 from experiments.reporting.variant_display import draw_variants

@@ -14,12 +14,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
 from experiments.evaluation.statistics import check_confidence
-from experiments.label import format_command
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs

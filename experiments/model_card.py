@@ -20,13 +20,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
 from experiments.evaluation.question_types import describe_left_out, name_total, pick_frequent
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
-from experiments.label import format_command
 from experiments.labels.held_out import open_test
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels

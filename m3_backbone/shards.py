@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,16 +56,24 @@ FEATURE_SCHEMA = pa.schema(
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then move it to `path`: after a kill, the old file or the new one.
 
-    The temporary file lies beside `path` under a name that no reader takes for a finished file.
+    The temporary file lies beside `path` under a name that no reader takes for a finished file. The mode is
+    that of any new file here, as the umask has it, even if `write` makes private files (as safetensors does).
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # A failed write names no file, and the temporary one says nothing to a person.
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     if os.name == "posix":  # so that the new name, too, survives a power cut
         directory = os.open(path.parent, os.O_RDONLY)
@@ -72,6 +81,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8 with Unix line ends, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def dump_header(header: Mapping[str, Any], version: int = SCHEMA_VERSION) -> dict[bytes, bytes]:
