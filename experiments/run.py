@@ -4,6 +4,7 @@ Each step is the command of that name with this one's configuration, and leaves 
 unchanged run is an evaluation. `main` returns the validation metric `optimized_metric`, for sweeps.
 """
 
+import errno
 import logging
 import os
 import uuid
@@ -41,6 +42,8 @@ def measure(config: DictConfig) -> None:
     try:
         latency.measure_configured(config)
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         log.warning(
             "no cost is counted in milliseconds, as timings cannot be written: %s; paths.latency=FOLDER "
             "names another folder for them",

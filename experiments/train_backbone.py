@@ -43,6 +43,8 @@ from m3_backbone.scratch import (
     set_whitening_patches,
     train_tokenizer,
 )
+from predictor.checkpoints import AtomicCheckpointIO, find_whole
+from predictor.training import fit_module
 
 log = logging.getLogger(__name__)
 
@@ -240,9 +242,11 @@ def fit(
             deadline,
         ],
     )
-    if last.is_file():
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    resume_from = last if find_whole([last]) else None
+    if resume_from is not None:
         log.info("going on from %s", last)
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    fit_module(trainer, module, data, resume_from)
     if trainer.current_epoch < num_epochs:
         rank_zero_only(print)(
             f"stopped after {trainer.current_epoch} of {num_epochs} epochs, as max_minutes="

@@ -71,9 +71,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            # A failed write names no file, and the temporary one says nothing to a person.
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        if isinstance(error, OSError) and error.strerror:
+            # A failed write names no file, or the temporary one, which says nothing to a person.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":  # so that the new name, too, survives a power cut
         directory = os.open(path.parent, os.O_RDONLY)

@@ -23,6 +23,7 @@ OUTCOME_SCHEMA = (
     "m3_backbone.labels",
     "m3_backbone.features",
     "m3_backbone.sentences",
+    "m3_backbone.shards.write_",
 )
 
 
