@@ -40,7 +40,7 @@ from experiments.labels.held_out import open_test
 from experiments.latency import find_timings
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
-from experiments.reporting.export import render_figure, save_figure
+from experiments.reporting.export import render_figure, save_figure, write_picture
 from experiments.reporting.findings import Findings, collect_extras
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.page import Provenance
@@ -305,7 +305,7 @@ def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, titl
         diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
         save_figure(diagrams, output / "calibration")
     picture = render_figure(front, "png")
-    (output / PICTURE).write_bytes(picture)
+    write_picture(output / PICTURE, picture)
     return picture
 
 

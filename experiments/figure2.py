@@ -21,6 +21,7 @@ from experiments.config import entry_point, format_command
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
 from experiments.labelling import label
 from experiments.labels.held_out import open_test
+from experiments.reporting.export import save_figure
 from experiments.reporting.variant_display import draw_variants
 from experiments.reporting.variant_summary import (
     tabulate_variants,
@@ -34,7 +35,7 @@ from experiments.train_backbone import train_checkpoint
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import read_manifest
+from m3_backbone.shards import read_manifest, write_text
 
 # The last file that a checkpoint is written with.
 _MARK = "m3_processor.json"
@@ -96,7 +97,7 @@ def check_recipe(recipe: dict[str, Any], path: Path) -> None:
     """Write the recipe, or compare it with the one that is there."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(recipe, indent=1) + "\n")
         return
     there = json.loads(path.read_text(encoding="utf-8"))
     if differing := [key for key in recipe if recipe[key] != there.get(key)]:
@@ -157,12 +158,10 @@ def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
 
 def write_comparison(comparison: VariantComparison, folder: Path) -> None:
     """`figure2.json`, `.md`, `.csv`, `.png`, `.pdf` and `.svg`."""
-    (folder / "figure2.json").write_text(json.dumps(to_json(comparison), indent=1) + "\n", encoding="utf-8")
-    (folder / "figure2.md").write_text(to_markdown(comparison), encoding="utf-8")
-    (folder / "figure2.csv").write_text(to_csv(comparison), encoding="utf-8")
-    figure = draw_variants(comparison)
-    for kind in ("png", "pdf", "svg"):
-        figure.savefig(folder / f"figure2.{kind}", dpi=150)
+    write_text(folder / "figure2.json", json.dumps(to_json(comparison), indent=1) + "\n")
+    write_text(folder / "figure2.md", to_markdown(comparison))
+    write_text(folder / "figure2.csv", to_csv(comparison))
+    save_figure(draw_variants(comparison), folder / "figure2", ("png", "pdf", "svg"))
 
 
 if __name__ == "__main__":

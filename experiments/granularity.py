@@ -21,10 +21,11 @@ from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifi
 from experiments.evaluation.statistics import check_confidence
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs_tables
+from experiments.reporting.export import save_figure
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.tables import Table
 from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest
+from m3_backbone.shards import read_manifest, write_text
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,9 @@ def main(config: DictConfig) -> None:
             bootstrap_seed=config.bootstrap_seed,
         )
     text = "\n\n".join(table.to_markdown() for table in tables)
-    (output / "granularity.md").write_text(f"{text}\n", encoding="utf-8")
+    write_text(output / "granularity.md", f"{text}\n")
     figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
-    for kind in ("png", "pdf", "svg"):
-        figure.savefig(output / f"granularity.{kind}", dpi=150)
+    save_figure(figure, output / "granularity", ("png", "pdf", "svg"))
     print("\n\n".join(map(str, tables)))
     print(f"\ntables and heat map: {output / 'granularity.*'}")
 

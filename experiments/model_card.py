@@ -27,9 +27,11 @@ from experiments.evaluation.needs import find_needed_column
 from experiments.evaluation.question_types import describe_left_out, name_total, pick_frequent
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.labels.held_out import open_test
+from experiments.reporting.text_table import escape_markdown
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import write_text
 from predictor.tabular import has_terms
 
 SEEN = ("train", "calibration")
@@ -54,7 +56,7 @@ def main(config: DictConfig) -> None:
     ]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
-    path.write_text(render_card(tables, facts), encoding="utf-8")
+    write_text(path, render_card(tables, facts))
     print(f"model card: {path}")
 
 
@@ -75,6 +77,7 @@ def judge(name: str, labels: Path, *, records: Path, command: str, configuration
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
     """The card as Markdown."""
     environment = Environment(loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = escape_markdown
     return environment.get_template("model_card.md").render(tables=tables, **facts)
 
 

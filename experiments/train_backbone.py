@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from experiments.backbone_data import (
@@ -43,6 +44,7 @@ from m3_backbone.scratch import (
     set_whitening_patches,
     train_tokenizer,
 )
+from m3_backbone.shards import write_atomically
 from predictor.checkpoints import AtomicCheckpointIO, find_whole
 from predictor.training import fit_module
 
@@ -108,7 +110,8 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
 def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path, heads: PatchHeads) -> None:
     """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and the heads, for `start_from=FOLDER`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: head.contiguous() for name, head in heads.state_dict().items()}, folder / PATCH_HEADS)
+    content = {name: head.contiguous() for name, head in heads.state_dict().items()}
+    write_atomically(folder / PATCH_HEADS, lambda temporary: save_file(content, temporary))
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -155,13 +158,16 @@ def pretrain_tower(
     """Train the tower in place on dense labels; weights that `folder` already holds are taken instead."""
     finished = folder / "tower.safetensors"
     if finished.is_file():
-        tower.load_state_dict(load_file(finished))
-        return
+        try:
+            tower.load_state_dict(load_file(finished))
+            return
+        except (SafetensorError, RuntimeError) as error:
+            log.warning("the vision tower is trained again: %s is damaged (%s)", finished, error)
     module = PatchClassification(tower, HEADS, **optimization)
     stream = partial(PatchStream, scenes, processor)
     data = PictureModule(stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers)
     run(module, data, folder, num_pictures // pictures_per_epoch)
-    rank_zero_only(save_file)(tower.state_dict(), finished)
+    rank_zero_only(write_atomically)(finished, partial(save_file, tower.state_dict()))
 
 
 def train_model(

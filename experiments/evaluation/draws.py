@@ -24,6 +24,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Predictor
 from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
+from m3_backbone.shards import write_atomically
 
 DRAWS = "draws.safetensors"
 # Resamples of the scores at the budgets that are kept, at most: enough for a band.
@@ -94,9 +95,8 @@ def collect_draws(
 
 def write_draws(folder: Path, draws: Mapping[str, Float32s]) -> None:
     """Write them by renaming: a run whose draws are there is whole."""
-    temporary = folder / f"{DRAWS}.tmp"
-    temporary.write_bytes(save(dict(draws)))
-    temporary.replace(folder / DRAWS)
+    content = save(dict(draws))
+    write_atomically(folder / DRAWS, lambda temporary: temporary.write_bytes(content))
 
 
 class StoredDraws(Mapping[str, Float32s]):

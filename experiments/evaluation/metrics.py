@@ -93,6 +93,7 @@ from experiments.evaluation.figures_json import (
 )
 from experiments.evaluation.keys import Bound
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.shards import write_text
 from predictor.policy import Front
 
 SCHEMA_VERSION = 5
@@ -203,7 +204,7 @@ def _list_kinds(table: OutcomeTable) -> np.ndarray:
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Write them as UTF-8 JSON, keys in their order."""
     text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def _describe_kinds(test: OutcomeTable) -> dict[str, Any]:

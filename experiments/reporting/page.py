@@ -18,6 +18,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from m3_backbone.shards import write_text
+
 _PACKAGES = (
     "tokenscale",
     "torch",
@@ -56,7 +58,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         style=_read_template("report.css"),
         scripts={name: _check_script(script) for name, script in scripts.items()},
     )
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
 
 
 def list_versions() -> Mapping[str, str]:

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.reporting.text_table import format_latex, format_markdown, format_table
+from experiments.reporting.text_table import (
+    escape_csv,
+    escape_markdown,
+    format_latex,
+    format_markdown,
+    format_table,
+)
+from m3_backbone.shards import write_text
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,12 @@ class Table:
         return f"{self.caption}\n{format_table([self.header, *self.rows])}"
 
     def to_markdown(self) -> str:
-        return f"{self.caption}.\n\n{format_markdown([self.header, *self.rows])}"
+        return f"{escape_markdown(self.caption)}.\n\n{format_markdown([self.header, *self.rows])}"
 
     def to_csv(self) -> str:
-        """Cells as they are shown, without the caption."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        """Cells as they are shown, without the caption; what a spreadsheet would compute is text."""
+        text, rows = io.StringIO(), [self.header, *self.rows]
+        csv.writer(text, lineterminator="\n").writerows([escape_csv(cell) for cell in row] for row in rows)
         return text.getvalue()
 
     def to_latex(self) -> str:
@@ -41,4 +48,4 @@ def write_tables(folder: Path, tables: Iterable[Table]) -> None:
     for table in tables:
         forms = {"csv": table.to_csv(), "tex": table.to_latex(), "md": table.to_markdown() + "\n"}
         for suffix, text in forms.items():
-            (folder / f"{table.name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+            write_text(folder / f"{table.name}.{suffix}", text)

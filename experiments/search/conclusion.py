@@ -9,11 +9,13 @@ from pathlib import Path
 
 import optuna
 
-from experiments.reporting.study_display import draw_study, save_figure
+from experiments.reporting.export import save_figure
+from experiments.reporting.study_display import draw_study
 from experiments.reporting.text_table import format_table
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import format_overrides, write_experiment
 from experiments.search.study import FINISHED
+from m3_backbone.shards import write_text
 
 SELECTION = (
     "Values are of the validation part that also chose each trial's epochs, trees, neighbours or shares: "
@@ -46,11 +48,11 @@ def conclude(
             "  so this flatters: what it is worth, the test split says",
         ]
         content = write_experiment([*fixed, *format_overrides(trial.params)], comments)
-        (folder / "experiment" / f"{file}.yaml").write_text(content, encoding="utf-8")
+        write_text(folder / "experiment" / f"{file}.yaml", content)
     pictures = save_figure(
         draw_study(study, [OBJECTIVES[objective].label for objective in objectives]),
-        folder,
-        "history" if len(objectives) == 1 else "pareto",
+        folder / ("history" if len(objectives) == 1 else "pareto"),
+        ("png", "pdf"),
     )
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     if len(objectives) == 1:
