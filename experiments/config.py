@@ -177,6 +177,10 @@ def describe_mistake(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         case ValueError() | OSError():
             return str(error)
+        case Exception() if type(error).__name__ in ("StorageInternalError", "OperationalError"):
+            # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server.
+            reason = str(error.__cause__ or error).splitlines()[0]
+            return f"the database of the study cannot be used: {reason}; study.storage=... names another one"
         case Exception() if type(error).__name__ == "MisconfigurationException":
             # Lightning's, known by name: importing it here would slow down commands that do not train.
             return f"Lightning cannot do what the trainer settings ask for: {error} trainer=cpu runs anywhere"

@@ -199,7 +199,10 @@ def train_model(
         raise ValueError(f"model.share_of_start={share_of_start}: give a share from 0 to below 1")
     module = SeeingM3Training(model, processor.pad_token_id, classes=HEADS, **training)
     if start_from and (found := Path(start_from) / PATCH_HEADS).is_file():
-        module.patch_heads.take_over(load_file(found))
+        try:
+            module.patch_heads.take_over(load_file(found))
+        except SafetensorError as error:
+            raise ValueError(f"start_from: {found} is damaged ({error}): fetch or train it again") from error
     start = {name: weight.clone() for name, weight in module.state_dict().items()} if share_of_start else {}
     stream = partial(
         PictureStream,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.reporting.text_table import (
     escape_csv,
-    escape_markdown,
+    escape_paragraph,
     format_latex,
     format_markdown,
     format_table,
@@ -29,7 +29,7 @@ class Table:
         return f"{self.caption}\n{format_table([self.header, *self.rows])}"
 
     def to_markdown(self) -> str:
-        return f"{escape_markdown(self.caption)}.\n\n{format_markdown([self.header, *self.rows])}"
+        return f"{escape_paragraph(self.caption)}.\n\n{format_markdown([self.header, *self.rows])}"
 
     def to_csv(self) -> str:
         """Cells as they are shown, without the caption; what a spreadsheet would compute is text."""

@@ -78,17 +78,21 @@ def _to_latex_cell(cell: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text on one line that Markdown shows as it is, in a cell of a table too; HTML in it is text."""
+    """Text on one line that Markdown shows as it is, HTML too: a cell of a table, or part of a line."""
     line = html.escape(" ".join(text.split()), quote=False)
-    line = re.sub(r"[\\`*|]", r"\\\g<0>", line)
+    line = re.sub(r"[\\`*|~]", r"\\\g<0>", line)
     # Within a word an underscore is one; a bracket matters only where a link could follow.
-    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])|~(?=~)", r"\\\g<0>", line)
-    # What begins a heading, a list or a rule.
-    return re.sub(r"^(?:[#=+-](?=[\s#=+-]|$)|(\d+)(?=[.)]\s))", lambda found: _escape_first(found[0]), line)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])", r"\\\g<0>", line)
 
 
-def _escape_first(start: str) -> str:
-    return f"{start}\\" if start.isdigit() else f"\\{start}"
+def escape_paragraph(text: str) -> str:
+    """The same for a paragraph, which begins no heading, list or rule."""
+    line = escape_markdown(text)
+    return re.sub(r"^([#=+-]+(?=\s|$)|\d+(?=[.)](\s|$)))", _escape_start, line)
+
+
+def _escape_start(start: re.Match[str]) -> str:
+    return f"{start[1]}\\" if start[1].isdigit() else f"\\{start[1]}"
 
 
 # A number as tables show it, with its unit or its interval; a hyphen alone stands for no number.
