@@ -40,7 +40,7 @@ def call(monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             importlib.import_module(f"experiments.{name}").main()
-        return ended.value.code, capsys.readouterr().err
+        return int(str(ended.value.code)), capsys.readouterr().err
 
     return call
 

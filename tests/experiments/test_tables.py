@@ -60,7 +60,7 @@ def test_markdown_shows_html_as_text_and_keeps_its_columns():
     ("text", "written"),
     [
         ("question_only", "question_only"),
-        ("_a_ *b* `c` ~~d~~ \\", r"\_a\_ \*b\* \`c\` \~\~d\~\~ \\\\"),
+        ("_a_ *b* `c` ~~d~~ \\", r"\_a\_ \*b\* \`c\` \~\~d\~\~ \\"),
         ("[here](http://x) ![x][y]", r"[here\](http://x) ![x\][y]"),
         ("+0.5 [-0.1, 1.1]", "+0.5 [-0.1, 1.1]"),
         ("two\nlines", "two lines"),
