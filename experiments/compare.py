@@ -12,11 +12,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.draws import MOST_BAND_RESAMPLES
 from experiments.evaluation.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
 from experiments.evaluation.finished_runs import find_runs
-from experiments.label import format_command
 from experiments.reporting.compare_charts import MOST_DRAWN, build_overlay, draw_overlay
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.export import encode_picture, save_figure

@@ -1,16 +1,23 @@
 """Where the configuration tree lies, and the one decorator that turns a function of it into a command."""
 
 import functools
+import itertools
+import logging
 import os
 import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 
@@ -31,16 +38,27 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     A user's mistake (ValueError or OSError with a message that says what to do, also from a constructor that
     Hydra calls; a value that must be given and is not) ends in that one message and exit status 2; everything
     else keeps its traceback, as it is ours to mend. `HYDRA_FULL_ERROR=1` shows the traceback of both.
+    An interrupted command (Ctrl-C) says what is lost, in the notes of the KeyboardInterrupt, and how to
+    resume; its exit status is 130. Characters that the terminal cannot show are replaced.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
+            replace_unprintable()
             try:
                 # What this imports would slow down --help and completion.
                 from experiments.settings.check import check_settings
 
                 return function(check_settings(config_name, config))
+            except KeyboardInterrupt as interrupt:
+                lost = "".join(f"{note} " for note in getattr(interrupt, "__notes__", ()))
+                print(
+                    f"\nInterrupted. {lost}Finished files are kept; run `{format_given_command()}` again to "
+                    "resume.",
+                    file=sys.stderr,
+                )
+                raise SystemExit(130) from None
             except Exception as error:
                 mistake = describe_mistake(error)
                 if mistake is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -80,6 +98,103 @@ def find_wrong_group(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def replace_unprintable() -> None:
+    """Let output replace what the encoding of the terminal lacks, instead of ending a finished command.
+
+    A log file that can no longer be written to does not interrupt the work either.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    logging.raiseExceptions = False
+
+
+def format_command(entry_point: str, choices: Sequence[str]) -> str:
+    """A command as one would type it."""
+    return shlex.join(["python", "-m", f"experiments.{entry_point}", *choices])
+
+
+def format_given_command() -> str:
+    """The command that was given, a sweep as a whole, as one repeats it to resume.
+
+    Without `overwrite=true`: that would begin by replacing what is finished.
+    """
+    hydra_config = HydraConfig.get()
+    name = str(hydra_config.job.name)
+    if Path(sys.argv[0]).stem == name:
+        arguments = sys.argv[1:]
+    elif hydra_config.mode == RunMode.MULTIRUN:
+        # A job in a process of its own knows its own choices; the sweep has written down all of them.
+        sweep = Path(hydra_config.sweep.dir) / "multirun.yaml"
+        given = OmegaConf.load(sweep).hydra.overrides.task if sweep.is_file() else hydra_config.overrides.task
+        arguments = ["-m", *given]
+    else:
+        arguments = list(hydra_config.overrides.task)
+    return format_command(
+        name, [argument for argument in arguments if not argument.partition("=")[0].endswith("overwrite")]
+    )
+
+
+class OwnFolder(Callback):
+    """Gives every run and every sweep a folder that no other command writes to.
+
+    The folder of the configuration, which is named after the second, is made exclusively; where it is there
+    already, its name gets the suffix -2, -3 and so on. A folder that the command line names
+    (`hydra.run.dir`, `hydra.sweep.dir`) is used as it is.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        take_folder(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        take_folder(config, "sweep")
+
+
+def take_folder(config: DictConfig, mode: str) -> None:
+    """Make the folder `hydra.MODE.dir` and check that it can be written to, before any work.
+
+    Hydra turns exceptions of a callback into warnings, and shows those of its own with a traceback: a folder
+    that cannot be made ends the command here.
+    """
+    key = f"hydra.{mode}.dir"
+    folder = Path(str(config.hydra[mode].dir))
+    is_named = any(choice.startswith(f"{key}=") for choice in config.hydra.overrides.hydra)
+    try:
+        if is_named:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = make_exclusively(folder)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        way_out = f"{key}=FOLDER" if is_named else "paths.outputs=FOLDER"
+        print(
+            f"error: results cannot be written to {folder} ({error.strerror or error}): give another folder "
+            f"with {way_out}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from error
+    if not is_named:
+        with read_write(config.hydra):
+            config.hydra[mode].dir = str(folder)
+            if mode == "sweep":  # each job is composed anew, from these
+                quoted = str(folder).replace("'", r"\'")
+                config.hydra.overrides.hydra.append(f"{key}='{quoted}'")
+
+
+def make_exclusively(folder: Path) -> Path:
+    """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is not there, and return its path."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("endless")
+
+
 def describe_mistake(error: BaseException | None) -> str | None:
     """What a user is told about their own mistake; None when the error is not one."""
     match error:
@@ -89,8 +204,14 @@ def describe_mistake(error: BaseException | None) -> str | None:
             return f"{error.full_key} has no default: give {error.full_key}=..."
         case InterpolationResolutionError():
             return " ".join(str(error).split())
+        case OSError() if error.filename is not None and error.strerror:
+            return f"{error.filename}: {error.strerror}"
         case ValueError() | OSError():
             return str(error)
+        case Exception() if type(error).__name__ in ("StorageInternalError", "OperationalError"):
+            # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server.
+            reason = str(error.__cause__ or error).splitlines()[0]
+            return f"the database of the study cannot be used: {reason}; study.storage=... names another one"
         case Exception() if type(error).__name__ == "MisconfigurationException":
             # Lightning's, known by name: importing it here would slow down commands that do not train.
             return f"Lightning cannot do what the trainer settings ask for: {error} trainer=cpu runs anywhere"

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.accounts import open_accounts
 from experiments.evaluation.cascades import CascadeEntry
 from experiments.evaluation.comparison import check_names, check_settings, compare_policies
@@ -34,7 +34,6 @@ from experiments.evaluation.risk import (
     find_unseen,
 )
 from experiments.evaluation.run_files import METRICS, write_run
-from experiments.label import format_command
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.latency import find_timings

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.reporting.export import save_figure
 from experiments.reporting.failures_display import draw_failures, pick_failures
 from experiments.tasks.base import check_data
 from m3_backbone.outcomes import OutcomeTable
@@ -31,8 +32,7 @@ def main(config: DictConfig) -> None:
     title = f"{config.backbone.name} on {config.task.name}, {config.split}: wrong at scale {scale}"
     figure = draw_failures(table, picked, column, task.image, title)
     output = Path(HydraConfig.get().runtime.output_dir)
-    for kind in ("png", "pdf"):
-        figure.savefig(output / f"failures.{kind}", dpi=150)
+    save_figure(figure, output / "failures", ("png", "pdf"))
     print(f"failures, kind by kind: {output / 'failures.*'}")
 
 

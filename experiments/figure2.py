@@ -17,11 +17,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
-from experiments.label import format_command
 from experiments.labelling import label
 from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.reporting.export import save_figure
 from experiments.reporting.summary import describe_record
 from experiments.reporting.variant_display import draw_variants
 from experiments.reporting.variant_summary import (
@@ -165,9 +165,7 @@ def write_comparison(comparison: VariantComparison, folder: Path) -> None:
     write_text(folder / "figure2.json", json.dumps(to_json(comparison), indent=1) + "\n")
     write_text(folder / "figure2.md", to_markdown(comparison))
     write_text(folder / "figure2.csv", to_csv(comparison))
-    figure = draw_variants(comparison)
-    for kind in ("png", "pdf", "svg"):
-        figure.savefig(folder / f"figure2.{kind}", dpi=150)
+    save_figure(draw_variants(comparison), folder / "figure2", ("png", "pdf", "svg"))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
-from experiments.label import format_command
 from experiments.label_sizes import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs_tables
+from experiments.reporting.export import save_figure
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table
@@ -69,8 +69,7 @@ def main(config: DictConfig) -> None:
     text = "\n\n".join([*(table.to_markdown() for table in tables), *filter(None, notes)])
     write_text(output / "granularity.md", f"{text}\n")
     figure = draw_needs(needs, maps, test.outcomes.scales, f"{title}, test split")
-    for kind in ("png", "pdf", "svg"):
-        figure.savefig(output / f"granularity.{kind}", dpi=150)
+    save_figure(figure, output / "granularity", ("png", "pdf", "svg"))
     print("\n\n".join([*map(str, tables), *filter(None, notes)]))
     print(f"\ntables and heat map: {output / 'granularity.*'}")
 

@@ -3,15 +3,13 @@
 `experiments.labelling.label` is the plain function behind the command; it does only what is missing.
 """
 
-import shlex
-import sys
 from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command, format_given_command
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labelling import label
 from experiments.tasks.base import SPLITS
@@ -23,27 +21,21 @@ def main(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     is_alone = hydra.job.name == "label"  # not as the first step of `run`, which uses every split
     choices = list(hydra.overrides.task)
-    # What goes on after an accident: `run` where that called this main, and never by starting over.
-    command = format_command(hydra.job.name, [choice for choice in choices if "overwrite=" not in choice])
-    try:
-        summary = label(
-            task=instantiate(config.task, _convert_="all"),
-            backbone=instantiate(config.backbone, _convert_="all"),
-            folder=config.paths.labels,
-            limit=config.limit,
-            feature_scales=config.feature_scales,
-            shard_size=config.shard_size,
-            images_per_batch=config.images_per_batch,
-            num_workers=config.num_workers,
-            overwrite=config.overwrite,
-            engine=instantiate(config.engine, _convert_="all"),
-            shard=config.shard,
-            command=command,
-            check=partial(check_task, needed=None if is_alone else SPLITS, allow_small=config.allow_small),
-        )
-    except KeyboardInterrupt:
-        print(f"\nstopped; what was finished is kept, {command} goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
+    summary = label(
+        task=instantiate(config.task, _convert_="all"),
+        backbone=instantiate(config.backbone, _convert_="all"),
+        folder=config.paths.labels,
+        limit=config.limit,
+        feature_scales=config.feature_scales,
+        shard_size=config.shard_size,
+        images_per_batch=config.images_per_batch,
+        num_workers=config.num_workers,
+        overwrite=config.overwrite,
+        engine=instantiate(config.engine, _convert_="all"),
+        shard=config.shard,
+        command=format_given_command(),
+        check=partial(check_task, needed=None if is_alone else SPLITS, allow_small=config.allow_small),
+    )
     print(f"{summary}\nlabels: {summary.folder}")
     if not is_alone:
         check_labels(summary.folder, SPLITS, allow_small=config.allow_small)
@@ -54,11 +46,6 @@ def main(config: DictConfig) -> None:
             choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))
         ]
         print(f"next:   {format_command('train', shared)}")
-
-
-def format_command(entry_point: str, choices: list[str]) -> str:
-    """A command as one would type it."""
-    return shlex.join(["python", "-m", f"experiments.{entry_point}", *choices])
 
 
 if __name__ == "__main__":

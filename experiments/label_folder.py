@@ -21,6 +21,7 @@ from m3_backbone.outcomes import HELD_OUT, OutcomeTable
 from m3_backbone.shards import (
     SCHEMA_VERSION,
     find_shards,
+    naming,
     read_header,
     read_manifest,
     to_feature_table,
@@ -242,7 +243,8 @@ class LabelFolder:
         for name in shards:
             path, split = self._shard("outcomes", name), name.rpartition("-")[0]
             rows += read_header(path)["set_aside"]
-            table = pq.read_table(path, columns=["sample_id", "score", "margin"])
+            with naming(path):
+                table = pq.read_table(path, columns=["sample_id", "score", "margin"])
             num_near_ties += int((to_matrix(table, "margin", len(self.scales), str(path)) < NEAR_TIE).sum())
             scores = to_matrix(table, "score", len(self.scales), str(path))
             counts[split] += len(scores)

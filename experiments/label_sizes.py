@@ -7,13 +7,17 @@ import pyarrow.parquet as pq
 
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import Banner, check_sizes, find_banners
-from m3_backbone.shards import find_shards, read_manifest
+from m3_backbone.shards import find_shards, naming, read_manifest
 
 
 def count_labelled_images(folder: str | Path, split: Split) -> int:
     """Return the number of images of a split that have answers: each has one row of features."""
     shards = find_shards(Path(folder), "features", split)
-    return sum(pq.read_metadata(path).num_rows for path in shards)
+    num_images = 0
+    for path in shards:
+        with naming(path):
+            num_images += pq.read_metadata(path).num_rows
+    return num_images
 
 
 def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bool) -> None:

@@ -238,8 +238,12 @@ def run(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[str]
         unit=" samples",
         mininterval=0.1 if sys.stderr.isatty() else 30,  # a moving bar, or a few lines in a log file
     ) as progress:
-        for num_samples in engine.run(job, rest):
-            progress.update(num_samples)
+        try:
+            for num_samples in engine.run(job, rest):
+                progress.update(num_samples)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"The unfinished file is lost, at most {max(rest.values()):,} samples.")
+            raise
 
 
 def summarize(target: LabelFolder) -> LabelSummary:

@@ -25,6 +25,11 @@ _NUM_RESAMPLES = 10_000
 
 @entry_point("latency")
 def main(config: DictConfig) -> None:
+    measure_configured(config)
+
+
+def measure_configured(config: DictConfig) -> None:
+    """Time what a configuration names, and print the result."""
     path, latency = measure_latency(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),

@@ -20,15 +20,15 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.fronts import Convention, choose_as_oracle
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.needs import find_needed_column
 from experiments.evaluation.question_types import describe_left_out, name_total, pick_frequent
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
-from experiments.label import format_command
 from experiments.labels.held_out import open_test
 from experiments.reporting.summary import describe_record
+from experiments.reporting.text_table import escape_markdown
 from experiments.scorers import score
 from m3_backbone.labels import Labels, read_labels
 from m3_backbone.outcomes import OutcomeTable
@@ -89,6 +89,7 @@ def judge(
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
     """The card as Markdown."""
     environment = Environment(loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = escape_markdown
     return environment.get_template("model_card.md").render(tables=tables, **facts)
 
 

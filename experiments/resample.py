@@ -7,17 +7,15 @@ images too, does only what is missing.
 """
 
 import logging
-import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.engines import Engine, LocalEngine
 from experiments.evaluation.resampled import Resampled, ResampledFolder, read_resampled
-from experiments.label import format_command
 from experiments.labelling import run
 from experiments.labels.held_out import open_test
 from experiments.reporting.summary import describe_record
@@ -44,23 +42,19 @@ def main(config: DictConfig) -> None:
     test = test_labels.outcomes
     variation: Variation = instantiate(config.variation)
     folder = ResampledFolder(labels, test.fingerprints, variation.identity)
-    try:
-        resampled = resample_answers(
-            instantiate(config.backbone, _convert_="all"),
-            instantiate(config.task, _convert_="all"),
-            test,
-            folder,
-            variation,
-            num_images=config.num_images,
-            num_runs=config.num_runs,
-            images_per_batch=config.images_per_batch,
-            num_workers=config.num_workers,
-            overwrite=config.overwrite,
-            engine=instantiate(config.engine, _convert_="all"),
-        )
-    except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
+    resampled = resample_answers(
+        instantiate(config.backbone, _convert_="all"),
+        instantiate(config.task, _convert_="all"),
+        test,
+        folder,
+        variation,
+        num_images=config.num_images,
+        num_runs=config.num_runs,
+        images_per_batch=config.images_per_batch,
+        num_workers=config.num_workers,
+        overwrite=config.overwrite,
+        engine=instantiate(config.engine, _convert_="all"),
+    )
     num_runs, num_questions, _ = resampled.score.shape
     means = ", ".join(
         f"{scale}: {100 * value:.1f}%"

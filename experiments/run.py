@@ -4,7 +4,10 @@ Each step is the command of that name with this one's configuration, and leaves 
 unchanged run is an evaluation. `main` returns the validation metric `optimized_metric`, for sweeps.
 """
 
+import errno
+import logging
 import os
+import uuid
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,35 +18,74 @@ from experiments import evaluate, label, latency, train
 from experiments.config import entry_point
 from experiments.training.configured import make_predictors
 
+log = logging.getLogger(__name__)
+
 
 @entry_point("run")
 def main(config: DictConfig) -> float:
     # What cannot be built is refused before hours of labelling.
     make_predictors(config)
     instantiate(config.trainer)
+    latest, folder = Path(config.latest), Path(HydraConfig.get().runtime.output_dir)
+    check_link(latest, folder)
     label.main(config)
     train.main(config)
     if config.latency.num_images:
-        latency.main(config)
+        measure(config)
     value: float = evaluate.main(config)
-    latest = Path(config.latest)
-    point_link(latest, Path(HydraConfig.get().runtime.output_dir))
+    try:
+        point_link(latest, folder)
+    except OSError as error:
+        log.warning("%s still points at an earlier run: %s", latest, error)
+        latest = folder
     print(f"report: {latest / 'report.html'}, beside metrics.json and front.png")
     return value
 
 
+def measure(config: DictConfig) -> None:
+    """Time backbone and predictors; where the store cannot be written to, the run goes on without."""
+    try:
+        latency.measure_configured(config)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        log.warning(
+            "no cost is counted in milliseconds, as timings cannot be written: %s; paths.latency=FOLDER "
+            "names another folder for them",
+            error,
+        )
+
+
+def check_link(link: Path, folder: Path) -> None:
+    """Raise OSError, with the way out, where `point_link` could not make `link`."""
+    if os.path.lexists(link) and not link.is_symlink():
+        raise FileExistsError(f"{link} is no symbolic link: move it, or give latest=PATH for this one")
+    try:
+        _make_link(link, folder).unlink()
+    except OSError as error:
+        raise OSError(
+            f"the link {link} to the latest run cannot be made ({error.strerror or error}): give another "
+            "place with latest=PATH"
+        ) from error
+
+
 def point_link(link: Path, folder: Path) -> None:
-    """Make `link` a symbolic link to `folder`, in one step: whoever follows it finds the old one or the new.
+    """Make `link` a symbolic link to `folder`, in one step: a reader finds the old one or the new one.
 
     The link is relative, so that both can be moved together.
     """
-    if link.exists() and not link.is_symlink():
+    if os.path.lexists(link) and not link.is_symlink():
         raise FileExistsError(f"{link} is no symbolic link: move it, or give latest=PATH for this one")
+    _make_link(link, folder).replace(link)
+
+
+def _make_link(link: Path, folder: Path) -> Path:
+    """A symbolic link to `folder` beside `link`, under a name that no other process uses."""
     link.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(folder.resolve(), link.parent.resolve())
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
     temporary.symlink_to(target, target_is_directory=True)
-    temporary.replace(link)
+    return temporary
 
 
 if __name__ == "__main__":

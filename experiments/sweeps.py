@@ -24,7 +24,7 @@ class ComparisonReport(Callback):
             return
         # Hydra makes this object at the start of every command: what draws is imported only where it is due.
         from experiments.compare import compare_runs
-        from experiments.label import format_command
+        from experiments.config import format_command
         from experiments.reporting.page import Provenance
 
         provenance = Provenance(

@@ -9,6 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 
 import lightning
 import numpy as np
-from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.label_locks import wait_for_lock
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.label_source import LabelSource
 from experiments.tasks.sizes import frame_banners
@@ -94,16 +95,37 @@ def train_predictors(
     for predictor in predictors:
         identity = identify(predictor, source.manifest, settings)
         target = locate(folder, predictor.name, identity)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Another process that trains the same one here is waited for: then it is there.
-        with FileLock(target.with_name(f".{target.name}.lock")):
-            record = read_finished(target, identity)
-            if record is not None:
-                log.info("%s is up to date in %s", predictor.name, target)
-            else:
-                record = _train(predictor, source, target, identity, settings, make_trainer)
+        # A finished store may be read-only: no lock is made where nothing is to be written.
+        record = read_finished(target, identity)
+        if record is None:
+            record = _train_alone(predictor, source, target, identity, settings, make_trainer)
+        else:
+            log.info("%s is up to date in %s", predictor.name, target)
         records.append(record)
     return records
+
+
+def _train_alone(
+    predictor: ScalePredictor,
+    source: LabelSource,
+    target: Path,
+    identity: dict[str, Any],
+    settings: TrainingSettings,
+    make_trainer: Callable[..., lightning.Trainer] | None,
+) -> TrainingRecord:
+    """Train into `target` while no other process does; what another one has finished meanwhile is kept."""
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = target.with_name(f".{target.name}.lock")
+            stack.enter_context(wait_for_lock(lock, f"trains {predictor.name} in {target}"))
+        except OSError as error:
+            raise OSError(
+                f"{predictor.name} is to be trained, and {target.parent} cannot be written to "
+                f"({error.strerror or error}): give another folder with paths.predictors=FOLDER"
+            ) from error
+        record = read_finished(target, identity)
+        return record or _train(predictor, source, target, identity, settings, make_trainer)
 
 
 def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from experiments.backbone_data import (
@@ -44,6 +45,8 @@ from m3_backbone.scratch import (
     train_tokenizer,
 )
 from m3_backbone.shards import write_atomically
+from predictor.checkpoints import AtomicCheckpointIO, find_whole
+from predictor.training import fit_module
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +158,11 @@ def pretrain_tower(
     """Train the tower in place on dense labels; weights that `folder` already holds are taken instead."""
     finished = folder / "tower.safetensors"
     if finished.is_file():
-        tower.load_state_dict(load_file(finished))
-        return
+        try:
+            tower.load_state_dict(load_file(finished))
+            return
+        except (SafetensorError, RuntimeError) as error:
+            log.warning("the vision tower is trained again: %s is damaged (%s)", finished, error)
     module = PatchClassification(tower, HEADS, **optimization)
     stream = partial(PatchStream, scenes, processor)
     data = PictureModule(stream, pictures_per_epoch, batch_size=batch_size, num_workers=num_workers)
@@ -194,7 +200,10 @@ def train_model(
         raise ValueError(f"model.share_of_start={share_of_start}: give a share from 0 to below 1")
     module = SeeingM3Training(model, processor.pad_token_id, classes=HEADS, **training)
     if start_from and (found := Path(start_from) / PATCH_HEADS).is_file():
-        module.patch_heads.take_over(load_file(found))
+        try:
+            module.patch_heads.take_over(load_file(found))
+        except SafetensorError as error:
+            raise ValueError(f"start_from: {found} is damaged ({error}): fetch or train it again") from error
     start = {name: weight.clone() for name, weight in module.state_dict().items()} if share_of_start else {}
     stream = partial(
         PictureStream,
@@ -243,9 +252,11 @@ def fit(
             deadline,
         ],
     )
-    if last.is_file():
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    resume_from = last if find_whole([last]) else None
+    if resume_from is not None:
         log.info("going on from %s", last)
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    fit_module(trainer, module, data, resume_from)
     if trainer.current_epoch < num_epochs:
         rank_zero_only(print)(
             f"stopped after {trainer.current_epoch} of {num_epochs} epochs, as max_minutes="

@@ -22,10 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 from experiments.evaluation.comparison import check_settings, compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.label import format_command
 from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting.page import Provenance

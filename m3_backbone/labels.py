@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m3_backbone.features import ImageFeatures, stack_statistics
 from m3_backbone.outcomes import HeldOutAccess, OutcomeTable, Rows, take, to_index
-from m3_backbone.shards import find_shards, read_features
+from m3_backbone.shards import find_shards, naming, read_features
 
 SPLITS = ("train", "calibration", "test")
 
@@ -147,6 +147,9 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         )
     images = [features[image_id] for image_id in row_of]
     names, statistics = stack_statistics(images)
+    embeddings_file = folder / "token_embeddings.safetensors"
+    with naming(embeddings_file):
+        token_embeddings = load_file(embeddings_file)["token_embeddings"]
     inputs = Inputs(
         scales=outcomes.scales,
         question=outcomes.question.tolist(),
@@ -156,7 +159,7 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         visual=stack_visual(images),
         statistics=statistics,
         statistic_names=names,
-        token_embeddings=load_file(folder / "token_embeddings.safetensors")["token_embeddings"],
+        token_embeddings=token_embeddings,
         visual_tokens=outcomes.visual_tokens,
     )
     return Labels(inputs=inputs, outcomes=outcomes)

@@ -4,7 +4,8 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from m3_backbone.features import ImageFeatures
 
@@ -69,8 +71,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror:
+            # A failed write names no file, or the temporary one, which says nothing to a person.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":  # so that the new name, too, survives a power cut
         directory = os.open(path.parent, os.O_RDONLY)
@@ -128,31 +133,33 @@ def version_of(schema: pa.Schema) -> int:
 
 def read_header(path: Path) -> dict[str, Any]:
     """What `write_shard` put into the metadata of a shard; reads only the end of the file."""
-    try:
+    with naming(path):
         schema = pq.read_schema(path)
-    except pa.ArrowInvalid as error:
-        raise _not_whole(path) from error
     return parse_header(schema.metadata, str(path), version_of(schema))
 
 
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
     """A whole shard, its columns checked against `schema`."""
-    try:
+    with naming(path):
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    except (FileNotFoundError, PermissionError):
-        raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _not_whole(path) from error
     parse_header(table.schema.metadata, str(path), version_of(schema))
     check_columns(table, schema, str(path))
     return table
 
 
-def _not_whole(path: Path) -> ValueError:
-    return ValueError(
-        f"{path} is not a whole Parquet file: delete it and run the same label command again, "
-        "which makes only what is missing"
-    )
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file of labels that is read: what pyarrow and safetensors say of a damaged one does not."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowException, SafetensorError, OSError) as error:
+        kind = "Parquet" if path.suffix == ".parquet" else "safetensors"
+        raise ValueError(
+            f"{path} is not a whole {kind} file: delete it and run the same label command again, "
+            "which makes only what is missing"
+        ) from error
 
 
 def check_columns(table: pa.Table, schema: pa.Schema, origin: str) -> None:
@@ -233,10 +240,8 @@ def list_images(folder: Path, split: str) -> list[str]:
     """The distinct image ids of one split of a label folder, in order; outcomes are not read."""
     names: dict[str, None] = {}
     for path in find_shards(folder, "outcomes", split):
-        try:
+        with naming(path):
             column = pq.read_table(path, columns=["image_id"])["image_id"]
-        except pa.ArrowInvalid as error:
-            raise _not_whole(path) from error
         names.update(dict.fromkeys(column.to_pylist()))
     return list(names)
 

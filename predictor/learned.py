@@ -1,9 +1,9 @@
 """The predictor that trains networks: a small ensemble, stopped where its policy is worth most."""
 
 import contextlib
-import functools
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.arguments import (
@@ -30,20 +31,29 @@ from m3_backbone.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
 from predictor.batches import BatchMaker, LabelsDataModule
+from predictor.checkpoints import AtomicCheckpointIO, find_whole
 from predictor.features import Features, Standard
 from predictor.files import get_array, write_json
 from predictor.networks.base import InputShape, Network
 from predictor.objectives import Correctness, Objective
-from predictor.training import MONITOR, Ensemble, Member, ScaleModule
+from predictor.training import MONITOR, Ensemble, Member, ScaleModule, fit_module
 
-make_quiet_trainer = functools.partial(
-    lightning.Trainer,
-    accelerator="cpu",
-    devices=1,
-    logger=False,
-    enable_model_summary=False,
-    enable_progress_bar=False,
-)
+log = logging.getLogger(__name__)
+
+
+def make_quiet_trainer(**arguments: Any) -> lightning.Trainer:
+    """A trainer on the CPU, in this process alone, whatever variables a cluster has set."""
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        plugins=[LightningEnvironment()],
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        **arguments,
+    )
+
+
 MEAN, DEVIATION = "statistics_mean", "statistics_deviation"
 QUESTION_AND_COARSE = Features(visual=9, question=True)
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
@@ -114,7 +124,7 @@ class LearnedPredictor(ScalePredictor):
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(self.seed)
             folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            resume_from = self._open_workshop(folder, train, validation)
+            resume_from = self._open_checkpoints(folder, train, validation)
             members = self._make_members(len(train.outcomes.scales))
             for member in members:
                 member.objective.prepare(train)
@@ -149,7 +159,8 @@ class LearnedPredictor(ScalePredictor):
                 batch_size=self.batch_size,
                 seed=self.seed,
             )
-            trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+            fit_module(trainer, module, data, resume_from)
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"])
             assert best.best_model_score is not None
@@ -221,8 +232,12 @@ class LearnedPredictor(ScalePredictor):
             members.append(Member(self.network(shape, objective.num_outputs), objective))
         return Ensemble(members)
 
-    def _open_workshop(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
-        """Make `folder` ours; the last checkpoint in it, when the very same fit was interrupted there."""
+    def _open_checkpoints(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
+        """The checkpoint in `folder` that an interruption of the very same fit has left.
+
+        That is the last one, or the best one where the last one is damaged. Without any the folder is
+        emptied, and the fit begins anew.
+        """
         digest = hashlib.sha256()
         for sample_id in (*train.outcomes.sample_id, "", *validation.outcomes.sample_id):
             digest.update(f"{sample_id}\n".encode())
@@ -230,12 +245,31 @@ class LearnedPredictor(ScalePredictor):
             **folders.describe(type(self), self.get_arguments()),
             "fingerprints": dict(train.outcomes.fingerprints),
             "samples": digest.hexdigest(),
+            # What reads a checkpoint, and where: it names the path of the best one.
+            "versions": [torch.__version__, lightning.__version__],
+            "folder": str(folder.resolve()),
         }
         identity = json.loads(json.dumps(identity))
-        path, last = folder / IDENTITY, folder / CHECKPOINTS / "last.ckpt"
-        if path.is_file() and last.is_file() and json.loads(path.read_text(encoding="utf-8")) == identity:
-            return last
-        shutil.rmtree(folder, ignore_errors=True)
+        path, best, last = (
+            folder / name for name in (IDENTITY, f"{CHECKPOINTS}/best.ckpt", f"{CHECKPOINTS}/last.ckpt")
+        )
+        if _read_identity(path) == identity:
+            whole = find_whole([best, last])
+            # Each epoch writes the best one first: without it the last one is of no use.
+            if best in whole:
+                return last if last in whole else best
+            if last in whole:
+                log.warning("%s is trained from the start: the best checkpoint is missing", self.name)
+        if folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True)
         write_json(path, identity)
+        return None
+
+
+def _read_identity(path: Path) -> Any:
+    """What a fit has written of itself; None where nothing was written, or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None

@@ -1,6 +1,8 @@
 """The training loop of all networks: an ensemble, its objective, its worth on the validation part."""
 
+import signal
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -103,6 +105,29 @@ class ScaleModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         schedule = make_schedule(optimizer, self.learning_rate, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit_module(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    resume_from: Path | None,
+) -> None:
+    """Train, from a checkpoint on if one is given.
+
+    Raises KeyboardInterrupt where the training is interrupted: Lightning, which turns that into the end of
+    the process, has tidied up by then.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        interrupt = KeyboardInterrupt()
+        interrupt.add_note("The unfinished epoch is lost; the training resumes from the one before.")
+        raise interrupt from error
 
 
 def make_schedule(

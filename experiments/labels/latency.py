@@ -25,12 +25,12 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from experiments.blocks import group_by_image
+from experiments.label_locks import wait_for_lock
 from experiments.tasks.base import Sample, Task
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import Backbone
@@ -172,8 +172,12 @@ def measure_latency(
         "batch_size": batch_size,
     }
     path = folder / f"{digest_job(job)}.json"
+    if path.is_file() and not overwrite:  # no lock: the folder may be read-only
+        log.info("timings are up to date: %s", path)
+        return path, Latency.read(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # concurrent jobs of a sweep would slow each other down
+    # Jobs of a sweep would slow each other down.
+    with wait_for_lock(folder / ".lock", f"measures latency into {folder}"):
         if path.is_file() and not overwrite:
             log.info("timings are up to date: %s", path)
             return path, Latency.read(path)

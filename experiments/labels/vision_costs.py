@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from experiments.label_folder import LabelFolder
 from m3_backbone.backbone import Backbone
-from m3_backbone.shards import OUTCOME_SCHEMA, read_header, read_shard, write_shard
+from m3_backbone.shards import OUTCOME_SCHEMA, naming, read_header, read_shard, write_shard
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,12 @@ COLUMN = "vision_flops"
 
 def lacks_vision_flops(folder: LabelFolder) -> bool:
     """Whether a finished folder has a shard of outcomes without FLOPs of the vision pass."""
-    return any(COLUMN not in pq.read_schema(path).names for path in folder.outcome_shards())
+    return any(_lacks_column(path) for path in folder.outcome_shards())
+
+
+def _lacks_column(path: Path) -> bool:
+    with naming(path):
+        return COLUMN not in pq.read_schema(path).names
 
 
 def add_vision_flops(folder: LabelFolder, backbone: Backbone, names: Iterable[str] | None = None) -> int:
@@ -28,7 +33,7 @@ def add_vision_flops(folder: LabelFolder, backbone: Backbone, names: Iterable[st
     the stored image sizes. Each shard is rewritten atomically, with the same header. The caller holds the
     lock of the folder.
     """
-    lacking = [path for path in folder.outcome_shards(names) if COLUMN not in pq.read_schema(path).names]
+    lacking = [path for path in folder.outcome_shards(names) if _lacks_column(path)]
     # Calibration last: an evaluation reads it first, and the column there means that all shards have it.
     for path in sorted(lacking, key=lambda path: (path.name.startswith("calibration"), path.name)):
         table = read_shard(path, OUTCOME_SCHEMA)
@@ -49,7 +54,8 @@ def add_vision_flops(folder: LabelFolder, backbone: Backbone, names: Iterable[st
 
 def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
     """Image id -> (width, height) in pixels, from a shard of features; their tokens are not read."""
-    table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=["image_id", "statistics"])
+    with naming(path):
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=["image_id", "statistics"])
     statistics = [dict(row) for row in table["statistics"].to_pylist()]
     sizes = [(int(row["image/width"]), int(row["image/height"])) for row in statistics]
     return dict(zip(table["image_id"].to_pylist(), sizes, strict=True))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.figures import Comparison
 from experiments.reporting.displays import NEUTRAL, PALETTE
-from experiments.reporting.export import PLAIN_TEXT
+from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.numbers import format_score, format_small
 from experiments.reporting.tables import Table
 
@@ -89,5 +89,5 @@ def draw_reliability(reliability: Reliability, scales: Sequence[int], title: str
         ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="estimate", title=f"scale {scale}", aspect="equal")
         ax.title.set_fontsize("small")
     panels[0].set_ylabel("mean score")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(cut_name(title, LONGEST_TITLE), fontsize="medium")
     return figure

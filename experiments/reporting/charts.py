@@ -13,6 +13,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.oracles import LUCK_FREE, RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.displays import NEUTRAL, pick_colors, refine_line
+from experiments.reporting.export import cut_name
 from experiments.reporting.numbers import (
     format_difference,
     format_percent,
@@ -64,7 +65,7 @@ def escape(text: str) -> str:
 def _add_predictor(
     figure: go.Figure, figures: PredictorFigures, comparison: Comparison, color: str, *, main: bool
 ) -> None:
-    name, group = escape(figures.name), figures.name
+    name, group = escape(cut_name(figures.name)), figures.name
     width = 3 if main else 2
     trace = figures.trace
     figure.add_scatter(

@@ -23,7 +23,7 @@ from experiments.reporting.displays import (
     mark_scales,
     refine_line,
 )
-from experiments.reporting.export import PLAIN_TEXT
+from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.numbers import format_difference, format_score, format_tokens
 
 # Names in `metrics.json` of the rules by which oracles choose.
@@ -65,7 +65,7 @@ def build_overlay(entries: Sequence[Entry]) -> dict[str, Any]:
                 add_band(figure, cost, estimate, color, group, row=row)
             figure.add_scatter(
                 x=cost, y=100 * estimate.value, mode="lines", line=line,
-                name=name, legendgroup=group, showlegend=row == 1, row=row, col=1,
+                name=escape(cut_name(entry.label)), legendgroup=group, showlegend=row == 1, row=row, col=1,
                 text=[
                     f"<b>{name}</b><br>spends {format_tokens(c)} tokens<br>score {format_score(score[k])}"
                     f"<br>to the mix {format_difference(above[k])}{mean}"
@@ -117,7 +117,7 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
             cost, (color, (_, dash)) = entry.find_costs(), _pick_style(order)
             for axes, figure_name in ((upper, "score"), (lower, "to_mix")):
                 estimate = entry.at_budgets(figure_name)
-                axes.plot(cost, 100 * estimate.value, ls=dash, color=color, label=entry.label)
+                axes.plot(cost, 100 * estimate.value, ls=dash, color=color, label=cut_name(entry.label))
                 if axes is lower or entry is entries[0]:
                     low, high = 100 * estimate.low, 100 * estimate.high
                     axes.fill_between(cost, low, high, color=color, alpha=0.16, lw=0)
@@ -130,7 +130,7 @@ def draw_overlay(entries: Sequence[Entry], title: str) -> Figure:
         upper.plot(oracle[0], 100 * oracle[1], ":", color=NEUTRAL, label="budgeted oracle")
         lower.axhline(0, ls="--", color="black", lw=1.2)
         mark_scales(lower, costs)
-        upper.set(ylabel="mean score (%)", title=title)
+        upper.set(ylabel="mean score (%)", title=cut_name(title, LONGEST_TITLE))
         lower.set(xlabel=TOKENS.label, ylabel="points above the mix")
         frame_panels(figure, upper, lower, num_columns=2)
     return figure

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.oracles import RULES
-from experiments.reporting.export import PLAIN_TEXT
+from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.numbers import format_tokens
 
 # Okabe and Ito's colours, told apart with colour-blind eyes too, on white and on black.
@@ -69,7 +69,12 @@ class FrontDisplay:
             color, first = colors[figures.name], order == 0
             cost, score = refine_line(figures.front.cost, figures.front.score)
             ax.plot(
-                cost, 100 * score, color=color, lw=_width(order), zorder=6 - order / 10, label=figures.name
+                cost,
+                100 * score,
+                color=color,
+                lw=_width(order),
+                zorder=6 - order / 10,
+                label=cut_name(figures.name),
             )
             if first:
                 low, high = 100 * figures.score.low, 100 * figures.score.high
@@ -148,7 +153,7 @@ def draw_front(comparison: Comparison, title: str) -> Figure:
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
         FrontDisplay.from_comparison(comparison).plot(upper)
         DifferenceDisplay.from_comparison(comparison).plot(lower)
-        upper.set(xlabel="", title=title)
+        upper.set(xlabel="", title=cut_name(title, LONGEST_TITLE))
         upper.get_legend().remove()
         frame_panels(figure, upper, lower, num_columns=4)
     return figure

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.evaluation.question_types import pick_frequent
+from experiments.reporting.export import LONGEST_TITLE, cut_name
 from m3_backbone.outcomes import OutcomeTable
 
 _WIDTH = 30  # characters of a caption line
@@ -58,11 +59,12 @@ def draw_failures(
                 )  # fmt: skip
             ax.set_title(_caption(table, int(sample)), fontsize=6, loc="left", parse_math=False)
         share = 1 - table.score[_rows_of(table, kind), column].mean()
+        label = f"{cut_name(kind)}, {100 * share:.0f}% wrong"
         panels[row, 0].text(
-            -0.06, 0.5, f"{kind}, {100 * share:.0f}% wrong", rotation=90, ha="right", va="center", fontsize=7,
+            -0.06, 0.5, label, rotation=90, ha="right", va="center", fontsize=7,
             transform=panels[row, 0].transAxes, parse_math=False,
         )  # fmt: skip
-    figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.suptitle(cut_name(title, LONGEST_TITLE), fontsize=9, parse_math=False)
     return figure
 
 

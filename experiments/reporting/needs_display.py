@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.evaluation.needs import Need, NeedMap
 from experiments.evaluation.question_types import describe_left_out, pick_frequent
-from experiments.reporting.export import PLAIN_TEXT
+from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 
 
 @mpl.rc_context(PLAIN_TEXT)
@@ -21,7 +21,7 @@ def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[
     """
     counts = {need.name: need.num_samples for need in needs[1:]}
     shown = {needs[0].name, *pick_frequent(counts)}
-    title = "\n".join(filter(None, (title, describe_left_out(len(counts)))))
+    title = "\n".join(filter(None, (cut_name(title, LONGEST_TITLE), describe_left_out(len(counts)))))
     needs = [need for need in needs if need.name in shown]
     widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(each.bins) for each in maps)]
     size = (2.2 + sum(widths), 1.6 + 0.3 * len(needs))
@@ -46,7 +46,7 @@ def _draw_scores(ax: Axes, needs: Sequence[Need], scales: Sequence[int]) -> None
         frame = plt.Rectangle((need.column - 0.46, row - 0.42), 0.92, 0.84, fill=False, ec="#D55E00", lw=2)
         ax.add_patch(frame)
     ax.set_xticks(range(len(scales)), [str(scale) for scale in scales])
-    ax.set_yticks(range(len(needs)), [f"{need.name} ({need.num_samples:,})" for need in needs])
+    ax.set_yticks(range(len(needs)), [f"{cut_name(need.name)} ({need.num_samples:,})" for need in needs])
     ax.set(xlabel="scale", title="score in %, framed: needed")
     ax.title.set_fontsize("small")
     ax.tick_params(length=0)
@@ -62,8 +62,14 @@ def _draw_map(ax: Axes, needs: NeedMap, kinds: Sequence[str], scales: Sequence[i
                 text = str(scales[cell.column])
                 ax.text(index, row, text, ha="center", va="center", fontsize=7.5, color=ink)
     ax.imshow(columns, cmap="YlGnBu", vmin=-0.5, vmax=len(scales) - 0.5, aspect="auto")
-    ax.set_xticks(range(len(needs.bins)), needs.bins, rotation=40, ha="right", fontsize="x-small")
+    ax.set_xticks(
+        range(len(needs.bins)),
+        [cut_name(name, 20) for name in needs.bins],
+        rotation=40,
+        ha="right",
+        fontsize="x-small",
+    )
     ax.set_yticks(range(len(kinds)))
-    ax.set(xlabel=needs.attribute.replace("_", " "), title="needed scale")
+    ax.set(xlabel=cut_name(needs.attribute.replace("_", " "), 30), title="needed scale")
     ax.title.set_fontsize("small")
     ax.tick_params(length=0)

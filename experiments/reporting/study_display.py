@@ -1,7 +1,6 @@
 """Draws a study: how the best value rose, or which trials no other one beats in every objective."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -26,14 +25,6 @@ def draw_study(study: optuna.Study, labels: Sequence[str]) -> Figure:
     ax.set_axisbelow(True)
     ax.legend(fontsize="small", frameon=False)
     return figure
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """As PNG and PDF, no software and no time in them."""
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"CreationDate": None})
-    return paths
 
 
 def _draw_history(ax: Axes, study: optuna.Study, label: str) -> None:

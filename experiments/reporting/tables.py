@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.reporting.text_table import format_latex, format_markdown, format_table
+from experiments.reporting.text_table import (
+    escape_csv,
+    escape_paragraph,
+    format_latex,
+    format_markdown,
+    format_table,
+)
 from m3_backbone.shards import write_text
 
 
@@ -23,12 +29,12 @@ class Table:
         return f"{self.caption}\n{format_table([self.header, *self.rows])}"
 
     def to_markdown(self) -> str:
-        return f"{self.caption}.\n\n{format_markdown([self.header, *self.rows])}"
+        return f"{escape_paragraph(self.caption)}.\n\n{format_markdown([self.header, *self.rows])}"
 
     def to_csv(self) -> str:
-        """Cells as they are shown, without the caption."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        """Cells as they are shown, without the caption; what a spreadsheet would compute is text."""
+        text, rows = io.StringIO(), [self.header, *self.rows]
+        csv.writer(text, lineterminator="\n").writerows([escape_csv(cell) for cell in row] for row in rows)
         return text.getvalue()
 
     def to_latex(self) -> str:

@@ -41,7 +41,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 def format_markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length, the first of which is the head, as a Markdown table; HTML in cells is text."""
-    head, *body = (" | ".join(_escape_markdown(cell) for cell in row) for row in rows)
+    head, *body = (" | ".join(escape_markdown(cell) for cell in row) for row in rows)
     rule = " | ".join(["---", *["---:"] * (len(rows[0]) - 1)])
     return "\n".join(f"| {line} |" for line in (head, rule, *body))
 
@@ -77,5 +77,29 @@ def _to_latex_cell(cell: str) -> str:
     return f"{{}}{text}" if text.startswith("[") else text
 
 
-def _escape_markdown(cell: str) -> str:
-    return html.escape(cell, quote=False).replace("|", r"\|").replace("\n", " ")
+def escape_markdown(text: str) -> str:
+    """Text on one line that Markdown shows as it is, HTML too: a cell of a table, or part of a line."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    line = re.sub(r"[\\`*|~]", r"\\\g<0>", line)
+    # Within a word an underscore is one; a bracket matters only where a link could follow.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])", r"\\\g<0>", line)
+
+
+def escape_paragraph(text: str) -> str:
+    """The same for a paragraph, which begins no heading, list or rule."""
+    line = escape_markdown(text)
+    return re.sub(r"^([#=+-]+(?=\s|$)|\d+(?=[.)](\s|$)))", _escape_start, line)
+
+
+def _escape_start(start: re.Match[str]) -> str:
+    return f"{start[1]}\\" if start[1].isdigit() else f"\\{start[1]}"
+
+
+# A number as tables show it, with its unit or its interval; a hyphen alone stands for no number.
+_NUMBER = re.compile(r"-|[-+\N{MINUS SIGN}]?[\d.,]*\d%?( \[[-+\N{MINUS SIGN}\d., ]*\])?")
+
+
+def escape_csv(cell: str) -> str:
+    """A cell that a spreadsheet shows as it is: an apostrophe goes before what would be a formula."""
+    is_formula = cell.lstrip()[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula and cell.strip() else cell

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import optuna
 
-from experiments.reporting.study_display import draw_study, save_figure
+from experiments.reporting.export import save_figure
+from experiments.reporting.study_display import draw_study
 from experiments.reporting.text_table import format_table
 from experiments.search.objectives import OBJECTIVES
 from experiments.search.space import format_overrides, write_experiment
@@ -50,8 +51,8 @@ def conclude(
         write_text(folder / "experiment" / f"{file}.yaml", content)
     pictures = save_figure(
         draw_study(study, [OBJECTIVES[objective].label for objective in objectives]),
-        folder,
-        "history" if len(objectives) == 1 else "pareto",
+        folder / ("history" if len(objectives) == 1 else "pareto"),
+        ("png", "pdf"),
     )
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     if len(objectives) == 1:

@@ -1,11 +1,14 @@
 """A study that any number of processes, on any number of machines, bring to an end together.
 
-Whoever dies leaves a trial that is still called running. A database (SQLite, PostgreSQL) is told of every
-living worker by its heartbeat, Optuna's own; a journal file has none, so there each worker holds a file lock,
-which the system frees when it dies. Either way such a trial is failed, and its values are tried again.
+A worker that dies leaves a trial in the state "running". In a database (SQLite, PostgreSQL) every living
+worker leaves heartbeats, Optuna's own; a journal file has none, so there each worker holds a file lock, which
+the system frees when the worker dies. A worker that dies while it asks for a trial leaves neither: such a
+trial has no worker's name, and counts as given up after `grace` seconds, whatever the storage. All these
+trials are failed, and their values are tried again.
 """
 
-import functools
+import copy
+import logging
 import os
 import socket
 import time
@@ -13,7 +16,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +32,14 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.label_locks import wait_for_lock
+
+log = logging.getLogger(__name__)
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
 Direction = Literal["maximize", "minimize"]
 WORKER = "worker"
-# Seconds after which a running trial whose worker never gave its name counts as given up.
-_NAMELESS = 60
 
 # Heartbeats are called experimental since 2021.
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -45,13 +49,30 @@ class Withdrawn(Exception):
     """A trial that was begun although others had taken the last places."""
 
 
+class TakenOver(Exception):
+    """A trial that another worker has failed meanwhile, because this one gave no sign of life."""
+
+
+class Retry:
+    """Queues the values of a failed trial again, `max_retries` times at most, without its worker's name."""
+
+    def __init__(self, max_retries: int) -> None:
+        self._queue = RetryHeartbeatStaleTrialCallback(max_retry=max_retries)
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        trial = copy.deepcopy(trial)
+        # Whoever takes the new trial would pass for the dead worker until it has written its own name.
+        trial.user_attrs.pop(WORKER, None)
+        self._queue(study, trial)
+
+
 class SharedStudy:
     """One of the processes that work on a study; made, it has joined.
 
     `storage` is the URL of a database, or a file that ends in `.journal`; None: SQLite in `folder`. A worker
-    of a database whose heart has not beaten for `grace` seconds (it beats every `heartbeat`) is dead. With a
-    journal, `folder` has to be one that all workers see, for their locks lie there. A trial is tried again
-    `max_retries` times at most.
+    of a database writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace` seconds
+    without one. With a journal, `folder` has to be one that all workers see, for their locks lie there. A
+    trial is tried again `max_retries` times at most.
     """
 
     def __init__(
@@ -67,12 +88,14 @@ class SharedStudy:
         grace: int = 40,
         max_retries: int = 3,
     ) -> None:
-        self.folder, self.poll_seconds = folder, min(1.0, heartbeat / 2)
-        self._retry = RetryHeartbeatStaleTrialCallback(max_retry=max_retries)
+        self.folder, self.grace, self.poll_seconds = folder, grace, min(1.0, heartbeat / 2)
+        self._retry = Retry(max_retries)
+        # Running trials without a worker's name: when this process saw them first, by its own clock.
+        self._nameless_since: dict[int, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         # Tables are made once, whoever comes first.
-        with FileLock(folder / ".lock"):
+        with wait_for_lock(folder / ".lock", f"opens the study in {folder}"):
             opened = _open_storage(
                 storage or f"sqlite:///{folder / 'study.db'}", heartbeat, grace, self._retry
             )
@@ -92,7 +115,7 @@ class SharedStudy:
 
     def begin_with(self, values: dict[str, Any]) -> None:
         """Try these values first, unless somebody has."""
-        with FileLock(self.folder / ".lock"):
+        with wait_for_lock(self.folder / ".lock", f"opens the study in {self.folder}"):
             if values and not self.study.get_trials(deepcopy=False):
                 self.study.enqueue_trial(values)
 
@@ -102,16 +125,24 @@ class SharedStudy:
         Waits for trials of other workers at the end, and takes over those of dead ones. What `objective`
         raises fails the trial and ends this worker.
         """
+        announced: set[int] = set()
         with self._stay_alive():
             while self.count(FINISHED) < num_trials:
                 self.free_stale_trials()
                 waiting = self.count((TrialState.WAITING,))
-                if not waiting and self.count(TAKEN) >= num_trials:
-                    time.sleep(self.poll_seconds)
+                if waiting or self.count(TAKEN) < num_trials:
+                    self._run_one(objective, num_trials)
                     continue
-                self.study.optimize(
-                    functools.partial(self._run_trial, objective, num_trials), n_trials=1, catch=(Withdrawn,)
-                )
+                running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                if {trial.number for trial in running} - announced:
+                    announced |= {trial.number for trial in running}
+                    log.info(
+                        "waiting for trials of other workers: %s; those of dead workers are taken over "
+                        "within about %d seconds",
+                        ", ".join(f"{trial.number} ({_name_worker(trial)})" for trial in running),
+                        self.grace,
+                    )
+                time.sleep(self.poll_seconds)
 
     def count(self, states: Sequence[TrialState]) -> int:
         """How many trials of the study are in one of these states."""
@@ -121,7 +152,6 @@ class SharedStudy:
         """Fail the running trials of dead workers, and queue their values anew."""
         if not self._is_journal:
             fail_stale_trials(self.study)
-            return
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             if not self._is_dead(trial):
                 continue
@@ -129,25 +159,59 @@ class SharedStudy:
                 self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
             except UpdateFinishedTrialError:
                 continue  # another worker was faster
+            log.warning("trial %d of %s is tried again", trial.number, _name_worker(trial))
             self._retry(self.study, trial)
+
+    def _run_one(self, objective: Callable[[optuna.Trial], Any], num_trials: int) -> None:
+        """Ask for a trial and run it; one that other workers take over meanwhile is left to them."""
+        taken_over = False
+
+        def run(trial: optuna.Trial) -> Any:
+            nonlocal taken_over
+            try:
+                return self._run_trial(objective, num_trials, trial)
+            except (TakenOver, UpdateFinishedTrialError) as error:
+                taken_over = True
+                raise TakenOver(f"trial {trial.number} was taken over") from error
+
+        try:
+            self.study.optimize(run, n_trials=1, catch=(Withdrawn,))
+        except Exception as error:
+            # Optuna refuses to record the failure of a trial that has failed already.
+            if not taken_over:
+                raise
+            log.warning("a trial of this worker was taken over by another one (%s)", error)
 
     def _run_trial(
         self, objective: Callable[[optuna.Trial], Any], num_trials: int, trial: optuna.Trial
     ) -> Any:
+        storage = self.study._storage
+        if isinstance(storage, RDBStorage):
+            # Optuna's thread does the same a moment later: a trial with a name has a heartbeat.
+            storage.record_heartbeat(trial._trial_id)
         trial.set_user_attr(WORKER, self.worker)
         # Two workers may have seen the last place free: of all trials the first ones keep theirs.
         earlier = self.study.get_trials(deepcopy=False, states=TAKEN)
         if sum(other.number < trial.number for other in earlier) >= num_trials:
             raise Withdrawn(f"the study has its {num_trials} trials")
-        return objective(trial)
+        try:
+            value = objective(trial)
+        except KeyboardInterrupt as interrupt:
+            self._retry(self.study, storage.get_trial(trial._trial_id))
+            interrupt.add_note("The trial that was running is tried again.")
+            raise
+        if storage.get_trial(trial._trial_id).state != TrialState.RUNNING:
+            raise TakenOver
+        return value
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get(WORKER)
         if worker is None:
-            started = trial.datetime_start or datetime.now()
-            return (datetime.now() - started).total_seconds() > _NAMELESS
-        if worker == self.worker:
-            return False
+            # Not by the start of the trial: that is the clock of another machine.
+            first_seen = self._nameless_since.setdefault(trial.number, time.monotonic())
+            return time.monotonic() - first_seen > self.grace
+        if not self._is_journal or worker == self.worker:
+            return False  # a database has heartbeats
         lock = FileLock(self._lock_of(worker))
         try:
             lock.acquire(timeout=0)
@@ -169,6 +233,10 @@ class SharedStudy:
             yield
 
 
+def _name_worker(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(WORKER, "a worker that gave no name"))
+
+
 def find_origin(trial: optuna.Trial) -> int:
     """The number of the trial, or of the one that it tries again after a worker's death."""
     frozen = trial.study.trials[trial.number]
@@ -176,9 +244,7 @@ def find_origin(trial: optuna.Trial) -> int:
     return trial.number if origin is None else origin
 
 
-def _open_storage(
-    storage: str, heartbeat: int, grace: int, retry: RetryHeartbeatStaleTrialCallback
-) -> BaseStorage:
+def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> BaseStorage:
     if storage.endswith(".journal"):
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(storage))

@@ -3,6 +3,7 @@ import csv
 import pytest
 
 from experiments.reporting.tables import Table, write_tables
+from experiments.reporting.text_table import escape_markdown
 
 HOSTILE = r"<script>alert('x')</script> {{ 7 * 7 }} & 50% of a_b | c^2 ~ \end{table} #1 $"
 TABLE = Table(
@@ -15,6 +16,21 @@ TABLE = Table(
 
 def test_csv_gives_back_the_very_cells():
     assert list(csv.reader(TABLE.to_csv().splitlines())) == [list(TABLE.header), *map(list, TABLE.rows)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        *[(cell, f"'{cell}") for cell in ("=1+1", "+A1", "-2+3", "@SUM(A1)", " =1", "-x", '=HYPERLINK("x")')],
+        *[
+            (cell, cell)
+            for cell in ("-", "-1.5", "+0.5 [-0.1, 1.1]", "-0.5% [-1, 2]", "+3%", "< 0.001", "a=b", "")
+        ],
+    ],
+)
+def test_csv_holds_no_formula(cell, written):
+    table = Table("caption", ("=x", "value"), ((cell, "1"),))
+    assert list(csv.reader(table.to_csv().splitlines())) == [["'=x", "value"], [written, "1"]]
 
 
 def test_latex_prints_text_as_it_is():
@@ -38,6 +54,29 @@ def test_markdown_shows_html_as_text_and_keeps_its_columns():
     assert len(lines) == 4 and lines[1] == "| --- | ---: | ---: |"
     assert "<script" not in "".join(lines) and r"a_b \| c" in lines[2]
     assert [line.replace(r"\|", "").count("|") for line in lines] == [4] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("question_only", "question_only"),
+        ("_a_ *b* `c` ~~d~~ \\", r"\_a\_ \*b\* \`c\` \~\~d\~\~ \\"),
+        ("[here](http://x) ![x][y]", r"[here\](http://x) ![x\][y]"),
+        ("+0.5 [-0.1, 1.1]", "+0.5 [-0.1, 1.1]"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_markdown_shows_names_as_they_are(text, written):
+    assert escape_markdown(text) == written
+    assert f"\n| {written} |" in Table("caption", ("name",), ((text,),)).to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("caption", "written"),
+    [("# 1", r"\# 1"), ("- a", r"\- a"), ("1. a", r"1\. a"), ("---", r"\---"), ("2 images", "2 images")],
+)
+def test_a_caption_begins_no_heading_and_no_list(caption, written):
+    assert Table(caption, ("name",), ()).to_markdown().splitlines()[0] == f"{written}."
 
 
 def test_every_table_is_written_in_every_form(tmp_path):

@@ -91,6 +91,23 @@ def test_what_is_up_to_date_is_left_alone(labels, tmp_path):
     assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == 2
 
 
+def refuse_to_lock(*arguments):
+    raise PermissionError(13, "Permission denied", str(arguments[0]))
+
+
+def test_a_finished_store_is_not_written_to(labels, tmp_path, monkeypatch):
+    """As one that is read-only, or of another user: there no lock can be made."""
+    (first,) = train_with([Mix()], labels=labels, folder=tmp_path)
+    for lock in tmp_path.rglob(".*.lock"):
+        lock.unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr("experiments.train.wait_for_lock", refuse_to_lock)
+    assert train_with([Mix()], labels=labels, folder=tmp_path) == [first]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with pytest.raises(OSError, match=r"mix is to be trained, .* \(Permission denied\).*paths\.predictors="):
+        train_with([Mix()], labels=labels, folder=tmp_path, settings=replace(SETTINGS, seed=1))
+
+
 def test_other_labels_are_another_training(labels, tmp_path):
     relabelled = tmp_path / "labels"
     shutil.copytree(labels, relabelled)

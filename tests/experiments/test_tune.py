@@ -191,6 +191,70 @@ def test_no_more_trials_than_asked_for_when_two_take_the_last_place(tmp_path):
     assert study._run_trial(lambda trial: 1.0, 1, first) == 1.0
 
 
+@pytest.fixture(params=[None, "shared.journal"], ids=["database", "journal"])
+def join(request, tmp_path):
+    """`join()` is one more worker of a study in `tmp_path`."""
+    storage = request.param and str(tmp_path / request.param)
+    return functools.partial(
+        SharedStudy, "shared", tmp_path, storage=storage, directions=["maximize"], heartbeat=1, grace=1
+    )
+
+
+def test_a_worker_killed_while_asking_for_a_trial_holds_up_nobody(join, caplog):
+    dead = join().study.ask()  # it has neither a worker's name nor a heartbeat
+    survivor = join()
+    with caplog.at_level("INFO"):
+        survivor.run(lambda trial: 1.0, 2)
+    assert count(survivor.study, TrialState.COMPLETE) == 2
+    (failed,) = survivor.study.get_trials(states=(TrialState.FAIL,))
+    assert failed.number == dead.number
+    again = [t for t in survivor.study.trials if t.system_attrs.get("failed_trial") == failed.number]
+    assert [trial.state for trial in again] == [TrialState.COMPLETE]
+    assert "waiting for trials of other workers: 0 (a worker that gave no name)" in caplog.text
+
+
+def test_a_trial_that_is_tried_again_is_not_taken_for_one_of_the_dead_worker(join):
+    """Whoever takes it is not known before it has written its own name: until then nobody frees it."""
+    dead = join()
+    trial = dead.study.ask()
+    trial.set_user_attr(WORKER, "a dead worker")
+    dead._retry(dead.study, dead.study.get_trials()[0])
+    taken = dead.study.ask()
+    assert WORKER not in taken.user_attrs
+    join().free_stale_trials()
+    assert dead.study.trials[taken.number].state == TrialState.RUNNING
+
+
+def test_a_worker_whose_trial_was_taken_over_goes_on(join):
+    """As one that was stopped for longer than the grace, and does its next trial when it wakes up."""
+    worker = join()
+    storage = worker.study._storage
+
+    def objective(trial):
+        if trial.number == 0:
+            storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+        return 1.0
+
+    worker.run(objective, 2)
+    states = [trial.state for trial in worker.study.trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+def test_an_interrupted_trial_is_tried_again_with_its_values(join):
+    def interrupt(trial):
+        trial.suggest_float("x", 0, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        join().run(interrupt, 1)
+    assert interrupted.value.__notes__ == ["The trial that was running is tried again."]
+    worker = join()
+    worker.run(lambda trial: trial.suggest_float("x", 0, 1), 1)
+    first, second = worker.study.trials
+    assert [first.state, second.state] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert second.params == first.params
+
+
 def test_the_experiment_file_makes_what_the_best_trial_was(run_search, tmp_path, capsys):
     study = run_search(num_trials=3)
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
