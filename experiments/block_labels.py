@@ -39,6 +39,7 @@ class BlockLabels:
         self.answered: list[AnsweredSample] = []
         self.features: dict[str, ImageFeatures] = {}
         self.set_aside: list[dict[str, Any]] = []
+        self.unreadable: list[str] = []  # ids of images, to be tried again
 
     def add(self, batch: Sequence[ImageQuestions]) -> None:
         """Answer all questions on a batch of images at every scale; each image is encoded once."""
@@ -74,6 +75,8 @@ class BlockLabels:
     def _find_answerable(self, item: ImageQuestions) -> list[Sample]:
         """The samples on an image that can be asked; the others are set aside."""
         answerable = []
+        if isinstance(item.image, str):
+            self.unreadable.append(item.samples[0].image_id)
         for sample in item.samples:
             if isinstance(item.image, str):
                 self._put_aside(sample, item.image)
@@ -87,7 +90,7 @@ class BlockLabels:
         return answerable
 
     def _put_aside(self, sample: Sample, reason: str) -> None:
-        names = {"split": sample.split, "sample_id": sample.sample_id, "image_id": sample.image_id}
+        names = {"sample_id": sample.sample_id, "image_id": sample.image_id}
         self.set_aside.append({**names, "reason": reason})
 
     def to_table(self, fingerprints: Mapping[str, str]) -> OutcomeTable:
@@ -107,7 +110,6 @@ class BlockLabels:
             sample_id=text("sample_id"),
             image_id=text("image_id"),
             task=text("task"),
-            split=text("split"),
             kind=np.array([str(sample.attributes.get("kind", "")) for sample in samples], dtype=object),
             question=text("question"),
             metric=text("metric"),

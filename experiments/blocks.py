@@ -5,11 +5,11 @@ import itertools
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -23,21 +23,16 @@ Limits = Mapping[str, int | None]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The samples of one shard: a fixed run of whole images of one split."""
+    """The samples of one shard, which has this name: a fixed run of whole images."""
 
-    split: Split
-    index: int
+    name: str
     samples: tuple[Sample, ...]
 
     @property
-    def name(self) -> str:
-        return f"{self.split}-{self.index:05d}"
-
-    @property
     def digest(self) -> str:
-        """Of the samples' ids; a larger limit, which lets more images into the last block, changes it."""
+        """Of the samples' ids."""
         ids = "\n".join(f"{sample.sample_id}\t{sample.image_id}" for sample in self.samples)
-        return hashlib.sha256(ids.encode()).hexdigest()[:16]
+        return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -49,12 +44,39 @@ class ImageQuestions:
     image: Image.Image | str
 
 
+class ImageSamples(NamedTuple):
+    """An image of a split with its samples."""
+
+    split: Split
+    image_id: str
+    samples: list[Sample]
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What shards hold already: image id -> ids of its samples, and the names of these shards."""
+
+    samples: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    shards: Collection[str] = ()
+
+    def covers(self, image_id: str, samples: Iterable[Sample]) -> bool:
+        """Whether all samples of an image are there."""
+        known = self.samples.get(image_id)
+        return known is not None and all(sample.sample_id in known for sample in samples)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do: digest and number of samples of each block, and the rows the task set aside."""
+    """What there is to do, and what it is for.
+
+    `digests` and `sizes` are the digest and the number of samples of each block. `images` are the image ids of
+    each split within the limits, whether answered before or not. `set_aside` are the rows that the task could
+    not use.
+    """
 
     digests: dict[str, str]
     sizes: dict[str, int]
+    images: dict[Split, list[str]]
     set_aside: list[dict[str, Any]]
 
 
@@ -64,54 +86,83 @@ def group_by_image(samples: Iterable[Sample]) -> Iterator[tuple[str, list[Sample
         yield image_id, list(group)
 
 
-def iterate_blocks(task: Task, limit: Limits, shard_size: int) -> Iterator[Block]:
-    """All samples of the first `limit` images of each split, in blocks that end with an image once they hold
-    `shard_size` samples."""
+def iterate_images(task: Task, limit: Limits) -> Iterator[ImageSamples]:
+    """The first `limit` images of each split, with their samples."""
     for split in SPLITS:
-        yield from cut_into_blocks(split, task.samples(split), limit[split], shard_size)
+        for image_id, samples in itertools.islice(group_by_image(task.samples(split)), limit[split]):
+            yield ImageSamples(split, image_id, samples)
+
+
+def iterate_blocks(images: Iterable[ImageSamples], shard_size: int, answered: Answered) -> Iterator[Block]:
+    """Blocks of those images that are not answered.
+
+    Blocks end with an image once they hold `shard_size` samples, and have images of one split. Their names
+    are numbers that no shard has yet.
+    """
+    names = name_shards(answered.shards)
+    for _, group in itertools.groupby(images, key=lambda image: image.split):
+        rest = (image.samples for image in group if not answered.covers(image.image_id, image.samples))
+        yield from cut_into_blocks(names, rest, shard_size)
+
+
+def name_shards(taken: Collection[str] = ()) -> Iterator[str]:
+    """"00000", "00001" and so on, without the names that are taken."""
+    return (name for number in itertools.count() if (name := f"{number:05d}") not in taken)
 
 
 def cut_into_blocks(
-    split: Split, samples: Iterable[Sample], num_images: int | None, shard_size: int
+    names: Iterator[str], images: Iterable[Sequence[Sample]], shard_size: int
 ) -> Iterator[Block]:
-    """The samples of the first `num_images` images of a split, in blocks of at least `shard_size`."""
-    index = 0
+    """The samples of images, given image by image, in blocks of at least `shard_size` samples."""
     collected: list[Sample] = []
-    for _, group in itertools.islice(group_by_image(samples), num_images):
-        collected += group
+    for samples in images:
+        collected += samples
         if len(collected) >= shard_size:
-            yield Block(split, index, tuple(collected))
-            index, collected = index + 1, []
+            yield Block(next(names), tuple(collected))
+            collected = []
     if collected:
-        yield Block(split, index, tuple(collected))
+        yield Block(next(names), tuple(collected))
 
 
-def plan(task: Task, limit: Limits, shard_size: int) -> Plan:
+def plan(task: Task, limit: Limits, shard_size: int, answered: Answered) -> Plan:
     """Go through all samples once, before the model: how many there are, and whether the task keeps its word.
+
+    Raises ValueError as `check_images`.
+    """
+    digests, sizes = {}, {}
+    images: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    every = check_images(task.name, iterate_images(task, limit), images)
+    for block in iterate_blocks(every, shard_size, answered):
+        digests[block.name], sizes[block.name] = block.digest, len(block.samples)
+    return Plan(digests, sizes, images, list(task.set_aside))
+
+
+def check_images(
+    task: str, images: Iterable[ImageSamples], passed: dict[Split, list[str]]
+) -> Iterator[ImageSamples]:
+    """Hand images on, and note the id of each in `passed`.
 
     Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, and
     a metric that nobody knows.
     """
-    digests, sizes = {}, {}
     sample_ids: set[str] = set()
-    image_ids: dict[str, str] = {}
-    for block in iterate_blocks(task, limit, shard_size):
-        digests[block.name], sizes[block.name] = block.digest, len(block.samples)
-        for image_id, samples in group_by_image(block.samples):
-            if other := image_ids.get(image_id):
-                problem = "are not side by side" if other == block.split else f"are in {other} too"
-                raise ValueError(f"{task.name}: samples of image {image_id!r} of {block.split} {problem}")
-            image_ids[image_id] = block.split
-            for sample in samples:
-                if sample.sample_id in sample_ids:
-                    raise ValueError(f"{task.name}: sample_id {sample.sample_id!r} comes more than once")
-                if sample.metric not in METRICS:
-                    raise ValueError(
-                        f"{task.name}: sample {sample.sample_id!r} has metric {sample.metric!r}; there are "
-                        f"{', '.join(METRICS)}"
-                    )
-                sample_ids.add(sample.sample_id)
-    return Plan(digests, sizes, list(task.set_aside))
+    split_of: dict[str, Split] = {}
+    for image in images:
+        if other := split_of.get(image.image_id):
+            problem = "are not side by side" if other == image.split else f"are in {other} too"
+            raise ValueError(f"{task}: samples of image {image.image_id!r} of {image.split} {problem}")
+        split_of[image.image_id] = image.split
+        passed[image.split].append(image.image_id)
+        for sample in image.samples:
+            if sample.sample_id in sample_ids:
+                raise ValueError(f"{task}: sample_id {sample.sample_id!r} comes more than once")
+            if sample.metric not in METRICS:
+                raise ValueError(
+                    f"{task}: sample {sample.sample_id!r} has metric {sample.metric!r}; there are "
+                    f"{', '.join(METRICS)}"
+                )
+            sample_ids.add(sample.sample_id)
+        yield image
 
 
 class _Images(Dataset[Image.Image | str]):

@@ -53,7 +53,8 @@ from experiments.training.trained import TrainedPredictor
 from experiments.training_record import VALIDATION_METRICS, check_metric
 from m3_backbone.labels import read_labels
 from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import read_manifest, write_bytes
+from m3_backbone.manifest import read_manifest
+from m3_backbone.shards import write_bytes
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from experiments.reporting.tables import Table
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
 from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest, write_text
+from m3_backbone.manifest import read_manifest
+from m3_backbone.shards import write_text
 
 log = logging.getLogger(__name__)
 

@@ -1,38 +1,52 @@
-"""The folder that labelling writes: a manifest, shards that are whole or absent, one writer at a time."""
+"""The folder that labelling writes: shards that are whole or absent, one writer at a time.
+
+What lies in it is described in `m3_backbone.manifest`.
+"""
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from experiments.blocks import Limits
+from experiments.blocks import Answered, Limits, Plan
 from experiments.label_locks import hold
 from experiments.labels.replaced import RESAMPLED, move_aside
-from experiments.tasks.base import SPLITS
+from experiments.tasks.base import SPLITS, describe_differences
 from m3_backbone.features import ImageFeatures
+from m3_backbone.manifest import (
+    EMBEDDINGS,
+    MANIFEST,
+    SET_ASIDE,
+    SPLITS_FILE,
+    digest_samples,
+    find_shard,
+    read_manifest,
+    write_splits,
+)
 from m3_backbone.outcomes import HELD_OUT, OutcomeTable
 from m3_backbone.shards import (
     SCHEMA_VERSION,
-    find_shards,
+    digest_file,
+    is_intact,
     naming,
     read_header,
-    read_manifest,
     to_feature_table,
     to_matrix,
-    write_atomically,
+    write_bytes,
     write_shard,
+    write_text,
 )
 
 log = logging.getLogger(__name__)
 
-MANIFEST, SET_ASIDE, EMBEDDINGS = "manifest.json", "set_aside.jsonl", "token_embeddings.safetensors"
 _OLD_LATENCY = "latency.json"  # earlier versions timed answers while labelling
 # With less lead of one token over the next, in nats, another machine may round to another answer.
 NEAR_TIE = 1e-3
@@ -42,8 +56,15 @@ ROOMS = ("features", "outcomes")
 class LabelFolder:
     """The files of one labelling, and what may not differ between two labellings in one folder.
 
-    A shard is a file of features and then one of outcomes, which carries the rows set aside in its metadata
-    and makes the shard count: after a kill in between, both are made again.
+    A shard is a file of features and then one of outcomes, which carries in its metadata the digest of the
+    features and the samples that were set aside, and makes the shard count: after a kill in between, both are
+    made again. The manifest lists the shards of finished labellings, `manifest["shards"]`, while an
+    unfinished one adds to them.
+
+    Args:
+        data: what the data are made of (`tasks.base.Task.content`), to name what differs.
+        division: how the images are divided into splits. It may change without anything being answered again.
+        command: the command that goes on after an error, for messages.
     """
 
     def __init__(
@@ -53,12 +74,16 @@ class LabelFolder:
         fingerprints: Mapping[str, str],
         scales: tuple[int, ...],
         feature_scales: tuple[int, ...],
+        data: Mapping[str, Any] | None = None,
+        division: Mapping[str, Any] | None = None,
         command: str = "the same label command",
     ) -> None:
         self.path = Path(path)
         self.fingerprints = dict(fingerprints)
         self.scales = scales
         self.feature_scales = feature_scales
+        self.data = json.loads(json.dumps(data or {}))
+        self.division = json.loads(json.dumps(division or {}))
         self.command = command
         self.manifest: dict[str, Any] = {}
         # Where the labels went that were here before.
@@ -69,19 +94,30 @@ class LabelFolder:
         if not (self.path / MANIFEST).exists():
             return False
         manifest = read_manifest(self.path)
+        self.refuse_other(manifest)
+        self.manifest = manifest
+        return True
+
+    def refuse_other(self, manifest: Mapping[str, Any], ignored: Container[str] = ()) -> None:
+        """Raise ValueError, naming what differs, for the manifest of labels that something else made."""
         kept = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
         here = {**self.fingerprints, **kept}
         there = {**manifest["fingerprints"], **{key: manifest.get(key) for key in kept}}
-        differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-        if differing:
-            details = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing)
-            raise ValueError(
-                f"the labels in {self.path} were made with other {details}: label into another folder with "
-                "paths.labels=FOLDER, or replace these with overwrite=true, which keeps them beside the "
-                "new ones"
-            )
-        self.manifest = manifest
-        return True
+        differing = [
+            key for key in {**there, **here} if there.get(key) != here.get(key) and key not in ignored
+        ]
+        if not differing:
+            return
+        details = [f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing if key != "data"]
+        way_out = ""
+        if "data" in differing:
+            details.append(f"data ({describe_differences(manifest.get('data', {}), self.data)})")
+            way_out = "give these data another name with task.name=NAME, "
+        raise ValueError(
+            f"the labels in {self.path} were made with other {', '.join(details)}: {way_out}label into another "
+            "folder with paths.labels=FOLDER, or replace these with overwrite=true, which keeps them beside "
+            "the new ones"
+        )
 
     @property
     def shard_size(self) -> int:
@@ -89,14 +125,25 @@ class LabelFolder:
         return self.manifest["shard_size"]
 
     def has(self, limit: Limits) -> bool:
-        """Whether every sample within `limit` is there, each shard whole. Reads the manifest, as `open`."""
+        """Whether every sample within `limit` is there, in files that are whole. Reads the manifest."""
         manifest = self.manifest if self.open() else {}
         return bool(
             manifest.get("complete")
             and manifest["limit"] == dict(limit)
-            and (self.path / EMBEDDINGS).exists()
-            and all(self.holds(name, digest) for name, digest in manifest["shards"].items())
+            and manifest["division"] == self.division
+            and all(is_intact(self.path / name, digest) for name, digest in manifest["files"].items())
+            and all(self.is_whole(name, shard) for name, shard in manifest["shards"].items())
         )
+
+    def is_whole(self, name: str, shard: Mapping[str, str]) -> bool:
+        """Whether both files of a shard are there, with the digests that the manifest gives them."""
+        for room in ROOMS:
+            path = find_shard(self.path, room, name)
+            if not is_intact(path, shard[room]):
+                if path.exists():
+                    log.warning("%s is damaged", path)
+                return False
+        return True
 
     @contextmanager
     def locked(self, part: str = "", timeout: float | None = 0) -> Iterator[None]:
@@ -126,83 +173,123 @@ class LabelFolder:
         overwrite: bool = False,
         alone: bool = True,
     ) -> None:
-        """Write the manifest of an unfinished labelling, over the remains of a killed or smaller one.
+        """Write the manifest of an unfinished labelling, over that of an earlier one or the remains of a kill.
 
-        Not `alone`: other runs may be writing shards at the same time.
+        Not `alone`: other runs may be writing shards at the same time. They have to be of the same labelling.
         """
+        shards: dict[str, Any] = {}
         if not overwrite and self.open():
-            shard_size = self.manifest["shard_size"]  # another size would make finished shards worthless
-            self._refuse_less(limit)
+            shard_size = self.manifest["shard_size"]
+            listed = self.manifest["shards"]
+            shards = {name: shard for name, shard in listed.items() if self.is_whole(name, shard)}
+            is_resumed = (
+                not self.manifest["complete"]
+                and self.manifest["limit"] == dict(limit)
+                and self.manifest["division"] == self.division
+                and len(shards) == len(listed)
+            )
+            if is_resumed and not alone:
+                return
+            # What was unfinished may have been begun with other limits, or another division.
+            shards |= {} if is_resumed else self._find_unlisted(shards)
         else:
             self._move_aside()
         for remains in self.path.rglob(".*.tmp") if alone else ():
             remains.unlink()
+        former = {"former": self.manifest["former"]} if "former" in self.manifest else {}
         self.manifest = {
             "schema": SCHEMA_VERSION,
             **names,
             "fingerprints": self.fingerprints,
+            "data": self.data,
+            "division": self.division,
             "scales": list(self.scales),
             "feature_scales": list(self.feature_scales),
             "limit": dict(limit),
             "shard_size": shard_size,
+            **former,
+            "shards": shards,
             "complete": False,
         }
         with self.writing():
             for room in ROOMS:
                 (self.path / room).mkdir(exist_ok=True)
-        self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+        self.write_manifest()
+
+    def _find_unlisted(self, listed: Container[str]) -> dict[str, Any]:
+        """Whole shards that an unfinished labelling has left, without those that are listed."""
+        found = {}
+        for path in sorted((self.path / "outcomes").glob("*.parquet")):
+            if path.stem not in listed and (shard := self.describe_shard(path.stem)) is not None:
+                found[path.stem] = shard
+        return found
+
+    def describe_shard(self, name: str) -> dict[str, str] | None:
+        """What the manifest says of a shard: digests of its samples and files. None if it is not whole."""
+        path = find_shard(self.path, "outcomes", name)
+        try:
+            header = read_header(path)
+            if header["fingerprints"] != self.fingerprints or header["scales"] != list(self.scales):
+                return None
+            if not is_intact(find_shard(self.path, "features", name), header["features"]):
+                return None
+            with naming(path):
+                pq.ParquetFile(path, page_checksum_verification=True).read()
+            return {
+                "samples": header["digest"],
+                "outcomes": digest_file(path),
+                "features": header["features"],
+            }
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError) as error:
+            log.warning("shard %s is made again: %s", name, error)
+            return None
 
     def _move_aside(self) -> None:
         """Move what labelling wrote here, if there is anything, into a folder beside this one."""
-        shards = [path for room in ROOMS for split in SPLITS for path in find_shards(self.path, room, split)]
+        shards = [path for room in ROOMS for path in sorted((self.path / room).glob("*.parquet"))]
         answers = sorted((self.path / RESAMPLED).glob("*.safetensors"))
         # Records of test evaluations, locks and what is not ours stay; the manifest comes last, so that a
         # kill shows.
-        names = (SET_ASIDE, EMBEDDINGS, _OLD_LATENCY, MANIFEST)
+        names = (SET_ASIDE, EMBEDDINGS, SPLITS_FILE, _OLD_LATENCY, MANIFEST)
         with self.writing():
             self.replaced = move_aside(self.path, [*shards, *answers, *(self.path / name for name in names)])
         if self.replaced is not None:
             log.warning("the labels that were in %s are kept in %s", self.path, self.replaced)
 
-    def _refuse_less(self, limit: Limits) -> None:
-        there: Limits = self.manifest["limit"]
-        for split, most in limit.items():
-            begun = there[split]
-            if most is not None and (begun is None or begun > most):
-                raise ValueError(
-                    f"{self.path} was begun with limit.{split}={begun or 'null'}, more than {most}: "
-                    "ask for as many or more, label into another folder with paths.labels=FOLDER, or "
-                    "replace these labels with overwrite=true, which keeps them beside the new ones"
-                )
+    def read_answered(self, retried: Container[str] = ()) -> Answered:
+        """What the shards of the manifest hold, without the images `retried`."""
+        samples: dict[str, set[str]] = {}
+        for name in self.manifest["shards"]:
+            for image_id, sample_id in _read_ids(find_shard(self.path, "outcomes", name)):
+                samples.setdefault(image_id, set()).add(sample_id)
+            for row in self._read_header(name)["set_aside"]:
+                if row["image_id"] not in retried:
+                    samples.setdefault(row["image_id"], set()).add(row["sample_id"])
+        return Answered({image_id: frozenset(ids) for image_id, ids in samples.items()}, self.manifest["shards"])
+
+    def list_unreadable(self) -> list[str]:
+        """Ids of images that could not be read when their shard was made, and that no other shard has."""
+        unreadable: dict[str, None] = {}
+        for name in self.manifest["shards"]:
+            unreadable |= dict.fromkeys(self._read_header(name).get("unreadable", ()))
+        if not unreadable:
+            return []
+        answered = {
+            image_id
+            for name in self.manifest["shards"]
+            for image_id, _ in _read_ids(find_shard(self.path, "outcomes", name))
+        }
+        return [image_id for image_id in unreadable if image_id not in answered]
+
+    def _read_header(self, name: str) -> dict[str, Any]:
+        return read_header(find_shard(self.path, "outcomes", name))
 
     def holds(self, name: str, digest: str) -> bool:
-        """Whether a shard is there, whole, and made from the samples of this digest."""
-        try:
-            headers = [read_header(self._shard(room, name)) for room in ROOMS]
-        except FileNotFoundError:
-            return False
-        except ValueError as error:
-            log.warning("shard %s is made again: %s", name, error)
-            return False
-        return all(head["digest"] == digest and head["fingerprints"] == self.fingerprints for head in headers)
-
-    def _shard(self, room: str, name: str) -> Path:
-        return self.path / room / f"{name}.parquet"
-
-    def upgrade_manifest(self, image_set: str) -> None:
-        """Bring the manifest of a finished folder of version 0.1 up to date: no test scores, an image set."""
-        accuracy = {split: means for split, means in self.manifest["accuracy"].items() if split != HELD_OUT}
-        manifest = {**self.manifest, "accuracy": accuracy}
-        manifest.setdefault("image_set", image_set)
-        if manifest != self.manifest:
-            self.manifest = manifest
-            self._write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
-
-    def outcome_shards(self, names: Iterable[str] | None = None) -> list[Path]:
-        """Outcome files of the shards `names`; without names, of all shards in a finished manifest."""
-        return [
-            self._shard("outcomes", name) for name in (self.manifest["shards"] if names is None else names)
-        ]
+        """Whether the shard of a block is there, whole, and made from the samples of this digest."""
+        shard = self.describe_shard(name)
+        return shard is not None and shard["samples"] == digest
 
     def write_shard(
         self,
@@ -211,67 +298,121 @@ class LabelFolder:
         outcomes: OutcomeTable,
         features: Mapping[str, ImageFeatures],
         set_aside: list[dict[str, Any]],
+        unreadable: list[str],
     ) -> None:
         """Write features, then outcomes. A shard that was there is no longer whole until the last moment."""
-        header = {**outcomes.header, "digest": digest}
+        feature_file, outcome_file = (find_shard(self.path, room, name) for room in ROOMS)
         with self.writing():
-            self._shard("outcomes", name).unlink(missing_ok=True)
-            write_shard(self._shard("features", name), to_feature_table(features), header)
-            header["set_aside"] = set_aside
-            write_shard(self._shard("outcomes", name), outcomes.to_arrow(), header)
+            outcome_file.unlink(missing_ok=True)
+            write_shard(feature_file, to_feature_table(features), {**outcomes.header, "digest": digest})
+            header = {
+                **outcomes.header,
+                "digest": digest,
+                "features": digest_file(feature_file),
+                "set_aside": set_aside,
+                "unreadable": unreadable,
+            }
+            write_shard(outcome_file, outcomes.to_arrow(), header)
 
     def write_embeddings(self, embeddings: Tensor) -> None:
         """Keep the decoder's token embeddings [vocab, hidden], in the type they come in."""
-        content = save({"token_embeddings": embeddings.detach().cpu().contiguous()})
         with self.writing():
-            write_atomically(self.path / EMBEDDINGS, lambda temporary: temporary.write_bytes(content))
+            write_bytes(
+                self.path / EMBEDDINGS, save({"token_embeddings": embeddings.detach().cpu().contiguous()})
+            )
+
+    def has_embeddings(self) -> bool:
+        return (self.path / EMBEDDINGS).exists()
 
     def read_set_aside(self) -> list[dict[str, Any]]:
         """What was set aside, with reasons."""
         with (self.path / SET_ASIDE).open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
-    def has_embeddings(self) -> bool:
-        return (self.path / EMBEDDINGS).exists()
-
-    def finish(self, shards: Mapping[str, str], set_aside: Iterable[Mapping[str, Any]]) -> None:
-        """Sum up `shards` (name -> digest), list all rows set aside, and call the labelling complete."""
+    def finish(self, work: Plan) -> None:
+        """List the shards of the planned blocks, divide the images, and call the labelling complete."""
+        shards = dict(self.manifest["shards"])
+        for name in work.digests:
+            shard = self.describe_shard(name)
+            assert shard is not None
+            shards[name] = shard
+        split_of = {image_id: split for split, images in work.images.items() for image_id in images}
+        shard_of: dict[str, str] = {}
+        set_aside: dict[str, dict[str, Any]] = {}
+        for name in shards:
+            # An image that is in two shards was answered again: the later one counts.
+            shard_of |= {image: name for image, _ in _read_ids(find_shard(self.path, "outcomes", name))}
+            set_aside |= {row["sample_id"]: row for row in self._read_header(name)["set_aside"]}
         counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
         totals = {split: np.zeros(len(self.scales)) for split in counts}
+        sample_ids: dict[str, list[str]] = {split: [] for split in counts}
         num_near_ties = 0
-        rows = list(set_aside)
         for name in shards:
-            path, split = self._shard("outcomes", name), name.rpartition("-")[0]
-            rows += read_header(path)["set_aside"]
+            path = find_shard(self.path, "outcomes", name)
             with naming(path):
-                table = pq.read_table(path, columns=["sample_id", "score", "margin"])
-            num_near_ties += int((to_matrix(table, "margin", len(self.scales), str(path)) < NEAR_TIE).sum())
-            scores = to_matrix(table, "score", len(self.scales), str(path))
-            counts[split] += len(scores)
-            totals[split] += scores.sum(axis=0, dtype=float)
+                table = pq.read_table(path, columns=["sample_id", "image_id", "score", "margin"])
+            owners = [
+                split_of.get(image_id, "") if shard_of[image_id] == name else ""
+                for image_id in table["image_id"].to_pylist()
+            ]
+            for split in counts:
+                part = table.filter(pa.array([owner == split for owner in owners], type=pa.bool_()))
+                margins = to_matrix(part, "margin", len(self.scales), str(path))
+                num_near_ties += int((margins < NEAR_TIE).sum())
+                scores = to_matrix(part, "score", len(self.scales), str(path))
+                counts[split] += len(scores)
+                totals[split] += scores.sum(axis=0, dtype=float)
+                sample_ids[split] += part["sample_id"].to_pylist()
+        answered = {sample_id for ids in sample_ids.values() for sample_id in ids}
+        rows = [dict(row) for row in work.set_aside]
+        rows += [
+            {"split": split_of[row["image_id"]], **row}
+            for sample_id, row in set_aside.items()
+            if sample_id not in answered and row["image_id"] in split_of
+        ]
         self._write_text(SET_ASIDE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        if not any(counts.values()):
+        if not answered:
             reason = rows[0]["reason"] if rows else "the task has no samples"
             raise ValueError(
                 f"not one sample could be labelled (the first reason in {self.path / SET_ASIDE}: {reason}): "
-                "mend this and label with overwrite=true"
+                "mend this and give the same command again"
             )
-        # No scores of the test split: this file is open to everybody, also while prompts are being tuned.
-        accuracy = {
-            split: (totals[split] / count).tolist()
-            for split, count in counts.items()
-            if count and split != HELD_OUT
-        }
+        with self.writing():
+            write_splits(
+                self.path,
+                {
+                    split: [(image_id, shard_of[image_id]) for image_id in images if image_id in shard_of]
+                    for split, images in work.images.items()
+                },
+            )
         self.manifest |= {
             "counts": counts,
-            "accuracy": accuracy,
+            "splits": {split: digest_samples(ids) for split, ids in sample_ids.items()},
+            # No scores of the test split: this file is open to everybody, also while prompts are being tuned.
+            "accuracy": {
+                split: (totals[split] / count).tolist()
+                for split, count in counts.items()
+                if count and split != HELD_OUT
+            },
             "near_ties": {"below_nats": NEAR_TIE, "num_answers": num_near_ties},
             "num_set_aside": len(rows),
-            "shards": dict(shards),
+            "shards": shards,
+            "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS)},
             "complete": True,
         }
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Write the manifest."""
         self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
         with self.writing():
-            write_atomically(self.path / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(self.path / name, text)
+
+
+def _read_ids(path: Path) -> Iterable[tuple[str, str]]:
+    """(image id, sample id) of the rows of a shard of outcomes."""
+    with naming(path):
+        table = pq.read_table(path, columns=["image_id", "sample_id"])
+    return zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)

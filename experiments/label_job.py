@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from experiments.block_labels import BlockLabels
-from experiments.blocks import Block, Limits, decode_ahead, iterate_blocks
+from experiments.blocks import Answered, Block, Limits, decode_ahead, iterate_blocks, iterate_images
 from experiments.label_folder import LabelFolder
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Backbone
@@ -15,19 +15,20 @@ from m3_backbone.backbone import Backbone
 class LabelJob:
     """All that a process needs to label blocks of a task; engines send it to their processes by pickle.
 
-    `images_per_batch` images are encoded together; `num_workers` processes read images ahead of the model.
+    `answered` is what needs no answer any more. `images_per_batch` images are encoded together; `num_workers` processes read images ahead of the model.
     """
 
     task: Task
     backbone: Backbone
     folder: LabelFolder
     limits: Limits
+    answered: Answered
     images_per_batch: int
     num_workers: int
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks of the task within the limits, in order."""
-        return iterate_blocks(self.task, self.limits, self.folder.shard_size)
+        """All blocks of the task within the limits that are not answered, in order."""
+        return iterate_blocks(iterate_images(self.task, self.limits), self.folder.shard_size, self.answered)
 
     def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
         """Label and write blocks; yields, batch by batch, how many samples are done."""
@@ -40,6 +41,8 @@ class LabelJob:
                 labels.add(batch)
                 yield sum(len(item.samples) for item in batch)
             table = labels.to_table(self.folder.fingerprints)
-            self.folder.write_shard(block.name, block.digest, table, labels.features, labels.set_aside)
+            self.folder.write_shard(
+                block.name, block.digest, table, labels.features, labels.set_aside, labels.unreadable
+            )
         if not self.folder.has_embeddings():
             self.folder.write_embeddings(self.backbone.token_embeddings())

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest
+from m3_backbone.manifest import read_manifest
 from predictor.splitting import carve_validation
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from experiments.blocks import Block, ImageQuestions, cut_into_blocks, decode_ahead
+from experiments.blocks import Block, ImageQuestions, cut_into_blocks, decode_ahead, group_by_image
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.resampled import ResampledFolder
 from experiments.scorers import score
@@ -39,7 +39,9 @@ class ResampleJob:
 
     def blocks(self) -> Iterator[Block]:
         """All blocks of the test samples, in order."""
-        return cut_into_blocks("test", self.samples, self.num_images, SHARD_SIZE)
+        names = (f"test-{number:05d}" for number in itertools.count())
+        images = itertools.islice(group_by_image(self.samples), self.num_images)
+        return cut_into_blocks(names, (samples for _, samples in images), SHARD_SIZE)
 
     def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
         """Answer and write the scores; yields, batch by batch, how many samples are done."""

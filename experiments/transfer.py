@@ -34,7 +34,7 @@ from experiments.tasks.sizes import frame_banners
 from experiments.train import quiet_lightning
 from experiments.training.trained import digest_files, join_digests
 from m3_backbone.labels import Labels, read_labels
-from m3_backbone.shards import read_manifest
+from m3_backbone.manifest import read_manifest
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.joining import join_labels

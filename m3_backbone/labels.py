@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from m3_backbone.features import ImageFeatures, stack_statistics
 from m3_backbone.outcomes import HeldOutAccess, OutcomeTable, Rows, take, to_index
-from m3_backbone.shards import find_shards, naming, read_features
+from m3_backbone.manifest import EMBEDDINGS, SPLITS, find_shard, read_images, read_manifest
+from m3_backbone.shards import naming, read_content, read_features
 
-SPLITS = ("train", "calibration", "test")
+__all__ = ["SPLITS", "Inputs", "Labels", "VisualTokens", "read_labels", "stack_visual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,20 +137,24 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
     """
     folder = Path(folder)
     outcomes = OutcomeTable.read(folder, split, access)
+    manifest = read_manifest(folder)
+    shard_of = read_images(folder, manifest, split)
     features: dict[str, ImageFeatures] = {}
-    for path in find_shards(folder, "features", split):
-        features |= read_features(path)
+    for name in dict.fromkeys(shard_of.values()):
+        path, digest = find_shard(folder, "features", name), manifest["shards"][name]["features"]
+        features |= read_features(path, digest, {image for image, shard in shard_of.items() if shard == name})
     row_of = {image_id: row for row, image_id in enumerate(dict.fromkeys(outcomes.image_id))}
     if missing := [image_id for image_id in row_of if image_id not in features]:
+        path = find_shard(folder, "features", shard_of[missing[0]])
         raise ValueError(
-            f"{folder / 'features'} lacks image {missing[0]!r} of {split}: "
-            f"delete {folder / 'outcomes'} and run the label command again"
+            f"{path} lacks image {missing[0]!r} of {split}: delete it and run the label command again"
         )
     images = [features[image_id] for image_id in row_of]
     names, statistics = stack_statistics(images)
-    embeddings_file = folder / "token_embeddings.safetensors"
+    embeddings_file = folder / EMBEDDINGS
+    content = read_content(embeddings_file, manifest["files"][EMBEDDINGS])
     with naming(embeddings_file):
-        token_embeddings = load_file(embeddings_file)["token_embeddings"]
+        token_embeddings = load(content)["token_embeddings"]
     inputs = Inputs(
         scales=outcomes.scales,
         question=outcomes.question.tolist(),

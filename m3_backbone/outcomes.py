@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from m3_backbone.manifest import MANIFEST, find_shard, read_images, read_manifest
 from m3_backbone.shards import (
     OPTIONAL_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
     check_columns,
     dump_header,
-    find_shards,
     parse_header,
-    read_manifest,
     read_shard,
     to_list_column,
     to_matrix,
@@ -26,7 +25,7 @@ from m3_backbone.shards import (
 
 __all__ = ["SCHEMA_VERSION", "HeldOutAccess", "OutcomeTable", "Rows", "check_fingerprints"]
 
-_TEXT_COLUMNS = ("sample_id", "image_id", "task", "split", "kind", "question", "metric")
+_TEXT_COLUMNS = ("sample_id", "image_id", "task", "kind", "question", "metric")
 _OUTCOME_COLUMNS = (
     "score",
     "nll",
@@ -76,7 +75,6 @@ class OutcomeTable:
     sample_id: np.ndarray
     image_id: np.ndarray
     task: np.ndarray
-    split: np.ndarray
     kind: np.ndarray
     question: np.ndarray
     metric: np.ndarray
@@ -217,18 +215,29 @@ class OutcomeTable:
             )
         manifest = read_manifest(folder)
         check_split(manifest, split, folder)
-        counts: dict[str, int] = manifest["counts"]
-        paths = find_shards(folder, "outcomes", split)
-        tables = [cls.from_arrow(read_shard(path, OUTCOME_SCHEMA), origin=str(path)) for path in paths]
-        num_samples = sum(map(len, tables))
-        if num_samples != counts[split]:
-            raise ValueError(
-                f"the shards of {split} in {folder} hold {num_samples} samples, the manifest counts "
-                f"{counts[split]}: run the same label command again"
-            )
+        images = read_images(folder, manifest, split)
+        tables = []
+        for name in dict.fromkeys(images.values()):
+            path = find_shard(folder, "outcomes", name)
+            shard = read_shard(path, OUTCOME_SCHEMA, manifest["shards"][name]["outcomes"])
+            is_in_split = [images.get(image_id) == name for image_id in shard["image_id"].to_pylist()]
+            tables.append(cls.from_arrow(shard.filter(pa.array(is_in_split, type=pa.bool_())), str(path)))
         table = cls.concat(tables)
-        check_fingerprints(manifest["fingerprints"], table.fingerprints, "the manifest", table.origin)
-        return table
+        if table.scales != tuple(manifest["scales"]):
+            raise ValueError(
+                f"{table.origin} has scales {table.scales}, {folder / MANIFEST} {manifest['scales']}: their "
+                "outcomes cannot be mixed"
+            )
+        check_fingerprints(manifest["fingerprints"], table.fingerprints, str(folder / MANIFEST), table.origin)
+        num_expected = manifest["counts"][split]
+        if len(table) != num_expected:
+            raise ValueError(
+                f"the shards in {folder} hold {len(table)} samples of {split}, the manifest counts "
+                f"{num_expected}: run the same label command again"
+            )
+        # Images that were labelled later lie in later shards; the order of the task is that of the images.
+        place = {image_id: number for number, image_id in enumerate(images)}
+        return table.select(np.argsort([place[image_id] for image_id in table.image_id], kind="stable"))
 
 
 _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "origin"))

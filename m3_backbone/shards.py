@@ -1,10 +1,12 @@
-"""The files of a label folder: shards and a manifest, checked when read, whole or absent when written."""
+"""The shards of a label folder: checked when read, whole or absent when written."""
 
+import functools
+import hashlib
 import json
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,11 @@ from safetensors import SafetensorError
 
 from m3_backbone.features import ImageFeatures
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FEATURE_VERSION = 3  # of the shards of features alone
 METADATA_KEY = b"tokenscale"
 
-_TEXT = ("sample_id", "image_id", "task", "split", "kind", "question")
+_TEXT = ("sample_id", "image_id", "task", "kind", "question")
 OUTCOME_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _TEXT),
@@ -40,7 +42,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("vision_flops", pa.list_(pa.int64())),
     ]
 )
-# Columns that shards of an earlier version lack; running the label command again adds them.
+# Columns that a table need not have.
 OPTIONAL_COLUMNS = ("vision_flops",)
 FEATURE_SCHEMA = pa.schema(
     [
@@ -109,13 +111,26 @@ def parse_header(
         raise ValueError(
             f"{origin} was not written by tokenscale: its metadata lacks {METADATA_KEY.decode()!r}"
         )
-    header: dict[str, Any] = json.loads(text)
-    if header["schema"] != version:
+    try:
+        header: dict[str, Any] = json.loads(text)
+        found = header["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{origin}: its metadata {METADATA_KEY.decode()!r} are damaged") from error
+    if found != version:
         raise ValueError(
-            f"{origin} has schema version {header['schema']}, this tokenscale reads {version}: "
-            "label again with overwrite=true, or read it with the tokenscale that wrote it"
+            f"{origin} has schema version {found}, this tokenscale reads {version}: {refuse_version(found)}"
         )
     return header
+
+
+def refuse_version(version: Any) -> str:
+    """What to do about labels with another version of the schema."""
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        return (
+            "run `python -m experiments.label` with the settings that made these labels, which brings them "
+            "up to date and answers nothing again"
+        )
+    return "read it with the tokenscale that wrote it, or label into another folder with paths.labels=FOLDER"
 
 
 def write_shard(path: Path, table: pa.Table, header: Mapping[str, Any]) -> None:
@@ -138,13 +153,50 @@ def read_header(path: Path) -> dict[str, Any]:
     return parse_header(schema.metadata, str(path), version_of(schema))
 
 
-def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
-    """A whole shard, its columns checked against `schema`."""
+def read_shard(path: Path, schema: pa.Schema, digest: str | None = None) -> pa.Table:
+    """A whole shard, its columns checked against `schema`, and the file against its SHA-256 `digest`."""
+    content = read_content(path, digest)
     with naming(path):
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
     parse_header(table.schema.metadata, str(path), version_of(schema))
     check_columns(table, schema, str(path))
     return table
+
+
+def read_content(path: Path, digest: str | None = None) -> bytes:
+    """The bytes of a file of labels; ValueError where their SHA-256 is not `digest`."""
+    content = path.read_bytes()
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(describe_damage(path))
+    return content
+
+
+def describe_damage(path: Path) -> str:
+    """What to do about a file that is not the one in the manifest."""
+    return (
+        f"{path} does not have the digest that the manifest gives it: run the same label command again, which "
+        "makes only what is missing or damaged"
+    )
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file, computed once in a process as long as the file is not written to."""
+    status = path.stat()
+    return _digest_file(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest_file(path: Path, modified: int, size: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, digest: str) -> bool:
+    """Whether a file is there, and the one with this digest."""
+    try:
+        return digest_file(path) == digest
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -218,50 +270,25 @@ def to_feature_table(images: Mapping[str, ImageFeatures]) -> pa.Table:
     return pa.Table.from_pydict(columns, schema=FEATURE_SCHEMA)
 
 
-def read_features(path: Path) -> dict[str, ImageFeatures]:
-    """Image id -> features, as `to_feature_table` stored them."""
-    table = read_shard(path, FEATURE_SCHEMA)
+def read_features(
+    path: Path, digest: str | None = None, image_ids: Container[str] | None = None
+) -> dict[str, ImageFeatures]:
+    """Image id -> features, as `to_feature_table` stored them; of `image_ids` alone, if they are given.
+
+    Raises ValueError, naming file and image, for features that are no finite numbers or have no whole tokens.
+    """
+    table = read_shard(path, FEATURE_SCHEMA, digest)
+    if image_ids is not None:
+        table = table.filter(
+            pa.array([name in image_ids for name in table["image_id"].to_pylist()], type=pa.bool_())
+        )
     rows = zip(*(table[name].to_pylist() for name in FEATURE_SCHEMA.names), strict=True)
-    return {
-        image_id: ImageFeatures(
-            {scale: np.frombuffer(data, dtype="<f2").reshape(-1, hidden) for scale, data in visual},
-            dict(statistics),
-        )
-        for image_id, hidden, visual, statistics in rows
-    }
-
-
-def find_shards(folder: Path, room: str, split: str) -> list[Path]:
-    """The shards `<room>/<split>-00000.parquet`, ... of a label folder, in order."""
-    return sorted((folder / room).glob(f"{split}-*.parquet"))
-
-
-def list_images(folder: Path, split: str) -> list[str]:
-    """The distinct image ids of one split of a label folder, in order; outcomes are not read."""
-    names: dict[str, None] = {}
-    for path in find_shards(folder, "outcomes", split):
-        with naming(path):
-            column = pq.read_table(path, columns=["image_id"])["image_id"]
-        names.update(dict.fromkeys(column.to_pylist()))
-    return list(names)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a label folder; a folder without one, or with another tool's, is refused."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no labels in {folder}: make them with `python -m experiments.label` of that task"
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        version = manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a manifest of labels: delete it, or label into another folder"
-        ) from error
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {version}, this tokenscale reads {SCHEMA_VERSION}: label again"
-        )
-    return manifest
+    features: dict[str, ImageFeatures] = {}
+    for image_id, hidden_size, visual, statistics in rows:
+        if any(hidden_size < 1 or len(data) % (2 * hidden_size) for _, data in visual):
+            raise ValueError(f"{path}: the visual tokens of image {image_id!r} are cut short: label again")
+        tokens = {scale: np.frombuffer(data, dtype="<f2").reshape(-1, hidden_size) for scale, data in visual}
+        features[image_id] = ImageFeatures(tokens, dict(statistics))
+        if not features[image_id].is_finite():
+            raise ValueError(f"{path}: a feature of image {image_id!r} is not a finite number: label again")
+    return features

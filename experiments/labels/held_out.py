@@ -26,8 +26,9 @@ from typing import Any
 
 from experiments.names import to_file_name
 from m3_backbone.labels import SPLITS, Labels, read_labels
+from m3_backbone.manifest import list_images, read_manifest
 from m3_backbone.outcomes import HELD_OUT, HeldOutAccess, check_split
-from m3_backbone.shards import list_images, read_manifest, write_atomically
+from m3_backbone.shards import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.names import to_file_name
 from experiments.training_record import MANIFEST, TrainingRecord, load_record, read_record
-from m3_backbone.shards import read_manifest
+from m3_backbone.manifest import read_manifest
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.files import FolderError, digest_file

@@ -16,7 +16,7 @@ from experiments.evaluation.resampled import ResampledFolder
 from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, identify, open_trained
-from m3_backbone.shards import read_manifest
+from m3_backbone.manifest import read_manifest
 from predictor.baselines import BestScalePerTask
 from predictor.cascade import Cascade
 from predictor.hybrid import Hybrid

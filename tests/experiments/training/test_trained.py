@@ -17,7 +17,7 @@ from experiments.training.trained import (
     locate,
     open_trained,
 )
-from m3_backbone.shards import read_manifest
+from m3_backbone.manifest import read_manifest
 from predictor.base import ScalePredictor
 from predictor.baselines import Mix
 from predictor.question_only import QuestionOnly
