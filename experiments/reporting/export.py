@@ -26,7 +26,7 @@ FONTS = (
     *("Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai"),
     *("Segoe UI Symbol", "Noto Sans Symbols 2", "Noto Emoji"),
 )
-LONGEST_NAME = 40
+LONGEST_NAME = 48
 LONGEST_TITLE = 100
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},

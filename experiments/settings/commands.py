@@ -51,6 +51,8 @@ class TrainedChoice(Labelled):
     """seed that the predictor was trained with"""
     trained: PathText | None
     """folder of the trained predictor where several fit; null: the one that does"""
+    trust: list[str]
+    """packages, modules or classes that the folder may be built from, beside ours and those of predictor"""
 
 
 class OperatingPoint(Settings):
@@ -204,6 +206,8 @@ class ModelCardSettings(Settings):
     """`experiments.model_card`."""
 
     paths: Paths
+    allow_unrecorded: bool
+    """whether to go on where the evaluation cannot be recorded"""
     output: PathText
     """file that is written"""
     labels: dict[str, PathText]

@@ -137,6 +137,7 @@ class LatencySettings(Labelled, PredictorSettings):
 
     backbone: Built
     task: Built
+    trainer: Built
     latency: Latency
 
 
@@ -175,6 +176,8 @@ class EvaluateSettings(Labelled, PredictorSettings, Intervals):
     """`conf/settings/evaluate.yaml`."""
 
     task: Built
+    trainer: Built
+    latency: Latency
     cascades: dict[str, Built] = Field(default={})
     reference: str | None
     """name of the predictor that every other one is compared with, beside the mix; null: none"""

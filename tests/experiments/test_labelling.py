@@ -99,7 +99,7 @@ def kept_waiting(task, backbone, folder):
     other.acquire()
     waiting = threading.Thread(target=label_some, args=(task, backbone, folder))
     waiting.start()
-    waiting.join(0.5)
+    waiting.join(1.5)  # longer than it waits without a word
     assert waiting.is_alive()
     yield
     other.release()
