@@ -69,9 +69,9 @@ class Answered:
 class Plan:
     """What there is to do, and what it is for.
 
-    `digests` and `sizes` are the digest and the number of samples of each block. `images` are the image ids of
-    each split within the limits, whether answered before or not. `set_aside` are the rows that the task could
-    not use.
+    `digests` and `sizes` are the digest and the number of samples of each block. `images` are the image ids
+    of each split within the limits, whether answered before or not. `set_aside` are the rows that the task
+    could not use.
     """
 
     digests: dict[str, str]
@@ -106,7 +106,7 @@ def iterate_blocks(images: Iterable[ImageSamples], shard_size: int, answered: An
 
 
 def name_shards(taken: Collection[str] = ()) -> Iterator[str]:
-    """"00000", "00001" and so on, without the names that are taken."""
+    """ "00000", "00001" and so on, without the names that are taken."""
     return (name for number in itertools.count() if (name := f"{number:05d}") not in taken)
 
 

@@ -91,7 +91,6 @@ def _make_outcomes(
         sample_id=names,
         image_id=names,
         task=texts,
-        split=texts,
         kind=texts,
         question=np.array(inputs.question, dtype=object),
         metric=texts,

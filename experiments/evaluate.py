@@ -52,8 +52,8 @@ from experiments.training.configured import open_configured
 from experiments.training.trained import TrainedPredictor
 from experiments.training_record import VALIDATION_METRICS, check_metric
 from m3_backbone.labels import read_labels
-from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import write_bytes
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def evaluate_predictors(
     )
     check_names([each.name for each in trained])
     manifest = read_manifest(labels)
-    check_data(task, manifest["fingerprints"]["data"], labels)
+    check_data(task, manifest, labels)
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
     calibration = read_labels(labels, "calibration")

@@ -13,6 +13,7 @@ from experiments.config import entry_point
 from experiments.reporting.export import save_figure
 from experiments.reporting.failures_display import draw_failures, pick_failures
 from experiments.tasks.base import check_data
+from m3_backbone.manifest import read_manifest
 from m3_backbone.outcomes import OutcomeTable
 
 
@@ -28,7 +29,7 @@ def main(config: DictConfig) -> None:
         print(f"no answer of {config.split} is wrong at scale {scale}: there is nothing to show")
         return
     task = instantiate(config.task, _convert_="all")
-    check_data(task, table.fingerprints["data"], config.paths.labels)
+    check_data(task, read_manifest(Path(config.paths.labels)), config.paths.labels)
     title = f"{config.backbone.name} on {config.task.name}, {config.split}: wrong at scale {scale}"
     figure = draw_failures(table, picked, column, task.image, title)
     output = Path(HydraConfig.get().runtime.output_dir)

@@ -35,8 +35,8 @@ from experiments.tasks.base import Task
 from experiments.train_backbone import train_checkpoint
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import write_text
 
 # The last file that a checkpoint is written with.

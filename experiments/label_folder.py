@@ -108,15 +108,17 @@ class LabelFolder:
         ]
         if not differing:
             return
-        details = [f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing if key != "data"]
+        details = [
+            f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing if key != "data"
+        ]
         way_out = ""
         if "data" in differing:
             details.append(f"data ({describe_differences(manifest.get('data', {}), self.data)})")
             way_out = "give these data another name with task.name=NAME, "
         raise ValueError(
-            f"the labels in {self.path} were made with other {', '.join(details)}: {way_out}label into another "
-            "folder with paths.labels=FOLDER, or replace these with overwrite=true, which keeps them beside "
-            "the new ones"
+            f"the labels in {self.path} were made with other {', '.join(details)}: {way_out}label into "
+            "another folder with paths.labels=FOLDER, or replace these with overwrite=true, which keeps them "
+            "beside the new ones"
         )
 
     @property
@@ -171,31 +173,22 @@ class LabelFolder:
         limit: Limits,
         shard_size: int,
         overwrite: bool = False,
-        alone: bool = True,
     ) -> None:
-        """Write the manifest of an unfinished labelling, over that of an earlier one or the remains of a kill.
+        """Write the manifest of an unfinished labelling, unless this very labelling was begun before.
 
-        Not `alone`: other runs may be writing shards at the same time. They have to be of the same labelling.
+        Shards of earlier labellings, finished or not, are listed in it as far as they are whole.
         """
         shards: dict[str, Any] = {}
         if not overwrite and self.open():
-            shard_size = self.manifest["shard_size"]
-            listed = self.manifest["shards"]
-            shards = {name: shard for name, shard in listed.items() if self.is_whole(name, shard)}
-            is_resumed = (
-                not self.manifest["complete"]
-                and self.manifest["limit"] == dict(limit)
-                and self.manifest["division"] == self.division
-                and len(shards) == len(listed)
-            )
-            if is_resumed and not alone:
+            if self.is_begun(limit):
                 return
+            shard_size = self.manifest["shard_size"]
+            listed = self.manifest["shards"].items()
+            shards = {name: shard for name, shard in listed if self.is_whole(name, shard)}
             # What was unfinished may have been begun with other limits, or another division.
-            shards |= {} if is_resumed else self._find_unlisted(shards)
+            shards |= self._find_unlisted(shards)
         else:
             self._move_aside()
-        for remains in self.path.rglob(".*.tmp") if alone else ():
-            remains.unlink()
         former = {"former": self.manifest["former"]} if "former" in self.manifest else {}
         self.manifest = {
             "schema": SCHEMA_VERSION,
@@ -215,6 +208,21 @@ class LabelFolder:
             for room in ROOMS:
                 (self.path / room).mkdir(exist_ok=True)
         self.write_manifest()
+
+    def is_begun(self, limit: Limits) -> bool:
+        """Whether the manifest is that of an unfinished labelling within `limit`; reads it."""
+        return bool(
+            self.open()
+            and not self.manifest["complete"]
+            and self.manifest["limit"] == dict(limit)
+            and self.manifest["division"] == self.division
+            and all(self.is_whole(name, shard) for name, shard in self.manifest["shards"].items())
+        )
+
+    def remove_remains(self) -> None:
+        """Remove the temporary files that killed runs have left; call it while no other run writes."""
+        for remains in self.path.rglob(".*.tmp"):
+            remains.unlink()
 
     def _find_unlisted(self, listed: Container[str]) -> dict[str, Any]:
         """Whole shards that an unfinished labelling has left, without those that are listed."""
@@ -267,7 +275,9 @@ class LabelFolder:
             for row in self._read_header(name)["set_aside"]:
                 if row["image_id"] not in retried:
                     samples.setdefault(row["image_id"], set()).add(row["sample_id"])
-        return Answered({image_id: frozenset(ids) for image_id, ids in samples.items()}, self.manifest["shards"])
+        return Answered(
+            {image_id: frozenset(ids) for image_id, ids in samples.items()}, self.manifest["shards"]
+        )
 
     def list_unreadable(self) -> list[str]:
         """Ids of images that could not be read when their shard was made, and that no other shard has."""

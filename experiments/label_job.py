@@ -15,7 +15,8 @@ from m3_backbone.backbone import Backbone
 class LabelJob:
     """All that a process needs to label blocks of a task; engines send it to their processes by pickle.
 
-    `answered` is what needs no answer any more. `images_per_batch` images are encoded together; `num_workers` processes read images ahead of the model.
+    `answered` is what needs no answer any more. `images_per_batch` images are encoded together; `num_workers`
+    processes read images ahead of the model.
     """
 
     task: Task

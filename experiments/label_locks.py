@@ -66,8 +66,13 @@ def hold(folder: Path, part: str = "", timeout: float | None = 0) -> Iterator[No
         yield
 
 
-def refuse_parts(folder: Path) -> None:
-    """ValueError where runs on parts of the work hold their locks; call it while holding the whole."""
-    for path in sorted(folder.glob(".lock?*")):
-        with hold(folder, path.name.removeprefix(".lock")):
-            pass
+def refuse_parts(folder: Path, but: str | None = None) -> None:
+    """ValueError where runs on parts of the work, except `but`, hold their locks.
+
+    Call it while holding the whole.
+    """
+    parts = [path.name.removeprefix(".lock") for path in sorted(folder.glob(".lock?*"))]
+    for part in parts:
+        if part != but:
+            with hold(folder, part):
+                pass

@@ -1,8 +1,9 @@
 """Labelling: a frozen backbone answers every sample of a task at every scale.
 
 `label(task=..., backbone=..., folder=...)` is the plain function behind `python -m experiments.label`. Called
-again on a finished folder it returns at once, without loading the model. Labels of an earlier version get the
-columns that they lack, without any question being answered again.
+again on a finished folder it returns without loading the model. After a change of limits, or of the division
+into splits, only images that were never labelled are answered; labels of an earlier version are brought up to
+date.
 """
 
 import itertools
@@ -23,10 +24,11 @@ from experiments.engines import Engine, Job, LocalEngine
 from experiments.label_folder import NEAR_TIE, LabelFolder
 from experiments.label_job import LabelJob
 from experiments.label_locks import refuse_parts
-from experiments.labels.vision_costs import add_vision_flops, lacks_vision_flops
-from experiments.tasks.base import SPLITS, Task
-from experiments.tasks.image_sets import name_image_set
+from experiments.labels.migration import is_of_earlier_version, migrate
+from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
+from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import Backbone
+from m3_backbone.manifest import SET_ASIDE
 from m3_backbone.outcomes import HELD_OUT
 
 log = logging.getLogger(__name__)
@@ -94,9 +96,10 @@ class LabelSummary:
             if count and split == HELD_OUT:
                 shares = "held out: shown by recorded evaluations only"
             lines.append(f"{split:<12}{count:>9,}{'':>16}{shares}")
+        num_skipped = sum(self.set_aside.values())
+        reasons = f", with reasons in {self.folder / SET_ASIDE}" if num_skipped else ""
+        lines.append(f"skipped: {num_skipped:,} samples{reasons}")
         if self.set_aside:
-            path = self.folder / "set_aside.jsonl"
-            lines.append(f"set aside: {sum(self.set_aside.values()):,} rows, with reasons in {path}")
             lines += [f"{count:>8,} x {reason}" for reason, count in Counter(self.set_aside).most_common(10)]
         if self.num_near_ties:
             num_answers = len(self.scales) * sum(self.counts.values())
@@ -148,35 +151,38 @@ def label(
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=tuple(backbone.ladder),
         feature_scales=choose_feature_scales(feature_scales, backbone),
+        data=find_content(task),
+        division=find_division(task),
         command=command,
     )
-    if not overwrite and target.has(limits):
-        if lacks_vision_flops(target) or "image_set" not in target.manifest:
-            upgrade(target, backbone, task)
+    if not overwrite and is_of_earlier_version(target.path):
+        with target.locked(timeout=None):
+            migrate(target, task, backbone)
+    if not overwrite and target.has(limits) and not list_mended(target, task):
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     if check is not None:
         check(task, limits)
-    job = LabelJob(task, backbone, target, limits, images_per_batch, num_workers)
-    names = {
-        "backbone": backbone.name,
-        "task": task.name,
-        # The collection of images, whatever their division into splits (`labels.held_out`).
-        "image_set": name_image_set(task),
-    }
+    names = {"backbone": backbone.name, "task": task.name, "image_set": find_image_set(task)}
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
     engine = engine or LocalEngine()
+
+    def prepare() -> tuple[Plan, LabelJob]:
+        answered = target.read_answered(retried=list_mended(target, task))
+        work = plan(task, limits, target.shard_size, answered)
+        return work, LabelJob(task, backbone, target, limits, answered, images_per_batch, num_workers)
+
     if part.is_whole:
-        # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be thrown away.
+        # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be replaced.
         with target.locked(timeout=0 if overwrite else None):
             # What was waited for is finished: others read it already, and must not find it begun anew.
-            if overwrite or not target.has(limits):
+            if overwrite or not target.has(limits) or list_mended(target, task):
                 refuse_parts(target.path)
+                target.remove_remains()
                 begin(overwrite=overwrite)
-                work = plan(task, limits, target.shard_size)
+                work, job = prepare()
                 run(engine, job, work.sizes, find_done(target, work))
-                add_vision_flops(target, backbone, work.digests)  # for shards of an earlier version
-                target.finish(work.digests, work.set_aside)
+                target.finish(work)
         return replace(summarize(target), replaced=target.replaced)
     if overwrite:
         raise ValueError(
@@ -188,15 +194,33 @@ def label(
         with target.locked(timeout=PATIENCE):
             if target.has(limits):
                 return summarize(target)
-            begin(alone=False)
-        work = plan(task, limits, target.shard_size)
+            if not target.is_begun(limits):
+                refuse_parts(target.path, but=part.name)
+                begin()
+            work, job = prepare()
         run(engine, job, part.of(work.sizes), find_done(target, work))
         with target.locked(timeout=PATIENCE):
             missing = len(work.digests) - len(find_done(target, work))
-            if not missing:
-                add_vision_flops(target, backbone, work.digests)
-                target.finish(work.digests, work.set_aside)
+            if not missing and not target.has(limits):
+                target.finish(work)
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
+
+
+def list_mended(target: LabelFolder, task: Task) -> list[str]:
+    """Ids of images that could not be read when they were to be labelled, and that can be read now."""
+    unreadable = target.list_unreadable()
+    mended = [image_id for image_id in unreadable if _is_readable(task, image_id)]
+    if unreadable:
+        log.info("%d images could not be read before; %d of them can now", len(unreadable), len(mended))
+    return mended
+
+
+def _is_readable(task: Task, image_id: str) -> bool:
+    try:
+        task.image(image_id)
+    except UnreadableImage:
+        return False
+    return True
 
 
 def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> tuple[int, ...]:
@@ -211,16 +235,6 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
             "or null for 1, 9 and 36 as far as it has them"
         )
     return tuple(scale for scale in ladder if scale in scales)
-
-
-def upgrade(target: LabelFolder, backbone: Backbone, task: Task) -> None:
-    """Add what finished labels of version 0.1 lack, without answering; warn if the folder is read-only."""
-    try:
-        with target.locked(timeout=None):
-            add_vision_flops(target, backbone)
-            target.upgrade_manifest(name_image_set(task))
-    except OSError as error:
-        log.warning("the labels stay as version 0.1 made them, without FLOPs of the vision pass: %s", error)
 
 
 def find_done(target: LabelFolder, work: Plan) -> set[str]:
@@ -254,8 +268,7 @@ def summarize(target: LabelFolder) -> LabelSummary:
         target.path,
         target.scales,
         manifest["counts"],
-        # The manifest of tokenscale 0.1 has the scores of the test split too.
-        {split: scores for split, scores in manifest["accuracy"].items() if split != HELD_OUT},
+        manifest["accuracy"],
         reasons,
         manifest["near_ties"]["num_answers"],
     )

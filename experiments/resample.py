@@ -23,6 +23,7 @@ from experiments.resample_job import ResampleJob
 from experiments.tasks.base import Sample, Task, check_data
 from experiments.variations import Variation
 from m3_backbone.backbone import Backbone
+from m3_backbone.manifest import read_manifest
 from m3_backbone.outcomes import OutcomeTable, check_fingerprints
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,10 @@ def resample_answers(
     if num_runs < 2:
         raise ValueError(f"num_runs={num_runs} leaves no other run to choose by: take 2 or more")
     labels = folder.path.parent
-    check_data(task, test.fingerprints["data"], labels)
+    check_data(task, read_manifest(labels), labels)
     own = {key: test.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
-    folder.begin(overwrite=overwrite)
+    folder.begin(test, overwrite=overwrite)
     every = list_samples(test)
     samples = [sample for sample in every if variation.suits(sample, num_runs)]
     if not samples:
@@ -126,13 +127,13 @@ def resample_answers(
 
 
 def list_samples(table: OutcomeTable) -> list[Sample]:
-    """The samples of an outcome table."""
+    """The samples of an outcome table of the test split."""
     return [
         Sample(
             sample_id=table.sample_id[row],
             image_id=table.image_id[row],
             task=table.task[row],
-            split=table.split[row],
+            split="test",
             question=table.question[row],
             references=tuple(table.references[row]),
             metric=table.metric[row],

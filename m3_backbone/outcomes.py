@@ -221,14 +221,17 @@ class OutcomeTable:
             path = find_shard(folder, "outcomes", name)
             shard = read_shard(path, OUTCOME_SCHEMA, manifest["shards"][name]["outcomes"])
             is_in_split = [images.get(image_id) == name for image_id in shard["image_id"].to_pylist()]
-            tables.append(cls.from_arrow(shard.filter(pa.array(is_in_split, type=pa.bool_())), str(path)))
-        table = cls.concat(tables)
-        if table.scales != tuple(manifest["scales"]):
-            raise ValueError(
-                f"{table.origin} has scales {table.scales}, {folder / MANIFEST} {manifest['scales']}: their "
-                "outcomes cannot be mixed"
+            table = cls.from_arrow(shard.filter(pa.array(is_in_split, type=pa.bool_())), str(path))
+            if table.scales != tuple(manifest["scales"]):
+                raise ValueError(
+                    f"{path} has scales {table.scales}, {folder / MANIFEST} {manifest['scales']}: their "
+                    "outcomes cannot be mixed"
+                )
+            check_fingerprints(
+                manifest["fingerprints"], table.fingerprints, str(folder / MANIFEST), str(path)
             )
-        check_fingerprints(manifest["fingerprints"], table.fingerprints, str(folder / MANIFEST), table.origin)
+            tables.append(table)
+        table = cls.concat(tables)
         num_expected = manifest["counts"][split]
         if len(table) != num_expected:
             raise ValueError(

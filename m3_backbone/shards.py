@@ -165,7 +165,12 @@ def read_shard(path: Path, schema: pa.Schema, digest: str | None = None) -> pa.T
 
 def read_content(path: Path, digest: str | None = None) -> bytes:
     """The bytes of a file of labels; ValueError where their SHA-256 is not `digest`."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing: run the same label command again, which makes only what is missing"
+        ) from error
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(describe_damage(path))
     return content
@@ -174,8 +179,8 @@ def read_content(path: Path, digest: str | None = None) -> bytes:
 def describe_damage(path: Path) -> str:
     """What to do about a file that is not the one in the manifest."""
     return (
-        f"{path} does not have the digest that the manifest gives it: run the same label command again, which "
-        "makes only what is missing or damaged"
+        f"{path} does not have the digest that the manifest gives it: run the same label command again, "
+        "which makes only what is missing or damaged"
     )
 
 

@@ -83,8 +83,10 @@ class ResampledFolder:
         self.fingerprints = dict(fingerprints)
         self.variation = dict(variation)
 
-    def begin(self, *, overwrite: bool = False) -> None:
-        """Move aside what cannot be used: damaged files and those that belong to other labels.
+    def begin(self, test: OutcomeTable, *, overwrite: bool = False) -> None:
+        """Move aside what cannot be used: damaged files, and those with samples that `test` lacks.
+
+        These belong to other labels, or to another division of the images into splits.
 
         Files of another variation are moved with `overwrite` alone; else ValueError names what differs.
         """
@@ -92,6 +94,7 @@ class ResampledFolder:
         for remains in self.path.glob(".*.tmp"):
             remains.unlink()
         unusable = []
+        known = set(test.sample_id)
         for path in _list_files(self.path):
             part = self._read(path)
             if part and part.variation != self.variation and not overwrite:
@@ -103,7 +106,7 @@ class ResampledFolder:
                     f"the answers in {self.path} came about with {there}, not {here}: ask with these again, "
                     "or replace them with overwrite=true, which keeps them beside the new ones"
                 )
-            if not part or part.variation != self.variation:
+            if not part or part.variation != self.variation or not known.issuperset(part.samples):
                 unusable.append(path)
         replaced = move_aside(self.path, unusable)
         if replaced is not None:
@@ -162,19 +165,23 @@ def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     """All scores of questions asked again in a label folder, of as many runs as all of its files have.
 
-    None where there are none; ValueError where they are of other labels, or one holds a sample that `test`
-    lacks.
+    None where there are none; ValueError where they are of other labels. Answers to questions that another
+    division of the images has moved out of the test split do not count.
     """
     check_resampled(labels, test.fingerprints)
     row_of = {sample: row for row, sample in enumerate(test.sample_id)}
     scores: dict[int, Floats] = {}
+    num_others = 0
     for path in _list_files(labels / RESAMPLED):
         part = Part.read(path)
-        if unknown := [sample for sample in part.samples if sample not in row_of]:
-            raise ValueError(
-                f"{path} holds {unknown[0]!r}, which the labels lack: delete it, or resample again"
-            )
-        scores |= {row_of[sample]: part.score[:, place] for place, sample in enumerate(part.samples)}
+        num_others += sum(sample not in row_of for sample in part.samples)
+        scores |= {
+            row_of[sample]: part.score[:, place]
+            for place, sample in enumerate(part.samples)
+            if sample in row_of
+        }
+    if num_others:
+        log.warning("%d resampled questions are not in the test split now and do not count", num_others)
     if not scores:
         return None
     num_runs = min(map(len, scores.values()))

@@ -90,8 +90,8 @@ def open_test(
         "command": command,
         "configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
         "predictors": dict(predictors or {}),
-        "data": manifest["fingerprints"]["data"],
-        "image_set": find_image_set(manifest),
+        "data": identify_data(manifest),
+        "image_set": str(manifest.get("image_set") or manifest.get("task", "")),
     }
     try:
         line["images"] = log_of_task.write_images(images[HELD_OUT])
@@ -111,9 +111,17 @@ def open_test(
     return read_labels(labels, HELD_OUT, access), record
 
 
-def find_image_set(manifest: Mapping[str, Any]) -> str:
-    """Name of the collection of images of these labels, whatever its division into splits."""
-    return str(manifest.get("image_set") or manifest.get("task", ""))
+def identify_data(manifest: Mapping[str, Any]) -> str:
+    """A digest of the data of labels and of their division into splits.
+
+    Evaluations on labels of tokenscale 0.1, whose fingerprint of the data was of the division too, are those
+    of the labels that these became, as long as these are divided as they were (`labels.migration`).
+    """
+    former = manifest.get("former")
+    if former is not None and former["splits"] == manifest["splits"]:
+        return str(former["labels"]["fingerprints"]["data"])
+    content = json.dumps([manifest["fingerprints"]["data"], manifest.get("division")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class EvaluationLog:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.tasks.base import Sample, Split
+from experiments.tasks.base import Sample, Split, digest_content
 from experiments.tasks.images import UnreadableImage, open_image
 from experiments.tasks.splits import carve_calibration, check_split, order_images
 from m3_backbone.arguments import checked
@@ -46,12 +46,20 @@ class EasyVqa:
 
     @property
     def fingerprint(self) -> str:
-        """Of the package's questions and of the arguments."""
-        choices = [self.name, self.suffix, self.calibration_fraction, self.seed]
-        digest = hashlib.sha256(json.dumps(choices).encode())
-        for own_split in OWN_SPLITS:
-            digest.update(self._questions_file(own_split).read_bytes())
-        return digest.hexdigest()[:16]
+        """Of the package's questions and of the arguments that change a sample."""
+        return digest_content(self.content)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the samples are made of."""
+        files = {split: self._questions_file(split).read_bytes() for split in OWN_SPLITS}
+        digests = {split: hashlib.sha256(content).hexdigest()[:16] for split, content in files.items()}
+        return {"name": self.name, "suffix": self.suffix, "questions": digests}
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """How the images are divided into splits."""
+        return {"calibration_fraction": self.calibration_fraction, "seed": self.seed}
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """All questions of a split, those of one image one after the other."""

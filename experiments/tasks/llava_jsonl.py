@@ -6,7 +6,6 @@ annotation files of many benchmarks differ from that only in the names of the fi
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from experiments.scorers import check_metric
-from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split
+from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split, digest_content
 from experiments.tasks.images import MAX_PIXELS, open_image
 from experiments.tasks.questions import Question, QuestionReader, merge_fields
 from experiments.tasks.references import ReferenceIndex
@@ -32,6 +31,8 @@ from experiments.tasks.splits import (
 from m3_backbone.arguments import PositiveInt, checked
 
 Paths = str | Path | Sequence[str | Path]
+# Raised whenever another sample comes of the same files and arguments.
+VERSION = 1
 FRACTIONS = {"train": 0.6, "calibration": 0.1, "test": 0.3}
 
 
@@ -126,14 +127,30 @@ class LlavaJsonl:
     @cached_property
     def fingerprint(self) -> str:
         """Of the files' content, wherever they lie, and of every argument that changes a sample."""
-        choices: list[Any] = [self.name, self.metric, self._suffix, self._image_name, self._fields]
-        choices += [self._fractions, self._seed, self._capitalize, self._max_chars, self._max_pixels]
-        choices += [self._file_splits, self._prefixes if len(self._files) > 1 else None]
-        digest = hashlib.sha256(json.dumps(choices).encode())
-        for file in [*self._files, *(self._reference_files or [])]:
-            with file.path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()[:16]
+        return digest_content(self.content)
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What the samples are made of."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "metric": self.metric,
+            "suffix": self._suffix,
+            "image_name": self._image_name,
+            "fields": self._fields,
+            "capitalize": self._capitalize,
+            "max_chars": self._max_chars,
+            "max_pixels": self._max_pixels,
+            "prefixes": self._prefixes if len(self._files) > 1 else None,
+            "questions": [_digest(file.path) for file in self._files],
+            "references": [_digest(file.path) for file in self._reference_files or []],
+        }
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """How the images are divided into splits, as far as rows do not say."""
+        return {"fractions": self._fractions, "seed": self._seed, "files": self._file_splits}
 
     @property
     def official_split(self) -> OfficialSplit:
@@ -231,6 +248,11 @@ class LlavaJsonl:
         prefix = self._prefixes[place.file] + "/" if len(self._files) > 1 else ""
         own_split = self._file_splits[place.file] or question.own_split
         return replace(question, sample_id=f"{self.name}/{prefix}{question.sample_id}", own_split=own_split)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _listed(paths: Paths) -> list[str | Path]:

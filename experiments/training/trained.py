@@ -17,6 +17,7 @@ from typing import Any
 from experiments.names import to_file_name
 from experiments.training_record import MANIFEST, TrainingRecord, load_record, read_record
 from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes import HELD_OUT
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.files import FolderError, digest_file
@@ -90,9 +91,18 @@ def identify(
 
 
 def identify_labels(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a label manifest that belongs to the identity of a trained predictor."""
-    keys = ("fingerprints", "scales", "feature_scales", "shards")
-    return {"labels": normalize({key: manifest.get(key) for key in keys})}
+    """The part of a label manifest that belongs to the identity of a trained predictor.
+
+    Predictors that were trained on labels of tokenscale 0.1 remain those of the labels that these became, as
+    long as these are divided as they were (`labels.migration`).
+    """
+    former = manifest.get("former")
+    if former is not None and former["splits"] == manifest.get("splits"):
+        return {"labels": former["labels"]}
+    content = {key: manifest.get(key) for key in ("fingerprints", "scales", "feature_scales")}
+    # The test split takes no part in training.
+    splits = {split: digest for split, digest in manifest.get("splits", {}).items() if split != HELD_OUT}
+    return {"labels": normalize({**content, "splits": splits})}
 
 
 def normalize(content: dict[str, Any]) -> dict[str, Any]:

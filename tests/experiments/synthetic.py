@@ -35,7 +35,6 @@ def make_outcomes(split: str, num_images: int, questions_per_image: int = 4, see
         sample_id=np.array(sample_id, dtype=object),
         image_id=np.array([f"{split}/image-{number}" for number in image], dtype=object),
         task=np.full(num_rows, "synthetic", dtype=object),
-        split=np.full(num_rows, split, dtype=object),
         kind=kind.astype(object),
         question=np.array(
             [f"{name}, crowding {c:.3f}?" for name, c in zip(kind, crowding, strict=True)], dtype=object

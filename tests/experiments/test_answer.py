@@ -47,7 +47,6 @@ def store(tmp_path_factory):
         split: label(
             inputs,
             score,
-            split=split,
             image_prefix=split,
             fingerprints={**backbone.fingerprints, "data": "dd"},
         )

@@ -1,5 +1,7 @@
 """The page of failures: which samples come on it, and that a picture that cannot be read does not end it."""
 
+import json
+
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
@@ -44,9 +46,17 @@ def test_text_is_shown_as_it_is_and_an_unreadable_picture_leaves_its_reason():
 
 def test_labels_of_other_pictures_are_refused():
     task = Scenes(seed=3)
-    check_data(task, task.fingerprint, "folder")
-    with pytest.raises(ValueError, match="labels in folder were made from other data"):
-        check_data(task, Scenes(seed=4).fingerprint, "folder")
+    manifest = {
+        "fingerprints": {"data": task.fingerprint},
+        "data": json.loads(json.dumps(task.content)),
+        "division": task.division,
+    }
+    check_data(task, manifest, "folder")
+    with pytest.raises(ValueError, match=r"made from other data .* \(seed: 3 there, 4 here\): .*task\.name"):
+        check_data(Scenes(seed=4), manifest, "folder")
+    fewer = Scenes(seed=3, num_images={"train": 5})
+    with pytest.raises(ValueError, match=r"divided into splits in another way .*which answers nothing again"):
+        check_data(fewer, manifest, "folder")
 
 
 def test_failures_on_the_test_split_are_not_browsed(capsys):

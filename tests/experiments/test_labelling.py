@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
 
 from experiments import blocks
+from experiments.label_folder import LabelFolder
 from experiments.labelling import LabelSummary, label
 from experiments.scorers import score
 from experiments.tasks.base import SPLITS, Sample, Split, Task
@@ -186,13 +188,21 @@ def test_question_batches_do_not_change_the_table(undisturbed, task, tmp_path):
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
 
 
-def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, task, monkeypatch):
+@pytest.fixture
+def unloadable() -> LlavaBackbone:
+    """The backbone, for work that must not load the model."""
+    backbone = make_backbone()
+
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("m3_backbone.checkpoint.Checkpoint.load_model", refuse)
+    object.__setattr__(backbone.checkpoint, "load_model", refuse)  # of this backbone alone
+    return backbone
+
+
+def test_a_finished_folder_is_left_alone_without_loading_the_model(undisturbed, task, unloadable):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
-    summary = label_some(task, make_backbone(), undisturbed)
+    summary = label_some(task, unloadable, undisturbed)
     assert summary.counts == {split: len(read_outcomes(undisturbed, split)) for split in SPLITS}
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
@@ -204,15 +214,8 @@ def test_summary_gives_mean_scores_per_scale_but_of_the_test_split(undisturbed, 
         expected = read_outcomes(undisturbed, split).score.mean(axis=0)
         assert summary.accuracy[split] == pytest.approx(expected.tolist())
     assert "576" in str(summary) and "calibration" in str(summary) and "held out" in str(summary)
-    # Neither file nor summary of labels made before shows them to whoever tries prompts.
-    path = undisturbed / "manifest.json"
-    text = path.read_text()
-    manifest = json.loads(text)
-    assert "test" not in manifest["accuracy"]
-    manifest["accuracy"]["test"] = [0.5] * len(manifest["scales"])
-    path.write_text(json.dumps(manifest))
-    assert "test" not in label_some(task, backbone, undisturbed).accuracy
-    path.write_text(text)
+    assert "skipped: 0 samples" in str(summary)
+    assert "test" not in json.loads((undisturbed / "manifest.json").read_text())["accuracy"]
 
 
 def write_png_bomb(path: Path, side: int) -> None:
@@ -280,7 +283,7 @@ def test_bad_pictures_are_set_aside_and_the_good_ones_labelled(num_workers, back
     assert "tokens" in reasons["mine/too long"]
     assert len(rows) == 2 * len(BAD_PICTURES) + 3
     assert sum(summary.set_aside.values()) == len(rows)
-    assert f"set aside: {len(rows)} rows" in str(summary)
+    assert f"skipped: {len(rows)} samples, with reasons in" in str(summary)
 
 
 def test_a_task_of_unreadable_pictures_ends_with_the_reason(backbone, tmp_path):
@@ -314,7 +317,7 @@ class TestOtherLabelsInTheFolder:
 
     def test_changed_data_is_refused(self, copied, backbone, tmp_path):
         other = make_task(tmp_path, [{"question_id": 1, "image": "a.png", "text": "What?", "answer": "no"}])
-        with pytest.raises(ValueError, match="were made with other data"):
+        with pytest.raises(ValueError, match=r"other data \(questions: \[.* here\): .*task\.name=NAME"):
             label_some(other, backbone, copied)
 
     def test_another_feature_scale_is_refused(self, copied, task, backbone):
@@ -370,27 +373,129 @@ class TestOtherLabelsInTheFolder:
 class TestLimits:
     def test_a_larger_limit_adds_what_is_missing(self, copied, task, backbone, tmp_path):
         more = {**LIMIT, "train": 4}
-        kept = copied / "outcomes" / "train-00000.parquet"
+        kept = copied / "outcomes" / "00000.parquet"
         before = kept.stat().st_mtime_ns
         label_some(task, backbone, copied, limit=more)
         assert kept.stat().st_mtime_ns == before
         label_some(task, backbone, tmp_path / "fresh", limit=more)
         assert_same_labels(copied, tmp_path / "fresh")
 
-    def test_a_smaller_limit_is_refused(self, copied, task, backbone):
-        with pytest.raises(ValueError, match=r"limit\.train=3, more than 2: ask for as many or more"):
-            label_some(task, backbone, copied, limit={**LIMIT, "train": 2})
+    def test_a_smaller_limit_and_the_larger_one_again_need_no_answer(
+        self, copied, undisturbed, task, unloadable, tmp_path
+    ):
+        assert label_some(task, unloadable, copied, limit={**LIMIT, "train": 2}).counts["train"] == 10
+        samples = [sample.sample_id for sample in task.samples("train")][:10]
+        assert read_outcomes(copied, "train").sample_id.tolist() == samples
+        label_some(task, unloadable, copied)
+        assert_same_labels(copied, undisturbed)
 
     def test_an_unknown_split_is_refused(self, copied, task, backbone):
         with pytest.raises(ValueError, match=r"limit names unknown splits \['validation'\]"):
             label_some(task, backbone, copied, limit={"validation": 3})
 
 
+class TestDivisions:
+    """Images are divided into splits by one file; answers do not depend on it."""
+
+    @pytest.fixture
+    def undivided(self, tmp_path) -> dict[str, Any]:
+        """Three questions on each of twelve pictures; no row names a split."""
+        noise = np.random.default_rng(1).integers(0, 256, (12, 30, 40, 3), dtype=np.uint8)
+        (tmp_path / "images").mkdir()
+        for number, pixels in enumerate(noise):
+            Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        rows = [
+            {
+                "question_id": f"{number}-{turn}",
+                "image": f"{number}.png",
+                "text": f"What {turn}?",
+                "answer": "a",
+            }
+            for number in range(12)
+            for turn in range(3)
+        ]
+        return {"folder": tmp_path, "lines": rows}
+
+    def test_another_division_answers_nothing_again(self, undivided, backbone, tmp_path, unloadable):
+        task = make_task(**undivided)
+        label_some(task, backbone, tmp_path / "labels", limit={})
+        other = make_task(**undivided, fractions={"train": 0.4, "calibration": 0.3, "test": 0.3}, seed=5)
+        assert other.fingerprint == task.fingerprint and other.division != task.division
+        summary = label_some(other, unloadable, tmp_path / "labels", limit={})
+        label_some(other, backbone, tmp_path / "fresh", limit={})
+        assert_same_labels(tmp_path / "labels", tmp_path / "fresh")
+        for split in ("train", "calibration"):
+            expected = read_outcomes(tmp_path / "fresh", split).score.mean(axis=0)
+            assert summary.accuracy[split] == pytest.approx(expected.tolist())
+        manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
+        fresh = json.loads((tmp_path / "fresh" / "manifest.json").read_text())
+        for key in ("counts", "splits", "accuracy", "near_ties", "division"):
+            assert manifest[key] == fresh[key]
+
+    def test_another_division_within_limits_answers_new_images_alone(self, undivided, backbone, tmp_path):
+        limit = {"train": 4, "calibration": 1, "test": 2}
+        task = make_task(**undivided)
+        label_some(task, backbone, tmp_path / "labels", limit=limit)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("*/*.parquet")}
+        other = make_task(**undivided, seed=5)
+        label_some(other, backbone, tmp_path / "labels", limit=limit)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        label_some(other, backbone, tmp_path / "fresh", limit=limit)
+        assert_same_labels(tmp_path / "labels", tmp_path / "fresh")
+        answered = [
+            image_id
+            for path in (tmp_path / "labels" / "outcomes").iterdir()
+            for image_id in set(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist())
+        ]
+        assert len(answered) == len(set(answered)) > 7
+
+    def test_a_killed_labelling_goes_on_with_another_division(
+        self, undivided, backbone, tmp_path, monkeypatch
+    ):
+        """What was finished before the kill is kept, though it was begun for other splits."""
+        task, other = make_task(**undivided), make_task(**undivided, seed=5)
+        write_shard = LabelFolder.write_shard
+
+        def die(self: Any, name: str, *rest: Any) -> None:
+            if name == "00003":
+                raise KeyboardInterrupt
+            write_shard(self, name, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(LabelFolder, "write_shard", die)
+            label_some(task, backbone, tmp_path / "labels", limit={}, shard_size=3)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("outcomes/*")}
+        assert len(before) == 3
+        label_some(other, backbone, tmp_path / "labels", limit={}, shard_size=3)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        label_some(other, backbone, tmp_path / "fresh", limit={}, shard_size=3)
+        assert_same_labels(tmp_path / "labels", tmp_path / "fresh")
+
+
+def test_pictures_that_were_missing_are_tried_again(task, backbone, undisturbed, tmp_path, unloadable):
+    """Once they are there; until then the same command does nothing, and says so."""
+    folder = shutil.copytree(task.images.parent, tmp_path / "task")
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    mended = make_task(folder, rows)
+    for name in "bf":
+        (folder / "images" / f"{name}.png").rename(folder / f"{name}.png")
+    summary = label_some(mended, backbone, tmp_path / "labels")
+    assert summary.counts == {"train": 10, "calibration": 5, "test": 0}
+    assert sum(summary.set_aside.values()) == 10 and "skipped: 10 samples" in str(summary)
+    stamp = (tmp_path / "labels" / "manifest.json").stat().st_mtime_ns
+    label_some(mended, unloadable, tmp_path / "labels")
+    assert (tmp_path / "labels" / "manifest.json").stat().st_mtime_ns == stamp
+    for name in "bf":
+        (folder / f"{name}.png").rename(folder / "images" / f"{name}.png")
+    assert label_some(mended, backbone, tmp_path / "labels").set_aside == {}
+    assert_same_labels(tmp_path / "labels", undisturbed)
+
+
 class TestAfterAccidents:
     @pytest.mark.parametrize("room", ["outcomes", "features"])
     @pytest.mark.parametrize("accident", ["lost", "cut short", "emptied"])
     def test_a_damaged_shard_is_made_again(self, accident, room, copied, undisturbed, task, backbone):
-        path = copied / room / "train-00001.parquet"
+        path = copied / room / "00001.parquet"
         content = path.read_bytes()
         path.unlink()
         if accident != "lost":
@@ -401,9 +506,9 @@ class TestAfterAccidents:
     def test_remains_of_a_killed_run_are_cleared_away(self, copied, undisturbed, task, backbone):
         """Killed between the features and the outcomes of a shard: the outcomes are half-written."""
         manifest = json.loads((copied / "manifest.json").read_text())
-        del manifest["counts"], manifest["shards"]
-        (copied / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
-        (copied / "outcomes" / "test-00000.parquet").rename(copied / "outcomes" / ".test-00000.parquet.1.tmp")
+        del manifest["counts"]
+        (copied / "manifest.json").write_text(json.dumps({**manifest, "shards": {}, "complete": False}))
+        (copied / "outcomes" / "00003.parquet").rename(copied / "outcomes" / ".00003.parquet.1.tmp")
         (copied / "set_aside.jsonl").unlink()
         (copied / "token_embeddings.safetensors").unlink()
         label_some(task, backbone, copied)
@@ -412,7 +517,7 @@ class TestAfterAccidents:
 
     def test_shards_of_other_weights_are_not_taken_over(self, copied, undisturbed, task, backbone, tmp_path):
         label_some(task, make_backbone(max_new_tokens=1), tmp_path / "other")
-        shutil.copy(tmp_path / "other" / "outcomes" / "test-00000.parquet", copied / "outcomes")
+        shutil.copy(tmp_path / "other" / "outcomes" / "00003.parquet", copied / "outcomes")
         label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
 

@@ -82,8 +82,7 @@ def predictors(backbone, tmp_path):
     prints = {**backbone.fingerprints, "data": Pictures().fingerprint}
     score = np.random.default_rng(0).integers(0, 2, inputs.visual_tokens.shape).astype(np.float32)
     train, validation = (
-        label(inputs, score, split="train", image_prefix=prefix, fingerprints=prints)
-        for prefix in ("train", "validation")
+        label(inputs, score, image_prefix=prefix, fingerprints=prints) for prefix in ("train", "validation")
     )
     fitted = (Mix(), NearestNeighbours(features=features, num_components=2, name="reading"))
     return [Loaded(each.name, f"digest of {each.name}", each.fit(train, validation)) for each in fitted]

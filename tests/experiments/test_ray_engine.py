@@ -71,4 +71,4 @@ def test_without_ray_the_way_out_is_named(monkeypatch):
     job: Any = None
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'ray\[data\]'"):
-        next(RayEngine().run(job, {"train-00000": 3}))
+        next(RayEngine().run(job, {"00000": 3}))

@@ -1,14 +1,17 @@
 """The procedural task: reproducible, split by picture, and every answer is in its picture."""
 
 import hashlib
+import json
 import random
 import re
 from collections import Counter
 
 import numpy as np
+import PIL
 import pytest
 
 from experiments.scorers import score
+from experiments.tasks import scenes
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
@@ -284,3 +287,25 @@ def test_larger_pictures_hold_more():
     for scene in scenes[:60]:
         labels = label_patches(scene, grid=24)
         assert all(head.max() < classes for head, classes in zip(labels.T, HEADS.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("look", "samples_digest", "pixels_digest"),
+    [
+        ("plain", "8796fbb216f28da0", "1d5a01bd9be74865"),
+        ("shifted", "0004b31c647480b5", "edd337d657f328b9"),
+    ],
+)
+def test_pictures_and_questions_are_those_of_version_1(look, samples_digest, pixels_digest):
+    """The version stands for them in the fingerprint: where one of them changes, raise `scenes.VERSION`."""
+    assert scenes.VERSION == 1
+    task = Scenes(seed=5, num_images={"train": 12, "calibration": 4, "test": 8}, look=look)
+    samples = [sample for split in SPLITS for sample in task.samples(split)]
+    columns = ("sample_id", "image_id", "question", "references", "metric")
+    texts = "".join(json.dumps([getattr(sample, name) for name in columns]) for sample in samples)
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == samples_digest
+    if PIL.__version__ == "13.0.0":  # another version may draw other pixels, and is in the fingerprint
+        pixels = hashlib.sha256()
+        for image_id in dict.fromkeys(sample.image_id for sample in samples):
+            pixels.update(task.image(image_id).tobytes())
+        assert pixels.hexdigest()[:16] == pixels_digest

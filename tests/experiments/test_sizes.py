@@ -8,11 +8,12 @@ from PIL import Image
 
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.question_types import describe_left_out, pick_frequent
-from experiments.label_sizes import check_labels, count_labelled_images, find_label_banners
+from experiments.label_sizes import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
+from m3_backbone.manifest import list_images
 from tests.experiments.question_files import make_task
 from tests.experiments.synthetic import make_outcomes
 from tests.predictor.synthetic import make_labels, write_labels
@@ -99,7 +100,7 @@ def test_labels_are_counted_in_images_without_reading_outcomes(tmp_path):
     for path in (tmp_path / "labels" / "outcomes").iterdir():
         path.unlink()
     folder = tmp_path / "labels"
-    assert {split: count_labelled_images(folder, split) for split in sizes} == sizes
+    assert {split: len(list_images(folder, split)) for split in sizes} == sizes
     check_labels(folder, ("train", "test"), allow_small=False)
     check_labels(folder, ("train", "calibration", "test"), allow_small=True)
     with pytest.raises(ValueError, match="are about 7 calibration images; at least 8 are needed"):

@@ -55,7 +55,7 @@ def flatten(labels):
 def keep_one_scale(labels):
     inputs = replace(labels.inputs, scales=(9,), visual_tokens=labels.inputs.visual_tokens[:, 1:2])
     prefix = str(labels.outcomes.image_id[0]).rsplit("-", 1)[0]
-    return label(inputs, labels.outcomes.score[:, 1:2], split="train", image_prefix=prefix)
+    return label(inputs, labels.outcomes.score[:, 1:2], image_prefix=prefix)
 
 
 # (images, questions an image, what is done to the labels)

@@ -259,13 +259,15 @@ def test_the_fingerprint_knows_content_and_arguments_but_no_place(tmp_path):
     others = [
         make_task(tmp_path / "two", [{**GOOD, "answer": "dog"}]),
         make_task(tmp_path / "one", [GOOD], suffix="x"),
-        make_task(tmp_path / "one", [GOOD], seed=1),
         make_task(tmp_path / "one", [GOOD], metric="anls"),
-        make_task(tmp_path / "one", [GOOD], fractions={"test": 1.0}),
         make_task(tmp_path / "one", [GOOD], fields={"kind": "text"}),
     ]
     prints = [first, *(task.fingerprint for task in others)]
     assert len(set(prints)) == len(prints)
+    for arguments in ({"seed": 1}, {"fractions": {"test": 1.0}}):
+        divided = make_task(tmp_path / "one", [GOOD], **arguments)
+        assert divided.fingerprint == first
+        assert divided.division != make_task(tmp_path / "one", [GOOD]).division
 
 
 @pytest.mark.parametrize(

@@ -113,10 +113,11 @@ def test_other_labels_are_another_training(labels, tmp_path):
     shutil.copytree(labels, relabelled)
     train_with([Mix()], labels=relabelled, folder=tmp_path)
     manifest = json.loads((relabelled / "manifest.json").read_text())
-    manifest["shards"]["train-00000"] = "another digest"
-    (relabelled / "manifest.json").write_text(json.dumps(manifest))
-    train_with([Mix()], labels=relabelled, folder=tmp_path)
-    assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == 2
+    for split, num_trainings in (("train", 2), ("test", 2), ("calibration", 3)):
+        manifest["splits"][split] = "another digest"
+        (relabelled / "manifest.json").write_text(json.dumps(manifest))
+        train_with([Mix()], labels=relabelled, folder=tmp_path)
+        assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == num_trainings
 
 
 def test_prices_and_hybrid_come_from_samples_that_the_calibrator_has_not_seen(labels, tmp_path):

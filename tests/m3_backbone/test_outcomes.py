@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from m3_backbone.features import ImageFeatures
 from m3_backbone.labels import VisualTokens, read_labels
+from m3_backbone.manifest import write_splits
 from m3_backbone.outcomes import OutcomeTable
 from m3_backbone.shards import (
     METADATA_KEY,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
+    digest_file,
+    read_features,
     read_header,
     read_shard,
     to_feature_table,
@@ -26,6 +30,7 @@ from m3_backbone.shards import (
     write_shard,
 )
 from tests.held_out import grant, read_outcomes, read_split
+from tests.label_folders import write_label_folder
 
 SCALES = (1, 9, 36)
 FINGERPRINTS = {"weights": "aa", "data": "bb", "prompt": "cc", "decoding": "dd"}
@@ -40,7 +45,6 @@ def make_table(num_rows: int = 6, split: str = "test", **changes: Any) -> Outcom
     columns = {
         "sample_id": np.array([f"{split}-{row}" for row in range(num_rows)], dtype=object),
         "image_id": np.array([f"{split}-image-{row // 2}" for row in range(num_rows)], dtype=object),
-        "split": np.array([split] * num_rows, dtype=object),
         "references": [["ja", 'ein "Wort"\n'][: 1 + row % 2] for row in range(num_rows)],
         "attributes": [{"kind": "count", "num_items": row} for row in range(num_rows)],
         "question_ids": [np.arange(row + 1, dtype=np.int32) for row in range(num_rows)],
@@ -69,18 +73,16 @@ def replace_in_row(array: np.ndarray, row: int, value: float) -> np.ndarray:
     return changed
 
 
-def write_labels(folder: Path, *, complete: bool = True, fingerprints: dict[str, str] = FINGERPRINTS) -> None:
+def write_labels(folder: Path, **manifest: Any) -> None:
     """A label folder of two test shards and one training shard; image tokens hold the image's number."""
-    for room in ("outcomes", "features"):
-        (folder / room).mkdir(parents=True)
     test, train = make_table(6), make_table(2, split="train")
-    shards = {
-        "test-00000": test.select(slice(4)),
-        "test-00001": test.select(slice(4, 6)),
-        "train-00000": train,
+    tables = {
+        "00000": ("test", test.select(slice(4))),
+        "00001": ("test", test.select(slice(4, 6))),
+        "00002": ("train", train),
     }
-    for name, table in shards.items():
-        write_shard(folder / "outcomes" / f"{name}.parquet", table.to_arrow(), table.header)
+    shards = {}
+    for name, (split, table) in tables.items():
         visual = {
             image_id: ImageFeatures(
                 {9: np.full((2 + int(image_id[-1]), 4), int(image_id[-1]), dtype=np.float16)},
@@ -88,16 +90,8 @@ def write_labels(folder: Path, *, complete: bool = True, fingerprints: dict[str,
             )
             for image_id in table.image_id
         }
-        write_shard(folder / "features" / f"{name}.parquet", to_feature_table(visual), table.header)
-    counts = {"train": 2, "calibration": 0, "test": 6}
-    manifest = {
-        "schema": SCHEMA_VERSION,
-        "fingerprints": fingerprints,
-        "counts": counts,
-        "complete": complete,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    save_file({"token_embeddings": torch.eye(4)}, folder / "token_embeddings.safetensors")
+        shards[name] = (split, table, visual)
+    write_label_folder(folder, shards, torch.eye(4), manifest)
 
 
 def test_arrow_round_trip_keeps_every_value():
@@ -216,7 +210,7 @@ def test_another_schema_version_is_refused():
     header = json.loads(arrow.schema.metadata[METADATA_KEY])
     other = arrow.replace_schema_metadata({METADATA_KEY: json.dumps({**header, "schema": 99})})
     with pytest.raises(
-        ValueError, match=f"schema version 99, this tokenscale reads {SCHEMA_VERSION}: label again"
+        ValueError, match=f"schema version 99, this tokenscale reads {SCHEMA_VERSION}: read it with the"
     ):
         OutcomeTable.from_arrow(other)
 
@@ -312,17 +306,82 @@ def test_unfinished_or_mixed_up_folders_are_refused(tmp_path):
     write_labels(tmp_path / "unfinished", complete=False)
     with pytest.raises(ValueError, match="not finished: run the same label command again"):
         read_split(tmp_path / "unfinished", "test")
-    write_labels(tmp_path / "lost")
-    (tmp_path / "lost" / "outcomes" / "test-00001.parquet").unlink()
-    with pytest.raises(ValueError, match="hold 4 samples, the manifest counts 6"):
-        read_split(tmp_path / "lost", "test")
     write_labels(tmp_path / "mixed", fingerprints={**FINGERPRINTS, "weights": "other"})
     with pytest.raises(ValueError, match="different weights"):
         read_split(tmp_path / "mixed", "test")
-    write_labels(tmp_path / "features")
-    (tmp_path / "features" / "features" / "test-00001.parquet").unlink()
-    with pytest.raises(ValueError, match="lacks image 'test-image-2' of test"):
-        read_split(tmp_path / "features", "test")
+    write_labels(tmp_path / "scales", scales=[1, 9, 144])
+    with pytest.raises(ValueError, match=r"00000\.parquet has scales \(1, 9, 36\), .*\[1, 9, 144\]"):
+        read_split(tmp_path / "scales", "test")
+    write_labels(tmp_path / "counts", counts={"train": 2, "calibration": 0, "test": 7})
+    with pytest.raises(ValueError, match="hold 6 samples of test, the manifest counts 7"):
+        read_split(tmp_path / "counts", "test")
+
+
+FILES = ("outcomes/00001.parquet", "features/00001.parquet", "splits.parquet", "token_embeddings.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_of_labels_is_bound_to_its_place(name, tmp_path):
+    """Missing, with one bit flipped anywhere, or another file of the same kind: refused, with its name."""
+    write_labels(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, 8 * len(content), 40):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=re.escape(f"{path} does not have the digest")):
+            read_split(tmp_path, "test")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{path} is missing: run the same label command")):
+        read_split(tmp_path, "test")
+    if path.stem.isdecimal():
+        shutil.copy(path.with_name("00000.parquet"), path)
+        with pytest.raises(ValueError, match=re.escape(f"{path} does not have the digest")):
+            read_split(tmp_path, "test")
+
+
+def test_features_that_are_no_numbers_are_refused(tmp_path):
+    tokens = np.zeros((3, 4), dtype=np.float16)
+    tokens[1, 2] = np.nan
+    images = {"fine": ImageFeatures({9: tokens[:1]}, {}), "bad": ImageFeatures({9: tokens}, {})}
+    write_shard(tmp_path / "shard.parquet", to_feature_table(images), {})
+    with pytest.raises(
+        ValueError, match=r"shard\.parquet: a feature of image 'bad' is not a finite number: label again"
+    ):
+        read_features(tmp_path / "shard.parquet")
+    assert list(read_features(tmp_path / "shard.parquet", image_ids={"fine"})) == ["fine"]
+
+
+def test_images_are_read_by_their_split_whatever_shard_they_are_in(tmp_path):
+    """Another division of the same shards: the rows come in the order of the images."""
+    write_labels(tmp_path)
+    test_images = [("test-image-2", "00001"), ("train-image-0", "00002")]
+    write_splits(tmp_path, {"test": test_images, "train": [("test-image-1", "00000")]})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files"]["splits.parquet"] = digest_file(tmp_path / "splits.parquet")
+    manifest["counts"] = {"train": 2, "calibration": 0, "test": 4}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert read_outcomes(tmp_path, "test").sample_id.tolist() == ["test-4", "test-5", "train-0", "train-1"]
+    labels = read_split(tmp_path, "train")
+    assert labels.outcomes.sample_id.tolist() == ["test-2", "test-3"]
+    assert labels.inputs.visual_at(9).tokens[:, 0, 0].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"shards": {"00000": {}}}, "shard '00000' lacks one of samples, outcomes, features"),
+        ({"shards": {"../00000": {}}}, "shard '../00000' is no file name"),
+        ({"files": []}, "'files' is missing or of another type"),
+        ({"complete": "yes"}, "'complete' is missing or of another type"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_with_its_name(changes, reason, tmp_path):
+    write_labels(tmp_path, **changes)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'manifest.json'} is damaged ({reason})")):
+        read_outcomes(tmp_path, "train")
 
 
 def test_padding_masks_what_is_not_there():

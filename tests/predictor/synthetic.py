@@ -11,18 +11,16 @@ An answer at the needed scale or a finer one is right with chance 0.9, at a coar
 So the best estimates are known, with the picture (`true_estimates`) and without it (`blind_estimates`).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from m3_backbone.features import ImageFeatures
 from m3_backbone.labels import Inputs, Labels, VisualTokens
 from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import SCHEMA_VERSION, to_feature_table, write_shard
+from tests.label_folders import write_label_folder
 
 SCALES = (1, 9, 36)
 KINDS = ("ground", "count", "read")
@@ -89,14 +87,13 @@ def make_labels(num_images: int, seed: int, questions_per_image: int = 4, split:
     attributes = [
         {"kind": KINDS[k], "crowding": int(c)} for k, c in zip(kind, crowding[image_row], strict=True)
     ]
-    return label(inputs, score, split=split, image_prefix=f"{split}-{seed}", attributes=attributes)
+    return label(inputs, score, image_prefix=f"{split}-{seed}", attributes=attributes)
 
 
 def label(
     inputs: Inputs,
     score: np.ndarray,
     *,
-    split: str,
     image_prefix: str,
     attributes: list[dict[str, Any]] | None = None,
     fingerprints: dict[str, str] = FINGERPRINTS,
@@ -111,7 +108,6 @@ def label(
         sample_id=np.array([f"{image}-{i}" for i, image in enumerate(image_id)], dtype=object),
         image_id=image_id,
         task=inputs.task,
-        split=np.full(num_samples, split, dtype=object),
         kind=np.array([row["kind"] for row in attributes], dtype=object),
         question=np.array(inputs.question, dtype=object),
         metric=np.full(num_samples, "exact", dtype=object),
@@ -133,9 +129,7 @@ def label(
 
 def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
     """A finished label folder of these splits, one shard each."""
-    first = next(iter(splits.values()))
-    for room in ("outcomes", "features"):
-        (folder / room).mkdir(parents=True)
+    shards = {}
     for split, labels in splits.items():
         inputs = labels.inputs
         images = {
@@ -145,16 +139,5 @@ def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
             )
             for row, image_id in enumerate(dict.fromkeys(labels.outcomes.image_id))
         }
-        header = labels.outcomes.header
-        write_shard(folder / "outcomes" / f"{split}-00000.parquet", labels.outcomes.to_arrow(), header)
-        write_shard(folder / "features" / f"{split}-00000.parquet", to_feature_table(images), header)
-    save_file({"token_embeddings": first.inputs.token_embeddings}, folder / "token_embeddings.safetensors")
-    manifest = {
-        **first.outcomes.header,
-        "schema": SCHEMA_VERSION,
-        "feature_scales": list(first.inputs.visual),
-        "counts": {split: len(labels) for split, labels in splits.items()},
-        "shards": {f"{split}-00000": split for split in splits},
-        "complete": True,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        shards[f"{split}-00000"] = (split, labels.outcomes, images)
+    write_label_folder(folder, shards, next(iter(splits.values())).inputs.token_embeddings)

@@ -58,7 +58,6 @@ def make_parts(backbone, inputs):
         label(
             inputs,
             score,
-            split="train",
             image_prefix=side,
             fingerprints={**backbone.fingerprints, "data": "dd"},
         )

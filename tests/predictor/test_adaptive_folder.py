@@ -40,7 +40,6 @@ def make_model(backbone, image):
         label(
             inputs,
             score,
-            split="train",
             image_prefix=side,
             fingerprints={**backbone.fingerprints, "data": "dd"},
         )

@@ -7,17 +7,14 @@ hard ones of sparse ones. Nor does a question say how crowded its picture is: ce
 place from an edge, signs by their color.
 """
 
-import hashlib
-import json
 import random
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import PIL
 from PIL import Image
 
-from experiments.tasks.base import SPLITS, Sample, Split
+from experiments.tasks.base import SPLITS, Sample, Split, digest_content
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes.layout import LAYOUTS, compose
 from experiments.tasks.scenes.looks import LOOKS
@@ -25,6 +22,9 @@ from experiments.tasks.scenes.questions import KINDS, Question, ask
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import Scene
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
+
+# Raised whenever another picture or question comes of the same arguments.
+VERSION = 1
 
 
 class Scenes:
@@ -76,22 +76,33 @@ class Scenes:
 
     @property
     def fingerprint(self) -> str:
-        """Of the arguments, of this package's source and of the libraries that decide on its pixels."""
-        digest = hashlib.sha256()
-        choices = [
-            self.name,
-            self.seed,
-            self.num_images,
-            self.questions_per_image,
-            self.image_size,
-            list(self.layouts.items()),
-            list(self.kinds.items()),
-            self.look,
-        ]
-        digest.update(json.dumps([*choices, PIL.__version__], sort_keys=True).encode())
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-        return digest.hexdigest()[:16]
+        """Of the arguments that change a sample, and of what decides on its pixels."""
+        return digest_content(self.content)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the samples are made of."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "questions_per_image": self.questions_per_image,
+            "image_size": self.image_size,
+            "layouts": list(self.layouts.items()),
+            "kinds": list(self.kinds.items()),
+            "look": self.look,
+            "version": VERSION,
+            "pillow": PIL.__version__,
+        }
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """How many pictures each split has."""
+        return {"num_images": self.num_images}
+
+    @property
+    def image_set(self) -> str:
+        """Pictures of another seed, size or look are other pictures with the same ids."""
+        return f"{self.name} seed={self.seed} image_size={self.image_size} look={self.look}"
 
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
         """Picture number `index` of a split before it is drawn, with its questions."""

@@ -150,6 +150,8 @@ def test_going_on_unrecorded_is_allowed_on_demand(labels):
 def test_reads_recorded_beside_the_labels_by_the_first_version_count(labels):
     lines = [{"predictors": {"one": "a"}, "data": "bb"}, {"predictors": {}, "data": "other"}]
     (labels / "test_reads.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    former = {"labels": {"fingerprints": {"data": "bb"}}, "splits": read_manifest(labels)["splits"]}
+    name_labels(labels, former=former)
     record = evaluate(labels, one="b")
     assert (record.number, record.evaluation) == (2, 2)
 

@@ -1,0 +1,203 @@
+"""Labels of tokenscale 0.1, brought up to date without answering anything again.
+
+They have version 3 of the schema. Their shards carry a split, named in the file and in every row, and may
+lack the FLOPs of the vision pass. The fingerprint of their data included the division into splits, so that
+the samples themselves are compared with those of the task.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.evaluation.resampled import Part
+from experiments.label_folder import LabelFolder
+from experiments.labels.replaced import RESAMPLED
+from experiments.tasks.base import SPLITS, Sample, Task
+from experiments.tasks.images import UnreadableImage
+from m3_backbone.backbone import Backbone
+from m3_backbone.features import describe_image
+from m3_backbone.manifest import MANIFEST, digest_samples, find_shard, load_manifest
+from m3_backbone.shards import (
+    OUTCOME_SCHEMA,
+    SCHEMA_VERSION,
+    check_columns,
+    digest_file,
+    naming,
+    parse_header,
+    read_features,
+    write_shard,
+)
+
+log = logging.getLogger(__name__)
+
+EARLIER_VERSION = 3
+_VISION_FLOPS = "vision_flops"
+# Statistics of a picture, which tell it from others and do not depend on the backbone.
+_STATISTICS = ("image/width", "image/height", "image/entropy")
+
+
+def is_of_earlier_version(folder: Path) -> bool:
+    """Whether a folder has labels of tokenscale 0.1."""
+    return (folder / MANIFEST).is_file() and load_manifest(folder)["schema"] == EARLIER_VERSION
+
+
+def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
+    """Bring the labels in a folder up to date; what they lack is left to labelling, which comes next.
+
+    Each shard of outcomes is rewritten atomically, and the manifest last: after a kill the same command goes
+    on. The caller holds the lock of the folder. Raises ValueError where backbone or samples are not those of
+    the labels.
+    """
+    manifest = load_manifest(target.path)
+    if manifest["schema"] != EARLIER_VERSION:
+        return  # another process was faster
+    target.refuse_other(manifest, ignored=("data",))
+    samples = {sample.sample_id: sample for split in SPLITS for sample in task.samples(split)}
+    names = [path.stem for path in sorted((target.path / "outcomes").glob("*.parquet"))]
+    tables = {name: _read_outcomes(target, backbone, name) for name in names}
+    kept = {name: _keep_same(task, table, samples, name, target) for name, table in tables.items()}
+    shards: dict[str, dict[str, str]] = {}
+    sample_ids: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name, table in kept.items():
+        path = find_shard(target.path, "outcomes", name)
+        header = _read_metadata(path)
+        features = digest_file(find_shard(target.path, "features", name))
+        with target.writing():
+            write_shard(
+                path,
+                table,
+                {"unreadable": [], **header, "fingerprints": target.fingerprints, "features": features},
+            )
+        shards[name] = {"samples": header["digest"], "outcomes": digest_file(path), "features": features}
+        sample_ids[name.rpartition("-")[0]] += table["sample_id"].to_pylist()
+    _migrate_resampled(target)
+    keys = ("fingerprints", "scales", "feature_scales", "shards")
+    former = {
+        "labels": {key: manifest.get(key) for key in keys},
+        "splits": {split: digest_samples(ids) for split, ids in sample_ids.items()},
+    }
+    target.manifest = {
+        **{
+            key: manifest[key]
+            for key in ("backbone", "task", "scales", "feature_scales", "limit", "shard_size")
+        },
+        "schema": SCHEMA_VERSION,
+        "fingerprints": target.fingerprints,
+        "data": target.data,
+        "division": target.division,
+        **({"former": former} if manifest["complete"] else {}),
+        "shards": shards,
+        "complete": False,
+    }
+    target.write_manifest()
+    log.info("the labels in %s, made by tokenscale 0.1, were brought up to date", target.path)
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """The header of a shard of either version: a killed migration leaves both."""
+    with naming(path):
+        metadata = pq.read_schema(path).metadata
+    try:
+        header = parse_header(metadata, str(path), EARLIER_VERSION)
+    except ValueError:
+        header = parse_header(metadata, str(path), SCHEMA_VERSION)
+    return {key: value for key, value in header.items() if key != "schema"}
+
+
+def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Table:
+    """The rows of a shard in today's columns."""
+    path = find_shard(target.path, "outcomes", name)
+    with naming(path):
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    if "split" in table.column_names:
+        table = table.drop_columns("split")
+    if _VISION_FLOPS not in table.column_names:
+        features = read_features(find_shard(target.path, "features", name))
+        flops_of = {}
+        for image_id, image in features.items():
+            size = (int(image.statistics["image/width"]), int(image.statistics["image/height"]))
+            flops_of[image_id] = [backbone.vision_flops(size, scale) for scale in target.scales]
+        column = [flops_of[image_id] for image_id in table["image_id"].to_pylist()]
+        field = OUTCOME_SCHEMA.field(_VISION_FLOPS)
+        table = table.append_column(field, pa.array(column, type=field.type))
+    check_columns(table, OUTCOME_SCHEMA, str(path))
+    return table
+
+
+def _keep_same(
+    task: Task, table: pa.Table, samples: Mapping[str, Sample], name: str, target: LabelFolder
+) -> pa.Table:
+    """The rows that today's task would give too, and those on images that it does not have.
+
+    References are read without spaces around them now, which scorers ignored and likelihoods did not: images
+    with such a reference are left out, to be answered again. Raises ValueError for any other difference.
+    """
+    path = find_shard(target.path, "outcomes", name)
+    images = {sample.image_id for sample in samples.values()}
+    again: set[str] = set()
+    dropped: set[str] = set()
+    num_same = 0
+    columns = ("sample_id", "image_id", "question", "references", "metric")
+    for sample_id, image_id, question, references, metric in zip(
+        *(table[column].to_pylist() for column in columns), strict=True
+    ):
+        sample = samples.get(sample_id)
+        if sample is None:
+            if image_id in images:
+                dropped.add(sample_id)
+            continue
+        here = (sample.image_id, sample.question, sample.metric)
+        if here != (image_id, question, metric) or [text.strip() for text in references] != [
+            text.strip() for text in sample.references
+        ]:
+            raise ValueError(
+                f"{path}: sample {sample_id!r} is not that of task {task.name}, so these labels, made by "
+                "tokenscale 0.1, are of other data: give these data another name with task.name=NAME, or "
+                "label into another folder with paths.labels=FOLDER"
+            )
+        if references == list(sample.references):
+            num_same += 1
+        else:
+            again.add(image_id)
+    if len(table) and not num_same and not again and images:
+        log.warning("%s: the task has none of its samples now", path)
+    _check_picture(task, table, target, name)
+    if again:
+        log.info("%d images of %s have padded references and are answered again", len(again), path)
+    keep = [
+        image_id not in again and sample_id not in dropped
+        for image_id, sample_id in zip(
+            table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True
+        )
+    ]
+    return table.filter(pa.array(keep, type=pa.bool_()))
+
+
+def _check_picture(task: Task, table: pa.Table, target: LabelFolder, name: str) -> None:
+    """Raise ValueError if the first image of a shard is another picture now."""
+    for image_id in table["image_id"].to_pylist()[:1]:
+        stored = read_features(find_shard(target.path, "features", name), image_ids={image_id})[image_id]
+        try:
+            found = describe_image(task.image(image_id))
+        except UnreadableImage:
+            return
+        there, here = ([values[key] for key in _STATISTICS] for values in (stored.statistics, found))
+        if not np.allclose(there, here, rtol=1e-4):
+            raise ValueError(
+                f"image {image_id!r} of task {task.name} is another picture than the one labelled in "
+                f"{target.path}: give these data another name with task.name=NAME, or label into another "
+                "folder with paths.labels=FOLDER"
+            )
+
+
+def _migrate_resampled(target: LabelFolder) -> None:
+    """Give answers to questions asked again the fingerprints that the labels have now."""
+    for path in sorted((target.path / RESAMPLED).glob("*.safetensors")):
+        part = Part.read(path)
+        with target.writing():
+            Part(target.fingerprints, part.variation, part.samples, part.score).write(path)

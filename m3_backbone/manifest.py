@@ -1,0 +1,117 @@
+"""The manifest of a label folder, and the division of its images into splits.
+
+A label folder holds
+
+    manifest.json                 what made the labels, and the SHA-256 of every other file
+    splits.parquet                one row per labelled image: `image_id`, `split`, `shard`
+    outcomes/NAME.parquet         what the backbone did with all samples of some images
+    features/NAME.parquet         what predictors see of these images
+    token_embeddings.safetensors  token embeddings of the decoder
+    set_aside.jsonl               samples that could not be answered, with reasons
+
+Shards carry no split: images are divided anew by another `splits.parquet`, and nothing is answered again.
+Every file is read together with its digest in the manifest, so that a file that is damaged, or was made for
+another place, is refused by whoever reads it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m3_backbone.shards import SCHEMA_VERSION, naming, read_content, refuse_version, write_atomically
+
+MANIFEST, SPLITS_FILE = "manifest.json", "splits.parquet"
+EMBEDDINGS, SET_ASIDE = "token_embeddings.safetensors", "set_aside.jsonl"
+SPLITS = ("train", "calibration", "test")
+
+_SPLITS_SCHEMA = pa.schema([("image_id", pa.string()), ("split", pa.string()), ("shard", pa.string())])
+# Of every manifest, and of one of finished labels beside these.
+_TYPES: dict[str, type] = {"fingerprints": dict, "scales": list, "complete": bool, "shards": dict}
+_TYPES_WHEN_COMPLETE: dict[str, type] = {"counts": dict, "files": dict, "splits": dict}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a label folder; ValueError for a damaged one, or one of another version."""
+    path = folder / MANIFEST
+    manifest = load_manifest(folder)
+    version = manifest["schema"]
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {version}, this tokenscale reads {SCHEMA_VERSION}: "
+            f"{refuse_version(version)}"
+        )
+    types = {**_TYPES, **(_TYPES_WHEN_COMPLETE if manifest.get("complete") is True else {})}
+    for key, kind in types.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ValueError(_describe_damage(path, f"{key!r} is missing or of another type"))
+    for name, shard in manifest["shards"].items():
+        if Path(name).name != name:
+            raise ValueError(_describe_damage(path, f"shard {name!r} is no file name"))
+        keys = ("samples", "outcomes", "features")
+        if not isinstance(shard, dict) or not all(isinstance(shard.get(key), str) for key in keys):
+            raise ValueError(_describe_damage(path, f"shard {name!r} lacks one of {', '.join(keys)}"))
+    return manifest
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a label folder of any version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no labels in {folder}: make them with `python -m experiments.label` of that task"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(_describe_damage(path, "it is not a manifest of labels")) from error
+    return manifest
+
+
+def _describe_damage(path: Path, reason: str) -> str:
+    return f"{path} is damaged ({reason}): move it away and label again, or label into another folder"
+
+
+def write_splits(folder: Path, images: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    """Write which images each split has: split -> (image id, name of its shard), in the order of reading."""
+    rows = [(image_id, split, shard) for split, pairs in images.items() for image_id, shard in pairs]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    table = pa.table([list(column) for column in columns], schema=_SPLITS_SCHEMA)
+    write_atomically(
+        folder / SPLITS_FILE,
+        lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True),
+    )
+
+
+def read_images(folder: Path, manifest: Mapping[str, Any], split: str) -> dict[str, str]:
+    """Image id -> name of its shard, for the images of a split of finished labels, in order."""
+    path = folder / SPLITS_FILE
+    content = read_content(path, manifest["files"][SPLITS_FILE])
+    with naming(path):
+        table = pq.read_table(pa.BufferReader(content), schema=_SPLITS_SCHEMA)
+    columns = (table[name].to_pylist() for name in _SPLITS_SCHEMA.names)
+    images = {image_id: shard for image_id, own, shard in zip(*columns, strict=True) if own == split}
+    if unknown := set(images.values()) - set(manifest["shards"]):
+        raise ValueError(_describe_damage(folder / MANIFEST, f"it lacks shard {min(unknown)!r}"))
+    return images
+
+
+def list_images(folder: Path, split: str) -> list[str]:
+    """The image ids of one split of finished labels, in order; outcomes are not read."""
+    return list(read_images(folder, read_manifest(folder), split))
+
+
+def find_shard(folder: Path, room: str, name: str) -> Path:
+    """The file of a shard; `room` is "outcomes" or "features"."""
+    return folder / room / f"{name}.parquet"
+
+
+def digest_samples(sample_ids: Iterable[str]) -> str:
+    """A digest of sample ids, whatever their order."""
+    text = "\n".join(sorted(sample_ids))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
