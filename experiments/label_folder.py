@@ -5,28 +5,26 @@ What lies in it is described in `m3_backbone.manifest`.
 
 import json
 import logging
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
 from experiments.blocks import Answered, Limits, Plan
 from experiments.label_locks import hold
+from experiments.labels.division import NEAR_TIE, divide_shards, read_ids
 from experiments.labels.replaced import RESAMPLED, move_aside
-from experiments.tasks.base import SPLITS, describe_differences
+from experiments.tasks.base import describe_differences
 from m3_backbone.features import ImageFeatures
 from m3_backbone.manifest import (
     EMBEDDINGS,
     MANIFEST,
     SET_ASIDE,
     SPLITS_FILE,
-    digest_samples,
     find_shard,
     read_manifest,
     write_splits,
@@ -39,7 +37,6 @@ from m3_backbone.shards import (
     naming,
     read_header,
     to_feature_table,
-    to_matrix,
     write_bytes,
     write_shard,
     write_text,
@@ -48,8 +45,6 @@ from m3_backbone.shards import (
 log = logging.getLogger(__name__)
 
 _OLD_LATENCY = "latency.json"  # earlier versions timed answers while labelling
-# With less lead of one token over the next, in nats, another machine may round to another answer.
-NEAR_TIE = 1e-3
 ROOMS = ("features", "outcomes")
 
 
@@ -270,7 +265,7 @@ class LabelFolder:
         """What the shards of the manifest hold, without the images `retried`."""
         samples: dict[str, set[str]] = {}
         for name in self.manifest["shards"]:
-            for image_id, sample_id in _read_ids(find_shard(self.path, "outcomes", name)):
+            for image_id, sample_id in read_ids(find_shard(self.path, "outcomes", name)):
                 samples.setdefault(image_id, set()).add(sample_id)
             for row in self._read_header(name)["set_aside"]:
                 if row["image_id"] not in retried:
@@ -289,7 +284,7 @@ class LabelFolder:
         answered = {
             image_id
             for name in self.manifest["shards"]
-            for image_id, _ in _read_ids(find_shard(self.path, "outcomes", name))
+            for image_id, _ in read_ids(find_shard(self.path, "outcomes", name))
         }
         return [image_id for image_id in unreadable if image_id not in answered]
 
@@ -346,65 +341,27 @@ class LabelFolder:
             shard = self.describe_shard(name)
             assert shard is not None
             shards[name] = shard
-        split_of = {image_id: split for split, images in work.images.items() for image_id in images}
-        shard_of: dict[str, str] = {}
-        set_aside: dict[str, dict[str, Any]] = {}
-        for name in shards:
-            # An image that is in two shards was answered again: the later one counts.
-            shard_of |= {image: name for image, _ in _read_ids(find_shard(self.path, "outcomes", name))}
-            set_aside |= {row["sample_id"]: row for row in self._read_header(name)["set_aside"]}
-        counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        totals = {split: np.zeros(len(self.scales)) for split in counts}
-        sample_ids: dict[str, list[str]] = {split: [] for split in counts}
-        num_near_ties = 0
-        for name in shards:
-            path = find_shard(self.path, "outcomes", name)
-            with naming(path):
-                table = pq.read_table(path, columns=["sample_id", "image_id", "score", "margin"])
-            owners = [
-                split_of.get(image_id, "") if shard_of[image_id] == name else ""
-                for image_id in table["image_id"].to_pylist()
-            ]
-            for split in counts:
-                part = table.filter(pa.array([owner == split for owner in owners], type=pa.bool_()))
-                margins = to_matrix(part, "margin", len(self.scales), str(path))
-                num_near_ties += int((margins < NEAR_TIE).sum())
-                scores = to_matrix(part, "score", len(self.scales), str(path))
-                counts[split] += len(scores)
-                totals[split] += scores.sum(axis=0, dtype=float)
-                sample_ids[split] += part["sample_id"].to_pylist()
-        answered = {sample_id for ids in sample_ids.values() for sample_id in ids}
-        rows = [dict(row) for row in work.set_aside]
-        rows += [
-            {"split": split_of[row["image_id"]], **row}
-            for sample_id, row in set_aside.items()
-            if sample_id not in answered and row["image_id"] in split_of
-        ]
+        division = divide_shards(self.path, shards, work, self.scales)
+        rows = division.set_aside
         self._write_text(SET_ASIDE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        if not answered:
+        if not any(division.counts.values()):
             reason = rows[0]["reason"] if rows else "the task has no samples"
             raise ValueError(
                 f"not one sample could be labelled (the first reason in {self.path / SET_ASIDE}: {reason}): "
                 "mend this and give the same command again"
             )
         with self.writing():
-            write_splits(
-                self.path,
-                {
-                    split: [(image_id, shard_of[image_id]) for image_id in images if image_id in shard_of]
-                    for split, images in work.images.items()
-                },
-            )
+            write_splits(self.path, division.images)
         self.manifest |= {
-            "counts": counts,
-            "splits": {split: digest_samples(ids) for split, ids in sample_ids.items()},
+            "counts": division.counts,
+            "splits": division.digests,
             # No scores of the test split: this file is open to everybody, also while prompts are being tuned.
             "accuracy": {
-                split: (totals[split] / count).tolist()
-                for split, count in counts.items()
-                if count and split != HELD_OUT
+                split: means
+                for split, means in division.accuracy.items()
+                if division.counts[split] and split != HELD_OUT
             },
-            "near_ties": {"below_nats": NEAR_TIE, "num_answers": num_near_ties},
+            "near_ties": {"below_nats": NEAR_TIE, "num_answers": division.num_near_ties},
             "num_set_aside": len(rows),
             "shards": shards,
             "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS)},
@@ -419,10 +376,3 @@ class LabelFolder:
     def _write_text(self, name: str, text: str) -> None:
         with self.writing():
             write_text(self.path / name, text)
-
-
-def _read_ids(path: Path) -> Iterable[tuple[str, str]]:
-    """(image id, sample id) of the rows of a shard of outcomes."""
-    with naming(path):
-        table = pq.read_table(path, columns=["image_id", "sample_id"])
-    return zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from experiments.blocks import Limits, Plan, plan
 from experiments.engines import Engine, Job, LocalEngine
-from experiments.label_folder import NEAR_TIE, LabelFolder
+from experiments.label_folder import LabelFolder
 from experiments.label_job import LabelJob
 from experiments.label_locks import refuse_parts
+from experiments.labels.division import NEAR_TIE
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
 from experiments.tasks.images import UnreadableImage

@@ -91,7 +91,7 @@ def resample_answers(
     check_data(task, read_manifest(labels), labels)
     own = {key: test.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
-    folder.begin(test, overwrite=overwrite)
+    folder.begin(test.sample_id, overwrite=overwrite)
     every = list_samples(test)
     samples = [sample for sample in every if variation.suits(sample, num_runs)]
     if not samples:

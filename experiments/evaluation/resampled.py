@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +83,11 @@ class ResampledFolder:
         self.fingerprints = dict(fingerprints)
         self.variation = dict(variation)
 
-    def begin(self, test: OutcomeTable, *, overwrite: bool = False) -> None:
-        """Move aside what cannot be used: damaged files, and those with samples that `test` lacks.
+    def begin(self, sample_ids: Iterable[str], *, overwrite: bool = False) -> None:
+        """Move aside what cannot be used: damaged files, and those with other samples than the test split.
 
-        These belong to other labels, or to another division of the images into splits.
+        `sample_ids` are those of the test split. Other samples are of other labels, or were moved out of the
+        test split by another division of the images.
 
         Files of another variation are moved with `overwrite` alone; else ValueError names what differs.
         """
@@ -94,7 +95,7 @@ class ResampledFolder:
         for remains in self.path.glob(".*.tmp"):
             remains.unlink()
         unusable = []
-        known = set(test.sample_id)
+        known = set(sample_ids)
         for path in _list_files(self.path):
             part = self._read(path)
             if part and part.variation != self.variation and not overwrite:

@@ -155,7 +155,7 @@ def _take_with_repeats(table, rows):
     """Rows of a table, with repeats under new sample ids."""
     parts = {
         name: getattr(table, name)[rows]
-        for name in ("image_id", "task", "split", "kind", "question", "metric")
+        for name in ("image_id", "task", "kind", "question", "metric")
     }
     lists = {
         name: [getattr(table, name)[row] for row in rows]

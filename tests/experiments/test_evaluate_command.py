@@ -147,7 +147,9 @@ def test_an_empty_calibration_split_is_refused_before_the_test_split_is_opened(s
 
 
 def test_task_of_other_data_is_refused(store, tmp_path):
-    with pytest.raises(ValueError, match="label again, or configure the task as it was"):
+    with pytest.raises(
+        ValueError, match=r"another task\.name, or configure the task as it was"
+    ):
         evaluate(store, tmp_path, task=Pictures(fingerprint="other"))
     assert not list(tmp_path.iterdir())
 
@@ -209,7 +211,7 @@ def test_a_cascade_that_starts_from_an_unknown_predictor_is_refused(store, tmp_p
 
 def test_stale_resampled_answers_are_refused_before_the_test_split_is_read(store, tmp_path):
     stale = ResampledFolder(store / "labels", {**FINGERPRINTS, "prompt": "another"}, {"seed": 0})
-    stale.begin()
+    stale.begin(["a"])
     stale.write("test-00000", ["a"], np.zeros((2, 1, 4)))
     before = count_records(store)
     try:

@@ -39,7 +39,7 @@ def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
     table = make_outcomes("test", 30)
     assert read_resampled(tmp_path, table) is None
     drawn, folder = draw(table), make_folder(tmp_path, table)
-    folder.begin()
+    folder.begin(table.sample_id)
     assert read_resampled(tmp_path, table) is None
     folder.write("test-00000", table.sample_id[:25], drawn.score[:, :25])
     folder.write("test-00001", table.sample_id[25:40], drawn.score[:3, 25:])
@@ -57,14 +57,19 @@ def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
     assert not make_folder(tmp_path, other).holds("test-00000", table.sample_id[:20], 4)
     with pytest.raises(ValueError, match=r"different weights.*resample again"):
         read_resampled(tmp_path, other)
-    with pytest.raises(ValueError, match="which the labels lack"):
-        read_resampled(tmp_path, table.select(np.arange(40, len(table))))
+    # Of samples that another division has moved out of the test split none count.
+    assert read_resampled(tmp_path, table.select(np.arange(40, len(table)))) is None
+    part = read_resampled(tmp_path, table.select(np.arange(20, len(table))))
+    assert part is not None and part.rows.tolist() == list(range(20))
+    assert np.array_equal(part.score, drawn.score[:3, 20:])
+    folder.begin(table.sample_id[20:])
+    assert [path.name for path in (tmp_path / RESAMPLED).iterdir()] == ["test-00001.safetensors"]
 
 
 def test_what_cannot_be_used_is_moved_aside_and_other_draws_are_not(tmp_path):
     table = make_outcomes("test", 30)
     drawn, folder = draw(table), make_folder(tmp_path, table)
-    folder.begin()
+    folder.begin(table.sample_id)
     for number in (0, 1):
         folder.write(f"test-0000{number}", table.sample_id[:40], drawn.score)
     first, second = sorted((tmp_path / RESAMPLED).iterdir())
@@ -72,16 +77,16 @@ def test_what_cannot_be_used_is_moved_aside_and_other_draws_are_not(tmp_path):
     with pytest.raises(ValueError, match=r"test-00000.safetensors is damaged"):
         read_resampled(tmp_path, table)
     (tmp_path / RESAMPLED / ".test-00002.safetensors.1.tmp").touch()
-    folder.begin()
+    folder.begin(table.sample_id)
     assert list((tmp_path / RESAMPLED).iterdir()) == [second]
     warmer = make_folder(tmp_path, table, temperature=2, seed=3)
     with pytest.raises(
         ValueError, match=r"temperature=1.0, seed=0, not temperature=2.0, seed=3.*overwrite=true"
     ):
-        warmer.begin()
+        warmer.begin(table.sample_id)
     assert second.exists()
     content = second.read_bytes()
-    warmer.begin(overwrite=True)
+    warmer.begin(table.sample_id, overwrite=True)
     assert not second.exists()
     # Answers are moved beside the folder and never deleted, damaged ones included.
     kept = sorted(tmp_path.glob("resampled.replaced-*/*"))
@@ -89,7 +94,7 @@ def test_what_cannot_be_used_is_moved_aside_and_other_draws_are_not(tmp_path):
     assert kept[1].read_bytes() == content
     folder.write("test-00000", table.sample_id[:40], drawn.score)
     other = replace(table, fingerprints={**table.fingerprints, "weights": "other"})
-    make_folder(tmp_path, other, temperature=2).begin()
+    make_folder(tmp_path, other, temperature=2).begin(table.sample_id)
     assert not first.exists()
     assert len(list(tmp_path.glob("resampled.replaced-*/test-00000.safetensors"))) == 2
     with pytest.raises(ValueError, match="temperature=0: give a number above 0"):
@@ -99,7 +104,7 @@ def test_what_cannot_be_used_is_moved_aside_and_other_draws_are_not(tmp_path):
 def test_answers_that_are_there_are_not_lost_to_fewer(tmp_path):
     table = make_outcomes("test", 30)
     drawn, folder = draw(table), make_folder(tmp_path, table)
-    folder.begin()
+    folder.begin(table.sample_id)
     folder.write("test-00000", table.sample_id[:40], drawn.score)
     folder.refuse_less({"test-00000": table.sample_id[:50], "test-00001": table.sample_id[50:]}, 4)
     folder.refuse_less({"test-00000": table.sample_id[:20]}, 3)  # more than these are there: nothing to do

@@ -83,4 +83,4 @@ def test_rotated_runs_of_a_real_model(tmp_path):
     assert np.array_equal(found.score[0], test.score[found.rows])
     drawn = DrawnAnswers()
     with pytest.raises(ValueError, match=r"options=rotated, not temperature=1\.0, seed=0"):
-        ResampledFolder(labels, test.fingerprints, drawn.identity).begin()
+        ResampledFolder(labels, test.fingerprints, drawn.identity).begin(test.sample_id)

@@ -1,0 +1,94 @@
+"""Shards of labels divided into splits, and counted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.blocks import Plan
+from experiments.tasks.base import SPLITS
+from m3_backbone.manifest import digest_samples, find_shard
+from m3_backbone.shards import naming, read_header, to_matrix
+
+# With less lead of one token over the next, in nats, another machine may round to another answer.
+NEAR_TIE = 1e-3
+
+
+@dataclass(frozen=True)
+class Division:
+    """What the splits of labels have.
+
+    By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `digests` are those
+    of the sample ids, `accuracy` are mean scores per scale. `set_aside` are the rows that could not be
+    answered. `num_near_ties` is the number of answers with a lead below `NEAR_TIE`.
+    """
+
+    images: dict[str, list[tuple[str, str]]]
+    counts: dict[str, int]
+    digests: dict[str, str]
+    accuracy: dict[str, list[float]]
+    set_aside: list[dict[str, Any]]
+    num_near_ties: int
+
+
+def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Sequence[int]) -> Division:
+    """Divide the images of these shards as planned; those that are not planned for belong to no split."""
+    split_of = {image_id: split for split, images in work.images.items() for image_id in images}
+    shard_of: dict[str, str] = {}
+    set_aside: dict[str, dict[str, Any]] = {}
+    for name in shards:
+        path = find_shard(folder, "outcomes", name)
+        # An image that is in two shards was answered again: the later one counts.
+        shard_of |= {image_id: name for image_id, _ in read_ids(path)}
+        set_aside |= {row["sample_id"]: row for row in read_header(path)["set_aside"]}
+    sample_ids: dict[str, list[str]] = {split: [] for split in SPLITS}
+    scores: dict[str, list[np.ndarray]] = {split: [np.zeros((0, len(scales)))] for split in SPLITS}
+    num_near_ties = 0
+    for name in shards:
+        path = find_shard(folder, "outcomes", name)
+        with naming(path):
+            table = pq.read_table(path, columns=["sample_id", "image_id", "score", "margin"])
+        owners = [
+            split_of.get(image_id) if shard_of[image_id] == name else None
+            for image_id in table["image_id"].to_pylist()
+        ]
+        for split in SPLITS:
+            part = table.filter(pa.array([owner == split for owner in owners], type=pa.bool_()))
+            sample_ids[split] += part["sample_id"].to_pylist()
+            scores[split].append(to_matrix(part, "score", len(scales), str(path)))
+            margins = to_matrix(part, "margin", len(scales), str(path))
+            num_near_ties += int((margins < NEAR_TIE).sum())
+    answered = {sample_id for ids in sample_ids.values() for sample_id in ids}
+    joined = {split: np.concatenate(parts) for split, parts in scores.items()}
+    return Division(
+        images={
+            split: [(image_id, shard_of[image_id]) for image_id in images if image_id in shard_of]
+            for split, images in work.images.items()
+        },
+        counts={split: len(ids) for split, ids in sample_ids.items()},
+        digests={split: digest_samples(ids) for split, ids in sample_ids.items()},
+        accuracy={
+            split: matrix.mean(axis=0, dtype=float).tolist() if len(matrix) else []
+            for split, matrix in joined.items()
+        },
+        set_aside=[
+            *(dict(row) for row in work.set_aside),
+            *(
+                {"split": split_of[row["image_id"]], **row}
+                for sample_id, row in set_aside.items()
+                if sample_id not in answered and row["image_id"] in split_of
+            ),
+        ],
+        num_near_ties=num_near_ties,
+    )
+
+
+def read_ids(path: Path) -> Iterable[tuple[str, str]]:
+    """(image id, sample id) of the rows of a shard of outcomes."""
+    with naming(path):
+        table = pq.read_table(path, columns=["image_id", "sample_id"])
+    return zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
