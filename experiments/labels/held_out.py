@@ -84,7 +84,7 @@ def open_test(
     for split, ids in images.items():
         if split != HELD_OUT and (shared := set(ids) & set(images[HELD_OUT])):
             raise ValueError(f"image {min(shared)!r} is in {split} and in {HELD_OUT}: split by image")
-    line = {
+    line: dict[str, Any] = {
         "id": uuid.uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -106,7 +106,7 @@ def test_predictors_and_records_of_test_evaluations_stay_those_of_the_labels(old
 
 def test_a_kill_in_between_loses_nothing(old, unloadable, monkeypatch):
     write_shard = migration.write_shard
-    written = []
+    written: list[Path] = []
 
     def die(path: Path, *rest: Any) -> None:
         if len(written) == 2:
@@ -127,7 +127,7 @@ def test_a_kill_in_between_loses_nothing(old, unloadable, monkeypatch):
 def test_resampled_answers_are_kept(old, unloadable):
     fingerprints = json.loads((old / "manifest.json").read_text())["fingerprints"]
     samples = pq.read_table(old / "outcomes" / "test-00000.parquet")["sample_id"].to_pylist()
-    score = np.arange(48).reshape(2, 6, 4) % 2
+    score = (np.arange(48).reshape(2, 6, 4) % 2).astype(np.float64)
     (old / "resampled").mkdir()
     Part(fingerprints, {"temperature": 1.0}, samples, score).write(
         old / "resampled" / "test-00000.safetensors"
