@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from experiments.scorers import METRICS
 from experiments.tasks.base import SPLITS, Sample, Split, Task
-from experiments.tasks.images import UnreadableImage
+from m3_backbone.images import UnreadableImage, to_rgb
 
 Limits = Mapping[str, int | None]
 
@@ -122,7 +122,9 @@ class _Images(Dataset[Image.Image | str]):
 
     def __getitem__(self, image_id: str) -> Image.Image | str:
         try:
-            return self.task.image(image_id)
+            return to_rgb(self.task.image(image_id), image_id)
+        except MemoryError:
+            return str(UnreadableImage(image_id, "not enough memory to open it"))
         except UnreadableImage as error:
             return str(error)
 

@@ -20,6 +20,7 @@ from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.costs import prefill_flops, vision_flops
 from m3_backbone.decoding import Decoded, Decoder
 from m3_backbone.drafting import Work
+from m3_backbone.images import to_rgb
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.modeling import M3Model, ladder_of
 from m3_backbone.prompts import prompt_template
@@ -182,6 +183,8 @@ class LlavaBackbone(Backbone):
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        images = [to_rgb(image) for image in images]
+
         def encode(batch: Sequence[Image.Image]) -> list[EncodedImage]:
             inputs = {
                 name: x.to(self._decoder.device) for name, x in self.processor.preprocess(batch).items()
@@ -255,6 +258,8 @@ class LlavaBackbone(Backbone):
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
                 f"{len(drafts)} drafts, {len(draws or encoded)} draws"
             )
+        for question, texts in dict.fromkeys(zip(questions, map(tuple, references), strict=True)):
+            self.check_question(question, texts, token_scale)
         decoded: dict[int, Decoded] = {}
 
         def decode(batch: Sequence[list[int]]) -> list[Decoded]:
@@ -280,16 +285,28 @@ class LlavaBackbone(Backbone):
         """Ids of the prompt from the end of the image on."""
         return self.processor.prompt_parts(self.processor.template.format(question))[1]
 
-    def check_question(self, question: str) -> None:
-        suffix = self._suffix_ids(question)
-        most = self.processor.images.max_visual_tokens(self.ladder.finest)
-        needed = len(self._system_ids) + most + len(suffix) + self.max_new_tokens
+    def check_question(
+        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
+    ) -> None:
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+        self.processor.check_text("the question", question)
+        most = self.processor.images.max_visual_tokens(token_scale or self.ladder.finest)
         context = self.checkpoint.context_length
-        if needed > context:
+        needed = len(self._system_ids) + most + len(self._suffix_ids(question))
+        if needed + self.max_new_tokens > context:
             raise ValueError(
                 f"the question is too long: with {most} visual tokens and {self.max_new_tokens} for an answer"
-                f" it needs {needed} places, and the model has {context}"
+                f" it needs {needed + self.max_new_tokens} places, and the model has {context}"
             )
+        for reference in dict.fromkeys(references):
+            self.processor.check_text("a reference", reference)
+            length = len(self._answer_ids(reference))
+            if needed + length > context:
+                raise ValueError(
+                    f"a reference is too long: with {most} visual tokens, the question and its own {length} "
+                    f"tokens it needs {needed + length} places, and the model has {context}"
+                )
 
     def question_ids(self, question: str) -> list[int]:
         return self.processor.tokenizer(question, add_special_tokens=False).input_ids

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
+from m3_backbone.images import to_rgb
 from m3_backbone.preprocessing import ImagePreprocessor
 from m3_backbone.prompts import IMAGE, PromptTemplate, prompt_template
 from m3_backbone.reading import read_json
@@ -46,7 +47,7 @@ class M3Processor:
         `[batch, 3, height, width]`; with tiles `[batch, max_tiles, 3, height, width]`, padded with zeros, and
         `image_sizes` `[batch, 2]` (height, width of the images in pixels).
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
+        images = [to_rgb(image) for image in ([images] if isinstance(images, Image.Image) else images)]
         text = [text] if isinstance(text, str) else list(text)
         if len(images) != len(text):
             raise ValueError(f"{len(images)} images for {len(text)} prompts: give one image for each prompt")
@@ -107,6 +108,18 @@ class M3Processor:
         text = before + self.template.lead + answer + self.tokenizer.eos_token
         start, whole = (self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, text))
         return whole[len(start) :]
+
+    def check_text(self, subject: str, text: str) -> None:
+        """Raise ValueError, about `subject`, for a text that the tokenizer would not take as mere text."""
+        if IMAGE in text:
+            raise ValueError(f"{subject} holds {IMAGE!r}, the mark of the image, take it out: {text!r}")
+        for token in self.tokenizer.all_special_tokens:
+            if token in text:
+                raise ValueError(f"{subject} holds {token!r}, a control token of the model: take it out")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{subject} is no text that UTF-8 can hold: {error.reason}") from error
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides on what the model is handed for an image and a question, as JSON."""
