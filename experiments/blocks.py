@@ -114,6 +114,16 @@ def plan(task: Task, limit: Limits, shard_size: int) -> Plan:
     return Plan(digests, sizes, list(task.set_aside))
 
 
+def read_image(task: Task, image_id: str) -> Image.Image | str:
+    """An image of a task as 8-bit RGB, or the reason why it cannot be read."""
+    try:
+        return to_rgb(task.image(image_id), image_id)
+    except MemoryError:
+        return str(UnreadableImage(image_id, "not enough memory to open it"))
+    except UnreadableImage as error:
+        return str(error)
+
+
 class _Images(Dataset[Image.Image | str]):
     """The images of a task by id; in place of one that cannot be read, the reason."""
 
@@ -121,12 +131,7 @@ class _Images(Dataset[Image.Image | str]):
         self.task = task
 
     def __getitem__(self, image_id: str) -> Image.Image | str:
-        try:
-            return to_rgb(self.task.image(image_id), image_id)
-        except MemoryError:
-            return str(UnreadableImage(image_id, "not enough memory to open it"))
-        except UnreadableImage as error:
-            return str(error)
+        return read_image(self.task, image_id)
 
 
 def _follow_parent(worker_id: int) -> None:

@@ -125,16 +125,19 @@ class LabelFolder:
         shard_size: int,
         overwrite: bool = False,
         alone: bool = True,
+        is_retried: bool = False,
     ) -> None:
         """Write the manifest of an unfinished labelling, over the remains of a killed or smaller one.
 
-        Not `alone`: other runs may be writing shards at the same time.
+        Not `alone`: other runs may be writing shards at the same time. `is_retried`: shards that are there
+        get more samples, which tells these labels from the earlier ones.
         """
         if not overwrite and self.open():
             shard_size = self.manifest["shard_size"]  # another size would make finished shards worthless
             self._refuse_less(limit)
         else:
             self._move_aside()
+        num_retries = self.manifest.get("num_retries", 0) + is_retried
         for remains in self.path.rglob(".*.tmp") if alone else ():
             remains.unlink()
         self.manifest = {
@@ -146,7 +149,7 @@ class LabelFolder:
             "limit": dict(limit),
             "shard_size": shard_size,
             "complete": False,
-        }
+        } | ({"num_retries": num_retries} if num_retries else {})
         with self.writing():
             for room in ROOMS:
                 (self.path / room).mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
 """Labelling: a frozen backbone answers every sample of a task at every scale.
 
 `label(task=..., backbone=..., folder=...)` is the plain function behind `python -m experiments.label`. Called
-again on a finished folder it returns at once, without loading the model. Labels of an earlier version get the
+again on a finished folder it returns at once, without loading the model, unless pictures that could not be
+read can be by now: their samples are answered then. Labels of an earlier version get the
 columns that they lack, without any question being answered again.
 """
 
@@ -23,6 +24,7 @@ from experiments.engines import Engine, Job, LocalEngine
 from experiments.label_folder import NEAR_TIE, LabelFolder
 from experiments.label_job import LabelJob
 from experiments.label_locks import refuse_parts
+from experiments.labels.mended import find_mended
 from experiments.labels.vision_costs import add_vision_flops, lacks_vision_flops
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.image_sets import name_image_set
@@ -150,7 +152,7 @@ def label(
         feature_scales=choose_feature_scales(feature_scales, backbone),
         command=command,
     )
-    if not overwrite and target.has(limits):
+    if not overwrite and target.has(limits) and not find_mended(target.path, task):
         if lacks_vision_flops(target) or "image_set" not in target.manifest:
             upgrade(target, backbone, task)
         log.info("labels are up to date: %s", target.path)
@@ -170,11 +172,12 @@ def label(
         # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be thrown away.
         with target.locked(timeout=0 if overwrite else None):
             # What was waited for is finished: others read it already, and must not find it begun anew.
-            if overwrite or not target.has(limits):
+            mended = set() if overwrite else find_mended(target.path, task)
+            if overwrite or mended or not target.has(limits):
                 refuse_parts(target.path)
-                begin(overwrite=overwrite)
+                begin(overwrite=overwrite, is_retried=bool(mended))
                 work = plan(task, limits, target.shard_size)
-                run(engine, job, work.sizes, find_done(target, work))
+                run(engine, job, work.sizes, find_done(target, work) - mended)
                 add_vision_flops(target, backbone, work.digests)  # for shards of an earlier version
                 target.finish(work.digests, work.set_aside)
         return replace(summarize(target), replaced=target.replaced)
@@ -186,13 +189,14 @@ def label(
     with target.locked(part.name):
         # The manifest is written and finished by one at a time.
         with target.locked(timeout=PATIENCE):
-            if target.has(limits):
+            mended = find_mended(target.path, task)
+            if target.has(limits) and not mended:
                 return summarize(target)
-            begin(alone=False)
+            begin(alone=False, is_retried=bool(mended))
         work = plan(task, limits, target.shard_size)
-        run(engine, job, part.of(work.sizes), find_done(target, work))
+        run(engine, job, part.of(work.sizes), find_done(target, work) - mended)
         with target.locked(timeout=PATIENCE):
-            missing = len(work.digests) - len(find_done(target, work))
+            missing = len(work.digests) - len(find_done(target, work) - find_mended(target.path, task))
             if not missing:
                 add_vision_flops(target, backbone, work.digests)
                 target.finish(work.digests, work.set_aside)

@@ -22,6 +22,7 @@ from m3_backbone.weights import (
     INDEX_FILES,
     KEY_MAPPING,
     authors_name,
+    check_finite,
     check_weights,
     hash_weights,
     weight_files,
@@ -170,6 +171,7 @@ class Checkpoint:
             source = authors.find_tower(str(self.tower), self.folder) or self.tower
             tower = CLIPVisionModel.from_pretrained(source, dtype=model.dtype)
             model.model.vision_tower.load_state_dict(tower.state_dict())
+        check_finite(model.named_parameters(), self.folder)
         settings = model.generation_config
         if settings.pad_token_id is None:
             settings.pad_token_id = self.processor.pad_token_id

@@ -258,8 +258,8 @@ class LlavaBackbone(Backbone):
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
                 f"{len(drafts)} drafts, {len(draws or encoded)} draws"
             )
-        for question, texts in dict.fromkeys(zip(questions, map(tuple, references), strict=True)):
-            self.check_question(question, texts, token_scale)
+        for question in dict.fromkeys(questions):
+            self.check_question(question, token_scale=token_scale)
         decoded: dict[int, Decoded] = {}
 
         def decode(batch: Sequence[list[int]]) -> list[Decoded]:

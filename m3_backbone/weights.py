@@ -87,6 +87,18 @@ def check_weights(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
 
 
+def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Raise ValueError that names the first weight with nan or infinity, as loaded from `folder`."""
+    for name, weight in weights:
+        # One that is kept on disk (device_map) has no values here.
+        if weight.device.type != "meta" and not weight.isfinite().all():
+            type_name = str(weight.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the weights in {folder} are not finite in {type_name}: {name} holds nan or infinity; fetch "
+                "them again, or load them with another dtype"
+            )
+
+
 def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int = 2**18) -> None:
     """Feed names, types, shapes and values of all weights into `digest`, whichever files they are in.
 

@@ -91,8 +91,10 @@ def identify(
 
 def identify_labels(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a label manifest that belongs to the identity of a trained predictor."""
-    keys = ("fingerprints", "scales", "feature_scales", "shards")
-    return {"labels": normalize({key: manifest.get(key) for key in keys})}
+    content = {key: manifest.get(key) for key in ("fingerprints", "scales", "feature_scales", "shards")}
+    if "num_retries" in manifest:  # more samples were answered than when these shards were first made
+        content["num_retries"] = manifest["num_retries"]
+    return {"labels": normalize(content)}
 
 
 def normalize(content: dict[str, Any]) -> dict[str, Any]:
