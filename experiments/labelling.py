@@ -174,6 +174,8 @@ def label(
             # What was waited for is finished: others read it already, and must not find it begun anew.
             mended = set() if overwrite else find_mended(target.path, task)
             if overwrite or mended or not target.has(limits):
+                if mended:
+                    log.info("%d files are made again, as pictures can be read that could not", len(mended))
                 refuse_parts(target.path)
                 begin(overwrite=overwrite, is_retried=bool(mended))
                 work = plan(task, limits, target.shard_size)

@@ -1,14 +1,11 @@
 """Samples that were skipped for a picture that could not be read, and can be read by now."""
 
-import logging
 from pathlib import Path
 
 from experiments.blocks import read_image
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.images import PREFIX
 from m3_backbone.shards import find_shards, read_header
-
-log = logging.getLogger(__name__)
 
 
 def find_mended(folder: Path, task: Task) -> set[str]:
@@ -26,6 +23,4 @@ def find_mended(folder: Path, task: Task) -> set[str]:
         image_ids = dict.fromkeys(row["image_id"] for row in skipped if row["reason"].startswith(PREFIX))
         if any(not isinstance(read_image(task, image_id), str) for image_id in image_ids):
             mended.add(path.stem)
-    if mended:
-        log.info("pictures that could not be read can be by now: files made again: %d", len(mended))
     return mended
