@@ -1,5 +1,6 @@
 """Loading: the authors' checkpoints as they are published, and those that this project writes."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -14,7 +15,14 @@ from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
 
 from m3_backbone import authors
 from m3_backbone.hub import PACKAGED, SMALL_FILES, download_weights, find_folder
-from m3_backbone.modeling import M3LlavaForConditionalGeneration, M3LlavaNextForConditionalGeneration, M3Model
+from m3_backbone.ladder import ScaleLadder
+from m3_backbone.modeling import (
+    M3LlavaForConditionalGeneration,
+    M3LlavaNextForConditionalGeneration,
+    M3Model,
+    grid_of,
+    ladder_of,
+)
 from m3_backbone.processing import PROCESSOR_FILE, M3Processor
 from m3_backbone.reading import read_json
 from m3_backbone.tiles import parse_resolutions
@@ -37,15 +45,17 @@ def load_m3(
     device_map: Any = None,
     attn_implementation: str | None = None,
     image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+    scales: Sequence[int] | None = None,
 ) -> tuple[M3Model, M3Processor]:
     """The model, in evaluation mode, and its processor.
 
     `checkpoint` is a folder, a hub id or `tiny_m3`, in the authors' layout or in this project's. `dtype`,
     `device_map` and `attn_implementation` are those of `from_pretrained`; `image_grid_pinpoints` replaces the
-    grids of tiles of a tiled checkpoint, as (width, height) in pixels. ValueError names weights that are
-    missing, unexpected or wrongly shaped, and what in the configuration is no M3.
+    grids of tiles of a tiled checkpoint, as (width, height) in pixels, and `scales` the scales that it names
+    itself. ValueError names weights that are missing, unexpected, wrongly shaped or not finite, and what in
+    the configuration is no M3.
     """
-    opened = Checkpoint.open(checkpoint, image_grid_pinpoints)
+    opened = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
     model = opened.load_model(dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
     return model, opened.processor
 
@@ -54,7 +64,8 @@ def load_m3(
 class Checkpoint:
     """A checkpoint whose configuration and tokenizer are read, and whose weights are not.
 
-    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names.
+    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names; `scales`
+    those that were given in place of its own.
     """
 
     source: str
@@ -62,10 +73,14 @@ class Checkpoint:
     config: LlavaConfig | LlavaNextConfig
     processor: M3Processor
     tower: str | None
+    scales: tuple[int, ...] | None = None
 
     @classmethod
     def open(
-        cls, checkpoint: str | Path, image_grid_pinpoints: Sequence[Sequence[int]] | None = None
+        cls,
+        checkpoint: str | Path,
+        image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[int] | None = None,
     ) -> Self:
         folder = find_folder(checkpoint)
         config_file = folder / "config.json"
@@ -85,7 +100,29 @@ class Checkpoint:
             )
         if image_grid_pinpoints is not None:
             _replace_resolutions(config, processor, image_grid_pinpoints)
-        return cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"))
+        given = None if scales is None else tuple(scales)
+        opened = cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), given)
+        try:
+            ladder = opened.ladder
+        except ValueError as error:
+            raise ValueError(f"{config_file}: {error}") from error
+        if given is None and raw.get("matryoshka_vis_token_scale") is None and opened.tower is not None:
+            raise ValueError(
+                f"{config_file} names no scales of visual tokens (matryoshka_vis_token_scale), so this is a "
+                "LLaVA that was not trained for any but the finest. If it was, give them: "
+                f"backbone.scales={list(ladder)}"
+            )
+        return opened
+
+    @property
+    def ladder(self) -> ScaleLadder:
+        """The scales that were given, or those that the configuration names. Errors as in `ladder_of`."""
+        if self.scales is None:
+            return ladder_of(self.config)
+        try:
+            return ScaleLadder(self.scales, grid_of(self.config))
+        except ValueError as error:
+            raise ValueError(f"backbone.scales={list(self.scales)}: {error}") from error
 
     @property
     def context_length(self) -> int:
@@ -159,9 +196,12 @@ class Checkpoint:
             M3LlavaNextForConditionalGeneration if is_tiled else M3LlavaForConditionalGeneration
         )
         has_tower = self._check_weights(model_class)
+        config = copy.deepcopy(self.config)
+        if self.scales is not None:
+            config.matryoshka_vis_token_scale = list(self.scales)  # type: ignore[union-attr]
         model = model_class.from_pretrained(
             self.folder,
-            config=self.config,
+            config=config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,7 @@ from m3_backbone.decoding import Decoded, Decoder
 from m3_backbone.drafting import Work
 from m3_backbone.images import to_rgb
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.modeling import M3Model, ladder_of
+from m3_backbone.modeling import M3Model
 from m3_backbone.prompts import prompt_template
 from m3_backbone.sampling import Draw
 
@@ -39,6 +40,7 @@ class LlavaBackbone(Backbone):
         device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
         device_map: how the model is spread over devices, as in `from_pretrained` (needs accelerate).
         attn_implementation: attention kernel, as in `from_pretrained`.
+        scales: other scales than the checkpoint names, which it has to be trained for.
         image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
         prompt: name of the prompt template; the checkpoint's own if not given.
         max_new_tokens: where answers are cut off.
@@ -58,6 +60,7 @@ class LlavaBackbone(Backbone):
         device: str | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
+        scales: Sequence[PositiveInt] | None = None,
         image_grid_pinpoints: Sequence[Sequence[PositiveInt]] | None = None,
         prompt: str | None = None,
         max_new_tokens: PositiveInt = 16,
@@ -74,7 +77,9 @@ class LlavaBackbone(Backbone):
         if attn_implementation is not None:
             check_attention(attn_implementation)
         if not isinstance(checkpoint, Checkpoint):
-            checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints)
+            checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
+        elif scales is not None:
+            checkpoint = replace(checkpoint, scales=tuple(scales))
         self.name = name or Path(checkpoint.source).name
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.device, self.device_map = device, device_map
@@ -103,7 +108,7 @@ class LlavaBackbone(Backbone):
 
     @cached_property
     def ladder(self) -> ScaleLadder:
-        return ladder_of(self.checkpoint.config)
+        return self.checkpoint.ladder
 
     @property
     def hidden_size(self) -> int:

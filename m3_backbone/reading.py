@@ -1,8 +1,11 @@
 """Files of a checkpoint or of a data set, read with errors that name them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from m3_backbone.arguments import accepts, describe_type
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_REASON = "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"
@@ -22,6 +25,13 @@ def check_no_pointer(file: Path) -> None:
         return
     if is_pointer(head):
         raise ValueError(f"{file} is {POINTER_REASON}")
+
+
+def check_settings(file: Path, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming file and key, for a setting of another type than in `types`."""
+    for key, annotation in types.items():
+        if key in settings and not accepts(annotation, settings[key]):
+            raise ValueError(f"{file}: {key} is {settings[key]!r}, and should be {describe_type(annotation)}")
 
 
 def read_json(file: Path) -> dict[str, Any]:

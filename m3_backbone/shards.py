@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from m3_backbone.features import ImageFeatures
+from m3_backbone.reading import check_no_pointer
 
 SCHEMA_VERSION = 3
 FEATURE_VERSION = 3  # of the shards of features alone
@@ -155,6 +156,7 @@ def naming(path: Path) -> Iterator[None]:
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, SafetensorError, OSError) as error:
+        check_no_pointer(path)
         kind = "Parquet" if path.suffix == ".parquet" else "safetensors"
         raise ValueError(
             f"{path} is not a whole {kind} file: delete it and run the same label command again, "
