@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard, snapshot_download
 
 from m3_backbone.backbone import Backbone
+from m3_backbone.hub import is_hub_id
 from m3_backbone.llava import LlavaBackbone
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
@@ -110,10 +111,9 @@ def find_folder(source: str | Path, **download: Any) -> Path:
         return path
     if path.exists():
         raise FolderError(f"{text} is a file: give the folder that it lies in")
-    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
-    if is_path or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
+    if not is_hub_id(source):
         raise FileNotFoundError(
-            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id"
+            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id OWNER/NAME"
         )
     try:
         return Path(snapshot_download(text, allow_patterns=_PATTERNS, **download))

@@ -134,8 +134,16 @@ def test_a_damaged_small_file_is_named(editable, name):
 
 def test_what_is_nowhere_is_named(editable, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="no such folder: /no/such"):
-        load_m3("/no/such")
+    for source in (
+        "/no/such",
+        "nothing",
+        "./nothing",
+        "a/b/nothing",
+        "tests/nothing",
+        Path("nobody/nothing"),
+    ):
+        with pytest.raises(OSError, match=f"no such folder: {source}. Give the folder of a checkpoint"):
+            load_m3(source)
     with pytest.raises(OSError, match="nobody/nothing is no folder here"):
         load_m3("nobody/nothing")
     editable.config["mm_vision_tower"] = "nobody/nothing"
