@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -73,7 +73,7 @@ class Checkpoint:
     config: LlavaConfig | LlavaNextConfig
     processor: M3Processor
     tower: str | None
-    scales: tuple[int, ...] | None = None
+    scales: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @classmethod
     def open(
@@ -101,7 +101,7 @@ class Checkpoint:
         if image_grid_pinpoints is not None:
             _replace_resolutions(config, processor, image_grid_pinpoints)
         given = None if scales is None else tuple(scales)
-        opened = cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), given)
+        opened = cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), scales=given)
         try:
             ladder = opened.ladder
         except ValueError as error:
@@ -198,7 +198,7 @@ class Checkpoint:
         has_tower = self._check_weights(model_class)
         config = copy.deepcopy(self.config)
         if self.scales is not None:
-            config.matryoshka_vis_token_scale = list(self.scales)  # type: ignore[union-attr]
+            config.matryoshka_vis_token_scale = list(self.scales)
         model = model_class.from_pretrained(
             self.folder,
             config=config,

@@ -261,7 +261,7 @@ def test_a_plain_llava_is_no_m3_unless_its_scales_are_given(plain, editable, val
     ):
         LlavaBackbone(folder, scales=[1, 10])
     with pytest.raises(ValueError, match="scales=144: give a list"):
-        LlavaBackbone(folder, scales=144)
+        LlavaBackbone(folder, scales=144)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,8 @@ def test_git_lfs_pointers_are_called_that(editable, name):
 
 
 def test_an_index_without_files_is_named(editable):
-    for index in ({}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 1}}):
+    indices: list[Any] = [{}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 1}}]
+    for index in indices:
         (editable.folder / "model.safetensors.index.json").write_text(json.dumps(index))
         with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json lists no files"):
             load_m3(editable.folder)

@@ -5,17 +5,18 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from m3_backbone.images import UnreadableImage, open_picture, to_rgb
+from m3_backbone.images import Picture, UnreadableImage, open_picture, to_rgb
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -27,7 +28,7 @@ def colors(image: Image.Image) -> list[tuple[int, int, int]]:
     return [tuple(pixel) for pixel in np.asarray(image)[0].tolist()]
 
 
-def forms(image: Image.Image, folder: Path) -> list[object]:
+def forms(image: Image.Image, folder: Path) -> list[Picture]:
     """The image itself, its file by path and by text, the bytes of it and its pixels."""
     image.save(folder / "image.png")
     path = folder / "image.png"
@@ -81,9 +82,10 @@ def test_transparent_colors_of_greyscale_and_of_rgb_lie_on_white():
 def test_large_pictures_are_converted_band_by_band_alike(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 7, 4), dtype=np.uint8)
     deep = np.random.default_rng(0).integers(0, 65536, (50, 7), dtype=np.uint16)
-    whole = [np.asarray(open_picture(each)) for each in (pixels, deep)]
+    pictures: list[np.ndarray] = [pixels, deep]
+    whole = [np.asarray(open_picture(each)) for each in pictures]
     monkeypatch.setattr("m3_backbone.images._BAND_PIXELS", 30)
-    for each, expected in zip((pixels, deep), whole, strict=True):
+    for each, expected in zip(pictures, whole, strict=True):
         np.testing.assert_array_equal(np.asarray(open_picture(each)), expected)
 
 
