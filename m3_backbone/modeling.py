@@ -180,7 +180,7 @@ def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
         return ScaleLadder(named, grid)
     except ValueError as error:
         raise ValueError(
-            f"matryoshka_vis_token_scale={named}: {error}, with backbone.scales=[...]"
+            f"matryoshka_vis_token_scale={named}: {error}; backbone.scales=[...] takes their place"
         ) from error
 
 
