@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.reporting.text_table import format_table
-from experiments.tasks.images import open_image
 from experiments.training.trained import find_trained
 from m3_backbone.backbone import Answer, Backbone
+from m3_backbone.images import open_picture
 from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
 from predictor.choices import Choice
 from predictor.hybrid import Hybrid
@@ -26,10 +26,10 @@ from predictor.pricing import OperatingPoint
 
 @entry_point("answer")
 def main(config: DictConfig) -> str:
-    path = Path(config.image).expanduser().resolve()
-    image = open_image(path.parent, path.name)
+    image, question = open_picture(config.image), config.question
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
-    encoded, question = backbone.encode([image]), config.question
+    backbone.check_question(question)
+    encoded = backbone.encode([image])
     found = None
     if config.scale is None:
         adaptive = load_adaptive(backbone, config)
@@ -51,6 +51,8 @@ def main(config: DictConfig) -> str:
         each: found.answer if found and each == scale else backbone.answer(encoded, [question], each)[0]
         for each in backbone.ladder
     }
+    for answer in answers.values():
+        answer.check_finite()
     costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.ladder}
     print(format_answers(answers, costs, scale, found))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")

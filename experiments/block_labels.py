@@ -1,6 +1,5 @@
 """The labels of one block: its questions answered at every scale, image batch by image batch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,9 @@ from PIL import Image
 from experiments.blocks import ImageQuestions
 from experiments.scorers import score
 from experiments.tasks.base import Sample
-from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
 from m3_backbone.features import ImageFeatures, compute_features
 from m3_backbone.outcomes import OutcomeTable
-
-NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype overflow?"
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,16 @@ class BlockLabels:
                     vision,
                     answers[sample.sample_id],
                 )
-                if features.is_finite() and all(map(_is_finite, row.answers)):
+                try:
+                    if not features.is_finite():
+                        raise ValueError(NOT_FINITE)
+                    for answer in row.answers:
+                        answer.check_finite()
+                except ValueError as error:
+                    self._put_aside(sample, str(error))
+                else:
                     self.answered.append(row)
                     self.features[sample.image_id] = features
-                else:
-                    self._put_aside(sample, NOT_FINITE)
 
     def _find_answerable(self, item: ImageQuestions) -> list[Sample]:
         """The samples on an image that can be asked; the others are set aside."""
@@ -82,7 +84,9 @@ class BlockLabels:
                 self._put_aside(sample, item.image)
                 continue
             try:
-                self.backbone.check_question(sample.question)
+                if not sample.references:
+                    raise ValueError("the sample has no references")
+                self.backbone.check_question(sample.question, sample.references)
             except ValueError as error:
                 self._put_aside(sample, str(error))
             else:
@@ -146,7 +150,3 @@ def answer_at_scales(
         )
         by_scale.insert(0, answers)
     return list(zip(*by_scale, strict=True))
-
-
-def _is_finite(answer: Answer) -> bool:
-    return answer.nll is not None and math.isfinite(answer.nll) and math.isfinite(answer.confidence)

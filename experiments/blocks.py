@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from experiments.scorers import METRICS
 from experiments.tasks.base import SPLITS, Sample, Split, Task
-from experiments.tasks.images import UnreadableImage
+from m3_backbone.images import UnreadableImage, to_rgb
 
 Limits = Mapping[str, int | None]
 
@@ -165,6 +165,16 @@ def check_images(
         yield image
 
 
+def read_image(task: Task, image_id: str) -> Image.Image | str:
+    """An image of a task as 8-bit RGB, or the reason why it cannot be read."""
+    try:
+        return to_rgb(task.image(image_id), image_id)
+    except MemoryError:
+        return str(UnreadableImage(image_id, "not enough memory to open it"))
+    except UnreadableImage as error:
+        return str(error)
+
+
 class _Images(Dataset[Image.Image | str]):
     """The images of a task by id; in place of one that cannot be read, the reason."""
 
@@ -172,10 +182,7 @@ class _Images(Dataset[Image.Image | str]):
         self.task = task
 
     def __getitem__(self, image_id: str) -> Image.Image | str:
-        try:
-            return self.task.image(image_id)
-        except UnreadableImage as error:
-            return str(error)
+        return read_image(self.task, image_id)
 
 
 def _follow_parent(worker_id: int) -> None:

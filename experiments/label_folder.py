@@ -155,6 +155,11 @@ class LabelFolder:
         """Turn what the system says of a failed write into what to do about it."""
         try:
             yield
+        except (FileExistsError, NotADirectoryError) as error:
+            raise OSError(
+                f"cannot write to {self.path}, as a file lies where a folder belongs: give another folder "
+                "with paths.labels=FOLDER"
+            ) from error
         except OSError as error:
             raise OSError(
                 f"cannot write to {self.path}: {error.strerror or error}. What was finished is kept; "

@@ -19,7 +19,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from experiments.blocks import Limits, Plan, plan
+from experiments.blocks import Limits, Plan, plan, read_image
 from experiments.engines import Engine, Job, LocalEngine
 from experiments.label_folder import LabelFolder
 from experiments.label_job import LabelJob
@@ -27,7 +27,6 @@ from experiments.label_locks import refuse_parts
 from experiments.labels.division import NEAR_TIE
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
-from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import Backbone
 from m3_backbone.manifest import SET_ASIDE
 from m3_backbone.outcomes import HELD_OUT
@@ -193,7 +192,7 @@ def label(
     with target.locked(part.name):
         # The manifest is written and finished by one at a time.
         with target.locked(timeout=PATIENCE):
-            if target.has(limits):
+            if target.has(limits) and not list_mended(target, task):
                 return summarize(target)
             if not target.is_begun(limits):
                 refuse_parts(target.path, but=part.name)
@@ -210,18 +209,10 @@ def label(
 def list_mended(target: LabelFolder, task: Task) -> list[str]:
     """Ids of images that could not be read when they were to be labelled, and that can be read now."""
     unreadable = target.list_unreadable()
-    mended = [image_id for image_id in unreadable if _is_readable(task, image_id)]
+    mended = [image_id for image_id in unreadable if not isinstance(read_image(task, image_id), str)]
     if unreadable:
         log.info("%d images could not be read before; %d of them can now", len(unreadable), len(mended))
     return mended
-
-
-def _is_readable(task: Task, image_id: str) -> bool:
-    try:
-        task.image(image_id)
-    except UnreadableImage:
-        return False
-    return True
 
 
 def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> tuple[int, ...]:

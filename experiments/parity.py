@@ -80,6 +80,7 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
     images = {name: _read_image(folder / name) for name in {case["image"]: None for case in cases}}
     backbone = LlavaBackbone(
         folder / "checkpoint",
+        scales=sorted({case["scale"] for case in cases}),
         dtype="float32",
         device="cpu",
         max_new_tokens=max(len(case["generated_ids"]) for case in cases),

@@ -2,14 +2,16 @@
 
 import ast
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le, Len
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
+from m3_backbone.arguments import PositiveFloat, PositiveInt
 from m3_backbone.hub import fetch
 from m3_backbone.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor
 from m3_backbone.processing import M3Processor, load_tokenizer
-from m3_backbone.reading import read_json
+from m3_backbone.reading import check_settings, read_json
 from m3_backbone.tiles import parse_resolutions
 
 MODEL_TYPE = "llava_llama"
@@ -18,6 +20,30 @@ MODEL_TYPE = "llava_llama"
 CLIP_L_336 = "clip-vit-large-patch14-336"
 LLAMA_FIELDS = {*LlamaConfig.__annotations__, "rope_theta", "rope_scaling"}
 
+_DTYPES = Literal["float32", "bfloat16", "float16"]
+_CONFIG_TYPES = {
+    **dict.fromkeys(("mm_vision_tower", "mm_projector_type"), str),
+    **dict.fromkeys(("mm_patch_merge_type", "image_aspect_ratio"), str),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers"), PositiveInt),
+    **dict.fromkeys(("num_attention_heads", "vocab_size", "max_position_embeddings"), PositiveInt),
+    "num_key_value_heads": PositiveInt | None,
+    "mm_vision_select_layer": int,
+    "rms_norm_eps": PositiveFloat,
+    "rope_theta": PositiveFloat,
+    "rope_scaling": dict[str, Any] | None,
+    "tie_word_embeddings": bool,
+    "torch_dtype": _DTYPES | None,
+    "dtype": _DTYPES | None,
+}
+_Pixels = PositiveInt | Annotated[dict[str, PositiveInt], Len(1)]
+_TOWER_TYPES = {
+    "size": _Pixels,
+    "crop_size": _Pixels,
+    "resample": Annotated[int, Ge(0), Le(5)],
+    "image_mean": tuple[float, float, float],
+    "image_std": tuple[PositiveFloat, PositiveFloat, PositiveFloat],
+}
+
 
 def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextConfig, M3Processor]:
     """Configuration and processor of a checkpoint folder, whose `config.json` holds `raw`."""
@@ -25,7 +51,7 @@ def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextC
     vision: Any
     vision, settings = _read_tower(raw["mm_vision_tower"], folder)
     is_tiled = raw.get("mm_patch_merge_type", "flat") == "spatial_unpad"
-    resolutions = _resolutions(raw) if is_tiled else ()
+    resolutions = _read_resolutions(raw, folder) if is_tiled else ()
     aspect: Aspect = "anyres" if is_tiled else "pad" if raw.get("image_aspect_ratio") == "pad" else "crop"
     images = ImagePreprocessor(
         image_size=_side(settings.get("crop_size", vision.image_size)),
@@ -45,7 +71,7 @@ def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextC
     processor = M3Processor(load_tokenizer(folder), images, "vicuna_v1")
     common: dict[str, Any] = {
         "vision_config": vision,
-        "text_config": LlamaConfig(**{key: value for key, value in raw.items() if key in LLAMA_FIELDS}),
+        "text_config": _read_decoder(raw, folder),
         "image_token_index": processor.image_token_id,
         "image_seq_length": images.grid**2,
         "vision_feature_layer": raw["mm_vision_select_layer"],
@@ -68,6 +94,7 @@ def _check(raw: dict[str, Any], folder: Path) -> None:
     for key in ("mm_vision_tower", "mm_vision_select_layer", "mm_projector_type"):
         if key not in raw:
             raise ValueError(f"{folder / 'config.json'} lacks {key}: is this a LLaVA checkpoint?")
+    check_settings(folder / "config.json", raw, _CONFIG_TYPES)
     for key, values in supported.items():
         if raw.get(key, values[0]) not in values:
             raise ValueError(f"{folder / 'config.json'} has {key}={raw[key]!r}; supported: {values[0]!r}")
@@ -81,9 +108,23 @@ def _check(raw: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder / 'config.json'} lacks image_grid_pinpoints, which 'anyres' needs")
 
 
-def _resolutions(raw: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+def _read_resolutions(raw: dict[str, Any], folder: Path) -> tuple[tuple[int, int], ...]:
     pinpoints = raw["image_grid_pinpoints"]
-    return parse_resolutions(ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)
+    try:
+        return parse_resolutions(ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: image_grid_pinpoints is {pinpoints!r}: {error}"
+        ) from error
+
+
+def _read_decoder(raw: dict[str, Any], folder: Path) -> LlamaConfig:
+    try:
+        return LlamaConfig(**{key: value for key, value in raw.items() if key in LLAMA_FIELDS})
+    except (
+        Exception
+    ) as error:  # transformers and huggingface_hub check what they take, with errors of their own
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def find_tower(name: str, folder: Path) -> Path | None:
@@ -117,7 +158,15 @@ def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, An
             f"the vision tower {name!r} of {folder} is neither there nor beside it, and not to be had"
             f" from the hub: {error}"
         ) from error
-    return vision, read_json(file) if file is not None and file.is_file() else {}
+    except Exception as error:  # as in `_read_decoder`
+        raise ValueError(
+            f"config.json of the vision tower {source}: {' '.join(str(error).split())}"
+        ) from error
+    if file is None or not file.is_file():
+        return vision, {}
+    settings = read_json(file)
+    check_settings(file, settings, _TOWER_TYPES)
+    return vision, settings
 
 
 def _side(value: int | dict[str, int]) -> int:

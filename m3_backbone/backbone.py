@@ -1,5 +1,6 @@
 """What a frozen model has to offer that answers questions about images at every scale of its ladder."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.sampling import Draw
+
+NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype overflow?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,11 @@ class Answer:
     nll: float | None
     reference_tokens: int | None
 
+    def check_finite(self) -> None:
+        """Raise ValueError for an answer of a decoder whose numbers overflowed."""
+        if not (math.isfinite(self.confidence) and (self.nll is None or math.isfinite(self.nll))):
+            raise ValueError(NOT_FINITE)
+
 
 class Backbone(Protocol):
     """Encode an image once; answer and score any number of questions on it at any scale.
@@ -65,7 +73,7 @@ class Backbone(Protocol):
     def hidden_size(self) -> int: ...
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """One vision pass for all scales."""
+        """One vision pass for all scales. Raises UnreadableImage for an image that `to_rgb` refuses."""
         ...
 
     def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
@@ -115,8 +123,14 @@ class Backbone(Protocol):
         """The `Answer.nll` that `answer` would give, without answering."""
         ...
 
-    def check_question(self, question: str) -> None:
-        """ValueError, with the reason, for a question that cannot be asked."""
+    def check_question(
+        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
+    ) -> None:
+        """ValueError, with the reason, for a question that cannot be asked at `token_scale`, or at any scale.
+
+        Such as one that is empty, holds control tokens or, with its visual tokens and an answer or one of the
+        references, is longer than the context; likewise for references that cannot be scored.
+        """
         ...
 
     def question_ids(self, question: str) -> list[int]:

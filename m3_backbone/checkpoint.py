@@ -1,10 +1,11 @@
 """Loading: the authors' checkpoints as they are published, and those that this project writes."""
 
+import copy
 import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,14 @@ from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
 
 from m3_backbone import authors
 from m3_backbone.hub import PACKAGED, SMALL_FILES, download_weights, find_folder
-from m3_backbone.modeling import M3LlavaForConditionalGeneration, M3LlavaNextForConditionalGeneration, M3Model
+from m3_backbone.ladder import ScaleLadder
+from m3_backbone.modeling import (
+    M3LlavaForConditionalGeneration,
+    M3LlavaNextForConditionalGeneration,
+    M3Model,
+    grid_of,
+    ladder_of,
+)
 from m3_backbone.processing import PROCESSOR_FILE, M3Processor
 from m3_backbone.reading import read_json
 from m3_backbone.tiles import parse_resolutions
@@ -22,6 +30,7 @@ from m3_backbone.weights import (
     INDEX_FILES,
     KEY_MAPPING,
     authors_name,
+    check_finite,
     check_weights,
     hash_weights,
     weight_files,
@@ -36,15 +45,17 @@ def load_m3(
     device_map: Any = None,
     attn_implementation: str | None = None,
     image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+    scales: Sequence[int] | None = None,
 ) -> tuple[M3Model, M3Processor]:
     """The model, in evaluation mode, and its processor.
 
     `checkpoint` is a folder, a hub id or `tiny_m3`, in the authors' layout or in this project's. `dtype`,
     `device_map` and `attn_implementation` are those of `from_pretrained`; `image_grid_pinpoints` replaces the
-    grids of tiles of a tiled checkpoint, as (width, height) in pixels. ValueError names weights that are
-    missing, unexpected or wrongly shaped, and what in the configuration is no M3.
+    grids of tiles of a tiled checkpoint, as (width, height) in pixels, and `scales` the scales that it names
+    itself. ValueError names weights that are missing, unexpected, wrongly shaped or not finite, and what in
+    the configuration is no M3.
     """
-    opened = Checkpoint.open(checkpoint, image_grid_pinpoints)
+    opened = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
     model = opened.load_model(dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
     return model, opened.processor
 
@@ -53,7 +64,8 @@ def load_m3(
 class Checkpoint:
     """A checkpoint whose configuration and tokenizer are read, and whose weights are not.
 
-    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names.
+    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names; `scales`
+    those that were given in place of its own.
     """
 
     source: str
@@ -61,10 +73,14 @@ class Checkpoint:
     config: LlavaConfig | LlavaNextConfig
     processor: M3Processor
     tower: str | None
+    scales: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @classmethod
     def open(
-        cls, checkpoint: str | Path, image_grid_pinpoints: Sequence[Sequence[int]] | None = None
+        cls,
+        checkpoint: str | Path,
+        image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[int] | None = None,
     ) -> Self:
         folder = find_folder(checkpoint)
         config_file = folder / "config.json"
@@ -84,7 +100,29 @@ class Checkpoint:
             )
         if image_grid_pinpoints is not None:
             _replace_resolutions(config, processor, image_grid_pinpoints)
-        return cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"))
+        given = None if scales is None else tuple(scales)
+        opened = cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), scales=given)
+        try:
+            ladder = opened.ladder
+        except ValueError as error:
+            raise ValueError(f"{config_file}: {error}") from error
+        if given is None and raw.get("matryoshka_vis_token_scale") is None and opened.tower is not None:
+            raise ValueError(
+                f"{config_file} names no scales of visual tokens (matryoshka_vis_token_scale), so this is a "
+                "LLaVA that was not trained for any but the finest. If it was, give them: "
+                f"backbone.scales={list(ladder)}"
+            )
+        return opened
+
+    @property
+    def ladder(self) -> ScaleLadder:
+        """The scales that were given, or those that the configuration names. Errors as in `ladder_of`."""
+        if self.scales is None:
+            return ladder_of(self.config)
+        try:
+            return ScaleLadder(self.scales, grid_of(self.config))
+        except ValueError as error:
+            raise ValueError(f"backbone.scales={list(self.scales)}: {error}") from error
 
     @property
     def context_length(self) -> int:
@@ -158,9 +196,12 @@ class Checkpoint:
             M3LlavaNextForConditionalGeneration if is_tiled else M3LlavaForConditionalGeneration
         )
         has_tower = self._check_weights(model_class)
+        config = copy.deepcopy(self.config)
+        if self.scales is not None:
+            config.matryoshka_vis_token_scale = list(self.scales)
         model = model_class.from_pretrained(
             self.folder,
-            config=self.config,
+            config=config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
@@ -170,6 +211,7 @@ class Checkpoint:
             source = authors.find_tower(str(self.tower), self.folder) or self.tower
             tower = CLIPVisionModel.from_pretrained(source, dtype=model.dtype)
             model.model.vision_tower.load_state_dict(tower.state_dict())
+        check_finite(model.named_parameters(), self.folder)
         settings = model.generation_config
         if settings.pad_token_id is None:
             settings.pad_token_id = self.processor.pad_token_id

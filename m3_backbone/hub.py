@@ -29,8 +29,11 @@ def find_folder(checkpoint: str | Path) -> Path:
     if checkpoint in PACKAGED:
         return Path(str(files("m3_backbone"))) / "assets" / str(checkpoint)
     name = str(checkpoint)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"no such folder: {name}")
+    if not is_hub_id(checkpoint):
+        raise FileNotFoundError(
+            f"no such folder: {name}. Give the folder of a checkpoint, a hub id OWNER/NAME or "
+            f"{' or '.join(PACKAGED)}"
+        )
     try:
         config = Path(str(cached_file(name, "config.json")))
     except OSError as error:
@@ -38,6 +41,13 @@ def find_folder(checkpoint: str | Path) -> Path:
     for small in SMALL_FILES:
         fetch(name, small)
     return config.parent
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a source that is no folder may be meant as OWNER/NAME on the hub, and not as a path."""
+    text = str(source)
+    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
+    return not is_path and text.count("/") == 1 and all(text.split("/")) and not Path(text).parent.is_dir()
 
 
 def fetch(hub_id: str, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -20,8 +21,9 @@ from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.costs import prefill_flops, vision_flops
 from m3_backbone.decoding import Decoded, Decoder
 from m3_backbone.drafting import Work
+from m3_backbone.images import to_rgb
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.modeling import M3Model, ladder_of
+from m3_backbone.modeling import M3Model
 from m3_backbone.prompts import prompt_template
 from m3_backbone.sampling import Draw
 
@@ -38,6 +40,7 @@ class LlavaBackbone(Backbone):
         device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
         device_map: how the model is spread over devices, as in `from_pretrained` (needs accelerate).
         attn_implementation: attention kernel, as in `from_pretrained`.
+        scales: other scales than the checkpoint names, which it has to be trained for.
         image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
         prompt: name of the prompt template; the checkpoint's own if not given.
         max_new_tokens: where answers are cut off.
@@ -57,6 +60,7 @@ class LlavaBackbone(Backbone):
         device: str | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
+        scales: Sequence[PositiveInt] | None = None,
         image_grid_pinpoints: Sequence[Sequence[PositiveInt]] | None = None,
         prompt: str | None = None,
         max_new_tokens: PositiveInt = 16,
@@ -73,7 +77,9 @@ class LlavaBackbone(Backbone):
         if attn_implementation is not None:
             check_attention(attn_implementation)
         if not isinstance(checkpoint, Checkpoint):
-            checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints)
+            checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
+        elif scales is not None:
+            checkpoint = replace(checkpoint, scales=tuple(scales))
         self.name = name or Path(checkpoint.source).name
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.device, self.device_map = device, device_map
@@ -102,7 +108,7 @@ class LlavaBackbone(Backbone):
 
     @cached_property
     def ladder(self) -> ScaleLadder:
-        return ladder_of(self.checkpoint.config)
+        return self.checkpoint.ladder
 
     @property
     def hidden_size(self) -> int:
@@ -182,6 +188,8 @@ class LlavaBackbone(Backbone):
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        images = [to_rgb(image) for image in images]
+
         def encode(batch: Sequence[Image.Image]) -> list[EncodedImage]:
             inputs = {
                 name: x.to(self._decoder.device) for name, x in self.processor.preprocess(batch).items()
@@ -255,6 +263,8 @@ class LlavaBackbone(Backbone):
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
                 f"{len(drafts)} drafts, {len(draws or encoded)} draws"
             )
+        for question in dict.fromkeys(questions):
+            self.check_question(question, token_scale=token_scale)
         decoded: dict[int, Decoded] = {}
 
         def decode(batch: Sequence[list[int]]) -> list[Decoded]:
@@ -280,16 +290,28 @@ class LlavaBackbone(Backbone):
         """Ids of the prompt from the end of the image on."""
         return self.processor.prompt_parts(self.processor.template.format(question))[1]
 
-    def check_question(self, question: str) -> None:
-        suffix = self._suffix_ids(question)
-        most = self.processor.images.max_visual_tokens(self.ladder.finest)
-        needed = len(self._system_ids) + most + len(suffix) + self.max_new_tokens
+    def check_question(
+        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
+    ) -> None:
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+        self.processor.check_text("the question", question)
+        most = self.processor.images.max_visual_tokens(token_scale or self.ladder.finest)
         context = self.checkpoint.context_length
-        if needed > context:
+        needed = len(self._system_ids) + most + len(self._suffix_ids(question))
+        if needed + self.max_new_tokens > context:
             raise ValueError(
                 f"the question is too long: with {most} visual tokens and {self.max_new_tokens} for an answer"
-                f" it needs {needed} places, and the model has {context}"
+                f" it needs {needed + self.max_new_tokens} places, and the model has {context}"
             )
+        for reference in dict.fromkeys(references):
+            self.processor.check_text("a reference", reference)
+            length = len(self._answer_ids(reference))
+            if needed + length > context:
+                raise ValueError(
+                    f"a reference is too long: with {most} visual tokens, the question and its own {length} "
+                    f"tokens it needs {needed + length} places, and the model has {context}"
+                )
 
     def question_ids(self, question: str) -> list[int]:
         return self.processor.tokenizer(question, add_special_tokens=False).input_ids

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3_backbone.shards import SCHEMA_VERSION, naming, read_content, refuse_version, write_atomically
+from m3_backbone.shards import SCHEMA_VERSION, name_way_out, naming, read_content, write_atomically
 
 MANIFEST, SPLITS_FILE = "manifest.json", "splits.parquet"
 EMBEDDINGS, SET_ASIDE = "token_embeddings.safetensors", "set_aside.jsonl"
@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema version {version}, this tokenscale reads {SCHEMA_VERSION}: "
-            f"{refuse_version(version)}"
+            f"{name_way_out(version)}"
         )
     types = {**_TYPES, **(_TYPES_WHEN_COMPLETE if manifest.get("complete") is True else {})}
     for key, kind in types.items():

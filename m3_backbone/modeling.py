@@ -4,9 +4,10 @@ The projected grid of visual tokens is pooled in `get_image_features`, before it
 rest is transformers'. `token_scale` is an argument of `forward` and `generate` and is kept nowhere.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 from transformers import (
     LlavaConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from m3_backbone.arguments import PositiveInt, accepts
 from m3_backbone.ladder import ScaleLadder, exact_scales
 from m3_backbone.pooling import PoolingMethod, pool
 from m3_backbone.tiles import Tiling
@@ -161,11 +163,25 @@ def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
 
 
 def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
-    """The scales that the checkpoint names, as far as its grid gives them exactly; else those of its grid."""
-    grid = grid_of(config)
-    named = getattr(config, "matryoshka_vis_token_scale", None) or ()
-    exact = [scale for scale in named if scale in exact_scales(grid)]
-    return ScaleLadder(exact, grid) if exact else ScaleLadder.of_grid(grid)
+    """The scales that a configuration names; those of its grid where it names none.
+
+    ValueError for scales that are no list of whole numbers, or that the grid does not give.
+    """
+    grid, named = grid_of(config), getattr(config, "matryoshka_vis_token_scale", None)
+    if named is None:
+        return ScaleLadder.of_grid(grid)
+    if not accepts(Annotated[list[PositiveInt], Len(1)], named):
+        possible = ", ".join(map(str, exact_scales(grid)))
+        raise ValueError(
+            f"matryoshka_vis_token_scale={named!r} is no list of scales: give some of {possible} with "
+            "backbone.scales=[...]"
+        )
+    try:
+        return ScaleLadder(named, grid)
+    except ValueError as error:
+        raise ValueError(
+            f"matryoshka_vis_token_scale={named}: {error}; backbone.scales=[...] takes their place"
+        ) from error
 
 
 class _MatryoshkaGeneration:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from m3_backbone.images import to_rgb
 from m3_backbone.ladder import pooled_side
 from m3_backbone.tiles import Tiling
 
@@ -17,6 +18,10 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Aspect = Literal["pad", "crop", "anyres"]
+
+# Larger intermediate pictures are never made whole: 64 megabytes, as Pillow takes 4 bytes a pixel.
+MAX_WHOLE_PIXELS = 2**24
+_MAX_SUPPORT = 3  # of Pillow's resampling filters, in pixels on either side
 
 
 @dataclass(frozen=True)
@@ -61,29 +66,45 @@ class ImagePreprocessor:
         return self.tiling.num_tiles(image_size) if self.tiling else 1
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """`[num_tiles, 3, image_size, image_size]`, float32; with `anyres` the base tile first."""
-        image = image.convert("RGB")
+        """`[num_tiles, 3, image_size, image_size]`, float32; with `anyres` the base tile first.
+
+        Raises UnreadableImage for an image without pixels, or with pixels of unknown range. Memory beyond the
+        image's own is bounded by `MAX_WHOLE_PIXELS` and the largest of `resolutions`, whatever its shape.
+        """
+        image = to_rgb(image)
         if self.tiling is not None:
             base = image.resize((self._shorter_side, self._shorter_side))
             tiles = [base, *cut(fit(image, self.tiling.resolution(image.size)), self.image_size)]
-        else:
-            tiles = [pad_to_square(image, self.mean) if self.aspect == "pad" else image]
-        return torch.stack([self._normalise(tile) for tile in tiles])
+            return torch.stack([self._normalise(self._resize_and_crop(tile)) for tile in tiles])
+        resized = (
+            self._resize_and_crop_padded(image) if self.aspect == "pad" else self._resize_and_crop(image)
+        )
+        return self._normalise(resized)[None]
 
     @property
     def _shorter_side(self) -> int:
         return self.resize or self.image_size
 
-    def _normalise(self, image: Image.Image) -> Tensor:
-        """CLIP's own steps: shorter side to `resize`, middle square, mean and deviation of each channel."""
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
+        """CLIP's own steps: shorter side to `resize`, then the middle square of `image_size`."""
         width, height = image.size
         short = self._shorter_side
         size = (
             (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
         )
-        left, top = ((side - self.image_size) // 2 for side in size)
-        image = image.resize(size, self.resample)
-        image = image.crop((left, top, left + self.image_size, top + self.image_size))
+        if size[0] * size[1] > MAX_WHOLE_PIXELS:
+            return resize_middle(image, size, self.image_size, self.resample)
+        return crop_middle(image.resize(size, self.resample), self.image_size)
+
+    def _resize_and_crop_padded(self, image: Image.Image) -> Image.Image:
+        """The same of the image in the middle of a square of the mean colour."""
+        if max(image.size) ** 2 <= MAX_WHOLE_PIXELS:
+            return self._resize_and_crop(pad_to_square(image, self.mean))
+        square = resize_padded(image, self.mean, self._shorter_side, self.resample)
+        return crop_middle(square, self.image_size)
+
+    def _normalise(self, image: Image.Image) -> Tensor:
+        """`[3, height, width]`, each channel less its mean and by its deviation."""
         mean, std = (np.array(value, dtype=np.float32)[:, None, None] for value in (self.mean, self.std))
         # Channels apart first, and in place after: a fifth of the time of the same steps on copies.
         pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).astype(np.float32)
@@ -93,13 +114,63 @@ class ImagePreprocessor:
         return torch.from_numpy(pixels)
 
 
+def crop_middle(image: Image.Image, side: int) -> Image.Image:
+    """The middle `side` x `side` pixels, black where the image is smaller."""
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def resize_middle(image: Image.Image, size: tuple[int, int], side: int, resample: int) -> Image.Image:
+    """`crop_middle(image.resize(size, resample), side)`, with no more of the longer axis than that shows.
+
+    As many neighbours are kept as the filter reads, so that pixels are the same but for a rounding, by one
+    level of 256 at most where the longer axis is enlarged.
+    """
+    axis = int(size[1] > size[0])
+    scale = image.size[axis] / size[axis]
+    start = (size[axis] - side) // 2
+    first, last = start * scale, (start + side) * scale
+    margin = _MAX_SUPPORT * max(scale, 1) + 1
+    low, high = max(0, math.floor(first - margin)), min(image.size[axis], math.ceil(last + margin))
+    region, box, target = [0, 0, *image.size], [0.0, 0.0, *map(float, image.size)], list(size)
+    region[axis], region[axis + 2] = low, high
+    box[axis], box[axis + 2] = first - low, last - low
+    target[axis] = side
+    part = image.crop((region[0], region[1], region[2], region[3]))
+    resized = part.resize((target[0], target[1]), resample, (box[0], box[1], box[2], box[3]))
+    return crop_middle(resized, side)
+
+
+def resize_padded(image: Image.Image, mean: Sequence[float], side: int, resample: int) -> Image.Image:
+    """`pad_to_square(image, mean).resize((side, side), resample)`, without making the square.
+
+    The same pixels: Pillow resizes rows first and columns after, and every row for itself.
+    """
+    width, height = image.size
+    square_side = max(width, height)
+    left, top = (square_side - width) // 2, (square_side - height) // 2
+    color = _to_color(mean)
+    num_rows = max(1, MAX_WHOLE_PIXELS // (4 * square_side))
+    narrow = Image.new("RGB", (side, square_side), color)
+    for start in range(0, height, num_rows):
+        rows = image.crop((0, start, width, min(start + num_rows, height)))
+        padded = Image.new("RGB", (square_side, rows.height), color)
+        padded.paste(rows, (left, 0))
+        narrow.paste(padded.resize((side, rows.height), resample), (0, top + start))
+    return narrow.resize((side, side), resample)
+
+
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """The image in the middle of a square of the mean colour (given in [0, 1])."""
     width, height = image.size
     side = max(width, height)
-    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square = Image.new("RGB", (side, side), _to_color(mean))
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _to_color(mean: Sequence[float]) -> tuple[int, ...]:
+    return tuple(int(value * 255) for value in mean)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:

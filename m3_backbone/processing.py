@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import torch
 from PIL import Image
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
+from m3_backbone.images import to_rgb
 from m3_backbone.preprocessing import ImagePreprocessor
 from m3_backbone.prompts import IMAGE, PromptTemplate, prompt_template
-from m3_backbone.reading import read_json
+from m3_backbone.reading import check_no_pointer, check_settings, read_json
 from m3_backbone.shards import write_text
 from m3_backbone.tokenization import SentencePieceLlamaTokenizer
 
@@ -46,7 +47,7 @@ class M3Processor:
         `[batch, 3, height, width]`; with tiles `[batch, max_tiles, 3, height, width]`, padded with zeros, and
         `image_sizes` `[batch, 2]` (height, width of the images in pixels).
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
+        images = [to_rgb(image) for image in ([images] if isinstance(images, Image.Image) else images)]
         text = [text] if isinstance(text, str) else list(text)
         if len(images) != len(text):
             raise ValueError(f"{len(images)} images for {len(text)} prompts: give one image for each prompt")
@@ -108,6 +109,18 @@ class M3Processor:
         start, whole = (self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, text))
         return whole[len(start) :]
 
+    def check_text(self, subject: str, text: str) -> None:
+        """Raise ValueError, about `subject`, for a text that the tokenizer would not take as mere text."""
+        if IMAGE in text:
+            raise ValueError(f"{subject} holds {IMAGE!r}, the mark of the image, take it out: {text!r}")
+        for token in self.tokenizer.all_special_tokens:
+            if token in text:
+                raise ValueError(f"{subject} holds {token!r}, a control token of the model: take it out")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{subject} is no text that UTF-8 can hold: {error.reason}") from error
+
     def describe(self) -> dict[str, Any]:
         """Everything that decides on what the model is handed for an image and a question, as JSON."""
         tokenizer = {
@@ -130,11 +143,18 @@ class M3Processor:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """What `save_pretrained` wrote."""
-        content = read_json(Path(folder) / PROCESSOR_FILE)
-        settings = content["images"]
-        for name in ("resolutions", "mean", "std"):
-            settings[name] = tuple(tuple(v) if isinstance(v, list) else v for v in settings[name])
-        return cls(load_tokenizer(folder), ImagePreprocessor(**settings), content["prompt"])
+        file = Path(folder) / PROCESSOR_FILE
+        content = read_json(file)
+        check_settings(file, content, {"images": dict[str, Any], "prompt": str})
+        check_settings(file, content.get("images", {}), get_type_hints(ImagePreprocessor))
+        try:
+            settings = content["images"]
+            for name in ("resolutions", "mean", "std"):
+                settings[name] = tuple(tuple(v) if isinstance(v, list) else v for v in settings[name])
+            images, prompt = ImagePreprocessor(**settings), content["prompt"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{file} is none that this version wrote ({error}): fetch it again") from error
+        return cls(load_tokenizer(folder), images, prompt)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -142,6 +162,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     present = [name for name in ("tokenizer.model", "tokenizer.json") if (Path(folder) / name).is_file()]
     if not present:
         raise FileNotFoundError(f"no tokenizer.model and no tokenizer.json in {folder}")
+    for name in (*present, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        check_no_pointer(Path(folder) / name)
     tokenizer_class: Any = SentencePieceLlamaTokenizer if "tokenizer.model" in present else AutoTokenizer
     try:
         return tokenizer_class.from_pretrained(folder, trust_remote_code=False)

@@ -1,15 +1,45 @@
-"""Small files of a checkpoint, read with errors that name them."""
+"""Files of a checkpoint or of a data set, read with errors that name them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from m3_backbone.arguments import accepts, describe_type
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER_REASON = "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"
+
+
+def is_pointer(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a Git LFS pointer, which a clone without Git LFS holds."""
+    return head.startswith(_POINTER)
+
+
+def check_no_pointer(file: Path) -> None:
+    """Raise ValueError for a Git LFS pointer; any other file, and none, is left to who reads it."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_POINTER))
+    except OSError:
+        return
+    if is_pointer(head):
+        raise ValueError(f"{file} is {POINTER_REASON}")
+
+
+def check_settings(file: Path, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming file and key, for a setting of another type than in `types`."""
+    for key, annotation in types.items():
+        if key in settings and not accepts(annotation, settings[key]):
+            raise ValueError(f"{file}: {key} is {settings[key]!r}, and should be {describe_type(annotation)}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError, naming the file, where there is none."""
+    check_no_pointer(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged, fetch it again: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object")

@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from m3_backbone.features import ImageFeatures
+from m3_backbone.reading import check_no_pointer
 
 SCHEMA_VERSION = 4
+MIGRATED_VERSION = 3  # labels of it are brought up to date (`experiments.labels.migration`)
 FEATURE_VERSION = 3  # of the shards of features alone
 METADATA_KEY = b"tokenscale"
 
@@ -118,14 +120,17 @@ def parse_header(
         raise ValueError(f"{origin}: its metadata {METADATA_KEY.decode()!r} are damaged") from error
     if found != version:
         raise ValueError(
-            f"{origin} has schema version {found}, this tokenscale reads {version}: {refuse_version(found)}"
+            f"{origin} has schema version {found}, this tokenscale reads {version}: "
+            f"{name_way_out(found, version)}"
         )
     return header
 
 
-def refuse_version(version: Any) -> str:
-    """What to do about labels with another version of the schema."""
-    if isinstance(version, int) and version < SCHEMA_VERSION:
+def name_way_out(found: Any, version: int = SCHEMA_VERSION) -> str:
+    """What to do about labels of the schema version `found` where `version` is read."""
+    if isinstance(found, int) and found < version:
+        if version != SCHEMA_VERSION or found != MIGRATED_VERSION:
+            return "label again with overwrite=true, or read it with the tokenscale that wrote it"
         return (
             "run `python -m experiments.label` with the settings that made these labels, which brings them "
             "up to date and answers nothing again"
@@ -212,6 +217,7 @@ def naming(path: Path) -> Iterator[None]:
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, SafetensorError, OSError) as error:
+        check_no_pointer(path)
         kind = "Parquet" if path.suffix == ".parquet" else "safetensors"
         raise ValueError(
             f"{path} is not a whole {kind} file: delete it and run the same label command again, "

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
+from m3_backbone.images import MAX_PIXELS
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -25,6 +27,11 @@ class Tiling:
             if width % self.tile_size or height % self.tile_size:
                 raise ValueError(
                     f"{width}x{height} in image_grid_pinpoints: no multiple of the tile size {self.tile_size}"
+                )
+            if min(width, height) < 1 or width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"{width}x{height} in image_grid_pinpoints: give sides from {self.tile_size} up, of at "
+                    f"most {MAX_PIXELS:,} pixels together"
                 )
 
     def resolution(self, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 
-from m3_backbone.reading import read_json
+from m3_backbone.arguments import accepts
+from m3_backbone.reading import check_no_pointer, read_json
 
 # Prefixes of weight names: (transformers', the authors').
 PREFIXES = (
@@ -45,7 +46,10 @@ def authors_name(name: str) -> str:
 
 def shard_names(index: Path) -> list[str]:
     """Files that an index of shards lists."""
-    return sorted(set(read_json(index)["weight_map"].values()))
+    names = read_json(index).get("weight_map")
+    if not accepts(dict[str, str], names) or not names:
+        raise ValueError(f"{index} lists no files under weight_map: fetch it again")
+    return sorted(set(names.values()))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -64,6 +68,7 @@ def weight_shapes(files: Iterable[Path]) -> dict[str, torch.Size]:
     """Names and shapes of all weights, read without their values."""
     shapes = {}
     for file in files:
+        check_no_pointer(file)
         try:
             shapes.update({name: weight.shape for name, weight in load_state_dict(file, "meta").items()})
         except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -85,6 +90,18 @@ def check_weights(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
     ]
     if problems:
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Raise ValueError that names the first weight with nan or infinity, as loaded from `folder`."""
+    for name, weight in weights:
+        # One that is kept on disk (device_map) has no values here.
+        if weight.device.type != "meta" and not weight.isfinite().all():
+            type_name = str(weight.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the weights in {folder} are not finite in {type_name}: {name} holds nan or infinity; fetch "
+                "them again, or load them with another dtype"
+            )
 
 
 def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int = 2**18) -> None:
@@ -118,6 +135,7 @@ def _describe(weight: Any, max_bytes: int, num_blocks: int = 8) -> str:
 
 def _open_weights(file: Path) -> Iterator[tuple[str, Any]]:
     """Weights that are read from the file only where they are indexed."""
+    check_no_pointer(file)
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a dict)

@@ -130,8 +130,12 @@ class AdaptiveM3(ModelHubMixin):
         predictors that know tasks by name. Raises ValueError for a question that is empty or too long.
         """
         pictures, texts = pair_up(images, questions)
-        for text in dict.fromkeys(texts):
-            self.backbone.check_question(text)
+        for number, text in enumerate(texts, 1):
+            try:
+                self.backbone.check_question(text)
+            except ValueError as error:
+                place = f"question {number} of {len(texts)}: " if len(texts) > 1 else ""
+                raise ValueError(f"{place}{error}") from error
         if climb:
             hybrid = self.find_hybrid(price=price, budget=budget, point=point)
             results = self.climb(self.encode(pictures), texts, hybrid, task)
@@ -207,6 +211,8 @@ class AdaptiveM3(ModelHubMixin):
             if rows:
                 found = self.backbone.answer([encoded[i] for i in rows], [questions[i] for i in rows], scale)
                 answers.update(zip(rows, found, strict=True))
+        for answer in answers.values():
+            answer.check_finite()
         return answers
 
     def choose(

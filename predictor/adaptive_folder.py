@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard, snapshot_download
 
 from m3_backbone.backbone import Backbone
+from m3_backbone.hub import is_hub_id
 from m3_backbone.llava import LlavaBackbone
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
@@ -110,10 +111,9 @@ def find_folder(source: str | Path, **download: Any) -> Path:
         return path
     if path.exists():
         raise FolderError(f"{text} is a file: give the folder that it lies in")
-    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
-    if is_path or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
+    if not is_hub_id(source):
         raise FileNotFoundError(
-            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id"
+            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id OWNER/NAME"
         )
     try:
         return Path(snapshot_download(text, allow_patterns=_PATTERNS, **download))
@@ -218,7 +218,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _check_arguments(path: Path, arguments: Any) -> None:
     """Raise FolderError for arguments of the backbone that `save` does not write."""
     required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
-    check_keys(path, arguments, required, frozenset({"image_grid_pinpoints"}))
+    check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
     for name in _TEXTS:
         if not isinstance(arguments[name], str) or not arguments[name]:
             raise damaged(path, f"{name} of the backbone is no text")
@@ -230,6 +230,8 @@ def _check_arguments(path: Path, arguments: Any) -> None:
         value = arguments[name]
         if not (value is None or isinstance(value, str)) or value not in allowed:
             raise damaged(path, f"{name} of the backbone is none of {', '.join(filter(None, allowed))}")
+    if "scales" in arguments:
+        predictor_folder.check_scales(path, arguments["scales"])
     sizes = arguments.get("image_grid_pinpoints", [])
     if not isinstance(sizes, list) or not all(
         isinstance(size, list)
@@ -318,4 +320,6 @@ def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
     arguments = {name: getattr(backbone, name) for name in names}
     resolutions = backbone.processor.images.resolutions
     tiles = {"image_grid_pinpoints": [list(size) for size in resolutions]} if resolutions else {}
-    return arguments | {"prompt": backbone.processor.template.name} | tiles
+    given = backbone.checkpoint.scales
+    scales = {} if given is None else {"scales": list(backbone.ladder)}
+    return arguments | {"prompt": backbone.processor.template.name} | scales | tiles

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from m3_backbone.reading import POINTER_REASON, check_no_pointer
 from m3_backbone.shards import write_atomically, write_text
 
 # The vocabulary of a text model on a large data set takes a few megabytes; nothing here is deeply nested.
@@ -63,6 +64,10 @@ def check_file(path: Path, max_bytes: int, root: Path | None = None) -> int:
         raise damaged(path, "not a regular file")
     if not size:
         raise damaged(path, "the file is empty")
+    try:
+        check_no_pointer(target)
+    except ValueError as error:
+        raise FolderError(f"{path} is {POINTER_REASON}") from error
     if size > max_bytes:
         raise damaged(path, f"{size:,} bytes, and at most {max_bytes:,} are read")
     return size

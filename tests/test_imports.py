@@ -24,6 +24,7 @@ OUTCOME_SCHEMA = (
     "m3_backbone.outcomes",
     "m3_backbone.labels",
     "m3_backbone.features",
+    "m3_backbone.reading",
     "m3_backbone.sentences",
     "m3_backbone.shards.write_",
 )

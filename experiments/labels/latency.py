@@ -29,10 +29,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.blocks import group_by_image
+from experiments.blocks import group_by_image, read_image
 from experiments.label_locks import wait_for_lock
 from experiments.tasks.base import Sample, Task
-from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import Backbone
 from m3_backbone.shards import write_atomically
 from predictor.adaptive import AdaptiveM3
@@ -151,8 +150,8 @@ def measure_latency(
     """Time backbone and predictors, write the samples to a file in `folder`, and return (its path, samples).
 
     The name of the file is a digest of what is timed: of the backbone, the predictors, the data, the machine
-    and these numbers. An existing file is up to date, and nothing is timed again unless `overwrite`. One
-    process at a time measures into a folder.
+    and these numbers. An existing file that can be read is up to date, and nothing is timed again unless
+    `overwrite`. One process at a time measures into a folder.
     Raises ValueError for numbers below 1, and if fewer than `batch_size` pictures have a question that fits.
     """
     for name, number in {
@@ -172,15 +171,14 @@ def measure_latency(
         "batch_size": batch_size,
     }
     path = folder / f"{digest_job(job)}.json"
-    if path.is_file() and not overwrite:  # no lock: the folder may be read-only
-        log.info("timings are up to date: %s", path)
-        return path, Latency.read(path)
+    # No lock: the folder may be read-only.
+    if not overwrite and (finished := _read_finished(path)) is not None:
+        return path, finished
     folder.mkdir(parents=True, exist_ok=True)
     # Jobs of a sweep would slow each other down.
     with wait_for_lock(folder / ".lock", f"measures latency into {folder}"):
-        if path.is_file() and not overwrite:
-            log.info("timings are up to date: %s", path)
-            return path, Latency.read(path)
+        if not overwrite and (finished := _read_finished(path)) is not None:
+            return path, finished
         questions = pick_questions(task, backbone, num_images)
         if len(questions) < batch_size:
             raise ValueError(
@@ -190,6 +188,19 @@ def measure_latency(
         latency = time_answers(backbone, predictors, questions, job)
         latency.write(path)
     return path, latency
+
+
+def _read_finished(path: Path) -> Latency | None:
+    """The timings in a file; None for no file, or one that is damaged and thus made again."""
+    if not path.is_file():
+        return None
+    try:
+        latency = Latency.read(path)
+    except ValueError as error:
+        log.warning("timed again: %s", error)
+        return None
+    log.info("timings are up to date: %s", path)
+    return latency
 
 
 def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TimedPredictor]) -> dict[str, Any]:
@@ -219,10 +230,9 @@ def pick_questions(task: Task, backbone: Backbone, num_images: int) -> list[Ques
         question = _find_question(backbone, samples)
         if question is None:
             continue
-        try:
-            questions.append((task.image(image_id), question))
-        except UnreadableImage:
-            continue
+        image = read_image(task, image_id)
+        if not isinstance(image, str):
+            questions.append((image, question))
     return questions
 
 

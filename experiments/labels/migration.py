@@ -18,11 +18,12 @@ from experiments.evaluation.resampled import Part
 from experiments.label_folder import LabelFolder
 from experiments.labels.replaced import RESAMPLED
 from experiments.tasks.base import SPLITS, Sample, Task
-from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import Backbone
 from m3_backbone.features import describe_image
+from m3_backbone.images import UnreadableImage
 from m3_backbone.manifest import MANIFEST, digest_samples, find_shard, load_manifest
 from m3_backbone.shards import (
+    MIGRATED_VERSION,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
     check_columns,
@@ -35,7 +36,6 @@ from m3_backbone.shards import (
 
 log = logging.getLogger(__name__)
 
-EARLIER_VERSION = 3
 _VISION_FLOPS = "vision_flops"
 # Statistics of a picture, which tell it from others and do not depend on the backbone.
 _STATISTICS = ("image/width", "image/height", "image/entropy")
@@ -43,7 +43,7 @@ _STATISTICS = ("image/width", "image/height", "image/entropy")
 
 def is_of_earlier_version(folder: Path) -> bool:
     """Whether a folder has labels of tokenscale 0.1."""
-    return (folder / MANIFEST).is_file() and load_manifest(folder)["schema"] == EARLIER_VERSION
+    return (folder / MANIFEST).is_file() and load_manifest(folder)["schema"] == MIGRATED_VERSION
 
 
 def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
@@ -54,7 +54,7 @@ def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
     the labels.
     """
     manifest = load_manifest(target.path)
-    if manifest["schema"] != EARLIER_VERSION:
+    if manifest["schema"] != MIGRATED_VERSION:
         return  # another process was faster
     target.refuse_other(manifest, ignored=("data",))
     samples = {sample.sample_id: sample for split in SPLITS for sample in task.samples(split)}
@@ -103,7 +103,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     with naming(path):
         metadata = pq.read_schema(path).metadata
     try:
-        header = parse_header(metadata, str(path), EARLIER_VERSION)
+        header = parse_header(metadata, str(path), MIGRATED_VERSION)
     except ValueError:
         header = parse_header(metadata, str(path), SCHEMA_VERSION)
     return {key: value for key, value in header.items() if key != "schema"}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments.evaluation.question_types import pick_frequent
 from experiments.reporting.export import LONGEST_TITLE, cut_name
+from m3_backbone.images import to_rgb
 from m3_backbone.outcomes import OutcomeTable
 
 _WIDTH = 30  # characters of a caption line
@@ -51,7 +52,7 @@ def draw_failures(
     for row, (kind, samples) in enumerate(picked.items()):
         for ax, sample in zip(panels[row], samples, strict=False):
             try:
-                ax.imshow(read_image(str(table.image_id[sample])))
+                ax.imshow(to_rgb(read_image(str(table.image_id[sample]))))
             except OSError as error:
                 ax.text(
                     0.5, 0.5, _shorten(str(error)), ha="center", va="center", wrap=True, fontsize=6,

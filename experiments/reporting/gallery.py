@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
 from experiments.evaluation.metrics import split_kinds
+from m3_backbone.images import to_rgb
 from m3_backbone.outcomes import OutcomeTable
 
 _LONGEST_SIDE = 320
@@ -141,7 +142,7 @@ def build_cards(
 
 def embed_image(image: Image.Image) -> tuple[str, tuple[int, int]]:
     """An image as a data URI of at most 320 pixels a side, and its size in pixels."""
-    small = image.convert("RGB")
+    small = to_rgb(image).copy()
     small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=88, method=4)

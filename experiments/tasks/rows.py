@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from m3_backbone.reading import check_no_pointer
+
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 29
 MAX_NAME_CHARS = 1000  # of an id or a path
@@ -39,6 +41,7 @@ class RowFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no file {self.path}")
+        check_no_pointer(self.path)
 
     @property
     def unit(self) -> str:

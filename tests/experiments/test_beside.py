@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from experiments import label_locks
 from experiments.config import find_config_dir, make_exclusively, replace_unprintable
+from experiments.label_folder import LabelFolder
 from experiments.label_locks import hold, wait_for_lock
 from experiments.run import check_link
 from predictor.learned import make_quiet_trainer
@@ -184,3 +185,12 @@ def test_a_trainer_of_one_process_is_one_wherever_it_runs(monkeypatch, variables
         assert trainer.world_size == 1 and trainer.is_global_zero
     assert configured["gpu"].plugins == configured["cpu"].plugins
     assert configured["ddp"].plugins is None
+
+
+def test_a_file_where_the_labels_belong_is_said_in_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    reason = r"as a file lies where a folder belongs: .*paths\.labels=FOLDER$"
+    for path in (tmp_path / "file", tmp_path / "file" / "labels"):
+        folder = LabelFolder(path, fingerprints={}, scales=(1,), feature_scales=(1,))
+        with pytest.raises(OSError, match=reason), folder.locked():
+            pass

@@ -153,10 +153,7 @@ def test_resamples_redo_everything(splits):
 
 def _take_with_repeats(table, rows):
     """Rows of a table, with repeats under new sample ids."""
-    parts = {
-        name: getattr(table, name)[rows]
-        for name in ("image_id", "task", "kind", "question", "metric")
-    }
+    parts = {name: getattr(table, name)[rows] for name in ("image_id", "task", "kind", "question", "metric")}
     lists = {
         name: [getattr(table, name)[row] for row in rows]
         for name in ("references", "attributes", "question_ids", "answer")

@@ -147,9 +147,7 @@ def test_an_empty_calibration_split_is_refused_before_the_test_split_is_opened(s
 
 
 def test_task_of_other_data_is_refused(store, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"another task\.name, or configure the task as it was"
-    ):
+    with pytest.raises(ValueError, match=r"another task\.name, or configure the task as it was"):
         evaluate(store, tmp_path, task=Pictures(fingerprint="other"))
     assert not list(tmp_path.iterdir())
 

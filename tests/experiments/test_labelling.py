@@ -472,25 +472,6 @@ class TestDivisions:
         assert_same_labels(tmp_path / "labels", tmp_path / "fresh")
 
 
-def test_pictures_that_were_missing_are_tried_again(task, backbone, undisturbed, tmp_path, unloadable):
-    """Once they are there; until then the same command does nothing, and says so."""
-    folder = shutil.copytree(task.images.parent, tmp_path / "task")
-    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
-    mended = make_task(folder, rows)
-    for name in "bf":
-        (folder / "images" / f"{name}.png").rename(folder / f"{name}.png")
-    summary = label_some(mended, backbone, tmp_path / "labels")
-    assert summary.counts == {"train": 10, "calibration": 5, "test": 0}
-    assert sum(summary.set_aside.values()) == 10 and "skipped: 10 samples" in str(summary)
-    stamp = (tmp_path / "labels" / "manifest.json").stat().st_mtime_ns
-    label_some(mended, unloadable, tmp_path / "labels")
-    assert (tmp_path / "labels" / "manifest.json").stat().st_mtime_ns == stamp
-    for name in "bf":
-        (folder / f"{name}.png").rename(folder / "images" / f"{name}.png")
-    assert label_some(mended, backbone, tmp_path / "labels").set_aside == {}
-    assert_same_labels(tmp_path / "labels", undisturbed)
-
-
 class TestAfterAccidents:
     @pytest.mark.parametrize("room", ["outcomes", "features"])
     @pytest.mark.parametrize("accident", ["lost", "cut short", "emptied"])

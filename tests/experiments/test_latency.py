@@ -248,6 +248,18 @@ def test_a_damaged_file_is_named(measure, backbone, predictors, tmp_path):
             find(tmp_path / "latency", backbone, predictors)
 
 
+def test_a_damaged_file_is_measured_again_by_the_same_command(
+    measure, backbone, predictors, tmp_path, caplog
+):
+    path, _ = measure()
+    for text in ("", "{", path.read_text()[:-20]):
+        path.write_text(text)
+        again, latency = measure()
+        assert again == path and len(latency.vision)
+        assert f"timed again: {path} is not a complete file of timings" in caplog.text
+        assert find(tmp_path / "latency", backbone, predictors) is not None
+
+
 def test_the_account_of_a_measured_file(measure, backbone, predictors):
     """From the file to what cascades pay: all scales tried, and one vision pass."""
     _, latency = measure()

@@ -8,7 +8,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from m3_backbone.checkpoint import Checkpoint, load_m3
+from m3_backbone.llava import LlavaBackbone
 from m3_backbone.modeling import M3LlavaForConditionalGeneration
+from m3_backbone.processing import M3Processor
 from m3_backbone.weights import authors_name
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -132,8 +134,16 @@ def test_a_damaged_small_file_is_named(editable, name):
 
 def test_what_is_nowhere_is_named(editable, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="no such folder: /no/such"):
-        load_m3("/no/such")
+    for source in (
+        "/no/such",
+        "nothing",
+        "./nothing",
+        "a/b/nothing",
+        "tests/nothing",
+        Path("nobody/nothing"),
+    ):
+        with pytest.raises(OSError, match=f"no such folder: {source}. Give the folder of a checkpoint"):
+            load_m3(source)
     with pytest.raises(OSError, match="nobody/nothing is no folder here"):
         load_m3("nobody/nothing")
     editable.config["mm_vision_tower"] = "nobody/nothing"
@@ -227,3 +237,145 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_their_files(plain, editabl
     editable.weights["model.norm.weight"][-1] -= 1e-3
     editable.config["rope_theta"] = 5e5
     assert Checkpoint.open(editable.save()).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("value", [None, "absent"])
+def test_a_plain_llava_is_no_m3_unless_its_scales_are_given(plain, editable, value):
+    editable.config["matryoshka_vis_token_scale"] = value
+    if value == "absent":
+        del editable.config["matryoshka_vis_token_scale"]
+    folder = editable.save()
+    reason = r"config\.json names no scales .*: backbone\.scales=\[1, 9, 36, 144, 576\]$"
+    for opening in (Checkpoint.open, load_m3, LlavaBackbone):
+        with pytest.raises(ValueError, match=reason):
+            opening(folder)
+    backbone = LlavaBackbone(folder, scales=[576, 1, 64])
+    assert backbone.ladder.scales == (1, 64, 576) == backbone.model.scale_ladder.scales
+    assert load_m3(folder, scales=[1, 9])[0].scale_ladder.scales == (1, 9)
+    # The weights are the same with any scales; what was labelled at others is refused by its scales.
+    other = LlavaBackbone(folder, scales=[1, 9])
+    assert backbone.fingerprints == other.fingerprints
+    assert other.fingerprints["weights"] == backbone.checkpoint.fingerprint
+    with pytest.raises(
+        ValueError, match=r"backbone\.scales=\[1, 10\]: scale 10 is not possible on a 24x24 grid"
+    ):
+        LlavaBackbone(folder, scales=[1, 10])
+    with pytest.raises(ValueError, match="scales=144: give a list"):
+        LlavaBackbone(folder, scales=144)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([], r"\[\] is no list of scales"),
+        (
+            "random",
+            "'random' is no list of scales: give some of 1, 4, 9, 16, 36, 64, 144, 576 with backbone.scales",
+        ),
+        ("[1, 9]", r"'\[1, 9\]' is no list of scales"),
+        (144, "144 is no list of scales"),
+        ([1, 10, 576], "scale 10 is not possible on a 24x24 grid"),
+        ([1, "9"], r"\[1, '9'\] is no list of scales"),
+        ([0, 9], r"\[0, 9\] is no list of scales"),
+    ],
+)
+def test_scales_that_are_none_are_not_replaced(editable, value, reason):
+    editable.config["matryoshka_vis_token_scale"] = value
+    with pytest.raises(ValueError, match=rf"config\.json: matryoshka_vis_token_scale=.*{reason}"):
+        Checkpoint.open(editable.save_config())
+    assert Checkpoint.open(editable.folder, scales=[1, 9]).ladder.scales == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "64"),
+        ("hidden_size", 0),
+        ("num_attention_heads", 4.5),
+        ("num_key_value_heads", "4"),
+        ("vocab_size", None),
+        ("rms_norm_eps", "tiny"),
+        ("rope_theta", "x"),
+        ("rope_scaling", "linear"),
+        ("torch_dtype", "float99"),
+        ("tie_word_embeddings", "no"),
+        ("mm_vision_tower", 5),
+        ("mm_vision_select_layer", "-2"),
+        ("max_position_embeddings", [4096]),
+        ("hidden_act", 7),
+    ],
+)
+def test_settings_of_a_wrong_type_name_file_and_key(editable, key, value):
+    editable.config[key] = value
+    with pytest.raises(ValueError, match=rf"config\.json.*{key}") as caught:
+        Checkpoint.open(editable.save_config())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[(336, 672", "nonsense", "[336]", 336, [[336, "a"]], [], [[0, 336]]])
+def test_grids_of_tiles_that_are_none_name_file_and_key(editable_tiled, value):
+    editable_tiled.config["image_grid_pinpoints"] = value
+    with pytest.raises(ValueError, match=r"image_grid_pinpoints"):
+        Checkpoint.open(editable_tiled.save_config()).processor.images.num_tiles((5, 5))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("size", "336"), ("crop_size", {}), ("resample", 9), ("image_mean", [0.5]), ("image_std", 1)],
+)
+def test_settings_of_the_tower_name_file_and_key(editable, key, value):
+    file = editable.folder.parent / "clip" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json: {key} is "):
+        Checkpoint.open(editable.save_config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("image_size", "336"), ("aspect", "square"), ("mean", 0.5), ("prompt", 1), ("grid", 24)],
+)
+def test_settings_of_our_own_layout_name_file_and_key(plain, tmp_path, key, value):
+    plain.backbone.processor.save_pretrained(tmp_path)
+    file = tmp_path / "m3_processor.json"
+    content = json.loads(file.read_text())
+    (content if key == "prompt" else content["images"])[key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"m3_processor\.json.*{key}"):
+        M3Processor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(editable, value):
+    name = "model.layers.1.mlp.up_proj.weight"
+    editable.weights[name][3, 2] = value
+    with pytest.raises(
+        ValueError, match=r"are not finite in float32: model\.language_model\.layers\.1\.mlp\.up"
+    ):
+        load_m3(editable.save())
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13000000\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.model", "tokenizer_config.json", "model.safetensors", "pytorch_model.bin"],
+)
+def test_git_lfs_pointers_are_called_that(editable, name):
+    if name != "pytorch_model.bin":
+        editable.save()
+    (editable.save_config() / name).write_text(POINTER)
+    with pytest.raises(
+        ValueError, match=rf"{name} is a Git LFS pointer and not the file itself: .*git lfs pull"
+    ):
+        load_m3(editable.folder)
+    with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer"):
+        LlavaBackbone(editable.folder).fingerprints  # noqa: B018
+
+
+def test_an_index_without_files_is_named(editable):
+    indices: list[Any] = [{}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 1}}]
+    for index in indices:
+        (editable.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json lists no files"):
+            load_m3(editable.folder)

@@ -14,7 +14,7 @@ REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference_m3"
 
 def load_eager(folder):
     """The counter does not know the kernel that PyTorch's attention takes on a CPU."""
-    model, _ = load_m3(folder / "checkpoint", dtype=torch.float32, attn_implementation="eager")
+    model, _ = load_m3(folder / "checkpoint", scales=[1], dtype=torch.float32, attn_implementation="eager")
     return model
 
 

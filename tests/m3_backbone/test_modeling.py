@@ -101,10 +101,15 @@ def test_gradients_reach_the_vision_tower(plain):
     assert model.model.vision_tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
 
 
-def test_the_ladder_is_the_named_one_where_the_grid_gives_it(plain):
+def test_the_ladder_is_the_named_one_and_nothing_else(plain):
     config = type(plain.backbone.checkpoint.config)(**plain.backbone.checkpoint.config.to_dict())
-    config.matryoshka_vis_token_scale = [1, 10, 64]
+    config.matryoshka_vis_token_scale = [64, 1]
     assert ladder_of(config) == ScaleLadder([1, 64], 24)
+    config.matryoshka_vis_token_scale = [1, 10, 64]
+    with pytest.raises(
+        ValueError, match="scale 10 is not possible on a 24x24 grid: choose one of 1, 4, 9, 16"
+    ):
+        ladder_of(config)
     config.matryoshka_vis_token_scale = None
     assert ladder_of(config) == ScaleLadder.of_grid(24)
     config.vision_config.image_size = 224

@@ -104,6 +104,21 @@ def test_a_hybrid_goes_along_and_one_of_before_does_not_stay(model, image, tmp_p
     assert AdaptiveM3.from_pretrained(tmp_path, device="cpu").hybrid is None
 
 
+def test_scales_that_were_given_go_along(image, tmp_path):
+    source = shutil.copytree(FIXTURE, tmp_path / "fixture") / "checkpoint"
+    config = json.loads((source / "config.json").read_text())
+    del config["matryoshka_vis_token_scale"]
+    (source / "config.json").write_text(json.dumps(config))
+    backbone = LlavaBackbone(
+        source, name="small", scales=[1, 9, 36], dtype="float32", device="cpu", max_new_tokens=1
+    )
+    model = make_model(backbone, image)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AdaptiveM3.from_pretrained(tmp_path / "saved", device="cpu")
+    assert loaded.backbone.ladder.scales == (1, 9, 36)
+    assert loaded.answer(image, COUNT) == model.answer(image, COUNT)
+
+
 def test_it_holds_safetensors_json_and_a_card(folder):
     names = list_files(folder)
     assert {"config.json", "README.md", "predictor/config.json", "predictor/weights.safetensors"} <= names
@@ -323,7 +338,7 @@ def test_an_open_backbone_is_left_where_it_is(model, folder):
 
 
 @pytest.mark.parametrize(
-    "source", ["./none", "../none", "/none", "~/none", "a/b/none", "here/none", "none/", Path("none")]
+    "source", ["none", "./none", "../none", "/none", "~/none", "a/b/none", "here/none", "none/", Path("none")]
 )
 def test_a_missing_folder_is_said_in_a_line_and_no_hub_is_asked(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)

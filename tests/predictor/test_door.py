@@ -432,6 +432,7 @@ BAD_MODEL = {
     "a batch of 0": set_key("backbone_arguments", "batch_size", value=0),
     "a billion new tokens": set_key("backbone_arguments", "max_new_tokens", value=10**9),
     "a dtype of the moon": set_key("backbone_arguments", "dtype", value="moon"),
+    "scales of text": set_key("backbone_arguments", "scales", value=["a"]),
     "grids of text": set_key("backbone_arguments", "image_grid_pinpoints", value=[["a", "b"]]),
 }
 

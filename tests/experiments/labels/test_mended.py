@@ -1,0 +1,103 @@
+"""Pictures that could not be read at first are tried again by the same label command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.labelling import label
+from experiments.training.trained import identify_labels
+from m3_backbone.llava import LlavaBackbone
+from m3_backbone.manifest import read_manifest
+from tests.experiments.question_files import make_task
+
+CHECKPOINT = Path(__file__).parents[2] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
+SPLITS = {"train": "abcd", "calibration": "e", "test": "f"}
+MISSING = "cannot read image 'b.png': no such file in the image folder"
+LONG = "the question is too long"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return LlavaBackbone(CHECKPOINT, name="small", dtype="float32", device="cpu", max_new_tokens=1)
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Six pictures of which b is missing, and one question that is too long."""
+    rows = [
+        {
+            "question_id": name,
+            "image": f"{name}.png",
+            "text": "word " * 3500 if name == "d" else "What?",
+            "answer": "it",
+            "split": split,
+        }
+        for split, names in SPLITS.items()
+        for name in names
+    ]
+    task = make_task(tmp_path, rows)
+    for name in "acdef":
+        draw(tmp_path, name)
+    return task
+
+
+def draw(folder: Path, name: str) -> None:
+    pixels = np.random.default_rng(ord(name)).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+
+
+def run(task, backbone, folder, **arguments):
+    settings = {"shard_size": 2, "num_workers": 0, **arguments}
+    return label(task=task, backbone=backbone, folder=folder, **settings)
+
+
+def test_a_picture_that_was_missing_is_answered_once_it_is_there(task, backbone, tmp_path, monkeypatch):
+    folder = tmp_path / "labels"
+    summary = run(task, backbone, folder)
+    assert summary.counts == {"train": 2, "calibration": 1, "test": 1}
+    assert summary.set_aside.keys() == {MISSING, next(key for key in summary.set_aside if LONG in key)}
+    first, identity = read_manifest(folder), identify_labels(read_manifest(folder))
+
+    # Still missing: nothing is done again, and no weights are loaded.
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaBackbone, "encode", None)
+        assert run(task, backbone, folder) == summary
+    assert read_manifest(folder) == first
+
+    draw(tmp_path, "b")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "outcomes").iterdir()}
+    mended = run(task, backbone, folder)
+    assert mended.counts == {"train": 3, "calibration": 1, "test": 1}
+    assert all(LONG in reason for reason in mended.set_aside)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # What was trained on fewer samples is another training.
+    assert identify_labels(read_manifest(folder)) != identity
+    whole = run(task, backbone, tmp_path / "at_once")
+    assert (whole.counts, whole.accuracy, whole.set_aside) == (
+        mended.counts,
+        mended.accuracy,
+        mended.set_aside,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaBackbone, "encode", None)
+        assert run(task, backbone, folder) == mended
+
+
+def test_a_part_of_the_work_tries_again_too(task, backbone, tmp_path):
+    folder = tmp_path / "labels"
+    for part in ("0/2", "1/2"):
+        run(task, backbone, folder, shard=part)
+    draw(tmp_path, "b")
+    for part in ("0/2", "1/2"):
+        summary = run(task, backbone, folder, shard=part)
+    assert summary.counts == {"train": 3, "calibration": 1, "test": 1}
+
+
+def test_an_unfinished_labelling_tries_again_too(task, backbone, tmp_path):
+    folder = tmp_path / "labels"
+    run(task, backbone, folder)
+    (folder / "outcomes" / "00003.parquet").unlink()
+    draw(tmp_path, "b")
+    assert run(task, backbone, folder).counts == {"train": 3, "calibration": 1, "test": 1}
