@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,22 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turn what a damaged weight file raises into a ValueError that names it."""
+    check_no_pointer(file)
+    try:
+        yield
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        raise ValueError(f"the weight file {file} cannot be read, fetch it again: {error}") from error
+
+
 def weight_shapes(files: Iterable[Path]) -> dict[str, torch.Size]:
     """Names and shapes of all weights, read without their values."""
     shapes = {}
     for file in files:
-        check_no_pointer(file)
-        try:
+        with _naming(file):
             shapes.update({name: weight.shape for name, weight in load_state_dict(file, "meta").items()})
-        except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"the weight file {file} cannot be read, fetch it again: {error}") from error
     return {name: shape for name, shape in shapes.items() if not re.search(IGNORED, name)}
 
 
@@ -110,10 +118,11 @@ def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int 
     A weight of up to `max_bytes` enters whole, a larger one by as much of it, in eight blocks of rows from
     the first to the last: seconds for a 7B model, and a training step changes some of them.
     """
-    found = sorted(
-        (name, _describe(weight, max_bytes)) for file in files for name, weight in _open_weights(file)
-    )
-    for name, description in found:
+    found: list[tuple[str, str]] = []
+    for file in files:
+        with _naming(file):
+            found += [(name, _describe(weight, max_bytes)) for name, weight in _open_weights(file)]
+    for name, description in sorted(found):
         digest.update(f"{name} {description}\n".encode())
 
 
@@ -135,7 +144,6 @@ def _describe(weight: Any, max_bytes: int, num_blocks: int = 8) -> str:
 
 def _open_weights(file: Path) -> Iterator[tuple[str, Any]]:
     """Weights that are read from the file only where they are indexed."""
-    check_no_pointer(file)
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a dict)

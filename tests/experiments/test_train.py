@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.train import fit_hybrid, train_predictors
-from experiments.training.trained import TrainingSettings
+from experiments.training.trained import TrainingSettings, load_trained
 from experiments.training_record import format_records, read_record
 from m3_backbone.labels import read_labels
 from predictor.base import ScalePredictor
@@ -89,6 +89,35 @@ def test_what_is_up_to_date_is_left_alone(labels, tmp_path):
     train_with([Mix()], labels=labels, folder=tmp_path, settings=replace(SETTINGS, seed=1))
     assert path.stat().st_mtime_ns == first
     assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "deleted", "a folder", "a pointer"])
+def test_a_training_with_a_file_that_does_not_load_is_trained_again(labels, tmp_path, damage):
+    """Never up to date for `train` and damaged for `evaluate`: the command that makes it mends it."""
+    (record,) = train_with([QuestionOnly()], labels=labels, folder=tmp_path)
+    folder = find(tmp_path, "question_only")
+    files = sorted(path.name for path in folder.iterdir())
+    assert {"config.json", "manifest.json", "prices.json", "weights.safetensors"} <= set(files)
+    for name in files:
+        path = folder / name
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "a folder":
+            path.mkdir()
+        elif damage != "deleted":
+            kept = {"cut": content[:10], "emptied": b"", "a pointer": POINTER}[damage]
+            path.write_bytes(kept)
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=name if name != "manifest.json" else folder.name
+        ):
+            load_trained(folder, record.identity)
+        (again,) = train_with([QuestionOnly()], labels=labels, folder=tmp_path)
+        assert replace(again, seconds=record.seconds) == record
+        assert load_trained(folder, record.identity).record == again
+        assert sorted(path.name for path in folder.iterdir()) == files
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13000000\n"
 
 
 def refuse_to_lock(*arguments):

@@ -108,8 +108,9 @@ def test_constants_of_older_versions_are_ignored(plain, editable):
 def test_files_that_are_cut_off_or_gone_are_named(editable):
     file = editable.save() / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
-        load_m3(editable.folder)
+    for opening in (load_m3, lambda folder: Checkpoint.open(folder).fingerprint):
+        with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+            opening(editable.folder)
     file.unlink()
     with pytest.raises(OSError, match="no weights in"):
         load_m3(editable.folder)
@@ -379,3 +380,11 @@ def test_an_index_without_files_is_named(editable):
         (editable.folder / "model.safetensors.index.json").write_text(json.dumps(index))
         with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json lists no files"):
             load_m3(editable.folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04", b"\x80\x02}."])
+def test_a_bin_file_that_is_damaged_is_named(editable, content):
+    (editable.save_config() / "pytorch_model.bin").write_bytes(content)
+    for opening in (load_m3, lambda folder: Checkpoint.open(folder).fingerprint):
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read|missing: "):
+            opening(editable.folder)
