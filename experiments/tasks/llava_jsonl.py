@@ -1,12 +1,15 @@
 """`llava_jsonl`: a question file in LLaVA's format, a folder of images and references. What a user brings.
 
 A row is {"question_id": ..., "image": "name.jpg", "text": "question", "category": "kind"}, its references
-under `references`, `answers`, `answer` or `label`, or in a second file under the same `question_id`. The
-annotation files of many benchmarks differ from that only in the names of the fields, which are arguments.
+under `references`, `answers`, `answer` or `label`, or in a second file under the same `question_id`. Question
+and reference may also be a conversation (`m3_backbone.turns`), whose first human turn asks and whose
+assistant's turn after it answers. The annotation files of many benchmarks differ from that only in the names
+of the fields, which are arguments.
 """
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +21,9 @@ from PIL import Image
 
 from experiments.scorers import check_metric
 from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split
-from experiments.tasks.images import MAX_PIXELS, open_image
-from experiments.tasks.questions import Question, QuestionReader, merge_fields
+from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
+from experiments.tasks.paths import check_present, find_similar
+from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, describe_fields, merge_fields
 from experiments.tasks.references import ReferenceIndex
 from experiments.tasks.rows import BadRow, RowFile
 from experiments.tasks.splits import (
@@ -30,6 +34,8 @@ from experiments.tasks.splits import (
     order_images,
 )
 from m3_backbone.arguments import PositiveInt, checked
+
+log = logging.getLogger(__name__)
 
 Paths = str | Path | Sequence[str | Path]
 FRACTIONS = {"train": 0.6, "calibration": 0.1, "test": 0.3}
@@ -55,8 +61,10 @@ class Index:
 class LlavaJsonl:
     """Questions on a folder of images.
 
-    Rows that cannot be used are set aside with their line and the reason; they do not end the run. Of the
-    rows only places are kept in memory, a few hundred bytes each; JSON, unlike JSONL, is kept whole.
+    Rows that cannot be used are set aside with their line and the reason; they do not end the run. What
+    rows hold that is not used, as further turns of a conversation, is counted in `notes`, complete as
+    `set_aside` is, and logged once. Of the rows only places are kept in memory, a few hundred bytes each;
+    JSON, unlike JSONL, is kept whole.
 
     Args:
         questions: a file, several, or `{split: file or files}` where the files are the division.
@@ -67,8 +75,9 @@ class LlavaJsonl:
         image_name: an image's path in the folder: a format string over the fields of the row, to which belong
             `image`, `file` (name of the question file, no ending) and `folder` (name of that file's folder).
         fields: name or dotted path of each field that is not called as in `questions.FIELDS`; None for one
-            that is not there. Rows without `question_id` are numbered. Where `choices` (and `context`) are
-            named the question is put together as for LLaVA: context, question, a line "A. text" a choice.
+            that is not there. The number of a row stands for a `question_id` that is missing. Where `choices`
+            (and `context`) are named the question is put together as for LLaVA: context, question, a line
+            "A. text" a choice.
         fractions: of the images for each split, for rows without a split of their own, rounded to counts
             where there are few images (see `experiments.tasks.splits`). Where rows have train and test only,
             calibration is carved out of train, by its share in train and calibration.
@@ -103,34 +112,38 @@ class LlavaJsonl:
         self.name = name
         self.metric = metric
         self.images = Path(images)
-        if not self.images.is_dir():
-            raise NotADirectoryError(f"task {name}: no image folder {self.images}")
         by_split: dict[Split | None, Paths]
         if isinstance(questions, Mapping):
             by_split = {check_split(split): paths for split, paths in questions.items()}
         else:
             by_split = {None: questions}
-        self._files = [RowFile(path) for paths in by_split.values() for path in _listed(paths)]
+        self._fields = merge_fields(fields or {})
+        self._described_fields = describe_fields(fields or {})
+        question_paths = [path for paths in by_split.values() for path in _listed(paths)]
+        reference_paths = [] if references is None else _listed(references)
+        files = {"task.questions": question_paths, "task.references": reference_paths}
+        check_present(name, files, {"task.images": self.images})
+        row_keys = {name.partition(".")[0] for names in self._fields.values() for name in names}
+        row_keys.update(CONVERSATIONS)
+        self._files = [RowFile(path, row_keys) for path in question_paths]
         self._file_splits = [split for split, paths in by_split.items() for _ in _listed(paths)]
         self._prefixes = _distinguish([file.path for file in self._files])
-        self._reference_files = (
-            None if references is None else [RowFile(path) for path in _listed(references)]
-        )
-        self._fields = merge_fields(fields or {})
+        self._reference_files = [RowFile(path, row_keys) for path in reference_paths]
         self._fractions = check_fractions(fractions or FRACTIONS)
         self._suffix, self._image_name, self._seed, self._capitalize = suffix, image_name, seed, capitalize
         self._max_chars, self._max_pixels = max_chars, max_pixels
         self._official_split = official_split
         self.set_aside: list[dict[str, Any]] = []
+        self.notes: list[str] = []
 
     @cached_property
     def fingerprint(self) -> str:
         """Of the files' content, wherever they lie, and of every argument that changes a sample."""
-        choices: list[Any] = [self.name, self.metric, self._suffix, self._image_name, self._fields]
+        choices: list[Any] = [self.name, self.metric, self._suffix, self._image_name, self._described_fields]
         choices += [self._fractions, self._seed, self._capitalize, self._max_chars, self._max_pixels]
         choices += [self._file_splits, self._prefixes if len(self._files) > 1 else None]
         digest = hashlib.sha256(json.dumps(choices).encode())
-        for file in [*self._files, *(self._reference_files or [])]:
+        for file in [*self._files, *self._reference_files]:
             with file.path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()[:16]
@@ -164,7 +177,13 @@ class LlavaJsonl:
 
     def image(self, image_id: str) -> Image.Image:
         """The image at the path `image_id` in the folder. Raises UnreadableImage."""
-        return open_image(self.images, image_id, max_pixels=self._max_pixels)
+        try:
+            return open_image(self.images, image_id, max_pixels=self._max_pixels)
+        except UnreadableImage as error:
+            similar = find_similar(self.images, image_id)
+            if similar is None:
+                raise
+            raise UnreadableImage(image_id, f"{error.reason}; there is {similar!r}") from error
 
     @cached_property
     def _reader(self) -> QuestionReader:
@@ -172,7 +191,8 @@ class LlavaJsonl:
         return QuestionReader(
             metric=self.metric,
             fields=self._fields,
-            references=None if files is None else ReferenceIndex(files, self._fields),
+            references=ReferenceIndex(files, self._fields) if files else None,
+            images=self.images,
             image_name=self._image_name,
             suffix=self._suffix,
             capitalize=self._capitalize,
@@ -181,11 +201,12 @@ class LlavaJsonl:
 
     @cached_property
     def _index(self) -> Index:
-        """One pass over all rows, which also fills `set_aside`."""
+        """One pass over all rows, which also fills `set_aside` and `notes`."""
         self.set_aside[:] = self._reader.references.bad_rows if self._reader.references else []
         places: dict[str, list[Place]] = {}
         own_splits: dict[str, Split | None] = {}
         sample_ids: set[str] = set()
+        noted: Counter[str] = Counter()
         for file_number, file in enumerate(self._files):
             for row in file:
                 place = Place(file_number, row.place, row.number)
@@ -196,7 +217,9 @@ class LlavaJsonl:
                     question = self._read(place, row.content)
                     where["sample_id"] = question.sample_id
                     if question.sample_id in sample_ids:
-                        raise BadRow("this question_id came before")
+                        raise BadRow(
+                            "this question_id came before: +task.fields.question_id=null numbers the rows"
+                        )
                     own_split = own_splits.setdefault(question.image_id, question.own_split)
                     if own_split != question.own_split:
                         raise BadRow(f"image {question.image_id!r} came before with split {own_split}")
@@ -204,12 +227,41 @@ class LlavaJsonl:
                     self.set_aside.append(where | {"reason": str(error)})
                 else:
                     sample_ids.add(question.sample_id)
+                    noted.update(question.unused)
+                    if not question.has_own_id:
+                        noted["no question_id (the number in the file takes its place)"] += 1
                     places.setdefault(question.image_id, []).append(place)
         if not places:
             reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
             told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
+            told += self._suggest_fields(reasons)
             raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {told}")
+        self.notes[:] = [
+            f"{count:,} {'row has' if count == 1 else 'rows have'} {what}"
+            for what, count in noted.most_common()
+        ]
+        for note in self.notes:
+            log.warning("task %s: %s", self.name, note)
         return Index(self._divide(own_splits), own_splits, places)
+
+    def _suggest_fields(self, reasons: Sequence[tuple[str, int]]) -> str:
+        """The names of a row's fields, where a field that is needed is in no row."""
+        absent = [
+            field
+            for field, missing in (
+                ("image", "image"),
+                ("question", "question"),
+                ("references", "reference answer"),
+            )
+            if any(reason.startswith(f"no {missing}") for reason, _ in reasons)
+        ]
+        contents = (row.content for file in self._files for row in file)
+        names = next((list(content) for content in contents if isinstance(content, dict)), [])
+        if not absent or not names:
+            return ""
+        listed = ", ".join(repr(name[:40]) for name in names[:20])
+        options = " ".join(f"+task.fields.{field}=NAME" for field in absent)
+        return f"; the first row has the fields {listed}: {options} would name the right one"
 
     def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
         """The images of each split: by their given splits, and by `fractions` for images without one."""
