@@ -89,8 +89,8 @@ def cut_into_blocks(
 def plan(task: Task, limit: Limits, shard_size: int) -> Plan:
     """Go through all samples once, before the model: how many there are, and whether the task keeps its word.
 
-    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, and
-    a metric that nobody knows.
+    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, a
+    metric that nobody knows, and a text that is none.
     """
     digests, sizes = {}, {}
     sample_ids: set[str] = set()
@@ -110,8 +110,26 @@ def plan(task: Task, limit: Limits, shard_size: int) -> Plan:
                         f"{task.name}: sample {sample.sample_id!r} has metric {sample.metric!r}; there are "
                         f"{', '.join(METRICS)}"
                     )
+                _check_text(task, sample)
                 sample_ids.add(sample.sample_id)
     return Plan(digests, sizes, list(task.set_aside))
+
+
+def _check_text(task: Task, sample: Sample) -> None:
+    """Raise ValueError for a text of a sample that is none: shards hold nothing else in its place."""
+    texts = {
+        "task": sample.task,
+        "sample_id": sample.sample_id,
+        "image_id": sample.image_id,
+        "question": sample.question,
+        **{f"references[{number}]": text for number, text in enumerate(sample.references)},
+    }
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{task.name}: {name} of sample {sample.sample_id!r} is {text!r} and not a text: "
+                "the task must give str"
+            )
 
 
 class _Images(Dataset[Image.Image | str]):

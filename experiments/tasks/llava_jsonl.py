@@ -33,7 +33,7 @@ from experiments.tasks.splits import (
     divide_images,
     order_images,
 )
-from m3_backbone.arguments import PositiveInt, checked
+from m3_backbone.arguments import PositiveInt, PromptText, checked
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class LlavaJsonl:
         images: str | Path,
         metric: str,
         references: Paths | None = None,
-        suffix: str = "",
+        suffix: PromptText = "",
         image_name: str = "{image}",
         fields: Mapping[str, str | None] | None = None,
         fractions: Mapping[str, float] | None = None,
