@@ -142,8 +142,8 @@ def check_images(
 ) -> Iterator[ImageSamples]:
     """Hand images on, and note the id of each in `passed`.
 
-    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, and
-    a metric that nobody knows.
+    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, a
+    metric that nobody knows, and a text that is none.
     """
     sample_ids: set[str] = set()
     split_of: dict[str, Split] = {}
@@ -161,6 +161,7 @@ def check_images(
                     f"{task}: sample {sample.sample_id!r} has metric {sample.metric!r}; there are "
                     f"{', '.join(METRICS)}"
                 )
+            _check_text(task, sample)
             sample_ids.add(sample.sample_id)
         yield image
 
@@ -173,6 +174,23 @@ def read_image(task: Task, image_id: str) -> Image.Image | str:
         return str(UnreadableImage(image_id, "not enough memory to open it"))
     except UnreadableImage as error:
         return str(error)
+
+
+def _check_text(task: str, sample: Sample) -> None:
+    """Raise ValueError for a text of a sample that is none: shards hold nothing else in its place."""
+    texts = {
+        "task": sample.task,
+        "sample_id": sample.sample_id,
+        "image_id": sample.image_id,
+        "question": sample.question,
+        **{f"references[{number}]": text for number, text in enumerate(sample.references)},
+    }
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{task}: {name} of sample {sample.sample_id!r} is {text!r} and not a text: "
+                "the task must give str"
+            )
 
 
 class _Images(Dataset[Image.Image | str]):

@@ -14,7 +14,8 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -73,7 +74,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
         @functools.wraps(function)
         def run(config: DictConfig | None = None) -> Any:
-            if config is None and (mistake := find_wrong_group(sys.argv[1:])) is not None:
+            arguments = sys.argv[1:] if config is None else []
+            mistake = find_wrong_group(arguments) or find_unreadable(arguments)
+            if mistake is not None:
                 print(f"error: {mistake}", file=sys.stderr)
                 raise SystemExit(2)
             return command(config)
@@ -95,6 +98,26 @@ def find_wrong_group(arguments: Sequence[str]) -> str | None:
             options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
             name = f"{given[1]}{given[2] or ''}"
             return f"{name}={given[3]}: give one of {options}, or ~{name} to leave it out"
+    return None
+
+
+def find_unreadable(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first `key=value` that Hydra's grammar does not read; None if nothing is.
+
+    It has signs of its own, as = , ( ) { } : in a path, for which quotes are the way out.
+    """
+    parser = OverridesParser.create()
+    for argument in arguments:
+        given = re.fullmatch(r"([+~]{0,2}[\w/.$@-]+)=(.*)", argument, re.DOTALL)
+        if given is None or argument.startswith("-"):
+            continue
+        try:
+            parser.parse_override(argument)
+        except HydraException as error:
+            quoted = given[2].replace('"', r"\"")
+            reason = str(error).splitlines()[0]
+            way_out = shlex.quote(f'{given[1]}="{quoted}"')
+            return f"{argument}: cannot be read ({reason}); if the value is text, quote it twice: {way_out}"
     return None
 
 

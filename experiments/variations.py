@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from experiments.scorers import LETTER_METRICS
 from experiments.tasks.base import Sample
 from m3_backbone.arguments import PositiveFloat, checked
 from m3_backbone.sampling import Draw
 
 _OPTIONS = re.compile(r"^A\. .*(?:\n[B-Z]\. .*)+", re.MULTILINE)
-LETTERS = "multiple_choice_letter"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RotatedOptions:
     identity: Mapping[str, float | str] = {"options": "rotated"}
 
     def suits(self, sample: Sample, num_runs: int) -> bool:
-        return sample.metric == LETTERS and len(_find_options(sample.question)[0]) >= num_runs
+        return sample.metric in LETTER_METRICS and len(_find_options(sample.question)[0]) >= num_runs
 
     def ask(self, sample: Sample, scale: int, run: int) -> Asked:
         options, (start, stop) = _find_options(sample.question)

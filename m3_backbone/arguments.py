@@ -27,6 +27,9 @@ ClosedFraction = Annotated[float, Ge(0), Le(1)]
 HalfOpenFraction = Annotated[float, Ge(0), Lt(1)]
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
 
+# Text that becomes part of a prompt: typed on a command line, \n in it is a line break (`settings.words`).
+PromptText = Annotated[str, "prompt"]
+
 _LISTS = (list, tuple, Sequence, Collection)
 _MAPPINGS = (dict, Mapping)
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -36,8 +36,9 @@ class Answer:
 
     `confidence` is the product of the probabilities of these tokens; `margin`, in nats, is the least lead of
     one of them over the best other one, below 0 where a draw took another than the best. `nll` is the least
-    mean negative log-likelihood per token, end token included, of the references, where there are any, and
-    `reference_tokens` the number of that one's tokens.
+    mean negative log-likelihood per token, end token included, of the distinct references as they are
+    written, where there are any, and `reference_tokens` the number of that one's tokens. Other forms that a
+    metric accepts, as "Yes." for "yes", are not looked at.
     """
 
     text: str

@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from m3_backbone.processing import M3Processor
+from m3_backbone.prompts import IMAGE
+from m3_backbone.turns import read_turns
 
 IGNORED = -100
 
@@ -122,6 +124,9 @@ def expand_images(
 class LlavaConversations(Dataset[dict[str, Any]]):
     """LLaVA's instruction-tuning JSON, `[{"id", "image", "conversations": [{"from", "value"}, ...]}, ...]`.
 
+    Turns are read by role (`m3_backbone.turns`), and those of the system are left out: the prompt template
+    has its own.
+
     Args:
         path: the JSON file.
         open_image: image name -> RGB image. Names come from the file, so it has to keep them inside its
@@ -165,16 +170,17 @@ class LlavaConversations(Dataset[dict[str, Any]]):
 
 
 def _turns_of(row: dict[str, Any], path: str | Path) -> list[tuple[str, str]]:
+    """The (question, answer) turns of a row, system turns left out. Raises ValueError that names the row."""
+    name = f"{path}: conversation {row.get('id')!r}"
     try:
-        messages = row["conversations"]
-        speakers = [message["from"] for message in messages]
-        texts = [message["value"].replace("<image>", "").strip() for message in messages]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: conversation {row.get('id')!r} lacks 'from' or 'value' text: {error}"
-        ) from error
-    if not texts or speakers != ["human", "gpt"] * (len(speakers) // 2):
-        raise ValueError(
-            f"{path}: conversation {row.get('id')!r} does not alternate between 'human' and 'gpt'"
-        )
-    return list(zip(texts[::2], texts[1::2], strict=True))
+        turns = read_turns(row.get("conversations", row.get("messages")))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    pairs = [
+        (question.replace(IMAGE, "").strip(), answer.replace(IMAGE, "").strip())
+        for question, answer in turns.pairs
+        if answer is not None
+    ]
+    if not pairs or turns.num_stray or len(pairs) < len(turns.pairs):
+        raise ValueError(f"{name} does not alternate between 'human' and 'gpt'")
+    return pairs

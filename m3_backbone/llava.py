@@ -314,7 +314,7 @@ class LlavaBackbone(Backbone):
                 )
 
     def question_ids(self, question: str) -> list[int]:
-        return self.processor.tokenizer(question, add_special_tokens=False).input_ids
+        return self.processor.text_ids(question)
 
     def token_embeddings(self) -> Tensor:
         return self._decoder.embed.weight.detach().cpu()

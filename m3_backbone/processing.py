@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -83,10 +84,33 @@ class M3Processor:
         before, after = self.prompt_parts(self.template.format(question))
         return [*before, self.image_token_id, *after]
 
+    def text_ids(self, text: str, *, add_start: bool = False) -> list[int]:
+        """Ids of a text in which nothing is a control token: "</s>" in it is four characters.
+
+        With `add_start` the start token goes before, if the tokenizer has one.
+        """
+        ids: list[int] = self.tokenizer(
+            text,
+            add_special_tokens=add_start,
+            # Left to its default where it makes no difference, which the recorded ids were made with.
+            **({"split_special_tokens": True} if self._holds_control(text) else {}),
+        ).input_ids
+        return ids
+
+    def _holds_control(self, text: str) -> bool:
+        return any(token in text for token in self._control_tokens)
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values())
+        return tuple(dict.fromkeys([*added, *self.tokenizer.all_special_tokens]))
+
     def next_turn_ids(self, question: str) -> list[int]:
         """Ids of a further question in the same conversation, after the end token of the last answer."""
-        text = self.tokenizer.eos_token + self.template.format_later(question)
-        return self.tokenizer(text, add_special_tokens=False).input_ids[1:]
+        text = self.template.format_later(question)
+        if self._holds_control(text):
+            return self.text_ids(text)
+        return self.tokenizer(self.tokenizer.eos_token + text, add_special_tokens=False).input_ids[1:]
 
     def prompt_parts(self, prompt: str) -> tuple[list[int], list[int]]:
         """Ids of what stands before and after `<image>`, each tokenised for itself, as LLaVA does."""
@@ -95,19 +119,23 @@ class M3Processor:
             raise ValueError(
                 f"a prompt needs {IMAGE!r} once, this one has it {len(parts) - 1} times: {prompt!r}"
             )
-        before, after = (self.tokenizer(part).input_ids for part in parts)
+        before, after = (self.text_ids(part, add_start=True) for part in parts)
         has_start = before and before[0] == self.tokenizer.bos_token_id
         return before, after[1:] if has_start else after
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of the answer after the prompt, end token included. ValueError for one with `<image>`."""
+        """Ids of the answer after the prompt, end token included. ValueError for one with `<image>`.
+
+        White space around it does not count, which `decode` takes off answers too.
+        """
         if IMAGE in answer:
             raise ValueError(f"an answer cannot hold {IMAGE!r}, which stands for an image: {answer!r}")
         # What stands before the answer decides how its first word is split: tokenise together, then cut.
         before = self.template.text.rpartition("{question}")[2]
-        text = before + self.template.lead + answer + self.tokenizer.eos_token
-        start, whole = (self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, text))
-        return whole[len(start) :]
+        start, whole = (
+            self.text_ids(text) for text in (before, before + self.template.lead + answer.strip())
+        )
+        return [*whole[len(start) :], self.tokenizer.eos_token_id]
 
     def check_text(self, subject: str, text: str) -> None:
         """Raise ValueError, about `subject`, for a text that the tokenizer would not take as mere text."""

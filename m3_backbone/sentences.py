@@ -92,19 +92,27 @@ class TransformerEncoder(SentenceEncoder):
 
     @torch.inference_mode()
     def _run(self, texts: Sequence[str]) -> np.ndarray:
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
-        )
+        batch = self._tokenize(texts, padding=True, return_tensors="pt")
         states = self.model(**batch).last_hidden_state.float()
         weights = batch["attention_mask"][..., None].float()
         means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(means, dim=-1).numpy()
 
+    def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
+        """Cut where the model ends; "[SEP]" in a text is text and no control token."""
+        return self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self._max_length,
+            split_special_tokens=True,
+            **options,
+        )
+
     def count_flops(self, texts: Sequence[str]) -> float:
         """Two per token and weight behind the embeddings."""
         if not texts:
             return 0.0
-        cut = self.tokenizer(list(texts), truncation=True, max_length=self._max_length)
+        cut = self._tokenize(texts)
         lengths = [len(ids) for ids in cut["input_ids"]]
         weights = sum(p.numel() for name, p in self._weights.items() if not name.startswith("embeddings."))
         return 2.0 * weights * sum(lengths) / len(lengths)

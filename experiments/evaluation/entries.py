@@ -26,6 +26,7 @@ from experiments.evaluation.draws import AT_BUDGETS, name_tensor
 from experiments.evaluation.finished_runs import Run
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, combine_seeds
+from experiments.tasks.sizes import allows_interval
 
 # Among more policies than this not every pair is tested: Holm's correction would leave little of it.
 MOST_FOR_ALL_PAIRS = 6
@@ -103,7 +104,11 @@ class Entry:
     def _combine(self, path: Sequence[str], values: Iterable[Floats]) -> Draws:
         tensor = name_tensor(*path)
         draws = {
-            _number_seed(run, self.name): Draws(value, run.draws[tensor].astype(np.float64))
+            _number_seed(run, self.name): Draws(
+                value,
+                run.draws[tensor].astype(np.float64),
+                has_interval=allows_interval(run.metrics["split"]["num_images"]),
+            )
             for run, value in zip(self.runs, values, strict=True)
         }
         assert len(draws) == len(self.runs), "one run a seed"
@@ -213,7 +218,11 @@ class Pair:
         one, other = self.first.find(*path), self.second.find(*path)
         if one is None or other is None:
             return None
-        return Draws(one.draws.value - other.draws.value, one.draws.drawn - other.draws.drawn)
+        return Draws(
+            one.draws.value - other.draws.value,
+            one.draws.drawn - other.draws.drawn,
+            one.draws.has_interval and other.draws.has_interval,
+        )
 
     def estimate(self, *path: str) -> Estimate | None:
         """The same with its interval."""

@@ -12,6 +12,7 @@ from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, NothingToTell, ScoreRegressions
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values
+from experiments.tasks.sizes import allows_interval
 from m3_backbone.labels import Labels
 
 LEVEL = 0.05
@@ -107,7 +108,7 @@ def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence
 def _subtract(comparison: Comparison, first: str, second: str, figure: str) -> Draws:
     values = [getattr(comparison.find(name), figure).value for name in (first, second)]
     drawn = [comparison.draws[name][figure] for name in (first, second)]
-    return Draws(values[0] - values[1], drawn[0] - drawn[1])
+    return Draws(values[0] - values[1], drawn[0] - drawn[1], allows_interval(comparison.num_images))
 
 
 def _subtract_shares(comparison: Comparison, first: str, second: str) -> Estimate | None:

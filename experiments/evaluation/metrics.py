@@ -1,10 +1,11 @@
 """`metrics.json`: what an evaluation found, for other programs to read.
 
 Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
-with the bounds of its bootstrap interval. Numbers are rounded to six decimals; null stands for a figure that
-does not exist (the share of a gap of zero), in place of the whole figure. No times and no paths: the same
-labels, predictors and seeds give the same bytes. `experiments.evaluation.figures` defines every figure;
-`draws.safetensors` beside it holds the headline figures on every resample (`experiments.evaluation.draws`).
+with the bounds of its bootstrap interval, null for fewer than 8 test images. Numbers are rounded to six
+decimals; null stands for a figure that does not exist (the share of a gap of zero), in place of the whole
+figure. No times and no paths: the same labels, predictors and seeds give the same bytes.
+`experiments.evaluation.figures` defines every figure; `draws.safetensors` beside it holds the headline
+figures on every resample (`experiments.evaluation.draws`).
 
     schema_version          5
     task, backbone          names

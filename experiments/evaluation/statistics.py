@@ -4,7 +4,8 @@ Questions on one image are not independent, so images are drawn, not rows; and e
 draws, so differences between policies keep what they have in common. Labels, predictors and prices are held
 fixed: an interval says how the figure would vary over test images, not over training runs. Where several
 seeds were trained, `combine_seeds` draws those too. Where costs are measured milliseconds, `resample` draws
-the timed pictures as well, independently of the test images.
+the timed pictures as well, independently of the test images. Fewer than 8 images (`tasks.sizes`) give no
+interval: that of two images that were both answered rightly would be [100, 100].
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -19,6 +20,7 @@ from scipy.sparse import csr_array
 
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.timings import Timings
+from experiments.tasks.sizes import allows_interval
 
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
@@ -37,7 +39,7 @@ class Estimate:
     """A metric on the test samples with its interval over resamples, all of one shape.
 
     In an array of metrics, one that does not exist is nan in all three. A single metric that does not exist
-    is passed on as None (`or_none`).
+    is passed on as None (`or_none`). Both bounds are nan where there are too few images for an interval.
     """
 
     value: Floats
@@ -161,16 +163,24 @@ def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDA
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A metric on the test samples, `value`, and on every resample, `drawn` `[num_resamples, ...]`."""
+    """A metric on the test samples, `value`, and on every resample, `drawn` `[num_resamples, ...]`.
+
+    `has_interval` is whether there are enough images for the resamples to mean anything.
+    """
 
     value: Floats
     drawn: Floats
+    has_interval: bool = True
 
     def estimate(self, confidence: float = 0.95) -> Estimate:
         """The metric with its percentile interval, in which resamples without the metric (nan) are ignored.
 
-        A metric that does not exist (`exists`) is nan, with both its bounds.
+        A metric that does not exist (`exists`) is nan, with both its bounds. Without `has_interval` the
+        bounds of every metric are nan.
         """
+        if not self.has_interval:
+            none = np.full_like(self.value, np.nan, dtype=np.float64)
+            return Estimate(np.where(self.exists, self.value, np.nan), none, none)
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         # Resamples last, as `resample` stores those of one metric contiguously.
         drawn = np.moveaxis(self.drawn, 0, -1)
@@ -191,8 +201,10 @@ class Draws:
 
         Twice the smaller share of resamples on one side of zero, where zero counts on both sides and one
         resample is added to either count (Davison and Hinkley 1997, section 4.2): the inversion of the
-        percentile interval. nan counts as zero.
+        percentile interval. nan counts as zero. Without `has_interval` every p-value is 1.
         """
+        if not self.has_interval:
+            return np.ones(self.drawn.shape[1:])
         drawn = np.nan_to_num(self.drawn)
         sides = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
         return np.minimum(1.0, 2 * (1 + sides) / (len(drawn) + 1))
@@ -211,7 +223,8 @@ def resample(
     `measure` takes weights of the images `[num_resamples, num_images]` and gives figures whose first
     dimension is `num_resamples`; with all weights 1 it gives the figure itself. With `timings` it is also
     given mean milliseconds under as many draws of the timed pictures. These come from random numbers of their
-    own, so the images drawn are the same with and without timings.
+    own, so the images drawn are the same with and without timings. Of too few images there is no interval
+    (`allows_interval`).
     """
     if num_resamples < 1:
         raise ValueError(f"an interval needs num_resamples >= 1: {num_resamples}")
@@ -225,7 +238,8 @@ def resample(
         for key, values in measure(weights, *of_block).items():
             drawn[key][..., start:stop] = np.moveaxis(values, 0, -1)
         start = stop
-    return {key: Draws(point[key][0], np.moveaxis(drawn[key], -1, 0)) for key in point}
+    enough = allows_interval(num_images)
+    return {key: Draws(point[key][0], np.moveaxis(drawn[key], -1, 0), enough) for key in point}
 
 
 def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
@@ -253,7 +267,8 @@ def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
         share = share.reshape(-1, *[1] * (total.ndim - 1))
         # A seed that is not drawn has no say, even where its figure does not exist.
         total += np.where(share > 0, share * each.drawn, 0.0)
-    return Draws(np.mean([each.value for each in draws], axis=0), total)
+    has_interval = all(each.has_interval for each in draws)
+    return Draws(np.mean([each.value for each in draws], axis=0), total, has_interval)
 
 
 def bootstrap(

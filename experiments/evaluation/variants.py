@@ -115,7 +115,9 @@ def compare_variants(
     compared = [row for row, (series, scale) in enumerate(keys) if series != NESTED and scale is not None]
     base = [nested[keys[row][1]] for row in compared]
     to_nested = Draws(
-        accuracy.value[base] - accuracy.value[compared], accuracy.drawn[:, base] - accuracy.drawn[:, compared]
+        accuracy.value[base] - accuracy.value[compared],
+        accuracy.drawn[:, base] - accuracy.drawn[:, compared],
+        accuracy.has_interval,
     )
     p_values = adjust_p_values(to_nested.p_value()).tolist()
     accuracies, differences = accuracy.estimate(confidence), to_nested.estimate(confidence)

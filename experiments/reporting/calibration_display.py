@@ -11,7 +11,7 @@ from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.figures import Comparison
 from experiments.reporting.displays import NEUTRAL, PALETTE
 from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
-from experiments.reporting.numbers import format_score, format_small
+from experiments.reporting.numbers import format_score, format_small, write_estimate
 from experiments.reporting.tables import Table
 
 
@@ -56,7 +56,7 @@ def tabulate_calibration(comparison: Comparison) -> Table:
             rows.append(
                 (
                     f"{figures.name}, scale {scale}",
-                    f"{float(brier.value):.3f} [{float(brier.low):.3f}, {float(brier.high):.3f}]",
+                    write_estimate(brier, lambda value: f"{float(value):.3f}"),
                     format_score(found.error[column]),
                     format_small(float(100 * np.nansum(_bias(found, column)))),
                 )

@@ -17,6 +17,7 @@ from experiments.reporting.numbers import (
     format_score,
     format_share,
     format_tokens,
+    write_estimate,
     write_number,
 )
 from experiments.reporting.tables import Table
@@ -152,8 +153,7 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
 
 def _format_tokens(tokens: Estimate) -> str:
     """A difference in visual tokens with its sign and interval."""
-    value, low, high = (write_number(each, "+.1f") for each in (tokens.value, tokens.low, tokens.high))
-    return f"{value} [{low}, {high}]"
+    return write_estimate(tokens, lambda value: write_number(value, "+.1f"))
 
 
 def _tabulate_merits(entries: Sequence[Entry]) -> Table:

@@ -1,7 +1,5 @@
 """Tables of the figures of merit: of fronts, of savings, and of differences with their p-values."""
 
-import numpy as np
-
 from experiments.evaluation.figures import FINEST, RECOVERED, Comparison
 from experiments.evaluation.keys import Bound
 from experiments.evaluation.oracles import LUCK_FREE
@@ -14,6 +12,7 @@ from experiments.reporting.numbers import (
     format_score,
     format_share,
     format_tokens,
+    write_estimate,
 )
 from experiments.reporting.tables import Table
 from experiments.tasks.sizes import is_too_few
@@ -96,10 +95,7 @@ def _tabulate_tests(comparison: Comparison) -> Table:
 
 def _format_factor(estimate: Estimate | None) -> str:
     """A factor with its interval; a dash for none."""
-    if estimate is None or np.isnan(estimate.value):
-        return "-"
-    value, low, high = (format(float(each), ".3g") for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
+    return write_estimate(estimate, lambda value: format(float(value), ".3g"))
 
 
 def _tabulate_luck(comparison: Comparison) -> Table:

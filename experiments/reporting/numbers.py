@@ -1,6 +1,7 @@
 """Numbers as text, the same in every table, chart and sentence."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,13 +33,22 @@ def is_known(estimate: Estimate | None) -> bool:
 
 def _format(estimate: Estimate | None, form: str, unit: str = "") -> str:
     """100 times a metric with its interval, if that exists; a dash for a metric that does not exist."""
+    return write_estimate(estimate, lambda value: write_number(100 * value, form), unit)
+
+
+def write_estimate(
+    estimate: Estimate | None, write: Callable[[float | np.ndarray], str], unit: str = ""
+) -> str:
+    """A metric with its interval, written by `write`; without one if there is none; a dash for no metric."""
     if estimate is None or not is_known(estimate):
         return MISSING
-    value, low, high = (
-        write_number(100 * bound, form) for bound in (estimate.value, estimate.low, estimate.high)
-    )
-    has_interval = np.isfinite([estimate.low, estimate.high]).all()
-    return f"{value}{unit} [{low}, {high}]" if has_interval else f"{value}{unit}"
+    value, low, high = map(write, (estimate.value, estimate.low, estimate.high))
+    return f"{value}{unit} [{low}, {high}]" if has_interval(estimate) else f"{value}{unit}"
+
+
+def has_interval(estimate: Estimate) -> bool:
+    """Whether a metric has an interval; of too few images none has."""
+    return bool(np.isfinite([estimate.low, estimate.high]).all())
 
 
 def format_tokens(cost: float | np.ndarray) -> str:

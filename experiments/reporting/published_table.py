@@ -3,7 +3,14 @@
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.published import Published
 from experiments.evaluation.statistics import Estimate
-from experiments.reporting.numbers import format_difference, format_percent, format_score, format_tokens
+from experiments.reporting.numbers import (
+    MISSING,
+    format_difference,
+    format_percent,
+    format_score,
+    format_tokens,
+    has_interval,
+)
 from experiments.reporting.tables import Table
 
 
@@ -60,5 +67,7 @@ def _describe_split(published: Published, num_samples: int) -> str:
 def _compare(ours: Estimate, theirs: float, judged: bool) -> tuple[str, ...]:
     difference = Estimate(ours.value - theirs, ours.low - theirs, ours.high - theirs)
     agrees = "yes" if ours.low <= theirs <= ours.high else "no"
+    if not has_interval(ours):
+        agrees = MISSING
     cells = (format_score(ours), format_percent(theirs), format_difference(difference))
     return (*cells, agrees) if judged else cells

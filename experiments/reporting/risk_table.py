@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from experiments.evaluation.risk import CheckedGuarantee, Guarantee, RealizedLoss, ResplitCheck, join_checks
-from experiments.reporting.numbers import MINUS, format_difference, format_tokens, write_number
+from experiments.reporting.numbers import (
+    MINUS,
+    format_difference,
+    format_tokens,
+    has_interval,
+    write_estimate,
+    write_number,
+)
 from experiments.reporting.tables import Table
 
 
@@ -21,8 +28,7 @@ def tabulate_guarantees(guarantees: Sequence[CheckedGuarantee], units: Mapping[s
                 _format_needed(guarantee),
                 "-" if guarantee.cost is None or price is None else format_tokens(guarantee.cost),
                 "-" if guarantee.drop is None else write_number(100 * guarantee.drop, ".1f"),
-                f"{format_tokens(realized.cost.value)} [{format_tokens(realized.cost.low)}, "
-                f"{format_tokens(realized.cost.high)}]",
+                write_estimate(realized.cost, format_tokens),
                 format_difference(realized.drop),
                 _format_failed(checked.check),
             )
@@ -142,6 +148,11 @@ def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
 def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
     drop = realized.drop
     points = [write_number(100 * bound, ".1f") for bound in (drop.value, drop.low, drop.high)]
+    used = f"On the test split {name} uses {format_tokens(realized.cost.value)} visual tokens and"
+    if not has_interval(drop):
+        change = "gains" if drop.value < 0 else "loses"
+        points_changed = write_number(100 * abs(drop.value), ".1f")
+        return f"{used} {change} {points_changed} points: too few images to say whether the guarantee holds"
     if set(points) == {"0.0"}:
         loss = "scores like the finest scale"
     elif drop.value < 0:
@@ -157,10 +168,7 @@ def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
         verdict = (
             "an interval that contains the bound: the test split does not settle whether the guarantee holds"
         )
-    return (
-        f"On the test split {name} uses {format_tokens(realized.cost.value)} visual tokens and "
-        f"{loss.replace('-', MINUS)}, {verdict}"
-    )
+    return f"{used} {loss.replace('-', MINUS)}, {verdict}"
 
 
 def explain_infeasible(guarantee: Guarantee) -> str:

@@ -21,6 +21,8 @@ from experiments.reporting.numbers import (
     format_share,
     format_small,
     format_tokens,
+    has_interval,
+    is_known,
     write_number,
 )
 from experiments.reporting.published_table import tabulate_published
@@ -181,7 +183,9 @@ def describe_difference(estimate: Estimate, against: str, confidence: float) -> 
     A difference that rounds to 0.0 points is not a finding, whatever its interval.
     """
     points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
-    if not np.isfinite([estimate.value, estimate.low, estimate.high]).all():
+    if is_known(estimate) and not has_interval(estimate):
+        return f"{points} points {more} than {against} (no interval: too few images)"
+    if not is_known(estimate):
         return f"at no cost that can be compared with {against}"
     low, high = (format_percent(bound).replace("-", MINUS) for bound in (estimate.low, estimate.high))
     interval = f"{confidence:.0%} interval {low} to {high}"

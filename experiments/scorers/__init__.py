@@ -3,15 +3,19 @@
 Every scorer is a pure function of its strings, corners and all: none draws at random, none asks a model.
 `tests/fixtures/scoring.json` holds rows that the official scorers computed. A metric takes the best of
 several references, except `vqa_soft_accuracy`, which averages over its annotators.
+
+POPE and ScienceQA have two official scorers each, that of lmms-eval (`yes_no`, `multiple_choice_letter`) and
+that of LLaVA's evaluation scripts (`yes_no_llava`, `multiple_choice_letter_llava`).
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
 from experiments.scorers.vqa import vqa_soft_accuracy
 
-__all__ = ["METRICS", "check_references", "score"]
+__all__ = ["LETTER_METRICS", "METRICS", "check_references", "score"]
 
 CHARTQA_TOLERANCE = 0.05
 ANLS_THRESHOLD = 0.5
@@ -84,6 +88,21 @@ def multiple_choice_letter(prediction: str, references: Sequence[str]) -> float:
     return float(answer.lower() in letters or (is_option and answer[0].lower() in letters))
 
 
+def multiple_choice_letter_llava(prediction: str, references: Sequence[str]) -> float:
+    """1 if the option read out of the answer is the reference letter (ScienceQA as in LLaVA).
+
+    Read are the capital letters A to E, alone, at the start as "B. text", or after "The answer is ". "b",
+    "B.", "(B)" and "B)" are wrong, as in LLaVA's eval_science_qa.py.
+    """
+    text = prediction.replace("\n", ". ")
+    match = re.fullmatch(r"\s*([A-E])\s*", text) or re.match(r"([A-E])\. ", text)
+    if match is None:
+        # With the full stop goes before without it, wherever they are.
+        match = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
+    letters = [reference.strip().upper() for reference in references]
+    return float(match is not None and match[1] in letters)
+
+
 def yes_no(prediction: str, references: Sequence[str]) -> float:
     """1 if the whole answer is the reference but for case and white space around it (POPE as in lmms-eval).
 
@@ -92,15 +111,32 @@ def yes_no(prediction: str, references: Sequence[str]) -> float:
     return float(prediction.strip().lower() in [reference.strip().lower() for reference in references])
 
 
+def yes_no_llava(prediction: str, references: Sequence[str]) -> float:
+    """1 if the answer read as yes or no is the reference (POPE as in LLaVA's eval_pope.py).
+
+    "no" is what has the word No, no or not in its first sentence, everything else is "yes", an empty answer
+    and "NO" as well.
+    """
+    words = prediction.partition(".")[0].replace(",", "").split(" ")
+    read = "no" if {"No", "no", "not"} & set(words) else "yes"
+    return float(read in [reference.strip().lower() for reference in references])
+
+
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact": exact,
     "vqa_soft_accuracy": vqa_soft_accuracy,
     "relaxed_accuracy": relaxed_accuracy,
     "anls": anls,
     "multiple_choice_letter": multiple_choice_letter,
+    "multiple_choice_letter_llava": multiple_choice_letter_llava,
     "yes_no": yes_no,
+    "yes_no_llava": yes_no_llava,
     "pope_exact": yes_no,  # the name that recorded rows of the official scorer carry
 }
+LETTER_METRICS = frozenset({"multiple_choice_letter", "multiple_choice_letter_llava"})
+_YES_NO_METRICS = frozenset({"yes_no", "yes_no_llava", "pope_exact"})
+# LLaVA's scorer knows no further options.
+_LLAVA_LETTERS = "ABCDE"
 
 
 def score(metric: str, prediction: str, references: Sequence[str]) -> float:
@@ -126,10 +162,14 @@ def check_references(metric: str, references: Sequence[str]) -> None:
         raise ValueError(
             f"{len(references)} reference answers: {metric} needs {MIN_VQA_REFERENCES} annotators or more"
         )
-    if METRICS[metric] is yes_no and not all(text.strip().lower() in ("yes", "no") for text in references):
+    if metric in _YES_NO_METRICS and not all(text.strip().lower() in ("yes", "no") for text in references):
         raise ValueError(f"references of {metric} must be yes or no, not {list(references)}")
-    if metric == "multiple_choice_letter" and not all(_is_letter(text.strip()) for text in references):
+    if metric in LETTER_METRICS and not all(_is_letter(text.strip()) for text in references):
         raise ValueError(f"references of {metric} must be option letters, not {list(references)}")
+    if metric == "multiple_choice_letter_llava" and not all(
+        text.strip().upper() in _LLAVA_LETTERS for text in references
+    ):
+        raise ValueError(f"references of {metric} must be letters from A to E, not {list(references)}")
 
 
 def _is_letter(text: str) -> bool:

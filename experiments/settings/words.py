@@ -1,13 +1,19 @@
 """What people type for a value, and the value that they mean."""
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
+
+from m3_backbone.arguments import PromptText
 
 # What OmegaConf puts where a value has to be given and is not.
 MISSING = "???"
 # As in YAML 1.1; Hydra reads only true and false, and any other text would count as true.
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+# Of the escapes of YAML, those that prompts are written with.
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\", '"': '"'}
 
 # The text behind the equals sign of an option that stands on the command line.
 Words = Mapping[str, str]
@@ -22,9 +28,11 @@ def read_words(overrides: Sequence[str]) -> dict[str, str]:
 def convert(value: Any, annotation: Any, word: str | None) -> Any:
     """`value` as the type has it where there is no doubt about what is meant; unchanged otherwise.
 
-    Words of YAML 1.1 for true and false, numbers without a fraction for whole ones, and numbers for text, as
-    they were typed: `word` is the text from the command line.
+    Words of YAML 1.1 for true and false, numbers without a fraction for whole ones, numbers for text, as
+    they were typed, and line breaks for \\n in prompts: `word` is the text from the command line.
     """
+    if isinstance(value, str) and word is not None and annotation == PromptText:
+        return _unescape(value, word.strip())
     kinds = set(_list_kinds(annotation))
     if isinstance(value, str) and bool in kinds and str not in kinds:
         return _TRUTH.get(value.lower(), value)
@@ -36,6 +44,18 @@ def convert(value: Any, annotation: Any, word: str | None) -> Any:
         # A file does not say how true or 1e3 were written.
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     return value
+
+
+def _unescape(value: str, word: str) -> str:
+    """`value` with escapes read as in double quotes of YAML; unchanged if typed in single quotes.
+
+    Hydra leaves escapes alone, in quotes and without. As a value that was read is not the typed one any
+    more, nothing is read twice.
+    """
+    typed = word[1:-1].replace('\\"', '"') if re.fullmatch(r'".*"', word, re.DOTALL) else word
+    if value != typed:
+        return value
+    return re.sub(r'\\([nt\\"])', lambda escape: _ESCAPES[escape[1]], value)
 
 
 def _list_kinds(annotation: Any) -> list[Any]:

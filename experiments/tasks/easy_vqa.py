@@ -16,7 +16,7 @@ from PIL import Image
 from experiments.tasks.base import Sample, Split, digest_content
 from experiments.tasks.images import UnreadableImage, open_image
 from experiments.tasks.splits import carve_calibration, check_split, order_images
-from m3_backbone.arguments import checked
+from m3_backbone.arguments import PromptText, checked
 
 SHAPES = ("circle", "rectangle", "triangle")
 OWN_SPLITS = ("train", "test")
@@ -33,7 +33,12 @@ class EasyVqa:
 
     @checked
     def __init__(
-        self, *, suffix: str = "", calibration_fraction: float = 0.1, seed: int = 0, name: str = "easy_vqa"
+        self,
+        *,
+        suffix: PromptText = "",
+        calibration_fraction: float = 0.1,
+        seed: int = 0,
+        name: str = "easy_vqa",
     ) -> None:
         if not 0 <= calibration_fraction < 1:
             raise ValueError(f"calibration_fraction={calibration_fraction}: choose one from 0 to below 1")

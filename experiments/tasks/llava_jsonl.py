@@ -1,11 +1,14 @@
 """`llava_jsonl`: a question file in LLaVA's format, a folder of images and references. What a user brings.
 
 A row is {"question_id": ..., "image": "name.jpg", "text": "question", "category": "kind"}, its references
-under `references`, `answers`, `answer` or `label`, or in a second file under the same `question_id`. The
-annotation files of many benchmarks differ from that only in the names of the fields, which are arguments.
+under `references`, `answers`, `answer` or `label`, or in a second file under the same `question_id`. Question
+and reference may also be a conversation (`m3_backbone.turns`), whose first human turn asks and whose
+assistant's turn after it answers. The annotation files of many benchmarks differ from that only in the names
+of the fields, which are arguments.
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +20,9 @@ from PIL import Image
 
 from experiments.scorers import check_metric
 from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split, digest_content
-from experiments.tasks.images import MAX_PIXELS, open_image
-from experiments.tasks.questions import Question, QuestionReader, merge_fields
+from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
+from experiments.tasks.paths import check_present, find_similar
+from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, merge_fields
 from experiments.tasks.references import ReferenceIndex
 from experiments.tasks.rows import BadRow, RowFile
 from experiments.tasks.splits import (
@@ -28,7 +32,9 @@ from experiments.tasks.splits import (
     divide_images,
     order_images,
 )
-from m3_backbone.arguments import PositiveInt, checked
+from m3_backbone.arguments import PositiveInt, PromptText, checked
+
+log = logging.getLogger(__name__)
 
 Paths = str | Path | Sequence[str | Path]
 # Raised whenever another sample comes of the same files and arguments.
@@ -56,8 +62,10 @@ class Index:
 class LlavaJsonl:
     """Questions on a folder of images.
 
-    Rows that cannot be used are set aside with their line and the reason; they do not end the run. Of the
-    rows only places are kept in memory, a few hundred bytes each; JSON, unlike JSONL, is kept whole.
+    Rows that cannot be used are set aside with their line and the reason; they do not end the run. What
+    rows hold that is not used, as further turns of a conversation, is counted in `notes`, complete as
+    `set_aside` is, and logged once. Of the rows only places are kept in memory, a few hundred bytes each;
+    JSON, unlike JSONL, is kept whole.
 
     Args:
         questions: a file, several, or `{split: file or files}` where the files are the division.
@@ -68,8 +76,9 @@ class LlavaJsonl:
         image_name: an image's path in the folder: a format string over the fields of the row, to which belong
             `image`, `file` (name of the question file, no ending) and `folder` (name of that file's folder).
         fields: name or dotted path of each field that is not called as in `questions.FIELDS`; None for one
-            that is not there. Rows without `question_id` are numbered. Where `choices` (and `context`) are
-            named the question is put together as for LLaVA: context, question, a line "A. text" a choice.
+            that is not there. The number of a row stands for a `question_id` that is missing. Where `choices`
+            (and `context`) are named the question is put together as for LLaVA: context, question, a line
+            "A. text" a choice.
         fractions: of the images for each split, for rows without a split of their own, rounded to counts
             where there are few images (see `experiments.tasks.splits`). Where rows have train and test only,
             calibration is carved out of train, by its share in train and calibration.
@@ -90,7 +99,7 @@ class LlavaJsonl:
         images: str | Path,
         metric: str,
         references: Paths | None = None,
-        suffix: str = "",
+        suffix: PromptText = "",
         image_name: str = "{image}",
         fields: Mapping[str, str | None] | None = None,
         fractions: Mapping[str, float] | None = None,
@@ -104,25 +113,29 @@ class LlavaJsonl:
         self.name = name
         self.metric = metric
         self.images = Path(images)
-        if not self.images.is_dir():
-            raise NotADirectoryError(f"task {name}: no image folder {self.images}")
         by_split: dict[Split | None, Paths]
         if isinstance(questions, Mapping):
             by_split = {check_split(split): paths for split, paths in questions.items()}
         else:
             by_split = {None: questions}
-        self._files = [RowFile(path) for paths in by_split.values() for path in _listed(paths)]
+        self._field_names = dict(fields or {})
+        self._fields = merge_fields(self._field_names)
+        question_paths = [path for paths in by_split.values() for path in _listed(paths)]
+        reference_paths = [] if references is None else _listed(references)
+        files = {"task.questions": question_paths, "task.references": reference_paths}
+        check_present(name, files, {"task.images": self.images})
+        row_keys = {name.partition(".")[0] for names in self._fields.values() for name in names}
+        row_keys.update(CONVERSATIONS)
+        self._files = [RowFile(path, row_keys) for path in question_paths]
         self._file_splits = [split for split, paths in by_split.items() for _ in _listed(paths)]
         self._prefixes = _distinguish([file.path for file in self._files])
-        self._reference_files = (
-            None if references is None else [RowFile(path) for path in _listed(references)]
-        )
-        self._fields = merge_fields(fields or {})
+        self._reference_files = [RowFile(path, row_keys) for path in reference_paths]
         self._fractions = check_fractions(fractions or FRACTIONS)
         self._suffix, self._image_name, self._seed, self._capitalize = suffix, image_name, seed, capitalize
         self._max_chars, self._max_pixels = max_chars, max_pixels
         self._official_split = official_split
         self.set_aside: list[dict[str, Any]] = []
+        self.notes: list[str] = []
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,13 +151,13 @@ class LlavaJsonl:
             "metric": self.metric,
             "suffix": self._suffix,
             "image_name": self._image_name,
-            "fields": self._fields,
+            "fields": self._field_names,
             "capitalize": self._capitalize,
             "max_chars": self._max_chars,
             "max_pixels": self._max_pixels,
             "prefixes": self._prefixes if len(self._files) > 1 else None,
             "questions": [_digest(file.path) for file in self._files],
-            "references": [_digest(file.path) for file in self._reference_files or []],
+            "references": [_digest(file.path) for file in self._reference_files],
         }
 
     @property
@@ -181,7 +194,13 @@ class LlavaJsonl:
 
     def image(self, image_id: str) -> Image.Image:
         """The image at the path `image_id` in the folder. Raises UnreadableImage."""
-        return open_image(self.images, image_id, max_pixels=self._max_pixels)
+        try:
+            return open_image(self.images, image_id, max_pixels=self._max_pixels)
+        except UnreadableImage as error:
+            similar = find_similar(self.images, image_id)
+            if similar is None:
+                raise
+            raise UnreadableImage(image_id, f"{error.reason}; there is {similar!r}") from error
 
     @cached_property
     def _reader(self) -> QuestionReader:
@@ -189,7 +208,8 @@ class LlavaJsonl:
         return QuestionReader(
             metric=self.metric,
             fields=self._fields,
-            references=None if files is None else ReferenceIndex(files, self._fields),
+            references=ReferenceIndex(files, self._fields) if files else None,
+            images=self.images,
             image_name=self._image_name,
             suffix=self._suffix,
             capitalize=self._capitalize,
@@ -198,11 +218,12 @@ class LlavaJsonl:
 
     @cached_property
     def _index(self) -> Index:
-        """One pass over all rows, which also fills `set_aside`."""
+        """One pass over all rows, which also fills `set_aside` and `notes`."""
         self.set_aside[:] = self._reader.references.bad_rows if self._reader.references else []
         places: dict[str, list[Place]] = {}
         own_splits: dict[str, Split | None] = {}
         sample_ids: set[str] = set()
+        noted: Counter[str] = Counter()
         for file_number, file in enumerate(self._files):
             for row in file:
                 place = Place(file_number, row.place, row.number)
@@ -213,7 +234,9 @@ class LlavaJsonl:
                     question = self._read(place, row.content)
                     where["sample_id"] = question.sample_id
                     if question.sample_id in sample_ids:
-                        raise BadRow("this question_id came before")
+                        raise BadRow(
+                            "this question_id came before: +task.fields.question_id=null numbers the rows"
+                        )
                     own_split = own_splits.setdefault(question.image_id, question.own_split)
                     if own_split != question.own_split:
                         raise BadRow(f"image {question.image_id!r} came before with split {own_split}")
@@ -221,12 +244,41 @@ class LlavaJsonl:
                     self.set_aside.append(where | {"reason": str(error)})
                 else:
                     sample_ids.add(question.sample_id)
+                    noted.update(question.unused)
+                    if not question.has_own_id:
+                        noted["no question_id (the number in the file takes its place)"] += 1
                     places.setdefault(question.image_id, []).append(place)
         if not places:
             reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
             told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
+            told += self._suggest_fields(reasons)
             raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {told}")
+        self.notes[:] = [
+            f"{count:,} {'row has' if count == 1 else 'rows have'} {what}"
+            for what, count in noted.most_common()
+        ]
+        for note in self.notes:
+            log.warning("task %s: %s", self.name, note)
         return Index(self._divide(own_splits), own_splits, places)
+
+    def _suggest_fields(self, reasons: Sequence[tuple[str, int]]) -> str:
+        """The names of a row's fields, where a field that is needed is in no row."""
+        absent = [
+            field
+            for field, missing in (
+                ("image", "image"),
+                ("question", "question"),
+                ("references", "reference answer"),
+            )
+            if any(reason.startswith(f"no {missing}") for reason, _ in reasons)
+        ]
+        contents = (row.content for file in self._files for row in file)
+        names = next((list(content) for content in contents if isinstance(content, dict)), [])
+        if not absent or not names:
+            return ""
+        listed = ", ".join(repr(name[:40]) for name in names[:20])
+        options = " ".join(f"+task.fields.{field}=NAME" for field in absent)
+        return f"; the first row has the fields {listed}: {options} would name the right one"
 
     def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
         """The images of each split: by their given splits, and by `fractions` for images without one."""

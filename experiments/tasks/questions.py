@@ -1,26 +1,41 @@
 """A row of a question file made into a question, whatever its benchmark calls the fields."""
 
 import posixpath
+import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from experiments.scorers import check_references
 from experiments.tasks.base import SPLITS, Split
+from experiments.tasks.fields import (
+    MAX_NAME_CHARS,
+    describe_value,
+    find_field,
+    find_fields,
+    is_blank,
+    read_id,
+    read_text,
+)
+from experiments.tasks.paths import find_written_form
 from experiments.tasks.references import Fields, ReferenceIndex, read_references
-from experiments.tasks.rows import MAX_NAME_CHARS, BadRow, RowFile, find_field, read_id, read_text
+from experiments.tasks.rows import BadRow, RowFile
+from m3_backbone.turns import Turns, read_turns
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "question_id": ("question_id", "questionId", "id"),
-    "image": ("image", "image_id", "imageId", "imgname"),
-    "question": ("text", "question", "query", "conversations.0.value"),
-    "references": ("references", "answers", "answer", "label", "conversations.1.value"),
+    "image": ("image", "image_id", "imageId", "imgname", "images"),
+    "question": ("text", "question", "query"),
+    "references": ("references", "answers", "answer", "label"),
     "kind": ("category", "kind"),
     "split": ("split",),
     "choices": (),
     "context": (),
 }
+# Where questions and references are if they are in no field.
+CONVERSATIONS = ("conversations", "conversation", "messages")
 CHOICES = ("choices", "options")
 OWN_SPLITS: dict[str, Split] = {
     **{split: split for split in SPLITS},
@@ -28,11 +43,18 @@ OWN_SPLITS: dict[str, Split] = {
     "validation": "calibration",
 }
 IMAGE_PLACEHOLDER = "<image>"  # the prompt puts its own: a second one would ask for a second image
+_LIKE_ANSWERS = re.compile(
+    r"(\w+[_ ])?(answers?|references?|labels?|targets?|responses?|outputs?|gold|gt|ground_?truth)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Question:
-    """All that a sample needs but the task's name and its place in the division."""
+    """All that a sample needs but the task's name and its place in the division.
+
+    `has_own_id` is whether the row names its id; `unused` says what else the row holds that may matter.
+    """
 
     sample_id: str
     image_id: str
@@ -40,6 +62,8 @@ class Question:
     text: str
     references: tuple[str, ...]
     kind: str
+    has_own_id: bool = True
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,7 @@ class QuestionReader:
     metric: str
     fields: Fields
     references: ReferenceIndex | None
+    images: Path
     image_name: str
     suffix: str
     capitalize: bool
@@ -57,29 +82,45 @@ class QuestionReader:
     def read(self, row: dict[str, Any], number: int, file: RowFile) -> Question:
         """The question in a row. Raises BadRow with the reason if there is none."""
         row = {"file": file.path.stem, "folder": file.path.parent.name, **row}
-        question_id = self._read_question_id(row, number)
+        question_id, has_own_id = self._read_question_id(row, number, file.unit)
         image_id = self._read_image_id(row)
-        text = self._read_text(row)
-        answered = row
+        turns = self._read_turns(row)
+        text = self._read_text(row, turns)
+        answered, answered_turns = row, turns
         if self.references is not None:
             question_id, answered = self.references.find(question_id, image_id, text)
+            answered_turns = self._read_turns(answered)
+        choices = find_field(row, CHOICES) or find_field(answered, CHOICES)
         return Question(
             sample_id=question_id,
             image_id=image_id,
             own_split=self._read_split(row),
             text=self._complete(text, row),
-            references=self._read_references(
-                answered, find_field(row, CHOICES) or find_field(answered, CHOICES)
-            ),
+            references=self._read_references(answered, answered_turns, choices),
             kind=self._read_kind(row, answered),
+            has_own_id=has_own_id,
+            unused=tuple(self._find_unused(row, turns)),
         )
 
-    def _read_question_id(self, row: dict[str, Any], number: int) -> str:
+    def _read_question_id(self, row: dict[str, Any], number: int, unit: str) -> tuple[str, bool]:
+        """The id of a row, and whether it has one; its number stands for one that is missing."""
         names = self.fields["question_id"]
-        return read_id(find_field(row, names), names[0], MAX_NAME_CHARS) if names else str(number)
+        if not names:
+            return str(number), True
+        value = find_field(row, names)
+        if is_blank(value):
+            # Not the number alone, which may be the id of another row.
+            return f"{unit}-{number}", False
+        return read_id(value, names[0], MAX_NAME_CHARS), True
 
     def _read_image_id(self, row: dict[str, Any]) -> str:
         image = find_field(row, self.fields["image"])
+        if isinstance(image, list) and len(image) > 1:
+            raise BadRow(f"{len(image)} images, and a question is asked about one")
+        if isinstance(image, list):
+            image = image[0] if image else None
+        if isinstance(image, float) and image.is_integer():
+            image = int(image)
         if image is None:
             raise BadRow("no image")
         if isinstance(image, bool) or not isinstance(image, str | int):
@@ -89,10 +130,29 @@ class QuestionReader:
         except (LookupError, ValueError, AttributeError) as error:
             raise BadRow(f"image_name {self.image_name!r} does not fit the row: {error}") from error
         # One image must have one id, or it could come to lie in two splits.
-        return posixpath.normpath(read_id(name, "image", MAX_NAME_CHARS))
+        path = posixpath.normpath(read_id(name, "image", MAX_NAME_CHARS))
+        return find_written_form(self.images, path)
 
-    def _read_text(self, row: dict[str, Any]) -> str:
-        text = read_text(find_field(row, self.fields["question"]), "question", self.max_chars)
+    def _read_turns(self, row: Mapping[str, Any]) -> Turns | None:
+        """The row's conversation, if it has one."""
+        messages = find_field(row, CONVERSATIONS)
+        if messages is None:
+            return None
+        try:
+            return read_turns(messages)
+        except ValueError as error:
+            # It matters only where no field holds what it would be read for.
+            if all(not is_blank(find_field(row, self.fields[name])) for name in ("question", "references")):
+                return None
+            raise BadRow(str(error)) from error
+
+    def _read_text(self, row: dict[str, Any], turns: Turns | None) -> str:
+        value = find_field(row, self.fields["question"])
+        if value is None and turns is not None and self._reads_turns("question"):
+            if not turns.pairs:
+                raise BadRow("the conversation has no turn of a human")
+            value = turns.pairs[0][0]
+        text = read_text(value, "question", self.max_chars)
         if IMAGE_PLACEHOLDER in text:
             text = text.replace(IMAGE_PLACEHOLDER, "").strip()
         if not text.strip():
@@ -101,7 +161,7 @@ class QuestionReader:
 
     def _complete(self, text: str, row: dict[str, Any]) -> str:
         context = find_field(row, self.fields["context"])
-        if context:
+        if not is_blank(context):
             text = f"Context: {read_text(context, 'context', self.max_chars)}\n{text}"
         choices = find_field(row, self.fields["choices"])
         if choices is not None:
@@ -111,9 +171,13 @@ class QuestionReader:
                 text += f"\n{letter}. {read_id(choice, 'choice', self.max_chars)}"
         return text + self.suffix
 
-    def _read_references(self, row: dict[str, Any], choices: Any) -> tuple[str, ...]:
+    def _read_references(self, row: dict[str, Any], turns: Turns | None, choices: Any) -> tuple[str, ...]:
         value = find_field(row, self.fields["references"])
-        num_choices = len(choices) if isinstance(choices, list) else None
+        if value is None and turns is not None and turns.pairs and self._reads_turns("references"):
+            value = turns.pairs[0][1]
+            if value is None:
+                raise BadRow("no reference answer: no turn of the assistant follows the first question")
+        num_choices = len(choices) if isinstance(choices, list | dict) else None
         references = read_references(value, self.metric, num_choices, self.max_chars)
         if any(IMAGE_PLACEHOLDER in reference for reference in references):
             raise BadRow(f"a reference answer holds {IMAGE_PLACEHOLDER}, which no answer can")
@@ -123,19 +187,59 @@ class QuestionReader:
             raise BadRow(str(error)) from error
         return references
 
+    def _reads_turns(self, field: str) -> bool:
+        """Whether a field may be in the conversation: not if the user says what it is called."""
+        return self.fields[field] == FIELDS[field]
+
     def _read_kind(self, row: dict[str, Any], answered: dict[str, Any]) -> str:
-        kind = find_field(row, self.fields["kind"])
-        if kind is None:
-            kind = find_field(answered, self.fields["kind"])
-        return "default" if kind is None else read_id(kind, "kind", MAX_NAME_CHARS)
+        names = self.fields["kind"]
+        return (
+            describe_value(find_field(row, names)) or describe_value(find_field(answered, names)) or "default"
+        )
 
     def _read_split(self, row: dict[str, Any]) -> Split | None:
         value = find_field(row, self.fields["split"])
-        if value is None:
+        if is_blank(value):
             return None
-        if not isinstance(value, str) or value not in OWN_SPLITS:
-            raise BadRow(f"split is {value!r} and none of {', '.join(OWN_SPLITS)}")
-        return OWN_SPLITS[value]
+        split = value.strip().lower() if isinstance(value, str) else None
+        if split not in OWN_SPLITS:
+            raise BadRow(
+                f"split is {value!r} and none of {', '.join(OWN_SPLITS)}: "
+                "+task.fields.split=null divides the images by fractions"
+            )
+        return OWN_SPLITS[split]
+
+    def _find_unused(self, row: Mapping[str, Any], turns: Turns | None) -> Iterator[str]:
+        """What a row holds beside its question and references, of which one would think that it counts."""
+        own = [name for name, value in find_fields(row, self.fields["references"]) if not is_blank(value)]
+        if self.references is not None:
+            has_answer = turns is not None and any(answer is not None for _, answer in turns.pairs)
+            if own or has_answer:
+                yield "reference answers beside those of the file of references, which are used"
+        elif own:
+            used = find_field(row, self.fields["references"])
+            others = [name for name in own if find_field(row, (name,)) != used]
+            yield from (
+                f"other reference answers under {name!r} than under {own[0]!r}, which are used"
+                for name in others
+            )
+        known = {name.partition(".")[0] for names in self.fields.values() for name in names}
+        for name, value in row.items():
+            if name not in known and _LIKE_ANSWERS.fullmatch(name) and not is_blank(value):
+                yield f"{name[:40]!r}, which is not used (+task.fields.references={name[:40]} would use it)"
+        names = self.fields["image"]
+        images = [value for _, value in find_fields(row, names) if isinstance(value, list) and len(value) > 1]
+        if images and isinstance(find_field(row, names), str | int):
+            yield "further images, which are not shown"
+        if turns is not None:
+            if not is_blank(find_field(row, self.fields["question"])):
+                yield "a conversation beside the question, which is not used"
+            elif len(turns.pairs) > 1:
+                yield "further turns, which are not asked (only the first question is)"
+            if turns.num_system:
+                yield "a system turn, which is not used (the prompt is the backbone's)"
+            if turns.num_stray:
+                yield "turns of the assistant that answer no question and are not used"
 
 
 def merge_fields(overrides: Mapping[str, str | None]) -> Fields:

@@ -1,47 +1,48 @@
 """Reference answers: what a row may call them, and the row of another file that holds them."""
 
-import math
 import posixpath
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.tasks.rows import MAX_NAME_CHARS, BadRow, RowFile, find_field, read_id, read_text
+from experiments.scorers import LETTER_METRICS
+from experiments.tasks.fields import MAX_NAME_CHARS, find_field, is_blank, read_id, read_text
+from experiments.tasks.rows import BadRow, RowFile
 
 Fields = Mapping[str, tuple[str, ...]]
 
 
 def read_references(value: Any, metric: str, num_choices: int | None, max_chars: int) -> tuple[str, ...]:
-    """Reference answers as texts, from a text, a number, a list of these, or VQA's list of {"answer": text}.
+    """Reference answers as texts without outer white space, which no answer has.
 
-    For option letters a whole number is the position of the right choice, from 0. Raises BadRow.
+    `value` is a text, a number, a list of these, or VQA's list of {"answer": text}. For option letters a
+    whole number is the position of the right choice, from 0; `num_choices` is their number, if known. Raises
+    BadRow.
     """
     values = value if isinstance(value, list) else [value]
-    references = tuple(_read_reference(item, metric, num_choices, max_chars) for item in values)
-    if not any(reference.strip() for reference in references):
+    references = tuple(_read_reference(item, metric, num_choices, max_chars).strip() for item in values)
+    if not any(references):
         raise BadRow("no reference answer")
+    if metric in LETTER_METRICS and num_choices is not None:
+        letters = string.ascii_uppercase[:num_choices]
+        for reference in references:
+            if len(reference) == 1 and reference.upper() not in letters:
+                raise BadRow(
+                    f"the answer is {reference!r} and there are {num_choices} choices, A to {letters[-1:]}"
+                )
     return references
 
 
 def _read_reference(value: Any, metric: str, num_choices: int | None, max_chars: int) -> str:
     if isinstance(value, Mapping):
         value = value.get("answer")
-    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    if is_number and not isinstance(value, bool):
-        if metric != "multiple_choice_letter":
-            return read_text(_write_number(value), "reference answer", max_chars)
-        limit = len(string.ascii_uppercase) if num_choices is None else num_choices
-        if value not in range(limit):
-            raise BadRow(f"the answer is choice {value} of {limit}, counted from 0")
-        return string.ascii_uppercase[int(value)]
-    return read_text(value, "reference answer", max_chars)
-
-
-def _write_number(value: float) -> str:
-    try:
-        return str(value)
-    except ValueError as error:  # Python writes no integers of more than some thousand digits
-        raise BadRow("the reference answer is a number of too many digits") from error
+    is_position = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if metric not in LETTER_METRICS or not is_position or isinstance(value, bool):
+        return read_text(value, "reference answer", max_chars)
+    limit = len(string.ascii_uppercase) if num_choices is None else num_choices
+    if value not in range(limit):
+        raise BadRow(f"the answer is choice {value} of {limit}, counted from 0")
+    return string.ascii_uppercase[int(value)]
 
 
 class ReferenceIndex:
@@ -92,7 +93,7 @@ class ReferenceIndex:
 
     def _read_id(self, row: dict[str, Any]) -> str | None:
         own_id = find_field(row, self._fields["question_id"])
-        return None if own_id is None else read_id(own_id, "question_id", MAX_NAME_CHARS)
+        return None if is_blank(own_id) else read_id(own_id, "question_id", MAX_NAME_CHARS)
 
 
 def _first_line(question: str) -> str:

@@ -1,7 +1,7 @@
 """Rows of JSONL and JSON files, read so that no bad row ends a run and no long line fills the memory."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,10 @@ from m3_backbone.reading import check_no_pointer
 
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 29
-MAX_NAME_CHARS = 1000  # of an id or a path
 # The keys under which VQA, TextVQA, DocVQA and SEED-Bench keep their rows in a JSON document.
 ROW_LISTS = ("data", "questions", "annotations")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WAY_OUT = "write one JSON object a line (.jsonl) or one list of objects (.json)"
 
 
 class BadRow(ValueError):
@@ -32,13 +33,22 @@ class Row:
 class RowFile:
     """The JSON objects of a file, one after the other or by place.
 
-    A `.jsonl` file holds one object a line and is read line by line. Any other file is a JSON document of at
-    most `MAX_DOCUMENT_BYTES`: a list of objects, an object with such a list under one of `ROW_LISTS`, or an
-    object of objects, whose keys then count as `question_id`; or it is JSONL after all.
+    The content decides, not the name. JSONL, whose first line that is not blank holds a whole object and is
+    not the only one, is read line by line. Anything else is a JSON document of at most `MAX_DOCUMENT_BYTES`:
+    a list of objects, an object with such a list under one of `ROW_LISTS` or under its only key that has one,
+    an object of objects, whose keys then count as `question_id`, or a single row. A file named .jsonl that is
+    no document is JSONL with bad rows.
+
+    Args:
+        path: the file, in UTF-8 with or without a byte order mark.
+        row_keys: names of fields by which an object is recognised as a row: it has two of them or more.
+
+    Raises ValueError, when it is first read, for a file that holds no rows.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, row_keys: Collection[str] = ()) -> None:
         self.path = Path(path)
+        self._row_keys = frozenset(row_keys)
         if not self.path.is_file():
             raise FileNotFoundError(f"no file {self.path}")
         check_no_pointer(self.path)
@@ -51,7 +61,7 @@ class RowFile:
     def __iter__(self) -> Iterator[Row]:
         if not self._is_jsonl:
             for place, value in enumerate(self._document):
-                yield Row(place, place + 1, _checked(value))
+                yield Row(place, place + 1, _check_object(value))
             return
         with self.path.open("rb") as file:
             place = file.tell()
@@ -68,7 +78,7 @@ class RowFile:
                 file.seek(place)
                 content = _parse(file.readline(MAX_LINE_BYTES + 1))
         else:
-            content = _checked(self._document[place])
+            content = _check_object(self._document[place])
         if isinstance(content, BadRow):
             raise content
         return content
@@ -77,16 +87,33 @@ class RowFile:
     def _parse_line(line: bytes, place: int, number: int) -> Iterator[Row]:
         if len(line) > MAX_LINE_BYTES:
             yield Row(place, number, BadRow(f"a line of more than {MAX_LINE_BYTES:,} bytes"))
-        elif line.strip():
+        elif line.removeprefix(_BYTE_ORDER_MARK).strip():
             yield Row(place, number, _parse(line))
 
     @cached_property
     def _is_jsonl(self) -> bool:
-        if self.path.suffix == ".jsonl":
+        self._check_encoding()
+        is_named_so = self.path.suffix == ".jsonl"
+        with self.path.open("rb") as file:
+            lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+            written = (line for line in lines if line.removeprefix(_BYTE_ORDER_MARK).strip())
+            first, is_only = next(written, b""), next(written, None) is None
+        content = _parse(first)
+        # POPE's label files are JSONL under the name of .json.
+        if isinstance(content, dict) and (not is_only or (is_named_so and self._is_row(content))):
             return True
-        with self.path.open("rb") as file:  # POPE's label files are JSONL under the name of .json
-            first = file.readline(MAX_LINE_BYTES)
-            return isinstance(_parse(first), dict) and bool(file.readline(MAX_LINE_BYTES).strip())
+        return is_named_so and not self._is_document
+
+    def _is_row(self, document: Mapping[str, Any]) -> bool:
+        return len(self._row_keys & document.keys()) >= 2
+
+    @property
+    def _is_document(self) -> bool:
+        """Whether all of the file is one JSON value that may hold rows."""
+        try:
+            return bool(self._document)
+        except (ValueError, RecursionError):
+            return False
 
     @cached_property
     def _document(self) -> list[Any]:
@@ -95,69 +122,64 @@ class RowFile:
             raise ValueError(
                 f"{self.path} is a JSON document of {size:,} bytes: write it as JSONL, one row a line"
             )
+        if not size:
+            raise ValueError(f"{self.path} is empty")
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8-sig"))
+            document = _load(self.path.read_bytes())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is {_describe_encoding(error)}") from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path} is neither JSON nor JSONL: {error}") from error
+            raise ValueError(f"{self.path} is neither JSON nor JSONL ({error}): {_WAY_OUT}") from error
         if isinstance(document, list):
             return document
         if isinstance(document, dict):
             for key in ROW_LISTS:
                 if isinstance(document.get(key), list):
                     return document[key]
+            if self._is_row(document):
+                return [document]
             if document and all(isinstance(value, dict) for value in document.values()):
                 return [{"question_id": key, **value} for key, value in document.items()]
-        raise ValueError(f"{self.path} holds no rows: neither a list, nor one under {', '.join(ROW_LISTS)}")
+            lists = [value for value in document.values() if _is_list_of_objects(value)]
+            if len(lists) == 1:
+                return lists[0]
+        raise ValueError(
+            f"{self.path} holds no rows, neither a list nor one under {', '.join(ROW_LISTS)}: {_WAY_OUT}"
+        )
+
+    def _check_encoding(self) -> None:
+        """Raise ValueError for UTF-16 and UTF-32, in which Windows programs save "Unicode text"."""
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
+            raise ValueError(f"{self.path} is UTF-16, UTF-32 or no text: save it as UTF-8")
+
+
+def _load(data: bytes) -> Any:
+    # NaN is how pandas writes a missing value.
+    return json.loads(
+        data.decode("utf-8-sig"), parse_constant=lambda name: None if name == "NaN" else float(name)
+    )
 
 
 def _parse(line: bytes) -> dict[str, Any] | BadRow:
     try:
-        return _checked(json.loads(line.decode("utf-8-sig")))
+        return _check_object(_load(line))
+    except UnicodeDecodeError as error:
+        return BadRow(_describe_encoding(error))
     except (ValueError, RecursionError) as error:
-        return BadRow(f"not JSON: {error}")
+        return BadRow(f"not JSON ({error}): write one object a line")
 
 
-def _checked(value: Any) -> dict[str, Any] | BadRow:
-    return value if isinstance(value, dict) else BadRow(f"not a JSON object but {type(value).__name__}")
+def _check_object(value: Any) -> dict[str, Any] | BadRow:
+    if isinstance(value, dict):
+        return value
+    return BadRow(f"not a JSON object but {type(value).__name__}: write one object a line")
 
 
-def find_field(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The value under the first of `names` that is there and not null, else None.
-
-    A name may be a path, `types.structural` or `conversations.0.value`.
-    """
-    for name in names:
-        value: Any = row
-        for step in [name] if name in row else name.split("."):
-            if isinstance(value, Mapping):
-                value = value.get(step)
-            elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-                value = value[int(step)]
-            else:
-                value = None
-        if value is not None:
-            return value
-    return None
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def read_text(value: Any, name: str, max_chars: int) -> str:
-    """A text of the row, as it is. Raises BadRow if it is none, too long, or cannot be written as UTF-8."""
-    if not isinstance(value, str):
-        raise BadRow(f"no {name}" if value is None else f"{name} is not a text but {type(value).__name__}")
-    if len(value) > max_chars:
-        raise BadRow(f"{name} has {len(value):,} characters (at most {max_chars:,})")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{name} is not valid Unicode: {error.reason}") from error
-    return value
-
-
-def read_id(value: Any, name: str, max_chars: int) -> str:
-    """An identifier, text or whole number, as text. Raises BadRow."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    text = read_text(value, name, max_chars)
-    if not text.strip():
-        raise BadRow(f"{name} is empty")
-    return text
+def _describe_encoding(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}): save the file as UTF-8"

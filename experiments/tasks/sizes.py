@@ -12,7 +12,7 @@ from typing import Literal
 from experiments.tasks.base import SPLITS, Split, Task
 from predictor.splitting import apportion
 
-# Splits with fewer images are refused unless `allow_small=true`.
+# Splits with fewer images are refused unless `allow_small=true`; fewer test images give no interval.
 LEAST_IMAGES = 8
 # Splits with fewer images are always refused; training needs an image for validation.
 VERY_LEAST: Mapping[Split, int] = {"train": 2, "calibration": 1, "test": 1}
@@ -30,6 +30,7 @@ _FEW_MEAN: Mapping[Count, str] = {
     "calibration images": "prices, default choices and guarantees mean nothing",
     "training samples": "what a predictor learns from them is chance",
 }
+_NO_INTERVAL = f"fewer than {LEAST_IMAGES} give no interval, and differences mean nothing"
 _SOME_MEAN: Mapping[Count, str] = {
     "test images": "intervals are wide, and too narrow where few questions decide",
     "calibration images": "prices are coarse, and a guarantee is hardly ever certified",
@@ -66,11 +67,18 @@ def find_banners(
         if number is None or number >= MANY:
             continue
         counted = f"{number} {name if number != 1 else name[:-1]}{task and f' of {task}'}"
-        if number < FEW:
+        if name == "test images" and number < LEAST_IMAGES:
+            banners.append(Banner(f"Only {counted}: {_NO_INTERVAL}.", is_loud=True))
+        elif number < FEW:
             banners.append(Banner(f"Only {counted}: {_FEW_MEAN[name]}.", is_loud=True))
         else:
             banners.append(Banner(f"{counted}: {_SOME_MEAN[name]}.", is_loud=False))
     return sorted(banners, key=lambda banner: not banner.is_loud)
+
+
+def allows_interval(num_images: int) -> bool:
+    """Whether there are enough test images for an interval."""
+    return num_images >= LEAST_IMAGES
 
 
 def is_too_few(num_images: int) -> bool:

@@ -140,3 +140,16 @@ def test_what_does_not_exist_is_a_dash():
     assert format_tokens(float("nan")) == "-"
     alone = Estimate(np.array(0.5), np.array(np.nan), np.array(np.nan))
     assert (format_score(alone), format_difference(alone), format_share(alone)) == ("50.0", "+50.0", "50%")
+
+
+@pytest.mark.parametrize("num_images", [2, 7])
+def test_fewer_than_eight_test_images_have_no_interval_in_tables_and_charts(tmp_path, num_images):
+    test = TEST.select(np.isin(TEST.image_id, np.unique(TEST.image_id.astype(str))[:num_images]))
+    comparison = compare_constant(CALIBRATION, test)
+    banners = find_banners(test_images=comparison.num_images)
+    page, charts = write(tmp_path / "report.html", comparison, test, banners=banners)
+    assert f"Only {num_images} test images: fewer than 8 give no interval" in page
+    tables = "\n".join(str(table) for table in list_tables(Findings(comparison)))
+    assert not re.search(r"\[[^]]*\d, ", tables) and "nan" not in tables
+    assert "NaN" not in charts and not re.search(r"\b(nan|inf)\b", page)
+    assert all(difference.p_value == 1 for difference in comparison.differences)

@@ -80,6 +80,85 @@ def test_corners(metric, prediction, references, expected):
     assert score(metric, prediction, references) == pytest.approx(expected)
 
 
+# Values of the official code, of lmms-eval where there are two scorers and of LLaVA for those named after it.
+VALUES: dict[str, list[tuple[str, list[str], float]]] = {
+    "exact": [
+        ("yes.", ["yes"], 1),
+        ("yes!", ["yes"], 0),
+        ("red .", ["red"], 0),
+        ("caf\u00e9", ["cafe\u0301"], 0),  # NFC and NFD
+    ],
+    "vqa_soft_accuracy": [
+        ("black", ["Black."] * 10, 1),
+        ("two", ["2"] * 10, 1),
+        ("twenty", ["20"] * 10, 0),
+        ("10,000", ["10000"] * 10, 1),
+        ("$5.50", ["5.50"] * 10, 0),
+        ("red", ["red"] * 3 + ["blue"] * 7, 0.9),
+    ],
+    "relaxed_accuracy": [
+        ("2008", ["2010"], 1),
+        ("1,000", ["1000"], 0),
+        ("5%", ["0.05"], 1),
+        ("5", ["5%"], 0),
+        ("105", ["100"], 1),
+        ("94.9", ["100"], 0),
+    ],
+    "anls": [("ab", ["a"], 0.5), ("total: 5", ["Total:  5"], 1)],
+    "multiple_choice_letter": [
+        ("B", ["B"], 1),
+        ("B.", ["B"], 1),
+        ("b", ["B"], 1),
+        ("B. cat", ["B"], 1),
+        ("(B)", ["B"], 0),
+        ("B)", ["B"], 0),
+        ("The answer is B.", ["B"], 0),
+    ],
+    "multiple_choice_letter_llava": [
+        ("B", ["B"], 1),
+        ("B.", ["B"], 0),
+        ("b", ["B"], 0),
+        ("B. cat", ["B"], 1),
+        ("B\ncat", ["B"], 1),
+        ("(B)", ["B"], 0),
+        ("B)", ["B"], 0),
+        ("The answer is B.", ["B"], 1),
+        ("The answer is B", ["b"], 1),
+        ("The answer is A because The answer is B.", ["B"], 1),  # with the full stop goes before without
+        ("F", ["E"], 0),
+    ],
+    "yes_no": [
+        ("Yes", ["yes"], 1),
+        ("Yes.", ["yes"], 0),
+        ("no, it is not", ["no"], 0),
+        ("maybe", ["yes"], 0),
+    ],
+    "yes_no_llava": [
+        ("Yes", ["yes"], 1),
+        ("Yes.", ["yes"], 1),
+        ("no, it is not", ["no"], 1),
+        ("There is not any.", ["no"], 1),
+        ("Yes. No.", ["yes"], 1),  # the first sentence counts
+        ("maybe", ["yes"], 1),  # all that does not deny is yes
+        ("", ["yes"], 1),
+        ("NO", ["no"], 0),
+        ("\nno", ["no"], 0),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "references", "expected"),
+    [(metric, *row) for metric, rows in VALUES.items() for row in rows],
+)
+def test_values_of_the_official_scorers(metric, prediction, references, expected):
+    assert score(metric, prediction, references) == pytest.approx(expected)
+
+
+def test_every_metric_has_such_values():
+    assert set(METRICS) - set(VALUES) == {"pope_exact"}  # another name of yes_no
+
+
 @pytest.mark.parametrize(
     ("num_agreeing", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (7, 1.0), (10, 1.0)]
 )
@@ -115,7 +194,8 @@ def test_score_is_the_best_over_the_references(metric, prediction, references):
     assert score(metric, prediction, references) == max(alone)
 
 
-@given(metric=metrics, text=texts)
+# LLaVA's scorers read yes, no or a letter from A to E out of an answer, and any other reference is refused.
+@given(metric=metrics.filter(lambda name: not name.endswith("_llava")), text=texts)
 @settings(max_examples=300, deadline=None)
 def test_the_reference_itself_is_right(metric, text):
     # "nan" is unequal to itself for the official relaxed accuracy, and infinity is nan away from itself.
@@ -150,6 +230,9 @@ def test_references_must_be_a_list(references):
         ("yes_no", ["maybe"], "yes or no"),
         ("multiple_choice_letter", ["2"], "option letters"),
         ("multiple_choice_letter", ["AB"], "option letters"),
+        ("multiple_choice_letter_llava", ["2"], "option letters"),
+        ("multiple_choice_letter_llava", ["F"], "letters from A to E"),
+        ("yes_no_llava", ["maybe"], "yes or no"),
         ("rouge", ["a"], "unknown metric"),
     ],
 )

@@ -1,5 +1,6 @@
 """Settings of commands: what is wrong ends in one line before anything runs."""
 
+import shlex
 import sys
 
 import pytest
@@ -307,3 +308,81 @@ def test_the_configuration_that_was_given_stays_as_it_is():
     assert OmegaConf.to_yaml(config) == before
     with pytest.raises(OmegaConfBaseException):
         check_settings("label", config).new_key = 1  # nor is the checked one open to new keys
+
+
+@pytest.mark.parametrize(
+    ("typed", "suffix"),
+    [
+        (r"task.suffix=\nAnswer.", "\nAnswer."),
+        (r'task.suffix="\nAnswer: a, b."', "\nAnswer: a, b."),
+        (r"task.suffix='\nAnswer.'", r"\nAnswer."),
+        (r'task.suffix="\tA \\n B \q"', "\tA \\n B \\q"),
+        (r'task.suffix="\nSay \"yes\"."', '\nSay "yes".'),
+        ("task.suffix='\nAnswer.'", "\nAnswer."),
+        ("task.suffix=''", ""),
+        ("task.suffix=5", "5"),
+    ],
+)
+@pytest.mark.parametrize("task", ["llava_jsonl", "easy_vqa", "pope"])
+def test_line_breaks_of_prompts_are_typed_as_in_yaml(monkeypatch, typed, suffix, task):
+    seen = []
+
+    @entry_point("label")
+    def main(config: DictConfig) -> None:
+        # A command that is a step of another one is checked again.
+        seen.append((config.task.suffix, check_settings("label", config).task.suffix))
+
+    given = ["task.name=a", "task.questions=q", "task.images=i", "task.metric=exact"]
+    own = given if task != "easy_vqa" else []
+    monkeypatch.setattr(sys, "argv", ["experiments.label", f"task={task}", *own, typed])
+    main()
+    assert seen == [(suffix, suffix)]
+
+
+def test_backslashes_of_paths_stay(monkeypatch):
+    seen = []
+
+    @entry_point("label")
+    def main(config: DictConfig) -> None:
+        seen.append((config.task.questions, config.task.name))
+
+    given = [r"task.questions=C:\new\table.jsonl", "task.name=007", "task.images=i", "task.metric=exact"]
+    monkeypatch.setattr(sys, "argv", ["experiments.label", "task=llava_jsonl", *given])
+    main()
+    assert seen == [(r"C:\new\table.jsonl", "007")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "way_out"),
+    [
+        ("task.questions=a=b.jsonl", """'task.questions="a=b.jsonl"'"""),
+        ("task.questions=fold er=1/q,1.jsonl", """'task.questions="fold er=1/q,1.jsonl"'"""),
+        ("+task.x=a(1).jsonl", """'+task.x="a(1).jsonl"'"""),
+        ("task.questions={a.jsonl", """'task.questions="{a.jsonl"'"""),
+        ("task.questions=it's.jsonl", """'task.questions="it'"'"'s.jsonl"'"""),
+    ],
+)
+def test_a_value_that_the_grammar_does_not_read_is_one_line_with_its_quoted_form(
+    monkeypatch, capsys, typed, way_out
+):
+    seen = []
+
+    @entry_point("label")
+    def main(config: DictConfig) -> None:
+        seen.append(config.task)
+
+    given = ["task.name=a", "task.images=i", "task.metric=exact", "task.questions=q"]
+    monkeypatch.setattr(sys, "argv", ["experiments.label", "task=llava_jsonl", *given, typed])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert error.startswith(f"error: {typed}: cannot be read (") and error.endswith(f"{way_out}\n")
+    # The way out is one.
+    key, _, value = typed.partition("=")
+    if not key.startswith("+"):
+        monkeypatch.setattr(
+            sys, "argv", ["experiments.label", "task=llava_jsonl", *given, *shlex.split(way_out)]
+        )
+        main()
+        assert seen[0].questions == value

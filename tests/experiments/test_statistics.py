@@ -208,3 +208,22 @@ def test_intervals_over_seeds_cover_what_training_gives_on_average():
             covered[name] += bool(interval.low <= 0 <= interval.high)
     shares = {name: count / NUM_DATA_SETS for name, count in covered.items()}
     assert 0.9 <= shares["seeds"] <= 0.97 and shares["fixed"] < 0.85, shares
+
+
+@pytest.mark.parametrize(("num_images", "has_interval"), [(1, False), (2, False), (7, False), (8, True)])
+def test_fewer_than_eight_images_give_no_interval(num_images, has_interval):
+    """Two images that are both answered rightly do not show that all are."""
+
+    def measure(weights):
+        mean = weights.mean(axis=1)
+        return {"score": mean, "both": np.stack([mean] * 2, axis=1)}
+
+    draws = resample(measure, num_images, num_resamples=50, seed=0)
+    assert draws["score"].has_interval is has_interval
+    for name in ("score", "both"):
+        estimate = draws[name].estimate()
+        assert (estimate.value == 1).all()
+        assert (np.isfinite([estimate.low, estimate.high]) == has_interval).all()
+    p_value = Draws(np.array(1.0), np.ones(50), has_interval).p_value()
+    assert p_value == (pytest.approx(2 / 51) if has_interval else 1.0)
+    assert combine_seeds({0: draws["score"], 1: draws["score"]}, seed=0).has_interval is has_interval

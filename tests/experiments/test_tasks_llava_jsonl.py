@@ -270,6 +270,14 @@ def test_the_fingerprint_knows_content_and_arguments_but_no_place(tmp_path):
         assert divided.division != make_task(tmp_path / "one", [GOOD]).division
 
 
+def test_labels_of_version_0_1_stay_valid(tmp_path):
+    """Its fingerprints, recorded: a field that is known by more names makes no other data."""
+    assert make_task(tmp_path, [GOOD]).fingerprint == "126d79fc51a71b44"
+    fractions = {"train": 0.5, "calibration": 0.2, "test": 0.3}
+    named = make_task(tmp_path, [GOOD], fields={"question": "text", "kind": None}, fractions=fractions)
+    assert named.fingerprint == "2edce8dccb86e391"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "complaint"),
     [

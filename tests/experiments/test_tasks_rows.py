@@ -10,16 +10,18 @@ from tests.experiments.question_files import GOOD, make_task, read_all, write_li
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not JSON": (b'{"question_id": 1, ', "not JSON"),
-    "not UTF-8": (b'{"question_id": 1, "text": "\xff"}', "not JSON"),
+    "not UTF-8": (
+        b'{"question_id": 1, "text": "\xff"}',
+        "not UTF-8 (byte 0xff at 28): save the file as UTF-8",
+    ),
     "deep": (b"[" * 100_000, "not JSON"),
     "a list": ([1, 2], "not a JSON object but list"),
     "null": (b"null", "not a JSON object but NoneType"),
-    "no id": ({**GOOD, "question_id": None}, "no question_id"),
     "wrong id": ({**GOOD, "question_id": [1]}, "question_id is not a text but list"),
-    "blank id": ({**GOOD, "question_id": " "}, "question_id is empty"),
     "no image": ({**GOOD, "image": None}, "no image"),
     "blank image": ({**GOOD, "image": ""}, "image is empty"),
-    "wrong image": ({**GOOD, "image": ["a.png", "b.png"]}, "neither a name nor a number but list"),
+    "wrong image": ({**GOOD, "image": {"a": "b"}}, "neither a name nor a number but dict"),
+    "two images": ({**GOOD, "image": ["a.png", "b.png"]}, "2 images, and a question is asked about one"),
     "no question": ({key: value for key, value in GOOD.items() if key != "text"}, "no question"),
     "blank question": ({**GOOD, "text": " \n"}, "the question is empty"),
     "only a placeholder": ({**GOOD, "text": "<image>\n"}, "the question is empty"),
@@ -32,10 +34,13 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no references": ({**GOOD, "answer": None}, "no reference answer"),
     "empty references": ({**GOOD, "answer": []}, "no reference answer"),
     "blank references": ({**GOOD, "answer": ["", " "]}, "no reference answer"),
-    "wrong references": ({**GOOD, "answer": [True]}, "reference answer is not a text but bool"),
-    "nan": ({**GOOD, "answer": float("nan")}, "reference answer is not a text but float"),
+    "wrong references": (
+        {**GOOD, "answer": [True]},
+        'reference answer is true and not a text: write it in quotes, "true" or "yes"/"no"',
+    ),
+    "nan": ({**GOOD, "answer": float("nan")}, "no reference answer"),
+    "infinity": ({**GOOD, "answer": float("inf")}, "reference answer is not a text but float"),
     "long reference": ({**GOOD, "answer": "x" * 20_001}, "reference answer has 20,001 characters"),
-    "wrong kind": ({**GOOD, "category": {}}, "kind is not a text but dict"),
     "wrong split": ({**GOOD, "split": "dev"}, "split is 'dev' and none of"),
     "long line": ({**GOOD, "text": "x" * (rows.MAX_LINE_BYTES + 10)}, "a line of more than 1,048,576 bytes"),
 }
@@ -56,7 +61,7 @@ def test_bad_rows_are_set_aside_by_line_and_reason(tmp_path):
         "file": "questions.jsonl",
         "line": len(lines),
         "sample_id": "mine/first",
-        "reason": "this question_id came before",
+        "reason": "this question_id came before: +task.fields.question_id=null numbers the rows",
     }
     assert len(task.set_aside) == len(BAD_ROWS) + 1
     json.dumps(task.set_aside).encode()

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from m3_backbone.checkpoint import Checkpoint
 from m3_backbone.preprocessing import ImagePreprocessor, fit, pad_to_square
 from m3_backbone.processing import M3Processor
 
@@ -100,3 +101,45 @@ def test_cropping_keeps_the_middle():
 def test_other_pixel_formats_become_rgb(mode):
     images = ImagePreprocessor(image_size=32, patch_size=16)
     assert images(Image.new(mode, (40, 30))).shape == (1, 3, 32, 32)
+
+
+CONTROLS = ("</s>", "<s>", "<unk>", "<pad>", "<0x0A>")
+
+
+@pytest.fixture(params=["tiny_m3", "plain", "tiled"])
+def processor(request) -> M3Processor:
+    """Of a tokenizer of the `tokenizers` library, and of two of sentencepiece."""
+    if request.param == "tiny_m3":
+        return Checkpoint.open("tiny_m3").processor
+    return request.getfixturevalue(request.param).backbone.processor
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_tokens_in_questions_and_answers_are_text(processor, control):
+    tokenizer = processor.tokenizer
+    text = f"say {control} and stop"
+    special = {*tokenizer.all_special_ids, processor.image_token_id}
+    plain_prompt = processor.prompt_ids("say and stop")
+    for ids, num_special in (
+        (processor.prompt_ids(text), sum(token in special for token in plain_prompt)),
+        (processor.next_turn_ids(text), 0),
+        (processor.text_ids(text), 0),
+        (processor.answer_ids(text), 1),
+    ):
+        # <unk> also stands for signs that a vocabulary lacks, as < and > in the fixtures'.
+        assert sum(token in special - {tokenizer.unk_token_id} for token in ids) == num_special
+    assert processor.answer_ids(text)[-1] == tokenizer.eos_token_id
+    assert len(processor.text_ids(control)) > 1
+
+
+def test_text_without_control_tokens_has_the_ids_it_always_had(processor):
+    tokenizer = processor.tokenizer
+    for text in ("What color?", "12.5%", "\nAnswer with a word.", " lead", "日本 x", ""):
+        assert processor.text_ids(text) == tokenizer(text, add_special_tokens=False).input_ids
+        later = tokenizer(f"</s>USER: {text} ASSISTANT:", add_special_tokens=False).input_ids
+        assert processor.next_turn_ids(text) == later[1:]
+
+
+@pytest.mark.parametrize("padded", ["1 ", " 1", "1\n", "\t1 "])
+def test_white_space_around_an_answer_does_not_count(processor, padded):
+    assert processor.answer_ids(padded) == processor.answer_ids("1")

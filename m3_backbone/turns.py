@@ -1,0 +1,72 @@
+"""Conversations in the formats of LLaVA and of chat models, read by role."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["question", "answer", "system"]
+# Of LLaVA and ShareGPT (`from`, `value`) and of OpenAI and Hugging Face (`role`, `content`).
+ROLES: dict[str, Role] = {
+    "human": "question",
+    "user": "question",
+    "gpt": "answer",
+    "assistant": "answer",
+    "model": "answer",
+    "system": "system",
+    "developer": "system",
+}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Questions of a conversation, each with the answer after it or None, and what is not part of them.
+
+    `num_system` turns are instructions to the model. `num_stray` are answers without a question before them:
+    those that open the conversation, and those after another answer.
+    """
+
+    pairs: tuple[tuple[str, str | None], ...]
+    num_system: int
+    num_stray: int
+
+
+def read_turns(messages: Any) -> Turns:
+    """The turns of a conversation, a list of {"from", "value"} or {"role", "content"}, by role.
+
+    `content` may be a list of parts, of which those of type text count, a line each. Raises ValueError for
+    what is no such list, naming the message.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise ValueError(f"the conversation is not a list but {type(messages).__name__}")
+    pairs: list[tuple[str, str | None]] = []
+    num_system = num_stray = 0
+    for number, message in enumerate(messages, start=1):
+        role, text = _read_message(message, number)
+        if role == "system":
+            num_system += 1
+        elif role == "question":
+            pairs.append((text, None))
+        elif pairs and pairs[-1][1] is None:
+            pairs[-1] = (pairs[-1][0], text)
+        else:
+            num_stray += 1
+    return Turns(tuple(pairs), num_system, num_stray)
+
+
+def _read_message(message: Any, number: int) -> tuple[Role, str]:
+    if not isinstance(message, dict):
+        raise ValueError(f"message {number} of the conversation is not an object")
+    speaker = message.get("from", message.get("role"))
+    role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    if role is None:
+        raise ValueError(
+            f"message {number} of the conversation has the role {str(speaker)[:40]!r}: give one of "
+            f"{', '.join(ROLES)} as 'from' or 'role'"
+        )
+    content = message.get("value", message.get("content"))
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "\n".join(part for part in parts if isinstance(part, str))
+    if not isinstance(content, str):
+        raise ValueError(f"message {number} of the conversation lacks a text under 'value' or 'content'")
+    return role, content
