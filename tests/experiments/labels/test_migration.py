@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
@@ -122,6 +123,26 @@ def test_a_kill_in_between_loses_nothing(old, unloadable, monkeypatch):
     for split, table in zip(NUM_IMAGES, before, strict=True):
         assert read_outcomes(old, split).answer == table["answer"].to_pylist()
     assert "shards" in identify_labels(read_manifest(old))["labels"]
+
+
+def test_images_with_padded_references_are_answered_again(old, tiny_m3):
+    """Likelihoods were those of the reference with its space; all other answers are kept."""
+    path = old / "outcomes" / "train-00000.parquet"
+    table = pq.read_table(path)
+    columns = table.to_pydict()
+    images = dict.fromkeys(columns["image_id"])
+    padded = next(iter(images))
+    columns["references"] = [
+        [f"{text} " for text in references] if image_id == padded else references
+        for references, image_id in zip(columns["references"], columns["image_id"], strict=True)
+    ]
+    columns["nll"] = [[9.0] * 4 for _ in columns["nll"]]
+    pq.write_table(pa.table(columns, schema=table.schema), path)
+    assert label_again(old, tiny_m3).counts == {"train": 9, "calibration": 6, "test": 6}
+    labels = read_labels(old, "train").outcomes
+    assert labels.sample_id.tolist() == columns["sample_id"]
+    assert (labels.nll == 9).all(axis=1).tolist() == [image_id != padded for image_id in labels.image_id]
+    assert not any(text.endswith(" ") for texts in labels.references for text in texts)
 
 
 def test_resampled_answers_are_kept(old, unloadable):
