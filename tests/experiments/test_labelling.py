@@ -556,6 +556,9 @@ class TestAfterAccidents:
         ({"sample_id": "same"}, "sample_id 'same' comes more than once"),
         ({"image_id": "same"}, "samples of image 'same' of calibration are in train too"),
         ({"metric": "vibes"}, "has metric 'vibes'; there are exact"),
+        ({"task": 2024}, "mine: task of sample .* is 2024 and not a text: the task must give str"),
+        ({"question": None}, "question of sample .* is None and not a text"),
+        ({"references": ("a", 5)}, r"references\[1\] of sample .* is 5 and not a text"),
     ],
 )
 def test_what_a_task_must_not_do_is_found_before_anything_is_labelled(

@@ -53,6 +53,17 @@ def test_a_text_is_encoded_once_in_a_call_and_anew_in_the_next(folder, monkeypat
     assert sorted(encoded) == sorted([*set(TEXTS), *set(TEXTS)])
 
 
+def test_control_tokens_of_the_encoder_are_text_in_a_question(folder):
+    tokenizer = TransformerEncoder(str(folder)).tokenizer
+    control = tokenizer.sep_token
+    encoder = TransformerEncoder(str(folder))
+    ids = encoder._tokenize([f"what {control} color"])["input_ids"][0]
+    assert ids.count(tokenizer.sep_token_id) == encoder._tokenize(["what color"])["input_ids"][0].count(
+        tokenizer.sep_token_id
+    )
+    assert not np.allclose(*encoder.encode([f"what {control} color", "what color"]))
+
+
 def test_a_text_longer_than_the_model_is_cut(folder, tmp_path):
     """Also where the tokenizer, as many do, does not say how long a text may be."""
     silent = write_encoder(tmp_path / "silent")

@@ -173,6 +173,19 @@ def test_a_bad_training_file_is_named(fixture, tmp_path, content, message):
         LlavaConversations(path, Image.open, fixture[2])
 
 
+def test_turns_of_a_training_file_are_read_by_role(fixture, tmp_path):
+    path = tmp_path / "train.json"
+    llava = [("system", "Be brief."), ("human", "<image>\nWhat?"), ("gpt", "a dog")]
+    chat = [("user", "What?"), ("assistant", "a cat")]
+    rows = [
+        {"image": "a.png", "conversations": [{"from": role, "value": text} for role, text in llava]},
+        {"image": "b.png", "messages": [{"role": role, "content": text} for role, text in chat]},
+    ]
+    path.write_text(json.dumps(rows))
+    data = LlavaConversations(path, Image.open, fixture[2])
+    assert data.rows == [("a.png", [("What?", "a dog")]), ("b.png", [("What?", "a cat")])]
+
+
 def test_a_batch_without_dense_labels_costs_nothing():
     heads = PatchHeads(4, {"color": 3})
     loss, _ = heads(torch.zeros(0, 9, 4), torch.zeros(0, 9, 1, dtype=torch.long))
