@@ -30,6 +30,7 @@ from m3_backbone.manifest import (
     write_splits,
 )
 from m3_backbone.outcomes import HELD_OUT, OutcomeTable
+from m3_backbone.sealed import seal
 from m3_backbone.shards import (
     SCHEMA_VERSION,
     digest_file,
@@ -376,7 +377,7 @@ class LabelFolder:
 
     def write_manifest(self) -> None:
         """Write the manifest."""
-        self._write_text(MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+        self._write_text(MANIFEST, json.dumps(seal(self.manifest), indent=2) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
         with self.writing():

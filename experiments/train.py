@@ -44,6 +44,7 @@ from experiments.training_record import (
     read_record,
 )
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.sealed import seal
 from predictor.base import FitContext, ScalePredictor
 from predictor.files import FolderError, write_json
 from predictor.hybrid import Hybrid
@@ -197,7 +198,7 @@ def _train(
         identity=identity,
         files=digest_files(staging),
     )
-    write_json(staging / MANIFEST, asdict(record))
+    write_json(staging / MANIFEST, seal(asdict(record)))
     if target.exists():
         # Damaged, or of another identity: `read_finished` has refused it.
         shutil.rmtree(target)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.text_table import format_table
+from m3_backbone.sealed import DIGEST, unseal
 from predictor.files import FolderError, check_keys, damaged, read_json
 
 MANIFEST = "manifest.json"
@@ -85,8 +86,11 @@ def load_record(folder: Path) -> TrainingRecord:
     if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
     required = {each.name for each in fields(TrainingRecord) if each.default_factory is MISSING}
-    content = check_keys(path, read_json(path), frozenset(required), frozenset({"files"}))
-    record = TrainingRecord(**content)
+    content = check_keys(path, read_json(path), frozenset(required), frozenset({"files", DIGEST}))
+    try:
+        record = TrainingRecord(**unseal(content))
+    except ValueError as error:
+        raise damaged(path, error) from error
     numbers = [getattr(record, name) for name in _NUMBERS]
     lists = (record.scales, record.fixed_cost, record.fixed_score)
     is_typed = isinstance(record.name, str) and isinstance(record.identity, dict)

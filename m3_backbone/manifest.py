@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m3_backbone.sealed import unseal
 from m3_backbone.shards import SCHEMA_VERSION, name_way_out, naming, read_content, write_atomically
 
 MANIFEST, SPLITS_FILE = "manifest.json", "splits.parquet"
@@ -66,11 +67,14 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             f"no labels in {folder}: make them with `python -m experiments.label` of that task"
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest = json.loads(path.read_bytes())
         manifest["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(_describe_damage(path, "it is not a manifest of labels")) from error
-    return manifest
+    try:
+        return unseal(manifest)
+    except ValueError as error:
+        raise ValueError(_describe_damage(path, str(error))) from error
 
 
 def _describe_damage(path: Path, reason: str) -> str:

@@ -4,9 +4,9 @@ The values are accuracies in percent as the authors print them (VQA accuracy on 
 accuracy on ChartQA, ANLS on DocVQA), for the tasks that have a configuration in `conf/task`. A run can agree
 with them only on the split that they were measured on, and with the same prompt, decoding and scorer. Values
 of LLaVA-1.5-7B-M3 come from LLaVA's own scripts (POPE: metric `yes_no_llava`), those of LLaVA-NeXT-7B-M3, as
-we read the paper, from lmms-eval (POPE: `yes_no`, ScienceQA: `multiple_choice_letter`). GQA and POPE are divided here by hash, so
-that our test split is a part of theirs; the test answers of VizWiz are not public, and our test split is its
-validation split.
+we read the paper, from lmms-eval (POPE: `yes_no`, ScienceQA: `multiple_choice_letter`). GQA and POPE are
+divided here by hash, so that our test split is a part of theirs; the test answers of VizWiz are not public,
+and our test split is its validation split.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """Scores of test questions asked again, beside their labels: what an oracle without luck is made of."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from m3_backbone.outcomes import OutcomeTable, check_fingerprints
 from m3_backbone.shards import write_atomically
 
 log = logging.getLogger(__name__)
+
+# What the header of a file of resampled answers says of them.
+_ORIGIN = ("fingerprints", "variation", "samples")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +42,20 @@ class Part:
     score: Floats
 
     def write(self, path: Path) -> None:
-        metadata = {
-            name: json.dumps(getattr(self, name)) for name in ("fingerprints", "variation", "samples")
-        }
         scores = {"score": np.ascontiguousarray(self.score, dtype=np.float32)}
+        origin = {name: getattr(self, name) for name in _ORIGIN}
+        metadata = {name: json.dumps(value) for name, value in origin.items()}
+        metadata["digest"] = _digest(origin, scores["score"])
         write_atomically(path, lambda temporary: save_file(scores, temporary, metadata=metadata))
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """What `write` wrote; ValueError where the file is damaged."""
         with _opening(path) as file:
-            return cls(**_read_origin(file), score=file.get_tensor("score").astype(np.float64))
+            origin, score = _read_origin(file), file.get_tensor("score")
+            if file.metadata().get("digest", "") not in ("", _digest(origin, score)):
+                raise ValueError("its content does not have the digest that it names")
+            return cls(**origin, score=score.astype(np.float64))
 
 
 @contextmanager
@@ -64,7 +71,12 @@ def _opening(path: Path) -> Iterator[Any]:
 def _read_origin(file: Any) -> dict[str, Any]:
     """Fingerprints, variation and sample ids of an open file, without its scores."""
     metadata = file.metadata()
-    return {name: json.loads(metadata[name]) for name in ("fingerprints", "variation", "samples")}
+    return {name: json.loads(metadata[name]) for name in _ORIGIN}
+
+
+def _digest(origin: Mapping[str, Any], score: np.ndarray) -> str:
+    content = json.dumps(origin, sort_keys=True).encode() + score.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class ResampledFolder:

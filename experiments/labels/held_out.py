@@ -28,6 +28,7 @@ from experiments.names import to_file_name
 from m3_backbone.labels import SPLITS, Labels, read_labels
 from m3_backbone.manifest import list_images, read_manifest
 from m3_backbone.outcomes import HELD_OUT, HeldOutAccess, check_split
+from m3_backbone.sealed import seal, unseal
 from m3_backbone.shards import write_atomically
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class EvaluationLog:
     def append(self, line: Mapping[str, Any]) -> None:
         """Append a line in a single write, so that concurrent commands do not mix their lines."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(line, ensure_ascii=False) + "\n"
+        text = json.dumps(seal(line), ensure_ascii=False) + "\n"
         if self.path.is_file() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             text = f"\n{text}"  # the last line is incomplete, after a kill
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -243,7 +244,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             content = json.loads(text) if text else None
-        except json.JSONDecodeError:
+            content = unseal(content) if isinstance(content, dict) else content
+        except ValueError:
             content = text
         if isinstance(content, dict):
             lines.append(content)

@@ -33,6 +33,7 @@ from experiments.blocks import group_by_image, read_image
 from experiments.label_locks import wait_for_lock
 from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
+from m3_backbone.sealed import seal, unseal
 from m3_backbone.shards import write_atomically
 from predictor.adaptive import AdaptiveM3
 from predictor.base import ScalePredictor
@@ -98,14 +99,14 @@ class Latency:
                 "overhead": {name: _to_list(samples) for name, samples in self.overhead.items()},
             },
         }
-        text = json.dumps(content) + "\n"
+        text = json.dumps(seal(content)) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file that `write` wrote; ValueError for any other file."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = unseal(json.loads(path.read_text(encoding="utf-8")))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}")
             job, samples = content["job"], content["milliseconds"]

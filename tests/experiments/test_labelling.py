@@ -32,6 +32,7 @@ from experiments.tasks.llava_jsonl import LlavaJsonl
 from m3_backbone.costs import vision_flops
 from m3_backbone.features import compute_features
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.sealed import unseal
 from tests.experiments.question_files import make_task
 from tests.held_out import read_outcomes, read_split
 
@@ -486,7 +487,7 @@ class TestAfterAccidents:
 
     def test_remains_of_a_killed_run_are_cleared_away(self, copied, undisturbed, task, backbone):
         """Killed between the features and the outcomes of a shard: the outcomes are half-written."""
-        manifest = json.loads((copied / "manifest.json").read_text())
+        manifest = unseal(json.loads((copied / "manifest.json").read_text()))
         del manifest["counts"]
         (copied / "manifest.json").write_text(json.dumps({**manifest, "shards": {}, "complete": False}))
         (copied / "outcomes" / "00003.parquet").rename(copied / "outcomes" / ".00003.parquet.1.tmp")

@@ -36,6 +36,7 @@ def find_actors(driver: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the actors in /proc")
 def test_two_actors_of_which_one_is_killed_make_the_same_table(tmp_path):
     pytest.importorskip("ray")

@@ -37,7 +37,7 @@ def sweep(labels, store, *overrides):
     return {record.identity["seed"]: path for record, path in zip(records, paths, strict=True) if record}
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.slow), "submitit_local"])
 def test_jobs_at_the_same_time_leave_predictors_of_their_own(labels, tmp_path, launcher):
     parallel = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=5"]
     made = sweep(labels, tmp_path, f"hydra/launcher={launcher}", *parallel)

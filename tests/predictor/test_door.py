@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, digest_files, load_trained
+from m3_backbone.sealed import seal, unseal
 from predictor.adaptive import AdaptiveM3
 from predictor.base import ScalePredictor
 from predictor.boosting import GradientBoosting
@@ -399,12 +400,12 @@ def link_out(outside):
 def test_training_is_refused_even_if_its_record_agrees(trained, canary, tmp_path, file, name, harm):
     folder = shutil.copytree(trained, tmp_path / "predictor")
     harm(folder / file)
-    record = json.loads((folder / "manifest.json").read_text())
+    record = unseal(json.loads((folder / "manifest.json").read_text()))
     try:
         record["files"] = digest_files(folder)
     except FolderError:
         record["files"] = {}
-    (folder / "manifest.json").write_text(json.dumps(record))
+    (folder / "manifest.json").write_text(json.dumps(seal(record)))
     check_refused(lambda: load_trained(folder), folder / file, canary)
 
 

@@ -18,6 +18,7 @@ from experiments.training.trained import (
     open_trained,
 )
 from m3_backbone.manifest import read_manifest
+from m3_backbone.sealed import unseal
 from predictor.base import ScalePredictor
 from predictor.baselines import Mix
 from predictor.question_only import QuestionOnly
@@ -127,7 +128,7 @@ def test_what_the_first_version_trained_is_taken_over(tmp_path):
     place = locate(tmp_path / "new", "question_only", identity)
     old = tmp_path / "old" / "question_only"
     shutil.copytree(place, old)
-    record = json.loads((old / "manifest.json").read_text())
+    record = unseal(json.loads((old / "manifest.json").read_text()))
     del record["files"]
     record["seconds"] = 4321.0
     (old / "manifest.json").write_text(json.dumps(record))
