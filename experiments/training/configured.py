@@ -13,6 +13,7 @@ from predictor.base import ScalePredictor
 
 # Settings of a trainer that only say what it prints, and the default values of those that change weights.
 _OUTPUT_OF_TRAINER = ("logger", "enable_model_summary", "enable_progress_bar", "enable_checkpointing")
+_ENVIRONMENTS = "lightning.pytorch.plugins.environments."
 _DEFAULT_TRAINER = {
     "_target_": "lightning.Trainer",
     "accelerator": "cpu",
@@ -60,11 +61,18 @@ def read_trainer(trainer: DictConfig | None) -> dict[str, Any]:
         return {}
     content = OmegaConf.to_container(trainer, resolve=True)
     assert isinstance(content, dict)
+    plugins = [plugin for plugin in content.pop("plugins", None) or [] if not _is_environment(plugin)]
+    content |= {"plugins": plugins} if plugins else {}
     return {
         str(key): value
         for key, value in content.items()
         if key not in _OUTPUT_OF_TRAINER and value != _DEFAULT_TRAINER.get(str(key))
     }
+
+
+def _is_environment(plugin: Any) -> bool:
+    """Whether a plugin only says which processes there are, which changes no weights."""
+    return isinstance(plugin, dict) and str(plugin.get("_target_")).startswith(_ENVIRONMENTS)
 
 
 def open_configured(config: DictConfig) -> list[TrainedPredictor]:

@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.config import find_config_dir
 from experiments.names import to_file_name
 from experiments.train import train_predictors
 from experiments.training.configured import read_trainer
@@ -159,6 +161,14 @@ def test_a_trainer_that_changes_weights_is_part_of_the_identity():
         "accelerator": "gpu",
         "precision": "bf16-mixed",
     }
+    plugin = {"_target_": "lightning.pytorch.plugins.precision.DoublePrecision"}
+    assert read(plugins=[plugin]) == {"plugins": [plugin]}
+    # The trainers of the package, as predictors of tokenscale 0.1 were trained with them.
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        cpu, gpu = (compose("train", [f"trainer={name}"]).trainer for name in ("cpu", "gpu"))
+    assert read_trainer(cpu) == {}
+    expected = {"accelerator": "gpu", "precision": "bf16-mixed", "deterministic": "warn"}
+    assert read_trainer(gpu) == expected
     manifest = {"fingerprints": {}, "scales": [1], "feature_scales": [], "shards": {}}
     identities = [
         identify(Mix(), manifest, TrainingSettings(seed=0, validation_fraction=0.2, trainer=trainer))
