@@ -180,6 +180,7 @@ class LabelFolder:
         Shards of earlier labellings, finished or not, are listed in it as far as they are whole.
         """
         shards: dict[str, Any] = {}
+        files: dict[str, str] = {}
         if not overwrite and self.open():
             if self.is_begun(limit):
                 return
@@ -188,6 +189,8 @@ class LabelFolder:
             shards = {name: shard for name, shard in listed if self.is_whole(name, shard)}
             # What was unfinished may have been begun with other limits, or another division.
             shards |= self._find_unlisted(shards)
+            known = self.manifest.get("files", {})
+            files = {name: digest for name, digest in known.items() if name == EMBEDDINGS}
         else:
             self._move_aside()
         former = {"former": self.manifest["former"]} if "former" in self.manifest else {}
@@ -203,6 +206,7 @@ class LabelFolder:
             "shard_size": shard_size,
             **former,
             "shards": shards,
+            "files": files,
             "complete": False,
         }
         with self.writing():
@@ -333,7 +337,9 @@ class LabelFolder:
             )
 
     def has_embeddings(self) -> bool:
-        return (self.path / EMBEDDINGS).exists()
+        """Whether the token embeddings are there, and whole as far as the manifest knows."""
+        path, digest = self.path / EMBEDDINGS, self.manifest.get("files", {}).get(EMBEDDINGS)
+        return path.exists() if digest is None else is_intact(path, digest)
 
     def read_set_aside(self) -> list[dict[str, Any]]:
         """What was set aside, with reasons."""
@@ -370,7 +376,7 @@ class LabelFolder:
             "near_ties": {"below_nats": NEAR_TIE, "num_answers": division.num_near_ties},
             "num_set_aside": len(rows),
             "shards": shards,
-            "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS)},
+            "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS, SET_ASIDE)},
             "complete": True,
         }
         self.write_manifest()

@@ -168,7 +168,10 @@ def label(
     engine = engine or LocalEngine()
 
     def prepare() -> tuple[Plan, LabelJob]:
-        answered = target.read_answered(retried=list_mended(target, task))
+        mended = list_mended(target, task)
+        if mended:
+            log.info("%d images that could not be read before can be read now", len(mended))
+        answered = target.read_answered(retried=mended)
         work = plan(task, limits, target.shard_size, answered)
         return work, LabelJob(task, backbone, target, limits, answered, images_per_batch, num_workers)
 
@@ -208,11 +211,9 @@ def label(
 
 def list_mended(target: LabelFolder, task: Task) -> list[str]:
     """Ids of images that could not be read when they were to be labelled, and that can be read now."""
-    unreadable = target.list_unreadable()
-    mended = [image_id for image_id in unreadable if not isinstance(read_image(task, image_id), str)]
-    if unreadable:
-        log.info("%d images could not be read before; %d of them can now", len(unreadable), len(mended))
-    return mended
+    return [
+        image_id for image_id in target.list_unreadable() if not isinstance(read_image(task, image_id), str)
+    ]
 
 
 def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> tuple[int, ...]:

@@ -485,6 +485,14 @@ class TestAfterAccidents:
         label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
 
+    @pytest.mark.parametrize("name", ["splits.parquet", "token_embeddings.safetensors", "set_aside.jsonl"])
+    def test_what_lies_beside_the_shards_is_made_again(self, name, copied, undisturbed, task, backbone):
+        path = copied / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if content else b"{")
+        label_some(task, backbone, copied)
+        assert_same_labels(copied, undisturbed)
+
     def test_remains_of_a_killed_run_are_cleared_away(self, copied, undisturbed, task, backbone):
         """Killed between the features and the outcomes of a shard: the outcomes are half-written."""
         manifest = unseal(json.loads((copied / "manifest.json").read_text()))
