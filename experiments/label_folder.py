@@ -36,6 +36,7 @@ from m3_backbone.shards import (
     digest_file,
     is_intact,
     naming,
+    read_content,
     read_header,
     to_feature_table,
     write_bytes,
@@ -336,9 +337,9 @@ class LabelFolder:
         return (self.path / EMBEDDINGS).exists()
 
     def read_set_aside(self) -> list[dict[str, Any]]:
-        """What was set aside, with reasons."""
-        with (self.path / SET_ASIDE).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        """What was set aside, with reasons, by the manifest that was read."""
+        content = read_content(self.path / SET_ASIDE, self.manifest["files"].get(SET_ASIDE))
+        return [json.loads(line) for line in content.splitlines()]
 
     def finish(self, work: Plan) -> None:
         """List the shards of the planned blocks, divide the images, and call the labelling complete."""
@@ -370,7 +371,7 @@ class LabelFolder:
             "near_ties": {"below_nats": NEAR_TIE, "num_answers": division.num_near_ties},
             "num_set_aside": len(rows),
             "shards": shards,
-            "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS)},
+            "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS, SET_ASIDE)},
             "complete": True,
         }
         self.write_manifest()
