@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 
 def find_config_dir() -> Path:
@@ -75,7 +77,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(function)
         def run(config: DictConfig | None = None) -> Any:
             arguments = sys.argv[1:] if config is None else []
-            mistake = find_wrong_group(arguments) or find_unreadable(arguments)
+            mistake = (
+                find_wrong_group(arguments)
+                or find_unreadable(arguments)
+                or find_uncomposable(config_name, arguments)
+            )
             if mistake is not None:
                 print(f"error: {mistake}", file=sys.stderr)
                 raise SystemExit(2)
@@ -108,6 +114,9 @@ def find_unreadable(arguments: Sequence[str]) -> str | None:
     """
     parser = OverridesParser.create()
     for argument in arguments:
+        if not argument.isascii() and argument != argument.encode("utf-8", "replace").decode("utf-8"):
+            shown = argument.encode("unicode_escape").decode("ascii")
+            return f"{shown}: has bytes that are not UTF-8, so give another name or path"
         given = re.fullmatch(r"([+~]{0,2}[\w/.$@-]+)=(.*)", argument, re.DOTALL)
         if given is None or argument.startswith("-"):
             continue
@@ -116,9 +125,76 @@ def find_unreadable(arguments: Sequence[str]) -> str | None:
         except HydraException as error:
             quoted = given[2].replace('"', r"\"")
             reason = str(error).splitlines()[0]
+            shown = " ".join(argument.splitlines())
             way_out = shlex.quote(f'{given[1]}="{quoted}"')
-            return f"{argument}: cannot be read ({reason}); if the value is text, quote it twice: {way_out}"
+            return f"{shown}: cannot be read ({reason}); if the value is text, quote it twice: {way_out}"
     return None
+
+
+def find_uncomposable(config_name: str, arguments: Sequence[str]) -> str | None:
+    """What is wrong with arguments from which Hydra composes no configuration; None if it composes one.
+
+    Hydra itself says it in several lines, with exit status 1. Of a sweep over choices of a config group each
+    is composed, of any other the first value.
+    """
+    if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
+        return None  # as --help, or --config-dir
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    parser = OverridesParser.create()
+    try:
+        choices = [[override] for override in overrides]
+        if len(overrides) < len(arguments):
+            choices = [_list_choices(parser.parse_override(override)) for override in overrides]
+        first = [values[0] for values in choices]
+        _compose(config_name, first)
+        for place, values in enumerate(choices):
+            for value in values[1:]:
+                _compose(config_name, [*first[:place], value, *first[place + 1 :]])
+    except (HydraException, ValueError) as error:
+        return _describe_composing(config_name, overrides, error)
+    return None
+
+
+def _list_choices(override: Override) -> list[str]:
+    """The overrides, each of one value, of a sweep: all for a config group, the first for anything else."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return values if (find_config_dir() / key.lstrip("+").partition("@")[0]).is_dir() else values[:1]
+
+
+def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    holder = GlobalHydra.instance()
+    before, holder.hydra = holder.hydra, None  # a command may be called from another one
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(find_config_dir())):
+            return hydra.compose(config_name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _describe_composing(config_name: str, overrides: Sequence[str], error: Exception) -> str:
+    """What Hydra says, in one line; of an unknown key, the keys that there are."""
+    unknown = re.match(r"Could not override '([\w.]+)'\.", str(error))
+    if unknown:
+        culprits = [each for each in overrides if each.partition("=")[0] == unknown[1]]
+        try:
+            config = _compose(config_name, [each for each in overrides if each not in culprits])
+            above = unknown[1].rpartition(".")[0]
+            group = OmegaConf.select(config, above) if above else config
+            known = ", ".join(sorted(map(str, group))) if isinstance(group, DictConfig) else ""
+        except (HydraException, ValueError, OmegaConfBaseException):
+            known = ""
+        given = " ".join(culprits) or unknown[1]
+        return f"{given}: no such setting" + (f", give one of {known}" if known else "")
+    text = str(error).partition("Config search path:")[0]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        text += f"\n{str(error.__cause__).splitlines()[0]}"
+    if options := re.search(r"Could not find '(.+)/(.+?)'\s+Available options in '.+':(.+)", text, re.DOTALL):
+        group, name, known = options.groups()
+        return f"{group}={name}: there is no {group}/{name}, give one of {', '.join(known.split())}"
+    return " ".join(text.partition("See https:")[0].split())
 
 
 def replace_unprintable() -> None:
@@ -231,6 +307,9 @@ def describe_mistake(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         case ValueError() | OSError():
             return str(error)
+        case MemoryError():
+            reason = str(error) or "no more could be had"
+            return f"there is not enough memory ({reason}): give smaller numbers, or fewer images at a time"
         case Exception() if type(error).__name__ in ("StorageInternalError", "OperationalError"):
             # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server.
             reason = str(error.__cause__ or error).splitlines()[0]

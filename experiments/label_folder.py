@@ -36,6 +36,7 @@ from m3_backbone.shards import (
     digest_file,
     is_intact,
     naming,
+    read_content,
     read_header,
     to_feature_table,
     write_bytes,
@@ -342,9 +343,9 @@ class LabelFolder:
         return path.exists() if digest is None else is_intact(path, digest)
 
     def read_set_aside(self) -> list[dict[str, Any]]:
-        """What was set aside, with reasons."""
-        with (self.path / SET_ASIDE).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        """What was set aside, with reasons, by the manifest that was read."""
+        content = read_content(self.path / SET_ASIDE, self.manifest["files"].get(SET_ASIDE))
+        return [json.loads(line) for line in content.splitlines()]
 
     def finish(self, work: Plan) -> None:
         """List the shards of the planned blocks, divide the images, and call the labelling complete."""

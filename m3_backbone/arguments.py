@@ -204,4 +204,8 @@ def show(value: Any) -> str:
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{show(key)}: {show(item)}' for key, item in value.items())}}}"
-    return str(value) or "''"
+    # On one line, and as any terminal shows it.
+    text = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in str(value)
+    )
+    return text or "''"

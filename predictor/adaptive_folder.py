@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from m3_backbone.backbone import Backbone
 from m3_backbone.hub import is_hub_id
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.sealed import DIGEST, seal, unseal
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
 from predictor.files import (
@@ -98,7 +99,7 @@ def save(
             if path.name in _PREDICTOR_FILES
         },
     }
-    write_json(folder / CONFIG, content)
+    write_json(folder / CONFIG, seal(content))
 
 
 def find_folder(source: str | Path, **download: Any) -> Path:
@@ -201,7 +202,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         saved = shorten(repr(content.get("format")), 40)
         raise FolderError(f"{path} is of format {saved}, this version reads {FORMAT}")
-    check_keys(path, content, _KEYS, frozenset({"files"}))
+    check_keys(path, content, _KEYS, frozenset({"files", DIGEST}))
+    try:
+        content = unseal(content)
+    except ValueError as error:
+        raise damaged(path, error) from error
     names = {f"{PREDICTOR}/{name}" for name in _PREDICTOR_FILES}
     digests = content.get("files", {})
     if not isinstance(digests, dict) or not digests.keys() <= names:

@@ -5,12 +5,13 @@ tensor is float32 `[num_resamples]`, and its name is the path to its metric in `
 `predictors/NAME/mean_to_mix` (`name_tensor`). `predictors/NAME/at_budgets/score` and `.../to_mix` hold all
 budgets, `[num_kept, num_budgets]`, on the first `MOST_BAND_RESAMPLES` resamples only, which is enough for the
 bands of a plot; p-values and intervals of headline metrics use all resamples. nan: the metric does not exist
-on that resample.
+on that resample. The metadata hold a digest of all tensors.
 
 Row by row, runs on the same test split with the same bootstrap seed drew the same images: what they have in
 common cancels in a difference of their draws. About 1.3 MB a predictor with 10,000 resamples and 49 budgets.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -25,6 +26,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Predictor
 from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
+from m3_backbone.sealed import DIGEST
 from m3_backbone.shards import write_bytes
 
 DRAWS = "draws.safetensors"
@@ -96,7 +98,7 @@ def collect_draws(
 
 def write_draws(folder: Path, draws: Mapping[str, Float32s]) -> None:
     """Write them atomically: a run whose draws are there is whole."""
-    write_bytes(folder / DRAWS, save(dict(draws)))
+    write_bytes(folder / DRAWS, save(dict(draws), metadata={DIGEST: _digest(draws)}))
 
 
 class StoredDraws(Mapping[str, Float32s]):
@@ -106,6 +108,12 @@ class StoredDraws(Mapping[str, Float32s]):
         self._path = path
         with safe_open(path, framework="numpy") as file:
             self.num_rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
+            self._digest = (file.metadata() or {}).get(DIGEST)
+
+    def check(self) -> None:
+        """Raise ValueError where tensors are not those that the file was written with."""
+        if self._digest is not None and self._digest != _digest(self):
+            raise ValueError("its content does not have the digest that it names")
 
     def __getitem__(self, name: str) -> Float32s:
         if name not in self.num_rows:
@@ -128,6 +136,7 @@ def read_draws(folder: Path, num_resamples: int) -> StoredDraws:
         expected = {name: _count_kept(name, num_resamples) for name in draws}
         if not draws or draws.num_rows != expected:
             raise ValueError(f"not {num_resamples} resamples")
+        draws.check()
     except FileNotFoundError:
         raise ValueError(
             f"{folder} has no {DRAWS}, on which intervals over runs rest: evaluate that run again"
@@ -135,6 +144,15 @@ def read_draws(folder: Path, num_resamples: int) -> StoredDraws:
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder / DRAWS} is not whole ({error}): evaluate that run again") from error
     return draws
+
+
+def _digest(draws: Mapping[str, Float32s]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(draws):
+        drawn = np.ascontiguousarray(draws[name])
+        digest.update(f"{name} {drawn.dtype} {drawn.shape}\n".encode())
+        digest.update(drawn.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _count_kept(tensor: str, num_resamples: int) -> int:

@@ -1,20 +1,28 @@
 """Finished runs, read from their `metrics.json` and `draws.safetensors`: what can be compared."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from experiments.evaluation.draws import Float32s, read_draws
 from experiments.evaluation.metrics import SCHEMA_VERSION
 from experiments.evaluation.run_files import METRICS
+from m3_backbone.sealed import unseal
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 # Settings that make no other policy: the seed, and where results lie.
 _IRRELEVANT = ("seed", "hydra", "paths", "latest", "predictor", "runs", "gallery")
+# Parts of `metrics.json` that every comparison reads.
+_TYPES: Mapping[str, type] = {
+    **{"task": str, "backbone": str, "fingerprints": dict, "split": dict, "bootstrap": dict},
+    **{"budgets": list, "predictors": dict, "fixed": list, "oracles": dict},
+}
 # What has to be the same for runs to be about the same thing, and in how they were evaluated.
 _SAME = ("task", "backbone", "fingerprints", "split")
 _EVALUATED = {
@@ -69,19 +77,43 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 def _read_run(folder: Path) -> Run:
     path = folder / METRICS
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): evaluate that run again") from error
+        metrics = json.loads(path.read_bytes())
+        if not isinstance(metrics, dict):
+            raise ValueError("no JSON object")
+        metrics = unseal(metrics)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate that run again") from error
     version = metrics.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema version {version}, this tokenscale reads {SCHEMA_VERSION}: evaluate that run "
             "again"
         )
-    draws = read_draws(folder, metrics["bootstrap"]["num_resamples"])
-    overrides = folder / OVERRIDES
-    given: Iterable[Any] = OmegaConf.load(overrides) if overrides.is_file() else []
-    return Run(folder, metrics, draws, tuple(sorted(str(text) for text in given if _tells_apart(str(text)))))
+    for key, kind in _TYPES.items():
+        if not isinstance(metrics.get(key), kind) or not metrics[key]:
+            raise ValueError(
+                f"{path} is damaged ({key!r} is missing, empty or of another type): evaluate that run again"
+            )
+    num_resamples = metrics["bootstrap"].get("num_resamples")
+    if not isinstance(num_resamples, int):
+        raise ValueError(f"{path} is damaged (it names no number of resamples): evaluate that run again")
+    draws = read_draws(folder, num_resamples)
+    settings = sorted(text for text in _read_overrides(folder / OVERRIDES) if _tells_apart(text))
+    return Run(folder, metrics, draws, tuple(settings))
+
+
+def _read_overrides(path: Path) -> list[str]:
+    """The overrides that a run was given; none where Hydra has not written them."""
+    if not path.is_file():
+        return []
+    try:
+        given = OmegaConf.load(path)
+        if not isinstance(given, ListConfig):
+            raise ValueError("no list")
+        return [str(text) for text in given]
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason}): evaluate that run again") from error
 
 
 def _tells_apart(override: str) -> bool:

@@ -65,6 +65,7 @@ figures on every resample (`experiments.evaluation.draws`).
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
                             non_inferiority, default. Before schema 5 these costs lacked the vision pass:
                             costs, differences and shares of schema 4 are others, and not to be compared
+    digest                  of all the rest (`m3_backbone.sealed`)
 
 `milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
 `timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
@@ -94,6 +95,7 @@ from experiments.evaluation.figures_json import (
 )
 from experiments.evaluation.keys import Bound
 from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.sealed import seal
 from m3_backbone.shards import write_text
 from predictor.policy import Front
 
@@ -203,8 +205,8 @@ def _list_kinds(table: OutcomeTable) -> np.ndarray:
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Write them as UTF-8 JSON, keys in their order."""
-    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    """Write them, with their digest, as UTF-8 JSON, keys in their order."""
+    text = json.dumps(seal(metrics), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 

@@ -157,12 +157,11 @@ class EvaluationLog:
 
     def write_images(self, image_ids: Iterable[str]) -> str:
         """Store a list of images, once for all records that use it; returns its digest."""
-        text = json.dumps(sorted(image_ids), ensure_ascii=False)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        content = json.dumps(sorted(image_ids), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        digest = _digest_images(content)
         path = self.images / f"{digest}.json"
-        if not path.is_file():
+        if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = text.encode("utf-8", "surrogatepass")
             write_atomically(path, lambda temporary: temporary.write_bytes(content))
         return digest
 
@@ -170,10 +169,17 @@ class EvaluationLog:
         """The list of images with this digest; None, with a warning, if it is missing or damaged."""
         path = self.images / f"{digest}.json"
         try:
-            return set(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
+            content = path.read_bytes()
+            if _digest_images(content) != digest:
+                raise ValueError("its content does not have the digest in its name")
+            return set(json.loads(content.decode("utf-8", "surrogatepass")))
         except (OSError, ValueError) as error:
             log.warning("images of an earlier evaluation are not counted: %s (%s)", path, error)
             return None
+
+
+def _digest_images(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _list_other_divisions(records: Path, line: Mapping[str, Any]) -> list[tuple[EvaluationLog, str]]:

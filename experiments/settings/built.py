@@ -16,8 +16,9 @@ from experiments.settings.words import MISSING, Words, convert
 from m3_backbone.arguments import accepts, describe_type, find_mapping, read_hints, show
 
 _TARGET = "_target_"
-# Hydra's own keys beside the arguments.
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+# Hydra's own keys beside the arguments.
+_FLAGS = ("_partial_", "_recursive_")
 _KEYS_OF_HYDRA = {_TARGET, "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -46,14 +47,23 @@ def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> 
         return
     target = node.get(_TARGET)
     signature = Signature({}, {}, True)
-    if target is not None:
+    if _TARGET in node:
         try:
+            if not isinstance(target, str):
+                raise ValueError("it is no text")
             signature = read_signature(get_object(target))
         except Exception as error:  # whatever importing a module raises
             reason = " ".join(str(error).split())
-            yield f"{key}.{_TARGET}={target}: give the dotted name of a class that can be imported ({reason})"
+            yield (
+                f"{key}.{_TARGET}={show(target)}: give the dotted name of a class that can be imported "
+                f"({reason})"
+            )
             return
-    if is_built and not node.keys() & {"_partial_", "_args_"}:
+    for name in _FLAGS:
+        if not isinstance(node.get(name, False), bool):
+            yield f"{key}.{name}={show(node[name])}: give true or false"
+            return
+    if is_built and not node.get("_partial_") and "_args_" not in node:
         absent = [name for name, is_required in signature.names.items() if is_required and name not in node]
         yield from (f"{key}.{name} is missing: {target} needs it, give {key}.{name}=..." for name in absent)
     for name, value in list(node.items()):
@@ -73,6 +83,12 @@ def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> 
             yield from _check_argument(node, name, option, signature.types[name], words)
         else:
             yield from check_built(value, option, words, is_built=is_built)
+
+
+def find_nameless(node: Any, key: str) -> Iterator[str]:
+    """Yield one sentence if `node`, the value of the option `key`, is a mapping that names no class."""
+    if isinstance(node, dict) and _TARGET not in node:
+        yield f"{key}.{_TARGET} is missing: give the dotted name of a class with {key}.{_TARGET}=..."
 
 
 def _check_argument(

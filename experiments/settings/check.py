@@ -15,8 +15,8 @@ from omegaconf.errors import (
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from experiments.settings import backbone, commands, pipeline
-from experiments.settings.base import Described, FolderName, Settings
-from experiments.settings.built import check_built
+from experiments.settings.base import Built, Described, FolderName, Settings
+from experiments.settings.built import check_built, find_nameless
 from experiments.settings.words import MISSING, Words, convert, read_words
 from m3_backbone.arguments import describe_type, show
 
@@ -102,6 +102,11 @@ def _check_group(
             yield f"{option}={show(value)}: give {option}.NAME=... for {', '.join(hint.model_fields)}"
         else:
             yield from _check_value(option, value, hint, field.description)
+            if hint in (Built, Built | None):
+                yield from find_nameless(value, option)
+            elif hint == dict[str, Built] and isinstance(value, dict):
+                for key, item in value.items():
+                    yield from find_nameless(item, f"{option}.{key}")
             yield from check_built(value, option, words, is_built=hint != Described)
     if prefix:
         for name in values.keys() - settings.model_fields.keys():

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from safetensors.numpy import load_file, save_file
 
 from experiments.compare import MOST_PRINTED_ROWS, compare_runs
 from experiments.evaluation.draws import (
@@ -25,6 +26,7 @@ from experiments.reporting.compare_charts import MOST_DRAWN
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.page import Provenance
 from experiments.sweeps import ComparisonReport
+from m3_backbone.sealed import unseal
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare
 from tests.experiments.test_report import HOSTILE, Page
@@ -377,6 +379,54 @@ def test_run_without_whole_draws_is_to_be_evaluated_again(tmp_path, found, harm)
         write_draws(folder, {name: drawn[:-1] for name, drawn in read_draws(folder, 60).items()})
     with pytest.raises(ValueError, match=r"harmed.*draws.safetensors.*: evaluate that run again"):
         find_runs([tmp_path])
+
+
+def test_a_changed_number_in_the_draws_is_refused_by_name(tmp_path, found):
+    path = write_run(tmp_path / "run", found) / DRAWS
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"run/draws.safetensors is not whole \(its content does not have the"
+    ):
+        find_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (
+            "metrics.json",
+            lambda text: text.replace(b'"seed": 0', b'"seed": 1', 1),
+            "does not have the digest",
+        ),
+        ("metrics.json", lambda text: text[:-30], "Unterminated string"),
+        ("metrics.json", lambda text: text.replace(b"small", b"sm\xa0ll"), "can't decode byte"),
+        ("metrics.json", lambda text: b"[" * 100_000, "recursion"),
+        ("metrics.json", lambda text: b"[1]", "no JSON object"),
+        ("metrics.json", lambda text: b'{"schema_version": 5}', "'task' is missing"),
+        (".hydra/overrides.yaml", lambda text: b"[a, {", "while parsing"),
+        (".hydra/overrides.yaml", lambda text: b"a: 1", "no list"),
+        (".hydra/overrides.yaml", lambda text: b"['\xff']", "can't decode byte"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_in_one_line(tmp_path, found, name, change, reason):
+    path = write_run(tmp_path / "run", found) / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError) as caught:
+        find_runs([tmp_path])
+    message = str(caught.value)
+    assert message.startswith(f"{path} is damaged (") and message.endswith(": evaluate that run again")
+    assert reason in message and len(message.splitlines()) == 1
+
+
+def test_runs_of_the_same_schema_without_digests_are_read(tmp_path, found):
+    folder = write_run(tmp_path / "run", found)
+    metrics = unseal(json.loads((folder / "metrics.json").read_text("utf-8")))
+    (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    save_file(load_file(folder / DRAWS), folder / DRAWS)
+    (run,) = find_runs([folder])
+    assert run.metrics == metrics and set(run.draws) == set(found[1])
 
 
 def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, found):

@@ -8,13 +8,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import entry_point, find_config_dir
+from experiments.config import entry_point, find_config_dir, find_uncomposable
 from experiments.search.objectives import OBJECTIVES
 from experiments.settings.built import read_signature
 from experiments.settings.check import SETTINGS, check_settings
 from experiments.settings.words import convert, read_words
 from experiments.training.configured import make_predictors
-from m3_backbone.arguments import PositiveInt
+from m3_backbone.arguments import PositiveInt, show
 from m3_backbone.random_llava import RandomLlavaBackbone
 from predictor.learned import LearnedPredictor
 
@@ -74,6 +74,22 @@ WRONG = [
     ("label", "backbone.batch_size=0", "backbone.batch_size=0: give a whole number from 1 up"),
     ("label", "backbone=local", "backbone.checkpoint has no default: give backbone.checkpoint=..."),
     ("label", "engine._target_=no.Engine", "engine._target_=no.Engine: give the dotted name of a class"),
+    ("label", "engine._target_=null", "engine._target_=null: give the dotted name of a class"),
+    ("label", "~task._target_", "task._target_ is missing: give the dotted name of a class"),
+    ("train", "~trainer._target_", "trainer._target_ is missing: give the dotted name of a class"),
+    (
+        "run",
+        "~baselines.question_only._target_",
+        "baselines.question_only._target_ is missing: give the dotted name",
+    ),
+    ("tune", "~study.sampler._target_", "study.sampler._target_ is missing: give the dotted name of a class"),
+    ("train", "predictor.network._partial_=abc", "predictor.network._partial_=abc: give true or false"),
+    ("train", "predictor.objective._partial_=null", "predictor.objective._partial_=null: give true or false"),
+    (
+        "train",
+        "predictor.objective._partial_=false",
+        "predictor.objective.num_scales is missing: predictor.objectives.Correctness needs it",
+    ),
     ("label", "paths.labels=''", "paths.labels='': give the path of a file or folder"),
     ("train", "seed=abc", "seed=abc: give a whole number from 0 to 4294967295"),
     ("train", "validation_fraction=2", "validation_fraction=2: give a number above 0 and below 1"),
@@ -145,6 +161,8 @@ WRONG = [
     ("tune", "study.objectives=[accuracy]", "study.objectives=[accuracy]: give objectives among recovered, "),
     ("tune", "study.grace=10", "study.grace=10: give more than study.heartbeat=10 seconds"),
     ("tune", "study.storage=x", "study.storage=x: give the URL of a database"),
+    ("tune", "study.storage=nosuch://x", "study.storage=nosuch://x: no database is opened with this (Can't"),
+    ("tune", "study.storage=sqlite://a:b:c", "study.storage=sqlite://a:b:c: no database is opened with"),
     ("tune", "study.sampler.n_startup_trials=abc", "study.sampler.n_startup_trials=abc: give a whole number"),
     ("answer", "climb=perhaps", "climb=perhaps: give true or false"),
     ("publish", "risk.alpha=2", "risk.alpha=2: give a number from 0 to 1"),
@@ -386,3 +404,59 @@ def test_a_value_that_the_grammar_does_not_read_is_one_line_with_its_quoted_form
         )
         main()
         assert seen[0].questions == value
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "line"),
+    [
+        ("label", ["limit.trian=3"], "limit.trian=3: no such setting, give one of calibration, test, train"),
+        ("label", ["task.nope=3"], "task.nope=3: no such setting, give one of _target_, image_size, name"),
+        ("train", ["seed=1", "nope=3"], "nope=3: no such setting, give one of allow_small, backbone"),
+        ("label", ["task=nope"], "task=nope: there is no task/nope, give one of chartqa, docvqa, easy_vqa"),
+        (
+            "train",
+            ["experiment=nope"],
+            "experiment=nope: there is no experiment/nope, give one of backbone_addressing",
+        ),
+        (
+            "train",
+            ["-m", "predictor=mlp,nope"],
+            "predictor=nope: there is no predictor/nope, give one of avg_router",
+        ),
+        (
+            "train",
+            ["-m", "hydra/launcher=nope"],
+            "hydra/launcher=nope: there is no hydra/launcher/nope, give one of ",
+        ),
+        ("train", ["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
+        ("label", ["~nothing"], "Could not delete from config. 'nothing' does not exist."),
+        ("label", ["limit.train"], "Error parsing override 'limit.train'"),
+        ("label", ["=3"], ""),
+        ("label", ["hydra.job.chdir=maybe"], "Error merging override hydra.job.chdir=maybe Value 'maybe'"),
+        ("label", ['task.name="a\udcff"'], r'task.name="a\udcff": has bytes that are not UTF-8'),
+    ],
+)
+def test_what_hydra_cannot_compose_is_one_line(monkeypatch, capsys, command, typed, line):
+    @entry_point(command)
+    def main(config: DictConfig) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", [f"experiments.{command}", *typed])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert error.startswith(f"error: {line}")
+
+
+def test_sweeps_that_can_be_composed_are_left_to_hydra():
+    typed = ["-m", "seed=range(3)", "predictor=mlp,blend", "+predictor@baselines.mine=mlp,blend"]
+    assert find_uncomposable("train", typed) is None
+    assert find_uncomposable("train", ["--config-dir", "elsewhere", "task=nope"]) is None
+
+
+def test_values_are_shown_on_one_line_as_any_terminal_shows_them():
+    with pytest.raises(ValueError) as mistake:
+        check("failures", r'split="a\tb"')
+    assert "\t" not in str(mistake.value)
+    assert show("a\nb\u202e\x00ü") == r"a\nb\u202e\x00ü"

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.sealed import DIGEST, seal, unseal
 from predictor.adaptive import AdaptiveM3
 from predictor.adaptive_inputs import make_inputs
 from predictor.files import FolderError
@@ -156,10 +157,22 @@ def test_an_open_backbone_can_be_given_and_another_one_is_refused(model, folder)
 
 def test_changed_weights_are_refused(folder):
     path = folder / "config.json"
-    content = json.loads(path.read_text())
+    content = unseal(json.loads(path.read_text()))
     content["fingerprints"]["weights"] = "0" * 16
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(seal(content)))
     with pytest.raises(ValueError, match="weights have the fingerprint 0000000000000000"):
+        AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_a_changed_argument_of_the_backbone_is_refused_by_name(folder):
+    path = folder / "config.json"
+    text = path.read_text()
+    changed = text.replace('"max_new_tokens": 4', '"max_new_tokens": 5')
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(
+        FolderError, match=r"saved/config.json is damaged \(its content does not have the dig"
+    ):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
@@ -178,7 +191,7 @@ def test_a_flipped_bit_in_the_predictor_is_refused_by_name(folder, name):
 def test_a_model_without_digests_opens_as_an_earlier_version_saved_it(model, folder):
     config = json.loads((folder / "config.json").read_text())
     assert set(config["files"]) == {name for name in list_files(folder) if name.startswith("predictor/")}
-    del config["files"]
+    del config["files"], config[DIGEST]
     (folder / "config.json").write_text(json.dumps(config))
     assert AdaptiveM3.from_pretrained(folder, device="cpu").prices == model.prices
 

@@ -117,6 +117,18 @@ def test_images_evaluated_with_another_backbone_under_another_division_count(tmp
     assert "Images of 1 earlier evaluations could not be read" in describe_record(record)
 
 
+def test_a_changed_list_of_images_does_not_count_and_is_written_anew(tmp_path, caplog):
+    path = evaluate(write(tmp_path / "first", "first", test=5), one="a").path
+    (images,) = path.with_suffix(".images").iterdir()
+    whole = images.read_bytes()
+    images.write_bytes(whole.replace(b"test-0-1", b"test-0-9"))
+    assert EvaluationLog(path).read_images(images.stem) is None
+    assert f"not counted: {images} (its content does not have the digest in its name)" in caplog.text
+    assert evaluate(write(tmp_path / "second", "second", test=3), one="a").num_unread == 1
+    evaluate(tmp_path / "first", one="a")
+    assert images.read_bytes() == whole
+
+
 def test_an_image_in_two_splits_is_refused_before_the_record(tmp_path):
     train = make_labels(2, 0, split="train")
     train.outcomes.image_id[:] = [name.replace("train", "test") for name in train.outcomes.image_id]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.label_folder import LabelFolder
 from experiments.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.manifest import read_manifest
+from m3_backbone.manifest import SET_ASIDE, read_manifest
 from tests.experiments.question_files import make_task
 
 CHECKPOINT = Path(__file__).parents[2] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
@@ -101,3 +102,27 @@ def test_an_unfinished_labelling_tries_again_too(task, backbone, tmp_path):
     (folder / "outcomes" / "00003.parquet").unlink()
     draw(tmp_path, "b")
     assert run(task, backbone, folder).counts == {"train": 3, "calibration": 1, "test": 1}
+
+
+def test_a_changed_list_of_skipped_samples_is_refused_by_name_and_made_again(task, backbone, tmp_path):
+    folder = tmp_path / "labels"
+    summary = run(task, backbone, folder)
+    path = folder / SET_ASIDE
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(MISSING.encode(), MISSING.encode()[::-1]))
+    assert path.read_bytes() != whole
+    target = open_folder(folder)
+    with pytest.raises(ValueError, match=r"set_aside.jsonl does not have the digest that the manifest gives"):
+        target.read_set_aside()
+    assert run(task, backbone, folder) == summary
+    assert path.read_bytes() == whole and open_folder(folder).read_set_aside()
+
+
+def open_folder(path):
+    manifest = read_manifest(path)
+    scales, feature_scales = (tuple(manifest[key]) for key in ("scales", "feature_scales"))
+    target = LabelFolder(
+        path, fingerprints=manifest["fingerprints"], scales=scales, feature_scales=feature_scales
+    )
+    target.open()
+    return target
