@@ -11,7 +11,7 @@ from m3_backbone.arguments import PositiveFloat, PositiveInt
 from m3_backbone.hub import fetch
 from m3_backbone.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor
 from m3_backbone.processing import M3Processor, load_tokenizer
-from m3_backbone.reading import check_settings, read_json
+from m3_backbone.reading import check_settings, find_kernels, read_json
 from m3_backbone.tiles import parse_resolutions
 
 MODEL_TYPE = "llava_llama"
@@ -156,12 +156,16 @@ def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, An
     except OSError as error:
         raise OSError(
             f"the vision tower {name!r} of {folder} is neither there nor beside it, and not to be had"
-            f" from the hub: {error}"
+            f" from the hub: {' '.join(str(error).split())}"
         ) from error
     except Exception as error:  # as in `_read_decoder`
         raise ValueError(
             f"config.json of the vision tower {source}: {' '.join(str(error).split())}"
         ) from error
+    for problem in find_kernels({"attn_implementation": vision._attn_implementation}):
+        raise ValueError(
+            f"config.json of the vision tower {source}: {problem}, and no code is fetched for a checkpoint"
+        )
     if file is None or not file.is_file():
         return vision, {}
     settings = read_json(file)

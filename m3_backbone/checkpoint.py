@@ -24,7 +24,7 @@ from m3_backbone.modeling import (
     ladder_of,
 )
 from m3_backbone.processing import PROCESSOR_FILE, M3Processor
-from m3_backbone.reading import read_json
+from m3_backbone.reading import check_settings, find_kernels, read_json
 from m3_backbone.tiles import parse_resolutions
 from m3_backbone.weights import (
     INDEX_FILES,
@@ -87,12 +87,19 @@ class Checkpoint:
         if not config_file.is_file():
             raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a checkpoint?")
         raw = read_json(config_file)
+        check_settings(config_file, raw, {"model_type": str | None})
+        for problem in find_kernels(raw):
+            raise ValueError(f"{config_file}: {problem}, and no code is fetched for a checkpoint")
         config: LlavaConfig | LlavaNextConfig
         if raw.get("model_type") == authors.MODEL_TYPE:
             config, processor = authors.convert(folder, raw)
         elif (folder / PROCESSOR_FILE).is_file():
             config_class = LlavaNextConfig if raw.get("model_type") == "llava_next" else LlavaConfig
-            config, processor = config_class.from_pretrained(folder), M3Processor.from_pretrained(folder)
+            try:
+                config = config_class.from_pretrained(folder)
+            except Exception as error:  # whatever transformers raises, as in `authors._read_decoder`
+                raise ValueError(f"{config_file}: {' '.join(str(error).split())}") from error
+            processor = M3Processor.from_pretrained(folder)
         else:
             raise ValueError(
                 f"{folder} holds no M3: the model_type in its config.json is {raw.get('model_type')!r}, not"
@@ -221,11 +228,19 @@ class Checkpoint:
 
     def _check_weights(self, model_class: Any) -> bool:
         """Compare files and configuration before anything is loaded; True where the files hold the tower."""
+        found = weight_shapes(self.files)
+        parts = [self.config.get_text_config(), *([] if self.tower else [self.config.vision_config])]
+        # Without weights for them a model of a billion layers would be built, and take all memory.
+        for num_layers in (part.num_hidden_layers for part in parts):
+            if num_layers > len(found):
+                raise ValueError(
+                    f"{self.folder / 'config.json'}: num_hidden_layers is {num_layers:,}, and there are "
+                    f"{len(found):,} weights in all"
+                )
         with torch.device("meta"):
             weights = model_class(self.config).state_dict()
         rename = authors_name if self.tower else str
         expected = {rename(name): weight.shape for name, weight in weights.items()}
-        found = weight_shapes(self.files)
         if self.config.tie_word_embeddings:
             expected.pop("lm_head.weight")
             found.pop("lm_head.weight", None)

@@ -154,7 +154,13 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
     embeddings_file = folder / EMBEDDINGS
     content = read_content(embeddings_file, manifest["files"][EMBEDDINGS])
     with naming(embeddings_file):
-        token_embeddings = load(content)["token_embeddings"]
+        tensors = load(content)
+    token_embeddings = tensors.get("token_embeddings")
+    if token_embeddings is None or token_embeddings.ndim != 2 or not token_embeddings.isfinite().all():
+        raise ValueError(
+            f"{embeddings_file} holds no token embeddings [vocab, hidden] of finite numbers: delete it and "
+            "run the label command again"
+        )
     inputs = Inputs(
         scales=outcomes.scales,
         question=outcomes.question.tolist(),

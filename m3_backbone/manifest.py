@@ -50,6 +50,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for key, kind in types.items():
         if not isinstance(manifest.get(key), kind):
             raise ValueError(_describe_damage(path, f"{key!r} is missing or of another type"))
+    if manifest["complete"]:
+        for name in (SPLITS_FILE, EMBEDDINGS):
+            if not isinstance(manifest["files"].get(name), str):
+                raise ValueError(_describe_damage(path, f"it lacks the digest of {name}"))
     for name, shard in manifest["shards"].items():
         if Path(name).name != name:
             raise ValueError(_describe_damage(path, f"shard {name!r} is no file name"))

@@ -188,10 +188,12 @@ class OutcomeTable:
         """The reverse of `to_arrow`. Raises ValueError, naming `origin`, when `table` holds anything else."""
         header = parse_header(table.schema.metadata, origin)
         check_columns(table, OUTCOME_SCHEMA, origin)
+        if not isinstance(header.get("scales"), list) or not isinstance(header.get("fingerprints"), dict):
+            raise ValueError(f"{origin}: scales or fingerprints are missing in its metadata")
         scales = tuple(header["scales"])
         columns: dict[str, Any] = {name: table[name].to_numpy() for name in _TEXT_COLUMNS}
         columns["references"] = table["references"].to_pylist()
-        columns["attributes"] = [json.loads(text) for text in table["attributes"].to_pylist()]
+        columns["attributes"] = [_parse_object(text, origin) for text in table["attributes"].to_pylist()]
         columns["question_ids"] = [np.array(ids, dtype=np.int32) for ids in table["question_ids"].to_pylist()]
         columns["answer"] = to_matrix(table, "answer", len(scales), origin).tolist()
         columns |= {
@@ -244,6 +246,16 @@ class OutcomeTable:
 
 
 _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "origin"))
+
+
+def _parse_object(text: str, origin: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin}: attributes of a sample cannot be read ({error})") from error
+    return content
 
 
 def check_split(manifest: Mapping[str, Any], split: str, folder: Path) -> None:

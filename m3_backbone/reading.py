@@ -1,13 +1,15 @@
 """Files of a checkpoint or of a data set, read with errors that name them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from m3_backbone.arguments import accepts, describe_type
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+# Attentions of transformers itself: any other name is that of a kernel, code that it fetches from the hub.
+ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 POINTER_REASON = "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"
 
 
@@ -32,6 +34,15 @@ def check_settings(file: Path, settings: Mapping[str, Any], types: Mapping[str, 
     for key, annotation in types.items():
         if key in settings and not accepts(annotation, settings[key]):
             raise ValueError(f"{file}: {key} is {settings[key]!r}, and should be {describe_type(annotation)}")
+
+
+def find_kernels(settings: Any) -> Iterator[str]:
+    """What is wrong with each attention, at any depth of a configuration, that is none of `ATTENTIONS`."""
+    for key, value in settings.items() if isinstance(settings, Mapping) else enumerate(settings):
+        if key in ("attn_implementation", "_attn_implementation") and value not in ATTENTIONS:
+            yield f"{key} is none of {', '.join(filter(None, ATTENTIONS))}"
+        elif isinstance(value, Mapping | list):
+            yield from find_kernels(value)
 
 
 def read_json(file: Path) -> dict[str, Any]:

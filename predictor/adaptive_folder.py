@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from m3_backbone.backbone import Backbone
 from m3_backbone.hub import is_hub_id
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.reading import ATTENTIONS, find_kernels
 from m3_backbone.sealed import DIGEST, seal, unseal
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
@@ -47,7 +48,6 @@ _HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _TEXTS = ("name", "prompt")
 _COUNTS = ("max_new_tokens", "batch_size", "image_batch_size")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _MAX_COUNT = 100_000
 
 
@@ -55,10 +55,10 @@ def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
     """Raise ValueError for a backbone that cannot be opened elsewhere, or not with this predictor."""
     if type(backbone) is not LlavaBackbone:
         raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
-    if backbone.attn_implementation not in _ATTENTION:
+    if backbone.attn_implementation not in ATTENTIONS:
         raise ValueError(
             f"a backbone with the attention {backbone.attn_implementation} is not saved: label and train "
-            f"with one of {', '.join(filter(None, _ATTENTION))}"
+            f"with one of {', '.join(filter(None, ATTENTIONS))}"
         )
     predictor.check_backbone(backbone.fingerprints)  # one that was moved to another dtype would not open
 
@@ -180,15 +180,9 @@ def _check_backbone_folder(folder: Path) -> None:
         if path.suffix in _PICKLED:
             raise FolderError(f"{path} is pickled and not read: save the weights as safetensors")
     config = home / CONFIG
-    level = [read_json(config, folder)]
-    while level:
-        for each in level:
-            if isinstance(each, dict):
-                for key in ("attn_implementation", "_attn_implementation"):
-                    if each.get(key) not in _ATTENTION:
-                        raise damaged(config, f"{key} is none of {', '.join(filter(None, _ATTENTION))}")
-        below = [each for each in level if isinstance(each, dict | list)]
-        level = [v for each in below for v in (each.values() if isinstance(each, dict) else each)]
+    content = read_json(config, folder)
+    for problem in find_kernels(content if isinstance(content, dict) else {}):
+        raise damaged(config, problem)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -231,7 +225,7 @@ def _check_arguments(path: Path, arguments: Any) -> None:
         if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
             raise damaged(path, f"{name} of the backbone is no whole number from 1 to {_MAX_COUNT}")
     # Another name would be that of a kernel, code that transformers fetches from the hub.
-    for name, allowed in (("attn_implementation", _ATTENTION), ("dtype", _DTYPES)):
+    for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
         value = arguments[name]
         if not (value is None or isinstance(value, str)) or value not in allowed:
             raise damaged(path, f"{name} of the backbone is none of {', '.join(filter(None, allowed))}")

@@ -21,7 +21,7 @@ _IRRELEVANT = ("seed", "hydra", "paths", "latest", "predictor", "runs", "gallery
 # Parts of `metrics.json` that every comparison reads.
 _TYPES: Mapping[str, type] = {
     **{"task": str, "backbone": str, "fingerprints": dict, "split": dict, "bootstrap": dict},
-    **{"budgets": list, "predictors": dict, "fixed": list, "oracles": dict},
+    **{"budgets": list, "predictors": dict, "fixed": list, "oracles": dict, "budgeted_oracle": dict},
 }
 # What has to be the same for runs to be about the same thing, and in how they were evaluated.
 _SAME = ("task", "backbone", "fingerprints", "split")

@@ -55,7 +55,19 @@ class Part:
             origin, score = _read_origin(file), file.get_tensor("score")
             if file.metadata().get("digest", "") not in ("", _digest(origin, score)):
                 raise ValueError("its content does not have the digest that it names")
-            return cls(**origin, score=score.astype(np.float64))
+            part = cls(**origin, score=score.astype(np.float64))
+            part._check()
+            return part
+
+    def _check(self) -> None:
+        """Raise ValueError where the parts are of other types or shapes, or a score is no share."""
+        kinds = (self.fingerprints, dict), (self.variation, dict), (self.samples, list)
+        if not all(isinstance(value, kind) for value, kind in kinds):
+            raise ValueError("fingerprints, variation or samples are of another type")
+        if self.score.ndim != 3 or self.score.shape[1] != len(self.samples):
+            raise ValueError(f"scores {list(self.score.shape)} of {len(self.samples)} samples")
+        if not ((self.score >= 0) & (self.score <= 1)).all():
+            raise ValueError("a score is outside [0, 1]")
 
 
 @contextmanager
@@ -64,14 +76,17 @@ def _opening(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "np") as file:
             yield file
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, or resample again") from error
 
 
 def _read_origin(file: Any) -> dict[str, Any]:
     """Fingerprints, variation and sample ids of an open file, without its scores."""
     metadata = file.metadata()
-    return {name: json.loads(metadata[name]) for name in _ORIGIN}
+    origin = {name: json.loads(metadata[name]) for name in _ORIGIN}
+    if not isinstance(origin["fingerprints"], dict):
+        raise ValueError("fingerprints are no JSON object")
+    return origin
 
 
 def _digest(origin: Mapping[str, Any], score: np.ndarray) -> str:
@@ -187,6 +202,11 @@ def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     num_others = 0
     for path in _list_files(labels / RESAMPLED):
         part = Part.read(path)
+        if part.score.shape[2] != len(test.scales):
+            raise ValueError(
+                f"{path} has scores at {part.score.shape[2]} scales, the labels have {len(test.scales)}: "
+                "delete it, or resample again"
+            )
         num_others += sum(sample not in row_of for sample in part.samples)
         scores |= {
             row_of[sample]: part.score[:, place]

@@ -251,7 +251,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             content = json.loads(text) if text else None
             content = unseal(content) if isinstance(content, dict) else content
-        except ValueError:
+        except (ValueError, RecursionError):
             content = text
         if isinstance(content, dict):
             lines.append(content)

@@ -125,6 +125,9 @@ class Latency:
                 raise ValueError("shapes or names do not match")
             if not len(latency.vision) or any(taken.shape != shape for taken in latency.overhead.values()):
                 raise ValueError("samples are missing")
+            for taken in (latency.vision, latency.answer, *latency.overhead.values()):
+                if not (np.isfinite(taken) & (taken >= 0)).all():
+                    raise ValueError("a sample is no time")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a complete file of timings ({error}): delete it, and run "

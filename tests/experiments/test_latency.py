@@ -242,7 +242,12 @@ def test_a_damaged_file_is_named(measure, backbone, predictors, tmp_path):
     path, _ = measure()
     content = json.loads(path.read_text())
     del content["milliseconds"]["overhead"]["mix"]
-    for text in ("{", json.dumps(content), json.dumps({**content, "format": 99})):
+    times = {name: json.loads(path.read_text()) for name in ("nan", "negative")}
+    for wrong, value in (("nan", float("nan")), ("negative", -1.0)):
+        del times[wrong]["digest"]
+        times[wrong]["milliseconds"]["vision"][0][0] = value
+    wrong_times = [json.dumps(each) for each in times.values()]
+    for text in ("{", json.dumps(content), json.dumps({**content, "format": 99}), *wrong_times):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"{path.name} is not a complete file of timings .*delete it"):
             find(tmp_path / "latency", backbone, predictors)

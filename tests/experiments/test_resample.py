@@ -11,7 +11,7 @@ from experiments import resample_job
 from experiments.engines import LocalEngine
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.resampled import RESAMPLED, Resampled, ResampledFolder, read_resampled
+from experiments.evaluation.resampled import RESAMPLED, Part, Resampled, ResampledFolder, read_resampled
 from experiments.labelling import label
 from experiments.resample import resample_answers
 from experiments.scorers import score
@@ -64,6 +64,32 @@ def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
     assert np.array_equal(part.score, drawn.score[:3, 20:])
     folder.begin(table.sample_id[20:])
     assert [path.name for path in (tmp_path / RESAMPLED).iterdir()] == ["test-00001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("score", "samples", "reason"),
+    [
+        (np.zeros((2, 1, 3)), ["a", "b"], r"scores \[2, 1, 3\] of 2 samples"),
+        (np.zeros(3), ["a"], r"scores \[3\] of 1 samples"),
+        (np.full((2, 1, 3), np.nan), ["a"], r"a score is outside \[0, 1\]"),
+        (np.full((2, 1, 3), 1.5), ["a"], r"a score is outside \[0, 1\]"),
+        (np.zeros((2, 1, 3)), "a", "fingerprints, variation or samples are of another type"),
+    ],
+)
+def test_scores_that_are_none_are_refused_by_name(tmp_path, score, samples, reason):
+    path = tmp_path / "test-00000.safetensors"
+    Part({"weights": "aa"}, {}, samples, score).write(path)
+    with pytest.raises(ValueError, match=rf"test-00000.safetensors is damaged \({reason}"):
+        Part.read(path)
+
+
+def test_scores_at_other_scales_are_refused_by_name(tmp_path):
+    table = make_outcomes("test", 30)
+    folder = make_folder(tmp_path, table)
+    folder.begin(table.sample_id)
+    folder.write("test-00000", table.sample_id[:5], draw(table).score[:, :5, :2])
+    with pytest.raises(ValueError, match=r"test-00000.safetensors has scores at 2 scales, the labels have "):
+        read_resampled(tmp_path, table)
 
 
 def test_what_cannot_be_used_is_moved_aside_and_other_draws_are_not(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from m3_backbone.checkpoint import Checkpoint, load_m3
+from m3_backbone.hub import find_folder
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.modeling import M3LlavaForConditionalGeneration
 from m3_backbone.processing import M3Processor
@@ -372,6 +374,56 @@ def test_git_lfs_pointers_are_called_that(editable, name):
         load_m3(editable.folder)
     with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer"):
         LlavaBackbone(editable.folder).fingerprints  # noqa: B018
+
+
+@pytest.mark.parametrize("keys", [["_attn_implementation"], ["text_config", "attn_implementation"]])
+def test_a_kernel_that_a_checkpoint_names_is_refused(editable, keys):
+    """Transformers would fetch it from the hub and run it."""
+    level = editable.config
+    for key in keys[:-1]:
+        level = level.setdefault(key, {})
+    level[keys[-1]] = "owner/kernel"
+    with pytest.raises(ValueError, match=rf"config\.json: {keys[-1]} is none of eager, sdpa, .*no code is"):
+        Checkpoint.open(editable.save_config())
+
+
+def test_a_kernel_that_a_tower_names_is_refused(editable):
+    path = editable.folder.parent / "clip" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "owner/kernel"}))
+    with pytest.raises(ValueError, match=r"vision tower .*clip: attn_implementation is none of eager, sdpa"):
+        Checkpoint.open(editable.save_config())
+
+
+@pytest.fixture
+def own_layout(tmp_path):
+    return shutil.copytree(find_folder("tiny_m3"), tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": [1]}, "model_type"),
+        ({"text_config": "x"}, "text_config"),
+        ({"vision_config": [1]}, "vision_config"),
+    ],
+)
+def test_a_configuration_that_transformers_does_not_read_is_named(own_layout, change, reason):
+    path = own_layout / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError) as caught:
+        Checkpoint.open(own_layout)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and reason in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_more_layers_than_there_are_weights_are_refused_before_a_model_is_built(own_layout, part):
+    path = own_layout / "config.json"
+    content = json.loads(path.read_text())
+    content[part]["num_hidden_layers"] = 10**9
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers is 1,000,000,000, and there are "):
+        load_m3(own_layout)
 
 
 def test_an_index_without_files_is_named(editable):

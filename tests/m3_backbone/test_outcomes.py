@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from m3_backbone.features import ImageFeatures
 from m3_backbone.labels import VisualTokens, read_labels
@@ -22,6 +23,7 @@ from m3_backbone.shards import (
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
     digest_file,
+    dump_header,
     read_features,
     read_header,
     read_shard,
@@ -376,12 +378,50 @@ def test_images_are_read_by_their_split_whatever_shard_they_are_in(tmp_path):
         ({"shards": {"../00000": {}}}, "shard '../00000' is no file name"),
         ({"files": []}, "'files' is missing or of another type"),
         ({"complete": "yes"}, "'complete' is missing or of another type"),
+        ({"files": {"splits.parquet": 1}}, "it lacks the digest of splits.parquet"),
+        ({"files": {"splits.parquet": "0"}}, "it lacks the digest of token_embeddings.safetensors"),
     ],
 )
 def test_a_damaged_manifest_is_refused_with_its_name(changes, reason, tmp_path):
     write_labels(tmp_path, **changes)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'manifest.json'} is damaged ({reason})")):
         read_outcomes(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"other": torch.zeros(3, 2)},
+        {"token_embeddings": torch.zeros(3)},
+        {"token_embeddings": torch.full((3, 2), float("nan"))},
+    ],
+)
+def test_token_embeddings_that_are_none_are_refused_even_if_the_manifest_agrees(tensors, tmp_path):
+    write_labels(tmp_path)
+    path = tmp_path / "token_embeddings.safetensors"
+    save_file(tensors, path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files"][path.name] = digest_file(path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=re.escape(f"{path} holds no token embeddings [vocab, hidden]")):
+        read_split(tmp_path, "test")
+
+
+@pytest.mark.parametrize("attributes", ["{", "[1]", "[" * 100_000])
+def test_attributes_that_are_no_object_are_refused(attributes):
+    table = make_table(2).to_arrow()
+    place = table.schema.get_field_index("attributes")
+    wrong = table.set_column(place, "attributes", pa.array([attributes] * len(table)))
+    with pytest.raises(ValueError, match=r"^here: attributes of a sample cannot be read \("):
+        OutcomeTable.from_arrow(wrong, "here")
+
+
+@pytest.mark.parametrize("change", [{"scales": 3}, {"scales": None}, {"fingerprints": []}])
+def test_metadata_of_other_types_are_refused(change):
+    table = make_table(2)
+    wrong = table.to_arrow().replace_schema_metadata(dump_header(table.header | change))
+    with pytest.raises(ValueError, match=r"^here: scales or fingerprints are missing in its metadata"):
+        OutcomeTable.from_arrow(wrong, "here")
 
 
 def test_padding_masks_what_is_not_there():

@@ -171,6 +171,7 @@ def test_reads_recorded_beside_the_labels_by_the_first_version_count(labels):
 def test_line_that_a_kill_cut_short_does_not_count_nor_swallow_the_next(labels):
     path = evaluate(labels, one="a").path
     with path.open("a") as lines:
+        lines.write("[" * 100_000 + "\n")
         lines.write('{"time": "2026-')
     assert evaluate(labels, one="b").evaluation == 2
     assert len(read_log(labels)) == 2
