@@ -35,6 +35,10 @@ def find_config_dir() -> Path:
     )
 
 
+# Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
+_ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
     """Run a function as `python -m experiments.<config_name>` on `conf/<config_name>.yaml`.
 
@@ -76,16 +80,25 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
         @functools.wraps(function)
         def run(config: DictConfig | None = None) -> Any:
-            arguments = sys.argv[1:] if config is None else []
-            mistake = (
-                find_wrong_group(arguments)
-                or find_unreadable(arguments)
-                or find_uncomposable(config_name, arguments)
-            )
-            if mistake is not None:
-                print(f"error: {mistake}", file=sys.stderr)
-                raise SystemExit(2)
-            return command(config)
+            if config is not None:
+                return command(config)
+            arguments = sys.argv[1:]
+            try:
+                mistake = (
+                    find_wrong_group(arguments)
+                    or find_unreadable(arguments)
+                    or find_uncomposable(config_name, arguments)
+                )
+                if mistake is not None:
+                    print(f"error: {mistake}", file=sys.stderr)
+                    raise SystemExit(2)
+                return command()
+            except KeyboardInterrupt:  # before the work of a job begins, or between two of them
+                given = format_command(config_name, _without_overwrite(arguments))
+                print(
+                    f"\nInterrupted. Finished files are kept; run `{given}` again to resume.", file=sys.stderr
+                )
+                raise SystemExit(130) from None
 
         return run
 
@@ -168,7 +181,8 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     holder = GlobalHydra.instance()
     before, holder.hydra = holder.hydra, None  # a command may be called from another one
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(find_config_dir())):
+        folder = str(find_config_dir())
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=folder, job_name=config_name):
             return hydra.compose(config_name, overrides=list(overrides))
     finally:
         GlobalHydra.instance().hydra = before
@@ -229,9 +243,11 @@ def format_given_command() -> str:
         arguments = ["-m", *given]
     else:
         arguments = list(hydra_config.overrides.task)
-    return format_command(
-        name, [argument for argument in arguments if not argument.partition("=")[0].endswith("overwrite")]
-    )
+    return format_command(name, _without_overwrite(arguments))
+
+
+def _without_overwrite(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.partition("=")[0].endswith("overwrite")]
 
 
 class OwnFolder(Callback):
@@ -310,8 +326,7 @@ def describe_mistake(error: BaseException | None) -> str | None:
         case MemoryError():
             reason = str(error) or "no more could be had"
             return f"there is not enough memory ({reason}): give smaller numbers, or fewer images at a time"
-        case Exception() if type(error).__name__ in ("StorageInternalError", "OperationalError"):
-            # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server.
+        case Exception() if type(error).__name__ in _ERRORS_OF_DATABASES:
             reason = str(error.__cause__ or error).splitlines()[0]
             return f"the database of the study cannot be used: {reason}; study.storage=... names another one"
         case Exception() if type(error).__name__ == "MisconfigurationException":

@@ -229,7 +229,8 @@ class Checkpoint:
     def _check_weights(self, model_class: Any) -> bool:
         """Compare files and configuration before anything is loaded; True where the files hold the tower."""
         found = weight_shapes(self.files)
-        parts = [self.config.get_text_config(), *([] if self.tower else [self.config.vision_config])]
+        parts: list[Any] = [self.config.get_text_config()]
+        parts += [] if self.tower else [self.config.vision_config]
         # Without weights for them a model of a billion layers would be built, and take all memory.
         for num_layers in (part.num_hidden_layers for part in parts):
             if num_layers > len(found):

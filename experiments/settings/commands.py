@@ -39,14 +39,6 @@ def _check_objective(name: str) -> str:
 def _check_storage(text: str) -> str:
     if "://" not in text and not text.endswith(".journal"):
         raise Refusal("give the URL of a database, as sqlite:///FILE, a file that ends in .journal, or null")
-    if "://" in text:
-        from sqlalchemy import create_engine  # comes with Optuna, and takes its time
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            create_engine(text).dispose()  # connects to nothing
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            raise Refusal(f"no database is opened with this ({' '.join(str(error).split())})") from error
     return text
 
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
@@ -117,6 +118,35 @@ def test_an_interrupted_command_says_what_is_lost_and_what_to_type(call, tmp_pat
         "Interrupted. The unfinished file is lost, at most 7 samples. Finished files are kept; run "
         f"`python -m experiments.label {given}` again to resume."
     )
+
+
+@pytest.mark.parametrize("place", ["find_uncomposable", "take_folder"])
+def test_an_interrupt_before_the_work_begins_says_what_to_type(call, tmp_path, monkeypatch, place):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"experiments.config.{place}", interrupt)
+    places = f"paths.outputs={tmp_path}"
+    status, error = call("label", "task.seed=3", places, "overwrite=true")
+    assert status == 130
+    assert error.splitlines()[-1] == (
+        "Interrupted. Finished files are kept; run "
+        f"`python -m experiments.label task.seed=3 {places}` again to resume."
+    )
+
+
+def test_a_command_that_is_called_from_another_one_leaves_its_name(tmp_path, monkeypatch, call):
+    """What is composed to find mistakes is not what Hydra runs."""
+    names = []
+
+    def look(**settings):
+        names.append(HydraConfig.get().job.name)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("experiments.label.label", look)
+    for arguments in ((), ("-m", "task.seed=1,2")):
+        assert call("label", f"paths.outputs={tmp_path}", *arguments)[0] == 2
+    assert set(names) == {"label"}
 
 
 def test_what_the_terminal_lacks_is_replaced(monkeypatch):

@@ -161,8 +161,6 @@ WRONG = [
     ("tune", "study.objectives=[accuracy]", "study.objectives=[accuracy]: give objectives among recovered, "),
     ("tune", "study.grace=10", "study.grace=10: give more than study.heartbeat=10 seconds"),
     ("tune", "study.storage=x", "study.storage=x: give the URL of a database"),
-    ("tune", "study.storage=nosuch://x", "study.storage=nosuch://x: no database is opened with this (Can't"),
-    ("tune", "study.storage=sqlite://a:b:c", "study.storage=sqlite://a:b:c: no database is opened with"),
     ("tune", "study.sampler.n_startup_trials=abc", "study.sampler.n_startup_trials=abc: give a whole number"),
     ("answer", "climb=perhaps", "climb=perhaps: give true or false"),
     ("publish", "risk.alpha=2", "risk.alpha=2: give a number from 0 to 1"),

@@ -18,7 +18,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.config import find_config_dir
+from experiments.config import describe_mistake, find_config_dir
 from experiments.search.conclusion import conclude
 from experiments.search.space import Parameter, find_defaults, format_overrides, read_space, write_experiment
 from experiments.search.study import WORKER, SharedStudy
@@ -347,3 +347,13 @@ def test_a_database_without_its_driver_says_what_to_install_and_keeps_the_passwo
             "mine", tmp_path, storage="postgresql+pg8000://me:secret@host/name", directions=["maximize"]
         )
     assert "postgresql+pg8000://..." in str(refused.value) and "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("storage", ["nosuch://x", "sqlite:///no/such/folder/x.db", "no url://"])
+def test_a_database_that_cannot_be_opened_is_one_line(tmp_path, storage):
+    with pytest.raises(Exception) as caught:
+        SharedStudy("x", tmp_path, storage=storage, directions=["maximize"])
+    message = describe_mistake(caught.value)
+    assert message is not None and len(message.splitlines()) == 1
+    assert message.startswith("the database of the study cannot be used: ")
+    assert message.endswith("; study.storage=... names another one")
