@@ -40,6 +40,7 @@ check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 format: $(INSTALLED) ## let ruff mend what it can

@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from experiments.answer import load_adaptive
-from experiments.blocks import group_by_image
+from experiments.bench.drawn_choices import draw_choices
 from experiments.config import entry_point
-from experiments.drawn_choices import draw_choices
+from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.text_table import format_table
 from experiments.tasks.base import Task

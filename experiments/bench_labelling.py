@@ -19,9 +19,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.block_labels import answer_at_scales
-from experiments.blocks import group_by_image
 from experiments.config import entry_point
+from experiments.labels.block_labels import answer_at_scales
+from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.text_table import format_table
 from experiments.tasks.base import Sample, Task

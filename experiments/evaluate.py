@@ -25,7 +25,6 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.published import find_published, relate
-from experiments.evaluation.resampled import check_resampled, read_resampled
 from experiments.evaluation.risk import (
     CheckedGuarantee,
     apply_guarantee,
@@ -34,8 +33,9 @@ from experiments.evaluation.risk import (
     find_unseen,
 )
 from experiments.evaluation.run_files import METRICS, write_run
-from experiments.label_sizes import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
+from experiments.labels.resampled import check_resampled, read_resampled
+from experiments.labels.sizes import check_labels, find_label_banners
 from experiments.latency import find_timings
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
@@ -49,12 +49,12 @@ from experiments.reporting.tables import write_tables
 from experiments.tasks.base import SPLITS, Task, check_data
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import open_configured
+from experiments.training.record import VALIDATION_METRICS, check_metric
 from experiments.training.trained import TrainedPredictor
-from experiments.training_record import VALIDATION_METRICS, check_metric
-from m3_backbone.labels import read_labels
-from m3_backbone.manifest import read_manifest
-from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import write_bytes
+from m3_backbone.outcomes.labels import read_labels
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.shards import write_bytes
+from m3_backbone.outcomes.table import OutcomeTable
 
 log = logging.getLogger(__name__)
 

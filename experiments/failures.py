@@ -13,8 +13,8 @@ from experiments.config import entry_point
 from experiments.reporting.export import save_figure
 from experiments.reporting.failures_display import draw_failures, pick_failures
 from experiments.tasks.base import check_data
-from m3_backbone.manifest import read_manifest
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.table import OutcomeTable
 
 
 @entry_point("failures")

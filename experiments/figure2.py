@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
-from experiments.labelling import label
 from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.labels.labelling import label
 from experiments.reporting.export import save_figure
 from experiments.reporting.summary import describe_record
 from experiments.reporting.variant_display import draw_variants
@@ -35,9 +35,9 @@ from experiments.tasks.base import Task
 from experiments.train_backbone import train_checkpoint
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.manifest import read_manifest
-from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import write_text
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.shards import write_text
+from m3_backbone.outcomes.table import OutcomeTable
 
 # The last file that a checkpoint is written with.
 _MARK = "m3_processor.json"

@@ -19,8 +19,8 @@ from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
-from experiments.label_sizes import find_label_banners
 from experiments.labels.held_out import open_test
+from experiments.labels.sizes import find_label_banners
 from experiments.reporting import needs_tables
 from experiments.reporting.export import save_figure
 from experiments.reporting.needs_display import draw_needs
@@ -28,9 +28,9 @@ from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
-from m3_backbone.labels import Labels, read_labels
-from m3_backbone.manifest import read_manifest
-from m3_backbone.shards import write_text
+from m3_backbone.outcomes.labels import Labels, read_labels
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.shards import write_text
 
 log = logging.getLogger(__name__)
 

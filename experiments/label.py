@@ -1,6 +1,6 @@
 """Label a task with a backbone: `python -m experiments.label task=NAME backbone=NAME`.
 
-`experiments.labelling.label` is the plain function behind the command; it does only what is missing.
+`experiments.labels.labelling.label` is the plain function behind the command; it does only what is missing.
 """
 
 from functools import partial
@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point, format_command, format_given_command
-from experiments.label_sizes import check_labels, find_label_banners
-from experiments.labelling import label
+from experiments.labels.labelling import label
+from experiments.labels.sizes import check_labels, find_label_banners
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import check_task, frame_banners
 

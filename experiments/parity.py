@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from experiments.config import entry_point
-from experiments.deviations import (
+from experiments.backbone.deviations import (
     NUMBER,
     Deviation,
     compare_tensors,
@@ -23,8 +22,9 @@ from experiments.deviations import (
     read_tensors,
     summarize,
 )
-from experiments.parity_router import compare_router
-from experiments.scorers import score
+from experiments.backbone.parity_router import compare_router
+from experiments.config import entry_point
+from experiments.tasks.scorers import score
 from m3_backbone.llava import LlavaBackbone
 
 HALF = 2e-3  # allowed deviation of a pixel value: those are stored as float16

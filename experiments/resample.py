@@ -14,17 +14,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
-from experiments.engines import Engine, LocalEngine
-from experiments.evaluation.resampled import Resampled, ResampledFolder, read_resampled
-from experiments.labelling import run
+from experiments.labels.engines import Engine, LocalEngine
 from experiments.labels.held_out import open_test
+from experiments.labels.labelling import run
+from experiments.labels.resample_job import ResampleJob
+from experiments.labels.resampled import Resampled, ResampledFolder, read_resampled
+from experiments.labels.variations import Variation
 from experiments.reporting.summary import describe_record
-from experiments.resample_job import ResampleJob
 from experiments.tasks.base import Sample, Task, check_data
-from experiments.variations import Variation
 from m3_backbone.backbone import Backbone
-from m3_backbone.manifest import read_manifest
-from m3_backbone.outcomes import OutcomeTable, check_fingerprints
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.table import OutcomeTable, check_fingerprints
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.label_locks import wait_for_lock
-from experiments.label_sizes import check_labels, find_label_banners
-from experiments.label_source import LabelSource
+from experiments.labels.locks import wait_for_lock
+from experiments.labels.sizes import check_labels, find_label_banners
+from experiments.reporting.training_table import format_records
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import check_names, make_predictors, read_settings
+from experiments.training.record import (
+    MANIFEST,
+    VALIDATION_METRICS,
+    TrainingRecord,
+    check_metric,
+    read_record,
+)
+from experiments.training.source import LabelSource
 from experiments.training.trained import (
     IncompleteTraining,
     TrainingSettings,
@@ -35,16 +43,8 @@ from experiments.training.trained import (
     locate,
     trust_configured,
 )
-from experiments.training_record import (
-    MANIFEST,
-    VALIDATION_METRICS,
-    TrainingRecord,
-    check_metric,
-    format_records,
-    read_record,
-)
-from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.sealed import seal
+from m3_backbone.outcomes.sealed import seal
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
 from predictor.files import FolderError, write_json
 from predictor.hybrid import Hybrid

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from experiments.backbone_data import (
+from experiments.backbone.data import (
     PatchStream,
     PictureModule,
     PictureStream,
@@ -30,9 +30,10 @@ from experiments.backbone_data import (
 )
 from experiments.config import entry_point
 from experiments.tasks.scenes.dense import HEADS
-from experiments.training_progress import Deadline, ProgressLines
+from experiments.training.progress import Deadline, ProgressLines
 from m3_backbone.checkpoint import load_m3
 from m3_backbone.modeling import M3Model
+from m3_backbone.outcomes.shards import write_atomically
 from m3_backbone.pretraining import PatchClassification, PatchHeads, SeeingM3Training
 from m3_backbone.processing import M3Processor
 from m3_backbone.reshaping import reshape
@@ -44,7 +45,6 @@ from m3_backbone.scratch import (
     set_whitening_patches,
     train_tokenizer,
 )
-from m3_backbone.shards import write_atomically
 from predictor.checkpoints import AtomicCheckpointIO, find_whole
 from predictor.training import fit_module
 

@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 from m3_backbone.images import to_rgb
+from m3_backbone.outcomes.shards import write_text
 from m3_backbone.preprocessing import ImagePreprocessor
 from m3_backbone.prompts import IMAGE, PromptTemplate, prompt_template
 from m3_backbone.reading import check_no_pointer, check_settings, read_json
-from m3_backbone.shards import write_text
 from m3_backbone.tokenization import SentencePieceLlamaTokenizer
 
 PROCESSOR_FILE = "m3_processor.json"

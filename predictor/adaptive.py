@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.labels import Inputs
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.outcomes.labels import Inputs
 from predictor import adaptive_folder as folders
 from predictor.adaptive_inputs import Picture, make_inputs, pair_up
 from predictor.base import ScalePredictor

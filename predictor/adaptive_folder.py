@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard, snapshot_download
 from m3_backbone.backbone import Backbone
 from m3_backbone.hub import is_hub_id
 from m3_backbone.llava import LlavaBackbone
+from m3_backbone.outcomes.sealed import DIGEST, seal, unseal
 from m3_backbone.reading import ATTENTIONS, find_kernels
-from m3_backbone.sealed import DIGEST, seal, unseal
 from predictor import folder as predictor_folder
 from predictor.base import ScalePredictor
 from predictor.files import (

@@ -9,7 +9,7 @@ from torch import Tensor
 from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage
 from m3_backbone.features import compute_features, stack_statistics
 from m3_backbone.images import Picture, open_picture
-from m3_backbone.labels import Inputs, stack_visual
+from m3_backbone.outcomes.labels import Inputs, stack_visual
 from predictor.features import Features
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.calibration import Calibrator
 from predictor.features import Features

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.files import check_texts, get_array
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.features import Features, Standard
 
 _NO_IDS = np.empty(0, dtype=np.int64)

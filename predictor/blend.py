@@ -7,7 +7,7 @@ import numpy as np
 from annotated_types import Len
 
 from m3_backbone.arguments import ClosedFraction, checked
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.features import Features
 from predictor.policy import Floats, policy_value

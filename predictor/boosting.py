@@ -7,7 +7,7 @@ from annotated_types import Ge
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.features import Features
 from predictor.files import get_array

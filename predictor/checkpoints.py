@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from m3_backbone.shards import write_atomically
+from m3_backbone.outcomes.shards import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_backbone.labels import Inputs
+from m3_backbone.outcomes.labels import Inputs
 from predictor.policy import Floats
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from m3_backbone.arguments import Seed, checked
-from m3_backbone.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy import Floats
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from m3_backbone.arguments import PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
-from m3_backbone.labels import Inputs
+from m3_backbone.outcomes.labels import Inputs
 from m3_backbone.sentences import SentenceEncoder, load_sentence_encoder
 
 

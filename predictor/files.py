@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from m3_backbone.outcomes.shards import write_atomically, write_text
 from m3_backbone.reading import POINTER_REASON, check_no_pointer
-from m3_backbone.shards import write_atomically, write_text
 
 # The vocabulary of a text model on a large data set takes a few megabytes; nothing here is deeply nested.
 MAX_JSON_BYTES = 16 * 2**20

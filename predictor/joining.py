@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from m3_backbone.labels import Inputs, Labels, VisualTokens
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.table import OutcomeTable
 
 
 def join_labels(parts: Mapping[str, Labels]) -> Labels:

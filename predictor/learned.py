@@ -27,7 +27,7 @@ from m3_backbone.arguments import (
     Seed,
     checked,
 )
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
 from predictor.batches import BatchMaker, LabelsDataModule

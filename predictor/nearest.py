@@ -7,7 +7,7 @@ from annotated_types import Len
 from sklearn.neighbors import NearestNeighbors
 
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.boosting import QUESTION_IMAGE_STATISTICS
 from predictor.features import Features

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
-from m3_backbone.labels import Inputs, Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.files import check_texts, get_array
 from predictor.policy import Floats, policy_value

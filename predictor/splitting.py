@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m3_backbone.labels import Labels
+from m3_backbone.outcomes.labels import Labels
 
 # With fewer images, the sizes of parts are rounded counts. If images are assigned one by one, sizes vary: a
 # tenth of 200 images is 20 with a standard deviation of 4, but a tenth of 12 images is empty in 28% of draws.

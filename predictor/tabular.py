@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 
-from m3_backbone.labels import Inputs
+from m3_backbone.outcomes.labels import Inputs
 from predictor.features import Features, Standard
 from predictor.files import check_texts, get_array
 

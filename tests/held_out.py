@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from m3_backbone.labels import SPLITS, Labels, read_labels
-from m3_backbone.outcomes import HeldOutAccess, OutcomeTable
+from m3_backbone.outcomes.labels import SPLITS, Labels, read_labels
+from m3_backbone.outcomes.table import HeldOutAccess, OutcomeTable
 
 
 def grant(folder: str | Path) -> HeldOutAccess:

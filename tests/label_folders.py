@@ -9,9 +9,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m3_backbone.features import ImageFeatures
-from m3_backbone.manifest import EMBEDDINGS, SPLITS, SPLITS_FILE, digest_samples, find_shard, write_splits
-from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import SCHEMA_VERSION, digest_file, to_feature_table, write_shard
+from m3_backbone.outcomes.manifest import (
+    EMBEDDINGS,
+    SPLITS,
+    SPLITS_FILE,
+    digest_samples,
+    find_shard,
+    write_splits,
+)
+from m3_backbone.outcomes.shards import SCHEMA_VERSION, digest_file, to_feature_table, write_shard
+from m3_backbone.outcomes.table import OutcomeTable
 
 # Split, outcomes and features of one shard.
 Shard = tuple[str, OutcomeTable, Mapping[str, ImageFeatures]]

@@ -1,4 +1,4 @@
-"""The walls between the rooms, read off the code: who imports whom, what is declared, how long a file is."""
+"""What import-linter's contracts (`pyproject.toml`) do not say: what is declared, how long a file is."""
 
 import ast
 import itertools
@@ -21,12 +21,12 @@ MAX_LINES = 400
 JOINING_MODULES = ("predictor.adaptive ", "predictor.adaptive_folder ", "predictor.adaptive_inputs ")
 OUTCOME_SCHEMA = (
     "m3_backbone.arguments",
-    "m3_backbone.outcomes",
-    "m3_backbone.labels",
+    "m3_backbone.outcomes.table",
+    "m3_backbone.outcomes.labels",
     "m3_backbone.features",
     "m3_backbone.reading",
     "m3_backbone.sentences",
-    "m3_backbone.shards.write_",
+    "m3_backbone.outcomes.shards.write_",
 )
 
 
@@ -64,11 +64,6 @@ def importers(*packages: str, of: tuple[str, ...] = ROOMS) -> list[str]:
     )
 
 
-def test_imports_run_one_way():
-    assert importers("predictor", "experiments", of=("m3_backbone",)) == []
-    assert importers("experiments", of=("predictor",)) == []
-
-
 def test_predictor_knows_only_the_outcome_schema_of_the_backbone():
     beyond = [
         line
@@ -76,14 +71,6 @@ def test_predictor_knows_only_the_outcome_schema_of_the_backbone():
         if not line.split(" -> ")[1].startswith(OUTCOME_SCHEMA) and not line.startswith(JOINING_MODULES)
     ]
     assert beyond == []
-
-
-def test_only_the_backbone_imports_transformers():
-    assert importers("transformers", of=("predictor", "experiments")) == []
-
-
-def test_only_experiments_imports_hydra():
-    assert importers("hydra", "omegaconf", of=("m3_backbone", "predictor")) == []
 
 
 def test_third_party_imports_are_declared():

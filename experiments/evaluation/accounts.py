@@ -24,8 +24,8 @@ import numpy as np
 
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.timings import Timings
-from m3_backbone.labels import Inputs
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.labels import Inputs
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from experiments.evaluation.oracles import (
     leave_one_out,
     measure_luck_free,
 )
-from experiments.evaluation.resampled import Resampled
 from experiments.evaluation.statistics import (
     Draws,
     Estimate,
@@ -29,7 +28,8 @@ from experiments.evaluation.statistics import (
     number_images,
     resample,
 )
-from m3_backbone.outcomes import OutcomeTable
+from experiments.labels.resampled import Resampled
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.hull import upper_hull
 from predictor.policy import Front
 

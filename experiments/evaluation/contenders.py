@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.fronts import Columns, Floats, trace_prices
 from experiments.evaluation.schedules import Schedule
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.policy import choose, find_unit
 from predictor.pricing import OperatingPoint
 from predictor.switches import find_switches

@@ -26,8 +26,8 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Predictor
 from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
-from m3_backbone.sealed import DIGEST
-from m3_backbone.shards import write_bytes
+from m3_backbone.outcomes.sealed import DIGEST
+from m3_backbone.outcomes.shards import write_bytes
 
 DRAWS = "draws.safetensors"
 # Largest number of resamples that is stored of the scores at the budgets: enough for a band.

@@ -13,7 +13,7 @@ from experiments.evaluation.figures import Comparison
 from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, NothingToTell, ScoreRegressions
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values
 from experiments.tasks.sizes import allows_interval
-from m3_backbone.labels import Labels
+from m3_backbone.outcomes.labels import Labels
 
 LEVEL = 0.05
 # On fewer images an interval over images means nothing.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.question_types import name_total
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 # A mean score within this of the best scale's is as good.
 MARGIN = 0.01

@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.statistics import Estimate, number_images, resample
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.policy import choose, choose_at_prices
 from predictor.splitting import halve

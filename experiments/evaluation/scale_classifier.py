@@ -21,8 +21,8 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 
 from experiments.evaluation.fronts import Floats, find_smallest_right
-from m3_backbone.labels import Labels, VisualTokens
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.labels import Labels, VisualTokens
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.tabular import has_terms
 
 MAX_WORDS = 200

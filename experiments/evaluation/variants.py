@@ -21,7 +21,7 @@ from experiments.evaluation.statistics import (
     resample,
 )
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 from m3_backbone.pooling import PoolingMethod
 
 NESTED, PER_SCALE, UNTRAINED = "nested", "one model per scale", "finest only, pooled"

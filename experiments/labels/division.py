@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.blocks import Plan
+from experiments.labels.blocks import Plan
 from experiments.tasks.base import SPLITS
-from m3_backbone.manifest import digest_samples, find_shard
-from m3_backbone.shards import naming, read_header, to_matrix
+from m3_backbone.outcomes.manifest import digest_samples, find_shard
+from m3_backbone.outcomes.shards import naming, read_header, to_matrix
 
 # With less lead of one token over the next, in nats, another machine may round to another answer.
 NEAR_TIE = 1e-3

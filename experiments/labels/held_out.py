@@ -1,6 +1,6 @@
 """Access to the test split: only this module opens it, after the evaluation has been recorded.
 
-Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes`), and only
+Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes.table`), and only
 `open_test` makes one. Records lie outside the label folder (`paths.evaluations`), so that they survive labels
 that are made again, and can be written if the store is read-only.
 
@@ -24,12 +24,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.names import to_file_name
-from m3_backbone.labels import SPLITS, Labels, read_labels
-from m3_backbone.manifest import list_images, read_manifest
-from m3_backbone.outcomes import HELD_OUT, HeldOutAccess, check_split
-from m3_backbone.sealed import seal, unseal
-from m3_backbone.shards import write_atomically
+from experiments.labels.names import to_file_name
+from m3_backbone.outcomes.labels import SPLITS, Labels, read_labels
+from m3_backbone.outcomes.manifest import list_images, read_manifest
+from m3_backbone.outcomes.sealed import seal, unseal
+from m3_backbone.outcomes.shards import write_atomically
+from m3_backbone.outcomes.table import HELD_OUT, HeldOutAccess, check_split
 
 log = logging.getLogger(__name__)
 

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.blocks import group_by_image, read_image
-from experiments.label_locks import wait_for_lock
+from experiments.labels.blocks import group_by_image, read_image
+from experiments.labels.locks import wait_for_lock
 from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
-from m3_backbone.sealed import seal, unseal
-from m3_backbone.shards import write_atomically
+from m3_backbone.outcomes.sealed import seal, unseal
+from m3_backbone.outcomes.shards import write_atomically
 from predictor.adaptive import AdaptiveM3
 from predictor.base import ScalePredictor
 from predictor.pricing import OperatingPoint, PriceList

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.evaluation.resampled import Part
-from experiments.label_folder import LabelFolder
+from experiments.labels.folder import LabelFolder
 from experiments.labels.replaced import RESAMPLED
+from experiments.labels.resampled import Part
 from experiments.tasks.base import SPLITS, Sample, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.features import describe_image
 from m3_backbone.images import UnreadableImage
-from m3_backbone.manifest import MANIFEST, digest_samples, find_shard, load_manifest
-from m3_backbone.shards import (
+from m3_backbone.outcomes.manifest import MANIFEST, digest_samples, find_shard, load_manifest
+from m3_backbone.outcomes.shards import (
     MIGRATED_VERSION,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from m3_backbone.shards import write_bytes
+from m3_backbone.outcomes.shards import write_bytes
 
 # Names come from data: two dollar signs in one of them are no formula. For whatever makes a figure's texts.
 PLAIN_TEXT: Any = {"text.parse_math": False, "text.usetex": False, "font.family": ["sans-serif"]}

@@ -10,7 +10,7 @@ from PIL import Image
 from experiments.evaluation.question_types import pick_frequent
 from experiments.reporting.export import LONGEST_TITLE, cut_name
 from m3_backbone.images import to_rgb
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 _WIDTH = 30  # characters of a caption line
 _LONGEST = 90  # of a text from data

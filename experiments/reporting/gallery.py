@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
 from experiments.evaluation.metrics import split_kinds
 from m3_backbone.images import to_rgb
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 _LONGEST_SIDE = 320
 

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from m3_backbone.shards import write_text
+from m3_backbone.outcomes.shards import write_text
 
 _PACKAGES = (
     "tokenscale",

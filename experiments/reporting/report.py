@@ -25,7 +25,7 @@ from experiments.reporting.summary import (
     write_sentences,
 )
 from experiments.tasks.sizes import is_too_few
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 
 @dataclass(frozen=True)

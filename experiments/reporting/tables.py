@@ -13,7 +13,7 @@ from experiments.reporting.text_table import (
     format_markdown,
     format_table,
 )
-from m3_backbone.shards import write_text
+from m3_backbone.outcomes.shards import write_text
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from m3_backbone.arguments import (
 
 
 def _check_objective(name: str) -> str:
-    from experiments.search.objectives import OBJECTIVES
+    from experiments.training.search.objectives import OBJECTIVES
 
     if name not in OBJECTIVES:
         raise Refusal(f"give objectives among {', '.join(OBJECTIVES)}")

@@ -18,7 +18,7 @@ from m3_backbone.arguments import (
 
 
 def _check_shard(text: str) -> str:
-    from experiments.labelling import Part
+    from experiments.labels.labelling import Part
 
     try:
         Part.parse(text)
@@ -28,7 +28,7 @@ def _check_shard(text: str) -> str:
 
 
 def _check_metric(name: str) -> str:
-    from experiments.training_record import VALIDATION_METRICS
+    from experiments.training.record import VALIDATION_METRICS
 
     if name not in VALIDATION_METRICS:
         raise Refusal(

@@ -18,8 +18,8 @@ class Sample:
     """One (image, question, reference answers, metric).
 
     `question` is the complete text that the model is asked, suffix included. `metric` names one of
-    `experiments.scorers.METRICS`. `attributes` (kind of question, number of items, ...) are for analysis
-    only: no predictor sees them.
+    `experiments.tasks.scorers.METRICS`. `attributes` (kind of question, number of items, ...) are for
+    analysis only: no predictor sees them.
     """
 
     sample_id: str

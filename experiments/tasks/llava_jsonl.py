@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from experiments.scorers import check_metric
 from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split, digest_content
 from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
 from experiments.tasks.paths import check_present, find_similar
 from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, merge_fields
 from experiments.tasks.references import ReferenceIndex
 from experiments.tasks.rows import BadRow, RowFile
+from experiments.tasks.scorers import check_metric
 from experiments.tasks.splits import (
     carve_calibration,
     check_fractions,
@@ -70,7 +70,7 @@ class LlavaJsonl:
     Args:
         questions: a file, several, or `{split: file or files}` where the files are the division.
         images: the folder of images; no path leads out of it.
-        metric: one of `experiments.scorers.METRICS`.
+        metric: one of `experiments.tasks.scorers.METRICS`.
         references: file or files of references by `question_id`; None where the question file holds them.
         suffix: put after every question.
         image_name: an image's path in the folder: a format string over the fields of the row, to which belong

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.scorers import check_references
 from experiments.tasks.base import SPLITS, Split
 from experiments.tasks.fields import (
     MAX_NAME_CHARS,
@@ -22,6 +21,7 @@ from experiments.tasks.fields import (
 from experiments.tasks.paths import find_written_form
 from experiments.tasks.references import Fields, ReferenceIndex, read_references
 from experiments.tasks.rows import BadRow, RowFile
+from experiments.tasks.scorers import check_references
 from m3_backbone.turns import Turns, read_turns
 
 FIELDS: dict[str, tuple[str, ...]] = {

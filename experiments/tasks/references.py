@@ -5,9 +5,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.scorers import LETTER_METRICS
 from experiments.tasks.fields import MAX_NAME_CHARS, find_field, is_blank, read_id, read_text
 from experiments.tasks.rows import BadRow, RowFile
+from experiments.tasks.scorers import LETTER_METRICS
 
 Fields = Mapping[str, tuple[str, ...]]
 

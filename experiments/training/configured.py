@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.training.trained import TrainedPredictor, TrainingSettings, identify, open_trained
-from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import ScalePredictor
 
 # Settings of a trainer that only say what it prints, and the default values of those that change weights.

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.names import to_file_name
-from experiments.training_record import MANIFEST, TrainingRecord, load_record, read_record
-from m3_backbone.manifest import read_manifest
-from m3_backbone.outcomes import HELD_OUT
+from experiments.labels.names import to_file_name
+from experiments.training.record import MANIFEST, TrainingRecord, load_record, read_record
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.table import HELD_OUT
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.files import FolderError, digest_file

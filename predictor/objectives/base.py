@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from m3_backbone.labels import Labels
+from m3_backbone.outcomes.labels import Labels
 from predictor.batches import Batch, Target
 from predictor.networks.base import Network
 

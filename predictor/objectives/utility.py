@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from m3_backbone.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, checked
-from m3_backbone.labels import Labels
+from m3_backbone.outcomes.labels import Labels
 from predictor.batches import Batch, Target
 from predictor.networks.base import Network
 from predictor.objectives.base import Objective

@@ -9,7 +9,7 @@ samples fail at every scale.
 import numpy as np
 
 from experiments.evaluation.fronts import Floats
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 SCALES = (1, 9, 36, 144)
 KINDS = {"background": (-0.2, 0.25), "existence": (0.15, 0.5), "count": (0.5, 0.15), "character": (0.8, 0.05)}

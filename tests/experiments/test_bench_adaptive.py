@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.bench.drawn_choices import draw_choices
 from experiments.bench_adaptive import ADAPTIVE, measure, read_questions, report
-from experiments.drawn_choices import draw_choices
 from experiments.tasks.scenes import Scenes
 from m3_backbone.costs import prefill_flops, vision_flops
 from m3_backbone.random_llava import RandomLlavaBackbone

@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from experiments import label_locks
 from experiments.config import find_config_dir, make_exclusively, replace_unprintable
-from experiments.label_folder import LabelFolder
-from experiments.label_locks import hold, wait_for_lock
+from experiments.labels import locks as label_locks
+from experiments.labels.folder import LabelFolder
+from experiments.labels.locks import hold, wait_for_lock
 from experiments.run import check_link
 from predictor.learned import make_quiet_trainer
 

@@ -26,7 +26,7 @@ from experiments.reporting.compare_charts import MOST_DRAWN
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.page import Provenance
 from experiments.sweeps import ComparisonReport
-from m3_backbone.sealed import unseal
+from m3_backbone.outcomes.sealed import unseal
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare
 from tests.experiments.test_report import HOSTILE, Page

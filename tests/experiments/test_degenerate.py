@@ -14,9 +14,9 @@ from experiments.evaluation.contenders import Climbing, Contender, Estimating
 from experiments.evaluation.draws import collect_draws, name_tensor
 from experiments.evaluation.keys import Bound
 from experiments.evaluation.metrics import collect_account, collect_metrics
-from experiments.evaluation.resampled import Resampled
 from experiments.evaluation.statistics import Estimate
-from m3_backbone.outcomes import OutcomeTable
+from experiments.labels.resampled import Resampled
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.cascade import Cascade
 from predictor.cascade_search import pick_evenly
 from predictor.hybrid import Hybrid

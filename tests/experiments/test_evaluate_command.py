@@ -12,11 +12,11 @@ from PIL import Image
 
 from experiments.evaluate import evaluate_predictors
 from experiments.evaluation.cascades import CascadeEntry
-from experiments.evaluation.resampled import ResampledFolder
+from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, identify, open_trained
-from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes.manifest import read_manifest
 from predictor.baselines import BestScalePerTask
 from predictor.cascade import Cascade
 from predictor.hybrid import Hybrid

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.evaluation.betting import certify
 from experiments.evaluation.risk import PRICES, ResplitCheck, check_guarantee, find_guarantee
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 from tests.experiments.synthetic import make_outcomes
 
 ALPHA, DELTA, NUM_DRAWS = 0.03, 0.1, 2000

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.labelling import label
+from experiments.labels.labelling import label
 from experiments.tasks.easy_vqa import EasyVqa
 from m3_backbone.llava import LlavaBackbone
 from tests.experiments.label_process import CHECKPOINT, start

@@ -23,16 +23,16 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from experiments import blocks
-from experiments.label_folder import LabelFolder
-from experiments.labelling import LabelSummary, label
-from experiments.scorers import score
+from experiments.labels import blocks
+from experiments.labels.folder import LabelFolder
+from experiments.labels.labelling import LabelSummary, label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
+from experiments.tasks.scorers import score
 from m3_backbone.costs import vision_flops
 from m3_backbone.features import compute_features
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.sealed import unseal
+from m3_backbone.outcomes.sealed import unseal
 from tests.experiments.question_files import make_task
 from tests.held_out import read_outcomes, read_split
 
@@ -613,7 +613,7 @@ def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_p
         pytest.raises(ValueError, match=r"is labelling into .* now"),
     ):
         label_some(task, backbone, tmp_path, shard="0/2")
-    monkeypatch.setattr("experiments.labelling.PATIENCE", 0.1)
+    monkeypatch.setattr("experiments.labels.labelling.PATIENCE", 0.1)
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"is labelling into .* now"):
         label_some(task, backbone, tmp_path, shard="0/2")
     assert label_some(task, backbone, tmp_path).counts["train"] == 15

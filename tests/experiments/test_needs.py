@@ -28,7 +28,7 @@ from experiments.model_card import judge as judge_card
 from experiments.reporting import needs_tables
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.needs_tables import tabulate_equivalences, tabulate_policies
-from m3_backbone.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
 from tests.experiments.synthetic import SCALES, make_outcomes
 from tests.predictor.synthetic import write_labels
 

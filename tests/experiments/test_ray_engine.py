@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.engines import RayEngine
+from experiments.labels.engines import RayEngine
 from experiments.tasks.base import SPLITS
 from tests.experiments.label_process import start
 from tests.held_out import read_outcomes

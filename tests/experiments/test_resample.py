@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import resample_job
-from experiments.engines import LocalEngine
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.resampled import RESAMPLED, Part, Resampled, ResampledFolder, read_resampled
-from experiments.labelling import label
+from experiments.labels import resample_job
+from experiments.labels.engines import LocalEngine
+from experiments.labels.labelling import label
+from experiments.labels.resampled import RESAMPLED, Part, Resampled, ResampledFolder, read_resampled
+from experiments.labels.variations import DrawnAnswers
 from experiments.resample import resample_answers
-from experiments.scorers import score
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
-from experiments.variations import DrawnAnswers
+from experiments.tasks.scorers import score
 from m3_backbone.llava import LlavaBackbone
 from m3_backbone.sampling import Draw
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes

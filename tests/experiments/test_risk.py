@@ -26,7 +26,7 @@ from experiments.reporting.findings import collect_guarantee
 from experiments.reporting.risk_table import tabulate_guarantees, write_guarantee
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.calibration import Isotonic
 from predictor.policy import choose
 from predictor.question_only import QuestionOnly

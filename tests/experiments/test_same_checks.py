@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.labelling import label
+from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS, Sample
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import NOT_FINITE

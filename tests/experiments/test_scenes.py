@@ -10,7 +10,6 @@ import numpy as np
 import PIL
 import pytest
 
-from experiments.scorers import score
 from experiments.tasks import scenes
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.images import UnreadableImage
@@ -32,6 +31,7 @@ from experiments.tasks.scenes.questions import (
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import Item, Scene
 from experiments.tasks.scenes.vocabulary import CHARACTERS, COLORS, SHAPES
+from experiments.tasks.scorers import score
 
 
 @pytest.fixture(scope="module")

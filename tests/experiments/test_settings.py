@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import entry_point, find_config_dir, find_uncomposable
-from experiments.search.objectives import OBJECTIVES
 from experiments.settings.built import read_signature
 from experiments.settings.check import SETTINGS, check_settings
 from experiments.settings.words import convert, read_words
 from experiments.training.configured import make_predictors
+from experiments.training.search.objectives import OBJECTIVES
 from m3_backbone.arguments import PositiveInt, show
 from m3_backbone.random_llava import RandomLlavaBackbone
 from predictor.learned import LearnedPredictor

@@ -8,12 +8,12 @@ from PIL import Image
 
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.question_types import describe_left_out, pick_frequent
-from experiments.label_sizes import check_labels, find_label_banners
+from experiments.labels.sizes import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
-from m3_backbone.manifest import list_images
+from m3_backbone.outcomes.manifest import list_images
 from tests.experiments.question_files import make_task
 from tests.experiments.synthetic import make_outcomes
 from tests.predictor.synthetic import make_labels, write_labels

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3_backbone.labels import Labels, VisualTokens
+from m3_backbone.outcomes.labels import Labels, VisualTokens
 from predictor.base import ScalePredictor
 from predictor.boosting import GradientBoosting
 from predictor.calibration import Isotonic, Temperature

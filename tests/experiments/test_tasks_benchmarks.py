@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from experiments.config import find_config_dir
-from experiments.scorers import score
 from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Task, find_official_split
+from experiments.tasks.scorers import score
 
 SHORT = "\nAnswer the question using a single word or phrase."
 TEN = ["nokia"] * 9 + ["phone"]

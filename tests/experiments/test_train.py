@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.reporting.training_table import format_records
 from experiments.train import fit_hybrid, train_predictors
+from experiments.training.record import read_record
 from experiments.training.trained import TrainingSettings, load_trained
-from experiments.training_record import format_records, read_record
-from m3_backbone.labels import read_labels
+from m3_backbone.outcomes.labels import read_labels
 from predictor.base import ScalePredictor
 from predictor.baselines import Mix
 from predictor.calibration import Isotonic

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
-from experiments.backbone_data import PictureStream, ScenePictures, TaskPictures
+from experiments.backbone.data import PictureStream, ScenePictures, TaskPictures
 from experiments.config import find_config_dir
 from experiments.tasks.easy_vqa import EasyVqa
 from experiments.tasks.scenes import Scenes

@@ -13,7 +13,7 @@ from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import write_transfer
 from experiments.transfer import draw_samples, main, transfer
-from m3_backbone.labels import Labels
+from m3_backbone.outcomes.labels import Labels
 from predictor.calibration import Temperature
 from predictor.joining import join_labels
 from predictor.question_only import QuestionOnly

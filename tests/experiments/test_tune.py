@@ -19,10 +19,16 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.config import describe_mistake, find_config_dir
-from experiments.search.conclusion import conclude
-from experiments.search.space import Parameter, find_defaults, format_overrides, read_space, write_experiment
-from experiments.search.study import WORKER, SharedStudy
+from experiments.reporting.study_conclusion import conclude
 from experiments.train import LabelSource
+from experiments.training.search.space import (
+    Parameter,
+    find_defaults,
+    format_overrides,
+    read_space,
+    write_experiment,
+)
+from experiments.training.search.study import WORKER, SharedStudy
 from experiments.tune import search
 from predictor.learned import LearnedPredictor, make_quiet_trainer
 from predictor.networks.cross_attention import CrossAttention

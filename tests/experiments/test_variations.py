@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluation.resampled import ResampledFolder
-from experiments.labelling import label
+from experiments.labels.labelling import label
+from experiments.labels.resampled import ResampledFolder
+from experiments.labels.variations import DrawnAnswers, RotatedOptions
 from experiments.resample import resample_answers
 from experiments.tasks.base import Sample
-from experiments.variations import DrawnAnswers, RotatedOptions
 from m3_backbone.llava import LlavaBackbone
 from tests.experiments.question_files import make_task
 from tests.held_out import read_outcomes

@@ -8,7 +8,7 @@ from PIL import Image
 
 from m3_backbone.features import ImageFeatures, describe_image, describe_tokens, stack_statistics
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.shards import (
+from m3_backbone.outcomes.shards import (
     FEATURE_SCHEMA,
     FEATURE_VERSION,
     dump_header,

@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from m3_backbone.features import ImageFeatures
-from m3_backbone.labels import VisualTokens, read_labels
-from m3_backbone.manifest import write_splits
-from m3_backbone.outcomes import OutcomeTable
-from m3_backbone.shards import (
+from m3_backbone.outcomes.labels import VisualTokens, read_labels
+from m3_backbone.outcomes.manifest import write_splits
+from m3_backbone.outcomes.shards import (
     METADATA_KEY,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
@@ -31,6 +30,7 @@ from m3_backbone.shards import (
     write_atomically,
     write_shard,
 )
+from m3_backbone.outcomes.table import OutcomeTable
 from tests.held_out import grant, read_outcomes, read_split
 from tests.label_folders import write_label_folder
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from experiments.deviations import summarize
+from experiments.backbone.deviations import summarize
+from experiments.backbone.parity_router import compare_router
 from experiments.parity import compare_model, compare_scorers, main
-from experiments.parity_router import compare_router
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.tasks.rows import RowFile
+from m3_backbone.outcomes.shards import read_features, read_header
 from m3_backbone.reading import is_pointer, read_json
-from m3_backbone.shards import read_features, read_header
 from predictor.files import digest_file
 from predictor.files import read_arrays as read_predictor_arrays
 from predictor.files import read_json as read_predictor_json

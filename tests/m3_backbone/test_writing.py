@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from m3_backbone.shards import write_atomically, write_bytes, write_text
+from m3_backbone.outcomes.shards import write_atomically, write_bytes, write_text
 from predictor.files import write_arrays, write_json
 
 WRITERS = {

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from m3_backbone.features import ImageFeatures
-from m3_backbone.labels import Inputs, Labels, VisualTokens
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.table import OutcomeTable
 from tests.label_folders import write_label_folder
 
 SCALES = (1, 9, 36)

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.sealed import DIGEST, seal, unseal
+from m3_backbone.outcomes.sealed import DIGEST, seal, unseal
 from predictor.adaptive import AdaptiveM3
 from predictor.adaptive_inputs import make_inputs
 from predictor.files import FolderError

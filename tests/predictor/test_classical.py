@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from m3_backbone.labels import VisualTokens
+from m3_backbone.outcomes.labels import VisualTokens
 from predictor.boosting import GradientBoosting, Trees
 from predictor.calibration import Isotonic, Temperature
 from predictor.controls import RandomChoice, RandomFeatures, ShuffledLabels, randomize

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, digest_files, load_trained
-from m3_backbone.sealed import seal, unseal
+from m3_backbone.outcomes.sealed import seal, unseal
 from predictor.adaptive import AdaptiveM3
 from predictor.base import ScalePredictor
 from predictor.boosting import GradientBoosting

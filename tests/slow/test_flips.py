@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from experiments.evaluation.finished_runs import find_runs
-from experiments.evaluation.resampled import Part
-from experiments.label_folder import LabelFolder
+from experiments.labels.folder import LabelFolder
 from experiments.labels.held_out import EvaluationLog
 from experiments.labels.latency import Latency
+from experiments.labels.resampled import Part
 from experiments.training.trained import load_trained
-from m3_backbone.manifest import SET_ASIDE, SPLITS, read_manifest
-from m3_backbone.shards import digest_file
+from m3_backbone.outcomes.manifest import SET_ASIDE, SPLITS, read_manifest
+from m3_backbone.outcomes.shards import digest_file
 from predictor.adaptive import AdaptiveM3
 from predictor.checkpoints import AtomicCheckpointIO, find_whole
 from tests.held_out import read_split

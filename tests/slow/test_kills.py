@@ -17,8 +17,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from experiments.evaluation.resampled import read_resampled
-from m3_backbone.manifest import read_manifest
+from experiments.labels.resampled import read_resampled
+from m3_backbone.outcomes.manifest import read_manifest
 from tests.held_out import read_outcomes, read_split
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

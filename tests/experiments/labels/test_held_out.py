@@ -9,8 +9,8 @@ import pytest
 from experiments.labels import held_out
 from experiments.labels.held_out import EvaluationLog, open_test
 from experiments.reporting.summary import describe_record
-from m3_backbone.labels import read_labels
-from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes.labels import read_labels
+from m3_backbone.outcomes.manifest import read_manifest
 from tests.predictor.synthetic import make_labels, write_labels
 from tests.test_imports import MODULES, module_name
 

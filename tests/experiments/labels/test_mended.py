@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.label_folder import LabelFolder
-from experiments.labelling import label
+from experiments.labels.folder import LabelFolder
+from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.manifest import SET_ASIDE, read_manifest
+from m3_backbone.outcomes.manifest import SET_ASIDE, read_manifest
 from tests.experiments.question_files import make_task
 
 CHECKPOINT = Path(__file__).parents[2] / "fixtures" / "official_m3" / "llava15" / "checkpoint"

@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
 
-from experiments.evaluation.resampled import Part, read_resampled
-from experiments.labelling import LabelSummary, label
 from experiments.labels import migration
 from experiments.labels.held_out import identify_data
+from experiments.labels.labelling import LabelSummary, label
+from experiments.labels.resampled import Part, read_resampled
 from experiments.tasks.scenes import Scenes
 from experiments.training.trained import identify_labels
 from m3_backbone.costs import vision_flops
-from m3_backbone.labels import read_labels
 from m3_backbone.llava import LlavaBackbone
-from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes.labels import read_labels
+from m3_backbone.outcomes.manifest import read_manifest
 from tests.held_out import read_outcomes, read_split
 
 OLD = Path(__file__).parents[2] / "fixtures" / "labels_v3"

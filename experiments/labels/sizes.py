@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import Banner, check_sizes, find_banners
-from m3_backbone.manifest import list_images, read_manifest
+from m3_backbone.outcomes.manifest import list_images, read_manifest
 
 
 def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bool) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from m3_backbone.backbone import Backbone
-from m3_backbone.labels import Inputs, Labels
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.labels import Inputs, Labels
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.adaptive import AdaptiveM3
 from predictor.adaptive_inputs import make_inputs
 from predictor.base import FitContext, ScalePredictor

@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3_backbone.sealed import unseal
-from m3_backbone.shards import SCHEMA_VERSION, name_way_out, naming, read_content, write_atomically
+from m3_backbone.outcomes.sealed import unseal
+from m3_backbone.outcomes.shards import SCHEMA_VERSION, name_way_out, naming, read_content, write_atomically
 
 MANIFEST, SPLITS_FILE = "manifest.json", "splits.parquet"
 EMBEDDINGS, SET_ASIDE = "token_embeddings.safetensors", "set_aside.jsonl"

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.blocks import ImageQuestions
-from experiments.scorers import score
+from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
+from experiments.tasks.scorers import score
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
 from m3_backbone.features import ImageFeatures, compute_features
-from m3_backbone.outcomes import OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 
 @dataclass(frozen=True)

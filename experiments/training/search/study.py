@@ -32,7 +32,7 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.label_locks import wait_for_lock
+from experiments.labels.locks import wait_for_lock
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from experiments.blocks import Block, ImageQuestions, cut_into_blocks, decode_ahead, group_by_image
-from experiments.evaluation.fronts import Floats
-from experiments.evaluation.resampled import ResampledFolder
-from experiments.scorers import score
+from experiments.labels.blocks import Block, ImageQuestions, cut_into_blocks, decode_ahead, group_by_image
+from experiments.labels.resampled import Floats, ResampledFolder
+from experiments.labels.variations import Variation
 from experiments.tasks.base import Sample, Task
-from experiments.variations import Variation
+from experiments.tasks.scorers import score
 from m3_backbone.backbone import Backbone
 
 # Samples per file: what a killed run has to do again at most. Files of another size would not go on.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from experiments.scorers.vqa import vqa_soft_accuracy
+from experiments.tasks.scorers.vqa import vqa_soft_accuracy
 
 __all__ = ["LETTER_METRICS", "METRICS", "check_references", "score"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from experiments.search.study import Direction
+from experiments.training.search.study import Direction
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from m3_backbone.manifest import MANIFEST, find_shard, read_images, read_manifest
-from m3_backbone.shards import (
+from m3_backbone.outcomes.manifest import MANIFEST, find_shard, read_images, read_manifest
+from m3_backbone.outcomes.shards import (
     OPTIONAL_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,

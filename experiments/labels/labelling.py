@@ -19,17 +19,17 @@ from typing import Self
 
 from tqdm import tqdm
 
-from experiments.blocks import Limits, Plan, plan, read_image
-from experiments.engines import Engine, Job, LocalEngine
-from experiments.label_folder import LabelFolder
-from experiments.label_job import LabelJob
-from experiments.label_locks import refuse_parts
+from experiments.labels.blocks import Limits, Plan, plan, read_image
 from experiments.labels.division import NEAR_TIE
+from experiments.labels.engines import Engine, Job, LocalEngine
+from experiments.labels.folder import LabelFolder
+from experiments.labels.job import LabelJob
+from experiments.labels.locks import refuse_parts
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
 from m3_backbone.backbone import Backbone
-from m3_backbone.manifest import SET_ASIDE
-from m3_backbone.outcomes import HELD_OUT
+from m3_backbone.outcomes.manifest import SET_ASIDE
+from m3_backbone.outcomes.table import HELD_OUT
 
 log = logging.getLogger(__name__)
 

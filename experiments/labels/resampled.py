@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from experiments.evaluation.fronts import Columns, Floats
 from experiments.labels.replaced import RESAMPLED, move_aside
-from m3_backbone.outcomes import OutcomeTable, check_fingerprints
-from m3_backbone.shards import write_atomically
+from m3_backbone.outcomes.shards import write_atomically
+from m3_backbone.outcomes.table import OutcomeTable, check_fingerprints
 
 log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
 
 # What the header of a file of resampled answers says of them.
 _ORIGIN = ("fingerprints", "variation", "samples")
@@ -28,7 +30,7 @@ _ORIGIN = ("fingerprints", "variation", "samples")
 class Resampled:
     """`rows` of the test samples that were answered again, `score [num_runs, num_rows, num_scales]`."""
 
-    rows: Columns
+    rows: NDArray[np.int64]
     score: Floats
 
 
@@ -100,7 +102,7 @@ class ResampledFolder:
     Args:
         labels: the label folder; the files go into a folder of it.
         fingerprints: those of the labels.
-        variation: what tells these runs from others (`experiments.variations`).
+        variation: what tells these runs from others (`experiments.labels.variations`).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The folder that labelling writes: shards that are whole or absent, one writer at a time.
 
-What lies in it is described in `m3_backbone.manifest`.
+What lies in it is described in `m3_backbone.outcomes.manifest`.
 """
 
 import json
@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from experiments.blocks import Answered, Limits, Plan
-from experiments.label_locks import hold
+from experiments.labels.blocks import Answered, Limits, Plan
 from experiments.labels.division import NEAR_TIE, divide_shards, read_ids
+from experiments.labels.locks import hold
 from experiments.labels.replaced import RESAMPLED, move_aside
 from experiments.tasks.base import describe_differences
 from m3_backbone.features import ImageFeatures
-from m3_backbone.manifest import (
+from m3_backbone.outcomes.manifest import (
     EMBEDDINGS,
     MANIFEST,
     SET_ASIDE,
@@ -29,9 +29,8 @@ from m3_backbone.manifest import (
     read_manifest,
     write_splits,
 )
-from m3_backbone.outcomes import HELD_OUT, OutcomeTable
-from m3_backbone.sealed import seal
-from m3_backbone.shards import (
+from m3_backbone.outcomes.sealed import seal
+from m3_backbone.outcomes.shards import (
     SCHEMA_VERSION,
     digest_file,
     is_intact,
@@ -43,6 +42,7 @@ from m3_backbone.shards import (
     write_shard,
     write_text,
 )
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from experiments.blocks import Block
+from experiments.labels.blocks import Block
 from experiments.tasks.base import Task
 from m3_backbone.arguments import NonNegativeFloat, PositiveInt, checked
 from m3_backbone.backbone import Backbone

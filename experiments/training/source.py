@@ -7,8 +7,8 @@ and a `cached_property` of Python 3.11 holds a lock, which cannot be taken along
 from functools import cached_property
 from pathlib import Path
 
-from m3_backbone.labels import Labels, read_labels
-from m3_backbone.manifest import read_manifest
+from m3_backbone.outcomes.labels import Labels, read_labels
+from m3_backbone.outcomes.manifest import read_manifest
 from predictor.splitting import carve_validation
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from m3_backbone.features import ImageFeatures, stack_statistics
-from m3_backbone.manifest import EMBEDDINGS, SPLITS, find_shard, read_images, read_manifest
-from m3_backbone.outcomes import HeldOutAccess, OutcomeTable, Rows, take, to_index
-from m3_backbone.shards import naming, read_content, read_features
+from m3_backbone.outcomes.manifest import EMBEDDINGS, SPLITS, find_shard, read_images, read_manifest
+from m3_backbone.outcomes.shards import naming, read_content, read_features
+from m3_backbone.outcomes.table import HeldOutAccess, OutcomeTable, Rows, take, to_index
 
 __all__ = ["SPLITS", "Inputs", "Labels", "VisualTokens", "read_labels", "stack_visual"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiments.deviations import NUMBER, Deviation, compare_tensors, read_tensors
+from experiments.backbone.deviations import NUMBER, Deviation, compare_tensors, read_tensors
 from m3_backbone.ladder import ScaleLadder
 from m3_backbone.pooling import pool
 from predictor.networks.avg_router import NUM_WORDS, AVGRouter

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from experiments.scorers import LETTER_METRICS
 from experiments.tasks.base import Sample
+from experiments.tasks.scorers import LETTER_METRICS
 from m3_backbone.arguments import PositiveFloat, checked
 from m3_backbone.sampling import Draw
 

@@ -12,10 +12,10 @@ import optuna
 from experiments.reporting.export import save_figure
 from experiments.reporting.study_display import draw_study
 from experiments.reporting.text_table import format_table
-from experiments.search.objectives import OBJECTIVES
-from experiments.search.space import format_overrides, write_experiment
-from experiments.search.study import FINISHED
-from m3_backbone.shards import write_text
+from experiments.training.search.objectives import OBJECTIVES
+from experiments.training.search.space import format_overrides, write_experiment
+from experiments.training.search.study import FINISHED
+from m3_backbone.outcomes.shards import write_text
 
 SELECTION = (
     "Values are of the validation part that also chose each trial's epochs, trees, neighbours or shares: "

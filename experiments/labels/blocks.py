@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from experiments.scorers import METRICS
 from experiments.tasks.base import SPLITS, Sample, Split, Task
+from experiments.tasks.scorers import METRICS
 from m3_backbone.images import UnreadableImage, to_rgb
 
 Limits = Mapping[str, int | None]

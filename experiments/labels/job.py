@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from experiments.block_labels import BlockLabels
-from experiments.blocks import Answered, Block, Limits, decode_ahead, iterate_blocks, iterate_images
-from experiments.label_folder import LabelFolder
+from experiments.labels.block_labels import BlockLabels
+from experiments.labels.blocks import Answered, Block, Limits, decode_ahead, iterate_blocks, iterate_images
+from experiments.labels.folder import LabelFolder
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Backbone
 
