@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from annotated_types import Len
 from pydantic import AfterValidator, Field, model_validator
 
-from experiments.settings.base import Built, NumResamples, Paths, PathText, Refusal, Settings
+from experiments.settings.base import Built, NumResamples, NumWorkers, Paths, PathText, Refusal, Settings
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -106,7 +106,7 @@ class Training(Epochs):
 
     batch_size: PositiveInt
     """pictures of a step in one process"""
-    num_workers: NonNegativeInt
+    num_workers: NumWorkers
     """processes that draw pictures; 0: none"""
     weight_decay: NonNegativeFloat
     """of matrices"""

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # A mapping with `_target_` and the arguments of that class.
@@ -39,7 +39,11 @@ def _check_path(path: str) -> str:
 FolderName = Annotated[str, AfterValidator(check_folder_name)]
 PathText = Annotated[str, AfterValidator(_check_path)]
 # Of one resample there is no interval.
-NumResamples = Annotated[int, Ge(2)]
+NumResamples = Annotated[int, Ge(2), Le(1_000_000)]
+# More images than any data set has are a slip.
+NumImages = Annotated[int, Ge(0), Le(1_000_000_000)]
+# Each is a process of its own.
+NumWorkers = Annotated[int, Ge(0), Le(256)]
 
 
 class Settings(BaseModel):

@@ -5,7 +5,16 @@ from typing import Annotated, Self
 from annotated_types import Ge
 from pydantic import AfterValidator, Field, model_validator
 
-from experiments.settings.base import Built, Labelled, NumResamples, PathText, Refusal, Settings
+from experiments.settings.base import (
+    Built,
+    Labelled,
+    NumImages,
+    NumResamples,
+    NumWorkers,
+    PathText,
+    Refusal,
+    Settings,
+)
 from m3_backbone.arguments import (
     ClosedFraction,
     NonNegativeFloat,
@@ -40,11 +49,11 @@ def _check_metric(name: str) -> str:
 class Limit(Settings):
     """Whole images per split."""
 
-    train: NonNegativeInt | None
+    train: NumImages | None
     """images of the train split; null: all"""
-    calibration: NonNegativeInt | None
+    calibration: NumImages | None
     """images of the calibration split; null: all"""
-    test: NonNegativeInt | None
+    test: NumImages | None
     """images of the test split; null: all"""
 
     @model_validator(mode="after")
@@ -59,7 +68,7 @@ class Reading(Settings):
 
     images_per_batch: PositiveInt
     """images that are encoded together"""
-    num_workers: NonNegativeInt
+    num_workers: NumWorkers
     """processes that read images ahead of the model; 0: none"""
 
 

@@ -48,6 +48,8 @@ class AVGRouter(Network):
                 "predictor.features.statistics=[] and another objective than expected utility"
             )
         hidden = shape.hidden_size
+        if hidden % num_heads:
+            raise ValueError(f"num_heads={num_heads}: give a divisor of the hidden size {hidden}")
         self.attention, self.num_words = attention, num_words
         self.merger = nn.TransformerEncoderLayer(hidden, num_heads, hidden, dropout)
         self.router = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, num_outputs))

@@ -36,6 +36,8 @@ class CrossAttention(Network):
             raise ValueError(
                 "cross-attention reads visual tokens: set predictor.features.visual, or take an MLP"
             )
+        if width % num_heads:
+            raise ValueError(f"num_heads={num_heads}: give a divisor of width={width}")
         hidden_size = shape.hidden_size
         self.width = width
         self.project_question = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))

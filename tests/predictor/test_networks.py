@@ -121,3 +121,10 @@ def test_samples_of_a_batch_do_not_see_each_other():
         router = AVGRouter(InputShape(HIDDEN, NUM_COARSE, 0), 3, attention=attention).eval()
         together = router(maker.make([0, 5, 7]), EMBEDDINGS)
         torch.testing.assert_close(router(maker.make([5]), EMBEDDINGS), together[1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="num_heads=7: give a divisor of width=64"):
+        CrossAttention(SHAPE, 4, num_heads=7)
+    with pytest.raises(ValueError, match=f"num_heads=7: give a divisor of the hidden size {HIDDEN}"):
+        AVGRouter(InputShape(HIDDEN, NUM_COARSE, 0), 4, num_heads=7)
