@@ -30,7 +30,7 @@ class Block:
 
     @property
     def digest(self) -> str:
-        """Of the samples' ids."""
+        """Digest of the ids of the samples and their images."""
         ids = "\n".join(f"{sample.sample_id}\t{sample.image_id}" for sample in self.samples)
         return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -54,20 +54,20 @@ class ImageSamples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What shards hold already: image id -> ids of its samples, and the names of these shards."""
+    """Samples that were answered or skipped before, by image id, and the names of their shards."""
 
     samples: Mapping[str, frozenset[str]] = field(default_factory=dict)
     shards: Collection[str] = ()
 
     def covers(self, image_id: str, samples: Iterable[Sample]) -> bool:
-        """Whether all samples of an image are there."""
+        """Whether all samples of an image were answered or skipped before."""
         known = self.samples.get(image_id)
         return known is not None and all(sample.sample_id in known for sample in samples)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do, and what it is for.
+    """Blocks to label, and the images of each split.
 
     `digests` and `sizes` are the digest and the number of samples of each block. `images` are the image ids
     of each split within the limits, whether answered before or not. `set_aside` are the rows that the task
@@ -106,7 +106,7 @@ def iterate_blocks(images: Iterable[ImageSamples], shard_size: int, answered: An
 
 
 def name_shards(taken: Collection[str] = ()) -> Iterator[str]:
-    """ "00000", "00001" and so on, without the names that are taken."""
+    """Numbers of five digits or more, from 00000, that are not among the names in `taken`."""
     return (name for number in itertools.count() if (name := f"{number:05d}") not in taken)
 
 
@@ -125,9 +125,9 @@ def cut_into_blocks(
 
 
 def plan(task: Task, limit: Limits, shard_size: int, answered: Answered) -> Plan:
-    """Go through all samples once, before the model: how many there are, and whether the task keeps its word.
+    """Plan the blocks in one pass over all samples, before the model is loaded.
 
-    Raises ValueError as `check_images`.
+    Raises ValueError for what `check_images` refuses.
     """
     digests, sizes = {}, {}
     images: dict[Split, list[str]] = {split: [] for split in SPLITS}
@@ -140,10 +140,10 @@ def plan(task: Task, limit: Limits, shard_size: int, answered: Answered) -> Plan
 def check_images(
     task: str, images: Iterable[ImageSamples], passed: dict[Split, list[str]]
 ) -> Iterator[ImageSamples]:
-    """Hand images on, and note the id of each in `passed`.
+    """Yield the images unchanged, and append the id of each to its split in `passed`.
 
-    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, a
-    metric that nobody knows, and a text that is none.
+    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, an
+    unknown metric, and an id, question or reference that is not a str.
     """
     sample_ids: set[str] = set()
     split_of: dict[str, Split] = {}
@@ -177,7 +177,7 @@ def read_image(task: Task, image_id: str) -> Image.Image | str:
 
 
 def _check_text(task: str, sample: Sample) -> None:
-    """Raise ValueError for a text of a sample that is none: shards hold nothing else in its place."""
+    """Raise ValueError unless ids, question and references of a sample are str, as shards store them."""
     texts = {
         "task": sample.task,
         "sample_id": sample.sample_id,

@@ -1,4 +1,4 @@
-"""Shards of labels divided into splits, and counted."""
+"""Division of the shards of labels into splits, with counts and mean scores."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NEAR_TIE = 1e-3
 
 @dataclass(frozen=True)
 class Division:
-    """What the splits of labels have.
+    """Images, counts and scores of each split.
 
     By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `digests` are those
     of the sample ids, `accuracy` are mean scores per scale. `set_aside` are the rows that could not be
@@ -36,22 +36,22 @@ class Division:
 
 
 def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Sequence[int]) -> Division:
-    """Divide the images of these shards as planned; those that are not planned for belong to no split."""
+    """Assign the images of `shards` to the planned splits; images outside of the plan get no split."""
     split_of = {image_id: split for split, images in work.images.items() for image_id in images}
+    tables: dict[str, pa.Table] = {}
     shard_of: dict[str, str] = {}
     set_aside: dict[str, dict[str, Any]] = {}
     for name in shards:
         path = find_shard(folder, "outcomes", name)
+        tables[name] = read_columns(path, "sample_id", "image_id", "score", "margin")
         # An image that is in two shards was answered again: the later one counts.
-        shard_of |= {image_id: name for image_id, _ in read_ids(path)}
+        shard_of |= dict.fromkeys(tables[name]["image_id"].to_pylist(), name)
         set_aside |= {row["sample_id"]: row for row in read_header(path)["set_aside"]}
     sample_ids: dict[str, list[str]] = {split: [] for split in SPLITS}
     scores: dict[str, list[np.ndarray]] = {split: [np.zeros((0, len(scales)))] for split in SPLITS}
     num_near_ties = 0
-    for name in shards:
-        path = find_shard(folder, "outcomes", name)
-        with naming(path):
-            table = pq.read_table(path, columns=["sample_id", "image_id", "score", "margin"])
+    for name, table in tables.items():
+        origin = str(find_shard(folder, "outcomes", name))
         owners = [
             split_of.get(image_id) if shard_of[image_id] == name else None
             for image_id in table["image_id"].to_pylist()
@@ -59,8 +59,8 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
         for split in SPLITS:
             part = table.filter(pa.array([owner == split for owner in owners], type=pa.bool_()))
             sample_ids[split] += part["sample_id"].to_pylist()
-            scores[split].append(to_matrix(part, "score", len(scales), str(path)))
-            margins = to_matrix(part, "margin", len(scales), str(path))
+            scores[split].append(to_matrix(part, "score", len(scales), origin))
+            margins = to_matrix(part, "margin", len(scales), origin)
             num_near_ties += int((margins < NEAR_TIE).sum())
     answered = {sample_id for ids in sample_ids.values() for sample_id in ids}
     joined = {split: np.concatenate(parts) for split, parts in scores.items()}
@@ -88,7 +88,12 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
 
 
 def read_ids(path: Path) -> Iterable[tuple[str, str]]:
-    """(image id, sample id) of the rows of a shard of outcomes."""
-    with naming(path):
-        table = pq.read_table(path, columns=["image_id", "sample_id"])
+    """(image id, sample id) of each row of a shard of outcomes."""
+    table = read_columns(path, "image_id", "sample_id")
     return zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
+
+
+def read_columns(path: Path, *names: str) -> pa.Table:
+    """Some columns of a shard of outcomes. Raises ValueError for a damaged file."""
+    with naming(path):
+        return pq.read_table(path, columns=list(names))

@@ -1,4 +1,4 @@
-"""The folder that labelling writes: shards that are whole or absent, one writer at a time.
+"""Label folder as labelling writes it: shards are whole or absent, and there is one writer at a time.
 
 What lies in it is described in `m3_backbone.outcomes.manifest`.
 """
@@ -47,11 +47,11 @@ from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
 log = logging.getLogger(__name__)
 
 _OLD_LATENCY = "latency.json"  # earlier versions timed answers while labelling
-ROOMS = ("features", "outcomes")
+SHARD_KINDS = ("features", "outcomes")
 
 
 class LabelFolder:
-    """The files of one labelling, and what may not differ between two labellings in one folder.
+    """A label folder being written, and the check that it was made by the same backbone and data.
 
     A shard is a file of features and then one of outcomes, which carries in its metadata the digest of the
     features and the samples that were set aside, and makes the shard count: after a kill in between, both are
@@ -83,7 +83,7 @@ class LabelFolder:
         self.division = json.loads(json.dumps(division or {}))
         self.command = command
         self.manifest: dict[str, Any] = {}
-        # Where the labels went that were here before.
+        # The folder to which `overwrite` has moved the earlier labels.
         self.replaced: Path | None = None
 
     def open(self) -> bool:
@@ -125,20 +125,29 @@ class LabelFolder:
 
     def has(self, limit: Limits) -> bool:
         """Whether every sample within `limit` is there, in files that are whole. Reads the manifest."""
-        manifest = self.manifest if self.open() else {}
+        return self._is_whole_labelling(limit, is_complete=True) and all(
+            is_intact(self.path / name, digest) for name, digest in self.manifest["files"].items()
+        )
+
+    def is_begun(self, limit: Limits) -> bool:
+        """Whether an unfinished labelling within `limit` was begun here. Reads the manifest."""
+        return self._is_whole_labelling(limit, is_complete=False)
+
+    def _is_whole_labelling(self, limit: Limits, *, is_complete: bool) -> bool:
+        """Whether the manifest is that of a labelling of this division, with all listed shards whole."""
         return bool(
-            manifest.get("complete")
-            and manifest["limit"] == dict(limit)
-            and manifest["division"] == self.division
-            and all(is_intact(self.path / name, digest) for name, digest in manifest["files"].items())
-            and all(self.is_whole(name, shard) for name, shard in manifest["shards"].items())
+            self.open()
+            and self.manifest["complete"] == is_complete
+            and self.manifest["limit"] == dict(limit)
+            and self.manifest["division"] == self.division
+            and all(self.is_whole(name, shard) for name, shard in self.manifest["shards"].items())
         )
 
     def is_whole(self, name: str, shard: Mapping[str, str]) -> bool:
         """Whether both files of a shard are there, with the digests that the manifest gives them."""
-        for room in ROOMS:
-            path = find_shard(self.path, room, name)
-            if not is_intact(path, shard[room]):
+        for kind in SHARD_KINDS:
+            path = find_shard(self.path, kind, name)
+            if not is_intact(path, shard[kind]):
                 if path.exists():
                     log.warning("%s is damaged", path)
                 return False
@@ -146,7 +155,7 @@ class LabelFolder:
 
     @contextmanager
     def locked(self, part: str = "", timeout: float | None = 0) -> Iterator[None]:
-        """Hold the folder, or one part of the work on it, against other runs; see `label_locks.hold`."""
+        """Hold the folder, or one part of the work on it, against other runs; see `locks.hold`."""
         with ExitStack() as stack:
             with self.writing():
                 stack.enter_context(hold(self.path, part, timeout))
@@ -154,7 +163,7 @@ class LabelFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn what the system says of a failed write into what to do about it."""
+        """Turn an OSError of a failed write into one that names the folder and the way out."""
         try:
             yield
         except (FileExistsError, NotADirectoryError) as error:
@@ -211,19 +220,9 @@ class LabelFolder:
             "complete": False,
         }
         with self.writing():
-            for room in ROOMS:
-                (self.path / room).mkdir(exist_ok=True)
+            for kind in SHARD_KINDS:
+                (self.path / kind).mkdir(exist_ok=True)
         self.write_manifest()
-
-    def is_begun(self, limit: Limits) -> bool:
-        """Whether the manifest is that of an unfinished labelling within `limit`; reads it."""
-        return bool(
-            self.open()
-            and not self.manifest["complete"]
-            and self.manifest["limit"] == dict(limit)
-            and self.manifest["division"] == self.division
-            and all(self.is_whole(name, shard) for name, shard in self.manifest["shards"].items())
-        )
 
     def remove_remains(self) -> None:
         """Remove the temporary files that killed runs have left; call it while no other run writes."""
@@ -239,7 +238,7 @@ class LabelFolder:
         return found
 
     def describe_shard(self, name: str) -> dict[str, str] | None:
-        """What the manifest says of a shard: digests of its samples and files. None if it is not whole."""
+        """Entry of the manifest for a shard: digests of its samples and files. None if it is not whole."""
         path = find_shard(self.path, "outcomes", name)
         try:
             header = read_header(path)
@@ -262,7 +261,7 @@ class LabelFolder:
 
     def _move_aside(self) -> None:
         """Move what labelling wrote here, if there is anything, into a folder beside this one."""
-        shards = [path for room in ROOMS for path in sorted((self.path / room).glob("*.parquet"))]
+        shards = [path for kind in SHARD_KINDS for path in sorted((self.path / kind).glob("*.parquet"))]
         answers = sorted((self.path / RESAMPLED).glob("*.safetensors"))
         # Records of test evaluations, locks and what is not ours stay; the manifest comes last, so that a
         # kill shows.
@@ -273,7 +272,7 @@ class LabelFolder:
             log.warning("the labels that were in %s are kept in %s", self.path, self.replaced)
 
     def read_answered(self, retried: Container[str] = ()) -> Answered:
-        """What the shards of the manifest hold, without the images `retried`."""
+        """Samples in the shards of the manifest, without skipped samples of the images `retried`."""
         samples: dict[str, set[str]] = {}
         for name in self.manifest["shards"]:
             for image_id, sample_id in read_ids(find_shard(self.path, "outcomes", name)):
@@ -317,7 +316,7 @@ class LabelFolder:
         unreadable: list[str],
     ) -> None:
         """Write features, then outcomes. A shard that was there is no longer whole until the last moment."""
-        feature_file, outcome_file = (find_shard(self.path, room, name) for room in ROOMS)
+        feature_file, outcome_file = (find_shard(self.path, kind, name) for kind in SHARD_KINDS)
         with self.writing():
             outcome_file.unlink(missing_ok=True)
             write_shard(feature_file, to_feature_table(features), {**outcomes.header, "digest": digest})
@@ -343,7 +342,7 @@ class LabelFolder:
         return path.exists() if digest is None else is_intact(path, digest)
 
     def read_set_aside(self) -> list[dict[str, Any]]:
-        """What was set aside, with reasons, by the manifest that was read."""
+        """The skipped samples with their reasons. Takes the digest from the manifest that was read."""
         content = read_content(self.path / SET_ASIDE, self.manifest["files"].get(SET_ASIDE))
         return [json.loads(line) for line in content.splitlines()]
 

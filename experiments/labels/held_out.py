@@ -28,7 +28,7 @@ from experiments.labels.names import to_file_name
 from m3_backbone.outcomes.labels import SPLITS, Labels, read_labels
 from m3_backbone.outcomes.manifest import list_images, read_manifest
 from m3_backbone.outcomes.sealed import seal, unseal
-from m3_backbone.outcomes.shards import write_atomically
+from m3_backbone.outcomes.shards import write_bytes
 from m3_backbone.outcomes.table import HELD_OUT, HeldOutAccess, check_split
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class EvaluationLog:
         path = self.images / f"{digest}.json"
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda temporary: temporary.write_bytes(content))
+            write_bytes(path, content)
         return digest
 
     def read_images(self, digest: str) -> set[str] | None:

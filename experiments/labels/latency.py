@@ -34,7 +34,7 @@ from experiments.labels.locks import wait_for_lock
 from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.sealed import seal, unseal
-from m3_backbone.outcomes.shards import write_atomically
+from m3_backbone.outcomes.shards import write_text
 from predictor.adaptive import AdaptiveM3
 from predictor.base import ScalePredictor
 from predictor.pricing import OperatingPoint, PriceList
@@ -99,8 +99,7 @@ class Latency:
                 "overhead": {name: _to_list(samples) for name, samples in self.overhead.items()},
             },
         }
-        text = json.dumps(seal(content)) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, json.dumps(seal(content)) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -1,4 +1,4 @@
-"""Labels of tokenscale 0.1, brought up to date without answering anything again.
+"""Conversion of labels of tokenscale 0.1 to the current schema, without answering anything again.
 
 They have version 3 of the schema. Their shards carry a split, named in the file and in every row, and may
 lack the FLOPs of the vision pass. The fingerprint of their data included the division into splits, so that
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.labels.folder import LabelFolder
-from experiments.labels.replaced import RESAMPLED
+from experiments.labels.replaced import RESAMPLED, copy_aside
 from experiments.labels.resampled import Part
 from experiments.tasks.base import SPLITS, Sample, Task
 from m3_backbone.backbone import Backbone
@@ -47,7 +47,7 @@ def is_of_earlier_version(folder: Path) -> bool:
 
 
 def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
-    """Bring the labels in a folder up to date; what they lack is left to labelling, which comes next.
+    """Convert the labels in a folder to the current schema; labelling then adds what they lack.
 
     Each shard of outcomes is rewritten atomically, and the manifest last: after a kill the same command goes
     on. The caller holds the lock of the folder. Raises ValueError where backbone or samples are not those of
@@ -60,7 +60,15 @@ def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
     samples = {sample.sample_id: sample for split in SPLITS for sample in task.samples(split)}
     names = [path.stem for path in sorted((target.path / "outcomes").glob("*.parquet"))]
     tables = {name: _read_outcomes(target, backbone, name) for name in names}
+    labelled = [sample_id for table in tables.values() for sample_id in table["sample_id"].to_pylist()]
+    if labelled and samples.keys().isdisjoint(labelled):
+        raise _refuse(target, task, f"the task has no sample {labelled[0]!r}, nor any other of the labels")
     kept = {name: _keep_same(task, table, samples, name, target) for name, table in tables.items()}
+    reduced = [name for name, table in kept.items() if len(table) < len(tables[name])]
+    with target.writing():
+        originals = copy_aside(target.path, [find_shard(target.path, "outcomes", name) for name in reduced])
+    if originals is not None:
+        log.info("answers that are not taken over are kept in %s", originals)
     shards: dict[str, dict[str, str]] = {}
     sample_ids: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name, table in kept.items():
@@ -99,7 +107,7 @@ def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """The header of a shard of either version: a killed migration leaves both."""
+    """Header of a shard of either version, as an interrupted migration leaves both."""
     with naming(path):
         metadata = pq.read_schema(path).metadata
     try:
@@ -110,7 +118,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Table:
-    """The rows of a shard in today's columns."""
+    """Rows of a shard in the current columns."""
     path = find_shard(target.path, "outcomes", name)
     with naming(path):
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
@@ -132,16 +140,14 @@ def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Tab
 def _keep_same(
     task: Task, table: pa.Table, samples: Mapping[str, Sample], name: str, target: LabelFolder
 ) -> pa.Table:
-    """The rows that today's task would give too, and those on images that it does not have.
+    """Rows of samples that the task still has unchanged, and rows on images that it does not have.
 
-    References are read without spaces around them now, which scorers ignored and likelihoods did not: images
-    with such a reference are left out, to be answered again. Raises ValueError for any other difference.
+    White space around references counted in likelihoods then and is stripped now: images with such a
+    reference are left out, and answered again. Raises ValueError for any other difference.
     """
-    path = find_shard(target.path, "outcomes", name)
     images = {sample.image_id for sample in samples.values()}
     again: set[str] = set()
     dropped: set[str] = set()
-    num_same = 0
     columns = ("sample_id", "image_id", "question", "references", "metric")
     for sample_id, image_id, question, references, metric in zip(
         *(table[column].to_pylist() for column in columns), strict=True
@@ -151,30 +157,18 @@ def _keep_same(
             if image_id in images:
                 dropped.add(sample_id)
             continue
-        here = (sample.image_id, sample.question, sample.metric)
-        if here != (image_id, question, metric) or [text.strip() for text in references] != [
+        is_same = (sample.image_id, sample.question, sample.metric) == (image_id, question, metric)
+        if not is_same or [text.strip() for text in references] != [
             text.strip() for text in sample.references
         ]:
-            raise ValueError(
-                f"{path}: sample {sample_id!r} is not that of task {task.name}, so these labels, made by "
-                "tokenscale 0.1, are of other data: give these data another name with task.name=NAME, or "
-                "label into another folder with paths.labels=FOLDER"
-            )
-        if references == list(sample.references):
-            num_same += 1
-        else:
+            raise _refuse(target, task, f"sample {sample_id!r} of {name} is not that of task {task.name}")
+        if references != list(sample.references):
             again.add(image_id)
-    if len(table) and not num_same and not again and images:
-        log.warning("%s: the task has none of its samples now", path)
     _check_picture(task, table, target, name)
     if again:
-        log.info("%d images of %s have padded references and are answered again", len(again), path)
-    keep = [
-        image_id not in again and sample_id not in dropped
-        for image_id, sample_id in zip(
-            table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True
-        )
-    ]
+        log.info("%d images of shard %s have padded references and are answered again", len(again), name)
+    pairs = zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
+    keep = [image_id not in again and sample_id not in dropped for image_id, sample_id in pairs]
     return table.filter(pa.array(keep, type=pa.bool_()))
 
 
@@ -188,15 +182,20 @@ def _check_picture(task: Task, table: pa.Table, target: LabelFolder, name: str) 
             return
         there, here = ([values[key] for key in _STATISTICS] for values in (stored.statistics, found))
         if not np.allclose(there, here, rtol=1e-4):
-            raise ValueError(
-                f"image {image_id!r} of task {task.name} is another picture than the one labelled in "
-                f"{target.path}: give these data another name with task.name=NAME, or label into another "
-                "folder with paths.labels=FOLDER"
-            )
+            raise _refuse(target, task, f"image {image_id!r} of task {task.name} is another picture")
+
+
+def _refuse(target: LabelFolder, task: Task, reason: str) -> ValueError:
+    """The error for labels that were made from other data than the task has."""
+    return ValueError(
+        f"the labels in {target.path}, made by tokenscale 0.1, are of other data than task {task.name} "
+        f"({reason}): give these data another name with task.name=NAME, or label into another folder with "
+        "paths.labels=FOLDER"
+    )
 
 
 def _migrate_resampled(target: LabelFolder) -> None:
-    """Give answers to questions asked again the fingerprints that the labels have now."""
+    """Write the current fingerprints of the labels into the files of resampled answers."""
     for path in sorted((target.path / RESAMPLED).glob("*.safetensors")):
         part = Part.read(path)
         with target.writing():

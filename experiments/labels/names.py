@@ -1,6 +1,8 @@
-"""Names of predictors, backbones and tasks as file names."""
+"""Names as file names, and folders under names that are free."""
 
 import hashlib
+import itertools
+from pathlib import Path
 from urllib.parse import quote
 
 # Leaves room for a suffix within the 255 bytes that file systems allow.
@@ -20,3 +22,16 @@ def to_file_name(name: str) -> str:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         encoded = f"{encoded[: _MAX_LENGTH - 17]}%{digest}"
     return encoded
+
+
+def make_exclusively(folder: Path) -> Path:
+    """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is not there, and return its path."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("endless")

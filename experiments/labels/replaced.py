@@ -1,11 +1,13 @@
-"""Answers that others take the place of: moved aside, never deleted."""
+"""Replaced answers: moved or copied to a folder beside the labels, never deleted."""
 
-import itertools
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
-# The folder of a label folder that holds answers given again (`evaluation.resampled`).
+from experiments.labels.names import make_exclusively
+
+# The folder of a label folder that holds answers given again (`labels.resampled`).
 RESAMPLED = "resampled"
 
 
@@ -14,6 +16,15 @@ def move_aside(folder: Path, files: Iterable[Path]) -> Path | None:
 
     Returns that folder, `FOLDER.replaced-YYYY-MM-DD_HH-MM-SS`; None where there is nothing to move.
     """
+    return _transfer(folder, files, Path.rename)
+
+
+def copy_aside(folder: Path, files: Iterable[Path]) -> Path | None:
+    """Copy files as `move_aside` moves them, before they are written anew."""
+    return _transfer(folder, files, shutil.copy2)
+
+
+def _transfer(folder: Path, files: Iterable[Path], transfer: Callable[[Path, Path], object]) -> Path | None:
     present = [path for path in files if path.exists()]
     if not present:
         return None
@@ -21,18 +32,10 @@ def move_aside(folder: Path, files: Iterable[Path]) -> Path | None:
     for path in present:
         place = target / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(place)
+        transfer(path, place)
     return target
 
 
 def _make_folder(folder: Path) -> Path:
     place = folder.resolve()  # a link may lead to another disk, where nothing can be renamed to from here
-    name = f"{place.name}.replaced-{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    for number in itertools.count(1):
-        target = place.with_name(name if number == 1 else f"{name}_{number}")
-        try:
-            target.mkdir()
-        except FileExistsError:
-            continue
-        return target
-    raise AssertionError
+    return make_exclusively(place.with_name(f"{place.name}.replaced-{datetime.now():%Y-%m-%d_%H-%M-%S}"))

@@ -3,7 +3,6 @@
 The package's own division is kept: 4,000 train and 1,000 test images; calibration is carved out of train.
 """
 
-import hashlib
 import importlib
 import json
 from collections import defaultdict
@@ -17,6 +16,7 @@ from experiments.tasks.base import Sample, Split, digest_content
 from experiments.tasks.images import UnreadableImage, open_image
 from experiments.tasks.splits import carve_calibration, check_split, order_images
 from m3_backbone.arguments import PromptText, checked
+from m3_backbone.outcomes.shards import digest_file
 
 SHAPES = ("circle", "rectangle", "triangle")
 OWN_SPLITS = ("train", "test")
@@ -57,8 +57,7 @@ class EasyVqa:
     @property
     def content(self) -> dict[str, Any]:
         """What the samples are made of."""
-        files = {split: self._questions_file(split).read_bytes() for split in OWN_SPLITS}
-        digests = {split: hashlib.sha256(content).hexdigest()[:16] for split, content in files.items()}
+        digests = {split: digest_file(self._questions_file(split))[:16] for split in OWN_SPLITS}
         return {"name": self.name, "suffix": self.suffix, "questions": digests}
 
     @property

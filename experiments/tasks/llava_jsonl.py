@@ -7,7 +7,6 @@ assistant's turn after it answers. The annotation files of many benchmarks diffe
 of the fields, which are arguments.
 """
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from experiments.tasks.splits import (
     order_images,
 )
 from m3_backbone.arguments import PositiveInt, PromptText, checked
+from m3_backbone.outcomes.shards import digest_file
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,8 @@ class LlavaJsonl:
             "max_pixels": self._max_pixels,
             "apply_orientation": self._apply_orientation,
             "prefixes": self._prefixes if len(self._files) > 1 else None,
-            "questions": [_digest(file.path) for file in self._files],
-            "references": [_digest(file.path) for file in self._reference_files],
+            "questions": [digest_file(file.path)[:16] for file in self._files],
+            "references": [digest_file(file.path)[:16] for file in self._reference_files],
         }
 
     @property
@@ -310,11 +310,6 @@ class LlavaJsonl:
         prefix = self._prefixes[place.file] + "/" if len(self._files) > 1 else ""
         own_split = self._file_splits[place.file] or question.own_split
         return replace(question, sample_id=f"{self.name}/{prefix}{question.sample_id}", own_split=own_split)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _listed(paths: Paths) -> list[str | Path]:

@@ -1,4 +1,4 @@
-"""The manifest of a label folder, and the division of its images into splits.
+"""Manifest of a label folder, and the division of its images into splits.
 
 A label folder holds
 
@@ -37,7 +37,7 @@ _TYPES_WHEN_COMPLETE: dict[str, type] = {"counts": dict, "files": dict, "splits"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a label folder; ValueError for a damaged one, or one of another version."""
+    """Read the manifest of a label folder. Raises ValueError for a damaged one or one of another version."""
     path = folder / MANIFEST
     manifest = load_manifest(folder)
     version = manifest["schema"]
@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a label folder of any version."""
+    """Read the manifest of a label folder of any version."""
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
@@ -114,9 +114,9 @@ def list_images(folder: Path, split: str) -> list[str]:
     return list(read_images(folder, read_manifest(folder), split))
 
 
-def find_shard(folder: Path, room: str, name: str) -> Path:
-    """The file of a shard; `room` is "outcomes" or "features"."""
-    return folder / room / f"{name}.parquet"
+def find_shard(folder: Path, kind: str, name: str) -> Path:
+    """Path of a shard; `kind` is "outcomes" or "features"."""
+    return folder / kind / f"{name}.parquet"
 
 
 def digest_samples(sample_ids: Iterable[str]) -> str:

@@ -15,10 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from experiments.config import find_config_dir, make_exclusively, replace_unprintable
+from experiments.config import find_config_dir, replace_unprintable
 from experiments.labels import locks as label_locks
 from experiments.labels.folder import LabelFolder
 from experiments.labels.locks import hold, wait_for_lock
+from experiments.labels.names import make_exclusively
 from experiments.run import check_link
 from predictor.learned import make_quiet_trainer
 
@@ -120,12 +121,12 @@ def test_an_interrupted_command_says_what_is_lost_and_what_to_type(call, tmp_pat
     )
 
 
-@pytest.mark.parametrize("place", ["find_uncomposable", "take_folder"])
+@pytest.mark.parametrize("place", ["config.find_wrong_argument", "callbacks.take_folder"])
 def test_an_interrupt_before_the_work_begins_says_what_to_type(call, tmp_path, monkeypatch, place):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"experiments.config.{place}", interrupt)
+    monkeypatch.setattr(f"experiments.{place}", interrupt)
     places = f"paths.outputs={tmp_path}"
     status, error = call("label", "task.seed=3", places, "overwrite=true")
     assert status == 130

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
+from experiments.callbacks import ComparisonReport
 from experiments.compare import MOST_PRINTED_ROWS, compare_runs
 from experiments.evaluation.draws import (
     DRAWS,
@@ -25,7 +26,6 @@ from experiments.evaluation.metrics import collect_metrics, write_metrics
 from experiments.reporting.compare_charts import MOST_DRAWN
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.page import Provenance
-from experiments.sweeps import ComparisonReport
 from m3_backbone.outcomes.sealed import unseal
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare

@@ -8,9 +8,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import entry_point, find_config_dir, find_uncomposable
+from experiments.config import entry_point, find_config_dir
 from experiments.settings.built import read_signature
 from experiments.settings.check import SETTINGS, check_settings
+from experiments.settings.command_line import find_uncomposable
 from experiments.settings.words import convert, read_words
 from experiments.training.configured import make_predictors
 from experiments.training.search.objectives import OBJECTIVES
@@ -31,6 +32,12 @@ OVERLAYS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 def read_config(command: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose(command, overrides=[*GIVEN.get(command, []), *overrides])
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Commands that are refused leave a run folder, too."""
+    monkeypatch.chdir(tmp_path)
 
 
 def check(command: str, *overrides: str) -> DictConfig:
@@ -452,8 +459,8 @@ def test_what_hydra_cannot_compose_is_one_line(monkeypatch, capsys, command, typ
 
 def test_sweeps_that_can_be_composed_are_left_to_hydra():
     typed = ["-m", "seed=range(3)", "predictor=mlp,blend", "+predictor@baselines.mine=mlp,blend"]
-    assert find_uncomposable("train", typed) is None
-    assert find_uncomposable("train", ["--config-dir", "elsewhere", "task=nope"]) is None
+    assert find_uncomposable(find_config_dir(), "train", typed) is None
+    assert find_uncomposable(find_config_dir(), "train", ["--config-dir", "elsewhere", "task=nope"]) is None
 
 
 def test_values_are_shown_on_one_line_as_any_terminal_shows_them():

@@ -143,6 +143,9 @@ def test_images_with_padded_references_are_answered_again(old, tiny_m3):
     assert labels.sample_id.tolist() == columns["sample_id"]
     assert (labels.nll == 9).all(axis=1).tolist() == [image_id != padded for image_id in labels.image_id]
     assert not any(text.endswith(" ") for texts in labels.references for text in texts)
+    # The answers that were not taken over are kept beside the labels.
+    (copied,) = old.parent.glob("labels.replaced-*/outcomes/train-00000.parquet")
+    assert pq.read_table(copied)["nll"].to_pylist() == columns["nll"]
 
 
 def test_resampled_answers_are_kept(old, unloadable):
@@ -171,6 +174,14 @@ def test_labels_of_other_data_are_refused_unchanged(arguments, reason, old, unlo
     with pytest.raises(ValueError, match=rf"({reason}).*task\.name=NAME.*paths\.labels=FOLDER"):
         label_again(old, unloadable, **arguments)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_labels_without_any_sample_of_the_task_are_refused(old, unloadable):
+    path = old / "outcomes"
+    for name in ("calibration", "test"):
+        (path / f"{name}-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"no sample 'train-.*, nor any other of .*task\.name=NAME"):
+        label_again(old, unloadable, num_images={"test": 2})
 
 
 def test_another_picture_under_the_same_questions_is_refused(old, unloadable, monkeypatch):

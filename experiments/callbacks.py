@@ -1,0 +1,89 @@
+"""Hydra callbacks: the folder that a command writes to, and the comparison of a finished sweep."""
+
+import logging
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from experiments.labels.names import make_exclusively
+
+log = logging.getLogger(__name__)
+
+
+class OwnFolder(Callback):
+    """Gives every run and every sweep a folder that no other command writes to.
+
+    The folder of the configuration, which is named after the second, is made exclusively; where it is there
+    already, its name gets the suffix -2, -3 and so on. A folder that the command line names
+    (`hydra.run.dir`, `hydra.sweep.dir`) is used as it is.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        take_folder(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        take_folder(config, "sweep")
+
+
+def take_folder(config: DictConfig, mode: str) -> None:
+    """Make the folder `hydra.MODE.dir` and check that it can be written to, before any work.
+
+    Hydra turns exceptions of a callback into warnings, and shows those of its own with a traceback: a folder
+    that cannot be made ends the command here.
+    """
+    key = f"hydra.{mode}.dir"
+    folder = Path(str(config.hydra[mode].dir))
+    is_named = any(choice.startswith(f"{key}=") for choice in config.hydra.overrides.hydra)
+    try:
+        if is_named:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = make_exclusively(folder)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        way_out = f"{key}=FOLDER" if is_named else "paths.outputs=FOLDER"
+        print(
+            f"error: results cannot be written to {folder} ({error.strerror or error}): give another folder "
+            f"with {way_out}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from error
+    if not is_named:
+        with read_write(config.hydra):
+            config.hydra[mode].dir = str(folder)
+            if mode == "sweep":  # each job is composed anew, from these
+                quoted = str(folder).replace("'", r"\'")
+                config.hydra.overrides.hydra.append(f"{key}='{quoted}'")
+
+
+class ComparisonReport(Callback):
+    """Writes `compare.html` into the folder of a sweep whose jobs were evaluated; see `experiments.compare`.
+
+    A sweep of anything else has no metrics, and one over tasks or backbones nothing to compare: both are
+    left as they are, the second with its reason.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if not any(folder.glob("*/metrics.json")):
+            return
+        # Hydra makes this object at the start of every command: what draws is imported only where it is due.
+        from experiments.compare import compare_runs
+        from experiments.config import format_command
+        from experiments.reporting.page import Provenance
+
+        provenance = Provenance(
+            command=format_command("compare", [f"runs={folder}"]),
+            config=OmegaConf.to_yaml(config.hydra.overrides),
+            made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        )
+        try:
+            compare_runs([folder], output=folder, provenance=provenance)
+        except ValueError as error:
+            log.warning("the runs of this sweep are not laid side by side: %s", error)

@@ -1,0 +1,135 @@
+"""Arguments of the command line that Hydra does not compose a configuration from, each told in one line.
+
+Hydra itself says it in several lines with exit status 1, or ends in a traceback.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+def find_wrong_argument(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first wrong argument, in one line; None if a configuration can be composed."""
+    return (
+        find_wrong_group(config_dir, arguments)
+        or find_unreadable(arguments)
+        or find_uncomposable(config_dir, config_name, arguments)
+    )
+
+
+def find_wrong_group(config_dir: Path, arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first config group that is given no name, as `trainer=null`; None if none is.
+
+    Hydra ends in a traceback there.
+    """
+    for argument in arguments:
+        given = re.fullmatch(r"\+{0,2}([\w/]+)(@[\w.]+)?=(null|true|false|[-+\d.]+|\{.*\}|)", argument)
+        folder = config_dir / given[1] if given else None
+        if given and folder is not None and folder.is_dir():
+            options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            name = f"{given[1]}{given[2] or ''}"
+            return f"{name}={given[3]}: give one of {options}, or ~{name} to leave it out"
+    return None
+
+
+def find_unreadable(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first `key=value` that Hydra's grammar does not read; None if nothing is.
+
+    It has signs of its own, as = , ( ) { } : in a path, for which quotes are the way out.
+    """
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if not argument.isascii() and argument != argument.encode("utf-8", "replace").decode("utf-8"):
+            shown = argument.encode("unicode_escape").decode("ascii")
+            return f"{shown}: has bytes that are not UTF-8, so give another name or path"
+        given = re.fullmatch(r"([+~]{0,2}[\w/.$@-]+)=(.*)", argument, re.DOTALL)
+        if given is None or argument.startswith("-"):
+            continue
+        try:
+            parser.parse_override(argument)
+        except HydraException as error:
+            quoted = given[2].replace('"', r"\"")
+            reason = str(error).splitlines()[0]
+            shown = " ".join(argument.splitlines())
+            way_out = shlex.quote(f'{given[1]}="{quoted}"')
+            return f"{shown}: cannot be read ({reason}); if the value is text, quote it twice: {way_out}"
+    return None
+
+
+def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
+    """What is wrong with arguments from which Hydra composes no configuration; None if it composes one.
+
+    Hydra itself says it in several lines, with exit status 1. Of a sweep over choices of a config group each
+    is composed, of any other the first value.
+    """
+    if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
+        return None  # as --help, or --config-dir
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    parser = OverridesParser.create()
+    try:
+        choices = [[override] for override in overrides]
+        if len(overrides) < len(arguments):
+            choices = [_list_choices(config_dir, parser.parse_override(override)) for override in overrides]
+        first = [values[0] for values in choices]
+        _compose(config_dir, config_name, first)
+        for place, values in enumerate(choices):
+            for value in values[1:]:
+                _compose(config_dir, config_name, [*first[:place], value, *first[place + 1 :]])
+    except (HydraException, ValueError) as error:
+        return _describe_composing(config_dir, config_name, overrides, error)
+    return None
+
+
+def _list_choices(config_dir: Path, override: Override) -> list[str]:
+    """The overrides, each of one value, of a sweep: all for a config group, the first for anything else."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return values if (config_dir / key.lstrip("+").partition("@")[0]).is_dir() else values[:1]
+
+
+def _compose(config_dir: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    holder = GlobalHydra.instance()
+    before, holder.hydra = holder.hydra, None  # a command may be called from another one
+    try:
+        with hydra.initialize_config_dir(
+            version_base="1.3", config_dir=str(config_dir), job_name=config_name
+        ):
+            return hydra.compose(config_name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _describe_composing(
+    config_dir: Path, config_name: str, overrides: Sequence[str], error: Exception
+) -> str:
+    """What Hydra says, in one line; of an unknown key, the keys that there are."""
+    unknown = re.match(r"Could not override '([\w.]+)'\.", str(error))
+    if unknown:
+        culprits = [each for each in overrides if each.partition("=")[0] == unknown[1]]
+        try:
+            config = _compose(config_dir, config_name, [each for each in overrides if each not in culprits])
+            above = unknown[1].rpartition(".")[0]
+            group = OmegaConf.select(config, above) if above else config
+            known = ", ".join(sorted(map(str, group))) if isinstance(group, DictConfig) else ""
+        except (HydraException, ValueError, OmegaConfBaseException):
+            known = ""
+        given = " ".join(culprits) or unknown[1]
+        return f"{given}: no such setting" + (f", give one of {known}" if known else "")
+    text = str(error).partition("Config search path:")[0]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        text += f"\n{str(error.__cause__).splitlines()[0]}"
+    if options := re.search(r"Could not find '(.+)/(.+?)'\s+Available options in '.+':(.+)", text, re.DOTALL):
+        group, name, known = options.groups()
+        return f"{group}={name}: there is no {group}/{name}, give one of {', '.join(known.split())}"
+    return " ".join(text.partition("See https:")[0].split())
