@@ -57,7 +57,7 @@ def checked(function: _Function) -> _Function:
 
 @functools.lru_cache
 def read_hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Annotations of a function's parameters; without those whose names cannot be resolved at run time."""
+    """Return the annotations of a function's parameters that can be resolved at run time."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     namespace = getattr(function, "__globals__", {})
     hints: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def read_hints(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def check_argument(name: str, value: Any, annotation: Any) -> None:
-    """Raise ValueError, with what is allowed, unless the type accepts the value."""
+    """Raise ValueError that says what is allowed unless the type accepts the value."""
     if not accepts(annotation, value):
         raise ValueError(f"{name}={show(value)}: give {describe_type(annotation)}")
 
@@ -121,7 +121,7 @@ def _is_callable(annotation: Any) -> bool:
 
 
 def find_mapping(annotation: Any) -> Any:
-    """The type of the values where a type is a mapping, or a union with one; None otherwise."""
+    """Return the value type of a mapping, or of a union with a mapping. None otherwise."""
     if get_origin(annotation) in _MAPPINGS:
         return get_args(annotation)[1]
     if get_origin(annotation) in (Union, types.UnionType):
@@ -151,7 +151,7 @@ def _lies_within(bounds: Sequence[Any], value: Any) -> bool:
 
 
 def describe_type(annotation: Any) -> str:
-    """The values that a type accepts, in words, as `a whole number from 1 up, or null`."""
+    """Describe the values that a type accepts, as in `a whole number from 1 up, or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return f"{describe_type(arguments[0])}{_describe_range(annotation.__metadata__)}"
@@ -197,7 +197,7 @@ def _describe_range(bounds: Sequence[Any]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as a configuration writes it."""
+    """Format a value as in a configuration, on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

@@ -14,12 +14,12 @@ POINTER_REASON = "a Git LFS pointer and not the file itself: fetch it with `git 
 
 
 def is_pointer(head: bytes) -> bool:
-    """Whether a file that begins with `head` is a Git LFS pointer, which a clone without Git LFS holds."""
+    """Whether a file that begins with `head` is a Git LFS pointer."""
     return head.startswith(_POINTER)
 
 
 def check_no_pointer(file: Path) -> None:
-    """Raise ValueError for a Git LFS pointer; any other file, and none, is left to who reads it."""
+    """Raise ValueError if the file is a Git LFS pointer. Missing files are ignored."""
     try:
         with file.open("rb") as opened:
             head = opened.read(len(_POINTER))
@@ -30,14 +30,14 @@ def check_no_pointer(file: Path) -> None:
 
 
 def check_settings(file: Path, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming file and key, for a setting of another type than in `types`."""
+    """Raise ValueError that names file and key if a setting does not have its type in `types`."""
     for key, annotation in types.items():
         if key in settings and not accepts(annotation, settings[key]):
             raise ValueError(f"{file}: {key} is {settings[key]!r}, and should be {describe_type(annotation)}")
 
 
 def find_kernels(settings: Any) -> Iterator[str]:
-    """What is wrong with each attention, at any depth of a configuration, that is none of `ATTENTIONS`."""
+    """Yield one sentence for each attention in a configuration, at any depth, that is not in `ATTENTIONS`."""
     for key, value in settings.items() if isinstance(settings, Mapping) else enumerate(settings):
         if key in ("attn_implementation", "_attn_implementation") and value not in ATTENTIONS:
             yield f"{key} is none of {', '.join(filter(None, ATTENTIONS))}"

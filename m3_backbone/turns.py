@@ -19,7 +19,7 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Turns:
-    """Questions of a conversation, each with the answer after it or None, and what is not part of them.
+    """Question-answer pairs of a conversation, and counts of the other turns.
 
     `num_system` turns are instructions to the model. `num_stray` are answers without a question before them:
     those that open the conversation, and those after another answer.
@@ -31,7 +31,7 @@ class Turns:
 
 
 def read_turns(messages: Any) -> Turns:
-    """The turns of a conversation, a list of {"from", "value"} or {"role", "content"}, by role.
+    """Read a conversation, a list of {"from", "value"} or {"role", "content"}, by role.
 
     `content` may be a list of parts, of which those of type text count, a line each. Raises ValueError for
     what is no such list, naming the message.

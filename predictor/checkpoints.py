@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, checked before a training resumes from one."""
+"""Training checkpoints: atomic writes, and a check before training resumes."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
+    """Checkpoint writer that renames a temporary file in the same folder.
 
     Lightning itself writes to the folder of temporary files and moves the file from there: on another disk
     that is a copy, which a kill or a full disk cuts short.
@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def find_whole(checkpoints: Sequence[Path]) -> list[Path]:
-    """Those of the files that are there and whole; the others are deleted, with a warning."""
+    """Return the checkpoints that can be loaded; delete the others with a warning."""
     return [path for path in checkpoints if path.exists() and _is_whole(path)]
 
 

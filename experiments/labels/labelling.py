@@ -210,14 +210,14 @@ def label(
 
 
 def list_mended(target: LabelFolder, task: Task) -> list[str]:
-    """Ids of images that could not be read when they were to be labelled, and that can be read now."""
+    """List images that were unreadable in an earlier labelling and can be read now."""
     return [
         image_id for image_id in target.list_unreadable() if not isinstance(read_image(task, image_id), str)
     ]
 
 
 def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> tuple[int, ...]:
-    """Those of the ladder among `scales`, in its order; ValueError where one of them is not on it."""
+    """Return `scales` in the order of the ladder. Raises ValueError for a scale that is not on it."""
     ladder = tuple(backbone.ladder)
     if scales is None:
         return tuple(scale for scale in ladder if scale in FEATURE_SCALES)

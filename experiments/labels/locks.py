@@ -67,7 +67,7 @@ def hold(folder: Path, part: str = "", timeout: float | None = 0) -> Iterator[No
 
 
 def refuse_parts(folder: Path, but: str | None = None) -> None:
-    """ValueError where runs on parts of the work, except `but`, hold their locks.
+    """Raise ValueError if a run on a part of the work, except `but`, holds its lock.
 
     Call it while holding the whole.
     """

@@ -1,4 +1,4 @@
-"""Scores of test questions asked again, beside their labels: what an oracle without luck is made of."""
+"""Scores of sampled answers to test questions, stored beside their labels, for the noise-free oracle."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ class Part:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote; ValueError where the file is damaged."""
+        """Read a file. Raises ValueError if it is damaged."""
         with _opening(path) as file:
             origin, score = _read_origin(file), file.get_tensor("score")
             if file.metadata().get("digest", "") not in ("", _digest(origin, score)):
@@ -62,7 +62,7 @@ class Part:
             return part
 
     def _check(self) -> None:
-        """Raise ValueError where the parts are of other types or shapes, or a score is no share."""
+        """Raise ValueError for parts of another type or shape, and for scores outside [0, 1]."""
         kinds = (self.fingerprints, dict), (self.variation, dict), (self.samples, list)
         if not all(isinstance(value, kind) for value, kind in kinds):
             raise ValueError("fingerprints, variation or samples are of another type")
@@ -74,7 +74,7 @@ class Part:
 
 @contextmanager
 def _opening(path: Path) -> Iterator[Any]:
-    """A file of resampled scores, open; ValueError where it is damaged."""
+    """Open a file of resampled scores. Raises ValueError if it is damaged."""
     try:
         with safe_open(path, "np") as file:
             yield file
@@ -162,7 +162,7 @@ class ResampledFolder:
                 )
 
     def _read(self, path: Path) -> Part | None:
-        """A file's content; None where it is missing, damaged or of other labels."""
+        """Read a file. None if it is missing, damaged or of other labels."""
         try:
             part = Part.read(path)
         except (FileNotFoundError, ValueError):
@@ -183,7 +183,7 @@ class ResampledFolder:
 
 
 def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
-    """Refuse files of a label folder that are damaged or of other labels; no score is read."""
+    """Raise ValueError for files that are damaged or of other labels, without reading scores."""
     for path in _list_files(labels / RESAMPLED):
         with _opening(path) as file:
             origin = _read_origin(file)
@@ -193,7 +193,7 @@ def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
 
 
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
-    """All scores of questions asked again in a label folder, of as many runs as all of its files have.
+    """Read all scores of sampled answers in a label folder, for the runs that all files have.
 
     None where there are none; ValueError where they are of other labels. Answers to questions that another
     division of the images has moved out of the test split do not count.

@@ -69,14 +69,14 @@ class DecoderShape(Shape):
 
 
 class Reshape(Settings):
-    """Another shape for the model in start_from; all null: as it is."""
+    """Change of the shape of the model in start_from; all null: no change."""
 
     tower_layers: list[NonNegativeInt] | None
-    """layers of the vision tower that stay, counted from 0; null: all"""
+    """layers of the vision tower to keep, counted from 0; null: all"""
     num_decoder_layers: PositiveInt | None
-    """layers of the decoder; null: as many as there are"""
+    """layers of the decoder; null: unchanged"""
     intermediate_size: PositiveInt | None
-    """width of the decoder's MLPs; null: as it is"""
+    """width of the decoder's MLPs; null: unchanged"""
 
 
 class Epochs(Settings):
@@ -87,9 +87,9 @@ class Epochs(Settings):
     pictures_per_epoch: PositiveInt
     """pictures of an epoch"""
     learning_rate: NonNegativeFloat
-    """of vectors; 0: they stay"""
+    """learning rate of vectors; 0: vectors are not trained"""
     matrix_learning_rate: NonNegativeFloat | None
-    """of matrices; null: as that of vectors"""
+    """learning rate of matrices; null: learning_rate"""
 
     @model_validator(mode="after")
     def _check_epochs(self) -> Self:
@@ -109,7 +109,7 @@ class Training(Epochs):
     num_workers: NumWorkers
     """processes that draw pictures; 0: none"""
     weight_decay: NonNegativeFloat
-    """of matrices"""
+    """weight decay of matrices"""
     num_warmup_steps: NonNegativeInt
     """steps with a rising learning rate"""
 
@@ -125,7 +125,7 @@ class ModelTraining(Training):
     """Training of the whole model."""
 
     share_of_others: ClosedFraction
-    """share of the pictures that other tasks give"""
+    """share of the pictures from other tasks"""
     questions_per_image: PositiveInt
     """questions about each picture"""
     first_picture: NonNegativeInt
@@ -146,13 +146,13 @@ class TrainBackboneSettings(Settings):
     others: dict[str, Built] = Field(default={})
     trainer: Built
     seed: Seed
-    """of weights and pictures"""
+    """seed of weights and pictures"""
     folder: PathText
     """folder of the training"""
     attention: Annotated[str, AfterValidator(_check_attention)]
     """attention kernel, as eager or sdpa"""
     start_from: PathText | None
-    """checkpoint that training goes on from; null: from nothing"""
+    """checkpoint to start from; null: random weights"""
     reshape: Reshape
     pooling: Literal["average", "spatial", "sequential"]
     """how the grid of visual tokens is reduced"""

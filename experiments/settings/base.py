@@ -1,4 +1,4 @@
-"""What all groups of settings share: their base class, and text that names files and folders."""
+"""Base class of all groups of settings, and types of text that names files and folders."""
 
 import re
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ _MAX_NAME_BYTES = 120
 
 
 class Refusal(ValueError):
-    """What is wrong with a value, as the end of a sentence that begins with the option and the value."""
+    """Error whose message completes a sentence that begins with the option and its value."""
 
 
 def check_folder_name(name: str) -> str:
-    """`name`, if it can be the name of one folder; Refusal otherwise."""
+    """Return `name` if it is a valid name of a single folder. Raises Refusal otherwise."""
     if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.strip() in ("", ".", ".."):
         raise Refusal("it names a folder, so give text without / and \\ that is not empty, . or ..")
     if name.startswith((".", " ", "~")) or len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
@@ -53,7 +53,7 @@ class Settings(BaseModel):
 
 
 class Paths(Settings):
-    """Where results lie."""
+    """Folders of results."""
 
     outputs: PathText
     """folder of all results"""
@@ -70,7 +70,7 @@ class Paths(Settings):
 
 
 class Labelled(Settings):
-    """What commands on one task and one backbone share."""
+    """Settings shared by the commands on one task and one backbone."""
 
     paths: Paths
     backbone: Described = Field(default={})

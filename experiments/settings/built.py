@@ -94,7 +94,7 @@ def find_nameless(node: Any, key: str) -> Iterator[str]:
 def _check_argument(
     arguments: dict[str, Any], name: Any, option: str, annotation: Any, words: Words
 ) -> Iterator[str]:
-    """Yield what is wrong with one argument, or with each item of a mapping; convert it in place."""
+    """Yield one sentence for each wrong value of an argument or of a mapping; convert values in place."""
     value = arguments[name] = convert(arguments[name], annotation, words.get(option))
     items = find_mapping(annotation)
     if isinstance(value, dict) and items is not None:
@@ -105,7 +105,7 @@ def _check_argument(
 
 
 def read_signature(target: Callable[..., Any]) -> Signature:
-    """The parameters that can be given by name, those that `**kwargs` hands on to a base class included."""
+    """Parameters that can be given by name, including those passed to base classes by `**kwargs`."""
     functions = [target]
     if inspect.isclass(target):
         kinds = [kind for kind in target.__mro__ if "__init__" in vars(kind) and kind is not object]

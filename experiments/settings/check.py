@@ -1,4 +1,4 @@
-"""A configuration held against the settings of its command, before the command does anything."""
+"""Check of a configuration against the settings of its command, before the command starts."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ _KNOWN = frozenset(key for settings in SETTINGS.values() for key in settings.mod
 
 
 def check_settings(command: str, config: DictConfig) -> DictConfig:
-    """The configuration with every value as its type has it (`words.convert`), and `max_epochs` applied.
+    """Return the configuration with converted values (`words.convert`) and `max_epochs` applied.
 
     Raises ValueError, a line for each wrong setting, that names option, value and what is allowed.
     """
@@ -125,7 +125,7 @@ def _check_value(option: str, value: Any, hint: Any, meaning: str | None) -> Ite
 
 
 def _check_names(settings: type[Settings], content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the names of backbone and task, after which folders are named."""
+    """Yield one sentence for each name of backbone or task that cannot name a folder."""
     for key in {"backbone", "task"} & settings.model_fields.keys():
         part = content.get(key)
         if isinstance(part, dict) and "name" in part and part["name"] != MISSING:
@@ -133,7 +133,7 @@ def _check_names(settings: type[Settings], content: Mapping[str, Any]) -> Iterat
 
 
 def _check_together(settings: type[Settings], content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with values that are right one by one."""
+    """Yield one sentence for each combination of valid values that is not allowed."""
     own = {key: value for key, value in content.items() if key in settings.model_fields}
     try:
         settings.model_validate(own)
@@ -154,7 +154,7 @@ def _is_interpolated(config: DictConfig, option: str) -> bool:
 
 
 def _to_plain(node: Any) -> Any:
-    """A node with its interpolations resolved; without those keys whose interpolations cannot be.
+    """Convert a node to plain values, leaving out keys whose interpolations cannot be resolved.
 
     A setting of `paths` may be about a group that a command does not have, or about a name that is missing.
     """
@@ -176,7 +176,7 @@ def _to_plain(node: Any) -> Any:
 
 
 def _apply(config: DictConfig, content: Mapping[str, Any]) -> DictConfig:
-    """A copy of the configuration with the values of `content` where they differ."""
+    """Return a copy of the configuration with the values of `content`."""
     checked = copy.deepcopy(config)
     OmegaConf.set_readonly(checked, False)
     with open_dict(checked):

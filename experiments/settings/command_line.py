@@ -1,6 +1,6 @@
-"""Arguments of the command line that Hydra does not compose a configuration from, each told in one line.
+"""One-line errors for command-line arguments that Hydra cannot compose into a configuration.
 
-Hydra itself says it in several lines with exit status 1, or ends in a traceback.
+Hydra itself prints several lines and exits with status 1, or ends in a traceback.
 """
 
 import re
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 def find_wrong_argument(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
-    """What is wrong with the first wrong argument, in one line; None if a configuration can be composed."""
+    """Describe the first invalid argument in one line. None if a configuration can be composed."""
     return (
         find_wrong_group(config_dir, arguments)
         or find_unreadable(arguments)
@@ -27,9 +27,9 @@ def find_wrong_argument(config_dir: Path, config_name: str, arguments: Sequence[
 
 
 def find_wrong_group(config_dir: Path, arguments: Sequence[str]) -> str | None:
-    """What is wrong with the first config group that is given no name, as `trainer=null`; None if none is.
+    """Describe the first config group without a name, as in `trainer=null`. None if there is none.
 
-    Hydra ends in a traceback there.
+    Hydra ends in a traceback for these.
     """
     for argument in arguments:
         given = re.fullmatch(r"\+{0,2}([\w/]+)(@[\w.]+)?=(null|true|false|[-+\d.]+|\{.*\}|)", argument)
@@ -42,9 +42,9 @@ def find_wrong_group(config_dir: Path, arguments: Sequence[str]) -> str | None:
 
 
 def find_unreadable(arguments: Sequence[str]) -> str | None:
-    """What is wrong with the first `key=value` that Hydra's grammar does not read; None if nothing is.
+    """Describe the first `key=value` that Hydra's grammar cannot parse. None if there is none.
 
-    It has signs of its own, as = , ( ) { } : in a path, for which quotes are the way out.
+    Characters such as = , ( ) { } : in a path have to be quoted.
     """
     parser = OverridesParser.create()
     for argument in arguments:
@@ -66,10 +66,9 @@ def find_unreadable(arguments: Sequence[str]) -> str | None:
 
 
 def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
-    """What is wrong with arguments from which Hydra composes no configuration; None if it composes one.
+    """Describe why Hydra cannot compose a configuration from the arguments. None if it can.
 
-    Hydra itself says it in several lines, with exit status 1. Of a sweep over choices of a config group each
-    is composed, of any other the first value.
+    Of a sweep over a config group every choice is composed; of any other sweep only the first value.
     """
     if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
         return None  # as --help, or --config-dir
@@ -90,7 +89,7 @@ def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[st
 
 
 def _list_choices(config_dir: Path, override: Override) -> list[str]:
-    """The overrides, each of one value, of a sweep: all for a config group, the first for anything else."""
+    """Expand a sweep into single overrides: all of a config group, only the first of anything else."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key = override.get_key_element()
@@ -113,7 +112,7 @@ def _compose(config_dir: Path, config_name: str, overrides: Sequence[str]) -> Di
 def _describe_composing(
     config_dir: Path, config_name: str, overrides: Sequence[str], error: Exception
 ) -> str:
-    """What Hydra says, in one line; of an unknown key, the keys that there are."""
+    """Convert an error of Hydra to one line, with the known keys for an unknown key."""
     unknown = re.match(r"Could not override '([\w.]+)'\.", str(error))
     if unknown:
         culprits = [each for each in overrides if each.partition("=")[0] == unknown[1]]

@@ -43,20 +43,20 @@ def _check_storage(text: str) -> str:
 
 
 class TrainedChoice(Labelled):
-    """Which trained predictor is meant."""
+    """Selection of a trained predictor."""
 
     backbone: Built
     predictor: Built
     seed: Seed
     """seed that the predictor was trained with"""
     trained: PathText | None
-    """folder of the trained predictor where several fit; null: the one that does"""
+    """folder of the trained predictor if several match; null: the only match"""
     trust: list[str]
     """packages, modules or classes that the folder may be built from, beside ours and those of predictor"""
 
 
 class OperatingPoint(Settings):
-    """What to pay for an answer; all null: the default price."""
+    """Operating point of the policy; all null: the default price."""
 
     price: NonNegativeFloat | None
     """price of one answer at the finest scale, in estimated chance; 0.1: ten points"""
@@ -94,9 +94,9 @@ class FailuresSettings(Labelled):
 
     task: Built
     seed: Seed
-    """of the choice of pictures"""
+    """seed of the choice of pictures"""
     split: Literal["train", "calibration"]
-    """what is learnt from failures goes into the next training; a report shows those on test"""
+    """split whose failures are shown; the report of an evaluation shows those on test"""
     scale: PositiveInt | None
     """scale at which an answer is wrong to be shown; null: the finest"""
     per_kind: PositiveInt
@@ -107,17 +107,17 @@ class GranularitySettings(Labelled, Intervals):
     """`experiments.granularity`."""
 
     seed: Seed
-    """of the models"""
+    """seed of the models"""
     margin: HalfOpenFraction
     """mean score below the best scale's within which a scale is sufficient; 0.01: one point"""
     equivalence_margin: OpenFraction
     """difference in mean score below which policies are equivalent; 0.005: half a point"""
     bootstrap_seed: Seed
-    """of the resamples"""
+    """seed of the resamples"""
 
 
 class TransferPaths(Settings):
-    """Where labels of several tasks lie."""
+    """Folders of the labels of several tasks."""
 
     outputs: PathText
     """folder of all results"""
@@ -159,13 +159,13 @@ class Study(Settings):
     num_trials: PositiveInt
     """finished trials of the whole study, pruned ones included"""
     objectives: Annotated[list[Annotated[str, AfterValidator(_check_objective)]], Len(1)]
-    """what is optimised; several: their Pareto front, without pruning"""
+    """objectives to optimise; several: their Pareto front, without pruning"""
     storage: Annotated[str, AfterValidator(_check_storage)] | None
     """URL of a database, or a file that ends in .journal; null: SQLite in the folder"""
     heartbeat: PositiveInt
-    """seconds between signs of life of a worker"""
+    """seconds between heartbeats of a worker"""
     grace: PositiveInt
-    """seconds without a sign of life after which a trial is given to another worker"""
+    """seconds without a heartbeat after which another worker retries the trial"""
     sampler: Built
     pruner: Built
 
@@ -180,7 +180,7 @@ class Study(Settings):
 
 
 class Space(Settings):
-    """What is open about a predictor."""
+    """Search space of a predictor."""
 
     space: Annotated[list[dict[str, Any]], Len(1)]
     """parameters {name, type, low, high, log, choices}, as in conf/tune/"""
@@ -238,7 +238,7 @@ class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
     batch_sizes: Annotated[list[PositiveInt], Len(1)]
     """questions that are answered together"""
     repeats: PositiveInt
-    """rounds"""
+    """repetitions of the whole measurement"""
     drawn: dict[int, ClosedFraction]
     """share of each scale where weights are random"""
 
@@ -257,7 +257,7 @@ class BenchLabellingSettings(Settings):
     num_naive: PositiveInt | None
     """questions that are answered with plain `generate`; null: all"""
     repeats: PositiveInt
-    """rounds"""
+    """repetitions of the whole measurement"""
 
 
 class BenchEvaluationSettings(Settings):
@@ -270,10 +270,10 @@ class BenchEvaluationSettings(Settings):
     num_scales: Annotated[int, Ge(2), Le(32)]
     """scales of the ladder"""
     num_prices: PositiveInt
-    """most prices that are traced"""
+    """maximum number of prices on a front"""
     num_resamples: NumResamples
     """bootstrap resamples of the images"""
     num_budgets: Annotated[int, Ge(2)]
     """budgets of mean cost"""
     seed: Seed
-    """of the outcomes"""
+    """seed of the outcomes"""

@@ -64,7 +64,7 @@ class Limit(Settings):
 
 
 class Reading(Settings):
-    """How images reach the model."""
+    """Reading and batching of images."""
 
     images_per_batch: PositiveInt
     """images that are encoded together"""
@@ -85,7 +85,7 @@ class LabelSettings(Labelled, Reading):
     shard: Annotated[str, AfterValidator(_check_shard)] | None
     """i/n: the i-th of n parts of the files, from 0; null: all"""
     overwrite: bool
-    """whether labels that are there are moved aside and made again"""
+    """whether to move existing labels aside and label again"""
     allow_small: bool
     """whether splits of fewer than 8 images are accepted"""
     engine: Built
@@ -98,9 +98,9 @@ class PredictorSettings(Settings):
     baselines: dict[str, Built] = Field(default={})
     calibrator: Built | None = None
     seed: Seed
-    """of the division into train and validation, and of whatever a predictor draws"""
+    """seed of the division into train and validation, and of training"""
     max_epochs: PositiveInt | None
-    """most epochs of any predictor that trains in epochs; null: what conf/predictor says"""
+    """maximum number of epochs of every predictor; null: that in conf/predictor"""
     validation_fraction: OpenFraction
     """share of the training images that is kept for early stopping"""
     budget: PositiveFloat | None
@@ -108,7 +108,7 @@ class PredictorSettings(Settings):
     tolerance: NonNegativeFloat
     """score that the default price may lose to the best fixed scale; 0.01: one point"""
     optimized_metric: Annotated[str, AfterValidator(_check_metric)]
-    """what the command returns to an optimising sweep"""
+    """validation metric that the command returns to an optimising sweep"""
     allow_small: bool
     """whether splits of fewer than 8 images are accepted"""
 
@@ -125,11 +125,11 @@ class Latency(Settings):
     num_images: NonNegativeInt
     """timed pictures of the calibration split; 0: `run` times nothing"""
     num_rounds: PositiveInt
-    """times that every picture is answered by everything"""
+    """number of times that each picture is timed"""
     batch_size: PositiveInt
     """questions that are answered together"""
     overwrite: bool
-    """whether timings that are there are measured again"""
+    """whether to measure existing timings again"""
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
@@ -193,9 +193,9 @@ class EvaluateSettings(Labelled, PredictorSettings, Intervals):
     num_budgets: Annotated[int, Ge(2)]
     """budgets of mean visual tokens, evenly spaced in the logarithm"""
     num_prices: PositiveInt
-    """most prices that are traced on the calibration split"""
+    """maximum number of prices on a front, from the calibration split"""
     bootstrap_seed: Seed
-    """of the resamples"""
+    """seed of the resamples"""
     risk: Risk
     gallery: NonNegativeInt
     """samples in the gallery per kind of success and failure; 0: none"""
@@ -226,10 +226,10 @@ class ResampleSettings(Labelled, Reading):
     variation: Built
     engine: Built
     num_images: PositiveInt | None
-    """images of the test split, the first so many; null: all"""
+    """number of test images, taken from the start of the split; null: all"""
     num_runs: Annotated[int, Ge(2)]
     """answers to every question: one to score, the others to choose by"""
     overwrite: bool
-    """whether answers of another variation are moved aside"""
+    """whether to move answers of another variation aside"""
     allow_unrecorded: bool
     """whether to go on where the evaluation cannot be recorded"""

@@ -1,4 +1,4 @@
-"""What people type for a value, and the value that they mean."""
+"""Conversion of values as they are typed to the values that are meant."""
 
 import re
 import types
@@ -20,13 +20,13 @@ Words = Mapping[str, str]
 
 
 def read_words(overrides: Sequence[str]) -> dict[str, str]:
-    """The text of each `key=value` among the overrides; those of config groups do no harm."""
+    """Map each key to its text in the overrides `key=value`."""
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {key: text for key, equals, text in pairs if equals}
 
 
 def convert(value: Any, annotation: Any, word: str | None) -> Any:
-    """`value` as the type has it where there is no doubt about what is meant; unchanged otherwise.
+    """Convert a value to the annotated type if its meaning is unambiguous; otherwise return it unchanged.
 
     Words of YAML 1.1 for true and false, numbers without a fraction for whole ones, numbers for text, as
     they were typed, and line breaks for \\n in prompts: `word` is the text from the command line.
@@ -47,7 +47,7 @@ def convert(value: Any, annotation: Any, word: str | None) -> Any:
 
 
 def _unescape(value: str, word: str) -> str:
-    """`value` with escapes read as in double quotes of YAML; unchanged if typed in single quotes.
+    """Replace escapes as YAML does in double quotes, unless the value was typed in single quotes.
 
     Hydra leaves escapes alone, in quotes and without. As a value that was read is not the typed one any
     more, nothing is read twice.
@@ -59,7 +59,7 @@ def _unescape(value: str, word: str) -> str:
 
 
 def _list_kinds(annotation: Any) -> list[Any]:
-    """The members of a union, each without its range."""
+    """List the members of a union without their ranges."""
     if get_origin(annotation) is Annotated:
         return _list_kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

@@ -1,4 +1,4 @@
-"""Values of the fields of a row: where they are, and what they are as text."""
+"""Lookup of the fields of a row, and conversion of their values to text."""
 
 import json
 import math
@@ -11,7 +11,7 @@ MAX_NAME_CHARS = 1000  # of an id or a path
 
 
 def find_field(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The value under the first of `names` that holds something (`is_blank`).
+    """Return the first value under `names` that is not blank (`is_blank`).
 
     If none does, the first that is not null, else None. A name may be a path, `types.structural` or
     `conversations.0.value`.
@@ -21,7 +21,7 @@ def find_field(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def find_fields(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Each of `names` that is in the row and not null, with its value."""
+    """Yield each of `names` whose value in the row is not null, with the value."""
     for name in names:
         value: Any = row
         for step in [name] if name in row else name.split("."):
@@ -36,7 +36,7 @@ def find_fields(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tupl
 
 
 def is_blank(value: Any, depth: int = 2) -> bool:
-    """Whether a value says nothing: null, nan, text of white space, a list or object of only such values.
+    """Whether a value is null, nan, white space, or a list or object of only such values.
 
     Looks `depth` lists or objects deep: a row may hold any number of them, one in the other.
     """
@@ -54,7 +54,7 @@ def is_blank(value: Any, depth: int = 2) -> bool:
 
 
 def read_text(value: Any, name: str, max_chars: int) -> str:
-    """A text of the row, as it is, or a number as text (`write_number`).
+    """Return a text unchanged, or a number as text (`write_number`).
 
     Raises BadRow for anything else, and for text too long or that cannot be written as UTF-8.
     """
@@ -75,7 +75,7 @@ def read_text(value: Any, name: str, max_chars: int) -> str:
 
 
 def read_id(value: Any, name: str, max_chars: int) -> str:
-    """An identifier, text or number, as text that is not blank. Raises BadRow."""
+    """Return an identifier, text or number, as text. Raises BadRow if it is blank."""
     text = read_text(value, name, max_chars)
     if not text.strip():
         raise BadRow(f"{name} is empty")
@@ -83,7 +83,7 @@ def read_id(value: Any, name: str, max_chars: int) -> str:
 
 
 def write_number(value: float, name: str) -> str:
-    """A finite number as people write it: 5.0, as pandas makes of a 5 in a column with gaps, is "5".
+    """Format a finite number as text. Whole floats, as pandas writes integers with gaps, lose their ".0".
 
     Raises BadRow for integers of some thousand digits, which Python does not write.
     """
@@ -95,7 +95,7 @@ def write_number(value: float, name: str) -> str:
 
 
 def describe_value(value: Any) -> str | None:
-    """A value that only analysis reads, as text of at most `MAX_NAME_CHARS`; None if it is blank.
+    """Format a value used only for analysis, with at most `MAX_NAME_CHARS`. None if it is blank.
 
     Never raises: such a field costs no sample.
     """

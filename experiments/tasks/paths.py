@@ -1,4 +1,4 @@
-"""Paths as people and data write them: the form in which a file is there, and what is there instead."""
+"""Resolution of paths from question files and the command line, with suggestions for missing files."""
 
 import difflib
 import functools
@@ -14,7 +14,7 @@ DATA_VARIABLE = "TOKENSCALE_DATA"
 
 
 def find_written_form(folder: Path, name: str) -> str:
-    """The name of an image in `folder`, in the form in which it is there; unchanged if it is in none.
+    """Return the name in the Unicode form and with the separators that exist in `folder`.
 
     macOS writes accents as characters of their own (NFD), others as one with the letter (NFC), and Windows
     separates folders by backslashes. One image must have one name, or it could come to lie in two splits.
@@ -27,7 +27,7 @@ def find_written_form(folder: Path, name: str) -> str:
 
 
 def find_similar(folder: Path, name: str) -> str | None:
-    """An image in `folder` that a name which is not there may mean; None if the name is there.
+    """Suggest an existing image for a missing name. None if the name exists or nothing is similar.
 
     That name without white space around it, percent-encoding or leading folders, in another case, or with
     another file extension.
@@ -50,7 +50,7 @@ def find_similar(folder: Path, name: str) -> str | None:
 def check_present(
     task: str, files: Mapping[str, Sequence[str | Path]], folders: Mapping[str, str | Path]
 ) -> None:
-    """Raise an OSError that names all files and folders of a task that are not there.
+    """Raise an OSError that names all missing files and folders of a task.
 
     They are given by the option that names them. The error says what is called similarly beside each, and
     where the files of benchmarks are looked for.
@@ -74,7 +74,7 @@ def check_present(
 
 
 def _suggest(path: Path) -> str:
-    """The existing path that differs in the first part of `path` that is missing, as an addition to it."""
+    """Suggest the path most similar to a missing one, as a parenthesis to append to it."""
     absent = path
     while absent.parent != absent and not absent.parent.is_dir():
         absent = absent.parent
@@ -95,7 +95,7 @@ def _is_inside(name: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _list_folder(folder: Path) -> dict[str, str]:
-    """Names of what is in a folder by their name, and by their name without extension, in lower case."""
+    """Map lower-case names, with and without extension, to the names in a folder."""
     by_name: dict[str, str] = {}
     for name in _read_names(folder):
         by_name.setdefault(name.lower(), name)

@@ -103,7 +103,7 @@ class QuestionReader:
         )
 
     def _read_question_id(self, row: dict[str, Any], number: int, unit: str) -> tuple[str, bool]:
-        """The id of a row, and whether it has one; its number stands for one that is missing."""
+        """Return the id of a row and whether the row names it; otherwise the id is its number."""
         names = self.fields["question_id"]
         if not names:
             return str(number), True
@@ -134,7 +134,7 @@ class QuestionReader:
         return find_written_form(self.images, path)
 
     def _read_turns(self, row: Mapping[str, Any]) -> Turns | None:
-        """The row's conversation, if it has one."""
+        """Return the conversation of the row, or None."""
         messages = find_field(row, CONVERSATIONS)
         if messages is None:
             return None
@@ -188,7 +188,7 @@ class QuestionReader:
         return references
 
     def _reads_turns(self, field: str) -> bool:
-        """Whether a field may be in the conversation: not if the user says what it is called."""
+        """Whether a field may be read from the conversation, that is, is not named by the user."""
         return self.fields[field] == FIELDS[field]
 
     def _read_kind(self, row: dict[str, Any], answered: dict[str, Any]) -> str:
@@ -210,7 +210,7 @@ class QuestionReader:
         return OWN_SPLITS[split]
 
     def _find_unused(self, row: Mapping[str, Any], turns: Turns | None) -> Iterator[str]:
-        """What a row holds beside its question and references, of which one would think that it counts."""
+        """Yield a description of each part of the row that looks relevant and is not used."""
         own = [name for name, value in find_fields(row, self.fields["references"]) if not is_blank(value)]
         if self.references is not None:
             has_answer = turns is not None and any(answer is not None for _, answer in turns.pairs)

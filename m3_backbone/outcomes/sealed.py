@@ -13,12 +13,12 @@ DIGEST = "digest"
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its digest."""
+    """Return the content with its digest."""
     return {**content, DIGEST: _compute_digest(content)}
 
 
 def unseal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a sealed object without its digest. Raises ValueError where it has changed."""
+    """Return the content without its digest. Raises ValueError if the digest does not match."""
     rest = {key: value for key, value in content.items() if key != DIGEST}
     if DIGEST in content and content[DIGEST] != _compute_digest(rest):
         raise ValueError("its content does not have the digest that it names")
