@@ -96,7 +96,7 @@ class FailuresSettings(Labelled):
     seed: Seed
     """seed of the choice of pictures"""
     split: Literal["train", "calibration"]
-    """split whose failures are shown; the report of an evaluation shows those on test"""
+    """what is learnt from failures goes into the next training; a report shows those on test"""
     scale: PositiveInt | None
     """scale at which an answer is wrong to be shown; null: the finest"""
     per_kind: PositiveInt
