@@ -15,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from experiments.config import describe_mistake, find_config_dir
 from experiments.reporting.study_conclusion import conclude
@@ -353,6 +354,22 @@ def test_a_database_without_its_driver_says_what_to_install_and_keeps_the_passwo
             "mine", tmp_path, storage="postgresql+pg8000://me:secret@host/name", directions=["maximize"]
         )
     assert "postgresql+pg8000://..." in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_a_database_that_another_process_makes_at_the_same_time_is_opened(tmp_path, monkeypatch):
+    """Such as a dashboard, or a worker whose study has another folder: neither takes our lock."""
+    made = []
+
+    def lose_the_race(*arguments, **options):
+        storage = RDBStorage(*arguments, **options)
+        made.append(storage)
+        if len(made) == 1:
+            raise IntegrityError("INSERT INTO alembic_version", {}, Exception("UNIQUE constraint failed"))
+        return storage
+
+    monkeypatch.setattr("experiments.training.search.study.RDBStorage", lose_the_race)
+    study = SharedStudy("mine", tmp_path, storage=None, directions=["maximize"]).study
+    assert len(made) == 2 and study.trials == []
 
 
 @pytest.mark.parametrize("storage", ["nosuch://x", "sqlite:///no/such/folder/x.db", "no url://"])

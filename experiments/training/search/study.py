@@ -16,6 +16,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from optuna.storages import (
 )
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError
 
 from experiments.labels.locks import wait_for_lock
 
@@ -254,14 +256,20 @@ def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> Bas
         )
     # Writers of one SQLite file wait for each other rather than give up.
     arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+    make = partial(
+        RDBStorage,
+        storage,
+        engine_kwargs=arguments,
+        heartbeat_interval=heartbeat,
+        grace_period=grace,
+        heartbeat_stale_trial_callback=retry,
+    )
     try:
-        return RDBStorage(
-            storage,
-            engine_kwargs=arguments,
-            heartbeat_interval=heartbeat,
-            grace_period=grace,
-            heartbeat_stale_trial_callback=retry,
-        )
+        try:
+            return make()
+        except IntegrityError:
+            # Another process, of another folder or a dashboard, has made the tables in the meantime.
+            return make()
     except ImportError as error:
         raise ValueError(
             f"no driver for the database of {storage.partition('://')[0]}://...: for PostgreSQL "
