@@ -18,10 +18,10 @@ from experiments.reporting.text_table import format_table
 from experiments.training.trained import find_trained
 from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.images import open_picture
-from predictor.adaptive import AdaptiveAnswer, AdaptiveM3
-from predictor.choices import Choice
-from predictor.hybrid import Hybrid
-from predictor.pricing import OperatingPoint
+from predictor.adaptive.inputs import Choice
+from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
+from predictor.cascades.hybrid import Hybrid
+from predictor.policy.pricing import OperatingPoint
 
 
 @entry_point("answer")

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from experiments.labels.names import make_exclusively
+from experiments.labels.files import make_exclusively
 
 log = logging.getLogger(__name__)
 

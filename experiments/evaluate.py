@@ -33,9 +33,9 @@ from experiments.evaluation.risk import (
     find_unseen,
 )
 from experiments.evaluation.run_files import METRICS, write_run
+from experiments.labels.division import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled
-from experiments.labels.sizes import check_labels, find_label_banners
 from experiments.latency import find_timings
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front

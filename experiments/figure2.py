@@ -34,7 +34,7 @@ from experiments.reporting.variant_summary import (
 from experiments.tasks.base import Task
 from experiments.train_backbone import train_checkpoint
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.llava import LlavaBackbone
+from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.outcomes.table import OutcomeTable

@@ -19,8 +19,8 @@ from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
+from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
-from experiments.labels.sizes import find_label_banners
 from experiments.reporting import needs_tables
 from experiments.reporting.export import save_figure
 from experiments.reporting.needs_display import draw_needs

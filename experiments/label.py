@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point, format_command, format_given_command
+from experiments.labels.division import check_labels, find_label_banners
 from experiments.labels.labelling import label
-from experiments.labels.sizes import check_labels, find_label_banners
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import check_task, frame_banners
 

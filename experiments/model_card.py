@@ -29,11 +29,11 @@ from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_mod
 from experiments.labels.held_out import open_test
 from experiments.reporting.summary import describe_record
 from experiments.reporting.text_table import escape_markdown
-from experiments.tasks.scorers import score
+from experiments.tasks.scoring import score
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.tabular import has_terms
+from predictor.classical.tabular import has_terms
 
 SEEN = ("train", "calibration")
 BLIND = "blind answerer"

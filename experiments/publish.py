@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from experiments.answer import load_adaptive
 from experiments.config import entry_point
 from experiments.evaluation.risk import find_guarantee, find_unseen
-from experiments.labels.sizes import find_label_banners
+from experiments.labels.division import find_label_banners
 from experiments.reporting.risk_table import explain_infeasible
 from experiments.tasks.sizes import frame_banners
 from m3_backbone.outcomes.labels import Labels, read_labels
-from predictor.adaptive import AdaptiveM3
-from predictor.policy import choose
-from predictor.pricing import OperatingPoint, PriceList
+from predictor.adaptive.model import AdaptiveM3
+from predictor.policy.front import choose
+from predictor.policy.pricing import OperatingPoint, PriceList
 
 log = logging.getLogger(__name__)
 

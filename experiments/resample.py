@@ -17,9 +17,8 @@ from experiments.config import entry_point, format_command
 from experiments.labels.engines import Engine, LocalEngine
 from experiments.labels.held_out import open_test
 from experiments.labels.labelling import run
-from experiments.labels.resample_job import ResampleJob
 from experiments.labels.resampled import Resampled, ResampledFolder, read_resampled
-from experiments.labels.variations import Variation
+from experiments.labels.resampling import ResampleJob, Variation
 from experiments.reporting.summary import describe_record
 from experiments.tasks.base import Sample, Task, check_data
 from m3_backbone.backbone import Backbone

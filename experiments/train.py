@@ -21,19 +21,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.labels.locks import wait_for_lock
-from experiments.labels.sizes import check_labels, find_label_banners
+from experiments.labels.division import check_labels, find_label_banners
+from experiments.labels.files import wait_for_lock
 from experiments.reporting.training_table import format_records
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import check_names, make_predictors, read_settings
 from experiments.training.record import (
     MANIFEST,
     VALIDATION_METRICS,
+    LabelSource,
     TrainingRecord,
     check_metric,
     read_record,
 )
-from experiments.training.source import LabelSource
 from experiments.training.trained import (
     IncompleteTraining,
     TrainingSettings,
@@ -43,13 +43,13 @@ from experiments.training.trained import (
     locate,
     trust_configured,
 )
-from m3_backbone.outcomes.sealed import seal
+from m3_backbone.outcomes.manifest import seal
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
+from predictor.cascades.hybrid import Hybrid
 from predictor.files import FolderError, write_json
-from predictor.hybrid import Hybrid
-from predictor.policy import policy_value
-from predictor.pricing import PriceList
+from predictor.policy.front import policy_value
+from predictor.policy.pricing import PriceList
 from predictor.splitting import FEW_IMAGES, split_for_calibrator
 
 log = logging.getLogger(__name__)

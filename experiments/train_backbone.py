@@ -31,13 +31,13 @@ from experiments.backbone.data import (
 from experiments.config import entry_point
 from experiments.tasks.scenes.dense import HEADS
 from experiments.training.progress import Deadline, ProgressLines
-from m3_backbone.checkpoint import load_m3
-from m3_backbone.modeling import M3Model
+from m3_backbone.llava.modeling import M3Model
+from m3_backbone.llava.processing import M3Processor
+from m3_backbone.loading.checkpoint import load_m3
 from m3_backbone.outcomes.shards import write_atomically
-from m3_backbone.pretraining import PatchClassification, PatchHeads, SeeingM3Training
-from m3_backbone.processing import M3Processor
-from m3_backbone.reshaping import reshape
-from m3_backbone.scratch import (
+from m3_backbone.training.pretraining import PatchClassification, PatchHeads, SeeingM3Training
+from m3_backbone.training.reshaping import reshape
+from m3_backbone.training.scratch import (
     Tower,
     build_model,
     build_processor,
@@ -45,8 +45,7 @@ from m3_backbone.scratch import (
     set_whitening_patches,
     train_tokenizer,
 )
-from predictor.checkpoints import AtomicCheckpointIO, find_whole
-from predictor.training import fit_module
+from predictor.training import AtomicCheckpointIO, find_whole, fit_module
 
 log = logging.getLogger(__name__)
 

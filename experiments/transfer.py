@@ -25,19 +25,19 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point, format_command
 from experiments.evaluation.comparison import check_settings, compare_policies
 from experiments.evaluation.contenders import Estimating
+from experiments.labels.division import check_labels, find_label_banners
 from experiments.labels.held_out import open_test
-from experiments.labels.sizes import check_labels, find_label_banners
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import PAGE, Row, write_transfer
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
 from experiments.train import quiet_lightning
+from experiments.training.joining import join_labels
 from experiments.training.trained import digest_files, join_digests
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.joining import join_labels
 from predictor.splitting import carve_validation, split_for_calibrator
 
 log = logging.getLogger(__name__)

@@ -23,18 +23,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.labels.sizes import check_labels
+from experiments.labels.division import check_labels
 from experiments.reporting.study_conclusion import conclude
 from experiments.settings.check import check_settings
 from experiments.train import quiet_lightning
-from experiments.training.search.objectives import OBJECTIVES
-from experiments.training.search.space import Parameter, find_defaults, read_space, suggest
-from experiments.training.search.study import SharedStudy, find_origin
-from experiments.training.source import LabelSource
+from experiments.training.record import LabelSource
+from experiments.training.space import Parameter, find_defaults, read_space, suggest
+from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
 from experiments.training.trained import identify_labels, normalize
 from predictor.base import FitContext, ScalePredictor
-from predictor.policy import policy_value
-from predictor.pricing import choose_price
+from predictor.policy.front import policy_value
+from predictor.policy.pricing import choose_price
 from predictor.training import MONITOR
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
+from m3_backbone.decoding.sampling import Draw
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.sampling import Draw
 
 NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype overflow?"
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from m3_backbone.backbone import Backbone, EncodedImage
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.pooling import pool
+from m3_backbone.llava.pooling import pool
 
 GROUPS = ("tower", "image")
 JPEG_QUALITY = 75

@@ -18,7 +18,7 @@ from predictor import folder as folders
 from predictor.calibration import Calibrator
 from predictor.features import Features
 from predictor.files import FolderError, shorten
-from predictor.policy import Floats
+from predictor.policy.front import Floats
 
 CALIBRATOR = "calibrator."  # what the arrays of a calibrator are named with
 

@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 from predictor.files import get_array
-from predictor.policy import Floats
+from predictor.policy.front import Floats
 
 _EPSILON = 1e-6
 # Steps of an isotonic map are no steeper than this, so that rounding errors are not read as an order.

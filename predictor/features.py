@@ -9,7 +9,7 @@ import numpy as np
 from m3_backbone.arguments import PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.outcomes.labels import Inputs
-from m3_backbone.sentences import SentenceEncoder, load_sentence_encoder
+from predictor.encoders import SentenceEncoder, load_sentence_encoder
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Features:
             `m3_backbone.features`.
         sentences: `wordllama`, or the folder or hub id of another sentence encoder, whose vector of the
             question is read too; several encoders: their vectors, one after the other; none: "".
-            See `m3_backbone.sentences`.
+            See `predictor.encoders`.
     """
 
     visual: PositiveInt | Sequence[PositiveInt] = ()

@@ -24,6 +24,7 @@ from predictor.files import (
     write_arrays,
     write_json,
 )
+from predictor.moved import rename_classes
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 FINGERPRINTS = ("weights", "data", "prompt", "decoding")
@@ -33,19 +34,19 @@ _MAX_SCALES = 64
 # and the dataclasses among their arguments.
 CLASSES = frozenset(
     {
-        "predictor.baselines.BestScalePerTask",
-        "predictor.baselines.FixedScale",
-        "predictor.baselines.Mix",
-        "predictor.blend.Blend",
-        "predictor.boosting.GradientBoosting",
+        "predictor.classical.baselines.BestScalePerTask",
+        "predictor.classical.baselines.FixedScale",
+        "predictor.classical.baselines.Mix",
+        "predictor.classical.blend.Blend",
+        "predictor.classical.boosting.GradientBoosting",
         "predictor.calibration.Isotonic",
         "predictor.calibration.Temperature",
-        "predictor.controls.RandomChoice",
-        "predictor.controls.RandomFeatures",
-        "predictor.controls.ShuffledLabels",
+        "predictor.classical.controls.RandomChoice",
+        "predictor.classical.controls.RandomFeatures",
+        "predictor.classical.controls.ShuffledLabels",
         "predictor.features.Features",
         "predictor.learned.LearnedPredictor",
-        "predictor.nearest.NearestNeighbours",
+        "predictor.classical.nearest.NearestNeighbours",
         "predictor.networks.avg_router.AVGRouter",
         "predictor.networks.cross_attention.CrossAttention",
         "predictor.networks.pooled.Linear",
@@ -55,9 +56,9 @@ CLASSES = frozenset(
         "predictor.objectives.minimum_scale.MinimumScaleClasses",
         "predictor.objectives.minimum_scale.MinimumScaleOrdinal",
         "predictor.objectives.minimum_scale.SmallestSufficientScale",
-        "predictor.objectives.scores.Correctness",
+        "predictor.objectives.base.Correctness",
         "predictor.objectives.utility.ExpectedUtility",
-        "predictor.question_only.QuestionOnly",
+        "predictor.classical.question_only.QuestionOnly",
     }
 )
 
@@ -221,7 +222,7 @@ def read(
             f"predictor={folder.name}` (and task and backbone, if they are not the default ones)"
         )
     required = frozenset({"class", "arguments", "scales", "fingerprints", "state"})
-    config = check_keys(path, read_json(path, root), required, frozenset({"calibrator"}))
+    config = check_keys(path, rename_classes(read_json(path, root)), required, frozenset({"calibrator"}))
     for description in (config, *([config["calibrator"]] if "calibrator" in config else [])):
         check_classes(description, path, trust)
     check_scales(path, config["scales"])

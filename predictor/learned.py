@@ -31,12 +31,19 @@ from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
 from predictor.batches import BatchMaker, LabelsDataModule
-from predictor.checkpoints import AtomicCheckpointIO, find_whole
 from predictor.features import Features, Standard
 from predictor.files import get_array, write_json
 from predictor.networks.base import InputShape, Network
 from predictor.objectives import Correctness, Objective
-from predictor.training import MONITOR, Ensemble, Member, ScaleModule, fit_module
+from predictor.training import (
+    MONITOR,
+    AtomicCheckpointIO,
+    Ensemble,
+    Member,
+    ScaleModule,
+    find_whole,
+    fit_module,
+)
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ MAX_LINES = 400
 # The modules of `predictor` that join it with the model, and what the others may know of the model:
 # outcomes, what a predictor may see of an image and of a question, and all of the same samples. The types of
 # arguments are the same everywhere.
-JOINING_MODULES = ("predictor.adaptive ", "predictor.adaptive_folder ", "predictor.adaptive_inputs ")
+JOINING_MODULES = ("predictor.adaptive.model ", "predictor.adaptive.folder ", "predictor.adaptive.inputs ")
 OUTCOME_SCHEMA = (
     "m3_backbone.arguments",
     "m3_backbone.outcomes.table",
     "m3_backbone.outcomes.labels",
     "m3_backbone.features",
     "m3_backbone.reading",
-    "m3_backbone.sentences",
+    "predictor.encoders",
     "m3_backbone.outcomes.shards.write_",
 )
 

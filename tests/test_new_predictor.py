@@ -19,8 +19,8 @@ from experiments.training.record import read_record
 from experiments.training.trained import TrainingSettings, find_trained, load_trained
 from predictor.base import ScalePredictor
 from predictor.files import FolderError
-from predictor.policy import policy_value
-from predictor.pricing import PriceList
+from predictor.policy.front import policy_value
+from predictor.policy.pricing import PriceList
 from tests.pages import write_blocks
 from tests.predictor.synthetic import blind_estimates, make_labels, write_labels
 

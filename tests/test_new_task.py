@@ -11,8 +11,8 @@ from experiments import tasks
 from experiments.config import find_config_dir
 from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS, Task
-from experiments.tasks.scorers import METRICS
-from m3_backbone.llava import LlavaBackbone
+from experiments.tasks.scoring import METRICS
+from m3_backbone.llava.backbone import LlavaBackbone
 from tests.held_out import read_outcomes
 from tests.pages import write_blocks
 

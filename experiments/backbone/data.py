@@ -16,8 +16,8 @@ from experiments.tasks.scenes import Scenes
 from experiments.tasks.scenes.dense import HEADS, label_patches
 from experiments.tasks.scenes.questions import Question
 from experiments.tasks.scenes.render import draw
-from m3_backbone.conversations import tokenize_conversation
-from m3_backbone.processing import M3Processor
+from m3_backbone.llava.processing import M3Processor
+from m3_backbone.training.conversations import tokenize_conversation
 
 Turns = list[tuple[str, str]]
 

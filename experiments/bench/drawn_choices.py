@@ -9,10 +9,10 @@ from PIL import Image
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.labels import Inputs, Labels
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.adaptive import AdaptiveM3
-from predictor.adaptive_inputs import make_inputs
+from predictor.adaptive.inputs import make_inputs
+from predictor.adaptive.model import AdaptiveM3
 from predictor.base import FitContext, ScalePredictor
-from predictor.pricing import OperatingPoint, PriceList
+from predictor.policy.pricing import OperatingPoint, PriceList
 
 
 class DrawnChoices(ScalePredictor):

@@ -18,8 +18,8 @@ from experiments.evaluation.oracles import RULES, choose_by_rule
 from experiments.evaluation.policy_means import PolicyMeans
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.timings import TimingMeans
-from predictor.policy import Front, find_unit, space_budgets
-from predictor.switches import find_switches
+from predictor.policy.front import Front, find_unit, space_budgets
+from predictor.policy.switches import find_switches
 
 log = logging.getLogger(__name__)
 

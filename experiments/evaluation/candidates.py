@@ -8,8 +8,8 @@ import numpy as np
 from experiments.evaluation.contenders import Decisions, Default, Outcomes, Ways
 from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats
 from experiments.evaluation.schedules import Schedule
-from predictor.policy import Front
-from predictor.pricing import find_default
+from predictor.policy.front import Front
+from predictor.policy.pricing import find_default
 
 # A policy is not inferior to a fixed scale if it loses no more than this.
 MARGINS = (0.0, 0.005, 0.01)

@@ -30,8 +30,7 @@ from experiments.evaluation.statistics import (
 )
 from experiments.labels.resampled import Resampled
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.hull import upper_hull
-from predictor.policy import Front
+from predictor.policy.front import Front, upper_hull
 
 
 def compare_policies(

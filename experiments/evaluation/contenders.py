@@ -18,9 +18,9 @@ from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.fronts import Columns, Floats, trace_prices
 from experiments.evaluation.schedules import Schedule
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.policy import choose, find_unit
-from predictor.pricing import OperatingPoint
-from predictor.switches import find_switches
+from predictor.policy.front import choose, find_unit
+from predictor.policy.pricing import OperatingPoint
+from predictor.policy.switches import find_switches
 
 Choices = NDArray[np.int8]
 
@@ -151,10 +151,10 @@ class Contender(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Estimating:
-    """A predictor: at a price, `predictor.policy.choose` turns its estimates into one scale per sample.
+    """A predictor: at a price, `predictor.policy.front.choose` turns its estimates into one scale per sample.
 
-    `calibration` and `test` are estimates `[num_samples, num_scales]`. `default`, from `predictor.pricing`,
-    is a price per visual token whatever the comparison counts.
+    `calibration` and `test` are estimates `[num_samples, num_scales]`. `default`, from
+    `predictor.policy.pricing`, is a price per visual token whatever the comparison counts.
     """
 
     name: str

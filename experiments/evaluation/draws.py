@@ -26,7 +26,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Predictor
 from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Draws
-from m3_backbone.outcomes.sealed import DIGEST
+from m3_backbone.outcomes.manifest import DIGEST
 from m3_backbone.outcomes.shards import write_bytes
 
 DRAWS = "draws.safetensors"

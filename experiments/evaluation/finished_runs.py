@@ -11,7 +11,7 @@ from omegaconf import ListConfig, OmegaConf
 from experiments.evaluation.draws import Float32s, read_draws
 from experiments.evaluation.metrics import SCHEMA_VERSION
 from experiments.evaluation.run_files import METRICS
-from m3_backbone.outcomes.sealed import unseal
+from m3_backbone.outcomes.manifest import unseal
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 # Settings that make no other policy: the seed, and where results lie.

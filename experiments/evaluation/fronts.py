@@ -1,7 +1,7 @@
 """Points, hulls and bounds in the plane of mean cost and mean score: pure functions over arrays.
 
 `cost` and `score` of samples are `[num_samples, num_scales]` over one ladder, coarsest scale first; costs in
-any unit. What a policy does at a price is `predictor.policy`'s; here is what can be claimed of it.
+any unit. What a policy does at a price is `predictor.policy.front`'s; here is what can be claimed of it.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from predictor.hull import upper_hull
-from predictor.policy import Front, choose, find_unit, sweep
-from predictor.switches import Switches, find_switches
+from predictor.policy.front import Front, choose, find_unit, sweep, upper_hull
+from predictor.policy.switches import Switches, find_switches
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]

@@ -65,7 +65,7 @@ figures on every resample (`experiments.evaluation.draws`).
                             it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
                             non_inferiority, default. Before schema 5 these costs lacked the vision pass:
                             costs, differences and shares of schema 4 are others, and not to be compared
-    digest                  of all the rest (`m3_backbone.outcomes.sealed`)
+    digest                  of all the rest (`m3_backbone.outcomes.manifest`)
 
 `milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
 `timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
@@ -94,10 +94,10 @@ from experiments.evaluation.figures_json import (
     to_json,
 )
 from experiments.evaluation.keys import Bound
-from m3_backbone.outcomes.sealed import seal
+from m3_backbone.outcomes.manifest import seal
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.policy import Front
+from predictor.policy.front import Front
 
 SCHEMA_VERSION = 5
 

@@ -37,8 +37,8 @@ from experiments.evaluation.policy_means import PolicyMeans
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, bootstrap, number_images
 from experiments.evaluation.timings import TimingMeans, Timings
-from predictor.policy import find_unit, space_budgets
-from predictor.switches import find_switches
+from predictor.policy.front import find_unit, space_budgets
+from predictor.policy.switches import find_switches
 
 # Oracles that choose one scale per sample, without a price.
 RULES: Mapping[str, str] = dict(ORACLES) | {"stable": "stable oracle"}

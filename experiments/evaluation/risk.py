@@ -29,7 +29,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.statistics import Estimate, number_images, resample
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
-from predictor.policy import choose, choose_at_prices
+from predictor.policy.front import choose, choose_at_prices
 from predictor.splitting import halve
 
 # Per `find_nominal_unit`: from "the scale that is most likely correct" to "as good as always the coarsest".
@@ -44,7 +44,7 @@ class Guarantee:
 
     `level` is `delta` divided by `num_joint`: so many guarantees, each certified like this one, hold together
     with probability 1 - `delta`. `most_questions` is the number of questions that one image counts for at
-    most. `price` is per `unit` visual tokens (`predictor.policy`), None if `num_images` are too few to
+    most. `price` is per `unit` visual tokens (`predictor.policy.front`), None if `num_images` are too few to
     certify any price; only the finest scale then meets the bound for certain. `num_needed` estimates how many
     images would certify the safest price; None if a price is certified, or if there is no such estimate
     (`betting.find_num_needed`). `cost` (visual tokens) and `drop` are means on the calibration samples at

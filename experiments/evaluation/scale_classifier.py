@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from m3_backbone.outcomes.labels import Labels, VisualTokens
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.tabular import has_terms
+from predictor.classical.tabular import has_terms
 
 MAX_WORDS = 200
 NUM_COMPONENTS = 48

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.fronts import Floats
-from predictor.switches import Switches
+from predictor.policy.switches import Switches
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from experiments.evaluation.statistics import (
     resample,
 )
 from m3_backbone.ladder import ScaleLadder
+from m3_backbone.llava.pooling import PoolingMethod
 from m3_backbone.outcomes.table import OutcomeTable
-from m3_backbone.pooling import PoolingMethod
 
 NESTED, PER_SCALE, UNTRAINED = "nested", "one model per scale", "finest only, pooled"
 SAMPLINGS: tuple[PoolingMethod, ...] = ("spatial", "sequential")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
-from experiments.tasks.scorers import score
+from experiments.tasks.scoring import score
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
 from m3_backbone.features import ImageFeatures, compute_features
 from m3_backbone.outcomes.table import OutcomeTable

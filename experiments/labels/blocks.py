@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from experiments.tasks.base import SPLITS, Sample, Split, Task
-from experiments.tasks.scorers import METRICS
+from experiments.tasks.scoring import METRICS
 from m3_backbone.images import UnreadableImage, to_rgb
 
 Limits = Mapping[str, int | None]

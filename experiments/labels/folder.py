@@ -16,8 +16,7 @@ from torch import Tensor
 
 from experiments.labels.blocks import Answered, Limits, Plan
 from experiments.labels.division import NEAR_TIE, divide_shards, read_ids
-from experiments.labels.locks import hold
-from experiments.labels.replaced import RESAMPLED, move_aside
+from experiments.labels.files import RESAMPLED, hold, move_aside
 from experiments.tasks.base import describe_differences
 from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes.manifest import (
@@ -27,9 +26,9 @@ from m3_backbone.outcomes.manifest import (
     SPLITS_FILE,
     find_shard,
     read_manifest,
+    seal,
     write_splits,
 )
-from m3_backbone.outcomes.sealed import seal
 from m3_backbone.outcomes.shards import (
     SCHEMA_VERSION,
     digest_file,

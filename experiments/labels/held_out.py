@@ -24,10 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.labels.names import to_file_name
+from experiments.labels.files import to_file_name
 from m3_backbone.outcomes.labels import SPLITS, Labels, read_labels
-from m3_backbone.outcomes.manifest import list_images, read_manifest
-from m3_backbone.outcomes.sealed import seal, unseal
+from m3_backbone.outcomes.manifest import list_images, read_manifest, seal, unseal
 from m3_backbone.outcomes.shards import write_bytes
 from m3_backbone.outcomes.table import HELD_OUT, HeldOutAccess, check_split
 

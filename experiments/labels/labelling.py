@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from experiments.labels.blocks import Limits, Plan, plan, read_image
 from experiments.labels.division import NEAR_TIE
-from experiments.labels.engines import Engine, Job, LocalEngine
+from experiments.labels.engines import Engine, Job, LabelJob, LocalEngine
+from experiments.labels.files import refuse_parts
 from experiments.labels.folder import LabelFolder
-from experiments.labels.job import LabelJob
-from experiments.labels.locks import refuse_parts
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
 from m3_backbone.backbone import Backbone

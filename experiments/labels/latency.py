@@ -30,14 +30,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.labels.blocks import group_by_image, read_image
-from experiments.labels.locks import wait_for_lock
+from experiments.labels.files import wait_for_lock
 from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
-from m3_backbone.outcomes.sealed import seal, unseal
+from m3_backbone.outcomes.manifest import seal, unseal
 from m3_backbone.outcomes.shards import write_text
-from predictor.adaptive import AdaptiveM3
+from predictor.adaptive.model import AdaptiveM3
 from predictor.base import ScalePredictor
-from predictor.pricing import OperatingPoint, PriceList
+from predictor.policy.pricing import OperatingPoint, PriceList
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from experiments.labels.files import RESAMPLED, copy_aside
 from experiments.labels.folder import LabelFolder
-from experiments.labels.replaced import RESAMPLED, copy_aside
 from experiments.labels.resampled import Part
 from experiments.tasks.base import SPLITS, Sample, Task
 from m3_backbone.backbone import Backbone

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from experiments.labels.replaced import RESAMPLED, move_aside
+from experiments.labels.files import RESAMPLED, move_aside
 from m3_backbone.outcomes.shards import write_atomically
 from m3_backbone.outcomes.table import OutcomeTable, check_fingerprints
 
@@ -102,7 +102,7 @@ class ResampledFolder:
     Args:
         labels: the label folder; the files go into a folder of it.
         fingerprints: those of the labels.
-        variation: what tells these runs from others (`experiments.labels.variations`).
+        variation: what tells these runs from others (`experiments.labels.resampling`).
     """
 
     def __init__(

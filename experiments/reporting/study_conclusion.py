@@ -12,9 +12,8 @@ import optuna
 from experiments.reporting.export import save_figure
 from experiments.reporting.study_display import draw_study
 from experiments.reporting.text_table import format_table
-from experiments.training.search.objectives import OBJECTIVES
-from experiments.training.search.space import format_overrides, write_experiment
-from experiments.training.search.study import FINISHED
+from experiments.training.space import format_overrides, write_experiment
+from experiments.training.study import FINISHED, OBJECTIVES
 from m3_backbone.outcomes.shards import write_text
 
 SELECTION = (

@@ -1,10 +1,74 @@
-"""Base class of all groups of settings, and types of text that names files and folders."""
+"""Conversion of values as they are typed to the values that are meant."""
 
 import re
-from typing import Annotated, Any
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from m3_backbone.arguments import PromptText
+
+# What OmegaConf puts where a value has to be given and is not.
+MISSING = "???"
+# As in YAML 1.1; Hydra reads only true and false, and any other text would count as true.
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+# Of the escapes of YAML, those that prompts are written with.
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\", '"': '"'}
+
+# The text behind the equals sign of an option that stands on the command line.
+Words = Mapping[str, str]
+
+
+def read_words(overrides: Sequence[str]) -> dict[str, str]:
+    """Map each key to its text in the overrides `key=value`."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {key: text for key, equals, text in pairs if equals}
+
+
+def convert(value: Any, annotation: Any, word: str | None) -> Any:
+    """Convert a value to the annotated type if its meaning is unambiguous; otherwise return it unchanged.
+
+    Words of YAML 1.1 for true and false, numbers without a fraction for whole ones, numbers for text, as
+    they were typed, and line breaks for \\n in prompts: `word` is the text from the command line.
+    """
+    if isinstance(value, str) and word is not None and annotation == PromptText:
+        return _unescape(value, word.strip())
+    kinds = set(_list_kinds(annotation))
+    if isinstance(value, str) and bool in kinds and str not in kinds:
+        return _TRUTH.get(value.lower(), value)
+    if isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
+        return int(value) if abs(value) < 2**53 else value
+    if isinstance(value, bool | int | float) and str in kinds and not kinds & {bool, int, float}:
+        if word is not None:
+            return word.strip()
+        # A file does not say how true or 1e3 were written.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return value
+
+
+def _unescape(value: str, word: str) -> str:
+    """Replace escapes as YAML does in double quotes, unless the value was typed in single quotes.
+
+    Hydra leaves escapes alone, in quotes and without. As a value that was read is not the typed one any
+    more, nothing is read twice.
+    """
+    typed = word[1:-1].replace('\\"', '"') if re.fullmatch(r'".*"', word, re.DOTALL) else word
+    if value != typed:
+        return value
+    return re.sub(r'\\([nt\\"])', lambda escape: _ESCAPES[escape[1]], value)
+
+
+def _list_kinds(annotation: Any) -> list[Any]:
+    """List the members of a union without their ranges."""
+    if get_origin(annotation) is Annotated:
+        return _list_kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in _list_kinds(member)]
+    return [annotation]
+
 
 # A mapping with `_target_` and the arguments of that class.
 Built = dict[str, Any]

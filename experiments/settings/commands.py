@@ -29,7 +29,7 @@ from m3_backbone.arguments import (
 
 
 def _check_objective(name: str) -> str:
-    from experiments.training.search.objectives import OBJECTIVES
+    from experiments.training.study import OBJECTIVES
 
     if name not in OBJECTIVES:
         raise Refusal(f"give objectives among {', '.join(OBJECTIVES)}")
@@ -228,7 +228,7 @@ class ParitySettings(Settings):
 
 
 class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
-    """`experiments.bench_adaptive`."""
+    """`experiments.bench.adaptive`."""
 
     task: Built
     split: Literal["train", "calibration"]
@@ -244,7 +244,7 @@ class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
 
 
 class BenchLabellingSettings(Settings):
-    """`experiments.bench_labelling`."""
+    """`experiments.bench.labelling`."""
 
     backbone: Built
     task: Built
@@ -261,7 +261,7 @@ class BenchLabellingSettings(Settings):
 
 
 class BenchEvaluationSettings(Settings):
-    """`experiments.bench_evaluation`."""
+    """`experiments.bench.evaluation`."""
 
     num_images: PositiveInt
     """images of the synthetic outcomes"""

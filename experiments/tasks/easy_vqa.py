@@ -12,9 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.tasks.base import Sample, Split, digest_content
+from experiments.tasks.base import Sample, Split, carve_calibration, check_split, digest_content, order_images
 from experiments.tasks.images import UnreadableImage, open_image
-from experiments.tasks.splits import carve_calibration, check_split, order_images
 from m3_backbone.arguments import PromptText, checked
 from m3_backbone.outcomes.shards import digest_file
 

@@ -17,20 +17,24 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Split, digest_content
-from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
-from experiments.tasks.paths import check_present, find_similar
-from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, merge_fields
-from experiments.tasks.references import ReferenceIndex
-from experiments.tasks.rows import BadRow, RowFile
-from experiments.tasks.scorers import check_metric
-from experiments.tasks.splits import (
+from experiments.tasks.base import (
+    SPLITS,
+    OfficialSplit,
+    Sample,
+    Split,
     carve_calibration,
     check_fractions,
     check_split,
+    digest_content,
     divide_images,
     order_images,
 )
+from experiments.tasks.fields import check_present, find_similar
+from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
+from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, merge_fields
+from experiments.tasks.references import ReferenceIndex
+from experiments.tasks.rows import BadRow, RowFile
+from experiments.tasks.scoring import check_metric
 from m3_backbone.arguments import PositiveInt, PromptText, checked
 from m3_backbone.outcomes.shards import digest_file
 
@@ -70,7 +74,7 @@ class LlavaJsonl:
     Args:
         questions: a file, several, or `{split: file or files}` where the files are the division.
         images: the folder of images; no path leads out of it.
-        metric: one of `experiments.tasks.scorers.METRICS`.
+        metric: one of `experiments.tasks.scoring.METRICS`.
         references: file or files of references by `question_id`; None where the question file holds them.
         suffix: put after every question.
         image_name: an image's path in the folder: a format string over the fields of the row, to which belong
@@ -80,7 +84,7 @@ class LlavaJsonl:
             (and `context`) are named the question is put together as for LLaVA: context, question, a line
             "A. text" a choice.
         fractions: of the images for each split, for rows without a split of their own, rounded to counts
-            where there are few images (see `experiments.tasks.splits`). Where rows have train and test only,
+            where there are few images (see `experiments.tasks.base`). Where rows have train and test only,
             calibration is carved out of train, by its share in train and calibration.
         seed: another seed divides the images anew.
         capitalize: first letter upper case, all others lower, as lmms-eval asks TextVQA and VizWiz.

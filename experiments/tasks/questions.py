@@ -14,14 +14,14 @@ from experiments.tasks.fields import (
     describe_value,
     find_field,
     find_fields,
+    find_written_form,
     is_blank,
     read_id,
     read_text,
 )
-from experiments.tasks.paths import find_written_form
 from experiments.tasks.references import Fields, ReferenceIndex, read_references
 from experiments.tasks.rows import BadRow, RowFile
-from experiments.tasks.scorers import check_references
+from experiments.tasks.scoring import check_references
 from m3_backbone.turns import Turns, read_turns
 
 FIELDS: dict[str, tuple[str, ...]] = {

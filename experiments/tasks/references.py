@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.tasks.fields import MAX_NAME_CHARS, find_field, is_blank, read_id, read_text
 from experiments.tasks.rows import BadRow, RowFile
-from experiments.tasks.scorers import LETTER_METRICS
+from experiments.tasks.scoring import LETTER_METRICS
 
 Fields = Mapping[str, tuple[str, ...]]
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.labels.names import to_file_name
+from experiments.labels.files import to_file_name
 from experiments.training.record import MANIFEST, TrainingRecord, load_record, read_record
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.table import HELD_OUT
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
+from predictor.cascades.hybrid import HYBRID, Hybrid
 from predictor.files import FolderError, digest_file
 from predictor.folder import CONFIG, WEIGHTS, describe, list_classes
-from predictor.hybrid import HYBRID, Hybrid
-from predictor.pricing import PRICES, PriceList
+from predictor.policy.pricing import PRICES, PriceList
 
 FILES = (CONFIG, WEIGHTS, PRICES, HYBRID)
 _DIGEST_LENGTH = 12
@@ -59,8 +59,8 @@ class TrainedPredictor:
 class TrainingSettings:
     """Settings that determine a trained predictor, besides its arguments and the labels.
 
-    `budget` and `tolerance` choose the default price (`predictor.pricing.choose_price`). `trainer` holds
-    those settings of the trainer that change weights and are not the default ones (`training.configured`).
+    `budget` and `tolerance` choose the default price (`predictor.policy.pricing.choose_price`). `trainer`
+    holds those settings of the trainer that change weights and are not the default ones (`training.configured`).
     """
 
     seed: int

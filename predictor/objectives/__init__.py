@@ -1,13 +1,12 @@
 """What networks are trained on: a loss, and how what a network puts out becomes an estimate per scale."""
 
-from predictor.objectives.base import Objective
+from predictor.objectives.base import Correctness, Objective
 from predictor.objectives.likelihood import LikelihoodDistillation, LikelihoodRanking
 from predictor.objectives.minimum_scale import (
     MinimumScaleClasses,
     MinimumScaleOrdinal,
     SmallestSufficientScale,
 )
-from predictor.objectives.scores import Correctness
 from predictor.objectives.utility import ExpectedUtility
 
 __all__ = [

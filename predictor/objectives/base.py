@@ -1,4 +1,9 @@
-"""What every objective is: it owns the loss and the way from a network's outputs to estimates."""
+"""Interface of training objectives, and the regression of scores.
+
+What every objective is: it owns the loss and the way from a network's outputs to estimates.
+
+Right or wrong at each scale.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -47,3 +52,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def estimate(self, outputs: Tensor) -> Tensor:
         """Estimates `[batch, num_scales]` in [0, 1] from outputs `[batch, num_outputs]`."""
+
+
+class Correctness(Objective):
+    """Binary cross-entropy per scale against the score, which may be fractional (a soft target)."""
+
+    def forward(self, outputs: Tensor, target: Target) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs, target.score)
+
+    def estimate(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid()

@@ -16,8 +16,8 @@ class ExpectedUtility(Objective):
     """The network chooses: softmax over scales, trained for the expected score less what the choice costs.
 
     A price per sample and step is drawn evenly in the logarithm from `lowest` to `highest` (per answer at
-    the finest scale, as in `predictor.policy`) and given to the network beside the statistics. The loss is
-    minus the expectation of `score - price * cost / unit` under the softmax, less `temperature` times its
+    the finest scale, as in `predictor.policy.front`) and given to the network beside the statistics. The loss
+    is minus the expectation of `score - price * cost / unit` under the softmax, less `temperature` times its
     entropy (Williams and Peng 1991): without it the softmax saturates on one scale before it has learned to
     tell samples apart, and its gradient vanishes.
 

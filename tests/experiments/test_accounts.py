@@ -11,8 +11,8 @@ from experiments.evaluation.metrics import collect_account
 from experiments.evaluation.timings import Timings
 from experiments.reporting.findings import Findings
 from experiments.reporting.summary import build_tables, list_tables
-from predictor.baselines import Mix
-from predictor.question_only import QuestionOnly
+from predictor.classical.baselines import Mix
+from predictor.classical.question_only import QuestionOnly
 from tests.experiments.synthetic import make_outcomes
 from tests.experiments.test_evaluate import compare
 from tests.predictor.synthetic import make_labels

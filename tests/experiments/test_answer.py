@@ -13,11 +13,11 @@ from experiments.config import find_config_dir
 from experiments.publish import main as publish
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings
-from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveM3
-from predictor.adaptive_inputs import make_inputs
+from m3_backbone.llava.backbone import LlavaBackbone
+from predictor.adaptive.inputs import make_inputs
+from predictor.adaptive.model import AdaptiveM3
+from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
-from predictor.question_only import QuestionOnly
 from tests.predictor.synthetic import label, write_labels
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"

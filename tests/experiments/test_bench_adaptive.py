@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from experiments.bench.adaptive import ADAPTIVE, measure, read_questions, report
 from experiments.bench.drawn_choices import draw_choices
-from experiments.bench_adaptive import ADAPTIVE, measure, read_questions, report
 from experiments.tasks.scenes import Scenes
 from m3_backbone.costs import prefill_flops, vision_flops
-from m3_backbone.random_llava import RandomLlavaBackbone
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from tests.experiments.test_bench_labelling import TINY

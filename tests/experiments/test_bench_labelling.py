@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from experiments.bench_labelling import measure, read_pictures, report
+from experiments.bench.labelling import measure, read_pictures, report
 from experiments.tasks.scenes import Scenes
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.random_llava import RandomLlavaBackbone
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
 
 TINY: dict[str, Any] = {
     "image_size": 48,

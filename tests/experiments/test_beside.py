@@ -16,10 +16,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from experiments.config import find_config_dir, replace_unprintable
-from experiments.labels import locks as label_locks
+from experiments.labels import files as label_locks
+from experiments.labels.files import hold, make_exclusively, wait_for_lock
 from experiments.labels.folder import LabelFolder
-from experiments.labels.locks import hold, wait_for_lock
-from experiments.labels.names import make_exclusively
 from experiments.run import check_link
 from predictor.learned import make_quiet_trainer
 

@@ -26,7 +26,7 @@ from experiments.evaluation.metrics import collect_metrics, write_metrics
 from experiments.reporting.compare_charts import MOST_DRAWN
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.page import Provenance
-from m3_backbone.outcomes.sealed import unseal
+from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.test_evaluate import compare
 from tests.experiments.test_report import HOSTILE, Page

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Asked, Climbing, Estimating, Outcomes, Ways
 from experiments.evaluation.schedules import Schedule
-from predictor.policy import Front, choose
-from predictor.pricing import find_default
-from predictor.switches import find_switches
+from predictor.policy.front import Front, choose
+from predictor.policy.pricing import find_default
+from predictor.policy.switches import find_switches
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 

@@ -17,10 +17,9 @@ from experiments.evaluation.metrics import collect_account, collect_metrics
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.resampled import Resampled
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.cascade import Cascade
-from predictor.cascade_search import pick_evenly
-from predictor.hybrid import Hybrid
-from predictor.policy import space_budgets
+from predictor.cascades.cascade import Cascade, pick_evenly
+from predictor.cascades.hybrid import Hybrid
+from predictor.policy.front import space_budgets
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -10,9 +10,8 @@ from experiments.evaluation.metrics import SCHEMA_VERSION, collect_metrics, writ
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
 from experiments.reporting.summary import build_tables, write_default, write_headline
-from predictor.hull import upper_hull
-from predictor.policy import choose, score_at_budgets, sweep
-from predictor.pricing import choose_price
+from predictor.policy.front import choose, score_at_budgets, sweep, upper_hull
+from predictor.policy.pricing import choose_price
 from tests.experiments.synthetic import SCALES, estimate_outcomes, make_outcomes
 
 OUTCOMES = ("score", "nll", "reference_tokens", "confidence", "margin", "visual_tokens", "prefill_flops")

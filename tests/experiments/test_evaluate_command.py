@@ -17,10 +17,10 @@ from experiments.reporting.page import Provenance
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, identify, open_trained
 from m3_backbone.outcomes.manifest import read_manifest
-from predictor.baselines import BestScalePerTask
-from predictor.cascade import Cascade
-from predictor.hybrid import Hybrid
-from predictor.question_only import QuestionOnly
+from predictor.cascades.cascade import Cascade
+from predictor.cascades.hybrid import Hybrid
+from predictor.classical.baselines import BestScalePerTask
+from predictor.classical.question_only import QuestionOnly
 from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
 
 SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)

@@ -16,9 +16,8 @@ from experiments.evaluation.fronts import (
 )
 from experiments.evaluation.merits import Curve
 from experiments.reporting.compare_charts import find_mix
-from predictor.hull import upper_hull
-from predictor.policy import sweep
-from predictor.switches import find_switches
+from predictor.policy.front import sweep, upper_hull
+from predictor.policy.switches import find_switches
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.labels.labelling import label
 from experiments.tasks.easy_vqa import EasyVqa
-from m3_backbone.llava import LlavaBackbone
+from m3_backbone.llava.backbone import LlavaBackbone
 from tests.experiments.label_process import CHECKPOINT, start
 from tests.held_out import read_outcomes, read_split
 

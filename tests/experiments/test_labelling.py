@@ -28,11 +28,11 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.labelling import LabelSummary, label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
-from experiments.tasks.scorers import score
+from experiments.tasks.scoring import score
 from m3_backbone.costs import vision_flops
 from m3_backbone.features import compute_features
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes.sealed import unseal
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.question_files import make_task
 from tests.held_out import read_outcomes, read_split
 

@@ -16,13 +16,13 @@ from experiments.labels.latency import Latency, describe_machine, measure_latenc
 from experiments.latency import find_timings, format_latency, to_timings
 from experiments.tasks.base import Sample
 from experiments.tasks.images import UnreadableImage
-from m3_backbone.random_llava import RandomLlavaBackbone
-from m3_backbone.sentences import TransformerEncoder
-from predictor.adaptive_inputs import make_inputs
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
+from predictor.adaptive.inputs import make_inputs
 from predictor.base import ScalePredictor
-from predictor.baselines import Mix
+from predictor.classical.baselines import Mix
+from predictor.classical.nearest import NearestNeighbours
+from predictor.encoders import TransformerEncoder
 from predictor.features import Features
-from predictor.nearest import NearestNeighbours
 from tests.experiments.test_bench_labelling import TINY
 from tests.m3_backbone.small_encoder import write_encoder
 from tests.predictor.synthetic import label, make_labels

@@ -17,8 +17,7 @@ from experiments.evaluation.merits import (
     find_call_share,
     hypervolume,
 )
-from predictor.hull import upper_hull
-from predictor.policy import choose, sweep
+from predictor.policy.front import choose, sweep, upper_hull
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=80)
 

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.bench_evaluation import measure
+from experiments.bench.evaluation import measure
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from predictor.policy import choose
+from predictor.policy.front import choose
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 
 

@@ -18,7 +18,7 @@ from experiments.evaluation.oracles import (
     leave_one_out,
     measure_luck_free,
 )
-from predictor.policy import choose
+from predictor.policy.front import choose
 from tests.experiments.synthetic import SCALES, estimate_outcomes, make_outcomes
 
 

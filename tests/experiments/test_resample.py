@@ -9,17 +9,17 @@ import pytest
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.contenders import Estimating
-from experiments.labels import resample_job
+from experiments.labels import resampling as resample_job
 from experiments.labels.engines import LocalEngine
 from experiments.labels.labelling import label
 from experiments.labels.resampled import RESAMPLED, Part, Resampled, ResampledFolder, read_resampled
-from experiments.labels.variations import DrawnAnswers
+from experiments.labels.resampling import DrawnAnswers
 from experiments.resample import resample_answers
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
-from experiments.tasks.scorers import score
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.sampling import Draw
+from experiments.tasks.scoring import score
+from m3_backbone.decoding.sampling import Draw
+from m3_backbone.llava.backbone import LlavaBackbone
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.held_out import read_outcomes
 

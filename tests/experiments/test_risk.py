@@ -28,8 +28,8 @@ from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.calibration import Isotonic
-from predictor.policy import choose
-from predictor.question_only import QuestionOnly
+from predictor.classical.question_only import QuestionOnly
+from predictor.policy.front import choose
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes
 from tests.predictor.synthetic import make_labels, write_labels
 

@@ -11,10 +11,10 @@ from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS, Sample
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import NOT_FINITE
-from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveM3
-from predictor.baselines import FixedScale
-from predictor.pricing import OperatingPoint, PriceList
+from m3_backbone.llava.backbone import LlavaBackbone
+from predictor.adaptive.model import AdaptiveM3
+from predictor.classical.baselines import FixedScale
+from predictor.policy.pricing import OperatingPoint, PriceList
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
 GOOD = Image.new("RGB", (30, 20), "red")

@@ -16,7 +16,6 @@ from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from experiments.tasks.scenes.dense import BODY, CENTER, HEADS, TYPES, label_patches
 from experiments.tasks.scenes.layout import colors_on
-from experiments.tasks.scenes.looks import LOOKS, PLAIN, SHIFTED
 from experiments.tasks.scenes.questions import (
     ask,
     ask_cell,
@@ -28,10 +27,9 @@ from experiments.tasks.scenes.questions import (
     ask_neighbor,
     ask_position,
 )
-from experiments.tasks.scenes.render import draw, handwriting_of
-from experiments.tasks.scenes.scene import Item, Scene
-from experiments.tasks.scenes.vocabulary import CHARACTERS, COLORS, SHAPES
-from experiments.tasks.scorers import score
+from experiments.tasks.scenes.render import LOOKS, PLAIN, SHIFTED, draw, handwriting_of
+from experiments.tasks.scenes.scene import CHARACTERS, COLORS, SHAPES, Item, Scene
+from experiments.tasks.scoring import score
 
 
 @pytest.fixture(scope="module")

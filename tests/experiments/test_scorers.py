@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.tasks.scorers import METRICS, check_references, score
-from experiments.tasks.scorers.vqa import normalize
+from experiments.tasks.scoring import METRICS, check_references, normalize, score
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "scoring.json"
 ROWS = json.loads(FIXTURE.read_text(encoding="utf-8"))

@@ -9,14 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import entry_point, find_config_dir
-from experiments.settings.built import read_signature
-from experiments.settings.check import SETTINGS, check_settings
+from experiments.settings.base import convert, read_words
+from experiments.settings.check import SETTINGS, check_settings, read_signature
 from experiments.settings.command_line import find_uncomposable
-from experiments.settings.words import convert, read_words
 from experiments.training.configured import make_predictors
-from experiments.training.search.objectives import OBJECTIVES
+from experiments.training.study import OBJECTIVES
 from m3_backbone.arguments import PositiveInt, show
-from m3_backbone.random_llava import RandomLlavaBackbone
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.learned import LearnedPredictor
 
 CONF = find_config_dir()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments.evaluation.metrics import split_kinds
 from experiments.evaluation.question_types import describe_left_out, pick_frequent
-from experiments.labels.sizes import check_labels, find_label_banners
+from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
 from experiments.tasks.base import Split

@@ -8,12 +8,12 @@ import torch
 
 from m3_backbone.outcomes.labels import Labels, VisualTokens
 from predictor.base import ScalePredictor
-from predictor.boosting import GradientBoosting
 from predictor.calibration import Isotonic, Temperature
+from predictor.cascades.hybrid import Hybrid
+from predictor.classical.boosting import GradientBoosting
+from predictor.classical.nearest import NearestNeighbours
+from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
-from predictor.hybrid import Hybrid
-from predictor.nearest import NearestNeighbours
-from predictor.question_only import QuestionOnly
 from predictor.training import make_schedule
 from tests.experiments.test_predictor_configs import NAMES, make_predictor
 from tests.predictor.synthetic import label, make_labels

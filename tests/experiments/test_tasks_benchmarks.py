@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.config import find_config_dir
 from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Task, find_official_split
-from experiments.tasks.scorers import score
+from experiments.tasks.scoring import score
 
 SHORT = "\nAnswer the question using a single word or phrase."
 TEN = ["nokia"] * 9 + ["phone"]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.tasks.base import SPLITS
-from experiments.tasks.splits import (
+from experiments.tasks.base import (
+    SPLITS,
     assign_split,
     carve_calibration,
     check_fractions,

@@ -21,9 +21,8 @@ from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import resample
 from experiments.evaluation.timings import TimingMeans, Timings
 from experiments.reporting.summary import describe_timings, tabulate_parts
-from predictor.hull import upper_hull
-from predictor.policy import choose
-from predictor.pricing import OperatingPoint
+from predictor.policy.front import choose, upper_hull
+from predictor.policy.pricing import OperatingPoint
 from tests.experiments.synthetic import make_outcomes
 from tests.experiments.test_evaluate import compare
 

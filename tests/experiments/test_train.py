@@ -19,11 +19,11 @@ from experiments.training.record import read_record
 from experiments.training.trained import TrainingSettings, load_trained
 from m3_backbone.outcomes.labels import read_labels
 from predictor.base import ScalePredictor
-from predictor.baselines import Mix
 from predictor.calibration import Isotonic
-from predictor.hybrid import Hybrid
-from predictor.pricing import PriceList
-from predictor.question_only import QuestionOnly
+from predictor.cascades.hybrid import Hybrid
+from predictor.classical.baselines import Mix
+from predictor.classical.question_only import QuestionOnly
+from predictor.policy.pricing import PriceList
 from predictor.splitting import halve
 from tests.predictor.synthetic import make_labels, write_labels
 

@@ -11,10 +11,10 @@ from experiments.config import find_config_dir
 from experiments.tasks.easy_vqa import EasyVqa
 from experiments.tasks.scenes import Scenes
 from experiments.train_backbone import PATCH_HEADS, UNFINISHED, main
-from m3_backbone.checkpoint import load_m3
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.pretraining import PatchHeads
-from m3_backbone.scratch import build_processor, train_tokenizer
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.loading.checkpoint import load_m3
+from m3_backbone.training.pretraining import PatchHeads
+from m3_backbone.training.scratch import build_processor, train_tokenizer
 
 TINY = [
     "tower.shape={hidden_size: 32, num_layers: 1, num_heads: 2}",

@@ -12,11 +12,11 @@ import pytest
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance
 from experiments.reporting.transfer_report import write_transfer
+from experiments.training.joining import join_labels
 from experiments.transfer import draw_samples, main, transfer
 from m3_backbone.outcomes.labels import Labels
 from predictor.calibration import Temperature
-from predictor.joining import join_labels
-from predictor.question_only import QuestionOnly
+from predictor.classical.question_only import QuestionOnly
 from tests.predictor.synthetic import KINDS, make_labels, write_labels
 
 

@@ -22,19 +22,19 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from experiments.config import describe_mistake, find_config_dir
 from experiments.reporting.study_conclusion import conclude
 from experiments.train import LabelSource
-from experiments.training.search.space import (
+from experiments.training.space import (
     Parameter,
     find_defaults,
     format_overrides,
     read_space,
     write_experiment,
 )
-from experiments.training.search.study import WORKER, SharedStudy
+from experiments.training.study import WORKER, SharedStudy
 from experiments.tune import search
+from predictor.classical.question_only import QuestionOnly
 from predictor.learned import LearnedPredictor, make_quiet_trainer
 from predictor.networks.cross_attention import CrossAttention
-from predictor.policy import policy_value
-from predictor.question_only import QuestionOnly
+from predictor.policy.front import policy_value
 from tests.predictor.synthetic import make_labels, write_labels
 
 WORDS = [Parameter("predictor.max_words", "int", low=1, high=3)]
@@ -367,7 +367,7 @@ def test_a_database_that_another_process_makes_at_the_same_time_is_opened(tmp_pa
             raise IntegrityError("INSERT INTO alembic_version", {}, Exception("UNIQUE constraint failed"))
         return storage
 
-    monkeypatch.setattr("experiments.training.search.study.RDBStorage", lose_the_race)
+    monkeypatch.setattr("experiments.training.study.RDBStorage", lose_the_race)
     study = SharedStudy("mine", tmp_path, storage=None, directions=["maximize"]).study
     assert len(made) == 2 and study.trials == []
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from m3_backbone.llava import LlavaBackbone
+from m3_backbone.llava.backbone import LlavaBackbone
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official_m3"
 

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from m3_backbone.checkpoint import Checkpoint, load_m3
-from m3_backbone.hub import find_folder
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.modeling import M3LlavaForConditionalGeneration
-from m3_backbone.processing import M3Processor
-from m3_backbone.weights import authors_name
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.modeling import M3LlavaForConditionalGeneration
+from m3_backbone.llava.processing import M3Processor
+from m3_backbone.loading.checkpoint import Checkpoint, load_m3
+from m3_backbone.loading.weights import authors_name, find_folder
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 

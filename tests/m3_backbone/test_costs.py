@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3_backbone.checkpoint import load_m3
 from m3_backbone.costs import decoder_flops_per_token, prefill_flops, vision_flops
+from m3_backbone.loading.checkpoint import load_m3
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference_m3"
 

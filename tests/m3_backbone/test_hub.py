@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from m3_backbone import hub
+from m3_backbone.loading import weights as hub
 
 
 @pytest.mark.parametrize("is_offline", [False, True])

@@ -189,7 +189,7 @@ import sys
 import numpy as np
 from PIL import Image
 from m3_backbone.images import open_picture
-from m3_backbone.preprocessing import ImagePreprocessor
+from m3_backbone.llava.preprocessing import ImagePreprocessor
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3_backbone.llava import LlavaBackbone
+from m3_backbone.llava.backbone import LlavaBackbone
 
 QUESTIONS = ["What color is the circle?", "How many?", "Which of these is shown?\nA. a cat\nB. a dog", "Why"]
 REFERENCES = [["red", "a red one", "red"], ["three"], ["B", "A"], [""]]

@@ -5,7 +5,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.modeling import M3LlavaForConditionalGeneration, ladder_of
+from m3_backbone.llava.modeling import M3LlavaForConditionalGeneration, ladder_of
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from torch.optim import AdamW, Muon
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import CLIPVisionModel
 
-from m3_backbone.optimization import CosineTraining, SideBySide
-from m3_backbone.pretraining import PatchClassification
-from m3_backbone.scratch import build_tower_config, set_whitening_patches
+from m3_backbone.training.pretraining import PatchClassification
+from m3_backbone.training.scratch import build_tower_config, set_whitening_patches
+from m3_backbone.training.training import CosineTraining, SideBySide
 
 
 def make_tower():

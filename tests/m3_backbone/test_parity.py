@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from experiments.backbone.deviations import summarize
-from experiments.backbone.parity_router import compare_router
-from experiments.parity import compare_model, compare_scorers, main
+from experiments.parity.__main__ import main
+from experiments.parity.deviations import summarize
+from experiments.parity.recording import compare_model, compare_scorers
+from experiments.parity.router import compare_router
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

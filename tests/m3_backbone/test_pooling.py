@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.pooling import pool
+from m3_backbone.llava.pooling import pool
 
 METHODS = ("average", "spatial", "sequential")
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3_backbone import preprocessing
 from m3_backbone.images import UnreadableImage
-from m3_backbone.preprocessing import (
+from m3_backbone.llava import preprocessing
+from m3_backbone.llava.preprocessing import (
     ImagePreprocessor,
+    Tiling,
     crop_middle,
     pad_to_square,
     resize_middle,
     resize_padded,
 )
-from m3_backbone.tiles import Tiling
 
 MEAN = (0.48, 0.46, 0.41)
 EXTREME = [(3, 200), (200, 3), (1, 150), (150, 1), (7, 500), (640, 333), (333, 640), (1000, 999)]

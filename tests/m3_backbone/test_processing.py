@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from m3_backbone.checkpoint import Checkpoint
-from m3_backbone.preprocessing import ImagePreprocessor, fit, pad_to_square
-from m3_backbone.processing import M3Processor
+from m3_backbone.llava.preprocessing import ImagePreprocessor, fit, pad_to_square
+from m3_backbone.llava.processing import M3Processor
+from m3_backbone.loading.checkpoint import Checkpoint
 
 
 def test_one_placeholder_for_every_visual_token(recording):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from m3_backbone.checkpoint import load_m3
-from m3_backbone.processing import M3Processor
-from m3_backbone.reshaping import reshape
-from m3_backbone.scratch import build_model, build_processor, build_tower_config, train_tokenizer
+from m3_backbone.llava.processing import M3Processor
+from m3_backbone.loading.checkpoint import load_m3
+from m3_backbone.training.reshaping import reshape
+from m3_backbone.training.scratch import build_model, build_processor, build_tower_config, train_tokenizer
 
 IDS = torch.tensor([[9, 7, 8, 5]])
 

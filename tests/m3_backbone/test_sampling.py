@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.sampling import Draw, draw_tokens
+from m3_backbone.decoding.sampling import Draw, draw_tokens
+from m3_backbone.llava.backbone import LlavaBackbone
 
 QUESTIONS = ["What is it?", "How many are there, and of which color?", "Why"]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from m3_backbone.outcomes.sealed import DIGEST, seal, unseal
+from m3_backbone.outcomes.manifest import DIGEST, seal, unseal
 
 CONTENT = {"value": 0.25, "names": ["é", "b"], "nested": {"b": 1, "a": None}}
 

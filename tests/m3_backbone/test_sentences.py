@@ -13,8 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from wordllama.inference import WordLlamaInference
 
-from m3_backbone import sentences
-from m3_backbone.sentences import StaticEncoder, TransformerEncoder, load_sentence_encoder
+from predictor import encoders as sentences
+from predictor.encoders import StaticEncoder, TransformerEncoder, load_sentence_encoder
 from tests.m3_backbone.small_encoder import write_encoder
 
 TEXTS = ["what color is it", "color", "is it red or blue what", "color"]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_backbone.tiles import Tiling, parse_resolutions
+from m3_backbone.llava.preprocessing import Tiling, parse_resolutions
 
 PUBLISHED = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), 336)
 SIDES = st.integers(1, 4000)

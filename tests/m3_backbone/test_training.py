@@ -9,10 +9,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from m3_backbone.checkpoint import load_m3
-from m3_backbone.conversations import IGNORED, LlavaConversations, expand_images, tokenize_conversation
-from m3_backbone.pretraining import PatchHeads
-from m3_backbone.training import M3Training
+from m3_backbone.loading.checkpoint import load_m3
+from m3_backbone.training.conversations import (
+    IGNORED,
+    LlavaConversations,
+    expand_images,
+    tokenize_conversation,
+)
+from m3_backbone.training.pretraining import PatchHeads
+from m3_backbone.training.training import M3Training
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "official_m3"
 TURNS = [("What is it?", "a dog"), ("Where?", "top left corner"), ("How many?", "3")]
@@ -94,7 +99,7 @@ def test_padding_of_a_batch_changes_nothing(fixture):
 
 
 def test_positions_go_on_from_the_picture():
-    from m3_backbone.conversations import Conversation
+    from m3_backbone.training.conversations import Conversation
 
     row = Conversation(
         torch.tensor([5, 9, 6, 7, 8]), torch.full((5,), IGNORED), torch.tensor([0, 0, 1, 1, 2])

@@ -9,17 +9,16 @@ import torch
 from PIL import Image
 
 from m3_backbone.features import compute_features
-from m3_backbone.llava import LlavaBackbone
-from predictor.adaptive import AdaptiveM3
-from predictor.adaptive_inputs import make_inputs
-from predictor.baselines import FixedScale
+from m3_backbone.llava.backbone import LlavaBackbone
+from predictor.adaptive.inputs import make_inputs
+from predictor.adaptive.model import AdaptiveM3
+from predictor.cascades.hybrid import ExpectedGain, Hybrid
+from predictor.classical.baselines import FixedScale
+from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
-from predictor.gain import ExpectedGain
-from predictor.hybrid import Hybrid
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
-from predictor.pricing import OperatingPoint, PriceList
-from predictor.question_only import QuestionOnly
+from predictor.policy.pricing import OperatingPoint, PriceList
 from tests.predictor.synthetic import label
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"

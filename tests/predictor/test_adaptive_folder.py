@@ -13,14 +13,14 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from m3_backbone.llava import LlavaBackbone
-from m3_backbone.outcomes.sealed import DIGEST, seal, unseal
-from predictor.adaptive import AdaptiveM3
-from predictor.adaptive_inputs import make_inputs
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.outcomes.manifest import DIGEST, seal, unseal
+from predictor.adaptive.inputs import make_inputs
+from predictor.adaptive.model import AdaptiveM3
+from predictor.cascades.hybrid import HYBRID, Hybrid
+from predictor.classical.question_only import QuestionOnly
 from predictor.files import FolderError
-from predictor.hybrid import HYBRID, Hybrid
-from predictor.pricing import OperatingPoint, PriceList
-from predictor.question_only import QuestionOnly
+from predictor.policy.pricing import OperatingPoint, PriceList
 from tests.predictor.synthetic import label
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "official_m3" / "llava15"
@@ -290,7 +290,7 @@ def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatc
 @pytest.mark.parametrize(
     "path",
     [
-        "predictor.adaptive_folder.snapshot_download",  # imported there, from elsewhere
+        "predictor.adaptive.folder.snapshot_download",  # imported there, from elsewhere
         "predictor.files.save_file",
         "predictor.folder.write",  # ours, and a function
         "predictor.learned.Path",
@@ -357,7 +357,7 @@ def test_a_missing_folder_is_said_in_a_line_and_no_hub_is_asked(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     (tmp_path / "none.txt").touch()
-    monkeypatch.setattr("predictor.adaptive_folder.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("predictor.adaptive.folder.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(FileNotFoundError, match=r"^no folder .*none.*: give one that .*$"):
         AdaptiveM3.from_pretrained(source)
     with pytest.raises(FolderError, match=r"none\.txt is a file: give the folder that it lies in"):
@@ -368,7 +368,7 @@ def test_what_the_hub_does_not_have_is_said_in_a_line(monkeypatch):
     def fail(*_, **__):
         raise OSError("401 Client Error.\n\nRepository Not Found\n  for url ...")
 
-    monkeypatch.setattr("predictor.adaptive_folder.snapshot_download", fail)
+    monkeypatch.setattr("predictor.adaptive.folder.snapshot_download", fail)
     with pytest.raises(
         OSError, match=r"^someone/none is no folder here, and not to be had .*for url \.\.\.$"
     ):

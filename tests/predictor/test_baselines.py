@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from predictor.base import ScalePredictor
-from predictor.baselines import BestScalePerTask, FixedScale, Mix
-from predictor.policy import choose, policy_value
-from predictor.question_only import QuestionOnly
+from predictor.classical.baselines import BestScalePerTask, FixedScale, Mix
+from predictor.classical.question_only import QuestionOnly
+from predictor.policy.front import choose, policy_value
 from tests.predictor.synthetic import SCALES, blind_estimates, make_labels
 
 TRAIN, VALIDATION, TEST = (
@@ -150,7 +150,7 @@ def test_a_predictor_of_another_version_is_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     for change in (
         {"arguments": {"name": "mix", "gone": 1}},
-        {"class": "predictor.question_only.QuestionOnly"},
+        {"class": "predictor.classical.question_only.QuestionOnly"},
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=r"another version of the code .* train it again"):

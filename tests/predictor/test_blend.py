@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from predictor.base import ScalePredictor
-from predictor.baselines import FixedScale, Mix
-from predictor.blend import Blend
-from predictor.boosting import GradientBoosting
+from predictor.classical.baselines import FixedScale, Mix
+from predictor.classical.blend import Blend
+from predictor.classical.boosting import GradientBoosting
+from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
-from predictor.policy import policy_value
-from predictor.question_only import QuestionOnly
+from predictor.policy.front import policy_value
 from tests.predictor.synthetic import make_labels
 
 TRAIN, VALIDATION, TEST = (

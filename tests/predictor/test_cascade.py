@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from predictor.cascade import Cascade
-from predictor.hull import upper_hull
+from predictor.cascades.cascade import Cascade
+from predictor.policy.front import upper_hull
 
 COST = np.array([1.0, 4.0, 16.0])
 

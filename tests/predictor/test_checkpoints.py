@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from predictor.base import FitContext
-from predictor.checkpoints import AtomicCheckpointIO, find_whole
 from predictor.learned import LearnedPredictor
+from predictor.training import AtomicCheckpointIO, find_whole
 from tests.predictor.test_learned import (
     FEW,
     FEW_VALIDATION,

@@ -9,15 +9,15 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from m3_backbone.outcomes.labels import VisualTokens
-from predictor.boosting import GradientBoosting, Trees
 from predictor.calibration import Isotonic, Temperature
-from predictor.controls import RandomChoice, RandomFeatures, ShuffledLabels, randomize
+from predictor.classical.boosting import GradientBoosting, Trees
+from predictor.classical.controls import RandomChoice, RandomFeatures, ShuffledLabels, randomize
+from predictor.classical.nearest import NearestNeighbours
+from predictor.classical.tabular import Table
 from predictor.features import Features
 from predictor.learned import LearnedPredictor
-from predictor.nearest import NearestNeighbours
 from predictor.networks.pooled import MLP
-from predictor.policy import policy_value
-from predictor.tabular import Table
+from predictor.policy.front import policy_value
 from tests.predictor.synthetic import NUM_COARSE, blind_estimates, make_labels, true_estimates
 
 TRAIN, VALIDATION, TEST = make_labels(300, seed=0), make_labels(100, seed=1), make_labels(400, seed=2)

@@ -19,16 +19,16 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, digest_files, load_trained
-from m3_backbone.outcomes.sealed import seal, unseal
-from predictor.adaptive import AdaptiveM3
+from m3_backbone.outcomes.manifest import seal, unseal
+from predictor.adaptive.model import AdaptiveM3
 from predictor.base import ScalePredictor
-from predictor.boosting import GradientBoosting
 from predictor.calibration import Temperature
+from predictor.cascades.hybrid import Hybrid
+from predictor.classical.boosting import GradientBoosting
 from predictor.files import FolderError
-from predictor.hybrid import Hybrid
 from predictor.learned import LearnedPredictor
 from predictor.networks.pooled import MLP
-from predictor.pricing import PriceList
+from predictor.policy.pricing import PriceList
 from tests.predictor.synthetic import make_labels, write_labels
 
 CONFIG, WEIGHTS, PRICES, HYBRID = (
@@ -238,7 +238,7 @@ BAD_CONFIG = {
     "a description with other keys": set_key("arguments", "network", "partial", "code", value="x"),
     "a description that is a text": set_key("arguments", "network", "partial", value=f"{CANARY}.Bird"),
     "a calibrator of a canary": set_key("calibrator", value=BIRD),
-    "a calibrator that is none": set_key("calibrator", value=describe("predictor.baselines.Mix")),
+    "a calibrator that is none": set_key("calibrator", value=describe("predictor.classical.baselines.Mix")),
     "a calibrator of another kind": set_key("calibrator", value=describe("predictor.calibration.Isotonic")),
     "nested 40 deep": set_key("arguments", "seed", value=nest(40)),
     "no scales": set_key("scales", value=[]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from predictor.gain import ExpectedGain, _fit_logistic
+from predictor.cascades.hybrid import ExpectedGain, _fit_logistic
 
 
 def test_without_information_the_gain_is_the_difference_of_the_means():

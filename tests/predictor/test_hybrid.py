@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from predictor.gain import ExpectedGain
-from predictor.hybrid import HYBRID, Hybrid
-from predictor.policy import choose, find_unit, sweep
+from predictor.cascades.hybrid import HYBRID, ExpectedGain, Hybrid
+from predictor.policy.front import choose, find_unit, sweep
 
 COST = np.array([1.0, 4.0, 16.0])
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from predictor.base import FitContext, ScalePredictor
+from predictor.classical.question_only import QuestionOnly
 from predictor.learned import LearnedPredictor
 from predictor.networks.base import InputShape
 from predictor.networks.cross_attention import CrossAttention
-from predictor.policy import policy_value
-from predictor.question_only import QuestionOnly
+from predictor.policy.front import policy_value
 from predictor.training import Ensemble
 from tests.predictor.synthetic import SCALES, blind_estimates, make_labels, true_estimates
 

@@ -21,7 +21,7 @@ from predictor.objectives import (
 from predictor.objectives.likelihood import rank_by_likelihood
 from predictor.objectives.minimum_scale import weigh_smallest
 from predictor.objectives.utility import build_estimates
-from predictor.policy import choose
+from predictor.policy.front import choose
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "avg_router.safetensors"
 

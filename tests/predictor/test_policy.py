@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictor.policy import choose, find_unit, policy_value, score_at_budgets, space_budgets, sweep
+from predictor.policy.front import choose, find_unit, policy_value, score_at_budgets, space_budgets, sweep
 
 # Two samples, scales of 1 and 4 tokens; unit 4. Sample 0 gains 0.6 from the finer scale, sample 1 gains 0.2:
 # they leave it at prices 0.6 / 3 * 4 = 0.8 and 0.2 / 3 * 4 = 0.2667.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from predictor.pricing import PriceList, choose_price
+from predictor.policy.pricing import PriceList, choose_price
 from tests.predictor.test_policy import COST, ESTIMATES, SCORE
 
 

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_backbone.sentences import TransformerEncoder, load_sentence_encoder
 from predictor.base import ScalePredictor
-from predictor.blend import Blend
-from predictor.boosting import GradientBoosting
+from predictor.classical.blend import Blend
+from predictor.classical.boosting import GradientBoosting
+from predictor.classical.nearest import NearestNeighbours
+from predictor.classical.question_only import QuestionOnly
+from predictor.classical.tabular import Table
+from predictor.encoders import TransformerEncoder, load_sentence_encoder
 from predictor.features import Features
 from predictor.learned import LearnedPredictor
-from predictor.nearest import NearestNeighbours
 from predictor.networks.pooled import MLP
-from predictor.policy import policy_value
-from predictor.question_only import QuestionOnly
-from predictor.tabular import Table
+from predictor.policy.front import policy_value
 from tests.m3_backbone.small_encoder import write_encoder
 from tests.predictor.synthetic import blind_estimates, make_labels
 

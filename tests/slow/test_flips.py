@@ -22,8 +22,8 @@ from experiments.labels.resampled import Part
 from experiments.training.trained import load_trained
 from m3_backbone.outcomes.manifest import SET_ASIDE, SPLITS, read_manifest
 from m3_backbone.outcomes.shards import digest_file
-from predictor.adaptive import AdaptiveM3
-from predictor.checkpoints import AtomicCheckpointIO, find_whole
+from predictor.adaptive.model import AdaptiveM3
+from predictor.training import AtomicCheckpointIO, find_whole
 from tests.held_out import read_split
 from tests.slow.test_kills import JOB, LABELS, finish
 

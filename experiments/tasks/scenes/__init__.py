@@ -17,9 +17,8 @@ from PIL import Image
 from experiments.tasks.base import SPLITS, Sample, Split, digest_content
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes.layout import LAYOUTS, compose
-from experiments.tasks.scenes.looks import LOOKS
 from experiments.tasks.scenes.questions import KINDS, Question, ask
-from experiments.tasks.scenes.render import draw, handwriting_of
+from experiments.tasks.scenes.render import LOOKS, draw, handwriting_of
 from experiments.tasks.scenes.scene import Scene
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 

@@ -10,10 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from experiments.tasks.scenes.looks import Look
-from experiments.tasks.scenes.render import sign_text_box
-from experiments.tasks.scenes.scene import STEPS, Item, Scene
-from experiments.tasks.scenes.vocabulary import COLORS, GLYPHS, MAX_TABLE_SIDE, SHAPES
+from experiments.tasks.scenes.render import Look, sign_text_box
+from experiments.tasks.scenes.scene import COLORS, GLYPHS, MAX_TABLE_SIDE, SHAPES, STEPS, Item, Scene
 
 TYPES = ("ground", "object", "character", "sign", "digit")
 _COLOR_OF = {color: index for index, color in enumerate(COLORS)}

@@ -5,9 +5,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from experiments.tasks.scenes.looks import PLAIN, Look
-from experiments.tasks.scenes.scene import Box, Item, Scene
-from experiments.tasks.scenes.vocabulary import CHARACTERS, MAX_TABLE_SIDE, SHAPES, WORDS
+from experiments.tasks.scenes.render import PLAIN, Look
+from experiments.tasks.scenes.scene import CHARACTERS, MAX_TABLE_SIDE, SHAPES, WORDS, Box, Item, Scene
 
 NUM_FONTS = 3  # of every look
 LEAST_CONTRAST = 120  # distance in RGB, of 255 a channel

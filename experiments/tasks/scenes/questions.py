@@ -1,29 +1,222 @@
-"""Questions on a scene, one function per kind. Each returns a question that the scene answers, or None."""
+"""Questions about objects: their colors and shapes, how many there are, what stands beside what."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import product
 
-from experiments.tasks.scenes.object_questions import (
-    ask_color,
-    ask_count,
-    ask_count_half,
-    ask_dominant,
-    ask_existence,
-    ask_existence_half,
-    ask_neighbor,
-    ask_shape,
-    ask_total,
+from experiments.tasks.scenes.scene import (
+    COLORS,
+    HALVES,
+    PLACES,
+    SHAPES,
+    STEPS,
+    Item,
+    Question,
+    Scene,
+    smallest,
+    unique,
 )
-from experiments.tasks.scenes.question import Question, unique
-from experiments.tasks.scenes.reading_questions import (
-    ask_cell,
-    ask_digit,
-    ask_sign,
-    ask_sign_color,
-    ask_table_size,
-)
-from experiments.tasks.scenes.scene import Scene
-from experiments.tasks.scenes.vocabulary import PLACES
+
+PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+MAX_COUNT = 6  # beyond it a count asks for arithmetic more than for sight
+
+
+def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:
+    """The color of most things of the most frequent type; asked only where the lead is clear."""
+    for type, noun in (("object", "objects"), ("character", "characters")):
+        items = scene.of_type(type)
+        ranking = Counter(item.color for item in items).most_common(2)
+        if len(items) >= 3 and ranking[0][1] >= 1.5 * (ranking[1][1] if len(ranking) > 1 else 0):
+            return Question("dominant", scene.look.say("dominant", noun=noun), ranking[0][0], smallest(items))
+    return None
+
+
+def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
+    objects = scene.of_type("object")
+    if not objects:
+        return None
+    there = {(item.color, item.shape) for item in objects}
+    if rng.random() < 0.5:
+        color, shape = rng.choice(sorted(there))
+        answer = "yes"
+    else:
+        # A color that is there with a shape that is there, but not together, wherever the scene has one.
+        near = set(product({color for color, _ in there}, {shape for _, shape in there})) - there
+        color, shape = rng.choice(sorted(near or set(product(COLORS, SHAPES)) - there))
+        answer = "no"
+    text = scene.look.say("existence", thing=_with_article(color, shape))
+    return Question("existence", text, answer, smallest(objects))
+
+
+def ask_existence_half(scene: Scene, rng: random.Random) -> Question | None:
+    """Whether a thing that the picture shows lies in one half of it: mostly, "no" means the other half."""
+    objects = scene.of_type("object")
+    half = rng.choice(list(HALVES))
+    if (inside := _in_half(objects, half, scene.size)) is None:
+        return None
+    there = {(item.color, item.shape) for item in inside}
+    elsewhere = {(item.color, item.shape) for item in objects} - there
+    wanted, answer = (there, "yes") if rng.random() < 0.5 else (elsewhere, "no")
+    if not wanted:
+        return None
+    color, shape = rng.choice(sorted(wanted))
+    text = scene.look.say("existence_half", thing=_with_article(color, shape), half=half)
+    return Question("existence_half", text, answer, smallest(objects))
+
+
+def _in_half(items: list[Item], half: str, size: int) -> list[Item] | None:
+    """Those whose center lies in a half; None where a center is too near the middle for a fair answer."""
+    axis, far = HALVES[half]
+    sides = [item.center[axis] / size - 0.5 for item in items]
+    if not items or min(map(abs, sides)) < 0.01:
+        return None
+    return [item for item, side in zip(items, sides, strict=True) if (side > 0) == far]
+
+
+def _describe(objects: list[Item], rng: random.Random) -> tuple[str, Callable[[Item], bool]]:
+    """A description that an object fits, as a noun and as a test: its color, its shape, or both."""
+    item, form = rng.choice(objects), rng.randrange(3)
+    noun = (f"{item.color} objects", PLURALS[item.shape], f"{item.color} {PLURALS[item.shape]}")[form]
+
+    def fits(other: Item) -> bool:
+        return (form == 1 or other.color == item.color) and (form == 0 or other.shape == item.shape)
+
+    return noun, fits
+
+
+def ask_count(scene: Scene, rng: random.Random) -> Question | None:
+    """How many things fit a description."""
+    objects = scene.of_type("object")
+    if not objects:
+        return None
+    noun, fits = _describe(objects, rng)
+    count = sum(map(fits, objects))
+    if count > MAX_COUNT:
+        return None
+    return Question("count", scene.look.say("count", noun=noun), str(count), smallest(objects))
+
+
+def ask_count_half(scene: Scene, rng: random.Random) -> Question | None:
+    """How many things of a description lie in one half: averages keep how many there are, and lose where."""
+    objects = scene.of_type("object")
+    half = rng.choice(list(HALVES))
+    if len(objects) < 2 or (inside := _in_half(objects, half, scene.size)) is None:
+        return None
+    noun, fits = _describe(objects, rng)
+    count = sum(map(fits, inside))
+    if count > MAX_COUNT:
+        return None
+    text = scene.look.say("count_half", noun=noun, half=half)
+    return Question("count_half", text, str(count), smallest(objects))
+
+
+def ask_total(scene: Scene, rng: random.Random) -> Question | None:
+    for type, noun in (("object", "objects"), ("sign", "signs"), ("digit", "handwritten digits")):
+        items = scene.of_type(type)
+        if items and rng.random() < 0.6:
+            return Question("total", scene.look.say("count", noun=noun), str(len(items)), smallest(items))
+    return None
+
+
+def ask_shape(scene: Scene, rng: random.Random) -> Question | None:
+    candidates = unique(scene.of_type("object"), lambda item: item.color)
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    return Question("shape", scene.look.say("shape", color=item.color), item.shape, item.height)
+
+
+def ask_color(scene: Scene, rng: random.Random) -> Question | None:
+    candidates = unique(scene.of_type("object"), lambda item: item.shape)
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    return Question("color", scene.look.say("color", shape=item.shape), item.color, item.height)
+
+
+def ask_neighbor(scene: Scene, rng: random.Random) -> Question | None:
+    """The color or shape of what stands beside the one object of a color and shape."""
+    pairs = [
+        (item, relation, other)
+        for item in unique(scene.of_type("object"), lambda item: (item.color, item.shape))
+        for relation in STEPS
+        if (other := scene.beside(item, relation)) and other.type == "object"
+    ]
+    if not pairs:
+        return None
+    item, relation, other = rng.choice(pairs)
+    what, answer = ("color", other.color) if rng.random() < 0.5 else ("shape", other.shape)
+    text = scene.look.say(f"neighbor_{what}", relation=relation, name=f"{item.color} {item.shape}")
+    return Question("neighbor", text, answer, min(item.height, other.height))
+
+
+def _with_article(color: str, shape: str) -> str:
+    return f"{'an' if color == 'orange' else 'a'} {color} {shape}"
+
+
+# Cells are mostly asked for by their place near an edge: a row 9 would give the size of the table away.
+NEAR, SHARE_NEAR = 3, 0.75
+
+
+def ask_cell(scene: Scene, rng: random.Random) -> Question | None:
+    characters = scene.of_type("character")
+    if not characters:
+        return None
+    if rng.random() < SHARE_NEAR:
+        row, asked_row = _near_edge(scene.num_rows, "row", "bottom", rng)
+        column, asked_column = _near_edge(scene.num_columns, "column", "right", rng)
+        item = next(each for each in characters if (each.row, each.column) == (row, column))
+    else:
+        item = rng.choice(characters)
+        asked_row, asked_column = f"row {item.row}", f"column {item.column}"
+    text = scene.look.say("cell", row=asked_row, column=asked_column)
+    return Question("cell", text, item.text, item.height)
+
+
+def _near_edge(count: int, noun: str, end: str, rng: random.Random) -> tuple[int, str]:
+    """A row or column near either edge: its number, and how it is asked for."""
+    number = rng.randint(1, min(NEAR, count))
+    if rng.random() < 0.5:
+        return number, f"{noun} {number}"
+    return count + 1 - number, f"{noun} {number} from the {end}"
+
+
+def ask_table_size(scene: Scene, rng: random.Random) -> Question | None:
+    if scene.layout != "table":
+        return None
+    what, count = rng.choice((("rows", scene.num_rows), ("columns", scene.num_columns)))
+    return Question("table_size", scene.look.say("count", noun=what), str(count), scene.items[0].height)
+
+
+def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
+    signs = scene.of_type("sign")
+    if not signs:
+        return None
+    item = rng.choice(signs)
+    what = "number" if item.text.isdigit() else "word"
+    return Question(
+        f"sign_{what}", scene.look.say("sign", what=what, color=item.color), item.text, item.height
+    )
+
+
+def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
+    candidates = unique(scene.of_type("sign"), lambda item: item.text)
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    return Question("sign_color", scene.look.say("sign_color", text=item.text), item.color, item.height)
+
+
+def ask_digit(scene: Scene, rng: random.Random) -> Question | None:
+    digits = scene.of_type("digit")
+    if len(digits) == 1:
+        return Question("digit", scene.look.say("digit"), digits[0].text, digits[0].height)
+    candidates = unique(digits, lambda item: item.color)
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    return Question("digit", scene.look.say("digit_color", color=item.color), item.text, item.height)
 
 
 def ask_background(scene: Scene, rng: random.Random) -> Question:

@@ -9,7 +9,7 @@ from PIL import Image
 from experiments.labels.folder import LabelFolder
 from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
-from m3_backbone.llava import LlavaBackbone
+from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.manifest import SET_ASIDE, read_manifest
 from tests.experiments.question_files import make_task
 

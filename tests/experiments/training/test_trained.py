@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.config import find_config_dir
-from experiments.labels.names import to_file_name
+from experiments.labels.files import to_file_name
 from experiments.train import train_predictors
 from experiments.training.configured import read_trainer
 from experiments.training.trained import (
@@ -19,11 +19,10 @@ from experiments.training.trained import (
     locate,
     open_trained,
 )
-from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.sealed import unseal
+from m3_backbone.outcomes.manifest import read_manifest, unseal
 from predictor.base import ScalePredictor
-from predictor.baselines import Mix
-from predictor.question_only import QuestionOnly
+from predictor.classical.baselines import Mix
+from predictor.classical.question_only import QuestionOnly
 from tests.predictor.synthetic import make_labels, write_labels
 
 SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)

@@ -1,0 +1,219 @@
+"""What an adaptive answer costs, end to end: `python -m experiments.bench.adaptive`.
+
+Times backbone and predictor together against the same backbone at every fixed scale, on the same machine and
+weights, one question at a time and in batches; beside it the share of the predictor and the FLOPs by formula.
+Every batch is answered by all ways before the next one, in another order each time, and ratios are taken
+within a batch: what else the machine does hits all ways alike. The last line is all of it as one JSON object.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from statistics import mean, median
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image
+
+from experiments.answer import load_adaptive
+from experiments.bench.drawn_choices import draw_choices
+from experiments.config import entry_point
+from experiments.labels.blocks import group_by_image
+from experiments.labels.latency import describe_machine, time_call
+from experiments.reporting.text_table import format_table
+from experiments.tasks.base import Task
+from m3_backbone.backbone import Answer
+from m3_backbone.costs import decoder_flops_per_token
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
+from predictor.adaptive.inputs import Choice, make_inputs
+from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
+from predictor.policy.pricing import OperatingPoint
+
+Questions = Sequence[tuple[Image.Image, str]]
+ADAPTIVE = "adaptive"
+
+
+@entry_point("bench_adaptive")
+def main(config: DictConfig) -> None:
+    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
+    task = instantiate(config.task, _convert_="all")
+    questions = read_questions(task, config.split, config.num_questions)
+    if isinstance(backbone, RandomLlavaBackbone):
+        shares = {int(scale): float(share) for scale, share in config.drawn.items()}
+        predictor = instantiate(config.predictor, _convert_="all")
+        adaptive = draw_choices(backbone, predictor, questions, shares, seed=config.seed)
+    else:
+        adaptive = load_adaptive(backbone, config)
+    point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
+    # No batch is larger than all there is to ask.
+    sizes = sorted({min(size, len(questions)) for size in config.batch_sizes})
+    report(measure(adaptive, point, questions, batch_sizes=sizes, repeats=config.repeats))
+
+
+def read_questions(task: Task, split: Any, number: int) -> list[tuple[Image.Image, str]]:
+    """The first question on each of `number` images: as askers come, each with an image of their own."""
+    groups = islice(group_by_image(task.samples(split)), number)
+    return [(task.image(image_id), samples[0].question) for image_id, samples in groups]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer a batch."""
+
+    name: str
+    run: Callable[[Questions], Any]
+
+
+def measure(
+    adaptive: AdaptiveM3,
+    point: OperatingPoint,
+    questions: Questions,
+    *,
+    batch_sizes: Sequence[int],
+    repeats: int,
+) -> dict[str, Any]:
+    """Median milliseconds per answer of every way and of the predictor alone, paired ratios, FLOPs."""
+    backbone = adaptive.backbone
+    assert isinstance(backbone, LlavaBackbone)
+    ways = [Way(ADAPTIVE, partial(_answer_adaptively, adaptive, point))]
+    ways += [Way(str(scale), partial(_answer_at, backbone, scale)) for scale in backbone.ladder]
+    for way in ways:
+        way.run(questions[: max(batch_sizes)])  # loads the weights and warms up
+    encoded = backbone.encode([image for image, _ in questions])
+    choices = adaptive.choose(encoded, [question for _, question in questions], point)
+    found: dict[str, Any] = {
+        "backbone": backbone.name,
+        "predictor": adaptive.predictor.name,
+        "machine": describe_machine(),
+        "num_threads": torch.get_num_threads(),
+        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "scales": list(backbone.ladder),
+        "num_questions": len(questions),
+        "repeats": repeats,
+        "price": point.price,
+        "chosen": {str(scale): mean(c.scale == scale for c in choices) for scale in backbone.ladder},
+        "visual_tokens": {
+            ADAPTIVE: mean(choice.cost for choice in choices),
+            **{
+                str(scale): mean(choice.visual_tokens[column] for choice in choices)
+                for column, scale in enumerate(backbone.ladder)
+            },
+        },
+        "gflops": count_gflops(adaptive, questions, choices),
+    }
+    for batch_size in batch_sizes:
+        found[f"batch_size_{batch_size}"] = _time_ways(adaptive, point, ways, questions, batch_size, repeats)
+    return found
+
+
+def _time_ways(
+    adaptive: AdaptiveM3,
+    point: OperatingPoint,
+    ways: Sequence[Way],
+    questions: Questions,
+    batch_size: int,
+    repeats: int,
+) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    own: list[float] = []
+    for repeat in range(repeats):
+        for number, start in enumerate(range(0, len(questions), batch_size)):
+            batch = questions[start : start + batch_size]
+            turn = (repeat + number) % len(ways)
+            for way in (*ways[turn:], *ways[:turn]):
+                _, took = time_call(partial(way.run, batch))
+                seconds[way.name].append(took / len(batch))
+            encoded = adaptive.backbone.encode([image for image, _ in batch])
+            _, took = time_call(partial(adaptive.choose, encoded, [question for _, question in batch], point))
+            own.append(took / len(batch))
+    fixed = [way.name for way in ways if way.name != ADAPTIVE]
+    return {
+        "milliseconds": {name: 1000 * median(took) for name, took in seconds.items()},
+        "milliseconds_of_predictor": 1000 * median(own),
+        "share_of_predictor": median(one / whole for one, whole in zip(own, seconds[ADAPTIVE], strict=True)),
+        "times_as_fast_as": {
+            name: median(slow / quick for slow, quick in zip(seconds[name], seconds[ADAPTIVE], strict=True))
+            for name in fixed
+        },
+    }
+
+
+def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[Choice]) -> dict[str, float]:
+    """Mean GFLOPs per answer by formula: vision pass and prefill of every way, the predictor's own apart.
+
+    The tokens of an answer after the first are left out: they cost the same at every scale.
+    """
+    backbone = adaptive.backbone
+    assert isinstance(backbone, LlavaBackbone)
+    vision = mean(backbone.vision_flops(image.size, backbone.ladder.finest) for image, _ in questions)
+    prefill = {
+        str(scale): mean(
+            backbone.prefill_flops(question, choice.visual_tokens[column])
+            for (_, question), choice in zip(questions, choices, strict=True)
+        )
+        for column, scale in enumerate(backbone.ladder)
+    }
+    prefill[ADAPTIVE] = mean(
+        backbone.prefill_flops(question, choice.cost)
+        for (_, question), choice in zip(questions, choices, strict=True)
+    )
+    encoded = backbone.encode([image for image, _ in questions[:1]])
+    inputs = make_inputs(
+        backbone,
+        encoded,
+        [questions[0][1]],
+        adaptive.predictor.features,
+        token_embeddings=backbone.token_embeddings(),
+    )
+    own = adaptive.predictor.count_flops(inputs)
+    whole = {name: (vision + flops) / 1e9 for name, flops in prefill.items()}
+    whole[ADAPTIVE] += own / 1e9
+    each = decoder_flops_per_token(backbone.checkpoint.config) / 1e9
+    return whole | {"predictor": own / 1e9, "vision": vision / 1e9, "one more token of an answer": each}
+
+
+def _answer_adaptively(adaptive: AdaptiveM3, point: OperatingPoint, batch: Questions) -> list[AdaptiveAnswer]:
+    images, questions = zip(*batch, strict=True)
+    return adaptive.answer_at(adaptive.encode(images), questions, point)
+
+
+def _answer_at(backbone: LlavaBackbone, scale: int, batch: Questions) -> list[Answer]:
+    images, questions = zip(*batch, strict=True)
+    return backbone.answer(backbone.encode(images), questions, scale)
+
+
+def report(found: Mapping[str, Any]) -> None:
+    """The tables, and the same as one line of JSON."""
+    gflops, tokens = found["gflops"], found["visual_tokens"]
+    sizes = [key for key in found if key.startswith("batch_size_")]
+    head = ["scale", "tokens", "GFLOPs"]
+    for key in sizes:
+        number = key.removeprefix("batch_size_")
+        head += [f"ms, batch of {number}", "adaptive is faster"]
+    rows = [head]
+    for name in (ADAPTIVE, *map(str, found["scales"])):
+        row = [name, f"{tokens[name]:.1f}", f"{gflops[name]:.3g}"]
+        for key in sizes:
+            ratio = found[key]["times_as_fast_as"].get(name)
+            row += [f"{found[key]['milliseconds'][name]:.2f}", "-" if ratio is None else f"{ratio:.2f}x"]
+        rows.append(row)
+    print(format_table(rows))
+    shares = ", ".join(
+        f"{found[key]['milliseconds_of_predictor']:.2f} ms ({100 * found[key]['share_of_predictor']:.1f}%)"
+        f" in batches of {key.removeprefix('batch_size_')}"
+        for key in sizes
+    )
+    own = 100 * gflops["predictor"] / gflops[str(found["scales"][-1])]
+    print(f"\nthe predictor alone: {shares}; {own:.2g}% of the FLOPs at the finest scale")
+    chosen = ", ".join(f"{scale}: {100 * share:.0f}%" for scale, share in found["chosen"].items())
+    print(f"chosen: {chosen}; on {found['machine']}, {found['num_threads']} threads, {found['dtype']}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What an evaluation costs: `python -m experiments.bench.evaluation`.
+
+Synthetic outcomes of many questions, two predictors of different skill. Timed are (a) the figures of one of
+them: operating points, front, oracles, merits; (b) the paired bootstrap of those of both, with the fronts'
+bands and the differences. The last line is the table as one JSON object.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.contenders import Contender, Estimating, Outcomes
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.statistics import resample
+from experiments.labels.latency import describe_machine
+from experiments.reporting.text_table import format_table
+
+Result = TypeVar("Result")
+_CALIBRATION = 4  # One calibration image for so many test images.
+
+
+@entry_point("bench_evaluation")
+def main(config: DictConfig) -> None:
+    report(
+        measure(
+            num_images=config.num_images,
+            questions_per_image=config.questions_per_image,
+            num_scales=config.num_scales,
+            num_prices=config.num_prices,
+            num_resamples=config.num_resamples,
+            num_budgets=config.num_budgets,
+            seed=config.seed,
+        )
+    )
+
+
+def make_outcomes(rng: np.random.Generator, num_samples: int, num_scales: int) -> tuple[Outcomes, Floats]:
+    """Outcomes whose scales cost four times as much each, and the true chance of a right answer."""
+    demand = rng.normal(size=(num_samples, 1))
+    chance = 1 / (1 + np.exp(-2 * (np.linspace(-1, 2, num_scales) - demand)))
+    score = (rng.random(chance.shape) < chance).astype(np.float64)
+    cost = np.broadcast_to(4.0 ** np.arange(num_scales), chance.shape).copy()
+    return Outcomes(cost, cost, chance, score), chance
+
+
+def measure(
+    *,
+    num_images: int,
+    questions_per_image: int,
+    num_scales: int,
+    num_prices: int,
+    num_resamples: int,
+    num_budgets: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Seconds of the two parts, by the clock and of the processor, and the most memory used, in GB."""
+    rng = np.random.default_rng(seed)
+    num_learned = max(1, num_images // _CALIBRATION)
+    parts = [
+        make_outcomes(rng, images * questions_per_image, num_scales) for images in (num_learned, num_images)
+    ]
+    image = np.repeat(np.arange(num_images), questions_per_image)
+    contenders = []
+    for name, noise in (("keen", 0.1), ("dull", 0.4)):
+        first, second = (np.clip(chance + rng.normal(0, noise, chance.shape), 0, 1) for _, chance in parts)
+        contenders.append(Estimating(name, first, second))
+
+    def prepare(contenders: Sequence[Contender]) -> Bench:
+        return Bench(
+            parts[0][0],
+            parts[1][0],
+            image,
+            contenders,
+            own=dict.fromkeys(("keen", "dull"), 0.0),
+            reference="dull",
+            num_budgets=num_budgets,
+            num_prices=num_prices,
+        )
+
+    _, plain = _time(lambda: prepare(contenders[:1]).measure(np.ones((1, num_images))))
+    bench = prepare(contenders)
+    found, bands = _time(lambda: resample(bench.measure, num_images, num_resamples=num_resamples, seed=seed))
+    return {
+        "num_samples": len(image),
+        "num_images": num_images,
+        "num_prices": num_prices,
+        "num_points": {name: int(each.points.num_points) for name, each in bench.candidates.items()},
+        "num_resamples": num_resamples,
+        "figures": plain,
+        "bootstrap": bands,
+        "num_figures": int(sum(np.size(each.value) for each in found.values())),
+        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "machine": describe_machine(),
+    }
+
+
+def _time(function: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
+    clock, processor = time.perf_counter(), time.process_time()
+    result = function()
+    seconds = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+    return result, seconds
+
+
+def report(found: dict[str, Any]) -> None:
+    """The table for people, then the whole for programs."""
+    print(
+        f"{found['num_samples']:,} samples, {found['num_images']:,} images, {found['num_prices']} prices, "
+        f"{found['num_resamples']:,} resamples, {found['num_figures']:,} figures"
+    )
+    rows: list[tuple[str, ...]] = [("part", "seconds", "of the processor")]
+    for part in ("figures", "bootstrap"):
+        rows.append((part, *(f"{found[part][each]:.1f}" for each in ("seconds", "processor_seconds"))))
+    print(format_table(rows))
+    print(f"at most {found['gigabytes']:.1f} GB")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What labels of all scales cost: `python -m experiments.bench.labelling`.
+
+Times the labelling engine on the pictures and questions of a task, and beside it, in the same run, plain
+`generate`: (a) one call per question and scale, each encoding its image, as published evaluations do; (b) the
+same in batches; (c) the engine at the finest scale alone. The last line is the table as one JSON object.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image
+
+from experiments.config import entry_point
+from experiments.labels.block_labels import answer_at_scales
+from experiments.labels.blocks import group_by_image
+from experiments.labels.latency import describe_machine, time_call
+from experiments.reporting.text_table import format_table
+from experiments.tasks.base import Sample, Task
+from m3_backbone.costs import decoder_flops_per_token, vision_flops
+from m3_backbone.decoding.drafting import Work
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
+
+Pictures = list[tuple[Image.Image, list[Sample]]]
+
+
+@entry_point("bench_labelling")
+def main(config: DictConfig) -> None:
+    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
+    task = instantiate(config.task, _convert_="all")
+    pictures = read_pictures(task, config.split, config.num_images, config.questions_per_image)
+    report(measure(backbone, pictures, num_naive=config.num_naive, repeats=config.repeats))
+
+
+def read_pictures(task: Task, split: Any, num_images: int, questions_per_image: int | None) -> Pictures:
+    groups = islice(group_by_image(task.samples(split)), num_images)
+    return [(task.image(image_id), samples[:questions_per_image]) for image_id, samples in groups]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer questions: seconds per question, and what it answered at every scale."""
+
+    name: str
+    run: Callable[[], list[list[list[int]]]]
+    num_questions: int
+
+
+def measure(
+    backbone: LlavaBackbone, pictures: Pictures, *, num_naive: int | None, repeats: int
+) -> dict[str, Any]:
+    """Median seconds per question of every way, and what the engine did for it."""
+    questions = [(image, sample) for image, samples in pictures for sample in samples]
+    engine = Engine(backbone, pictures)
+    engine.answer_at(tuple(backbone.ladder))  # loads the weights and warms up
+    # Evenly spread, so that the plain ways see the questions that the engine sees.
+    step = max(1, len(questions) // (num_naive or len(questions)))
+    rows = list(range(0, len(questions), step))[:num_naive]
+    plain = PlainGenerate(backbone, [questions[row] for row in rows], [engine.answers[row] for row in rows])
+    ways = [
+        Way("all scales, engine", lambda: engine.answer_at(tuple(backbone.ladder)), len(questions)),
+        Way("finest scale, engine (c)", lambda: engine.answer_at((backbone.ladder.finest,)), len(questions)),
+        Way("all scales, generate in batches (b)", lambda: plain.answer(backbone.batch_size), len(rows)),
+        Way("all scales, generate one by one (a)", lambda: plain.answer(1), len(rows)),
+    ]
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    answers = {}
+    for _ in range(repeats):
+        for way in ways:
+            answers[way.name], took = time_call(way.run)
+            seconds[way.name].append(took / way.num_questions)
+    each = {name: median(took) for name, took in seconds.items()}
+    ours, finest, batched, naive = each.values()
+    reference = [answers[ways[0].name][row] for row in rows]
+    work, flops = engine.work, engine.flops
+    peak = measure_peak(backbone.model.dtype, backbone.model.device)
+    return {
+        "backbone": backbone.name,
+        "machine": describe_machine(),
+        "num_threads": torch.get_num_threads(),
+        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "scales": list(backbone.ladder),
+        "num_images": len(pictures),
+        "num_questions": len(questions),
+        "milliseconds_per_question": {name: 1000 * took for name, took in each.items()},
+        "questions_per_second": 1 / ours,
+        "tokens_per_second": work.num_tokens / len(questions) / ours,
+        "share_of_matrix_peak": flops / len(questions) / ours / peak,
+        "padding_share": work.padding_tokens / work.num_tokens,
+        "draft_acceptance": work.num_drafted / work.num_answers,
+        "times_as_fast_as_one_by_one": naive / ours,
+        "times_as_fast_as_batched": batched / ours,
+        "times_the_finest_scale": ours / finest,
+        "answers_that_differ": None
+        if plain.is_forced
+        else sum(
+            mine != theirs
+            for other in (ways[2].name, ways[3].name)
+            for mine, theirs in zip(reference, answers[other], strict=True)
+        ),
+        "peak_memory_gib": measure_memory(),
+    }
+
+
+class Engine:
+    """The labelling engine on some pictures; keeps count of the last run's work."""
+
+    def __init__(self, backbone: LlavaBackbone, pictures: Pictures) -> None:
+        self.backbone, self.pictures = backbone, pictures
+        self.answers: list[list[list[int]]] = []
+        self.work = Work()
+        self.flops = 0
+
+    def answer_at(self, scales: Sequence[int]) -> list[list[list[int]]]:
+        """Token ids per question and scale, coarsest first."""
+        before = replace(self.backbone.work)
+        encoded = self.backbone.encode([image for image, _ in self.pictures])
+        pairs = [(e, s) for e, (_, samples) in zip(encoded, self.pictures, strict=True) for s in samples]
+        answers = [
+            [answer.token_ids for answer in row] for row in answer_at_scales(self.backbone, pairs, scales)
+        ]
+        if scales == tuple(self.backbone.ladder):
+            self.work = self.backbone.work.since(before)
+            self.answers = answers
+            config = self.backbone.checkpoint.config
+            num_tiles = sum(len(image.tokens) for image in encoded)
+            decoder = self.work.num_tokens * decoder_flops_per_token(config)
+            self.flops = vision_flops(config, num_tiles) + decoder
+        return answers
+
+
+class PlainGenerate:
+    """transformers' `generate`, which encodes the image of every question at every scale anew.
+
+    Where answers are drawn (`random_llava`), it is made to generate as many tokens as they have.
+    """
+
+    def __init__(
+        self,
+        backbone: LlavaBackbone,
+        questions: Sequence[tuple[Image.Image, Sample]],
+        drawn: Sequence[Sequence[Sequence[int]]],
+    ) -> None:
+        self.backbone, self.questions, self.drawn = backbone, questions, drawn
+        self.is_forced = isinstance(backbone, RandomLlavaBackbone)
+
+    @torch.no_grad()
+    def answer(self, batch_size: int) -> list[list[list[int]]]:
+        by_scale = [self._answer_at(column, batch_size) for column in range(len(self.backbone.ladder))]
+        return [list(row) for row in zip(*by_scale, strict=True)]
+
+    def _answer_at(self, column: int, batch_size: int) -> list[list[int]]:
+        scale = tuple(self.backbone.ladder)[column]
+        processor = self.backbone.processor
+        model: Any = self.backbone.model
+        ends = model.generation_config.eos_token_id
+        answers: list[list[int]] = []
+        for start in range(0, len(self.questions), batch_size):
+            rows = range(start, min(start + batch_size, len(self.questions)))
+            images = [self.questions[row][0] for row in rows]
+            prompts = [processor.template.format(self.questions[row][1].question) for row in rows]
+            inputs = {name: x.to(model.device) for name, x in processor(images, prompts, scale).items()}
+            length = {"max_new_tokens": self.backbone.max_new_tokens}
+            if self.is_forced:
+                most = max(len(self.drawn[row][column]) for row in rows)
+                length = {"max_new_tokens": most, "min_new_tokens": most}
+            output = model.generate(**inputs, token_scale=scale, do_sample=False, **length)
+            for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
+                end = ids.index(ends) + 1 if ends in ids else len(ids)
+                answers.append(ids[:end])
+        return answers
+
+
+def measure_peak(dtype: torch.dtype, device: torch.device, size: int | None = None) -> float:
+    """Operations per second of the largest matrix product that makes sense here: the best of ten."""
+    size = size or (8192 if device.type == "cuda" else 1536)
+    first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(time_call(lambda: first @ second)[1] for _ in range(10))
+
+
+def measure_memory() -> float:
+    """Most memory held so far in GiB: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def report(found: dict[str, Any]) -> None:
+    """The table, and the same as one line of JSON."""
+    rows = [["way", "ms per question", "times the engine"]]
+    ours = next(iter(found["milliseconds_per_question"].values()))
+    for name, took in found["milliseconds_per_question"].items():
+        rows.append([name, f"{took:.2f}", f"{took / ours:.2f}"])
+    print(format_table(rows))
+    print(
+        f"\n{found['questions_per_second']:.1f} questions, {found['tokens_per_second']:,.0f} tokens a second;"
+        f" {100 * found['share_of_matrix_peak']:.0f}% of the measured matrix peak;"
+        f" {100 * found['padding_share']:.1f}% padding; {100 * found['draft_acceptance']:.0f}% of the answers"
+        f" drafted; {found['peak_memory_gib']:.2f} GiB"
+    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Files of a label folder: names, locks, and what replaces what.
+
+Names as file names, and folders under names that are free.
+
+Replaced answers: moved or copied to a folder beside the labels, never deleted.
+
+File locks: one process at a time labels into a folder, trains a predictor, measures or opens a study.
+"""
+
+import hashlib
+import itertools
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+# Leaves room for a suffix within the 255 bytes that file systems allow.
+_MAX_LENGTH = 120
+
+
+def to_file_name(name: str) -> str:
+    """`name` as one path component, unchanged where it is plain; distinct names stay distinct.
+
+    Characters other than letters, digits, dots, hyphens and underscores are percent-encoded, as is a leading
+    dot; a long name is cut and ends in a digest of the whole name.
+    """
+    encoded = quote(name, safe="", errors="surrogatepass")
+    if not encoded or encoded.startswith("."):
+        encoded = f"%2E{encoded[1:]}" if encoded else "%"
+    if len(encoded) > _MAX_LENGTH:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        encoded = f"{encoded[: _MAX_LENGTH - 17]}%{digest}"
+    return encoded
+
+
+def make_exclusively(folder: Path) -> Path:
+    """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is not there, and return its path."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("endless")
+
+
+# The folder of a label folder that holds answers given again (`labels.resampled`).
+RESAMPLED = "resampled"
+
+
+def move_aside(folder: Path, files: Iterable[Path]) -> Path | None:
+    """Move those of `files` below `folder` that are there into a new folder beside it, to the same places.
+
+    Returns that folder, `FOLDER.replaced-YYYY-MM-DD_HH-MM-SS`; None where there is nothing to move.
+    """
+    return _transfer(folder, files, Path.rename)
+
+
+def copy_aside(folder: Path, files: Iterable[Path]) -> Path | None:
+    """Copy files as `move_aside` moves them, before they are written anew."""
+    return _transfer(folder, files, shutil.copy2)
+
+
+def _transfer(folder: Path, files: Iterable[Path], transfer: Callable[[Path, Path], object]) -> Path | None:
+    present = [path for path in files if path.exists()]
+    if not present:
+        return None
+    target = _make_folder(folder)
+    for path in present:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        transfer(path, place)
+    return target
+
+
+def _make_folder(folder: Path) -> Path:
+    place = folder.resolve()  # a link may lead to another disk, where nothing can be renamed to from here
+    return make_exclusively(place.with_name(f"{place.name}.replaced-{datetime.now():%Y-%m-%d_%H-%M-%S}"))
+
+
+# Seconds after which a process that waits for a lock says so.
+QUIET_SECONDS = 1.0
+
+
+@contextmanager
+def wait_for_lock(path: Path, work: str, refusal: str | None = None, timeout: float = 0) -> Iterator[None]:
+    """Hold the lock file `path`, whose name begins with a dot; when the holder dies, the system frees it.
+
+    `work` says what the holder does, as "trains mlp in FOLDER". Waits for as long as it takes, and the log
+    says for whom; with a `refusal`, raises ValueError instead where the lock is not free within `timeout`
+    seconds, naming the holder and ending in `refusal`.
+    """
+    lock = FileLock(path)
+    # Beside the lock file, which another process may not be able to read while it is held.
+    owner = path.with_name(path.name.replace(".lock", ".owner", 1))
+    try:
+        lock.acquire(timeout=QUIET_SECONDS if refusal is None else timeout)
+    except Timeout as error:
+        holder = _read_owner(owner)
+        if refusal is not None:
+            raise ValueError(f"{holder} {work} now: {refusal}") from error
+        log.info("waiting: %s %s", holder, work)
+        lock.acquire()
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "another process"
+    except OSError:
+        return "another process"
+
+
+@contextmanager
+def hold(folder: Path, part: str = "", timeout: float | None = 0) -> Iterator[None]:
+    """Hold a label folder, or one part of the work on it.
+
+    Raises ValueError, naming the holder, where the lock is not free within `timeout` seconds; None waits for
+    as long as it takes, and the log says for whom.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    refusal = (
+        None
+        if timeout is None
+        else ("wait until it is done, or label into another folder with paths.labels=FOLDER")
+    )
+    with wait_for_lock(folder / f".lock{part}", f"is labelling into {folder}", refusal, timeout or 0):
+        yield
+
+
+def refuse_parts(folder: Path, but: str | None = None) -> None:
+    """Raise ValueError if a run on a part of the work, except `but`, holds its lock.
+
+    Call it while holding the whole.
+    """
+    parts = [path.name.removeprefix(".lock") for path in sorted(folder.glob(".lock?*"))]
+    for part in parts:
+        if part != but:
+            with hold(folder, part):
+                pass

@@ -1,0 +1,1 @@
+"""Comparison of this implementation with the authors' code."""

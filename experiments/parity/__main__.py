@@ -1,0 +1,34 @@
+"""Do we agree with the official code? `python -m experiments.parity fixture=DIR scoring=FILE router=FILE`.
+
+Prints the largest deviation of each recorded quantity. Exit status 1 where tokens, counts or texts differ at
+all or a number by more than is allowed; 2 where the recording itself cannot be used.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+from experiments.parity.deviations import Deviation, summarize
+from experiments.parity.recording import compare_model, compare_scorers
+from experiments.parity.router import compare_router
+
+
+@entry_point("parity")
+def main(config: DictConfig) -> None:
+    if config.fixture is None and config.scoring is None and config.router is None:
+        raise ValueError("nothing to compare: give fixture=DIR, scoring=FILE, router=FILE or several")
+    deviations: list[Deviation] = []
+    if config.fixture is not None:
+        deviations += compare_model(Path(config.fixture))
+    if config.scoring is not None:
+        deviations += compare_scorers(Path(config.scoring))
+    if config.router is not None:
+        deviations += compare_router(Path(config.router))
+    print(summarize(deviations))
+    if any(deviation.size > deviation.allowed for deviation in deviations):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Comparison of a checkpoint and of the scorers with what the authors' code computed for them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from experiments.parity.deviations import (
+    NUMBER,
+    Deviation,
+    compare_tensors,
+    compare_values,
+    read_tensors,
+)
+from experiments.tasks.scoring import score
+from m3_backbone.llava.backbone import LlavaBackbone
+
+HALF = 2e-3  # allowed deviation of a pixel value: those are stored as float16
+RECORDED_IMAGE = -200  # what stands for the image in the recorded token ids
+CASE_KEYS = (
+    "image",
+    "question",
+    "prompt",
+    "reference_answer",
+    "prompt_ids",
+    "full_ids",
+    "scale",
+    "visual_tokens",
+    "answer_nll",
+    "answer_len",
+    "generated_ids",
+    "generated_text",
+)
+
+
+def compare_scorers(file: Path) -> Iterator[Deviation]:
+    """Every row of a JSON list of {metric, prediction, references, score}."""
+    for number, row in enumerate(_read_json(file)):
+        _require(row, ("metric", "prediction", "references", "score"), f"row {number} of {file}")
+        found = score(row["metric"], row["prediction"], row["references"])
+        yield Deviation.of_number(f"score: {row['metric']}", f"row {number}", found, row["score"])
+
+
+def compare_model(folder: Path) -> Iterator[Deviation]:
+    """Everything that a fixture folder records about its checkpoint, which runs on the CPU in float32."""
+    recorded = _read_json(folder / "expected.json")
+    _require(recorded, ("cases", "training_loss_image0"), folder / "expected.json")
+    cases: list[dict[str, Any]] = recorded["cases"]
+    for number, case in enumerate(cases):
+        _require(case, CASE_KEYS, f"case {number} of {folder / 'expected.json'}")
+    tensors = read_tensors(folder / "expected.safetensors")
+    images = {name: _read_image(folder / name) for name in {case["image"]: None for case in cases}}
+    backbone = LlavaBackbone(
+        folder / "checkpoint",
+        scales=sorted({case["scale"] for case in cases}),
+        dtype="float32",
+        device="cpu",
+        max_new_tokens=max(len(case["generated_ids"]) for case in cases),
+    )
+    encoded = dict(zip(images, backbone.encode(list(images.values())), strict=True))
+    for name, image in images.items():
+        if (pixels := tensors.get(f"{Path(name).stem}.pixel_values")) is not None:
+            found = backbone.processor.images(image)
+            yield compare_tensors("pixel values", name, found.reshape(pixels.shape), pixels, HALF)
+    losses = []
+    for case in cases:
+        where = f"{Path(case['image']).stem}.scale{case['scale']}"
+        image, scale = images[case["image"]], case["scale"]
+        yield from _compare_text(backbone, case, where)
+        visual = backbone.visual_tokens(encoded[case["image"]], scale)
+        counts = (len(visual), backbone.num_visual_tokens(image.size, scale))
+        yield compare_values("number of visual tokens", where, counts, (case["visual_tokens"],) * 2)
+        yield compare_tensors(
+            "visual tokens", where, visual, _take(tensors, f"{where}.visual_tokens", folder), NUMBER
+        )
+        logits, loss = _run_model(backbone, image, case)
+        yield compare_tensors("logits", where, logits, _take(tensors, f"{where}.last_logits", folder), NUMBER)
+        if Path(case["image"]).stem == "image0":
+            losses.append(loss)
+        yield from _compare_answer(backbone, encoded[case["image"]], case, where)
+    mean = sum(losses) / max(len(losses), 1)
+    yield Deviation.of_number("training loss", "image0", mean, recorded["training_loss_image0"])
+
+
+def _compare_text(backbone: LlavaBackbone, case: Mapping[str, Any], where: str) -> Iterator[Deviation]:
+    processor = backbone.processor
+    ids = processor.prompt_ids(case["question"])
+    answer_ids = processor.answer_ids(case["reference_answer"])
+    recorded, full = (
+        [processor.image_token_id if token == RECORDED_IMAGE else token for token in case[name]]
+        for name in ("prompt_ids", "full_ids")
+    )
+    yield compare_values("prompt", where, processor.template.format(case["question"]), case["prompt"])
+    yield compare_values("prompt ids", where, ids, recorded)
+    yield compare_values("prompt and reference ids", where, ids + answer_ids, full)
+    yield compare_values("length of the reference", where, len(answer_ids), case["answer_len"])
+
+
+def _compare_answer(
+    backbone: LlavaBackbone, encoded: Any, case: Mapping[str, Any], where: str
+) -> Iterator[Deviation]:
+    question, reference = case["question"], case["reference_answer"]
+    (answer,) = backbone.answer([encoded], [question], case["scale"], references=[[reference]])
+    # The recording starts with the start token, which is no part of the answer, and may have been cut off.
+    recorded = case["generated_ids"][1:]
+    found = answer.token_ids[: len(recorded)]
+    yield compare_values("greedy ids", where, found, recorded)
+    yield compare_values("greedy text", where, backbone.processor.decode(found), case["generated_text"])
+    assert answer.nll is not None
+    yield Deviation.of_number("reference NLL", where, answer.nll, case["answer_nll"])
+
+
+@torch.no_grad()
+def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """Logits `[vocabulary]` after the prompt, and the causal loss on the reference, from `forward`."""
+    inputs = backbone.processor(image, case["prompt"], case["scale"])
+    answer = torch.tensor([backbone.processor.answer_ids(case["reference_answer"])])
+    prompt_length = inputs["input_ids"].shape[1]
+    input_ids = torch.cat([inputs.pop("input_ids"), answer], dim=1)
+    labels = input_ids.clone()
+    labels[:, :prompt_length] = -100
+    inputs["attention_mask"] = torch.ones_like(input_ids)
+    outputs = backbone.model(input_ids=input_ids, labels=labels, token_scale=case["scale"], **inputs)
+    return outputs.logits[0, prompt_length - 1], float(outputs.loss)
+
+
+def _take(tensors: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"{folder / 'expected.safetensors'} lacks {name}: the fixture is incomplete")
+    return tensors[name]
+
+
+def _require(row: Any, keys: Sequence[str], where: object) -> None:
+    missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}: the recording is incomplete")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
+def _read_image(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")

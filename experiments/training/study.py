@@ -1,0 +1,298 @@
+"""The study of a tuning: objectives, trials, storage.
+
+A study that any number of processes, on any number of machines, bring to an end together.
+
+A worker that dies leaves a trial in the state "running". In a database (SQLite, PostgreSQL) every living
+worker leaves heartbeats, Optuna's own; a journal file has none, so there each worker holds a file lock, which
+the system frees when the worker dies. A worker that dies while it asks for a trial leaves neither: such a
+trial has no worker's name, and counts as given up after `grace` seconds, whatever the storage. All these
+trials are failed, and their values are tried again.
+
+What the trials of a search are measured by, all of it on validation samples.
+"""
+
+import copy
+import logging
+import os
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+    fail_stale_trials,
+)
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError
+
+from experiments.labels.files import wait_for_lock
+
+log = logging.getLogger(__name__)
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+TAKEN = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
+Direction = Literal["maximize", "minimize"]
+WORKER = "worker"
+
+# Heartbeats are called experimental since 2021.
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+class Withdrawn(Exception):
+    """A trial that was begun although others had taken the last places."""
+
+
+class TakenOver(Exception):
+    """A trial that another worker has failed meanwhile, because this one gave no sign of life."""
+
+
+class Retry:
+    """Queues the values of a failed trial again, `max_retries` times at most, without its worker's name."""
+
+    def __init__(self, max_retries: int) -> None:
+        self._queue = RetryHeartbeatStaleTrialCallback(max_retry=max_retries)
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        trial = copy.deepcopy(trial)
+        # Whoever takes the new trial would pass for the dead worker until it has written its own name.
+        trial.user_attrs.pop(WORKER, None)
+        self._queue(study, trial)
+
+
+class SharedStudy:
+    """One of the processes that work on a study; made, it has joined.
+
+    `storage` is the URL of a database, or a file that ends in `.journal`; None: SQLite in `folder`. A worker
+    of a database writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace` seconds
+    without one. With a journal, `folder` has to be one that all workers see, for their locks lie there. A
+    trial is tried again `max_retries` times at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        storage: str | None,
+        directions: Sequence[Direction],
+        sampler: optuna.samplers.BaseSampler | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+        heartbeat: int = 10,
+        grace: int = 40,
+        max_retries: int = 3,
+    ) -> None:
+        self.folder, self.grace, self.poll_seconds = folder, grace, min(1.0, heartbeat / 2)
+        self._retry = Retry(max_retries)
+        # Running trials without a worker's name: when this process saw them first, by its own clock.
+        self._nameless_since: dict[int, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        # Tables are made once, whoever comes first.
+        with wait_for_lock(folder / ".lock", f"opens the study in {folder}"):
+            opened = _open_storage(
+                storage or f"sqlite:///{folder / 'study.db'}", heartbeat, grace, self._retry
+            )
+            self.study = optuna.create_study(
+                study_name=name,
+                storage=opened,
+                directions=list(directions),
+                sampler=sampler,
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        if [direction.name.lower() for direction in self.study.directions] != list(directions):
+            raise ValueError(
+                f"study {name!r} was begun with other objectives: give this one another study.name"
+            )
+        self._is_journal = isinstance(opened, JournalStorage)
+
+    def begin_with(self, values: dict[str, Any]) -> None:
+        """Try these values first, unless somebody has."""
+        with wait_for_lock(self.folder / ".lock", f"opens the study in {self.folder}"):
+            if values and not self.study.get_trials(deepcopy=False):
+                self.study.enqueue_trial(values)
+
+    def run(self, objective: Callable[[optuna.Trial], Any], num_trials: int) -> None:
+        """Work on the study until `num_trials` of all its trials are finished, pruned ones included.
+
+        Waits for trials of other workers at the end, and takes over those of dead ones. What `objective`
+        raises fails the trial and ends this worker.
+        """
+        announced: set[int] = set()
+        with self._stay_alive():
+            while self.count(FINISHED) < num_trials:
+                self.free_stale_trials()
+                waiting = self.count((TrialState.WAITING,))
+                if waiting or self.count(TAKEN) < num_trials:
+                    self._run_one(objective, num_trials)
+                    continue
+                running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                if {trial.number for trial in running} - announced:
+                    announced |= {trial.number for trial in running}
+                    log.info(
+                        "waiting for trials of other workers: %s; those of dead workers are taken over "
+                        "within about %d seconds",
+                        ", ".join(f"{trial.number} ({_name_worker(trial)})" for trial in running),
+                        self.grace,
+                    )
+                time.sleep(self.poll_seconds)
+
+    def count(self, states: Sequence[TrialState]) -> int:
+        """How many trials of the study are in one of these states."""
+        return len(self.study.get_trials(deepcopy=False, states=tuple(states)))
+
+    def free_stale_trials(self) -> None:
+        """Fail the running trials of dead workers, and queue their values anew."""
+        if not self._is_journal:
+            fail_stale_trials(self.study)
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            if not self._is_dead(trial):
+                continue
+            try:
+                self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+            except UpdateFinishedTrialError:
+                continue  # another worker was faster
+            log.warning("trial %d of %s is tried again", trial.number, _name_worker(trial))
+            self._retry(self.study, trial)
+
+    def _run_one(self, objective: Callable[[optuna.Trial], Any], num_trials: int) -> None:
+        """Ask for a trial and run it; one that other workers take over meanwhile is left to them."""
+        taken_over = False
+
+        def run(trial: optuna.Trial) -> Any:
+            nonlocal taken_over
+            try:
+                return self._run_trial(objective, num_trials, trial)
+            except (TakenOver, UpdateFinishedTrialError) as error:
+                taken_over = True
+                raise TakenOver(f"trial {trial.number} was taken over") from error
+
+        try:
+            self.study.optimize(run, n_trials=1, catch=(Withdrawn,))
+        except Exception as error:
+            # Optuna refuses to record the failure of a trial that has failed already.
+            if not taken_over:
+                raise
+            log.warning("a trial of this worker was taken over by another one (%s)", error)
+
+    def _run_trial(
+        self, objective: Callable[[optuna.Trial], Any], num_trials: int, trial: optuna.Trial
+    ) -> Any:
+        storage = self.study._storage
+        if isinstance(storage, RDBStorage):
+            # Optuna's thread does the same a moment later: a trial with a name has a heartbeat.
+            storage.record_heartbeat(trial._trial_id)
+        trial.set_user_attr(WORKER, self.worker)
+        # Two workers may have seen the last place free: of all trials the first ones keep theirs.
+        earlier = self.study.get_trials(deepcopy=False, states=TAKEN)
+        if sum(other.number < trial.number for other in earlier) >= num_trials:
+            raise Withdrawn(f"the study has its {num_trials} trials")
+        try:
+            value = objective(trial)
+        except KeyboardInterrupt as interrupt:
+            self._retry(self.study, storage.get_trial(trial._trial_id))
+            interrupt.add_note("The trial that was running is tried again.")
+            raise
+        if storage.get_trial(trial._trial_id).state != TrialState.RUNNING:
+            raise TakenOver
+        return value
+
+    def _is_dead(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get(WORKER)
+        if worker is None:
+            # Not by the start of the trial: that is the clock of another machine.
+            first_seen = self._nameless_since.setdefault(trial.number, time.monotonic())
+            return time.monotonic() - first_seen > self.grace
+        if not self._is_journal or worker == self.worker:
+            return False  # a database has heartbeats
+        lock = FileLock(self._lock_of(worker))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        lock.release()
+        return True
+
+    def _lock_of(self, worker: str) -> Path:
+        folder = self.folder / "workers"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{worker}.lock"
+
+    @contextmanager
+    def _stay_alive(self) -> Any:
+        with ExitStack() as stack:
+            if self._is_journal:
+                stack.enter_context(FileLock(self._lock_of(self.worker)))
+            yield
+
+
+def _name_worker(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(WORKER, "a worker that gave no name"))
+
+
+def find_origin(trial: optuna.Trial) -> int:
+    """The number of the trial, or of the one that it tries again after a worker's death."""
+    frozen = trial.study.trials[trial.number]
+    origin = RetryHeartbeatStaleTrialCallback.retried_trial_number(frozen)
+    return trial.number if origin is None else origin
+
+
+def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> BaseStorage:
+    if storage.endswith(".journal"):
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(storage))
+    if "://" not in storage:
+        raise ValueError(
+            f"storage={storage} is neither a database (sqlite:///FILE, postgresql://...) nor a .journal file"
+        )
+    # Writers of one SQLite file wait for each other rather than give up.
+    arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+    make = partial(
+        RDBStorage,
+        storage,
+        engine_kwargs=arguments,
+        heartbeat_interval=heartbeat,
+        grace_period=grace,
+        heartbeat_stale_trial_callback=retry,
+    )
+    try:
+        try:
+            return make()
+        except IntegrityError:
+            # Another process, of another folder or a dashboard, has made the tables in the meantime.
+            return make()
+    except ImportError as error:
+        raise ValueError(
+            f"no driver for the database of {storage.partition('://')[0]}://...: for PostgreSQL "
+            "pip install 'psycopg[binary]'"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One figure of a trial, and which way it should go."""
+
+    direction: Direction
+    label: str
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "recovered": Objective("maximize", "part of the mix-to-oracle gap recovered on validation"),
+    "tokens": Objective("minimize", "mean visual tokens at the default price, validation"),
+    "flops": Objective("minimize", "the predictor's own FLOPs per question"),
+    "parameters": Objective("minimize", "parameters"),
+}

@@ -1,0 +1,1 @@
+"""Greedy and sampled answers, several prompts in one pass."""

@@ -1,0 +1,346 @@
+"""M3 checkpoints as a backbone."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from m3_backbone.arguments import PositiveInt, checked
+from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.costs import prefill_flops, vision_flops
+from m3_backbone.decoding.batches import group_rows, halve_until_it_fits
+from m3_backbone.decoding.decoding import Decoded, Decoder
+from m3_backbone.decoding.drafting import Work
+from m3_backbone.decoding.sampling import Draw
+from m3_backbone.images import to_rgb
+from m3_backbone.ladder import ScaleLadder
+from m3_backbone.llava.modeling import M3Model
+from m3_backbone.llava.prompts import prompt_template
+from m3_backbone.loading.checkpoint import Checkpoint
+
+
+class LlavaBackbone(Backbone):
+    """An M3 checkpoint as a backbone.
+
+    Making one reads configuration and tokenizer only; the weights are loaded when they are first needed.
+
+    Args:
+        checkpoint: folder, hub id or `tiny_m3`; or one that is open already.
+        name: names the labels that this backbone makes; the last part of `checkpoint` if not given.
+        dtype: of the weights, as `float32` or `bfloat16`; `auto` takes the checkpoint's.
+        device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
+        device_map: how the model is spread over devices, as in `from_pretrained` (needs accelerate).
+        attn_implementation: attention kernel, as in `from_pretrained`.
+        scales: other scales than the checkpoint names, which it has to be trained for.
+        image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
+        prompt: name of the prompt template; the checkpoint's own if not given.
+        max_new_tokens: where answers are cut off.
+        batch_size: questions that are answered together.
+        image_batch_size: images that are encoded together.
+    """
+
+    _decoder_class: Callable[..., Decoder] = Decoder
+
+    @checked
+    def __init__(
+        self,
+        checkpoint: str | Path | Checkpoint,
+        *,
+        name: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        scales: Sequence[PositiveInt] | None = None,
+        image_grid_pinpoints: Sequence[Sequence[PositiveInt]] | None = None,
+        prompt: str | None = None,
+        max_new_tokens: PositiveInt = 16,
+        batch_size: PositiveInt = 64,
+        image_batch_size: PositiveInt = 16,
+    ) -> None:
+        if device is not None and device_map is not None:
+            raise ValueError("give device or device_map, not both")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
+        if device is not None:
+            check_device(device)
+        check_dtype(dtype)
+        if attn_implementation is not None:
+            check_attention(attn_implementation)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
+        elif scales is not None:
+            checkpoint = replace(checkpoint, scales=tuple(scales))
+        self.name = name or Path(checkpoint.source).name
+        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.device, self.device_map = device, device_map
+        self.max_new_tokens = max_new_tokens
+        self.batch_size, self.image_batch_size = batch_size, image_batch_size
+        self.checkpoint = checkpoint
+        self.processor = self.checkpoint.processor
+        if prompt is not None:
+            self.processor.template = prompt_template(prompt)
+        self._system_ids = self.processor.prompt_parts(self.processor.template.text)[0]
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        # The same questions come back at every scale, and the same references with many questions.
+        self._suffix_ids = lru_cache(2**16)(self._tokenize_suffix)
+        self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without model and caches: a process that this is sent to loads the weights itself."""
+        left_out = ("model", "_decoder", "_suffix_ids", "_answer_ids")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_caches()
+
+    @cached_property
+    def ladder(self) -> ScaleLadder:
+        return self.checkpoint.ladder
+
+    @property
+    def hidden_size(self) -> int:
+        return self.checkpoint.config.get_text_config().hidden_size
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        dtype = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
+        return {
+            "weights": self.checkpoint.fingerprint,
+            "prompt": _digest(self.processor.describe()),
+            "decoding": _digest(
+                {
+                    "method": "greedy",
+                    "max_new_tokens": self.max_new_tokens,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "attention": self.attn_implementation,
+                }
+            ),
+        }
+
+    @cached_property
+    def model(self) -> M3Model:
+        """The model with its weights, in its place."""
+        model: Any = self.checkpoint.load_model(
+            dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
+        )
+        if self.device_map is None:
+            model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.requires_grad_(False)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the weights, loaded or yet to be."""
+        name = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
+        found: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
+        return found
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where the model is, or goes once loaded; for one that `device_map` spreads, its first weights."""
+        if self.device_map is not None:
+            return self.model.device
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def move(self, device: str | None = None, dtype: str | None = None) -> None:
+        """Put the model onto another device, or load its weights as another `dtype` when next needed.
+
+        Another dtype changes the fingerprint of `decoding`. ValueError for a device that is not there.
+        """
+        if self.device_map is not None and device is not None:
+            raise ValueError("a model that device_map spreads is not moved: open it with device instead")
+        if device is not None:
+            if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
+            self.device = device
+        stale = ["_decoder"]
+        if dtype is not None and getattr(torch, dtype) != self.torch_dtype:
+            self.dtype = dtype
+            stale += ["model", "fingerprints"]
+        for name in stale:
+            vars(self).pop(name, None)
+        if "model" in vars(self) and device is not None:
+            model: Any = self.model
+            model.to(device)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        ends = self.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends
+        return self._decoder_class(self.model, ends, self.max_new_tokens, self._system_ids)
+
+    @property
+    def work(self) -> Work:
+        """What has gone through the decoder so far."""
+        return self._decoder.work
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        images = [to_rgb(image) for image in images]
+
+        def encode(batch: Sequence[Image.Image]) -> list[EncodedImage]:
+            inputs = {
+                name: x.to(self._decoder.device) for name, x in self.processor.preprocess(batch).items()
+            }
+            tokens = self.model.encode_images(**inputs)
+            counts = [self.processor.images.num_tiles(image.size) for image in batch]
+            return [
+                EncodedImage(t.clone(), image) for t, image in zip(tokens.split(counts), batch, strict=True)
+            ]
+
+        batches = halve_until_it_fits(encode, images, self.image_batch_size)
+        return [encoded for _, results in batches for encoded in results]
+
+    @torch.no_grad()
+    def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
+        width, height = encoded.size
+        return self.model.pool_images(encoded.tokens, token_scale, torch.tensor([[height, width]]))[0]
+
+    def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
+        return self.processor.images.num_visual_tokens(image_size, token_scale)
+
+    def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
+        num_tokens = len(self._system_ids) + num_visual_tokens + len(self._suffix_ids(question))
+        return prefill_flops(self.checkpoint.config, num_tokens)
+
+    def vision_flops(self, image_size: tuple[int, int], token_scale: int) -> int:
+        return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
+
+    def answer(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        token_scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
+        draws: Sequence[Draw] | None = None,
+    ) -> list[Answer]:
+        references = references or [()] * len(questions)
+        guesses = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
+        decoded = self._decode(encoded, questions, token_scale, references, guesses, draws)
+        return [Answer(self.processor.decode(row.token_ids), **vars(row)) for row in decoded]
+
+    def score(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        token_scale: int,
+    ) -> list[float]:
+        if not all(references):
+            raise ValueError("every row needs a reference to be scored")
+        nothing: list[Any] = [[]] * len(questions)
+        decoded = self._decode(encoded, questions, token_scale, references, nothing, answer=False)
+        return [row.nll for row in decoded if row.nll is not None]
+
+    def _decode(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        token_scale: int,
+        references: Sequence[Sequence[str]],
+        drafts: Sequence[Sequence[Sequence[int]]],
+        draws: Sequence[Draw] | None = None,
+        *,
+        answer: bool = True,
+    ) -> list[Decoded]:
+        """Questions in batches, those of one image together; results in the order of the rows."""
+        if any(len(each) != len(encoded) for each in (questions, references, drafts, draws or encoded)):
+            raise ValueError(
+                f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
+                f"{len(drafts)} drafts, {len(draws or encoded)} draws"
+            )
+        for question in dict.fromkeys(questions):
+            self.check_question(question, token_scale=token_scale)
+        decoded: dict[int, Decoded] = {}
+
+        def decode(batch: Sequence[list[int]]) -> list[Decoded]:
+            rows = list(chain.from_iterable(batch))
+            images = list({id(encoded[row]): encoded[row] for row in rows}.values())
+            place = {id(image): i for i, image in enumerate(images)}
+            return self._decoder.decode(
+                [self.visual_tokens(image, token_scale) for image in images],
+                [place[id(encoded[row])] for row in rows],
+                [self._suffix_ids(questions[row]) for row in rows],
+                [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
+                [drafts[row] for row in rows],
+                [draws[row] for row in rows] if draws else None,
+                answer=answer,
+            )
+
+        by_question = group_rows([id(image) for image in encoded], questions)
+        for batch, results in halve_until_it_fits(decode, by_question, self.batch_size):
+            decoded.update(zip(chain.from_iterable(batch), results, strict=True))
+        return [decoded[row] for row in range(len(encoded))]
+
+    def _tokenize_suffix(self, question: str) -> list[int]:
+        """Ids of the prompt from the end of the image on."""
+        return self.processor.prompt_parts(self.processor.template.format(question))[1]
+
+    def check_question(
+        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
+    ) -> None:
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+        self.processor.check_text("the question", question)
+        most = self.processor.images.max_visual_tokens(token_scale or self.ladder.finest)
+        context = self.checkpoint.context_length
+        needed = len(self._system_ids) + most + len(self._suffix_ids(question))
+        if needed + self.max_new_tokens > context:
+            raise ValueError(
+                f"the question is too long: with {most} visual tokens and {self.max_new_tokens} for an answer"
+                f" it needs {needed + self.max_new_tokens} places, and the model has {context}"
+            )
+        for reference in dict.fromkeys(references):
+            self.processor.check_text("a reference", reference)
+            length = len(self._answer_ids(reference))
+            if needed + length > context:
+                raise ValueError(
+                    f"a reference is too long: with {most} visual tokens, the question and its own {length} "
+                    f"tokens it needs {needed + length} places, and the model has {context}"
+                )
+
+    def question_ids(self, question: str) -> list[int]:
+        return self.processor.text_ids(question)
+
+    def token_embeddings(self) -> Tensor:
+        return self._decoder.embed.weight.detach().cpu()
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for what is no name of a device of PyTorch."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device}: give cpu, cuda, cuda:N or another device of PyTorch") from error
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for what is no type of weights."""
+    known = getattr(torch, dtype.removeprefix("torch."), None)
+    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+        raise ValueError(f"dtype={dtype}: give auto, float32, bfloat16 or float16")
+
+
+def check_attention(name: str) -> None:
+    """Raise ValueError for no attention kernel of transformers; kernels of the hub have a slash."""
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if name not in known and "/" not in name:
+        raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

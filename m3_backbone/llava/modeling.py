@@ -1,0 +1,267 @@
+"""M3 as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
+
+The projected grid of visual tokens is pooled in `get_image_features`, before it enters the decoder; all the
+rest is transformers'. `token_scale` is an argument of `forward` and `generate` and is kept nowhere.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Len
+from torch import Tensor, nn
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from m3_backbone.arguments import PositiveInt, accepts
+from m3_backbone.ladder import ScaleLadder, exact_scales
+from m3_backbone.llava.pooling import PoolingMethod, pool
+from m3_backbone.llava.preprocessing import Tiling
+from m3_backbone.loading.weights import IGNORED
+
+
+def grid_of(config: LlavaConfig | LlavaNextConfig) -> int:
+    """Side of the grid of visual tokens of one tile."""
+    vision: Any = config.vision_config
+    return vision.image_size // vision.patch_size
+
+
+class _MatryoshkaModel:
+    """What the inner plain and tiled models share: one vision pass, and the merge of image and text."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
+    get_input_embeddings: Any
+
+    def __init__(self, config: LlavaConfig | LlavaNextConfig) -> None:
+        if config.vision_feature_select_strategy != "default":
+            raise ValueError(
+                "vision_feature_select_strategy must be 'default': the class token is no part of the grid"
+            )
+        super().__init__(config)  # type: ignore[call-arg]
+
+    @property
+    def grid(self) -> int:
+        return grid_of(self.config)
+
+    @property
+    def pooling(self) -> PoolingMethod:
+        return getattr(self.config, "token_pooling", "average")
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+        """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""
+        return self._project(pixel_values)
+
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        return list(pool(tokens, token_scale, self.pooling))
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        token_scale: int | None = None,
+        image_sizes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Pixels as the processor gives them -> `.pooler_output`: per image `[num_tokens, hidden]`."""
+        if token_scale is None:
+            possible = ", ".join(map(str, exact_scales(self.grid)))
+            raise ValueError(f"token_scale must be given with pixel_values: one of {possible}")
+        tokens = self.encode_images(pixel_values, image_sizes)
+        features = self.pool_images(tokens, token_scale, image_sizes)
+        return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
+
+    def _project(self, tiles: Tensor) -> Tensor:
+        layer = self.config.vision_feature_layer
+        outputs = self.vision_tower(tiles.to(self.vision_tower.dtype), output_hidden_states=[layer])
+        patches = outputs.hidden_states[layer][:, 1:]  # without the class token
+        return self.multi_modal_projector(patches)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        token_scale: int | None = None,
+        image_sizes: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if pixel_values is not None:
+            features = self.get_image_features(pixel_values, token_scale, image_sizes).pooler_output
+        else:
+            features = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else None
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self._merge(input_ids, features)
+        return super().forward(inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
+
+    def _merge(self, input_ids: Tensor, features: Any) -> Tensor:
+        """Token embeddings `[batch, length, hidden]` with the visual tokens in their places."""
+        embed = self.get_input_embeddings()
+        if features is None:
+            return embed(input_ids)
+        # Published vocabularies have no image token: its id lies beyond the embedding and is never looked up.
+        is_image = input_ids == self.config.image_token_id
+        embeds = embed(input_ids.masked_fill(is_image, 0))
+        visual = torch.cat(features).to(embeds)
+        if int(is_image.sum()) != len(visual):
+            raise ValueError(
+                f"{int(is_image.sum())} image placeholders for {len(visual)} visual tokens:"
+                " give the processor and the model the same token_scale"
+            )
+        return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
+
+
+class M3LlavaModel(_MatryoshkaModel, LlavaModel):
+    """`pixel_values` are `[num_images, 3, height, width]`."""
+
+
+class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
+    """`pixel_values` are `[num_images, max_tiles, 3, height, width]`, base tile first.
+
+    `image_sizes` `[num_images, 2]` are height and width of the images in pixels. Newline tokens are among the
+    tokens of an image.
+    """
+
+    @property
+    def tiling(self) -> Tiling:
+        """The grids of tiles; the configuration has them as (height, width), as all of transformers."""
+        resolutions = tuple((width, height) for height, width in self.config.image_grid_pinpoints)
+        return Tiling(resolutions, self.config.vision_config.image_size)
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+        counts = [self.tiling.num_tiles(size) for size in _width_first(image_sizes)]
+        return self._project(
+            torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
+        )
+
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        sizes = _width_first(image_sizes)
+        images = pool(tokens, token_scale, self.pooling).split([self.tiling.num_tiles(s) for s in sizes])
+        return [
+            self.tiling.pack(image, size, self.image_newline)
+            for image, size in zip(images, sizes, strict=True)
+        ]
+
+
+def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
+    if image_sizes is None:
+        raise ValueError("a tiled model needs image_sizes with pixel_values: pass what the processor gives")
+    return [(width, height) for height, width in image_sizes.tolist()]
+
+
+def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
+    """The scales that a configuration names; those of its grid where it names none.
+
+    ValueError for scales that are no list of whole numbers, or that the grid does not give.
+    """
+    grid, named = grid_of(config), getattr(config, "matryoshka_vis_token_scale", None)
+    if named is None:
+        return ScaleLadder.of_grid(grid)
+    if not accepts(Annotated[list[PositiveInt], Len(1)], named):
+        possible = ", ".join(map(str, exact_scales(grid)))
+        raise ValueError(
+            f"matryoshka_vis_token_scale={named!r} is no list of scales: give some of {possible} with "
+            "backbone.scales=[...]"
+        )
+    try:
+        return ScaleLadder(named, grid)
+    except ValueError as error:
+        raise ValueError(
+            f"matryoshka_vis_token_scale={named}: {error}; backbone.scales=[...] takes their place"
+        ) from error
+
+
+class _MatryoshkaGeneration:
+    """What the outer plain and tiled models share."""
+
+    config: Any
+    model: Any
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [IGNORED]  # noqa: RUF012
+
+    @property
+    def scale_ladder(self) -> ScaleLadder:
+        return ladder_of(self.config)
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+        """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""
+        return self.model.encode_images(pixel_values, image_sizes)
+
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        return self.model.pool_images(tokens, token_scale, image_sizes)
+
+    # Every name is spelled out because `generate` reads the signature to learn what the model takes.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        token_scale: int | None = None,
+        image_sizes: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' LLaVA; `token_scale`, visual tokens per grid, goes with `pixel_values`."""
+        return super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            token_scale=token_scale,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return self.model.get_image_features(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As transformers', always under its own weight names, whichever layout the model was loaded from."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)  # type: ignore[misc]
+
+
+class M3LlavaForConditionalGeneration(_MatryoshkaGeneration, LlavaForConditionalGeneration):
+    def __init__(self, config: LlavaConfig) -> None:
+        # LlavaForConditionalGeneration's own __init__ would build a second model.
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = M3LlavaModel(config)
+        text = config.get_text_config()
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+
+class M3LlavaNextForConditionalGeneration(_MatryoshkaGeneration, LlavaNextForConditionalGeneration):
+    def __init__(self, config: LlavaNextConfig) -> None:
+        super(LlavaNextForConditionalGeneration, self).__init__(config)
+        self.model = M3LlavaNextModel(config)
+        text = config.get_text_config()
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+
+M3Model = M3LlavaForConditionalGeneration | M3LlavaNextForConditionalGeneration

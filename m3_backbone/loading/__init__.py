@@ -1,0 +1,1 @@
+"""Reading checkpoints in the authors' layout."""

@@ -1,0 +1,177 @@
+"""The authors' configuration files (those of LLaVA) in terms of transformers and of this package."""
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, Len
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
+
+from m3_backbone.arguments import PositiveFloat, PositiveInt
+from m3_backbone.llava.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor, parse_resolutions
+from m3_backbone.llava.processing import M3Processor, load_tokenizer
+from m3_backbone.loading.weights import fetch
+from m3_backbone.reading import check_settings, find_kernels, read_json
+
+MODEL_TYPE = "llava_llama"
+# The tower that the published checkpoints name. Its shape is known here, so that a local copy of such a
+# checkpoint, which holds the tower's weights, needs no network.
+CLIP_L_336 = "clip-vit-large-patch14-336"
+LLAMA_FIELDS = {*LlamaConfig.__annotations__, "rope_theta", "rope_scaling"}
+
+_DTYPES = Literal["float32", "bfloat16", "float16"]
+_CONFIG_TYPES = {
+    **dict.fromkeys(("mm_vision_tower", "mm_projector_type"), str),
+    **dict.fromkeys(("mm_patch_merge_type", "image_aspect_ratio"), str),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers"), PositiveInt),
+    **dict.fromkeys(("num_attention_heads", "vocab_size", "max_position_embeddings"), PositiveInt),
+    "num_key_value_heads": PositiveInt | None,
+    "mm_vision_select_layer": int,
+    "rms_norm_eps": PositiveFloat,
+    "rope_theta": PositiveFloat,
+    "rope_scaling": dict[str, Any] | None,
+    "tie_word_embeddings": bool,
+    "torch_dtype": _DTYPES | None,
+    "dtype": _DTYPES | None,
+}
+_Pixels = PositiveInt | Annotated[dict[str, PositiveInt], Len(1)]
+_TOWER_TYPES = {
+    "size": _Pixels,
+    "crop_size": _Pixels,
+    "resample": Annotated[int, Ge(0), Le(5)],
+    "image_mean": tuple[float, float, float],
+    "image_std": tuple[PositiveFloat, PositiveFloat, PositiveFloat],
+}
+
+
+def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextConfig, M3Processor]:
+    """Configuration and processor of a checkpoint folder, whose `config.json` holds `raw`."""
+    _check(raw, folder)
+    vision: Any
+    vision, settings = _read_tower(raw["mm_vision_tower"], folder)
+    is_tiled = raw.get("mm_patch_merge_type", "flat") == "spatial_unpad"
+    resolutions = _read_resolutions(raw, folder) if is_tiled else ()
+    aspect: Aspect = "anyres" if is_tiled else "pad" if raw.get("image_aspect_ratio") == "pad" else "crop"
+    images = ImagePreprocessor(
+        image_size=_side(settings.get("crop_size", vision.image_size)),
+        patch_size=vision.patch_size,
+        aspect=aspect,
+        resolutions=resolutions,
+        resize=_side(settings.get("size", vision.image_size)),
+        resample=settings.get("resample", ImagePreprocessor.resample),
+        mean=tuple(settings.get("image_mean", CLIP_MEAN)),
+        std=tuple(settings.get("image_std", CLIP_STD)),
+    )
+    if images.image_size != vision.image_size:
+        raise ValueError(
+            f"the vision tower {raw['mm_vision_tower']} takes {vision.image_size} pixels, its"
+            f" preprocessor_config.json makes {images.image_size}"
+        )
+    processor = M3Processor(load_tokenizer(folder), images, "vicuna_v1")
+    common: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": _read_decoder(raw, folder),
+        "image_token_index": processor.image_token_id,
+        "image_seq_length": images.grid**2,
+        "vision_feature_layer": raw["mm_vision_select_layer"],
+        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+        "matryoshka_vis_token_scale": raw.get("matryoshka_vis_token_scale"),
+        "dtype": raw.get("torch_dtype") or raw.get("dtype"),
+    }
+    if is_tiled:
+        return LlavaNextConfig(**common, image_grid_pinpoints=[[h, w] for w, h in resolutions]), processor
+    return LlavaConfig(**common), processor
+
+
+def _check(raw: dict[str, Any], folder: Path) -> None:
+    """ValueError for what no published M3 has and this code would get wrong."""
+    supported = {
+        "mm_projector_type": ("mlp2x_gelu",),
+        "mm_vision_select_feature": ("patch",),
+        "mm_use_im_start_end": (False,),
+    }
+    for key in ("mm_vision_tower", "mm_vision_select_layer", "mm_projector_type"):
+        if key not in raw:
+            raise ValueError(f"{folder / 'config.json'} lacks {key}: is this a LLaVA checkpoint?")
+    check_settings(folder / "config.json", raw, _CONFIG_TYPES)
+    for key, values in supported.items():
+        if raw.get(key, values[0]) not in values:
+            raise ValueError(f"{folder / 'config.json'} has {key}={raw[key]!r}; supported: {values[0]!r}")
+    merge, aspect = raw.get("mm_patch_merge_type", "flat"), raw.get("image_aspect_ratio", "square")
+    if (merge == "spatial_unpad") != (aspect == "anyres") or merge not in ("flat", "spatial_unpad"):
+        raise ValueError(
+            f"{folder / 'config.json'} has mm_patch_merge_type={merge!r}, image_aspect_ratio={aspect!r};"
+            " supported: 'flat' with 'pad' or 'square', 'spatial_unpad' with 'anyres'"
+        )
+    if aspect == "anyres" and "image_grid_pinpoints" not in raw:
+        raise ValueError(f"{folder / 'config.json'} lacks image_grid_pinpoints, which 'anyres' needs")
+
+
+def _read_resolutions(raw: dict[str, Any], folder: Path) -> tuple[tuple[int, int], ...]:
+    pinpoints = raw["image_grid_pinpoints"]
+    try:
+        return parse_resolutions(ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: image_grid_pinpoints is {pinpoints!r}: {error}"
+        ) from error
+
+
+def _read_decoder(raw: dict[str, Any], folder: Path) -> LlamaConfig:
+    try:
+        return LlamaConfig(**{key: value for key, value in raw.items() if key in LLAMA_FIELDS})
+    except (
+        Exception
+    ) as error:  # transformers and huggingface_hub check what they take, with errors of their own
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+
+
+def find_tower(name: str, folder: Path) -> Path | None:
+    """The local folder that `mm_vision_tower` names: in the checkpoint, beside it, or from where we stand."""
+    candidates = (folder / name, folder.parent / name, Path(name))
+    return next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
+
+
+def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    """Shape and image settings of the tower: a local folder, what is known of CLIP-L/336, or the hub."""
+    local = find_tower(name, folder)
+    if local is None and Path(name).name == CLIP_L_336:
+        vision = CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        )
+        return vision, {}
+    source = str(local or name)
+    try:
+        vision = CLIPVisionConfig.from_pretrained(source)
+        file = (
+            fetch(source, "preprocessor_config.json") if local is None else local / "preprocessor_config.json"
+        )
+    except OSError as error:
+        raise OSError(
+            f"the vision tower {name!r} of {folder} is neither there nor beside it, and not to be had"
+            f" from the hub: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:  # as in `_read_decoder`
+        raise ValueError(
+            f"config.json of the vision tower {source}: {' '.join(str(error).split())}"
+        ) from error
+    for problem in find_kernels({"attn_implementation": vision._attn_implementation}):
+        raise ValueError(
+            f"config.json of the vision tower {source}: {problem}, and no code is fetched for a checkpoint"
+        )
+    if file is None or not file.is_file():
+        return vision, {}
+    settings = read_json(file)
+    check_settings(file, settings, _TOWER_TYPES)
+    return vision, settings
+
+
+def _side(value: int | dict[str, int]) -> int:
+    """336, {"shortest_edge": 336} or {"height": 336, "width": 336} -> 336."""
+    return value if isinstance(value, int) else next(iter(value.values()))

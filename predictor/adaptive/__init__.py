@@ -1,0 +1,1 @@
+"""A predictor in front of a backbone, as one object."""

@@ -1,0 +1,324 @@
+"""The folder of an adaptive model: `config.json`, `predictor/`, a card and, where it must be, `backbone/`.
+
+A backbone that others can get, by hub id or with the package, is named in the configuration; one from a
+folder of this machine goes along, in safetensors. Either way its fingerprints are written down, and a folder
+is only opened on a backbone that has them.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, snapshot_download
+
+from m3_backbone.backbone import Backbone
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.loading.weights import is_hub_id
+from m3_backbone.outcomes.manifest import DIGEST, seal, unseal
+from m3_backbone.reading import ATTENTIONS, find_kernels
+from predictor import folder as predictor_folder
+from predictor.base import ScalePredictor
+from predictor.cascades.hybrid import HYBRID, Hybrid
+from predictor.files import (
+    FolderError,
+    check_keys,
+    check_place,
+    damaged,
+    digest_file,
+    read_json,
+    shorten,
+    write_json,
+)
+from predictor.folder import CONFIG
+from predictor.policy.pricing import PRICES, OperatingPoint, PriceList
+
+FORMAT = 1
+PREDICTOR, BACKBONE, CARD = "predictor", "backbone", "README.md"
+_PATTERNS = [CONFIG, CARD, f"{PREDICTOR}/*", f"{BACKBONE}/*"]
+_PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"})
+_KEYS = frozenset(
+    {"library_name", "format", "backbone_checkpoint", "backbone_arguments", "fingerprints", "scales"}
+)
+_PREDICTOR_FILES = (CONFIG, predictor_folder.WEIGHTS, PRICES, HYBRID)
+_BACKBONE_FINGERPRINTS = ("weights", "prompt", "decoding")
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
+_TEXTS = ("name", "prompt")
+_COUNTS = ("max_new_tokens", "batch_size", "image_batch_size")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MAX_COUNT = 100_000
+
+
+def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
+    """Raise ValueError for a backbone that cannot be opened elsewhere, or not with this predictor."""
+    if type(backbone) is not LlavaBackbone:
+        raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
+    if backbone.attn_implementation not in ATTENTIONS:
+        raise ValueError(
+            f"a backbone with the attention {backbone.attn_implementation} is not saved: label and train "
+            f"with one of {', '.join(filter(None, ATTENTIONS))}"
+        )
+    predictor.check_backbone(backbone.fingerprints)  # one that was moved to another dtype would not open
+
+
+def save(
+    folder: Path,
+    backbone: Backbone,
+    predictor: ScalePredictor,
+    prices: PriceList,
+    hybrid: Hybrid | None = None,
+) -> None:
+    """Write all files but the card. Raises ValueError as `check_savable`."""
+    check_savable(backbone, predictor)
+    assert isinstance(backbone, LlavaBackbone)
+    predictor.save(folder / PREDICTOR)
+    prices.save(folder / PREDICTOR)
+    # That of an earlier save would stay otherwise, as would the card.
+    (folder / PREDICTOR / HYBRID).unlink(missing_ok=True)
+    if hybrid is not None:
+        hybrid.save(folder / PREDICTOR)
+    (folder / CARD).unlink(missing_ok=True)
+    source: str | None = backbone.checkpoint.source
+    if backbone.checkpoint.is_local:
+        backbone.checkpoint.copy_to(folder / BACKBONE)
+        source = None
+    else:
+        shutil.rmtree(folder / BACKBONE, ignore_errors=True)
+    content = {
+        "library_name": "tokenscale",
+        "format": FORMAT,
+        "backbone_checkpoint": source,
+        "backbone_arguments": _describe(backbone),
+        "fingerprints": backbone.fingerprints,
+        "scales": list(backbone.ladder),
+        "files": {
+            path.relative_to(folder).as_posix(): digest_file(path)
+            for path in sorted((folder / PREDICTOR).iterdir())
+            if path.name in _PREDICTOR_FILES
+        },
+    }
+    write_json(folder / CONFIG, seal(content))
+
+
+def find_folder(source: str | Path, **download: Any) -> Path:
+    """The folder of an adaptive model: a folder here, or that into which a hub id is downloaded.
+
+    The hub is not asked for what looks like a path. OSError, with the way out, where there is none.
+    """
+    text, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FolderError(f"{text} is a file: give the folder that it lies in")
+    if not is_hub_id(source):
+        raise FileNotFoundError(
+            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id OWNER/NAME"
+        )
+    try:
+        return Path(snapshot_download(text, allow_patterns=_PATTERNS, **download))
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{shorten(text, 100)} is no folder here, and not to be had from the hub: {shorten(error)}"
+        ) from error
+
+
+def load_predictor(
+    folder: Path, trust: Sequence[str] = ()
+) -> tuple[ScalePredictor, PriceList, Hybrid | None]:
+    """The predictor, its prices and its hybrid, if one was saved.
+
+    A folder from elsewhere may name what it likes: `ScalePredictor.load` builds our own classes and those in
+    `trust`. Raises FolderError for anything else.
+    """
+    config = read_config(folder)  # first whether it is such a folder at all
+    home = folder / PREDICTOR
+    predictor = ScalePredictor.load(home, trust, root=folder)
+    if list(predictor.scales or ()) != config["scales"]:
+        raise damaged(folder / CONFIG, "its scales are not those of the predictor")
+    hybrid = Hybrid.load(home, root=folder)
+    if hybrid is not None and hybrid.num_scales != len(config["scales"]):
+        raise damaged(home / HYBRID, f"fitted on {hybrid.num_scales} scales, not {len(config['scales'])}")
+    prices = PriceList.load(home, root=folder)
+    for name, digest in config.get("files", {}).items():
+        if digest_file(folder / name, folder) != digest:
+            raise damaged(folder / name, "not the file that was saved with the others")
+    return predictor, prices, hybrid
+
+
+def open_backbone(
+    folder: Path, backbone: Backbone | None, device: str | None = None, device_map: Any = None
+) -> Backbone:
+    """The backbone that the folder was saved with, opened if none is given; its fingerprints compared."""
+    config = read_config(folder)
+    if backbone is None:
+        checkpoint = config["backbone_checkpoint"]
+        if checkpoint is None:
+            _check_backbone_folder(folder)
+            checkpoint = folder / BACKBONE
+        arguments = config["backbone_arguments"]
+        backbone = LlavaBackbone(checkpoint, device=device, device_map=device_map, **arguments)
+    elif device is not None or device_map is not None:
+        raise ValueError("the backbone that is given is open already: leave device and device_map out")
+    for key, saved in config["fingerprints"].items():
+        if backbone.fingerprints.get(key) != saved:
+            raise ValueError(
+                f"{folder} was saved with a backbone whose {key} have the fingerprint {saved}, this one's "
+                f"is {backbone.fingerprints.get(key)}: give the same checkpoint with the same settings"
+            )
+    return backbone
+
+
+def _check_backbone_folder(folder: Path) -> None:
+    """Raise FolderError for a packed backbone that is pickled, leads elsewhere or asks for a kernel."""
+    home = folder / BACKBONE
+    for path in sorted(home.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        check_place(path, folder)
+        if path.suffix in _PICKLED:
+            raise FolderError(f"{path} is pickled and not read: save the weights as safetensors")
+    config = home / CONFIG
+    content = read_json(config, folder)
+    for problem in find_kernels(content if isinstance(content, dict) else {}):
+        raise damaged(config, problem)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`, or an error that says what is wrong with the folder."""
+    path = folder / CONFIG
+    if not path.exists() and not path.is_symlink():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: is it the folder of an adaptive model?")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
+    if content.get("format") != FORMAT:
+        saved = shorten(repr(content.get("format")), 40)
+        raise FolderError(f"{path} is of format {saved}, this version reads {FORMAT}")
+    check_keys(path, content, _KEYS, frozenset({"files", DIGEST}))
+    try:
+        content = unseal(content)
+    except ValueError as error:
+        raise damaged(path, error) from error
+    names = {f"{PREDICTOR}/{name}" for name in _PREDICTOR_FILES}
+    digests = content.get("files", {})
+    if not isinstance(digests, dict) or not digests.keys() <= names:
+        raise damaged(path, "files are others than those of a predictor")
+    predictor_folder.check_scales(path, content["scales"])
+    predictor_folder.check_fingerprints(path, content["fingerprints"], _BACKBONE_FINGERPRINTS)
+    checkpoint = content["backbone_checkpoint"]
+    if checkpoint is not None and not (isinstance(checkpoint, str) and _HUB_ID.fullmatch(checkpoint)):
+        raise damaged(path, "backbone_checkpoint is no hub id")
+    _check_arguments(path, content["backbone_arguments"])
+    return content
+
+
+def _check_arguments(path: Path, arguments: Any) -> None:
+    """Raise FolderError for arguments of the backbone that `save` does not write."""
+    required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
+    check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
+    for name in _TEXTS:
+        if not isinstance(arguments[name], str) or not arguments[name]:
+            raise damaged(path, f"{name} of the backbone is no text")
+    for name in _COUNTS:
+        if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
+            raise damaged(path, f"{name} of the backbone is no whole number from 1 to {_MAX_COUNT}")
+    # Another name would be that of a kernel, code that transformers fetches from the hub.
+    for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
+        value = arguments[name]
+        if not (value is None or isinstance(value, str)) or value not in allowed:
+            raise damaged(path, f"{name} of the backbone is none of {', '.join(filter(None, allowed))}")
+    if "scales" in arguments:
+        predictor_folder.check_scales(path, arguments["scales"])
+    sizes = arguments.get("image_grid_pinpoints", [])
+    if not isinstance(sizes, list) or not all(
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(n) is int and 0 < n <= _MAX_COUNT for n in size)
+        for size in sizes
+    ):
+        raise damaged(path, "image_grid_pinpoints of the backbone are no pairs of pixels")
+
+
+def write_card(
+    backbone: Backbone, predictor: ScalePredictor, prices: PriceList, hybrid: Hybrid | None = None
+) -> ModelCard:
+    """The model card: what it is made of, how it is used, its operating points on the calibration split."""
+    fingerprints = predictor.fingerprints or {}
+    rows = [("default", prices.default), *prices.named.items()]
+    # A dozen of the front's points, dear to cheap.
+    step = max(1, len(prices.points) // 12)
+    rows += [("", point) for point in prices.points[::step]]
+    table = "\n".join(f"| {name} | {_format_point(point)} |" for name, point in rows)
+    climb = ""
+    if hybrid is not None:
+        tokens, score = hybrid.cost[hybrid.default], hybrid.score[hybrid.default]
+        climb = f"""
+With `climb=True` a hybrid of predictor and cascade looks at its answer and may go on to finer scales; it pays
+for every scale that it tries. By default it takes {tokens:.1f} visual tokens and scores {100 * score:.1f}%.
+"""
+    arguments = json.dumps(
+        predictor_folder.describe(type(predictor), predictor.get_arguments()), indent=2, ensure_ascii=False
+    )
+    return ModelCard(
+        f"""---
+library_name: tokenscale
+pipeline_tag: visual-question-answering
+tags:
+- matryoshka
+- visual-tokens
+- adaptive-computation
+---
+
+# {backbone.name} with {predictor.name}
+
+A Matryoshka multimodal model that answers each question with as many visual tokens as it deserves: a light
+predictor ({predictor.num_parameters:,} parameters) sees image and question and chooses among
+{", ".join(map(str, backbone.ladder))} tokens before anything is answered. The backbone, `{backbone.name}`, is
+frozen.
+
+```python
+from predictor.adaptive.model import AdaptiveM3
+
+model = AdaptiveM3.from_pretrained("PATH OR HUB ID")
+(result,) = model.answer([image], ["what color is the sign?"])              # the default price
+(result,) = model.answer([image], ["what color is the sign?"], budget=30)   # mean visual tokens
+print(result.text, result.tried, result.cost, result.choice.estimates)
+```
+
+## Operating points
+
+Mean visual tokens and mean score on the calibration split of the task that it was trained for; on other
+questions they will differ. The price is what one answer at the finest scale costs, in units of score.
+
+| | price | visual tokens | score |
+| --- | ---: | ---: | ---: |
+{table}
+{climb}
+## How it was made
+
+The backbone answered the training questions at every scale; the predictor learned from what was right.
+Fingerprints: {", ".join(f"{key} `{value}`" for key, value in sorted(fingerprints.items()))}. They are
+compared again when this is loaded.
+
+```json
+{arguments}
+```
+"""
+    )
+
+
+def _format_point(point: OperatingPoint) -> str:
+    return f"{point.price:.4f} | {point.cost:.1f} | {100 * point.score:.1f}%"
+
+
+def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
+    """The arguments with which the same backbone is opened again, its checkpoint apart."""
+    names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
+    arguments = {name: getattr(backbone, name) for name in names}
+    resolutions = backbone.processor.images.resolutions
+    tiles = {"image_grid_pinpoints": [list(size) for size in resolutions]} if resolutions else {}
+    given = backbone.checkpoint.scales
+    scales = {} if given is None else {"scales": list(backbone.ladder)}
+    return arguments | {"prompt": backbone.processor.template.name} | scales | tiles

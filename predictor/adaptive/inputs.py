@@ -1,0 +1,103 @@
+"""Inputs of a predictor from an image and a question, and the choice it makes for them.
+
+A scale chosen for a question, and what the choice rests on.
+
+What predictors see in use, made by the backbone from images and questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage
+from m3_backbone.features import compute_features, stack_statistics
+from m3_backbone.images import Picture, open_picture
+from m3_backbone.outcomes.labels import Inputs, stack_visual
+from predictor.features import Features
+from predictor.policy.front import Floats
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A scale chosen before answering, and what the choice rests on: estimates and costs, one per scale."""
+
+    scale: int
+    scales: tuple[int, ...]
+    estimates: tuple[float, ...]
+    visual_tokens: tuple[int, ...]
+
+    @property
+    def cost(self) -> int:
+        """Visual tokens of the answer."""
+        return self.visual_tokens[self.scales.index(self.scale)]
+
+
+def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs) -> list[Choice]:
+    """One for each question, of its column of the ladder `[num_questions]`."""
+    return [
+        Choice(inputs.scales[column], inputs.scales, tuple(row.tolist()), tuple(cost.tolist()))
+        for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
+    ]
+
+
+def pair_up(
+    pictures: Picture | Sequence[Picture], questions: str | Sequence[str]
+) -> tuple[list[Image.Image], list[str]]:
+    """An image and a question for each answer: a single picture belongs to all questions.
+
+    ValueError for other numbers of pictures than of questions, a question that is no text, and what is no
+    picture (UnreadableImage; see `open_picture`).
+    """
+    texts = [questions] if isinstance(questions, str) else list(questions)
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise ValueError(f"question {number} of {len(texts)} is {text!r}: give a text")
+    if isinstance(pictures, Picture):
+        return [open_picture(pictures)] * len(texts), texts
+    if len(pictures) != len(texts):
+        raise ValueError(
+            f"{len(pictures)} images and {len(texts)} questions: give an image to every question, or one "
+            "image that is no list for all of them"
+        )
+    opened = {id(each): open_picture(each) for each in pictures}
+    return [opened[id(each)] for each in pictures], texts
+
+
+def make_inputs(
+    backbone: Backbone,
+    encoded: Sequence[EncodedImage],
+    questions: Sequence[str],
+    features: Features,
+    *,
+    task: str = "",
+    token_embeddings: Tensor,
+) -> Inputs:
+    """What a predictor sees of each (encoded image, question), just as labelling stores it.
+
+    Of an image only what `features` name is computed. ValueError where that is not finite.
+    """
+    distinct = list({id(image): image for image in encoded}.values())
+    row_of = {id(image): row for row, image in enumerate(distinct)}
+    image_row = np.array([row_of[id(image)] for image in encoded], dtype=np.int64)
+    images = [compute_features(backbone, image, features.scales, features.groups) for image in distinct]
+    if not all(image.is_finite() for image in images):
+        raise ValueError(NOT_FINITE)
+    names, statistics = stack_statistics(images)
+    scales = tuple(backbone.ladder)
+    cost = [[backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in distinct]
+    return Inputs(
+        scales=scales,
+        question=list(questions),
+        task=np.full(len(questions), task, dtype=object),
+        question_ids=[np.array(backbone.question_ids(question), dtype=np.int32) for question in questions],
+        image_row=image_row,
+        visual=stack_visual(images),
+        statistics=statistics,
+        statistic_names=names,
+        token_embeddings=token_embeddings,
+        visual_tokens=np.array(cost, dtype=np.int32)[image_row],
+    )

@@ -1,0 +1,394 @@
+"""The predictor in front of the backbone: each question answered at the scale it deserves."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from PIL import Image
+from torch import Tensor
+
+from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.outcomes.labels import Inputs
+from predictor.adaptive import folder as folders
+from predictor.adaptive.inputs import Choice, Picture, list_choices, make_inputs, pair_up
+from predictor.base import ScalePredictor
+from predictor.cascades.hybrid import Hybrid
+from predictor.policy.front import Floats, choose
+from predictor.policy.pricing import OperatingPoint, PriceList
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdaptiveAnswer:
+    """An answer with the choice of its scale.
+
+    `tried` are the scales that were answered at, the last of which stands: the chosen one alone, unless the
+    hybrid went on from there.
+    """
+
+    answer: Answer
+    choice: Choice
+    tried: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return self.answer.text
+
+    @property
+    def scale(self) -> int:
+        """That of the answer."""
+        return self.tried[-1]
+
+    @property
+    def cost(self) -> int:
+        """Visual tokens of all scales tried."""
+        return sum(self.choice.visual_tokens[self.choice.scales.index(scale)] for scale in self.tried)
+
+
+class AdaptiveM3(ModelHubMixin):
+    """A frozen backbone that answers each question at the scale which `predictor` chooses.
+
+    `prices` hold the operating points: one by default, many by price or budget, others by name (`risk`). One
+    vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`) it may also look at
+    answers and go on to finer scales. Raises ValueError when the predictor was trained, or the hybrid fitted,
+    for another backbone.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub: weights in
+    safetensors, all else in JSON, a model card; no code is loaded that is not installed, nothing unpickled,
+    and the fingerprints of the backbone are compared again.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        predictor: ScalePredictor,
+        prices: PriceList,
+        hybrid: Hybrid | None = None,
+    ) -> None:
+        predictor.check_backbone(backbone.fingerprints)
+        if hybrid is not None and hybrid.num_scales != len(backbone.ladder):
+            raise ValueError(
+                f"the hybrid was fitted on {hybrid.num_scales} scales, and {backbone.name} has "
+                f"{len(backbone.ladder)}: train the predictor again"
+            )
+        self.backbone, self.predictor, self.prices, self.hybrid = backbone, predictor, prices, hybrid
+        self._token_embeddings: Tensor | None = None
+
+    @overload
+    def answer(  # type: ignore[overload-overlap]
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str,
+        *,
+        price: float | None = None,
+        budget: float | None = None,
+        point: str | None = None,
+        climb: bool = False,
+        task: str = "",
+    ) -> AdaptiveAnswer: ...
+
+    @overload
+    def answer(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: Sequence[str],
+        *,
+        price: float | None = None,
+        budget: float | None = None,
+        point: str | None = None,
+        climb: bool = False,
+        task: str = "",
+    ) -> list[AdaptiveAnswer]: ...
+
+    def answer(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        price: float | None = None,
+        budget: float | None = None,
+        point: str | None = None,
+        climb: bool = False,
+        task: str = "",
+    ) -> AdaptiveAnswer | list[AdaptiveAnswer]:
+        """One answer per question, each at its own scale; those of one scale are answered together.
+
+        `images` is one picture, which all questions are about, or a list with one for each question; a
+        picture is a PIL image, a path, the bytes of a file or uint8 pixels `[height, width(, 3 or 4)]`. One
+        question that is no list gives one answer that is no list. A picture that stands in the list several
+        times is encoded once. `price`, `budget` and `point` are those of `PriceList.find`. With `climb` the
+        hybrid answers, which goes on to the next finer scale while its answer leaves enough to be gained;
+        `price` and `budget` are then those of `Hybrid.find`, and there are no named points. `task` matters to
+        predictors that know tasks by name. Raises ValueError for a question that is empty or too long.
+        """
+        pictures, texts = pair_up(images, questions)
+        for number, text in enumerate(texts, 1):
+            try:
+                self.backbone.check_question(text)
+            except ValueError as error:
+                place = f"question {number} of {len(texts)}: " if len(texts) > 1 else ""
+                raise ValueError(f"{place}{error}") from error
+        if climb:
+            hybrid = self.find_hybrid(price=price, budget=budget, point=point)
+            results = self.climb(self.encode(pictures), texts, hybrid, task)
+        else:
+            found = self.prices.find(price=price, budget=budget, name=point)
+            results = self.answer_at(self.encode(pictures), texts, found, task)
+        return results[0] if isinstance(questions, str) else results
+
+    def find_hybrid(
+        self, *, price: float | None = None, budget: float | None = None, point: str | None = None
+    ) -> Hybrid:
+        """That of a price or a budget, as in `Hybrid.find`. ValueError where there is none, or for a named
+        point, which is the predictor's alone.
+        """
+        if self.hybrid is None:
+            raise ValueError("no hybrid was saved with this predictor: train it again, or leave climb out")
+        if point not in (None, "default"):
+            raise ValueError(
+                f"{point!r} is a point of the predictor alone: give a price or a budget to climb"
+            )
+        return self.hybrid.at(self.hybrid.find(price=price, budget=budget))
+
+    def answer_at(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        point: OperatingPoint,
+        task: str = "",
+    ) -> list[AdaptiveAnswer]:
+        """The same of encoded images, at any operating point of the predictor."""
+        choices = self.choose(encoded, questions, point, task)
+        answers = self._answer(encoded, questions, {row: each.scale for row, each in enumerate(choices)})
+        return [AdaptiveAnswer(answers[row], each, (each.scale,)) for row, each in enumerate(choices)]
+
+    def climb(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], hybrid: Hybrid, task: str = ""
+    ) -> list[AdaptiveAnswer]:
+        """The same by a hybrid of one price, as `find_hybrid` gives."""
+        assert len(hybrid.price) == 1, "pick one: Hybrid.at"
+        if not questions:
+            return []
+        estimates, inputs = self._estimate(encoded, questions, task)
+        # Where there is no answer yet the confidence is nan, and nothing goes on from there.
+        confidence = np.full(estimates.shape, np.nan)
+        tried: list[list[int]] = [[] for _ in questions]
+        answers: dict[int, Answer] = {}
+        while True:
+            (first,), (last,) = hybrid.climb(confidence, inputs.visual_tokens, estimates)
+            wanted = {row: inputs.scales[column] for row, column in enumerate(last)}
+            wanted = {row: scale for row, scale in wanted.items() if scale not in tried[row]}
+            if not wanted:
+                break
+            for row, answer in self._answer(encoded, questions, wanted).items():
+                confidence[row, last[row]] = answer.confidence
+                tried[row].append(wanted[row])
+                answers[row] = answer
+        choices = list_choices(first, estimates, inputs)
+        return [AdaptiveAnswer(answers[row], each, tuple(tried[row])) for row, each in enumerate(choices)]
+
+    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        """As the backbone does; an image object that stands in the list several times once."""
+        distinct = {id(image): image for image in images}
+        encoded_of = dict(zip(distinct, self.backbone.encode(list(distinct.values())), strict=True))
+        return [encoded_of[id(image)] for image in images]
+
+    def _answer(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale_of: Mapping[int, int]
+    ) -> dict[int, Answer]:
+        """Answers of the given rows, each at its scale."""
+        answers: dict[int, Answer] = {}
+        for scale in self.backbone.ladder:
+            rows = [row for row, wanted in scale_of.items() if wanted == scale]
+            if rows:
+                found = self.backbone.answer([encoded[i] for i in rows], [questions[i] for i in rows], scale)
+                answers.update(zip(rows, found, strict=True))
+        for answer in answers.values():
+            answer.check_finite()
+        return answers
+
+    def choose(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        point: OperatingPoint | None = None,
+        task: str = "",
+    ) -> list[Choice]:
+        """The choice for each (encoded image, question), without answering; at the default point if none."""
+        if not questions:
+            return []
+        point = point or self.prices.default
+        estimates, inputs = self._estimate(encoded, questions, task)
+        columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
+        return list_choices(columns, estimates, inputs)
+
+    def _estimate(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], task: str
+    ) -> tuple[Floats, Inputs]:
+        """Estimates `[num_questions, num_scales]`, and what they were made from."""
+        if self._token_embeddings is None:
+            self._token_embeddings = self.backbone.token_embeddings().detach().cpu()
+        inputs = make_inputs(
+            self.backbone,
+            encoded,
+            questions,
+            self.predictor.features,
+            task=task,
+            token_embeddings=self._token_embeddings,
+        )
+        return self.predictor.predict(inputs), inputs
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """What it is made of, how it is used, and what its operating points cost and score."""
+        return folders.write_card(self.backbone, self.predictor, self.prices, self.hybrid)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the folder that `from_pretrained` loads; `options` are those of `ModelHubMixin`.
+
+        ValueError, before anything is written, for what could not be loaded again.
+        """
+        folders.check_savable(self.backbone, self.predictor)
+        return super().save_pretrained(save_directory, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        folders.save(save_directory, self.backbone, self.predictor, self.prices, self.hybrid)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        backbone: Backbone | None = None,
+        device: str | None = None,
+        device_map: Any = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        trust: Sequence[str] = (),
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **unknown: Any,
+    ) -> Self:
+        """From a folder or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: what `save_pretrained` wrote, or a hub id.
+            backbone: one that is open already; else the saved one is opened.
+            device: where the backbone goes; a GPU if there is one, if not given. Not with `device_map`.
+            device_map: how the backbone is spread over devices, as `auto` (needs accelerate).
+            dtype: of the backbone's weights; that which the predictor was trained with, if not given or
+                `auto`. Another one gives slightly other answers: a warning says so.
+            torch_dtype: an older name of `dtype`.
+            trust: packages, modules or classes by their dotted names that a saved predictor may be built from
+                beside tokenscale's own.
+            revision, token, cache_dir, force_download, local_files_only: as in
+                `huggingface_hub.snapshot_download`.
+
+        Raises FolderError, naming the file, for files that are damaged or ask for more than is trusted.
+        """
+        if unknown:
+            raise TypeError(
+                f"from_pretrained takes no {', '.join(sorted(unknown))}: beside what huggingface_hub takes "
+                "it has backbone, device, device_map, dtype and trust"
+            )
+        if None not in (dtype, torch_dtype) and parse_dtype(dtype) != parse_dtype(torch_dtype):
+            raise ValueError(f"dtype is {dtype} and torch_dtype {torch_dtype}: give one of them")
+        wanted = parse_dtype(torch_dtype if dtype is None else dtype)
+        if backbone is not None and wanted is not None:
+            raise ValueError("the backbone that is given is open already: leave dtype out")
+        folder = folders.find_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        predictor, prices, hybrid = folders.load_predictor(folder, trust)
+        opened = folders.open_backbone(folder, backbone, device, device_map)
+        model = cls(opened, predictor, prices, hybrid)
+        return model if wanted is None else model.to(dtype=wanted)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is, or goes once its weights are needed."""
+        return self._get_llava("device").torch_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbone's weights."""
+        return self._get_llava("dtype").torch_dtype
+
+    def to(
+        self,
+        *target: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """Move the backbone to a device, or its weights to a dtype, as `torch.nn.Module.to`; itself again.
+
+        The predictor is light and stays where it is. It was trained on answers in one dtype: in another one
+        its estimates and prices hold approximately, which a warning says.
+        """
+        for each in target:
+            if isinstance(each, torch.dtype):
+                dtype = each
+            else:
+                device = each
+        backbone, wanted = self._get_llava("to"), parse_dtype(dtype)
+        if wanted not in (None, backbone.torch_dtype):
+            log.warning(
+                "%s answers in %s from now on, and its predictor was trained on answers in %s: estimates and "
+                "prices hold approximately",
+                backbone.name,
+                str(wanted).removeprefix("torch."),
+                str(backbone.torch_dtype).removeprefix("torch."),
+            )
+            self._token_embeddings = None
+        name = None if wanted is None else str(wanted).removeprefix("torch.")
+        backbone.move(None if device is None else str(device), name)
+        return self
+
+    def eval(self) -> Self:
+        """Itself: neither backbone nor predictor is ever in training mode."""
+        return self
+
+    def _get_llava(self, purpose: str) -> LlavaBackbone:
+        if not isinstance(self.backbone, LlavaBackbone):
+            raise ValueError(
+                f"a {type(self.backbone).__name__} has no `{purpose}` here: only a LlavaBackbone has"
+            )
+        return self.backbone
+
+    def __repr__(self) -> str:
+        default, costs = self.prices.default, [point.cost for point in self.prices.points]
+        parts = [
+            f"backbone={self.backbone.name!r}",
+            f"scales={list(self.backbone.ladder)}",
+            f"predictor={self.predictor.name!r}",
+            f"default price {default.price:.4g} per {default.unit:.4g} visual tokens "
+            f"({default.cost:.1f} visual tokens, score {default.score:.4f} on calibration)",
+            f"budgets from {min(costs):.1f} to {max(costs):.1f} visual tokens",
+            *([f"points {', '.join(self.prices.named)}"] if self.prices.named else []),
+            *(["climb"] if self.hybrid is not None else []),
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point type from its name; None for None and `auto`. ValueError for anything else."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype!r}, and may be float32, bfloat16, float16 or auto")
+    return found

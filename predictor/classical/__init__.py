@@ -1,0 +1,1 @@
+"""Predictors on scikit-learn, baselines and controls."""

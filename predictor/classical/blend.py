@@ -1,0 +1,88 @@
+"""Several predictors of different kinds as one: the mean of their estimates."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Len
+
+from m3_backbone.arguments import ClosedFraction, checked
+from m3_backbone.outcomes.labels import Inputs, Labels
+from predictor.base import FitContext, ScalePredictor
+from predictor.features import Features
+from predictor.policy.front import Floats, policy_value
+
+
+class Blend(ScalePredictor):
+    """Networks and trees err on different samples; a weighted mean of their estimates errs less than either.
+
+    `first()` and `second()` make the predictors. Each is fitted as it would be alone; then the share of the
+    first, among `shares`, is the one whose policy is worth most on validation. (Linear pooling of forecasts,
+    Stone 1961.) With a share of 0 or 1, only one part is computed and counted.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        first: Callable[[], ScalePredictor],
+        second: Callable[[], ScalePredictor],
+        shares: Annotated[tuple[ClosedFraction, ...], Len(1)] = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0),
+        name: str = "blend",
+    ) -> None:
+        self.first, self.second, self.shares, self.name = first, second, shares, name
+        self._parts = {"first": first(), "second": second()}
+        self._set_share(0.5)
+
+    @property
+    def num_parameters(self) -> int:
+        return 1 + sum(part.num_parameters for part in self._parts.values())
+
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """Sum over the parts with a positive share."""
+        return sum(part.count_own_flops(inputs) for part, _ in self._weighted)
+
+    @property
+    def _weighted(self) -> list[tuple[ScalePredictor, float]]:
+        """The parts with a positive share, each with its share."""
+        shares = (self._share, 1 - self._share)
+        return [(part, share) for part, share in zip(self._parts.values(), shares, strict=True) if share > 0]
+
+    def _set_share(self, share: float) -> None:
+        self._share = share
+        self.features = Features.union(*(part.features for part, _ in self._weighted))
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        for key, part in self._parts.items():
+            folder = context.folder / key if context.folder else None
+            part.fit(train, validation, FitContext(folder, context.make_trainer))
+        first, second = (part.predict(validation.inputs) for part in self._parts.values())
+        cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+        values = [policy_value(share * first + (1 - share) * second, cost, score) for share in self.shares]
+        self._set_share(self.shares[int(np.argmax(values))])
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        estimates = [share * part.predict(inputs) for part, share in self._weighted]
+        return np.sum(estimates, axis=0)
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays: dict[str, np.ndarray] = {}
+        state: dict[str, Any] = {"share": self._share}
+        for key, part in self._parts.items():
+            own, state[key] = part._get_state()
+            arrays |= {f"{key}.{name}": array for name, array in own.items()}
+        return arrays, state
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        share = state["share"]
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"a share is a number from 0 to 1, and not {share!r}")
+        self._set_share(share)
+        for key, part in self._parts.items():
+            part.scales, part.fingerprints = self.scales, self.fingerprints
+            own = {
+                name.removeprefix(f"{key}."): array
+                for name, array in arrays.items()
+                if name.startswith(f"{key}.")
+            }
+            part._set_state(own, state[key])

@@ -1,0 +1,205 @@
+"""Gradient-boosted trees, one ensemble per scale: the classical predictor to beat."""
+
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from annotated_types import Ge
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
+from m3_backbone.outcomes.labels import Inputs, Labels
+from predictor.base import FitContext, ScalePredictor
+from predictor.classical.tabular import Table
+from predictor.features import Features
+from predictor.files import get_array
+from predictor.policy.front import Floats, policy_value
+
+QUESTION_IMAGE_STATISTICS = Features(visual=9, question=True, statistics=("tower", "image"))
+
+
+class Trees(NamedTuple):
+    """Binary trees as arrays over all their nodes; `root` `[num_trees]` says where each begins.
+
+    A node that has no children has `left` 0 and a `value` in logits; otherwise a row goes left where its
+    `column` is at most `threshold`.
+    """
+
+    root: np.ndarray
+    column: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+
+    @classmethod
+    def of(cls, model: HistGradientBoostingClassifier) -> "Trees":
+        """Those of a fitted scikit-learn model, which keeps its trees in structured arrays."""
+        nodes = [tree.nodes for (tree,) in model._predictors]
+        root = np.cumsum([0, *(len(each) for each in nodes)])[:-1]
+        joined = np.concatenate(nodes)
+        # Children are counted from the tree's own root.
+        offset = np.repeat(root, [len(each) for each in nodes])
+        inner = joined["is_leaf"] == 0
+        return cls(
+            root=root.astype(np.int32),
+            column=joined["feature_idx"].astype(np.int32),
+            threshold=joined["num_threshold"].astype(np.float64),
+            left=np.where(inner, joined["left"] + offset, 0).astype(np.int32),
+            right=np.where(inner, joined["right"] + offset, 0).astype(np.int32),
+            value=joined["value"].astype(np.float64),
+        )
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], number: int, num_columns: int) -> "Trees":
+        """Saved trees; ValueError for any that `evaluate` could leave their arrays with, or go round in."""
+        root = get_array(arrays, f"trees.{number}.root", None, kinds="i")
+        column = get_array(arrays, f"trees.{number}.column", None, kinds="i")
+        num_nodes = len(column)
+        threshold, value = (
+            get_array(arrays, f"trees.{number}.{name}", num_nodes) for name in ("threshold", "value")
+        )
+        left, right = (
+            get_array(arrays, f"trees.{number}.{name}", num_nodes, kinds="i") for name in ("left", "right")
+        )
+        inner, own = left != 0, np.arange(num_nodes)
+        later = (left > own) & (right > own) & (left < num_nodes) & (right < num_nodes)
+        if not root.size or root.min() < 0 or root.max() >= num_nodes:
+            raise ValueError(f"a tree of scale {number} begins outside of its nodes")
+        if not later[inner].all():
+            raise ValueError(f"a node of scale {number} has no later nodes for children")
+        if (column < 0).any() or (column >= num_columns).any():
+            raise ValueError(f"a node of scale {number} reads none of the {num_columns} columns")
+        if not np.isfinite(value).all():
+            raise ValueError(f"a node of scale {number} has a value that is not finite")
+        return cls(root, column, threshold, left, right, value)
+
+    def evaluate(self, rows: np.ndarray) -> Floats:
+        """What each tree says of each row, `[num_rows, num_trees]`."""
+        node = np.tile(self.root, (len(rows), 1))
+        row = np.arange(len(rows))[:, None]
+        while (inner := self.left[node] > 0).any():
+            goes_left = rows[row, self.column[node]] <= self.threshold[node]
+            node = np.where(inner, np.where(goes_left, self.left[node], self.right[node]), node)
+        return self.value[node]
+
+
+class GradientBoosting(ScalePredictor):
+    """scikit-learn's `HistGradientBoostingClassifier` for each scale, on the rows of `tabular.Table`.
+
+    A fractional score enters as a right and a wrong sample with that much and the remaining weight. A scale
+    that was always right, or always wrong, gets one estimate for all samples. Of the numbers of trees up to
+    `max_trees`, in tenths, the one whose policy is worth most on validation is kept. The trees are saved as
+    arrays and evaluated by NumPy, so that no pickle and no version of scikit-learn is needed to use them.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        features: Features = QUESTION_IMAGE_STATISTICS,
+        max_words: NonNegativeInt = 200,
+        num_components: NonNegativeInt = 48,
+        max_trees: PositiveInt = 200,
+        learning_rate: PositiveFloat = 0.05,
+        max_leaves: Annotated[int, Ge(2)] = 15,
+        penalty: NonNegativeFloat = 1.0,
+        name: str = "gradient_boosting",
+        seed: Seed = 0,
+    ) -> None:
+        self.features, self.max_words, self.num_components = features, max_words, num_components
+        self.max_trees, self.learning_rate, self.max_leaves = max_trees, learning_rate, max_leaves
+        self.penalty, self.name, self.seed = penalty, name, seed
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        self._table = Table.fit(
+            train.inputs, self.features, max_words=self.max_words, num_components=self.num_components
+        )
+        rows = self._table.apply(train.inputs)
+        grown = [self._grow(rows, score) for score in train.outcomes.score.T]
+        held_out = self._table.apply(validation.inputs)
+        sums = [base + np.cumsum(trees.evaluate(held_out), axis=1) for base, trees in grown]
+        cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+        numbers = np.unique(np.ceil(np.linspace(self.max_trees / 10, self.max_trees, 10)).astype(int))
+        values = [
+            policy_value(_squash(np.stack([_at(each, number) for each in sums], axis=1)), cost, score)
+            for number in numbers
+        ]
+        self._num_trees = int(numbers[int(np.argmax(values))])
+        self._base = np.array([base for base, _ in grown])
+        self._trees = [_prune(trees, self._num_trees) for _, trees in grown]
+
+    def _grow(self, rows: np.ndarray, score: np.ndarray) -> tuple[float, Trees]:
+        """Logit before the first tree, and the trees, of one scale."""
+        mean = float(score.mean(dtype=np.float64))
+        if mean in (0.0, 1.0):
+            smoothed = (mean * len(score) + 0.5) / (len(score) + 1)
+            return float(np.log(smoothed / (1 - smoothed))), _leaf()
+        right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
+        model = HistGradientBoostingClassifier(
+            learning_rate=self.learning_rate,
+            max_iter=self.max_trees,
+            max_leaf_nodes=self.max_leaves,
+            l2_regularization=self.penalty,
+            # Stopping early on a part of the rows would see other questions about the same images.
+            early_stopping=False,
+            random_state=self.seed,
+        )
+        model.fit(
+            np.concatenate([rows[right], rows[wrong]]),
+            np.repeat([1, 0], [len(right), len(wrong)]),
+            sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
+        )
+        return float(model._baseline_prediction.item()), Trees.of(model)
+
+    @property
+    def num_parameters(self) -> int:
+        """Components and nodes; a node is a column, a threshold or value."""
+        return self._table.components.size + 2 * sum(len(trees.value) for trees in self._trees)
+
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """Operations of the components, plus at most one comparison per level of every tree."""
+        levels = np.log2(self.max_leaves) + 1
+        comparisons = sum(len(trees.root) for trees in self._trees) * levels
+        return self._table.count_own_flops() + float(comparisons)
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        rows = self._table.apply(inputs)
+        sums = [trees.evaluate(rows).sum(axis=1) for trees in self._trees]
+        return _squash(self._base + np.stack(sums, axis=1))
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, state = self._table.get_state()
+        arrays["base"] = self._base
+        for number, trees in enumerate(self._trees):
+            arrays |= {f"trees.{number}.{name}": array for name, array in trees._asdict().items()}
+        return arrays, {**state, "num_trees": self._num_trees}
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        self._table = Table.from_state(self.features, arrays, state)
+        assert self.scales is not None
+        self._base, self._num_trees = get_array(arrays, "base", len(self.scales)), state["num_trees"]
+        num_columns = sum(self._table.sizes)
+        self._trees = [Trees.from_arrays(arrays, number, num_columns) for number in range(len(self._base))]
+
+
+def _squash(logits: Floats) -> Floats:
+    return 1 / (1 + np.exp(-logits))
+
+
+def _at(sums: Floats, number: int) -> Floats:
+    """The sum of the first `number` trees, or of all where there are fewer."""
+    return sums[:, min(number, sums.shape[1]) - 1]
+
+
+def _prune(trees: Trees, number: int) -> Trees:
+    """The first `number` trees."""
+    if number >= len(trees.root):
+        return trees
+    end = trees.root[number]
+    return Trees(trees.root[:number], *(array[:end] for array in trees[1:]))
+
+
+def _leaf() -> Trees:
+    """One tree that says 0 of everything."""
+    whole, real = np.zeros(1, np.int32), np.zeros(1)
+    return Trees(whole, whole, real, whole, whole, real)

@@ -1,0 +1,105 @@
+"""Controls that must not win: if one of them does, the bench leaks or the gain has another cause."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from m3_backbone.arguments import Seed, checked
+from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
+from predictor.base import FitContext, ScalePredictor
+from predictor.policy.front import Floats
+
+
+class Control(ScalePredictor):
+    """Another predictor, spoilt. `predictor()` makes it; see arXiv 2605.07395 for why routers need these."""
+
+    @checked
+    def __init__(self, *, predictor: Callable[[], ScalePredictor], name: str, seed: Seed = 0) -> None:
+        self.predictor, self.name, self.seed = predictor, name, seed
+        self._inner = predictor()
+        self.features = self._inner.features
+
+    @property
+    def num_parameters(self) -> int:
+        return self._inner.num_parameters
+
+    def count_own_flops(self, inputs: Inputs) -> float:
+        return self._inner.count_own_flops(inputs)
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        draw = np.random.default_rng(self.seed)
+        self._inner.fit(self._spoil(train, draw), self._spoil(validation, draw), context)
+        self.features = self._inner.features  # a fitted blend may read fewer features
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        return self._inner.predict(inputs)
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return self._inner._get_state()
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        self._inner.scales, self._inner.fingerprints = self.scales, self.fingerprints
+        self._inner._set_state(arrays, state)
+        self.features = self._inner.features
+
+    @abstractmethod
+    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels: ...
+
+
+class ShuffledLabels(Control):
+    """Trained on outcomes that were dealt out anew among the samples: no feature tells anything."""
+
+    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
+        order = draw.permutation(len(labels))
+        outcomes = labels.outcomes
+        return replace(
+            labels, outcomes=replace(outcomes, score=outcomes.score[order], nll=outcomes.nll[order])
+        )
+
+
+class RandomFeatures(Control):
+    """Sees noise in place of every feature, in training and in use."""
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        return self._inner.predict(randomize(inputs, np.random.default_rng(self.seed)))
+
+    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
+        return replace(labels, inputs=randomize(labels.inputs, draw))
+
+
+class RandomChoice(Control):
+    """A trained predictor whose estimates are dealt out anew among the samples.
+
+    So at every price each scale is chosen as often as by that predictor, and by samples that have nothing to
+    do with it: random choice at matched price.
+    """
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        return self._inner.predict(inputs)[np.random.default_rng(self.seed).permutation(len(inputs))]
+
+    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
+        return labels
+
+
+def randomize(inputs: Inputs, draw: np.random.Generator) -> Inputs:
+    """The same samples with visual tokens, statistics, question and its ids drawn at random.
+
+    Lengths are dealt out anew too: the number of words alone tells kinds of question apart.
+    """
+    vocabulary = np.unique(np.concatenate([np.zeros(1, np.int32), *inputs.question_ids]))
+    visual = {
+        scale: VisualTokens(draw.normal(size=each.tokens.shape).astype(np.float16), each.mask)
+        for scale, each in inputs.visual.items()
+    }
+    lengths = draw.permutation([len(each) for each in inputs.question_ids])
+    ids = [draw.choice(vocabulary, length).astype(np.int32) for length in lengths]
+    return replace(
+        inputs,
+        visual=visual,
+        statistics=draw.normal(size=inputs.statistics.shape).astype(np.float32),
+        question_ids=ids,
+        question=[" ".join(f"w{number}" for number in each) for each in ids],
+    )

@@ -1,0 +1,95 @@
+"""Nearest neighbours: what happened to the most similar questions on the most similar images."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Len
+from sklearn.neighbors import NearestNeighbors
+
+from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
+from m3_backbone.outcomes.labels import Inputs, Labels
+from predictor.base import FitContext, ScalePredictor
+from predictor.classical.boosting import QUESTION_IMAGE_STATISTICS
+from predictor.classical.tabular import Table
+from predictor.features import Features
+from predictor.files import get_array
+from predictor.policy.front import Floats, policy_value
+
+
+class NearestNeighbours(ScalePredictor):
+    """The mean score of the nearest training samples, in the rows of `tabular.Table`.
+
+    Words, sentence vectors, components and statistics are each scaled to the same variance, the first two
+    times their weight. `num_neighbours` and `word_weights` are chosen by the worth of the policy on
+    validation.
+    LLMRouterBench (arXiv 2601.07206) finds such a rule as good as most learned routers.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        features: Features = QUESTION_IMAGE_STATISTICS,
+        max_words: NonNegativeInt = 200,
+        num_components: NonNegativeInt = 48,
+        num_neighbours: Annotated[tuple[PositiveInt, ...], Len(1)] = (10, 30, 100),
+        word_weights: Annotated[tuple[NonNegativeFloat, ...], Len(1)] = (1.0, 3.0),
+        name: str = "nearest_neighbours",
+    ) -> None:
+        self.features, self.max_words, self.num_components = features, max_words, num_components
+        self.num_neighbours, self.word_weights, self.name = num_neighbours, word_weights, name
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        self._table = Table.fit(
+            train.inputs, self.features, max_words=self.max_words, num_components=self.num_components
+        )
+        rows, held_out = self._table.apply(train.inputs), self._table.apply(validation.inputs)
+        self._score = train.outcomes.score.astype(np.float32)
+        most = min(max(self.num_neighbours), len(rows))
+        best = -np.inf
+        for word_weight in self.word_weights:
+            scale = self._weigh(rows, word_weight)
+            found = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows * scale)
+            neighbours = found.kneighbors(held_out * scale, return_distance=False)
+            for number in self.num_neighbours:
+                estimates = self._score[neighbours[:, :number]].mean(axis=1)
+                cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+                value = policy_value(estimates, cost, score)
+                if value > best:
+                    best, self._number, self._scale = value, min(number, most), scale
+        self._rows = (rows * self._scale).astype(np.float32)
+
+    def _weigh(self, rows: np.ndarray, word_weight: float) -> np.ndarray:
+        """Factors `[num_columns]` that give each part one mean square, what tells the question its own."""
+        ends = np.cumsum(self._table.sizes)
+        scale = np.ones(rows.shape[1], dtype=np.float32)
+        for part, weight in zip(
+            np.split(np.arange(rows.shape[1]), ends[:-1]), (word_weight, word_weight, 1, 1), strict=True
+        ):
+            if len(part):
+                scale[part] = weight / max(np.sqrt(rows[:, part].var(axis=0).sum()), 1e-6)
+        return scale
+
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """The features', and three per number of a training row."""
+        return self._table.count_own_flops() + 3.0 * self._rows.size
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        found = NearestNeighbors(n_neighbors=self._number, algorithm="brute").fit(self._rows)
+        rows = self._table.apply(inputs) * self._scale
+        return self._score[found.kneighbors(rows, return_distance=False)].mean(axis=1, dtype=np.float64)
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, state = self._table.get_state()
+        arrays |= {"rows": self._rows, "score": self._score, "scale": self._scale}
+        return arrays, {**state, "number": self._number}
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        self._table = Table.from_state(self.features, arrays, state)
+        assert self.scales is not None
+        self._scale = get_array(arrays, "scale", sum(self._table.sizes))
+        self._rows = get_array(arrays, "rows", None, len(self._scale))
+        self._score = get_array(arrays, "score", len(self._rows), len(self.scales))
+        self._number = state["number"]
+        if type(self._number) is not int or not 1 <= self._number <= len(self._rows):
+            raise ValueError(f"{self._number!r} neighbours of {len(self._rows)} samples")

@@ -1,0 +1,116 @@
+"""The question-only baseline: TF-IDF of words and word pairs, one logistic regression per scale."""
+
+from typing import Annotated, Any
+
+import numpy as np
+import scipy.sparse
+from annotated_types import Len
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
+from m3_backbone.outcomes.labels import Inputs, Labels
+from predictor.base import FitContext, ScalePredictor
+from predictor.classical.tabular import has_terms
+from predictor.files import check_texts, get_array
+from predictor.policy.front import Floats, policy_value
+
+
+class QuestionOnly(ScalePredictor):
+    """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not looked at.
+
+    Words of one character count (a row's number is one). A fractional score enters as a right and a wrong
+    sample with that much and the remaining weight. A scale that was always right, or always wrong, gets one
+    estimate for all samples, and so does every scale where no training question has a word. Of
+    `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most on validation is kept.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        max_words: PositiveInt = 2,
+        inverse_penalties: Annotated[tuple[PositiveFloat, ...], Len(1)] = (0.1, 1.0, 10.0),
+        name: str = "question_only",
+    ) -> None:
+        self.max_words, self.inverse_penalties, self.name = max_words, inverse_penalties, name
+        self._vectorizer: TfidfVectorizer | None = None
+
+    def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        vectorizer = self._make_vectorizer()
+        has_words = has_terms(vectorizer, train.inputs.question)
+        self._vectorizer = vectorizer.fit(train.inputs.question) if has_words else None
+        words = self._read_words(train.inputs.question)
+        best = -np.inf
+        for inverse_penalty in self.inverse_penalties:
+            columns = [_fit_scale(words, score, inverse_penalty) for score in train.outcomes.score.T]
+            weights = np.stack([weight for weight, _ in columns])
+            biases = np.array([bias for _, bias in columns])
+            estimates = self._estimate(validation.inputs, weights, biases)
+            value = policy_value(estimates, validation.inputs.visual_tokens, validation.outcomes.score)
+            if value > best:
+                best, self._weights, self._biases, self._chosen = value, weights, biases, inverse_penalty
+
+    @property
+    def num_parameters(self) -> int:
+        return self._weights.size + self._biases.size
+
+    def count_own_flops(self, inputs: Inputs) -> float:
+        """Two per scale and term of a question, on average over these."""
+        num_terms = self._read_words(inputs.question).nnz / len(inputs)
+        return 2.0 * num_terms * len(self._weights)
+
+    def _predict(self, inputs: Inputs) -> Floats:
+        return self._estimate(inputs, self._weights, self._biases)
+
+    def _estimate(self, inputs: Inputs, weights: Floats, biases: Floats) -> Floats:
+        logits = self._read_words(inputs.question) @ weights.T + biases
+        return 1 / (1 + np.exp(-logits))
+
+    def _read_words(self, questions: list[str]) -> scipy.sparse.csr_matrix:
+        """TF-IDF `[num_samples, num_terms]`; without terms, no columns."""
+        if self._vectorizer is None:
+            return scipy.sparse.csr_matrix((len(questions), 0))
+        return self._vectorizer.transform(questions)
+
+    def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays = {"weights": self._weights, "biases": self._biases, "idf": np.zeros(0)}
+        terms: list[str] = []
+        if self._vectorizer is not None:
+            arrays["idf"] = self._vectorizer.idf_
+            terms = self._vectorizer.get_feature_names_out().tolist()
+        return arrays, {"inverse_penalty": self._chosen, "terms": terms}
+
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        assert self.scales is not None
+        terms = check_texts("terms", state["terms"])
+        self._weights = get_array(arrays, "weights", len(self.scales), len(terms))
+        self._biases = get_array(arrays, "biases", len(self.scales))
+        self._chosen = state["inverse_penalty"]
+        self._vectorizer = None
+        if terms:
+            vocabulary = {term: column for column, term in enumerate(terms)}
+            self._vectorizer = self._make_vectorizer(vocabulary)
+            self._vectorizer.idf_ = get_array(arrays, "idf", len(terms))
+
+    def _make_vectorizer(self, vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
+        return TfidfVectorizer(
+            ngram_range=(1, self.max_words), token_pattern=r"\w+", sublinear_tf=True, vocabulary=vocabulary
+        )
+
+
+def _fit_scale(words: Any, score: np.ndarray, inverse_penalty: float) -> tuple[Floats, float]:
+    """Weights `[num_terms]` and bias of one scale's logistic regression."""
+    mean = float(score.mean(dtype=np.float64))
+    if mean in (0.0, 1.0) or not words.shape[1]:
+        # The logit of a frequency that one more sample of either kind would give: finite, and near enough.
+        smoothed = (mean * len(score) + 0.5) / (len(score) + 1)
+        return np.zeros(words.shape[1]), float(np.log(smoothed / (1 - smoothed)))
+    right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
+    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
+    model.fit(
+        scipy.sparse.vstack([words[right], words[wrong]]),
+        np.repeat([1, 0], [len(right), len(wrong)]),
+        sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
+    )
+    return model.coef_[0].astype(np.float64), float(model.intercept_[0])

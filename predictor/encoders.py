@@ -1,0 +1,216 @@
+"""Frozen sentence encoders: one vector per question, for predictors.
+
+A question becomes the mean of vectors of its tokens, normalised. They are the last states of a transformer
+(Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084: what the `sentence-transformers` models with mean
+pooling compute), or come from a table (static embeddings: Model2Vec, WordLlama), which costs next to nothing.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+# The table that the package of this name carries (MIT): 32,000 tokens of Llama 2, 256 numbers each.
+WORDLLAMA = "wordllama"
+_WORDLLAMA_FILES = ("weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json")
+_EXTRA = "install the extra: pip install 'tokenscale[sentences]', in a clone make install"
+
+
+class SentenceEncoder(ABC):
+    """Vectors of texts; runs on the CPU, and no code comes with weights.
+
+    Vectors are not cached here, but by the caller (`Inputs.sentences`).
+    """
+
+    width: int
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of weights and vocabulary: vectors of another encoder mean something else."""
+
+    @abstractmethod
+    def count_flops(self, texts: Sequence[str]) -> float:
+        """Floating-point operations per text."""
+
+    @abstractmethod
+    def _run(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of one batch."""
+
+    def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Vectors float32 `[num_texts, width]` of length 1; a text is cut where the model ends."""
+        # Texts of similar length share a batch, which keeps padding small.
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))
+        vector_of: dict[str, np.ndarray] = {}
+        for start in range(0, len(distinct), batch_size):
+            batch = distinct[start : start + batch_size]
+            vector_of.update(zip(batch, self._run(batch), strict=True))
+        vectors = [vector_of[text] for text in texts]
+        return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
+
+
+class TransformerEncoder(SentenceEncoder):
+    """An encoder-only transformer in Hugging Face's layout with its tokenizer, from a folder or a hub id.
+
+    Weights are read from safetensors alone. Raises ValueError for what is no such model.
+    """
+
+    def __init__(self, source: str) -> None:
+        # Here and not above: what reads no sentences, as most predictors, need not wait for transformers.
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False
+            ).requires_grad_(False)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"no sentence encoder in {source}: give a folder or hub id that AutoModel and AutoTokenizer "
+                f"load, with weights in safetensors, one of static embeddings, or {WORDLLAMA} ({error})"
+            ) from error
+        self.width = self.model.config.hidden_size
+        self._max_length = find_max_length(self.model.config, self.tokenizer)
+        # The pooler's states are not looked at, and where a checkpoint has none it is random.
+        self._weights = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return _hash(
+            self.tokenizer.get_vocab(),
+            {name: p.detach().contiguous().view(torch.uint8).numpy() for name, p in self._weights.items()},
+        )
+
+    @torch.inference_mode()
+    def _run(self, texts: Sequence[str]) -> np.ndarray:
+        batch = self._tokenize(texts, padding=True, return_tensors="pt")
+        states = self.model(**batch).last_hidden_state.float()
+        weights = batch["attention_mask"][..., None].float()
+        means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return torch.nn.functional.normalize(means, dim=-1).numpy()
+
+    def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
+        """Cut where the model ends; "[SEP]" in a text is text and no control token."""
+        return self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self._max_length,
+            split_special_tokens=True,
+            **options,
+        )
+
+    def count_flops(self, texts: Sequence[str]) -> float:
+        """Two per token and weight behind the embeddings."""
+        if not texts:
+            return 0.0
+        cut = self._tokenize(texts)
+        lengths = [len(ids) for ids in cut["input_ids"]]
+        weights = sum(p.numel() for name, p in self._weights.items() if not name.startswith("embeddings."))
+        return 2.0 * weights * sum(lengths) / len(lengths)
+
+
+class StaticEncoder(SentenceEncoder):
+    """Static embeddings, read by `model2vec`.
+
+    From a folder or hub id in its layout or that of `sentence-transformers`, or `wordllama`, the table in the
+    package of that name. Raises ValueError for what is no such model, and where a package is missing.
+    """
+
+    def __init__(self, source: str) -> None:
+        try:
+            from model2vec import StaticModel
+        except ImportError as error:
+            raise ValueError(f"{source} is read by model2vec: {_EXTRA}") from error
+        try:
+            self.model: Any = (
+                StaticModel(*_read_wordllama())
+                if source == WORDLLAMA
+                else StaticModel.from_pretrained(source, force_download=False)
+            )
+        except Exception as error:  # tokenizers raises nothing narrower for a file cut short
+            raise ValueError(f"no static embeddings in {source}: {error}") from error
+        self.width = self.model.dim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        model = self.model
+        parts = {"embedding": model.embedding, "weights": model.weights, "mapping": model.token_mapping}
+        return _hash(
+            model.tokenizer.get_vocab(),
+            {name: np.ascontiguousarray(part) for name, part in parts.items() if part is not None},
+        )
+
+    def _run(self, texts: Sequence[str]) -> np.ndarray:
+        means = self.model.encode(list(texts), use_multiprocessing=False).astype(np.float32)
+        # A text without a known token has no direction.
+        return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+
+    def count_flops(self, texts: Sequence[str]) -> float:
+        """One addition per token and number."""
+        lengths = [len(ids) for ids in self.model.tokenize(list(texts))]
+        return self.width * sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def _read_wordllama() -> tuple[np.ndarray, Any]:
+    """Its table and tokenizer, without running its code (which sets up logging for everyone)."""
+    from tokenizers import Tokenizer
+
+    spec = find_spec(WORDLLAMA)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {WORDLLAMA} is not there; {_EXTRA}")
+    weights, tokenizer = (Path(spec.submodule_search_locations[0]) / name for name in _WORDLLAMA_FILES)
+    # Stored in float16, in which means would be rounded.
+    return load_file(weights)["embedding.weight"].astype(np.float32), Tokenizer.from_file(str(tokenizer))
+
+
+def _hash(vocabulary: Mapping[str, int], tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def find_max_length(config: Any, tokenizer: Any) -> int:
+    """Tokens that the model has positions for; the tokenizer's own limit may be smaller, or not be said."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return int(tokenizer.model_max_length)
+    if "roberta" in config.model_type:  # its positions are counted from behind the padding's
+        positions -= (config.pad_token_id or 0) + 1
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def is_static(source: str) -> bool:
+    """Whether this is a table of token vectors: what its folder, or its repository on the hub, says."""
+    if source == WORDLLAMA:
+        return True
+    from m3_backbone.loading.weights import fetch
+
+    for name, mark in (("modules.json", "StaticEmbedding"), ("config.json", '"model2vec"')):
+        try:
+            found = Path(source) / name if Path(source).is_dir() else fetch(source, name)
+            if found and found.is_file() and mark in found.read_text(encoding="utf-8"):
+                return True
+        except (OSError, ValueError):
+            # What cannot be asked or read says itself what is wrong with it when it is loaded.
+            return False
+    return False
+
+
+@lru_cache(2)
+def load_sentence_encoder(source: str) -> SentenceEncoder:
+    """The encoder of this name; predictors that read the same one share it.
+
+    ValueError where there is none.
+    """
+    return StaticEncoder(source) if is_static(source) else TransformerEncoder(source)

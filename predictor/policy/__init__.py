@@ -1,0 +1,1 @@
+"""From estimates to scales: prices, switches and fronts."""

@@ -1,0 +1,210 @@
+"""Choice of scales at a price, and fronts of operating points.
+
+The upper concave hull in the plane of mean cost and mean score.
+
+From estimates to a scale: how a price turns into choices, and what a policy is worth over all prices.
+
+Pure NumPy. `estimates`, `cost` and `score` are `[num_samples, num_scales]` over the same ladder, coarsest
+scale first. Costs are positive, in any unit (visual tokens, FLOPs, milliseconds).
+
+A policy at a price maximises, for each sample alone, `estimate - price * cost / unit`. The unit makes prices
+comparable between ladders: by default it is the mean cost of the finest scale over the samples at hand, so
+a price of 0.1 pays ten points of accuracy for one answer at the finest scale. Fix the unit (see `pricing`) to
+apply a price chosen on one set of samples to another.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from predictor.policy.switches import Floats, Switches, find_switches
+
+
+def upper_hull(cost: ArrayLike, score: ArrayLike) -> NDArray[np.int64]:
+    """Indices of the vertices of the upper concave hull of points `[num_points]`, from cheap to dear.
+
+    Cost and score rise strictly from vertex to vertex: a point that costs more and is no better is out, and
+    so is one that lies on or below the line between two others. Of equal points the first stays.
+    """
+    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    if costs.ndim != 1 or costs.shape != scores.shape or not costs.size:
+        raise ValueError(f"a hull needs points, got {costs.shape} costs and {scores.shape} scores")
+    order = np.lexsort((-scores, costs))
+    # First all that something cheaper equals: of many points a few are left for the loop.
+    best = np.maximum.accumulate(scores[order])
+    order = order[np.concatenate([[True], scores[order][1:] > best[:-1]])]
+    hull: list[int] = []
+    for point in order.tolist():
+        while len(hull) > 1:
+            first, last = hull[-2:]
+            rise = (scores[last] - scores[first]) * (costs[point] - costs[first])
+            if rise > (scores[point] - scores[first]) * (costs[last] - costs[first]):
+                break
+            hull.pop()
+        hull.append(point)
+    return np.array(hull)
+
+
+NUM_BUDGETS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """Points `(cost, score)` that a policy reaches at each price, all `[num_prices]`; prices ascend.
+
+    Between two neighbouring points lies whatever choosing at random between their two prices reaches.
+    """
+
+    cost: Floats
+    score: Floats
+    price: Floats
+
+
+def find_unit(cost: ArrayLike) -> float:
+    """The default unit of cost: the mean cost of the finest scale (the last column)."""
+    return float(np.asarray(cost, dtype=np.float64)[:, -1].mean())
+
+
+def choose(
+    estimates: ArrayLike, cost: ArrayLike, price: float, *, unit: float | None = None
+) -> NDArray[np.int64]:
+    """Column of the scale chosen for each sample, `[num_samples]`.
+
+    argmax over scales of `estimate - price * cost / unit`; among equals the cheapest, among equally cheap
+    ones the coarsest. At price 0 that is the cheapest scale of highest estimate, at `inf` the cheapest scale.
+    """
+    estimate_array, cost_array = _check(estimates, cost)
+    check_price(price)
+    if unit is None:
+        unit = find_unit(cost_array)
+    return _apply(find_switches(estimate_array, cost_array), price, unit).astype(np.int64)
+
+
+def choose_at_prices(
+    estimates: ArrayLike, cost: ArrayLike, prices: ArrayLike, *, unit: float | None = None
+) -> NDArray[np.int8]:
+    """`choose` at each of `prices`, `[num_prices, num_samples]`, in little more time than one takes."""
+    estimate_array, cost_array = _check(estimates, cost)
+    if unit is None:
+        unit = find_unit(cost_array)
+    switches = find_switches(estimate_array, cost_array)
+    chosen = []
+    for price in np.asarray(prices, dtype=np.float64):
+        check_price(price)
+        chosen.append(_apply(switches, price, unit))
+    return np.stack(chosen)
+
+
+def sweep(
+    estimates: ArrayLike,
+    cost: ArrayLike,
+    score: ArrayLike,
+    prices: ArrayLike | None = None,
+    *,
+    unit: float | None = None,
+) -> Front:
+    """Mean cost and mean score of `choose` at each of `prices`, which are sorted.
+
+    By default at 0 and at every price where a choice changes: the complete front, at most
+    `num_samples * (num_scales - 1) + 1` points. Takes one sort, whatever the number of prices. With
+    `estimates=score` the complete front is the budgeted oracle's.
+    """
+    estimate_array, cost_array = _check(estimates, cost)
+    score_array = _check_same_shape("score", score, cost_array)
+    if unit is None:
+        unit = find_unit(cost_array)
+    switches = find_switches(estimate_array, cost_array)
+    order = np.argsort(switches.slope, kind="stable")
+    price_of, row = switches.slope[order] * unit, switches.row[order]
+    every, before, after = np.arange(len(cost_array)), switches.before[order], switches.after[order]
+
+    def add_up(values: Floats) -> Floats:
+        """Totals before the first switch and after each."""
+        total = values[every, switches.first].sum()
+        return total + np.concatenate([[0.0], np.cumsum(values[row, after] - values[row, before])])
+
+    cost_after, score_after = add_up(cost_array), add_up(score_array)
+    if prices is None:
+        price_array = np.unique(np.concatenate([[0.0], price_of]))
+    else:
+        price_array = np.sort(np.asarray(prices, dtype=np.float64))
+        if price_array.size and not price_array[0] >= 0:
+            raise ValueError(f"a price is at least 0, got {price_array[0]}")
+    num_switched = np.searchsorted(price_of, price_array, side="right")
+    num_samples = len(cost_array)
+    return Front(cost_after[num_switched] / num_samples, score_after[num_switched] / num_samples, price_array)
+
+
+def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
+    """Mean score at each mean cost allowed, `[num_budgets]`, linear between neighbouring points of the front.
+
+    A budget above the dearest point buys nothing more; one below the cheapest point cannot be met and gives
+    nan. No point is picked for its score: what a policy reaches when cost alone sets its price.
+    """
+    budget_array = np.asarray(budgets, dtype=np.float64)
+    scores = np.interp(budget_array, front.cost[::-1], front.score[::-1])
+    affordable = budget_array >= front.cost[-1] * (1 - 1e-12)
+    return np.where(affordable, scores, np.nan)
+
+
+def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
+    """Budgets `[num_budgets]`, log-spaced up to the mean cost of the most expensive scale.
+
+    The smallest is the mean over samples of the cheapest scale's cost. The most expensive scale is the finest
+    one unless finer scales cost less.
+    """
+    cost_array = np.asarray(cost, dtype=np.float64)
+    lowest = cost_array.min(axis=1).mean()
+    return np.geomspace(lowest, max(column.mean() for column in cost_array.T), num_budgets)
+
+
+def policy_value(
+    estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_budgets: int = NUM_BUDGETS
+) -> float:
+    """Worth of a policy over all budgets: the mean of `score_at_budgets` over `space_budgets`, in [0, 1].
+
+    The front is the complete one of `sweep`. For given estimates the value is linear in the scores, so
+    differences are points of accuracy averaged over log budget. `policy_value(score, cost, score)` is the
+    budgeted oracle's, the most that any policy reaches; constant estimates, the scales' true mean scores,
+    give the mix's.
+    """
+    front = sweep(estimates, cost, score)
+    return float(score_at_budgets(front, space_budgets(cost, num_budgets)).mean())
+
+
+def _check(estimates: ArrayLike, cost: ArrayLike) -> tuple[Floats, Floats]:
+    cost_array = np.asarray(cost, dtype=np.float64)
+    if cost_array.ndim != 2 or 0 in cost_array.shape:
+        raise ValueError(
+            f"cost must be [num_samples, num_scales] with at least one of each, got {cost_array.shape}"
+        )
+    if not (np.isfinite(cost_array) & (cost_array > 0)).all():
+        raise ValueError("every cost must be positive and finite")
+    return _check_same_shape("estimates", estimates, cost_array), cost_array
+
+
+def _check_same_shape(name: str, values: ArrayLike, cost: Floats) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != cost.shape:
+        raise ValueError(
+            f"{name} are {list(array.shape)} where cost is {list(cost.shape)} (samples by scales)"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold values that are not finite")
+    return array
+
+
+def check_price(price: float) -> None:
+    """Raise ValueError for a price below 0."""
+    if not price >= 0:
+        raise ValueError(f"a price is at least 0, got {price}")
+
+
+def _apply(switches: Switches, price: float, unit: float) -> NDArray[np.int8]:
+    """Choices `[num_samples]` at a price."""
+    choice = switches.first.copy()
+    moves = switches.slope * unit <= price
+    # Those of one row are in order: the last one holds.
+    choice[switches.row[moves]] = switches.after[moves]
+    return choice
