@@ -6,42 +6,14 @@ variant goes on from one and the same model, trained at the finest scale alone, 
 the same pictures in the same order, one stream of pictures per seed.
 """
 
-import itertools
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
-from experiments.evaluation.variants import Variant, VariantComparison, compare_variants, list_variants
-from experiments.labels.held_out import EvaluationRecord, open_test
-from experiments.labels.labelling import label
-from experiments.reporting.export import save_figure
-from experiments.reporting.summary import describe_record
-from experiments.reporting.variant_display import draw_variants
-from experiments.reporting.variant_summary import (
-    tabulate_variants,
-    to_csv,
-    to_json,
-    to_markdown,
-    write_findings,
-)
-from experiments.tasks.base import Task
-from experiments.train_backbone import train_checkpoint
+from experiments.backbone.variants import make_start, report, train_variant
+from experiments.config import entry_point
+from experiments.evaluation.variants import list_variants
 from m3_backbone.ladder import ScaleLadder
-from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.shards import write_text
-from m3_backbone.outcomes.table import OutcomeTable
-
-# The last file that a checkpoint is written with.
-_MARK = "m3_processor.json"
-_RECIPE = ("seed", "scenes", "others", "vocab_size", "image", "tower", "decoder", "start", "model", "pooling")
 
 
 @entry_point("figure2")
@@ -57,116 +29,6 @@ def main(config: DictConfig) -> None:
         for variant in variants:
             train_variant(config, variant, seed, start, folder / variant.name / str(seed))
         report(config, variants, seeds[: number + 1], folder)
-
-
-def make_start(config: DictConfig, folder: Path, finest: int) -> Path:
-    """The model that all variants go on from: its checkpoint."""
-    return _train_once(config, folder, {"model": {**config.start, "scale_groups": [[finest]]}})
-
-
-def train_variant(config: DictConfig, variant: Variant, seed: int, start: Path, folder: Path) -> Path:
-    """One variant on the pictures of one seed: its checkpoint."""
-    first = int(config.start.num_pictures + seed * config.model.num_pictures)
-    model = {"scale_groups": variant.scale_groups, "first_picture": first}
-    changes = {"start_from": str(start), "pooling": variant.pooling, "seed": seed, "model": model}
-    return _train_once(config, folder, changes)
-
-
-def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Path:
-    """The checkpoint in the folder; ValueError where it, or a part of it, was trained in another way."""
-    changed = OmegaConf.merge(config, changes)
-    assert isinstance(changed, DictConfig)
-    check_recipe(read_recipe(changed), folder / "recipe.json")
-    checkpoint = folder / "checkpoint"
-    if not (checkpoint / _MARK).is_file():
-        train_checkpoint(changed, folder)
-    return checkpoint
-
-
-def read_recipe(config: DictConfig) -> dict[str, Any]:
-    """What of a configuration decides on the weights; not how many pictures a machine takes at once."""
-    recipe: dict[str, Any] = {}
-    for key in _RECIPE:
-        part = config.get(key)
-        recipe[key] = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
-    for training in (recipe["tower"]["training"], recipe["model"], recipe["start"]):
-        for key in ("batch_size", "num_workers"):
-            training.pop(key, None)
-    return recipe
-
-
-def check_recipe(recipe: dict[str, Any], path: Path) -> None:
-    """Write the recipe, or compare it with the one that is there."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(recipe, indent=1) + "\n")
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if differing := [key for key in recipe if recipe[key] != there.get(key)]:
-        raise ValueError(
-            f"{path.parent} was trained with other settings of {', '.join(differing)} ({path.name}): "
-            "take another folder=..., or the settings as they were"
-        )
-
-
-@rank_zero_only
-def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
-    """Let every model answer the test pictures, and write what came out: table, findings, figure."""
-    task = instantiate(config.test, _convert_="all")
-    folders = {
-        (variant.name, seed): label_test(task, folder / variant.name / str(seed), config.num_images)
-        for variant, seed in itertools.product(variants, seeds)
-    }
-    # A comparison of models on the test split is recorded as one evaluation of all of them.
-    models = {
-        f"{name} {seed}": str(read_manifest(labels)["fingerprints"]["weights"])
-        for (name, seed), labels in folders.items()
-    }
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    tables: dict[tuple[str, int], OutcomeTable] = {}
-    records: dict[tuple[str, int], EvaluationRecord] = {}
-    for key, labels in folders.items():
-        test, record = open_test(
-            labels,
-            records=Path(config.paths.evaluations),
-            command=format_command("figure2", overrides),
-            configuration=OmegaConf.to_yaml(config),
-            predictors=models,
-            allow_unrecorded=config.allow_unrecorded,
-        )
-        tables[key] = test.outcomes
-        records[key] = record
-    comparison = compare_variants(
-        variants, tables, seeds, num_resamples=config.num_resamples, confidence=config.confidence
-    )
-    write_comparison(comparison, folder)
-    print(describe_record(records[variants[0].name, seeds[0]]))
-    print("", tabulate_variants(comparison), "", *write_findings(comparison), sep="\n")
-    print(f"\nfigure, table and findings: {folder / 'figure2.*'}")
-
-
-def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
-    """The label folder with one model's answers to the questions on the first test images, made once."""
-    name = f"{folder.parent.name} {folder.name}"
-    backbone = LlavaBackbone(folder / "checkpoint", name=name, dtype="float32")
-    # In this process alone: under DDP its workers would be forked from one that holds a process group.
-    label(
-        task=task,
-        backbone=backbone,
-        folder=folder / "labels",
-        limit={"train": 0, "calibration": 0, "test": num_images},
-        feature_scales=(backbone.ladder.coarsest,),
-        num_workers=0,
-    )
-    return folder / "labels"
-
-
-def write_comparison(comparison: VariantComparison, folder: Path) -> None:
-    """`figure2.json`, `.md`, `.csv`, `.png`, `.pdf` and `.svg`."""
-    write_text(folder / "figure2.json", json.dumps(to_json(comparison), indent=1) + "\n")
-    write_text(folder / "figure2.md", to_markdown(comparison))
-    write_text(folder / "figure2.csv", to_csv(comparison))
-    save_figure(draw_variants(comparison), folder / "figure2", ("png", "pdf", "svg"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The models are fitted on the training split and their prices chosen on calibrati
 test split is recorded like an evaluation, with a digest of each model.
 """
 
-import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,23 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
 from experiments.evaluation.comparison import check_settings
-from experiments.evaluation.equivalence import check_margin, compare_known, find_equivalences
+from experiments.evaluation.equivalence import check_margin
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs_tables
 from experiments.reporting.export import save_figure
+from experiments.reporting.granularity import fit_models, judge_models
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.summary import describe_record
-from experiments.reporting.tables import Table
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
-from m3_backbone.outcomes.labels import Labels, read_labels
+from m3_backbone.outcomes.labels import read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_text
-
-log = logging.getLogger(__name__)
 
 
 @entry_point("granularity")
@@ -73,59 +69,6 @@ def main(config: DictConfig) -> None:
     save_figure(figure, output / "granularity", ("png", "pdf", "svg"))
     print("\n\n".join([*map(str, tables), *filter(None, notes)]))
     print(f"\ntables and heat map: {output / 'granularity.*'}")
-
-
-def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
-    """Models of the needed scale, fitted on the training split; None, with a warning, if that is impossible.
-
-    Labels of a test split alone are enough for the table of needs, but not for models.
-    """
-    counts = read_manifest(labels)["counts"]
-    if missing := [split for split in ("train", "calibration") if not counts.get(split)]:
-        log.warning("models of the needed scale are left out: the labels have no %s", " and ".join(missing))
-        return None
-    train = read_labels(labels, "train")
-    try:
-        return ScaleClassifiers.fit(train, seed), ScoreRegressions.fit(train, seed)
-    except NothingToTell as error:
-        log.warning("models of the needed scale are left out: %s", error)
-        return None
-
-
-def judge_models(
-    classifiers: ScaleClassifiers,
-    regressions: ScoreRegressions,
-    calibration: Labels,
-    test: Labels,
-    *,
-    equivalence_margin: float,
-    num_resamples: int,
-    confidence: float,
-    bootstrap_seed: int,
-) -> list[Table]:
-    """Tables of accuracies, policies and equivalence; impossible ones are left out, with a warning."""
-    tables = []
-    try:
-        tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
-    except NothingToTell as error:
-        log.warning("accuracies of the needed scale are left out: %s", error)
-    try:
-        comparison = compare_known(
-            regressions,
-            calibration,
-            test,
-            num_resamples=num_resamples,
-            confidence=confidence,
-            seed=bootstrap_seed,
-        )
-    except NothingToTell as error:
-        log.warning("policies by what they know are left out: %s", error)
-        return tables
-    tables.append(needs_tables.tabulate_policies(comparison))
-    equivalences = find_equivalences(comparison, equivalence_margin)
-    if equivalences:
-        tables.append(needs_tables.tabulate_equivalences(equivalences, num_resamples))
-    return tables
 
 
 if __name__ == "__main__":

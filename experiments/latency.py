@@ -4,23 +4,15 @@ Writes one file of samples (`labels.latency`), from which `evaluate` takes milli
 the same backbone, predictors, data, machine and settings is up to date.
 """
 
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.evaluation.timings import Timings
-from experiments.labels.latency import Latency, describe_machine, measure_latency
-from experiments.reporting.text_table import format_table
+from experiments.labels.latency import measure_latency
+from experiments.results.timings import format_latency
 from experiments.training.configured import open_configured
-
-log = logging.getLogger(__name__)
-
-_NUM_RESAMPLES = 10_000
 
 
 @entry_point("latency")
@@ -42,92 +34,6 @@ def measure_configured(config: DictConfig) -> None:
     )
     print(format_latency(latency))
     print(f"latency: {path}")
-
-
-def find_timings(
-    folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str], batch_size: int = 1
-) -> Timings | None:
-    """Timings in `folder` of this machine, backbone and predictors; None, with a warning, if there are none.
-
-    `fingerprints` are those of the labels, `predictors` maps names to digests; other predictors may have been
-    timed in the same file. Only timings with this batch size and this process's number of threads are used,
-    and of several files the one with the most samples.
-    """
-    machine = describe_machine()
-
-    def matches(latency: Latency) -> bool:
-        timed_fingerprints = latency.job["fingerprints"]
-        return (
-            latency.job["machine"] == machine
-            and latency.job["num_threads"] == torch.get_num_threads()
-            and latency.job["batch_size"] == batch_size
-            and all(timed_fingerprints.get(key) == value for key, value in fingerprints.items())
-            and predictors.items() <= latency.predictors.items()
-        )
-
-    timed = [latency for path in sorted(folder.glob("*.json")) if matches(latency := Latency.read(path))]
-    if not timed:
-        log.warning(
-            "no timings of these predictors, this backbone and this machine with %d threads in batches of %d "
-            "in %s, so no cost is counted in milliseconds: run `python -m experiments.latency` with the same "
-            "settings",
-            torch.get_num_threads(),
-            batch_size,
-            folder,
-        )
-        return None
-    return to_timings(max(timed, key=lambda latency: latency.vision.size))
-
-
-def to_timings(latency: Latency) -> Timings:
-    """Timings of each picture, as means over the rounds."""
-    return Timings(
-        latency.vision.mean(axis=1),
-        latency.answer.mean(axis=1),
-        {name: samples.mean(axis=1) for name, samples in latency.overhead.items()},
-        latency.job["batch_size"],
-        latency.vision.shape[1],
-        f"{latency.job['machine']}, {latency.job['num_threads']} threads, {latency.dtype}",
-    )
-
-
-def format_latency(latency: Latency) -> str:
-    """A table of mean milliseconds per answer with intervals, and a description of the measurement."""
-    timings = to_timings(latency)
-    means = timings.means()
-    low, high = timings.bound(_NUM_RESAMPLES, seed=0)
-    (vision,), (cost,) = means.shared, means.cost
-    rows = [["", "vision", "prefill and decode", "predictor", "ms", "95% interval"]]
-    rows += [
-        [
-            f"scale {scale}",
-            f"{vision:.2f}",
-            f"{whole - vision:.2f}",
-            "",
-            f"{whole:.2f}",
-            f"{least:.2f} to {most:.2f}",
-        ]
-        for scale, whole, least, most in zip(latency.scales, cost, low.cost[0], high.cost[0], strict=True)
-    ]
-    rows += [
-        [
-            f"{name}, its overhead",
-            "",
-            "",
-            f"{taken[0]:.2f}",
-            "",
-            f"{low.overhead[name][0]:.2f} to {high.overhead[name][0]:.2f}",
-        ]
-        for name, taken in means.overhead.items()
-    ]
-    num_batches, num_rounds = latency.vision.shape
-    job = latency.job
-    return (
-        f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
-        f"{num_batches * timings.batch_size} pictures in {num_rounds} rounds, {job['machine']}, "
-        f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
-        "pictures, and do not cover drift between runs"
-    )
 
 
 if __name__ == "__main__":

@@ -6,39 +6,14 @@ models among these are fitted on the other splits, and their comparison on the t
 evaluation, with a digest of each model.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from jinja2 import Environment, PackageLoader
 from omegaconf import DictConfig, OmegaConf
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
+from experiments.backbone.model_card import judge, render_card
 from experiments.config import entry_point, format_command
-from experiments.evaluation.fronts import Convention, choose_as_oracle
-from experiments.evaluation.metrics import split_kinds
-from experiments.evaluation.needs import find_needed_column
-from experiments.evaluation.question_types import describe_left_out, name_total, pick_frequent
-from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
-from experiments.labels.held_out import open_test
-from experiments.reporting.summary import describe_record
-from experiments.reporting.text_table import escape_markdown
-from experiments.tasks.scoring import score
-from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.shards import write_text
-from m3_backbone.outcomes.table import OutcomeTable
-from predictor.classical.tabular import has_terms
-
-SEEN = ("train", "calibration")
-BLIND = "blind answerer"
-# Settings of its logistic regression on words and pairs of words.
-BLIND_SETTINGS = {"C": 10, "max_iter": 300}
 
 
 @entry_point("model_card")
@@ -60,95 +35,6 @@ def main(config: DictConfig) -> None:
     path = Path(config.output)
     write_text(path, render_card(tables, facts))
     print(f"model card: {path}")
-
-
-def judge(
-    name: str,
-    labels: Path,
-    *,
-    records: Path,
-    command: str,
-    configuration: str,
-    allow_unrecorded: bool = False,
-) -> dict[str, object]:
-    """Content of the card for a task; first records the comparison of its models on the test split."""
-    seen = [read_labels(labels, split) for split in SEEN]
-    classifiers = ScaleClassifiers.fit(seen[0])
-    test, record = open_test(
-        labels,
-        records=records,
-        allow_unrecorded=allow_unrecorded,
-        command=command,
-        configuration=configuration,
-        predictors={**classifiers.digests, BLIND: digest_blind(seen)},
-    )
-    print(f"{name}: {describe_record(record)}")
-    return tabulate(name, seen, test, classifiers)
-
-
-def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
-    """The card as Markdown."""
-    environment = Environment(loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = escape_markdown
-    return environment.get_template("model_card.md").render(tables=tables, **facts)
-
-
-def tabulate(
-    name: str, seen: Sequence[Labels], labels: Labels, classifiers: ScaleClassifiers
-) -> dict[str, object]:
-    """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
-    test = labels.outcomes
-    blind = score_blind([each.outcomes for each in seen], test)
-    by_type = split_kinds(test)
-    frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
-    groups = {name_total("all", frequent): np.ones(len(test), bool)}
-    groups |= {kind: by_type[kind] for kind in frequent}
-    every = np.arange(len(test))
-    oracles = []
-    for convention in get_args(Convention):
-        chosen = choose_as_oracle(test.score, test.visual_tokens, convention)
-        cost = test.visual_tokens[every, chosen].mean()
-        oracles.append((f"the {convention} scale", 100 * test.score[every, chosen].mean(), cost))
-    rows = []
-    for kind, mine in groups.items():
-        means = test.score[mine].mean(axis=0, dtype=np.float64)
-        needed = test.scales[find_needed_column(means)]
-        rows.append((kind, int(mine.sum()), 100 * blind[mine].mean(), (100 * means).tolist(), needed))
-    return {
-        "name": name,
-        "scales": test.scales,
-        "num_samples": len(every),
-        "num_images": len(np.unique(test.image_id)),
-        "rows": rows,
-        "left_out": describe_left_out(len(by_type)),
-        "oracles": oracles,
-        "accuracy": {what: 100 * share for what, share in classifiers.measure(labels).items()},
-    }
-
-
-def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
-    """Scores `[num_samples]` of an answerer that reads the question alone.
-
-    Logistic regression on the question's words and pairs of words, from the questions and first references
-    of the other splits: what the questions give away about their answers. If the questions have no words, or
-    a single answer, it gives the most frequent answer.
-    """
-    questions = [question for table in seen for question in table.question]
-    answers = [references[0] for table in seen for references in table.references]
-    words = TfidfVectorizer(ngram_range=(1, 2))
-    if len(set(answers)) > 1 and has_terms(words, questions):
-        answerer = make_pipeline(words, LogisticRegression(**BLIND_SETTINGS))
-        guesses = answerer.fit(questions, answers).predict(list(test.question))
-    else:
-        guesses = np.full(len(test), Counter(answers).most_common(1)[0][0], dtype=object)
-    rows = zip(test.metric, guesses, test.references, strict=True)
-    return np.array([score(str(metric), str(guess), references) for metric, guess, references in rows])
-
-
-def digest_blind(seen: Sequence[Labels]) -> str:
-    """A digest of what determines the blind answerer: its settings and the labels that it is fitted on."""
-    parts = [digest_model(labels, BLIND, "question", BLIND_SETTINGS, 0) for labels in seen]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

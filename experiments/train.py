@@ -3,56 +3,22 @@
 `train_predictors` is the plain function behind the command; it leaves alone what is up to date.
 """
 
-import copy
-import logging
-import shutil
-import time
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import lightning
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.labels.division import check_labels, find_label_banners
-from experiments.labels.files import wait_for_lock
 from experiments.reporting.training_table import format_records
 from experiments.tasks.sizes import frame_banners
-from experiments.training.configured import check_names, make_predictors, read_settings
+from experiments.training.configured import make_predictors, read_settings
 from experiments.training.record import (
-    MANIFEST,
     VALIDATION_METRICS,
-    LabelSource,
-    TrainingRecord,
     check_metric,
-    read_record,
 )
-from experiments.training.trained import (
-    IncompleteTraining,
-    TrainingSettings,
-    digest_files,
-    identify,
-    load_trained,
-    locate,
-    trust_configured,
-)
-from m3_backbone.outcomes.manifest import seal
-from m3_backbone.outcomes.table import OutcomeTable
-from predictor.base import FitContext, ScalePredictor
-from predictor.cascades.hybrid import Hybrid
-from predictor.files import FolderError, write_json
-from predictor.policy.front import policy_value
-from predictor.policy.pricing import PriceList
-from predictor.splitting import FEW_IMAGES, split_for_calibrator
-
-log = logging.getLogger(__name__)
+from experiments.training.trainer import quiet_lightning, train_predictors
 
 
 @entry_point("train")
@@ -72,181 +38,6 @@ def main(config: DictConfig) -> float:
         print(frame_banners(banners))
     print(f"predictors: {config.paths.predictors}")
     return measure(records[0])
-
-
-def train_predictors(
-    predictors: Sequence[ScalePredictor],
-    *,
-    labels: Path,
-    folder: Path,
-    settings: TrainingSettings,
-    make_trainer: Callable[..., lightning.Trainer] | None = None,
-) -> list[TrainingRecord]:
-    """Fit each predictor on the train split and save it below `folder`, with prices, hybrid and record.
-
-    Validation is part of the train split. A copy of the calibrator, if the settings have one, is fitted on
-    one half of the calibration images (`predictor.splitting.halve`); prices, and the hybrid that starts from
-    the predictor, come from the samples that the calibrator was not fitted on. Each identity has a folder of
-    its own (`experiments.training.trained`): a finished training that can be loaded is kept, and an
-    interrupted one resumes from its last checkpoint.
-    """
-    check_names([predictor.name for predictor in predictors])
-    source = LabelSource(labels, settings.validation_fraction, settings.seed)
-    records = []
-    for predictor in predictors:
-        identity = identify(predictor, source.manifest, settings)
-        target = locate(folder, predictor.name, identity)
-        # A finished store may be read-only: no lock is made where nothing is to be written.
-        record = read_finished(target, identity)
-        if record is None:
-            record = _train_alone(predictor, source, target, identity, settings, make_trainer)
-        else:
-            log.info("%s is up to date in %s", predictor.name, target)
-        records.append(record)
-    return records
-
-
-def _train_alone(
-    predictor: ScalePredictor,
-    source: LabelSource,
-    target: Path,
-    identity: dict[str, Any],
-    settings: TrainingSettings,
-    make_trainer: Callable[..., lightning.Trainer] | None,
-) -> TrainingRecord:
-    """Train into `target` while no other process does; what another one has finished meanwhile is kept."""
-    with ExitStack() as stack:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            lock = target.with_name(f".{target.name}.lock")
-            stack.enter_context(wait_for_lock(lock, f"trains {predictor.name} in {target}"))
-        except OSError as error:
-            raise OSError(
-                f"{predictor.name} is to be trained, and {target.parent} cannot be written to "
-                f"({error.strerror or error}): give another folder with paths.predictors=FOLDER"
-            ) from error
-        record = read_finished(target, identity)
-        return record or _train(predictor, source, target, identity, settings, make_trainer)
-
-
-def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:
-    """The record of the training in `folder`, if it has this identity and can be loaded; None otherwise."""
-    try:
-        return load_trained(folder, identity).record
-    except FileNotFoundError:
-        return None
-    except (IncompleteTraining, FolderError) as error:
-        log.warning("trained again: %s", error)
-        return None
-
-
-def _train(
-    predictor: ScalePredictor,
-    source: LabelSource,
-    target: Path,
-    identity: dict[str, Any],
-    settings: TrainingSettings,
-    make_trainer: Callable[..., lightning.Trainer] | None,
-) -> TrainingRecord:
-    train, validation = source.parts
-    log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
-    checkpoint_dir = target.with_name(f"{target.name}.unfinished")
-    # Written to a folder beside it, then renamed, so that a folder always holds one whole training.
-    staging = target.with_name(f".{target.name}.new")
-    shutil.rmtree(staging, ignore_errors=True)
-    num_images = len({*train.outcomes.image_id, *validation.outcomes.image_id})
-    earlier = _find_earlier(target.parent, identity, num_images)
-    if earlier is not None:
-        predictor, seconds = earlier
-    else:
-        started = time.perf_counter()
-        predictor.fit(train, validation, FitContext(checkpoint_dir, make_trainer))
-        seconds = time.perf_counter() - started
-
-    calibration = source.calibration
-    if settings.calibrator is not None:
-        seen, calibration = split_for_calibrator(calibration)
-        predictor.calibrate(seen, copy.deepcopy(settings.calibrator))
-    predictor.save(staging)
-    estimates = predictor.predict(calibration.inputs)
-    prices = PriceList.from_calibration(
-        estimates,
-        calibration.inputs.visual_tokens,
-        calibration.outcomes.score,
-        settings.budget,
-        settings.tolerance,
-    )
-    prices.save(staging)
-    fit_hybrid(estimates, calibration.outcomes, settings.budget, settings.tolerance).save(staging)
-    cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-    means = train.outcomes.score.mean(axis=0, dtype=np.float64)
-    record = TrainingRecord(
-        name=predictor.name,
-        value=policy_value(predictor.predict(validation.inputs), cost, score),
-        mix_value=policy_value(np.broadcast_to(means, score.shape), cost, score),
-        oracle_value=policy_value(score, cost, score),
-        scales=list(validation.outcomes.scales),
-        fixed_cost=cost.mean(axis=0).tolist(),
-        fixed_score=score.mean(axis=0).tolist(),
-        default_cost=prices.default.cost,
-        default_score=prices.default.score,
-        num_train=len(train),
-        num_validation=len(validation),
-        num_parameters=predictor.num_parameters,
-        flops=predictor.count_flops(validation.inputs),
-        seconds=seconds,
-        identity=identity,
-        files=digest_files(staging),
-    )
-    write_json(staging / MANIFEST, seal(asdict(record)))
-    if target.exists():
-        # Damaged, or of another identity: `read_finished` has refused it.
-        shutil.rmtree(target)
-    staging.rename(target)
-    shutil.rmtree(checkpoint_dir, ignore_errors=True)
-    return record
-
-
-def _find_earlier(
-    home: Path, identity: dict[str, Any], num_images: int
-) -> tuple[ScalePredictor, float] | None:
-    """The predictor of this identity that tokenscale 0.1 trained, and the seconds that it took.
-
-    That version kept one predictor of each name, in `home` itself. A predictor with a calibrator is trained
-    again, as its prices now come from other samples.
-    """
-    record = read_record(home)
-    if record is None or record.identity != identity or "calibrator" in identity:
-        return None
-    if num_images < FEW_IMAGES:
-        return None  # that version chose other validation images
-    try:
-        predictor = ScalePredictor.load(home, trust_configured(identity))
-    except (ValueError, OSError) as error:
-        log.warning("trained again: %s", error)
-        return None
-    log.info("taking over %s from %s", predictor.name, home)
-    return predictor, record.seconds
-
-
-def fit_hybrid(
-    estimates: np.ndarray, outcomes: OutcomeTable, budget: float | None, tolerance: float
-) -> Hybrid:
-    """The hybrid of a predictor's estimates on calibration, its default chosen as that of the prices is."""
-    hybrid = Hybrid.fit(outcomes.confidence, outcomes.score, outcomes.visual_tokens, estimates)
-    best_fixed = float(outcomes.score.mean(axis=0, dtype=np.float64).max())
-    return hybrid.with_default(best_fixed, budget, tolerance)
-
-
-def quiet_lightning() -> None:
-    """Keep Lightning's news of devices and its advice out of the output; other warnings still show."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for noise in (
-        ".*does not have many workers.*",
-        "Checkpoint directory .* exists",
-        ".*LeafSpec.*deprecated",
-    ):
-        warnings.filterwarnings("ignore", message=noise)
 
 
 if __name__ == "__main__":

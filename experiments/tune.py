@@ -5,17 +5,11 @@ part of the train split. Neither calibration nor test split is read. Any number 
 same study, work on it together, and what was begun goes on.
 """
 
-import logging
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import lightning
-import numpy as np
 import optuna
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -26,20 +20,10 @@ from experiments.config import entry_point
 from experiments.labels.division import check_labels
 from experiments.reporting.study_conclusion import conclude
 from experiments.settings.check import check_settings
-from experiments.train import quiet_lightning
-from experiments.training.record import LabelSource
-from experiments.training.space import Parameter, find_defaults, read_space, suggest
-from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
-from experiments.training.trained import identify_labels, normalize
-from predictor.base import FitContext, ScalePredictor
-from predictor.policy.front import policy_value
-from predictor.policy.pricing import choose_price
-from predictor.training import MONITOR
-
-log = logging.getLogger(__name__)
-
-# What of a command line is about the search, and not about what it searches.
-_OF_THE_SEARCH = {"study", "tune", "hydra"}
+from experiments.training.space import find_defaults, read_space
+from experiments.training.trainer import quiet_lightning
+from experiments.training.tuning import SEARCH_GROUPS, search
+from predictor.base import ScalePredictor
 
 
 @entry_point("tune")
@@ -79,139 +63,8 @@ def main(config: DictConfig) -> float:
         around=OmegaConf.to_container(config.predictor, resolve=True),
         make_trainer=partial(instantiate, config.trainer),
     )
-    fixed = [text for text in given if re.split(r"\W", text.lstrip("+~"))[0] not in _OF_THE_SEARCH]
+    fixed = [text for text in given if re.split(r"\W", text.lstrip("+~"))[0] not in SEARCH_GROUPS]
     return conclude(study, folder, config.study.name, list(config.study.objectives), fixed)
-
-
-def search(
-    make_predictor: Callable[[Sequence[str]], ScalePredictor],
-    space: Sequence[Parameter],
-    *,
-    labels: Path,
-    folder: Path,
-    name: str,
-    objectives: Sequence[str],
-    num_trials: int,
-    validation_fraction: float,
-    seed: int,
-    storage: str | None = None,
-    sampler: optuna.samplers.BaseSampler | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
-    heartbeat: int = 10,
-    grace: int = 40,
-    tolerance: float = 0.01,
-    defaults: Mapping[str, Any] | None = None,
-    around: Any = None,
-    make_trainer: Callable[..., lightning.Trainer] | None = None,
-) -> optuna.Study:
-    """Bring the study `name` to `num_trials` finished trials, with whoever else works on it.
-
-    `make_predictor` makes what a trial's overrides ask for. `objectives` are names of `OBJECTIVES`; with one,
-    trials are pruned by the value of each epoch. `defaults` are tried first. `around` is what all trials have
-    in common, as JSON. Raises ValueError for a study that was begun with another of these, on other labels or
-    with another space.
-    """
-    if unknown := set(objectives) - OBJECTIVES.keys():
-        raise ValueError(f"no objective {min(unknown)!r}: choose from {', '.join(OBJECTIVES)}")
-    source = LabelSource(labels, validation_fraction, seed)
-    shared = SharedStudy(
-        name,
-        folder,
-        storage=storage,
-        directions=[OBJECTIVES[objective].direction for objective in objectives],
-        sampler=sampler,
-        pruner=pruner,
-        heartbeat=heartbeat,
-        grace=grace,
-    )
-    made_of = normalize(
-        {
-            **identify_labels(source.manifest),
-            "validation_fraction": validation_fraction,
-            "seed": seed,
-            "objectives": list(objectives),
-            "tolerance": tolerance,
-            "predictor": around,
-            "space": [asdict(parameter) for parameter in space],
-        }
-    )
-    begun = shared.study.user_attrs.get("made_of", made_of)
-    if differing := [key for key in made_of if begun.get(key) != made_of[key]]:
-        raise ValueError(
-            f"study {name!r} in {folder} was begun with other {', '.join(differing)}, and trials of other "
-            "searches are not to be compared: give this one another study.name"
-        )
-    shared.study.set_user_attr("made_of", made_of)
-    shared.begin_with(dict(defaults or {}))
-    trials = _Trials(make_predictor, space, source, folder / "trials", objectives, tolerance, make_trainer)
-    shared.run(trials.run, num_trials)
-    return shared.study
-
-
-@dataclass
-class _Trials:
-    make_predictor: Callable[[Sequence[str]], ScalePredictor]
-    space: Sequence[Parameter]
-    source: LabelSource
-    folder: Path
-    objectives: Sequence[str]
-    tolerance: float
-    make_trainer: Callable[..., lightning.Trainer] | None
-
-    def run(self, trial: optuna.Trial) -> tuple[float, ...]:
-        predictor = self.make_predictor(suggest(trial, self.space))
-        train, validation = self.source.parts
-        cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-        mean = train.outcomes.score.mean(axis=0, dtype=np.float64)
-        mix = policy_value(np.broadcast_to(mean, score.shape), cost, score)
-        gap = max(policy_value(score, cost, score) - mix, 1e-9)
-
-        make_trainer = self.make_trainer
-        if make_trainer is not None and len(self.objectives) == 1 and self.objectives[0] == "recovered":
-            make_trainer = partial(_make_pruned, make_trainer, _Pruning(trial, mix, gap))
-        # Named after the first attempt, so that the second goes on from its last epoch.
-        workshop = self.folder / str(find_origin(trial))
-        try:
-            predictor.fit(train, validation, FitContext(workshop, make_trainer))
-        except optuna.TrialPruned:
-            shutil.rmtree(workshop, ignore_errors=True)
-            raise
-        shutil.rmtree(workshop, ignore_errors=True)
-        estimates = predictor.predict(validation.inputs)
-        found = {
-            "recovered": (policy_value(estimates, cost, score) - mix) / gap,
-            "tokens": choose_price(estimates, cost, score, tolerance=self.tolerance).cost,
-            "flops": predictor.count_flops(validation.inputs),
-            "parameters": float(predictor.num_parameters),
-        }
-        for key, value in found.items():
-            trial.set_user_attr(key, value)
-        return tuple(found[objective] for objective in self.objectives)
-
-
-class _Pruning(lightning.Callback):
-    """Tells the study the value of every epoch, and ends a trial that falls behind the others."""
-
-    def __init__(self, trial: optuna.Trial, mix: float, gap: float) -> None:
-        self.trial, self.mix, self.gap = trial, mix, gap
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        value = (trainer.callback_metrics[MONITOR].item() - self.mix) / self.gap
-        self.trial.report(value, step=trainer.current_epoch)
-        if self.trial.should_prune():
-            raise optuna.TrialPruned(f"behind the others after epoch {trainer.current_epoch + 1}")
-
-
-def _make_pruned(
-    make_trainer: Callable[..., lightning.Trainer],
-    pruning: _Pruning,
-    *,
-    callbacks: Sequence[lightning.Callback] = (),
-    **arguments: Any,
-) -> lightning.Trainer:
-    return make_trainer(callbacks=[*callbacks, pruning], **arguments)
 
 
 if __name__ == "__main__":

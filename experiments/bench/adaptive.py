@@ -1,10 +1,4 @@
-"""What an adaptive answer costs, end to end: `python -m experiments.bench.adaptive`.
-
-Times backbone and predictor together against the same backbone at every fixed scale, on the same machine and
-weights, one question at a time and in batches; beside it the share of the predictor and the FLOPs by formula.
-Every batch is answered by all ways before the next one, in another order each time, and ratios are taken
-within a batch: what else the machine does hits all ways alike. The last line is all of it as one JSON object.
-"""
+"""Time and FLOPs of adaptive answers beside those at every fixed scale."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +9,8 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.answer import load_adaptive
-from experiments.bench.drawn_choices import draw_choices
-from experiments.config import entry_point
 from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.text_table import format_table
@@ -29,30 +18,12 @@ from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer
 from m3_backbone.costs import decoder_flops_per_token
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.adaptive.inputs import Choice, make_inputs
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
 from predictor.policy.pricing import OperatingPoint
 
 Questions = Sequence[tuple[Image.Image, str]]
 ADAPTIVE = "adaptive"
-
-
-@entry_point("bench_adaptive")
-def main(config: DictConfig) -> None:
-    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
-    task = instantiate(config.task, _convert_="all")
-    questions = read_questions(task, config.split, config.num_questions)
-    if isinstance(backbone, RandomLlavaBackbone):
-        shares = {int(scale): float(share) for scale, share in config.drawn.items()}
-        predictor = instantiate(config.predictor, _convert_="all")
-        adaptive = draw_choices(backbone, predictor, questions, shares, seed=config.seed)
-    else:
-        adaptive = load_adaptive(backbone, config)
-    point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
-    # No batch is larger than all there is to ask.
-    sizes = sorted({min(size, len(questions)) for size in config.batch_sizes})
-    report(measure(adaptive, point, questions, batch_sizes=sizes, repeats=config.repeats))
 
 
 def read_questions(task: Task, split: Any, number: int) -> list[tuple[Image.Image, str]]:
@@ -213,7 +184,3 @@ def report(found: Mapping[str, Any]) -> None:
     chosen = ", ".join(f"{scale}: {100 * share:.0f}%" for scale, share in found["chosen"].items())
     print(f"chosen: {chosen}; on {found['machine']}, {found['num_threads']} threads, {found['dtype']}")
     print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

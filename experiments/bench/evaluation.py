@@ -1,9 +1,4 @@
-"""What an evaluation costs: `python -m experiments.bench.evaluation`.
-
-Synthetic outcomes of many questions, two predictors of different skill. Timed are (a) the figures of one of
-them: operating points, front, oracles, merits; (b) the paired bootstrap of those of both, with the fronts'
-bands and the differences. The last line is the table as one JSON object.
-"""
+"""Time and memory of a comparison on made-up outcomes."""
 
 import json
 import resource
@@ -12,9 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from omegaconf import DictConfig
 
-from experiments.config import entry_point
 from experiments.evaluation.bench import Bench
 from experiments.evaluation.contenders import Contender, Estimating, Outcomes
 from experiments.evaluation.fronts import Floats
@@ -24,21 +17,6 @@ from experiments.reporting.text_table import format_table
 
 Result = TypeVar("Result")
 _CALIBRATION = 4  # One calibration image for so many test images.
-
-
-@entry_point("bench_evaluation")
-def main(config: DictConfig) -> None:
-    report(
-        measure(
-            num_images=config.num_images,
-            questions_per_image=config.questions_per_image,
-            num_scales=config.num_scales,
-            num_prices=config.num_prices,
-            num_resamples=config.num_resamples,
-            num_budgets=config.num_budgets,
-            seed=config.seed,
-        )
-    )
 
 
 def make_outcomes(rng: np.random.Generator, num_samples: int, num_scales: int) -> tuple[Outcomes, Floats]:
@@ -120,7 +98,3 @@ def report(found: dict[str, Any]) -> None:
     print(format_table(rows))
     print(f"at most {found['gigabytes']:.1f} GB")
     print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

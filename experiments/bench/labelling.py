@@ -1,9 +1,4 @@
-"""What labels of all scales cost: `python -m experiments.bench.labelling`.
-
-Times the labelling engine on the pictures and questions of a task, and beside it, in the same run, plain
-`generate`: (a) one call per question and scale, each encoding its image, as published evaluations do; (b) the
-same in batches; (c) the engine at the finest scale alone. The last line is the table as one JSON object.
-"""
+"""Speed of labelling beside plain generation, question by question."""
 
 import json
 import resource
@@ -15,11 +10,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.config import entry_point
 from experiments.labels.block_labels import answer_at_scales
 from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
@@ -31,14 +23,6 @@ from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 
 Pictures = list[tuple[Image.Image, list[Sample]]]
-
-
-@entry_point("bench_labelling")
-def main(config: DictConfig) -> None:
-    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
-    task = instantiate(config.task, _convert_="all")
-    pictures = read_pictures(task, config.split, config.num_images, config.questions_per_image)
-    report(measure(backbone, pictures, num_naive=config.num_naive, repeats=config.repeats))
 
 
 def read_pictures(task: Task, split: Any, num_images: int, questions_per_image: int | None) -> Pictures:
@@ -209,7 +193,3 @@ def report(found: dict[str, Any]) -> None:
         f" drafted; {found['peak_memory_gib']:.2f} GiB"
     )
     print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

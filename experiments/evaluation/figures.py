@@ -112,8 +112,8 @@ class Difference:
 class DefaultPoint:
     """The price that the predictor is used at when no budget is given, and its choices on the test samples.
 
-    Chosen on calibration, in training (`predictor.policy.pricing`). `to_best_fixed` is the difference in score
-    to the fixed scale that is best on calibration. Of the samples that some scale answers, the share
+    Chosen on calibration, in training (`predictor.policy.pricing`). `to_best_fixed` is the difference in
+    score to the fixed scale that is best on calibration. Of the samples that some scale answers, the share
     `smallest_right` got their smallest sufficient scale, `too_coarse` a coarser and `too_fine` a finer one;
     these are None where no scale answers any sample. `confusion` `[num_scales + 1, num_scales]` counts
     samples by needed and chosen scale, last those that no scale answers. What a cascade chooses is the scale

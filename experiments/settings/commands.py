@@ -228,7 +228,7 @@ class ParitySettings(Settings):
 
 
 class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
-    """`experiments.bench.adaptive`."""
+    """`experiments.bench_adaptive`."""
 
     task: Built
     split: Literal["train", "calibration"]
@@ -244,7 +244,7 @@ class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
 
 
 class BenchLabellingSettings(Settings):
-    """`experiments.bench.labelling`."""
+    """`experiments.bench_labelling`."""
 
     backbone: Built
     task: Built
@@ -261,7 +261,7 @@ class BenchLabellingSettings(Settings):
 
 
 class BenchEvaluationSettings(Settings):
-    """`experiments.bench.evaluation`."""
+    """`experiments.bench_evaluation`."""
 
     num_images: PositiveInt
     """images of the synthetic outcomes"""

@@ -60,7 +60,8 @@ class TrainingSettings:
     """Settings that determine a trained predictor, besides its arguments and the labels.
 
     `budget` and `tolerance` choose the default price (`predictor.policy.pricing.choose_price`). `trainer`
-    holds those settings of the trainer that change weights and are not the default ones (`training.configured`).
+    holds those settings of the trainer that change weights and are not the default ones
+    (`training.configured`).
     """
 
     seed: int

@@ -56,9 +56,9 @@ class AdaptiveM3(ModelHubMixin):
     """A frozen backbone that answers each question at the scale which `predictor` chooses.
 
     `prices` hold the operating points: one by default, many by price or budget, others by name (`risk`). One
-    vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`) it may also look at
-    answers and go on to finer scales. Raises ValueError when the predictor was trained, or the hybrid fitted,
-    for another backbone.
+    vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`) it may also look
+    at answers and go on to finer scales. Raises ValueError when the predictor was trained, or the hybrid
+    fitted, for another backbone.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub: weights in
     safetensors, all else in JSON, a model card; no code is loaded that is not installed, nothing unpickled,

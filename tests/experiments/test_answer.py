@@ -11,8 +11,8 @@ from PIL import Image
 from experiments.answer import main, quote_free_text
 from experiments.config import find_config_dir
 from experiments.publish import main as publish
-from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings
+from experiments.training.trainer import train_predictors
 from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveM3

@@ -111,7 +111,7 @@ def run_failing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def main(config: DictConfig) -> None:
         raise error
 
-    monkeypatch.setattr(sys, "argv", ["experiments.bench.evaluation"])
+    monkeypatch.setattr(sys, "argv", ["experiments.bench_evaluation"])
     main()
 
 

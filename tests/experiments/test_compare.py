@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
 from experiments.callbacks import ComparisonReport
-from experiments.compare import MOST_PRINTED_ROWS, compare_runs
 from experiments.evaluation.draws import (
     DRAWS,
     MOST_BAND_RESAMPLES,
@@ -25,6 +24,7 @@ from experiments.evaluation.finished_runs import Run, find_runs
 from experiments.evaluation.metrics import collect_metrics, write_metrics
 from experiments.reporting.compare_charts import MOST_DRAWN
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
+from experiments.reporting.comparison import MOST_PRINTED_ROWS, compare_runs
 from experiments.reporting.page import Provenance
 from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.synthetic import estimate_outcomes, make_outcomes

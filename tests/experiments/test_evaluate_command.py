@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluate import evaluate_predictors
 from experiments.evaluation.cascades import CascadeEntry
 from experiments.labels.resampled import ResampledFolder
+from experiments.reporting.evaluation import evaluate_predictors
 from experiments.reporting.page import Provenance
-from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, identify, open_trained
+from experiments.training.trainer import train_predictors
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.cascades.cascade import Cascade
 from predictor.cascades.hybrid import Hybrid

@@ -13,7 +13,7 @@ from experiments.evaluation.accounts import count_milliseconds
 from experiments.evaluation.contenders import Outcomes, Ways
 from experiments.labels import latency as module
 from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
-from experiments.latency import find_timings, format_latency, to_timings
+from experiments.results.timings import find_timings, format_latency, to_timings
 from experiments.tasks.base import Sample
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.llava.random_llava import RandomLlavaBackbone

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.backbone.model_card import judge as judge_card
 from experiments.evaluation.equivalence import (
     Equivalence,
     check_margin,
@@ -22,10 +23,9 @@ from experiments.evaluation.scale_classifier import (
     ScoreRegressions,
 )
 from experiments.evaluation.statistics import Estimate
-from experiments.granularity import fit_models, judge_models
 from experiments.labels.held_out import EvaluationLog, open_test
-from experiments.model_card import judge as judge_card
 from experiments.reporting import needs_tables
+from experiments.reporting.granularity import fit_models, judge_models
 from experiments.reporting.needs_display import draw_needs
 from experiments.reporting.needs_tables import tabulate_equivalences, tabulate_policies
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens

@@ -13,8 +13,7 @@ from experiments.labels import resampling as resample_job
 from experiments.labels.engines import LocalEngine
 from experiments.labels.labelling import label
 from experiments.labels.resampled import RESAMPLED, Part, Resampled, ResampledFolder, read_resampled
-from experiments.labels.resampling import DrawnAnswers
-from experiments.resample import resample_answers
+from experiments.labels.resampling import DrawnAnswers, resample_answers
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from experiments.tasks.scoring import score

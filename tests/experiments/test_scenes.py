@@ -27,8 +27,8 @@ from experiments.tasks.scenes.questions import (
     ask_neighbor,
     ask_position,
 )
-from experiments.tasks.scenes.render import LOOKS, PLAIN, SHIFTED, draw, handwriting_of
-from experiments.tasks.scenes.scene import CHARACTERS, COLORS, SHAPES, Item, Scene
+from experiments.tasks.scenes.render import draw, handwriting_of
+from experiments.tasks.scenes.scene import CHARACTERS, COLORS, LOOKS, PLAIN, SHAPES, SHIFTED, Item, Scene
 from experiments.tasks.scoring import score
 
 

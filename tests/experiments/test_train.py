@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from experiments.reporting.training_table import format_records
-from experiments.train import fit_hybrid, train_predictors
 from experiments.training.record import read_record
 from experiments.training.trained import TrainingSettings, load_trained
+from experiments.training.trainer import fit_hybrid, train_predictors
 from m3_backbone.outcomes.labels import read_labels
 from predictor.base import ScalePredictor
 from predictor.calibration import Isotonic

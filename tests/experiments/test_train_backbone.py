@@ -7,10 +7,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from experiments.backbone.data import PictureStream, ScenePictures, TaskPictures
+from experiments.backbone.training import PATCH_HEADS, UNFINISHED
 from experiments.config import find_config_dir
 from experiments.tasks.easy_vqa import EasyVqa
 from experiments.tasks.scenes import Scenes
-from experiments.train_backbone import PATCH_HEADS, UNFINISHED, main
+from experiments.train_backbone import main
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
 from m3_backbone.training.pretraining import PatchHeads

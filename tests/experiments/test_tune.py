@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from experiments.config import describe_mistake, find_config_dir
 from experiments.reporting.study_conclusion import conclude
-from experiments.train import LabelSource
+from experiments.training.record import LabelSource
 from experiments.training.space import (
     Parameter,
     find_defaults,
@@ -30,7 +30,7 @@ from experiments.training.space import (
     write_experiment,
 )
 from experiments.training.study import WORKER, SharedStudy
-from experiments.tune import search
+from experiments.training.tuning import search
 from predictor.classical.question_only import QuestionOnly
 from predictor.learned import LearnedPredictor, make_quiet_trainer
 from predictor.networks.cross_attention import CrossAttention

@@ -6,8 +6,7 @@ from PIL import Image
 
 from experiments.labels.labelling import label
 from experiments.labels.resampled import ResampledFolder
-from experiments.labels.resampling import DrawnAnswers, RotatedOptions
-from experiments.resample import resample_answers
+from experiments.labels.resampling import DrawnAnswers, RotatedOptions, resample_answers
 from experiments.tasks.base import Sample
 from m3_backbone.llava.backbone import LlavaBackbone
 from tests.experiments.question_files import make_task

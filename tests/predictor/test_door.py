@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments.train import train_predictors
 from experiments.training.trained import TrainingSettings, digest_files, load_trained
+from experiments.training.trainer import train_predictors
 from m3_backbone.outcomes.manifest import seal, unseal
 from predictor.adaptive.model import AdaptiveM3
 from predictor.base import ScalePredictor

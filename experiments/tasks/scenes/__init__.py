@@ -18,8 +18,8 @@ from experiments.tasks.base import SPLITS, Sample, Split, digest_content
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes.layout import LAYOUTS, compose
 from experiments.tasks.scenes.questions import KINDS, Question, ask
-from experiments.tasks.scenes.render import LOOKS, draw, handwriting_of
-from experiments.tasks.scenes.scene import Scene
+from experiments.tasks.scenes.render import draw, handwriting_of
+from experiments.tasks.scenes.scene import LOOKS, Scene
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 
 # Raised whenever another picture or question comes of the same arguments.

@@ -10,8 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from experiments.tasks.scenes.render import Look, sign_text_box
-from experiments.tasks.scenes.scene import COLORS, GLYPHS, MAX_TABLE_SIDE, SHAPES, STEPS, Item, Scene
+from experiments.tasks.scenes.render import sign_text_box
+from experiments.tasks.scenes.scene import COLORS, GLYPHS, MAX_TABLE_SIDE, SHAPES, STEPS, Item, Look, Scene
 
 TYPES = ("ground", "object", "character", "sign", "digit")
 _COLOR_OF = {color: index for index, color in enumerate(COLORS)}

@@ -5,8 +5,17 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from experiments.tasks.scenes.render import PLAIN, Look
-from experiments.tasks.scenes.scene import CHARACTERS, MAX_TABLE_SIDE, SHAPES, WORDS, Box, Item, Scene
+from experiments.tasks.scenes.scene import (
+    CHARACTERS,
+    MAX_TABLE_SIDE,
+    PLAIN,
+    SHAPES,
+    WORDS,
+    Box,
+    Item,
+    Look,
+    Scene,
+)
 
 NUM_FONTS = 3  # of every look
 LEAST_CONTRAST = 120  # distance in RGB, of 255 a channel

@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 
 from experiments.config import find_config_dir
 from experiments.labels.files import to_file_name
-from experiments.train import train_predictors
 from experiments.training.configured import read_trainer
 from experiments.training.trained import (
     TrainingSettings,
@@ -19,6 +18,7 @@ from experiments.training.trained import (
     locate,
     open_trained,
 )
+from experiments.training.trainer import train_predictors
 from m3_backbone.outcomes.manifest import read_manifest, unseal
 from predictor.base import ScalePredictor
 from predictor.classical.baselines import Mix

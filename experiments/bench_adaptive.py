@@ -1,0 +1,38 @@
+"""What an adaptive answer costs, end to end: `python -m experiments.bench_adaptive`.
+
+Times backbone and predictor together against the same backbone at every fixed scale, on the same machine and
+weights, one question at a time and in batches; beside it the share of the predictor and the FLOPs by formula.
+Every batch is answered by all ways before the next one, in another order each time, and ratios are taken
+within a batch: what else the machine does hits all ways alike. The last line is all of it as one JSON object.
+"""
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.bench.adaptive import measure, read_questions, report
+from experiments.bench.drawn_choices import draw_choices
+from experiments.config import entry_point
+from experiments.serving.answering import load_adaptive
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.random_llava import RandomLlavaBackbone
+
+
+@entry_point("bench_adaptive")
+def main(config: DictConfig) -> None:
+    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
+    task = instantiate(config.task, _convert_="all")
+    questions = read_questions(task, config.split, config.num_questions)
+    if isinstance(backbone, RandomLlavaBackbone):
+        shares = {int(scale): float(share) for scale, share in config.drawn.items()}
+        predictor = instantiate(config.predictor, _convert_="all")
+        adaptive = draw_choices(backbone, predictor, questions, shares, seed=config.seed)
+    else:
+        adaptive = load_adaptive(backbone, config)
+    point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
+    # No batch is larger than all there is to ask.
+    sizes = sorted({min(size, len(questions)) for size in config.batch_sizes})
+    report(measure(adaptive, point, questions, batch_sizes=sizes, repeats=config.repeats))
+
+
+if __name__ == "__main__":
+    main()

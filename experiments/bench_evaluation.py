@@ -1,0 +1,30 @@
+"""What an evaluation costs: `python -m experiments.bench_evaluation`.
+
+Synthetic outcomes of many questions, two predictors of different skill. Timed are (a) the figures of one of
+them: operating points, front, oracles, merits; (b) the paired bootstrap of those of both, with the fronts'
+bands and the differences. The last line is the table as one JSON object.
+"""
+
+from omegaconf import DictConfig
+
+from experiments.bench.evaluation import measure, report
+from experiments.config import entry_point
+
+
+@entry_point("bench_evaluation")
+def main(config: DictConfig) -> None:
+    report(
+        measure(
+            num_images=config.num_images,
+            questions_per_image=config.questions_per_image,
+            num_scales=config.num_scales,
+            num_prices=config.num_prices,
+            num_resamples=config.num_resamples,
+            num_budgets=config.num_budgets,
+            seed=config.seed,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

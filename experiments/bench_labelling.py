@@ -1,0 +1,25 @@
+"""What labels of all scales cost: `python -m experiments.bench_labelling`.
+
+Times the labelling engine on the pictures and questions of a task, and beside it, in the same run, plain
+`generate`: (a) one call per question and scale, each encoding its image, as published evaluations do; (b) the
+same in batches; (c) the engine at the finest scale alone. The last line is the table as one JSON object.
+"""
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.bench.labelling import measure, read_pictures, report
+from experiments.config import entry_point
+from m3_backbone.llava.backbone import LlavaBackbone
+
+
+@entry_point("bench_labelling")
+def main(config: DictConfig) -> None:
+    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
+    task = instantiate(config.task, _convert_="all")
+    pictures = read_pictures(task, config.split, config.num_images, config.questions_per_image)
+    report(measure(backbone, pictures, num_naive=config.num_naive, repeats=config.repeats))
+
+
+if __name__ == "__main__":
+    main()

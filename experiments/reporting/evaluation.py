@@ -1,0 +1,261 @@
+"""The evaluation of trained predictors, from label folder to report."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from experiments.evaluation.accounts import open_accounts
+from experiments.evaluation.cascades import CascadeEntry
+from experiments.evaluation.comparison import check_names, check_settings, compare_policies
+from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.figures import Comparison
+from experiments.evaluation.metrics import collect_metrics
+from experiments.evaluation.needs import map_attributes, tabulate_needs
+from experiments.evaluation.published import find_published, relate
+from experiments.evaluation.risk import (
+    CheckedGuarantee,
+    apply_guarantee,
+    check_guarantee,
+    find_guarantee,
+    find_unseen,
+)
+from experiments.evaluation.run_files import METRICS, write_run
+from experiments.labels.division import find_label_banners
+from experiments.labels.held_out import open_test
+from experiments.labels.resampled import check_resampled, read_resampled
+from experiments.reporting.calibration_display import draw_reliability
+from experiments.reporting.displays import draw_front
+from experiments.reporting.export import render_figure, save_figure
+from experiments.reporting.findings import Findings, collect_extras
+from experiments.reporting.needs_display import draw_needs
+from experiments.reporting.page import Provenance
+from experiments.reporting.report import write_report
+from experiments.reporting.summary import list_tables, write_sentences
+from experiments.reporting.tables import write_tables
+from experiments.results.timings import find_timings
+from experiments.tasks.base import SPLITS, Task, check_data
+from experiments.tasks.sizes import frame_banners
+from experiments.training.trained import TrainedPredictor
+from m3_backbone.outcomes.labels import read_labels
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.shards import write_bytes
+from m3_backbone.outcomes.table import OutcomeTable
+
+PICTURE, REPORT = "front.png", "report.html"
+
+
+def evaluate_predictors(
+    trained: Sequence[TrainedPredictor],
+    *,
+    labels: Path,
+    latency: Path | None = None,
+    batch_size: int = 1,
+    task: Task,
+    output: Path,
+    records: Path,
+    provenance: Provenance,
+    allow_unrecorded: bool = False,
+    cascades: Sequence[CascadeEntry] = (),
+    reference: str | None = "question_only",
+    num_budgets: int = 49,
+    num_prices: int = 128,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    bootstrap_seed: int = 0,
+    alpha: float = 0.02,
+    delta: float = 0.1,
+    joint: bool = False,
+    most_questions: int | None = None,
+    num_resplits: int = 1000,
+    gallery: int = 6,
+    seed: int = 0,
+) -> Comparison:
+    """Compare trained predictors; the first is the one the report is about.
+
+    `cascades` are compared with them; a cascade pays for every scale that it tries. Operating points and
+    guarantees come from the calibration samples that no calibrator of these predictors was fitted on, default
+    prices from training, and metrics from the test split. The test split is opened last, after the evaluation
+    has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
+    `latency`, if it has timings of these predictors on this machine. Prints the tables and writes metrics,
+    figures and report into `output`. `task` gives the images of the gallery. Images are resampled with
+    `bootstrap_seed`; runs can be compared only if they share it. `seed` selects the samples of the gallery.
+    Raises ValueError if labels, predictors and task do not belong together.
+    """
+    check_settings(
+        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
+    )
+    check_names([each.name for each in trained])
+    manifest = read_manifest(labels)
+    check_data(task, manifest, labels)
+    # Unusable inputs are refused before the test split is opened.
+    check_resampled(labels, manifest["fingerprints"])
+    calibration = read_labels(labels, "calibration")
+    for each in trained:
+        each.predictor.check_backbone(calibration.outcomes.fingerprints)
+    calibration = calibration.select(
+        np.logical_and.reduce([find_unseen(each.predictor, calibration.outcomes) for each in trained])
+    )
+    learned = {each.name: each.predictor.predict(calibration.inputs) for each in trained}
+    guarantees = {
+        name: find_guarantee(
+            estimates,
+            calibration.outcomes,
+            alpha=alpha,
+            delta=delta,
+            num_joint=len(trained) if joint else 1,
+            most_questions=most_questions,
+        )
+        for name, estimates in learned.items()
+    }
+    cascades = name_apart(cascades, learned)
+    for entry in cascades:
+        if entry.predictor not in (None, *learned):
+            raise ValueError(
+                f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
+                f"compared: {', '.join(learned)}"
+            )
+    loaded = {each.name: each.predictor for each in trained}
+    digests = {each.name: each.digest for each in trained}
+    accounts = open_accounts(
+        calibration.outcomes,
+        loaded,
+        calibration.inputs,
+        starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor is not None},
+        timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
+        if latency
+        else None,
+    )
+    defaults = {each.name: each.prices.default for each in trained}
+
+    test, record = open_test(
+        labels,
+        records=records,
+        command=provenance.command,
+        configuration=provenance.config,
+        predictors=digests,
+        allow_unrecorded=allow_unrecorded,
+    )
+    contenders = [
+        Estimating(name, learned[name], predictor.predict(test.inputs), defaults[name])
+        for name, predictor in loaded.items()
+    ]
+    estimates = {each.name: (each.calibration, each.test) for each in contenders}
+    climbers = [entry.enter(estimates) for entry in cascades]
+    resampled = read_resampled(labels, test.outcomes)
+    comparison, *others = (
+        compare_policies(
+            calibration.outcomes,
+            test.outcomes,
+            [*contenders, *climbers],
+            account=account,
+            resampled=resampled,
+            reference=reference,
+            num_budgets=num_budgets,
+            num_prices=num_prices,
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=bootstrap_seed,
+        )
+        for account in accounts
+    )
+    checked_guarantees = [
+        CheckedGuarantee(
+            each.name,
+            guarantees[each.name],
+            apply_guarantee(
+                guarantees[each.name],
+                each.test,
+                test.outcomes,
+                num_resamples=num_resamples,
+                confidence=confidence,
+                seed=bootstrap_seed,
+            ),
+            check_guarantee(
+                guarantees[each.name],
+                each.test,
+                test.outcomes,
+                num_resplits=num_resplits,
+                confidence=confidence,
+                seed=bootstrap_seed,
+            ),
+        )
+        for each in contenders
+    ]
+    findings = Findings(
+        comparison,
+        others,
+        guarantees=checked_guarantees,
+        units={name: point.unit for name, point in defaults.items()},
+        published=relate(
+            find_published(manifest["backbone"], manifest["task"]),
+            task,
+            manifest.get("limit", {}).get("test"),
+        ),
+        record=record,
+        banners=find_label_banners(labels, SPLITS),
+        cost_parts={account.key: account.mean_parts(test.outcomes) for account in accounts},
+    )
+
+    output.mkdir(parents=True, exist_ok=True)
+    backbone_name, task_name = manifest["backbone"], manifest["task"]
+    seeds = {each.name: each.seed for each in trained}
+    metrics = collect_metrics(
+        comparison,
+        test.outcomes,
+        task=task_name,
+        backbone=backbone_name,
+        seeds=seeds | {entry.name: seeds.get(str(entry.predictor)) for entry in cascades},
+        starts_from={entry.name: entry.predictor for entry in cascades},
+    )
+    write_run(output, metrics | collect_extras(findings), comparison, others, checked_guarantees)
+    title = f"{backbone_name} on {task_name}"
+    tables = list_tables(findings)
+    write_tables(output / "tables", tables)
+    picture = write_figures(output, comparison, test.outcomes, title)
+    write_report(
+        output / REPORT,
+        findings,
+        test.outcomes,
+        contenders[0].test,
+        title=title,
+        picture=picture,
+        read_image=task.image,
+        provenance=provenance,
+        per_category=gallery,
+        seed=seed,
+    )
+    print("\n\n".join([*map(str, tables), "\n".join(write_sentences(findings))]))
+    if findings.banners:
+        print(f"\n{frame_banners(findings.banners)}")
+    print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
+    return comparison
+
+
+def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
+    """The cascades; a cascade that shares the name of a predictor or of another cascade is renamed."""
+    names, renamed = set(taken), []
+    for entry in cascades:
+        name = entry.name
+        while name in names:
+            name = f"{name} (cascade)"
+        names.add(name)
+        renamed.append(replace(entry, name=name))
+    return renamed
+
+
+def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:
+    """Write every figure as PDF and SVG, and the front as PNG, which is returned too."""
+    front = draw_front(comparison, f"{title}, test split")
+    save_figure(front, output / "front")
+    maps = map_attributes(test)
+    needs = draw_needs(tabulate_needs(test), maps, test.scales, f"{title}, test split")
+    save_figure(needs, output / "granularity")
+    first = comparison.predictors[0]
+    if first.reliability is not None:
+        diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
+        save_figure(diagrams, output / "calibration")
+    picture = render_figure(front, "png")
+    write_bytes(output / PICTURE, picture)
+    return picture

@@ -1,0 +1,1 @@
+"""An adaptive model in use: answers and published folders."""
