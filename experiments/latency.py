@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.labels.latency import measure_latency
-from experiments.results.timings import format_latency
+from experiments.reporting.console import format_latency
 from experiments.training.configured import open_configured
 
 

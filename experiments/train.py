@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.labels.division import check_labels, find_label_banners
-from experiments.reporting.training_table import format_records
+from experiments.reporting.console import format_records
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import make_predictors, read_settings
 from experiments.training.record import (

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
 from experiments.labels.division import check_labels
-from experiments.reporting.study_conclusion import conclude
+from experiments.reporting.study import conclude
 from experiments.settings.check import check_settings
 from experiments.training.space import find_defaults, read_space
 from experiments.training.trainer import quiet_lightning

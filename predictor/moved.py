@@ -26,7 +26,7 @@ def find_name(name: str) -> str:
         return f"{MODULES[module]}.{rest}"
     # `Hybrid.fit`: a method of a class of the module.
     outer, _, kind = module.rpartition(".")
-    return f"{MODULES[outer]}.{kind}.{rest}" if outer in MODULES else name
+    return f"{MODULES[outer]}.{kind}.{rest}" if outer in MODULES and kind[0].isupper() else name
 
 
 def rename_classes(value: Any, key: str = "class") -> Any:

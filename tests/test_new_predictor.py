@@ -4,7 +4,6 @@ import functools
 import re
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +21,10 @@ from predictor.files import FolderError
 from predictor.policy.front import policy_value
 from predictor.policy.pricing import PriceList
 from tests.pages import write_blocks
+from tests.paths import ROOT
 from tests.predictor.synthetic import blind_estimates, make_labels, write_labels
 
-PAGE = Path(__file__).parent.parent / "docs" / "new_predictor.md"
+PAGE = ROOT / "docs" / "new_predictor.md"
 
 
 @pytest.fixture

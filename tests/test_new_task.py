@@ -1,7 +1,6 @@
 """The exercise of docs/new_task.md, as it stands there: one Python file, one YAML, no other file."""
 
 import sys
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,8 +14,9 @@ from experiments.tasks.scoring import METRICS
 from m3_backbone.llava.backbone import LlavaBackbone
 from tests.held_out import read_outcomes
 from tests.pages import write_blocks
+from tests.paths import ROOT
 
-PAGE = Path(__file__).parent.parent / "docs" / "new_task.md"
+PAGE = ROOT / "docs" / "new_task.md"
 
 
 @pytest.fixture

@@ -8,11 +8,8 @@ import torch
 
 from experiments.evaluation.timings import Timings
 from experiments.labels.latency import Latency, describe_machine
-from experiments.reporting.text_table import format_table
 
 log = logging.getLogger(__name__)
-
-_NUM_RESAMPLES = 10_000
 
 
 def find_timings(
@@ -59,43 +56,4 @@ def to_timings(latency: Latency) -> Timings:
         latency.job["batch_size"],
         latency.vision.shape[1],
         f"{latency.job['machine']}, {latency.job['num_threads']} threads, {latency.dtype}",
-    )
-
-
-def format_latency(latency: Latency) -> str:
-    """A table of mean milliseconds per answer with intervals, and a description of the measurement."""
-    timings = to_timings(latency)
-    means = timings.means()
-    low, high = timings.bound(_NUM_RESAMPLES, seed=0)
-    (vision,), (cost,) = means.shared, means.cost
-    rows = [["", "vision", "prefill and decode", "predictor", "ms", "95% interval"]]
-    rows += [
-        [
-            f"scale {scale}",
-            f"{vision:.2f}",
-            f"{whole - vision:.2f}",
-            "",
-            f"{whole:.2f}",
-            f"{least:.2f} to {most:.2f}",
-        ]
-        for scale, whole, least, most in zip(latency.scales, cost, low.cost[0], high.cost[0], strict=True)
-    ]
-    rows += [
-        [
-            f"{name}, its overhead",
-            "",
-            "",
-            f"{taken[0]:.2f}",
-            "",
-            f"{low.overhead[name][0]:.2f} to {high.overhead[name][0]:.2f}",
-        ]
-        for name, taken in means.overhead.items()
-    ]
-    num_batches, num_rounds = latency.vision.shape
-    job = latency.job
-    return (
-        f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
-        f"{num_batches * timings.batch_size} pictures in {num_rounds} rounds, {job['machine']}, "
-        f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
-        "pictures, and do not cover drift between runs"
     )

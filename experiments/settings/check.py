@@ -38,6 +38,7 @@ from experiments.settings.base import (
     read_words,
 )
 from m3_backbone.arguments import accepts, describe_type, find_mapping, read_hints, show
+from predictor.moved import find_name
 
 _TARGET = "_target_"
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -70,6 +71,8 @@ def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> 
     if not isinstance(node, dict):
         return
     target = node.get(_TARGET)
+    if isinstance(target, str):
+        target = node[_TARGET] = find_name(target)
     signature = Signature({}, {}, True)
     if _TARGET in node:
         try:

@@ -41,7 +41,7 @@ def call(monkeypatch):
 
     def call(name: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *arguments])
-        importlib.import_module(f"experiments.{name}").main()
+        importlib.import_module(f"experiments.{name}{'.__main__' if name == 'parity' else ''}").main()
 
     return call
 

@@ -20,7 +20,7 @@ from m3_backbone.outcomes.table import OutcomeTable
 from predictor.cascades.cascade import Cascade, pick_evenly
 from predictor.cascades.hybrid import Hybrid
 from predictor.policy.front import space_budgets
-from tests.experiments.synthetic import estimate_outcomes, make_outcomes
+from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 

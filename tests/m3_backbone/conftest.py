@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from m3_backbone.llava.backbone import LlavaBackbone
+from tests.paths import FIXTURES
 
-OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official_m3"
+OFFICIAL = FIXTURES / "official_m3"
 
 
 class Recording:

@@ -1,15 +1,14 @@
 """FLOPs by formula against PyTorch's counter."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.costs import decoder_flops_per_token, prefill_flops, vision_flops
 from m3_backbone.loading.checkpoint import load_m3
+from tests.paths import FIXTURES
 
-REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference_m3"
+REFERENCE = FIXTURES / "reference_m3"
 
 
 def load_eager(folder):

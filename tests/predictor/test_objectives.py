@@ -1,7 +1,6 @@
 """Objectives: values worked out by hand, recorded losses, choices that estimates reproduce."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,9 @@ from predictor.objectives.likelihood import rank_by_likelihood
 from predictor.objectives.minimum_scale import weigh_smallest
 from predictor.objectives.utility import build_estimates
 from predictor.policy.front import choose
+from tests.paths import FIXTURES
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "avg_router.safetensors"
+FIXTURE = FIXTURES / "avg_router.safetensors"
 
 
 def target(score=None, nll=None):

@@ -18,7 +18,7 @@ from predictor.features import Features
 from predictor.learned import LearnedPredictor
 from predictor.networks.pooled import MLP
 from predictor.policy.front import policy_value
-from tests.m3_backbone.small_encoder import write_encoder
+from tests.predictor.small_encoder import write_encoder
 from tests.predictor.synthetic import blind_estimates, make_labels
 
 TRAIN, VALIDATION, TEST = make_labels(300, seed=0), make_labels(100, seed=1), make_labels(400, seed=2)

@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from experiments.labels.resampled import read_resampled
 from m3_backbone.outcomes.manifest import read_manifest
 from tests.held_out import read_outcomes, read_split
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -40,7 +41,7 @@ LABELS = "store/labels/tiny_m3/scenes"
 
 def start(folder: Path, command: str, *arguments: str) -> subprocess.Popen[str]:
     """A command on the store and the outputs in `folder`."""
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     return subprocess.Popen(
         [
             *(sys.executable, "-m", f"experiments.{command}", *arguments),

@@ -11,9 +11,10 @@ from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.manifest import SET_ASIDE, read_manifest
-from tests.experiments.question_files import make_task
+from tests.experiments.tasks.question_files import make_task
+from tests.paths import FIXTURES
 
-CHECKPOINT = Path(__file__).parents[2] / "fixtures" / "official_m3" / "llava15" / "checkpoint"
+CHECKPOINT = FIXTURES / "official_m3" / "llava15" / "checkpoint"
 SPLITS = {"train": "abcd", "calibration": "e", "test": "f"}
 MISSING = "cannot read image 'b.png': no such file in the image folder"
 LONG = "the question is too long"

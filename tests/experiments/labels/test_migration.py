@@ -22,8 +22,9 @@ from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.labels import read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from tests.held_out import read_outcomes, read_split
+from tests.paths import FIXTURES
 
-OLD = Path(__file__).parents[2] / "fixtures" / "labels_v3"
+OLD = FIXTURES / "labels_v3"
 NUM_IMAGES = {"train": 3, "calibration": 2, "test": 2}
 
 

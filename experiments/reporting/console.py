@@ -1,0 +1,80 @@
+"""Tables that training and timing print."""
+
+from experiments.labels.latency import Latency
+from experiments.reporting.text_table import format_table
+from experiments.results.timings import to_timings
+from experiments.training.record import TrainingRecord
+
+_NUM_RESAMPLES = 10_000
+
+
+def format_records(records: list[TrainingRecord]) -> str:
+    """A table of trainings on the same labels, the references below them."""
+    first = records[0]
+    has_gap = first.oracle_value > first.mix_value + 1e-9
+    rows = [["predictor", "value", "of the gap", "tokens", "score", "parameters", "MFLOPs", "seconds"]]
+    for record in records:
+        rows.append(
+            [
+                record.name,
+                f"{record.value:.4f}",
+                f"{record.recovered:.1%}" if has_gap else "-",
+                f"{record.default_cost:.1f}",
+                f"{record.default_score:.4f}",
+                f"{record.num_parameters:,}",
+                f"{record.flops / 1e6:.2f}",
+                f"{record.seconds:.1f}",
+            ]
+        )
+    rows.append(["budgeted oracle", f"{first.oracle_value:.4f}", "100.0%" if has_gap else "-", *[""] * 5])
+    fixed = ", ".join(
+        f"{scale}: {score:.4f}" for scale, score in zip(first.scales, first.fixed_score, strict=True)
+    )
+    return "\n".join(
+        [
+            format_table(rows),
+            f"fixed scales on validation: {fixed}",
+            f"value: mean score over log-spaced budgets on {first.num_validation} validation samples, on "
+            "which epochs, shares, trees and neighbours were chosen too: values and ranking are optimistic",
+            "tokens and score: calibration split, default price",
+        ]
+    )
+
+
+def format_latency(latency: Latency) -> str:
+    """A table of mean milliseconds per answer with intervals, and a description of the measurement."""
+    timings = to_timings(latency)
+    means = timings.means()
+    low, high = timings.bound(_NUM_RESAMPLES, seed=0)
+    (vision,), (cost,) = means.shared, means.cost
+    rows = [["", "vision", "prefill and decode", "predictor", "ms", "95% interval"]]
+    rows += [
+        [
+            f"scale {scale}",
+            f"{vision:.2f}",
+            f"{whole - vision:.2f}",
+            "",
+            f"{whole:.2f}",
+            f"{least:.2f} to {most:.2f}",
+        ]
+        for scale, whole, least, most in zip(latency.scales, cost, low.cost[0], high.cost[0], strict=True)
+    ]
+    rows += [
+        [
+            f"{name}, its overhead",
+            "",
+            "",
+            f"{taken[0]:.2f}",
+            "",
+            f"{low.overhead[name][0]:.2f} to {high.overhead[name][0]:.2f}",
+        ]
+        for name, taken in means.overhead.items()
+    ]
+    num_batches, num_rounds = latency.vision.shape
+    job = latency.job
+    return (
+        f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
+        f"{num_batches * timings.batch_size} pictures in {num_rounds} rounds, {job['machine']}, "
+        f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
+        "pictures, and do not cover drift between runs"
+    )

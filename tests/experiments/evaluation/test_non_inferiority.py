@@ -1,0 +1,69 @@
+"""The cheapest operating point that is as good as a fixed scale, worked out the slow way."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from experiments.bench.evaluation import measure
+from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.contenders import Estimating
+from predictor.policy.front import choose
+from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
+
+
+def test_least_cost_on_calibration_and_what_it_does_on_test():
+    calibration, test = make_outcomes("calibration", 120), make_outcomes("test", 150)
+    contender = Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test))
+    comparison = compare_policies(calibration, test, [contender], num_resamples=200)
+    found = comparison.find("informed")
+    policy, rows = found.policy, np.arange(len(test))
+    assert len(found.non_inferiority) == 6
+    for its in found.non_inferiority:
+        target = calibration.score[:, its.column].mean(dtype=float) - its.margin
+        # Least cost of all mixes of two operating points whose score on calibration is the target or more.
+        mixes = [(cost, (k, k), 1.0) for k, cost in enumerate(policy.cost) if policy.score[k] >= target]
+        for low, high in itertools.combinations(range(len(policy.cost)), 2):
+            if policy.score[low] < target <= policy.score[high]:
+                share = (target - policy.score[low]) / (policy.score[high] - policy.score[low])
+                cost = policy.cost[low] + share * (policy.cost[high] - policy.cost[low])
+                mixes.append((cost, (low, high), share))
+        if not mixes:
+            assert its.cost is None and its.is_shown is None and its.prices == ()
+            continue
+        _, (low, high), share = min(mixes)
+        points = []
+        for k in (low, high):
+            chosen = choose(contender.test, test.visual_tokens, policy.price[k], unit=policy.unit)
+            points.append(
+                (test.visual_tokens[rows, chosen].mean(), test.score[rows, chosen].mean(dtype=float))
+            )
+        cost, score = (1 - share) * np.array(points[0]) + share * np.array(points[1])
+        fixed_cost, fixed_score = (
+            each.value[its.column] for each in (comparison.fixed.cost, comparison.fixed.score)
+        )
+        assert its.cost is not None and its.saving is not None and its.difference is not None
+        assert its.cost.value == pytest.approx(cost, abs=1e-9)
+        assert its.saving.value == pytest.approx(fixed_cost / cost, abs=1e-9)
+        assert its.difference.value == pytest.approx(score - fixed_score, abs=1e-9)
+        assert its.is_shown == (its.difference.low >= -its.margin)
+
+
+def test_what_costs_no_less_is_not_inferior_to_itself():
+    """Estimates that always say the finest scale: the same score, no saving, and that is shown."""
+    calibration, test = make_outcomes("calibration", 30), make_outcomes("test", 30)
+    finest = [np.tile([0.0, 0.0, 0.0, 1.0], (len(table), 1)) for table in (calibration, test)]
+    found = compare_policies(
+        calibration, test, [Estimating("finest", finest[0], finest[1])], num_resamples=20
+    )
+    row = found.find("finest").non_inferiority[0]
+    assert row.margin == 0 and row.is_shown and row.saving is not None and row.difference is not None
+    assert row.saving.value == pytest.approx(1) and row.difference.value == pytest.approx(0)
+    assert row.front_saving is not None and row.front_saving.value == pytest.approx(1)
+
+
+def test_benchmark_runs():
+    sizes = {"num_images": 40, "questions_per_image": 3, "num_scales": 3, "num_prices": 20}
+    found = measure(**sizes, num_resamples=5, num_budgets=7, seed=0)
+    assert found["num_samples"] == 120 and found["num_figures"] > 100
+    assert all(points <= 20 for points in found["num_points"].values())

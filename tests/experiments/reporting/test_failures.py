@@ -1,0 +1,67 @@
+"""The page of failures: which samples come on it, and that a picture that cannot be read does not end it."""
+
+import json
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from experiments.config import find_config_dir
+from experiments.failures import main
+from experiments.reporting.failures_display import draw_failures, pick_failures
+from experiments.tasks.base import check_data
+from experiments.tasks.images import UnreadableImage
+from experiments.tasks.scenes import Scenes
+from tests.experiments.evaluation.synthetic import make_outcomes
+
+
+def test_only_wrong_answers_are_shown_the_worst_kind_first():
+    table = make_outcomes("test", 60)
+    picked = pick_failures(table, 3, per_kind=3, seed=0)
+    wrong = {kind: int(((table.kind == kind) & (table.score[:, 3] < 1)).sum()) for kind in picked}
+    assert list(wrong.values()) == sorted(wrong.values(), reverse=True)
+    for kind, rows in picked.items():
+        assert len(rows) == min(3, wrong[kind])
+        assert set(table.kind[rows]) == {kind} and (table.score[rows, 3] == 0).all()
+    assert sum(wrong.values()) == (table.score[:, 3] < 1).sum()  # no kind with failures is missing
+
+
+def test_text_is_shown_as_it_is_and_an_unreadable_picture_leaves_its_reason():
+    table = make_outcomes("test", 20)
+    table.question[:] = "what costs $5 and $6? <script>" + "x" * 500
+    picked = pick_failures(table, 0, per_kind=2, seed=0)
+
+    def read_image(image_id):
+        if image_id == table.image_id[next(iter(picked.values()))[0]]:
+            raise UnreadableImage("cost_$5_a^^b_$6.png", "no such file")
+        return Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+
+    figure = draw_failures(table, picked, 0, read_image, "title")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert "what costs $5 and $6? <script>" in titles[0].replace("\n", " ") and max(map(len, titles)) < 400
+    assert any("no such file" in text.get_text() for text in figure.axes[0].texts)
+    figure.canvas.draw()
+
+
+def test_labels_of_other_pictures_are_refused():
+    task = Scenes(seed=3)
+    manifest = {
+        "fingerprints": {"data": task.fingerprint},
+        "data": json.loads(json.dumps(task.content)),
+        "division": task.division,
+    }
+    check_data(task, manifest, "folder")
+    with pytest.raises(ValueError, match=r"made from other data .* \(seed: 3 there, 4 here\): .*task\.name"):
+        check_data(Scenes(seed=4), manifest, "folder")
+    fewer = Scenes(seed=3, num_images={"train": 5})
+    with pytest.raises(ValueError, match=r"divided into splits in another way .*which answers nothing again"):
+        check_data(fewer, manifest, "folder")
+
+
+def test_failures_on_the_test_split_are_not_browsed(capsys):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("failures", ["split=test"])
+    with pytest.raises(SystemExit, match="2"):
+        main(config)
+    assert "split=test: give one of train, calibration (what is learnt" in capsys.readouterr().err
