@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.reporting.export import save_figure
 from experiments.reporting.failures_display import draw_failures, pick_failures
+from experiments.reporting.page import save_figure
 from experiments.tasks.base import check_data
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.table import OutcomeTable

@@ -13,13 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from experiments.evaluation.fronts import Convention, choose_as_oracle
-from experiments.evaluation.metrics import split_kinds
-from experiments.evaluation.needs import find_needed_column
-from experiments.evaluation.question_types import describe_left_out, name_total, pick_frequent
+from experiments.evaluation.needs import describe_left_out, find_needed_column, name_total, pick_frequent
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.labels.held_out import open_test
 from experiments.reporting.summary import describe_record
-from experiments.reporting.text_table import escape_markdown
+from experiments.reporting.tables import escape_markdown
+from experiments.results.metrics_json import split_kinds
 from experiments.tasks.scoring import score
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.table import OutcomeTable

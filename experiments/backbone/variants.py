@@ -16,10 +16,10 @@ from experiments.config import format_command
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.labels.labelling import label
-from experiments.reporting.export import save_figure
+from experiments.reporting.page import save_figure
 from experiments.reporting.summary import describe_record
-from experiments.reporting.variant_display import draw_variants
-from experiments.reporting.variant_summary import (
+from experiments.reporting.variants import (
+    draw_variants,
     tabulate_variants,
     to_csv,
     to_json,

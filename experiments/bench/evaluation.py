@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.evaluation.bench import Bench
-from experiments.evaluation.contenders import Contender, Estimating, Outcomes
 from experiments.evaluation.fronts import Floats
+from experiments.evaluation.policies import Contender, Estimating, Outcomes
 from experiments.evaluation.statistics import resample
 from experiments.labels.latency import describe_machine
-from experiments.reporting.text_table import format_table
+from experiments.reporting.tables import format_table
 
 Result = TypeVar("Result")
 _CALIBRATION = 4  # One calibration image for so many test images.

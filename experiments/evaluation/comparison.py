@@ -4,11 +4,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from experiments.evaluation import figures as fig
-from experiments.evaluation.accounts import TOKENS, Account
 from experiments.evaluation.bench import Bench
 from experiments.evaluation.candidates import Baseline
-from experiments.evaluation.contenders import Contender, Outcomes
-from experiments.evaluation.draws import list_headlines
+from experiments.evaluation.costs import TOKENS, Account
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Policy, Predictor, Rule
 from experiments.evaluation.merits import count_confusions
@@ -20,6 +18,7 @@ from experiments.evaluation.oracles import (
     leave_one_out,
     measure_luck_free,
 )
+from experiments.evaluation.policies import Contender, Outcomes
 from experiments.evaluation.statistics import (
     Draws,
     Estimate,
@@ -29,6 +28,7 @@ from experiments.evaluation.statistics import (
     resample,
 )
 from experiments.labels.resampled import Resampled
+from experiments.results.resamples import list_headlines
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.policy.front import Front, upper_hull
 

@@ -8,8 +8,8 @@ significant is no evidence of equivalence. Intervals are over test images; the m
 from dataclasses import dataclass
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.figures import Comparison
+from experiments.evaluation.policies import Estimating
 from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, NothingToTell, ScoreRegressions
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values
 from experiments.tasks.sizes import allows_interval

@@ -10,10 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from predictor.policy.front import Front, choose, find_unit, sweep, upper_hull
+from predictor.policy.front import Floats, Front, choose, find_unit, sweep, upper_hull
 from predictor.policy.switches import Switches, find_switches
 
-Floats = NDArray[np.float64]
 Columns = NDArray[np.int64]
 # What samples that no scale answers are charged for by an oracle.
 Convention = Literal["coarsest", "finest"]

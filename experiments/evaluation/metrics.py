@@ -1,283 +1,410 @@
-"""`metrics.json`: what an evaluation found, for other programs to read.
+"""The metrics of policies: one function each, with its formula.
 
-Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
-with the bounds of its bootstrap interval, null for fewer than 8 test images. Numbers are rounded to six
-decimals; null stands for a figure that does not exist (the share of a gap of zero), in place of the whole
-figure. No times and no paths: the same labels, predictors and seeds give the same bytes.
-`experiments.evaluation.figures` defines every figure; `draws.safetensors` beside it holds the headline
-figures on every resample (`experiments.evaluation.draws`).
+`@metric(...)` makes a function a `Metric` of the registry `METRICS`: it is then measured on the test samples
+and on every resample, and stands in the metric table, in `metrics.json` and in the tables of its family
+without another line. A function takes a view of a policy under R resamples and returns `[R]`, or `[R, k]` for
+a metric at k budgets, points or scales. A metric that does not exist on a resample is nan: a share of a gap
+of zero, or a score that is never reached.
 
-    schema_version          5
-    task, backbone          names
-    fingerprints            weights, data, prompt and decoding of the labels
-    split                   num_samples, num_images, num_calibration_samples
-    bootstrap               num_resamples, confidence, seed (the same one draws the same images in every run)
-    budgets                 [k] mean visual tokens at which predictors are compared
-    fixed                   per scale: scale, cost, score; `on_mix`: it is a vertex of the mix; `best`: it is
-                            the best on calibration
-    oracles                 authors (failures charged the coarsest scale), honest (the finest), stable (the
-                            smallest scale from which on the answer stays right): cost, score
-    luck_free.NAME          likelihood, resampled; those that the outcomes allow: num_samples, num_runs; fixed
-                            per scale and front from cheap to dear: expected cost, score; gap
-    bounds                  mix, budgeted: at_budgets [k] scores, and merits as below
-    oracle_gap              from mix to budgeted oracle, over log budgets
-    nothing_to_gain         true where all scales cost the same, or the oracle is nowhere above the mix
-    finer_scales_help       false where no fixed scale that costs more than the cheapest scores more
-    budgeted_oracle         cost [t], score [t]: all vertices of its front, or the most evenly spread ones
-    kinds                   per kind of question: num_samples, score [num_scales]
-    reference               the predictor that the others are compared with, or null
-    differences             every policy to the mix, the first one to the others: first (a name), second (a
-                            name, or {"bound": "mix"} for the mix of fixed scales), mean over log budgets at
-                            matched cost, p_value, adjusted (Holm over all of them); floor, adjusted_floor:
-                            the least that these can be with so many resamples
-    predictors.NAME         the one that the report is about comes first
-        seed, starts_from   that it was trained with; predictor that a cascade starts from; or null
-        mean_to_mix, mean_to_reference, mean_gap_share      over log budgets
-        at_budgets          per budget: budget, cost, chosen, score, to_mix, to_reference, gap_share
-        merits              average_quality (AIQ), average_gap_recovered (APGR), hypervolume,
-                            call_shares (CPT) by share of the gap recovered
-        non_inferiority     per baseline (finest, best fixed) and margin: scale; front_cost, front_saving of
-                            the front on test; of the operating point that calibration chose prices, cost,
-                            saving, difference, is_shown, or null where it chose none
-        reliability         null, or brier and error per scale, edges of the bins, and count, estimate, score
-                            [num_scales, num_bins]
-        front               per operating point, from cheap to dear: price, calibration_cost,
-                            calibration_score, cost, score
-        trace               per traced price: price, cost, score
-        unit                visual tokens that one price is charged for
-        default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
-                            answers the shares smallest_right, too_coarse, too_fine; confusion, samples by
-                            needed scale (rows; last: none is enough) and chosen scale
-    risk                    alpha, delta: with probability 1 - delta the mean score is at most alpha below the
-                            finest scale's (`evaluation.risk`); level: delta, or with `risk.joint` delta over
-                            the number of predictors
-        predictors.NAME     price per unit visual tokens, null where infeasible; num_images (of calibration);
-                            num_needed: images that would do, null where there is no such number;
-                            most_questions that an image counts for; calibration_cost and calibration_drop at
-                            that price, or at the safest; cost and drop on test, of the finest scale where
-                            infeasible; resplit_check: null, or num_resplits, num_images, num_population,
-                            num_certified, num_failed, failed (share), cost (`evaluation.risk.ResplitCheck`)
-    published               where there are any: source, table, checkpoint, split, relation (of our test split
-                            to it: same, part, other, unknown), scores by scale, oracle_scale, oracle_score
-                            (`evaluation.published`)
-    flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
-                            unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
-                            it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
-                            non_inferiority, default. Before schema 5 these costs lacked the vision pass:
-                            costs, differences and shares of schema 4 are others, and not to be compared
-    digest                  of all the rest (`m3_backbone.outcomes.manifest`)
+**Matched mean cost.** For each budget the operating points of a policy are chosen on the calibration samples
+(`fronts.CalibratedPolicy`): the two prices around the budget and the chance of each. On the test samples they
+have some mean cost; at that cost the score is compared with the mix's, with the reference predictor's (on the
+line through its own operating points) and with the budgeted oracle's. The mix may choose its scales on the
+test samples themselves, which is in its favour. Means over budgets use the trapezoid rule on budgets that are
+evenly spaced in the logarithm, from the mean cost of the cheapest scale to that of the finest on calibration.
 
-`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
-`timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
-the noise of these timings, but not how the machine drifts between runs.
-
-`chosen` [num_scales] are shares of the samples.
+**Non-inferiority.** A policy is not inferior to a fixed scale at a margin if its mean score falls short of
+the scale's by no more than the margin. Its operating point is the cheapest that calibration allows. It is
+shown not to be inferior if the whole interval of the difference on test is at or above minus the margin.
+`front_cost` and `front_saving` belong to the best point on the test samples instead, and are optimistic.
 """
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.figures import Comparison, PredictorFigures
-from experiments.evaluation.figures_json import (
-    describe_difference,
-    describe_luck_free,
-    describe_merits,
-    describe_non_inferiority,
-    describe_point,
-    describe_reliability,
-    list_estimates,
-    to_figure,
-    to_json,
-)
-from experiments.evaluation.keys import Bound
-from m3_backbone.outcomes.manifest import seal
-from m3_backbone.outcomes.shards import write_text
-from m3_backbone.outcomes.table import OutcomeTable
-from predictor.policy.front import Front
+from experiments.evaluation.curves import ROUNDING, Curve, Pair, average, divide
+from experiments.evaluation.metric_table import Bound, Family, Form, Key, Metric, Opponent, PolicyKey, Predictor
+from predictor.policy.front import Floats
 
-SCHEMA_VERSION = 5
+# Shares of the gap from the coarsest to the finest scale at which CPT(x) is given.
+RECOVERED = (0.5, 0.8)
+# A fixed scale, by the name of its role, and a margin.
+Baseline = tuple[str, float]
 
 
-def collect_metrics(
-    comparison: Comparison,
-    test: OutcomeTable,
+@dataclass(frozen=True, eq=False)
+class FrontView:
+    """The front of a policy or a bound under R resamples, costs with the overhead of the policy.
+
+    `coarsest` and `finest` are mean cost and mean score of these fixed scales, each `[R]`.
+    """
+
+    curve: Curve
+    coarsest: Pair
+    finest: Pair
+
+    @cached_property
+    def started(self) -> Curve:
+        """The front with the coarsest scale as a point: every policy may use that scale alone."""
+        return self.curve.start_from(self.coarsest)
+
+    @property
+    def gap(self) -> Floats:
+        """Score of the finest scale minus that of the coarsest, `[R]`."""
+        return self.finest[1] - self.coarsest[1]
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyView(FrontView):
+    """A policy under R resamples, beside the bounds and the other policies under the same ones.
+
+    `points` are mean costs and scores at its operating points, `[R, num_points]`, from cheap to expensive;
+    `plan` `[num_budgets, num_points]` is the chance of each under each budget, `realized` `[num_budgets]` the
+    cost of that on the test samples. `lines` are the fronts of all policies and bounds, `fixed` the fixed
+    scales `[R, num_scales]`, `best_fixed` the column of the best on calibration. `default` are cost and score
+    at the default price, `[R]`; `choices`, of the samples that some scale answers, the shares that get their
+    smallest sufficient scale, a coarser and a finer one, `[R, 3]`. `reaching` is, per baseline, the chance of
+    each point that is not inferior to it on calibration, or None; `baselines` are the columns of the fixed
+    scales. `calibration` are Brier score and calibration error, `[R, num_scales]`, if it has estimates.
+    """
+
+    policy: Predictor
+    points: Pair
+    plan: Floats
+    realized: Floats
+    lines: Mapping[PolicyKey, Curve]
+    fixed: Pair
+    best_fixed: int
+    default: Pair
+    choices: Floats
+    baselines: Mapping[str, int]
+    reaching: Mapping[Baseline, Floats | None]
+    calibration: tuple[Floats, Floats] | None
+    opponents: tuple[Opponent, ...]
+    reference: Predictor | None
+
+    @cached_property
+    def planned(self) -> Pair:
+        """Mean cost and score under each budget, `[R, num_budgets]`."""
+        return self.points[0] @ self.plan.T, self.points[1] @ self.plan.T
+
+    def difference_to(self, opponent: Opponent) -> Floats:
+        """Score minus that of an opponent at the same mean cost, under each budget, `[R, num_budgets]`."""
+        cost, score = self.planned
+        return score - self.lines[opponent].at(cost)
+
+    @cached_property
+    def difference_to_mix(self) -> Floats:
+        """The difference to the mix; below the cost of the cheapest fixed scale the mix scores as that."""
+        return self.difference_to(Bound.MIX)
+
+    @cached_property
+    def oracle_gap(self) -> Floats:
+        """Budgeted oracle minus mix at the same mean costs, `[R, num_budgets]`."""
+        cost, score = self.planned
+        return self.lines[Bound.BUDGETED].at(cost) - (score - self.difference_to_mix)
+
+    def fixed_at(self, baseline: Baseline) -> Pair:
+        """Mean cost and score of the fixed scale of a baseline, `[R]`."""
+        cost, score = self.fixed
+        column = self.baselines[baseline[0]]
+        return cost[:, column], score[:, column]
+
+    def reached(self, baseline: Baseline) -> Pair:
+        """Mean cost and score at the cheapest point that is not inferior on calibration, `[R]`."""
+        chance = self.reaching[baseline]
+        return self.points[0] @ chance, self.points[1] @ chance
+
+
+METRICS: list[Metric] = []
+
+
+def _once(view: FrontView) -> Iterable[None]:
+    return (None,)
+
+
+def metric(
+    label: str,
+    form: Form,
+    family: Family,
     *,
-    task: str,
-    backbone: str,
-    seeds: Mapping[str, int | None] | None = None,
-    starts_from: Mapping[str, str | None] | None = None,
-) -> dict[str, Any]:
-    """The content of `metrics.json`; by name, `seeds` of trainings and where cascades start from."""
-    seeds, starts_from = seeds or {}, starts_from or {}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "task": task,
-        "backbone": backbone,
-        "fingerprints": dict(sorted(test.fingerprints.items())),
-        "split": {
-            "num_samples": comparison.num_samples,
-            "num_images": comparison.num_images,
-            "num_calibration_samples": comparison.num_calibration_samples,
-        },
-        "bootstrap": {
-            "num_resamples": comparison.num_resamples,
-            "confidence": comparison.confidence,
-            "seed": comparison.bootstrap_seed,
-        },
-        "budgets": to_json(comparison.budgets),
-        "fixed": [
-            {
-                "scale": scale,
-                **describe_point(comparison.fixed, column),
-                "on_mix": column in comparison.mix,
-                "best": column == comparison.best_fixed,
-            }
-            for column, scale in enumerate(comparison.scales)
-        ],
-        "oracles": {
-            "authors": describe_point(comparison.oracles["coarsest"]),
-            "honest": describe_point(comparison.oracles["finest"]),
-            "stable": describe_point(comparison.oracles["stable"]),
-        },
-        "luck_free": describe_luck_free(comparison.luck_free),
-        "bounds": {
-            bound.value: {"at_budgets": list_estimates(scores), **describe_merits(comparison.bounds[bound])}
-            for bound, scores in (
-                (Bound.MIX, comparison.mix_scores),
-                (Bound.BUDGETED, comparison.oracle_scores),
-            )
-        },
-        "oracle_gap": to_figure(comparison.oracle_gap),
-        "nothing_to_gain": comparison.nothing_to_gain,
-        "finer_scales_help": comparison.finer_scales_help,
-        "budgeted_oracle": {
-            "cost": to_json(comparison.oracle.cost),
-            "score": to_json(comparison.oracle.score),
-        },
-        "kinds": _describe_kinds(test),
-        "reference": comparison.reference,
-        "differences": [describe_difference(difference) for difference in comparison.differences],
-        "predictors": {
-            name: {"seed": seeds.get(name), "starts_from": starts_from.get(name), **figures}
-            for name, figures in ((each.name, _predictor(each, comparison)) for each in comparison.predictors)
-        },
-    }
+    name: str | None = None,
+    over: Callable[[Any], Iterable[Hashable]] = _once,
+    is_compared: bool = False,
+) -> Callable[[Callable[..., Floats]], Metric]:
+    """Register a function as a metric: see `Metric`; `over` lists what it is measured at."""
+
+    def register(measure: Callable[..., Floats]) -> Metric:
+        registered = Metric(name or measure.__name__, label, form, family, measure, over, is_compared)
+        METRICS.append(registered)
+        return registered
+
+    return register
 
 
-def collect_account(comparison: Comparison) -> dict[str, Any]:
-    """Content of `metrics.json` for costs in another unit, and of `milliseconds.json`."""
-    timings, fixed = comparison.account.timings, comparison.fixed.cost
-    return {
-        "unit": comparison.account.unit,
-        **({} if timings is None else {"timings": timings.describe() | {"fixed": list_estimates(fixed)}}),
-        "budgets": to_json(comparison.budgets[[0, -1]]),
-        "fixed": to_json(fixed.value),
-        "predictors": {
-            figures.name: {
-                "own": to_json(comparison.account.own_of(figures.name)),
-                "mean_to_mix": to_figure(figures.mean_to_mix),
-                "mean_to_reference": to_figure(figures.mean_to_reference),
-                "mean_gap_share": to_figure(figures.mean_gap_share),
-                "merits": describe_merits(figures.merits),
-                "non_inferiority": [
-                    describe_non_inferiority(found, comparison.scales) for found in figures.non_inferiority
-                ],
-                "default": describe_point(figures.default.point),
-            }
-            for figures in comparison.predictors
-        },
-    }
+def list_metrics(family: Family) -> list[Metric]:
+    """The metrics of a family, in the order in which tables show them."""
+    return [each for each in METRICS if each.family is family]
 
 
-def split_kinds(table: OutcomeTable) -> dict[str, np.ndarray]:
-    """Rows of each kind of question as masks, in alphabetical order; a task without kinds is one kind."""
-    kinds = _list_kinds(table)
-    return {str(kind): kinds == kind for kind in np.unique(kinds)}
+def measure_policy(view: PolicyView) -> Iterator[tuple[Key, Floats]]:
+    """Measure every metric of a policy."""
+    for each in METRICS:
+        yield from measure_metric(each, view, view.policy)
 
 
-def _list_kinds(table: OutcomeTable) -> np.ndarray:
-    """The type of each question, `[num_samples]`; the name of the task where a question has none."""
-    return np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
+def measure_metric(registered: Metric, view: FrontView, policy: PolicyKey) -> Iterator[tuple[Key, Floats]]:
+    """Measure one metric at everything it depends on."""
+    for at in registered.list_at(view):
+        yield Key(policy, registered, at), registered(view) if at is None else registered(view, at)
 
 
-def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Write them, with their digest, as UTF-8 JSON, keys in their order."""
-    text = json.dumps(seal(metrics), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+def measure_bound(view: FrontView, bound: Bound) -> Iterator[tuple[Key, Floats]]:
+    """Measure the metrics of a front that is none of a policy."""
+    for registered in list_metrics(Family.FRONT):
+        yield from measure_metric(registered, view, bound)
 
 
-def _describe_kinds(test: OutcomeTable) -> dict[str, Any]:
-    """Number of samples and mean scores of each question type."""
-    names, kind = np.unique(_list_kinds(test), return_inverse=True)
-    num_samples = np.bincount(kind)
-    scores = [np.bincount(kind, weights=column) / num_samples for column in test.score.T]
-    return {
-        str(name): {
-            "num_samples": int(num_samples[number]),
-            "score": to_json([each[number] for each in scores]),
-        }
-        for number, name in enumerate(names)
-    }
+# --- Means over budgets ------------------------------------------------------------------------------------
 
 
-def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, Any]:
-    chosen = np.bincount(figures.default.choice, minlength=len(comparison.scales)) / comparison.num_samples
-    at_budgets = [
-        {
-            "budget": to_json(budget),
-            "cost": to_json(figures.cost[k]),
-            "chosen": to_json(figures.chosen[k]),
-            "score": to_figure(figures.score, k),
-            "to_mix": to_figure(figures.to_mix, k),
-            "to_reference": to_figure(figures.to_reference, k),
-            "gap_share": to_figure(figures.gap_share, k),
-        }
-        for k, budget in enumerate(comparison.budgets)
-    ]
-    calibrated = zip(
-        to_json(figures.policy.price),
-        to_json(figures.policy.cost),
-        to_json(figures.policy.score),
-        strict=True,
-    )
-    return {
-        "mean_to_mix": to_figure(figures.mean_to_mix),
-        "mean_to_reference": to_figure(figures.mean_to_reference),
-        "mean_gap_share": to_figure(figures.mean_gap_share),
-        "at_budgets": at_budgets,
-        "merits": describe_merits(figures.merits),
-        "non_inferiority": [
-            describe_non_inferiority(found, comparison.scales) for found in figures.non_inferiority
-        ],
-        "reliability": describe_reliability(figures.reliability),
-        "front": [
-            {
-                "price": price,
-                "calibration_cost": cost,
-                "calibration_score": score,
-                **describe_point(figures.points, k),
-            }
-            for k, (price, cost, score) in enumerate(calibrated)
-        ],
-        "trace": _points(figures.trace),
-        "unit": to_json(figures.policy.unit),
-        "default": {
-            "price": to_json(figures.default.price),
-            **describe_point(figures.default.point),
-            "to_best_fixed": to_figure(figures.default.to_best_fixed),
-            "chosen": to_json(chosen),
-            "smallest_right": to_figure(figures.default.smallest_right),
-            "too_coarse": to_figure(figures.default.too_coarse),
-            "too_fine": to_figure(figures.default.too_fine),
-            "confusion": figures.default.confusion.tolist(),
-        },
-    }
+@metric("to mix", Form.POINTS, Family.MEANS, is_compared=True)
+def mean_to_mix(view: PolicyView) -> Floats:
+    """Mean over budgets of the score minus the mix's at the same mean cost."""
+    return average(view.difference_to_mix)
 
 
-def _points(front: Front) -> list[dict[str, Any]]:
-    columns = zip(to_json(front.price), to_json(front.cost), to_json(front.score), strict=True)
-    return [{"price": price, "cost": cost, "score": score} for price, cost, score in columns]
+def _list_reference(view: PolicyView) -> Iterable[None]:
+    return () if view.reference in (None, view.policy) else (None,)
+
+
+@metric("to reference", Form.POINTS, Family.MEANS, over=_list_reference)
+def mean_to_reference(view: PolicyView) -> Floats:
+    """Mean over budgets of the score minus the reference predictor's at the same mean cost."""
+    return average(to_reference(view))
+
+
+@metric("share of gap", Form.SHARE, Family.MEANS, is_compared=True)
+def mean_gap_share(view: PolicyView) -> Floats:
+    """Mean difference to the mix over the mean gap from mix to budgeted oracle."""
+    return divide(average(view.difference_to_mix), average(view.oracle_gap))
+
+
+@metric("difference", Form.POINTS, Family.PAIRS, over=lambda view: view.opponents)
+def mean_difference(view: PolicyView, opponent: Opponent) -> Floats:
+    """Mean over budgets of the score minus an opponent's at the same mean cost."""
+    return average(view.difference_to_mix if opponent is Bound.MIX else view.difference_to(opponent))
+
+
+# --- At each budget ----------------------------------------------------------------------------------------
+
+
+@metric("score", Form.SCORE, Family.AT_BUDGETS, name="score", is_compared=True)
+def score_at_budgets(view: PolicyView) -> Floats:
+    """Score on the policy's line at the cost that each budget has on the test samples."""
+    return view.curve.at(np.broadcast_to(view.realized, (len(view.points[0]), len(view.realized))))
+
+
+@metric("to mix", Form.POINTS, Family.AT_BUDGETS, is_compared=True)
+def to_mix(view: PolicyView) -> Floats:
+    """Score minus the mix's at the same mean cost."""
+    return view.difference_to_mix
+
+
+@metric("to reference", Form.POINTS, Family.AT_BUDGETS, over=_list_reference)
+def to_reference(view: PolicyView) -> Floats:
+    """Score minus the reference predictor's at the same mean cost."""
+    assert view.reference is not None
+    return view.difference_to(view.reference)
+
+
+@metric("share of gap", Form.SHARE, Family.AT_BUDGETS)
+def gap_share(view: PolicyView) -> Floats:
+    """Difference to the mix over the gap from mix to budgeted oracle; nan where the gap is zero."""
+    return divide(view.difference_to_mix, view.oracle_gap)
+
+
+# --- Of a front alone --------------------------------------------------------------------------------------
+
+
+@metric("AIQ", Form.SCORE, Family.FRONT, is_compared=True)
+def average_quality(view: FrontView) -> Floats:
+    """AIQ, average improvement in quality (RouterBench, arXiv 2403.12031).
+
+    `1 / (c_max - c_min)` times the integral from c_min to c_max of the non-decreasing concave hull of the
+    policy's points: a mean score. c_min and c_max are the mean costs of the coarsest and the finest scale;
+    the coarsest scale is a point of every policy; beyond the most expensive vertex the hull is flat.
+    (RouterBench takes the range from its set of models; its code divides by c_max, and c_min there is nearly
+    0.)
+    """
+    low, high = view.coarsest[0], view.finest[0]
+    return divide(view.started.hull().area(low, high), high - low)
+
+
+@metric("APGR", Form.SHARE, Family.FRONT, is_compared=True)
+def average_gap_recovered(view: FrontView) -> Floats:
+    """APGR, average performance gap recovered (RouteLLM, arXiv 2406.18665).
+
+    At a cost c the performance gap recovered is `PGR = (score(c) - s_coarsest) / (s_finest - s_coarsest)`;
+    APGR is its integral over the share `(c - c_coarsest) / (c_finest - c_coarsest)` from 0 to 1, exact for
+    the line through the policy's points. With two scales that share is RouteLLM's share of calls of the
+    strong model; with more it is what the same tokens would buy of it. RouteLLM's paper sums over ten shares,
+    its code takes the trapezoids as here. Above 1 where the policy beats the finest scale at a lower cost.
+    """
+    low, high = view.coarsest[0], view.finest[0]
+    mean = divide(view.started.area(low, high), high - low)
+    return divide(mean - view.coarsest[1], view.gap)
+
+
+@metric("CPT", Form.SHARE, Family.FRONT, name="call_shares", over=lambda view: RECOVERED)
+def call_share(view: FrontView, recovered: float) -> Floats:
+    """CPT(x), call-performance threshold (RouteLLM, arXiv 2406.18665), x in [0, 1].
+
+    With x as `recovered`, the least share `(c - c_coarsest) / (c_finest - c_coarsest)` at which the
+    performance gap recovered is at least x; nan where it never is. A policy that pays for several scales may
+    need a share above 1.
+    """
+    cost = view.started.reach(view.coarsest[1] + recovered * view.gap)
+    low, high = view.coarsest[0], view.finest[0]
+    return np.where(view.gap > ROUNDING, divide(cost - low, high - low), np.nan)
+
+
+@metric("hypervolume", Form.SCORE, Family.FRONT, is_compared=True)
+def hypervolume(view: FrontView) -> Floats:
+    """Area that the points dominate, up to the finest scale's mean cost and down to score 0, over that cost.
+
+    Points are taken as they are, not mixed: a staircase (Zitzler and Thiele 1998). In [0, 1] for scores in
+    [0, 1]; a perfect policy without cost has 1.
+    """
+    curve, reference = view.curve, view.finest[0][:, None]
+    best = np.maximum(np.maximum.accumulate(curve.score, axis=1), 0.0)
+    widths = np.diff(np.minimum(np.concatenate([curve.cost, reference], axis=1), reference), axis=1)
+    return (best * widths).sum(axis=1) / view.finest[0]
+
+
+# --- Non-inferiority ---------------------------------------------------------------------------------------
+
+
+def _list_baselines(view: PolicyView) -> Iterable[Baseline]:
+    return view.reaching
+
+
+def _list_reached(view: PolicyView) -> Iterable[Baseline]:
+    return (baseline for baseline, chance in view.reaching.items() if chance is not None)
+
+
+@metric("cost on the front", Form.COST, Family.NON_INFERIORITY, over=_list_baselines)
+def front_cost(view: PolicyView, baseline: Baseline) -> Floats:
+    """Least cost at which the front on test reaches the baseline's score minus the margin."""
+    return view.curve.reach(view.fixed_at(baseline)[1] - baseline[1])
+
+
+@metric("on the front", Form.FACTOR, Family.NON_INFERIORITY, over=_list_baselines)
+def front_saving(view: PolicyView, baseline: Baseline) -> Floats:
+    """The baseline's mean cost over that least cost."""
+    return view.fixed_at(baseline)[0] / front_cost(view, baseline)
+
+
+@metric("cost", Form.COST, Family.NON_INFERIORITY, name="cost", over=_list_reached)
+def reached_cost(view: PolicyView, baseline: Baseline) -> Floats:
+    """Mean cost on test of the cheapest operating point that is not inferior on calibration."""
+    return view.reached(baseline)[0]
+
+
+@metric("saving", Form.FACTOR, Family.NON_INFERIORITY, name="saving", over=_list_reached)
+def reached_saving(view: PolicyView, baseline: Baseline) -> Floats:
+    """The baseline's mean cost over the mean cost of that point."""
+    return view.fixed_at(baseline)[0] / view.reached(baseline)[0]
+
+
+@metric("difference", Form.POINTS, Family.NON_INFERIORITY, name="difference", over=_list_reached)
+def reached_difference(view: PolicyView, baseline: Baseline) -> Floats:
+    """Mean score on test of that point minus the baseline's."""
+    return view.reached(baseline)[1] - view.fixed_at(baseline)[1]
+
+
+# --- At the default price ----------------------------------------------------------------------------------
+
+
+@metric("visual tokens", Form.COST, Family.DEFAULT, name="cost", is_compared=True)
+def default_cost(view: PolicyView) -> Floats:
+    """Mean cost at the default price."""
+    return view.default[0]
+
+
+@metric("score", Form.SCORE, Family.DEFAULT, name="score", is_compared=True)
+def default_score(view: PolicyView) -> Floats:
+    """Mean score at the default price."""
+    return view.default[1]
+
+
+@metric("to best fixed", Form.POINTS, Family.DEFAULT, is_compared=True)
+def to_best_fixed(view: PolicyView) -> Floats:
+    """Mean score at the default price minus that of the fixed scale that is best on calibration."""
+    return view.default[1] - view.fixed[1][:, view.best_fixed]
+
+
+@metric("smallest sufficient", Form.SHARE, Family.DEFAULT, is_compared=True)
+def smallest_right(view: PolicyView) -> Floats:
+    """Share, of the samples that some scale answers, that get their smallest sufficient scale.
+
+    The scale of a cascade is the one that it stops at.
+    """
+    return view.choices[:, 0]
+
+
+@metric("too coarse", Form.SHARE, Family.DEFAULT, is_compared=True)
+def too_coarse(view: PolicyView) -> Floats:
+    """Share, of the samples that some scale answers, that get a coarser scale than they need."""
+    return view.choices[:, 1]
+
+
+@metric("too fine", Form.SHARE, Family.DEFAULT, is_compared=True)
+def too_fine(view: PolicyView) -> Floats:
+    """Share, of the samples that some scale answers, that get a finer scale than they need."""
+    return view.choices[:, 2]
+
+
+# --- Calibration of the estimates, and points --------------------------------------------------------------
+
+
+def _list_calibrated(view: PolicyView) -> Iterable[None]:
+    return () if view.calibration is None else (None,)
+
+
+@metric("Brier score", Form.PLAIN, Family.CALIBRATION, over=_list_calibrated)
+def brier(view: PolicyView) -> Floats:
+    """Mean of (estimate - score)^2 at each scale (Brier 1950)."""
+    assert view.calibration is not None
+    return view.calibration[0]
+
+
+@metric("calibration error", Form.SCORE, Family.CALIBRATION, name="error", over=_list_calibrated)
+def calibration_error(view: PolicyView) -> Floats:
+    """Expected calibration error at each scale (`calibration.Reliability`)."""
+    assert view.calibration is not None
+    return view.calibration[1]
+
+
+@metric("cost", Form.COST, Family.POINTS, name="cost")
+def point_cost(view: PolicyView) -> Floats:
+    """Mean cost at each operating point; of fixed scales and oracles at theirs."""
+    return view.points[0]
+
+
+@metric("score", Form.SCORE, Family.POINTS, name="score")
+def point_score(view: PolicyView) -> Floats:
+    """Mean score at each operating point; of fixed scales and oracles at theirs."""
+    return view.points[1]
+
+
+# --- Of the budgeted oracle --------------------------------------------------------------------------------
+
+mean_gap = Metric(
+    "gap", "gap", Form.POINTS, Family.MEANS, lambda oracle, mix: average(oracle - mix), lambda view: ()
+)
+"""Mean over budgets of the budgeted oracle's score minus the mix's; not of a policy, so not registered."""

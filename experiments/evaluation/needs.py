@@ -4,15 +4,14 @@ The paper's second contribution (Cai et al., arXiv 2405.17430, section 4.3) is t
 granularity they ask for. Here it is measured within one, on whatever its samples say of themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.evaluation.metrics import split_kinds
-from experiments.evaluation.question_types import name_total
+from experiments.results.metrics_json import split_kinds
 from m3_backbone.outcomes.table import OutcomeTable
 
 # A mean score within this of the best scale's is as good.
@@ -124,3 +123,37 @@ def _find_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
 def _name_bins(least: float, edges: np.ndarray) -> tuple[str, ...]:
     first = f"{least:,.6g} to {edges[0]:,.6g}" if least < edges[0] else f"{edges[0]:,.6g}"
     return (first, *(f"to {high:,.6g}" for _, high in pairwise(edges)))
+
+
+# Largest number of rows of a table or heat map.
+MOST_SHOWN = 50
+
+
+def pick_frequent(counts: Mapping[str, int], most: int = MOST_SHOWN) -> list[str]:
+    """Return the question types with the highest counts, at most `most`, in the order of `counts`.
+
+    Ties are broken by the order of `counts`.
+    """
+    if len(counts) <= most:
+        return list(counts)
+    ranked = sorted(counts, key=lambda name: -counts[name])
+    frequent = set(ranked[:most])
+    return [name for name in counts if name in frequent]
+
+
+def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) -> str:
+    """Return the sentence that says how many question types are shown; empty where all are.
+
+    `rest` says where to find the others.
+    """
+    if num_types <= most:
+        return ""
+    return f"The {most} most frequent of {num_types:,} question types are shown{rest and f'; {rest}'}."
+
+
+def name_total(label: str, types: Iterable[str]) -> str:
+    """Return the name of the row of all question types; it differs from the names of all types."""
+    taken = set(types)
+    while label in taken:
+        label = f"{label} (total)"
+    return label

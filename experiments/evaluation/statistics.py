@@ -16,22 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
 
-from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.timings import Timings
+from experiments.evaluation.costs import Timings
 from experiments.tasks.sizes import allows_interval
+from predictor.policy.front import Floats
 
-Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
 # Function of weights of the images and, if `resample` has timings, of mean milliseconds (`TimingMeans`).
 Measure = Callable[..., Mapping[Key, Floats]]
 
-# Limits of memory: resamples that are measured together, bytes of their weights, and bytes of sums per image.
-# They do not change results.
-_MOST_RESAMPLES, _MOST_WEIGHTS, _MOST_SUMS = 512, 2**27, 2**27
-_MOST_COUNTS = 2**18
-_FEW = 8
+# Limits of memory, which do not change results: resamples that are measured together, bytes of their weights,
+# and counts that are made together.
+_MOST_RESAMPLES, _MOST_WEIGHTS, _MOST_COUNTS = 512, 2**27, 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,80 +54,6 @@ def check_confidence(confidence: float) -> None:
     """Raise ValueError for what is no level of an interval."""
     if not 0 < confidence < 1:
         raise ValueError(f"an interval needs confidence in (0, 1): {confidence}")
-
-
-class ImageMeans:
-    """Means over rows of what policies get (cost, score), at all their points, under weights of the images.
-
-    `image` `[num_rows]` is the number of the image that a row asks about. Of every policy what its first
-    point gives and the changes from point to point are kept, summed per image. Totals are products of weights
-    and these, images in blocks.
-    """
-
-    def __init__(self, image: ArrayLike) -> None:
-        self._image = np.asarray(image)
-        self._rows = np.bincount(self._image).astype(np.float64)
-        # Per value sums `[num_images, num_columns]`, and the changes from there on for a schedule.
-        self._sums: dict[Any, list[tuple[Floats, csr_array | None]]] = {}
-
-    @property
-    def num_images(self) -> int:
-        return len(self._rows)
-
-    def add(self, key: Hashable, schedule: Schedule, *values: Floats) -> None:
-        """A policy whose choices are columns of each of `values`, `[num_rows, num_columns]`."""
-        every, images = np.arange(len(self._image)), self._image[schedule.row]
-        shape = (self.num_images, schedule.num_points)
-        self._sums[key] = []
-        for table in values:
-            first = np.bincount(self._image, weights=table[every, schedule.first]).astype(np.float64)
-            change = table[schedule.row, schedule.after] - table[schedule.row, schedule.before]
-            changes = csr_array((change, (images, schedule.point)), shape=shape)
-            self._sums[key].append((first[:, None], changes))
-
-    def add_columns(self, key: Hashable, *values: Floats) -> None:
-        """As many policies as columns, each with a value of its own: `values` `[num_rows, num_columns]`."""
-        self.add_sums(key, *map(self._add_up, values))
-
-    def _add_up(self, values: Floats) -> Floats:
-        """Sums over the rows of each image, `[num_rows, num_columns]` -> `[num_images, num_columns]`."""
-        sums = [np.bincount(self._image, weights=column) for column in values.T]
-        return np.column_stack(sums).astype(np.float64)
-
-    def add_sums(self, key: Hashable, *sums: Floats) -> None:
-        """As `add_columns`, from sums over the rows of each image, each `[num_images, num_columns]`."""
-        self._sums[key] = [(each, None) for each in sums]
-
-    def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
-        """By key, the mean of each of its values at its points, `[num_resamples, num_points]`.
-
-        `weights` of the images are `[num_resamples, num_images]`.
-        """
-        widths = {
-            key: [(sums if changes is None else changes).shape[1] for sums, changes in its]
-            for key, its in self._sums.items()
-        }
-        totals = {key: [np.zeros((len(weights), width)) for width in its] for key, its in widths.items()}
-        num_rows = np.zeros(len(weights))
-        size = max(1, _MOST_SUMS // (8 * max(len(weights), *map(max, widths.values()))))
-        for start in range(0, self.num_images, size):
-            block = slice(start, start + size)
-            drawn = weights[:, block].astype(np.float64)
-            num_rows += drawn @ self._rows[block]
-            for key, its in self._sums.items():
-                for total, (sums, changes) in zip(totals[key], its, strict=True):
-                    total[:, : sums.shape[1]] += drawn @ sums[block]
-                    if changes is not None:
-                        # Many resamples pay for writing out the zeros, a few do not.
-                        part = changes[block]
-                        total += drawn @ (part.toarray() if len(drawn) > _FEW else part)
-        return {
-            key: tuple(
-                (total if changes is None else np.cumsum(total, axis=1)) / num_rows[:, None]
-                for total, (_, changes) in zip(totals[key], its, strict=True)
-            )
-            for key, its in self._sums.items()
-        }
 
 
 def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
@@ -162,14 +84,14 @@ def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDA
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """A metric on the test samples, `value`, and on every resample, `drawn` `[num_resamples, ...]`.
+class Bootstrapped:
+    """A metric on the test samples, `value`, and on every resample, `resamples` `[num_resamples, ...]`.
 
     `has_interval` is whether there are enough images for the resamples to mean anything.
     """
 
     value: Floats
-    drawn: Floats
+    resamples: Floats
     has_interval: bool = True
 
     def estimate(self, confidence: float = 0.95) -> Estimate:
@@ -183,8 +105,8 @@ class Draws:
             return Estimate(np.where(self.exists, self.value, np.nan), none, none)
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         # Resamples last, as `resample` stores those of one metric contiguously.
-        drawn = np.moveaxis(self.drawn, 0, -1)
-        if not np.isnan(self.drawn).any() and not np.isnan(self.value).any():
+        drawn = np.moveaxis(self.resamples, 0, -1)
+        if not np.isnan(self.resamples).any() and not np.isnan(self.value).any():
             return Estimate(self.value, *np.quantile(drawn, tails, axis=-1))
         exists = self.exists
         # NumPy would warn about a metric that exists on no resample.
@@ -194,7 +116,7 @@ class Draws:
     @property
     def exists(self) -> NDArray[np.bool_]:
         """Whether the metric exists on the test samples, and on some resample."""
-        return ~np.isnan(self.value) & ~np.isnan(self.drawn).all(axis=0)
+        return ~np.isnan(self.value) & ~np.isnan(self.resamples).all(axis=0)
 
     def p_value(self) -> Floats:
         """Two-sided p-value of a difference of zero, at least `floor`.
@@ -204,20 +126,20 @@ class Draws:
         percentile interval. nan counts as zero. Without `has_interval` every p-value is 1.
         """
         if not self.has_interval:
-            return np.ones(self.drawn.shape[1:])
-        drawn = np.nan_to_num(self.drawn)
+            return np.ones(self.resamples.shape[1:])
+        drawn = np.nan_to_num(self.resamples)
         sides = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
         return np.minimum(1.0, 2 * (1 + sides) / (len(drawn) + 1))
 
     @property
     def floor(self) -> float:
         """The smallest possible p-value with this number of resamples, `2 / (num_resamples + 1)`."""
-        return min(1.0, 2 / (len(self.drawn) + 1))
+        return min(1.0, 2 / (len(self.resamples) + 1))
 
 
 def resample(
     measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int, timings: Timings | None = None
-) -> dict[Key, Draws]:
+) -> dict[Key, Bootstrapped]:
     """Every figure of `measure` on the samples and on resamples of their images.
 
     `measure` takes weights of the images `[num_resamples, num_images]` and gives figures whose first
@@ -239,10 +161,10 @@ def resample(
             drawn[key][..., start:stop] = np.moveaxis(values, 0, -1)
         start = stop
     enough = allows_interval(num_images)
-    return {key: Draws(point[key][0], np.moveaxis(drawn[key], -1, 0), enough) for key in point}
+    return {key: Bootstrapped(point[key][0], np.moveaxis(drawn[key], -1, 0), enough) for key in point}
 
 
-def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
+def combine_seeds(by_seed: Mapping[int, Bootstrapped], *, seed: int) -> Bootstrapped:
     """A figure of several trainings on the same test images, from its draws by training seed.
 
     All were drawn with the same bootstrap seed, `seed`: row by row they saw the same images. The figure is
@@ -259,16 +181,16 @@ def combine_seeds(by_seed: Mapping[int, Draws], *, seed: int) -> Draws:
     draws = [by_seed[each] for each in seeds]
     if len(seeds) == 1:
         return draws[0]
-    num_resamples = len(draws[0].drawn)
+    num_resamples = len(draws[0].resamples)
     chosen = np.random.default_rng([seed, *seeds]).integers(len(seeds), size=(num_resamples, len(seeds) - 1))
-    total = np.zeros_like(draws[0].drawn)
+    total = np.zeros_like(draws[0].resamples)
     for position, each in enumerate(draws):
         share = (chosen == position).mean(axis=1)
         share = share.reshape(-1, *[1] * (total.ndim - 1))
         # A seed that is not drawn has no say, even where its figure does not exist.
-        total += np.where(share > 0, share * each.drawn, 0.0)
+        total += np.where(share > 0, share * each.resamples, 0.0)
     has_interval = all(each.has_interval for each in draws)
-    return Draws(np.mean([each.value for each in draws], axis=0), total, has_interval)
+    return Bootstrapped(np.mean([each.value for each in draws], axis=0), total, has_interval)
 
 
 def bootstrap(

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.reporting.text_table import format_table
+from experiments.reporting.tables import format_table
 
 NUMBER = 1e-4  # allowed deviation of a number
 EXACT = 0.0

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.figures import Comparison
 from experiments.reporting.displays import NEUTRAL, PALETTE
-from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.numbers import format_score, format_small, write_estimate
+from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.tables import Table
 
 

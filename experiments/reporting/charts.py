@@ -13,7 +13,6 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.oracles import LUCK_FREE, RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.displays import NEUTRAL, pick_colors, refine_line
-from experiments.reporting.export import cut_name
 from experiments.reporting.numbers import (
     format_difference,
     format_percent,
@@ -21,6 +20,7 @@ from experiments.reporting.numbers import (
     format_share,
     format_tokens,
 )
+from experiments.reporting.page import cut_name
 
 # The script replaces this by the page's text colour, light or dark.
 INK = "#010203"

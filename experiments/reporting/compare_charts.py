@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from experiments.evaluation.accounts import TOKENS
-from experiments.evaluation.entries import Entry
+from experiments.evaluation.costs import TOKENS
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.merits import Curve
 from experiments.evaluation.oracles import RULES
@@ -23,8 +22,9 @@ from experiments.reporting.displays import (
     mark_scales,
     refine_line,
 )
-from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.numbers import format_difference, format_score, format_tokens
+from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
+from experiments.results.entries import Entry
 
 # Names in `metrics.json` of the rules by which oracles choose.
 _RULES = {"authors": "coarsest", "honest": "finest", "stable": "stable"}

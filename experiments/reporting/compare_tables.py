@@ -5,9 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.evaluation.draws import MOST_BAND_RESAMPLES
-from experiments.evaluation.entries import Combined, Entry, find_p_values, list_pairs
-from experiments.evaluation.finished_runs import Run
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import (
     describe_floor,
@@ -21,6 +18,9 @@ from experiments.reporting.numbers import (
     write_number,
 )
 from experiments.reporting.tables import Table
+from experiments.results.entries import Combined, Entry, find_p_values, list_pairs
+from experiments.results.finished import Run
+from experiments.results.resamples import MOST_BAND_RESAMPLES
 
 NUM_SHOWN_BUDGETS = 5
 NUM_NAMED_RUNS = 5

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.evaluation.draws import MOST_BAND_RESAMPLES
-from experiments.evaluation.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
-from experiments.evaluation.finished_runs import find_runs
 from experiments.reporting.compare_charts import MOST_DRAWN, build_overlay, draw_overlay
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
-from experiments.reporting.export import encode_picture, save_figure
-from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
 from experiments.reporting.tables import Table, write_tables
+from experiments.results.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
+from experiments.results.finished import find_runs
+from experiments.results.resamples import MOST_BAND_RESAMPLES
 from experiments.tasks.sizes import find_banners, frame_banners
 
 PAGE = "compare.html"

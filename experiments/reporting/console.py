@@ -1,7 +1,7 @@
 """Tables that training and timing print."""
 
 from experiments.labels.latency import Latency
-from experiments.reporting.text_table import format_table
+from experiments.reporting.tables import format_table
 from experiments.results.timings import to_timings
 from experiments.training.record import TrainingRecord
 

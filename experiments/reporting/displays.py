@@ -14,8 +14,8 @@ from matplotlib.ticker import NullLocator
 from experiments.evaluation.figures import Comparison
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.oracles import RULES
-from experiments.reporting.export import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.numbers import format_tokens
+from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 
 # Okabe and Ito's colours, told apart with colour-blind eyes too, on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31")

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.evaluation.accounts import open_accounts
-from experiments.evaluation.cascades import CascadeEntry
 from experiments.evaluation.comparison import check_names, check_settings, compare_policies
-from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.costs import open_accounts
 from experiments.evaluation.figures import Comparison
-from experiments.evaluation.metrics import collect_metrics
 from experiments.evaluation.needs import map_attributes, tabulate_needs
+from experiments.evaluation.policies import CascadeEntry, Estimating
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.risk import (
     CheckedGuarantee,
@@ -21,19 +19,18 @@ from experiments.evaluation.risk import (
     find_guarantee,
     find_unseen,
 )
-from experiments.evaluation.run_files import METRICS, write_run
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.displays import draw_front
-from experiments.reporting.export import render_figure, save_figure
 from experiments.reporting.findings import Findings, collect_extras
-from experiments.reporting.needs_display import draw_needs
-from experiments.reporting.page import Provenance
+from experiments.reporting.needs import draw_needs
+from experiments.reporting.page import Provenance, render_figure, save_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
+from experiments.results.metrics_json import METRICS, collect_metrics, write_run
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
 from experiments.tasks.sizes import frame_banners

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.evaluation.question_types import pick_frequent
-from experiments.reporting.export import LONGEST_TITLE, cut_name
+from experiments.evaluation.needs import pick_frequent
+from experiments.reporting.page import LONGEST_TITLE, cut_name
 from m3_backbone.images import to_rgb
 from m3_backbone.outcomes.table import OutcomeTable
 

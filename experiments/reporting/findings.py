@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation.figures import Comparison
-from experiments.evaluation.figures_json import to_figure, to_json
 from experiments.evaluation.published import Published
 from experiments.evaluation.risk import CheckedGuarantee, ResplitCheck
 from experiments.labels.held_out import EvaluationRecord
+from experiments.results.metrics_json import to_figure, to_json
 from experiments.tasks.sizes import Banner
 
 

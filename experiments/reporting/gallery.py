@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
-from experiments.evaluation.metrics import split_kinds
+from experiments.results.metrics_json import split_kinds
 from m3_backbone.images import to_rgb
 from m3_backbone.outcomes.table import OutcomeTable
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.evaluation.equivalence import compare_known, find_equivalences
 from experiments.evaluation.scale_classifier import NothingToTell, ScaleClassifiers, ScoreRegressions
-from experiments.reporting import needs_tables
+from experiments.reporting import needs as needs_tables
 from experiments.reporting.tables import Table
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest

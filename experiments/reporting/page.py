@@ -1,13 +1,11 @@
-"""Pages: one HTML file each, that holds everything it shows and loads nothing.
-
-Text from data reaches a page through Jinja's autoescaping, or as JSON with `<`, `>` and `&` escaped. The
-page's own Content-Security-Policy allows the two scripts it was written with, by their hashes, and no
-address.
-"""
+"""Figures as files: the same bytes for the same figure, without times and names of software in them."""
 
 import base64
+import functools
 import hashlib
+import io
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +13,78 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import font_manager
+from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
-from m3_backbone.outcomes.shards import write_text
+from m3_backbone.outcomes.shards import write_bytes, write_text
+
+# Names come from data: two dollar signs in one of them are no formula. For whatever makes a figure's texts.
+PLAIN_TEXT: Any = {"text.parse_math": False, "text.usetex": False, "font.family": ["sans-serif"]}
+# Fonts of names and questions, as far as they are installed: for each character the first that has it.
+# DejaVu Sans, which comes with matplotlib, lacks Chinese, Japanese and Korean.
+FONTS = (
+    "DejaVu Sans",
+    *(f"Noto Sans CJK {region}" for region in ("SC", "TC", "JP", "KR")),
+    *("Source Han Sans SC", "Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Hiragino Sans GB", "Apple SD Gothic Neo"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "MS Gothic", "Malgun Gothic", "Arial Unicode MS"),
+    *("Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai"),
+    *("Segoe UI Symbol", "Noto Sans Symbols 2", "Noto Emoji"),
+)
+LONGEST_NAME = 48
+LONGEST_TITLE = 100
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": None, "Date": None},
+}
+
+
+def render_figure(figure: Figure, kind: str) -> bytes:
+    """A figure as a PNG of 150 pixels an inch, PDF or SVG."""
+    buffer = io.BytesIO()
+    style: Any = {"svg.hashsalt": "tokenscale", "font.sans-serif": list_fonts()}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # A character that no font has becomes a box: which fonts there are is no mistake of the user.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        figure.savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+@functools.cache
+def list_fonts() -> list[str]:
+    """Those of `FONTS` that are installed."""
+    installed = set(font_manager.get_font_names())
+    return [name for name in FONTS if name in installed]
+
+
+def cut_name(name: str, length: int = LONGEST_NAME) -> str:
+    """A name from data as a figure has room for it: one line, long ones without their middle.
+
+    Names of a family often differ at the end only.
+    """
+    line = " ".join(name.split())
+    if len(line) <= length:
+        return line
+    tail = length // 3
+    return f"{line[: length - tail - 1]}\N{HORIZONTAL ELLIPSIS}{line[-tail:]}"
+
+
+def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "svg")) -> list[Path]:
+    """Write `path.pdf` and so on, and return their paths; a dot in the name is part of it."""
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in kinds]
+    for file, kind in zip(paths, kinds, strict=True):
+        write_bytes(file, render_figure(figure, kind))
+    return paths
+
+
+def encode_picture(figure: Figure) -> str:
+    """A figure as PNG in base64, for a page."""
+    return base64.b64encode(render_figure(figure, "png")).decode("ascii")
+
 
 _PACKAGES = (
     "tokenscale",

@@ -9,21 +9,27 @@ import numpy as np
 from PIL import Image
 
 from experiments.evaluation.fronts import Floats, find_smallest_right
-from experiments.evaluation.metrics import split_kinds
-from experiments.evaluation.needs import LEAST_SAMPLES, NeedMap, find_needed_column, map_attributes
-from experiments.evaluation.question_types import describe_left_out, pick_frequent
+from experiments.evaluation.needs import (
+    LEAST_SAMPLES,
+    NeedMap,
+    describe_left_out,
+    find_needed_column,
+    map_attributes,
+    pick_frequent,
+)
 from experiments.reporting.calibration_display import list_dots
 from experiments.reporting.charts import build_chart
 from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
+from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance, write_page
-from experiments.reporting.risk_table import write_guarantee
 from experiments.reporting.summary import (
     describe_record,
     list_tables,
     write_sentences,
 )
+from experiments.results.metrics_json import split_kinds
 from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes.table import OutcomeTable
 

@@ -19,8 +19,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from experiments.reporting.displays import NEUTRAL, PALETTE
-from experiments.reporting.export import save_figure
-from experiments.reporting.text_table import format_table
+from experiments.reporting.page import save_figure
+from experiments.reporting.tables import format_table
 from experiments.training.space import format_overrides, write_experiment
 from experiments.training.study import FINISHED, OBJECTIVES
 from m3_backbone.outcomes.shards import write_text

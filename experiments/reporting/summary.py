@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.evaluation.accounts import Account
+from experiments.evaluation.costs import Account
 from experiments.evaluation.figures import Comparison, Point
 from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.calibration_display import tabulate_calibration
 from experiments.reporting.findings import Findings
+from experiments.reporting.guarantees import tabulate_guarantees, write_guarantee
 from experiments.reporting.merit_tables import build_merit_tables
 from experiments.reporting.numbers import (
     MINUS,
@@ -26,7 +27,6 @@ from experiments.reporting.numbers import (
     write_number,
 )
 from experiments.reporting.published_table import tabulate_published
-from experiments.reporting.risk_table import tabulate_guarantees, write_guarantee
 from experiments.reporting.tables import Table
 from experiments.tasks.sizes import is_too_few
 

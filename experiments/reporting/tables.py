@@ -1,19 +1,119 @@
-"""Tables of text, and what they can be written as."""
+"""Tables of text, in every form they are written in: terminal, CSV, Markdown, LaTeX.
+
+Tables as plain text, for the terminal, as Markdown and as LaTeX.
+
+Tables of text, and what they can be written as.
+"""
 
 import csv
+import html
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.reporting.text_table import (
-    escape_csv,
-    escape_paragraph,
-    format_latex,
-    format_markdown,
-    format_table,
-)
 from m3_backbone.outcomes.shards import write_text
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    **{sign: f"\\{sign}" for sign in "&%$#_"},
+}
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length in aligned columns, a rule under the first, numbers set to the right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [
+        all(not cell or cell[0].isdigit() or cell[0] in "-+<" for cell in column[1:]) for column in columns
+    ]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def format_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length, the first of which is the head, as a Markdown table; HTML in cells is text."""
+    head, *body = (" | ".join(escape_markdown(cell) for cell in row) for row in rows)
+    rule = " | ".join(["---", *["---:"] * (len(rows[0]) - 1)])
+    return "\n".join(f"| {line} |" for line in (head, rule, *body))
+
+
+def format_latex(rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
+    """Rows of equal length, the first of which is the head, as a LaTeX table with rules of booktabs."""
+    head, *body = (" & ".join(map(_to_latex_cell, row)) + r" \\" for row in rows)
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escape_latex(caption)}.}}",
+        rf"  \label{{{label}}}",
+        rf"  \begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
+        r"    \toprule",
+        f"    {head}",
+        r"    \midrule",
+        *(f"    {line}" for line in body),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return " ".join("".join(_LATEX.get(sign, sign) for sign in text).split())
+
+
+def _to_latex_cell(cell: str) -> str:
+    """A cell: a hyphen before a number is a minus, and a bracket at its start no option of `\\\\`."""
+    text = re.sub(r"(^|[ \[])-(?=[\d.])", r"\1$-$", escape_latex(cell))
+    return f"{{}}{text}" if text.startswith("[") else text
+
+
+def escape_markdown(text: str) -> str:
+    """Text on one line that Markdown shows as it is, HTML too: a cell of a table, or part of a line."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    line = re.sub(r"[\\`*|~]", r"\\\g<0>", line)
+    # Within a word an underscore is one; a bracket matters only where a link could follow.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])", r"\\\g<0>", line)
+
+
+def escape_paragraph(text: str) -> str:
+    """The same for a paragraph, which begins no heading, list or rule."""
+    line = escape_markdown(text)
+    return re.sub(r"^([#=+-]+(?=\s|$)|\d+(?=[.)](\s|$)))", _escape_start, line)
+
+
+def _escape_start(start: re.Match[str]) -> str:
+    return f"{start[1]}\\" if start[1].isdigit() else f"\\{start[1]}"
+
+
+# A number as tables show it, with its unit or its interval; a hyphen alone stands for no number.
+_NUMBER = re.compile(r"-|[-+\N{MINUS SIGN}]?[\d.,]*\d%?( \[[-+\N{MINUS SIGN}\d., ]*\])?")
+
+
+def escape_csv(cell: str) -> str:
+    """A cell that a spreadsheet shows as it is: an apostrophe goes before what would be a formula."""
+    is_formula = cell.lstrip()[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula and cell.strip() else cell
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import lightning
 import numpy as np
 
 from experiments.evaluation.comparison import check_settings, compare_policies
-from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.policies import Estimating
 from experiments.labels.held_out import open_test
 from experiments.reporting.transfer_report import Row
 from experiments.training.joining import join_labels

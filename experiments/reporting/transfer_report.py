@@ -11,9 +11,8 @@ from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.charts import build_chart
 from experiments.reporting.displays import draw_front
-from experiments.reporting.export import encode_picture, save_figure
 from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
-from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
 from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few

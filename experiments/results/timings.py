@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.evaluation.timings import Timings
+from experiments.evaluation.costs import Timings
 from experiments.labels.latency import Latency, describe_machine
 
 log = logging.getLogger(__name__)

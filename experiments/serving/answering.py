@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.reporting.text_table import format_table
+from experiments.reporting.tables import format_table
 from experiments.training.trained import find_trained
 from m3_backbone.backbone import Answer, Backbone
 from predictor.adaptive.inputs import Choice

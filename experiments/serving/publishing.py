@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from experiments.evaluation.risk import find_guarantee, find_unseen
-from experiments.reporting.risk_table import explain_infeasible
+from experiments.reporting.guarantees import explain_infeasible
 from m3_backbone.outcomes.labels import Labels
 from predictor.adaptive.model import AdaptiveM3
 from predictor.policy.front import choose

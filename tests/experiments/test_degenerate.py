@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.evaluation.accounts import Account
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Climbing, Contender, Estimating
-from experiments.evaluation.draws import collect_draws, name_tensor
+from experiments.evaluation.costs import Account
 from experiments.evaluation.keys import Bound
-from experiments.evaluation.metrics import collect_account, collect_metrics
+from experiments.evaluation.policies import Climbing, Contender, Estimating
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.resampled import Resampled
+from experiments.results.metrics_json import collect_account, collect_metrics
+from experiments.results.resamples import collect_draws, name_tensor
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.cascades.cascade import Cascade, pick_evenly
 from predictor.cascades.hybrid import Hybrid

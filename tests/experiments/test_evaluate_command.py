@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluation.cascades import CascadeEntry
+from experiments.evaluation.policies import CascadeEntry
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.reporting.page import Provenance

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.evaluation.finished_runs import find_runs
 from experiments.labels.folder import LabelFolder
 from experiments.labels.held_out import EvaluationLog
 from experiments.labels.latency import Latency
 from experiments.labels.resampled import Part
+from experiments.results.finished import find_runs
 from experiments.training.trained import load_trained
 from m3_backbone.outcomes.manifest import SET_ASIDE, SPLITS, read_manifest
 from m3_backbone.outcomes.shards import digest_file

@@ -12,7 +12,7 @@ from experiments.config import find_config_dir
 from experiments.evaluation.fronts import ORACLES
 from experiments.evaluation.variants import NESTED, PER_SCALE, UNTRAINED, compare_variants, list_variants
 from experiments.figure2 import main
-from experiments.reporting.variant_summary import tabulate_variants, to_csv, to_json, write_findings
+from experiments.reporting.variants import tabulate_variants, to_csv, to_json, write_findings
 from m3_backbone.ladder import ScaleLadder
 from tests.experiments.evaluation.synthetic import SCALES, make_outcomes
 

@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.evaluation.accounts import TOKENS, Account, count_flops, open_accounts
-from experiments.evaluation.contenders import Outcomes, Ways
-from experiments.evaluation.metrics import collect_account
-from experiments.evaluation.timings import Timings
+from experiments.evaluation.costs import TOKENS, Account, Timings, count_flops, open_accounts
+from experiments.evaluation.policies import Outcomes, Ways
 from experiments.reporting.findings import Findings
 from experiments.reporting.summary import build_tables, list_tables
+from experiments.results.metrics_json import collect_account
 from predictor.classical.baselines import Mix
 from predictor.classical.question_only import QuestionOnly
 from tests.experiments.evaluation.synthetic import make_outcomes

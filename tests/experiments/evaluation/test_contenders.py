@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Asked, Climbing, Estimating, Outcomes, Ways
+from experiments.evaluation.policies import Asked, Climbing, Estimating, Outcomes, Ways
 from experiments.evaluation.schedules import Schedule
 from predictor.policy.front import Front, choose
 from predictor.policy.pricing import find_default

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Estimating
-from experiments.evaluation.metrics import SCHEMA_VERSION, collect_metrics, write_metrics
+from experiments.evaluation.policies import Estimating
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
 from experiments.reporting.summary import build_tables, write_default, write_headline
+from experiments.results.metrics_json import SCHEMA_VERSION, collect_metrics, write_metrics
 from predictor.policy.front import choose, score_at_budgets, sweep, upper_hull
 from predictor.policy.pricing import choose_price
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes

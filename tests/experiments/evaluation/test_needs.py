@@ -24,10 +24,9 @@ from experiments.evaluation.scale_classifier import (
 )
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationLog, open_test
-from experiments.reporting import needs_tables
+from experiments.reporting import needs as needs_tables
 from experiments.reporting.granularity import fit_models, judge_models
-from experiments.reporting.needs_display import draw_needs
-from experiments.reporting.needs_tables import tabulate_equivalences, tabulate_policies
+from experiments.reporting.needs import draw_needs, tabulate_equivalences, tabulate_policies
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
 from tests.experiments.evaluation.synthetic import SCALES, make_outcomes
 from tests.predictor.synthetic import write_labels

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench.evaluation import measure
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.policies import Estimating
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 

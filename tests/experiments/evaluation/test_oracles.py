@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Estimating
 from experiments.evaluation.oracles import (
     RULES,
     choose_by_rule,
@@ -18,6 +17,7 @@ from experiments.evaluation.oracles import (
     leave_one_out,
     measure_luck_free,
 )
+from experiments.evaluation.policies import Estimating
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes
 

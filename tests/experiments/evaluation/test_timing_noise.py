@@ -10,17 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.evaluation.accounts import count_milliseconds
 from experiments.evaluation.bench import Bench
-from experiments.evaluation.contenders import Estimating, Outcomes, Ways
+from experiments.evaluation.costs import TimingMeans, Timings, count_milliseconds
 from experiments.evaluation.fronts import Columns, Floats
 from experiments.evaluation.keys import Bound, Key, Metric, Predictor
-from experiments.evaluation.metrics import collect_account
+from experiments.evaluation.policies import Estimating, Outcomes, Ways
 from experiments.evaluation.policy_means import PolicyMeans
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import resample
-from experiments.evaluation.timings import TimingMeans, Timings
 from experiments.reporting.summary import describe_timings, tabulate_parts
+from experiments.results.metrics_json import collect_account
 from predictor.policy.front import choose, upper_hull
 from predictor.policy.pricing import OperatingPoint
 from tests.experiments.evaluation.synthetic import make_outcomes

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluation.accounts import count_milliseconds
-from experiments.evaluation.contenders import Outcomes, Ways
+from experiments.evaluation.costs import count_milliseconds
+from experiments.evaluation.policies import Outcomes, Ways
 from experiments.labels import latency as module
 from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
 from experiments.reporting.console import format_latency

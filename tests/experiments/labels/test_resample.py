@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.contenders import Estimating
+from experiments.evaluation.policies import Estimating
 from experiments.labels import resampling as resample_job
 from experiments.labels.engines import LocalEngine
 from experiments.labels.labelling import label

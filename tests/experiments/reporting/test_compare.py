@@ -11,7 +11,14 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
 from experiments.callbacks import ComparisonReport
-from experiments.evaluation.draws import (
+from experiments.reporting.compare_charts import MOST_DRAWN
+from experiments.reporting.compare_tables import build_comparison_tables, write_notes
+from experiments.reporting.comparison import MOST_PRINTED_ROWS, compare_runs
+from experiments.reporting.page import Provenance
+from experiments.results.entries import Entry, Pair, find_p_values, list_entries, list_pairs
+from experiments.results.finished import Run, find_runs
+from experiments.results.metrics_json import collect_metrics, write_metrics
+from experiments.results.resamples import (
     DRAWS,
     MOST_BAND_RESAMPLES,
     collect_draws,
@@ -19,13 +26,6 @@ from experiments.evaluation.draws import (
     read_draws,
     write_draws,
 )
-from experiments.evaluation.entries import Entry, Pair, find_p_values, list_entries, list_pairs
-from experiments.evaluation.finished_runs import Run, find_runs
-from experiments.evaluation.metrics import collect_metrics, write_metrics
-from experiments.reporting.compare_charts import MOST_DRAWN
-from experiments.reporting.compare_tables import build_comparison_tables, write_notes
-from experiments.reporting.comparison import MOST_PRINTED_ROWS, compare_runs
-from experiments.reporting.page import Provenance
 from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.reporting.export import FONTS, cut_name, list_fonts, render_figure, save_figure
+from experiments.reporting.page import FONTS, cut_name, list_fonts, render_figure, save_figure
 
 
 def make_figure(title):

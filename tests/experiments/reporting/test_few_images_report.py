@@ -9,10 +9,9 @@ from PIL import Image
 
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.displays import draw_front
-from experiments.reporting.export import render_figure
 from experiments.reporting.findings import Findings
 from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
-from experiments.reporting.page import Provenance
+from experiments.reporting.page import Provenance, render_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import (
     describe_difference,

@@ -11,16 +11,15 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.evaluation.accounts import TOKENS, Account
+from experiments.evaluation.costs import TOKENS, Account
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.calibration_display import draw_reliability, list_dots
 from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, draw_front, refine_line
-from experiments.reporting.export import cut_name, render_figure
 from experiments.reporting.findings import Findings
 from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
-from experiments.reporting.needs_display import draw_needs
-from experiments.reporting.page import Provenance
+from experiments.reporting.needs import draw_needs
+from experiments.reporting.page import Provenance, cut_name, render_figure
 from experiments.reporting.report import write_report
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare

@@ -2,8 +2,7 @@ import csv
 
 import pytest
 
-from experiments.reporting.tables import Table, write_tables
-from experiments.reporting.text_table import escape_markdown
+from experiments.reporting.tables import Table, escape_markdown, write_tables
 
 HOSTILE = r"<script>alert('x')</script> {{ 7 * 7 }} & 50% of a_b | c^2 ~ \end{table} #1 $"
 TABLE = Table(

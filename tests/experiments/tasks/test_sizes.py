@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluation.metrics import split_kinds
-from experiments.evaluation.question_types import describe_left_out, pick_frequent
+from experiments.evaluation.needs import describe_left_out, pick_frequent
 from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
+from experiments.results.metrics_json import split_kinds
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
 from m3_backbone.outcomes.manifest import list_images

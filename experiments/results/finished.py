@@ -8,9 +8,8 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
-from experiments.evaluation.draws import Float32s, read_draws
-from experiments.evaluation.metrics import SCHEMA_VERSION
-from experiments.evaluation.run_files import METRICS
+from experiments.results.metrics_json import METRICS, SCHEMA_VERSION
+from experiments.results.resamples import Float32s, read_draws
 from m3_backbone.outcomes.manifest import unseal
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"

@@ -1,25 +1,19 @@
-"""Figures of merit of a policy's front, each as its source defines it; pure functions over arrays.
+"""Fronts of policies in each of any number of resamples: values on the line, areas and hulls.
 
-`Curve` is a front in each of any number of resamples. The coarsest and the finest fixed scale are
-`(cost, score)` pairs of arrays `[num_resamples]`, their mean costs and scores in the same resamples. Costs
-include the policy's own. A figure that does not exist is nan: the finest scale costs no more than the
-coarsest, or is no better; a score is never reached.
-
-Two figures of merit are elsewhere: the share of the gap from mix to budgeted oracle (`figures`), and how well
-estimates are calibrated (`calibration`).
+A policy mixes two operating points that are next to each other in cost by drawing one of the two at random
+for each sample: that reaches the line between them.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
-from experiments.evaluation.keys import Metric
+from predictor.policy.front import Floats
 
+# A mean cost and a mean score, each `[num_resamples]`.
 Pair = tuple[Floats, Floats]
-# Means reach us as sums divided by counts: a score is reached, a gap is zero, up to this.
+# Means are sums divided by counts: a score is reached, a gap is zero, up to this.
 ROUNDING = 1e-9
 
 
@@ -143,81 +137,6 @@ class Curve:
             return self
         points = zip(coarsest, (self.cost, self.score), strict=True)
         return Curve.of(*(np.column_stack([each, own]) for each, own in points))
-
-
-def average_quality(curve: Curve, coarsest: Pair, finest: Pair) -> Floats:
-    """AIQ, average improvement in quality (RouterBench, arXiv 2403.12031).
-
-    `1 / (c_max - c_min)` times the integral from c_min to c_max of the non-decreasing concave hull of the
-    policy's points: a mean score. c_min and c_max are the mean costs of the coarsest and the finest scale;
-    the coarsest scale is a point of every policy; beyond the dearest vertex the hull is flat. (RouterBench
-    takes the range from its set of models; its code divides by c_max, and c_min there is nearly 0.)
-    """
-    low, high = coarsest[0], finest[0]
-    return divide(curve.start_from(coarsest).hull().area(low, high), high - low)
-
-
-def average_gap_recovered(curve: Curve, coarsest: Pair, finest: Pair) -> Floats:
-    """APGR, average performance gap recovered (RouteLLM, arXiv 2406.18665).
-
-    At a cost c the performance gap recovered is `PGR = (score(c) - s_coarsest) / (s_finest - s_coarsest)`;
-    APGR is its integral over the share `(c - c_coarsest) / (c_finest - c_coarsest)` from 0 to 1, exact for
-    the line through the policy's points. With two scales that share is RouteLLM's share of calls of the
-    strong model; with more it is what the same tokens would buy of it. RouteLLM's paper sums over ten shares,
-    its code takes the trapezoids as here. Above 1 where the policy beats the finest scale for less.
-    """
-    low, high = coarsest[0], finest[0]
-    mean = divide(curve.start_from(coarsest).area(low, high), high - low)
-    return divide(mean - coarsest[1], finest[1] - coarsest[1])
-
-
-def find_call_share(curve: Curve, coarsest: Pair, finest: Pair, recovered: float) -> Floats:
-    """CPT(x), call-performance threshold (RouteLLM, arXiv 2406.18665), x in [0, 1].
-
-    With x as `recovered`, the least share `(c - c_coarsest) / (c_finest - c_coarsest)` at which the
-    performance gap recovered is at least x; nan where it never is. A policy that pays for several scales may
-    need a share above 1.
-    """
-    gap = finest[1] - coarsest[1]
-    cost = curve.start_from(coarsest).reach(coarsest[1] + recovered * gap)
-    return np.where(gap > ROUNDING, divide(cost - coarsest[0], finest[0] - coarsest[0]), np.nan)
-
-
-def hypervolume(curve: Curve, finest: Pair) -> Floats:
-    """Area that the points dominate, up to the finest scale's mean cost and down to score 0, over that cost.
-
-    Points are taken as they are, not mixed: a staircase (Zitzler and Thiele 1998). In [0, 1] for scores in
-    [0, 1]; a perfect policy without cost has 1.
-    """
-    reference = finest[0][:, None]
-    best = np.maximum(np.maximum.accumulate(curve.score, axis=1), 0.0)
-    widths = np.diff(np.minimum(np.concatenate([curve.cost, reference], axis=1), reference), axis=1)
-    return (best * widths).sum(axis=1) / finest[0]
-
-
-def measure_merits(
-    curve: Curve, coarsest: Pair, finest: Pair, recovered: Sequence[float]
-) -> Iterator[tuple[Metric, float | None, Floats]]:
-    """Yield (metric, at, values) of each figure of merit of a front alone; CPT at each of `recovered`."""
-    yield Metric.HYPERVOLUME, None, hypervolume(curve, finest)
-    started = curve.start_from(coarsest)
-    yield Metric.AVERAGE_QUALITY, None, average_quality(started, coarsest, finest)
-    yield Metric.AVERAGE_GAP_RECOVERED, None, average_gap_recovered(started, coarsest, finest)
-    for share in recovered:
-        yield Metric.CALL_SHARE, share, find_call_share(started, coarsest, finest, share)
-
-
-def count_confusions(score: ArrayLike, choice: ArrayLike) -> Columns:
-    """Samples by smallest sufficient scale and chosen scale, `[num_scales + 1, num_scales]`.
-
-    Rows are needed scales, coarsest first, and last the samples that no scale answers.
-    """
-    scores = np.asarray(score)
-    num_scales = scores.shape[1]
-    needed = find_smallest_right(scores)
-    needed = np.where(needed < 0, num_scales, needed)
-    cells = np.bincount(needed * num_scales + np.asarray(choice), minlength=(num_scales + 1) * num_scales)
-    return cells.reshape(num_scales + 1, num_scales)
 
 
 def average(at_budgets: Floats) -> Floats:

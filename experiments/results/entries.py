@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.draws import AT_BUDGETS, name_tensor
-from experiments.evaluation.finished_runs import Run
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, combine_seeds
+from experiments.results.finished import Run
+from experiments.results.resamples import AT_BUDGETS, name_tensor
 from experiments.tasks.sizes import allows_interval
 
 # Among more policies than this not every pair is tested: Holm's correction would leave little of it.

@@ -1,0 +1,275 @@
+"""Cost measures: visual tokens, FLOPs and milliseconds of an answer, with the overhead of the predictor.
+
+A cost has named parts:
+
+    vision      the vision pass
+    prefill     the decoder on the whole prompt, until the first token of the answer
+    decode      the decoder on the further tokens of the answer
+    predictor   the overhead: features, question encoder and estimates of the policy that chooses the scale
+
+Visual tokens are what the field compares by; a predictor adds none. FLOPs are vision + prefill + predictor,
+by formula (`m3_backbone.costs`), up to the first token of the answer: the answers' further tokens, which
+differ in number, are not counted. Milliseconds are vision + prefill and decode + predictor, all of them
+measured in one process on one machine (`experiments.latency`) on a few pictures. Tokens are not latency: a
+decoder takes about as long for one visual token as for a hundred.
+
+A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from operator import add
+
+import numpy as np
+
+from m3_backbone.outcomes.labels import Inputs
+from m3_backbone.outcomes.table import OutcomeTable
+from predictor.base import ScalePredictor
+from predictor.policy.front import Floats
+
+log = logging.getLogger(__name__)
+
+# Function from a table to the cost of every sample at every scale, `[num_samples, num_scales]`.
+CostOf = Callable[[OutcomeTable], Floats]
+
+VISION, PREFILL, PREFILL_AND_DECODE = "vision", "prefill", "prefill and decode"
+
+# Stream of random numbers, so that pictures are drawn independently of test images with the same seed.
+_STREAM = 0x71E5
+
+
+@dataclass(frozen=True, eq=False)
+class TimingMeans:
+    """Mean milliseconds under each of R resamples.
+
+    `cost` `[R, num_scales]` are those of a whole answer at a scale, the vision pass included; `shared` `[R]`
+    is the part of it that is paid once however many scales are tried; `overhead` `[R]`, by name, is the
+    overhead of a predictor.
+    """
+
+    cost: Floats
+    shared: Floats
+    overhead: Mapping[str, Floats]
+
+    def __getitem__(self, resamples: slice) -> "TimingMeans":
+        """Means under some of the resamples."""
+        overhead = {name: taken[resamples] for name, taken in self.overhead.items()}
+        return TimingMeans(self.cost[resamples], self.shared[resamples], overhead)
+
+    def cost_of_policy(self, tried: Sequence[Floats], name: str | None) -> Floats:
+        """Mean milliseconds of a policy at its operating points, `[R, num_points]`.
+
+        `tried` holds for each scale the share of the samples that try it, `[R, num_points]`; `name` is that
+        of the predictor whose overhead is added to every answer, if any. The cost is vision pass and overhead
+        once, plus the sum over scales of the share times prefill and decoding.
+        """
+        once = self.shared
+        if name is not None and name in self.overhead:
+            once = once + self.overhead[name]
+        total = np.repeat(once[:, None], tried[0].shape[1], axis=1)
+        for scale, share in enumerate(tried):
+            total += share * (self.cost[:, scale] - self.shared)[:, None]
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Timings:
+    """Milliseconds per answer of each timed picture, means over rounds.
+
+    `vision` `[num_images]` are those of the vision pass, `answer` `[num_images, num_scales]` of prefill and
+    decoding, `overhead` `[num_images]`, by name, of a predictor. With a `batch_size` above 1 a row is a batch
+    of that many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds, on the
+    `machine` with these threads and this type of weights.
+    """
+
+    vision: Floats
+    answer: Floats
+    overhead: Mapping[str, Floats]
+    batch_size: int = 1
+    num_rounds: int = 1
+    machine: str = ""
+
+    @property
+    def num_pictures(self) -> int:
+        """Number of timed pictures."""
+        return len(self.vision) * self.batch_size
+
+    def describe(self) -> dict[str, int | str]:
+        """Numbers of pictures and rounds, the batch size and the machine, as JSON."""
+        return {
+            "num_pictures": self.num_pictures,
+            "num_rounds": self.num_rounds,
+            "batch_size": self.batch_size,
+            "machine": self.machine,
+        }
+
+    def means(self) -> TimingMeans:
+        """Means over all pictures, R = 1. Not medians, so that the parts add up to the whole."""
+        return self._weigh(np.full((1, len(self.vision)), 1 / len(self.vision)))
+
+    def resample(self, num_resamples: int, seed: int) -> TimingMeans:
+        """Means over `num_resamples` draws of all pictures with replacement.
+
+        All parts use the same draws, so that noise that two parts share cancels in their difference.
+        """
+        number = len(self.vision)
+        random = np.random.default_rng([seed, _STREAM])
+        counts = random.multinomial(number, np.full(number, 1 / number), size=num_resamples)
+        return self._weigh(counts / number)
+
+    def bound(
+        self, num_resamples: int, seed: int, confidence: float = 0.95
+    ) -> tuple[TimingMeans, TimingMeans]:
+        """Lower and upper ends of percentile intervals of the means, each R = 1."""
+        drawn = self.resample(num_resamples, seed)
+
+        def cut(tail: float) -> TimingMeans:
+            overhead = {name: np.quantile(taken, [tail]) for name, taken in drawn.overhead.items()}
+            cost = np.quantile(drawn.cost, [tail], axis=0)
+            return TimingMeans(cost, np.quantile(drawn.shared, [tail]), overhead)
+
+        return cut((1 - confidence) / 2), cut((1 + confidence) / 2)
+
+    def with_names(self, trained: Mapping[str, str]) -> "Timings":
+        """The same timings with the overheads of policies: `trained` maps a policy to its predictor."""
+        return replace(self, overhead={name: self.overhead[source] for name, source in trained.items()})
+
+    def _weigh(self, weights: Floats) -> TimingMeans:
+        """Means under weights of the pictures `[R, num_images]`, which sum to 1."""
+        shared = weights @ self.vision
+        overhead = {name: weights @ taken for name, taken in self.overhead.items()}
+        return TimingMeans(shared[:, None] + weights @ self.answer, shared, overhead)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part of a cost: `of` gives it for every sample at every scale, `[num_samples, num_scales]`.
+
+    A part that `is_shared` is paid once per sample however many scales are tried, where it is the same at all
+    scales: one vision pass then serves them.
+    """
+
+    name: str
+    of: CostOf
+    is_shared: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class CostMeasure:
+    """A way to count the cost of an answer: the sum of its `parts`, plus the `overhead` of the predictor.
+
+    `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing.
+    `timings` are the measured pictures whose means are the costs, if they are measured.
+    """
+
+    key: str
+    unit: str
+    label: str
+    parts: Sequence[Part]
+    overhead: Mapping[str, float] = field(default_factory=dict)
+    timings: Timings | None = None
+
+    def of(self, table: OutcomeTable) -> Floats:
+        """Cost of every sample at every scale without overhead, `[num_samples, num_scales]`."""
+        return reduce(add, (part.of(table) for part in self.parts))
+
+    def shared_of(self, table: OutcomeTable) -> Floats:
+        """Cost of each sample that is paid once however many scales are tried, `[num_samples]`."""
+        shared = np.zeros(len(table))
+        for part in self.parts:
+            if part.is_shared:
+                cost = part.of(table)
+                shared += np.where((cost == cost[:, :1]).all(axis=1), cost[:, 0], 0.0)
+        return shared
+
+    def overhead_of(self, policy: str) -> float:
+        """Cost that choosing adds to every answer of a policy."""
+        return self.overhead.get(policy, 0.0)
+
+    def mean_parts(self, table: OutcomeTable) -> dict[str, Floats]:
+        """Mean of each part over the samples at every scale, `[num_scales]`, by name."""
+        return {part.name: part.of(table).mean(axis=0) for part in self.parts}
+
+
+def _visual_tokens(table: OutcomeTable) -> Floats:
+    return table.visual_tokens.astype(np.float64)
+
+
+def _vision_gflops(table: OutcomeTable) -> Floats:
+    assert table.vision_flops is not None, "list_cost_measures leaves FLOPs out where they are not recorded"
+    return table.vision_flops / 1e9
+
+
+def _prefill_gflops(table: OutcomeTable) -> Floats:
+    return table.prefill_flops / 1e9
+
+
+TOKENS = CostMeasure(
+    "tokens", "tokens", "mean visual tokens per question", [Part("visual tokens", _visual_tokens)]
+)
+
+
+def count_flops(overhead: Mapping[str, float]) -> CostMeasure:
+    """The cost in FLOPs; `overhead` are the GFLOPs per question of each policy's predictor."""
+    return CostMeasure(
+        "flops",
+        "GFLOPs",
+        "mean GFLOPs of vision pass, prefill and predictor per question",
+        [Part(VISION, _vision_gflops, is_shared=True), Part(PREFILL, _prefill_gflops)],
+        overhead,
+    )
+
+
+def count_milliseconds(timings: Timings) -> CostMeasure:
+    """The cost in milliseconds: means over the timed pictures, the same for every sample."""
+    means = timings.means()
+    (cost,), (vision,) = means.cost, means.shared
+    return CostMeasure(
+        "milliseconds",
+        "ms",
+        f"milliseconds per answer at batch size {timings.batch_size}, vision pass and predictor included",
+        [
+            Part(VISION, partial(_repeat, np.full_like(cost, vision)), is_shared=True),
+            Part(PREFILL_AND_DECODE, partial(_repeat, cost - vision)),
+        ],
+        {name: float(mean[0]) for name, mean in means.overhead.items()},
+        timings,
+    )
+
+
+def _repeat(at_scales: Floats, table: OutcomeTable) -> Floats:
+    """Repeat `[num_scales]` for every sample of a table: `[num_samples, num_scales]`."""
+    assert len(at_scales) == len(table.scales)
+    return np.tile(at_scales, (len(table), 1))
+
+
+def list_cost_measures(
+    outcomes: OutcomeTable,
+    predictors: Mapping[str, ScalePredictor],
+    inputs: Inputs,
+    *,
+    starts_from: Mapping[str, str] | None = None,
+    timings: Timings | None = None,
+) -> list[CostMeasure]:
+    """All cost measures that labels and timings allow, visual tokens first.
+
+    `outcomes` are those of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the
+    name of another policy to the predictor whose estimates it needs and pays for. FLOPs are left out if the
+    labels lack those of the vision pass, milliseconds if there are no `timings`.
+    """
+    predictor_of = {name: name for name in predictors} | dict(starts_from or {})
+    measures = [TOKENS]
+    if outcomes.vision_flops is None:
+        log.warning(
+            "the labels were made by an earlier version and lack FLOPs of the vision pass, so no cost is "
+            "counted in FLOPs: run `python -m experiments.label` again with the same settings, which adds "
+            "them without answering anything"
+        )
+    else:
+        gflops = {name: predictor.count_flops(inputs) / 1e9 for name, predictor in predictors.items()}
+        measures.append(count_flops({policy: gflops[name] for policy, name in predictor_of.items()}))
+    if timings is not None:
+        measures.append(count_milliseconds(timings.with_names(predictor_of)))
+    return measures

@@ -1,0 +1,190 @@
+"""The metric table: every number of an evaluation under a typed key, with its interval and its resamples.
+
+One entry per (policy, metric, at); `at` is what a metric depends on beside the policy: a baseline, an
+opponent, a share. A comparison has one table per cost measure. `metrics.json`, terminal, CSV, LaTeX, pages,
+plots and comparisons of runs are views of these tables; none of them knows how a number was made.
+
+Names are never parsed or compared with reserved words: a predictor is `Predictor(name)`, and bounds have a
+type of their own. So a predictor may have any name.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from experiments.evaluation.statistics import Bootstrapped, Estimate
+
+
+class Bound(Enum):
+    """Bounds that predictors are compared with: the fixed scales, their mix, the budgeted oracle."""
+
+    FIXED = "fixed"
+    MIX = "mix"
+    BUDGETED = "budgeted"
+
+    @property
+    def label(self) -> str:
+        """Name in tables and plots."""
+        return _LABELS[self]
+
+
+_LABELS = {
+    Bound.FIXED: "fixed scales",
+    Bound.MIX: "mix of fixed scales",
+    Bound.BUDGETED: "budgeted oracle",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An oracle that chooses one scale per sample, by a rule of `oracles.RULES`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A policy that is compared, identified by its name."""
+
+    name: str
+
+
+PolicyKey = Bound | Rule | Predictor
+# What a predictor is compared with: the mix, or another predictor.
+Opponent = Predictor | Literal[Bound.MIX]
+
+
+class Form(Enum):
+    """How tables write a metric."""
+
+    SCORE = "percent"
+    POINTS = "signed percentage points"
+    SHARE = "percent of a whole"
+    COST = "cost"
+    FACTOR = "factor"
+    PLAIN = "number"
+
+
+class Family(Enum):
+    """Metrics that are shown together; the value is their place below a predictor in `metrics.json`."""
+
+    MEANS = ""
+    AT_BUDGETS = "at_budgets"
+    FRONT = "merits"
+    NON_INFERIORITY = "non_inferiority"
+    DEFAULT = "default"
+    CALIBRATION = "reliability"
+    POINTS = "front"
+    PAIRS = "differences"
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A metric: what tables call it, how they write it, and the function that measures it (`metrics`).
+
+    `measure` takes a view of a policy and, if the metric has an `at`, that; it returns `[num_resamples, ...]`.
+    `list_at` lists the values of `at` for a view: (None,) for a metric without, none where the metric does
+    not apply. `is_compared`: resamples are kept, so that runs can be compared by it.
+    """
+
+    name: str
+    label: str
+    form: Form
+    family: Family
+    measure: Callable[..., np.ndarray]
+    list_at: Callable[[Any], Iterable[Hashable]]
+    is_compared: bool = False
+
+    @property
+    def path(self) -> str:
+        """Place below a predictor in `metrics.json`."""
+        return f"{self.family.value}/{self.name}" if self.family.value else self.name
+
+    def __call__(self, *arguments: Any) -> np.ndarray:
+        return self.measure(*arguments)
+
+    def __repr__(self) -> str:
+        return f"<metric {self.path}>"
+
+
+class Key(NamedTuple):
+    """One metric of one policy."""
+
+    policy: PolicyKey
+    metric: Metric
+    at: Hashable = None
+
+
+class MetricTable(Mapping[Key, Estimate]):
+    """Metrics on the test samples by key, each with its percentile interval at `confidence`."""
+
+    def __init__(self, bootstrapped: Mapping[Key, Bootstrapped], confidence: float) -> None:
+        self.bootstrapped, self.confidence = bootstrapped, confidence
+        self._estimates = {key: values.estimate(confidence) for key, values in bootstrapped.items()}
+
+    def __getitem__(self, key: Key) -> Estimate:
+        return self._estimates[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._estimates)
+
+    def __len__(self) -> int:
+        return len(self._estimates)
+
+    def find(self, policy: PolicyKey, metric: Metric, at: Hashable = None) -> Estimate | None:
+        """Return a metric; None for a single metric that does not exist (nan), or was not measured."""
+        estimate = self._estimates.get(Key(policy, metric, at))
+        return None if estimate is None or estimate.value.ndim == 0 and np.isnan(estimate.value) else estimate
+
+    def to_arrow(self, cost_measure: str) -> pa.Table:
+        """Return the table in tidy form, one row per number, with full precision.
+
+        Columns: cost_measure, policy, kind (of the policy: predictor, bound or rule), metric, at, position
+        (in an array of numbers, as the number of a budget or a scale; null for a single one), value, low,
+        high.
+        """
+        rows = [
+            {
+                "cost_measure": cost_measure,
+                "policy": key.policy.value if isinstance(key.policy, Bound) else key.policy.name,
+                "kind": type(key.policy).__name__.lower(),
+                "metric": key.metric.path,
+                "at": None if key.at is None else _write_at(key.at),
+                "position": position,
+                **{name: float(getattr(estimate, name)[index]) for name in ("value", "low", "high")},
+            }
+            for key, estimate in self.items()
+            for position, index in _list_places(estimate)
+        ]
+        return pa.Table.from_pylist(rows, _SCHEMA)
+
+
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("cost_measure", "policy", "kind", "metric", "at")]
+    + [("position", pa.int32())]
+    + [(name, pa.float64()) for name in ("value", "low", "high")]
+)
+
+
+def _write_at(at: Hashable) -> str:
+    match at:
+        case Predictor(name):
+            return name
+        case Bound():
+            return at.value
+        case (baseline, margin):
+            return f"{baseline} - {margin:g}"
+        case float():
+            return f"{at:g}"
+    return str(at)
+
+
+def _list_places(estimate: Estimate) -> Iterator[tuple[int | None, Any]]:
+    if estimate.value.ndim == 0:
+        yield None, ...
+    else:
+        yield from ((index, index) for index in range(len(estimate.value)))

@@ -1,0 +1,151 @@
+"""Budgeted oracles without the luck of a single answer.
+
+They choose by one measurement and are scored by another, or by an expectation:
+
+- **likelihood**: the score is the chance that an answer drawn from the model is the reference, which its
+  likelihood gives; it is what choice and score are. For tasks whose samples have a single reference that has
+  to be met exactly.
+- **resampled**: the outcomes are labelled several times with sampled answers; the scale is chosen by the mean
+  score in the other runs, and scored on this one, each run in turn.
+
+Both are budgeted oracles of expected scores; so the fixed scales beside them have expected scores too, which
+are lower than those of greedy answers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from experiments.evaluation.costs import TimingMeans, Timings
+from experiments.evaluation.curves import Curve, average
+from experiments.evaluation.fronts import Floats, raise_budgets, trace_prices
+from experiments.evaluation.metric_table import Bound
+from experiments.evaluation.policies import Paths
+from experiments.evaluation.policy_table import PolicyMeans
+from experiments.evaluation.schedules import Schedule
+from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.labels.resampled import Resampled
+from m3_backbone.outcomes.table import OutcomeTable
+from predictor.policy.front import find_unit, space_budgets
+from predictor.policy.switches import find_switches
+
+NOISE_FREE: Mapping[str, str] = {
+    "likelihood": "oracle without luck, by likelihood",
+    "resampled": "oracle without luck, resampled",
+}
+# The scorer that only the reference satisfies.
+_EXACT = "exact"
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseFreeOracle:
+    """A budgeted oracle of expected scores, with intervals over images.
+
+    `fixed_score` `[num_scales]` are the expected scores of the fixed scales; `cost` and `score`
+    `[num_points]` the oracle's front, from cheap to dear. `gap` is the mean distance between this front and
+    the mix of these fixed scales over log budgets: what is there to be gained when nobody is lucky.
+    """
+
+    fixed_cost: Estimate
+    fixed_score: Estimate
+    cost: Estimate
+    score: Estimate
+    gap: Estimate
+    num_samples: int
+    num_runs: int = 1
+
+
+def expect_scores(nll: ArrayLike, reference_tokens: ArrayLike) -> Floats:
+    """Chance that an answer drawn from the model is the reference, `[num_samples, num_scales]`.
+
+    `exp(-nll * reference_tokens)`: the probability of the reference, its end token included, of whose
+    `reference_tokens` tokens `nll` is the mean negative log-likelihood. A lower bound where a scorer forgives
+    case or a full stop.
+    """
+    return np.exp(-np.asarray(nll, dtype=np.float64) * np.asarray(reference_tokens))
+
+
+def leave_one_out(score: ArrayLike) -> Floats:
+    """Mean score in the other runs, for runs `[num_runs, num_samples, num_scales]`; two at least."""
+    scores = np.asarray(score, dtype=np.float64)
+    if len(scores) < 2:
+        raise ValueError(f"resampled outcomes need two runs at least, got {len(scores)}")
+    return (scores.sum(axis=0) - scores) / (len(scores) - 1)
+
+
+def measure_noise_free(
+    cost: ArrayLike,
+    estimates: ArrayLike,
+    score: ArrayLike,
+    image_id: ArrayLike,
+    *,
+    num_budgets: int = 49,
+    num_prices: int = 128,
+    num_resamples: int,
+    confidence: float = 0.95,
+    seed: int = 0,
+    timings: Timings | None = None,
+) -> NoiseFreeOracle:
+    """An oracle that chooses by `estimates` and is scored by `score`: `[num_runs, num_samples, num_scales]`.
+
+    `cost` is `[num_samples, num_scales]`. Figures are means over the runs at the same prices; prices are
+    those of the first run. For `likelihood` both are `expect_scores`, one run; for `resampled` the estimates
+    are `leave_one_out` of the scores. `timings` are those that the costs are means of, if they are measured.
+    """
+    costs = np.asarray(cost, dtype=np.float64)
+    by, scores = (np.asarray(each, dtype=np.float64) for each in (estimates, score))
+    image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
+    means, paths = PolicyMeans(image, timed=timings is not None), Paths.single(costs.shape[1])
+    means.add_fixed(Bound.FIXED, costs, scores.mean(axis=0))
+    runs = [find_switches(each, costs) for each in by]
+    prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
+    for run, switches in enumerate(runs):
+        means.add(run, Schedule.at_prices(switches, prices, unit), paths, costs, scores[run])
+    budgets = space_budgets(costs, num_budgets)
+
+    def measure(weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[str, Floats]:
+        resampled = means(weights, milliseconds)
+        # Points run from expensive to cheap.
+        cost, score = (
+            np.mean([resampled[run][part] for run in range(num_runs)], axis=0)[:, ::-1] for part in (0, 1)
+        )
+        fixed_cost, fixed_score = resampled[Bound.FIXED]
+        at = raise_budgets(budgets, fixed_cost)
+        gap = Curve.of(cost, score).at(at) - Curve.of(fixed_cost, fixed_score).hull().at(at)
+        return {
+            "fixed_cost": fixed_cost,
+            "fixed_score": fixed_score,
+            "cost": cost,
+            "score": score,
+            "gap": average(gap),
+        }
+
+    estimates_by_name = bootstrap(
+        measure,
+        means.images.num_images,
+        num_resamples=num_resamples,
+        seed=seed,
+        confidence=confidence,
+        timings=timings,
+    )
+    return NoiseFreeOracle(**estimates_by_name, num_samples=len(costs), num_runs=num_runs)
+
+
+def list_noise_free(
+    test: OutcomeTable, cost: Floats, resampled: Resampled | None, **settings: Any
+) -> dict[str, NoiseFreeOracle]:
+    """Return the oracles that these outcomes allow, by name; `settings` are those of `measure_noise_free`."""
+    oracles = {}
+    if all(len(references) == 1 for references in test.references) and set(test.metric) == {_EXACT}:
+        expected = expect_scores(test.nll, test.reference_tokens)[None]
+        oracles["likelihood"] = measure_noise_free(cost, expected, expected, test.image_id, **settings)
+    if resampled is not None:
+        rows, sampled = resampled.rows, resampled.score
+        by_others = leave_one_out(sampled)
+        oracles["resampled"] = measure_noise_free(
+            cost[rows], by_others, sampled, test.image_id[rows], **settings
+        )
+    return oracles

@@ -1,0 +1,323 @@
+"""The policy table: for each policy and operating point, which scales are tried for each sample.
+
+Operating points come from the calibration samples and are applied to the test samples. Under weights of the
+test images the table gives mean cost and mean score of every policy at every point, from which all metrics
+follow (`metrics`).
+
+Visual tokens and FLOPs are known for every sample, and their mean is taken over the samples. Milliseconds are
+measured on a few other pictures and are the same for every sample, so a mean cost is the sum over scales of
+the share of the samples that try the scale times its mean milliseconds, plus those of the vision pass and the
+overhead of the policy. Each resample has its own mean milliseconds, from a resample of the timed pictures.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from experiments.evaluation.calibration import Binned
+from experiments.evaluation.costs import TimingMeans
+from experiments.evaluation.curves import divide
+from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats, find_smallest_right, trace_prices
+from experiments.evaluation.metric_table import Bound, PolicyKey, Predictor, Rule
+from experiments.evaluation.metrics import Baseline
+from experiments.evaluation.oracles import RULES, choose_by_rule
+from experiments.evaluation.policies import Decisions, Default, Paths, Policy, ScoredSamples
+from experiments.evaluation.schedules import ImageMeans, Schedule
+from predictor.policy.front import Front, find_unit, space_budgets
+from predictor.policy.pricing import find_default
+from predictor.policy.switches import find_switches
+
+# Fixed scales that a policy should not be inferior to, and by how much it may fall short of them.
+FINEST, BEST_FIXED = "finest", "best fixed"
+MARGINS = (0.0, 0.005, 0.01)
+# Unless training chose a default price, it is the cheapest that loses no more than this on calibration.
+TOLERANCE = 0.01
+
+
+class Quantity(Enum):
+    """Averaged quantities of a policy: its operating points, its default price, its choices at that price."""
+
+    POINTS = auto()
+    DEFAULT = auto()
+    CHOICES = auto()
+
+
+class PolicyMeans:
+    """By key, mean costs and mean scores of policies under weights of the test images.
+
+    `image` `[num_samples]` numbers the images of the samples. With `timed`, mean costs come from the
+    milliseconds that are passed to each call, and the costs of samples are not used. Other means are added to
+    `images`.
+    """
+
+    def __init__(self, image: ArrayLike, *, timed: bool) -> None:
+        self.images = ImageMeans(image)
+        self._timed = timed
+        # Timed policies only: name of the policy whose overhead they pay.
+        self._overhead: dict[Hashable, str | None] = {}
+        self._fixed: set[Hashable] = set()
+
+    def add_fixed(self, key: Hashable, cost: Floats, score: Floats) -> None:
+        """Add the fixed scales, one point each: `cost` and `score` are `[num_samples, num_scales]`."""
+        if self._timed:
+            self.images.add_columns(key, score)
+            self._fixed.add(key)
+        else:
+            self.images.add_columns(key, cost, score)
+
+    def add(
+        self,
+        key: Hashable,
+        schedule: Schedule,
+        paths: Paths,
+        cost: Floats,
+        score: Floats,
+        name: str | None = None,
+    ) -> None:
+        """Add a policy that follows `schedule`; `cost` and `score` of its paths `[num_samples, num_paths]`.
+
+        `cost` includes the overhead; if costs are timed, that is the overhead of `name`.
+        """
+        if not self._timed:
+            self.images.add(key, schedule, cost, score)
+            return
+        shares = [np.broadcast_to(is_tried, score.shape) for is_tried in paths.tried.T.astype(np.float64)]
+        self.images.add(key, schedule, *shares, score)
+        self._overhead[key] = name
+
+    def add_point(
+        self,
+        key: Hashable,
+        choice: NDArray[np.integer],
+        paths: Paths,
+        cost: Floats,
+        score: Floats,
+        name: str | None = None,
+    ) -> None:
+        """Add a policy with one operating point, at which it chooses the paths `choice` `[num_samples]`."""
+        self.add(key, Schedule.of(choice[None]), paths, cost, score, name)
+
+    def __call__(
+        self, weights: NDArray[Any], milliseconds: TimingMeans | None = None
+    ) -> dict[Any, tuple[Floats, ...]]:
+        """By key (cost, score), each `[num_resamples, num_points]`, and the means added to `images`.
+
+        `weights` of the images are `[num_resamples, num_images]`; `milliseconds` are those of the same
+        resamples, needed if costs are timed.
+        """
+        means = self.images(weights)
+        if not self._timed:
+            return means
+        assert milliseconds is not None, "`resample` is given the timings of the cost measure"
+        for key in self._fixed:
+            means[key] = (milliseconds.cost, *means[key])
+        for key, name in self._overhead.items():
+            *tried, score = means[key]
+            means[key] = (milliseconds.cost_of_policy(tried, name), score)
+        return means
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyPoints:
+    """A policy with the operating points that calibration chose, and what they do with the test samples.
+
+    `cost` and `score` `[num_samples, num_paths]` are those of its paths on the test samples, the overhead
+    included. `points` are its operating points, from expensive to cheap; `policy` holds them from cheap to
+    expensive, and so do `plan` `[num_budgets, num_points]` and `reaching`: per baseline the chance
+    `[num_points]` of each point, or None where no point is as good on calibration. `trace` is the front of
+    all its prices on test.
+    """
+
+    paths: Paths
+    cost: Floats
+    score: Floats
+    policy: CalibratedPolicy
+    plan: Floats
+    reaching: Mapping[Baseline, Floats | None]
+    trace: Front
+    points: Schedule
+    default: Default
+    estimates: Floats | None
+
+    @classmethod
+    def from_decisions(
+        cls,
+        decisions: Decisions,
+        calibration: ScoredSamples,
+        test: ScoredSamples,
+        budgets: Floats,
+        overhead: float,
+        baselines: Mapping[str, int],
+    ) -> "PolicyPoints":
+        """Choose operating points; `baselines` are columns of fixed scales not to be inferior to."""
+        paths = decisions.paths
+        cost, score = paths.cost(calibration), paths.score(calibration.score)
+        schedule = decisions.calibration
+        front = Front(schedule.mean(cost), schedule.mean(score), decisions.price)
+        policy = CalibratedPolicy.from_front(front, decisions.unit)
+        fixed = calibration.score.mean(axis=0)
+        default = decisions.default
+        if default is None:
+            row = find_default(front.cost, front.score, float(fixed.max()), tolerance=TOLERANCE)
+            default = Default(float(decisions.price[row]), decisions.test.at(row))
+        test_cost, test_score = paths.cost(test) + overhead, paths.score(test.score)
+        return cls(
+            paths=paths,
+            cost=test_cost,
+            score=test_score,
+            policy=policy,
+            # A budget below the cheapest point is met by that point, and compared at what it costs.
+            plan=policy.plan(np.maximum(budgets - overhead, policy.cost[0])),
+            reaching={
+                (name, margin): policy.reach(float(fixed[column]) - margin)
+                for name, column in baselines.items()
+                for margin in MARGINS
+            },
+            trace=Front(decisions.test.mean(test_cost), decisions.test.mean(test_score), decisions.price),
+            points=decisions.test.keep(np.searchsorted(decisions.price, policy.price[::-1])),
+            default=default,
+            estimates=decisions.estimates,
+        )
+
+    @property
+    def realized(self) -> Floats:
+        """Mean cost of each budget on the test samples, `[num_budgets]`."""
+        return self.plan @ self.points.mean(self.cost)[::-1]
+
+    @property
+    def chosen(self) -> Floats:
+        """Share of the samples that keep the answer of each scale, `[num_budgets, num_scales]`."""
+        num_scales = int(self.paths.stop.max()) + 1
+        is_last = (self.paths.stop[:, None] == np.arange(num_scales)).astype(np.float64)
+        shares = [
+            self.points.mean(np.broadcast_to(is_last[:, scale], self.score.shape))[::-1]
+            for scale in range(num_scales)
+        ]
+        return self.plan @ np.column_stack(shares)
+
+    @property
+    def default_scale(self) -> Columns:
+        """Columns of the scales whose answers are kept at the default price, `[num_samples]`."""
+        return self.paths.stop[self.default.choice]
+
+
+class PolicyTable:
+    """Policies, fixed scales and oracles on one test split, in one cost measure.
+
+    `image` `[num_samples]` numbers the images of the test samples; `overhead` is what each policy adds to
+    every answer. With `timed`, costs are means over timed pictures, and `measure` takes the means of each
+    resample. `policies` are by name; `oracle` is the budgeted oracle's front, from cheap to expensive.
+    """
+
+    def __init__(
+        self,
+        calibration: ScoredSamples,
+        test: ScoredSamples,
+        image: np.ndarray,
+        policies: Sequence[Policy],
+        *,
+        overhead: Mapping[str, float],
+        num_budgets: int,
+        num_prices: int,
+        timed: bool = False,
+    ) -> None:
+        self.test = test
+        # Every policy can meet these, its overhead paid.
+        self.budgets = space_budgets(calibration.cost + max(overhead.values()), num_budgets)
+        self.best_fixed = int(calibration.score.mean(axis=0).argmax())
+        self.baselines = {FINEST: test.cost.shape[1] - 1, BEST_FIXED: self.best_fixed}
+        self.means = PolicyMeans(image, timed=timed)
+        self._smallest = find_smallest_right(test.score)
+
+        def prepare(policy: Policy) -> PolicyPoints:
+            decisions = policy.decide(calibration, test.inputs, num_prices)
+            points = PolicyPoints.from_decisions(
+                decisions, calibration, test, self.budgets, overhead[policy.name], self.baselines
+            )
+            self._add_policy(Predictor(policy.name), points)
+            return points
+
+        # NumPy does most of it without the interpreter lock; two at a time bound the memory.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            oracle = pool.submit(self._add_bounds, num_prices)
+            prepared = list(pool.map(prepare, policies))
+            self.oracle = oracle.result()
+        self.policies = {policy.name: points for policy, points in zip(policies, prepared, strict=True)}
+        self.reliabilities = {
+            name: Binned(points.estimates, test.score, image)
+            for name, points in self.policies.items()
+            if points.estimates is not None
+        }
+        for name, binned in self.reliabilities.items():
+            binned.add_to(self.means.images, Predictor(name))
+
+    @property
+    def num_images(self) -> int:
+        """Number of test images."""
+        return self.means.images.num_images
+
+    def _add_bounds(self, num_prices: int) -> Front:
+        """Add fixed scales and oracles; return the front of the budgeted oracle, from cheap to expensive."""
+        cost, score = self.test.cost, self.test.score
+        paths = Paths.single(cost.shape[1])
+        self.means.add_fixed((Bound.FIXED, Quantity.POINTS), cost, score)
+        switches, unit = find_switches(score, cost), find_unit(cost)
+        prices = trace_prices(switches, cost, unit=unit, num_prices=num_prices)
+        schedule = Schedule.at_prices(switches, prices, unit)
+        self.means.add((Bound.BUDGETED, Quantity.POINTS), schedule, paths, cost, score)
+        for rule in RULES:
+            choice = choose_by_rule(score, rule)
+            self.means.add_point((Rule(rule), Quantity.POINTS), choice, paths, cost, score)
+        return Front(schedule.mean(cost)[::-1], schedule.mean(score)[::-1], prices[::-1])
+
+    def _add_policy(self, policy: Predictor, points: PolicyPoints) -> None:
+        """Add its operating points, its default price, and its choices at that price."""
+        outcomes = points.paths, points.cost, points.score, policy.name
+        self.means.add((policy, Quantity.POINTS), points.points, *outcomes)
+        self.means.add_point((policy, Quantity.DEFAULT), points.default.choice, *outcomes)
+        known, steps = (self._smallest >= 0)[:, None], points.default_scale - self._smallest
+        right_coarse_fine = known * np.column_stack([steps == 0, steps < 0, steps > 0])
+        self.means.images.add_columns(
+            (policy, Quantity.CHOICES), known.astype(np.float64), right_coarse_fine.astype(np.float64)
+        )
+
+    def measure(self, weights: NDArray[Any], milliseconds: TimingMeans | None = None) -> "ResampledPolicies":
+        """Mean costs and scores under `weights` of the images `[num_resamples, num_images]`.
+
+        If costs are timed, `milliseconds` are those of the same resamples.
+        """
+        return ResampledPolicies(self, self.means(weights, milliseconds))
+
+
+@dataclass(frozen=True, eq=False)
+class ResampledPolicies:
+    """Mean costs and scores of a policy table under R resamples of the images."""
+
+    table: PolicyTable
+    means: Mapping[Any, tuple[Floats, ...]]
+
+    def points(self, policy: PolicyKey) -> tuple[Floats, Floats]:
+        """Mean costs and scores at the points of a policy, `[R, num_points]`, from cheap to expensive."""
+        cost, score = self.means[policy, Quantity.POINTS]
+        # Schedules run from expensive to cheap; fixed scales are columns, from coarse to fine.
+        return (cost, score) if policy is Bound.FIXED else (cost[:, ::-1], score[:, ::-1])
+
+    def default(self, policy: Predictor) -> tuple[Floats, Floats]:
+        """Mean cost and score of a policy at its default price, `[R]`."""
+        cost, score = self.means[policy, Quantity.DEFAULT]
+        return cost[:, 0], score[:, 0]
+
+    def choices(self, policy: Predictor) -> Floats:
+        """Shares, of the samples that some scale answers, of right, coarser and finer scales, `[R, 3]`."""
+        known, shares = self.means[policy, Quantity.CHOICES]
+        return divide(shares, np.broadcast_to(known, shares.shape))
+
+    def calibration(self, policy: Predictor) -> tuple[Floats, Floats] | None:
+        """Brier score and calibration error at each scale, `[R, num_scales]`; None without estimates."""
+        binned = self.table.reliabilities.get(policy.name)
+        return None if binned is None else binned.measure(self.means, policy)

@@ -1,0 +1,149 @@
+"""What a task needs, as tables and as a heat map.
+
+Tables of the scales that questions need, and of the gain of policies by what they know.
+
+Heat maps of the scale that questions need.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.evaluation.equivalence import LEVEL, Equivalence
+from experiments.evaluation.figures import Comparison
+from experiments.evaluation.needs import Need, NeedMap, describe_left_out, pick_frequent
+from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
+    format_difference,
+    format_p_value,
+    format_percent,
+    format_share,
+)
+from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
+from experiments.reporting.tables import Table
+
+
+def tabulate_needs(needs: Sequence[Need], scales: tuple[int, ...], margin: float, title: str) -> Table:
+    """Mean score per scale and the smallest sufficient one."""
+    rows = [
+        (need.name, f"{need.num_samples:,}", *map(format_percent, need.scores), str(scales[need.column]))
+        for need in needs
+    ]
+    caption = (
+        f"{title}: score in percent at each scale, and the smallest scale within {100 * margin:g} of the best"
+    )
+    return Table(caption, ("kind", "questions", *map(str, scales), "needed"), tuple(rows), name="needs")
+
+
+def tabulate_classifiers(accuracy: Mapping[str, float]) -> Table:
+    """The accuracies of `ScaleClassifiers.measure`."""
+    rows = tuple((name, format_percent(value)) for name, value in accuracy.items())
+    caption = "Prediction of the smallest sufficient scale, where there is one: accuracy in percent"
+    return Table(caption, ("known", "accuracy"), rows, name="classifiers")
+
+
+def tabulate_policies(comparison: Comparison) -> Table:
+    """The comparison of `compare_known`: gain of each policy by what it knows."""
+    rows = tuple(
+        (figures.name, format_difference(figures.mean_to_mix), format_share(figures.mean_gap_share))
+        for figures in comparison.predictors
+    )
+    caption = (
+        "Policies by what they know, at matched mean visual tokens, averaged over log-spaced budgets: points "
+        "above the mix and share of the gap from mix to budgeted oracle. Boosted regressions of the score at "
+        f"each scale, trained once; prices chosen on calibration; {comparison.confidence:.0%} intervals over "
+        f"{comparison.num_images:,} test images"
+    )
+    return Table(caption, ("known", "to mix", "share of gap"), rows, name="policies")
+
+
+def tabulate_equivalences(equivalences: Sequence[Equivalence], num_resamples: int) -> Table:
+    """The result of `find_equivalences`: whether facts change the gain of a policy."""
+    floor = find_floor(num_resamples, len(equivalences))
+    rows = tuple(
+        (
+            f"{equivalence.first} - {equivalence.second}",
+            format_difference(equivalence.difference),
+            format_share(equivalence.share),
+            format_p_value(equivalence.p_value, floor),
+            equivalence.verdict,
+        )
+        for equivalence in equivalences
+    )
+    caption = (
+        "Policies that know facts minus the policy that does not, on the same resamples of the images: "
+        f"points and share of the gap with {1 - 2 * LEVEL:.0%} intervals. Equivalent: the interval lies "
+        f"within {100 * equivalences[0].margin:g} points of zero (two one-sided tests at {LEVEL:g}); "
+        f"differs: not equivalent, and p below {LEVEL:g}. "
+        f"{describe_floor(num_resamples, len(equivalences))}"
+    )
+    return Table(
+        caption, ("difference", "points", "share of gap", "p (Holm)", "verdict"), rows, name="equivalence"
+    )
+
+
+@mpl.rc_context(PLAIN_TEXT)
+def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[int], title: str) -> Figure:
+    """Heat maps: score per question type and scale (needed scale framed), and needed scale by attribute.
+
+    The first of `needs` is of all questions. Of many types the most frequent are drawn; the title says so.
+    """
+    counts = {need.name: need.num_samples for need in needs[1:]}
+    shown = {needs[0].name, *pick_frequent(counts)}
+    title = "\n".join(filter(None, (cut_name(title, LONGEST_TITLE), describe_left_out(len(counts)))))
+    needs = [need for need in needs if need.name in shown]
+    widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(each.bins) for each in maps)]
+    size = (2.2 + sum(widths), 1.6 + 0.3 * len(needs))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 1 + len(maps), width_ratios=widths, squeeze=False)[0]
+    _draw_scores(panels[0], needs, scales)
+    for ax, each in zip(panels[1:], maps, strict=True):
+        _draw_map(ax, each, [need.name for need in needs], scales)
+        ax.set_yticklabels([])
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _draw_scores(ax: Axes, needs: Sequence[Need], scales: Sequence[int]) -> None:
+    scores = np.array([need.scores for need in needs])
+    ax.imshow(scores, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for row, need in enumerate(needs):
+        for column, score in enumerate(need.scores):
+            ink = "white" if score > 0.8 else "black"
+            ax.text(column, row, f"{100 * score:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
+        # Within its cell: frames of neighbours would close around the cell between them.
+        frame = plt.Rectangle((need.column - 0.46, row - 0.42), 0.92, 0.84, fill=False, ec="#D55E00", lw=2)
+        ax.add_patch(frame)
+    ax.set_xticks(range(len(scales)), [str(scale) for scale in scales])
+    ax.set_yticks(range(len(needs)), [f"{cut_name(need.name)} ({need.num_samples:,})" for need in needs])
+    ax.set(xlabel="scale", title="score in %, framed: needed")
+    ax.title.set_fontsize("small")
+    ax.tick_params(length=0)
+
+
+def _draw_map(ax: Axes, needs: NeedMap, kinds: Sequence[str], scales: Sequence[int]) -> None:
+    columns = np.full((len(kinds), len(needs.bins)), np.nan)
+    for row, kind in enumerate(kinds):
+        for index, cell in enumerate(needs.needs.get(kind, ())):
+            if cell is not None:
+                columns[row, index] = cell.column
+                ink = "white" if cell.column > 0.6 * (len(scales) - 1) else "black"
+                text = str(scales[cell.column])
+                ax.text(index, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+    ax.imshow(columns, cmap="YlGnBu", vmin=-0.5, vmax=len(scales) - 0.5, aspect="auto")
+    ax.set_xticks(
+        range(len(needs.bins)),
+        [cut_name(name, 20) for name in needs.bins],
+        rotation=40,
+        ha="right",
+        fontsize="x-small",
+    )
+    ax.set_yticks(range(len(kinds)))
+    ax.set(xlabel=cut_name(needs.attribute.replace("_", " "), 30), title="needed scale")
+    ax.title.set_fontsize("small")
+    ax.tick_params(length=0)
