@@ -20,10 +20,10 @@ from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs as needs_tables
+from experiments.reporting.findings import describe_record
 from experiments.reporting.granularity import fit_models, judge_models
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import save_figure
-from experiments.reporting.summary import describe_record
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
 from m3_backbone.outcomes.labels import read_labels

@@ -16,7 +16,7 @@ from experiments.config import entry_point, format_command
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import ResampledFolder
 from experiments.labels.resampling import Variation, resample_answers
-from experiments.reporting.summary import describe_record
+from experiments.reporting.findings import describe_record
 
 
 @entry_point("resample")

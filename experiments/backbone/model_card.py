@@ -13,12 +13,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from experiments.evaluation.fronts import Convention, choose_as_oracle
-from experiments.evaluation.needs import describe_left_out, find_needed_column, name_total, pick_frequent
+from experiments.evaluation.needs import (
+    describe_left_out,
+    find_needed_column,
+    name_total,
+    pick_frequent,
+    split_by_type,
+)
 from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.labels.held_out import open_test
-from experiments.reporting.summary import describe_record
+from experiments.reporting.findings import describe_record
 from experiments.reporting.tables import escape_markdown
-from experiments.results.metrics_json import split_kinds
 from experiments.tasks.scoring import score
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.table import OutcomeTable
@@ -67,7 +72,7 @@ def tabulate(
     """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
     test = labels.outcomes
     blind = score_blind([each.outcomes for each in seen], test)
-    by_type = split_kinds(test)
+    by_type = split_by_type(test)
     frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
     groups = {name_total("all", frequent): np.ones(len(test), bool)}
     groups |= {kind: by_type[kind] for kind in frequent}

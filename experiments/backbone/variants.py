@@ -16,8 +16,8 @@ from experiments.config import format_command
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.labels.labelling import label
+from experiments.reporting.findings import describe_record
 from experiments.reporting.page import save_figure
-from experiments.reporting.summary import describe_record
 from experiments.reporting.variants import (
     draw_variants,
     tabulate_variants,

@@ -4,13 +4,13 @@ import json
 import resource
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.evaluation.bench import Bench
+from experiments.evaluation.comparison import measure_table
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.policies import Contender, Estimating, Outcomes
 from experiments.evaluation.statistics import resample
 from experiments.labels.latency import describe_machine
 from experiments.reporting.tables import format_table
@@ -19,13 +19,15 @@ Result = TypeVar("Result")
 _CALIBRATION = 4  # One calibration image for so many test images.
 
 
-def make_outcomes(rng: np.random.Generator, num_samples: int, num_scales: int) -> tuple[Outcomes, Floats]:
-    """Outcomes whose scales cost four times as much each, and the true chance of a right answer."""
+def make_outcomes(
+    rng: np.random.Generator, num_samples: int, num_scales: int
+) -> tuple[ScoredSamples, Floats]:
+    """Samples whose scales cost four times as much each, and the true chance of a right answer."""
     demand = rng.normal(size=(num_samples, 1))
     chance = 1 / (1 + np.exp(-2 * (np.linspace(-1, 2, num_scales) - demand)))
     score = (rng.random(chance.shape) < chance).astype(np.float64)
     cost = np.broadcast_to(4.0 ** np.arange(num_scales), chance.shape).copy()
-    return Outcomes(cost, cost, chance, score), chance
+    return ScoredSamples(cost, cost, chance, score), chance
 
 
 def measure(
@@ -45,35 +47,38 @@ def measure(
         make_outcomes(rng, images * questions_per_image, num_scales) for images in (num_learned, num_images)
     ]
     image = np.repeat(np.arange(num_images), questions_per_image)
-    contenders = []
+    policies = []
     for name, noise in (("keen", 0.1), ("dull", 0.4)):
         first, second = (np.clip(chance + rng.normal(0, noise, chance.shape), 0, 1) for _, chance in parts)
-        contenders.append(Estimating(name, first, second))
+        policies.append(PredictorPolicy(name, first, second))
 
-    def prepare(contenders: Sequence[Contender]) -> Bench:
-        return Bench(
+    def prepare(policies: Sequence[Policy]) -> PolicyTable:
+        return PolicyTable(
             parts[0][0],
             parts[1][0],
             image,
-            contenders,
-            own=dict.fromkeys(("keen", "dull"), 0.0),
-            reference="dull",
+            policies,
+            overhead=dict.fromkeys(("keen", "dull"), 0.0),
             num_budgets=num_budgets,
             num_prices=num_prices,
         )
 
-    _, plain = _time(lambda: prepare(contenders[:1]).measure(np.ones((1, num_images))))
-    bench = prepare(contenders)
-    found, bands = _time(lambda: resample(bench.measure, num_images, num_resamples=num_resamples, seed=seed))
+    _, plain = _time(lambda: measure_table(prepare(policies[:1]), None, np.ones((1, num_images))))
+    table = prepare(policies)
+    metrics, bands = _time(
+        lambda: resample(
+            partial(measure_table, table, "dull"), num_images, num_resamples=num_resamples, seed=seed
+        )
+    )
     return {
         "num_samples": len(image),
         "num_images": num_images,
         "num_prices": num_prices,
-        "num_points": {name: int(each.points.num_points) for name, each in bench.candidates.items()},
+        "num_points": {name: int(policy.points.num_points) for name, policy in table.policies.items()},
         "num_resamples": num_resamples,
         "figures": plain,
         "bootstrap": bands,
-        "num_figures": int(sum(np.size(each.value) for each in found.values())),
+        "num_figures": int(sum(np.size(metric.value) for metric in metrics.values())),
         "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "machine": describe_machine(),
     }

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.statistics import Estimate, ImageMeans, bootstrap
+from experiments.evaluation.schedules import ImageMeans
+from experiments.evaluation.statistics import Estimate, bootstrap
 
 NUM_BINS = 10
 

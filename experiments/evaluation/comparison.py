@@ -1,26 +1,53 @@
-"""Compares policies on one test split: operating points from calibration, figures from test."""
+"""Compares policies on one test split: operating points from calibration, metrics from test."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from experiments.evaluation import figures as fig
-from experiments.evaluation.bench import Bench
-from experiments.evaluation.candidates import Baseline
-from experiments.evaluation.costs import TOKENS, Account
-from experiments.evaluation.fronts import Floats
-from experiments.evaluation.keys import Bound, Key, Metric, Policy, Predictor, Rule
-from experiments.evaluation.merits import count_confusions
-from experiments.evaluation.oracles import (
-    EXACT,
-    RULES,
-    LuckFree,
-    expect_scores,
-    leave_one_out,
-    measure_luck_free,
+import numpy as np
+
+from experiments.evaluation.calibration import Reliability
+from experiments.evaluation.costs import TOKENS, CostMeasure, TimingMeans
+from experiments.evaluation.curves import ROUNDING, Curve
+from experiments.evaluation.fronts import (
+    CalibratedPolicy,
+    Columns,
+    Floats,
+    find_smallest_right,
+    raise_budgets,
 )
-from experiments.evaluation.policies import Contender, Outcomes
+from experiments.evaluation.metric_table import (
+    Bound,
+    Key,
+    Metric,
+    MetricTable,
+    Opponent,
+    PolicyKey,
+    Predictor,
+    Rule,
+)
+from experiments.evaluation.metrics import (
+    Baseline,
+    FrontView,
+    PolicyView,
+    brier,
+    calibration_error,
+    mean_difference,
+    mean_gap,
+    measure_bound,
+    measure_policy,
+    point_cost,
+    point_score,
+    reached_difference,
+    score_at_budgets,
+)
+from experiments.evaluation.noise_free import NoiseFreeOracle, list_noise_free
+from experiments.evaluation.oracles import RULES
+from experiments.evaluation.policies import Policy, ScoredSamples
+from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import (
-    Draws,
+    Bootstrapped,
     Estimate,
     adjust_p_values,
     check_confidence,
@@ -28,17 +55,195 @@ from experiments.evaluation.statistics import (
     resample,
 )
 from experiments.labels.resampled import Resampled
-from experiments.results.resamples import list_headlines
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.policy.front import Front, upper_hull
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """Policy `first` minus `second` at the mean costs of `first`, averaged over log-spaced budgets.
+
+    `p_value` is two-sided, from the paired bootstrap; `adjusted` is Holm's over all differences of a
+    comparison: every policy to the mix, and the first policy to every other one. `floor` and
+    `adjusted_floor` are the smallest values that the number of resamples allows: of a p-value at its floor it
+    is only known that it is not larger.
+    """
+
+    first: Predictor
+    second: Opponent
+    mean: Estimate
+    p_value: float
+    adjusted: float
+    floor: float
+    adjusted_floor: float
+
+    @property
+    def label(self) -> str:
+        """Names of both policies for tables."""
+        second = self.second.label if isinstance(self.second, Bound) else self.second.name
+        return f"{self.first.name} - {second}"
+
+
+@dataclass(frozen=True, eq=False)
+class DefaultPrice:
+    """The price that a policy is used at when no budget is given, and its choices on the test samples.
+
+    `price` was chosen on calibration, in training (`predictor.policy.pricing`). `choice` `[num_samples]` are
+    columns of scales; that of a cascade is the scale that it stops at. `confusion` `[num_scales + 1,
+    num_scales]` counts samples by needed and chosen scale, last those that no scale answers.
+    """
+
+    price: float
+    choice: Columns
+    confusion: Columns
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Whether a policy is shown not to be inferior to the fixed scale in `column` at a margin.
+
+    `prices` are those of the operating point that calibration chose; empty, and `is_shown` None, where no
+    point was as good on calibration.
+    """
+
+    baseline: Baseline
+    column: int
+    prices: tuple[float, ...]
+    is_shown: bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyResult:
+    """One policy on the test samples: its operating points, and its metrics (`find`).
+
+    `policy` are the operating points that calibration chose, from cheap to expensive, `plan` `[num_budgets,
+    num_points]` the chance of each under a budget; `trace` is the front of all traced prices. At the
+    `budgets` `[num_budgets]`: the realized `cost`, and the share of the samples for which each scale is
+    `chosen` `[num_budgets, num_scales]`. `reliability` is None for a policy that does not estimate anything.
+    """
+
+    name: str
+    policy: CalibratedPolicy
+    trace: Front
+    plan: Floats
+    budgets: Floats
+    cost: Floats
+    chosen: Floats
+    default: DefaultPrice
+    verdicts: Sequence[Verdict]
+    reliability: Reliability | None
+    metrics: MetricTable
+    key: Predictor
+
+    def find(self, metric: Metric, at: Hashable = None) -> Estimate | None:
+        """Return a metric of this policy; None for a single one that does not exist."""
+        return self.metrics.find(self.key, metric, at)
+
+    def __getitem__(self, metric: Metric | tuple[Metric, Hashable]) -> Estimate:
+        """Return a metric that was measured, nan where it does not exist; KeyError for any other."""
+        key = Key(self.key, *metric) if isinstance(metric, tuple) else Key(self.key, metric)
+        return self.metrics[key]
+
+    @property
+    def front(self) -> Front:
+        """Mean cost and score on test at each operating point, from cheap to expensive."""
+        return Front(self[point_cost].value, self[point_score].value, self.policy.price)
+
+    def rename(self, name: str) -> "PolicyResult":
+        """Return the same result under another name."""
+        return replace(self, name=name)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Policies on one test split in one cost measure, beside what bounds them.
+
+    `best_fixed` is the column of the fixed scale that is best on calibration, `mix` the columns on the hull.
+    `oracle` is the budgeted oracle's front, from cheap to expensive. `noise_free` are the oracles without
+    luck that these outcomes allow. `differences` are tested together. Numbers are in `metrics`.
+    """
+
+    measure: CostMeasure
+    scales: tuple[int, ...]
+    num_samples: int
+    num_images: int
+    num_calibration_samples: int
+    confidence: float
+    num_resamples: int
+    bootstrap_seed: int
+    budgets: Floats
+    best_fixed: int
+    mix: Columns
+    oracle: Front
+    noise_free: Mapping[str, NoiseFreeOracle]
+    differences: Sequence[Difference]
+    policies: Sequence[PolicyResult]
+    reference: str | None
+    metrics: MetricTable
+
+    @property
+    def fixed_cost(self) -> Estimate:
+        """Mean costs of the fixed scales, `[num_scales]`."""
+        return self.metrics[Key(Bound.FIXED, point_cost)]
+
+    @property
+    def fixed_score(self) -> Estimate:
+        """Mean scores of the fixed scales, `[num_scales]`."""
+        return self.metrics[Key(Bound.FIXED, point_score)]
+
+    def bound_scores(self, bound: Bound) -> Estimate:
+        """Scores of the mix or of the budgeted oracle at the budgets, `[num_budgets]`."""
+        return self.metrics[Key(bound, score_at_budgets)]
+
+    def rule(self, name: str) -> tuple[Estimate, Estimate]:
+        """Mean cost and score of an oracle that chooses by one of `oracles.RULES`."""
+        return self.metrics[Key(Rule(name), point_cost)], self.metrics[Key(Rule(name), point_score)]
+
+    @property
+    def oracle_gap(self) -> Estimate:
+        """Mean distance from the mix to the budgeted oracle over log-spaced budgets."""
+        return self.metrics[Key(Bound.BUDGETED, mean_gap)]
+
+    @property
+    def nothing_to_gain(self) -> bool:
+        """Whether no choice of scales can do better on these samples than the mix.
+
+        True if all scales (or the only one) cost the same, or if the budgeted oracle, which reads the
+        outcomes, is nowhere above the mix. False if the oracle is cheaper than the cheapest fixed scale,
+        which happens if the cheapest scale differs between samples.
+        """
+        costs = self.fixed_cost.value
+        if self.oracle.cost[0] < costs.min() * (1 - ROUNDING):
+            return False
+        gap = float((self.bound_scores(Bound.BUDGETED).value - self.bound_scores(Bound.MIX).value).max())
+        return gap <= ROUNDING or float(np.ptp(costs)) <= ROUNDING * float(costs.max())
+
+    @property
+    def finer_scales_help(self) -> bool:
+        """Whether some fixed scale that costs more than the cheapest scores more on these samples.
+
+        If none does, the cheapest scale alone is the mix. The budgeted oracle may still be above the mix, as
+        it reads for each sample which scale is right.
+        """
+        return len(self.mix) > 1
+
+    def find(self, name: str) -> PolicyResult:
+        """Return the result of the policy of that name."""
+        return next(result for result in self.policies if result.name == name)
+
+    def list_positions(self, number: int) -> list[int]:
+        """Return the positions of `number` evenly spaced budgets inside the range: those of tables."""
+        return [round(i * (len(self.budgets) - 1) / (number + 1)) for i in range(1, number + 1)]
 
 
 def compare_policies(
     calibration: OutcomeTable,
     test: OutcomeTable,
-    contenders: Sequence[Contender],
+    policies: Sequence[Policy],
     *,
-    account: Account = TOKENS,
+    measure: CostMeasure = TOKENS,
     resampled: Resampled | None = None,
     reference: str | None = "question_only",
     num_budgets: int = 49,
@@ -46,71 +251,76 @@ def compare_policies(
     num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> fig.Comparison:
-    """Compare contenders; the first is the one that the comparison is about.
+) -> Comparison:
+    """Compare policies; the first is the one that the comparison is about.
 
-    `reference` names the contender that the others are compared with, if it is there. `num_prices` are traced
-    at most. Costs and budgets are those of `account`. `resampled` are scores of drawn answers, for an oracle
+    `reference` names the policy that the others are compared with, if it is there. `num_prices` are traced at
+    most. Costs and budgets are those of `measure`. `resampled` are scores of sampled answers, for an oracle
     without luck. `seed` is that of the bootstrap: on the same test samples it draws the same images, whatever
-    contenders and account are. If the account has timings, the timed pictures are drawn too. Raises
-    ValueError when an image is in both splits, a split is empty, or contenders are none or share a name.
+    policies and cost measure are. If the cost measure has timings, the timed pictures are resampled too.
+    Raises ValueError when an image is in both splits, a split is empty, or policies are none or share a name.
     """
     check_settings(
         num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
     )
-    check_names([contender.name for contender in contenders])
-    for split, table in (("calibration", calibration), ("test", test)):
-        if not len(table):
+    check_names([policy.name for policy in policies])
+    for split, outcomes in (("calibration", calibration), ("test", test)):
+        if not len(outcomes):
             raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
-    bench = Bench(
-        Outcomes.of(calibration, account),
-        Outcomes.of(test, account),
+    table = PolicyTable(
+        ScoredSamples.of(calibration, measure),
+        ScoredSamples.of(test, measure),
         number_images(test.image_id),
-        contenders,
-        own={contender.name: account.own_of(contender.name) for contender in contenders},
-        reference=reference,
+        policies,
+        overhead={policy.name: measure.overhead_of(policy.name) for policy in policies},
         num_budgets=num_budgets,
         num_prices=num_prices,
-        timed=account.timings is not None,
+        timed=measure.timings is not None,
     )
-    num_images = bench.means.images.num_images
-    draws = resample(
-        bench.measure, num_images, num_resamples=num_resamples, seed=seed, timings=account.timings
+    if reference is not None and reference not in table.policies:
+        log.info("no policy is called %r: there is no reference to compare with", reference)
+        reference = None
+    bootstrapped = resample(
+        partial(measure_table, table, reference),
+        table.num_images,
+        num_resamples=num_resamples,
+        seed=seed,
+        timings=measure.timings,
     )
-    estimated = {key: each.estimate(confidence) for key, each in draws.items()}
-    fixed = _point(estimated, Bound.FIXED)
-    settings = {
-        "num_resamples": num_resamples,
-        "confidence": confidence,
-        "seed": seed,
-        "timings": account.timings,
-    }
-    return fig.Comparison(
-        account=account,
+    metrics = MetricTable.from_bootstrap(bootstrapped, confidence)
+    differences = _test_differences(list_pairs(table), bootstrapped, metrics)
+    del bootstrapped
+    fixed_cost, fixed_score = (metrics[Key(Bound.FIXED, each)].value for each in (point_cost, point_score))
+    return Comparison(
+        measure=measure,
         scales=test.scales,
         num_samples=len(test),
-        num_images=num_images,
+        num_images=table.num_images,
         num_calibration_samples=len(calibration),
         confidence=confidence,
         num_resamples=num_resamples,
         bootstrap_seed=seed,
-        budgets=bench.budgets,
-        fixed=fixed,
-        best_fixed=bench.best_fixed,
-        mix=upper_hull(fixed.cost.value, fixed.score.value),
-        oracle=bench.oracle,
-        oracles={rule: _point(estimated, Rule(rule)) for rule in RULES},
-        mix_scores=estimated[Key(Bound.MIX, Metric.SCORE_AT_BUDGETS)],
-        oracle_scores=estimated[Key(Bound.BUDGETED, Metric.SCORE_AT_BUDGETS)],
-        oracle_gap=estimated[Key(Bound.BUDGETED, Metric.MEAN_GAP)],
-        bounds={bound: _collect_merits(estimated, bound) for bound in (Bound.MIX, Bound.BUDGETED)},
-        luck_free=_measure_luck_free(test, bench.outcomes.cost, resampled, num_budgets, num_prices, settings),
-        differences=_test_differences(bench, draws, estimated),
-        predictors=[_collect(name, bench, estimated) for name in bench.candidates],
-        reference=bench.reference,
-        draws={name: dict(list_headlines(name, draws)) for name in bench.candidates},
+        budgets=table.budgets,
+        best_fixed=table.best_fixed,
+        mix=upper_hull(fixed_cost, fixed_score),
+        oracle=table.oracle,
+        noise_free=list_noise_free(
+            test,
+            table.test.cost,
+            resampled,
+            num_budgets=num_budgets,
+            num_prices=num_prices,
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=seed,
+            timings=measure.timings,
+        ),
+        differences=differences,
+        policies=[_describe(name, table, metrics) for name in table.policies],
+        reference=reference,
+        metrics=metrics,
     )
 
 
@@ -132,141 +342,137 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"two policies of the comparison are called {twice!r}: give each a name of its own")
 
 
-def _point(
-    estimated: Mapping[Key, Estimate],
-    policy: Policy,
-    metrics: tuple[Metric, Metric] = (Metric.POINT_COST, Metric.POINT_SCORE),
-) -> fig.Point:
-    cost, score = (estimated[Key(policy, metric)] for metric in metrics)
-    return fig.Point(cost, score)
+def count_confusions(score: Floats, choice: Columns) -> Columns:
+    """Count samples by smallest sufficient scale and chosen scale, `[num_scales + 1, num_scales]`.
+
+    Rows are needed scales, coarsest first, and last the samples that no scale answers.
+    """
+    scores = np.asarray(score)
+    num_scales = scores.shape[1]
+    needed = find_smallest_right(scores)
+    needed = np.where(needed < 0, num_scales, needed)
+    cells = np.bincount(needed * num_scales + np.asarray(choice), minlength=(num_scales + 1) * num_scales)
+    return cells.reshape(num_scales + 1, num_scales)
 
 
-def _collect_merits(estimated: Mapping[Key, Estimate], policy: Policy) -> fig.Merits:
-    return fig.Merits(
-        average_quality=estimated[Key(policy, Metric.AVERAGE_QUALITY)].or_none(),
-        average_gap_recovered=estimated[Key(policy, Metric.AVERAGE_GAP_RECOVERED)].or_none(),
-        hypervolume=estimated[Key(policy, Metric.HYPERVOLUME)],
-        call_shares={
-            recovered: estimated[Key(policy, Metric.CALL_SHARE, recovered)].or_none()
-            for recovered in fig.RECOVERED
-        },
-    )
+def list_pairs(table: PolicyTable) -> list[tuple[Predictor, Opponent]]:
+    """Return the differences that are tested: every policy to the mix, the first to every other one."""
+    first, *others = map(Predictor, table.policies)
+    pairs: list[tuple[Predictor, Opponent]] = [(policy, Bound.MIX) for policy in (first, *others)]
+    return pairs + [(first, other) for other in others]
 
 
-def _measure_luck_free(
-    test: OutcomeTable,
-    cost: Floats,
-    resampled: Resampled | None,
-    num_budgets: int,
-    num_prices: int,
-    settings: Mapping[str, Any],
-) -> dict[str, LuckFree]:
-    counts: dict[str, Any] = {"num_budgets": num_budgets, "num_prices": num_prices}
-    found = {}
-    if all(len(its) == 1 for its in test.references) and set(test.metric) == {EXACT}:
-        once = expect_scores(test.nll, test.reference_tokens)[None]
-        found["likelihood"] = measure_luck_free(cost, once, once, test.image_id, **counts, **settings)
-    if resampled is not None:
-        rows, drawn = resampled.rows, resampled.score
-        by = leave_one_out(drawn)
-        found["resampled"] = measure_luck_free(
-            cost[rows], by, drawn, test.image_id[rows], **counts, **settings
+def measure_table(
+    table: PolicyTable, reference: str | None, weights: np.ndarray, milliseconds: TimingMeans | None = None
+) -> dict[Key, Floats]:
+    """Return every metric, first dimension `num_resamples`, under weights `[num_resamples, num_images]`.
+
+    If costs are timed, `milliseconds` are those of the same resamples.
+    """
+    return dict(_measure(table, reference, weights, milliseconds))
+
+
+def _measure(
+    table: PolicyTable, reference: str | None, weights: np.ndarray, milliseconds: TimingMeans | None
+) -> Iterator[tuple[Key, Floats]]:
+    pairs = list_pairs(table)
+    resampled = table.measure(weights, milliseconds)
+    fixed = resampled.points(Bound.FIXED)
+    policies = list(map(Predictor, table.policies))
+    fronts: list[PolicyKey] = [Bound.BUDGETED, *policies]
+    lines = {policy: Curve.of(*resampled.points(policy)) for policy in fronts}
+    lines[Bound.MIX] = Curve.of(*fixed).hull()
+    coarsest, finest = ((fixed[0][:, column], fixed[1][:, column]) for column in (0, -1))
+    yield Key(Bound.FIXED, point_cost), fixed[0]
+    yield Key(Bound.FIXED, point_score), fixed[1]
+    for rule in map(Rule, RULES):
+        cost, score = resampled.points(rule)
+        yield Key(rule, point_cost), cost[:, 0]
+        yield Key(rule, point_score), score[:, 0]
+    budgets = raise_budgets(table.budgets, fixed[0])
+    mix, oracle = (lines[bound].at(budgets) for bound in (Bound.MIX, Bound.BUDGETED))
+    yield Key(Bound.MIX, score_at_budgets), mix
+    yield Key(Bound.BUDGETED, score_at_budgets), oracle
+    yield Key(Bound.BUDGETED, mean_gap), mean_gap(oracle, mix)
+    for bound in (Bound.MIX, Bound.BUDGETED):
+        yield from measure_bound(FrontView(lines[bound], coarsest, finest), bound)
+    for policy in policies:
+        points = table.policies[policy.name]
+        yield from measure_policy(
+            PolicyView(
+                curve=lines[policy],
+                coarsest=coarsest,
+                finest=finest,
+                policy=policy,
+                points=resampled.points(policy),
+                plan=points.plan,
+                realized=points.realized,
+                lines=lines,
+                fixed=fixed,
+                best_fixed=table.best_fixed,
+                default=resampled.default(policy),
+                choices=resampled.choices(policy),
+                baselines=table.baselines,
+                reaching=points.reaching,
+                calibration=resampled.calibration(policy),
+                opponents=tuple(second for first, second in pairs if first == policy),
+                reference=None if reference is None else Predictor(reference),
+            )
         )
-    return found
 
 
 def _test_differences(
-    bench: Bench, draws: Mapping[Key, Draws], estimated: Mapping[Key, Estimate]
-) -> list[fig.Difference]:
-    keys = [Key(first, Metric.MEAN_DIFFERENCE, second) for first, second in bench.pairs]
-    p_values = [float(draws[key].p_value()) for key in keys]
-    floors = [draws[key].floor for key in keys]
+    pairs: Sequence[tuple[Predictor, Opponent]],
+    bootstrapped: Mapping[Key, Bootstrapped],
+    metrics: MetricTable,
+) -> list[Difference]:
+    keys = [Key(first, mean_difference, second) for first, second in pairs]
+    p_values = [float(bootstrapped[key].p_value()) for key in keys]
+    floors = [bootstrapped[key].floor for key in keys]
     adjusted, adjusted_floors = adjust_p_values(p_values), adjust_p_values(floors)
     return [
-        fig.Difference(
-            first.name,
-            second.name if isinstance(second, Predictor) else second,
-            mean=estimated[key],
+        Difference(
+            first,
+            second,
+            mean=metrics[key],
             p_value=p_values[number],
             adjusted=float(adjusted[number]),
             floor=floors[number],
             adjusted_floor=float(adjusted_floors[number]),
         )
-        for number, (key, (first, second)) in enumerate(zip(keys, bench.pairs, strict=True))
+        for number, (key, (first, second)) in enumerate(zip(keys, pairs, strict=True))
     ]
 
 
-def _collect(name: str, bench: Bench, estimated: Mapping[Key, Estimate]) -> fig.PredictorFigures:
-    policy, candidate = Predictor(name), bench.candidates[name]
-
-    def find(metric: Metric, at: Hashable = None) -> Estimate:
-        return estimated[Key(policy, metric, at)]
-
-    points, to_reference, mean_to_reference = _point(estimated, policy), None, None
-    if bench.reference is not None and bench.reference != name:
-        to_reference = find(Metric.TO_REFERENCE)
-        mean_to_reference = find(Metric.MEAN_DIFFERENCE, Predictor(bench.reference))
+def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResult:
+    policy, points = Predictor(name), table.policies[name]
     reliability = None
-    if name in bench.reliabilities:
-        reliability = bench.reliabilities[name].describe(find(Metric.BRIER), find(Metric.CALIBRATION_ERROR))
-    return fig.PredictorFigures(
+    if name in table.reliabilities:
+        binned = table.reliabilities[name]
+        reliability = binned.describe(metrics[Key(policy, brier)], metrics[Key(policy, calibration_error)])
+    verdicts = []
+    for baseline, chance in points.reaching.items():
+        difference = metrics.get(Key(policy, reached_difference, baseline))
+        verdicts.append(
+            Verdict(
+                baseline,
+                table.baselines[baseline[0]],
+                prices=() if chance is None else tuple(points.policy.price[chance > 0].tolist()),
+                is_shown=None if difference is None else bool(difference.low >= -baseline[1] - 1e-12),
+            )
+        )
+    choice = points.default_scale
+    return PolicyResult(
         name=name,
-        policy=candidate.policy,
-        trace=candidate.trace,
-        front=Front(points.cost.value, points.score.value, candidate.policy.price),
-        points=points,
-        plan=candidate.plan,
-        budgets=bench.budgets,
-        cost=candidate.realised,
-        chosen=candidate.chosen,
-        score=find(Metric.SCORE_AT_BUDGETS),
-        to_mix=find(Metric.TO_MIX),
-        to_reference=to_reference,
-        gap_share=find(Metric.GAP_SHARE),
-        mean_to_mix=find(Metric.MEAN_DIFFERENCE, Bound.MIX),
-        mean_to_reference=mean_to_reference,
-        mean_gap_share=find(Metric.MEAN_GAP_SHARE).or_none(),
-        default=fig.DefaultPoint(
-            candidate.default.price,
-            candidate.default_scale,
-            _point(estimated, policy, (Metric.DEFAULT_COST, Metric.DEFAULT_SCORE)),
-            find(Metric.TO_BEST_FIXED),
-            find(Metric.SMALLEST_RIGHT).or_none(),
-            find(Metric.TOO_COARSE).or_none(),
-            find(Metric.TOO_FINE).or_none(),
-            count_confusions(bench.outcomes.score, candidate.default_scale),
-        ),
-        merits=_collect_merits(estimated, policy),
-        non_inferiority=[
-            _judge(policy, baseline, bench, chance, estimated)
-            for baseline, chance in candidate.reaching.items()
-        ],
+        policy=points.policy,
+        trace=points.trace,
+        plan=points.plan,
+        budgets=table.budgets,
+        cost=points.realized,
+        chosen=points.chosen,
+        default=DefaultPrice(points.default.price, choice, count_confusions(table.test.score, choice)),
+        verdicts=verdicts,
         reliability=reliability,
-    )
-
-
-def _judge(
-    policy: Predictor,
-    baseline: Baseline,
-    bench: Bench,
-    chance: Floats | None,
-    estimated: Mapping[Key, Estimate],
-) -> fig.NonInferiority:
-    name, margin = baseline
-    cost, saving, difference = (
-        estimated.get(Key(policy, metric, baseline))
-        for metric in (Metric.REACHED_COST, Metric.REACHED_SAVING, Metric.REACHED_DIFFERENCE)
-    )
-    price = bench.candidates[policy.name].policy.price
-    return fig.NonInferiority(
-        name,
-        bench.baselines[name],
-        margin,
-        estimated[Key(policy, Metric.FRONT_COST, baseline)].or_none(),
-        estimated[Key(policy, Metric.FRONT_SAVING, baseline)].or_none(),
-        prices=() if chance is None else tuple(price[chance > 0].tolist()),
-        cost=cost,
-        saving=saving,
-        difference=difference,
-        is_shown=None if difference is None else bool(difference.low >= -margin - 1e-12),
+        metrics=metrics,
+        key=policy,
     )

@@ -7,11 +7,12 @@ significant is no evidence of equivalence. Intervals are over test images; the m
 
 from dataclasses import dataclass
 
-from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.figures import Comparison
-from experiments.evaluation.policies import Estimating
+from experiments.evaluation.comparison import Comparison, compare_policies
+from experiments.evaluation.metric_table import Key, Metric
+from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
+from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.scale_classifier import ALL, FACTS, SEEN, NothingToTell, ScoreRegressions
-from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values
+from experiments.evaluation.statistics import Bootstrapped, Estimate, adjust_p_values
 from experiments.tasks.sizes import allows_interval
 from m3_backbone.outcomes.labels import Labels
 
@@ -70,12 +71,12 @@ def compare_known(
 
     The first policy has the inputs of a predictor. Raises NothingToTell if mix and oracle have no gap.
     """
-    learned, asked = (regressions.predict(labels) for labels in (calibration, test))
+    on_calibration, on_test = (regressions.predict(labels) for labels in (calibration, test))
     names = sorted(regressions.columns.names, key=lambda name: name != SEEN)
     comparison = compare_policies(
         calibration.outcomes,
         test.outcomes,
-        [Estimating(name, learned[name], asked[name]) for name in names],
+        [PredictorPolicy(name, on_calibration[name], on_test[name]) for name in names],
         reference=None,
         num_resamples=num_resamples,
         confidence=confidence,
@@ -89,8 +90,10 @@ def compare_known(
 def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence]:
     """Policies that know facts minus the policy that has question and image, on the same resamples."""
     check_margin(margin)
-    pairs = [(name, SEEN) for name in TOLD if name in comparison.draws]
-    scores = [_subtract(comparison, *pair, "mean_to_mix") for pair in pairs]
+    names = {result.name for result in comparison.policies}
+    pairs = [(name, SEEN) for name in TOLD if name in names]
+    differences = [_subtract(comparison, *pair, mean_to_mix) for pair in pairs]
+    scores = [difference for difference in differences if difference is not None]
     p_values = adjust_p_values([float(score.p_value()) for score in scores])
     return [
         Equivalence(
@@ -105,14 +108,18 @@ def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence
     ]
 
 
-def _subtract(comparison: Comparison, first: str, second: str, figure: str) -> Draws:
-    values = [getattr(comparison.find(name), figure).value for name in (first, second)]
-    drawn = [comparison.draws[name][figure] for name in (first, second)]
-    return Draws(values[0] - values[1], drawn[0] - drawn[1], allows_interval(comparison.num_images))
+def _subtract(comparison: Comparison, first: str, second: str, metric: Metric) -> Bootstrapped | None:
+    """The difference of two policies in a metric; None where one does not have it."""
+    results = [comparison.find(name) for name in (first, second)]
+    keys = [Key(result.key, metric) for result in results]
+    if any(key not in comparison.metrics.resamples for key in keys):
+        return None
+    value, other_value = (comparison.metrics[key].value for key in keys)
+    resamples, other_resamples = (comparison.metrics.resamples[key] for key in keys)
+    has_interval = allows_interval(comparison.num_images)
+    return Bootstrapped(value - other_value, resamples - other_resamples, has_interval)
 
 
 def _subtract_shares(comparison: Comparison, first: str, second: str) -> Estimate | None:
-    figure = "mean_gap_share"
-    if any(figure not in comparison.draws[name] for name in (first, second)):
-        return None
-    return _subtract(comparison, first, second, figure).estimate(1 - 2 * LEVEL)
+    difference = _subtract(comparison, first, second, mean_gap_share)
+    return None if difference is None else difference.estimate(1 - 2 * LEVEL)

@@ -18,6 +18,9 @@ import pyarrow as pa
 
 from experiments.evaluation.statistics import Bootstrapped, Estimate
 
+# Largest number of resamples that is kept of an array of numbers.
+MOST_BAND_RESAMPLES = 2000
+
 
 class Bound(Enum):
     """Bounds that predictors are compared with: the fixed scales, their mix, the budgeted oracle."""
@@ -86,7 +89,7 @@ class Family(Enum):
 class Metric:
     """A metric: what tables call it, how they write it, and the function that measures it (`metrics`).
 
-    `measure` takes a view of a policy and, if the metric has an `at`, that; it returns `[num_resamples, ...]`.
+    `measure` takes a view of a policy and, if the metric has one, an `at`; it gives `[num_resamples, ...]`.
     `list_at` lists the values of `at` for a view: (None,) for a metric without, none where the metric does
     not apply. `is_compared`: resamples are kept, so that runs can be compared by it.
     """
@@ -120,11 +123,27 @@ class Key(NamedTuple):
 
 
 class MetricTable(Mapping[Key, Estimate]):
-    """Metrics on the test samples by key, each with its percentile interval at `confidence`."""
+    """Metrics on the test samples by key, each with its interval, and resamples of the compared ones.
 
-    def __init__(self, bootstrapped: Mapping[Key, Bootstrapped], confidence: float) -> None:
-        self.bootstrapped, self.confidence = bootstrapped, confidence
-        self._estimates = {key: values.estimate(confidence) for key, values in bootstrapped.items()}
+    `resamples` are `[num_resamples]`; those of an array of numbers are float32 and of the first
+    `MOST_BAND_RESAMPLES` resamples only, which is enough for the band of a plot.
+    """
+
+    def __init__(self, estimates: Mapping[Key, Estimate], resamples: Mapping[Key, np.ndarray]) -> None:
+        self._estimates, self.resamples = estimates, resamples
+
+    @classmethod
+    def from_bootstrap(cls, metrics: Mapping[Key, Bootstrapped], confidence: float) -> "MetricTable":
+        """Return the table of metrics that were measured on the samples and on every resample."""
+        # Copied, as a view of the first resamples would keep all of them in memory.
+        resamples = {
+            key: values.resamples[:MOST_BAND_RESAMPLES].astype(np.float32)
+            if values.resamples.ndim > 1
+            else values.resamples
+            for key, values in metrics.items()
+            if key.metric.is_compared and (values.resamples.ndim > 1 or values.exists)
+        }
+        return cls({key: values.estimate(confidence) for key, values in metrics.items()}, resamples)
 
     def __getitem__(self, key: Key) -> Estimate:
         return self._estimates[key]
@@ -138,7 +157,9 @@ class MetricTable(Mapping[Key, Estimate]):
     def find(self, policy: PolicyKey, metric: Metric, at: Hashable = None) -> Estimate | None:
         """Return a metric; None for a single metric that does not exist (nan), or was not measured."""
         estimate = self._estimates.get(Key(policy, metric, at))
-        return None if estimate is None or estimate.value.ndim == 0 and np.isnan(estimate.value) else estimate
+        return (
+            None if estimate is None or (estimate.value.ndim == 0 and np.isnan(estimate.value)) else estimate
+        )
 
     def to_arrow(self, cost_measure: str) -> pa.Table:
         """Return the table in tidy form, one row per number, with full precision.

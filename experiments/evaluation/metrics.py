@@ -27,7 +27,16 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation.curves import ROUNDING, Curve, Pair, average, divide
-from experiments.evaluation.metric_table import Bound, Family, Form, Key, Metric, Opponent, PolicyKey, Predictor
+from experiments.evaluation.metric_table import (
+    Bound,
+    Family,
+    Form,
+    Key,
+    Metric,
+    Opponent,
+    PolicyKey,
+    Predictor,
+)
 from predictor.policy.front import Floats
 
 # Shares of the gap from the coarsest to the finest scale at which CPT(x) is given.
@@ -117,6 +126,7 @@ class PolicyView(FrontView):
     def reached(self, baseline: Baseline) -> Pair:
         """Mean cost and score at the cheapest point that is not inferior on calibration, `[R]`."""
         chance = self.reaching[baseline]
+        assert chance is not None, "`_list_reached` leaves it out"
         return self.points[0] @ chance, self.points[1] @ chance
 
 

@@ -11,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.results.metrics_json import split_kinds
 from m3_backbone.outcomes.table import OutcomeTable
 
 # A mean score within this of the best scale's is as good.
@@ -53,7 +52,7 @@ def tabulate_needs(table: OutcomeTable, margin: float = MARGIN) -> list[Need]:
 
 
 def _group(table: OutcomeTable) -> dict[str, np.ndarray]:
-    kinds = split_kinds(table)
+    kinds = split_by_type(table)
     return {name_total("all questions", kinds): np.ones(len(table), bool), **kinds}
 
 
@@ -157,3 +156,14 @@ def name_total(label: str, types: Iterable[str]) -> str:
     while label in taken:
         label = f"{label} (total)"
     return label
+
+
+def split_by_type(table: OutcomeTable) -> dict[str, np.ndarray]:
+    """Return masks of the samples of each question type, by name in alphabetical order."""
+    types = list_types(table)
+    return {str(name): types == name for name in np.unique(types)}
+
+
+def list_types(table: OutcomeTable) -> np.ndarray:
+    """Return the type of each question, `[num_samples]`; the name of the task where a question has none."""
+    return np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)

@@ -293,7 +293,7 @@ def apply_guarantee(
 
     drawn = resample(measure, len(sums.counts), num_resamples=num_resamples, seed=seed)
     cost, drop = (drawn[metric].estimate(confidence) for metric in ("cost", "drop"))
-    return RealizedLoss(cost, drop, drawn["drop"].drawn, confidence, sums.num_large)
+    return RealizedLoss(cost, drop, drawn["drop"].resamples, confidence, sums.num_large)
 
 
 def check_guarantee(

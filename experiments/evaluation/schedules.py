@@ -14,7 +14,6 @@ from scipy.sparse import csr_array
 from predictor.policy.front import Floats
 from predictor.policy.switches import Switches
 
-
 # Bytes of sums per image that are multiplied together, and the number of resamples that is worth writing out
 # zeros for. They limit memory and do not change results.
 _MOST_SUMS, _FEW = 2**27, 8

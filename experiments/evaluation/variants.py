@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.evaluation.fronts import ORACLES, Floats, choose_as_oracle
 from experiments.evaluation.statistics import (
-    Draws,
+    Bootstrapped,
     Estimate,
     adjust_p_values,
     combine_seeds,
@@ -114,9 +114,9 @@ def compare_variants(
     nested = {scale: row for row, (series, scale) in enumerate(keys) if series == NESTED}
     compared = [row for row, (series, scale) in enumerate(keys) if series != NESTED and scale is not None]
     base = [nested[keys[row][1]] for row in compared]
-    to_nested = Draws(
+    to_nested = Bootstrapped(
         accuracy.value[base] - accuracy.value[compared],
-        accuracy.drawn[:, base] - accuracy.drawn[:, compared],
+        accuracy.resamples[:, base] - accuracy.resamples[:, compared],
         accuracy.has_interval,
     )
     p_values = adjust_p_values(to_nested.p_value()).tolist()
@@ -142,7 +142,7 @@ def compare_variants(
 
 def _draw_accuracies(
     scores: Floats, image: NDArray[np.int64], seeds: Sequence[int], num_resamples: int
-) -> Draws:
+) -> Bootstrapped:
     """Accuracies `[num_rows]` over the seeds, of scores `[num_rows, num_seeds, num_questions]`."""
     counts = np.bincount(image).astype(np.float64)
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evaluation.calibration import Reliability
-from experiments.evaluation.figures import Comparison
-from experiments.reporting.displays import NEUTRAL, PALETTE
+from experiments.evaluation.comparison import Comparison
+from experiments.reporting.front_plot import NEUTRAL, PALETTE
 from experiments.reporting.numbers import format_score, format_small, write_estimate
 from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.tables import Table
@@ -47,15 +47,15 @@ def list_dots(reliability: Reliability, column: int) -> list[Dot]:
 def tabulate_calibration(comparison: Comparison) -> Table:
     """Brier score and expected calibration error of every predictor that estimates, per scale."""
     rows = []
-    for figures in comparison.predictors:
-        found = figures.reliability
+    for result in comparison.policies:
+        found = result.reliability
         if found is None:
             continue
         for column, scale in enumerate(comparison.scales):
             brier = found.brier[column]
             rows.append(
                 (
-                    f"{figures.name}, scale {scale}",
+                    f"{result.name}, scale {scale}",
                     write_estimate(brier, lambda value: f"{float(value):.3f}"),
                     format_score(found.error[column]),
                     format_small(float(100 * np.nansum(_bias(found, column)))),

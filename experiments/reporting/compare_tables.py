@@ -1,15 +1,30 @@
 """Tables of several runs side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family
+from experiments.evaluation.metrics import (
+    default_cost,
+    default_score,
+    list_metrics,
+    mean_gap_share,
+    mean_to_mix,
+    score_at_budgets,
+    smallest_right,
+    to_best_fixed,
+    too_coarse,
+    too_fine,
+)
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import (
     describe_floor,
     find_floor,
     format_difference,
+    format_metric,
     format_p_value,
     format_score,
     format_share,
@@ -20,7 +35,6 @@ from experiments.reporting.numbers import (
 from experiments.reporting.tables import Table
 from experiments.results.entries import Combined, Entry, find_p_values, list_pairs
 from experiments.results.finished import Run
-from experiments.results.resamples import MOST_BAND_RESAMPLES
 
 NUM_SHOWN_BUDGETS = 5
 NUM_NAMED_RUNS = 5
@@ -36,7 +50,7 @@ def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
     tables += [_tabulate_differences(entries)] if len(entries) > 1 else []
     tables += [_tabulate_merits(entries), _tabulate_defaults(entries)]
     tables += [_tabulate_errors(entries), _tabulate_budgets(entries)]
-    guaranteed = [entry for entry in entries if entry.find_in("risk", "drop") is not None]
+    guaranteed = [entry for entry in entries if entry.find_drop() is not None]
     return tables + ([_tabulate_guarantees(guaranteed)] if guaranteed else [])
 
 
@@ -100,9 +114,9 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
             ", ".join(map(str, entry.seeds)) or "-",
             *columns.fill(
                 [
-                    (entry.find("mean_to_mix"), format_difference),
-                    (entry.find("mean_gap_share"), format_share),
-                    (entry.find_in("flops", "mean_to_mix"), format_difference),
+                    (entry.find(mean_to_mix), format_difference),
+                    (entry.find(mean_gap_share), format_share),
+                    (entry.find(mean_to_mix, "flops"), format_difference),
                 ]
             ),
         )
@@ -121,16 +135,16 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
     num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
     floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, len(pairs))
     for pair, (p_value, adjusted) in zip(pairs, find_p_values(pairs), strict=True):
-        share = pair.estimate("mean_gap_share")
-        tokens = pair.estimate("default", "cost")
+        share = pair.estimate(mean_gap_share)
+        tokens = pair.estimate(default_cost)
         rows.append(
             (
                 f"{pair.first.label} - {pair.second.label}",
-                format_difference(pair.estimate("mean_to_mix")),
+                format_difference(pair.estimate(mean_to_mix)),
                 format_p_value(p_value, floor),
                 format_p_value(adjusted, adjusted_floor),
                 "-" if share is None else format_share(share),
-                format_difference(pair.estimate("default", "score")),
+                format_difference(pair.estimate(default_score)),
                 "-" if tokens is None else _format_tokens(tokens),
             )
         )
@@ -157,14 +171,13 @@ def _format_tokens(tokens: Estimate) -> str:
 
 
 def _tabulate_merits(entries: Sequence[Entry]) -> Table:
-    columns = _Columns(entries, "AIQ", "APGR", "hypervolume")
-    forms = {
-        "average_quality": format_score,
-        "average_gap_recovered": format_share,
-        "hypervolume": format_score,
-    }
+    metrics = [metric for metric in list_metrics(Family.FRONT) if metric.is_compared]
+    columns = _Columns(entries, *(metric.label for metric in metrics))
     rows = [
-        (entry.label, *columns.fill([(entry.find("merits", key), form) for key, form in forms.items()]))
+        (
+            entry.label,
+            *columns.fill([(entry.find(metric), partial(format_metric, metric)) for metric in metrics]),
+        )
         for entry in entries
     ]
     caption = "Figures of merit over linear cost, in percent"
@@ -179,15 +192,15 @@ def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
         cells = [format_score(score), *[""] * (len(columns.header) - 1)]
         rows.append((f"scale {each['scale']}", format_tokens(each["cost"]["value"]), *cells))
     for entry in entries:
-        cost = entry.find("default", "cost")
+        cost = entry.find(default_cost)
         rows.append(
             (
                 f"{entry.label}, default price",
                 "-" if cost is None else format_tokens(cost.estimate.value),
                 *columns.fill(
                     [
-                        (entry.find("default", "score"), format_score),
-                        (entry.find("default", "to_best_fixed"), format_difference),
+                        (entry.find(default_score), format_score),
+                        (entry.find(to_best_fixed), format_difference),
                     ]
                 ),
             )
@@ -198,9 +211,9 @@ def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
 
 def _tabulate_errors(entries: Sequence[Entry]) -> Table:
     columns = _Columns(entries, "smallest sufficient", "too coarse", "too fine")
-    keys = ("smallest_right", "too_coarse", "too_fine")
+    metrics = (smallest_right, too_coarse, too_fine)
     rows = [
-        (entry.label, *columns.fill([(entry.find("default", key), format_share) for key in keys]))
+        (entry.label, *columns.fill([(entry.find(metric), format_share) for metric in metrics]))
         for entry in entries
     ]
     caption = (
@@ -217,7 +230,7 @@ def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
     shown = [round(step * (len(budgets) - 1) / num_steps) for step in range(1, num_steps)]
     rows = []
     for entry in entries:
-        score = entry.at_budgets("score")
+        score = entry.at_budgets(score_at_budgets)
         rows.append((entry.label, *(format_score(score[position]) for position in shown)))
     header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[position])}" for position in shown)
     caption = "Score within budgets of mean visual tokens"
@@ -231,7 +244,7 @@ def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         own = [run.metrics["risk"]["predictors"][entry.name] for run in entry.runs]
         feasible = sum(each["price"] is not None for each in own)
-        drop = entry.find_in("risk", "drop")
+        drop = entry.find_drop()
         rows.append(
             (
                 entry.label,

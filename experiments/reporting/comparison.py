@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.reporting.compare_charts import MOST_DRAWN, build_overlay, draw_overlay
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
+from experiments.reporting.draw import draw_page, draw_paper
+from experiments.reporting.front_plot import MOST_DRAWN, plot_runs
 from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
@@ -29,7 +30,8 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
     banners = find_banners(test_images=metrics["split"]["num_images"])
     title = f"{metrics['backbone']} on {metrics['task']}"
     output.mkdir(parents=True, exist_ok=True)
-    figure = draw_overlay(entries, f"{title}, test split")
+    plot = plot_runs(entries)
+    figure = draw_paper(plot, f"{title}, test split")
     save_figure(figure, output / "front")
     write_tables(output / "tables", tables)
     write_page(
@@ -46,7 +48,7 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         notes=notes,
         most_drawn=MOST_DRAWN,
         most_band_resamples=MOST_BAND_RESAMPLES,
-        charts=[build_overlay(entries)],
+        charts=[draw_page(plot)],
         picture=encode_picture(figure),
         provenance=provenance,
         fingerprints=metrics["fingerprints"],

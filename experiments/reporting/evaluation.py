@@ -1,16 +1,15 @@
 """The evaluation of trained predictors, from label folder to report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from experiments.evaluation.comparison import check_names, check_settings, compare_policies
-from experiments.evaluation.costs import open_accounts
-from experiments.evaluation.figures import Comparison
+from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
+from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.policies import CascadeEntry, Estimating
+from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.risk import (
     CheckedGuarantee,
@@ -23,19 +22,20 @@ from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.calibration_display import draw_reliability
-from experiments.reporting.displays import draw_front
-from experiments.reporting.findings import Findings, collect_extras
+from experiments.reporting.draw import draw_paper
+from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.findings import Findings, write_sentences
+from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import Provenance, render_figure, save_figure
 from experiments.reporting.report import write_report
-from experiments.reporting.summary import list_tables, write_sentences
 from experiments.reporting.tables import write_tables
-from experiments.results.metrics_json import METRICS, collect_metrics, write_run
+from experiments.results.metrics_json import METRICS, collect_extras, collect_metrics, write_results
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
 from experiments.tasks.sizes import frame_banners
 from experiments.training.trained import TrainedPredictor
-from m3_backbone.outcomes.labels import read_labels
+from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_bytes
 from m3_backbone.outcomes.table import OutcomeTable
@@ -83,48 +83,37 @@ def evaluate_predictors(
     check_settings(
         num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
     )
-    check_names([each.name for each in trained])
+    check_names([predictor.name for predictor in trained])
     manifest = read_manifest(labels)
     check_data(task, manifest, labels)
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
-    calibration = read_labels(labels, "calibration")
-    for each in trained:
-        each.predictor.check_backbone(calibration.outcomes.fingerprints)
-    calibration = calibration.select(
-        np.logical_and.reduce([find_unseen(each.predictor, calibration.outcomes) for each in trained])
-    )
-    learned = {each.name: each.predictor.predict(calibration.inputs) for each in trained}
+    calibration = read_unseen(labels, trained)
+    estimates = {each.name: each.predictor.predict(calibration.inputs) for each in trained}
     guarantees = {
         name: find_guarantee(
-            estimates,
+            estimates[name],
             calibration.outcomes,
             alpha=alpha,
             delta=delta,
             num_joint=len(trained) if joint else 1,
             most_questions=most_questions,
         )
-        for name, estimates in learned.items()
+        for name in estimates
     }
-    cascades = name_apart(cascades, learned)
-    for entry in cascades:
-        if entry.predictor not in (None, *learned):
-            raise ValueError(
-                f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
-                f"compared: {', '.join(learned)}"
-            )
-    loaded = {each.name: each.predictor for each in trained}
+    cascades = name_apart(cascades, estimates)
+    check_starts(cascades, estimates)
+    starts_from = {entry.name: entry.predictor for entry in cascades}
     digests = {each.name: each.digest for each in trained}
-    accounts = open_accounts(
+    measures = list_cost_measures(
         calibration.outcomes,
-        loaded,
+        {each.name: each.predictor for each in trained},
         calibration.inputs,
-        starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor is not None},
+        starts_from={name: start for name, start in starts_from.items() if start is not None},
         timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
         if latency
         else None,
     )
-    defaults = {each.name: each.prices.default for each in trained}
 
     test, record = open_test(
         labels,
@@ -134,57 +123,57 @@ def evaluate_predictors(
         predictors=digests,
         allow_unrecorded=allow_unrecorded,
     )
-    contenders = [
-        Estimating(name, learned[name], predictor.predict(test.inputs), defaults[name])
-        for name, predictor in loaded.items()
+    policies = [
+        PredictorPolicy(
+            each.name, estimates[each.name], each.predictor.predict(test.inputs), each.prices.default
+        )
+        for each in trained
     ]
-    estimates = {each.name: (each.calibration, each.test) for each in contenders}
-    climbers = [entry.enter(estimates) for entry in cascades]
+    on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
     resampled = read_resampled(labels, test.outcomes)
     comparison, *others = (
         compare_policies(
             calibration.outcomes,
             test.outcomes,
-            [*contenders, *climbers],
-            account=account,
+            [*policies, *(entry.enter(on_both) for entry in cascades)],
+            measure=measure,
             resampled=resampled,
             reference=reference,
             num_budgets=num_budgets,
             num_prices=num_prices,
+            seed=bootstrap_seed,
             num_resamples=num_resamples,
             confidence=confidence,
-            seed=bootstrap_seed,
         )
-        for account in accounts
+        for measure in measures
     )
-    checked_guarantees = [
-        CheckedGuarantee(
-            each.name,
-            guarantees[each.name],
-            apply_guarantee(
-                guarantees[each.name],
-                each.test,
-                test.outcomes,
-                num_resamples=num_resamples,
-                confidence=confidence,
-                seed=bootstrap_seed,
-            ),
-            check_guarantee(
-                guarantees[each.name],
-                each.test,
-                test.outcomes,
-                num_resplits=num_resplits,
-                confidence=confidence,
-                seed=bootstrap_seed,
-            ),
-        )
-        for each in contenders
-    ]
     findings = Findings(
         comparison,
         others,
-        guarantees=checked_guarantees,
-        units={name: point.unit for name, point in defaults.items()},
+        guarantees=[
+            CheckedGuarantee(
+                policy.name,
+                guarantees[policy.name],
+                apply_guarantee(
+                    guarantees[policy.name],
+                    policy.test,
+                    test.outcomes,
+                    num_resamples=num_resamples,
+                    confidence=confidence,
+                    seed=bootstrap_seed,
+                ),
+                check_guarantee(
+                    guarantees[policy.name],
+                    policy.test,
+                    test.outcomes,
+                    num_resplits=num_resplits,
+                    confidence=confidence,
+                    seed=bootstrap_seed,
+                ),
+            )
+            for policy in policies
+        ],
+        units={each.name: each.prices.default.unit for each in trained},
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
             task,
@@ -192,32 +181,30 @@ def evaluate_predictors(
         ),
         record=record,
         banners=find_label_banners(labels, SPLITS),
-        cost_parts={account.key: account.mean_parts(test.outcomes) for account in accounts},
+        cost_parts={measure.key: measure.mean_parts(test.outcomes) for measure in measures},
     )
-
-    output.mkdir(parents=True, exist_ok=True)
-    backbone_name, task_name = manifest["backbone"], manifest["task"]
     seeds = {each.name: each.seed for each in trained}
     metrics = collect_metrics(
         comparison,
         test.outcomes,
-        task=task_name,
-        backbone=backbone_name,
-        seeds=seeds | {entry.name: seeds.get(str(entry.predictor)) for entry in cascades},
-        starts_from={entry.name: entry.predictor for entry in cascades},
+        task=manifest["task"],
+        backbone=manifest["backbone"],
+        seeds=seeds | {name: seeds.get(str(start)) for name, start in starts_from.items()},
+        starts_from=starts_from,
     )
-    write_run(output, metrics | collect_extras(findings), comparison, others, checked_guarantees)
-    title = f"{backbone_name} on {task_name}"
+    output.mkdir(parents=True, exist_ok=True)
+    metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
+    write_results(output, metrics, comparison, others, findings.guarantees)
+    title = f"{manifest['backbone']} on {manifest['task']}"
     tables = list_tables(findings)
     write_tables(output / "tables", tables)
-    picture = write_figures(output, comparison, test.outcomes, title)
     write_report(
         output / REPORT,
         findings,
         test.outcomes,
-        contenders[0].test,
+        policies[0].test,
         title=title,
-        picture=picture,
+        picture=write_figures(output, comparison, test.outcomes, title),
         read_image=task.image,
         provenance=provenance,
         per_category=gallery,
@@ -228,6 +215,28 @@ def evaluate_predictors(
         print(f"\n{frame_banners(findings.banners)}")
     print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
     return comparison
+
+
+def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
+    """Return the calibration samples that no calibrator of these predictors was fitted on.
+
+    Raises ValueError for predictors of another backbone.
+    """
+    calibration = read_labels(labels, "calibration")
+    for each in trained:
+        each.predictor.check_backbone(calibration.outcomes.fingerprints)
+    unseen = [find_unseen(each.predictor, calibration.outcomes) for each in trained]
+    return calibration.select(np.logical_and.reduce(unseen))
+
+
+def check_starts(cascades: Sequence[CascadeEntry], predictors: Collection[str]) -> None:
+    """Raise ValueError for a cascade that starts from a predictor that is not compared."""
+    for entry in cascades:
+        if entry.predictor not in (None, *predictors):
+            raise ValueError(
+                f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
+                f"compared: {', '.join(predictors)}"
+            )
 
 
 def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
@@ -244,12 +253,12 @@ def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[C
 
 def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:
     """Write every figure as PDF and SVG, and the front as PNG, which is returned too."""
-    front = draw_front(comparison, f"{title}, test split")
+    front = draw_paper(plot_comparison(comparison), f"{title}, test split")
     save_figure(front, output / "front")
     maps = map_attributes(test)
     needs = draw_needs(tabulate_needs(test), maps, test.scales, f"{title}, test split")
     save_figure(needs, output / "granularity")
-    first = comparison.predictors[0]
+    first = comparison.policies[0]
     if first.reliability is not None:
         diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
         save_figure(diagrams, output / "calibration")

@@ -1,97 +1,188 @@
-"""All that an evaluation found, as what is shown is made from it."""
+"""What an evaluation found, and its sentences: the same in the terminal and in the report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from experiments.evaluation.figures import Comparison
+from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.metrics import (
+    default_cost,
+    default_score,
+    mean_to_mix,
+    mean_to_reference,
+    to_best_fixed,
+)
 from experiments.evaluation.published import Published
-from experiments.evaluation.risk import CheckedGuarantee, ResplitCheck
+from experiments.evaluation.risk import CheckedGuarantee
+from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
-from experiments.results.metrics_json import to_figure, to_json
-from experiments.tasks.sizes import Banner
+from experiments.reporting.guarantees import write_guarantee
+from experiments.reporting.numbers import (
+    MINUS,
+    format_percent,
+    format_tokens,
+    has_interval,
+    is_known,
+    write_number,
+)
+from experiments.tasks.sizes import Banner, is_too_few
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
     """A comparison with what belongs to it.
 
-    `others` are the same comparison in other accounts of cost; `units` the visual tokens that each
-    predictor's price is charged for in use; `published` the published values, if there are any; `record` that
-    of this evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by account and
-    part, the cost of that part of an answer at each scale, `[num_scales]`.
+    `others` are the same comparison in other cost measures; `units` the visual tokens that each predictor's
+    price is charged for in use; `published` the published values, if there are any; `record` that of this
+    evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by cost measure and part,
+    the cost of that part of an answer at each scale, `[num_scales]`.
     """
 
     comparison: Comparison
     others: Sequence[Comparison] = ()
     guarantees: Sequence[CheckedGuarantee] = ()
-    units: Mapping[str, float] | None = None
+    units: Mapping[str, float] = field(default_factory=dict)
     published: Published | None = None
     record: EvaluationRecord | None = None
     banners: Sequence[Banner] = ()
-    cost_parts: Mapping[str, Mapping[str, np.ndarray]] | None = None
+    cost_parts: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
-def collect_extras(findings: Findings) -> dict[str, Any]:
-    """Content of `metrics.json` about guarantees (`risk`) and published values, if there are any."""
-    content: dict[str, Any] = {}
+def write_sentences(findings: Findings) -> list[str]:
+    """The headline first, then what it is about and what else has to be said."""
+    comparison = findings.comparison
+    sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
     if findings.guarantees:
-        first = findings.guarantees[0].guarantee
-        content["risk"] = {
-            "alpha": to_json(first.alpha),
-            "delta": to_json(first.delta),
-            "level": to_json(first.level),
-            "predictors": {
-                checked.name: collect_guarantee(checked, (findings.units or {})[checked.name])
-                for checked in findings.guarantees
-            },
-        }
-    if findings.published is not None:
-        published = findings.published
-        content["published"] = {
-            "source": published.source,
-            "table": published.table,
-            "checkpoint": published.checkpoint,
-            "split": published.split,
-            "relation": published.relation,
-            "scores": {str(scale): to_json(score) for scale, score in published.scores.items()},
-            "oracle_scale": published.oracle_scale,
-            "oracle_score": published.oracle_score,
-        }
-    return content
+        sentences.append(write_guarantee(findings.guarantees))
+    if findings.record is not None:
+        sentences.append(describe_record(findings.record))
+    return sentences
 
 
-def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
-    """A guarantee with its price per `unit` visual tokens, for `metrics.json`."""
-    guarantee, realized = checked.guarantee, checked.realized
-    return {
-        "price": _to_json_or_none(guarantee.price_per(unit)),
-        "unit": to_json(unit),
-        "num_images": guarantee.num_images,
-        "num_needed": guarantee.num_needed,
-        "most_questions": guarantee.most_questions,
-        "calibration_cost": _to_json_or_none(guarantee.cost),
-        "calibration_drop": _to_json_or_none(guarantee.drop),
-        "cost": to_figure(realized.cost),
-        "drop": to_figure(realized.drop),
-        "resplit_check": checked.check and _collect_check(checked.check),
-    }
+def describe_record(record: EvaluationRecord) -> str:
+    """Sentences on the number of this evaluation on its test split, and on images evaluated before."""
+    if record.evaluation == 0:
+        text = "No evaluation of predictors is recorded on this test split."
+    elif not record.is_new:
+        number = f"{record.evaluation:,} evaluation{'s' if record.evaluation > 1 else ''} of new predictors"
+        text = f"These predictors were evaluated on this test split before; {number} are recorded."
+    elif record.evaluation == 1:
+        text = "This is the first recorded evaluation on this test split."
+    else:
+        text = f"This is evaluation number {record.evaluation:,} of new predictors on this test split."
+    if record.num_evaluated_before:
+        text += (
+            f" {record.num_evaluated_before:,} of its images were evaluated before, under another division "
+            "of the data."
+        )
+    if record.num_once_test:
+        text += (
+            f" {record.num_once_test:,} of the train and calibration images were test images of an earlier "
+            "evaluation."
+        )
+    if record.num_unread:
+        text += f" Images of {record.num_unread:,} earlier evaluations could not be read and are not counted."
+    return text if record.is_recorded else f"{text} This evaluation could not be recorded."
 
 
-def _collect_check(check: ResplitCheck) -> dict[str, Any]:
-    low, high = check.interval
-    return {
-        "num_resplits": check.num_resplits,
-        "num_images": check.num_images,
-        "num_population": check.num_population,
-        "num_certified": check.num_certified,
-        "num_failed": check.num_failed,
-        "failed": {"value": to_json(check.failed), "low": to_json(low), "high": to_json(high)},
-        "cost": _to_json_or_none(check.cost),
-    }
+def write_headline(comparison: Comparison) -> str:
+    """Return the result of the first predictor in one sentence.
+
+    Mean differences at matched mean visual tokens, or why there is no finding: too few test images
+    (`tasks.sizes`), or nothing to gain.
+    """
+    result = comparison.policies[0]
+    if is_too_few(comparison.num_images):
+        images = (
+            "1 test image is" if comparison.num_images == 1 else f"{comparison.num_images} test images are"
+        )
+        return f"No finding: {images} too few to compare {result.name} with mixing fixed scales."
+    if comparison.nothing_to_gain:
+        return write_no_headroom(comparison)
+    difference = describe_difference(result[mean_to_mix], "mixing fixed scales", comparison.confidence)
+    sentence = f"At the same mean number of visual tokens, {result.name} scores {difference}"
+    to_reference = result.find(mean_to_reference)
+    if to_reference is not None:
+        against = str(comparison.reference)
+        sentence += f" and {describe_difference(to_reference, against, comparison.confidence)}"
+    return f"{sentence}."
 
 
-def _to_json_or_none(value: float | None) -> Any:
-    return None if value is None else to_json(value)
+def write_no_headroom(comparison: Comparison) -> str:
+    """Return the sentence for outcomes on which no choice of scales gains anything."""
+    cost, score = comparison.fixed_cost.value, comparison.fixed_score.value
+    if len(comparison.scales) == 1:
+        return f"These labels have scale {comparison.scales[0]} only: there is nothing to choose."
+    if _cost_the_same(comparison):
+        return "On this task all scales cost the same: there is nothing to save."
+    if score[0] >= score.max() - 1e-12 and cost[0] <= cost.min() * (1 + 1e-9):
+        return "On this task finer scales do not help: there is nothing to gain."
+    return "On this task no choice of scales beats mixing fixed scales: there is nothing to gain."
+
+
+def _cost_the_same(comparison: Comparison) -> bool:
+    cost = comparison.fixed_cost.value
+    return bool(cost.max() - cost.min() <= 1e-9 * cost.max())
+
+
+def write_scope(comparison: Comparison) -> str:
+    """What the headline is about."""
+    first, last = (format_tokens(budget) for budget in comparison.budgets[[0, -1]])
+    questions = (
+        "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
+    )
+    images = "1 image" if comparison.num_images == 1 else f"{comparison.num_images:,} images"
+    budgets = f"log budgets from {first} to {last} tokens"
+    if first == last:
+        budgets = f"a budget of {write_tokens(last)}"
+    return f"Averaged over {budgets}, on {questions} about {images}."
+
+
+def write_default(comparison: Comparison) -> str:
+    """What the first predictor does at its default price, in one sentence."""
+    result, best = comparison.policies[0], comparison.best_fixed
+    scale = comparison.scales[best]
+    cost, score = result[default_cost].value, result[default_score].value
+    fixed_cost, fixed_score = comparison.fixed_cost.value[best], comparison.fixed_score.value[best]
+    spent, scored = format_tokens(cost), format_percent(score)
+    if (result.default.choice == best).all() and cost == fixed_cost:
+        return (
+            f"At its default price {result.name} always uses scale {scale}, the best on calibration, which "
+            f"spends {write_tokens(spent)} a question and scores {scored}%."
+        )
+    sentence = (
+        f"At its default price {result.name} spends {write_tokens(spent)} a question and scores {scored}%; "
+        f"always using scale {scale}, the best on calibration, spends {format_tokens(fixed_cost)} and "
+        f"scores {format_percent(fixed_score)}%"
+    )
+    difference = result[to_best_fixed]
+    if is_too_few(comparison.num_images) or not np.isfinite([difference.low, difference.high]).all():
+        return f"{sentence}."
+    low, high = (
+        write_number(100 * bound, "+.1f").replace("-", MINUS) for bound in (difference.low, difference.high)
+    )
+    return f"{sentence} ({comparison.confidence:.0%} interval of the difference: {low} to {high} points)."
+
+
+def write_tokens(number: str) -> str:
+    """A formatted number with its unit, visual tokens."""
+    return f"{number} visual token{'' if number == '1' else 's'}"
+
+
+def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:
+    """Return \"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or another true statement.
+
+    A difference that rounds to 0.0 points is not a finding, whatever its interval.
+    """
+    points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
+    if is_known(estimate) and not has_interval(estimate):
+        return f"{points} points {more} than {against} (no interval: too few images)"
+    if not is_known(estimate):
+        return f"at no cost that can be compared with {against}"
+    low, high = (format_percent(bound).replace("-", MINUS) for bound in (estimate.low, estimate.high))
+    interval = f"{confidence:.0%} interval {low} to {high}"
+    if points == "0.0":
+        return f"about as much as {against} ({interval}: no difference is shown)"
+    doubt = "" if estimate.low > 0 or estimate.high < 0 else ": no difference is shown"
+    return f"{points} points {more} than {against} ({interval}{doubt})"

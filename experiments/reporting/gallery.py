@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
-from experiments.results.metrics_json import split_kinds
+from experiments.evaluation.needs import split_by_type
 from m3_backbone.images import to_rgb
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -78,7 +78,7 @@ def pick_samples(test: OutcomeTable, choice: Columns, *, per_category: int, seed
     seed give the same rows.
     """
     rng = np.random.default_rng(seed)
-    kinds = list(split_kinds(test).values())
+    kinds = list(split_by_type(test).values())
     picked: list[int] = []
     seen_images: set[str] = set()
     for rows in find_categories(test.score, choice).values():

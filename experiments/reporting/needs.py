@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.equivalence import LEVEL, Equivalence
-from experiments.evaluation.figures import Comparison
+from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import Need, NeedMap, describe_left_out, pick_frequent
 from experiments.reporting.numbers import (
     describe_floor,
@@ -50,8 +51,8 @@ def tabulate_classifiers(accuracy: Mapping[str, float]) -> Table:
 def tabulate_policies(comparison: Comparison) -> Table:
     """The comparison of `compare_known`: gain of each policy by what it knows."""
     rows = tuple(
-        (figures.name, format_difference(figures.mean_to_mix), format_share(figures.mean_gap_share))
-        for figures in comparison.predictors
+        (result.name, format_difference(result[mean_to_mix]), format_share(result.find(mean_gap_share)))
+        for result in comparison.policies
     )
     caption = (
         "Policies by what they know, at matched mean visual tokens, averaged over log-spaced budgets: points "

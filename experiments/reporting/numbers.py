@@ -1,10 +1,11 @@
 """Numbers as text, the same in every table, chart and sentence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from experiments.evaluation.metric_table import Form, Metric
 from experiments.evaluation.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -24,6 +25,16 @@ def format_difference(estimate: Estimate | None) -> str:
 def format_share(estimate: Estimate | None) -> str:
     """A share in percent with its interval; a dash where it does not exist."""
     return _format(estimate, ".0f", "%")
+
+
+def format_factor(estimate: Estimate | None) -> str:
+    """A factor with its interval; a dash for none."""
+    return write_estimate(estimate, lambda value: format(float(value), ".3g"))
+
+
+def format_metric(metric: Metric, estimate: Estimate | None) -> str:
+    """A metric with its interval, in its form; a dash where it does not exist."""
+    return _FORMATS[metric.form](estimate)
 
 
 def is_known(estimate: Estimate | None) -> bool:
@@ -125,3 +136,13 @@ def describe_floor(num_resamples: int, num_tests: int) -> str:
 def _write_significant(value: float) -> str:
     """Two significant digits without an exponent."""
     return np.format_float_positional(value, precision=2, fractional=False, trim="-")
+
+
+_FORMATS: Mapping[Form, Callable[[Estimate | None], str]] = {
+    Form.SCORE: format_score,
+    Form.POINTS: format_difference,
+    Form.SHARE: format_share,
+    Form.FACTOR: format_factor,
+    Form.COST: lambda estimate: write_estimate(estimate, format_tokens),
+    Form.PLAIN: lambda estimate: write_estimate(estimate, lambda value: f"{float(value):.3f}"),
+}

@@ -1,6 +1,6 @@
 """Our scores beside the published ones."""
 
-from experiments.evaluation.figures import Comparison
+from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.published import Published
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import (
@@ -23,23 +23,23 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
     judged, rows = published.relation == "same", []
     for column, scale in enumerate(comparison.scales):
         if scale in published.scores:
-            ours = comparison.fixed.score[column]
+            ours = comparison.fixed_score[column]
             rows.append(
                 (
                     f"scale {scale}",
-                    format_tokens(comparison.fixed.cost.value[column]),
+                    format_tokens(comparison.fixed_cost.value[column]),
                     "-",
                     *_compare(ours, published.scores[scale], judged),
                 )
             )
     if published.oracle_score is not None:
-        oracle = comparison.oracles["coarsest"]
+        oracle_cost, oracle_score = comparison.rule("coarsest")
         rows.append(
             (
                 "oracle, authors' convention",
-                format_tokens(oracle.cost.value),
+                format_tokens(oracle_cost.value),
                 "-" if published.oracle_scale is None else f"{published.oracle_scale:g}",
-                *_compare(oracle.score, published.oracle_score, judged),
+                *_compare(oracle_score, published.oracle_score, judged),
             )
         )
     caption = (

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.evaluation.fronts import Floats, find_smallest_right
+from experiments.evaluation.metrics import smallest_right, too_coarse, too_fine
 from experiments.evaluation.needs import (
     LEAST_SAMPLES,
     NeedMap,
@@ -16,20 +17,17 @@ from experiments.evaluation.needs import (
     find_needed_column,
     map_attributes,
     pick_frequent,
+    split_by_type,
 )
 from experiments.reporting.calibration_display import list_dots
-from experiments.reporting.charts import build_chart
-from experiments.reporting.findings import Findings
+from experiments.reporting.draw import draw_page
+from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.findings import Findings, describe_record, write_sentences
+from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance, write_page
-from experiments.reporting.summary import (
-    describe_record,
-    list_tables,
-    write_sentences,
-)
-from experiments.results.metrics_json import split_kinds
 from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -74,9 +72,9 @@ def write_report(
     it raises OSError its reason is shown. Of each kind of success and failure `per_category` samples come.
     """
     comparison, others = findings.comparison, findings.others
-    first = comparison.predictors[0]
+    first = comparison.policies[0]
     choice = first.default.choice
-    kinds, num_types = tabulate_kinds(test, choice), len(split_kinds(test))
+    kinds, num_types = tabulate_kinds(test, choice), len(split_by_type(test))
     rows = pick_samples(test, choice, per_category=per_category, seed=seed)
     cards = build_cards(test, rows, choice=choice, estimates=estimates, read_image=read_image)
     write_page(
@@ -86,16 +84,16 @@ def write_report(
         sentences=write_sentences(findings),
         comparison=comparison,
         name=first.name,
-        charts=[build_chart(each) for each in (comparison, *others)],
-        accounts=[each.account for each in (comparison, *others)],
+        charts=[draw_page(plot_comparison(each)) for each in (comparison, *others)],
+        cost_measures=[each.measure for each in (comparison, *others)],
         picture=base64.b64encode(picture).decode("ascii"),
         tables={table.name: table for table in list_tables(findings)},
         is_too_few=is_too_few(comparison.num_images),
         banners=findings.banners,
         shares={
-            key: float(found.value)
-            for key in ("smallest_right", "too_coarse", "too_fine")
-            if (found := getattr(first.default, key)) is not None
+            metric.name: float(share.value)
+            for metric in (smallest_right, too_coarse, too_fine)
+            if (share := first.find(metric)) is not None
         },
         confusion=_tabulate_confusion(first.default.confusion, comparison.scales),
         reliability=[
@@ -163,7 +161,7 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
             wrong=float((rows & (smallest < 0)).sum() / rows.sum()),
         )
 
-    by_type = split_kinds(test)
+    by_type = split_by_type(test)
     frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
     kinds = [tabulate(kind, by_type[kind]) for kind in frequent]
     return [tabulate("all questions", np.ones(len(test), dtype=bool)), *kinds]

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from experiments.reporting.displays import NEUTRAL, PALETTE
+from experiments.reporting.front_plot import NEUTRAL, PALETTE
 from experiments.reporting.page import save_figure
 from experiments.reporting.tables import format_table
 from experiments.training.space import format_overrides, write_experiment

@@ -12,7 +12,7 @@ import lightning
 import numpy as np
 
 from experiments.evaluation.comparison import check_settings, compare_policies
-from experiments.evaluation.policies import Estimating
+from experiments.evaluation.policies import PredictorPolicy
 from experiments.labels.held_out import open_test
 from experiments.reporting.transfer_report import Row
 from experiments.training.joining import join_labels
@@ -123,7 +123,7 @@ def transfer(
             comparison = compare_policies(
                 calibration.outcomes,
                 test.outcomes,
-                [Estimating(name, estimates, predictor.predict(test.inputs))],
+                [PredictorPolicy(name, estimates, predictor.predict(test.inputs))],
                 reference=None,
                 num_resamples=num_resamples,
                 confidence=confidence,

@@ -6,14 +6,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from experiments.evaluation.figures import Comparison, PredictorFigures
+from experiments.evaluation.comparison import Comparison, PolicyResult
+from experiments.evaluation.metrics import default_cost, mean_gap_share, mean_to_mix, to_best_fixed
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
-from experiments.reporting.charts import build_chart
-from experiments.reporting.displays import draw_front
+from experiments.reporting.draw import draw_page, draw_paper
+from experiments.reporting.findings import describe_record
+from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
 from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
-from experiments.reporting.summary import describe_record
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
 from predictor.files import write_json
@@ -42,18 +43,18 @@ class Row:
         return f"trained on {self.trained_on}, prices from {self.priced_on}"
 
     @property
-    def figures(self) -> PredictorFigures:
-        return self.comparison.predictors[0]
+    def result(self) -> PolicyResult:
+        return self.comparison.policies[0]
 
     @property
     def gap_share(self) -> Estimate | None:
         """Share of the gap from mix to budgeted oracle over log-spaced budgets; None if there is no gap."""
-        return self.figures.mean_gap_share
+        return self.result.find(mean_gap_share)
 
     @property
     def to_mix(self) -> Estimate:
         """Score above the mix at matched mean visual tokens, averaged over log budgets."""
-        return self.figures.mean_to_mix
+        return self.result[mean_to_mix]
 
 
 def write_transfer(
@@ -86,7 +87,7 @@ def write_transfer(
     write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))
     comparisons, pictures = join_ways(rows), {}
     for target, comparison in comparisons.items():
-        figure = draw_front(comparison, f"{predictor}, {backbone} on {target}, test split")
+        figure = draw_paper(plot_comparison(comparison), f"{predictor}, {backbone} on {target}, test split")
         save_figure(figure, output / quote(target, safe=""))
         pictures[target] = encode_picture(figure)
     write_page(
@@ -97,7 +98,7 @@ def write_transfer(
         pictures=pictures,
         table=table,
         sentences=[*write_sentences(comparisons), *write_records(rows)],
-        charts=[build_chart(each) for each in comparisons.values()],
+        charts=[draw_page(plot_comparison(each)) for each in comparisons.values()],
         fingerprints=fingerprints,
         provenance=provenance,
         banners=banners,
@@ -111,8 +112,8 @@ def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
     for row in rows:
         targets.setdefault(row.target, []).append(row)
     return {
-        target: replace(ways[0].comparison, predictors=[replace(way.figures, name=way.name) for way in ways])
-        for target, ways in targets.items()
+        target: replace(rows[0].comparison, policies=[row.result.rename(row.name) for row in rows])
+        for target, rows in targets.items()
     }
 
 
@@ -127,9 +128,9 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
     sentences = []
     for target, comparison in comparisons.items():
         ways = [
-            f"{format_share(figures.mean_gap_share)} {figures.name}"
-            for figures in comparison.predictors
-            if is_known(figures.mean_gap_share)
+            f"{format_share(result.find(mean_gap_share))} {result.name}"
+            for result in comparison.policies
+            if is_known(result.find(mean_gap_share))
         ]
         if is_too_few(comparison.num_images):
             result = f"there is no finding: test images are too few ({comparison.num_images})."
@@ -145,14 +146,13 @@ def tabulate(rows: Sequence[Row]) -> Table:
     """Per target and way: share of the gap, points above the mix, and what the default price does."""
     cells = []
     for row in rows:
-        default = row.figures.default
         cells.append(
             (
                 f"{row.target}, {row.name}",
                 format_share(row.gap_share),
                 format_difference(row.to_mix),
-                format_tokens(default.point.cost.value),
-                format_difference(default.to_best_fixed),
+                format_tokens(row.result[default_cost].value),
+                format_difference(row.result[to_best_fixed]),
             )
         )
     header = (

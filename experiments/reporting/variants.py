@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from experiments.evaluation.fronts import ORACLES
 from experiments.evaluation.variants import NESTED, PER_SCALE, SAMPLINGS, UNTRAINED, Row, VariantComparison
-from experiments.reporting.displays import NEUTRAL, PALETTE, mark_scales
+from experiments.reporting.draw import mark_scales
+from experiments.reporting.front_plot import NEUTRAL, PALETTE
 from experiments.reporting.numbers import (
     describe_floor,
     find_floor,

@@ -1,8 +1,8 @@
 """Policies of finished runs over several seeds, and their differences.
 
 **Several seeds of one policy.** Policies of the same name whose runs were given the same settings but for the
-seed are one policy. A figure is the mean over its seeds; its interval, from draws of the test images and of
-the seeds, covers other images and other trainings (`statistics.combine_seeds`); `spread` is the standard
+seed are one policy. A metric is the mean over its seeds; its interval, from resamples of the test images and
+of the seeds, covers other images and other trainings (`statistics.combine_seeds`); `spread` is the standard
 deviation over the seeds (n - 1).
 
 **Several runs of one seed.** If runs of one policy with the same seed and settings have the same result, the
@@ -10,8 +10,8 @@ first one counts. If they have different results, each result is an entry of its
 result is dropped silently. Baselines of one name are one policy, unless their runs have several results for
 one seed; then the settings of the runs distinguish them.
 
-**Differences** are taken draw by draw. In each resample all policies are asked about the same images, and
-policies with the same seeds draw the same seeds: what they have in common cancels.
+**Differences** are taken resample by resample. In each resample all policies answer questions on the same
+images, and policies with the same seeds draw the same seeds: what they have in common cancels.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.statistics import Draws, Estimate, adjust_p_values, combine_seeds
+from experiments.evaluation.metric_table import Metric
+from experiments.evaluation.metrics import mean_to_mix
+from experiments.evaluation.statistics import Bootstrapped, Estimate, adjust_p_values, combine_seeds
 from experiments.results.finished import Run
-from experiments.results.resamples import AT_BUDGETS, name_tensor
+from experiments.results.resamples import name_tensor
 from experiments.tasks.sizes import allows_interval
 
 # Among more policies than this not every pair is tested: Holm's correction would leave little of it.
@@ -34,9 +36,9 @@ MOST_FOR_ALL_PAIRS = 6
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """A figure over the seeds of a policy, and the spread over them, nan for a single seed."""
+    """A metric over the seeds of a policy, and the spread over them, nan for a single seed."""
 
-    draws: Draws
+    bootstrapped: Bootstrapped
     estimate: Estimate
     spread: float
 
@@ -65,54 +67,66 @@ class Entry:
         """That of every interval."""
         return float(self.runs[0].metrics["bootstrap"]["confidence"])
 
-    def find(self, *path: str) -> Combined | None:
-        """The figure at a path below the predictor; None where a seed does not have it."""
-        return self._find(["predictors", self.name, *path])
+    def find(self, metric: Metric, part: str | None = None) -> Combined | None:
+        """Return a metric over the seeds; None where a seed does not have it.
 
-    def find_in(self, part: str, *path: str) -> Combined | None:
-        """The same below another part of the metrics that lists predictors, as `flops` or `risk`."""
-        return self._find([part, "predictors", self.name, *path])
+        `part` names the part of `metrics.json` with another cost measure, as `flops`; by default it is that
+        of visual tokens.
+        """
+        return self._find([*([] if part is None else [part]), "predictors", self.name, *_steps(metric)])
+
+    def find_drop(self) -> Combined | None:
+        """Return the drop in score at the guaranteed price; None where a seed has no guarantee."""
+        return self._find(["risk", "predictors", self.name, "drop"])
 
     def find_costs(self) -> Floats:
-        """Mean costs at the budgets, their mean over the seeds, `[num_budgets]`."""
-        return np.mean([self._list_at_budgets(run, "cost") for run in self.runs], axis=0)
+        """Return the mean costs at the budgets, their mean over the seeds, `[num_budgets]`."""
+        costs = [
+            [point["cost"] for point in run.metrics["predictors"][self.name]["at_budgets"]]
+            for run in self.runs
+        ]
+        return np.mean(np.array(costs, dtype=np.float64), axis=0)
 
-    def at_budgets(self, figure: str) -> Estimate:
-        """`score` or `to_mix` at the budgets, `[num_budgets]`, from their stored resamples (`draws`)."""
-        values = [self._list_at_budgets(run, figure) for run in self.runs]
-        draws = self._combine(["predictors", self.name, AT_BUDGETS, figure], values)
-        return draws.estimate(self.confidence)
-
-    def _list_at_budgets(self, run: Run, figure: str) -> Floats:
-        found = [at[figure] for at in run.metrics["predictors"][self.name]["at_budgets"]]
-        values = [each["value"] if isinstance(each, dict) else each for each in found]
-        return np.array(values, dtype=np.float64)
+    def at_budgets(self, metric: Metric) -> Estimate:
+        """Return a metric at the budgets, `[num_budgets]`, from its stored resamples."""
+        values = [
+            np.array(
+                [point[metric.name]["value"] for point in run.metrics["predictors"][self.name]["at_budgets"]],
+                dtype=np.float64,
+            )
+            for run in self.runs
+        ]
+        return self._combine(["predictors", self.name, *_steps(metric)], values).estimate(self.confidence)
 
     def _find(self, path: Sequence[str]) -> Combined | None:
         values = []
         for run in self.runs:
             figure: Any = run.metrics
-            for key in path:
-                figure = None if figure is None else figure.get(key)
+            for step in path:
+                figure = None if figure is None else figure.get(step)
             if figure is None or figure["value"] is None:
                 return None
             values.append(np.array(figure["value"], dtype=np.float64))
-        draws = self._combine(path, values)
+        bootstrapped = self._combine(path, values)
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        return Combined(draws, draws.estimate(self.confidence), spread)
+        return Combined(bootstrapped, bootstrapped.estimate(self.confidence), spread)
 
-    def _combine(self, path: Sequence[str], values: Iterable[Floats]) -> Draws:
+    def _combine(self, path: Sequence[str], values: Iterable[Floats]) -> Bootstrapped:
         tensor = name_tensor(*path)
-        draws = {
-            _number_seed(run, self.name): Draws(
+        by_seed = {
+            _number_seed(run, self.name): Bootstrapped(
                 value,
-                run.draws[tensor].astype(np.float64),
+                run.resamples[tensor].astype(np.float64),
                 has_interval=allows_interval(run.metrics["split"]["num_images"]),
             )
             for run, value in zip(self.runs, values, strict=True)
         }
-        assert len(draws) == len(self.runs), "one run a seed"
-        return combine_seeds(draws, seed=self.runs[0].metrics["bootstrap"]["seed"])
+        assert len(by_seed) == len(self.runs), "one run a seed"
+        return combine_seeds(by_seed, seed=self.runs[0].metrics["bootstrap"]["seed"])
+
+
+def _steps(metric: Metric) -> list[str]:
+    return metric.path.split("/")
 
 
 # Identifies a policy: label, name of the predictor, settings.
@@ -194,9 +208,9 @@ def _is_same_result(one: Run, other: Run, name: str) -> bool:
     if _number_seed(one, name) != _number_seed(other, name):
         return False
     prefix = name_tensor("predictors", name, "")
-    tensors = [tensor for tensor in one.draws if tensor.startswith(prefix)]
-    return tensors == [tensor for tensor in other.draws if tensor.startswith(prefix)] and all(
-        np.allclose(one.draws[tensor], other.draws[tensor], rtol=1e-5, atol=1e-6, equal_nan=True)
+    tensors = [tensor for tensor in one.resamples if tensor.startswith(prefix)]
+    return tensors == [tensor for tensor in other.resamples if tensor.startswith(prefix)] and all(
+        np.allclose(one.resamples[tensor], other.resamples[tensor], rtol=1e-5, atol=1e-6, equal_nan=True)
         for tensor in tensors
     )
 
@@ -213,21 +227,22 @@ class Pair:
     first: Entry
     second: Entry
 
-    def find(self, *path: str) -> Draws | None:
-        """The difference in the figure at a path below the predictors; None where one does not have it."""
-        one, other = self.first.find(*path), self.second.find(*path)
-        if one is None or other is None:
+    def find(self, metric: Metric) -> Bootstrapped | None:
+        """Return the difference in a metric; None where one policy does not have it."""
+        first, second = self.first.find(metric), self.second.find(metric)
+        if first is None or second is None:
             return None
-        return Draws(
-            one.draws.value - other.draws.value,
-            one.draws.drawn - other.draws.drawn,
-            one.draws.has_interval and other.draws.has_interval,
+        one, other = first.bootstrapped, second.bootstrapped
+        return Bootstrapped(
+            one.value - other.value,
+            one.resamples - other.resamples,
+            one.has_interval and other.has_interval,
         )
 
-    def estimate(self, *path: str) -> Estimate | None:
-        """The same with its interval."""
-        found = self.find(*path)
-        return None if found is None else found.estimate(self.first.confidence)
+    def estimate(self, metric: Metric) -> Estimate | None:
+        """Return the same with its interval."""
+        difference = self.find(metric)
+        return None if difference is None else difference.estimate(self.first.confidence)
 
 
 def list_pairs(entries: Sequence[Entry]) -> list[Pair]:
@@ -247,6 +262,6 @@ def find_p_values(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
 
     What has no such difference has a p-value of 1.
     """
-    found = [pair.find("mean_to_mix") for pair in pairs]
+    found = [pair.find(mean_to_mix) for pair in pairs]
     p_values = [1.0 if each is None else float(each.p_value()) for each in found]
     return list(zip(p_values, adjust_p_values(p_values).tolist(), strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import ListConfig, OmegaConf
 
 from experiments.results.metrics_json import METRICS, SCHEMA_VERSION
-from experiments.results.resamples import Float32s, read_draws
+from experiments.results.resamples import Float32s, read_resamples
 from m3_backbone.outcomes.manifest import unseal
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
@@ -30,11 +30,11 @@ _EVALUATED = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A folder with its metrics and draws, and the settings that tell it from others, as `key=value`."""
+    """A folder with its metrics and resamples, and the settings that tell it from others, as `key=value`."""
 
     folder: Path
     metrics: Mapping[str, Any]
-    draws: Mapping[str, Float32s]
+    resamples: Mapping[str, Float32s]
     settings: tuple[str, ...] = ()
 
     @property
@@ -94,9 +94,9 @@ def _read_run(folder: Path) -> Run:
     num_resamples = metrics["bootstrap"].get("num_resamples")
     if not isinstance(num_resamples, int):
         raise ValueError(f"{path} is damaged (it names no number of resamples): evaluate that run again")
-    draws = read_draws(folder, num_resamples)
+    resamples = read_resamples(folder, num_resamples)
     settings = sorted(text for text in _read_overrides(folder / OVERRIDES) if _tells_apart(text))
-    return Run(folder, metrics, draws, tuple(settings))
+    return Run(folder, metrics, resamples, tuple(settings))
 
 
 def _read_overrides(path: Path) -> list[str]:

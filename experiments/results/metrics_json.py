@@ -1,15 +1,10 @@
 """`metrics.json` and `milliseconds.json`: views of the metric tables, for other programs to read.
 
-Figures as JSON: six decimals, intervals as `{"value", "low", "high"}`, null for what does not exist.
-
-`metrics.json`: what an evaluation found, for other programs to read.
-
-Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A figure is `{"value", "low", "high"}`
+Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A metric is `{"value", "low", "high"}`
 with the bounds of its bootstrap interval, null for fewer than 8 test images. Numbers are rounded to six
-decimals; null stands for a figure that does not exist (the share of a gap of zero), in place of the whole
-figure. No times and no paths: the same labels, predictors and seeds give the same bytes.
-`experiments.evaluation.figures` defines every figure; `draws.safetensors` beside it holds the headline
-figures on every resample (`experiments.results.resamples`).
+decimals; null stands for a metric that does not exist (the share of a gap of zero). No times and no paths:
+the same labels, predictors and seeds give the same bytes. `experiments.evaluation.metrics` defines the
+metrics; `draws.safetensors` beside it holds the compared ones on every resample (`results.resamples`).
 
     schema_version          5
     task, backbone          names
@@ -22,7 +17,7 @@ figures on every resample (`experiments.results.resamples`).
     oracles                 authors (failures charged the coarsest scale), honest (the finest), stable (the
                             smallest scale from which on the answer stays right): cost, score
     luck_free.NAME          likelihood, resampled; those that the outcomes allow: num_samples, num_runs; fixed
-                            per scale and front from cheap to dear: expected cost, score; gap
+                            per scale and front from cheap to expensive: expected cost, score; gap
     bounds                  mix, budgeted: at_budgets [k] scores, and merits as below
     oracle_gap              from mix to budgeted oracle, over log budgets
     nothing_to_gain         true where all scales cost the same, or the oracle is nowhere above the mix
@@ -45,7 +40,7 @@ figures on every resample (`experiments.results.resamples`).
                             saving, difference, is_shown, or null where it chose none
         reliability         null, or brier and error per scale, edges of the bins, and count, estimate, score
                             [num_scales, num_bins]
-        front               per operating point, from cheap to dear: price, calibration_cost,
+        front               per operating point, from cheap to expensive: price, calibration_cost,
                             calibration_score, cost, score
         trace               per traced price: price, cost, score
         unit                visual tokens that one price is charged for
@@ -71,47 +66,50 @@ figures on every resample (`experiments.results.resamples`).
                             costs, differences and shares of schema 4 are others, and not to be compared
     digest                  of all the rest (`m3_backbone.outcomes.manifest`)
 
-`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.accounts`), and as
+`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.costs`), and as
 `timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
 the noise of these timings, but not how the machine drifts between runs.
 
 `chosen` [num_scales] are shares of the samples.
-
-What an evaluation leaves for programs: `metrics.json`, `draws.safetensors` and `milliseconds.json`.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from experiments.evaluation.calibration import Reliability
-from experiments.evaluation.figures import (
-    Comparison,
-    Difference,
-    Merits,
-    NonInferiority,
-    Point,
-    PredictorFigures,
+from experiments.evaluation.comparison import Comparison, Difference, PolicyResult
+from experiments.evaluation.metric_table import Bound, Family, MetricTable, PolicyKey
+from experiments.evaluation.metrics import (
+    default_cost,
+    default_score,
+    list_metrics,
+    point_cost,
+    point_score,
 )
-from experiments.evaluation.keys import Bound
-from experiments.evaluation.oracles import LuckFree
-from experiments.evaluation.risk import CheckedGuarantee
+from experiments.evaluation.needs import list_types
+from experiments.evaluation.noise_free import NoiseFreeOracle
+from experiments.evaluation.published import Published
+from experiments.evaluation.risk import CheckedGuarantee, ResplitCheck
 from experiments.evaluation.statistics import Estimate
-from experiments.results.resamples import DRAWS, collect_draws, write_draws
+from experiments.results.resamples import RESAMPLES, collect_resamples, write_resamples
 from m3_backbone.outcomes.manifest import seal
-from m3_backbone.outcomes.shards import write_text
+from m3_backbone.outcomes.shards import write_bytes, write_text
 from m3_backbone.outcomes.table import OutcomeTable
-from predictor.policy.front import Front
 
+METRICS, MILLISECONDS, TABLE = "metrics.json", "milliseconds.json", "metric_table.parquet"
+SCHEMA_VERSION = 5
 _DECIMALS = 6
 
 
 def to_json(values: Any) -> Any:
-    """Numbers, arrays as lists; nan as null and -0.0 as 0.0."""
+    """Return numbers, arrays as lists; nan as null and -0.0 as 0.0."""
     if np.ndim(values):
         return [to_json(value) for value in values]
     value = float(values)
@@ -119,94 +117,15 @@ def to_json(values: Any) -> Any:
 
 
 def to_figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
-    """One figure with its interval; None where it does not exist."""
+    """Return one metric with its interval; None where it does not exist."""
     if estimate is None or np.isnan(estimate.value[index]):
         return None
     return {name: to_json(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
 
 
-def list_estimates(estimate: Estimate) -> list[Any]:
-    """Each of an array of figures."""
+def list_figures(estimate: Estimate) -> list[Any]:
+    """Return each of an array of metrics."""
     return [to_figure(estimate, index) for index in range(len(estimate.value))]
-
-
-def describe_point(point: Point, index: Any = ...) -> dict[str, Any]:
-    """Cost and score."""
-    return {"cost": to_figure(point.cost, index), "score": to_figure(point.score, index)}
-
-
-def describe_merits(merits: Merits) -> dict[str, Any]:
-    """Figures of a front alone."""
-    return {
-        "average_quality": to_figure(merits.average_quality),
-        "average_gap_recovered": to_figure(merits.average_gap_recovered),
-        "hypervolume": to_figure(merits.hypervolume),
-        "call_shares": {f"{x:g}": to_figure(share) for x, share in merits.call_shares.items()},
-    }
-
-
-def describe_non_inferiority(found: NonInferiority, scales: tuple[int, ...]) -> dict[str, Any]:
-    """What it takes not to be inferior to a fixed scale at a margin."""
-    figures = {
-        name: to_figure(getattr(found, name))
-        for name in ("front_cost", "front_saving", "cost", "saving", "difference")
-    }
-    return {
-        "baseline": found.baseline,
-        "scale": scales[found.column],
-        "margin": found.margin,
-        **figures,
-        "prices": to_json(found.prices),
-        "is_shown": found.is_shown,
-    }
-
-
-def describe_difference(difference: Difference) -> dict[str, Any]:
-    """One row of the comparison of policies."""
-    return {
-        "first": difference.first,
-        "second": {"bound": difference.second.value}
-        if isinstance(difference.second, Bound)
-        else difference.second,
-        "mean": to_figure(difference.mean),
-        **{
-            name: to_json(getattr(difference, name))
-            for name in ("p_value", "adjusted", "floor", "adjusted_floor")
-        },
-    }
-
-
-def describe_reliability(found: Reliability | None) -> dict[str, Any] | None:
-    """Calibration of estimates, scale by scale."""
-    if found is None:
-        return None
-    bins = {name: to_json(getattr(found, name)) for name in ("edges", "count", "estimate", "score")}
-    return {"brier": list_estimates(found.brier), "error": list_estimates(found.error), **bins}
-
-
-def describe_luck_free(found: Mapping[str, LuckFree]) -> dict[str, Any]:
-    """Oracles without luck, those that there are."""
-    return {
-        name: {
-            "num_samples": each.num_samples,
-            "num_runs": each.num_runs,
-            "fixed": [
-                {"cost": cost, "score": score}
-                for cost, score in zip(
-                    list_estimates(each.fixed_cost), list_estimates(each.fixed_score), strict=True
-                )
-            ],
-            "front": [
-                {"cost": cost, "score": score}
-                for cost, score in zip(list_estimates(each.cost), list_estimates(each.score), strict=True)
-            ],
-            "gap": to_figure(each.gap),
-        }
-        for name, each in found.items()
-    }
-
-
-SCHEMA_VERSION = 5
 
 
 def collect_metrics(
@@ -218,7 +137,7 @@ def collect_metrics(
     seeds: Mapping[str, int | None] | None = None,
     starts_from: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """The content of `metrics.json`; by name, `seeds` of trainings and where cascades start from."""
+    """Return the content of `metrics.json`; by name, `seeds` of trainings and where cascades start from."""
     seeds, starts_from = seeds or {}, starts_from or {}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -239,24 +158,24 @@ def collect_metrics(
         "fixed": [
             {
                 "scale": scale,
-                **describe_point(comparison.fixed, column),
+                "cost": to_figure(comparison.fixed_cost, column),
+                "score": to_figure(comparison.fixed_score, column),
                 "on_mix": column in comparison.mix,
                 "best": column == comparison.best_fixed,
             }
             for column, scale in enumerate(comparison.scales)
         ],
         "oracles": {
-            "authors": describe_point(comparison.oracles["coarsest"]),
-            "honest": describe_point(comparison.oracles["finest"]),
-            "stable": describe_point(comparison.oracles["stable"]),
+            name: dict(zip(("cost", "score"), map(to_figure, comparison.rule(rule)), strict=True))
+            for name, rule in (("authors", "coarsest"), ("honest", "finest"), ("stable", "stable"))
         },
-        "luck_free": describe_luck_free(comparison.luck_free),
+        "luck_free": {name: _noise_free(oracle) for name, oracle in comparison.noise_free.items()},
         "bounds": {
-            bound.value: {"at_budgets": list_estimates(scores), **describe_merits(comparison.bounds[bound])}
-            for bound, scores in (
-                (Bound.MIX, comparison.mix_scores),
-                (Bound.BUDGETED, comparison.oracle_scores),
-            )
+            bound.value: {
+                "at_budgets": list_figures(comparison.bound_scores(bound)),
+                **_front_metrics(comparison.metrics, bound),
+            }
+            for bound in (Bound.MIX, Bound.BUDGETED)
         },
         "oracle_gap": to_figure(comparison.oracle_gap),
         "nothing_to_gain": comparison.nothing_to_gain,
@@ -265,151 +184,262 @@ def collect_metrics(
             "cost": to_json(comparison.oracle.cost),
             "score": to_json(comparison.oracle.score),
         },
-        "kinds": _describe_kinds(test),
+        "kinds": _question_types(test),
         "reference": comparison.reference,
-        "differences": [describe_difference(difference) for difference in comparison.differences],
+        "differences": [_difference(difference) for difference in comparison.differences],
         "predictors": {
-            name: {"seed": seeds.get(name), "starts_from": starts_from.get(name), **figures}
-            for name, figures in ((each.name, _predictor(each, comparison)) for each in comparison.predictors)
-        },
-    }
-
-
-def collect_account(comparison: Comparison) -> dict[str, Any]:
-    """Content of `metrics.json` for costs in another unit, and of `milliseconds.json`."""
-    timings, fixed = comparison.account.timings, comparison.fixed.cost
-    return {
-        "unit": comparison.account.unit,
-        **({} if timings is None else {"timings": timings.describe() | {"fixed": list_estimates(fixed)}}),
-        "budgets": to_json(comparison.budgets[[0, -1]]),
-        "fixed": to_json(fixed.value),
-        "predictors": {
-            figures.name: {
-                "own": to_json(comparison.account.own_of(figures.name)),
-                "mean_to_mix": to_figure(figures.mean_to_mix),
-                "mean_to_reference": to_figure(figures.mean_to_reference),
-                "mean_gap_share": to_figure(figures.mean_gap_share),
-                "merits": describe_merits(figures.merits),
-                "non_inferiority": [
-                    describe_non_inferiority(found, comparison.scales) for found in figures.non_inferiority
-                ],
-                "default": describe_point(figures.default.point),
+            result.name: {
+                "seed": seeds.get(result.name),
+                "starts_from": starts_from.get(result.name),
+                **_policy(result, comparison),
             }
-            for figures in comparison.predictors
+            for result in comparison.policies
         },
     }
 
 
-def split_kinds(table: OutcomeTable) -> dict[str, np.ndarray]:
-    """Rows of each kind of question as masks, in alphabetical order; a task without kinds is one kind."""
-    kinds = _list_kinds(table)
-    return {str(kind): kinds == kind for kind in np.unique(kinds)}
+def collect_measure(comparison: Comparison) -> dict[str, Any]:
+    """Return the content of `metrics.json` for another cost measure, and of `milliseconds.json`."""
+    measure = comparison.measure
+    timings = {}
+    if measure.timings is not None:
+        timings = {"timings": {**measure.timings.describe(), "fixed": list_figures(comparison.fixed_cost)}}
+    return {
+        "unit": measure.unit,
+        **timings,
+        "budgets": to_json(comparison.budgets[[0, -1]]),
+        "fixed": to_json(comparison.fixed_cost.value),
+        "predictors": {
+            result.name: {
+                "own": to_json(measure.overhead_of(result.name)),
+                **_family(result, Family.MEANS),
+                "merits": _front_metrics(result.metrics, result.key),
+                "non_inferiority": _non_inferiority(result, comparison.scales),
+                "default": {
+                    "cost": to_figure(result.find(default_cost)),
+                    "score": to_figure(result.find(default_score)),
+                },
+            }
+            for result in comparison.policies
+        },
+    }
 
 
-def _list_kinds(table: OutcomeTable) -> np.ndarray:
-    """The type of each question, `[num_samples]`; the name of the task where a question has none."""
-    return np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
+def _policy(result: PolicyResult, comparison: Comparison) -> dict[str, Any]:
+    default = result.default
+    chosen = np.bincount(default.choice, minlength=len(comparison.scales)) / comparison.num_samples
+    points = zip(result.policy.price, result.policy.cost, result.policy.score, strict=True)
+    trace = zip(result.trace.price, result.trace.cost, result.trace.score, strict=True)
+    return {
+        **_family(result, Family.MEANS),
+        "at_budgets": [
+            {
+                "budget": to_json(budget),
+                "cost": to_json(result.cost[k]),
+                "chosen": to_json(result.chosen[k]),
+                **_family(result, Family.AT_BUDGETS, index=k),
+            }
+            for k, budget in enumerate(comparison.budgets)
+        ],
+        "merits": _front_metrics(result.metrics, result.key),
+        "non_inferiority": _non_inferiority(result, comparison.scales),
+        "reliability": _reliability(result.reliability),
+        "front": [
+            {
+                "price": to_json(price),
+                "calibration_cost": to_json(cost),
+                "calibration_score": to_json(score),
+                "cost": to_figure(result[point_cost], k),
+                "score": to_figure(result[point_score], k),
+            }
+            for k, (price, cost, score) in enumerate(points)
+        ],
+        "trace": [dict(zip(("price", "cost", "score"), map(to_json, point), strict=True)) for point in trace],
+        "unit": to_json(result.policy.unit),
+        "default": {
+            "price": to_json(default.price),
+            **_family(result, Family.DEFAULT),
+            "chosen": to_json(chosen),
+            "confusion": default.confusion.tolist(),
+        },
+    }
 
 
-def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Write them, with their digest, as UTF-8 JSON, keys in their order."""
-    text = json.dumps(seal(metrics), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+def _family(
+    result: PolicyResult, family: Family, at: Hashable = None, index: Any = ...
+) -> dict[str, dict[str, Any] | None]:
+    """The metrics of a family by name; null for those that do not exist."""
+    return {metric.name: to_figure(result.find(metric, at), index) for metric in list_metrics(family)}
 
 
-def _describe_kinds(test: OutcomeTable) -> dict[str, Any]:
+def _front_metrics(metrics: MetricTable, policy: PolicyKey) -> dict[str, Any]:
+    """The metrics of a front alone; one that has an `at` is an object by it."""
+    content: dict[str, Any] = {}
+    for metric in list_metrics(Family.FRONT):
+        by_at = {key.at: metrics.find(*key) for key in metrics if key[:2] == (policy, metric)}
+        if by_at.keys() == {None}:
+            content[metric.name] = to_figure(by_at[None])
+        else:
+            content[metric.name] = {f"{at:g}": to_figure(estimate) for at, estimate in by_at.items()}
+    return content
+
+
+def _non_inferiority(result: PolicyResult, scales: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "baseline": verdict.baseline[0],
+            "scale": scales[verdict.column],
+            "margin": verdict.baseline[1],
+            **_family(result, Family.NON_INFERIORITY, verdict.baseline),
+            "prices": to_json(verdict.prices),
+            "is_shown": verdict.is_shown,
+        }
+        for verdict in result.verdicts
+    ]
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    second = difference.second
+    return {
+        "first": difference.first.name,
+        "second": {"bound": second.value} if isinstance(second, Bound) else second.name,
+        "mean": to_figure(difference.mean),
+        **{
+            name: to_json(getattr(difference, name))
+            for name in ("p_value", "adjusted", "floor", "adjusted_floor")
+        },
+    }
+
+
+def _reliability(reliability: Reliability | None) -> dict[str, Any] | None:
+    if reliability is None:
+        return None
+    bins = {name: to_json(getattr(reliability, name)) for name in ("edges", "count", "estimate", "score")}
+    return {"brier": list_figures(reliability.brier), "error": list_figures(reliability.error), **bins}
+
+
+def _noise_free(oracle: NoiseFreeOracle) -> dict[str, Any]:
+    fixed, front = (
+        [
+            {"cost": cost, "score": score}
+            for cost, score in zip(list_figures(costs), list_figures(scores), strict=True)
+        ]
+        for costs, scores in ((oracle.fixed_cost, oracle.fixed_score), (oracle.cost, oracle.score))
+    )
+    return {
+        "num_samples": oracle.num_samples,
+        "num_runs": oracle.num_runs,
+        "fixed": fixed,
+        "front": front,
+        "gap": to_figure(oracle.gap),
+    }
+
+
+def _question_types(test: OutcomeTable) -> dict[str, Any]:
     """Number of samples and mean scores of each question type."""
-    names, kind = np.unique(_list_kinds(test), return_inverse=True)
-    num_samples = np.bincount(kind)
-    scores = [np.bincount(kind, weights=column) / num_samples for column in test.score.T]
+    names, number_of = np.unique(list_types(test), return_inverse=True)
+    num_samples = np.bincount(number_of)
+    scores = [np.bincount(number_of, weights=column) / num_samples for column in test.score.T]
     return {
         str(name): {
             "num_samples": int(num_samples[number]),
-            "score": to_json([each[number] for each in scores]),
+            "score": to_json([column[number] for column in scores]),
         }
         for number, name in enumerate(names)
     }
 
 
-def _predictor(figures: PredictorFigures, comparison: Comparison) -> dict[str, Any]:
-    chosen = np.bincount(figures.default.choice, minlength=len(comparison.scales)) / comparison.num_samples
-    at_budgets = [
-        {
-            "budget": to_json(budget),
-            "cost": to_json(figures.cost[k]),
-            "chosen": to_json(figures.chosen[k]),
-            "score": to_figure(figures.score, k),
-            "to_mix": to_figure(figures.to_mix, k),
-            "to_reference": to_figure(figures.to_reference, k),
-            "gap_share": to_figure(figures.gap_share, k),
+def collect_extras(
+    guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float], published: Published | None
+) -> dict[str, Any]:
+    """Return the parts `risk` and `published`, those that there are.
+
+    `units` are the visual tokens that each predictor's price is charged for.
+    """
+    content: dict[str, Any] = {}
+    if guarantees:
+        first = guarantees[0].guarantee
+        content["risk"] = {
+            **{name: to_json(getattr(first, name)) for name in ("alpha", "delta", "level")},
+            "predictors": {
+                checked.name: collect_guarantee(checked, units[checked.name]) for checked in guarantees
+            },
         }
-        for k, budget in enumerate(comparison.budgets)
-    ]
-    calibrated = zip(
-        to_json(figures.policy.price),
-        to_json(figures.policy.cost),
-        to_json(figures.policy.score),
-        strict=True,
-    )
+    if published is not None:
+        content["published"] = {
+            **{
+                name: getattr(published, name)
+                for name in ("source", "table", "checkpoint", "split", "relation")
+            },
+            "scores": {str(scale): to_json(score) for scale, score in published.scores.items()},
+            "oracle_scale": published.oracle_scale,
+            "oracle_score": published.oracle_score,
+        }
+    return content
+
+
+def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
+    """Return a guarantee with its price per `unit` visual tokens."""
+    guarantee, realized = checked.guarantee, checked.realized
     return {
-        "mean_to_mix": to_figure(figures.mean_to_mix),
-        "mean_to_reference": to_figure(figures.mean_to_reference),
-        "mean_gap_share": to_figure(figures.mean_gap_share),
-        "at_budgets": at_budgets,
-        "merits": describe_merits(figures.merits),
-        "non_inferiority": [
-            describe_non_inferiority(found, comparison.scales) for found in figures.non_inferiority
-        ],
-        "reliability": describe_reliability(figures.reliability),
-        "front": [
-            {
-                "price": price,
-                "calibration_cost": cost,
-                "calibration_score": score,
-                **describe_point(figures.points, k),
-            }
-            for k, (price, cost, score) in enumerate(calibrated)
-        ],
-        "trace": _points(figures.trace),
-        "unit": to_json(figures.policy.unit),
-        "default": {
-            "price": to_json(figures.default.price),
-            **describe_point(figures.default.point),
-            "to_best_fixed": to_figure(figures.default.to_best_fixed),
-            "chosen": to_json(chosen),
-            "smallest_right": to_figure(figures.default.smallest_right),
-            "too_coarse": to_figure(figures.default.too_coarse),
-            "too_fine": to_figure(figures.default.too_fine),
-            "confusion": figures.default.confusion.tolist(),
-        },
+        "price": _to_json_or_none(guarantee.price_per(unit)),
+        "unit": to_json(unit),
+        "num_images": guarantee.num_images,
+        "num_needed": guarantee.num_needed,
+        "most_questions": guarantee.most_questions,
+        "calibration_cost": _to_json_or_none(guarantee.cost),
+        "calibration_drop": _to_json_or_none(guarantee.drop),
+        "cost": to_figure(realized.cost),
+        "drop": to_figure(realized.drop),
+        "resplit_check": checked.check and _resplit_check(checked.check),
     }
 
 
-def _points(front: Front) -> list[dict[str, Any]]:
-    columns = zip(to_json(front.price), to_json(front.cost), to_json(front.score), strict=True)
-    return [{"price": price, "cost": cost, "score": score} for price, cost, score in columns]
+def _resplit_check(check: ResplitCheck) -> dict[str, Any]:
+    low, high = check.interval
+    return {
+        "num_resplits": check.num_resplits,
+        "num_images": check.num_images,
+        "num_population": check.num_population,
+        "num_certified": check.num_certified,
+        "num_failed": check.num_failed,
+        "failed": {"value": to_json(check.failed), "low": to_json(low), "high": to_json(high)},
+        "cost": _to_json_or_none(check.cost),
+    }
 
 
-METRICS, MILLISECONDS = "metrics.json", "milliseconds.json"
+def _to_json_or_none(value: float | None) -> Any:
+    return None if value is None else to_json(value)
 
 
-def write_run(
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics, with their digest, as UTF-8 JSON, keys in their order."""
+    text = json.dumps(seal(metrics), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_results(
     folder: Path,
     metrics: Mapping[str, Any],
     comparison: Comparison,
-    others: Sequence[Comparison],
-    guarantees: Sequence[CheckedGuarantee],
+    others: Sequence[Comparison] = (),
+    guarantees: Sequence[CheckedGuarantee] = (),
 ) -> None:
-    """Write them, `metrics` together with what the accounts of `others` add to it.
+    """Write `metrics.json` with the cost measures of `others`, the resamples and the tidy metric table.
 
-    Milliseconds are another number every time: they stay out of what can be compared byte by byte.
+    Milliseconds differ from run to run: they are in a file of their own, so that `metrics.json` can be
+    compared byte by byte.
     """
-    counted = {other.account.key: other for other in others}
-    timed = counted.pop("milliseconds", None)
+    by_measure = {other.measure.key: other for other in others}
+    timed = by_measure.pop("milliseconds", None)
     if timed is not None:
-        write_metrics(folder / MILLISECONDS, collect_account(timed))
-    # Draws go first and come last: where they are, they are those of the metrics.
-    (folder / DRAWS).unlink(missing_ok=True)
-    accounts = {key: collect_account(other) for key, other in counted.items()}
-    write_metrics(folder / METRICS, {**metrics, **accounts})
-    write_draws(folder, collect_draws(comparison, list(counted.values()), guarantees))
+        write_metrics(folder / MILLISECONDS, collect_measure(timed))
+    # The resamples are removed first and written last: where they are, they belong to the metrics.
+    (folder / RESAMPLES).unlink(missing_ok=True)
+    parts = {key: collect_measure(other) for key, other in by_measure.items()}
+    write_metrics(folder / METRICS, {**metrics, **parts})
+    tidy = pa.concat_tables(each.metrics.to_arrow(each.measure.key) for each in (comparison, *others))
+    content = pa.BufferOutputStream()
+    pq.write_table(tidy, content)
+    write_bytes(folder / TABLE, content.getvalue().to_pybytes())
+    write_resamples(folder, collect_resamples(comparison, list(by_measure.values()), guarantees))

@@ -10,7 +10,7 @@ from experiments.evaluation.needs import describe_left_out, pick_frequent
 from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
-from experiments.results.metrics_json import split_kinds
+from experiments.evaluation.needs import split_by_type
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
 from m3_backbone.outcomes.manifest import list_images
@@ -169,6 +169,6 @@ def test_metrics_keep_all_types_and_the_report_shows_fifty():
     table = make_outcomes("test", 60)
     kind = np.array([f"id {row % 120}" for row in range(len(table))], dtype=object)
     table = replace(table, kind=kind, score=np.zeros_like(table.score))
-    assert len(split_kinds(table)) == 120
+    assert len(split_by_type(table)) == 120
     assert len(tabulate_kinds(table, np.zeros(len(table), int))) == 51
     assert len(pick_failures(table, 0, per_kind=1, seed=0)) == 50

@@ -1,0 +1,328 @@
+"""The tables of an evaluation: views of its metric tables, the same in terminal, report and files.
+
+A new metric of a family (`evaluation.metrics`) is a new column of its table without a line here. A new table
+is a function here and a line in `list_tables`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.costs import CostMeasure
+from experiments.evaluation.metric_table import Bound, Family, Key, MetricTable, PolicyKey
+from experiments.evaluation.metrics import (
+    default_cost,
+    default_score,
+    front_saving,
+    list_metrics,
+    mean_gap_share,
+    mean_to_mix,
+    mean_to_reference,
+    reached_cost,
+    reached_difference,
+    reached_saving,
+    score_at_budgets,
+    to_mix,
+)
+from experiments.evaluation.noise_free import NOISE_FREE
+from experiments.evaluation.oracles import RULES
+from experiments.evaluation.policy_table import FINEST
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.calibration_display import tabulate_calibration
+from experiments.reporting.findings import Findings
+from experiments.reporting.guarantees import tabulate_guarantees
+from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
+    format_difference,
+    format_metric,
+    format_milliseconds,
+    format_p_value,
+    format_percent,
+    format_score,
+    format_share,
+    format_small,
+    format_tokens,
+)
+from experiments.reporting.published_table import tabulate_published
+from experiments.reporting.tables import Table
+from experiments.tasks.sizes import is_too_few
+
+NUM_SHOWN_BUDGETS = 5
+
+
+def list_tables(findings: Findings) -> list[Table]:
+    """Return all tables of a report."""
+    comparison, others = findings.comparison, findings.others
+    tables = [
+        tabulate_scores(comparison),
+        tabulate_budgets(comparison),
+        tabulate_differences(comparison),
+        tabulate_merits(comparison),
+        tabulate_non_inferiority(comparison),
+    ]
+    if comparison.noise_free:
+        tables.append(tabulate_noise_free(comparison))
+    tables.append(tabulate_tests(comparison))
+    if others:
+        tables.append(tabulate_costs(others))
+    for other in others:
+        if parts := findings.cost_parts.get(other.measure.key):
+            tables.append(tabulate_parts(other, parts))
+    if any(result.reliability is not None for result in comparison.policies):
+        tables.append(tabulate_calibration(comparison))
+    if findings.guarantees:
+        tables.append(tabulate_guarantees(findings.guarantees, findings.units))
+    if findings.published is not None:
+        tables.append(tabulate_published(comparison, findings.published))
+    return tables
+
+
+def tabulate_scores(comparison: Comparison) -> Table:
+    """Mean cost and score of fixed scales, of policies at their default price, and of oracles."""
+    points = [
+        (f"scale {scale}", comparison.fixed_cost[column], comparison.fixed_score[column])
+        for column, scale in enumerate(comparison.scales)
+    ]
+    points += [
+        (f"{result.name}, default price", result[default_cost], result[default_score])
+        for result in comparison.policies
+    ]
+    points += [(label, *comparison.rule(rule)) for rule, label in RULES.items()]
+    caption = (
+        f"Mean score in percent with {comparison.confidence:.0%} intervals, "
+        f"{comparison.num_samples:,} questions on {comparison.num_images:,} images"
+    )
+    rows = tuple((name, format_tokens(cost.value), format_score(score)) for name, cost, score in points)
+    return Table(caption, ("policy", "visual tokens", "score"), rows, name="scores")
+
+
+def tabulate_budgets(comparison: Comparison) -> Table:
+    """Scores within budgets, and means over all budgets."""
+    shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
+    budgets = comparison.budgets[shown]
+    compared = (f"to {comparison.reference}",) if comparison.reference else ()
+    mix = comparison.bound_scores(Bound.MIX).value[shown]
+    oracle = np.interp(budgets, comparison.oracle.cost, comparison.oracle.score)
+    blank = ("-",) * (2 + len(compared))
+    rows = [("mix of fixed scales", *map(format_percent, mix), *blank)]
+    for result in comparison.policies:
+        differences = [format_difference(result.find(mean_to_mix))]
+        differences += [format_difference(result.find(mean_to_reference))] if compared else []
+        scores = map(format_percent, result[score_at_budgets].value[shown])
+        rows.append((result.name, *scores, *differences, format_share(result.find(mean_gap_share))))
+    rows.append(("budgeted oracle", *map(format_percent, oracle), *blank))
+    caption = (
+        "Score within budgets of mean visual tokens; at matched tokens, averaged over log budget: difference "
+        "in points, share of the gap from mix to budgeted oracle"
+    )
+    header = ("policy", *_head_budgets(budgets), "to mix", *compared, "share of gap")
+    return Table(caption, header, tuple(rows), name="budgets")
+
+
+def tabulate_differences(comparison: Comparison) -> Table:
+    """Differences to the mix at some budgets."""
+    shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
+    rows = [
+        (result.name, *(format_difference(result[to_mix][k]) for k in shown))
+        for result in comparison.policies
+    ]
+    caption = "Difference to the mix in points at matched mean visual tokens"
+    header = ("policy", *_head_budgets(comparison.budgets[shown]))
+    return Table(caption, header, tuple(rows), name="differences")
+
+
+def tabulate_merits(comparison: Comparison) -> Table:
+    """Metrics of fronts alone: one column each, for every policy, the mix and the budgeted oracle."""
+    policies: list[tuple[str, MetricTable, PolicyKey]] = [
+        (result.name, result.metrics, result.key) for result in comparison.policies
+    ]
+    policies += [(bound.label, comparison.metrics, bound) for bound in (Bound.MIX, Bound.BUDGETED)]
+    first = comparison.policies[0]
+    columns = [
+        Key(first.key, metric, key.at)
+        for metric in list_metrics(Family.FRONT)
+        for key in first.metrics
+        if key[:2] == (first.key, metric)
+    ]
+    rows = [
+        (
+            name,
+            *(
+                format_metric(column.metric, metrics.find(policy, column.metric, column.at))
+                for column in columns
+            ),
+        )
+        for name, metrics, policy in policies
+    ]
+    caption = (
+        "Figures of merit over linear cost, as routing papers give them: AIQ (RouterBench), APGR and CPT "
+        "(RouteLLM) from the coarsest to the finest scale, hypervolume; in percent"
+    )
+    header = (
+        column.metric.label if column.at is None else f"{column.metric.label}({column.at:.0%})"
+        for column in columns
+    )
+    return Table(caption, ("policy", *header), tuple(rows), name="merits")
+
+
+def tabulate_non_inferiority(comparison: Comparison) -> Table:
+    """Least cost at which the first policy is not inferior to a fixed scale, by margin."""
+    is_few, result = is_too_few(comparison.num_images), comparison.policies[0]
+    rows = []
+    for verdict in result.verdicts:
+        (baseline, margin), column = verdict.baseline, verdict.column
+        # Where the best fixed scale is the finest, its rows would be the same.
+        if baseline != FINEST and column == len(comparison.scales) - 1:
+            continue
+        cost = result.find(reached_cost, verdict.baseline)
+        rows.append(
+            (
+                result.name,
+                f"{baseline} ({comparison.scales[column]})",
+                f"{100 * margin:g}",
+                "-" if cost is None else format_tokens(cost.value),
+                *(
+                    format_metric(metric, result.find(metric, verdict.baseline))
+                    for metric in (reached_saving, reached_difference)
+                ),
+                # With so few images no verdict is given, whatever the interval.
+                {None: "-", True: "yes", False: "no"}[None if is_few else verdict.is_shown],
+                format_metric(front_saving, result.find(front_saving, verdict.baseline)),
+            )
+        )
+    caption = (
+        "Least cost at which the first policy is as good as a fixed scale but for a margin in points: "
+        "the price chosen on calibration, and whether the test samples show it; last, what the best price on "
+        "the test samples would save"
+    )
+    header = ("policy", "not inferior to", "margin", "cost", "saving", "difference", "shown", "on the front")
+    return Table(caption, header, tuple(rows), name="savings")
+
+
+def tabulate_noise_free(comparison: Comparison) -> Table:
+    """Distance from the mix to oracles with and without luck."""
+
+    def show_ends(scores: Estimate) -> Iterable[str]:
+        return map(format_score, (scores[0], scores[-1]))
+
+    rows = [
+        (
+            "budgeted oracle",
+            "as answered",
+            f"{comparison.num_samples:,}",
+            *show_ends(comparison.fixed_score),
+            format_difference(comparison.oracle_gap),
+        )
+    ]
+    for name, oracle in comparison.noise_free.items():
+        scored = f"of {oracle.num_runs} answers" if oracle.num_runs > 1 else "expected"
+        labels = (NOISE_FREE[name], scored, f"{oracle.num_samples:,}")
+        rows.append((*labels, *show_ends(oracle.fixed_score), format_difference(oracle.gap)))
+    caption = (
+        "What there is to gain: distance in points from the mix to an oracle in one budget, averaged over "
+        "log budget, with luck and without; scores of the coarsest and the finest scale as it counts them"
+    )
+    header = ("oracle", "scores", "samples", "coarsest", "finest", "gap")
+    return Table(caption, header, tuple(rows), name="luck")
+
+
+def tabulate_tests(comparison: Comparison) -> Table:
+    """Tested differences with their p-values."""
+    num_resamples, num_tests = comparison.num_resamples, len(comparison.differences)
+    floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, num_tests)
+    rows = [
+        (
+            difference.label,
+            format_difference(difference.mean),
+            format_p_value(difference.p_value, floor),
+            format_p_value(difference.adjusted, adjusted_floor),
+        )
+        for difference in comparison.differences
+    ]
+    caption = (
+        "Differences in points at matched cost, averaged over log-spaced budgets, with two-sided p-values of "
+        f"the paired bootstrap; {describe_floor(num_resamples, num_tests)}"
+    )
+    return Table(caption, ("difference", "mean", "p", "p (Holm)"), tuple(rows), name="tests")
+
+
+def tabulate_costs(comparisons: Sequence[Comparison]) -> Table:
+    """Overhead of every policy, and its difference to the mix, in other cost measures."""
+    header, rows = ["predictor"], [[result.name] for result in comparisons[0].policies]
+    for comparison in comparisons:
+        measure, finest = comparison.measure, float(comparison.fixed_cost.value[-1])
+        header += [
+            f"own {measure.unit}",
+            "of an answer at the finest scale",
+            f"to mix, matched {measure.unit}",
+        ]
+        for row, result in zip(rows, comparison.policies, strict=True):
+            overhead = measure.overhead_of(result.name)
+            row += [
+                format_small(overhead),
+                f"{format_small(100 * overhead / finest)}%",
+                format_difference(result.find(mean_to_mix)),
+            ]
+    caption = (
+        "What choosing costs, and the difference to the mix in points when cost is counted in "
+        f"{' or in '.join(comparison.measure.unit for comparison in comparisons)}, the choosing included; "
+        "averaged over log budget"
+    )
+    notes = [describe_timings(comparison.measure) for comparison in comparisons]
+    caption = "; ".join([caption, *filter(None, notes)])
+    return Table(caption, tuple(header), tuple(map(tuple, rows)), name="costs")
+
+
+def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
+    """Cost of an answer at each scale, by part `[num_scales]`, and the overhead of each predictor.
+
+    Measured costs have intervals over the timed pictures.
+    """
+    measure, whole = comparison.measure, comparison.fixed_cost.value
+    answers = [format_small(float(cost)) for cost in whole]
+    overhead = {result.name: format_small(measure.overhead_of(result.name)) for result in comparison.policies}
+    if measure.timings is not None:
+        low, high = measure.timings.bound(
+            comparison.num_resamples, comparison.bootstrap_seed, comparison.confidence
+        )
+        answers = [
+            format_milliseconds(*bounds) for bounds in zip(whole, low.cost[0], high.cost[0], strict=True)
+        ]
+        overhead |= {
+            name: format_milliseconds(
+                measure.overhead_of(name), low.overhead[name][0], high.overhead[name][0]
+            )
+            for name in overhead.keys() & low.overhead
+        }
+    blank = ("",) * len(parts)
+    rows = []
+    for column, scale in enumerate(comparison.scales):
+        numbers = [format_small(float(part[column])) for part in parts.values()]
+        rows.append((f"scale {scale}", *numbers, "", answers[column]))
+    rows += [(f"{name}, its overhead", *blank, cost, "") for name, cost in overhead.items()]
+    caption = f"Parts of the cost of an answer in {measure.unit}: {measure.label}"
+    if note := describe_timings(measure):
+        caption += f"; {note}"
+    return Table(caption, ("", *parts, "predictor", "answer"), tuple(rows), name=f"parts_{measure.key}")
+
+
+def describe_timings(measure: CostMeasure) -> str:
+    """Return the number of timed pictures and what the intervals cover; empty without timings."""
+    timings = measure.timings
+    if timings is None:
+        return ""
+    pictures, rounds = (
+        f"{number:,} {noun}{'' if number == 1 else 's'}"
+        for number, noun in ((timings.num_pictures, "picture"), (timings.num_rounds, "round"))
+    )
+    machine = timings.machine and f" ({timings.machine})"
+    return (
+        f"milliseconds are means over {pictures} timed in {rounds}{machine}; their intervals cover the noise "
+        "of these timings, but not drift between runs"
+    )
+
+
+def _head_budgets(budgets: np.ndarray) -> tuple[str, ...]:
+    return tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budget)}" for budget in budgets)

@@ -1,0 +1,329 @@
+"""The plot of fronts: what is drawn, apart from how. `draw` has the two backends.
+
+The upper panel has mean scores in percent over mean cost, the lower one points above the mix. A plot is a
+list of lines, bands and marks; both backends draw each of them, but for those that are `only` in pages or on
+paper.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from experiments.evaluation.comparison import Comparison, PolicyResult
+from experiments.evaluation.costs import TOKENS
+from experiments.evaluation.curves import Curve
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.metric_table import Bound
+from experiments.evaluation.metrics import (
+    default_cost,
+    default_score,
+    gap_share,
+    mean_to_mix,
+    score_at_budgets,
+    to_best_fixed,
+    to_mix,
+    to_reference,
+)
+from experiments.evaluation.noise_free import NOISE_FREE
+from experiments.evaluation.oracles import RULES
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.numbers import (
+    format_difference,
+    format_percent,
+    format_score,
+    format_share,
+    format_tokens,
+)
+from experiments.reporting.page import cut_name
+from experiments.results.entries import Entry
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on black.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31")
+NEUTRAL = "#7a7a7a"
+# Text colour of the medium: black on paper, light or dark in a page.
+INK = "ink"
+Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
+Symbol = Literal["circle", "diamond", "triangle-up", "triangle-down", "star"]
+Medium = Literal["page", "paper"]
+
+_RULE_SYMBOLS: dict[str, Symbol] = {"coarsest": "triangle-up", "finest": "triangle-down", "stable": "star"}
+_NOISE_FREE_DASHES: dict[str, Dash] = {"likelihood": "longdash", "resampled": "longdashdot"}
+# Names in `metrics.json` of the rules by which oracles choose.
+_RULES_IN_METRICS = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
+_DASHES: tuple[Dash, ...] = ("solid", "longdash", "dashdot")
+# Largest number of policies in a plot: combinations of colour and dash.
+MOST_DRAWN = len(PALETTE) * len(_DASHES)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A line through points of mean cost and value; `label` is its name in the legend, if it has one.
+
+    `group` joins the elements of one policy, which a page shows and hides together. `hover` are the lines of
+    a text for each point, the first in bold. A line `is_optional` is hidden until its name in the legend is
+    clicked.
+    """
+
+    cost: Floats
+    value: Floats
+    color: str
+    dash: Dash = "solid"
+    width: float = 2.0
+    label: str | None = None
+    group: str | None = None
+    hover: Sequence[Sequence[str]] = ()
+    is_optional: bool = False
+    only: Medium | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """The interval of a line."""
+
+    cost: Floats
+    low: Floats
+    high: Floats
+    color: str
+    group: str | None = None
+    only: Medium | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Marks at points; `low` and `high` are the ends of their intervals, if they are drawn."""
+
+    cost: Floats
+    value: Floats
+    color: str
+    symbol: Symbol = "circle"
+    size: float = 9.0
+    label: str | None = None
+    group: str | None = None
+    hover: Sequence[Sequence[str]] = ()
+    low: Floats | None = None
+    high: Floats | None = None
+    opacity: float = 1.0
+    is_outlined: bool = False
+    only: Medium | None = None
+
+
+Element = Line | Band | Marks
+
+
+@dataclass(frozen=True, eq=False)
+class FrontPlot:
+    """Elements of both panels, from bottom to top; the cost axis has a tick at each fixed scale."""
+
+    fixed_cost: Floats
+    cost_label: str
+    upper: list[Element] = field(default_factory=list)
+    lower: list[Element] = field(default_factory=list)
+    num_legend_columns: int = 4
+
+
+def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Floats, Floats]:
+    """Return a line through points, `[at least num_points]`, to be drawn over the logarithm of the cost.
+
+    Between two points one of them is drawn at random, so the score is linear in the cost: on a logarithmic
+    axis that is a curve, and the straight line that a plot would draw there is not reachable.
+    """
+    dense = np.union1d(np.geomspace(cost[0], cost[-1], num_points).clip(cost[0], cost[-1]), cost)
+    return dense, np.interp(dense, cost, score)
+
+
+# --- One evaluation ----------------------------------------------------------------------------------------
+
+
+def plot_comparison(comparison: Comparison) -> FrontPlot:
+    """Return the plot of one evaluation: policies, fixed scales, their mix, and oracles.
+
+    The band of the first policy is the bootstrap interval of its score at that cost; a diamond is the default
+    price.
+    """
+    plot = FrontPlot(comparison.fixed_cost.value, comparison.measure.label)
+    for order, result in enumerate(comparison.policies):
+        color = PALETTE[order % len(PALETTE)]
+        plot.upper.extend(_plot_policy(result, comparison, color, is_first=order == 0))
+        budgets = [_describe_budget(result, comparison, k) for k in range(len(result.budgets))]
+        difference = result[to_mix]
+        plot.lower.append(_band(result.cost, difference, color, result.name))
+        plot.lower.append(
+            Line(
+                result.cost, 100 * difference.value, color,
+                width=2 if order else 3, group=result.name, hover=budgets,
+            )
+        )  # fmt: skip
+    plot.upper.append(
+        Marks(np.array([]), np.array([]), NEUTRAL, "diamond", 12, "default price", only="paper")
+    )
+    fixed_cost, fixed_score = comparison.fixed_cost, comparison.fixed_score
+    mix = refine_line(fixed_cost.value[comparison.mix], fixed_score.value[comparison.mix])
+    oracle = refine_line(comparison.oracle.cost, comparison.oracle.score)
+    plot.upper.extend(_plot_bounds(mix, oracle))
+    plot.upper.append(
+        Marks(
+            fixed_cost.value,
+            100 * fixed_score.value,
+            INK,
+            label=Bound.FIXED.label,
+            hover=[
+                (f"scale {scale}", f"{cost:.3g} {comparison.measure.unit}, {100 * score:.1f}%")
+                for scale, cost, score in zip(
+                    comparison.scales, fixed_cost.value, fixed_score.value, strict=True
+                )
+            ],
+            low=100 * fixed_score.low,
+            high=100 * fixed_score.high,
+        )
+    )
+    for rule in RULES:
+        cost, score = (float(estimate.value) for estimate in comparison.rule(rule))
+        plot.upper.append(_mark_rule(rule, cost, score, comparison.measure.unit))
+    for name, noise_free in comparison.noise_free.items():
+        cost_line, score_line = refine_line(noise_free.cost.value, noise_free.score.value)
+        plot.upper.append(
+            Line(
+                cost_line, 100 * score_line, NEUTRAL, _NOISE_FREE_DASHES[name], 1.5, NOISE_FREE[name],
+                is_optional=True, only="page",
+            )
+        )  # fmt: skip
+    plot.lower.append(_zero(mix[0]))
+    return plot
+
+
+def _plot_policy(
+    result: PolicyResult, comparison: Comparison, color: str, *, is_first: bool
+) -> Iterator[Element]:
+    name, unit = result.name, comparison.measure.unit
+    trace, front, score = result.trace, result.front, result[score_at_budgets]
+    yield Marks(trace.cost, 100 * trace.score, color, size=4, group=name, opacity=0.45, only="page")
+    if is_first:
+        yield _band(result.cost, score, color, name)
+    cost_line, score_line = refine_line(front.cost, front.score)
+    # What estimates nothing pays for several scales: a cascade.
+    dash: Dash = "solid" if result.reliability is not None else "dashdot"
+    yield Line(cost_line, 100 * score_line, color, dash, 3 if is_first else 2, cut_name(name), name)
+    budgets = [_describe_budget(result, comparison, k) for k in range(len(result.budgets))]
+    # Invisible marks that show a text at each budget.
+    yield Marks(
+        result.cost, 100 * score.value, color, size=12, group=name, hover=budgets, opacity=0, only="page"
+    )
+    cost, default = result[default_cost].value, result[default_score]
+    text = (
+        name,
+        f"default price {result.default.price:.4g}",
+        f"{format_tokens(cost)} {unit}, {format_score(default)}",
+        f"to the best fixed scale {format_difference(result[to_best_fixed])}",
+    )
+    yield Marks(
+        np.array([cost]), np.array([100 * default.value]), color, "diamond", 13 if is_first else 10,
+        group=name, hover=[text], is_outlined=True,
+    )  # fmt: skip
+
+
+def _describe_budget(result: PolicyResult, comparison: Comparison, k: int) -> list[str]:
+    lines = [
+        result.name,
+        f"budget {format_tokens(result.budgets[k])}, spends {format_tokens(result.cost[k])} "
+        f"{comparison.measure.unit}",
+        f"score {format_score(result[score_at_budgets][k])}",
+        f"to the mix {format_difference(result[to_mix][k])}",
+    ]
+    reference = result.find(to_reference)
+    if reference is not None:
+        lines.append(f"to {comparison.reference} {format_difference(reference[k])}")
+    lines.append(f"share of the gap {format_share(result[gap_share][k])}")
+    prices = result.policy.price[result.plan[k] > 0]
+    lines.append("price " + " or ".join(f"{price:.3g}" for price in prices))
+    chosen = zip(comparison.scales, result.chosen[k], strict=True)
+    lines.append(", ".join(f"{share:.0%} at scale {scale}" for scale, share in chosen if share >= 0.005))
+    return lines
+
+
+# --- Several runs ------------------------------------------------------------------------------------------
+
+
+def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
+    """Return the plot of policies of several runs, the first `MOST_DRAWN` of them."""
+    metrics = entries[0].runs[0].metrics
+    fixed_cost, fixed_score = (
+        np.array([scale[name]["value"] for scale in metrics["fixed"]], dtype=np.float64)
+        for name in ("cost", "score")
+    )
+    plot = FrontPlot(fixed_cost, TOKENS.label, num_legend_columns=2)
+    for order, entry in enumerate(entries[:MOST_DRAWN]):
+        # A repeated colour has another dash.
+        color, dash = PALETTE[order % len(PALETTE)], _DASHES[order // len(PALETTE)]
+        cost, score, difference = (
+            entry.find_costs(),
+            entry.at_budgets(score_at_budgets),
+            entry.at_budgets(to_mix),
+        )
+        group, mean = f"policy {order}", entry.find(mean_to_mix)
+        means = []
+        if mean is not None:
+            means.append(f"to the mix {format_difference(mean.estimate)} averaged over log budget")
+        hover = [
+            [
+                entry.label,
+                f"spends {format_tokens(spent)} tokens",
+                f"score {format_score(score[k])}",
+                f"to the mix {format_difference(difference[k])}",
+                *means,
+            ]
+            for k, spent in enumerate(cost)
+        ]
+        width = 2 if order else 3
+        if order == 0:  # bands of all scores would lie on top of each other
+            plot.upper.append(_band(cost, score, color, group))
+        plot.upper.append(
+            Line(cost, 100 * score.value, color, dash, width, cut_name(entry.label), group, hover)
+        )
+        plot.lower.append(_band(cost, difference, color, group))
+        plot.lower.append(Line(cost, 100 * difference.value, color, dash, width, group=group, hover=hover))
+    dense, _ = refine_line(np.sort(fixed_cost), np.sort(fixed_score))
+    mix = Curve.of(fixed_cost[None], fixed_score[None]).hull().at(dense[None])[0]
+    oracle = metrics["budgeted_oracle"]
+    oracle_cost, oracle_score = (np.array(oracle[name], dtype=np.float64) for name in ("cost", "score"))
+    oracle_line = refine_line(oracle_cost, oracle_score)
+    plot.upper.extend(_plot_bounds((dense, mix), oracle_line))
+    plot.upper.append(
+        Marks(
+            fixed_cost, 100 * fixed_score, INK, label=Bound.FIXED.label,
+            hover=[
+                ("fixed scale", f"{cost:.3g} tokens, {100 * score:.1f}%")
+                for cost, score in zip(fixed_cost, fixed_score, strict=True)
+            ],
+        )
+    )  # fmt: skip
+    for name, rule in _RULES_IN_METRICS.items():
+        point = metrics["oracles"].get(name)
+        if point is not None:
+            plot.upper.append(_mark_rule(rule, point["cost"]["value"], point["score"]["value"], "tokens"))
+    plot.lower.append(_zero(dense))
+    return plot
+
+
+def _plot_bounds(mix: tuple[Floats, Floats], oracle: tuple[Floats, Floats]) -> Iterator[Line]:
+    """The mix and the budgeted oracle, each (mean costs, mean scores)."""
+    yield Line(mix[0], 100 * mix[1], INK, "dash", 1.5, Bound.MIX.label)
+    yield Line(oracle[0], 100 * oracle[1], NEUTRAL, "dot", 2, Bound.BUDGETED.label)
+
+
+def _mark_rule(rule: str, cost: float, score: float, unit: str) -> Marks:
+    text = (RULES[rule], f"{format_tokens(cost)} {unit}, {format_percent(score)}%")
+    return Marks(
+        np.array([cost]), np.array([100 * score]), NEUTRAL, _RULE_SYMBOLS[rule], 11, RULES[rule],
+        hover=[text],
+    )  # fmt: skip
+
+
+def _zero(cost: Floats) -> Line:
+    """The mix in the lower panel."""
+    return Line(cost[[0, -1]], np.zeros(2), INK, "dash", 1.5)
+
+
+def _band(cost: Floats, estimate: Estimate, color: str, group: str) -> Band:
+    return Band(cost, 100 * estimate.low, 100 * estimate.high, color, group)
