@@ -11,6 +11,8 @@ import numpy as np
 
 from experiments.evaluation.comparison import measure_table
 from experiments.evaluation.fronts import Floats
+from experiments.evaluation.policies import Policy, PredictorPolicy, ScoredSamples
+from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import resample
 from experiments.labels.latency import describe_machine
 from experiments.reporting.tables import format_table

@@ -1,7 +1,7 @@
 """Comparisons of small and odd tables: no exception, no warning, no nan; values worked out by hand."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.costs import Account
-from experiments.evaluation.keys import Bound
-from experiments.evaluation.policies import Climbing, Contender, Estimating
+from experiments.evaluation.costs import CostMeasure, Part
+from experiments.evaluation.metric_table import Bound
+from experiments.evaluation.metrics import (
+    average_gap_recovered,
+    average_quality,
+    call_share,
+    default_cost,
+    hypervolume,
+    mean_gap_share,
+    mean_to_mix,
+    smallest_right,
+    to_mix,
+)
+from experiments.evaluation.policies import CascadePolicy, Policy, PredictorPolicy
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.resampled import Resampled
-from experiments.results.metrics_json import collect_account, collect_metrics
-from experiments.results.resamples import collect_draws, name_tensor
+from experiments.results.metrics_json import collect_measure, collect_metrics
+from experiments.results.resamples import collect_resamples, name_tensor
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.cascades.cascade import Cascade, pick_evenly
 from predictor.cascades.hybrid import Hybrid
@@ -100,7 +111,7 @@ def account(rule: Callable[[np.ndarray], np.ndarray], **more: Any) -> dict[str, 
     def count(table: OutcomeTable) -> np.ndarray:
         return rule(np.ones(table.score.shape) * np.arange(1, len(table.scales) + 1))
 
-    return {"account": Account("other", "units", "units", count, **more)}
+    return {"measure": CostMeasure("other", "units", "units", [Part("all", count)], **more)}
 
 
 NO_GAP: Expected = {
@@ -223,30 +234,30 @@ def compare(case: Case):
     calibration, test = make_outcomes("calibration", 12), make_outcomes("test", 10)
     calibration, test = case.calibration(case.both(calibration)), case.test(case.both(test))
     estimates = case.estimate(calibration), case.estimate(test)
-    contenders: list[Contender] = [
-        Estimating("informed", *estimates),
-        Estimating("question_only", estimates[0].copy(), estimates[1].copy()),
-        Climbing("cascade", Cascade.fit),
-        Climbing("hybrid", Hybrid.fit, tuple(np.clip(each, 0, 1) for each in estimates)),
+    contenders: list[Policy] = [
+        PredictorPolicy("informed", *estimates),
+        PredictorPolicy("question_only", estimates[0].copy(), estimates[1].copy()),
+        CascadePolicy("cascade", Cascade.fit),
+        CascadePolicy("hybrid", Hybrid.fit, tuple(np.clip(each, 0, 1) for each in estimates)),
     ]
     settings = {"num_resamples": 40, "num_budgets": 9, "num_prices": 20} | (case.settings or {})
     return compare_policies(calibration, test, contenders, **settings), test
 
 
 def find_values(found: Any) -> Expected:
-    own, mix = found.predictors[0], found.bounds[Bound.MIX]
+    own = found.policies[0]
     values = {
         "oracle_gap": found.oracle_gap,
-        "mean_to_mix": own.mean_to_mix,
-        "mean_gap_share": own.mean_gap_share,
-        "average_quality": own.merits.average_quality,
-        "average_gap_recovered": own.merits.average_gap_recovered,
-        "hypervolume": own.merits.hypervolume,
-        "call_share": own.merits.call_shares[0.5],
-        "mix_quality": mix.average_quality,
-        "mix_call_share": mix.call_shares[0.5],
-        "smallest_right": own.default.smallest_right,
-        "default_cost": own.default.point.cost,
+        "mean_to_mix": own.find(mean_to_mix),
+        "mean_gap_share": own.find(mean_gap_share),
+        "average_quality": own.find(average_quality),
+        "average_gap_recovered": own.find(average_gap_recovered),
+        "hypervolume": own.find(hypervolume),
+        "call_share": own.find(call_share, 0.5),
+        "mix_quality": found.metrics.find(Bound.MIX, average_quality),
+        "mix_call_share": found.metrics.find(Bound.MIX, call_share, 0.5),
+        "smallest_right": own.find(smallest_right),
+        "default_cost": own.find(default_cost),
     }
     flags = {"nothing_to_gain": found.nothing_to_gain, "finer_scales_help": found.finer_scales_help}
     return {name: None if each is None else float(each.value) for name, each in values.items()} | flags
@@ -259,7 +270,7 @@ def list_estimates(found: Any, path: str = ""):
     elif is_dataclass(found):
         for field in fields(found):
             yield from list_estimates(getattr(found, field.name), f"{path}.{field.name}")
-    elif isinstance(found, dict):
+    elif isinstance(found, Mapping):
         for key, value in found.items():
             yield from list_estimates(value, f"{path}[{key!r}]")
     elif isinstance(found, list):
@@ -282,14 +293,14 @@ def list_figures(content: Any):
 def test_degenerate_tables(name):
     found, test = compare(CASES[name])
     metrics = collect_metrics(found, test, task="task", backbone="backbone")
-    json.dumps([metrics, collect_account(found)], allow_nan=False)
+    json.dumps([metrics, collect_measure(found)], allow_nan=False)
     # A figure is there, with both bounds or, of fewer than 8 images, with none, or it is null.
-    figures = list(list_figures([metrics, collect_account(found)]))
+    figures = list(list_figures([metrics, collect_measure(found)]))
     assert figures and not any(figure["value"] is None for figure in figures)
     bounded = [figure for figure in figures if None not in (figure["low"], figure["high"])]
     assert bounded == [figure for figure in figures if (figure["low"], figure["high"]) != (None, None)]
     # Answers given again may be to few of the questions.
-    again = {id(estimate) for _, estimate in list_estimates(found.luck_free.get("resampled"))}
+    again = {id(estimate) for _, estimate in list_estimates(found.noise_free.get("resampled"))}
     for path, estimate in list_estimates(found):
         bounds = np.stack([estimate.low, estimate.high])
         exists = ~np.isnan(estimate.value)
@@ -301,9 +312,9 @@ def test_degenerate_tables(name):
         assert not np.isinf(bounds).any(), path
         # Only at a budget may a metric of an array be missing.
         assert exists.all() or path.endswith(".gap_share"), path
-    for policy in found.predictors:
+    for policy in found.policies:
         assert np.isfinite(policy.cost).all() and policy.chosen.sum(axis=1) == pytest.approx(1)
-    for drawn in collect_draws(found).values():
+    for drawn in collect_resamples(found).values():
         assert not np.isnan(drawn).all(axis=0).any()
     for difference in found.differences:
         assert difference.floor <= difference.p_value <= 1
@@ -320,7 +331,7 @@ def test_thousands_of_question_types():
     """Each of 4,000 questions is a type of its own: its mean scores are its scores."""
     test = texts("kind", lambda n: f"type {n:04d}")(make_outcomes("test", 1000))
     calibration = make_outcomes("calibration", 4)
-    contender = Estimating("constant", constant(0.5)(calibration), constant(0.5)(test))
+    contender = PredictorPolicy("constant", constant(0.5)(calibration), constant(0.5)(test))
     found = compare_policies(calibration, test, [contender], num_resamples=2, num_budgets=2, num_prices=2)
     kinds = collect_metrics(found, test, task="task", backbone="backbone")["kinds"]
     assert list(kinds) == [f"type {n:04d}" for n in range(4000)]
@@ -336,10 +347,10 @@ def test_a_predictor_may_have_any_name(names):
     calibration, test = make_outcomes("calibration", 12), make_outcomes("test", 10)
     tables = []
     for first, second, third in (names, ("one", "two", "three")):
-        contenders: list[Contender] = [
-            Estimating(first, estimate_outcomes(calibration), estimate_outcomes(test)),
-            Estimating(second, constant(0.5)(calibration), constant(0.5)(test)),
-            Climbing(third, Cascade.fit),
+        contenders: list[Policy] = [
+            PredictorPolicy(first, estimate_outcomes(calibration), estimate_outcomes(test)),
+            PredictorPolicy(second, constant(0.5)(calibration), constant(0.5)(test)),
+            CascadePolicy(third, Cascade.fit),
         ]
         found = compare_policies(
             calibration, test, contenders, reference=second, num_resamples=20, num_budgets=5
@@ -358,7 +369,7 @@ def test_a_predictor_may_have_any_name(names):
         assert metrics.pop("reference") == second
         assert list(metrics["predictors"]) == [first, second, third]
         drawn = [
-            collect_draws(found)[name_tensor("predictors", name, "mean_to_mix")]
+            collect_resamples(found)[name_tensor("predictors", name, "mean_to_mix")]
             for name in (first, second, third)
         ]
         metrics["predictors"] = list(metrics["predictors"].values())
@@ -368,7 +379,7 @@ def test_a_predictor_may_have_any_name(names):
 
 def test_two_policies_of_one_name_are_refused():
     table = make_outcomes("calibration", 4)
-    one = Estimating("twin", estimate_outcomes(table), estimate_outcomes(table))
+    one = PredictorPolicy("twin", estimate_outcomes(table), estimate_outcomes(table))
     with pytest.raises(ValueError, match="two policies of the comparison are called 'twin'"):
         compare_policies(table, make_outcomes("test", 4), [one, one], num_resamples=2)
 
@@ -378,7 +389,7 @@ def test_an_empty_split_is_refused_in_a_sentence(empty):
     tables = {split: make_outcomes(split, 4) for split in ("calibration", "test")}
     tables[empty] = tables[empty].select([])
     calibration, test = tables["calibration"], tables["test"]
-    contender = Estimating("informed", constant(0.5)(calibration), constant(0.5)(test))
+    contender = PredictorPolicy("informed", constant(0.5)(calibration), constant(0.5)(test))
     with pytest.raises(ValueError, match=f"the {empty} split is empty"):
         compare_policies(calibration, test, [contender], num_resamples=2)
 
@@ -386,7 +397,7 @@ def test_an_empty_split_is_refused_in_a_sentence(empty):
 @pytest.mark.parametrize("setting", ["num_budgets", "num_prices", "num_resamples"])
 def test_nothing_of_something_is_refused(setting):
     calibration, test = make_outcomes("calibration", 4), make_outcomes("test", 4)
-    contender = Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test))
+    contender = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
     settings: dict[str, Any] = {"num_resamples": 2, setting: 0}
     with pytest.raises(ValueError, match=setting):
         compare_policies(calibration, test, [contender], **settings)
@@ -397,8 +408,8 @@ def test_p_values_know_their_floor():
     calibration, test = make_outcomes("calibration", 60), make_outcomes("test", 100)
     rng = np.random.default_rng(0)
     contenders = [
-        Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test)),
-        Estimating("noise", rng.random(calibration.score.shape), rng.random(test.score.shape)),
+        PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test)),
+        PredictorPolicy("noise", rng.random(calibration.score.shape), rng.random(test.score.shape)),
     ]
     found = compare_policies(calibration, test, contenders, num_resamples=19)
     assert [each.floor for each in found.differences] == pytest.approx([0.1] * 3)
@@ -430,5 +441,5 @@ def test_a_policy_below_the_cheapest_fixed_scale_is_held_against_that_one():
     case = CASES["cheapest scale is another one, all right"]
     found, _ = compare(replace(case, estimate=constant(0.5)))
     own = found.find("informed")
-    assert own.cost == pytest.approx(np.ones(9)) and (own.cost < found.fixed.cost.value.min()).all()
-    assert own.to_mix.value == pytest.approx(np.zeros(9))
+    assert own.cost == pytest.approx(np.ones(9)) and (own.cost < found.fixed_cost.value.min()).all()
+    assert own[to_mix].value == pytest.approx(np.zeros(9))

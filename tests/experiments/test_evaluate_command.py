@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
@@ -109,7 +110,7 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
     assert (metrics["task"], metrics["backbone"]) == ("synthetic", "small")
     assert metrics["fingerprints"] == FINGERPRINTS
     default = find_all(store)[0].prices.default
-    assert comparison.predictors[0].default.price == default.price
+    assert comparison.policies[0].default.price == default.price
     assert metrics["predictors"]["question_only"]["default"]["price"] == pytest.approx(
         default.price, abs=1e-6
     )
@@ -120,14 +121,14 @@ def test_one_task_leaves_its_best_scale_on_the_mix(store, tmp_path):
     """Estimates that are the same for every sample can at best draw between fixed scales."""
     comparison = evaluate(store, tmp_path)
     per_task = comparison.find("per_task")
-    assert (per_task.to_mix.value <= 1e-9).all()
-    assert per_task.mean_to_mix.value == pytest.approx(0, abs=0.01)
-    assert comparison.find("question_only").mean_to_mix.low > 0
+    assert (per_task[to_mix].value <= 1e-9).all()
+    assert per_task[mean_to_mix].value == pytest.approx(0, abs=0.01)
+    assert comparison.find("question_only")[mean_to_mix].low > 0
 
 
 def test_a_cascade_that_is_called_like_a_predictor_is_told_apart(store, tmp_path):
     comparison = evaluate(store, tmp_path, cascades=[CascadeEntry("per_task", Cascade.fit)])
-    assert [each.name for each in comparison.predictors] == [
+    assert [each.name for each in comparison.policies] == [
         "question_only",
         "per_task",
         "per_task (cascade)",
@@ -185,9 +186,9 @@ def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
     """They are in tables, metrics and report; where confidence says nothing, a cascade is the mix."""
     cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Hybrid.fit, "question_only")]
     comparison = evaluate(store, tmp_path, cascades=cascades, seed=7)
-    assert [each.name for each in comparison.predictors] == ["question_only", "per_task", "cascade", "hybrid"]
-    assert abs(comparison.find("cascade").mean_to_mix.value) < 0.02
-    assert comparison.find("hybrid").mean_to_mix.value > 0.02
+    assert [each.name for each in comparison.policies] == ["question_only", "per_task", "cascade", "hybrid"]
+    assert abs(comparison.find("cascade")[mean_to_mix].value) < 0.02
+    assert comparison.find("hybrid")[mean_to_mix].value > 0.02
     assert "hybrid" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     # Trained with seed 0, whatever this command was given; what is not trained has none.

@@ -162,7 +162,7 @@ def read_published(folder: Path, labels: Path) -> Any:
 
 def read_run(folder: Path) -> Any:
     (run,) = find_runs([folder])
-    return [dict(run.metrics), run.settings, {name: drawn.tobytes() for name, drawn in run.draws.items()}]
+    return [dict(run.metrics), run.settings, {name: drawn.tobytes() for name, drawn in run.resamples.items()}]
 
 
 KINDS = {

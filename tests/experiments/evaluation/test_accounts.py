@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.evaluation.costs import TOKENS, Account, Timings, count_flops, open_accounts
-from experiments.evaluation.policies import Outcomes, Ways
+from experiments.evaluation.costs import TOKENS, CostMeasure, Part, Timings, count_flops, list_cost_measures
+from experiments.evaluation.metrics import default_cost, mean_gap_share, mean_to_mix, to_mix
+from experiments.evaluation.policies import Paths, ScoredSamples
+from experiments.reporting.evaluation_tables import list_tables, tabulate_costs
 from experiments.reporting.findings import Findings
-from experiments.reporting.summary import build_tables, list_tables
-from experiments.results.metrics_json import collect_account
+from experiments.results.metrics_json import collect_measure
 from predictor.classical.baselines import Mix
 from predictor.classical.question_only import QuestionOnly
 from tests.experiments.evaluation.synthetic import make_outcomes
@@ -23,7 +24,9 @@ def splits():
 
 
 def counted(factor=1.0, **own):
-    return Account("other", "units", "mean units", lambda table: factor * table.visual_tokens, own)
+    return CostMeasure(
+        "other", "units", "mean units", [Part("all", lambda table: factor * table.visual_tokens)], own
+    )
 
 
 def with_vision(table, gflops):
@@ -32,35 +35,35 @@ def with_vision(table, gflops):
 
 
 def test_another_unit_changes_costs_and_no_difference(splits):
-    tokens, units = compare(*splits), compare(*splits, account=counted(2.5))
+    tokens, units = compare(*splits), compare(*splits, measure=counted(2.5))
     for first, second in zip(tokens.predictors, units.predictors, strict=True):
         assert second.cost == pytest.approx(2.5 * first.cost)
-        assert second.to_mix.value == pytest.approx(first.to_mix.value)
-        assert second.mean_gap_share.low == pytest.approx(first.mean_gap_share.low)
+        assert second[to_mix].value == pytest.approx(first[to_mix].value)
+        assert second[mean_gap_share].low == pytest.approx(first[mean_gap_share].low)
         # The price to use is one per visual token in any account.
         np.testing.assert_array_equal(second.default.choice, first.default.choice)
-        assert second.default.point.cost.value == pytest.approx(2.5 * first.default.point.cost.value)
+        assert second[default_cost].value == pytest.approx(2.5 * first[default_cost].value)
 
 
 def test_what_choosing_costs_is_paid_with_every_answer(splits):
-    free, paid = compare(*splits), compare(*splits, account=counted(informed=3.0))
+    free, paid = compare(*splits), compare(*splits, measure=counted(informed=3.0))
     informed, first = paid.find("informed"), free.find("informed")
-    assert informed.default.point.cost.value == pytest.approx(first.default.point.cost.value + 3)
+    assert informed[default_cost].value == pytest.approx(first[default_cost].value + 3)
     assert informed.front.cost == pytest.approx(first.front.cost + 3)
     assert informed.trace.cost == pytest.approx(first.trace.cost + 3)
     # Budgets begin where the dearest predictor can meet them, and none is missed on calibration.
     assert paid.budgets[0] == pytest.approx(free.budgets[0] + 3)
     assert informed.cost[0] == pytest.approx(first.cost[0] + 3)
     # The same answers at a higher cost: less above the mix.
-    assert informed.mean_to_mix.value < first.mean_to_mix.value
-    assert paid.find("question_only").default.point.cost.value == pytest.approx(
-        free.find("question_only").default.point.cost.value
+    assert informed[mean_to_mix].value < first[mean_to_mix].value
+    assert paid.find("question_only")[default_cost].value == pytest.approx(
+        free.find("question_only")[default_cost].value
     )
 
 
 def test_a_predictor_that_costs_more_than_it_saves_is_below_the_mix(splits):
-    dear = compare(*splits, account=counted(informed=200.0)).find("informed")
-    assert dear.mean_to_mix.high < 0
+    dear = compare(*splits, measure=counted(informed=200.0)).find("informed")
+    assert dear[mean_to_mix].high < 0
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +77,14 @@ def test_flops_are_those_of_vision_prefill_and_predictor(predictors):
     labels = make_labels(20, 1, split="test")
     outcomes = labels.outcomes
     starts_from = {"hybrid": "question_only"}
-    tokens, flops = open_accounts(outcomes, predictors, labels.inputs, starts_from=starts_from)
-    assert tokens is TOKENS and not tokens.own and not tokens.parts
+    tokens, flops = list_cost_measures(outcomes, predictors, labels.inputs, starts_from=starts_from)
+    assert tokens is TOKENS and not tokens.overhead and len(tokens.parts) == 1
     assert flops.of(outcomes)[7].tolist() == [6, 14, 41]
     parts = {name: part.tolist() for name, part in flops.mean_parts(outcomes).items()}
     assert parts == {"vision": [5, 5, 5], "prefill": [1, 9, 36]}
-    assert flops.once_of(outcomes).tolist() == [5] * len(outcomes)
+    assert flops.shared_of(outcomes).tolist() == [5] * len(outcomes)
     question_only = predictors["question_only"].count_flops(labels.inputs) / 1e9
-    assert flops.own == {"question_only": question_only, "mix": 0, "hybrid": question_only}
+    assert flops.overhead == {"question_only": question_only, "mix": 0, "hybrid": question_only}
     assert question_only > 0
 
 
@@ -90,8 +93,8 @@ def test_the_vision_pass_is_paid_once_per_sample_where_one_serves_all_scales():
     table = make_labels(2, 0, questions_per_image=1).outcomes
     tiles = dataclasses.replace(table, vision_flops=np.int64(1e9) * np.array([[5, 5, 5], [20, 20, 20]]))
     flops = count_flops({})
-    samples = Outcomes.of(tiles, flops)
-    ways = Ways.climbs(3)
+    samples = ScoredSamples.of(tiles, flops)
+    ways = Paths.escalating(3)
     assert list(zip(ways.start, ways.stop, strict=True)) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     # Prefill is 1, 9, 36; the vision pass is added once.
     assert ways.cost(samples).tolist() == [
@@ -99,14 +102,14 @@ def test_the_vision_pass_is_paid_once_per_sample_where_one_serves_all_scales():
         [20 + 1, 20 + 10, 20 + 46, 20 + 9, 20 + 45, 20 + 36],
     ]
     native = with_vision(table, [1, 4, 16])
-    assert flops.once_of(native).tolist() == [0, 0]
-    assert ways.cost(Outcomes.of(native, flops))[0].tolist() == [2, 15, 67, 13, 65, 52]
+    assert flops.shared_of(native).tolist() == [0, 0]
+    assert ways.cost(ScoredSamples.of(native, flops))[0].tolist() == [2, 15, 67, 13, 65, 52]
 
 
 def test_labels_without_vision_flops_have_no_flops_and_one_line_says_why(predictors, caplog):
     labels = make_labels(20, 1, split="test")
     old = dataclasses.replace(labels.outcomes, vision_flops=None)
-    assert open_accounts(old, predictors, labels.inputs) == [TOKENS]
+    assert list_cost_measures(old, predictors, labels.inputs) == [TOKENS]
     (record,) = caplog.records
     assert "lack FLOPs of the vision pass" in record.getMessage()
     assert "run `python -m experiments.label` again" in record.getMessage()
@@ -125,13 +128,13 @@ def test_milliseconds_are_means_whose_parts_add_up(predictors):
         },
         batch_size=4,
     )
-    accounts = open_accounts(
+    accounts = list_cost_measures(
         labels.outcomes, predictors, labels.inputs, starts_from={"hybrid": "question_only"}, timings=timings
     )
     milliseconds = accounts[-1]
     assert milliseconds.of(labels.outcomes)[5].tolist() == pytest.approx([3 + 2, 3 + 3, 3 + 7])
-    assert milliseconds.once_of(labels.outcomes).tolist() == [3] * len(labels)
-    assert milliseconds.own == pytest.approx({"mix": 0.1, "question_only": 2, "hybrid": 2})
+    assert milliseconds.shared_of(labels.outcomes).tolist() == [3] * len(labels)
+    assert milliseconds.overhead == pytest.approx({"mix": 0.1, "question_only": 2, "hybrid": 2})
     parts = {name: part.tolist() for name, part in milliseconds.mean_parts(labels.outcomes).items()}
     assert parts == {"vision": [3, 3, 3], "prefill and decode": pytest.approx([2, 3, 7])}
     assert "at batch size 4" in milliseconds.label
@@ -170,14 +173,18 @@ def test_intervals_of_noisy_timings_cover_the_true_mean():
 
 def test_the_table_says_what_choosing_costs(splits):
     # Answers cost 1, 9, 36 and 144 GFLOPs at the four scales; choosing adds half a percent of the last.
-    flops = Account(
-        "flops", "GFLOPs", "mean GFLOPs", lambda table: table.prefill_flops / 1e9, {"informed": 0.72}
+    flops = CostMeasure(
+        "flops",
+        "GFLOPs",
+        "mean GFLOPs",
+        [Part("prefill", lambda table: table.prefill_flops / 1e9)],
+        {"informed": 0.72},
     )
-    other = compare(*splits, account=flops)
-    table = build_tables(compare(*splits), [other])[-1]
+    other = compare(*splits, measure=flops)
+    table = tabulate_costs([other])
     assert table.header[:3] == ("predictor", "own GFLOPs", "of an answer at the finest scale")
     assert table.rows[0][:3] == ("informed", "0.72", "0.5%")
-    content = collect_account(other)
+    content = collect_measure(other)
     assert content["fixed"] == pytest.approx([1, 9, 36, 144])
     assert content["predictors"]["informed"]["own"] == 0.72
     assert content["predictors"]["question_only"]["own"] == 0
@@ -187,7 +194,7 @@ def test_shares_are_of_the_whole_answer_and_its_parts_are_shown(splits):
     """With a vision pass of 56 GFLOPs an answer at the finest scale costs 200."""
     calibration, test = (with_vision(table, [56] * 4) for table in splits)
     flops = count_flops({"informed": 2.0})
-    other = compare(calibration, test, account=flops)
+    other = compare(calibration, test, measure=flops)
     findings = Findings(compare(calibration, test), [other], cost_parts={"flops": flops.mean_parts(test)})
     tables = {table.name: table for table in list_tables(findings)}
     assert tables["costs"].rows[0][:3] == ("informed", "2", "1%")

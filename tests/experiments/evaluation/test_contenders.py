@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.policies import Asked, Climbing, Estimating, Outcomes, Ways
+from experiments.evaluation.metrics import default_score
+from experiments.evaluation.policies import CascadePolicy, Paths, PolicyInputs, PredictorPolicy, ScoredSamples
 from experiments.evaluation.schedules import Schedule
 from predictor.policy.front import Front, choose
 from predictor.policy.pricing import find_default
@@ -36,22 +37,22 @@ def splits():
     return make_outcomes("calibration", 60), make_outcomes("test", 70)
 
 
-def asked(cost, once=0.0):
+def asked(cost, shared=0.0):
     rows = np.array([cost])
-    return Asked(rows, rows, np.ones_like(rows), once=once)
+    return PolicyInputs(rows, rows, np.ones_like(rows), shared=shared)
 
 
 def test_ways_by_hand():
-    ways = Ways.climbs(3)
+    ways = Paths.escalating(3)
     assert list(zip(ways.start, ways.stop, strict=True)) == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     assert ways.cost(asked([1.0, 9.0, 36.0])).tolist() == [[1, 10, 46, 9, 45, 36]]
     # Of each half a unit is the vision pass, which is paid once however many scales are tried.
-    assert ways.cost(asked([1.0, 9.0, 36.0], once=0.5)).tolist() == [[1, 9.5, 45, 9, 44.5, 36]]
+    assert ways.cost(asked([1.0, 9.0, 36.0], shared=0.5)).tolist() == [[1, 9.5, 45, 9, 44.5, 36]]
     assert ways.score(np.array([[0.0, 1.0, 0.5]])).tolist() == [[0, 1, 0.5, 1, 0.5, 0.5]]
     assert ways.find([[0, 1], [2, 0]], [[2, 1], [2, 0]]).tolist() == [[2, 3], [5, 0]]
     with pytest.raises(ValueError, match="or at a finer one"):
         ways.find([2], [1])
-    assert Ways.single(3).cost(asked([0.1, 0.7, 3.3], once=0.1)).tolist() == [[0.1, 0.7, 3.3]]
+    assert Paths.single(3).cost(asked([0.1, 0.7, 3.3], shared=0.1)).tolist() == [[0.1, 0.7, 3.3]]
 
 
 @settings(derandomize=True, deadline=None)
@@ -78,7 +79,7 @@ def test_cascade_pays_for_every_scale_that_it_tries(splits, hybrid):
     found = compare_policies(
         calibration,
         test,
-        [Climbing("cascade", ThresholdCascade, estimates)],
+        [CascadePolicy("cascade", ThresholdCascade, estimates)],
         num_prices=9,
         num_resamples=3,
     ).find("cascade")
@@ -97,7 +98,7 @@ def test_cascade_pays_for_every_scale_that_it_tries(splits, hybrid):
 
 
 def test_a_policy_is_not_handed_scores_of_test_samples(splits):
-    asked = Outcomes.of(splits[1]).asked
+    asked = ScoredSamples.of(splits[1]).inputs
     assert not hasattr(asked, "score") and len(asked) == len(splits[1])
 
 
@@ -111,7 +112,7 @@ def test_default_is_the_cheapest_price_as_good_as_the_best_fixed_scale():
 
 def test_predictor_without_a_default_gets_one_from_calibration(splits):
     calibration, test = splits
-    estimating = Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test))
+    estimating = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
     found = compare_policies(calibration, test, [estimating], num_resamples=3).find("informed")
     at = np.searchsorted(found.trace.price, found.default.price)
-    assert found.default.point.score.value == pytest.approx(found.trace.score[at])
+    assert found[default_score].value == pytest.approx(found.trace.score[at])

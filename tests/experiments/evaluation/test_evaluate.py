@@ -5,12 +5,22 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.policies import Estimating
-from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import ImageMeans, bootstrap, draw_weights, number_images
-from experiments.reporting.summary import build_tables, write_default, write_headline
+from experiments.evaluation.metrics import (
+    gap_share,
+    mean_gap_share,
+    mean_to_mix,
+    mean_to_reference,
+    to_mix,
+    to_reference,
+)
+from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.schedules import ImageMeans, Schedule
+from experiments.evaluation.statistics import bootstrap, draw_weights, number_images
+from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.findings import Findings, write_default, write_headline
 from experiments.results.metrics_json import SCHEMA_VERSION, collect_metrics, write_metrics
-from predictor.policy.front import choose, score_at_budgets, sweep, upper_hull
+from predictor.policy.front import choose, sweep, upper_hull
+from predictor.policy.front import score_at_budgets as find_scores
 from predictor.policy.pricing import choose_price
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes
 
@@ -26,7 +36,7 @@ def compare(calibration, test, *, estimators=None, **settings):
     for name, rule in estimators.items():
         first, second = rule(calibration), rule(test)
         default = choose_price(first, calibration.visual_tokens, calibration.score)
-        contenders.append(Estimating(name, first, second, default))
+        contenders.append(PredictorPolicy(name, first, second, default))
     return compare_policies(calibration, test, contenders, **{"num_resamples": 60, **settings})
 
 
@@ -88,8 +98,8 @@ def test_bootstrap_needs_resamples():
 
 def test_fixed_scales_and_oracles_are_means_over_samples(comparison, splits):
     test = splits[1]
-    assert comparison.fixed.cost.value.tolist() == list(SCALES)
-    assert comparison.fixed.score.value == pytest.approx(test.score.mean(axis=0, dtype=float))
+    assert comparison.fixed_cost.value.tolist() == list(SCALES)
+    assert comparison.fixed_score.value == pytest.approx(test.score.mean(axis=0, dtype=float))
     best = test.score.max(axis=1)
     fails = best == 0
     cost = np.where(fails, 0, test.visual_tokens[np.arange(len(test)), test.score.argmax(axis=1)])
@@ -123,15 +133,15 @@ def test_matched_tokens_by_the_slow_way(comparison, splits):
         mix = np.interp(spent, np.array(SCALES)[hull], fixed[hull])
         assert figures.cost[k] == pytest.approx(spent)
         assert figures.score.value[k] == pytest.approx(score)
-        assert figures.to_mix.value[k] == pytest.approx(score - mix)
+        assert figures[to_mix].value[k] == pytest.approx(score - mix)
         other = np.interp(spent, reference.front.cost, reference.front.score)
-        assert figures.to_reference.value[k] == pytest.approx(score - other)
-        gap = score_at_budgets(oracle, [spent])[0] - mix
+        assert figures[to_reference].value[k] == pytest.approx(score - other)
+        gap = find_scores(oracle, [spent])[0] - mix
         if gap > 1e-6:
-            assert figures.gap_share.value[k] == pytest.approx((score - mix) / gap)
+            assert figures[gap_share].value[k] == pytest.approx((score - mix) / gap)
     log_budget = np.log(comparison.budgets)
-    mean = np.trapezoid(figures.to_mix.value, log_budget) / (log_budget[-1] - log_budget[0])
-    assert figures.mean_to_mix.value == pytest.approx(mean)
+    mean = np.trapezoid(figures[to_mix].value, log_budget) / (log_budget[-1] - log_budget[0])
+    assert figures[mean_to_mix].value == pytest.approx(mean)
 
 
 def test_resamples_redo_everything(splits):
@@ -175,14 +185,14 @@ def test_informed_beats_mix_and_question_only_and_noise_does_not(splits):
         num_resamples=200,
     )
     informed, noise_figures, outcomes = map(found.find, ("informed", "noise", "outcomes"))
-    assert informed.mean_to_mix.low > 0 and informed.mean_to_reference.low > 0
-    assert noise_figures.mean_to_mix.value < 0.01
+    assert informed[mean_to_mix].low > 0 and informed[mean_to_reference].low > 0
+    assert noise_figures[mean_to_mix].value < 0.01
     # What is handed the outcomes is the budgeted oracle.
-    assert outcomes.mean_gap_share.value == pytest.approx(1, abs=0.02)
+    assert outcomes[mean_gap_share].value == pytest.approx(1, abs=0.02)
     assert (informed.score.low <= informed.score.value).all() and (
         informed.score.value <= informed.score.high
     ).all()
-    assert found.find("question_only").to_reference is None
+    assert found.find("question_only")[to_reference] is None
 
 
 def test_default_point_counts_choices_against_the_smallest_right_scale(comparison, splits):
@@ -239,9 +249,9 @@ def test_degenerate_tables(case, tmp_path):
         test,
         estimators={"informed": lambda table: estimate_outcomes(table)[:, : len(table.scales)]},
     )
-    assert found.predictors[0].mean_to_mix.value == pytest.approx(0, abs=1)
+    assert found.policies[0][mean_to_mix].value == pytest.approx(0, abs=1)
     write_metrics(tmp_path / "metrics.json", collect_metrics(found, test, task="t", backbone="b"))
-    assert build_tables(found) and write_headline(found) and write_default(found)
+    assert list_tables(Findings(found)) and write_headline(found) and write_default(found)
 
 
 def test_an_image_in_both_splits_is_refused(splits):

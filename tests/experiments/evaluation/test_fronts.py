@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import (
     CalibratedPolicy,
     choose_as_oracle,
@@ -14,8 +15,6 @@ from experiments.evaluation.fronts import (
     raise_budgets,
     trace_prices,
 )
-from experiments.evaluation.merits import Curve
-from experiments.reporting.compare_charts import find_mix
 from predictor.policy.front import sweep, upper_hull
 from predictor.policy.switches import find_switches
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
@@ -88,8 +87,8 @@ def test_mix_by_hand():
     cost, score = [1, 9, 36, 144], [0.4, 0.45, 0.75, 0.7]
     mix = score_of_mix(cost, score, [1, 15, 36, 100, 144, 0.5])
     assert mix == pytest.approx([0.4, 0.4 + 14 / 35 * 0.35, 0.75, 0.75, 0.75, 0.4])
-    drawn = find_mix(np.array(cost, float), np.array(score), np.array([1, 15, 36, 100, 144, 0.5]))
-    np.testing.assert_array_equal(drawn, mix)
+    curve = Curve.of(np.array([cost], float), np.array([score])).hull()
+    np.testing.assert_allclose(curve.at(np.array([[1, 15, 36, 100, 144, 0.5]])), [mix])
 
 
 @given(st.lists(st.tuples(STEPS, SCORES), min_size=1, max_size=5), st.floats(0, 6))

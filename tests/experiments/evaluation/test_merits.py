@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.evaluation.comparison import count_confusions
+from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import find_budgeted_oracle
-from experiments.evaluation.merits import (
-    Curve,
+from experiments.evaluation.metrics import (
+    FrontView,
     average_gap_recovered,
     average_quality,
-    count_confusions,
-    find_call_share,
+    call_share,
     hypervolume,
 )
 from predictor.policy.front import choose, sweep, upper_hull
@@ -110,7 +111,7 @@ def reach_literally(points, score):
 @given(outcome_tables())
 def test_average_quality(table):
     points, coarsest, finest = reach_points(table)
-    found = average_quality(as_curve(points), as_pair(coarsest), as_pair(finest))
+    found = average_quality(FrontView(as_curve(points), as_pair(coarsest), as_pair(finest)))
     low, high = coarsest[0], finest[0]
     area = area_literally(hull_literally, [*points, coarsest], low, high)
     expected = area / (high - low) if high > low else np.nan
@@ -121,7 +122,7 @@ def test_average_quality(table):
 @given(outcome_tables())
 def test_average_gap_recovered(table):
     points, coarsest, finest = reach_points(table)
-    found = average_gap_recovered(as_curve(points), as_pair(coarsest), as_pair(finest))
+    found = average_gap_recovered(FrontView(as_curve(points), as_pair(coarsest), as_pair(finest)))
     (low, weak), (high, strong) = coarsest, finest
     expected = np.nan
     if high > low and strong - weak > 1e-9:
@@ -134,7 +135,7 @@ def test_average_gap_recovered(table):
 @given(outcome_tables(), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
 def test_call_share(table, recovered):
     points, coarsest, finest = reach_points(table)
-    found = find_call_share(as_curve(points), as_pair(coarsest), as_pair(finest), recovered)
+    found = call_share(FrontView(as_curve(points), as_pair(coarsest), as_pair(finest)), recovered)
     (low, weak), (high, strong) = coarsest, finest
     expected = np.nan
     if high > low and strong - weak > 1e-9:
@@ -214,28 +215,28 @@ def test_aiq_and_apgr_by_hand():
     # 2 x 0.4 + 6 x 0.7 = 5, over 8 tokens: AIQ = 0.625.
     points = [(1, 0.2), (3, 0.6), (5, 0.5), (9, 0.8)]
     curve, coarsest, finest = as_curve(points), as_pair((1, 0.2)), as_pair((9, 0.8))
-    assert average_quality(curve, coarsest, finest) == pytest.approx([0.625])
+    assert average_quality(FrontView(curve, coarsest, finest)) == pytest.approx([0.625])
     # The line itself: 2 x 0.4 + 2 x 0.55 + 4 x 0.65 = 4.5, mean 0.5625; APGR = (0.5625 - 0.2) / 0.6.
-    assert average_gap_recovered(curve, coarsest, finest) == pytest.approx([0.3625 / 0.6])
+    assert average_gap_recovered(FrontView(curve, coarsest, finest)) == pytest.approx([0.3625 / 0.6])
     # Half of the gap is a score of 0.5: at 2.5 tokens, a share of 1.5 / 8. 80% is 0.68: 60% of the way from
     # 5 to 9 tokens, 7.4.
-    assert find_call_share(curve, coarsest, finest, 0.5) == pytest.approx([1.5 / 8])
-    assert find_call_share(curve, coarsest, finest, 0.8) == pytest.approx([6.4 / 8])
+    assert call_share(FrontView(curve, coarsest, finest), 0.5) == pytest.approx([1.5 / 8])
+    assert call_share(FrontView(curve, coarsest, finest), 0.8) == pytest.approx([6.4 / 8])
     # A staircase: 2 x 0.2 + 6 x 0.6 of 9 x 1.
-    assert hypervolume(curve, finest) == pytest.approx([4 / 9])
+    assert hypervolume(FrontView(curve, coarsest, finest)) == pytest.approx([4 / 9])
 
 
 def test_routing_at_random_between_two_scales_has_an_apgr_of_one_half():
     curve = as_curve([(1, 0.4), (100, 0.9)])
     ends = as_pair((1, 0.4)), as_pair((100, 0.9))
-    assert average_gap_recovered(curve, *ends) == pytest.approx([0.5])
-    assert find_call_share(curve, *ends, 0.8) == pytest.approx([0.8])
+    assert average_gap_recovered(FrontView(curve, *ends)) == pytest.approx([0.5])
+    assert call_share(FrontView(curve, *ends), 0.8) == pytest.approx([0.8])
 
 
 def test_a_policy_whose_own_cost_lifts_it_off_the_coarsest_scale():
     """Below its cheapest point there is the mix with the coarsest scale, which needs no predictor."""
     coarsest, finest = as_pair((1, 0.4)), as_pair((11, 0.8))
-    found = average_quality(as_curve([(3, 0.6), (13, 0.8)]), coarsest, finest)
+    found = average_quality(FrontView(as_curve([(3, 0.6), (13, 0.8)]), coarsest, finest))
     assert found == pytest.approx([(2 * 0.5 + 8 * (0.6 + 0.76) / 2) / 10])
 
 
@@ -248,16 +249,20 @@ def test_resamples_are_measured_each_for_itself():
         alone = Curve.of(cost[[row]], score[[row]])
         mine = [(each[0][[row]], each[1][[row]]) for each in ends]
         for merit in (average_quality, average_gap_recovered):
-            assert merit(together, *ends)[row] == pytest.approx(merit(alone, *mine)[0], abs=1e-12)
-        assert hypervolume(together, ends[1])[row] == pytest.approx(hypervolume(alone, mine[1])[0], abs=1e-12)
-        assert find_call_share(together, *ends, 0.5)[row] == pytest.approx(
-            find_call_share(alone, mine[0], mine[1], 0.5)[0], abs=1e-12, nan_ok=True
+            assert merit(FrontView(together, *ends))[row] == pytest.approx(
+                merit(FrontView(alone, *mine))[0], abs=1e-12
+            )
+        assert hypervolume(FrontView(together, *ends))[row] == pytest.approx(
+            hypervolume(FrontView(alone, *mine))[0], abs=1e-12
+        )
+        assert call_share(FrontView(together, *ends), 0.5)[row] == pytest.approx(
+            call_share(FrontView(alone, *mine), 0.5)[0], abs=1e-12, nan_ok=True
         )
 
 
 def test_confusions_are_counted_literally():
     score = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0.5, 0.7]])
-    found = count_confusions(score, [1, 2, 2, 0, 2])
+    found = count_confusions(score, np.array([1, 2, 2, 0, 2]))
     expected = np.zeros((4, 3), int)
     for needed, chosen in ((1, 1), (3, 2), (0, 2), (1, 0), (2, 2)):
         expected[needed, chosen] += 1

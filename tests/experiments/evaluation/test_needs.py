@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from experiments.backbone.model_card import judge as judge_card
-from experiments.evaluation.equivalence import (
-    Equivalence,
-    check_margin,
-    compare_known,
-    find_equivalences,
-)
+from experiments.evaluation.equivalence import Equivalence, check_margin, compare_known, find_equivalences
+from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
 from experiments.evaluation.scale_classifier import (
     CLASSIFIER,
@@ -199,8 +195,8 @@ def test_who_can_tell_the_smallest_scale():
 def test_what_a_policy_gains_that_is_told_the_facts(stated, compared):
     """Question and image know both bits, and so the facts add nothing; the facts alone know one."""
     train, _, test = stated
-    shares = {figures.name: float(figures.mean_gap_share.value) for figures in compared.predictors}
-    assert compared.predictors[0].name == "question and image"
+    shares = {figures.name: float(figures[mean_gap_share].value) for figures in compared.policies}
+    assert compared.policies[0].name == "question and image"
     assert shares["question and image"] > 0.95 and shares["all of it"] > 0.95
     assert abs(shares["kind and attributes"] - shares["image"]) < 0.05 < shares["image"] < 0.9
     accuracy = classify(train, test)
@@ -219,7 +215,7 @@ def test_equivalence_follows_the_paired_interval(compared):
     assert [facts.difference.low, facts.difference.high] == pytest.approx(
         np.quantile(drawn[0] - drawn[1], [0.05, 0.95]).tolist()
     )
-    values = [compared.find(name).mean_to_mix.value for name in names]
+    values = [compared.find(name)[mean_to_mix].value for name in names]
     assert float(facts.difference.value) == pytest.approx(values[0] - values[1])
     # 400 resamples and two tests: no p-value below 4/401.
     rows = tabulate_equivalences([both, facts], 400).rows

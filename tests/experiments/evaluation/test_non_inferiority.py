@@ -7,20 +7,26 @@ import pytest
 
 from experiments.bench.evaluation import measure
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.policies import Estimating
+from experiments.evaluation.metrics import front_saving, reached_cost, reached_difference, reached_saving
+from experiments.evaluation.policies import PredictorPolicy
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 
 
 def test_least_cost_on_calibration_and_what_it_does_on_test():
     calibration, test = make_outcomes("calibration", 120), make_outcomes("test", 150)
-    contender = Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test))
+    contender = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
     comparison = compare_policies(calibration, test, [contender], num_resamples=200)
     found = comparison.find("informed")
     policy, rows = found.policy, np.arange(len(test))
-    assert len(found.non_inferiority) == 6
-    for its in found.non_inferiority:
-        target = calibration.score[:, its.column].mean(dtype=float) - its.margin
+    assert len(found.verdicts) == 6
+    for verdict in found.verdicts:
+        margin = verdict.baseline[1]
+        reached, saving, difference = (
+            found.find(metric, verdict.baseline)
+            for metric in (reached_cost, reached_saving, reached_difference)
+        )
+        target = calibration.score[:, verdict.column].mean(dtype=float) - margin
         # Least cost of all mixes of two operating points whose score on calibration is the target or more.
         mixes = [(cost, (k, k), 1.0) for k, cost in enumerate(policy.cost) if policy.score[k] >= target]
         for low, high in itertools.combinations(range(len(policy.cost)), 2):
@@ -29,7 +35,7 @@ def test_least_cost_on_calibration_and_what_it_does_on_test():
                 cost = policy.cost[low] + share * (policy.cost[high] - policy.cost[low])
                 mixes.append((cost, (low, high), share))
         if not mixes:
-            assert its.cost is None and its.is_shown is None and its.prices == ()
+            assert reached is None and verdict.is_shown is None and verdict.prices == ()
             continue
         _, (low, high), share = min(mixes)
         points = []
@@ -40,13 +46,13 @@ def test_least_cost_on_calibration_and_what_it_does_on_test():
             )
         cost, score = (1 - share) * np.array(points[0]) + share * np.array(points[1])
         fixed_cost, fixed_score = (
-            each.value[its.column] for each in (comparison.fixed.cost, comparison.fixed.score)
+            each.value[verdict.column] for each in (comparison.fixed_cost, comparison.fixed_score)
         )
-        assert its.cost is not None and its.saving is not None and its.difference is not None
-        assert its.cost.value == pytest.approx(cost, abs=1e-9)
-        assert its.saving.value == pytest.approx(fixed_cost / cost, abs=1e-9)
-        assert its.difference.value == pytest.approx(score - fixed_score, abs=1e-9)
-        assert its.is_shown == (its.difference.low >= -its.margin)
+        assert reached is not None and saving is not None and difference is not None
+        assert reached.value == pytest.approx(cost, abs=1e-9)
+        assert saving.value == pytest.approx(fixed_cost / cost, abs=1e-9)
+        assert difference.value == pytest.approx(score - fixed_score, abs=1e-9)
+        assert verdict.is_shown == (difference.low >= -margin)
 
 
 def test_what_costs_no_less_is_not_inferior_to_itself():
@@ -54,12 +60,14 @@ def test_what_costs_no_less_is_not_inferior_to_itself():
     calibration, test = make_outcomes("calibration", 30), make_outcomes("test", 30)
     finest = [np.tile([0.0, 0.0, 0.0, 1.0], (len(table), 1)) for table in (calibration, test)]
     found = compare_policies(
-        calibration, test, [Estimating("finest", finest[0], finest[1])], num_resamples=20
+        calibration, test, [PredictorPolicy("finest", finest[0], finest[1])], num_resamples=20
     )
-    row = found.find("finest").non_inferiority[0]
-    assert row.margin == 0 and row.is_shown and row.saving is not None and row.difference is not None
-    assert row.saving.value == pytest.approx(1) and row.difference.value == pytest.approx(0)
-    assert row.front_saving is not None and row.front_saving.value == pytest.approx(1)
+    finest_policy = found.find("finest")
+    verdict = finest_policy.verdicts[0]
+    assert verdict.baseline == ("finest", 0.0) and verdict.is_shown
+    assert finest_policy[reached_saving, verdict.baseline].value == pytest.approx(1)
+    assert finest_policy[reached_difference, verdict.baseline].value == pytest.approx(0)
+    assert finest_policy[front_saving, verdict.baseline].value == pytest.approx(1)
 
 
 def test_benchmark_runs():

@@ -9,15 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.oracles import (
-    RULES,
-    choose_by_rule,
-    choose_stably,
-    expect_scores,
-    leave_one_out,
-    measure_luck_free,
-)
-from experiments.evaluation.policies import Estimating
+from experiments.evaluation.metric_table import Rule
+from experiments.evaluation.noise_free import expect_scores, leave_one_out, measure_noise_free
+from experiments.evaluation.oracles import RULES, choose_by_rule, choose_stably
+from experiments.evaluation.policies import PredictorPolicy
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes
 
@@ -58,7 +53,7 @@ def test_resampled_oracle_literally():
     cost = np.tile([1.0, 4.0, 9.0], (6, 1))
     runs = rng.integers(0, 2, (3, 6, 3)).astype(float)
     images = ["a", "a", "b", "c", "c", "c"]
-    found = measure_luck_free(cost, leave_one_out(runs), runs, images, num_prices=1000, num_resamples=2)
+    found = measure_noise_free(cost, leave_one_out(runs), runs, images, num_prices=1000, num_resamples=2)
     rows, expected = np.arange(6), []
     # All prices at which the first run's choices change, from dear points to cheap ones.
     others = [np.mean([runs[k] for k in range(3) if k != run], axis=0) for run in range(3)]
@@ -91,10 +86,10 @@ def test_answers_at_random_give_luck_to_the_budgeted_oracle_and_nothing_to_those
     runs = rng.integers(0, 2, (4, 2000, 4)).astype(float)
     cost, images = np.tile(np.array(SCALES, float), (2000, 1)), np.arange(2000).astype(str)
     settings: Any = {"num_resamples": 200, "num_budgets": 9}
-    lucky = measure_luck_free(cost, runs[:1], runs[:1], images, **settings)
-    resampled = measure_luck_free(cost, leave_one_out(runs), runs, images, **settings)
+    lucky = measure_noise_free(cost, runs[:1], runs[:1], images, **settings)
+    resampled = measure_noise_free(cost, leave_one_out(runs), runs, images, **settings)
     chance = np.full((1, 2000, 4), 0.5)
-    likelihood = measure_luck_free(cost, chance, chance, images, **settings)
+    likelihood = measure_noise_free(cost, chance, chance, images, **settings)
     assert lucky.gap.low > 0.2
     assert likelihood.gap.value == pytest.approx(0, abs=1e-9)
     assert resampled.gap.high < 0.02
@@ -102,14 +97,16 @@ def test_answers_at_random_give_luck_to_the_budgeted_oracle_and_nothing_to_those
 
 def test_comparison_has_what_its_outcomes_allow():
     calibration, test = make_outcomes("calibration", 40), make_outcomes("test", 50)
-    contender = Estimating("informed", estimate_outcomes(calibration), estimate_outcomes(test))
+    contender = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
     found = compare_policies(calibration, test, [contender], num_resamples=5)
-    assert found.oracles.keys() == RULES.keys()
+    assert {key.policy.name for key in found.metrics if isinstance(key.policy, Rule)} == RULES.keys()
     # 0.1 and 2 nats a token over three tokens.
     chance = np.exp(np.where(test.score > 0, -0.3, -6.0))
-    assert found.luck_free["likelihood"].fixed_score.value == pytest.approx(np.mean(chance, axis=0), abs=1e-6)
+    assert found.noise_free["likelihood"].fixed_score.value == pytest.approx(
+        np.mean(chance, axis=0), abs=1e-6
+    )
     test.references[3].append("another answer")
     try:
-        assert compare_policies(calibration, test, [contender], num_resamples=5).luck_free == {}
+        assert compare_policies(calibration, test, [contender], num_resamples=5).noise_free == {}
     finally:
         test.references[3].pop()

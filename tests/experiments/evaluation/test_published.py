@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.published import _PUBLISHED, find_published, relate
-from experiments.reporting.findings import Findings, collect_extras
+from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.findings import Findings
 from experiments.reporting.published_table import tabulate_published
-from experiments.reporting.summary import list_tables
+from experiments.results.metrics_json import collect_extras
 from experiments.tasks.base import OfficialSplit, find_official_split
 from tests.experiments.evaluation.synthetic import make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare
@@ -81,7 +82,7 @@ def test_agreement_is_judged_on_the_split_of_the_published_values_only(official_
         "unknown": "80 questions, of which official split the task does not say (theirs: validation), so",
     }
     assert told[relation] in table.caption
-    extras = collect_extras(Findings(comparison, published=published))
+    extras = collect_extras((), {}, published)
     assert extras["published"]["relation"] == relation
 
 
@@ -111,5 +112,5 @@ def test_ours_stand_beside_theirs():
 
     findings = Findings(comparison, published=published)
     assert table in list_tables(findings)
-    assert collect_extras(findings)["published"]["scores"]["576"] == 0.6313
-    assert not collect_extras(Findings(comparison))
+    assert collect_extras((), {}, published)["published"]["scores"]["576"] == 0.6313
+    assert not collect_extras((), {}, None)

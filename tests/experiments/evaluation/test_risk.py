@@ -22,8 +22,8 @@ from experiments.evaluation.risk import (
     order_images,
 )
 from experiments.evaluation.statistics import Estimate, number_images
-from experiments.reporting.findings import collect_guarantee
 from experiments.reporting.guarantees import tabulate_guarantees, write_guarantee
+from experiments.results.metrics_json import collect_guarantee
 from experiments.training.trained import TrainingSettings
 from experiments.training.trainer import train_predictors
 from m3_backbone.outcomes.table import OutcomeTable

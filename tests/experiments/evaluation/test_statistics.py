@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments.evaluation.schedules import Schedule
+from experiments.evaluation.schedules import ImageMeans, Schedule
 from experiments.evaluation.statistics import (
-    Draws,
-    ImageMeans,
+    Bootstrapped,
     adjust_p_values,
     combine_seeds,
     draw_weights,
@@ -97,7 +96,9 @@ def test_images_are_drawn_one_resample_after_the_other(num_images):
 def test_a_metric_exists_wholly_or_not_at_all():
     """On the test samples and on no resample, the other way round, on one of both, on all."""
     nan = np.nan
-    draws = Draws(np.array([1.0, nan, 3.0, 4.0]), np.array([[nan, 2.0, nan, 4.0], [nan, 2.0, 3.5, 6.0]]))
+    draws = Bootstrapped(
+        np.array([1.0, nan, 3.0, 4.0]), np.array([[nan, 2.0, nan, 4.0], [nan, 2.0, 3.5, 6.0]])
+    )
     assert draws.exists.tolist() == [False, False, True, True]
     found = draws.estimate(0.5)
     assert found.value == pytest.approx([nan, nan, 3, 4], nan_ok=True)
@@ -108,12 +109,14 @@ def test_a_metric_exists_wholly_or_not_at_all():
 
 def test_p_values_by_hand():
     # 1 of 9 resamples is at or below zero: 2 (1 + 1) / 10.
-    assert Draws(np.array(1.0), np.array([-1.0, 1, 2, 3, 4, 5, 6, 7, 8])).p_value() == pytest.approx(0.4)
+    assert Bootstrapped(np.array(1.0), np.array([-1.0, 1, 2, 3, 4, 5, 6, 7, 8])).p_value() == pytest.approx(
+        0.4
+    )
     # None is: 2 / 10; and no difference at all is no evidence.
-    assert Draws(np.array(1.0), np.arange(1.0, 10)).p_value() == pytest.approx(0.2)
-    assert Draws(np.array(0.0), np.zeros(9)).p_value() == 1
-    assert Draws(np.array(1.0), np.arange(1.0, 10)).floor == pytest.approx(0.2)
-    assert Draws(np.array(1.0), np.ones(1)).floor == 1
+    assert Bootstrapped(np.array(1.0), np.arange(1.0, 10)).p_value() == pytest.approx(0.2)
+    assert Bootstrapped(np.array(0.0), np.zeros(9)).p_value() == 1
+    assert Bootstrapped(np.array(1.0), np.arange(1.0, 10)).floor == pytest.approx(0.2)
+    assert Bootstrapped(np.array(1.0), np.ones(1)).floor == 1
 
 
 def test_p_values_are_as_rare_as_they_say():
@@ -144,8 +147,8 @@ def draw_means(values, num_resamples=4000):
         lambda w: {"means": w @ values.T / num_images}, num_images, num_resamples=num_resamples, seed=0
     )["means"]
     return {
-        number: Draws(value, drawn)
-        for number, (value, drawn) in enumerate(zip(means.value, means.drawn.T, strict=True))
+        number: Bootstrapped(value, drawn)
+        for number, (value, drawn) in enumerate(zip(means.value, means.resamples.T, strict=True))
     }
 
 
@@ -158,7 +161,7 @@ def test_several_seeds_are_averaged_inside_every_resample():
     images = values.mean(axis=0).var() / 40
     seeds = values.mean(axis=1).var() / 2
     rest = (values - values.mean(axis=0) - values.mean(axis=1)[:, None] + values.mean()).var() / 80
-    assert found.drawn.var() == pytest.approx(images + seeds + rest, rel=0.1)
+    assert found.resamples.var() == pytest.approx(images + seeds + rest, rel=0.1)
     # That of the seeds is their variance without bias (n - 1), divided by their number.
     assert seeds == pytest.approx(values.mean(axis=1).var(ddof=1) / 3)
     assert combine_seeds({7: drawn[0]}, seed=0) is drawn[0]
@@ -166,31 +169,33 @@ def test_several_seeds_are_averaged_inside_every_resample():
 
 def test_resamples_of_two_seeds_are_those_of_either():
     one, other = np.arange(40.0).reshape(20, 2), np.full((20, 2), 100.0)
-    found = combine_seeds({5: Draws(one[0], one), 2: Draws(other[0], other)}, seed=3)
+    found = combine_seeds({5: Bootstrapped(one[0], one), 2: Bootstrapped(other[0], other)}, seed=3)
     assert found.value.tolist() == [50, 50.5]
-    from_one = found.drawn[:, 0] < 100
+    from_one = found.resamples[:, 0] < 100
     assert 0 < from_one.sum() < 20
-    assert found.drawn.tolist() == np.where(from_one[:, None], one, other).tolist()
+    assert found.resamples.tolist() == np.where(from_one[:, None], one, other).tolist()
 
 
 def test_a_seed_that_is_not_drawn_has_no_say():
     nothing, something = np.full(50, np.nan), np.ones(50)
-    found = combine_seeds({0: Draws(np.array(1.0), something), 1: Draws(np.array(1.0), nothing)}, seed=0)
-    assert set(found.drawn[~np.isnan(found.drawn)]) == {1.0} and np.isnan(found.drawn).any()
+    found = combine_seeds(
+        {0: Bootstrapped(np.array(1.0), something), 1: Bootstrapped(np.array(1.0), nothing)}, seed=0
+    )
+    assert set(found.resamples[~np.isnan(found.resamples)]) == {1.0} and np.isnan(found.resamples).any()
 
 
 def test_what_shares_its_seeds_draws_the_same_ones():
     """A seed that helps both policies alike leaves their difference alone; other seeds do not."""
     luck, images = np.array([0.0, 5.0, 20.0]), np.random.default_rng(1).normal(size=2000)
     policies = [
-        {seed: Draws(np.array(worth + luck[seed]), images + worth + luck[seed]) for seed in range(3)}
+        {seed: Bootstrapped(np.array(worth + luck[seed]), images + worth + luck[seed]) for seed in range(3)}
         for worth in (1.0, 3.0)
     ]
     one, other = (combine_seeds(each, seed=0) for each in policies)
-    assert other.drawn - one.drawn == pytest.approx(np.full(2000, 2.0))
+    assert other.resamples - one.resamples == pytest.approx(np.full(2000, 2.0))
     renamed = combine_seeds({seed + 3: draws for seed, draws in policies[1].items()}, seed=0)
     # Two independent draws of two of three: twice the variance of one.
-    assert (renamed.drawn - one.drawn).var() == pytest.approx(2 * luck.var() / 2, rel=0.1)
+    assert (renamed.resamples - one.resamples).var() == pytest.approx(2 * luck.var() / 2, rel=0.1)
 
 
 def test_intervals_over_seeds_cover_what_training_gives_on_average():
@@ -202,7 +207,9 @@ def test_intervals_over_seeds_cover_what_training_gives_on_average():
         drawn = draw_means(values, num_resamples=300)
         intervals = {
             "seeds": combine_seeds(drawn, seed=number).estimate(),
-            "fixed": Draws(np.array(0.0), np.mean([each.drawn for each in drawn.values()], 0)).estimate(),
+            "fixed": Bootstrapped(
+                np.array(0.0), np.mean([each.resamples for each in drawn.values()], 0)
+            ).estimate(),
         }
         for name, interval in intervals.items():
             covered[name] += bool(interval.low <= 0 <= interval.high)
@@ -224,6 +231,6 @@ def test_fewer_than_eight_images_give_no_interval(num_images, has_interval):
         estimate = draws[name].estimate()
         assert (estimate.value == 1).all()
         assert (np.isfinite([estimate.low, estimate.high]) == has_interval).all()
-    p_value = Draws(np.array(1.0), np.ones(50), has_interval).p_value()
+    p_value = Bootstrapped(np.array(1.0), np.ones(50), has_interval).p_value()
     assert p_value == (pytest.approx(2 / 51) if has_interval else 1.0)
     assert combine_seeds({0: draws["score"], 1: draws["score"]}, seed=0).has_interval is has_interval

@@ -6,20 +6,22 @@ timed picture takes the true mean milliseconds times a factor of its own, times 
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from experiments.evaluation.bench import Bench
+from experiments.evaluation.comparison import measure_table
 from experiments.evaluation.costs import TimingMeans, Timings, count_milliseconds
 from experiments.evaluation.fronts import Columns, Floats
-from experiments.evaluation.keys import Bound, Key, Metric, Predictor
-from experiments.evaluation.policies import Estimating, Outcomes, Ways
-from experiments.evaluation.policy_means import PolicyMeans
+from experiments.evaluation.metric_table import Bound, Key, Predictor
+from experiments.evaluation.metrics import default_cost, mean_difference, point_cost, to_mix
+from experiments.evaluation.policies import Paths, PredictorPolicy, ScoredSamples
+from experiments.evaluation.policy_table import PolicyMeans, PolicyTable
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import resample
-from experiments.reporting.summary import describe_timings, tabulate_parts
-from experiments.results.metrics_json import collect_account
+from experiments.reporting.evaluation_tables import describe_timings, tabulate_parts
+from experiments.results.metrics_json import collect_measure
 from predictor.policy.front import choose, upper_hull
 from predictor.policy.pricing import OperatingPoint
 from tests.experiments.evaluation.synthetic import make_outcomes
@@ -33,8 +35,8 @@ CHANCE = 1 / (1 + np.exp(-3 * (np.array([0.0, 0.8, 1.4]) - np.linspace(-1, 2, NU
 ESTIMATES = 0.1 + 0.8 * CHANCE
 DEFAULT = OperatingPoint(0.2, 36.0, 0.0, 0.0)
 POLICY = Predictor("predictor")
-DEFAULT_COST, FIXED_COST = Key(POLICY, Metric.DEFAULT_COST), Key(Bound.FIXED, Metric.POINT_COST)
-TO_MIX = Key(POLICY, Metric.MEAN_DIFFERENCE, Bound.MIX)
+DEFAULT_COST, FIXED_COST = Key(POLICY, default_cost), Key(Bound.FIXED, point_cost)
+TO_MIX = Key(POLICY, mean_difference, Bound.MIX)
 
 
 def time_pictures(random: np.random.Generator) -> Timings:
@@ -51,14 +53,14 @@ def time_pictures(random: np.random.Generator) -> Timings:
     )
 
 
-def as_outcomes(kind: Columns, score: Floats, cost: Floats) -> Outcomes:
+def as_outcomes(kind: Columns, score: Floats, cost: Floats) -> ScoredSamples:
     tokens = np.tile(TOKENS, (len(kind), 1))
-    return Outcomes(np.tile(cost, (len(kind), 1)), tokens, np.ones_like(tokens), score)
+    return ScoredSamples(np.tile(cost, (len(kind), 1)), tokens, np.ones_like(tokens), score)
 
 
-def find_true_difference(bench: Bench) -> float:
-    """Mean difference to the mix over the population at the operating points of `bench`, at true costs."""
-    candidate = bench.candidates[POLICY.name]
+def find_true_difference(table: PolicyTable) -> float:
+    """Mean difference to the mix over the population at the operating points of `table`, at true costs."""
+    candidate = table.policies[POLICY.name]
     assert len(candidate.cost) == NUM_TYPES, "each type once"
     true_cost = VISION + ANSWER
     cost = candidate.points.mean(np.tile(true_cost + OVERHEAD, (NUM_TYPES, 1)))[::-1]
@@ -90,26 +92,29 @@ def simulate(*, timed: bool) -> dict[str, float]:
 
         def prepare(
             rows: Columns,
-            test: Outcomes,
+            test: ScoredSamples,
             image: Columns,
-            learned: Outcomes = learned,
+            learned: ScoredSamples = learned,
             means: TimingMeans = means,
-        ) -> Bench:
-            return Bench(
+        ) -> PolicyTable:
+            return PolicyTable(
                 learned,
                 test,
                 image,
-                [Estimating(POLICY.name, ESTIMATES, ESTIMATES[rows], DEFAULT)],
-                own={POLICY.name: float(means.overhead[POLICY.name][0])},
-                reference=None,
+                [PredictorPolicy(POLICY.name, ESTIMATES, ESTIMATES[rows], DEFAULT)],
+                overhead={POLICY.name: float(means.overhead[POLICY.name][0])},
                 num_budgets=9,
                 num_prices=24,
                 timed=timed,
             )
 
-        bench = prepare(kind, as_outcomes(kind, score, means.cost[0]), np.arange(NUM_IMAGES).repeat(2))
+        table = prepare(kind, as_outcomes(kind, score, means.cost[0]), np.arange(NUM_IMAGES).repeat(2))
         found = resample(
-            bench.measure, NUM_IMAGES, num_resamples=300, seed=number, timings=timings if timed else None
+            partial(measure_table, table, None),
+            NUM_IMAGES,
+            num_resamples=300,
+            seed=number,
+            timings=timings if timed else None,
         )
         for name, estimate, truth in (
             ("policy", found[DEFAULT_COST].estimate(), true_default),
@@ -135,7 +140,7 @@ def test_costs_of_timed_policies_by_hand():
     """Two images of one and of three samples, the second drawn twice in the second resample."""
     means = PolicyMeans([0, 1, 1, 1], timed=True)
     unused, score = np.full((4, 6), np.nan), np.zeros((4, 6))
-    ways = Ways.climbs(3)
+    ways = Paths.escalating(3)
     assert ways.tried.astype(int).tolist() == [
         [1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 1, 0], [0, 1, 1], [0, 0, 1]
     ]  # fmt: skip
@@ -170,19 +175,19 @@ def account():
 
 def test_timings_move_costs_and_no_score_and_no_draw_of_images(account):
     splits = make_outcomes("calibration", 60), make_outcomes("test", 60)
-    timed, exact = (compare(*splits, account=each) for each in (account, replace(account, timings=None)))
+    timed, exact = (compare(*splits, measure=each) for each in (account, replace(account, timings=None)))
     informed, other = timed.find("informed"), exact.find("informed")
     default, constant = informed.default.point, other.default.point
     assert default.cost.value == pytest.approx(constant.cost.value, rel=1e-12)
-    assert informed.to_mix.value == pytest.approx(other.to_mix.value, abs=1e-12)
+    assert informed[to_mix].value == pytest.approx(other[to_mix].value, abs=1e-12)
     # Scores depend on the images alone, and these are the same.
     assert (default.score.low, default.score.high) == (constant.score.low, constant.score.high)
-    np.testing.assert_allclose(timed.fixed.score.low, exact.fixed.score.low, rtol=1e-12)
-    np.testing.assert_allclose(exact.fixed.cost.high, exact.fixed.cost.low, rtol=1e-12)
-    assert (timed.fixed.cost.high > 1.1 * timed.fixed.cost.low).all()
+    np.testing.assert_allclose(timed.fixed_score.low, exact.fixed_score.low, rtol=1e-12)
+    np.testing.assert_allclose(exact.fixed_cost.high, exact.fixed_cost.low, rtol=1e-12)
+    assert (timed.fixed_cost.high > 1.1 * timed.fixed_cost.low).all()
     assert np.ptp([default.cost.low, default.cost.high]) > 2 * np.ptp([constant.cost.low, constant.cost.high])
-    luck_free = timed.luck_free["likelihood"]
-    np.testing.assert_array_equal(luck_free.fixed_cost.high, timed.fixed.cost.high)
+    luck_free = timed.noise_free["likelihood"]
+    np.testing.assert_array_equal(luck_free.fixed_cost.high, timed.fixed_cost.high)
 
 
 def test_a_resample_has_its_timings_whatever_block_it_is_in(account, monkeypatch):
@@ -193,26 +198,26 @@ def test_a_resample_has_its_timings_whatever_block_it_is_in(account, monkeypatch
 
     together = resample(measure, 5, num_resamples=20, seed=3, timings=timings)
     drawn = timings.resample(20, seed=3)
-    np.testing.assert_array_equal(together["cost"].drawn, drawn.cost)
-    np.testing.assert_array_equal(together["informed"].drawn, drawn.overhead["informed"])
+    np.testing.assert_array_equal(together["cost"].resamples, drawn.cost)
+    np.testing.assert_array_equal(together["informed"].resamples, drawn.overhead["informed"])
     np.testing.assert_array_equal(together["cost"].value, timings.means().cost[0])
     monkeypatch.setattr("experiments.evaluation.statistics._MOST_RESAMPLES", 7)
     in_blocks = resample(measure, 5, num_resamples=20, seed=3, timings=timings)
     for name, draws in together.items():
-        np.testing.assert_array_equal(in_blocks[name].drawn, draws.drawn)
+        np.testing.assert_array_equal(in_blocks[name].resamples, draws.resamples)
     alone = resample(lambda weights: {"images": weights @ np.arange(5.0)}, 5, num_resamples=20, seed=3)
-    np.testing.assert_array_equal(alone["images"].drawn, together["images"].drawn)
+    np.testing.assert_array_equal(alone["images"].resamples, together["images"].resamples)
 
 
 def test_it_is_said_how_much_was_timed_and_what_is_not_covered(account):
     splits = make_outcomes("calibration", 20), make_outcomes("test", 20)
-    content = collect_account(compare(*splits, account=account))
+    content = collect_measure(compare(*splits, measure=account))
     fixed = content["timings"].pop("fixed")
     machine = "a CPU, 2 threads"
     assert content["timings"] == {"num_pictures": 24, "num_rounds": 3, "batch_size": 2, "machine": machine}
     assert [each["value"] for each in fixed] == content["fixed"]
     assert all(each["low"] < each["value"] < each["high"] for each in fixed)
-    assert "timings" not in collect_account(compare(*splits, account=replace(account, timings=None)))
+    assert "timings" not in collect_measure(compare(*splits, measure=replace(account, timings=None)))
     assert describe_timings(account) == (
         "milliseconds are means over 24 pictures timed in 3 rounds (a CPU, 2 threads); their intervals cover "
         "the noise of these timings, but not drift between runs"
@@ -228,6 +233,6 @@ def test_tables_of_milliseconds_have_intervals():
     assert (low.cost.tolist(), high.cost.tolist()) == ([[2, 3, 4, 10]], [[4, 6, 8, 20]])
     account = count_milliseconds(timings)
     splits = make_outcomes("calibration", 20), make_outcomes("test", 20)
-    table = tabulate_parts(compare(*splits, account=account), account.mean_parts(splits[1]))
+    table = tabulate_parts(compare(*splits, measure=account), account.mean_parts(splits[1]))
     assert table.rows[3] == ("scale 144", "1.5", "14", "", "15 [10, 20]")
     assert [row[3] for row in table.rows[4:]] == ["0.15 [0.1, 0.2]", "0"]

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.labels import held_out
 from experiments.labels.held_out import EvaluationLog, open_test
-from experiments.reporting.summary import describe_record
+from experiments.reporting.findings import describe_record
 from m3_backbone.outcomes.labels import read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from tests.predictor.synthetic import make_labels, write_labels

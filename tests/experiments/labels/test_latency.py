@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments.evaluation.costs import count_milliseconds
-from experiments.evaluation.policies import Outcomes, Ways
+from experiments.evaluation.policies import Paths, ScoredSamples
 from experiments.labels import latency as module
 from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
 from experiments.reporting.console import format_latency
@@ -272,9 +272,9 @@ def test_the_account_of_a_measured_file(measure, backbone, predictors):
     table = make_labels(3, 0).outcomes
     timings = to_timings(latency)
     kept = type(timings)(timings.vision, timings.answer[:, :3], timings.overhead)
-    samples = Outcomes.of(table, count_milliseconds(kept))
+    samples = ScoredSamples.of(table, count_milliseconds(kept))
     vision, answer = latency.vision.mean(), latency.answer.mean(axis=(0, 1))[:3]
-    costs = Ways.climbs(3).cost(samples)[0]
+    costs = Paths.escalating(3).cost(samples)[0]
     assert costs == pytest.approx(
         [
             vision + answer[0],

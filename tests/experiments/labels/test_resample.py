@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.policies import Estimating
+from experiments.evaluation.policies import PredictorPolicy
 from experiments.labels import resampling as resample_job
 from experiments.labels.engines import LocalEngine
 from experiments.labels.labelling import label
@@ -141,13 +141,13 @@ def test_answers_that_are_there_are_not_lost_to_fewer(tmp_path):
 
 def test_the_oracle_of_drawn_answers_has_less_to_gain_than_that_of_one_run():
     calibration, test = make_outcomes("calibration", 40), make_outcomes("test", 30)
-    contender = Estimating("known", estimate_outcomes(calibration), estimate_outcomes(test))
+    contender = PredictorPolicy("known", estimate_outcomes(calibration), estimate_outcomes(test))
     drawn = draw(test, num_runs=8)
     one = replace(test.select(drawn.rows), score=drawn.score[0].astype(np.float32))
     found = compare_policies(
         calibration, one, [replace(contender, test=contender.test[:40])], resampled=drawn, num_resamples=20
     )
-    resampled = found.luck_free["resampled"]
+    resampled = found.noise_free["resampled"]
     assert (resampled.num_runs, resampled.num_samples) == (8, 40)
     assert 0 < resampled.gap.value < found.oracle_gap.value
     assert np.allclose(resampled.fixed_score.value, drawn.score.mean((0, 1)))

@@ -11,20 +11,28 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
 from experiments.callbacks import ComparisonReport
-from experiments.reporting.compare_charts import MOST_DRAWN
+from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family, Key, Predictor
+from experiments.evaluation.metrics import (
+    METRICS,
+    default_score,
+    mean_gap_share,
+    mean_to_mix,
+    score_at_budgets,
+    to_mix,
+)
 from experiments.reporting.compare_tables import build_comparison_tables, write_notes
 from experiments.reporting.comparison import MOST_PRINTED_ROWS, compare_runs
+from experiments.reporting.front_plot import MOST_DRAWN
 from experiments.reporting.page import Provenance
 from experiments.results.entries import Entry, Pair, find_p_values, list_entries, list_pairs
 from experiments.results.finished import Run, find_runs
 from experiments.results.metrics_json import collect_metrics, write_metrics
 from experiments.results.resamples import (
-    DRAWS,
-    MOST_BAND_RESAMPLES,
-    collect_draws,
+    RESAMPLES,
+    collect_resamples,
     name_tensor,
-    read_draws,
-    write_draws,
+    read_resamples,
+    write_resamples,
 )
 from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
@@ -41,9 +49,9 @@ def sure(found: Found | None) -> Found:
 
 
 def collect(comparison, test, **changes):
-    seeds = dict.fromkeys(comparison.draws, 0)
+    seeds = dict.fromkeys(comparison.resamples, 0)
     metrics = collect_metrics(comparison, test, task="synthetic", backbone="small", seeds=seeds)
-    return metrics | changes, collect_draws(comparison)
+    return metrics | changes, collect_resamples(comparison)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +61,7 @@ def found():
     return collect(compare(calibration, test), test)
 
 
-def write_run(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
+def write_results(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
     """A run whose first predictor is better than that of `found` by `shift` on average."""
     metrics, draws = deepcopy(found)
     first = next(iter(metrics["predictors"]))
@@ -71,7 +79,7 @@ def write_run(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)), encoding="utf-8")
     write_metrics(folder / "metrics.json", metrics)
-    write_draws(folder, draws)
+    write_resamples(folder, draws)
     return folder
 
 
@@ -84,7 +92,7 @@ def test_seeds_are_combined_and_settings_kept_apart(tmp_path, found):
             "task=synthetic",
             f"hydra.run.dir={number}",
         )
-        write_run(tmp_path / str(number), found, seed=seed, shift=shift, overrides=settings)
+        write_results(tmp_path / str(number), found, seed=seed, shift=shift, overrides=settings)
     entries = list_entries(find_runs([tmp_path]))
     assert [entry.label for entry in entries] == [
         "informed, predictor.network.width=32",
@@ -93,13 +101,13 @@ def test_seeds_are_combined_and_settings_kept_apart(tmp_path, found):
     ]
     assert [entry.seeds for entry in entries] == [(0, 1), (0,), (0, 1)]
     alone, drawn = found[0]["predictors"]["informed"]["mean_to_mix"], found[1]["/".join(HEADLINE)]
-    both = sure(entries[0].find("mean_to_mix"))
+    both = sure(entries[0].find(mean_to_mix))
     assert float(both.estimate.value) == pytest.approx(alone["value"] + 0.02)
     assert both.spread == pytest.approx(0.02 / 2**0.5)
     # Of two seeds one is drawn: every resample is that of one of them.
-    shifts = both.draws.drawn - drawn
+    shifts = both.bootstrapped.resamples - drawn
     assert set(shifts.round(4)) == {0.01, 0.03}
-    assert both.estimate.low == pytest.approx(np.quantile(both.draws.drawn, 0.025))
+    assert both.estimate.low == pytest.approx(np.quantile(both.bootstrapped.resamples, 0.025))
 
     means, differences, *_ = build_comparison_tables(entries)
     assert means.rows[0][1] == "0, 1" and means.header[2:4] == ("to mix", "sd")
@@ -109,25 +117,26 @@ def test_seeds_are_combined_and_settings_kept_apart(tmp_path, found):
 
 
 def test_interval_of_a_single_seed_is_that_of_its_own_report(tmp_path, found):
-    write_run(tmp_path / "one", found)
+    write_results(tmp_path / "one", found)
     entries = list_entries(find_runs([tmp_path]))
     for entry in entries:
         own = found[0]["predictors"][entry.name]
-        paths = [("mean_to_mix",), ("mean_gap_share",), ("default", "cost"), ("default", "to_best_fixed")]
-        paths += [("default", key) for key in ("score", "smallest_right", "too_coarse", "too_fine")]
-        paths += [("merits", key) for key in ("average_quality", "average_gap_recovered", "hypervolume")]
-        for path in paths:
+        single = [
+            metric for metric in METRICS if metric.is_compared and metric.family is not Family.AT_BUDGETS
+        ]
+        assert len(single) == 11
+        for metric in single:
             expected = own
-            for key in path:
-                expected = expected[key]
-            estimate = sure(entry.find(*path)).estimate
+            for step in metric.path.split("/"):
+                expected = expected[step]
+            estimate = sure(entry.find(metric)).estimate
             assert [float(estimate.low), float(estimate.high)] == pytest.approx(
                 [expected["low"], expected["high"]], rel=2e-6, abs=2e-6
             )
-        for figure in ("score", "to_mix"):
-            band = entry.at_budgets(figure)
+        for metric in (score_at_budgets, to_mix):
+            band = entry.at_budgets(metric)
             for bound in ("low", "high"):
-                expected = [at[figure][bound] for at in own["at_budgets"]]
+                expected = [at[metric.name][bound] for at in own["at_budgets"]]
                 assert getattr(band, bound) == pytest.approx(expected, rel=2e-6, abs=2e-6)
             assert (band.low <= band.value + 1e-9).all() and (band.value <= band.high + 1e-9).all()
     assert "sd" not in build_comparison_tables(entries)[0].header
@@ -138,16 +147,16 @@ def test_bands_rest_on_the_first_resamples_and_all_budgets(tmp_path):
     calibration, test = make_outcomes("calibration", 8), make_outcomes("test", 8)
     num_resamples = MOST_BAND_RESAMPLES + 50
     comparison = compare(calibration, test, num_resamples=num_resamples)
-    run = Run(write_run(tmp_path / "run", collect(comparison, test)), {}, {})
-    draws = read_draws(run.folder, num_resamples)
+    run = Run(write_results(tmp_path / "run", collect(comparison, test)), {}, {})
+    draws = read_resamples(run.folder, num_resamples)
     drawn = draws[name_tensor("predictors", "informed", "at_budgets", "to_mix")]
     assert drawn.shape == (MOST_BAND_RESAMPLES, len(comparison.budgets)) and drawn.dtype == np.float32
     assert draws[name_tensor("predictors", "informed", "mean_to_mix")].shape == (num_resamples,)
-    band = list_entries(find_runs([run.folder]))[0].at_budgets("to_mix")
+    band = list_entries(find_runs([run.folder]))[0].at_budgets(to_mix)
     assert band.low == pytest.approx(np.quantile(drawn.astype(np.float64), 0.025, axis=0))
     # A file with as many rows of the bands as of the figures is not what an evaluation writes.
     with pytest.raises(ValueError, match=f"not {MOST_BAND_RESAMPLES} resamples"):
-        read_draws(run.folder, MOST_BAND_RESAMPLES)
+        read_resamples(run.folder, MOST_BAND_RESAMPLES)
 
 
 def test_names_of_predictors_cannot_be_taken_for_paths(tmp_path, found):
@@ -155,9 +164,9 @@ def test_names_of_predictors_cannot_be_taken_for_paths(tmp_path, found):
     assert name_tensor("predictors", "x/y", "z") != name_tensor("predictors", "x", "y", "z")
     names = ("x", "x/mean_to_mix", "predictors/x", "at_budgets", "100% ü", "x%2Fmean_to_mix")
     for order, name in enumerate(names):
-        write_run(tmp_path / str(order), found, shift=0.01 * order, name=name)
+        write_results(tmp_path / str(order), found, shift=0.01 * order, name=name)
     entries = list_entries(find_runs([tmp_path]))
-    shown = {entry.name: sure(entry.find("mean_to_mix")).draws.drawn.mean() for entry in entries}
+    shown = {entry.name: sure(entry.find(mean_to_mix)).bootstrapped.resamples.mean() for entry in entries}
     base = shown.pop("x")
     del shown["question_only"]
     assert {name: round(float(mean - base), 4) for name, mean in shown.items()} == {
@@ -184,7 +193,7 @@ def trained(tmp_path_factory):
                 num_resamples=200,
             )
             comparisons[name, seed] = comparison
-            write_run(folder / f"{name}-{seed}", collect(comparison, test), seed=seed)
+            write_results(folder / f"{name}-{seed}", collect(comparison, test), seed=seed)
     return folder, comparisons
 
 
@@ -197,14 +206,17 @@ def test_paired_difference_by_the_slow_way(trained):
     )
     assert entries[0] in (keen, dull) and [len(entry.runs) for entry in entries] == [2, 2, 2]
     figures = {key: comparison.find(key[0]) for key, comparison in comparisons.items()}
-    drawn = {key: comparison.draws[key[0]]["mean_to_mix"] for key, comparison in comparisons.items()}
+    drawn = {
+        key: comparison.metrics.resamples[Key(Predictor(key[0]), mean_to_mix)]
+        for key, comparison in comparisons.items()
+    }
     chosen = np.random.default_rng([0, 0, 1]).integers(2, size=(200, 1))[:, 0]
     slow = [drawn["keen", seed][k] - drawn["dull", seed][k] for k, seed in enumerate(chosen)]
     value = np.mean(
-        [figures["keen", s].mean_to_mix.value - figures["dull", s].mean_to_mix.value for s in (0, 1)]
+        [figures["keen", s][mean_to_mix].value - figures["dull", s][mean_to_mix].value for s in (0, 1)]
     )
     pair = Pair(keen, dull)
-    estimate = sure(pair.estimate("mean_to_mix"))
+    estimate = sure(pair.estimate(mean_to_mix))
     assert float(estimate.value) == pytest.approx(value, abs=2e-6)
     assert [float(estimate.low), float(estimate.high)] == pytest.approx(
         np.quantile(slow, [0.025, 0.975]).tolist(), abs=2e-6
@@ -213,7 +225,7 @@ def test_paired_difference_by_the_slow_way(trained):
     assert find_p_values([pair])[0] == pytest.approx([2 * (1 + below) / 201] * 2)
     assert estimate.low > 0
     # Pairing is worth something: the same two as if they had been asked about other images.
-    one, other = (sure(entry.find("mean_to_mix")).draws.drawn for entry in (keen, dull))
+    one, other = (sure(entry.find(mean_to_mix)).bootstrapped.resamples for entry in (keen, dull))
     apart = np.quantile(one - other[::-1], [0.025, 0.975])
     assert estimate.high - estimate.low < apart[1] - apart[0]
 
@@ -224,15 +236,15 @@ def test_paired_difference_by_the_slow_way(trained):
 
 def test_the_same_policy_does_not_differ_from_itself(tmp_path, found):
     for seed in (0, 1):
-        write_run(tmp_path / f"one-{seed}", found, seed=seed, shift=0.02 * seed, name="one")
-        write_run(tmp_path / f"two-{seed}", found, seed=seed, shift=0.02 * seed, name="two")
+        write_results(tmp_path / f"one-{seed}", found, seed=seed, shift=0.02 * seed, name="one")
+        write_results(tmp_path / f"two-{seed}", found, seed=seed, shift=0.02 * seed, name="two")
     one, two, *_ = list_entries(find_runs([tmp_path]))
     pair = Pair(one, two)
-    for path in (("mean_to_mix",), ("default", "score"), ("mean_gap_share",)):
-        estimate = sure(pair.estimate(*path))
+    for metric in (mean_to_mix, default_score, mean_gap_share):
+        estimate = sure(pair.estimate(metric))
         assert [float(each) for each in (estimate.value, estimate.low, estimate.high)] == [0, 0, 0]
     assert find_p_values([pair]) == [(1, 1)]
-    alone = sure(one.find("mean_to_mix")).estimate
+    alone = sure(one.find(mean_to_mix)).estimate
     assert alone.low < alone.high
 
 
@@ -254,7 +266,7 @@ def test_a_cascade_belongs_to_the_predictor_that_it_starts_from(tmp_path, found)
     metrics, draws = deepcopy(found)
     metrics["predictors"]["question_only"]["starts_from"] = "informed"
     for width in (32, 64):
-        write_run(tmp_path / str(width), (metrics, draws), overrides=[f"width={width}"])
+        write_results(tmp_path / str(width), (metrics, draws), overrides=[f"width={width}"])
     labels = [entry.label for entry in list_entries(find_runs([tmp_path]))]
     assert labels == [
         f"{name}, width={w}" for name in ("informed", "question_only of informed") for w in (32, 64)
@@ -263,7 +275,7 @@ def test_a_cascade_belongs_to_the_predictor_that_it_starts_from(tmp_path, found)
 
 def test_a_second_run_of_a_seed_with_the_same_result_counts_once(tmp_path, found):
     for number, (seed, shift) in enumerate([(0, 0.01), (0, 0.01), (1, 0.03)]):
-        write_run(tmp_path / str(number), found, seed=seed, shift=shift, overrides=[f"seed={seed}"])
+        write_results(tmp_path / str(number), found, seed=seed, shift=shift, overrides=[f"seed={seed}"])
     runs = find_runs([tmp_path])
     entries = list_entries(runs)
     assert [(entry.label, entry.seeds) for entry in entries] == [
@@ -279,12 +291,12 @@ def test_a_second_run_of_a_seed_with_the_same_result_counts_once(tmp_path, found
 def test_a_second_run_of_a_seed_with_another_result_is_shown(tmp_path, found):
     """Three results of seed 0, the third of them twice, and one of seed 1."""
     for number, (seed, shift) in enumerate([(0, 0.01), (0, 0.05), (1, 0.03), (0, 0.09), (0, 0.09)]):
-        write_run(tmp_path / str(number), found, seed=seed, shift=shift, overrides=[f"seed={seed}"])
+        write_results(tmp_path / str(number), found, seed=seed, shift=shift, overrides=[f"seed={seed}"])
     runs = find_runs([tmp_path])
     entries = list_entries(runs)
     own = found[0]["predictors"]["informed"]["mean_to_mix"]["value"]
     shown = [
-        (entry.label, entry.seeds, round(float(sure(entry.find("mean_to_mix")).estimate.value) - own, 6))
+        (entry.label, entry.seeds, round(float(sure(entry.find(mean_to_mix)).estimate.value) - own, 6))
         for entry in entries
     ]
     assert shown[:3] == [
@@ -309,7 +321,7 @@ def test_baselines_with_other_results_are_told_apart_by_the_settings_of_their_ru
             metrics, draws = deepcopy(found)
             draws[name_tensor("predictors", "question_only", "mean_to_mix")] += np.float32(epochs / 1000)
             settings = [f"seed={seed}", f"trainer.max_epochs={epochs}"]
-            write_run(tmp_path / f"{epochs}-{seed}", (metrics, draws), seed=seed, overrides=settings)
+            write_results(tmp_path / f"{epochs}-{seed}", (metrics, draws), seed=seed, overrides=settings)
     runs = find_runs([tmp_path])
     entries = list_entries(runs)
     assert [(entry.label, entry.seeds) for entry in entries] == [
@@ -324,12 +336,12 @@ def test_a_baseline_that_differs_from_the_run_about_it_is_shown(tmp_path, found)
     """One run is about `question_only`; another has it as a baseline, with the same or another result."""
     metrics, draws = deepcopy(found)
     metrics["predictors"] = dict(reversed(metrics["predictors"].items()))
-    write_run(tmp_path / "1", (metrics, draws))
-    write_run(tmp_path / "2", found)
+    write_results(tmp_path / "1", (metrics, draws))
+    write_results(tmp_path / "2", found)
     assert [entry.label for entry in list_entries(find_runs([tmp_path]))] == ["question_only", "informed"]
     metrics, draws = deepcopy(found)
     draws[name_tensor("predictors", "question_only", "default", "score")] += np.float32(0.01)
-    write_run(tmp_path / "3", (metrics, draws))
+    write_results(tmp_path / "3", (metrics, draws))
     runs = find_runs([tmp_path])
     entries = list_entries(runs)
     assert [entry.label for entry in entries] == ["question_only", "question_only (2)", "informed"]
@@ -340,7 +352,7 @@ def test_a_baseline_that_differs_from_the_run_about_it_is_shown(tmp_path, found)
 def test_p_values_at_the_floor_are_shown_as_below_it(tmp_path, found):
     """60 resamples, 3 differences: no p-value below 2/61 = 0.0328, and 6/61 = 0.0984 after Holm."""
     for name, shift in (("a", 0.0), ("b", 0.5)):
-        write_run(tmp_path / name, found, shift=shift, name=name)
+        write_results(tmp_path / name, found, shift=shift, name=name)
     differences = build_comparison_tables(list_entries(find_runs([tmp_path])))[1]
     assert (
         "60 resamples resolve no p-value below 0.033, and after Holm's correction for 3 tests none below "
@@ -354,7 +366,7 @@ def test_many_policies_stay_readable(tmp_path, found, capsys):
     """The page has them all, the drawing as many as can be told apart, the terminal the first rows."""
     names = [f"policy {number:02d}" for number in range(MOST_PRINTED_ROWS + 5)]
     for number, name in enumerate(names):
-        write_run(tmp_path / f"{number:02d}", found, shift=0.001 * number, name=name)
+        write_results(tmp_path / f"{number:02d}", found, shift=0.001 * number, name=name)
     output = tmp_path / "out"
     compare_runs([tmp_path], output=output, provenance=Provenance("command", "", "now"))
     # One more policy than runs: the baseline that they share.
@@ -368,21 +380,21 @@ def test_many_policies_stay_readable(tmp_path, found, capsys):
 
 @pytest.mark.parametrize("harm", ["missing", "cut", "of other resamples"])
 def test_run_without_whole_draws_is_to_be_evaluated_again(tmp_path, found, harm):
-    write_run(tmp_path / "whole", found)
-    folder = write_run(tmp_path / "harmed", found)
-    path = folder / DRAWS
+    write_results(tmp_path / "whole", found)
+    folder = write_results(tmp_path / "harmed", found)
+    path = folder / RESAMPLES
     if harm == "missing":
         path.unlink()
     elif harm == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     else:
-        write_draws(folder, {name: drawn[:-1] for name, drawn in read_draws(folder, 60).items()})
+        write_resamples(folder, {name: drawn[:-1] for name, drawn in read_resamples(folder, 60).items()})
     with pytest.raises(ValueError, match=r"harmed.*draws.safetensors.*: evaluate that run again"):
         find_runs([tmp_path])
 
 
 def test_a_changed_number_in_the_draws_is_refused_by_name(tmp_path, found):
-    path = write_run(tmp_path / "run", found) / DRAWS
+    path = write_results(tmp_path / "run", found) / RESAMPLES
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
@@ -411,7 +423,7 @@ def test_a_changed_number_in_the_draws_is_refused_by_name(tmp_path, found):
     ],
 )
 def test_a_damaged_file_of_a_run_is_named_in_one_line(tmp_path, found, name, change, reason):
-    path = write_run(tmp_path / "run", found) / name
+    path = write_results(tmp_path / "run", found) / name
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError) as caught:
         find_runs([tmp_path])
@@ -421,18 +433,18 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(tmp_path, found, name, cha
 
 
 def test_runs_of_the_same_schema_without_digests_are_read(tmp_path, found):
-    folder = write_run(tmp_path / "run", found)
+    folder = write_results(tmp_path / "run", found)
     metrics = unseal(json.loads((folder / "metrics.json").read_text("utf-8")))
     (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
-    save_file(load_file(folder / DRAWS), folder / DRAWS)
+    save_file(load_file(folder / RESAMPLES), folder / RESAMPLES)
     (run,) = find_runs([folder])
-    assert run.metrics == metrics and set(run.draws) == set(found[1])
+    assert run.metrics == metrics and set(run.resamples) == set(found[1])
 
 
 def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, found):
-    one = write_run(tmp_path / "one", found)
+    one = write_results(tmp_path / "one", found)
     for seed in (3, 11):
-        write_run(tmp_path / "sweep" / str(seed), found, seed=seed)
+        write_results(tmp_path / "sweep" / str(seed), found, seed=seed)
     runs = find_runs([one, tmp_path / "sweep", one])
     assert [run.seed for run in runs] == [0, 3, 11]
 
@@ -450,8 +462,8 @@ def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, found):
     ],
 )
 def test_runs_that_are_not_about_the_same_thing_are_refused(tmp_path, found, change, message):
-    first = write_run(tmp_path / "first", found)
-    second = write_run(tmp_path / "second", (found[0] | change, found[1]))
+    first = write_results(tmp_path / "first", found)
+    second = write_results(tmp_path / "second", (found[0] | change, found[1]))
     with pytest.raises(ValueError, match=message):
         find_runs([first, second])
 
@@ -463,8 +475,8 @@ def test_folder_without_runs_is_named(tmp_path):
 
 def test_page_and_files_show_every_run_and_text_as_text(tmp_path, found, capsys):
     folders = [
-        write_run(tmp_path / "plain", found),
-        write_run(tmp_path / "hostile", found, shift=0.01, name=HOSTILE),
+        write_results(tmp_path / "plain", found),
+        write_results(tmp_path / "hostile", found, shift=0.01, name=HOSTILE),
     ]
     output = tmp_path / "out"
     compare_runs(folders, output=output, provenance=Provenance(HOSTILE, f"key: {HOSTILE}", "now"))
@@ -487,7 +499,7 @@ def end_sweep(folder):
 
 def test_sweep_ends_in_a_comparison(tmp_path, found):
     for seed in (0, 1):
-        write_run(tmp_path / str(seed), found, seed=seed)
+        write_results(tmp_path / str(seed), found, seed=seed)
     end_sweep(tmp_path)
     page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
     assert "2 policies of 2 runs, side by side" in page.text
@@ -497,8 +509,8 @@ def test_sweep_ends_in_a_comparison(tmp_path, found):
 def test_sweep_of_other_things_ends_as_it_is(tmp_path, found, caplog):
     end_sweep(tmp_path)
     assert not list(tmp_path.iterdir())
-    write_run(tmp_path / "0", found)
-    write_run(tmp_path / "1", (found[0] | {"task": "another"}, found[1]))
+    write_results(tmp_path / "0", found)
+    write_results(tmp_path / "1", (found[0] | {"task": "another"}, found[1]))
     end_sweep(tmp_path)
     assert not (tmp_path / "compare.html").exists()
     assert "not laid side by side" in caplog.text and "task (synthetic, another)" in caplog.text

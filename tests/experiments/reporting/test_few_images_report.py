@@ -8,18 +8,19 @@ import pytest
 from PIL import Image
 
 from experiments.evaluation.statistics import Estimate
-from experiments.reporting.displays import draw_front
-from experiments.reporting.findings import Findings
-from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
-from experiments.reporting.page import Provenance, render_figure
-from experiments.reporting.report import write_report
-from experiments.reporting.summary import (
+from experiments.reporting.draw import draw_paper
+from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.findings import (
+    Findings,
     describe_difference,
-    list_tables,
     write_default,
     write_headline,
     write_sentences,
 )
+from experiments.reporting.front_plot import plot_comparison
+from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
+from experiments.reporting.page import Provenance, render_figure
+from experiments.reporting.report import write_report
 from experiments.tasks.sizes import find_banners
 from tests.experiments.evaluation.synthetic import make_outcomes
 from tests.experiments.evaluation.test_evaluate import OUTCOMES, compare
@@ -75,7 +76,7 @@ def write(path, comparison, test, **arguments):
         test,
         np.full(test.score.shape, 0.5),
         title="title",
-        picture=render_figure(draw_front(comparison, "title"), "png"),
+        picture=render_figure(draw_paper(plot_comparison(comparison), "title"), "png"),
         read_image=lambda _: Image.new("RGB", (8, 8)),
         provenance=Provenance("command", "a: 1", "now"),
         per_category=1,

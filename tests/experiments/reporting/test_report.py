@@ -11,12 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.evaluation.costs import TOKENS, Account
+from experiments.evaluation.costs import TOKENS, CostMeasure, Part
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.calibration_display import draw_reliability, list_dots
-from experiments.reporting.displays import DifferenceDisplay, FrontDisplay, draw_front, refine_line
+from experiments.reporting.draw import draw_panels, draw_paper
 from experiments.reporting.findings import Findings
+from experiments.reporting.front_plot import plot_comparison, refine_line
 from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import Provenance, cut_name, render_figure
@@ -81,10 +82,16 @@ def comparisons(hostile_test):
             make_outcomes("calibration", 40),
             hostile_test,
             estimators={HOSTILE: estimate, "question_only": estimate},
-            account=account,
+            measure=account,
         )
 
-    flops = Account("flops", "GFLOPs", "mean GFLOPs", lambda table: table.prefill_flops / 1e9, {HOSTILE: 0.5})
+    flops = CostMeasure(
+        "flops",
+        "GFLOPs",
+        "mean GFLOPs",
+        [Part("prefill", lambda table: table.prefill_flops / 1e9)],
+        {HOSTILE: 0.5},
+    )
     return [compare_in(TOKENS), compare_in(flops)]
 
 
@@ -103,7 +110,7 @@ def page(hostile_test, comparisons, tmp_path_factory):
         hostile_test,
         np.full(hostile_test.score.shape, 0.5),
         title=HOSTILE,
-        picture=render_figure(draw_front(comparisons[0], "picture"), "png"),
+        picture=render_figure(draw_paper(plot_comparison(comparisons[0]), "picture"), "png"),
         read_image=read_image,
         provenance=Provenance(command=HOSTILE, config=f"key: {HOSTILE}", made=HOSTILE),
         per_category=4,
@@ -159,7 +166,7 @@ def test_page_loads_nothing(page):
 
 def test_unreadable_image_leaves_its_reason(hostile_test, comparison):
     row = next(row for row, image_id in enumerate(hostile_test.image_id) if image_id.endswith("7"))
-    choice = comparison.predictors[0].default.choice
+    choice = comparison.policies[0].default.choice
     estimates = np.zeros(hostile_test.score.shape)
     card, other = build_cards(
         hostile_test, [row, 0], choice=choice, estimates=estimates, read_image=read_image
@@ -213,18 +220,17 @@ def test_line_between_two_points_is_linear_in_the_cost():
 def test_displays_draw_on_the_axes_they_are_given(comparison):
     figure = Figure()
     upper, lower = figure.subplots(2)
-    display = FrontDisplay.from_comparison(comparison).plot(upper)
-    assert display.ax_ is upper and display.figure_ is figure
+    draw_panels(plot_comparison(comparison), upper, lower)
     labels = upper.get_legend_handles_labels()[1]
     assert {"question_only", "mix of fixed scales", "budgeted oracle", "fixed scales"} <= set(labels)
-    assert DifferenceDisplay.from_comparison(comparison).plot(ax=lower).ax_ is lower
+    assert lower.lines and lower.get_ylabel() == "points above the mix"
     assert upper.get_xscale() == lower.get_xscale() == "log"
 
 
 @pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_picture_is_the_same_bytes_again(comparison, kind, start):
-    picture = render_figure(draw_front(comparison, "title"), kind)
-    assert picture == render_figure(draw_front(comparison, "title"), kind)
+    picture = render_figure(draw_paper(plot_comparison(comparison), "title"), kind)
+    assert picture == render_figure(draw_paper(plot_comparison(comparison), "title"), kind)
     assert picture.startswith(start)
 
 
@@ -236,8 +242,8 @@ def test_dollar_signs_in_names_are_no_formula():
     figures = [draw_needs(tabulate_needs(table), map_attributes(table), table.scales, name)]
     calibration, test = make_outcomes("calibration", 20), make_outcomes("test", 20)
     comparison = compare(calibration, test, estimators={name: estimate_outcomes})
-    figures.append(draw_front(comparison, name))
-    reliability = comparison.predictors[0].reliability
+    figures.append(draw_paper(plot_comparison(comparison), name))
+    reliability = comparison.policies[0].reliability
     assert reliability is not None
     figures.append(draw_reliability(reliability, comparison.scales, name))
     for figure in figures:
@@ -246,20 +252,20 @@ def test_dollar_signs_in_names_are_no_formula():
 
 def test_reliability_is_drawn_where_estimates_and_scores_are(comparison):
     """All estimates at one scale in one bin: one dot, at their means."""
-    reliability = comparison.predictors[0].reliability
+    reliability = comparison.policies[0].reliability
     assert reliability is not None
     for column in range(4):
         dots = list_dots(reliability, column)
         assert sum(dot.count for dot in dots) == comparison.num_samples
         assert sum(dot.share for dot in dots) == pytest.approx(1)
         mean = sum(dot.score * dot.share for dot in dots)
-        assert mean == pytest.approx(float(comparison.fixed.score.value[column]))
+        assert mean == pytest.approx(float(comparison.fixed_score.value[column]))
 
 
 def test_page_shows_errors_and_calibration(page, comparison):
     parsed = Page(page)
     assert sum(tag == "svg" for tag, _ in parsed.elements) == 4
-    confusion = comparison.predictors[0].default.confusion
+    confusion = comparison.policies[0].default.confusion
     titles = [attrs["title"] for tag, attrs in parsed.elements if tag == "td" and "title" in attrs]
     assert [text for text in titles if text.endswith(" questions")] == [
         f"{count:,} questions" for count in confusion.ravel()

@@ -134,7 +134,7 @@ def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, fol
         "set%2Fa%20%26%20b.svg",
     }
     from_home, _, native = rows[:3]
-    assert native.figures.budgets[-1] == pytest.approx(3 * from_home.figures.budgets[-1])
+    assert native.result.budgets[-1] == pytest.approx(3 * from_home.result.budgets[-1])
     page = (tmp_path / "transfer.html").read_text(encoding="utf-8")
     (content,) = re.findall(r'id="chart-data">(.*?)</script>', page)
     hovers = [
@@ -143,7 +143,7 @@ def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, fol
         for text in trace.get("text", ())
         if text.startswith("<b>trained on dear.v1")
     ]
-    dearest = format_tokens(native.figures.budgets[-1])
+    dearest = format_tokens(native.result.budgets[-1])
     assert any(f"budget {dearest}, spends" in text for text in hovers)
 
 

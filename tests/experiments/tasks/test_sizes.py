@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.evaluation.needs import describe_left_out, pick_frequent
+from experiments.evaluation.needs import describe_left_out, pick_frequent, split_by_type
 from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
 from experiments.reporting.report import tabulate_kinds
-from experiments.evaluation.needs import split_by_type
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
 from m3_backbone.outcomes.manifest import list_images
