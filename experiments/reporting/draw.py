@@ -170,8 +170,7 @@ def _draw_element(element: Element, axes: Axes) -> None:
                 ls=_MPL_DASHES[element.dash],
                 lw=0.8 * element.width,
                 label=element.label,
-                # Lines of policies, the first on top, are above the mix and the oracle.
-                zorder=4 + element.width / 10 + (element.group is not None),
+                zorder=_find_order(element),
             )
         case Band():
             axes.fill_between(element.cost, element.low, element.high, color=color, alpha=0.16, lw=0)
@@ -192,3 +191,10 @@ def _draw_element(element: Element, axes: Axes) -> None:
             )
         case _:
             assert_never(element)
+
+
+def _find_order(line: Line) -> float:
+    """Oracles lie below the policies, the mix above all of them but the first."""
+    if line.group is None:
+        return 5.95 if line.color == INK else 2.0
+    return 6.0 if line.width >= 3 else 5.0

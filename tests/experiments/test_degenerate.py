@@ -107,11 +107,15 @@ def cost_of_image(table: OutcomeTable) -> OutcomeTable:
     return replace(table, visual_tokens=np.tile(image[:, None] + 1, len(table.scales)).astype(np.int32))
 
 
-def account(rule: Callable[[np.ndarray], np.ndarray], **more: Any) -> dict[str, Any]:
+def account(rule: Callable[[np.ndarray], np.ndarray], shared: float = 0.0, **more: Any) -> dict[str, Any]:
     def count(table: OutcomeTable) -> np.ndarray:
         return rule(np.ones(table.score.shape) * np.arange(1, len(table.scales) + 1))
 
-    return {"measure": CostMeasure("other", "units", "units", [Part("all", count)], **more)}
+    parts = [
+        Part("once", lambda table: np.full(table.score.shape, shared), is_shared=True),
+        Part("each", count),
+    ]
+    return {"measure": CostMeasure("other", "units", "units", parts, **more)}
 
 
 NO_GAP: Expected = {
@@ -218,9 +222,9 @@ CASES = {
     "huge costs": Case(settings=account(lambda c: 1e30 * c)),
     "tiny costs": Case(settings=account(lambda c: 1e-12 * c)),
     "predictor costs more than answers": Case(
-        settings=account(lambda c: c, own={"informed": 1e4, "hybrid": 1e4})
+        settings=account(lambda c: c, overhead={"informed": 1e4, "hybrid": 1e4})
     ),
-    "nearly all is paid once": Case(settings=account(lambda c: 100 + 1e-6 * c, once=100.0)),
+    "nearly all is paid once": Case(settings=account(lambda c: 1e-6 * c, shared=100.0)),
     "one resample": Case(settings={"num_resamples": 1}),
     "one budget": Case(settings={"num_budgets": 1}),
     "two budgets": Case(settings={"num_budgets": 2}),

@@ -36,7 +36,7 @@ def with_vision(table, gflops):
 
 def test_another_unit_changes_costs_and_no_difference(splits):
     tokens, units = compare(*splits), compare(*splits, measure=counted(2.5))
-    for first, second in zip(tokens.predictors, units.predictors, strict=True):
+    for first, second in zip(tokens.policies, units.policies, strict=True):
         assert second.cost == pytest.approx(2.5 * first.cost)
         assert second[to_mix].value == pytest.approx(first[to_mix].value)
         assert second[mean_gap_share].low == pytest.approx(first[mean_gap_share].low)

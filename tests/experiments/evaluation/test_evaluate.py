@@ -10,8 +10,12 @@ from experiments.evaluation.metrics import (
     mean_gap_share,
     mean_to_mix,
     mean_to_reference,
+    score_at_budgets,
+    smallest_right,
     to_mix,
     to_reference,
+    too_coarse,
+    too_fine,
 )
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.schedules import ImageMeans, Schedule
@@ -103,9 +107,9 @@ def test_fixed_scales_and_oracles_are_means_over_samples(comparison, splits):
     best = test.score.max(axis=1)
     fails = best == 0
     cost = np.where(fails, 0, test.visual_tokens[np.arange(len(test)), test.score.argmax(axis=1)])
-    assert comparison.oracles["coarsest"].score.value == pytest.approx(best.mean(dtype=float))
-    assert comparison.oracles["coarsest"].cost.value == pytest.approx((cost + fails).mean())
-    assert comparison.oracles["finest"].cost.value == pytest.approx((cost + 144 * fails).mean())
+    assert comparison.rule("coarsest")[1].value == pytest.approx(best.mean(dtype=float))
+    assert comparison.rule("coarsest")[0].value == pytest.approx((cost + fails).mean())
+    assert comparison.rule("finest")[0].value == pytest.approx((cost + 144 * fails).mean())
 
 
 def test_matched_tokens_by_the_slow_way(comparison, splits):
@@ -132,7 +136,7 @@ def test_matched_tokens_by_the_slow_way(comparison, splits):
         hull = upper_hull(SCALES, fixed)
         mix = np.interp(spent, np.array(SCALES)[hull], fixed[hull])
         assert figures.cost[k] == pytest.approx(spent)
-        assert figures.score.value[k] == pytest.approx(score)
+        assert figures[score_at_budgets].value[k] == pytest.approx(score)
         assert figures[to_mix].value[k] == pytest.approx(score - mix)
         other = np.interp(spent, reference.front.cost, reference.front.score)
         assert figures[to_reference].value[k] == pytest.approx(score - other)
@@ -154,10 +158,10 @@ def test_resamples_redo_everything(splits):
         rows = np.repeat(np.arange(len(test)), weights[image])
         resampled = _take_with_repeats(test, rows)
         fresh.append(compare(calibration, resampled, num_resamples=1).find("informed"))
-    for name in ("mean_to_mix", "mean_to_reference", "mean_gap_share"):
-        drawn = [getattr(figures, name).value for figures in fresh]
+    for metric in (mean_to_mix, mean_to_reference, mean_gap_share):
+        drawn = [figures[metric].value for figures in fresh]
         low, high = np.quantile(drawn, [0.025, 0.975])
-        assert [getattr(found, name).low, getattr(found, name).high] == pytest.approx([low, high])
+        assert [found[metric].low, found[metric].high] == pytest.approx([low, high])
 
 
 def _take_with_repeats(table, rows):
@@ -189,32 +193,33 @@ def test_informed_beats_mix_and_question_only_and_noise_does_not(splits):
     assert noise_figures[mean_to_mix].value < 0.01
     # What is handed the outcomes is the budgeted oracle.
     assert outcomes[mean_gap_share].value == pytest.approx(1, abs=0.02)
-    assert (informed.score.low <= informed.score.value).all() and (
-        informed.score.value <= informed.score.high
+    assert (informed[score_at_budgets].low <= informed[score_at_budgets].value).all() and (
+        informed[score_at_budgets].value <= informed[score_at_budgets].high
     ).all()
-    assert found.find("question_only")[to_reference] is None
+    assert found.find("question_only").find(to_reference) is None
 
 
 def test_default_point_counts_choices_against_the_smallest_right_scale(comparison, splits):
-    default = comparison.find("informed").default
+    informed = comparison.find("informed")
+    default = informed.default
     smallest, right = splits[1].score.argmax(axis=1), splits[1].score.max(axis=1) > 0
     for found, expected in (
-        (default.smallest_right, default.choice == smallest),
-        (default.too_coarse, default.choice < smallest),
-        (default.too_fine, default.choice > smallest),
+        (informed[smallest_right], default.choice == smallest),
+        (informed[too_coarse], default.choice < smallest),
+        (informed[too_fine], default.choice > smallest),
     ):
         assert found.value == pytest.approx(expected[right].mean())
         assert found.low <= found.value <= found.high
     assert default.confusion.sum() == len(right) and default.confusion[-1].sum() == (~right).sum()
-    assert np.trace(default.confusion) / right.sum() == pytest.approx(default.smallest_right.value)
+    assert np.trace(default.confusion) / right.sum() == pytest.approx(informed[smallest_right].value)
 
 
 def test_order_of_samples_changes_nothing(splits):
     calibration, test = splits
     shuffled = test.select(np.random.default_rng(0).permutation(len(test)))
     first, second = compare(calibration, test), compare(calibration, shuffled)
-    for name in ("mean_to_mix", "mean_to_reference", "mean_gap_share"):
-        one, other = getattr(first.find("informed"), name), getattr(second.find("informed"), name)
+    for metric in (mean_to_mix, mean_to_reference, mean_gap_share):
+        one, other = first.find("informed")[metric], second.find("informed")[metric]
         for bound in ("value", "low", "high"):
             assert getattr(one, bound) == pytest.approx(getattr(other, bound))
 

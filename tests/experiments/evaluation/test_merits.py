@@ -155,8 +155,8 @@ def test_least_cost_of_a_score(table, score):
 @repeatable
 @given(outcome_tables())
 def test_hypervolume_is_the_area_of_the_staircase_and_moocore_s(table):
-    points, _, finest = reach_points(table)
-    found = hypervolume(as_curve(points), as_pair(finest))
+    points, coarsest, finest = reach_points(table)
+    found = hypervolume(FrontView(as_curve(points), as_pair(coarsest), as_pair(finest)))
     area, steps = 0.0, sorted({cost for cost, _ in points if cost < finest[0]})
     for low, high in zip(steps, [*steps[1:], finest[0]], strict=False):
         area += (high - low) * max(score for cost, score in points if cost <= low)
@@ -187,8 +187,8 @@ def test_order_of_samples_and_of_points_changes_nothing(table, seed):
     one = (as_curve(points), as_pair(coarsest), as_pair(finest))
     other = (as_curve(shuffled), *map(as_pair, ends))
     for merit in (average_quality, average_gap_recovered):
-        assert merit(*one) == pytest.approx(merit(*other), abs=1e-9, nan_ok=True)
-    assert hypervolume(one[0], one[2]) == pytest.approx(hypervolume(other[0], other[2]), abs=1e-9)
+        assert merit(FrontView(*one)) == pytest.approx(merit(FrontView(*other)), abs=1e-9, nan_ok=True)
+    assert hypervolume(FrontView(*one)) == pytest.approx(hypervolume(FrontView(*other)), abs=1e-9)
 
 
 @repeatable
@@ -202,8 +202,11 @@ def test_no_policy_has_more_merit_than_the_budgeted_oracle(table):
         np.array([line_literally(points, c) for c in bound.cost]) <= oracle.at(bound.cost[None])[0] + 1e-9
     ).all()
     for merit in (average_quality, average_gap_recovered):
-        own, its = (merit(each, as_pair(coarsest), as_pair(finest)) for each in (as_curve(points), oracle))
-        assert np.isnan(own).all() or (own <= its + 1e-9).all()
+        own, bounding = (
+            merit(FrontView(curve, as_pair(coarsest), as_pair(finest)))
+            for curve in (as_curve(points), oracle)
+        )
+        assert np.isnan(own).all() or (own <= bounding + 1e-9).all()
     fixed = Curve.of(cost.mean(axis=0)[None], score.mean(axis=0)[None]).hull()
     # Below the cheapest fixed scale there is no mix.
     mix = np.where(bound.cost < fixed.cost.min() - 1e-9, -np.inf, fixed.at(bound.cost[None])[0])
@@ -316,7 +319,10 @@ def test_areas_and_hypervolumes_of_many_resamples_are_those_of_each(seed):
     rng = np.random.default_rng(seed)
     low, high = rng.integers(0, 6, 30) / 4, 2 + rng.integers(0, 12, 30) / 4
     curve = Curve.of(cost, score)
-    areas, volumes = curve.area(low, high), hypervolume(curve, (high, np.zeros(30)))
+    areas, volumes = (
+        curve.area(low, high),
+        hypervolume(FrontView(curve, (low, np.zeros(30)), (high, np.zeros(30)))),
+    )
     for row in range(30):
         points = list(zip(cost[row], score[row], strict=True))
         assert areas[row] == pytest.approx(area_literally(line_literally, points, low[row], high[row]))

@@ -9,6 +9,7 @@ import torch
 
 from experiments.backbone.model_card import judge as judge_card
 from experiments.evaluation.equivalence import Equivalence, check_margin, compare_known, find_equivalences
+from experiments.evaluation.metric_table import Key, Predictor
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
 from experiments.evaluation.scale_classifier import (
@@ -211,7 +212,7 @@ def test_equivalence_follows_the_paired_interval(compared):
     assert (facts.first, facts.verdict) == ("kind and attributes", "differs")
     # By the slow way: resamples are paired, and 90% of them lie inside the interval.
     names = ("kind and attributes", "question and image")
-    drawn = [compared.draws[name]["mean_to_mix"] for name in names]
+    drawn = [compared.metrics.resamples[Key(Predictor(name), mean_to_mix)] for name in names]
     assert [facts.difference.low, facts.difference.high] == pytest.approx(
         np.quantile(drawn[0] - drawn[1], [0.05, 0.95]).tolist()
     )

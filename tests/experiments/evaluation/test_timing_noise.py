@@ -15,7 +15,7 @@ from experiments.evaluation.comparison import measure_table
 from experiments.evaluation.costs import TimingMeans, Timings, count_milliseconds
 from experiments.evaluation.fronts import Columns, Floats
 from experiments.evaluation.metric_table import Bound, Key, Predictor
-from experiments.evaluation.metrics import default_cost, mean_difference, point_cost, to_mix
+from experiments.evaluation.metrics import default_cost, default_score, mean_difference, point_cost, to_mix
 from experiments.evaluation.policies import Paths, PredictorPolicy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyMeans, PolicyTable
 from experiments.evaluation.schedules import Schedule
@@ -177,15 +177,16 @@ def test_timings_move_costs_and_no_score_and_no_draw_of_images(account):
     splits = make_outcomes("calibration", 60), make_outcomes("test", 60)
     timed, exact = (compare(*splits, measure=each) for each in (account, replace(account, timings=None)))
     informed, other = timed.find("informed"), exact.find("informed")
-    default, constant = informed.default.point, other.default.point
-    assert default.cost.value == pytest.approx(constant.cost.value, rel=1e-12)
+    assert informed[default_cost].value == pytest.approx(other[default_cost].value, rel=1e-12)
     assert informed[to_mix].value == pytest.approx(other[to_mix].value, abs=1e-12)
     # Scores depend on the images alone, and these are the same.
-    assert (default.score.low, default.score.high) == (constant.score.low, constant.score.high)
+    score, constant = informed[default_score], other[default_score]
+    assert (score.low, score.high) == (constant.low, constant.high)
     np.testing.assert_allclose(timed.fixed_score.low, exact.fixed_score.low, rtol=1e-12)
     np.testing.assert_allclose(exact.fixed_cost.high, exact.fixed_cost.low, rtol=1e-12)
     assert (timed.fixed_cost.high > 1.1 * timed.fixed_cost.low).all()
-    assert np.ptp([default.cost.low, default.cost.high]) > 2 * np.ptp([constant.cost.low, constant.cost.high])
+    cost, constant_cost = informed[default_cost], other[default_cost]
+    assert cost.high - cost.low > 2 * (constant_cost.high - constant_cost.low)
     luck_free = timed.noise_free["likelihood"]
     np.testing.assert_array_equal(luck_free.fixed_cost.high, timed.fixed_cost.high)
 

@@ -49,7 +49,7 @@ def sure(found: Found | None) -> Found:
 
 
 def collect(comparison, test, **changes):
-    seeds = dict.fromkeys(comparison.resamples, 0)
+    seeds = {result.name: 0 for result in comparison.policies}
     metrics = collect_metrics(comparison, test, task="synthetic", backbone="small", seeds=seeds)
     return metrics | changes, collect_resamples(comparison)
 
