@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.calibration import Calibrator
 from predictor.features import Features
-from predictor.files import FolderError, shorten
+from predictor.files import FolderError, add_prefix, select_arrays, shorten
 from predictor.policy.front import Floats
 
 CALIBRATOR = "calibrator."  # what the arrays of a calibrator are named with
@@ -36,7 +36,22 @@ class FitContext:
     make_trainer: Callable[..., Any] | None = None
 
 
-class ScalePredictor(ABC):
+class PredictorState(TypedDict):
+    """What a fitted predictor has learned: arrays, and everything else as JSON.
+
+    `scales` is the ladder and `fingerprints` the labelling that it was fitted on; `arrays` and `state` are
+    what the predictor's class needs to predict. With a calibrator, `calibrator` describes its class
+    (`folder.describe`), and the names of its arrays begin with `CALIBRATOR`.
+    """
+
+    scales: list[int]
+    fingerprints: dict[str, str]
+    state: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    calibrator: NotRequired[dict[str, Any]]
+
+
+class ScalePredictor(folders.Buildable, ABC):
     """Estimates, for each sample and scale, the chance that the frozen backbone's answer is right.
 
     A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names (as
@@ -104,34 +119,67 @@ class ScalePredictor(ABC):
         relevant = {key: value for key, value in fingerprints.items() if key != "data"}
         _check_fingerprints(f"predictor {self.name}", self.fingerprints, relevant)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `weights.safetensors` into `folder`."""
+    def state_dict(self) -> PredictorState:
+        """What `fit` and `calibrate` learned; `load_state_dict` reads it. Arrays are not copied.
+
+        Raises ValueError for a predictor that is not fitted.
+        """
         if self.scales is None or self.fingerprints is None:
             raise ValueError(f"{self.name} is not fitted: there is nothing to save")
-        if missing := [key for key in folders.FINGERPRINTS if not self.fingerprints.get(key)]:
+        arrays, state = self._get_state()
+        content = PredictorState(
+            scales=list(self.scales), fingerprints=dict(self.fingerprints), state=state, arrays=arrays
+        )
+        if self.calibrator is not None:
+            content["calibrator"] = folders.describe(type(self.calibrator), {})
+            content["arrays"] = arrays | add_prefix(self.calibrator.state_dict(), CALIBRATOR)
+        return content
+
+    def load_state_dict(
+        self, state: PredictorState, trust: Sequence[str] = (), *, source: Path | str = "this state"
+    ) -> Self:
+        """Take over what a predictor with the same arguments learned, as its `state_dict` gave it.
+
+        `trust` is as in `load`, for the class of a calibrator; `source` is what error messages call the
+        state. Raises ValueError for a state that does not fit the arguments.
+        """
+        if not isinstance(self.name, str):
+            raise ValueError(f"the name of a predictor is a text, and not {self.name!r}")
+        calibrator, arrays = None, state["arrays"]
+        if "calibrator" in state:
+            folders.check_classes([state["calibrator"]], source, trust)
+            calibrator = folders.build(state["calibrator"], source)
+            if not isinstance(calibrator, Calibrator):
+                raise ValueError(f"{type(calibrator).__name__} is no calibrator")
+            calibrator.load_state_dict(select_arrays(arrays, CALIBRATOR))
+            # One temperature or map for each scale, or this fails.
+            half = np.full((1, len(state["scales"])), 0.5)
+            if calibrator.apply(half).shape != half.shape:
+                raise ValueError("the calibrator was fitted for another number of scales")
+        self.scales, self.fingerprints = tuple(state["scales"]), dict(state["fingerprints"])
+        self.calibrator = calibrator
+        self._set_state(
+            {name: array for name, array in arrays.items() if not name.startswith(CALIBRATOR)}, state["state"]
+        )
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` (class, arguments and state) and `weights.safetensors` into `folder`."""
+        content = self.state_dict()
+        if missing := [key for key in folders.FINGERPRINTS if not content["fingerprints"].get(key)]:
             raise ValueError(
                 f"{self.name} was fitted on labels without a fingerprint of {', '.join(missing)}: label again"
             )
-        arrays, state = self._get_state()
-        config = {
-            **folders.describe(type(self), self.get_arguments()),
-            "scales": list(self.scales),
-            "fingerprints": dict(self.fingerprints),
-            "state": state,
-        }
-        if self.calibrator is not None:
-            config["calibrator"] = folders.describe(type(self.calibrator), {})
-            fitted = self.calibrator.get_arrays()
-            arrays = arrays | {f"{CALIBRATOR}{name}": array for name, array in fitted.items()}
-        folders.write(Path(folder), config, arrays)
+        config = {**folders.describe(type(self), self.get_arguments()), **content}
+        folders.write(Path(folder), config, config.pop("arrays"))
 
     @classmethod
     def load(cls, folder: str | Path, trust: Sequence[str] = (), *, root: Path | None = None) -> Self:
         """Read what `save` wrote, of this class or a subclass. Nothing is unpickled.
 
-        A folder may name tokenscale's own classes (`folder.CLASSES`), the class that this is called on, and
+        A folder may name tokenscale's own classes (`folder.Buildable`), the class that this is called on, and
         those in `trust`: packages, modules or classes by their dotted names. Nothing else is imported.
-        Raises FileNotFoundError where there is no predictor, FolderError (a ValueError) for files that are
+        Raises FileNotFoundError if there is no predictor, FolderError (a ValueError) for files that are
         damaged or ask for more. `root` is the folder that links may not leave, by default `folder` itself.
         """
         folder = Path(folder)
@@ -142,8 +190,10 @@ class ScalePredictor(ABC):
         if not issubclass(kind, cls):
             raise FolderError(f"{path} holds a {kind.__name__}, not a {cls.__name__}")
         try:
-            predictor = folders.build(config, path)
-            predictor._restore(config, arrays, path)
+            predictor: Self = folders.build(config, path)
+            return predictor.load_state_dict(
+                cast(PredictorState, config | {"arrays": arrays}), trusted, source=path
+            )
         except FolderError:
             raise
         except Exception as error:
@@ -154,30 +204,6 @@ class ScalePredictor(ABC):
                 f"{path} and {folders.WEIGHTS} hold no predictor that loads, damaged or of another version "
                 f"of the code ({shorten(reason)}): train it again, or fetch the folder again"
             ) from error
-        return predictor
-
-    def _restore(self, config: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> None:
-        """Take over what was fitted, from the checked content of a folder."""
-        if not isinstance(self.name, str):
-            raise ValueError(f"the name of a predictor is a text, and not {self.name!r}")
-        self.scales, self.fingerprints = tuple(config["scales"]), config["fingerprints"]
-        fitted = {
-            name.removeprefix(CALIBRATOR): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith(CALIBRATOR)
-        }
-        self._set_state(arrays, config["state"])
-        if "calibrator" not in config:
-            return
-        calibrator = folders.build(config["calibrator"], path)
-        if not isinstance(calibrator, Calibrator):
-            raise ValueError(f"{type(calibrator).__name__} is no calibrator")
-        calibrator.set_arrays(fitted)
-        # One temperature or map for each scale, or this fails.
-        half = np.full((1, len(self.scales)), 0.5)
-        if calibrator.apply(half).shape != half.shape:
-            raise ValueError("the calibrator was fitted for another number of scales")
-        self.calibrator = calibrator
 
     @property
     def num_parameters(self) -> int:

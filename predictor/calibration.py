@@ -9,6 +9,7 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 from predictor.files import get_array
+from predictor.folder import Buildable
 from predictor.policy.front import Floats
 
 _EPSILON = 1e-6
@@ -16,7 +17,7 @@ _EPSILON = 1e-6
 _DECIMALS = 9
 
 
-class Calibrator(ABC):
+class Calibrator(Buildable, ABC):
     """Fitted on estimates and scores `[num_samples, num_scales]`; scores may be fractional."""
 
     @abstractmethod
@@ -27,12 +28,12 @@ class Calibrator(ABC):
         """Calibrated estimates in [0, 1]; never in another order than those given, scale by scale."""
 
     @abstractmethod
-    def get_arrays(self) -> dict[str, np.ndarray]:
-        """What was fitted."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What was fitted, as arrays."""
 
     @abstractmethod
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """The reverse of `get_arrays`."""
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """The reverse of `state_dict`. ValueError for what no fit gives."""
 
 
 class Temperature(Calibrator):
@@ -56,10 +57,10 @@ class Temperature(Calibrator):
         calibrated: Floats = expit(_to_logits(estimates) / self.temperature)
         return calibrated
 
-    def get_arrays(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         return {"temperature": self.temperature}
 
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         self.temperature = get_array(arrays, "temperature", None)
         if not (np.isfinite(self.temperature) & (self.temperature > 0)).all():
             raise ValueError("a temperature is positive and finite")
@@ -86,10 +87,10 @@ class Isotonic(Calibrator):
         ]
         return np.stack(columns, axis=1)
 
-    def get_arrays(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         return {f"knots.{column}": knots for column, knots in enumerate(self.knots)}
 
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         self.knots = [get_array(arrays, f"knots.{column}", 2, None) for column in range(len(arrays))]
         for estimates, chances in self.knots:
             if not estimates.size or (np.diff(estimates) < 0).any() or (np.diff(chances) < 0).any():

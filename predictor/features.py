@@ -10,10 +10,11 @@ from m3_backbone.arguments import PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.outcomes.labels import Inputs
 from predictor.encoders import SentenceEncoder, load_sentence_encoder
+from predictor.folder import Buildable
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Buildable):
     """What is read of a sample.
 
     Args:

@@ -38,7 +38,7 @@ class FolderError(ValueError):
     """A file of a saved predictor, or of a published model, that is refused; the message names the file."""
 
 
-def damaged(path: Path, reason: object) -> FolderError:
+def damaged(path: Path | str, reason: object) -> FolderError:
     """The error for a file that is not what was once written."""
     return FolderError(
         f"{path} is damaged ({shorten(reason)}): no whole predictor, run the train command again or fetch "
@@ -223,6 +223,16 @@ def get_array(
         wanted = ["any" if length is None else length for length in shape]
         raise ValueError(f"the array {name!r} is {array.dtype}{list(array.shape)}, and not {wanted}")
     return array
+
+
+def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, under their names without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def add_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The reverse of `select_arrays`: the same arrays with `prefix` before each name."""
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
 
 
 def check_texts(name: str, texts: Any) -> list[str]:

@@ -223,7 +223,7 @@ class LearnedPredictor(ScalePredictor):
         for width, scale in zip(self._widths, self.features.scales, strict=True):
             if not 0 <= width <= MOST_TILES * scale:
                 raise ValueError(f"{width} visual tokens of an image at scale {scale}")
-        if folders.list_classes(folders.describe(type(self), self.get_arguments())) <= folders.CLASSES:
+        if all(map(folders.is_own, folders.list_classes(folders.describe(type(self), self.get_arguments())))):
             with torch.device("meta"):
                 expected = self._make_members(len(self.scales)).state_dict()
             # A single number is saved as an array of length 1.

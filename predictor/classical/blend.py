@@ -8,8 +8,9 @@ from annotated_types import Len
 
 from m3_backbone.arguments import ClosedFraction, checked
 from m3_backbone.outcomes.labels import Inputs, Labels
-from predictor.base import FitContext, ScalePredictor
+from predictor.base import FitContext, PredictorState, ScalePredictor
 from predictor.features import Features
+from predictor.files import add_prefix, select_arrays
 from predictor.policy.front import Floats, policy_value
 
 
@@ -69,8 +70,9 @@ class Blend(ScalePredictor):
         arrays: dict[str, np.ndarray] = {}
         state: dict[str, Any] = {"share": self._share}
         for key, part in self._parts.items():
-            own, state[key] = part._get_state()
-            arrays |= {f"{key}.{name}": array for name, array in own.items()}
+            learned = part.state_dict()
+            state[key] = learned["state"]
+            arrays |= add_prefix(learned["arrays"], f"{key}.")
         return arrays, state
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -78,11 +80,12 @@ class Blend(ScalePredictor):
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"a share is a number from 0 to 1, and not {share!r}")
         self._set_share(share)
+        assert self.scales is not None and self.fingerprints is not None
         for key, part in self._parts.items():
-            part.scales, part.fingerprints = self.scales, self.fingerprints
-            own = {
-                name.removeprefix(f"{key}."): array
-                for name, array in arrays.items()
-                if name.startswith(f"{key}.")
-            }
-            part._set_state(own, state[key])
+            learned = PredictorState(
+                scales=list(self.scales),
+                fingerprints=dict(self.fingerprints),
+                state=state[key],
+                arrays=select_arrays(arrays, f"{key}."),
+            )
+            part.load_state_dict(learned)

@@ -9,7 +9,7 @@ import numpy as np
 
 from m3_backbone.arguments import Seed, checked
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
-from predictor.base import FitContext, ScalePredictor
+from predictor.base import FitContext, PredictorState, ScalePredictor
 from predictor.policy.front import Floats
 
 
@@ -38,11 +38,19 @@ class Control(ScalePredictor):
         return self._inner.predict(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return self._inner._get_state()
+        learned = self._inner.state_dict()
+        return learned["arrays"], learned["state"]
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._inner.scales, self._inner.fingerprints = self.scales, self.fingerprints
-        self._inner._set_state(arrays, state)
+        assert self.scales is not None and self.fingerprints is not None
+        self._inner.load_state_dict(
+            PredictorState(
+                scales=list(self.scales),
+                fingerprints=dict(self.fingerprints),
+                state=state,
+                arrays=arrays,
+            )
+        )
         self.features = self._inner.features
 
     @abstractmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from predictor.batches import Batch
+from predictor.folder import Buildable
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class InputShape:
     num_statistics: int
 
 
-class Network(nn.Module, ABC):
+class Network(nn.Module, Buildable, ABC):
     """`encode` does the work, once per sample; `read_off` turns codes and statistics into outputs.
 
     So an objective may ask for the outputs at many prices, which stand among the statistics, and pay for one

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from m3_backbone.outcomes.labels import Labels
 from predictor.batches import Batch, Target
+from predictor.folder import Buildable
 from predictor.networks.base import Network
 
 
-class Objective(nn.Module, ABC):
+class Objective(nn.Module, Buildable, ABC):
     """Made as `objective(num_scales)`, one for each network; parameters of its own are trained along.
 
     `num_outputs` says what the network is to put out, `num_inputs` how many numbers it is given beside the
