@@ -72,21 +72,19 @@ def _fit_logistic(features: Floats, score: Floats) -> Floats:
     their units nor pulls every probability towards one half; the returned weights are for features that are
     not standardised. A fractional score enters as a right and a wrong sample with fractional weights.
     """
-    # Fitting alone needs it: whoever uses a saved model should not wait for it.
+    # Only fitting needs scikit-learn: using a saved hybrid does not wait for its import.
     from sklearn.linear_model import LogisticRegression
+
+    from predictor.classical.tabular import fit_fractional
 
     features = features[:, :-1]
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     scale = np.where(deviation > 1e-9, deviation, 1.0)
     standard = (features - mean) / scale
-    # A right and a wrong sample at the mean, each with weight 0.5, in case all samples are right or wrong.
-    both = np.zeros((2, standard.shape[1]))
+    # A sample of score 1/2 at the mean of the features, in case all samples are right or all are wrong.
+    at_mean = np.zeros((1, standard.shape[1]))
     model = LogisticRegression(max_iter=1000)
-    model.fit(
-        np.concatenate([standard, standard, both]),
-        np.repeat([1, 0, 1, 0], [len(score), len(score), 1, 1]),
-        sample_weight=np.concatenate([score, 1 - score, [0.5, 0.5]]),
-    )
+    fit_fractional(model, np.concatenate([standard, at_mean]), np.append(score, 0.5))
     weights = model.coef_[0] / scale
     intercept = model.intercept_[0] - weights @ mean
     return np.append(weights, intercept).astype(np.float64)

@@ -9,7 +9,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, checked
 from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
-from predictor.classical.tabular import Table
+from predictor.classical.tabular import Table, fit_fractional, is_constant, smooth_logit
 from predictor.features import Features
 from predictor.files import get_array
 from predictor.policy.front import Floats, policy_value
@@ -130,11 +130,8 @@ class GradientBoosting(ScalePredictor):
 
     def _grow(self, rows: np.ndarray, score: np.ndarray) -> tuple[float, Trees]:
         """Logit before the first tree, and the trees, of one scale."""
-        mean = float(score.mean(dtype=np.float64))
-        if mean in (0.0, 1.0):
-            smoothed = (mean * len(score) + 0.5) / (len(score) + 1)
-            return float(np.log(smoothed / (1 - smoothed))), _leaf()
-        right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
+        if is_constant(score):
+            return smooth_logit(score), _leaf()
         model = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,
             max_iter=self.max_trees,
@@ -144,11 +141,7 @@ class GradientBoosting(ScalePredictor):
             early_stopping=False,
             random_state=self.seed,
         )
-        model.fit(
-            np.concatenate([rows[right], rows[wrong]]),
-            np.repeat([1, 0], [len(right), len(wrong)]),
-            sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
-        )
+        fit_fractional(model, rows, score)
         return float(model._baseline_prediction.item()), Trees.of(model)
 
     @property

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
 from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
-from predictor.classical.tabular import has_terms
+from predictor.classical.tabular import fit_fractional, has_terms, is_constant, smooth_logit
 from predictor.files import check_texts, get_array
 from predictor.policy.front import Floats, policy_value
 
@@ -101,16 +101,7 @@ class QuestionOnly(ScalePredictor):
 
 def _fit_scale(words: Any, score: np.ndarray, inverse_penalty: float) -> tuple[Floats, float]:
     """Weights `[num_terms]` and bias of one scale's logistic regression."""
-    mean = float(score.mean(dtype=np.float64))
-    if mean in (0.0, 1.0) or not words.shape[1]:
-        # The logit of a frequency that one more sample of either kind would give: finite, and near enough.
-        smoothed = (mean * len(score) + 0.5) / (len(score) + 1)
-        return np.zeros(words.shape[1]), float(np.log(smoothed / (1 - smoothed)))
-    right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
-    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
-    model.fit(
-        scipy.sparse.vstack([words[right], words[wrong]]),
-        np.repeat([1, 0], [len(right), len(wrong)]),
-        sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
-    )
+    if is_constant(score) or not words.shape[1]:
+        return np.zeros(words.shape[1]), smooth_logit(score)
+    model = fit_fractional(LogisticRegression(C=inverse_penalty, max_iter=1000), words, score)
     return model.coef_[0].astype(np.float64), float(model.intercept_[0])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -102,6 +103,33 @@ class Table:
         if components.size and (not sum(widths) or components.shape[1] % sum(widths)):
             raise ValueError(f"components of {components.shape[1]} numbers, and visual_widths {widths}")
         return cls(features, words, widths, mean, components, standard)
+
+
+def fit_fractional(model: Any, rows: Any, score: np.ndarray) -> Any:
+    """Fit a binary scikit-learn classifier to scores in [0, 1]; returns the fitted model.
+
+    Each sample enters as a right one, weighted by its score, and as a wrong one, weighted by the rest; those
+    of weight 0 are left out. `rows` `[num_samples, num_columns]` may be sparse. A score has to be above 0,
+    and one below 1.
+    """
+    right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
+    stack = scipy.sparse.vstack if scipy.sparse.issparse(rows) else np.concatenate
+    return model.fit(
+        stack([rows[right], rows[wrong]]),
+        np.repeat([1, 0], [len(right), len(wrong)]),
+        sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
+    )
+
+
+def is_constant(score: np.ndarray) -> bool:
+    """Whether all samples are right or all are wrong, so that no classifier can be fitted."""
+    return bool(score.max() == 0 or score.min() == 1)
+
+
+def smooth_logit(score: np.ndarray) -> float:
+    """Logit of the mean score, with a sample of score 1/2 added so that it is finite."""
+    smoothed = (float(score.mean(dtype=np.float64)) * len(score) + 0.5) / (len(score) + 1)
+    return float(np.log(smoothed / (1 - smoothed)))
 
 
 def make_vectorizer(**arguments: Any) -> CountVectorizer:
