@@ -1,4 +1,4 @@
-"""The predictor folder: `config.json` says what to build, `weights.safetensors` holds the arrays.
+"""The predictor folder: `config.json` describes the predictor, `weights.safetensors` holds its arrays.
 
 Everything that loads a predictor calls `read`. A folder may name concrete classes that derive from
 `Buildable` and are defined in a module of this package, and classes that the caller trusts. First every name
@@ -43,11 +43,11 @@ class Buildable:
 
 
 def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """A class and its keyword arguments, as JSON.
+    """Description of a class and its keyword arguments, as JSON.
 
-    An argument that is itself a class, a `functools.partial` of one or a dataclass instance is described
-    likewise. Raises ValueError for a function: what a folder names is called when it is loaded, and it may
-    name nothing but classes.
+    An argument that is itself a class, a `functools.partial` of a class or a dataclass instance is described
+    in the same way. Raises ValueError for a function: a folder may name only classes, since loading calls
+    whatever it names.
     """
     if not isinstance(target, type):
         raise ValueError(
@@ -58,7 +58,7 @@ def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
 
 def name_class(target: type) -> str:
-    """The dotted name that a folder has for a class."""
+    """Dotted name of a class, as it is written into folders."""
     return f"{target.__module__}.{target.__qualname__}"
 
 
@@ -75,10 +75,10 @@ def _encode(value: Any) -> Any:
 
 
 def list_classes(description: Any) -> set[str]:
-    """Dotted names of all classes that a description names, those of its arguments included.
+    """Dotted names of all classes in a description, those of its arguments included.
 
-    ValueError for what `describe` does not write. A name counts wherever it stands, also where nothing would
-    be built from it.
+    A name counts wherever it stands, even if nothing would be built from it. ValueError for a description
+    that `describe` does not write.
     """
     return set(_walk_classes(description))
 
@@ -114,8 +114,8 @@ def _walk_values(value: Any) -> Iterator[str]:
     if isinstance(value, dict) and isinstance(value.get("class"), str):
         yield value["class"]
     if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _walk_values(each)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _walk_values(item)
 
 
 def check_classes(descriptions: Sequence[Any], file: Path | str, trust: Sequence[str] = ()) -> None:
@@ -179,13 +179,13 @@ def _import_class(name: str) -> type | None:
 
 
 def build(description: dict[str, Any], file: Path | str) -> Any:
-    """The reverse of `describe`, called with its arguments, of a description that has been checked."""
+    """The object of a description that has been checked: its class, called with its arguments."""
     target, arguments = _resolve(description, file)
     return target(**arguments)
 
 
 def find_class(name: str, file: Path | str) -> type:
-    """The class that `describe` called so. FolderError if it does not exist or its module only imports it."""
+    """The class of a dotted name. FolderError if there is none, or if its module only imports it."""
     try:
         target = _import_class(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -214,7 +214,7 @@ def _resolve(description: dict[str, Any], file: Path | str) -> tuple[Any, dict[s
 
 
 def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write both files. The config comes last: a folder that has one is whole."""
+    """Write both files, the config last: a folder with a config is complete."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise ValueError(f"{name} holds nan: the training diverged, lower its learning rate")
@@ -227,10 +227,10 @@ def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -
 def read(
     folder: Path, trust: Sequence[str] = (), root: Path | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config and arrays of a predictor folder that names none but our own classes and those in `trust`.
+    """Config and arrays of a predictor folder that names only our own classes and those in `trust`.
 
-    FileNotFoundError where there is no config, FolderError for files that are not as `write` left them.
-    `root` is as in `files.check_file`.
+    FileNotFoundError if there is no config, FolderError for files that `write` does not write. `root` is as
+    in `files.check_file`.
     """
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
@@ -249,7 +249,7 @@ def read(
 
 
 def check_scales(path: Path, scales: Any) -> None:
-    """Raise FolderError for what is no list of rising scales."""
+    """Raise FolderError unless `scales` is a list of rising scales."""
     is_list = isinstance(scales, list) and 0 < len(scales) <= _MAX_SCALES
     if not is_list or any(type(scale) is not int or scale < 1 for scale in scales):
         raise damaged(path, "the scales are no list of whole numbers from 1 on")
@@ -258,7 +258,7 @@ def check_scales(path: Path, scales: Any) -> None:
 
 
 def check_fingerprints(path: Path, fingerprints: Any, required: Sequence[str]) -> None:
-    """Raise FolderError unless each of the `required` fingerprints is there, and all are texts."""
+    """Raise FolderError unless all `required` fingerprints are present and every fingerprint is a text."""
     if not isinstance(fingerprints, dict):
         raise damaged(path, "the fingerprints are no JSON object")
     for key in (*required, *fingerprints):

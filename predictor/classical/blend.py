@@ -1,4 +1,4 @@
-"""Several predictors of different kinds as one: the mean of their estimates."""
+"""Meta-estimator: weighted mean of the estimates of two predictors."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -15,11 +15,12 @@ from predictor.policy.front import Floats, policy_value
 
 
 class Blend(ScalePredictor):
-    """Networks and trees err on different samples; a weighted mean of their estimates errs less than either.
+    """Weighted mean of the estimates of two predictors (linear pooling of forecasts, Stone 1961).
 
-    `first()` and `second()` make the predictors. Each is fitted as it would be alone; then the share of the
-    first, among `shares`, is the one whose policy is worth most on validation. (Linear pooling of forecasts,
-    Stone 1961.) With a share of 0 or 1, only one part is computed and counted.
+    Networks and trees err on different samples, so that their mean errs less than either. `first()` and
+    `second()` return the predictors. Each is fitted as it would be alone; then the weight of the first is the
+    one among `shares` with the highest `policy_value` on validation. With a share of 0 or 1, only one part is
+    computed and counted.
     """
 
     @checked
@@ -40,7 +41,7 @@ class Blend(ScalePredictor):
         return 1 + sum(part.num_parameters for part in self._parts.values())
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Sum over the parts with a positive share."""
+        """Sum of the operations of the parts with a positive share."""
         return sum(part.count_own_flops(inputs) for part, _ in self._weighted)
 
     @property

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.sparse
 from annotated_types import Len
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -17,12 +18,12 @@ from predictor.policy.front import Floats, policy_value
 
 
 class QuestionOnly(ScalePredictor):
-    """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not looked at.
+    """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not read.
 
-    Words of one character count (a row's number is one). A fractional score enters as a right and a wrong
-    sample with that much and the remaining weight. A scale that was always right, or always wrong, gets one
-    estimate for all samples, and so does every scale where no training question has a word. Of
-    `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most on validation is kept.
+    Words of one character count, such as the number of a row. Fractional scores are fitted as in
+    `tabular.fit_fractional`. A scale at which all training samples are right, or all are wrong, has one
+    estimate for all samples, and so have all scales if no training question has a word. The inverse penalty
+    (scikit-learn's `C`) is the one with the highest `policy_value` on validation.
     """
 
     @checked
@@ -56,7 +57,7 @@ class QuestionOnly(ScalePredictor):
         return self._weights.size + self._biases.size
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Two per scale and term of a question, on average over these."""
+        """Two operations per scale and term of a question, the mean over these questions."""
         num_terms = self._read_words(inputs.question).nnz / len(inputs)
         return 2.0 * num_terms * len(self._weights)
 
@@ -64,11 +65,10 @@ class QuestionOnly(ScalePredictor):
         return self._estimate(inputs, self._weights, self._biases)
 
     def _estimate(self, inputs: Inputs, weights: Floats, biases: Floats) -> Floats:
-        logits = self._read_words(inputs.question) @ weights.T + biases
-        return 1 / (1 + np.exp(-logits))
+        return expit(self._read_words(inputs.question) @ weights.T + biases)
 
     def _read_words(self, questions: list[str]) -> scipy.sparse.csr_matrix:
-        """TF-IDF `[num_samples, num_terms]`; without terms, no columns."""
+        """TF-IDF `[num_samples, num_terms]` of the questions."""
         if self._vectorizer is None:
             return scipy.sparse.csr_matrix((len(questions), 0))
         return self._vectorizer.transform(questions)
@@ -100,7 +100,7 @@ class QuestionOnly(ScalePredictor):
 
 
 def _fit_scale(words: Any, score: np.ndarray, inverse_penalty: float) -> tuple[Floats, float]:
-    """Weights `[num_terms]` and bias of one scale's logistic regression."""
+    """Weights `[num_terms]` and bias of the logistic regression of one scale."""
     if is_constant(score) or not words.shape[1]:
         return np.zeros(words.shape[1]), smooth_logit(score)
     model = fit_fractional(LogisticRegression(C=inverse_penalty, max_iter=1000), words, score)
