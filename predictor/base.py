@@ -1,6 +1,6 @@
-"""What every predictor is: `fit` on labels, `predict` from inputs alone, `save` and `load` without pickle.
+"""Interface of all predictors: `fit` on labels, `predict` from inputs alone, saved without pickle.
 
-Baselines, networks and whatever comes next share this one interface, so that each can be trained, priced,
+Baselines, networks, meta-estimators and controls share it, so that any of them can be trained, priced,
 evaluated and deployed in place of another.
 """
 
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict, cast
 
 import numpy as np
 
@@ -17,33 +17,49 @@ from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.calibration import Calibrator
 from predictor.features import Features
-from predictor.files import FolderError, shorten
+from predictor.files import FolderError, add_prefix, select_arrays, shorten
 from predictor.policy.front import Floats
 
-CALIBRATOR = "calibrator."  # what the arrays of a calibrator are named with
+CALIBRATOR = "calibrator."  # prefix of the names of a calibrator's arrays
 
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a fit may use beside its data. A predictor that needs none of it ignores it.
+    """Resources of a fit besides its data; predictors that need none of them ignore it.
 
-    `folder`: where an interrupted fit leaves its checkpoint, and finds it again when the same fit is
-    started anew. `make_trainer(**kwargs)`: a `lightning.Trainer` for this machine, to which the predictor
-    gives its own callbacks.
+    `folder` is where an interrupted fit leaves its checkpoint, from which the same fit resumes.
+    `make_trainer(**kwargs)` returns a `lightning.Trainer` for this machine; a predictor passes its callbacks
+    to it.
     """
 
     folder: Path | None = None
     make_trainer: Callable[..., Any] | None = None
 
 
-class ScalePredictor(ABC):
-    """Estimates, for each sample and scale, the chance that the frozen backbone's answer is right.
+class PredictorState(TypedDict):
+    """Everything that a fitted predictor has learned: arrays, and other values as JSON.
 
-    A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names (as
-    scikit-learn asks of its estimators) and writes `_fit`, `_predict`, `_get_state` and `_set_state`.
-    `features` says what it reads of a sample beside the text of the question and the name of the task, so
-    that whoever makes inputs need not compute the rest. `scales` and `fingerprints`, known after `fit`, say
-    which ladder, backbone and data it has learned from.
+    `scales` is the ladder and `fingerprints` are those of the labels that it was fitted on; `arrays` and
+    `state` hold what its class needs to predict. If it is calibrated, `calibrator` describes the class of the
+    calibrator (see `folder.describe`), and the names of the calibrator's arrays begin with `CALIBRATOR`.
+    """
+
+    scales: list[int]
+    fingerprints: dict[str, str]
+    state: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    calibrator: NotRequired[dict[str, Any]]
+
+
+class ScalePredictor(folders.Buildable, ABC):
+    """Estimates, for each sample and scale, the probability that the frozen backbone's answer is correct.
+
+    A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names, as estimators
+    of scikit-learn do, and implements `_fit`, `_predict`, `_get_state` and `_set_state`. `features` names
+    what it reads of a sample besides the text of the question and the name of the task; nothing else has to
+    be computed for it. `scales` and `fingerprints`, set by `fit`, identify the ladder, the backbone and the
+    data that it was fitted on. A predictor that contains others uses their public methods, `state_dict` and
+    `load_state_dict` among them.
     """
 
     name: str
@@ -53,9 +69,9 @@ class ScalePredictor(ABC):
     calibrator: Calibrator | None = None
 
     def fit(self, train: Labels, validation: Labels, context: FitContext | None = None) -> Self:
-        """Learn from `train`; whatever is chosen by looking at results is chosen on `validation`.
+        """Learn from `train`; choices that depend on results are made on `validation`. Returns itself.
 
-        Raises ValueError when the two come from different labellings, share an image, or have no samples.
+        Raises ValueError if the two come from different labellings, share an image, or have no samples.
         """
         for part_name, part in (("train", train), ("validation", validation)):
             if not len(part):
@@ -75,14 +91,17 @@ class ScalePredictor(ABC):
         return self
 
     def calibrate(self, labels: Labels, calibrator: Calibrator) -> Self:
-        """Fit `calibrator` on samples that were not trained on; `predict` applies it from then on."""
+        """Fit `calibrator` on samples that were not trained on; `predict` then applies it. Returns itself."""
         self.calibrator = None
         score = labels.outcomes.score.astype(np.float64)
         self.calibrator = calibrator.fit(self.predict(labels.inputs), score)
         return self
 
     def predict(self, inputs: Inputs) -> Floats:
-        """Estimates `[num_samples, num_scales]` in [0, 1]. Inputs hold no outcome, so none can be seen."""
+        """Estimates `[num_samples, num_scales]` in [0, 1]. Inputs hold no outcomes.
+
+        Raises ValueError before `fit`, and for inputs of another ladder.
+        """
         if self.scales is None:
             raise ValueError(f"{self.name} is not fitted: call fit, or load a saved one")
         if tuple(inputs.scales) != self.scales:
@@ -95,43 +114,76 @@ class ScalePredictor(ABC):
         return estimates if self.calibrator is None else self.calibrator.apply(estimates)
 
     def check_backbone(self, fingerprints: Mapping[str, str]) -> None:
-        """Refuse outcomes, or a backbone, of other weights, prompt or decoding than trained for.
+        """Raise ValueError for outcomes or a backbone of other weights, prompt or decoding than fitted on.
 
-        The data may differ: a predictor may be tried on another task. `fingerprints` without one of the keys
-        leave that one unchecked.
+        The data may differ: a predictor may be tried on another task. Keys that `fingerprints` lacks are not
+        checked.
         """
         assert self.fingerprints is not None, "fit or load first"
         relevant = {key: value for key, value in fingerprints.items() if key != "data"}
         _check_fingerprints(f"predictor {self.name}", self.fingerprints, relevant)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `weights.safetensors` into `folder`."""
+    def state_dict(self) -> PredictorState:
+        """What `fit` and `calibrate` learned, for `load_state_dict`. Arrays are not copied.
+
+        Raises ValueError for a predictor that is not fitted.
+        """
         if self.scales is None or self.fingerprints is None:
             raise ValueError(f"{self.name} is not fitted: there is nothing to save")
-        if missing := [key for key in folders.FINGERPRINTS if not self.fingerprints.get(key)]:
+        arrays, state = self._get_state()
+        content = PredictorState(
+            scales=list(self.scales), fingerprints=dict(self.fingerprints), state=state, arrays=arrays
+        )
+        if self.calibrator is not None:
+            content["calibrator"] = folders.describe(type(self.calibrator), {})
+            content["arrays"] = arrays | add_prefix(self.calibrator.state_dict(), CALIBRATOR)
+        return content
+
+    def load_state_dict(
+        self, state: PredictorState, trust: Sequence[str] = (), *, source: Path | str = "this state"
+    ) -> Self:
+        """Take over the `state_dict` of a predictor that was made with the same arguments. Returns itself.
+
+        `trust` is as in `load`, for the class of a calibrator; `source` is the name of the state in error
+        messages. Raises ValueError for a state that does not fit these arguments.
+        """
+        if not isinstance(self.name, str):
+            raise ValueError(f"the name of a predictor is a text, and not {self.name!r}")
+        calibrator, arrays = None, state["arrays"]
+        if "calibrator" in state:
+            folders.check_classes([state["calibrator"]], source, trust)
+            calibrator = folders.build(state["calibrator"], source)
+            if not isinstance(calibrator, Calibrator):
+                raise ValueError(f"{type(calibrator).__name__} is no calibrator")
+            calibrator.load_state_dict(select_arrays(arrays, CALIBRATOR))
+            # One temperature or map for each scale, or this fails.
+            half = np.full((1, len(state["scales"])), 0.5)
+            if calibrator.apply(half).shape != half.shape:
+                raise ValueError("the calibrator was fitted for another number of scales")
+        self.scales, self.fingerprints = tuple(state["scales"]), dict(state["fingerprints"])
+        self.calibrator = calibrator
+        self._set_state(
+            {name: array for name, array in arrays.items() if not name.startswith(CALIBRATOR)}, state["state"]
+        )
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` (class, arguments and state) and `weights.safetensors` into `folder`."""
+        content = self.state_dict()
+        if missing := [key for key in folders.FINGERPRINTS if not content["fingerprints"].get(key)]:
             raise ValueError(
                 f"{self.name} was fitted on labels without a fingerprint of {', '.join(missing)}: label again"
             )
-        arrays, state = self._get_state()
-        config = {
-            **folders.describe(type(self), self.get_arguments()),
-            "scales": list(self.scales),
-            "fingerprints": dict(self.fingerprints),
-            "state": state,
-        }
-        if self.calibrator is not None:
-            config["calibrator"] = folders.describe(type(self.calibrator), {})
-            fitted = self.calibrator.get_arrays()
-            arrays = arrays | {f"{CALIBRATOR}{name}": array for name, array in fitted.items()}
-        folders.write(Path(folder), config, arrays)
+        config = {**folders.describe(type(self), self.get_arguments()), **content}
+        folders.write(Path(folder), config, config.pop("arrays"))
 
     @classmethod
     def load(cls, folder: str | Path, trust: Sequence[str] = (), *, root: Path | None = None) -> Self:
         """Read what `save` wrote, of this class or a subclass. Nothing is unpickled.
 
-        A folder may name tokenscale's own classes (`folder.CLASSES`), the class that this is called on, and
+        A folder may name tokenscale's own classes (`folder.Buildable`), the class that this is called on, and
         those in `trust`: packages, modules or classes by their dotted names. Nothing else is imported.
-        Raises FileNotFoundError where there is no predictor, FolderError (a ValueError) for files that are
+        Raises FileNotFoundError if there is no predictor, FolderError (a ValueError) for files that are
         damaged or ask for more. `root` is the folder that links may not leave, by default `folder` itself.
         """
         folder = Path(folder)
@@ -142,8 +194,10 @@ class ScalePredictor(ABC):
         if not issubclass(kind, cls):
             raise FolderError(f"{path} holds a {kind.__name__}, not a {cls.__name__}")
         try:
-            predictor = folders.build(config, path)
-            predictor._restore(config, arrays, path)
+            predictor: Self = folders.build(config, path)
+            return predictor.load_state_dict(
+                cast(PredictorState, config | {"arrays": arrays}), trusted, source=path
+            )
         except FolderError:
             raise
         except Exception as error:
@@ -154,50 +208,26 @@ class ScalePredictor(ABC):
                 f"{path} and {folders.WEIGHTS} hold no predictor that loads, damaged or of another version "
                 f"of the code ({shorten(reason)}): train it again, or fetch the folder again"
             ) from error
-        return predictor
-
-    def _restore(self, config: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> None:
-        """Take over what was fitted, from the checked content of a folder."""
-        if not isinstance(self.name, str):
-            raise ValueError(f"the name of a predictor is a text, and not {self.name!r}")
-        self.scales, self.fingerprints = tuple(config["scales"]), config["fingerprints"]
-        fitted = {
-            name.removeprefix(CALIBRATOR): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith(CALIBRATOR)
-        }
-        self._set_state(arrays, config["state"])
-        if "calibrator" not in config:
-            return
-        calibrator = folders.build(config["calibrator"], path)
-        if not isinstance(calibrator, Calibrator):
-            raise ValueError(f"{type(calibrator).__name__} is no calibrator")
-        calibrator.set_arrays(fitted)
-        # One temperature or map for each scale, or this fails.
-        half = np.full((1, len(self.scales)), 0.5)
-        if calibrator.apply(half).shape != half.shape:
-            raise ValueError("the calibrator was fitted for another number of scales")
-        self.calibrator = calibrator
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that were learned."""
+        """Number of learned values."""
         return sum(array.size for array in self._get_state()[0].values())
 
     def count_flops(self, inputs: Inputs) -> float:
-        """Floating-point operations per sample of features and `predict` together."""
+        """Floating-point operations per sample of the features and of `predict` together."""
         return self.features.count_flops(inputs) + self.count_own_flops(inputs)
 
     def count_own_flops(self, inputs: Inputs) -> float:
         """Floating-point operations per sample of `predict`, without its features.
 
-        0 for predictors that only look something up. Subclasses override this method and not `count_flops`,
-        so that features that several parts of a predictor read are counted once.
+        0 for predictors that only look up a value. Subclasses override this method and not `count_flops`, so
+        that features that several parts of a predictor read are counted once.
         """
         return 0.0
 
     def get_arguments(self) -> dict[str, Any]:
-        """The arguments this predictor was made with."""
+        """Names and values of the arguments of `__init__`."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @abstractmethod
@@ -208,14 +238,15 @@ class ScalePredictor(ABC):
 
     @abstractmethod
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What `fit` has found: arrays, and whatever else as JSON."""
+        """What `_fit` learned: arrays, and other values as JSON."""
 
     @abstractmethod
-    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None: ...
+    def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        """The reverse of `_get_state`; `scales` and `fingerprints` are set. ValueError for unfit values."""
 
 
-def _check_fingerprints(owner: str, own: Mapping[str, str], other: Mapping[str, str]) -> None:
-    differing = [key for key in sorted(own.keys() & other.keys()) if own[key] != other[key]]
+def _check_fingerprints(owner: str, actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    differing = [key for key in sorted(actual.keys() & expected.keys()) if actual[key] != expected[key]]
     if differing:
-        details = ", ".join(f"{key} {own[key]} instead of {other[key]}" for key in differing)
+        details = ", ".join(f"{key} {actual[key]} instead of {expected[key]}" for key in differing)
         raise ValueError(f"{owner} comes from another labelling ({details}): label and train again")

@@ -1,4 +1,4 @@
-"""Labels as batches of tensors, and the LightningDataModule that serves them."""
+"""Batches of tensors from labels, and their LightningDataModule."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,12 +16,12 @@ _NO_IDS = np.empty(0, dtype=np.int64)
 
 
 class Batch(NamedTuple):
-    """What a network sees of some B samples: T question tokens, V visual tokens, F statistics, S scales.
+    """Inputs of a network for B samples: T question tokens, V visual tokens, F statistics, S scales.
 
-    Masks are True at real tokens. `question_ids` are rows of the frozen embeddings, which are handed to the
-    network beside the batch. Visual tokens of several scales follow one another, coarsest scale first.
-    Statistics are standardised (see `Features.read_statistics`); after them comes the vector of the
-    sentence encoder, if any. `cost` is the count of visual tokens at each scale.
+    Masks are True at real tokens. `question_ids` are rows of the frozen embeddings, which the network is
+    given besides the batch. Visual tokens of several scales are concatenated, coarsest scale first.
+    `statistics` are the standardised ones (see `Features.read_statistics`) and then the vector of the
+    sentence encoder, if any. `cost` is the number of visual tokens at each scale.
     """
 
     question_ids: Tensor  # [B, T] int64
@@ -33,18 +33,17 @@ class Batch(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is learned: at each scale the score in [0, 1] of the answer, and the reference's NLL in nats."""
+    """Training targets: at each scale the answer's score in [0, 1] and the reference's NLL in nats."""
 
     score: Tensor  # [B, S] float32
     nll: Tensor  # [B, S] float32
 
 
 class BatchMaker:
-    """Makes batches of samples: what `features` name of them, the statistics in units of `standard`.
+    """Makes batches of the `features` of samples, with statistics standardised by `standard`.
 
-    `widths` are the most visual tokens that an image of the training part has, per scale: of several scales
-    each begins at the same place as it did in training, whichever images are at hand. Raises ValueError where
-    the inputs lack what is to be read.
+    `widths` are the maximum numbers of visual tokens of a training image, per scale: with several scales, the
+    tokens of each start at the same position as in training. Raises ValueError if the inputs lack a feature.
     """
 
     def __init__(
@@ -52,8 +51,8 @@ class BatchMaker:
     ) -> None:
         self.inputs, self.features = inputs, features
         self.visual = [inputs.visual_at(scale) for scale in features.scales]
-        for place, width in enumerate(widths[:-1]):  # after the last scale nothing begins
-            self.visual[place] = self.visual[place].fit(width, cut=False)
+        for index, width in enumerate(widths[:-1]):  # no scale starts after the last one
+            self.visual[index] = self.visual[index].fit(width, cut=False)
         self.statistics = standard.apply(features.read_statistics(inputs))
         self.sentences = features.read_sentences(inputs)
 
@@ -61,14 +60,14 @@ class BatchMaker:
         return len(self.inputs)
 
     def make(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The given samples, padded to the longest question among them."""
+        """Batch of the given samples, padded to their longest question."""
         index = np.asarray(rows)
         images = self.inputs.image_row[index]
         ids, mask = self._read_questions(index)
-        # The empty array stands for a predictor that reads no visual tokens.
+        # The empty array is there for predictors that read no visual tokens.
         none = np.zeros((len(index), 0, self.inputs.hidden_size), dtype=np.float32)
-        tokens = [none, *(each.tokens[images].astype(np.float32) for each in self.visual)]
-        masks = [none[..., 0] > 0, *(each.mask[images] for each in self.visual)]
+        tokens = [none, *(scale.tokens[images].astype(np.float32) for scale in self.visual)]
+        masks = [none[..., 0] > 0, *(scale.mask[images] for scale in self.visual)]
         return Batch(
             question_ids=ids,
             question_mask=mask,
@@ -81,7 +80,7 @@ class BatchMaker:
         )
 
     def iterate(self, batch_size: int) -> Iterator[Batch]:
-        """All samples in order."""
+        """Batches of all samples, in order."""
         for start in range(0, len(self), batch_size):
             yield self.make(np.arange(start, min(start + batch_size, len(self))))
 
@@ -97,7 +96,7 @@ class BatchMaker:
 
 
 class LabelsDataset(Dataset):
-    """Whole batches at once: a sample at a time would cost more than the networks do."""
+    """Dataset that makes whole batches: making samples one by one would take longer than the networks."""
 
     def __init__(self, labels: Labels, features: Features, standard: Standard, widths: Sequence[int]) -> None:
         self.outcomes = labels.outcomes
@@ -113,7 +112,7 @@ class LabelsDataset(Dataset):
 
 
 class LabelsDataModule(lightning.LightningDataModule):
-    """Training batches in an order fixed by seed and epoch, validation batches in that of the table."""
+    """Training batches in an order that depends on seed and epoch, validation batches in table order."""
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ class LabelsDataModule(lightning.LightningDataModule):
         return self._make_loader(self.validation, shuffle=False)
 
     def _make_loader(self, dataset: LabelsDataset, shuffle: bool) -> DataLoader:
-        # This sampler on one device, too: it orders by seed and epoch, so that a run that was killed and
-        # resumed sees what an undisturbed one sees.
+        # Used for one device since its order depends on seed and epoch alone, so that a resumed run sees the
+        # batches of an uninterrupted one.
         sampler: DistributedSampler = DistributedSampler(dataset, 1, 0, shuffle=shuffle, seed=self.seed)
         return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=lambda batch: batch)

@@ -1,4 +1,4 @@
-"""Estimates that mean what they say: a map per scale, fitted on the calibration split."""
+"""Calibrators of estimates: one map per scale, fitted on the calibration split."""
 
 from abc import ABC, abstractmethod
 from typing import Self
@@ -9,34 +9,41 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
 from predictor.files import get_array
+from predictor.folder import Buildable
 from predictor.policy.front import Floats
 
 _EPSILON = 1e-6
-# Steps of an isotonic map are no steeper than this, so that rounding errors are not read as an order.
+# Estimates are rounded before an isotonic map, so that rounding errors do not order them.
 _DECIMALS = 9
 
 
-class Calibrator(ABC):
-    """Fitted on estimates and scores `[num_samples, num_scales]`; scores may be fractional."""
+class Calibrator(Buildable, ABC):
+    """Map of estimates to probabilities, fitted on estimates and scores `[num_samples, num_scales]`.
+
+    Scores may be fractional.
+    """
 
     @abstractmethod
     def fit(self, estimates: Floats, score: np.ndarray) -> Self: ...
 
     @abstractmethod
     def apply(self, estimates: Floats) -> Floats:
-        """Calibrated estimates in [0, 1]; never in another order than those given, scale by scale."""
+        """Calibrated estimates in [0, 1]; within each scale their order stays."""
 
     @abstractmethod
-    def get_arrays(self) -> dict[str, np.ndarray]:
-        """What was fitted."""
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What was fitted, as arrays."""
 
     @abstractmethod
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """The reverse of `get_arrays`."""
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """The reverse of `state_dict`. ValueError for what no fit gives."""
 
 
 class Temperature(Calibrator):
-    """Logits divided by one number per scale, that of least cross-entropy (Guo et al., ICML 2017)."""
+    """Temperature scaling: logits divided by one temperature per scale, which minimises cross-entropy.
+
+    Source: Guo et al., On calibration of modern neural networks (ICML 2017).
+    """
 
     def fit(self, estimates: Floats, score: np.ndarray) -> Self:
         logits = _to_logits(estimates)
@@ -45,31 +52,31 @@ class Temperature(Calibrator):
             scaled = logits[:, column] * np.exp(-log_temperature)
             return float((np.logaddexp(0, scaled) - score[:, column] * scaled).mean())
 
-        found = [
+        log_temperatures = [
             minimize_scalar(loss, bounds=(-4, 4), args=(c,), method="bounded").x
             for c in range(logits.shape[1])
         ]
-        self.temperature = np.exp(np.array(found))
+        self.temperature = np.exp(np.array(log_temperatures))
         return self
 
     def apply(self, estimates: Floats) -> Floats:
         calibrated: Floats = expit(_to_logits(estimates) / self.temperature)
         return calibrated
 
-    def get_arrays(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         return {"temperature": self.temperature}
 
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         self.temperature = get_array(arrays, "temperature", None)
         if not (np.isfinite(self.temperature) & (self.temperature > 0)).all():
             raise ValueError("a temperature is positive and finite")
 
 
 class Isotonic(Calibrator):
-    """A rising, piecewise linear map per scale (Zadrozny and Elkan, KDD 2002).
+    """Isotonic regression: a rising, piecewise linear map per scale (Zadrozny and Elkan, KDD 2002).
 
-    It makes equals of estimates that it cannot tell apart, which takes points from the front: for estimates
-    that are read as chances rather than for choosing.
+    It maps some different estimates to one probability, which removes points from the front: use it for
+    estimates that are read as probabilities rather than for choosing scales.
     """
 
     def fit(self, estimates: Floats, score: np.ndarray) -> Self:
@@ -86,10 +93,10 @@ class Isotonic(Calibrator):
         ]
         return np.stack(columns, axis=1)
 
-    def get_arrays(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         return {f"knots.{column}": knots for column, knots in enumerate(self.knots)}
 
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         self.knots = [get_array(arrays, f"knots.{column}", 2, None) for column in range(len(arrays))]
         for estimates, chances in self.knots:
             if not estimates.size or (np.diff(estimates) < 0).any() or (np.diff(chances) < 0).any():

@@ -1,8 +1,8 @@
 """Frozen sentence encoders: one vector per question, for predictors.
 
-A question becomes the mean of vectors of its tokens, normalised. They are the last states of a transformer
-(Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084: what the `sentence-transformers` models with mean
-pooling compute), or come from a table (static embeddings: Model2Vec, WordLlama), which costs next to nothing.
+The vector of a question is the normalised mean of the vectors of its tokens: the last states of a transformer
+(Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084, as `sentence-transformers` models with mean pooling
+compute them), or rows of a table of static embeddings (Model2Vec, WordLlama), which cost almost nothing.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-# The table that the package of this name carries (MIT): 32,000 tokens of Llama 2, 256 numbers each.
+# Package (MIT licence) with a table of static embeddings: 32,000 tokens of Llama 2, 256 numbers each.
 WORDLLAMA = "wordllama"
 _WORDLLAMA_FILES = ("weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json")
 _EXTRA = "install the extra: pip install 'tokenscale[sentences]', in a clone make install"
 
 
 class SentenceEncoder(ABC):
-    """Vectors of texts; runs on the CPU, and no code comes with weights.
+    """Encoder of texts on the CPU; no code is loaded along with the weights.
 
-    Vectors are not cached here, but by the caller (`Inputs.sentences`).
+    Encoders cache no vectors; `Inputs.sentences` does, for predictors of the same samples.
     """
 
     width: int
@@ -36,7 +36,7 @@ class SentenceEncoder(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Of weights and vocabulary: vectors of another encoder mean something else."""
+        """Hash of weights and vocabulary, which identifies the encoder."""
 
     @abstractmethod
     def count_flops(self, texts: Sequence[str]) -> float:
@@ -47,7 +47,7 @@ class SentenceEncoder(ABC):
         """Vectors of one batch."""
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Vectors float32 `[num_texts, width]` of length 1; a text is cut where the model ends."""
+        """Unit vectors float32 `[num_texts, width]`; a text is cut at the maximum length of the model."""
         # Texts of similar length share a batch, which keeps padding small.
         distinct = sorted(set(texts), key=lambda text: (len(text), text))
         vector_of: dict[str, np.ndarray] = {}
@@ -59,13 +59,13 @@ class SentenceEncoder(ABC):
 
 
 class TransformerEncoder(SentenceEncoder):
-    """An encoder-only transformer in Hugging Face's layout with its tokenizer, from a folder or a hub id.
+    """Encoder-only transformer in Hugging Face's layout with its tokenizer, from a folder or a hub id.
 
-    Weights are read from safetensors alone. Raises ValueError for what is no such model.
+    Weights are read from safetensors only. Raises ValueError if the source holds no such model.
     """
 
     def __init__(self, source: str) -> None:
-        # Here and not above: what reads no sentences, as most predictors, need not wait for transformers.
+        # Imported here, since most predictors read no sentence vectors and transformers loads slowly.
         from transformers import AutoModel, AutoTokenizer
 
         try:
@@ -80,7 +80,7 @@ class TransformerEncoder(SentenceEncoder):
             ) from error
         self.width = self.model.config.hidden_size
         self._max_length = find_max_length(self.model.config, self.tokenizer)
-        # The pooler's states are not looked at, and where a checkpoint has none it is random.
+        # The pooler is not used; it is random if the checkpoint has none.
         self._weights = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}
 
     @cached_property
@@ -99,7 +99,7 @@ class TransformerEncoder(SentenceEncoder):
         return torch.nn.functional.normalize(means, dim=-1).numpy()
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
-        """Cut where the model ends; "[SEP]" in a text is text and no control token."""
+        """Tokens, cut at the maximum length; "[SEP]" in a text is tokenised as text."""
         return self.tokenizer(
             list(texts),
             truncation=True,
@@ -109,7 +109,7 @@ class TransformerEncoder(SentenceEncoder):
         )
 
     def count_flops(self, texts: Sequence[str]) -> float:
-        """Two per token and weight behind the embeddings."""
+        """Two operations per token and weight outside the embeddings."""
         if not texts:
             return 0.0
         cut = self._tokenize(texts)
@@ -121,8 +121,9 @@ class TransformerEncoder(SentenceEncoder):
 class StaticEncoder(SentenceEncoder):
     """Static embeddings, read by `model2vec`.
 
-    From a folder or hub id in its layout or that of `sentence-transformers`, or `wordllama`, the table in the
-    package of that name. Raises ValueError for what is no such model, and where a package is missing.
+    The source is a folder or hub id in the layout of `model2vec` or `sentence-transformers`, or `wordllama`,
+    the table in the package of that name. Raises ValueError if the source holds no such model, or if a
+    package is missing.
     """
 
     def __init__(self, source: str) -> None:
@@ -155,13 +156,13 @@ class StaticEncoder(SentenceEncoder):
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
     def count_flops(self, texts: Sequence[str]) -> float:
-        """One addition per token and number."""
+        """One addition per token and component."""
         lengths = [len(ids) for ids in self.model.tokenize(list(texts))]
         return self.width * sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def _read_wordllama() -> tuple[np.ndarray, Any]:
-    """Its table and tokenizer, without running its code (which sets up logging for everyone)."""
+    """Table and tokenizer of WordLlama, read without importing it: it configures logging on import."""
     from tokenizers import Tokenizer
 
     spec = find_spec(WORDLLAMA)
@@ -181,7 +182,7 @@ def _hash(vocabulary: Mapping[str, int], tensors: Mapping[str, np.ndarray]) -> s
 
 
 def find_max_length(config: Any, tokenizer: Any) -> int:
-    """Tokens that the model has positions for; the tokenizer's own limit may be smaller, or not be said."""
+    """Maximum number of tokens: the smaller of the model's positions and the tokenizer's limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return int(tokenizer.model_max_length)
@@ -191,26 +192,22 @@ def find_max_length(config: Any, tokenizer: Any) -> int:
 
 
 def is_static(source: str) -> bool:
-    """Whether this is a table of token vectors: what its folder, or its repository on the hub, says."""
+    """Whether the configuration in a folder or hub repository is that of static embeddings."""
     if source == WORDLLAMA:
         return True
     from m3_backbone.loading.weights import fetch
 
     for name, mark in (("modules.json", "StaticEmbedding"), ("config.json", '"model2vec"')):
         try:
-            found = Path(source) / name if Path(source).is_dir() else fetch(source, name)
-            if found and found.is_file() and mark in found.read_text(encoding="utf-8"):
+            path = Path(source) / name if Path(source).is_dir() else fetch(source, name)
+            if path and path.is_file() and mark in path.read_text(encoding="utf-8"):
                 return True
         except (OSError, ValueError):
-            # What cannot be asked or read says itself what is wrong with it when it is loaded.
-            return False
+            return False  # loading the encoder will report what is wrong
     return False
 
 
 @lru_cache(2)
 def load_sentence_encoder(source: str) -> SentenceEncoder:
-    """The encoder of this name; predictors that read the same one share it.
-
-    ValueError where there is none.
-    """
+    """The encoder of this name, shared by all predictors that read it. ValueError if there is none."""
     return StaticEncoder(source) if is_static(source) else TransformerEncoder(source)

@@ -1,4 +1,4 @@
-"""Which features of a sample a predictor reads, and what they cost: an ablation is another `Features`."""
+"""The features of a sample that a predictor reads, and their cost. An ablation is another `Features`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,20 +10,20 @@ from m3_backbone.arguments import PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.outcomes.labels import Inputs
 from predictor.encoders import SentenceEncoder, load_sentence_encoder
+from predictor.folder import Buildable
 
 
 @dataclass(frozen=True)
-class Features:
-    """What is read of a sample.
+class Features(Buildable):
+    """Features of a sample that a predictor reads.
 
     Args:
-        visual: scales of the visual tokens that are read, one or several; none: the tokens are not looked at.
+        visual: scales of the visual tokens that are read, one or several; empty for none.
         question: whether the question is read, as token ids of the decoder's frozen embeddings.
         statistics: groups of statistics of the image (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
-        sentences: `wordllama`, or the folder or hub id of another sentence encoder, whose vector of the
-            question is read too; several encoders: their vectors, one after the other; none: "".
-            See `predictor.encoders`.
+        sentences: sentence encoders whose vectors of the question are read, one after the other: `wordllama`,
+            or folders or hub ids of other encoders; "" for none. See `predictor.encoders`.
     """
 
     visual: PositiveInt | Sequence[PositiveInt] = ()
@@ -48,7 +48,7 @@ class Features:
         """All features that any of `features` reads: for every field the union of its values."""
         merged: dict[str, Any] = {}
         for field in fields(cls):
-            values = [getattr(each, field.name) for each in features]
+            values = [getattr(part, field.name) for part in features]
             if all(isinstance(value, bool) for value in values):
                 merged[field.name] = any(values)
             else:
@@ -64,38 +64,38 @@ class Features:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups of statistics of which something is read."""
+        """Groups of statistics of which at least one is read."""
         return tuple(
             group for group in GROUPS if any(name.split("/")[0] == group for name in self.statistics)
         )
 
     def statistic_columns(self, inputs: Inputs) -> list[int]:
-        """Columns of `inputs.statistics` that are read; ValueError where one that is named is not there."""
+        """Columns of `inputs.statistics` that are read; ValueError if a named one is missing."""
         columns = []
         for wanted in self.statistics:
-            found = [
+            matching = [
                 column
                 for column, name in enumerate(inputs.statistic_names)
                 if wanted in (name, name.split("/")[0])
             ]
-            if not found:
-                there = ", ".join(inputs.statistic_names) or "none"
-                raise ValueError(f"no statistics {wanted!r} in these labels, only {there}")
-            columns += found
+            if not matching:
+                available = ", ".join(inputs.statistic_names) or "none"
+                raise ValueError(f"no statistics {wanted!r} in these labels, only {available}")
+            columns += matching
         return columns
 
     def read_statistics(self, inputs: Inputs) -> np.ndarray:
-        """Of the images, float32 `[num_images, num_statistics]`."""
+        """Statistics of the images that are read, float32 `[num_images, num_statistics]`."""
         return inputs.statistics[:, self.statistic_columns(inputs)]
 
     @property
     def encoders(self) -> tuple[SentenceEncoder, ...]:
-        """The sentence encoders whose vectors are read; they are loaded when they are first needed."""
+        """The sentence encoders whose vectors are read, loaded on first use."""
         return tuple(load_sentence_encoder(source) for source in _to_tuple(self.sentences))
 
     @property
     def num_sentence_columns(self) -> int:
-        """Width of the sentence encoders' vectors together; 0 without one."""
+        """Total width of the sentence encoders' vectors; 0 without an encoder."""
         return sum(encoder.width for encoder in self.encoders)
 
     @property
@@ -104,16 +104,16 @@ class Features:
         return "+".join(encoder.fingerprint for encoder in self.encoders)
 
     def check_sentences(self, fingerprint: str) -> None:
-        """ValueError where the encoder is another one than that of the fingerprint."""
-        if (own := self.sentence_fingerprint) != fingerprint:
+        """Raise ValueError if the sentence encoders have another fingerprint than this one."""
+        if (present := self.sentence_fingerprint) != fingerprint:
             names = " + ".join(_to_tuple(self.sentences))
             raise ValueError(
-                f"the sentence encoder {names} has changed since training ({own} instead of {fingerprint}): "
-                "put the old one there, or train again"
+                f"the sentence encoder {names} has changed since training ({present} instead of "
+                f"{fingerprint}): put the old one there, or train again"
             )
 
     def read_sentences(self, inputs: Inputs) -> np.ndarray:
-        """Of the questions, float32 `[num_samples, num_sentence_columns]`, of mean square 1."""
+        """Sentence vectors of the questions, float32 `[num_samples, num_sentence_columns]`, mean square 1."""
         columns = [np.zeros((len(inputs), 0), dtype=np.float32)]
         for encoder in self.encoders:
             vectors = inputs.encode_questions(encoder.fingerprint, encoder.encode, encoder.width)
@@ -121,11 +121,11 @@ class Features:
         return np.concatenate(columns, axis=1)
 
     def count_flops(self, inputs: Inputs) -> float:
-        """Operations per sample that computing these features takes, beyond what the backbone does anyway.
+        """Floating-point operations per sample of these features, besides those of the backbone.
 
-        Token embeddings are looked up. Pooling is one addition per number of the finest tokens and scale. The
-        statistics are counted as `m3_backbone.features` says; those of an image serve all its questions, and
-        are charged to each here.
+        Token embeddings are looked up and count as 0. Pooling takes one addition per value of the finest
+        tokens and scale. The statistics are counted as in `m3_backbone.features`; they are computed once per
+        image, but counted here for each of its questions.
         """
         num_tokens = float(inputs.visual_tokens[:, -1].mean())
         flops = len(self.scales) * num_tokens * inputs.hidden_size
@@ -152,12 +152,12 @@ class Standard:
     mean: np.ndarray
     deviation: np.ndarray
 
-    # Beyond this many deviations a value says no more than "extreme".
+    # Standardised values are clipped at this number of deviations.
     LIMIT = 5.0
 
     @classmethod
     def fit(cls, statistics: np.ndarray) -> Self:
-        """Of `[num_images, num_statistics]`; one that never varies is left in its own unit."""
+        """Fit to statistics `[num_images, num_statistics]`; a constant one keeps its unit."""
         deviation = statistics.std(axis=0, dtype=np.float64)
         mean = statistics.mean(axis=0, dtype=np.float64)
         return cls(
@@ -166,6 +166,6 @@ class Standard:
         )
 
     def apply(self, statistics: np.ndarray) -> np.ndarray:
-        """Standardised, and kept within `LIMIT`; float32."""
+        """Standardised statistics, clipped at `LIMIT` deviations, float32."""
         units = (statistics - self.mean) / self.deviation
         return np.clip(units, -self.LIMIT, self.LIMIT).astype(np.float32)

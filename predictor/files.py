@@ -1,9 +1,8 @@
 """Reading and writing the files of a saved predictor: JSON and safetensors, within limits, never pickle.
 
-A folder may come from a stranger. A file is read only if it is a regular file that lies in its folder and is
-not absurdly large; JSON is limited in depth and in number of values, and the shapes and types of a
-safetensors file are checked by its header before any array is allocated. Whatever is wrong is a `FolderError`
-of one line that names the file.
+A folder may come from a stranger. A file is read only if it is a regular file in its folder and within a
+limit of size; JSON is limited in depth and in number of values, and the header of a safetensors file is
+checked before any array is allocated. Every fault is a `FolderError` of one line that names the file.
 """
 
 import hashlib
@@ -35,11 +34,11 @@ _ITEM_SIZES = {
 
 
 class FolderError(ValueError):
-    """A file of a saved predictor, or of a published model, that is refused; the message names the file."""
+    """Refusal of a file of a saved predictor or a published model; the message names the file."""
 
 
-def damaged(path: Path, reason: object) -> FolderError:
-    """The error for a file that is not what was once written."""
+def damaged(path: Path | str, reason: object) -> FolderError:
+    """Error for a file that differs from what was written."""
     return FolderError(
         f"{path} is damaged ({shorten(reason)}): no whole predictor, run the train command again or fetch "
         "the folder again"
@@ -47,7 +46,7 @@ def damaged(path: Path, reason: object) -> FolderError:
 
 
 def shorten(text: object, length: int = 300) -> str:
-    """As one line of at most `length` characters that any terminal shows."""
+    """One line of at most `length` printable characters."""
     line = " ".join(str(text).split())
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= length else f"{line[: length - 3]}..."
@@ -74,9 +73,9 @@ def check_file(path: Path, max_bytes: int, root: Path | None = None) -> int:
 
 
 def check_place(path: Path, root: Path) -> Path:
-    """Where `path` leads; FolderError unless that is below `root`.
+    """Target of `path`, links resolved; FolderError unless it lies below `root`.
 
-    A snapshot in the Hugging Face cache consists of links to the blobs beside it: those are followed too.
+    A snapshot in the Hugging Face cache consists of links to the blobs beside it, which are followed too.
     """
     try:
         target, home = path.resolve(strict=True), root.resolve(strict=True)
@@ -84,8 +83,8 @@ def check_place(path: Path, root: Path) -> Path:
         raise damaged(path, "the file is missing") from error
     except (OSError, RuntimeError, ValueError) as error:  # no permission; a circle of links
         raise damaged(path, getattr(error, "strerror", None) or error) from error
-    allowed = [home, *(each.parents[1] / "blobs" for each in _find_snapshots(home))]
-    if not any(target.is_relative_to(each) for each in allowed):
+    allowed = [home, *(snapshot.parents[1] / "blobs" for snapshot in _find_snapshots(home))]
+    if not any(target.is_relative_to(parent) for parent in allowed):
         raise damaged(path, "a link that leads out of the folder")
     return target
 
@@ -93,11 +92,11 @@ def check_place(path: Path, root: Path) -> Path:
 def _find_snapshots(folder: Path) -> list[Path]:
     """The snapshot of a Hugging Face cache, `models--*/snapshots/*`, that a folder lies in or is."""
     return [
-        each
-        for each in (folder, *folder.parents)
-        if len(each.parents) > 1
-        and each.parent.name == "snapshots"
-        and each.parents[1].name.startswith("models--")
+        path
+        for path in (folder, *folder.parents)
+        if len(path.parents) > 1
+        and path.parent.name == "snapshots"
+        and path.parents[1].name.startswith("models--")
     ]
 
 
@@ -131,24 +130,24 @@ def parse_json(text: bytes) -> Any:
         num_values += len(level)
         if num_values > MAX_JSON_VALUES:
             raise ValueError(f"more than {MAX_JSON_VALUES:,} values")
-        below = [each for each in level if isinstance(each, dict | list)]
-        if not below:
+        nested = [value for value in level if isinstance(value, dict | list)]
+        if not nested:
             return content
-        level = [value for each in below for value in (each.values() if isinstance(each, dict) else each)]
+        level = [item for value in nested for item in (value.values() if isinstance(value, dict) else value)]
     raise ValueError(f"nested more than {MAX_JSON_DEPTH} deep")
 
 
 def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError("a key stands there twice")
-    return found
+    return content
 
 
 def check_keys(
     path: Path, content: Any, required: frozenset[str], optional: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """`content`, if it is an object with the `required` keys and no others but the `optional` ones."""
+    """Return `content`; FolderError unless it is an object with these keys, the `optional` ones perhaps."""
     if not isinstance(content, dict):
         raise damaged(path, "no JSON object")
     missing, unknown = required - content.keys(), content.keys() - required - optional
@@ -206,13 +205,13 @@ def _check_header(header: Any, num_bytes: int) -> None:
 
 
 def _is_list_of_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+    return isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
 
 
 def get_array(
     arrays: Mapping[str, np.ndarray], name: str, *shape: int | None, kinds: str = "f"
 ) -> np.ndarray:
-    """`arrays[name]`, if it has this shape (None: any length) and a dtype of these kinds; else ValueError."""
+    """Return `arrays[name]`; ValueError unless it has this shape (None: any length) and kind of dtype."""
     if name not in arrays:
         raise ValueError(f"the array {name!r} is missing")
     array = arrays[name]
@@ -225,8 +224,18 @@ def get_array(
     return array
 
 
+def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, under their names without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def add_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The reverse of `select_arrays`: the same arrays with `prefix` before each name."""
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
 def check_texts(name: str, texts: Any) -> list[str]:
-    """`texts`, if they are a list of distinct texts; ValueError otherwise."""
+    """Return `texts`; ValueError unless they are a list of distinct texts."""
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} are no list of texts")
     if len(set(texts)) < len(texts):
@@ -235,7 +244,7 @@ def check_texts(name: str, texts: Any) -> list[str]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all. ValueError for more than `read_json` reads."""
+    """Write JSON atomically. ValueError for more than `read_json` reads."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if len(text.encode("utf-8", "surrogatepass")) > MAX_JSON_BYTES:
         raise ValueError(
@@ -245,6 +254,6 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write safetensors, whole or not at all."""
+    """Write safetensors atomically."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomically(path, lambda temporary: save_file(contiguous, temporary))

@@ -1,12 +1,15 @@
-"""The predictor folder: `config.json` says what to build, `weights.safetensors` holds the arrays.
+"""The predictor folder: `config.json` describes the predictor, `weights.safetensors` holds its arrays.
 
-All that loads a predictor comes through `read`. A folder may name the classes of `CLASSES`, those that the
-caller trusts, and no others; this is checked over the whole description before anything is imported.
+Everything that loads a predictor calls `read`. A folder may name concrete classes that derive from
+`Buildable` and are defined in a module of this package, and classes that the caller trusts. First every name
+of the whole description is checked to be trusted or of a module file of this package; only then are modules
+imported, and the classes checked.
 """
 
 import dataclasses
 import functools
 import importlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,45 +33,21 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 FINGERPRINTS = ("weights", "data", "prompt", "decoding")
 _MAX_SCALES = 64
 
-# All that a folder may be built from without being trusted: predictors, networks, objectives, calibrators
-# and the dataclasses among their arguments.
-CLASSES = frozenset(
-    {
-        "predictor.classical.baselines.BestScalePerTask",
-        "predictor.classical.baselines.FixedScale",
-        "predictor.classical.baselines.Mix",
-        "predictor.classical.blend.Blend",
-        "predictor.classical.boosting.GradientBoosting",
-        "predictor.calibration.Isotonic",
-        "predictor.calibration.Temperature",
-        "predictor.classical.controls.RandomChoice",
-        "predictor.classical.controls.RandomFeatures",
-        "predictor.classical.controls.ShuffledLabels",
-        "predictor.features.Features",
-        "predictor.learned.LearnedPredictor",
-        "predictor.classical.nearest.NearestNeighbours",
-        "predictor.networks.avg_router.AVGRouter",
-        "predictor.networks.cross_attention.CrossAttention",
-        "predictor.networks.pooled.Linear",
-        "predictor.networks.pooled.MLP",
-        "predictor.objectives.likelihood.LikelihoodDistillation",
-        "predictor.objectives.likelihood.LikelihoodRanking",
-        "predictor.objectives.minimum_scale.MinimumScaleClasses",
-        "predictor.objectives.minimum_scale.MinimumScaleOrdinal",
-        "predictor.objectives.minimum_scale.SmallestSufficientScale",
-        "predictor.objectives.base.Correctness",
-        "predictor.objectives.utility.ExpectedUtility",
-        "predictor.classical.question_only.QuestionOnly",
-    }
-)
+
+class Buildable:
+    """Marks the classes of this package that a folder may name without being trusted.
+
+    Predictors, networks, objectives, calibrators and dataclasses among their arguments derive from it. A
+    class of another package has to be trusted, whether it derives from it or not.
+    """
 
 
 def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """A class and its keyword arguments, as JSON.
+    """Description of a class and its keyword arguments, as JSON.
 
-    An argument that is itself a class, a `functools.partial` of one or a dataclass instance is described
-    likewise. Raises ValueError for a function: what a folder names is called when it is loaded, and it may
-    name nothing but classes.
+    An argument that is itself a class, a `functools.partial` of a class or a dataclass instance is described
+    in the same way. Raises ValueError for a function: a folder may name only classes, since loading calls
+    whatever it names.
     """
     if not isinstance(target, type):
         raise ValueError(
@@ -79,7 +58,7 @@ def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
 
 def name_class(target: type) -> str:
-    """The dotted name that a folder has for a class."""
+    """Dotted name of a class, as it is written into folders."""
     return f"{target.__module__}.{target.__qualname__}"
 
 
@@ -96,10 +75,10 @@ def _encode(value: Any) -> Any:
 
 
 def list_classes(description: Any) -> set[str]:
-    """Dotted names of all classes that a description names, those of its arguments included.
+    """Dotted names of all classes in a description, those of its arguments included.
 
-    ValueError for what `describe` does not write. A name counts wherever it stands, also where nothing would
-    be built from it.
+    A name counts wherever it stands, even if nothing would be built from it. ValueError for a description
+    that `describe` does not write.
     """
     return set(_walk_classes(description))
 
@@ -135,56 +114,94 @@ def _walk_values(value: Any) -> Iterator[str]:
     if isinstance(value, dict) and isinstance(value.get("class"), str):
         yield value["class"]
     if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _walk_values(each)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _walk_values(item)
 
 
-def check_classes(description: Any, file: Path, trust: Sequence[str] = ()) -> None:
-    """Raise FolderError for a description, read from `file`, of a class that is neither ours nor trusted.
+def check_classes(descriptions: Sequence[Any], file: Path | str, trust: Sequence[str] = ()) -> None:
+    """Raise FolderError if a description, read from `file`, names a class that is neither ours nor trusted.
 
-    `trust` holds packages, modules or classes by their dotted names. Nothing is imported.
+    `trust` holds dotted names of packages, modules or classes. Modules of this package are imported once all
+    names are known to be ours or trusted; no other module is imported.
     """
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     try:
-        names = list_classes(description)
+        names = set().union(*map(list_classes, descriptions))
     except ValueError as error:
         raise damaged(file, error) from error
-    for name in sorted(names - CLASSES):
-        if not any(name == each or name.startswith(f"{each}.") for each in trusted):
-            raise FolderError(
-                f"{file} is built from {shorten(name, 100)}, which is none of tokenscale's own classes: name "
-                "its package in trust=[...] if you trust it"
-            )
+    untrusted = sorted(
+        name for name in names if not any(name == entry or name.startswith(f"{entry}.") for entry in trusted)
+    )
+    for is_allowed in (_is_in_this_package, is_own):
+        for name in untrusted:
+            if not is_allowed(name):
+                raise FolderError(
+                    f"{file} is built from {shorten(name, 100)}, which is none of tokenscale's own classes: "
+                    "name its package in trust=[...] if you trust it"
+                )
 
 
-def build(description: dict[str, Any], file: Path) -> Any:
-    """The reverse of `describe`, called with its arguments, of a description that has been checked."""
+def is_own(name: str) -> bool:
+    """Whether a dotted name is that of a class which a folder may name without being trusted."""
+    if not _is_in_this_package(name):
+        return False
+    try:
+        target = _import_class(name)
+    except AttributeError:
+        return False
+    if target in (None, Buildable) or inspect.isabstract(target):
+        return False
+    return issubclass(target, Buildable)
+
+
+def _is_in_this_package(name: str) -> bool:
+    """Whether the module of a dotted name is a file of this package. Nothing is imported."""
+    return name.rpartition(".")[0] in _list_modules()
+
+
+@functools.cache
+def _list_modules() -> frozenset[str]:
+    """Dotted names of the modules whose files lie in the folder of this package."""
+    package = Path(__file__).parent
+    files = (path.relative_to(package.parent).with_suffix("") for path in package.rglob("*.py"))
+    return frozenset(".".join(file.parts) for file in files)
+
+
+def _import_class(name: str) -> type | None:
+    """The class of a dotted name, or None if its module does not define it as a class.
+
+    A module also holds what it imports, through which a folder of a stranger would reach any code at all.
+    Raises ImportError or AttributeError if there is no such module or attribute.
+    """
+    module_name, _, class_name = name.rpartition(".")
+    target = getattr(importlib.import_module(module_name), class_name)
+    return target if isinstance(target, type) and target.__module__ == module_name else None
+
+
+def build(description: dict[str, Any], file: Path | str) -> Any:
+    """The object of a description that has been checked: its class, called with its arguments."""
     target, arguments = _resolve(description, file)
     return target(**arguments)
 
 
-def find_class(path: str, file: Path) -> type:
-    """The class that `describe` called so. FolderError for what is no class, or of another module.
-
-    A module also holds what it imports: by that way a folder from elsewhere would reach any code at all.
-    """
-    module_name, _, name = path.rpartition(".")
+def find_class(name: str, file: Path | str) -> type:
+    """The class of a dotted name. FolderError if there is none, or if its module only imports it."""
     try:
-        target = getattr(importlib.import_module(module_name), name)
+        target = _import_class(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise FolderError(
-            f"{file} is built from {path}, which cannot be imported: is the code that it was trained with "
+            f"{file} is built from {name}, which cannot be imported: is the code that it was trained with "
             "here?"
         ) from error
-    if not isinstance(target, type) or target.__module__ != module_name:
+    if target is None:
         raise FolderError(
-            f"{file} is built from {path}, which is not a class of the module {module_name}: nothing else is "
-            "built from a folder"
+            f"{file} is built from {name}, which is not a class of the module {name.rpartition('.')[0]}: "
+            "nothing else is built from a folder"
         )
     return target
 
 
-def _resolve(description: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
+def _resolve(description: dict[str, Any], file: Path | str) -> tuple[Any, dict[str, Any]]:
     target = find_class(description["class"], file)
     arguments = {}
     for key, value in description["arguments"].items():
@@ -197,7 +214,7 @@ def _resolve(description: dict[str, Any], file: Path) -> tuple[Any, dict[str, An
 
 
 def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write both files. The config comes last: a folder that has one is whole."""
+    """Write both files, the config last: a folder with a config is complete."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise ValueError(f"{name} holds nan: the training diverged, lower its learning rate")
@@ -210,10 +227,10 @@ def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -
 def read(
     folder: Path, trust: Sequence[str] = (), root: Path | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config and arrays of a predictor folder that names none but our own classes and those in `trust`.
+    """Config and arrays of a predictor folder that names only our own classes and those in `trust`.
 
-    FileNotFoundError where there is no config, FolderError for files that are not as `write` left them.
-    `root` is as in `files.check_file`.
+    FileNotFoundError if there is no config, FolderError for files that `write` does not write. `root` is as
+    in `files.check_file`.
     """
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
@@ -223,8 +240,7 @@ def read(
         )
     required = frozenset({"class", "arguments", "scales", "fingerprints", "state"})
     config = check_keys(path, rename_classes(read_json(path, root)), required, frozenset({"calibrator"}))
-    for description in (config, *([config["calibrator"]] if "calibrator" in config else [])):
-        check_classes(description, path, trust)
+    check_classes([config, *([config["calibrator"]] if "calibrator" in config else [])], path, trust)
     check_scales(path, config["scales"])
     check_fingerprints(path, config["fingerprints"], FINGERPRINTS)
     if not isinstance(config["state"], dict):
@@ -233,7 +249,7 @@ def read(
 
 
 def check_scales(path: Path, scales: Any) -> None:
-    """Raise FolderError for what is no list of rising scales."""
+    """Raise FolderError unless `scales` is a list of rising scales."""
     is_list = isinstance(scales, list) and 0 < len(scales) <= _MAX_SCALES
     if not is_list or any(type(scale) is not int or scale < 1 for scale in scales):
         raise damaged(path, "the scales are no list of whole numbers from 1 on")
@@ -242,7 +258,7 @@ def check_scales(path: Path, scales: Any) -> None:
 
 
 def check_fingerprints(path: Path, fingerprints: Any, required: Sequence[str]) -> None:
-    """Raise FolderError unless each of the `required` fingerprints is there, and all are texts."""
+    """Raise FolderError unless all `required` fingerprints are present and every fingerprint is a text."""
     if not isinstance(fingerprints, dict):
         raise damaged(path, "the fingerprints are no JSON object")
     for key in (*required, *fingerprints):

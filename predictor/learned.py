@@ -1,4 +1,4 @@
-"""The predictor that trains networks: a small ensemble, stopped where its policy is worth most."""
+"""Predictor of trained networks: a small ensemble, from the epoch with the best policy on validation."""
 
 import contextlib
 import hashlib
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 def make_quiet_trainer(**arguments: Any) -> lightning.Trainer:
-    """A trainer on the CPU, in this process alone, whatever variables a cluster has set."""
+    """Trainer on the CPU, in this process alone, whatever environment variables a cluster has set."""
     return lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -68,12 +68,12 @@ MOST_TILES = 100  # of an image: the models at hand cut it into ten at most
 
 
 class LearnedPredictor(ScalePredictor):
-    """`num_members` networks from different seeds, trained side by side, their estimates averaged.
+    """Mean estimates of `num_members` networks that are trained side by side from different seeds.
 
-    `network(shape, num_outputs)` makes one network, `objective(num_scales)` what it is trained on (see
-    `networks.base` and `objectives.base`); it sees what `features` name. Training stops when
-    `policy.policy_value` on validation has not risen for `patience` epochs, and goes back to the epoch where
-    it was highest. The same data, arguments and seed give the same weights on one machine.
+    `network(shape, num_outputs)` returns a network and `objective(num_scales)` its objective (see
+    `networks.base` and `objectives.base`); the network reads `features`. Training stops when `policy_value`
+    on validation has not risen for `patience` epochs, and keeps the weights of the epoch in which it was
+    highest. The same data, arguments and seed give the same weights on one machine.
     """
 
     @checked
@@ -106,15 +106,12 @@ class LearnedPredictor(ScalePredictor):
 
     @property
     def num_parameters(self) -> int:
-        """Trained parameters of all members."""
+        """Number of trained parameters of all members."""
         assert self._members is not None, "fit or load first"
         return sum(parameter.numel() for parameter in self._members.parameters())
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Operations of the networks, counted on the first sample alone.
-
-        A multiply-add is two.
-        """
+        """Floating-point operations of the networks on the first sample; a multiply-add counts as two."""
         assert self._members is not None and self._standard is not None, "fit or load first"
         batch = BatchMaker(inputs, self.features, self._standard, self._widths).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -127,7 +124,7 @@ class LearnedPredictor(ScalePredictor):
         num_statistics = len(self._standard.mean) + self.features.num_sentence_columns
         self._shape = InputShape(train.inputs.hidden_size, sum(self._widths), num_statistics)
         with contextlib.ExitStack() as stack:
-            # Our seeds stay ours: whoever calls keeps its own random state.
+            # The random state of the caller is restored.
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(self.seed)
             folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -190,9 +187,14 @@ class LearnedPredictor(ScalePredictor):
         assert self._standard is not None and self._shape is not None
         arrays = {name: tensor.numpy() for name, tensor in self._members.state_dict().items()}
         arrays |= {MEAN: self._standard.mean, DEVIATION: self._standard.deviation}
-        found: dict[str, Any] = {"shape": asdict(self._shape), "validation_value": self.validation_value}
-        found |= {"sentences": self.features.sentence_fingerprint, "visual_widths": self._widths}
-        return arrays, found | {"num_epochs": self.num_epochs, "num_parameters": self.num_parameters}
+        return arrays, {
+            "shape": asdict(self._shape),
+            "validation_value": self.validation_value,
+            "sentences": self.features.sentence_fingerprint,
+            "visual_widths": self._widths,
+            "num_epochs": self.num_epochs,
+            "num_parameters": self.num_parameters,
+        }
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         assert self.scales is not None
@@ -210,8 +212,8 @@ class LearnedPredictor(ScalePredictor):
     def _check_sizes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise ValueError unless networks of the saved arguments have weights of these shapes.
 
-        Nothing is allocated for that, whatever sizes a folder names. A network of another package, which has
-        to be trusted, may compute when it is made, as the meta device cannot: it is not checked.
+        Nothing is allocated, whatever sizes a folder names. Networks of other packages, which have to be
+        trusted, are not checked: their `__init__` may compute what the meta device cannot.
         """
         assert self.scales is not None and self._shape is not None
         if len({name.partition(".")[0] for name in shapes}) != self.num_members:
@@ -223,7 +225,7 @@ class LearnedPredictor(ScalePredictor):
         for width, scale in zip(self._widths, self.features.scales, strict=True):
             if not 0 <= width <= MOST_TILES * scale:
                 raise ValueError(f"{width} visual tokens of an image at scale {scale}")
-        if folders.list_classes(folders.describe(type(self), self.get_arguments())) <= folders.CLASSES:
+        if all(map(folders.is_own, folders.list_classes(folders.describe(type(self), self.get_arguments())))):
             with torch.device("meta"):
                 expected = self._make_members(len(self.scales)).state_dict()
             # A single number is saved as an array of length 1.
@@ -240,10 +242,9 @@ class LearnedPredictor(ScalePredictor):
         return Ensemble(members)
 
     def _open_checkpoints(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
-        """The checkpoint in `folder` that an interruption of the very same fit has left.
+        """Checkpoint in `folder` from which an interrupted fit with the same identity resumes, or None.
 
-        That is the last one, or the best one where the last one is damaged. Without any the folder is
-        emptied, and the fit begins anew.
+        It is the last one, or the best one if the last one is damaged. Without one, the folder is emptied.
         """
         digest = hashlib.sha256()
         for sample_id in (*train.outcomes.sample_id, "", *validation.outcomes.sample_id):
@@ -252,7 +253,7 @@ class LearnedPredictor(ScalePredictor):
             **folders.describe(type(self), self.get_arguments()),
             "fingerprints": dict(train.outcomes.fingerprints),
             "samples": digest.hexdigest(),
-            # What reads a checkpoint, and where: it names the path of the best one.
+            # A checkpoint depends on these versions and holds the path of the best one.
             "versions": [torch.__version__, lightning.__version__],
             "folder": str(folder.resolve()),
         }
@@ -262,7 +263,7 @@ class LearnedPredictor(ScalePredictor):
         )
         if _read_identity(path) == identity:
             whole = find_whole([best, last])
-            # Each epoch writes the best one first: without it the last one is of no use.
+            # Each epoch writes the best one first: without it, the last one cannot be used.
             if best in whole:
                 return last if last in whole else best
             if last in whole:
@@ -275,7 +276,7 @@ class LearnedPredictor(ScalePredictor):
 
 
 def _read_identity(path: Path) -> Any:
-    """What a fit has written of itself; None where nothing was written, or not whole."""
+    """Identity that a fit has written; None if there is none or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

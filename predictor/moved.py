@@ -1,4 +1,4 @@
-"""Modules that were renamed: folders and configurations that name a class by its former module still open."""
+"""Renamed modules: folders and configurations that name a class by its former module still load."""
 
 from typing import Any
 

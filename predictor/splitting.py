@@ -95,7 +95,7 @@ def _hash_to_unit(text: str) -> float:
 
 
 def split_for_calibrator(calibration: Labels) -> tuple[Labels, Labels]:
-    """(samples for a calibrator, samples that it has not seen): halves of the calibration images.
+    """Halves of the calibration images: (samples for a calibrator, samples that it has not seen).
 
     Raises ValueError if one of the halves would be empty.
     """

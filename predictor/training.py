@@ -1,8 +1,6 @@
-"""Training of a network with Lightning, and its checkpoints.
+"""Training of an ensemble of networks with Lightning, and its checkpoints.
 
-Training checkpoints: atomic writes, and a check before training resumes.
-
-The training loop of all networks: an ensemble, its objective, its worth on the validation part.
+Checkpoints are written atomically and checked before training resumes.
 """
 
 import io
@@ -31,8 +29,8 @@ log = logging.getLogger(__name__)
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint writer that renames a temporary file in the same folder.
 
-    Lightning itself writes to the folder of temporary files and moves the file from there: on another disk
-    that is a copy, which a kill or a full disk cuts short.
+    Lightning moves the file from the system's folder of temporary files. If that is on another disk, the move
+    is a copy, which may be left incomplete.
     """
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
@@ -51,13 +49,13 @@ def find_whole(checkpoints: Sequence[Path]) -> list[Path]:
 def _is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # checks every sum, as `torch.load` does not
+            damaged = archive.testzip()  # checks every checksum, which `torch.load` does not
         if damaged is not None:
             raise ValueError(f"{damaged} has another checksum")
         if "state_dict" not in torch.load(path, map_location="cpu", weights_only=True):
             raise ValueError("it holds no weights")
     except OSError:
-        raise  # names the file; what cannot be read may be whole
+        raise  # names the file, which may be whole
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.warning("the checkpoint %s is damaged and is deleted: %s", path, reason)
@@ -70,7 +68,7 @@ MONITOR = "validation_value"
 
 
 class Member(nn.Module):
-    """A network with its own objective, whose parameters, if it has any, are trained along."""
+    """A network with its objective, whose parameters, if any, are trained too."""
 
     def __init__(self, network: Network, objective: Objective) -> None:
         super().__init__()
@@ -85,7 +83,7 @@ class Member(nn.Module):
 
 
 class Ensemble(nn.ModuleList):
-    """Members trained side by side; called, it gives the mean of their estimates."""
+    """Members that are trained side by side; called, it returns the mean of their estimates."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         super().__init__(members)
@@ -101,10 +99,9 @@ class Ensemble(nn.ModuleList):
 
 
 class ScaleModule(lightning.LightningModule):
-    """Trains an ensemble.
+    """Lightning module of an ensemble.
 
-    After each epoch the policy that the averaged estimates give is valued on the validation part
-    (`validation_value`, see `policy.policy_value`).
+    After each epoch, `validation_value` is the `policy_value` of the averaged estimates on validation.
     """
 
     token_embeddings: Tensor
@@ -122,27 +119,27 @@ class ScaleModule(lightning.LightningModule):
         self.members = members
         self.register_buffer("token_embeddings", token_embeddings, persistent=False)
         self.learning_rate, self.weight_decay, self.seed = learning_rate, weight_decay, seed
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout depends on seed and step alone, so that a resumed run goes on as the undisturbed one.
+        # Dropout depends on seed and step alone, so that a resumed run equals an uninterrupted one.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, item: tuple[Batch, Target], batch_idx: int) -> Tensor:
         batch, target = item
         losses = [member.compute_loss(batch, target, self.token_embeddings) for member in self.members]
         self.log("loss", losses[0], prog_bar=True, batch_size=len(batch.cost))
-        # The sum: each member gets the gradient that it would get alone.
+        # With the sum, each member has the gradient that it would have alone.
         return torch.stack(losses).sum()
 
     def validation_step(self, item: tuple[Batch, Target], batch_idx: int) -> None:
         batch, target = item
         estimates = self.members(batch, self.token_embeddings)
-        self._seen.append((estimates, batch.cost, target.score))
+        self._validated.append((estimates, batch.cost, target.score))
 
     def on_validation_epoch_end(self) -> None:
-        estimates, cost, score = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        self._seen.clear()
+        estimates, cost, score = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        self._validated.clear()
         value = policy_value(estimates.cpu().numpy(), cost.cpu().numpy(), score.cpu().numpy())
         self.log(MONITOR, value, prog_bar=True)
 
@@ -164,10 +161,10 @@ def fit_module(
     data: lightning.LightningDataModule,
     resume_from: Path | None,
 ) -> None:
-    """Train, from a checkpoint on if one is given.
+    """Train, from the checkpoint `resume_from` if there is one.
 
-    Raises KeyboardInterrupt where the training is interrupted: Lightning, which turns that into the end of
-    the process, has tidied up by then.
+    Raises KeyboardInterrupt when it is interrupted, after Lightning, which would exit the process, has
+    cleaned up.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -184,11 +181,11 @@ def fit_module(
 def make_schedule(
     optimizer: torch.optim.Optimizer, learning_rate: float, num_steps: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """One cycle (Smith and Topin 2018): the rate rises for a tenth of the steps, then falls.
+    """One-cycle schedule (Smith and Topin 2018): the rate rises for a tenth of the steps, then falls.
 
-    With up to ten steps there is no rise: the rate falls from near `learning_rate` from the first step on.
+    With ten steps or fewer it falls from near `learning_rate` from the first step.
     """
-    # A schedule of a single step would have only the end of the fall, at a rate near zero.
+    # A schedule of one step would consist of the end of the fall, at a rate near zero.
     num_steps = max(num_steps, 2)
     # PyTorch ends the rise at step `share * num_steps - 1`, and divides by that.
     share = 0.1 if num_steps > 10 else 0.5 / num_steps

@@ -35,10 +35,11 @@ class DrawnChoices(ScalePredictor):
         return self.predictor.count_own_flops(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return self.predictor._get_state()
+        learned = self.predictor.state_dict()
+        return learned["arrays"], learned["state"]
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self.predictor._set_state(arrays, state)
+        raise NotImplementedError("choices that are drawn are not saved")
 
 
 def draw_choices(

@@ -1,8 +1,8 @@
-"""The folder of an adaptive model: `config.json`, `predictor/`, a card and, where it must be, `backbone/`.
+"""The folder of an adaptive model: `config.json`, `predictor/`, a card and, for a local one, `backbone/`.
 
-A backbone that others can get, by hub id or with the package, is named in the configuration; one from a
-folder of this machine goes along, in safetensors. Either way its fingerprints are written down, and a folder
-is only opened on a backbone that has them.
+The configuration names a backbone from the hub or from the package; a backbone from a local folder is copied,
+in safetensors. Its fingerprints are saved in both cases, and the folder only opens with a backbone that has
+them.
 """
 
 import json
@@ -70,12 +70,12 @@ def save(
     prices: PriceList,
     hybrid: Hybrid | None = None,
 ) -> None:
-    """Write all files but the card. Raises ValueError as `check_savable`."""
+    """Write all files except the card. Raises ValueError as `check_savable`."""
     check_savable(backbone, predictor)
     assert isinstance(backbone, LlavaBackbone)
     predictor.save(folder / PREDICTOR)
     prices.save(folder / PREDICTOR)
-    # That of an earlier save would stay otherwise, as would the card.
+    # Files of an earlier save are removed.
     (folder / PREDICTOR / HYBRID).unlink(missing_ok=True)
     if hybrid is not None:
         hybrid.save(folder / PREDICTOR)
@@ -103,9 +103,9 @@ def save(
 
 
 def find_folder(source: str | Path, **download: Any) -> Path:
-    """The folder of an adaptive model: a folder here, or that into which a hub id is downloaded.
+    """Local folder of an adaptive model, downloaded if `source` is a hub id.
 
-    The hub is not asked for what looks like a path. OSError, with the way out, where there is none.
+    The hub is not contacted for a source that looks like a path. OSError if there is no such model.
     """
     text, path = str(source), Path(source).expanduser()
     if path.is_dir():
@@ -127,12 +127,11 @@ def find_folder(source: str | Path, **download: Any) -> Path:
 def load_predictor(
     folder: Path, trust: Sequence[str] = ()
 ) -> tuple[ScalePredictor, PriceList, Hybrid | None]:
-    """The predictor, its prices and its hybrid, if one was saved.
+    """The predictor, its prices and its hybrid, or None if none was saved.
 
-    A folder from elsewhere may name what it likes: `ScalePredictor.load` builds our own classes and those in
-    `trust`. Raises FolderError for anything else.
+    `ScalePredictor.load` builds our own classes and those in `trust`; FolderError for others.
     """
-    config = read_config(folder)  # first whether it is such a folder at all
+    config = read_config(folder)  # read first, as it may be the folder of something else
     home = folder / PREDICTOR
     predictor = ScalePredictor.load(home, trust, root=folder)
     if list(predictor.scales or ()) != config["scales"]:
@@ -150,7 +149,7 @@ def load_predictor(
 def open_backbone(
     folder: Path, backbone: Backbone | None, device: str | None = None, device_map: Any = None
 ) -> Backbone:
-    """The backbone that the folder was saved with, opened if none is given; its fingerprints compared."""
+    """The given backbone, or else the saved one, opened. ValueError unless it has the saved fingerprints."""
     config = read_config(folder)
     if backbone is None:
         checkpoint = config["backbone_checkpoint"]
@@ -171,7 +170,7 @@ def open_backbone(
 
 
 def _check_backbone_folder(folder: Path) -> None:
-    """Raise FolderError for a packed backbone that is pickled, leads elsewhere or asks for a kernel."""
+    """Raise FolderError for a packed backbone with pickles, links to elsewhere or kernels from the hub."""
     home = folder / BACKBONE
     for path in sorted(home.rglob("*")):
         if path.is_dir() and not path.is_symlink():
@@ -186,7 +185,7 @@ def _check_backbone_folder(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`, or an error that says what is wrong with the folder."""
+    """Checked content of `config.json`. FileNotFoundError if it is missing, FolderError if it is damaged."""
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: is it the folder of an adaptive model?")
@@ -215,7 +214,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_arguments(path: Path, arguments: Any) -> None:
-    """Raise FolderError for arguments of the backbone that `save` does not write."""
+    """Raise FolderError for arguments of the backbone that `save` would not write."""
     required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
     check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
     for name in _TEXTS:
@@ -224,7 +223,7 @@ def _check_arguments(path: Path, arguments: Any) -> None:
     for name in _COUNTS:
         if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
             raise damaged(path, f"{name} of the backbone is no whole number from 1 to {_MAX_COUNT}")
-    # Another name would be that of a kernel, code that transformers fetches from the hub.
+    # transformers would download any other name from the hub as a kernel, and run it.
     for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
         value = arguments[name]
         if not (value is None or isinstance(value, str)) or value not in allowed:
@@ -244,7 +243,7 @@ def _check_arguments(path: Path, arguments: Any) -> None:
 def write_card(
     backbone: Backbone, predictor: ScalePredictor, prices: PriceList, hybrid: Hybrid | None = None
 ) -> ModelCard:
-    """The model card: what it is made of, how it is used, its operating points on the calibration split."""
+    """Model card: parts, usage, and operating points on the calibration split."""
     fingerprints = predictor.fingerprints or {}
     rows = [("default", prices.default), *prices.named.items()]
     # A dozen of the front's points, dear to cheap.
@@ -314,7 +313,7 @@ def _format_point(point: OperatingPoint) -> str:
 
 
 def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
-    """The arguments with which the same backbone is opened again, its checkpoint apart."""
+    """Arguments, without the checkpoint, with which the same backbone is opened again."""
     names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
     arguments = {name: getattr(backbone, name) for name in names}
     resolutions = backbone.processor.images.resolutions

@@ -1,9 +1,4 @@
-"""Inputs of a predictor from an image and a question, and the choice it makes for them.
-
-A scale chosen for a question, and what the choice rests on.
-
-What predictors see in use, made by the backbone from images and questions.
-"""
+"""Inputs of a predictor from encoded images and questions, and the choice of a scale made from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +18,7 @@ from predictor.policy.front import Floats
 
 @dataclass(frozen=True)
 class Choice:
-    """A scale chosen before answering, and what the choice rests on: estimates and costs, one per scale."""
+    """A scale chosen before answering, with the estimates and costs of all scales that it was chosen by."""
 
     scale: int
     scales: tuple[int, ...]
@@ -37,7 +32,7 @@ class Choice:
 
 
 def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs) -> list[Choice]:
-    """One for each question, of its column of the ladder `[num_questions]`."""
+    """One choice per question, from the chosen `columns` of the ladder `[num_questions]`."""
     return [
         Choice(inputs.scales[column], inputs.scales, tuple(row.tolist()), tuple(cost.tolist()))
         for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
@@ -47,10 +42,10 @@ def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs
 def pair_up(
     pictures: Picture | Sequence[Picture], questions: str | Sequence[str]
 ) -> tuple[list[Image.Image], list[str]]:
-    """An image and a question for each answer: a single picture belongs to all questions.
+    """Lists of one image and one question per answer; a single picture belongs to all questions.
 
-    ValueError for other numbers of pictures than of questions, a question that is no text, and what is no
-    picture (UnreadableImage; see `open_picture`).
+    ValueError if there are not as many pictures as questions, for a question that is no text, and for an
+    unreadable picture (UnreadableImage; see `open_picture`).
     """
     texts = [questions] if isinstance(questions, str) else list(questions)
     for number, text in enumerate(texts, 1):
@@ -63,8 +58,8 @@ def pair_up(
             f"{len(pictures)} images and {len(texts)} questions: give an image to every question, or one "
             "image that is no list for all of them"
         )
-    opened = {id(each): open_picture(each) for each in pictures}
-    return [opened[id(each)] for each in pictures], texts
+    opened = {id(picture): open_picture(picture) for picture in pictures}
+    return [opened[id(picture)] for picture in pictures], texts
 
 
 def make_inputs(
@@ -76,9 +71,9 @@ def make_inputs(
     task: str = "",
     token_embeddings: Tensor,
 ) -> Inputs:
-    """What a predictor sees of each (encoded image, question), just as labelling stores it.
+    """Inputs of a predictor for each (encoded image, question), equal to those that labelling stores.
 
-    Of an image only what `features` name is computed. ValueError where that is not finite.
+    Only `features` of an image are computed. ValueError if they are not finite.
     """
     distinct = list({id(image): image for image in encoded}.values())
     row_of = {id(image): row for row, image in enumerate(distinct)}

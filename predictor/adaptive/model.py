@@ -1,4 +1,4 @@
-"""The predictor in front of the backbone: each question answered at the scale it deserves."""
+"""A predictor in front of the backbone: each question is answered at the scale chosen for it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class AdaptiveAnswer:
     """An answer with the choice of its scale.
 
-    `tried` are the scales that were answered at, the last of which stands: the chosen one alone, unless the
-    hybrid went on from there.
+    `tried` are the scales at which the question was answered: the chosen one, and with a hybrid those that it
+    escalated to. The last answer stands.
     """
 
     answer: Answer
@@ -43,7 +43,7 @@ class AdaptiveAnswer:
 
     @property
     def scale(self) -> int:
-        """That of the answer."""
+        """Scale of the answer."""
         return self.tried[-1]
 
     @property
@@ -53,16 +53,16 @@ class AdaptiveAnswer:
 
 
 class AdaptiveM3(ModelHubMixin):
-    """A frozen backbone that answers each question at the scale which `predictor` chooses.
+    """A frozen backbone that answers each question at the scale that `predictor` chooses.
 
-    `prices` hold the operating points: one by default, many by price or budget, others by name (`risk`). One
-    vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`) it may also look
-    at answers and go on to finer scales. Raises ValueError when the predictor was trained, or the hybrid
+    `prices` hold the operating points: the default one, others by price or budget, and named ones (`risk`).
+    One vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`) it can also
+    escalate to finer scales after an answer. Raises ValueError if the predictor was trained, or the hybrid
     fitted, for another backbone.
 
-    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub: weights in
-    safetensors, all else in JSON, a model card; no code is loaded that is not installed, nothing unpickled,
-    and the fingerprints of the backbone are compared again.
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub. Weights are saved in
+    safetensors, everything else in JSON and a model card; no code is loaded that is not installed, nothing is
+    unpickled, and the fingerprints of the backbone are compared when it is loaded.
     """
 
     def __init__(
@@ -118,15 +118,15 @@ class AdaptiveM3(ModelHubMixin):
         climb: bool = False,
         task: str = "",
     ) -> AdaptiveAnswer | list[AdaptiveAnswer]:
-        """One answer per question, each at its own scale; those of one scale are answered together.
+        """One answer per question, each at its own scale; questions of one scale are answered together.
 
-        `images` is one picture, which all questions are about, or a list with one for each question; a
-        picture is a PIL image, a path, the bytes of a file or uint8 pixels `[height, width(, 3 or 4)]`. One
-        question that is no list gives one answer that is no list. A picture that stands in the list several
-        times is encoded once. `price`, `budget` and `point` are those of `PriceList.find`. With `climb` the
-        hybrid answers, which goes on to the next finer scale while its answer leaves enough to be gained;
-        `price` and `budget` are then those of `Hybrid.find`, and there are no named points. `task` matters to
-        predictors that know tasks by name. Raises ValueError for a question that is empty or too long.
+        `images` is one picture for all questions, or a list with one per question. A picture is a PIL image,
+        a path, the bytes of a file or uint8 pixels `[height, width(, 3 or 4)]`; one that is in the list
+        several times is encoded once. A single question that is not in a list gives a single answer. `price`,
+        `budget` and `point` are as in `PriceList.find`. With `climb` the hybrid answers, which escalates to
+        the next finer scale while the expected gain is worth it; `price` and `budget` are then as in
+        `Hybrid.find`, and there are no named points. `task` is read by predictors that know tasks by name.
+        Raises ValueError for a question that is empty or too long.
         """
         pictures, texts = pair_up(images, questions)
         for number, text in enumerate(texts, 1):
@@ -139,15 +139,16 @@ class AdaptiveM3(ModelHubMixin):
             hybrid = self.find_hybrid(price=price, budget=budget, point=point)
             results = self.climb(self.encode(pictures), texts, hybrid, task)
         else:
-            found = self.prices.find(price=price, budget=budget, name=point)
-            results = self.answer_at(self.encode(pictures), texts, found, task)
+            operating_point = self.prices.find(price=price, budget=budget, name=point)
+            results = self.answer_at(self.encode(pictures), texts, operating_point, task)
         return results[0] if isinstance(questions, str) else results
 
     def find_hybrid(
         self, *, price: float | None = None, budget: float | None = None, point: str | None = None
     ) -> Hybrid:
-        """That of a price or a budget, as in `Hybrid.find`. ValueError where there is none, or for a named
-        point, which is the predictor's alone.
+        """The hybrid of a price or a budget, as in `Hybrid.find`.
+
+        ValueError if no hybrid was saved, or for a named point, which only the predictor has.
         """
         if self.hybrid is None:
             raise ValueError("no hybrid was saved with this predictor: train it again, or leave climb out")
@@ -164,20 +165,20 @@ class AdaptiveM3(ModelHubMixin):
         point: OperatingPoint,
         task: str = "",
     ) -> list[AdaptiveAnswer]:
-        """The same of encoded images, at any operating point of the predictor."""
+        """One answer per (encoded image, question), at an operating point of the predictor."""
         choices = self.choose(encoded, questions, point, task)
-        answers = self._answer(encoded, questions, {row: each.scale for row, each in enumerate(choices)})
-        return [AdaptiveAnswer(answers[row], each, (each.scale,)) for row, each in enumerate(choices)]
+        answers = self._answer(encoded, questions, {row: choice.scale for row, choice in enumerate(choices)})
+        return [AdaptiveAnswer(answers[row], choice, (choice.scale,)) for row, choice in enumerate(choices)]
 
     def climb(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], hybrid: Hybrid, task: str = ""
     ) -> list[AdaptiveAnswer]:
-        """The same by a hybrid of one price, as `find_hybrid` gives."""
+        """One answer per (encoded image, question), by the hybrid of one price that `find_hybrid` returns."""
         assert len(hybrid.price) == 1, "pick one: Hybrid.at"
         if not questions:
             return []
         estimates, inputs = self._estimate(encoded, questions, task)
-        # Where there is no answer yet the confidence is nan, and nothing goes on from there.
+        # The confidence is nan at scales without an answer yet, from which no question escalates.
         confidence = np.full(estimates.shape, np.nan)
         tried: list[list[int]] = [[] for _ in questions]
         answers: dict[int, Answer] = {}
@@ -192,10 +193,10 @@ class AdaptiveM3(ModelHubMixin):
                 tried[row].append(wanted[row])
                 answers[row] = answer
         choices = list_choices(first, estimates, inputs)
-        return [AdaptiveAnswer(answers[row], each, tuple(tried[row])) for row, each in enumerate(choices)]
+        return [AdaptiveAnswer(answers[row], choice, tuple(tried[row])) for row, choice in enumerate(choices)]
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """As the backbone does; an image object that stands in the list several times once."""
+        """Images encoded by the backbone; an object that is in the list several times is encoded once."""
         distinct = {id(image): image for image in images}
         encoded_of = dict(zip(distinct, self.backbone.encode(list(distinct.values())), strict=True))
         return [encoded_of[id(image)] for image in images]
@@ -203,13 +204,13 @@ class AdaptiveM3(ModelHubMixin):
     def _answer(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale_of: Mapping[int, int]
     ) -> dict[int, Answer]:
-        """Answers of the given rows, each at its scale."""
+        """Answers by row, each at the scale that `scale_of` has for it."""
         answers: dict[int, Answer] = {}
         for scale in self.backbone.ladder:
             rows = [row for row, wanted in scale_of.items() if wanted == scale]
             if rows:
-                found = self.backbone.answer([encoded[i] for i in rows], [questions[i] for i in rows], scale)
-                answers.update(zip(rows, found, strict=True))
+                images, texts = [encoded[row] for row in rows], [questions[row] for row in rows]
+                answers.update(zip(rows, self.backbone.answer(images, texts, scale), strict=True))
         for answer in answers.values():
             answer.check_finite()
         return answers
@@ -221,7 +222,7 @@ class AdaptiveM3(ModelHubMixin):
         point: OperatingPoint | None = None,
         task: str = "",
     ) -> list[Choice]:
-        """The choice for each (encoded image, question), without answering; at the default point if none."""
+        """One choice per (encoded image, question), without answering; `point` defaults to the default."""
         if not questions:
             return []
         point = point or self.prices.default
@@ -232,7 +233,7 @@ class AdaptiveM3(ModelHubMixin):
     def _estimate(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], task: str
     ) -> tuple[Floats, Inputs]:
-        """Estimates `[num_questions, num_scales]`, and what they were made from."""
+        """Estimates `[num_questions, num_scales]`, and the inputs that they were made from."""
         if self._token_embeddings is None:
             self._token_embeddings = self.backbone.token_embeddings().detach().cpu()
         inputs = make_inputs(
@@ -246,13 +247,13 @@ class AdaptiveM3(ModelHubMixin):
         return self.predictor.predict(inputs), inputs
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """What it is made of, how it is used, and what its operating points cost and score."""
+        """Model card: parts, usage, and cost and score of the operating points."""
         return folders.write_card(self.backbone, self.predictor, self.prices, self.hybrid)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the folder that `from_pretrained` loads; `options` are those of `ModelHubMixin`.
 
-        ValueError, before anything is written, for what could not be loaded again.
+        ValueError, before anything is written, for a model that could not be loaded.
         """
         folders.check_savable(self.backbone, self.predictor)
         return super().save_pretrained(save_directory, **options)
@@ -278,22 +279,23 @@ class AdaptiveM3(ModelHubMixin):
         local_files_only: bool = False,
         **unknown: Any,
     ) -> Self:
-        """From a folder or a hub id.
+        """Load a model from a folder or a hub id.
 
         Args:
-            pretrained_model_name_or_path: what `save_pretrained` wrote, or a hub id.
-            backbone: one that is open already; else the saved one is opened.
-            device: where the backbone goes; a GPU if there is one, if not given. Not with `device_map`.
-            device_map: how the backbone is spread over devices, as `auto` (needs accelerate).
-            dtype: of the backbone's weights; that which the predictor was trained with, if not given or
-                `auto`. Another one gives slightly other answers: a warning says so.
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a hub id.
+            backbone: an open backbone; by default the saved one is opened.
+            device: device of the backbone; by default a GPU if there is one. Not with `device_map`.
+            device_map: how the backbone is divided among devices, such as `auto` (needs accelerate).
+            dtype: dtype of the backbone's weights; by default, and with `auto`, that of training. Answers in
+                another dtype differ slightly, which a warning says.
             torch_dtype: an older name of `dtype`.
-            trust: packages, modules or classes by their dotted names that a saved predictor may be built from
-                beside tokenscale's own.
+            trust: dotted names of packages, modules or classes that a saved predictor may be built from,
+                besides tokenscale's own.
             revision, token, cache_dir, force_download, local_files_only: as in
                 `huggingface_hub.snapshot_download`.
 
-        Raises FolderError, naming the file, for files that are damaged or ask for more than is trusted.
+        Raises FolderError, which names the file, for files that are damaged or name classes that are not
+        trusted.
         """
         if unknown:
             raise TypeError(
@@ -320,12 +322,12 @@ class AdaptiveM3(ModelHubMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is, or goes once its weights are needed."""
+        """Device of the backbone, which its weights are loaded to on first use."""
         return self._get_llava("device").torch_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the backbone's weights."""
+        """Dtype of the backbone's weights."""
         return self._get_llava("dtype").torch_dtype
 
     def to(
@@ -334,16 +336,16 @@ class AdaptiveM3(ModelHubMixin):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> Self:
-        """Move the backbone to a device, or its weights to a dtype, as `torch.nn.Module.to`; itself again.
+        """Move the backbone to a device, or its weights to a dtype, as `torch.nn.Module.to`. Returns itself.
 
-        The predictor is light and stays where it is. It was trained on answers in one dtype: in another one
-        its estimates and prices hold approximately, which a warning says.
+        The predictor stays on the CPU. It was trained on answers in one dtype: in another one its estimates
+        and prices hold approximately, which a warning says.
         """
-        for each in target:
-            if isinstance(each, torch.dtype):
-                dtype = each
+        for argument in target:
+            if isinstance(argument, torch.dtype):
+                dtype = argument
             else:
-                device = each
+                device = argument
         backbone, wanted = self._get_llava("to"), parse_dtype(dtype)
         if wanted not in (None, backbone.torch_dtype):
             log.warning(
@@ -359,7 +361,7 @@ class AdaptiveM3(ModelHubMixin):
         return self
 
     def eval(self) -> Self:
-        """Itself: neither backbone nor predictor is ever in training mode."""
+        """Return itself, since backbone and predictor are never in training mode."""
         return self
 
     def _get_llava(self, purpose: str) -> LlavaBackbone:
@@ -388,7 +390,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating-point type from its name; None for None and `auto`. ValueError for anything else."""
     if dtype is None or dtype == "auto":
         return None
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
+    parsed = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if parsed not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype!r}, and may be float32, bfloat16, float16 or auto")
-    return found
+    return parsed

@@ -1,22 +1,17 @@
-"""Cascades: answer at a coarse scale, escalate while the answer is uncertain.
-
-The exact search behind cascades: mean cost and score under all thresholds at once, and their hull.
-
-Thresholds are quantiles of what a cascade looks at, so a sample counts only through the bins that it falls
-into. Those that stop at a scale under cuts `t` have bin < t at the scales before and bin >= t there: a corner
-of the table of joint bins, whose sums for all cuts at once are cumulative sums.
-
-Cascades: answer at one scale, look at how sure the answer is, and climb to the next finer scale or stop.
+"""Cascades: answer at a coarse scale, escalate to the next finer one while the answer is uncertain.
 
 `confidence`, `score` and `cost` are `[num_samples, num_scales]` over one ladder, coarsest scale first. Every
 scale that is tried is paid for, and the last answer stands.
 
-A cascade stops at the first scale whose answer is at least as confident as that scale's threshold (Viola and
-Jones 2001; for language models FrugalGPT, arXiv 2305.05176, which tunes the sequence and its thresholds
-together for the score within a budget). Confidence alone does not say whether the finer answer would be any
-better (Jitkrittum et al., arXiv 2307.02764): `predictor.cascades.hybrid` asks a predictor, too.
+A cascade stops at the first scale whose answer is at least as confident as the threshold of that scale (Viola
+and Jones 2001; for language models FrugalGPT, arXiv 2305.05176, which tunes the sequence and its thresholds
+together for the score within a budget). Confidence alone does not tell whether the finer answer would be
+better (Jitkrittum et al., arXiv 2307.02764): `predictor.cascades.hybrid` uses a predictor, too.
 
-The search is exact over starts and over thresholds that are quantiles (`cascade_search`).
+The search is exact over starts and over thresholds that are quantiles of the confidence. A sample then enters
+only through its bins between the thresholds: under cuts `t`, the samples that stop at a scale have bin < t at
+the scales before it and bin >= t there. These are a corner of the table of joint bins, whose sums for all
+cuts at once are cumulative sums.
 """
 
 from dataclasses import dataclass
@@ -28,29 +23,29 @@ from numpy.typing import ArrayLike, NDArray
 from predictor.policy.front import Floats, find_unit, sweep, upper_hull
 
 Columns = NDArray[np.int64]
-# Bins at most, and cells of the joint table of all scales but the finest.
+# Maximum numbers of bins of a scale and of cells of the joint table of all scales but the finest.
 _MAX_BINS, _MAX_CELLS = 24, 50_000
 
 
-def find_edges(surety: Floats) -> list[Floats]:
-    """The thresholds to search at each scale but the finest, ascending: quantiles, each once."""
-    num_searched = surety.shape[1] - 1
+def find_edges(confidence: Floats) -> list[Floats]:
+    """Distinct quantiles, ascending, of the confidence at each scale but the finest: thresholds to search."""
+    num_searched = confidence.shape[1] - 1
     num_bins = min(_MAX_BINS, int(_MAX_CELLS ** (1 / max(num_searched, 1))) - 1)
     levels = np.arange(1, num_bins) / num_bins
-    # Quantiles that are values themselves: between two of them nothing changes.
-    return [np.unique(np.quantile(column, levels, method="higher")) for column in surety.T[:num_searched]]
+    # Quantiles that are values of the sample, since between two values nothing changes.
+    return [np.unique(np.quantile(column, levels, method="higher")) for column in confidence.T[:num_searched]]
 
 
 def space_prices(estimates: ArrayLike, cost: ArrayLike, unit: float, number: int) -> Floats:
-    """At most `number` prices, ascending; mean costs of the choices there lie evenly in the logarithm."""
+    """At most `number` prices, ascending, at which mean costs of the choices are log-spaced."""
     front = sweep(estimates, cost, estimates, unit=unit)
     return front.price[pick_evenly(front.cost, number)]
 
 
 def pick_evenly(cost: Floats, number: int) -> Columns:
-    """Positions of at most `number` of these monotone costs, spaced in the logarithm, both ends among them.
+    """Indices of at most `number` of these monotone costs, log-spaced, the first and last among them.
 
-    If all costs are equal, the positions are evenly spaced.
+    If all costs are equal, the indices are evenly spaced.
     """
     if len(cost) <= number:
         return np.arange(len(cost))
@@ -62,23 +57,23 @@ def pick_evenly(cost: Floats, number: int) -> Columns:
 
 
 def pick_hull(cost: Floats, score: Floats, number: int) -> Columns:
-    """At most `number` vertices of the upper hull of these points, dear to cheap, costs spaced evenly."""
+    """Indices of at most `number` vertices of the upper hull, dear to cheap, with log-spaced costs."""
     hull = upper_hull(cost, score)
     return hull[pick_evenly(cost[hull], number)][::-1]
 
 
 def find_prices(cost: Floats, score: Floats) -> Floats:
-    """Per unit of cost, of each vertex of a hull from dear to cheap: what the next dearer one gains."""
+    """Prices per unit of cost at which each vertex of a hull, from dear to cheap, becomes the best one."""
     return np.concatenate([[0.0], np.diff(score) / np.diff(cost)])
 
 
 def trace_cuts(
     bins: Columns, num_bins: list[int], score: Floats, cost: Floats, start: int
 ) -> tuple[Floats, Floats]:
-    """Mean cost and score under all cuts, each `[num_cuts of scale 0, .., of the last but one]`.
+    """Mean cost and mean score under all cuts, each `[num_cuts at scale 0, .., at the last but one]`.
 
-    All samples start at column `start`. Under a cut a sample stops at a scale if its bin there is at least
-    that. A scale before the start has one cut, which does nothing.
+    All samples start at column `start`. A sample stops at a scale if its bin there is at least the cut. A
+    scale before the start has a single cut without effect.
     """
     num_samples, num_scales = cost.shape
     totals = [np.zeros([1] * max(num_scales - 1, 1)) for _ in range(2)]
@@ -103,18 +98,18 @@ def trace_cuts(
 
 
 def _below_cut(table: Floats, axis: int) -> Floats:
-    """Along an axis of B bins: the sums of those below each of the cuts 0 .. B."""
+    """Along an axis of B bins, the sums over the bins below each of the cuts 0 .. B."""
     sums = np.cumsum(table, axis=axis)
     return np.concatenate([np.zeros_like(np.take(sums, [0], axis)), sums], axis=axis)
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """Fitted cascades, one per price, from dear to cheap; on calibration no mix of two others beats any.
+    """Fitted cascades, one per price from dear to cheap: the vertices of their hull on calibration.
 
-    `price` `[num_prices]`, ascending from 0, is that per `unit` of cost at which each becomes the best one
-    on the calibration samples; `cost` and `score` are its means there. It starts at column `start`
-    `[num_prices]`, and stops at a scale where the confidence is at least `threshold`
+    `price` `[num_prices]`, ascending from 0, is the price per `unit` of cost at which each cascade becomes
+    the best one on the calibration samples; `cost` and `score` are its means there. It starts at column
+    `start` `[num_prices]`, and stops at a scale if the confidence is at least `threshold`
     `[num_prices, num_scales]` (-inf: always).
     """
 
@@ -134,10 +129,10 @@ class Cascade:
         estimates: ArrayLike | None = None,
         num_prices: int = 128,
     ) -> Self:
-        """Search on calibration samples.
+        """Search on calibration samples, each array `[num_samples, num_scales]`.
 
-        Of the cascades on the upper concave hull of (mean cost, mean score) at most `num_prices` are kept,
-        those whose costs lie most evenly in the logarithm. ValueError for estimates: nobody would ask them.
+        At most `num_prices` cascades on the upper concave hull of (mean cost, mean score) are kept, at
+        log-spaced costs. ValueError if there are `estimates`, which a cascade does not use.
         """
         if estimates is not None:
             raise ValueError(
@@ -178,11 +173,11 @@ class Cascade:
     ) -> tuple[Columns, Columns]:
         """First and last column tried, each `[num_prices, num_samples]`.
 
-        Of the confidences those are looked at that belong to scales from the first to the last tried.
+        Only the confidences at scales from the first to the last tried are read.
         """
-        sureties = np.asarray(confidence, dtype=np.float64)
-        first = np.repeat(self.start[:, None], len(sureties), axis=1)
+        confidences = np.asarray(confidence, dtype=np.float64)
+        first = np.repeat(self.start[:, None], len(confidences), axis=1)
         last = first.copy()
-        for column in range(sureties.shape[1] - 1):
-            last[(last == column) & (sureties[:, column] < self.threshold[:, column, None])] += 1
+        for column in range(confidences.shape[1] - 1):
+            last[(last == column) & (confidences[:, column] < self.threshold[:, column, None])] += 1
         return first, last

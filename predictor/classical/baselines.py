@@ -1,4 +1,4 @@
-"""Predictors that look at nothing, or only at the task: what a learned one has to beat."""
+"""Baselines that read no feature, or only the name of the task."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from predictor.files import check_texts, get_array
 
 
 class FixedScale(ScalePredictor):
-    """The same scale for every sample: estimate 1 there, 0 elsewhere, chosen at every price below 1."""
+    """Estimates 1 at one scale and 0 at the others, so that it is chosen at every price below 1."""
 
     @checked
     def __init__(self, *, scale: PositiveInt, name: str = "fixed") -> None:
@@ -32,7 +32,7 @@ class FixedScale(ScalePredictor):
 
 
 class Mix(ScalePredictor):
-    """The mean training score of each scale, for every sample: at a budget, a draw between two scales."""
+    """Estimates the mean training score of each scale: at a budget, a random choice between two scales."""
 
     def __init__(self, *, name: str = "mix") -> None:
         self.name = name
@@ -52,9 +52,9 @@ class Mix(ScalePredictor):
 
 
 class BestScalePerTask(ScalePredictor):
-    """The mean training score of each scale within each task; a task not trained on gets the mean over all.
+    """Estimates the mean training score of each scale within the task; over all tasks if it is unknown.
 
-    LLMRouterBench (arXiv 2601.07206) finds that a rule of this kind takes most of what routers gain.
+    LLMRouterBench (arXiv 2601.07206) finds that such a rule achieves most of the gain of routers.
     """
 
     def __init__(self, *, name: str = "per_task") -> None:
@@ -63,7 +63,7 @@ class BestScalePerTask(ScalePredictor):
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         score, task = train.outcomes.score.astype(np.float64), train.outcomes.task
         self._tasks = sorted(set(task))
-        # The last row is for tasks never seen.
+        # The last row is for unknown tasks.
         self._means = np.stack(
             [*(score[task == name].mean(axis=0) for name in self._tasks), score.mean(axis=0)]
         )

@@ -1,4 +1,4 @@
-"""Several predictors of different kinds as one: the mean of their estimates."""
+"""Meta-estimator: weighted mean of the estimates of two predictors."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -8,17 +8,19 @@ from annotated_types import Len
 
 from m3_backbone.arguments import ClosedFraction, checked
 from m3_backbone.outcomes.labels import Inputs, Labels
-from predictor.base import FitContext, ScalePredictor
+from predictor.base import FitContext, PredictorState, ScalePredictor
 from predictor.features import Features
+from predictor.files import add_prefix, select_arrays
 from predictor.policy.front import Floats, policy_value
 
 
 class Blend(ScalePredictor):
-    """Networks and trees err on different samples; a weighted mean of their estimates errs less than either.
+    """Weighted mean of the estimates of two predictors (linear pooling of forecasts, Stone 1961).
 
-    `first()` and `second()` make the predictors. Each is fitted as it would be alone; then the share of the
-    first, among `shares`, is the one whose policy is worth most on validation. (Linear pooling of forecasts,
-    Stone 1961.) With a share of 0 or 1, only one part is computed and counted.
+    Networks and trees err on different samples, so that their mean errs less than either. `first()` and
+    `second()` return the predictors. Each is fitted as it would be alone; then the weight of the first is the
+    one among `shares` with the highest `policy_value` on validation. With a share of 0 or 1, only one part is
+    computed and counted.
     """
 
     @checked
@@ -39,7 +41,7 @@ class Blend(ScalePredictor):
         return 1 + sum(part.num_parameters for part in self._parts.values())
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Sum over the parts with a positive share."""
+        """Sum of the operations of the parts with a positive share."""
         return sum(part.count_own_flops(inputs) for part, _ in self._weighted)
 
     @property
@@ -69,8 +71,9 @@ class Blend(ScalePredictor):
         arrays: dict[str, np.ndarray] = {}
         state: dict[str, Any] = {"share": self._share}
         for key, part in self._parts.items():
-            own, state[key] = part._get_state()
-            arrays |= {f"{key}.{name}": array for name, array in own.items()}
+            learned = part.state_dict()
+            state[key] = learned["state"]
+            arrays |= add_prefix(learned["arrays"], f"{key}.")
         return arrays, state
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -78,11 +81,12 @@ class Blend(ScalePredictor):
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"a share is a number from 0 to 1, and not {share!r}")
         self._set_share(share)
+        assert self.scales is not None and self.fingerprints is not None
         for key, part in self._parts.items():
-            part.scales, part.fingerprints = self.scales, self.fingerprints
-            own = {
-                name.removeprefix(f"{key}."): array
-                for name, array in arrays.items()
-                if name.startswith(f"{key}.")
-            }
-            part._set_state(own, state[key])
+            learned = PredictorState(
+                scales=list(self.scales),
+                fingerprints=dict(self.fingerprints),
+                state=state[key],
+                arrays=select_arrays(arrays, f"{key}."),
+            )
+            part.load_state_dict(learned)

@@ -1,4 +1,4 @@
-"""Controls that must not win: if one of them does, the bench leaks or the gain has another cause."""
+"""Negative controls: if one of them beats the mix, the evaluation leaks or the gain has another cause."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import numpy as np
 
 from m3_backbone.arguments import Seed, checked
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
-from predictor.base import FitContext, ScalePredictor
+from predictor.base import FitContext, PredictorState, ScalePredictor
 from predictor.policy.front import Floats
 
 
 class Control(ScalePredictor):
-    """Another predictor, spoilt. `predictor()` makes it; see arXiv 2605.07395 for why routers need these."""
+    """Another predictor, made by `predictor()`, on spoilt labels; arXiv 2605.07395 says why it is needed."""
 
     @checked
     def __init__(self, *, predictor: Callable[[], ScalePredictor], name: str, seed: Seed = 0) -> None:
@@ -32,17 +32,25 @@ class Control(ScalePredictor):
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         draw = np.random.default_rng(self.seed)
         self._inner.fit(self._spoil(train, draw), self._spoil(validation, draw), context)
-        self.features = self._inner.features  # a fitted blend may read fewer features
+        self.features = self._inner.features  # those of a blend may be fewer after the fit
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._inner.predict(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return self._inner._get_state()
+        learned = self._inner.state_dict()
+        return learned["arrays"], learned["state"]
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        self._inner.scales, self._inner.fingerprints = self.scales, self.fingerprints
-        self._inner._set_state(arrays, state)
+        assert self.scales is not None and self.fingerprints is not None
+        self._inner.load_state_dict(
+            PredictorState(
+                scales=list(self.scales),
+                fingerprints=dict(self.fingerprints),
+                state=state,
+                arrays=arrays,
+            )
+        )
         self.features = self._inner.features
 
     @abstractmethod
@@ -50,7 +58,7 @@ class Control(ScalePredictor):
 
 
 class ShuffledLabels(Control):
-    """Trained on outcomes that were dealt out anew among the samples: no feature tells anything."""
+    """Trained on outcomes that are permuted over the samples, so that no feature is informative."""
 
     def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
         order = draw.permutation(len(labels))
@@ -61,7 +69,7 @@ class ShuffledLabels(Control):
 
 
 class RandomFeatures(Control):
-    """Sees noise in place of every feature, in training and in use."""
+    """Reads noise instead of every feature, in training and in use."""
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._inner.predict(randomize(inputs, np.random.default_rng(self.seed)))
@@ -71,10 +79,9 @@ class RandomFeatures(Control):
 
 
 class RandomChoice(Control):
-    """A trained predictor whose estimates are dealt out anew among the samples.
+    """A trained predictor whose estimates are permuted over the samples: random choice at matched price.
 
-    So at every price each scale is chosen as often as by that predictor, and by samples that have nothing to
-    do with it: random choice at matched price.
+    At every price each scale is chosen as often as by that predictor, but for random samples.
     """
 
     def _predict(self, inputs: Inputs) -> Floats:
@@ -85,21 +92,21 @@ class RandomChoice(Control):
 
 
 def randomize(inputs: Inputs, draw: np.random.Generator) -> Inputs:
-    """The same samples with visual tokens, statistics, question and its ids drawn at random.
+    """The same samples with random visual tokens, statistics, questions and token ids.
 
-    Lengths are dealt out anew too: the number of words alone tells kinds of question apart.
+    The lengths of questions are permuted too, since the number of words tells question types apart.
     """
     vocabulary = np.unique(np.concatenate([np.zeros(1, np.int32), *inputs.question_ids]))
-    visual = {
-        scale: VisualTokens(draw.normal(size=each.tokens.shape).astype(np.float16), each.mask)
-        for scale, each in inputs.visual.items()
+    noise = {
+        scale: VisualTokens(draw.normal(size=visual.tokens.shape).astype(np.float16), visual.mask)
+        for scale, visual in inputs.visual.items()
     }
-    lengths = draw.permutation([len(each) for each in inputs.question_ids])
+    lengths = draw.permutation([len(question) for question in inputs.question_ids])
     ids = [draw.choice(vocabulary, length).astype(np.int32) for length in lengths]
     return replace(
         inputs,
-        visual=visual,
+        visual=noise,
         statistics=draw.normal(size=inputs.statistics.shape).astype(np.float32),
         question_ids=ids,
-        question=[" ".join(f"w{number}" for number in each) for each in ids],
+        question=[" ".join(f"w{token}" for token in question) for question in ids],
     )

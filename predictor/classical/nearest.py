@@ -1,4 +1,4 @@
-"""Nearest neighbours: what happened to the most similar questions on the most similar images."""
+"""Nearest neighbours: mean scores of the most similar training samples."""
 
 from typing import Annotated, Any
 
@@ -17,12 +17,12 @@ from predictor.policy.front import Floats, policy_value
 
 
 class NearestNeighbours(ScalePredictor):
-    """The mean score of the nearest training samples, in the rows of `tabular.Table`.
+    """Mean score of the nearest training samples in the space of the rows of `tabular.Table`.
 
     Words, sentence vectors, components and statistics are each scaled to the same variance, the first two
-    times their weight. `num_neighbours` and `word_weights` are chosen by the worth of the policy on
-    validation.
-    LLMRouterBench (arXiv 2601.07206) finds such a rule as good as most learned routers.
+    times a weight. The number of neighbours and the weight are those among `num_neighbours` and
+    `word_weights` with the highest `policy_value` on validation. LLMRouterBench (arXiv 2601.07206) finds such
+    a rule as good as most learned routers.
     """
 
     @checked
@@ -49,8 +49,8 @@ class NearestNeighbours(ScalePredictor):
         best = -np.inf
         for word_weight in self.word_weights:
             scale = self._weigh(rows, word_weight)
-            found = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows * scale)
-            neighbours = found.kneighbors(held_out * scale, return_distance=False)
+            model = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows * scale)
+            neighbours = model.kneighbors(held_out * scale, return_distance=False)
             for number in self.num_neighbours:
                 estimates = self._score[neighbours[:, :number]].mean(axis=1)
                 cost, score = validation.inputs.visual_tokens, validation.outcomes.score
@@ -60,7 +60,7 @@ class NearestNeighbours(ScalePredictor):
         self._rows = (rows * self._scale).astype(np.float32)
 
     def _weigh(self, rows: np.ndarray, word_weight: float) -> np.ndarray:
-        """Factors `[num_columns]` that give each part one mean square, what tells the question its own."""
+        """Factors `[num_columns]` that scale each part to variance 1, words and sentence by the weight."""
         ends = np.cumsum(self._table.sizes)
         scale = np.ones(rows.shape[1], dtype=np.float32)
         for part, weight in zip(
@@ -71,13 +71,13 @@ class NearestNeighbours(ScalePredictor):
         return scale
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """The features', and three per number of a training row."""
+        """Operations of the table, plus three per value of the training rows."""
         return self._table.count_own_flops() + 3.0 * self._rows.size
 
     def _predict(self, inputs: Inputs) -> Floats:
-        found = NearestNeighbors(n_neighbors=self._number, algorithm="brute").fit(self._rows)
+        model = NearestNeighbors(n_neighbors=self._number, algorithm="brute").fit(self._rows)
         rows = self._table.apply(inputs) * self._scale
-        return self._score[found.kneighbors(rows, return_distance=False)].mean(axis=1, dtype=np.float64)
+        return self._score[model.kneighbors(rows, return_distance=False)].mean(axis=1, dtype=np.float64)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, state = self._table.get_state()

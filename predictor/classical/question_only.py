@@ -5,24 +5,25 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.sparse
 from annotated_types import Len
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
 from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.base import FitContext, ScalePredictor
-from predictor.classical.tabular import has_terms
+from predictor.classical.tabular import fit_fractional, has_terms, is_constant, smooth_logit
 from predictor.files import check_texts, get_array
 from predictor.policy.front import Floats, policy_value
 
 
 class QuestionOnly(ScalePredictor):
-    """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not looked at.
+    """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not read.
 
-    Words of one character count (a row's number is one). A fractional score enters as a right and a wrong
-    sample with that much and the remaining weight. A scale that was always right, or always wrong, gets one
-    estimate for all samples, and so does every scale where no training question has a word. Of
-    `inverse_penalties` (scikit-learn's `C`) the one whose policy is worth most on validation is kept.
+    Words of one character count, such as the number of a row. Fractional scores are fitted as in
+    `tabular.fit_fractional`. A scale at which all training samples are right, or all are wrong, has one
+    estimate for all samples, and so have all scales if no training question has a word. The inverse penalty
+    (scikit-learn's `C`) is the one with the highest `policy_value` on validation.
     """
 
     @checked
@@ -56,7 +57,7 @@ class QuestionOnly(ScalePredictor):
         return self._weights.size + self._biases.size
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Two per scale and term of a question, on average over these."""
+        """Two operations per scale and term of a question, the mean over these questions."""
         num_terms = self._read_words(inputs.question).nnz / len(inputs)
         return 2.0 * num_terms * len(self._weights)
 
@@ -64,11 +65,10 @@ class QuestionOnly(ScalePredictor):
         return self._estimate(inputs, self._weights, self._biases)
 
     def _estimate(self, inputs: Inputs, weights: Floats, biases: Floats) -> Floats:
-        logits = self._read_words(inputs.question) @ weights.T + biases
-        return 1 / (1 + np.exp(-logits))
+        return expit(self._read_words(inputs.question) @ weights.T + biases)
 
     def _read_words(self, questions: list[str]) -> scipy.sparse.csr_matrix:
-        """TF-IDF `[num_samples, num_terms]`; without terms, no columns."""
+        """TF-IDF `[num_samples, num_terms]` of the questions."""
         if self._vectorizer is None:
             return scipy.sparse.csr_matrix((len(questions), 0))
         return self._vectorizer.transform(questions)
@@ -100,17 +100,8 @@ class QuestionOnly(ScalePredictor):
 
 
 def _fit_scale(words: Any, score: np.ndarray, inverse_penalty: float) -> tuple[Floats, float]:
-    """Weights `[num_terms]` and bias of one scale's logistic regression."""
-    mean = float(score.mean(dtype=np.float64))
-    if mean in (0.0, 1.0) or not words.shape[1]:
-        # The logit of a frequency that one more sample of either kind would give: finite, and near enough.
-        smoothed = (mean * len(score) + 0.5) / (len(score) + 1)
-        return np.zeros(words.shape[1]), float(np.log(smoothed / (1 - smoothed)))
-    right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
-    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
-    model.fit(
-        scipy.sparse.vstack([words[right], words[wrong]]),
-        np.repeat([1, 0], [len(right), len(wrong)]),
-        sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
-    )
+    """Weights `[num_terms]` and bias of the logistic regression of one scale."""
+    if is_constant(score) or not words.shape[1]:
+        return np.zeros(words.shape[1]), smooth_logit(score)
+    model = fit_fractional(LogisticRegression(C=inverse_penalty, max_iter=1000), words, score)
     return model.coef_[0].astype(np.float64), float(model.intercept_[0])

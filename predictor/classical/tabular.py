@@ -1,10 +1,11 @@
-"""Features as one row of numbers per sample, for predictors that are not networks."""
+"""Features as one row of numbers per sample, and the fit of classifiers to fractional scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -15,12 +16,12 @@ from predictor.files import check_texts, get_array
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Turns inputs into rows: words of the question, its vector by a sentence encoder, principal components
-    of visual tokens, statistics.
+    """Transformer from inputs to rows: words, sentence vector, components of visual tokens, statistics.
 
-    `words` are the terms (words and pairs) whose presence is a column each, `components`
-    `[num_components, num_visual * hidden]` with the `mean` of the training images, which had at most `widths`
-    visual tokens per scale; an image with fewer is padded with zeros, one with more is cut.
+    `words` are the terms (words and word pairs) whose presence is a column each. `components`
+    `[num_components, num_visual * hidden]` are the principal components, and `mean` the mean, of the training
+    images, which had at most `widths` visual tokens per scale; an image with fewer is padded with zeros, one
+    with more is cut.
     """
 
     features: Features
@@ -37,7 +38,7 @@ class Table:
 
     @classmethod
     def fit(cls, inputs: Inputs, features: Features, *, max_words: int, num_components: int) -> Self:
-        """From training inputs: the `max_words` commonest terms, the first principal components."""
+        """Fit to training inputs: the `max_words` commonest terms, the first principal components."""
         words: list[str] = []
         if features.question:
             vectorizer = make_vectorizer(max_features=max_words)
@@ -49,9 +50,9 @@ class Table:
         if images.size and np.ptp(images, axis=0).any():
             model = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0)
             model.fit(images)
-            # Few images span fewer directions than asked for; along the rest there is nothing but rounding.
-            real = model.explained_variance_ > 1e-6 * model.explained_variance_[0]
-            mean, components = model.mean_.astype(np.float32), model.components_[real].astype(np.float32)
+            # Few images span fewer directions than asked for; the other components are rounding errors.
+            kept = model.explained_variance_ > 1e-6 * model.explained_variance_[0]
+            mean, components = model.mean_.astype(np.float32), model.components_[kept].astype(np.float32)
         return cls(features, words, widths, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
@@ -70,17 +71,17 @@ class Table:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """Numbers of columns: words, sentence, components, statistics; the last is 1 if all others are 0."""
+        """Numbers of columns of words, sentence, components and statistics; (0, 0, 0, 1) without features."""
         sentence = self.features.num_sentence_columns
         counts = len(self.words), sentence, len(self.components), len(self.standard.mean)
         return counts if any(counts) else (0, 0, 0, 1)
 
     def count_own_flops(self) -> float:
-        """Operations per sample without those of the features: two per visual token value and component."""
+        """Operations per sample, without its features: two per value of the visual tokens and component."""
         return 2.0 * self.components.size
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays, and the rest as JSON."""
+        """Arrays, and other values as JSON."""
         arrays = {"table.mean": self.mean, "table.components": self.components}
         arrays |= {"table.center": self.standard.mean, "table.deviation": self.standard.deviation}
         state = {"words": self.words, "visual_widths": self.widths}
@@ -88,7 +89,7 @@ class Table:
 
     @classmethod
     def from_state(cls, features: Features, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> Self:
-        """The reverse of `get_state`; ValueError where the sentence encoder has changed in between."""
+        """The reverse of `get_state`. ValueError if a sentence encoder has changed, or for unfit values."""
         features.check_sentences(state["sentences"])
         center = get_array(arrays, "table.center", None)
         standard = Standard(center, get_array(arrays, "table.deviation", len(center)))
@@ -98,14 +99,41 @@ class Table:
         is_list = isinstance(widths, list) and len(widths) == len(features.scales)
         if not is_list or any(type(width) is not int or width < 0 for width in widths):
             raise ValueError("visual_widths are no whole numbers, one for each scale that is read")
-        # A width is what images are padded to: it may be no more than the components have room for.
+        # Images are padded to the widths, which therefore may not exceed the size of the components.
         if components.size and (not sum(widths) or components.shape[1] % sum(widths)):
             raise ValueError(f"components of {components.shape[1]} numbers, and visual_widths {widths}")
         return cls(features, words, widths, mean, components, standard)
 
 
+def fit_fractional(model: Any, rows: Any, score: np.ndarray) -> Any:
+    """Fit a binary scikit-learn classifier to scores in [0, 1]; returns the fitted model.
+
+    Each sample enters as a right one, weighted by its score, and as a wrong one, weighted by the rest; those
+    of weight 0 are left out. `rows` `[num_samples, num_columns]` may be sparse. A score has to be above 0,
+    and one below 1.
+    """
+    right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
+    stack = scipy.sparse.vstack if scipy.sparse.issparse(rows) else np.concatenate
+    return model.fit(
+        stack([rows[right], rows[wrong]]),
+        np.repeat([1, 0], [len(right), len(wrong)]),
+        sample_weight=np.concatenate([score[right], 1 - score[wrong]]),
+    )
+
+
+def is_constant(score: np.ndarray) -> bool:
+    """Whether all samples are right or all are wrong, so that no classifier can be fitted."""
+    return bool(score.max() == 0 or score.min() == 1)
+
+
+def smooth_logit(score: np.ndarray) -> float:
+    """Logit of the mean score, with a sample of score 1/2 added so that it is finite."""
+    smoothed = (float(score.mean(dtype=np.float64)) * len(score) + 0.5) / (len(score) + 1)
+    return float(np.log(smoothed / (1 - smoothed)))
+
+
 def make_vectorizer(**arguments: Any) -> CountVectorizer:
-    """Presence of words and word pairs; words of one character count, as a row's number is one."""
+    """Vectorizer of the presence of words and word pairs, words of one character included."""
     return CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True, **arguments)
 
 
@@ -116,12 +144,10 @@ def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
 
 
 def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:
-    """Visual tokens of the images, float32, one row each; every scale cut, or padded with 0, to its width."""
-    parts = [inputs.visual_at(scale).fit(width) for scale, width in zip(features.scales, widths, strict=True)]
-    return np.concatenate(
-        [
-            (each.tokens * each.mask[..., None]).reshape(len(each.tokens), -1).astype(np.float32)
-            for each in parts
-        ],
-        axis=1,
-    )
+    """Visual tokens float32, one row per image; each scale is cut, or padded with 0, to its width."""
+    rows = []
+    for scale, width in zip(features.scales, widths, strict=True):
+        visual = inputs.visual_at(scale).fit(width)
+        tokens = visual.tokens * visual.mask[..., None]
+        rows.append(tokens.reshape(len(tokens), -1).astype(np.float32))
+    return np.concatenate(rows, axis=1)

@@ -16,14 +16,14 @@ NUM_WORDS = 32
 class AVGRouter(Network):
     """The router of AVG-LLaVA over the visual tokens of all stored scales and the question's closest words.
 
-    The `num_words` words of highest mean cosine to the visual tokens that are read follow these; each
-    token's outputs are weighted by a learned vote for its place, summed and normalised. `attention` says
-    along what the transformer layer attends: `tokens`, as the paper describes it, or `crops`, as the
-    released code computes it (its layer is given [crops, tokens, width] and takes the first dimension for
-    the sequence). Labels keep the visual tokens of an image after its crops are put together, so in this
-    frame an image is one crop, and with `crops` every token attends to itself alone.
+    The tokens are the visual tokens and then the `num_words` words with the highest mean cosine to them. The
+    outputs of each token are weighted by a learned vote for its position, summed and normalised. `attention`
+    is the dimension that the transformer layer attends along: `tokens`, as in the paper, or `crops`, as in
+    the released code (its layer is given [crops, tokens, width] and takes the first dimension for the
+    sequence). Labels hold the visual tokens of an image after its crops are merged: here an image is one
+    crop, and with `crops` every token attends only to itself.
 
-    The module names are those of the released code, so that its state dict can be loaded.
+    Module names are those of the released code, so that its state dict can be loaded.
     """
 
     @checked
@@ -97,7 +97,7 @@ def select_words(visual: Tensor, words: Tensor, mask: Tensor, num_words: int) ->
     """The `num_words` embeddings closest to an image, `[batch, num_words, width]`, closest first.
 
     Closeness is the mean cosine to the visual tokens. As in the released code, padding comes last but is not
-    left out; zeros follow where a question has fewer words still.
+    removed; zeros follow if there are fewer positions than `num_words`.
     """
     directions = nn.functional.normalize(visual, dim=-1).mean(dim=1)
     closeness = (nn.functional.normalize(words, dim=-1) * directions[:, None]).sum(-1)

@@ -1,4 +1,4 @@
-"""What every network is: it encodes a sample, and reads its outputs off that and the statistics."""
+"""Interface of networks: encode a sample, map code and statistics to outputs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from predictor.batches import Batch
+from predictor.folder import Buildable
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """What a network is built for.
+    """Sizes of a network's inputs.
 
-    `num_visual` visual tokens of `hidden_size`, the most that an image of the training part has, and
-    `num_statistics` numbers: statistics of the image, the vector of a sentence encoder, and the price where
-    the objective gives it.
+    `num_visual` is the maximum number of visual tokens, of `hidden_size`, of a training image.
+    `num_statistics` counts the statistics of the image, the vector of a sentence encoder, and the price if
+    the objective gives one.
     """
 
     hidden_size: int
@@ -23,11 +24,11 @@ class InputShape:
     num_statistics: int
 
 
-class Network(nn.Module, ABC):
-    """`encode` does the work, once per sample; `read_off` turns codes and statistics into outputs.
+class Network(nn.Module, Buildable, ABC):
+    """Network in two steps: `encode` samples, then `read_off` outputs from codes and statistics.
 
-    So an objective may ask for the outputs at many prices, which stand among the statistics, and pay for one
-    encoding. A subclass is made as `network(shape, num_outputs, **own)`.
+    An objective can thus read the outputs at many prices, which are among the statistics, after encoding
+    once. A subclass is constructed as `network(shape, num_outputs, **arguments)`.
     """
 
     def __init__(self, shape: InputShape, num_outputs: int) -> None:
@@ -47,9 +48,9 @@ class Network(nn.Module, ABC):
         """Outputs `[batch, num_outputs]` from codes and statistics `[batch, num_statistics]`."""
 
     def pad_visual(self, batch: Batch) -> Tensor:
-        """Visual tokens `[batch, num_visual, hidden_size]`; zeros where an image has fewer.
+        """Visual tokens `[batch, num_visual, hidden_size]`, padded with zeros.
 
-        Raises ValueError for an image that has more of them than any image trained on.
+        Raises ValueError for an image with more visual tokens than any training image.
         """
         missing = self.shape.num_visual - batch.visual.shape[1]
         if missing < 0:
@@ -62,12 +63,12 @@ class Network(nn.Module, ABC):
 
 
 def embed_words(question_ids: Tensor, token_embeddings: Tensor, transform: nn.Module, like: Tensor) -> Tensor:
-    """`transform`ed embeddings `[batch, num_words, width]`; each distinct word is transformed once."""
+    """Embeddings `[batch, num_words, width]` after `transform`, which is applied once per distinct word."""
     words, word_of = torch.unique(question_ids, return_inverse=True)
     return transform(token_embeddings[words].to(like))[word_of]
 
 
 def average(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real tokens, `[batch, width]`; zeros where there is none."""
+    """Mean of the tokens under the mask, `[batch, width]`; zeros if there is none."""
     weights = mask[..., None].to(tokens)
     return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)

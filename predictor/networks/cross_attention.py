@@ -1,4 +1,4 @@
-"""The question looks at the coarse image: its tokens attend to the coarse visual tokens."""
+"""Network whose question tokens attend to the coarse visual tokens."""
 
 import math
 from functools import lru_cache
@@ -13,11 +13,11 @@ from predictor.networks.base import InputShape, Network, average, embed_words
 
 
 class CrossAttention(Network):
-    """Transformer decoder over [summary token, question tokens], its memory the coarse visual tokens.
+    """Transformer decoder over [summary token, question tokens], with the coarse visual tokens as memory.
 
     Frozen embeddings and visual tokens, both `[.., hidden_size]`, are normalised and projected to `width`.
-    Position codes are sinusoidal and then projected, so any number of tokens will do (tiled images differ
-    in it). The logits are read off the summary token, the mean visual token and the statistics.
+    Position codes are projected sinusoids, for any number of tokens: tiled images differ in it. The outputs
+    are computed from the summary token, the mean visual token and the statistics.
     """
 
     @checked
@@ -70,7 +70,7 @@ class CrossAttention(Network):
         *others, last = self.decoder.layers
         for layer in others:
             states = run_layer(layer, states, question_mask, memory, batch.visual_mask)
-        states = run_layer(last, states, question_mask, memory, batch.visual_mask, num_asked=1)
+        states = run_layer(last, states, question_mask, memory, batch.visual_mask, num_outputs=1)
         mean_visual = average(visual, batch.visual_mask)
         return self.normalize(torch.cat([states[:, 0], mean_visual], dim=-1))
 
@@ -84,24 +84,24 @@ def run_layer(
     mask: Tensor,
     memory: Tensor,
     memory_mask: Tensor,
-    num_asked: int | None = None,
+    num_outputs: int | None = None,
 ) -> Tensor:
-    """The layer's own output for the first `num_asked` of `states` `[batch, length, width]`; None: for all.
+    """Outputs of the layer for the first `num_outputs` of `states` `[batch, length, width]`; None for all.
 
-    Masks are True at real tokens. The layer's own `forward` computes all tokens, and of the last layer only
-    the summary is looked at: asking for that alone, a training step takes a third of the time.
+    Masks are True at real tokens. The layer's own `forward` computes all tokens, but of the last layer only
+    the summary is used: computing that alone reduces the time of a training step to a third.
     """
-    own = layer.norm1(states)
-    states = states[:, :num_asked]
-    states = states + layer.dropout1(_attend(layer.self_attn, own[:, :num_asked], own, mask))
-    found = _attend(layer.multihead_attn, layer.norm2(states), memory, memory_mask)
-    states = states + layer.dropout2(found)
+    normalized = layer.norm1(states)
+    queries = normalized[:, :num_outputs]
+    states = states[:, :num_outputs] + layer.dropout1(_attend(layer.self_attn, queries, normalized, mask))
+    attended = _attend(layer.multihead_attn, layer.norm2(states), memory, memory_mask)
+    states = states + layer.dropout2(attended)
     inner = layer.dropout(layer.activation(layer.linear1(layer.norm3(states))))
     return states + layer.dropout3(layer.linear2(inner))
 
 
 def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """`[batch, num_queries, width]`: what `queries` find among `tokens`."""
+    """Attention of `queries` `[batch, num_queries, width]` to `tokens` `[batch, num_tokens, width]`."""
     width = attention.embed_dim
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = linear(queries, weight[:width], bias[:width])
@@ -110,8 +110,8 @@ def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, m
         x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value)
     )
     dropout = attention.dropout if attention.training else 0.0
-    found = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None], dropout_p=dropout)
-    return attention.out_proj(found.transpose(1, 2).flatten(2))
+    heads = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None], dropout_p=dropout)
+    return attention.out_proj(heads.transpose(1, 2).flatten(2))
 
 
 def encode_positions(num_positions: int, width: int, like: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def encode_positions(num_positions: int, width: int, like: Tensor) -> Tensor:
 
 @lru_cache(256)
 def _tabulate_positions(num_positions: int, width: int) -> Tensor:
-    # What is made in inference mode could not be trained with later.
+    # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False):
         position = torch.arange(num_positions, dtype=torch.float32)[:, None]
         frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))

@@ -1,4 +1,4 @@
-"""Networks without attention: of pooled features, linear or with hidden layers."""
+"""Networks of pooled features without attention: linear, and with hidden layers."""
 
 import itertools
 
@@ -28,11 +28,11 @@ class Linear(Network):
 
 
 class MLP(Network):
-    """A perceptron with `num_layers` hidden layers.
+    """Multilayer perceptron with `num_layers` hidden layers.
 
-    It sees the mean word embedding, projected to `width`, every visual token, each projected to
-    `token_width` and in its place, and the statistics. Images with more visual tokens than any trained on are
-    refused.
+    Its inputs are the mean word embedding, projected to `width`, the visual tokens, each projected to
+    `token_width` and concatenated by position, and the statistics. Images with more visual tokens than any
+    training image are refused.
     """
 
     @checked

@@ -1,4 +1,4 @@
-"""What networks are trained on: a loss, and how what a network puts out becomes an estimate per scale."""
+"""Training objectives: a loss, and the map from a network's outputs to one estimate per scale."""
 
 from predictor.objectives.base import Correctness, Objective
 from predictor.objectives.likelihood import LikelihoodDistillation, LikelihoodRanking

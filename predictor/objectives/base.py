@@ -1,8 +1,6 @@
-"""Interface of training objectives, and the regression of scores.
+"""Interface of training objectives, and the default one, correctness at each scale.
 
-What every objective is: it owns the loss and the way from a network's outputs to estimates.
-
-Right or wrong at each scale.
+An objective defines the loss and the map from a network's outputs to estimates.
 """
 
 from abc import ABC, abstractmethod
@@ -11,14 +9,16 @@ from torch import Tensor, nn
 
 from m3_backbone.outcomes.labels import Labels
 from predictor.batches import Batch, Target
+from predictor.folder import Buildable
 from predictor.networks.base import Network
 
 
-class Objective(nn.Module, ABC):
-    """Made as `objective(num_scales)`, one for each network; parameters of its own are trained along.
+class Objective(nn.Module, Buildable, ABC):
+    """Training objective, constructed as `objective(num_scales)` for each network.
 
-    `num_outputs` says what the network is to put out, `num_inputs` how many numbers it is given beside the
-    statistics. What training labels tell before the first step goes into buffers, in `prepare`.
+    Its parameters, if any, are trained with those of the network. `num_outputs` is the number of outputs that
+    the network needs, `num_inputs` the number of inputs that it is given besides the statistics. `prepare`
+    stores in buffers what is needed of the training labels.
     """
 
     num_inputs = 0
@@ -32,7 +32,7 @@ class Objective(nn.Module, ABC):
         return self.num_scales
 
     def prepare(self, train: Labels) -> None:
-        """Learn what is needed before training; most need nothing."""
+        """Read what is needed of the training labels before the first step; nothing by default."""
         return
 
     def compute_loss(

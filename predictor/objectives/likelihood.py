@@ -1,4 +1,4 @@
-"""Objectives that learn from the likelihood of the reference and never look at the answer's score."""
+"""Objectives that learn from the likelihood of the reference instead of the answer's score."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,9 @@ from predictor.objectives.base import Objective
 class LikelihoodRanking(Objective):
     """AVG-LLaVA's (arXiv 2410.02745): ranking of the scales by NLL, and cross-entropy on that of least NLL.
 
-    The log-probabilities of the scales, in the order of rising NLL, are to fall by a margin: for two that lie
-    j places apart, `margin` * j * (difference of their NLL). The hinge losses of all pairs j places apart are
-    averaged, and the averages summed over j. The estimate is the softmax, of which the authors deploy the
-    largest.
+    In the order of rising NLL, the log-probabilities of the scales have to fall by a margin: for two scales j
+    positions apart, `margin` * j * (difference of their NLL). The hinge losses of all pairs j positions apart
+    are averaged, and the averages summed over j. The estimate is the softmax; the authors deploy its argmax.
     """
 
     @checked
@@ -52,8 +51,8 @@ def rank_by_likelihood(outputs: Tensor, nll: Tensor, margin: float) -> Tensor:
 class LikelihoodDistillation(Objective):
     """Regression of the reference's likelihood per token, exp(-NLL), at each scale.
 
-    Binary cross-entropy, whose optimum is the mean likelihood: it is not drawn as a score is, so the target
-    carries less luck. The estimate is that likelihood.
+    The loss is binary cross-entropy, whose optimum is the mean likelihood. A likelihood is not the result of
+    a single answer, as a score is, so that the target has less outcome noise. The estimate is the likelihood.
     """
 
     def forward(self, outputs: Tensor, target: Target) -> Tensor:

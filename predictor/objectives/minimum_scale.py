@@ -1,8 +1,8 @@
-"""The smallest scale that suffices, as classes, as an order, and as CARES asks for it.
+"""Objectives that predict the smallest sufficient scale: as classes, as an order, and as in CARES.
 
-A score in [0, 1] says of every threshold in [0, 1] whether the answer passes it. So scores say with which
-weight each scale is the smallest one that passes a threshold drawn at random: `1/3` at scale 9 and `1` at 36
-make it 9 with weight 1/3 and 36 with weight 2/3. Nothing is rounded, and scores of 0 and 1 give one scale.
+With fractional scores, each scale has the probability of being the smallest one whose score reaches a uniform
+random threshold: scores of 1/3 at scale 9 and 1 at scale 36 make it 9 with weight 1/3 and 36 with weight 2/3.
+Scores of 0 and 1 give one scale with weight 1.
 """
 
 import torch
@@ -15,17 +15,17 @@ from predictor.objectives.base import Objective
 
 
 def weigh_smallest(score: Tensor) -> Tensor:
-    """Weights `[batch, num_scales + 1]` of each scale being the smallest sufficient one; last, of none."""
+    """Weights `[batch, num_scales + 1]` of each scale to be the smallest sufficient one; the last of none."""
     reached = score.cummax(dim=1).values
     zero, one = torch.zeros_like(reached[:, :1]), torch.ones_like(reached[:, :1])
     return torch.diff(torch.cat([zero, reached, one], dim=1), dim=1)
 
 
 class MinimumScaleClasses(Objective):
-    """Cross-entropy on the smallest sufficient scale, `none` being one more class.
+    """Cross-entropy on the smallest sufficient scale, with one more class for none.
 
-    The estimate of a scale is the chance that it or a coarser one is the smallest sufficient one: as if an
-    answer, once right, stayed right at every finer scale.
+    The estimate of a scale is the probability that it or a coarser one is the smallest sufficient one: it
+    assumes that an answer that is correct stays correct at all finer scales.
     """
 
     @property
@@ -40,7 +40,7 @@ class MinimumScaleClasses(Objective):
 
 
 class MinimumScaleOrdinal(Objective):
-    """The same classes as an order: one output, and a threshold per scale that is learned along (CORAL).
+    """Ordinal regression of the smallest sufficient scale: one output and a threshold per scale (CORAL).
 
     Source: Cao, Mirjalili and Raschka, Rank consistent ordinal regression for neural networks (Pattern
     Recognition Letters 2020); the loss is their package's.
@@ -48,7 +48,7 @@ class MinimumScaleOrdinal(Objective):
 
     def __init__(self, num_scales: int) -> None:
         super().__init__(num_scales)
-        # As in their CoralLayer: falling from 1, so that chances of exceeding a scale fall with it.
+        # As in their CoralLayer: falling from 1, as the probability of exceeding a scale does.
         self.thresholds = nn.Parameter(torch.arange(num_scales, 0, -1) / num_scales)
 
     @property
@@ -60,17 +60,17 @@ class MinimumScaleOrdinal(Objective):
         return coral_loss(outputs + self.thresholds, exceeds)
 
     def estimate(self, outputs: Tensor) -> Tensor:
-        # Thresholds are in order at the optimum only; sorting keeps estimates from falling with the scale.
+        # Thresholds are ordered only at the optimum; sorting makes estimates rise with the scale.
         return 1 - (outputs + self.thresholds.sort(descending=True).values).sigmoid()
 
 
 class SmallestSufficientScale(Objective):
-    """CARES (arXiv 2510.19496): cross-entropy on the smallest sufficient scale, the expected one is deployed.
+    """CARES (arXiv 2510.19496): cross-entropy on the smallest sufficient scale; the expected one is deployed.
 
-    A scale is sufficient when its score reaches `least` and no finer one gains more than `gain`; where none
-    is, the finest is the target. With p the softmax, the expected position on the ladder, x = sum of p_k * k,
-    is what CARES deploys: estimates rise from 0 to 1 between x - 1 and x. So at small prices the first scale
-    at or beyond x is chosen, and as the price rises the one before.
+    A scale is sufficient if its score reaches `least` and no finer scale gains more than `gain`; if there is
+    none, the finest is the target. With p the softmax, CARES deploys the expected position on the ladder,
+    x = sum of p_k * k: estimates rise from 0 to 1 between x - 1 and x. At small prices the first scale at or
+    beyond x is therefore chosen, and at higher prices the one before it.
     """
 
     @checked

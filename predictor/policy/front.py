@@ -1,14 +1,10 @@
-"""Choice of scales at a price, and fronts of operating points.
+"""Policies and fronts: choice of scales at a price, and the operating points of all prices.
 
-The upper concave hull in the plane of mean cost and mean score.
-
-From estimates to a scale: how a price turns into choices, and what a policy is worth over all prices.
-
-Pure NumPy. `estimates`, `cost` and `score` are `[num_samples, num_scales]` over the same ladder, coarsest
-scale first. Costs are positive, in any unit (visual tokens, FLOPs, milliseconds).
+`estimates`, `cost` and `score` are `[num_samples, num_scales]` over the same ladder, coarsest scale first.
+Costs are positive, in any unit (visual tokens, FLOPs, milliseconds).
 
 A policy at a price maximises, for each sample alone, `estimate - price * cost / unit`. The unit makes prices
-comparable between ladders: by default it is the mean cost of the finest scale over the samples at hand, so
+comparable between ladders: by default it is the mean cost of the finest scale over the given samples, so that
 a price of 0.1 pays ten points of accuracy for one answer at the finest scale. Fix the unit (see `pricing`) to
 apply a price chosen on one set of samples to another.
 """
@@ -24,14 +20,14 @@ from predictor.policy.switches import Floats, Switches, find_switches
 def upper_hull(cost: ArrayLike, score: ArrayLike) -> NDArray[np.int64]:
     """Indices of the vertices of the upper concave hull of points `[num_points]`, from cheap to dear.
 
-    Cost and score rise strictly from vertex to vertex: a point that costs more and is no better is out, and
-    so is one that lies on or below the line between two others. Of equal points the first stays.
+    Cost and score rise strictly from vertex to vertex: a point that costs more without a higher score is no
+    vertex, nor is one on or below the line between two others. Of equal points the first is kept.
     """
     costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
     if costs.ndim != 1 or costs.shape != scores.shape or not costs.size:
         raise ValueError(f"a hull needs points, got {costs.shape} costs and {scores.shape} scores")
     order = np.lexsort((-scores, costs))
-    # First all that something cheaper equals: of many points a few are left for the loop.
+    # Points that a cheaper one equals are removed first, which leaves few points for the loop.
     best = np.maximum.accumulate(scores[order])
     order = order[np.concatenate([[True], scores[order][1:] > best[:-1]])]
     hull: list[int] = []
@@ -51,9 +47,9 @@ NUM_BUDGETS = 64
 
 @dataclass(frozen=True, eq=False)
 class Front:
-    """Points `(cost, score)` that a policy reaches at each price, all `[num_prices]`; prices ascend.
+    """Points (mean cost, mean score) of a policy at each price, all `[num_prices]`, prices ascending.
 
-    Between two neighbouring points lies whatever choosing at random between their two prices reaches.
+    A random choice between the prices of two neighbouring points reaches any point between them.
     """
 
     cost: Floats
@@ -71,8 +67,9 @@ def choose(
 ) -> NDArray[np.int64]:
     """Column of the scale chosen for each sample, `[num_samples]`.
 
-    argmax over scales of `estimate - price * cost / unit`; among equals the cheapest, among equally cheap
-    ones the coarsest. At price 0 that is the cheapest scale of highest estimate, at `inf` the cheapest scale.
+    It is the argmax over scales of `estimate - price * cost / unit`; among equals the cheapest scale, among
+    equally cheap ones the coarsest. At price 0 it is the cheapest scale with the highest estimate, at `inf`
+    the cheapest scale.
     """
     estimate_array, cost_array = _check(estimates, cost)
     check_price(price)
@@ -84,7 +81,7 @@ def choose(
 def choose_at_prices(
     estimates: ArrayLike, cost: ArrayLike, prices: ArrayLike, *, unit: float | None = None
 ) -> NDArray[np.int8]:
-    """`choose` at each of `prices`, `[num_prices, num_samples]`, in little more time than one takes."""
+    """Choices at each of `prices`, `[num_prices, num_samples]`, in little more time than for one price."""
     estimate_array, cost_array = _check(estimates, cost)
     if unit is None:
         unit = find_unit(cost_array)
@@ -104,11 +101,11 @@ def sweep(
     *,
     unit: float | None = None,
 ) -> Front:
-    """Mean cost and mean score of `choose` at each of `prices`, which are sorted.
+    """Front of `choose` at each of `prices`, sorted.
 
-    By default at 0 and at every price where a choice changes: the complete front, at most
-    `num_samples * (num_scales - 1) + 1` points. Takes one sort, whatever the number of prices. With
-    `estimates=score` the complete front is the budgeted oracle's.
+    The default prices are 0 and every price at which a choice changes, which give the complete front of at
+    most `num_samples * (num_scales - 1) + 1` points. It takes one sort for any number of prices. With
+    `estimates=score` the complete front is that of the budgeted oracle.
     """
     estimate_array, cost_array = _check(estimates, cost)
     score_array = _check_same_shape("score", score, cost_array)
@@ -137,10 +134,10 @@ def sweep(
 
 
 def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
-    """Mean score at each mean cost allowed, `[num_budgets]`, linear between neighbouring points of the front.
+    """Mean score at each budget of mean cost, `[num_budgets]`, linear between points of the front.
 
-    A budget above the dearest point buys nothing more; one below the cheapest point cannot be met and gives
-    nan. No point is picked for its score: what a policy reaches when cost alone sets its price.
+    Above the dearest point the score is that of the dearest point; below the cheapest point it is nan. Points
+    are selected by their cost alone, never by their score.
     """
     budget_array = np.asarray(budgets, dtype=np.float64)
     scores = np.interp(budget_array, front.cost[::-1], front.score[::-1])
@@ -162,12 +159,12 @@ def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
 def policy_value(
     estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_budgets: int = NUM_BUDGETS
 ) -> float:
-    """Worth of a policy over all budgets: the mean of `score_at_budgets` over `space_budgets`, in [0, 1].
+    """Value of a policy over all budgets: mean of `score_at_budgets` over `space_budgets`, in [0, 1].
 
-    The front is the complete one of `sweep`. For given estimates the value is linear in the scores, so
-    differences are points of accuracy averaged over log budget. `policy_value(score, cost, score)` is the
-    budgeted oracle's, the most that any policy reaches; constant estimates, the scales' true mean scores,
-    give the mix's.
+    The front is the complete one of `sweep`. For given estimates the value is linear in the scores, so that
+    differences are points of accuracy averaged over log-spaced budgets. `policy_value(score, cost, score)` is
+    that of the budgeted oracle, an upper bound; constant estimates, the true mean scores of the scales, give
+    that of the mix.
     """
     front = sweep(estimates, cost, score)
     return float(score_at_budgets(front, space_budgets(cost, num_budgets)).mean())

@@ -1,4 +1,4 @@
-"""Prices for use: chosen on the calibration split, with what they cost and scored there."""
+"""Prices for use, chosen on the calibration split, with their mean cost and score there."""
 
 import itertools
 from collections.abc import Mapping
@@ -31,9 +31,9 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class PriceList:
-    """Operating points of one predictor from dear to cheap, and the one to use unless told otherwise.
+    """Operating points of one predictor from dear to cheap, and the default one.
 
-    `named` are others that were chosen for a reason, as `risk`, whose mean loss is certified.
+    `named` are points that were chosen by another rule, such as `risk`, whose mean loss is certified.
     """
 
     default: OperatingPoint
@@ -49,7 +49,7 @@ class PriceList:
         budget: float | None = None,
         tolerance: float = 0.0,
     ) -> Self:
-        """Points at budgets evenly spaced in the logarithm; the default as `choose_price` finds it."""
+        """Points at log-spaced budgets; the default point is that of `choose_price`."""
         front = sweep(estimates, cost, score)
         unit = find_unit(cost)
         budgets = space_budgets(cost, NUM_POINTS)
@@ -63,8 +63,10 @@ class PriceList:
     def find(
         self, *, price: float | None = None, budget: float | None = None, name: str | None = None
     ) -> OperatingPoint:
-        """The point at a price for one answer at the finest scale, within a budget of mean visual tokens on
-        calibration, or of a name (`default`, or one of `named`); the default one unless told otherwise.
+        """The operating point of a price, a budget or a name; without any of them the default point.
+
+        `price` is per answer at the finest scale, `budget` a limit of the mean visual tokens on calibration,
+        `name` is `default` or one of `named`. ValueError for several of them, or if there is no such point.
         """
         if sum(given is not None for given in (price, budget, name)) > 1:
             raise ValueError("give a price or a budget or the name of an operating point, not several")
@@ -81,25 +83,25 @@ class PriceList:
         return self.named[name]
 
     def at_budget(self, budget: float) -> OperatingPoint:
-        """The dearest listed point whose mean calibration cost is within `budget`."""
+        """The dearest listed point whose mean cost on calibration is within `budget`."""
         return self.points[find_within([point.cost for point in self.points], budget)]
 
     def at_price(self, price: float) -> OperatingPoint:
-        """This price, with cost and score of the listed point next below it."""
+        """This price, with cost and score of the listed point with the next lower price."""
         check_price(price)
         below = [point for point in self.points if point.price <= price]
         return replace(below[-1] if below else self.points[0], price=price)
 
     def save(self, folder: Path) -> None:
-        """Write `prices.json`, whole or not at all."""
+        """Write `prices.json` atomically."""
         write_json(folder / PRICES, asdict(self))
 
     @classmethod
     def load(cls, folder: Path, root: Path | None = None) -> Self:
         """Read what `save` wrote.
 
-        Raises FileNotFoundError where there are no prices, FolderError where one of them is none that is ever
-        chosen. `root` is as in `files.check_file`.
+        Raises FileNotFoundError if there are no prices, FolderError if one of them is out of range. `root` is
+        as in `files.check_file`.
         """
         path = folder / PRICES
         if not path.exists() and not path.is_symlink():
@@ -123,7 +125,7 @@ class PriceList:
 
 
 def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
-    """An operating point from JSON; FolderError, naming it, where its numbers are out of range."""
+    """An operating point from JSON; FolderError with its name if a number is out of range."""
     numbers = check_keys(path, content, _POINT)
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
@@ -137,14 +139,14 @@ def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
 
 
 def check_numbers(**given: Any) -> None:
-    """Raise ValueError for what is neither None nor a number."""
+    """Raise ValueError for a value that is neither None nor a number."""
     for name, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
             raise ValueError(f"{name} is a number, and not {value!r}")
 
 
 def find_within(cost: ArrayLike, budget: float) -> int:
-    """Row of the dearest of these mean costs, dear to cheap, within a budget. ValueError where none is."""
+    """Row of the dearest of these mean costs, dear to cheap, within a budget. ValueError if there is none."""
     costs = np.asarray(cost, dtype=np.float64)
     within = np.flatnonzero(costs <= budget)
     if not within.size:
@@ -155,11 +157,11 @@ def find_within(cost: ArrayLike, budget: float) -> int:
 def find_default(
     cost: ArrayLike, score: ArrayLike, best_fixed: float, budget: float | None = None, tolerance: float = 0.0
 ) -> int:
-    """Row to use unless told otherwise, of mean costs, dear to cheap, and mean scores.
+    """Default row of mean costs, dear to cheap, and mean scores.
 
-    With a `budget` of mean cost the dearest within it. Without, the least cost whose score is at most
-    `tolerance` below `best_fixed`, or where there is none the highest score. ValueError for a tolerance below
-    0, or a budget that no row keeps.
+    With a `budget` it is the dearest row within it. Without one, it is the row of least cost whose score is
+    at most `tolerance` below `best_fixed`, or if there is none that of the highest score. ValueError for a
+    tolerance below 0, or a budget below every cost.
     """
     if not tolerance >= 0:
         raise ValueError(f"a tolerance is at least 0, got {tolerance}")
@@ -179,12 +181,12 @@ def choose_price(
     budget: float | None = None,
     tolerance: float = 0.0,
 ) -> OperatingPoint:
-    """The price to deploy, from a split that is neither trained nor tested on.
+    """Price to deploy, from a split that is neither trained nor tested on.
 
-    With a `budget`: the lowest price whose mean cost is within it; scores do not enter. Without: the highest
-    price whose mean score is at most `tolerance` below that of the best fixed scale, or, where none reaches
-    that, the price of highest mean score. Raises ValueError when even the cheapest scale costs more than the
-    budget, or for a tolerance below 0.
+    With a `budget`, it is the lowest price whose mean cost is within it, whatever the scores. Without one, it
+    is the highest price whose mean score is at most `tolerance` below that of the best fixed scale, or if
+    there is none the price of the highest mean score. Raises ValueError if even the cheapest scale costs more
+    than the budget, or for a tolerance below 0.
     """
     front = sweep(estimates, cost, score)
     best_fixed = float(np.asarray(score, dtype=np.float64).mean(axis=0).max())

@@ -1,4 +1,4 @@
-"""Where a policy leaves one scale for a cheaper one as its price rises: all that it does, at every price."""
+"""Prices at which each sample switches to a cheaper scale: the choices of a policy at every price."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# Rows at once, so that what is computed of them stays in the cache.
+# Rows computed at once, so that intermediate values stay in the cache.
 _BLOCK = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class Switches:
-    """Choices of a policy that maximises `estimate - price * cost` for each sample alone.
+    """Choices, at every price, of a policy that maximises `estimate - price * cost` for each sample.
 
-    `first` `[num_samples]` are the columns chosen at price 0. Of the switches, all `[num_switches]`, `row`
-    leaves column `before` for `after` once the price reaches `slope` (estimate lost per cost saved). Those of
-    one row are in order, and their slopes rise: its scales are the upper concave hull of its points
-    (cost, estimate), walked down.
+    `first` `[num_samples]` are the columns chosen at price 0. In each switch (all `[num_switches]`), sample
+    `row` switches from column `before` to `after` when the price reaches `slope` (estimate lost per cost
+    saved). The switches of one row are in order of rising slopes: its scales are the vertices of the upper
+    concave hull of its points (cost, estimate), from dear to cheap.
     """
 
     first: NDArray[np.int8]
@@ -36,7 +36,7 @@ def find_switches(estimates: Floats, cost: Floats) -> Switches:
     first, parts = [], []
     for start in range(0, len(cost), _BLOCK):
         stop = start + _BLOCK
-        # Scale by scale, as reducing over a short last axis is slow.
+        # Scales come first, since reductions over a short last axis are slow.
         block = np.ascontiguousarray(estimates[start:stop].T), np.ascontiguousarray(cost[start:stop].T)
         choice = _choose_best(*block)
         first.append(choice.astype(np.int8))
@@ -56,7 +56,7 @@ def _choose_best(estimates: Floats, cost: Floats) -> NDArray[np.int64]:
 def _walk_down(
     estimates: Floats, cost: Floats, choice: NDArray[np.int64]
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Rounds of (row, before, after, slope); in each, every row that can goes to its next cheaper column."""
+    """Rounds of (row, before, after, slope), in each of which every row switches to a cheaper column once."""
     every = np.arange(cost.shape[1])
     current, previous = choice, np.zeros(cost.shape[1])
     for _ in range(len(cost) - 1):
@@ -68,7 +68,7 @@ def _walk_down(
         if not row.size:
             return
         target = np.where(slope == lowest, cost, np.inf).argmin(axis=0)
-        # They rise but for rounding, and what reads them relies on it.
+        # Slopes rise except for rounding errors, and callers rely on it.
         previous = np.maximum(lowest, previous)
         yield row, current[row].astype(np.int8), target[row].astype(np.int8), previous[row]
         current = target

@@ -41,7 +41,7 @@ def fit(folder=None, train=FEW, validation=FEW_VALIDATION, **arguments):
 
 
 def weights(predictor):
-    return predictor._get_state()[0]
+    return predictor.state_dict()["arrays"]
 
 
 def assert_same_weights(first, second):

@@ -20,9 +20,12 @@ def draw(num_samples, seed):
 
 
 def follow(cost, gain, unit, start, climbing_price):
-    """First and last column of one sample, scale by scale."""
+    """First and last column of one sample, scale by scale.
+
+    A climbing price is a gain per cost of one of the samples: for that sample, the two sides are equal.
+    """
     column = start
-    while column < len(cost) - 1 and gain[column] > climbing_price * cost[column + 1] / unit:
+    while column < len(cost) - 1 and gain[column] / cost[column + 1] * unit > climbing_price:
         column += 1
     return start, column
 
