@@ -187,7 +187,7 @@ class LabelJob:
             while batch := list(itertools.islice(group, self.images_per_batch)):
                 labels.add(batch)
                 yield sum(len(item.samples) for item in batch)
-            table = labels.to_table(self.folder.fingerprints)
+            table = labels.to_table(self.folder.fingerprints, self.task.score)
             self.folder.write_shard(
                 block.name, block.digest, table, labels.features, labels.set_aside, labels.unreadable
             )

@@ -25,7 +25,7 @@ from experiments.labels.engines import Engine, Job, LabelJob, LocalEngine
 from experiments.labels.files import refuse_parts
 from experiments.labels.folder import LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
-from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
+from experiments.tasks.base import SPLITS, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.manifest import SET_ASIDE
 from m3_backbone.outcomes.table import HELD_OUT
@@ -143,6 +143,11 @@ def label(
         command: what goes on after an error, for messages.
         check: called with task and limits before anything is labelled; may raise a ValueError.
     """
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"{type(task).__name__} is not derived from experiments.tasks.base.Task: derive it from that "
+            "class, which scores answers by the metric of each sample where the task has no score of its own"
+        )
     part = Part.parse(shard)
     limits = _complete_limits(limit or {})
     target = LabelFolder(
@@ -150,8 +155,8 @@ def label(
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=tuple(backbone.ladder),
         feature_scales=choose_feature_scales(feature_scales, backbone),
-        data=find_content(task),
-        division=find_division(task),
+        data=task.content,
+        division=task.division,
         command=command,
     )
     if not overwrite and is_of_earlier_version(target.path):
@@ -162,7 +167,7 @@ def label(
         return summarize(target)
     if check is not None:
         check(task, limits)
-    names = {"backbone": backbone.name, "task": task.name, "image_set": find_image_set(task)}
+    names = {"backbone": backbone.name, "task": task.name, "image_set": task.image_set}
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
     engine = engine or LocalEngine()
 

@@ -24,7 +24,7 @@ from experiments.labels.engines import Engine, LocalEngine
 from experiments.labels.labelling import run
 from experiments.labels.resampled import Floats, Resampled, ResampledFolder, read_resampled
 from experiments.tasks.base import Sample, Task, check_data
-from experiments.tasks.scoring import LETTER_METRICS, score
+from experiments.tasks.scoring import LETTER_METRICS
 from m3_backbone.arguments import PositiveFloat, checked
 from m3_backbone.backbone import Backbone
 from m3_backbone.decoding.sampling import Draw
@@ -185,7 +185,9 @@ class ResampleJob:
             )
             scores.append(
                 [
-                    score(sample.metric, answer.text, each.references)
+                    self.task.score(
+                        replace(sample, question=each.question, references=each.references), answer.text
+                    )
                     for each, (_, sample, _), answer in zip(asked, rows, answers, strict=True)
                 ]
             )

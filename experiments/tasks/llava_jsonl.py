@@ -22,6 +22,7 @@ from experiments.tasks.base import (
     OfficialSplit,
     Sample,
     Split,
+    Task,
     carve_calibration,
     check_fractions,
     check_split,
@@ -63,7 +64,7 @@ class Index:
     places: dict[str, list[Place]]
 
 
-class LlavaJsonl:
+class LlavaJsonl(Task):
     """Questions on a folder of images.
 
     Rows that cannot be used are set aside with their line and the reason; they do not end the run. What
