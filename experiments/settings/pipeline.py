@@ -27,10 +27,10 @@ from m3_backbone.arguments import (
 
 
 def _check_shard(text: str) -> str:
-    from experiments.labels.labelling import Part
+    from experiments.labels.labelling import ShardSubset
 
     try:
-        Part.parse(text)
+        ShardSubset.parse(text)
     except ValueError as error:
         raise Refusal(str(error).partition(": ")[2]) from error
     return text
