@@ -30,10 +30,8 @@ from experiments.tasks.base import (
     divide_images,
     order_images,
 )
-from experiments.tasks.fields import check_present, find_similar
-from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
-from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, merge_fields
-from experiments.tasks.references import ReferenceIndex
+from experiments.tasks.images import MAX_PIXELS, UnreadableImage, check_present, find_similar, open_image
+from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, ReferenceIndex, merge_fields
 from experiments.tasks.rows import BadRow, RowFile
 from experiments.tasks.scoring import check_metric
 from m3_backbone.arguments import PositiveInt, PromptText, checked
