@@ -261,13 +261,17 @@ def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecor
 
     A predictor of tokenscale 0.1 lies in `PREDICTORS/NAME` itself.
     """
-    home = predictors / to_file_name(name)
-    folders = [home, *sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))]
+    predictor_dir = predictors / to_file_name(name)
+    folders = [predictor_dir, *sorted(path.parent for path in predictor_dir.glob(f"*/{MANIFEST}"))]
     records = [(folder, read_record(folder)) for folder in folders if not folder.name.startswith(".")]
-    found = [(folder, record) for folder, record in records if record is not None]
+    finished = [(folder, record) for folder, record in records if record is not None]
     # What `train` took over from version 0.1 is there twice: the newer folder counts.
-    newer = [record.identity for folder, record in found if folder != home]
-    return [(folder, record) for folder, record in found if folder != home or record.identity not in newer]
+    newer = [record.identity for folder, record in finished if folder != predictor_dir]
+    return [
+        (folder, record)
+        for folder, record in finished
+        if folder != predictor_dir or record.identity not in newer
+    ]
 
 
 def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
