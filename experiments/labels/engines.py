@@ -176,7 +176,7 @@ class _BlockActor:
         return batch
 
     def _find(self, name: str) -> Block:
-        # Blocks mostly come in order: going on from the last one saves going through the task for each.
+        # Blocks mostly come in order: continuing after the last one saves passes over the task.
         for blocks in (self.blocks, self.job.blocks()):
             self.blocks = blocks
             for block in blocks:

@@ -208,11 +208,11 @@ class LabelFolder(ShardFolder):
 
     def _find_unlisted(self, listed: Container[str]) -> dict[str, Any]:
         """Whole shards that an unfinished labelling has left, without those that are listed."""
-        found = {}
+        unlisted = {}
         for path in sorted((self.path / "outcomes").glob("*.parquet")):
             if path.stem not in listed and (shard := self.describe_shard(path.stem)) is not None:
-                found[path.stem] = shard
-        return found
+                unlisted[path.stem] = shard
+        return unlisted
 
     def describe_shard(self, name: str) -> dict[str, str] | None:
         """Entry of the manifest for a shard: digests of its samples and files. None if it is not whole."""

@@ -175,10 +175,10 @@ def label(
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in between.
         overwrite: move whatever labels are in `folder` to a folder beside it, and label anew.
-        engine: who does the work; this process, if not given.
+        engine: what runs the job; this process, if not given.
         shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
             finishes the folder.
-        command: what goes on after an error, for messages.
+        command: the command that resumes after an error, for messages.
         check: called with task and limits before anything is labelled; may raise a ValueError.
     """
     if not isinstance(task, Task):
@@ -197,10 +197,14 @@ def label(
         division=task.division,
         command=command,
     )
+
+    def is_finished() -> bool:
+        return target.has(limits) and not list_mended(target, task)
+
     if not overwrite and is_of_earlier_version(target.path):
         with target.locked(timeout=None):
             migrate(target, task, backbone)
-    if not overwrite and target.has(limits) and not list_mended(target, task):
+    if not overwrite and is_finished():
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     if check is not None:
@@ -227,10 +231,10 @@ def label(
         return work, job
 
     if subset.is_whole:
-        # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be replaced.
+        # Parallel sweep jobs share labels: the first makes them, the others wait (unless overwriting).
         with target.locked(timeout=0 if overwrite else None):
-            # What was waited for is finished: others read it already, and must not find it begun anew.
-            if overwrite or not target.has(limits) or list_mended(target, task):
+            # Another process may have finished meanwhile, and its labels be in use: they are not begun anew.
+            if overwrite or not is_finished():
                 refuse_parts(target.path)
                 target.remove_remains()
                 begin(overwrite=overwrite)
@@ -244,9 +248,9 @@ def label(
             f"{target.path} away before the first of them"
         )
     with target.locked(subset.name):
-        # The manifest is written and finished by one at a time.
+        # One process at a time writes the manifest.
         with target.locked(timeout=PATIENCE):
-            if target.has(limits) and not list_mended(target, task):
+            if is_finished():
                 return summarize(target)
             if not target.is_begun(limits):
                 refuse_parts(target.path, but=subset.name)
@@ -273,9 +277,9 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
     if scales is None:
         return tuple(scale for scale in ladder if scale in FEATURE_SCALES)
     if unknown := set(scales) - set(ladder):
-        lacking, there = (", ".join(map(str, some)) for some in (sorted(unknown), ladder))
         raise ValueError(
-            f"feature_scales={list(scales)}: {backbone.name} has no scale {lacking}, give some of {there}, "
+            f"feature_scales={list(scales)}: {backbone.name} has no scale "
+            f"{', '.join(map(str, sorted(unknown)))}, give some of {', '.join(map(str, ladder))}, "
             "or null for 1, 9 and 36 as far as it has them"
         )
     return tuple(scale for scale in ladder if scale in scales)

@@ -239,7 +239,7 @@ def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     if not scores:
         return None
     num_runs = min(map(len, scores.values()))
-    return Resampled(np.array(list(scores)), np.stack([each[:num_runs] for each in scores.values()], axis=1))
+    return Resampled(np.array(list(scores)), np.stack([runs[:num_runs] for runs in scores.values()], axis=1))
 
 
 def _list_files(folder: Path) -> list[Path]:

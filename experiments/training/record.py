@@ -1,5 +1,6 @@
 """The record of a training, `manifest.json` beside the predictor."""
 
+import itertools
 import math
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -81,13 +82,13 @@ def load_record(folder: Path) -> TrainingRecord:
     except ValueError as error:
         raise damaged(path, error) from error
     numbers = [getattr(record, name) for name in _NUMBERS]
-    lists = (record.scales, record.fixed_cost, record.fixed_score)
+    lists: tuple[list[Any], ...] = (record.scales, record.fixed_cost, record.fixed_score)
     is_typed = isinstance(record.name, str) and isinstance(record.identity, dict)
     if not is_typed or not isinstance(record.files, dict):
         raise damaged(path, "name, identity or files are of another type")
-    if not all(isinstance(each, list) for each in lists) or len({len(each) for each in lists}) != 1:
+    if not all(isinstance(column, list) for column in lists) or len(set(map(len, lists))) != 1:
         raise damaged(path, "scales, fixed_cost and fixed_score are no lists of one length")
-    if not all(_is_finite(each) for each in [*numbers, *(value for each in lists for value in each)]):
+    if not all(map(_is_finite, [*numbers, *itertools.chain.from_iterable(lists)])):
         raise damaged(path, "one of the numbers is none")
     if not isinstance(record.identity.get("seed"), int | None):
         raise damaged(path, "the seed is no whole number")
