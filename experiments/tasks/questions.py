@@ -92,18 +92,24 @@ class ReferenceIndex:
     """
 
     def __init__(self, files: Sequence[RowFile], fields: Fields) -> None:
-        self.bad_rows: list[dict[str, Any]] = []
         self._files = files
         self._fields = fields
         self._by_id: dict[str, tuple[int, int]] = {}
         self._by_question: dict[tuple[str, str], tuple[int, int]] = {}
-        for number, file in enumerate(files):
+
+    def read_files(self) -> list[dict[str, Any]]:
+        """Index the rows of all files, before any is found; returns the rows that cannot be used."""
+        self._by_id.clear()
+        self._by_question.clear()
+        bad_rows: list[dict[str, Any]] = []
+        for number, file in enumerate(self._files):
             for row in file:
                 try:
                     self._add(row.content, (number, row.place))
                 except BadRow as error:
                     where = {"file": file.path.name, file.unit: row.number}
-                    self.bad_rows.append(where | {"reason": str(error)})
+                    bad_rows.append(where | {"reason": str(error)})
+        return bad_rows
 
     def find(self, question_id: str, image: str, question: str) -> tuple[str, dict[str, Any]]:
         """The id that the references are kept under and their row. Raises BadRow if there are none."""
