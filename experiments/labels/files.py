@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -179,6 +179,14 @@ class ShardFolder:
                 f"cannot write to {self.path}: {error.strerror or error}. What was finished is kept; "
                 f"once this is mended, {self.command} goes on from there"
             ) from error
+
+    @contextmanager
+    def holding(self, lock: AbstractContextManager[None]) -> Iterator[None]:
+        """Hold a lock; an OSError while it is taken is one of writing."""
+        with ExitStack() as stack:
+            with self.writing():
+                stack.enter_context(lock)
+            yield
 
     def remove_remains(self) -> None:
         """Remove the temporary files that killed runs have left; call it while no other run writes."""

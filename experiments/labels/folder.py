@@ -5,8 +5,8 @@ What lies in it is described in `m3_backbone.outcomes.manifest`.
 
 import json
 import logging
-from collections.abc import Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +151,9 @@ class LabelFolder(ShardFolder):
                 return False
         return True
 
-    @contextmanager
-    def locked(self, part: str = "", timeout: float | None = 0) -> Iterator[None]:
-        """Hold the folder, or one part of the work on it, against other runs; see `files.hold`."""
-        with ExitStack() as stack:
-            with self.writing():
-                stack.enter_context(hold(self.path, part, timeout))
-            yield
+    def locked(self, part: str = "", timeout: float | None = 0) -> AbstractContextManager[None]:
+        """Hold the folder, or one part of the work on it, against other runs (`files.hold`)."""
+        return self.holding(hold(self.path, part, timeout))
 
     def begin(
         self,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -117,14 +117,10 @@ class ResampledFolder(ShardFolder):
         self.fingerprints = dict(fingerprints)
         self.variation = dict(variation)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the folder against other runs; waits for as long as it takes."""
         labels = self.path.parent
-        with ExitStack() as stack:
-            with self.writing():
-                stack.enter_context(wait_for_lock(labels / ".lock-resample", f"is resampling {labels}"))
-            yield
+        return self.holding(wait_for_lock(labels / ".lock-resample", f"is resampling {labels}"))
 
     def begin(self, sample_ids: Iterable[str], *, overwrite: bool = False) -> None:
         """Make the folder, and move aside the files that cannot be used (`find_unusable`)."""
