@@ -163,12 +163,12 @@ def _train(
     prices.save(staging)
     fit_hybrid(estimates, calibration.outcomes, settings.budget, settings.tolerance).save(staging)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-    means = train.outcomes.score.mean(axis=0, dtype=np.float64)
+    mix_value, oracle_value = value_bounds(train, validation)
     record = TrainingRecord(
         name=predictor.name,
         value=policy_value(predictor.predict(validation.inputs), cost, score),
-        mix_value=policy_value(np.broadcast_to(means, score.shape), cost, score),
-        oracle_value=policy_value(score, cost, score),
+        mix_value=mix_value,
+        oracle_value=oracle_value,
         scales=list(validation.outcomes.scales),
         fixed_cost=cost.mean(axis=0).tolist(),
         fixed_score=score.mean(axis=0).tolist(),
@@ -189,6 +189,17 @@ def _train(
     staging.rename(target)
     shutil.rmtree(checkpoint_dir, ignore_errors=True)
     return record
+
+
+def value_bounds(train: Labels, validation: Labels) -> tuple[float, float]:
+    """Return `policy_value` of the mix and of the budgeted oracle on validation samples.
+
+    The mix knows the mean scores of the train part.
+    """
+    cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
+    means = train.outcomes.score.mean(axis=0, dtype=np.float64)
+    mix_value = policy_value(np.broadcast_to(means, score.shape), cost, score)
+    return mix_value, policy_value(score, cost, score)
 
 
 def _find_earlier(

@@ -14,7 +14,7 @@ import optuna
 from experiments.training.space import Parameter, suggest
 from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
 from experiments.training.trained import identify_labels, normalize
-from experiments.training.trainer import TrainingLabels
+from experiments.training.trainer import TrainingLabels, value_bounds
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy.front import policy_value
 from predictor.policy.pricing import choose_price
@@ -103,9 +103,8 @@ class _Trials:
         predictor = self.make_predictor(suggest(trial, self.space))
         train, validation = self.source.parts
         cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-        mean = train.outcomes.score.mean(axis=0, dtype=np.float64)
-        mix = policy_value(np.broadcast_to(mean, score.shape), cost, score)
-        gap = max(policy_value(score, cost, score) - mix, 1e-9)
+        mix, oracle = value_bounds(train, validation)
+        gap = max(oracle - mix, 1e-9)
 
         make_trainer = self.make_trainer
         if make_trainer is not None and len(self.objectives) == 1 and self.objectives[0] == "recovered":
