@@ -17,13 +17,13 @@ from experiments.labels.division import check_labels
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.reporting.page import Provenance
 from experiments.training.configured import open_configured
-from experiments.training.record import VALIDATION_METRICS, check_metric
+from experiments.training.record import VALIDATION_METRICS
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
     """Evaluate, and return the validation metric `optimized_metric`: a sweep never sees the test split."""
-    measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
+    measure = VALIDATION_METRICS[config.optimized_metric]
     hydra = HydraConfig.get()
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     trained = open_configured(config)

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     )
     test = test_labels.outcomes
     variation: Variation = instantiate(config.variation)
-    folder = ResampledFolder(labels, test.fingerprints, variation.identity)
+    folder = ResampledFolder(labels, test.fingerprints, variation.identity, command)
     resampled = resample_answers(
         instantiate(config.backbone, _convert_="all"),
         instantiate(config.task, _convert_="all"),

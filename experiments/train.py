@@ -14,17 +14,14 @@ from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.console import format_records
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import make_predictors, read_settings
-from experiments.training.record import (
-    VALIDATION_METRICS,
-    check_metric,
-)
+from experiments.training.record import VALIDATION_METRICS
 from experiments.training.trainer import quiet_lightning, train_predictors
 
 
 @entry_point("train")
 def main(config: DictConfig) -> float:
     quiet_lightning()
-    measure = VALIDATION_METRICS[check_metric(config.optimized_metric)]
+    measure = VALIDATION_METRICS[config.optimized_metric]
     check_labels(config.paths.labels, ("train", "calibration"), allow_small=config.allow_small)
     records = train_predictors(
         make_predictors(config),

@@ -4,16 +4,17 @@ import re
 from pathlib import Path
 
 
-def take_block(page: Path, language: str) -> tuple[str, str]:
-    """The path that stands before the page's only block of this language, and the block."""
-    found = re.findall(rf"^`([^`\n]+)`:\n\n```{language}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
-    assert len(found) == 1
-    return found[0]
+def take_blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """The page's blocks of this language, each with the path that stands before it."""
+    text = page.read_text("utf-8")
+    return re.findall(rf"^`([^`\n]+)`:\n\n```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 def write_blocks(page: Path, folder: Path) -> None:
-    """The page's Python file and its YAML, each in its place below `folder`."""
+    """The page's Python files and its YAML, each in its place below `folder`."""
     for language in ("python", "yaml"):
-        path, text = take_block(page, language)
-        (folder / path).parent.mkdir(parents=True)
-        (folder / path).write_text(text, encoding="utf-8")
+        blocks = take_blocks(page, language)
+        assert blocks
+        for path, text in blocks:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")

@@ -1,7 +1,9 @@
 """The exercise of docs/new_task.md, as it stands there: one Python file, one YAML, no other file."""
 
+import importlib
 import sys
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -28,7 +30,8 @@ def task(tmp_path, monkeypatch):
         search_path = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
         config = compose("label", ["task=digits", search_path])
     yield instantiate(config.task, _convert_="all")
-    sys.modules.pop("experiments.tasks.digits", None)
+    for name in ("digits", "near_digits"):
+        sys.modules.pop(f"experiments.tasks.{name}", None)
 
 
 def test_it_is_a_task_whose_splits_share_no_image(task):
@@ -46,3 +49,22 @@ def test_the_embedded_backbone_reads_its_digits(task, tmp_path):
     summary = label(task=task, backbone=backbone, folder=tmp_path / "labels", limit=dict.fromkeys(SPLITS, 40))
     assert summary.counts == dict.fromkeys(SPLITS, 40)
     assert read_outcomes(tmp_path / "labels", "test").score[:, -1].mean() > 0.5
+
+
+def test_a_task_brings_its_own_score(task, tmp_path):
+    """Answers near the right digit count in part, in the labels and through `Task.score` alike."""
+    near = importlib.import_module("experiments.tasks.near_digits").NearDigits()
+    sample = next(near.samples("test"))
+    digit = int(sample.references[0])
+    answers = (str(digit), f" {digit + 3}", "none")
+    assert [near.score(sample, text) for text in answers] == pytest.approx([1, 2 / 3, 0])
+    assert [task.score(next(task.samples("test")), text) for text in (str(digit), str(digit + 1))] == [1, 0]
+    backbone = LlavaBackbone("tiny_m3", name="tiny_m3", dtype="float32")
+    label(task=near, backbone=backbone, folder=tmp_path / "labels", limit=dict.fromkeys(SPLITS, 20))
+    outcomes = read_outcomes(tmp_path / "labels", "test")
+    assert set(outcomes.metric) == {"near_digit"}
+    expected = [
+        [near.score(sample, answer) for answer in answers]
+        for sample, answers in zip(near.samples("test"), outcomes.answer, strict=False)
+    ]
+    assert np.allclose(outcomes.score, expected) and ((outcomes.score > 0) & (outcomes.score < 1)).any()

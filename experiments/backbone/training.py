@@ -24,8 +24,8 @@ from experiments.backbone.data import (
     TaskPictures,
     collate_conversations,
 )
+from experiments.backbone.progress import Deadline, ProgressLines
 from experiments.tasks.scenes.dense import HEADS
-from experiments.training.progress import Deadline, ProgressLines
 from m3_backbone.llava.modeling import M3Model
 from m3_backbone.llava.processing import M3Processor
 from m3_backbone.loading.checkpoint import load_m3

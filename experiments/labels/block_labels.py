@@ -1,6 +1,6 @@
 """The labels of one block: its questions answered at every scale, image batch by image batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from PIL import Image
 
 from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
-from experiments.tasks.scoring import score
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
 from m3_backbone.features import ImageFeatures, compute_features
 from m3_backbone.outcomes.table import OutcomeTable
@@ -97,8 +96,10 @@ class BlockLabels:
         names = {"sample_id": sample.sample_id, "image_id": sample.image_id}
         self.set_aside.append({**names, "reason": reason})
 
-    def to_table(self, fingerprints: Mapping[str, str]) -> OutcomeTable:
-        """The outcomes, scored by each sample's own metric."""
+    def to_table(
+        self, fingerprints: Mapping[str, str], score: Callable[[Sample, str], float]
+    ) -> OutcomeTable:
+        """The outcomes, with the scores that `Task.score` gives."""
         rows, samples = self.answered, [row.sample for row in self.answered]
 
         def text(name: str) -> np.ndarray:
@@ -107,7 +108,7 @@ class BlockLabels:
         def numbers(values: list[list[Any]], dtype: type) -> np.ndarray:
             return np.array(values, dtype=dtype).reshape(len(rows), len(self.backbone.ladder))
 
-        scores = [[score(r.sample.metric, a.text, r.sample.references) for a in r.answers] for r in rows]
+        scores = [[score(row.sample, answer.text) for answer in row.answers] for row in rows]
         return OutcomeTable(
             scales=tuple(self.backbone.ladder),
             fingerprints=fingerprints,

@@ -131,37 +131,39 @@ def plan(task: Task, limit: Limits, shard_size: int, answered: Answered) -> Plan
     """
     digests, sizes = {}, {}
     images: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    every = check_images(task.name, iterate_images(task, limit), images)
+    every = check_images(task, iterate_images(task, limit), images)
     for block in iterate_blocks(every, shard_size, answered):
         digests[block.name], sizes[block.name] = block.digest, len(block.samples)
     return Plan(digests, sizes, images, list(task.set_aside))
 
 
 def check_images(
-    task: str, images: Iterable[ImageSamples], passed: dict[Split, list[str]]
+    task: Task, images: Iterable[ImageSamples], passed: dict[Split, list[str]]
 ) -> Iterator[ImageSamples]:
     """Yield the images unchanged, and append the id of each to its split in `passed`.
 
     Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, an
-    unknown metric, and an id, question or reference that is not a str.
+    unknown metric where the task scores by built-in metrics, and an id, question, metric or reference that is
+    not a str.
     """
+    scores_by_metric = type(task).score is Task.score
     sample_ids: set[str] = set()
     split_of: dict[str, Split] = {}
     for image in images:
         if other := split_of.get(image.image_id):
             problem = "are not side by side" if other == image.split else f"are in {other} too"
-            raise ValueError(f"{task}: samples of image {image.image_id!r} of {image.split} {problem}")
+            raise ValueError(f"{task.name}: samples of image {image.image_id!r} of {image.split} {problem}")
         split_of[image.image_id] = image.split
         passed[image.split].append(image.image_id)
         for sample in image.samples:
             if sample.sample_id in sample_ids:
-                raise ValueError(f"{task}: sample_id {sample.sample_id!r} comes more than once")
-            if sample.metric not in METRICS:
+                raise ValueError(f"{task.name}: sample_id {sample.sample_id!r} comes more than once")
+            if scores_by_metric and sample.metric not in METRICS:
                 raise ValueError(
-                    f"{task}: sample {sample.sample_id!r} has metric {sample.metric!r}; there are "
+                    f"{task.name}: sample {sample.sample_id!r} has metric {sample.metric!r}; there are "
                     f"{', '.join(METRICS)}"
                 )
-            _check_text(task, sample)
+            _check_text(task.name, sample)
             sample_ids.add(sample.sample_id)
         yield image
 
@@ -177,12 +179,13 @@ def read_image(task: Task, image_id: str) -> Image.Image | str:
 
 
 def _check_text(task: str, sample: Sample) -> None:
-    """Raise ValueError unless ids, question and references of a sample are str, as shards store them."""
+    """Raise ValueError unless the texts of a sample are str, as shards store them."""
     texts = {
         "task": sample.task,
         "sample_id": sample.sample_id,
         "image_id": sample.image_id,
         "question": sample.question,
+        "metric": sample.metric,
         **{f"references[{number}]": text for number, text in enumerate(sample.references)},
     }
     for name, text in texts.items():

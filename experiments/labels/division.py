@@ -38,33 +38,27 @@ class Division:
 
 def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Sequence[int]) -> Division:
     """Assign the images of `shards` to the planned splits; images outside of the plan get no split."""
-    split_of = {image_id: split for split, images in work.images.items() for image_id in images}
-    tables: dict[str, pa.Table] = {}
-    shard_of: dict[str, str] = {}
-    set_aside: dict[str, dict[str, Any]] = {}
+    rows: list[tuple[str, str, str]] = []  # (name of the shard, image id, sample id)
+    scores, margins = ([np.zeros((0, len(scales)))] for _ in range(2))
+    skipped: dict[str, dict[str, Any]] = {}
     for name in shards:
         path = find_shard(folder, "outcomes", name)
-        tables[name] = read_columns(path, "sample_id", "image_id", "score", "margin")
-        # An image that is in two shards was answered again: the later one counts.
-        shard_of |= dict.fromkeys(tables[name]["image_id"].to_pylist(), name)
-        set_aside |= {row["sample_id"]: row for row in read_header(path)["set_aside"]}
-    sample_ids: dict[str, list[str]] = {split: [] for split in SPLITS}
-    scores: dict[str, list[np.ndarray]] = {split: [np.zeros((0, len(scales)))] for split in SPLITS}
-    num_near_ties = 0
-    for name, table in tables.items():
-        origin = str(find_shard(folder, "outcomes", name))
-        owners = [
-            split_of.get(image_id) if shard_of[image_id] == name else None
-            for image_id in table["image_id"].to_pylist()
-        ]
-        for split in SPLITS:
-            part = table.filter(pa.array([owner == split for owner in owners], type=pa.bool_()))
-            sample_ids[split] += part["sample_id"].to_pylist()
-            scores[split].append(to_matrix(part, "score", len(scales), origin))
-            margins = to_matrix(part, "margin", len(scales), origin)
-            num_near_ties += int((margins < NEAR_TIE).sum())
+        table = read_columns(path, "image_id", "sample_id", "score", "margin")
+        ids = zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
+        rows += [(name, image_id, sample_id) for image_id, sample_id in ids]
+        scores.append(to_matrix(table, "score", len(scales), str(path)))
+        margins.append(to_matrix(table, "margin", len(scales), str(path)))
+        skipped |= {row["sample_id"]: row for row in read_header(path)["set_aside"]}
+    score, margin = np.concatenate(scores), np.concatenate(margins)
+    # An image that is in two shards was answered again: the later one counts.
+    shard_of = {image_id: name for name, image_id, _ in rows}
+    split_of = {image_id: split for split, images in work.images.items() for image_id in images}
+    owner = np.array(
+        [split_of.get(image_id, "") if shard_of[image_id] == name else "" for name, image_id, _ in rows],
+        dtype=object,
+    )
+    sample_ids = {split: [rows[row][2] for row in np.flatnonzero(owner == split)] for split in SPLITS}
     answered = {sample_id for ids in sample_ids.values() for sample_id in ids}
-    joined = {split: np.concatenate(parts) for split, parts in scores.items()}
     return Division(
         images={
             split: [(image_id, shard_of[image_id]) for image_id in images if image_id in shard_of]
@@ -73,18 +67,18 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
         counts={split: len(ids) for split, ids in sample_ids.items()},
         digests={split: digest_samples(ids) for split, ids in sample_ids.items()},
         accuracy={
-            split: matrix.mean(axis=0, dtype=float).tolist() if len(matrix) else []
-            for split, matrix in joined.items()
+            split: score[owner == split].mean(axis=0, dtype=float).tolist() if ids else []
+            for split, ids in sample_ids.items()
         },
         set_aside=[
             *(dict(row) for row in work.set_aside),
             *(
                 {"split": split_of[row["image_id"]], **row}
-                for sample_id, row in set_aside.items()
+                for sample_id, row in skipped.items()
                 if sample_id not in answered and row["image_id"] in split_of
             ),
         ],
-        num_near_ties=num_near_ties,
+        num_near_ties=int((margin[owner != ""] < NEAR_TIE).sum()),
     )
 
 

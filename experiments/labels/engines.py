@@ -1,36 +1,55 @@
-"""Who does the work on blocks of a task: this process, or actors of a Ray cluster."""
+"""Execution of jobs on blocks of a task: in this process, or by actors of a Ray cluster."""
 
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from experiments.labels.block_labels import BlockLabels
-from experiments.labels.blocks import Answered, Block, Limits, decode_ahead, iterate_blocks, iterate_images
-from experiments.labels.folder import LabelFolder
+from tqdm import tqdm
+
+from experiments.labels.blocks import Block, ImageQuestions, decode_ahead
 from experiments.tasks.base import Task
 from m3_backbone.arguments import NonNegativeFloat, PositiveInt, checked
 from m3_backbone.backbone import Backbone
 
 
-class Job(Protocol):
-    """What is to be done with every block; goes to other processes by pickle."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job(ABC):
+    """Work on the blocks of a task; engines send it to their processes by pickle.
 
-    @property
-    def task(self) -> Task: ...
+    `images_per_batch` images are encoded together; `num_workers` processes read images ahead of the model.
+    """
 
-    @property
-    def backbone(self) -> Backbone: ...
+    task: Task
+    backbone: Backbone
+    images_per_batch: int
+    num_workers: int
 
+    @abstractmethod
     def blocks(self) -> Iterator[Block]:
         """All blocks, in order."""
-        ...
+
+    @abstractmethod
+    def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
+        """Answer a block and write its shard; yields the number of samples of each batch as it is done."""
 
     def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
-        """Do blocks and write what comes of them; yields, batch by batch, how many samples are done."""
-        ...
+        """Do blocks of this job; yields, batch by batch, how many samples are done."""
+        images = decode_ahead(
+            self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
+        )
+        for block, group in itertools.groupby(images, key=lambda item: item.block):
+            batches = iter(partial(_take, group, self.images_per_batch), [])
+            yield from self.work_on_block(block, batches)
+
+
+def _take(images: Iterator[ImageQuestions], most: int) -> list[ImageQuestions]:
+    return list(itertools.islice(images, most))
 
 
 class Engine(Protocol):
@@ -39,6 +58,24 @@ class Engine(Protocol):
     def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
         """Do the blocks of these names and sizes; yields how many samples are done, as they come."""
         ...
+
+
+def run_job(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[str]) -> None:
+    """Let an engine do the blocks of these names and sizes that are not done, with a progress bar."""
+    rest = {name: size for name, size in sizes.items() if name not in done}
+    with tqdm(
+        desc=f"{job.task.name} x {job.backbone.name}",
+        total=sum(sizes.values()),
+        initial=sum(sizes.values()) - sum(rest.values()),
+        unit=" samples",
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # a moving bar, or a few lines in a log file
+    ) as progress:
+        try:
+            for num_samples in engine.run(job, rest):
+                progress.update(num_samples)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"The unfinished file is lost, at most {max(rest.values()):,} samples.")
+            raise
 
 
 class LocalEngine(Engine):
@@ -139,7 +176,7 @@ class _BlockActor:
         return batch
 
     def _find(self, name: str) -> Block:
-        # Blocks mostly come in order: going on from the last one saves going through the task for each.
+        # Blocks mostly come in order: continuing after the last one saves passes over the task.
         for blocks in (self.blocks, self.job.blocks()):
             self.blocks = blocks
             for block in blocks:
@@ -155,41 +192,3 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise ValueError("engine=ray needs Ray: pip install 'ray[data]', or take engine=local") from error
     return ray
-
-
-@dataclass(frozen=True, eq=False)
-class LabelJob:
-    """All that a process needs to label blocks of a task; engines send it to their processes by pickle.
-
-    `answered` is what needs no answer any more. `images_per_batch` images are encoded together; `num_workers`
-    processes read images ahead of the model.
-    """
-
-    task: Task
-    backbone: Backbone
-    folder: LabelFolder
-    limits: Limits
-    answered: Answered
-    images_per_batch: int
-    num_workers: int
-
-    def blocks(self) -> Iterator[Block]:
-        """All blocks of the task within the limits that are not answered, in order."""
-        return iterate_blocks(iterate_images(self.task, self.limits), self.folder.shard_size, self.answered)
-
-    def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
-        """Label and write blocks; yields, batch by batch, how many samples are done."""
-        images = decode_ahead(
-            self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
-        )
-        for block, group in itertools.groupby(images, key=lambda item: item.block):
-            labels = BlockLabels(self.backbone, self.folder.feature_scales)
-            while batch := list(itertools.islice(group, self.images_per_batch)):
-                labels.add(batch)
-                yield sum(len(item.samples) for item in batch)
-            table = labels.to_table(self.folder.fingerprints)
-            self.folder.write_shard(
-                block.name, block.digest, table, labels.features, labels.set_aside, labels.unreadable
-            )
-        if not self.folder.has_embeddings():
-            self.folder.write_embeddings(self.backbone.token_embeddings())

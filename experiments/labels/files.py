@@ -1,10 +1,7 @@
-"""Files of a label folder: names, locks, and what replaces what.
+"""Files and folders that several processes write: names, locks, failed writes, and replaced files.
 
-Names as file names, and folders under names that are free.
-
-Replaced answers: moved or copied to a folder beside the labels, never deleted.
-
-File locks: one process at a time labels into a folder, trains a predictor, measures or opens a study.
+Replaced answers are moved or copied to a folder beside the labels, never deleted. File locks let one process
+at a time label into a folder, train a predictor, measure or open a study.
 """
 
 import hashlib
@@ -14,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -154,3 +151,49 @@ def refuse_parts(folder: Path, but: str | None = None) -> None:
         if part != but:
             with hold(folder, part):
                 pass
+
+
+class ShardFolder:
+    """A folder of shards, whole or absent, that killed and concurrent runs fill.
+
+    Args:
+        command: the command that goes on after an error, for messages.
+    """
+
+    def __init__(self, path: Path, command: str) -> None:
+        self.path = path
+        self.command = command
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn an OSError of a failed write into one that names the folder and the way out."""
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError) as error:
+            raise OSError(
+                f"cannot write to {self.path}, as a file lies where a folder belongs: give another folder "
+                "with paths.labels=FOLDER"
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {self.path}: {error.strerror or error}. What was finished is kept; "
+                f"once this is mended, {self.command} goes on from there"
+            ) from error
+
+    @contextmanager
+    def holding(self, lock: AbstractContextManager[None]) -> Iterator[None]:
+        """Hold a lock; an OSError while it is taken is one of writing."""
+        with ExitStack() as stack:
+            with self.writing():
+                stack.enter_context(lock)
+            yield
+
+    def remove_remains(self) -> None:
+        """Remove the temporary files that killed runs have left; call it while no other run writes."""
+        for remains in self.path.rglob(".*.tmp"):
+            remains.unlink()
+
+    def move_aside(self, files: Iterable[Path]) -> Path | None:
+        """Move files of this folder beside it, as `move_aside` does."""
+        with self.writing():
+            return move_aside(self.path, files)

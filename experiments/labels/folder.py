@@ -5,8 +5,8 @@ What lies in it is described in `m3_backbone.outcomes.manifest`.
 
 import json
 import logging
-from collections.abc import Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.labels.blocks import Answered, Limits, Plan
 from experiments.labels.division import NEAR_TIE, divide_shards, read_ids
-from experiments.labels.files import RESAMPLED, hold, move_aside
+from experiments.labels.files import RESAMPLED, ShardFolder, hold
 from experiments.tasks.base import describe_differences
 from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes.manifest import (
@@ -49,7 +49,7 @@ _OLD_LATENCY = "latency.json"  # earlier versions timed answers while labelling
 SHARD_KINDS = ("features", "outcomes")
 
 
-class LabelFolder:
+class LabelFolder(ShardFolder):
     """A label folder being written, and the check that it was made by the same backbone and data.
 
     A shard is a file of features and then one of outcomes, which carries in its metadata the digest of the
@@ -74,13 +74,12 @@ class LabelFolder:
         division: Mapping[str, Any] | None = None,
         command: str = "the same label command",
     ) -> None:
-        self.path = Path(path)
+        super().__init__(Path(path), command)
         self.fingerprints = dict(fingerprints)
         self.scales = scales
         self.feature_scales = feature_scales
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
-        self.command = command
         self.manifest: dict[str, Any] = {}
         # The folder to which `overwrite` has moved the earlier labels.
         self.replaced: Path | None = None
@@ -152,29 +151,9 @@ class LabelFolder:
                 return False
         return True
 
-    @contextmanager
-    def locked(self, part: str = "", timeout: float | None = 0) -> Iterator[None]:
-        """Hold the folder, or one part of the work on it, against other runs; see `locks.hold`."""
-        with ExitStack() as stack:
-            with self.writing():
-                stack.enter_context(hold(self.path, part, timeout))
-            yield
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn an OSError of a failed write into one that names the folder and the way out."""
-        try:
-            yield
-        except (FileExistsError, NotADirectoryError) as error:
-            raise OSError(
-                f"cannot write to {self.path}, as a file lies where a folder belongs: give another folder "
-                "with paths.labels=FOLDER"
-            ) from error
-        except OSError as error:
-            raise OSError(
-                f"cannot write to {self.path}: {error.strerror or error}. What was finished is kept; "
-                f"once this is mended, {self.command} goes on from there"
-            ) from error
+    def locked(self, part: str = "", timeout: float | None = 0) -> AbstractContextManager[None]:
+        """Hold the folder, or one part of the work on it, against other runs (`files.hold`)."""
+        return self.holding(hold(self.path, part, timeout))
 
     def begin(
         self,
@@ -223,18 +202,13 @@ class LabelFolder:
                 (self.path / kind).mkdir(exist_ok=True)
         self.write_manifest()
 
-    def remove_remains(self) -> None:
-        """Remove the temporary files that killed runs have left; call it while no other run writes."""
-        for remains in self.path.rglob(".*.tmp"):
-            remains.unlink()
-
     def _find_unlisted(self, listed: Container[str]) -> dict[str, Any]:
         """Whole shards that an unfinished labelling has left, without those that are listed."""
-        found = {}
+        unlisted = {}
         for path in sorted((self.path / "outcomes").glob("*.parquet")):
             if path.stem not in listed and (shard := self.describe_shard(path.stem)) is not None:
-                found[path.stem] = shard
-        return found
+                unlisted[path.stem] = shard
+        return unlisted
 
     def describe_shard(self, name: str) -> dict[str, str] | None:
         """Entry of the manifest for a shard: digests of its samples and files. None if it is not whole."""
@@ -265,8 +239,7 @@ class LabelFolder:
         # Records of test evaluations, locks and what is not ours stay; the manifest comes last, so that a
         # kill shows.
         names = (SET_ASIDE, EMBEDDINGS, SPLITS_FILE, _OLD_LATENCY, MANIFEST)
-        with self.writing():
-            self.replaced = move_aside(self.path, [*shards, *answers, *(self.path / name for name in names)])
+        self.replaced = self.move_aside([*shards, *answers, *(self.path / name for name in names)])
         if self.replaced is not None:
             log.warning("the labels that were in %s are kept in %s", self.path, self.replaced)
 

@@ -186,14 +186,14 @@ def _list_other_divisions(records: Path, line: Mapping[str, Any]) -> list[tuple[
 
     All logs count: the same images may have been evaluated with another backbone.
     """
-    found: dict[tuple[Path, str], EvaluationLog] = {}
+    log_of: dict[tuple[Path, str], EvaluationLog] = {}
     for path in sorted(records.glob("*/*.jsonl")):
         other_log = EvaluationLog(path)
         for other in other_log.read():
             is_other = other.get("data") != line["data"] and other.get("image_set") == line["image_set"]
             if is_other and other.get("predictors") and other.get("images"):
-                found[path, str(other["images"])] = other_log
-    return [(other_log, digest) for (_, digest), other_log in found.items()]
+                log_of[path, str(other["images"])] = other_log
+    return [(other_log, digest) for (_, digest), other_log in log_of.items()]
 
 
 def _describe(

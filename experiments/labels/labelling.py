@@ -9,23 +9,31 @@ date.
 import itertools
 import logging
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from tqdm import tqdm
-
-from experiments.labels.blocks import Limits, Plan, plan, read_image
+from experiments.labels.block_labels import BlockLabels
+from experiments.labels.blocks import (
+    Answered,
+    Block,
+    ImageQuestions,
+    Limits,
+    Plan,
+    iterate_blocks,
+    iterate_images,
+    plan,
+    read_image,
+)
 from experiments.labels.division import NEAR_TIE
-from experiments.labels.engines import Engine, Job, LabelJob, LocalEngine
+from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.files import refuse_parts
 from experiments.labels.folder import LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
-from experiments.tasks.base import SPLITS, Task, find_content, find_division, find_image_set
+from experiments.tasks.base import SPLITS, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.manifest import SET_ASIDE
 from m3_backbone.outcomes.table import HELD_OUT
@@ -40,8 +48,8 @@ FEATURE_SCALES = (1, 9, 36)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Every `count`-th file, from `index` on."""
+class ShardSubset:
+    """Every `count`-th shard, from `index` on: the share of one of several runs in a labelling."""
 
     index: int = 0
     count: int = 1
@@ -111,6 +119,36 @@ class LabelSummary:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelJob(Job):
+    """Labelling of the blocks of a task within the limits; `answered` needs no answer any more."""
+
+    folder: LabelFolder
+    limits: Limits
+    answered: Answered
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks of the task within the limits that are not answered, in order."""
+        return iterate_blocks(iterate_images(self.task, self.limits), self.folder.shard_size, self.answered)
+
+    def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
+        """Answer a block at every scale and write its shard."""
+        labels = BlockLabels(self.backbone, self.folder.feature_scales)
+        for batch in batches:
+            labels.add(batch)
+            yield sum(len(item.samples) for item in batch)
+        table = labels.to_table(self.folder.fingerprints, self.task.score)
+        self.folder.write_shard(
+            block.name, block.digest, table, labels.features, labels.set_aside, labels.unreadable
+        )
+
+    def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
+        """Label blocks, then write the token embeddings if they are missing."""
+        yield from super().work_on(blocks)
+        if not self.folder.has_embeddings():
+            self.folder.write_embeddings(self.backbone.token_embeddings())
+
+
 def label(
     *,
     task: Task,
@@ -137,32 +175,41 @@ def label(
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in between.
         overwrite: move whatever labels are in `folder` to a folder beside it, and label anew.
-        engine: who does the work; this process, if not given.
+        engine: what runs the job; this process, if not given.
         shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
             finishes the folder.
-        command: what goes on after an error, for messages.
+        command: the command that resumes after an error, for messages.
         check: called with task and limits before anything is labelled; may raise a ValueError.
     """
-    part = Part.parse(shard)
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"{type(task).__name__} is not derived from experiments.tasks.base.Task: derive it from that "
+            "class, which scores answers by the metric of each sample where the task has no score of its own"
+        )
+    subset = ShardSubset.parse(shard)
     limits = _complete_limits(limit or {})
     target = LabelFolder(
         folder,
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=tuple(backbone.ladder),
         feature_scales=choose_feature_scales(feature_scales, backbone),
-        data=find_content(task),
-        division=find_division(task),
+        data=task.content,
+        division=task.division,
         command=command,
     )
+
+    def is_finished() -> bool:
+        return target.has(limits) and not list_mended(target, task)
+
     if not overwrite and is_of_earlier_version(target.path):
         with target.locked(timeout=None):
             migrate(target, task, backbone)
-    if not overwrite and target.has(limits) and not list_mended(target, task):
+    if not overwrite and is_finished():
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     if check is not None:
         check(task, limits)
-    names = {"backbone": backbone.name, "task": task.name, "image_set": find_image_set(task)}
+    names = {"backbone": backbone.name, "task": task.name, "image_set": task.image_set}
     begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
     engine = engine or LocalEngine()
 
@@ -172,35 +219,44 @@ def label(
             log.info("%d images that could not be read before can be read now", len(mended))
         answered = target.read_answered(retried=mended)
         work = plan(task, limits, target.shard_size, answered)
-        return work, LabelJob(task, backbone, target, limits, answered, images_per_batch, num_workers)
+        job = LabelJob(
+            task=task,
+            backbone=backbone,
+            images_per_batch=images_per_batch,
+            num_workers=num_workers,
+            folder=target,
+            limits=limits,
+            answered=answered,
+        )
+        return work, job
 
-    if part.is_whole:
-        # Jobs of a sweep want the same labels: one makes them. Nobody waits for what would be replaced.
+    if subset.is_whole:
+        # Parallel sweep jobs share labels: the first makes them, the others wait (unless overwriting).
         with target.locked(timeout=0 if overwrite else None):
-            # What was waited for is finished: others read it already, and must not find it begun anew.
-            if overwrite or not target.has(limits) or list_mended(target, task):
+            # Another process may have finished meanwhile, and its labels be in use: they are not begun anew.
+            if overwrite or not is_finished():
                 refuse_parts(target.path)
                 target.remove_remains()
                 begin(overwrite=overwrite)
                 work, job = prepare()
-                run(engine, job, work.sizes, find_done(target, work))
+                run_job(engine, job, work.sizes, find_done(target, work))
                 target.finish(work)
         return replace(summarize(target), replaced=target.replaced)
     if overwrite:
         raise ValueError(
-            f"shard={part} with overwrite=true would replace what the other shards make: move {target.path} "
-            "away before the first of them"
+            f"shard={subset} with overwrite=true would replace what the other shards make: move "
+            f"{target.path} away before the first of them"
         )
-    with target.locked(part.name):
-        # The manifest is written and finished by one at a time.
+    with target.locked(subset.name):
+        # One process at a time writes the manifest.
         with target.locked(timeout=PATIENCE):
-            if target.has(limits) and not list_mended(target, task):
+            if is_finished():
                 return summarize(target)
             if not target.is_begun(limits):
-                refuse_parts(target.path, but=part.name)
+                refuse_parts(target.path, but=subset.name)
                 begin()
             work, job = prepare()
-        run(engine, job, part.of(work.sizes), find_done(target, work))
+        run_job(engine, job, subset.of(work.sizes), find_done(target, work))
         with target.locked(timeout=PATIENCE):
             missing = len(work.digests) - len(find_done(target, work))
             if not missing and not target.has(limits):
@@ -221,9 +277,9 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
     if scales is None:
         return tuple(scale for scale in ladder if scale in FEATURE_SCALES)
     if unknown := set(scales) - set(ladder):
-        lacking, there = (", ".join(map(str, some)) for some in (sorted(unknown), ladder))
         raise ValueError(
-            f"feature_scales={list(scales)}: {backbone.name} has no scale {lacking}, give some of {there}, "
+            f"feature_scales={list(scales)}: {backbone.name} has no scale "
+            f"{', '.join(map(str, sorted(unknown)))}, give some of {', '.join(map(str, ladder))}, "
             "or null for 1, 9 and 36 as far as it has them"
         )
     return tuple(scale for scale in ladder if scale in scales)
@@ -232,24 +288,6 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
 def find_done(target: LabelFolder, work: Plan) -> set[str]:
     """The blocks whose shards are there."""
     return {name for name, digest in work.digests.items() if target.holds(name, digest)}
-
-
-def run(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[str]) -> None:
-    """Let the engine do what is not done, with a progress bar."""
-    rest = {name: size for name, size in sizes.items() if name not in done}
-    with tqdm(
-        desc=f"{job.task.name} x {job.backbone.name}",
-        total=sum(sizes.values()),
-        initial=sum(sizes.values()) - sum(rest.values()),
-        unit=" samples",
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # a moving bar, or a few lines in a log file
-    ) as progress:
-        try:
-            for num_samples in engine.run(job, rest):
-                progress.update(num_samples)
-        except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"The unfinished file is lost, at most {max(rest.values()):,} samples.")
-            raise
 
 
 def summarize(target: LabelFolder) -> LabelSummary:

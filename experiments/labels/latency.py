@@ -318,7 +318,10 @@ def _time_batch(
 
 
 def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """(result of `work`, seconds that it took); waits until a GPU has finished."""
+    """(result of `work`, seconds that it took); waits until a GPU has finished.
+
+    `torch.utils.benchmark.Timer` waits too, but repeats the work and drops its result.
+    """
     start = perf_counter()
     result = work()
     if torch.cuda.is_available():

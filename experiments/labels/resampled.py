@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from experiments.labels.files import RESAMPLED, move_aside
+from experiments.labels.files import RESAMPLED, ShardFolder, wait_for_lock
 from m3_backbone.outcomes.shards import write_atomically
 from m3_backbone.outcomes.table import OutcomeTable, check_fingerprints
 
@@ -96,33 +96,51 @@ def _digest(origin: Mapping[str, Any], score: np.ndarray) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-class ResampledFolder:
+class ResampledFolder(ShardFolder):
     """The files of one resampling, one for each block of test samples, whole or absent.
 
     Args:
         labels: the label folder; the files go into a folder of it.
         fingerprints: those of the labels.
         variation: what tells these runs from others (`experiments.labels.resampling`).
+        command: the command that goes on after an error, for messages.
     """
 
     def __init__(
-        self, labels: Path, fingerprints: Mapping[str, str], variation: Mapping[str, float | str]
+        self,
+        labels: Path,
+        fingerprints: Mapping[str, str],
+        variation: Mapping[str, float | str],
+        command: str = "the same resample command",
     ) -> None:
-        self.path = labels / RESAMPLED
+        super().__init__(labels / RESAMPLED, command)
         self.fingerprints = dict(fingerprints)
         self.variation = dict(variation)
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder against other runs; waits for as long as it takes."""
+        labels = self.path.parent
+        return self.holding(wait_for_lock(labels / ".lock-resample", f"is resampling {labels}"))
+
     def begin(self, sample_ids: Iterable[str], *, overwrite: bool = False) -> None:
-        """Move aside what cannot be used: damaged files, and those with other samples than the test split.
+        """Make the folder, and move aside the files that cannot be used (`find_unusable`)."""
+        with self.writing():
+            self.path.mkdir(exist_ok=True)
+        self.remove_remains()
+        unusable = self.find_unusable(sample_ids, overwrite=overwrite)
+        replaced = self.move_aside(unusable)
+        if replaced is not None:
+            log.warning(
+                "%d files of answers of other labels or variations are kept in %s", len(unusable), replaced
+            )
 
-        `sample_ids` are those of the test split. Other samples are of other labels, or were moved out of the
-        test split by another division of the images.
+    def find_unusable(self, sample_ids: Iterable[str], *, overwrite: bool = False) -> list[Path]:
+        """List files that are damaged or have other samples than the test split, whose ids are `sample_ids`.
 
-        Files of another variation are moved with `overwrite` alone; else ValueError names what differs.
+        Other samples are of other labels, or were moved out of the test split by another division of the
+        images. Files of another variation are listed with `overwrite` alone; else ValueError names what
+        differs.
         """
-        self.path.mkdir(exist_ok=True)
-        for remains in self.path.glob(".*.tmp"):
-            remains.unlink()
         unusable = []
         known = set(sample_ids)
         for path in _list_files(self.path):
@@ -138,11 +156,7 @@ class ResampledFolder:
                 )
             if not part or part.variation != self.variation or not known.issuperset(part.samples):
                 unusable.append(path)
-        replaced = move_aside(self.path, unusable)
-        if replaced is not None:
-            log.warning(
-                "%d files of answers of other labels or variations are kept in %s", len(unusable), replaced
-            )
+        return unusable
 
     def refuse_less(self, blocks: Mapping[str, Sequence[str]], num_runs: int) -> None:
         """Raise ValueError where writing these blocks, of these sample ids, would lose answers."""
@@ -176,7 +190,8 @@ class ResampledFolder:
 
     def write(self, name: str, samples: Sequence[str], score: Floats) -> None:
         """Keep the scores `[num_runs, num_samples, num_scales]` of a block."""
-        Part(self.fingerprints, self.variation, list(samples), score).write(self._file(name))
+        with self.writing():
+            Part(self.fingerprints, self.variation, list(samples), score).write(self._file(name))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
@@ -220,7 +235,7 @@ def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     if not scores:
         return None
     num_runs = min(map(len, scores.values()))
-    return Resampled(np.array(list(scores)), np.stack([each[:num_runs] for each in scores.values()], axis=1))
+    return Resampled(np.array(list(scores)), np.stack([runs[:num_runs] for runs in scores.values()], axis=1))
 
 
 def _list_files(folder: Path) -> list[Path]:

@@ -1,11 +1,7 @@
-"""Sampled answers: variations of a question, and the job that answers them.
+"""Sampled answers: test questions answered several times, in variations that should not matter.
 
-What may differ when a question is asked again, where a right answer should not hang on it.
-
-An oracle over several runs needs runs that are equally good and differ in their luck alone: answers drawn at
-random, or, with options to choose from, the same options in another order.
-
-The work of answering test questions several times, block by block, as any engine does it.
+An oracle over several runs needs runs that are equally good and differ by chance alone: answers sampled at a
+temperature, or the options of a multiple-choice question in another order.
 """
 
 import itertools
@@ -13,18 +9,18 @@ import logging
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from experiments.labels.blocks import Block, ImageQuestions, cut_into_blocks, decode_ahead, group_by_image
-from experiments.labels.engines import Engine, LocalEngine
-from experiments.labels.labelling import run
+from experiments.labels.blocks import Block, ImageQuestions, cut_into_blocks, group_by_image
+from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.resampled import Floats, Resampled, ResampledFolder, read_resampled
 from experiments.tasks.base import Sample, Task, check_data
-from experiments.tasks.scoring import LETTER_METRICS, score
+from experiments.tasks.scoring import LETTER_METRICS
 from m3_backbone.arguments import PositiveFloat, checked
 from m3_backbone.backbone import Backbone
 from m3_backbone.decoding.sampling import Draw
@@ -37,8 +33,8 @@ _OPTIONS = re.compile(r"^A\. .*(?:\n[B-Z]\. .*)+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How a sample is asked in one run: the answer is drawn as `draw` says, or greedy."""
+class Variant:
+    """Question and references of a sample in one run; the answer is sampled as `draw` says, or greedy."""
 
     question: str
     references: tuple[str, ...]
@@ -55,7 +51,7 @@ class Variation(Protocol):
         """Whether the sample can be asked in so many different ways."""
         ...
 
-    def ask(self, sample: Sample, scale: int, run: int) -> Asked: ...
+    def ask(self, sample: Sample, scale: int, run: int) -> Variant: ...
 
 
 class DrawnAnswers:
@@ -72,9 +68,9 @@ class DrawnAnswers:
     def suits(self, sample: Sample, num_runs: int) -> bool:
         return True
 
-    def ask(self, sample: Sample, scale: int, run: int) -> Asked:
+    def ask(self, sample: Sample, scale: int, run: int) -> Variant:
         key = (*self._draw.key, sample.sample_id, scale, run)
-        return Asked(sample.question, sample.references, replace(self._draw, key=key))
+        return Variant(sample.question, sample.references, replace(self._draw, key=key))
 
 
 class RotatedOptions:
@@ -90,7 +86,7 @@ class RotatedOptions:
     def suits(self, sample: Sample, num_runs: int) -> bool:
         return sample.metric in LETTER_METRICS and len(_find_options(sample.question)[0]) >= num_runs
 
-    def ask(self, sample: Sample, scale: int, run: int) -> Asked:
+    def ask(self, sample: Sample, scale: int, run: int) -> Variant:
         options, (start, stop) = _find_options(sample.question)
         shift = run % len(options)
         moved = options[shift:] + options[:shift]
@@ -98,7 +94,7 @@ class RotatedOptions:
         question = sample.question[:start] + "\n".join(lines) + sample.question[stop:]
         places = [string.ascii_uppercase.index(letter.strip().upper()) for letter in sample.references]
         references = tuple(string.ascii_uppercase[(place - shift) % len(options)] for place in places)
-        return Asked(question, references)
+        return Variant(question, references)
 
 
 def _find_options(question: str) -> tuple[list[str], tuple[int, int]]:
@@ -117,23 +113,19 @@ def _find_options(question: str) -> tuple[list[str], tuple[int, int]]:
 SHARD_SIZE = 250
 
 
-@dataclass(frozen=True, eq=False)
-class ResampleJob:
-    """All that a process needs to answer blocks of test samples several times.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ResampleJob(Job):
+    """Several answers to each sample of blocks of test samples.
 
     `guesses` are, by sample_id, answers that are likely; they make decoding faster and change no answer.
     """
 
-    task: Task
-    backbone: Backbone
     folder: ResampledFolder
     variation: Variation
     samples: Sequence[Sample]
     guesses: Mapping[str, Sequence[str]]
     num_images: int | None
     num_runs: int
-    images_per_batch: int
-    num_workers: int
 
     def blocks(self) -> Iterator[Block]:
         """All blocks of the test samples, in order."""
@@ -141,18 +133,14 @@ class ResampleJob:
         images = itertools.islice(group_by_image(self.samples), self.num_images)
         return cut_into_blocks(names, (samples for _, samples in images), SHARD_SIZE)
 
-    def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
-        """Answer and write the scores; yields, batch by batch, how many samples are done."""
-        images = decode_ahead(
-            self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
-        )
-        for block, group in itertools.groupby(images, key=lambda item: item.block):
-            scores: list[Floats] = []
-            while batch := list(itertools.islice(group, self.images_per_batch)):
-                scores.append(self.score_runs(batch))
-                yield scores[-1].shape[1]
-            samples = [sample.sample_id for sample in block.samples]
-            self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
+    def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
+        """Answer a block in every run and write the scores."""
+        scores: list[Floats] = []
+        for batch in batches:
+            scores.append(self.score_runs(batch))
+            yield scores[-1].shape[1]
+        samples = [sample.sample_id for sample in block.samples]
+        self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
 
     def score_runs(self, batch: Sequence[ImageQuestions]) -> Floats:
         """Scores `[num_runs, num_samples, num_scales]` of the answers; each image is encoded once."""
@@ -171,23 +159,24 @@ class ResampleJob:
         ]
         scores = []
         for scale in self.backbone.ladder:
-            asked = [self.variation.ask(sample, scale, run) for _, sample, run in rows]
-            draws = [each.draw for each in asked if each.draw is not None]
+            variants = [self.variation.ask(sample, scale, run) for _, sample, run in rows]
+            draws = [variant.draw for variant in variants if variant.draw is not None]
             answers = self.backbone.answer(
                 [image for image, _, _ in rows],
-                [each.question for each in asked],
+                [variant.question for variant in variants],
                 scale,
                 references=[
-                    (*each.references, *self.guesses[sample.sample_id])
-                    for each, (_, sample, _) in zip(asked, rows, strict=True)
+                    (*variant.references, *self.guesses[sample.sample_id])
+                    for variant, (_, sample, _) in zip(variants, rows, strict=True)
                 ],
                 draws=draws or None,
             )
+            asked = [
+                replace(sample, question=variant.question, references=variant.references)
+                for variant, (_, sample, _) in zip(variants, rows, strict=True)
+            ]
             scores.append(
-                [
-                    score(sample.metric, answer.text, each.references)
-                    for each, (_, sample, _), answer in zip(asked, rows, answers, strict=True)
-                ]
+                [self.task.score(sample, answer.text) for sample, answer in zip(asked, answers, strict=True)]
             )
         return np.array(scores).reshape(len(scores), -1, self.num_runs).transpose(2, 1, 0)
 
@@ -218,7 +207,6 @@ def resample_answers(
     check_data(task, read_manifest(labels), labels)
     own = {key: test.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
-    folder.begin(test.sample_id, overwrite=overwrite)
     every = list_samples(test)
     samples = [sample for sample in every if variation.suits(sample, num_runs)]
     if not samples:
@@ -232,21 +220,30 @@ def resample_answers(
     # What was answered is, beside what is right, the likeliest answer.
     guesses = {sample.sample_id: tuple(answers) for sample, answers in zip(every, test.answer, strict=True)}
     job = ResampleJob(
-        task,
-        backbone,
-        folder,
-        variation,
-        samples,
-        guesses,
-        num_images,
-        num_runs,
-        images_per_batch,
-        num_workers,
+        task=task,
+        backbone=backbone,
+        images_per_batch=images_per_batch,
+        num_workers=num_workers,
+        folder=folder,
+        variation=variation,
+        samples=samples,
+        guesses=guesses,
+        num_images=num_images,
+        num_runs=num_runs,
     )
     blocks = {block.name: [sample.sample_id for sample in block.samples] for block in job.blocks()}
-    folder.refuse_less(blocks, num_runs)
-    done = {name for name, samples in blocks.items() if folder.holds(name, samples, num_runs)}
-    run(engine or LocalEngine(), job, {name: len(samples) for name, samples in blocks.items()}, done)
+    sizes = {name: len(ids) for name, ids in blocks.items()}
+
+    def find_done() -> set[str]:
+        return {name for name, ids in blocks.items() if folder.holds(name, ids, num_runs)}
+
+    with ExitStack() as stack:
+        # A finished store may be read-only: no lock is made where nothing is to be written.
+        if folder.find_unusable(test.sample_id, overwrite=overwrite) or find_done() != blocks.keys():
+            stack.enter_context(folder.locked())
+            folder.begin(test.sample_id, overwrite=overwrite)
+            folder.refuse_less(blocks, num_runs)
+        run_job(engine or LocalEngine(), job, sizes, find_done())
     resampled = read_resampled(labels, test)
     if resampled is None:
         raise ValueError(f"num_images={num_images} of {labels} have no question: nothing was drawn")

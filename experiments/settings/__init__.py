@@ -3,5 +3,5 @@
 The values are in `conf/`; `settings.check` holds a configuration against these classes before a command
 reads, runs or deletes anything. The text below a field says what it means, in messages too. Fields of type
 `Built` describe objects: their arguments are checked against the signature of the class that they name
-(`settings.built`).
+(`settings.check`).
 """

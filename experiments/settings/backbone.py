@@ -5,13 +5,13 @@ from typing import Annotated, Literal, Self
 from annotated_types import Len
 from pydantic import AfterValidator, Field, model_validator
 
-from experiments.settings.base import Built, NumResamples, NumWorkers, Paths, PathText, Refusal, Settings
+from experiments.settings.base import Built, NumWorkers, Paths, PathText, Refusal, Settings, accept
+from experiments.settings.pipeline import Intervals
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
     NonNegativeFloat,
     NonNegativeInt,
-    OpenFraction,
     PositiveInt,
     Seed,
 )
@@ -20,11 +20,7 @@ from m3_backbone.arguments import (
 def _check_attention(name: str) -> str:
     from m3_backbone.llava.backbone import check_attention
 
-    try:
-        check_attention(name)
-    except ValueError as error:
-        raise Refusal(str(error).partition(": ")[2]) from error
-    return name
+    return accept(name, check_attention)
 
 
 class ImageShape(Settings):
@@ -166,7 +162,7 @@ class TrainBackboneSettings(Settings):
     model: ModelTraining
 
 
-class Figure2Settings(TrainBackboneSettings):
+class Figure2Settings(TrainBackboneSettings, Intervals):
     """`experiments.figure2`."""
 
     test: Built
@@ -175,9 +171,3 @@ class Figure2Settings(TrainBackboneSettings):
     num_images: PositiveInt | None
     """test pictures; null: all"""
     start: Epochs
-    confidence: OpenFraction
-    """coverage of the intervals; 0.95: 95%"""
-    num_resamples: NumResamples
-    """bootstrap resamples of the images"""
-    allow_unrecorded: bool
-    """whether to go on where the evaluation cannot be recorded"""

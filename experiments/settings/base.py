@@ -1,8 +1,8 @@
-"""Conversion of values as they are typed to the values that are meant."""
+"""Types of settings, groups that commands share, and conversion of typed values to the values meant."""
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
@@ -82,6 +82,15 @@ class Refusal(ValueError):
     """Error whose message completes a sentence that begins with the option and its value."""
 
 
+def accept(text: str, check: Callable[[str], object]) -> str:
+    """Return `text` if `check` accepts it; else raise a Refusal with its reason, without option and value."""
+    try:
+        check(text)
+    except ValueError as error:
+        raise Refusal(str(error).partition(": ")[2]) from error
+    return text
+
+
 def check_folder_name(name: str) -> str:
     """Return `name` if it is a valid name of a single folder. Raises Refusal otherwise."""
     if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.strip() in ("", ".", ".."):
@@ -131,6 +140,13 @@ class Paths(Settings):
     """folder of the timings"""
     evaluations: PathText = ""
     """folder of the records of test evaluations"""
+
+
+class Recorded(Settings):
+    """Settings shared by the commands that read the test split."""
+
+    allow_unrecorded: bool
+    """whether to go on where the evaluation cannot be recorded"""
 
 
 class Labelled(Settings):

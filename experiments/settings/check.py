@@ -1,12 +1,8 @@
-"""Checks of the settings of a command before anything is read, run or deleted.
-
-Arguments of the classes that a configuration names, checked against their signatures.
+"""Check of a configuration against the settings of its command, before anything is read, run or deleted.
 
 An object in a configuration is a mapping with `_target_`, the dotted name of a class or function, and its
-keyword arguments. Nothing is built here: a wrong argument of the last step of a command is refused before the
-first one.
-
-Check of a configuration against the settings of its command, before the command starts.
+keyword arguments. They are checked against its signature and nothing is built: a wrong argument of the last
+step of a command is refused before the first one.
 """
 
 import copy
@@ -184,7 +180,7 @@ _KNOWN = frozenset(key for settings in SETTINGS.values() for key in settings.mod
 
 
 def check_settings(command: str, config: DictConfig) -> DictConfig:
-    """Return the configuration with converted values (`words.convert`) and `max_epochs` applied.
+    """Return the configuration with converted values (`base.convert`) and `max_epochs` applied.
 
     Raises ValueError, a line for each wrong setting, that names option, value and what is allowed.
     """
@@ -256,7 +252,7 @@ def _check_value(option: str, value: Any, hint: Any, meaning: str | None) -> Ite
         TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         # Of the members of a union one may know better than the others what is wrong.
-        refusals = [str(each["ctx"]["error"]) for each in error.errors() if each["type"] == "value_error"]
+        refusals = [str(line["ctx"]["error"]) for line in error.errors() if line["type"] == "value_error"]
         about = f" ({' '.join(meaning.split())})" if meaning else ""
         yield f"{option}={show(value)}: {refusals[0] if refusals else f'give {describe_type(hint)}{about}'}"
 
@@ -275,9 +271,9 @@ def _check_together(settings: type[Settings], content: Mapping[str, Any]) -> Ite
     try:
         settings.model_validate(own)
     except ValidationError as error:
-        for each in error.errors():
-            place = "".join(f"{part}." for part in each["loc"])
-            sentence = str(each.get("ctx", {}).get("error", each["msg"]))
+        for line in error.errors():
+            place = "".join(f"{part}." for part in line["loc"])
+            sentence = str(line.get("ctx", {}).get("error", line["msg"]))
             yield sentence if sentence.startswith(place) else place + sentence
 
 

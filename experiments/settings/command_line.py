@@ -115,9 +115,10 @@ def _describe_composing(
     """Convert an error of Hydra to one line, with the known keys for an unknown key."""
     unknown = re.match(r"Could not override '([\w.]+)'\.", str(error))
     if unknown:
-        culprits = [each for each in overrides if each.partition("=")[0] == unknown[1]]
+        culprits = [override for override in overrides if override.partition("=")[0] == unknown[1]]
         try:
-            config = _compose(config_dir, config_name, [each for each in overrides if each not in culprits])
+            rest = [override for override in overrides if override not in culprits]
+            config = _compose(config_dir, config_name, rest)
             above = unknown[1].rpartition(".")[0]
             group = OmegaConf.select(config, above) if above else config
             known = ", ".join(sorted(map(str, group))) if isinstance(group, DictConfig) else ""

@@ -13,6 +13,7 @@ from experiments.settings.base import (
     NumResamples,
     Paths,
     PathText,
+    Recorded,
     Refusal,
     Settings,
 )
@@ -202,12 +203,10 @@ class CompareSettings(Settings):
     """folders of finished runs, or of folders of runs"""
 
 
-class ModelCardSettings(Settings):
+class ModelCardSettings(Recorded):
     """`experiments.model_card`."""
 
     paths: Paths
-    allow_unrecorded: bool
-    """whether to go on where the evaluation cannot be recorded"""
     output: PathText
     """file that is written"""
     labels: dict[str, PathText]

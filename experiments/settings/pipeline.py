@@ -12,8 +12,10 @@ from experiments.settings.base import (
     NumResamples,
     NumWorkers,
     PathText,
+    Recorded,
     Refusal,
     Settings,
+    accept,
 )
 from m3_backbone.arguments import (
     ClosedFraction,
@@ -27,13 +29,9 @@ from m3_backbone.arguments import (
 
 
 def _check_shard(text: str) -> str:
-    from experiments.labels.labelling import Part
+    from experiments.labels.labelling import ShardSubset
 
-    try:
-        Part.parse(text)
-    except ValueError as error:
-        raise Refusal(str(error).partition(": ")[2]) from error
-    return text
+    return accept(text, ShardSubset.parse)
 
 
 def _check_metric(name: str) -> str:
@@ -170,15 +168,13 @@ class Risk(Guarantee):
     """draws of test images on which the guarantee is certified anew; 0: none"""
 
 
-class Intervals(Settings):
+class Intervals(Recorded):
     """Bootstrap over images."""
 
     num_resamples: NumResamples
     """bootstrap resamples of the images"""
     confidence: OpenFraction
     """coverage of the intervals; 0.95: 95%"""
-    allow_unrecorded: bool
-    """whether to go on where the evaluation cannot be recorded"""
 
 
 class EvaluateSettings(Labelled, PredictorSettings, Intervals):
@@ -218,7 +214,7 @@ class RunSettings(LabelSettings, TrainSettings, LatencySettings, EvaluateSetting
     """link to the folder of the latest finished run"""
 
 
-class ResampleSettings(Labelled, Reading):
+class ResampleSettings(Labelled, Reading, Recorded):
     """`experiments.resample`."""
 
     backbone: Built
@@ -231,5 +227,3 @@ class ResampleSettings(Labelled, Reading):
     """answers to every question: one to score, the others to choose by"""
     overwrite: bool
     """whether to move answers of another variation aside"""
-    allow_unrecorded: bool
-    """whether to go on where the evaluation cannot be recorded"""

@@ -1,15 +1,17 @@
-"""What a task is: an iterable of samples, each with its scorer, and the images they ask about."""
+"""Tasks: samples, the images they ask about and the score of an answer; division of images into splits."""
 
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
+from experiments.tasks.scoring import score
 from predictor.splitting import FEW_IMAGES, apportion
 
 Split = Literal["train", "calibration", "test"]
@@ -20,9 +22,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Sample:
     """One (image, question, reference answers, metric).
 
-    `question` is the complete text that the model is asked, suffix included. `metric` names one of
-    `experiments.tasks.scoring.METRICS`. `attributes` (kind of question, number of items, ...) are for
-    analysis only: no predictor sees them.
+    `question` is the complete text that the model is asked, suffix included. `metric` names how answers are
+    scored: one of `experiments.tasks.scoring.METRICS`, unless the task defines its own `score`.
+    `attributes` (kind of question, number of items, ...) are for analysis only: no predictor sees them.
     """
 
     sample_id: str
@@ -43,63 +45,78 @@ class OfficialSplit:
     is_whole: bool = False
 
 
-@runtime_checkable
-class Task(Protocol):
-    """Samples by split, and their images by id. No image is in two splits.
+class Task(ABC):
+    """Base class of tasks: samples by split, images by id, and the score of an answer.
 
-    `fingerprint` is a hex digest of the data and of every choice that changes a sample, the division into
-    splits excepted; the pixels of images in a folder enter it by name only, so that a fingerprint costs no
-    pass over the images.
-    `set_aside` holds what could not become a sample, as `{"sample_id" | "line": ..., "reason": ...}`; it is
-    complete once the samples of every split have been read. A task that is a published benchmark may have a
-    property `official_split`, an `OfficialSplit` (see `find_official_split`).
-
-    Further properties that a task may have: `content`, a JSON object of what its samples are made of, whose
-    digest is the fingerprint (`digest_content`), so that messages can name the argument that differs;
-    `division`, a JSON object of the choices that divide the images, which can then change without anything
-    being labelled again; `image_set`, the name of the collection of images, if it is not `name`.
+    No image is in two splits. `set_aside` holds what could not become a sample, as
+    `{"sample_id" | "line": ..., "reason": ...}`; it is complete once the samples of every split have been
+    read.
     """
 
     name: str
     set_aside: list[dict[str, Any]]
 
     @property
-    def fingerprint(self) -> str: ...
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of the data and of every choice that changes a sample, the division excepted.
 
+        The pixels of images in a folder enter it by name only, so that it costs no pass over the images.
+        """
+
+    @abstractmethod
     def samples(self, split: Split) -> Iterator[Sample]:
         """The samples of a split, always in the same order, those of one image one after the other."""
-        ...
 
+    @abstractmethod
     def image(self, image_id: str) -> Image.Image:
         """An RGB image. Raises `images.UnreadableImage` (an OSError) with the reason."""
-        ...
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """Score in [0, 1] of an answer to a sample.
+
+        By default that of the built-in metric that the sample names (`scoring.METRICS`). A task that
+        overrides this may give its samples any `metric`: the outcome table stores it as a description.
+        """
+        return score(sample.metric, answer, sample.references)
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """JSON object of what the samples are made of, whose digest is the fingerprint (`digest_content`).
+
+        Messages name the argument that differs. Empty if the task does not say.
+        """
+        return {}
+
+    @property
+    def division(self) -> Mapping[str, Any]:
+        """JSON object of the choices that divide the images, which may change without labelling again."""
+        return {}
+
+    @property
+    def divided_by(self) -> str | None:
+        """Name of the argument with the fractions that divide the images; None if there is none."""
+        return None
+
+    @property
+    def image_set(self) -> str:
+        """Name of the collection of images.
+
+        Two divisions of one data set share it, so that test images of one division are recognised in the
+        other (`labels.held_out`).
+        """
+        return self.name
+
+    @property
+    def official_split(self) -> OfficialSplit:
+        """The official split of a published benchmark that the test samples come from."""
+        return OfficialSplit()
 
 
 def find_official_split(task: Task, limit: int | None) -> OfficialSplit:
     """The official split that the test samples come from, of which `limit` images at most were labelled."""
     official_split: OfficialSplit = getattr(task, "official_split", OfficialSplit())
     return replace(official_split, is_whole=official_split.is_whole and limit is None)
-
-
-def find_content(task: Task) -> Mapping[str, Any]:
-    """What the data of a task are made of; empty where it does not say."""
-    content: Mapping[str, Any] = getattr(task, "content", {})
-    return content
-
-
-def find_division(task: Task) -> Mapping[str, Any]:
-    """How a task divides its images into splits; empty where it does not say."""
-    division: Mapping[str, Any] = getattr(task, "division", {})
-    return division
-
-
-def find_image_set(task: Task) -> str:
-    """Name of the collection of images of `task`.
-
-    Two divisions of one data set share the name, so that test images of one division are recognised in the
-    other (`labels.held_out`).
-    """
-    return str(getattr(task, "image_set", task.name))
 
 
 def digest_content(content: Mapping[str, Any]) -> str:
@@ -111,12 +128,12 @@ def check_data(task: Task, manifest: Mapping[str, Any], labels: str | Path) -> N
     """Refuse labels of the folder `labels` that were made from other data, or another division of them."""
     data = manifest["fingerprints"]["data"]
     if task.fingerprint != data:
-        differences = describe_differences(manifest.get("data", {}), find_content(task))
+        differences = describe_differences(manifest.get("data", {}), task.content)
         raise ValueError(
             f"the labels in {labels} were made from other data than task {task.name} now has ({differences})"
             ": label again under another task.name, or configure the task as it was"
         )
-    division = json.loads(json.dumps(find_division(task)))
+    division = json.loads(json.dumps(task.division))
     if division != manifest["division"]:
         raise ValueError(
             f"the labels in {labels} are divided into splits in another way than task {task.name} now is "

@@ -12,7 +12,15 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.tasks.base import Sample, Split, carve_calibration, check_split, digest_content, order_images
+from experiments.tasks.base import (
+    Sample,
+    Split,
+    Task,
+    carve_calibration,
+    check_split,
+    digest_content,
+    order_images,
+)
 from experiments.tasks.images import UnreadableImage, open_image
 from m3_backbone.arguments import PromptText, checked
 from m3_backbone.outcomes.shards import digest_file
@@ -21,7 +29,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 OWN_SPLITS = ("train", "test")
 
 
-class EasyVqa:
+class EasyVqa(Task):
     """easy-VQA as installed from PyPI.
 
     Args:

@@ -1,5 +1,12 @@
-"""Images of a task's folder, opened by `m3_backbone.images`, never from outside of that folder."""
+"""Files of a task: images opened from its folder alone, spellings of their names, and missing files."""
 
+import difflib
+import functools
+import os
+import posixpath
+import unicodedata
+import urllib.parse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -7,6 +14,9 @@ from PIL import Image
 from m3_backbone.images import MAX_PIXELS, MAX_SIDE, UnreadableImage, explain, open_picture
 
 __all__ = ["MAX_PIXELS", "MAX_SIDE", "UnreadableImage", "open_image"]
+
+# Where conf/task looks for the files of benchmarks.
+DATA_VARIABLE = "TOKENSCALE_DATA"
 
 
 def open_image(
@@ -48,3 +58,100 @@ def _locate(folder: Path, name: str) -> Path:
     if not inside:
         raise UnreadableImage(name, "the path leads out of the image folder")
     raise UnreadableImage(name, "not a file" if exists else "no such file in the image folder")
+
+
+def find_written_form(folder: Path, name: str) -> str:
+    """Return the name in the Unicode form and with the separators that exist in `folder`.
+
+    macOS writes accents as characters of their own (NFD), others as one with the letter (NFC), and Windows
+    separates folders by backslashes. One image must have one name, or it could come to lie in two splits.
+    """
+    if (name.isascii() and "\\" not in name) or _is_file(folder, name):
+        return name
+    slashed = posixpath.normpath(name.replace("\\", "/"))
+    forms = [unicodedata.normalize(form, path) for path in (name, slashed) for form in ("NFC", "NFD")]
+    return next((form for form in [slashed, *forms] if _is_file(folder, form)), name)
+
+
+def find_similar(folder: Path, name: str) -> str | None:
+    """Suggest an existing image for a missing name. None if the name exists or nothing is similar.
+
+    That name without white space around it, percent-encoding or leading folders, in another case, or with
+    another file extension.
+    """
+    if _is_file(folder, name):
+        return None
+    plain = urllib.parse.unquote(name).strip().replace("\\", "/")
+    parts = [part for part in plain.split("/") if part]
+    shorter = ["/".join(parts[start:]) for start in range(len(parts))]
+    for path in [plain, *shorter]:
+        if path and _is_file(folder, path):
+            return path
+    parent, _, last = plain.rpartition("/")
+    for wanted in (last.lower(), posixpath.splitext(last)[0].lower()):
+        if wanted and _is_inside(parent) and (there := _list_folder(folder / parent).get(wanted)):
+            return posixpath.join(parent, there)
+    return None
+
+
+def check_present(
+    task: str, files: Mapping[str, Sequence[str | Path]], folders: Mapping[str, str | Path]
+) -> None:
+    """Raise an OSError that names all missing files and folders of a task.
+
+    They are given by the option that names them. The error says what is called similarly beside each, and
+    where the files of benchmarks are looked for.
+    """
+    paths = [(option, Path(path)) for option, given in files.items() for path in given]
+    absent_files = [(option, path) for option, path in paths if not path.is_file()]
+    absent_folders = [(option, Path(path)) for option, path in folders.items() if not Path(path).is_dir()]
+    missing = absent_files + absent_folders
+    if not missing:
+        return
+    listed = "; ".join(
+        [f"no file {path}{_suggest(path)}" for _, path in absent_files]
+        + [f"no image folder {path}{_suggest(path)}" for _, path in absent_folders]
+    )
+    options = " and ".join(dict.fromkeys(f"{option}=..." for option, _ in missing))
+    root = Path(os.environ.get(DATA_VARIABLE, "data"))
+    if any(path.is_relative_to(root) for _, path in missing):
+        options = f"the environment variable {DATA_VARIABLE} (now {root}), or {options}"
+    error = FileNotFoundError if absent_files else NotADirectoryError
+    raise error(f"task {task}: {listed}; give the right paths with {options}")
+
+
+def _suggest(path: Path) -> str:
+    """Suggest the path most similar to a missing one, as a parenthesis to append to it."""
+    absent = path
+    while absent.parent != absent and not absent.parent.is_dir():
+        absent = absent.parent
+    similar = difflib.get_close_matches(absent.name, _read_names(absent.parent), n=1)
+    return f" (there is {absent.with_name(similar[0])})" if similar else ""
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    try:
+        return _is_inside(name) and (folder / name).is_file()
+    except (OSError, ValueError):  # too long, a null byte
+        return False
+
+
+def _is_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+@functools.lru_cache(maxsize=8)
+def _list_folder(folder: Path) -> dict[str, str]:
+    """Map lower-case names, with and without extension, to the names in a folder."""
+    by_name: dict[str, str] = {}
+    for name in _read_names(folder):
+        by_name.setdefault(name.lower(), name)
+        by_name.setdefault(posixpath.splitext(name)[0].lower(), name)
+    return by_name
+
+
+def _read_names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError):
+        return []

@@ -22,6 +22,7 @@ from experiments.tasks.base import (
     OfficialSplit,
     Sample,
     Split,
+    Task,
     carve_calibration,
     check_fractions,
     check_split,
@@ -29,10 +30,8 @@ from experiments.tasks.base import (
     divide_images,
     order_images,
 )
-from experiments.tasks.fields import check_present, find_similar
-from experiments.tasks.images import MAX_PIXELS, UnreadableImage, open_image
-from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, merge_fields
-from experiments.tasks.references import ReferenceIndex
+from experiments.tasks.images import MAX_PIXELS, UnreadableImage, check_present, find_similar, open_image
+from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, ReferenceIndex, merge_fields
 from experiments.tasks.rows import BadRow, RowFile
 from experiments.tasks.scoring import check_metric
 from m3_backbone.arguments import PositiveInt, PromptText, checked
@@ -63,7 +62,7 @@ class Index:
     places: dict[str, list[Place]]
 
 
-class LlavaJsonl:
+class LlavaJsonl(Task):
     """Questions on a folder of images.
 
     Rows that cannot be used are set aside with their line and the reason; they do not end the run. What
@@ -117,31 +116,37 @@ class LlavaJsonl:
         apply_orientation: bool = False,
     ) -> None:
         check_metric(metric)
-        self.name = name
-        self.metric = metric
-        self.images = Path(images)
+        self.name, self.metric, self.images = name, metric, Path(images)
         by_split: dict[Split | None, Paths]
         if isinstance(questions, Mapping):
             by_split = {check_split(split): paths for split, paths in questions.items()}
         else:
             by_split = {None: questions}
         self._field_names = dict(fields or {})
-        self._fields = merge_fields(self._field_names)
+        all_fields = merge_fields(self._field_names)
         question_paths = [path for paths in by_split.values() for path in _listed(paths)]
         reference_paths = [] if references is None else _listed(references)
         files = {"task.questions": question_paths, "task.references": reference_paths}
         check_present(name, files, {"task.images": self.images})
-        row_keys = {name.partition(".")[0] for names in self._fields.values() for name in names}
+        row_keys = {name.partition(".")[0] for names in all_fields.values() for name in names}
         row_keys.update(CONVERSATIONS)
         self._files = [RowFile(path, row_keys) for path in question_paths]
         self._file_splits = [split for split, paths in by_split.items() for _ in _listed(paths)]
         self._prefixes = _distinguish([file.path for file in self._files])
         self._reference_files = [RowFile(path, row_keys) for path in reference_paths]
         self._fractions = check_fractions(fractions or FRACTIONS)
-        self._suffix, self._image_name, self._seed, self._capitalize = suffix, image_name, seed, capitalize
-        self._max_chars, self._max_pixels = max_chars, max_pixels
-        self._apply_orientation = apply_orientation
-        self._official_split = official_split
+        self._seed, self._official_split = seed, official_split
+        self._max_pixels, self._apply_orientation = max_pixels, apply_orientation
+        self._reader = QuestionReader(
+            metric=metric,
+            fields=all_fields,
+            references=ReferenceIndex(self._reference_files, all_fields) if reference_paths else None,
+            images=self.images,
+            image_name=image_name,
+            suffix=suffix,
+            capitalize=capitalize,
+            max_chars=max_chars,
+        )
         self.set_aside: list[dict[str, Any]] = []
         self.notes: list[str] = []
 
@@ -157,11 +162,11 @@ class LlavaJsonl:
             "version": VERSION,
             "name": self.name,
             "metric": self.metric,
-            "suffix": self._suffix,
-            "image_name": self._image_name,
+            "suffix": self._reader.suffix,
+            "image_name": self._reader.image_name,
             "fields": self._field_names,
-            "capitalize": self._capitalize,
-            "max_chars": self._max_chars,
+            "capitalize": self._reader.capitalize,
+            "max_chars": self._reader.max_chars,
             "max_pixels": self._max_pixels,
             "apply_orientation": self._apply_orientation,
             "prefixes": self._prefixes if len(self._files) > 1 else None,
@@ -217,23 +222,9 @@ class LlavaJsonl:
             raise UnreadableImage(image_id, f"{error.reason}; there is {similar!r}") from error
 
     @cached_property
-    def _reader(self) -> QuestionReader:
-        files = self._reference_files
-        return QuestionReader(
-            metric=self.metric,
-            fields=self._fields,
-            references=ReferenceIndex(files, self._fields) if files else None,
-            images=self.images,
-            image_name=self._image_name,
-            suffix=self._suffix,
-            capitalize=self._capitalize,
-            max_chars=self._max_chars,
-        )
-
-    @cached_property
     def _index(self) -> Index:
         """One pass over all rows, which also fills `set_aside` and `notes`."""
-        self.set_aside[:] = self._reader.references.bad_rows if self._reader.references else []
+        self.set_aside[:] = self._reader.references.read_files() if self._reader.references else []
         places: dict[str, list[Place]] = {}
         own_splits: dict[str, Split | None] = {}
         sample_ids: set[str] = set()
@@ -264,9 +255,9 @@ class LlavaJsonl:
                     places.setdefault(question.image_id, []).append(place)
         if not places:
             reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
-            told += self._suggest_fields(reasons)
-            raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {told}")
+            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
+            listed += self._suggest_fields(reasons)
+            raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {listed}")
         self.notes[:] = [
             f"{count:,} {'row has' if count == 1 else 'rows have'} {what}"
             for what, count in noted.most_common()

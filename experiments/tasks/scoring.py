@@ -1,13 +1,19 @@
-"""VQA soft accuracy: agreement with ten human answers after the evaluation server's normalisation.
+"""Built-in metrics: the score in [0, 1] of an answer, as the official scorers compute it.
 
-Source of the rule: Antol et al., VQA (ICCV 2015), and the EvalAI answer processor that TextVQA, VizWiz and
-lmms-eval share. Its tables and its slips are kept, because published numbers contain them.
+VQA soft accuracy is agreement with ten human answers after the evaluation server's normalisation: Antol et
+al., VQA (ICCV 2015), and the EvalAI answer processor that TextVQA, VizWiz and lmms-eval share. Its tables and
+its slips are kept, because published numbers contain them.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
 from rapidfuzz.distance import Levenshtein
+
+CHARTQA_TOLERANCE = 0.05
+ANLS_THRESHOLD = 0.5
+# An annotator's answer counts fully when three *others* gave it, so four are the fewest that can reach 1.
+MIN_VQA_REFERENCES = 4
 
 ARTICLES = {"a", "an", "the"}
 NUMBER_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -60,14 +66,6 @@ def normalize(answer: str) -> str:
     text = FULL_STOP.sub("", text, count=MAX_FULL_STOPS)
     words = (NUMBER_WORDS.get(word, word) for word in text.split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
-
-
-__all__ = ["LETTER_METRICS", "METRICS", "check_references", "score"]
-
-CHARTQA_TOLERANCE = 0.05
-ANLS_THRESHOLD = 0.5
-# An annotator's answer counts fully when three *others* gave it, so four are the fewest that can reach 1.
-MIN_VQA_REFERENCES = 4
 
 
 def exact(prediction: str, references: Sequence[str]) -> float:

@@ -127,8 +127,7 @@ def check_task(
     """Refuse a task that gives a split too few images (`check_sizes`), before anything is labelled.
 
     `needed` are the splits that will be used; None: all splits that have an image within the limits, as a
-    split may be left out on purpose. If a task has an attribute `divided_by`, it names the argument with the
-    fractions that divide it. Counts no more images than necessary.
+    split may be left out on purpose. Counts no more images than necessary.
     """
     splits = [split for split in SPLITS if needed is None or split in set(needed)]
     counts = {split: count_images(task, split, limit.get(split), LEAST_IMAGES) for split in splits}
@@ -143,13 +142,12 @@ def check_task(
         if number < LEAST_IMAGES and limit.get(split) == number
     ]
     total = sum(counts.values())
-    divided_by = getattr(task, "divided_by", None)
     if cut:
         way_out = f"raise {' and '.join(cut)}"
-    elif divided_by is None or len(counts) < len(SPLITS):
+    elif task.divided_by is None or len(counts) < len(SPLITS):
         way_out = "bring more images"
     else:
-        way_out = _suggest_fractions(total, f"task.{divided_by}")
+        way_out = _suggest_fractions(total, f"task.{task.divided_by}")
     what = "1 image gives" if total == 1 else f"{total:,} images give"
     check_sizes(counts, what, way_out, allow_small=allow_small)
 

@@ -1,1 +1,1 @@
-"""Trained predictors on disk, found from the configuration."""
+"""Training and tuning of predictors; trained predictors on disk."""

@@ -65,10 +65,7 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
 
 def _join_visual(parts: Sequence[VisualTokens]) -> VisualTokens:
     longest = max(part.mask.shape[1] for part in parts)
-    padding = [(0, longest - part.mask.shape[1]) for part in parts]
+    padded = [part.fit(longest) for part in parts]
     return VisualTokens(
-        np.concatenate(
-            [np.pad(part.tokens, ((0, 0), pad, (0, 0))) for part, pad in zip(parts, padding, strict=True)]
-        ),
-        np.concatenate([np.pad(part.mask, ((0, 0), pad)) for part, pad in zip(parts, padding, strict=True)]),
+        np.concatenate([part.tokens for part in padded]), np.concatenate([part.mask for part in padded])
     )

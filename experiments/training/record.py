@@ -1,41 +1,13 @@
-"""The record of a training, and the labels that it was trained on.
+"""The record of a training, `manifest.json` beside the predictor."""
 
-What training reads of a label folder.
-
-Apart from `train`: the jobs of a sweep take along, by value, what is defined in the command that they run,
-and a `cached_property` of Python 3.11 holds a lock, which cannot be taken along.
-
-What training leaves beside a predictor: `manifest.json`.
-"""
-
+import itertools
 import math
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from m3_backbone.outcomes.labels import Labels, read_labels
-from m3_backbone.outcomes.manifest import DIGEST, read_manifest, unseal
+from m3_backbone.outcomes.manifest import DIGEST, unseal
 from predictor.files import FolderError, check_keys, damaged, read_json
-from predictor.splitting import carve_validation
-
-
-class LabelSource:
-    """The splits of a label folder that training reads: each once, and only when something is trained."""
-
-    def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
-        self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
-        self.manifest = read_manifest(folder)
-
-    @cached_property
-    def parts(self) -> tuple[Labels, Labels]:
-        """(train, validation)"""
-        return carve_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
-
-    @cached_property
-    def calibration(self) -> Labels:
-        return read_labels(self.folder, "calibration")
-
 
 MANIFEST = "manifest.json"
 
@@ -87,16 +59,6 @@ VALIDATION_METRICS = {
 }
 
 
-def check_metric(name: str) -> str:
-    """Return `name` if it is one of `VALIDATION_METRICS`; else raise a ValueError that lists them."""
-    if name not in VALIDATION_METRICS:
-        raise ValueError(
-            f"optimized_metric={name} is none of {', '.join(VALIDATION_METRICS)}: a sweep optimises a "
-            "metric of validation"
-        )
-    return name
-
-
 def read_record(folder: Path) -> TrainingRecord | None:
     """The record of a finished training in `folder`; None when there is none, or one of another version."""
     try:
@@ -113,20 +75,20 @@ def load_record(folder: Path) -> TrainingRecord:
     path = folder / MANIFEST
     if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
-    required = {each.name for each in fields(TrainingRecord) if each.default_factory is MISSING}
+    required = {column.name for column in fields(TrainingRecord) if column.default_factory is MISSING}
     content = check_keys(path, read_json(path), frozenset(required), frozenset({"files", DIGEST}))
     try:
         record = TrainingRecord(**unseal(content))
     except ValueError as error:
         raise damaged(path, error) from error
     numbers = [getattr(record, name) for name in _NUMBERS]
-    lists = (record.scales, record.fixed_cost, record.fixed_score)
+    lists: tuple[list[Any], ...] = (record.scales, record.fixed_cost, record.fixed_score)
     is_typed = isinstance(record.name, str) and isinstance(record.identity, dict)
     if not is_typed or not isinstance(record.files, dict):
         raise damaged(path, "name, identity or files are of another type")
-    if not all(isinstance(each, list) for each in lists) or len({len(each) for each in lists}) != 1:
+    if not all(isinstance(column, list) for column in lists) or len(set(map(len, lists))) != 1:
         raise damaged(path, "scales, fixed_cost and fixed_score are no lists of one length")
-    if not all(_is_finite(each) for each in [*numbers, *(value for each in lists for value in each)]):
+    if not all(map(_is_finite, [*numbers, *itertools.chain.from_iterable(lists)])):
         raise damaged(path, "one of the numbers is none")
     if not isinstance(record.identity.get("seed"), int | None):
         raise damaged(path, "the seed is no whole number")

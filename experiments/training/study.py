@@ -1,14 +1,10 @@
-"""The study of a tuning: objectives, trials, storage.
-
-A study that any number of processes, on any number of machines, bring to an end together.
+"""A study that several processes, on any number of machines, work on together; objectives of its trials.
 
 A worker that dies leaves a trial in the state "running". In a database (SQLite, PostgreSQL) every living
 worker leaves heartbeats, Optuna's own; a journal file has none, so there each worker holds a file lock, which
 the system frees when the worker dies. A worker that dies while it asks for a trial leaves neither: such a
 trial has no worker's name, and counts as given up after `grace` seconds, whatever the storage. All these
-trials are failed, and their values are tried again.
-
-What the trials of a search are measured by, all of it on validation samples.
+trials are failed, and their values are tried again. Objectives are measured on validation samples.
 """
 
 import copy
@@ -74,7 +70,7 @@ class Retry:
 
 
 class SharedStudy:
-    """One of the processes that work on a study; made, it has joined.
+    """One worker's view of a shared study; the constructor joins it.
 
     `storage` is the URL of a database, or a file that ends in `.journal`; None: SQLite in `folder`. A worker
     of a database writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace` seconds
@@ -284,7 +280,7 @@ def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> Bas
 
 @dataclass(frozen=True)
 class Objective:
-    """One figure of a trial, and which way it should go."""
+    """One number of a trial, and its direction."""
 
     direction: Direction
     label: str

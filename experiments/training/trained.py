@@ -190,13 +190,9 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
     folder = locate(predictors, name, identity)
     if (folder / MANIFEST).is_file():
         return load_trained(folder, identity)
-    others = [record for _, record in _list_records(predictors, name)]
-    reason = ""
-    if others:
-        closest = min(others, key=lambda record: len(list_differences(record.identity, identity)))
-        reason = f"; the closest one there has other {name_differences(closest.identity, identity)}"
+    closest = _describe_closest([record.identity for _, record in _list_records(predictors, name)], identity)
     raise FileNotFoundError(
-        f"no predictor {name} was trained with this configuration in {predictors}{reason}: run "
+        f"no predictor {name} was trained with this configuration in {predictors}{closest}: run "
         "`python -m experiments.train` with it, or evaluate with the settings of that training"
     )
 
@@ -237,13 +233,11 @@ def find_trained(
         if all(record.identity.get(key) == value for key, value in wanted.items())
     ]
     if not fitting:
-        reason = ""
-        if records:
-            identities = [{key: record.identity.get(key) for key in wanted} for _, record in records]
-            closest = min(identities, key=lambda identity: len(list_differences(identity, wanted)))
-            reason = f"; the closest one there has other {name_differences(closest, wanted)}"
+        closest = _describe_closest(
+            [{key: record.identity.get(key) for key in wanted} for _, record in records], wanted
+        )
         raise FileNotFoundError(
-            f"no predictor {predictor.name} was trained with these settings in {predictors}{reason}: run "
+            f"no predictor {predictor.name} was trained with these settings in {predictors}{closest}: run "
             f"`python -m experiments.train predictor={predictor.name}`"
         )
     if len(fitting) > 1:
@@ -261,13 +255,17 @@ def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecor
 
     A predictor of tokenscale 0.1 lies in `PREDICTORS/NAME` itself.
     """
-    home = predictors / to_file_name(name)
-    folders = [home, *sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))]
+    predictor_dir = predictors / to_file_name(name)
+    folders = [predictor_dir, *sorted(path.parent for path in predictor_dir.glob(f"*/{MANIFEST}"))]
     records = [(folder, read_record(folder)) for folder in folders if not folder.name.startswith(".")]
-    found = [(folder, record) for folder, record in records if record is not None]
+    finished = [(folder, record) for folder, record in records if record is not None]
     # What `train` took over from version 0.1 is there twice: the newer folder counts.
-    newer = [record.identity for folder, record in found if folder != home]
-    return [(folder, record) for folder, record in found if folder != home or record.identity not in newer]
+    newer = [record.identity for folder, record in finished if folder != predictor_dir]
+    return [
+        (folder, record)
+        for folder, record in finished
+        if folder != predictor_dir or record.identity not in newer
+    ]
 
 
 def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -281,6 +279,14 @@ def _walk_differences(first: Any, second: Any, path: tuple[str, ...]) -> Iterato
             yield from _walk_differences(first.get(key), second.get(key), (*path, str(key)))
     elif first != second:
         yield ".".join(path), first, second
+
+
+def _describe_closest(identities: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> str:
+    """Clause on the identity with the fewest differences to the wanted one; empty if there is none."""
+    if not identities:
+        return ""
+    closest = min(identities, key=lambda identity: len(list_differences(identity, wanted)))
+    return f"; the closest one there has other {name_differences(closest, wanted)}"
 
 
 def name_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,7 @@ import numpy as np
 
 from experiments.labels.files import wait_for_lock
 from experiments.training.configured import check_names
-from experiments.training.record import (
-    MANIFEST,
-    LabelSource,
-    TrainingRecord,
-    read_record,
-)
+from experiments.training.record import MANIFEST, TrainingRecord, read_record
 from experiments.training.trained import (
     IncompleteTraining,
     TrainingSettings,
@@ -31,16 +27,35 @@ from experiments.training.trained import (
     locate,
     trust_configured,
 )
-from m3_backbone.outcomes.manifest import seal
+from m3_backbone.outcomes.labels import Labels, read_labels
+from m3_backbone.outcomes.manifest import read_manifest, seal
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
 from predictor.cascades.hybrid import Hybrid
 from predictor.files import FolderError, write_json
 from predictor.policy.front import policy_value
 from predictor.policy.pricing import PriceList
-from predictor.splitting import FEW_IMAGES, split_for_calibrator
+from predictor.splitting import FEW_IMAGES, carve_validation, split_for_calibrator
 
 log = logging.getLogger(__name__)
+
+
+class TrainingLabels:
+    """The splits of a label folder that training reads, each read once, when it is first needed."""
+
+    def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
+        self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
+        self.manifest = read_manifest(folder)
+
+    @cached_property
+    def parts(self) -> tuple[Labels, Labels]:
+        """(train, validation): the images of the train split in two parts."""
+        return carve_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
+
+    @cached_property
+    def calibration(self) -> Labels:
+        """The calibration split."""
+        return read_labels(self.folder, "calibration")
 
 
 def train_predictors(
@@ -60,7 +75,7 @@ def train_predictors(
     interrupted one resumes from its last checkpoint.
     """
     check_names([predictor.name for predictor in predictors])
-    source = LabelSource(labels, settings.validation_fraction, settings.seed)
+    source = TrainingLabels(labels, settings.validation_fraction, settings.seed)
     records = []
     for predictor in predictors:
         identity = identify(predictor, source.manifest, settings)
@@ -77,7 +92,7 @@ def train_predictors(
 
 def _train_alone(
     predictor: ScalePredictor,
-    source: LabelSource,
+    source: TrainingLabels,
     target: Path,
     identity: dict[str, Any],
     settings: TrainingSettings,
@@ -111,7 +126,7 @@ def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | No
 
 def _train(
     predictor: ScalePredictor,
-    source: LabelSource,
+    source: TrainingLabels,
     target: Path,
     identity: dict[str, Any],
     settings: TrainingSettings,
@@ -134,8 +149,8 @@ def _train(
 
     calibration = source.calibration
     if settings.calibrator is not None:
-        seen, calibration = split_for_calibrator(calibration)
-        predictor.calibrate(seen, copy.deepcopy(settings.calibrator))
+        calibrator_half, calibration = split_for_calibrator(calibration)
+        predictor.calibrate(calibrator_half, copy.deepcopy(settings.calibrator))
     predictor.save(staging)
     estimates = predictor.predict(calibration.inputs)
     prices = PriceList.from_calibration(
@@ -148,12 +163,12 @@ def _train(
     prices.save(staging)
     fit_hybrid(estimates, calibration.outcomes, settings.budget, settings.tolerance).save(staging)
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-    means = train.outcomes.score.mean(axis=0, dtype=np.float64)
+    mix_value, oracle_value = value_bounds(train, validation)
     record = TrainingRecord(
         name=predictor.name,
         value=policy_value(predictor.predict(validation.inputs), cost, score),
-        mix_value=policy_value(np.broadcast_to(means, score.shape), cost, score),
-        oracle_value=policy_value(score, cost, score),
+        mix_value=mix_value,
+        oracle_value=oracle_value,
         scales=list(validation.outcomes.scales),
         fixed_cost=cost.mean(axis=0).tolist(),
         fixed_score=score.mean(axis=0).tolist(),
@@ -176,25 +191,36 @@ def _train(
     return record
 
 
+def value_bounds(train: Labels, validation: Labels) -> tuple[float, float]:
+    """Return `policy_value` of the mix and of the budgeted oracle on validation samples.
+
+    The mix knows the mean scores of the train part.
+    """
+    cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
+    means = train.outcomes.score.mean(axis=0, dtype=np.float64)
+    mix_value = policy_value(np.broadcast_to(means, score.shape), cost, score)
+    return mix_value, policy_value(score, cost, score)
+
+
 def _find_earlier(
-    home: Path, identity: dict[str, Any], num_images: int
+    predictor_dir: Path, identity: dict[str, Any], num_images: int
 ) -> tuple[ScalePredictor, float] | None:
     """The predictor of this identity that tokenscale 0.1 trained, and the seconds that it took.
 
-    That version kept one predictor of each name, in `home` itself. A predictor with a calibrator is trained
-    again, as its prices now come from other samples.
+    That version kept one predictor of each name, in `predictor_dir` itself. A predictor with a calibrator
+    is trained again, as its prices now come from other samples.
     """
-    record = read_record(home)
+    record = read_record(predictor_dir)
     if record is None or record.identity != identity or "calibrator" in identity:
         return None
     if num_images < FEW_IMAGES:
         return None  # that version chose other validation images
     try:
-        predictor = ScalePredictor.load(home, trust_configured(identity))
+        predictor = ScalePredictor.load(predictor_dir, trust_configured(identity))
     except (ValueError, OSError) as error:
         log.warning("trained again: %s", error)
         return None
-    log.info("taking over %s from %s", predictor.name, home)
+    log.info("taking over %s from %s", predictor.name, predictor_dir)
     return predictor, record.seconds
 
 
@@ -208,7 +234,7 @@ def fit_hybrid(
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's news of devices and its advice out of the output; other warnings still show."""
+    """Hide Lightning's messages about devices and workers; other warnings still show."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for noise in (
         ".*does not have many workers.*",

@@ -11,10 +11,10 @@ import lightning
 import numpy as np
 import optuna
 
-from experiments.training.record import LabelSource
 from experiments.training.space import Parameter, suggest
 from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
 from experiments.training.trained import identify_labels, normalize
+from experiments.training.trainer import TrainingLabels, value_bounds
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy.front import policy_value
 from predictor.policy.pricing import choose_price
@@ -54,7 +54,7 @@ def search(
     """
     if unknown := set(objectives) - OBJECTIVES.keys():
         raise ValueError(f"no objective {min(unknown)!r}: choose from {', '.join(OBJECTIVES)}")
-    source = LabelSource(labels, validation_fraction, seed)
+    source = TrainingLabels(labels, validation_fraction, seed)
     shared = SharedStudy(
         name,
         folder,
@@ -93,7 +93,7 @@ def search(
 class _Trials:
     make_predictor: Callable[[Sequence[str]], ScalePredictor]
     space: Sequence[Parameter]
-    source: LabelSource
+    source: TrainingLabels
     folder: Path
     objectives: Sequence[str]
     tolerance: float
@@ -103,31 +103,30 @@ class _Trials:
         predictor = self.make_predictor(suggest(trial, self.space))
         train, validation = self.source.parts
         cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-        mean = train.outcomes.score.mean(axis=0, dtype=np.float64)
-        mix = policy_value(np.broadcast_to(mean, score.shape), cost, score)
-        gap = max(policy_value(score, cost, score) - mix, 1e-9)
+        mix, oracle = value_bounds(train, validation)
+        gap = max(oracle - mix, 1e-9)
 
         make_trainer = self.make_trainer
         if make_trainer is not None and len(self.objectives) == 1 and self.objectives[0] == "recovered":
             make_trainer = partial(_make_pruned, make_trainer, _Pruning(trial, mix, gap))
         # Named after the first attempt, so that the second goes on from its last epoch.
-        workshop = self.folder / str(find_origin(trial))
+        checkpoint_dir = self.folder / str(find_origin(trial))
         try:
-            predictor.fit(train, validation, FitContext(workshop, make_trainer))
+            predictor.fit(train, validation, FitContext(checkpoint_dir, make_trainer))
         except optuna.TrialPruned:
-            shutil.rmtree(workshop, ignore_errors=True)
+            shutil.rmtree(checkpoint_dir, ignore_errors=True)
             raise
-        shutil.rmtree(workshop, ignore_errors=True)
+        shutil.rmtree(checkpoint_dir, ignore_errors=True)
         estimates = predictor.predict(validation.inputs)
-        found = {
+        values = {
             "recovered": (policy_value(estimates, cost, score) - mix) / gap,
             "tokens": choose_price(estimates, cost, score, tolerance=self.tolerance).cost,
             "flops": predictor.count_flops(validation.inputs),
             "parameters": float(predictor.num_parameters),
         }
-        for key, value in found.items():
+        for key, value in values.items():
             trial.set_user_attr(key, value)
-        return tuple(found[objective] for objective in self.objectives)
+        return tuple(values[objective] for objective in self.objectives)
 
 
 class _Pruning(lightning.Callback):

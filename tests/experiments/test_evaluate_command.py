@@ -15,6 +15,7 @@ from experiments.evaluation.policies import CascadeEntry
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.reporting.page import Provenance
+from experiments.tasks.base import Task
 from experiments.training.trained import TrainingSettings, identify, open_trained
 from experiments.training.trainer import train_predictors
 from m3_backbone.outcomes.manifest import read_manifest
@@ -28,7 +29,7 @@ SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
 
 
 @dataclass
-class Pictures:
+class Pictures(Task):
     """The images of the synthetic labels: a plain colour for each."""
 
     name: str = "synthetic"

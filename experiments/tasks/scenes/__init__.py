@@ -14,7 +14,7 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from experiments.tasks.base import SPLITS, Sample, Split, digest_content
+from experiments.tasks.base import SPLITS, Sample, Split, Task, digest_content
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes.layout import LAYOUTS, compose
 from experiments.tasks.scenes.questions import KINDS, Question, ask
@@ -26,7 +26,7 @@ from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt,
 VERSION = 1
 
 
-class Scenes:
+class Scenes(Task):
     """Seeded, endless: picture number `i` of a split depends on nothing but (seed, split, i).
 
     Args:

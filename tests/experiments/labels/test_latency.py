@@ -15,7 +15,7 @@ from experiments.labels import latency as module
 from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
 from experiments.reporting.console import format_latency
 from experiments.results.timings import find_timings, to_timings
-from experiments.tasks.base import Sample
+from experiments.tasks.base import Sample, Task
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.adaptive.inputs import make_inputs
@@ -41,7 +41,7 @@ class Loaded:
 
 
 @dataclass
-class Pictures:
+class Pictures(Task):
     """Two questions on each of a few pictures of calibration; one cannot be read, one asked too long."""
 
     name: str = "pictures"

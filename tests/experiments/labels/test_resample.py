@@ -1,11 +1,13 @@
 """Drawn answers to test questions: the same scores whatever happens on the way, and the oracle they make."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.policies import PredictorPolicy
@@ -260,6 +262,19 @@ def test_a_stopped_run_goes_on_with_what_is_missing(undisturbed, bench):
     # All of it is there: nothing is done, whether as much is asked for or less.
     assert_same(bench.resample(engine=engine, num_images=1, num_runs=2), undisturbed)
     assert engine.names == []
+
+
+def test_two_runs_on_one_folder_wait_for_each_other_unless_all_is_there(undisturbed, bench):
+    other = FileLock(bench.labels / ".lock-resample", thread_local=False)
+    with ThreadPoolExecutor(1) as pool:
+        with other:
+            waiting = pool.submit(bench.resample)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=2)
+            assert read_resampled(bench.labels, bench.test) is None
+        assert_same(waiting.result(), undisturbed)
+    with other:  # a finished folder may be read-only
+        assert_same(bench.resample(), undisturbed)
 
 
 def test_more_images_and_more_runs_keep_the_draws_that_there_are(undisturbed, bench):

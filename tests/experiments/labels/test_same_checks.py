@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from experiments.labels.labelling import label
-from experiments.tasks.base import SPLITS, Sample
+from experiments.tasks.base import SPLITS, Sample, Task
 from experiments.tasks.images import UnreadableImage
 from m3_backbone.backbone import NOT_FINITE
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -20,7 +20,7 @@ GOOD = Image.new("RGB", (30, 20), "red")
 DAMAGED = b"\x89PNG\r\n\x1a\n" + bytes(20)
 
 
-class FewSamples:
+class FewSamples(Task):
     """One sample in every split, and one bad sample in train."""
 
     name = "few"
@@ -140,3 +140,12 @@ def test_numbers_that_are_not_finite_are_refused_alike(tmp_path):
         AdaptiveM3(broken, predictor, PriceList(point, (point,))).answer(GOOD, "What?")
     assert str(caught.value) == NOT_FINITE
     assert torch.isfinite(broken.model.lm_head.weight).all()
+
+
+def test_a_class_that_is_no_task_is_refused_before_anything_is_labelled(backbone, tmp_path):
+    class Plain:
+        name = fingerprint = "plain"
+
+    with pytest.raises(ValueError, match=r"Plain is not derived from experiments\.tasks\.base\.Task"):
+        label(task=Plain(), backbone=backbone, folder=tmp_path / "labels")  # type: ignore[arg-type]
+    assert not (tmp_path / "labels").exists()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from experiments.tasks.fields import describe_value, is_blank
+from experiments.tasks.rows import describe_value, is_blank
 from tests.experiments.tasks.question_files import GOOD, make_task, read_all
 
 

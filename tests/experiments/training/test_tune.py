@@ -21,7 +21,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from experiments.config import describe_mistake, find_config_dir
 from experiments.reporting.study import conclude
-from experiments.training.record import LabelSource
 from experiments.training.space import (
     Parameter,
     find_defaults,
@@ -30,6 +29,7 @@ from experiments.training.space import (
     write_experiment,
 )
 from experiments.training.study import WORKER, SharedStudy
+from experiments.training.trainer import TrainingLabels
 from experiments.training.tuning import search
 from predictor.classical.question_only import QuestionOnly
 from predictor.learned import LearnedPredictor, make_quiet_trainer
@@ -130,7 +130,7 @@ def open_study(path):
 def test_the_value_is_the_recovered_gap_on_validation(run_search, labels):
     study = run_search(num_trials=3)
     assert count(study, TrialState.COMPLETE) == 3
-    train, validation = LabelSource(labels, 0.3, 0).parts
+    train, validation = TrainingLabels(labels, 0.3, 0).parts
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score
     for trial in study.trials:
         predictor = QuestionOnly(inverse_penalties=(trial.params["predictor.inverse_penalty"],))

@@ -1,4 +1,4 @@
-"""How a long training stands, for a log that is read from afar, and where it ends for want of time."""
+"""Log lines of a long training, and the time limit that ends it."""
 
 import logging
 import math
