@@ -170,7 +170,7 @@ class ResampleJob:
             for run in runs
         ]
         scores = []
-        for scale in self.backbone.ladder:
+        for scale in self.backbone.scales:
             asked = [self.variation.ask(sample, scale, run) for _, sample, run in rows]
             draws = [each.draw for each in asked if each.draw is not None]
             answers = self.backbone.answer(

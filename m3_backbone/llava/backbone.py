@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -15,17 +15,33 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.costs import prefill_flops, vision_flops
+from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.decoding.batches import group_rows, halve_until_it_fits
 from m3_backbone.decoding.decoding import Decoded, Decoder
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
+from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 from m3_backbone.images import to_rgb
-from m3_backbone.ladder import ScaleLadder
+from m3_backbone.llava.costs import prefill_flops, vision_flops
 from m3_backbone.llava.modeling import M3Model
+from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.llava.prompts import prompt_template
 from m3_backbone.loading.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image after the one vision pass that serves every scale.
+
+    `tokens` are `[num_tiles, grid * grid, hidden]`, projected and not yet pooled.
+    """
+
+    tokens: Tensor
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.size
 
 
 class LlavaBackbone(Backbone):
@@ -79,7 +95,7 @@ class LlavaBackbone(Backbone):
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
         elif scales is not None:
-            checkpoint = replace(checkpoint, scales=tuple(scales))
+            checkpoint = replace(checkpoint, given_scales=tuple(scales))
         self.name = name or Path(checkpoint.source).name
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.device, self.device_map = device, device_map
@@ -107,12 +123,8 @@ class LlavaBackbone(Backbone):
         self._make_caches()
 
     @cached_property
-    def ladder(self) -> ScaleLadder:
-        return self.checkpoint.ladder
-
-    @property
-    def hidden_size(self) -> int:
-        return self.checkpoint.config.get_text_config().hidden_size
+    def scales(self) -> tuple[int, ...]:
+        return self.checkpoint.scales
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -186,6 +198,18 @@ class LlavaBackbone(Backbone):
         """What has gone through the decoder so far."""
         return self._decoder.work
 
+    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
+        return self.processor.images.num_visual_tokens(image_size, scale)
+
+    def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
+
+    def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
+        num_text_tokens = len(self._system_ids) + len(self._suffix_ids(question))
+        return prefill_flops(
+            self.checkpoint.config, num_text_tokens + self.num_visual_tokens(image_size, scale)
+        )
+
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         images = [to_rgb(image) for image in images]
@@ -204,99 +228,76 @@ class LlavaBackbone(Backbone):
         return [encoded for _, results in batches for encoded in results]
 
     @torch.no_grad()
-    def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
-        width, height = encoded.size
-        return self.model.pool_images(encoded.tokens, token_scale, torch.tensor([[height, width]]))[0]
+    def visual_tokens(self, encoded: Sequence[EncodedImage], scale: int) -> list[Tensor]:
+        """What enters the decoder: `[num_tokens, hidden]` of each image."""
+        if not encoded:
+            return []
+        sizes = torch.tensor([image.size[::-1] for image in encoded])
+        return self.model.pool_images(torch.cat([image.tokens for image in encoded]), scale, sizes)
 
-    def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
-        return self.processor.images.num_visual_tokens(image_size, token_scale)
+    def compute_features(  # type: ignore[override]
+        self, encoded: Sequence[EncodedImage], scales: Collection[int], groups: Collection[str] = GROUPS
+    ) -> list[ImageFeatures]:
+        tokens_at = {scale: self.visual_tokens(encoded, scale) for scale in scales}
+        features = []
+        for row, image in enumerate(encoded):
+            visual = {scale: tokens[row].half().cpu().numpy() for scale, tokens in tokens_at.items()}
+            statistics = describe_tokens(image.tokens, self.scales) if "tower" in groups else {}
+            if "image" in groups:
+                statistics |= describe_image(image.image)
+            features.append(ImageFeatures(visual, statistics))
+        return features
 
-    def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
-        num_tokens = len(self._system_ids) + num_visual_tokens + len(self._suffix_ids(question))
-        return prefill_flops(self.checkpoint.config, num_tokens)
-
-    def vision_flops(self, image_size: tuple[int, int], token_scale: int) -> int:
-        return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
-
-    def answer(
+    def answer(  # type: ignore[override]
         self,
         encoded: Sequence[EncodedImage],
         questions: Sequence[str],
-        token_scale: int,
+        scale: int,
         *,
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
-        guesses = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
-        decoded = self._decode(encoded, questions, token_scale, references, guesses, draws)
-        return [Answer(self.processor.decode(row.token_ids), **vars(row)) for row in decoded]
-
-    def score(
-        self,
-        encoded: Sequence[EncodedImage],
-        questions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        token_scale: int,
-    ) -> list[float]:
-        if not all(references):
-            raise ValueError("every row needs a reference to be scored")
-        nothing: list[Any] = [[]] * len(questions)
-        decoded = self._decode(encoded, questions, token_scale, references, nothing, answer=False)
-        return [row.nll for row in decoded if row.nll is not None]
-
-    def _decode(
-        self,
-        encoded: Sequence[EncodedImage],
-        questions: Sequence[str],
-        token_scale: int,
-        references: Sequence[Sequence[str]],
-        drafts: Sequence[Sequence[Sequence[int]]],
-        draws: Sequence[Draw] | None = None,
-        *,
-        answer: bool = True,
-    ) -> list[Decoded]:
-        """Questions in batches, those of one image together; results in the order of the rows."""
-        if any(len(each) != len(encoded) for each in (questions, references, drafts, draws or encoded)):
+        drafted = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
+        if any(len(column) != len(encoded) for column in (questions, references, drafted, draws or encoded)):
             raise ValueError(
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
-                f"{len(drafts)} drafts, {len(draws or encoded)} draws"
+                f"{len(drafted)} drafts, {len(draws or encoded)} draws"
             )
         for question in dict.fromkeys(questions):
-            self.check_question(question, token_scale=token_scale)
-        decoded: dict[int, Decoded] = {}
+            self.check_question(question, scale=scale)
 
-        def decode(batch: Sequence[list[int]]) -> list[Decoded]:
-            rows = list(chain.from_iterable(batch))
+        def decode(groups: Sequence[list[int]]) -> list[Decoded]:
+            rows = list(chain.from_iterable(groups))
             images = list({id(encoded[row]): encoded[row] for row in rows}.values())
-            place = {id(image): i for i, image in enumerate(images)}
+            number_of = {id(image): number for number, image in enumerate(images)}
             return self._decoder.decode(
-                [self.visual_tokens(image, token_scale) for image in images],
-                [place[id(encoded[row])] for row in rows],
+                self.visual_tokens(images, scale),
+                [number_of[id(encoded[row])] for row in rows],
                 [self._suffix_ids(questions[row]) for row in rows],
                 [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
-                [drafts[row] for row in rows],
+                [drafted[row] for row in rows],
                 [draws[row] for row in rows] if draws else None,
-                answer=answer,
             )
 
+        # Questions on one image lie side by side, so that they share its prefix.
         by_question = group_rows([id(image) for image in encoded], questions)
-        for batch, results in halve_until_it_fits(decode, by_question, self.batch_size):
-            decoded.update(zip(chain.from_iterable(batch), results, strict=True))
-        return [decoded[row] for row in range(len(encoded))]
+        answers: dict[int, Answer] = {}
+        for groups, results in halve_until_it_fits(decode, by_question, self.batch_size):
+            for row, decoded in zip(chain.from_iterable(groups), results, strict=True):
+                answers[row] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
+        return [answers[row] for row in range(len(encoded))]
 
     def _tokenize_suffix(self, question: str) -> list[int]:
         """Ids of the prompt from the end of the image on."""
         return self.processor.prompt_parts(self.processor.template.format(question))[1]
 
-    def check_question(
-        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
-    ) -> None:
+    def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
         self.processor.check_text("the question", question)
-        most = self.processor.images.max_visual_tokens(token_scale or self.ladder.finest)
+        most = self.processor.images.max_visual_tokens(scale or self.scales[-1])
         context = self.checkpoint.context_length
         needed = len(self._system_ids) + most + len(self._suffix_ids(question))
         if needed + self.max_new_tokens > context:

@@ -20,8 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3_backbone.arguments import PositiveInt, accepts
-from m3_backbone.ladder import ScaleLadder, exact_scales
-from m3_backbone.llava.pooling import PoolingMethod, pool
+from m3_backbone.llava.pooling import PoolingMethod, exact_scales, grid_scales, pool
 from m3_backbone.llava.preprocessing import Tiling
 from m3_backbone.loading.weights import IGNORED
 
@@ -162,14 +161,14 @@ def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
     return [(width, height) for height, width in image_sizes.tolist()]
 
 
-def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
-    """The scales that a configuration names; those of its grid where it names none.
+def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
+    """The scales that a configuration names; M3's own of its grid if it names none.
 
-    ValueError for scales that are no list of whole numbers, or that the grid does not give.
+    Raises ValueError for scales that are no list of whole numbers, or that do not pool the grid exactly.
     """
     grid, named = grid_of(config), getattr(config, "matryoshka_vis_token_scale", None)
     if named is None:
-        return ScaleLadder.of_grid(grid)
+        return grid_scales(grid)
     if not accepts(Annotated[list[PositiveInt], Len(1)], named):
         possible = ", ".join(map(str, exact_scales(grid)))
         raise ValueError(
@@ -177,7 +176,7 @@ def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
             "backbone.scales=[...]"
         )
     try:
-        return ScaleLadder(named, grid)
+        return grid_scales(grid, named)
     except ValueError as error:
         raise ValueError(
             f"matryoshka_vis_token_scale={named}: {error}; backbone.scales=[...] takes their place"
@@ -192,8 +191,8 @@ class _MatryoshkaGeneration:
     _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [IGNORED]  # noqa: RUF012
 
     @property
-    def scale_ladder(self) -> ScaleLadder:
-        return ladder_of(self.config)
+    def scales(self) -> tuple[int, ...]:
+        return scales_of(self.config)
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""

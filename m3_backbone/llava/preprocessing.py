@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from m3_backbone.images import MAX_PIXELS, to_rgb
-from m3_backbone.ladder import pooled_side
+from m3_backbone.llava.pooling import pooled_side
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
-from m3_backbone.ladder import ScaleLadder
-from m3_backbone.llava.pooling import pool
+from m3_backbone.llava.pooling import exact_scales, grid_scales, pool
 
 METHODS = ("average", "spatial", "sequential")
 
@@ -14,11 +15,11 @@ def tokens():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_coarser_set_derives_from_every_finer_one(tokens, method):
-    ladder = ScaleLadder.of_grid(24)
-    for fine in ladder:
+    scales = grid_scales(24)
+    for position, fine in enumerate(scales):
         pooled = pool(tokens, fine, method)
         assert pooled.shape == (2, 3, fine, 5)
-        for coarse in ladder.scales[: ladder.index(fine) + 1]:
+        for coarse in scales[: position + 1]:
             torch.testing.assert_close(pool(pooled, coarse, method), pool(tokens, coarse, method))
 
 
@@ -50,3 +51,39 @@ def test_other_mistakes_are_named(tokens):
         pool(tokens[..., :575, :], 9)
     with pytest.raises(ValueError, match="average, spatial, sequential"):
         pool(tokens, 9, "maximal")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("grid", "scales"),
+    [
+        (24, (1, 9, 36, 144, 576)),
+        (12, (1, 9, 36, 144)),
+        (16, (1, 4, 16, 64, 256)),
+        (27, (1, 9, 81, 729)),
+        (1, (1,)),
+    ],
+)
+def test_scales_of_a_grid(grid, scales):
+    assert grid_scales(grid) == scales
+
+
+def test_every_scale_derives_from_the_next_finer_one():
+    for grid in range(1, 50):
+        sides = [round(scale**0.5) for scale in grid_scales(grid)]
+        assert all(fine % coarse == 0 for coarse, fine in pairwise(sides))
+
+
+def test_given_scales_are_ordered():
+    assert grid_scales(12, [144, 1, 9, 9]) == (1, 9, 144)
+
+
+@pytest.mark.parametrize("scales", [(1, 10), (0,), (-9,), (1, 16)])
+def test_scales_that_the_grid_cannot_give_are_refused(scales):
+    with pytest.raises(ValueError, match="1, 9, 25, 225"):
+        grid_scales(15, scales)
+    with pytest.raises(ValueError, match="at least one"):
+        grid_scales(15, ())
+
+
+def test_exact_scales_are_the_squares_of_the_divisors():
+    assert exact_scales(24) == (1, 4, 9, 16, 36, 64, 144, 576)
