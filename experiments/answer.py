@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.serving.answering import describe_climb, describe_point, format_answers, load_adaptive
-from m3_backbone.backbone import Backbone
+from m3_backbone.backbone import Backbone, check_scale
 from m3_backbone.images import open_picture
 
 
@@ -40,14 +40,14 @@ def main(config: DictConfig) -> str:
     elif config.climb or any(config[name] is not None for name in ("price", "budget", "point")):
         raise ValueError("scale forces a scale, and price, budget, point and climb choose one: give either")
     else:
-        scale, reason = backbone.ladder.check(config.scale), "as asked for"
+        scale, reason = check_scale(config.scale, backbone.scales), "as asked for"
     answers = {
         each: found.answer if found and each == scale else backbone.answer(encoded, [question], each)[0]
-        for each in backbone.ladder
+        for each in backbone.scales
     }
     for answer in answers.values():
         answer.check_finite()
-    costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.ladder}
+    costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.scales}
     print(format_answers(answers, costs, scale, found))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")
     return answers[scale].text

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from experiments.backbone.variants import make_start, report, train_variant
 from experiments.config import entry_point
 from experiments.evaluation.variants import list_variants
-from m3_backbone.ladder import ScaleLadder
+from m3_backbone.llava.pooling import grid_scales
 
 
 @entry_point("figure2")
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={seeds} names a seed twice, and one seed is one training: name each once")
     variants = list_variants(
-        ScaleLadder.of_grid(config.image.image_size // config.image.patch_size), config.model.scale_groups
+        grid_scales(config.image.image_size // config.image.patch_size), config.model.scale_groups
     )
     start = make_start(config, folder / "start", finest=variants[0].scales[-1])
     for number, seed in enumerate(seeds):

@@ -1,7 +1,7 @@
-"""What a frozen model has to offer that answers questions about images at every scale of its ladder."""
+"""Protocol of a frozen model that answers questions about an image at any scale."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,36 +9,30 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.decoding.sampling import Draw
-from m3_backbone.ladder import ScaleLadder
+from m3_backbone.features import GROUPS, ImageFeatures
 
 NOT_FINITE = "the backbone gave numbers that are not finite: does its dtype overflow?"
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """One image after the only vision pass it needs.
-
-    `tokens` are `[num_tiles, grid * grid, hidden]`, projected, not yet pooled; `image` is the picture, of
-    which statistics are taken, and `size` its (width, height) in pixels.
-    """
-
-    tokens: Tensor
-    image: Image.Image
+class EncodedImage(Protocol):
+    """An image that a backbone has encoded; all but its size is private to that backbone."""
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.image.size
+        """(width, height) of the picture in pixels."""
+        ...
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: its text; its token ids, with the end token if that came; `confidence` in [0, 1].
+    """A generated answer and its likelihood.
 
-    `confidence` is the product of the probabilities of these tokens; `margin`, in nats, is the least lead of
-    one of them over the best other one, below 0 where a draw took another than the best. `nll` is the least
-    mean negative log-likelihood per token, end token included, of the distinct references as they are
-    written, where there are any, and `reference_tokens` the number of that one's tokens. Other forms that a
-    metric accepts, as "Yes." for "yes", are not looked at.
+    `token_ids` include the end token if it was generated. `confidence`, in [0, 1], is the product of the
+    probabilities of these tokens. `margin`, in nats, is the smallest lead of one of them over the best other
+    token; it is negative where a sampled answer took another token than the best. `nll` is the smallest mean
+    negative log-likelihood per token, end token included, over the distinct references as they are written,
+    and `reference_tokens` the number of tokens of that reference; both are None without references. Other
+    forms that a metric accepts, such as "Yes." for "yes", are not considered.
     """
 
     text: str
@@ -49,88 +43,91 @@ class Answer:
     reference_tokens: int | None
 
     def check_finite(self) -> None:
-        """Raise ValueError for an answer of a decoder whose numbers overflowed."""
+        """Raise ValueError if numbers of the decoder overflowed."""
         if not (math.isfinite(self.confidence) and (self.nll is None or math.isfinite(self.nll))):
             raise ValueError(NOT_FINITE)
 
 
-class Backbone(Protocol):
-    """Encode an image once; answer and score any number of questions on it at any scale.
+def check_scale(scale: int, scales: Sequence[int]) -> int:
+    """Return the scale. Raises ValueError, naming `scales`, if it is not among them."""
+    if scale not in scales:
+        possible = ", ".join(map(str, scales))
+        raise ValueError(f"scale {scale} is not on the ladder of this backbone: choose one of {possible}")
+    return scale
 
-    Scale is an argument of every call that depends on it; a ValueError names the scales that the grid gives.
+
+class Backbone(Protocol):
+    """A frozen model that answers and describes images at any of its scales.
+
+    `scales` ascend. Each is a nominal number of visual tokens; how many tokens an image really takes follows
+    from its size, and two scales may give an image the same tokens. Scale is an argument of every method that
+    depends on it; a ValueError names the possible scales.
+
+    A backbone encodes an image once for all scales, or at another resolution for each. One of the latter
+    kind runs a vision pass when `answer` or `compute_features` first needs its scale, for all images of
+    that call together, and keeps the result in the encoded image.
+
+    Attributes:
+        name: names the labels that this backbone makes.
     """
 
     name: str
 
     @property
-    def ladder(self) -> ScaleLadder: ...
+    def scales(self) -> tuple[int, ...]: ...
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """Hex digests of `weights`, `prompt` and `decoding`: outcomes with the same ones may be mixed."""
         ...
 
-    @property
-    def hidden_size(self) -> int: ...
-
-    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """One vision pass for all scales. Raises UnreadableImage for an image that `to_rgb` refuses."""
+    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
+        """Number of visual tokens that enter the decoder, from (width, height) alone."""
         ...
 
-    def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
-        """`[num_tokens, hidden]`: what enters the decoder. Its length is the cost."""
-        ...
+    def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        """Floating-point operations of the vision pass that answers at a scale need.
 
-    def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
-        """The same cost from (width, height) alone, without running anything."""
-        ...
-
-    def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
-        """Floating-point operations of the decoder on a question, until the first token of its answer."""
-        ...
-
-    def vision_flops(self, image_size: tuple[int, int], token_scale: int) -> int:
-        """Floating-point operations of the vision pass that answers at a scale need, from (width, height).
-
-        Equal at all scales where one pass serves all of them; else every scale has a pass of its own.
+        The same pass at all scales, and so the same number, where one pass serves them all.
         """
+        ...
+
+    def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
+        """Floating-point operations of the decoder on the prompt, until the first token of the answer."""
+        ...
+
+    def encode(self, images: Sequence[Image.Image]) -> Sequence[EncodedImage]:
+        """Images as the other methods take them. Raises UnreadableImage if `to_rgb` refuses one."""
+        ...
+
+    def compute_features(
+        self, encoded: Sequence[EncodedImage], scales: Collection[int], groups: Collection[str] = GROUPS
+    ) -> list[ImageFeatures]:
+        """Features of each image for predictors: visual tokens at `scales`, and `groups` of statistics."""
         ...
 
     def answer(
         self,
         encoded: Sequence[EncodedImage],
         questions: Sequence[str],
-        token_scale: int,
+        scale: int,
         *,
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
-        """Answers to (encoded[i], questions[i]), greedy or as draws[i] has it.
+        """Answers to (encoded[i], questions[i]): greedy, or sampled as draws[i] says.
 
-        Rows with the same EncodedImage share its prefix, and those with the same question that too.
-        `drafts`, answers to the same questions at another scale, make this faster where they are right; like
-        the references, they change no answer.
+        Questions about the same EncodedImage share its prefix. `drafts`, answers to the same questions at
+        another scale, make decoding faster where they are right; like the references, they change no answer.
         """
         ...
 
-    def score(
-        self,
-        encoded: Sequence[EncodedImage],
-        questions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        token_scale: int,
-    ) -> list[float]:
-        """The `Answer.nll` that `answer` would give, without answering."""
-        ...
+    def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
+        """Raise ValueError for a question that cannot be asked at `scale`; by default, at every scale.
 
-    def check_question(
-        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
-    ) -> None:
-        """ValueError, with the reason, for a question that cannot be asked at `token_scale`, or at any scale.
-
-        Such as one that is empty, holds control tokens or, with its visual tokens and an answer or one of the
-        references, is longer than the context; likewise for references that cannot be scored.
+        That is one that is empty, holds control tokens or, with its visual tokens and an answer or one of the
+        references, is longer than the context; or one with references that cannot be scored.
         """
         ...
 

@@ -133,7 +133,7 @@ def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
         backbone=backbone,
         folder=folder / "labels",
         limit={"train": 0, "calibration": 0, "test": num_images},
-        feature_scales=(backbone.ladder.coarsest,),
+        feature_scales=(backbone.scales[0],),
         num_workers=0,
     )
     return folder / "labels"

@@ -16,8 +16,8 @@ from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer
-from m3_backbone.costs import decoder_flops_per_token
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.costs import decoder_flops_per_token
 from predictor.adaptive.inputs import Choice, make_inputs
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
 from predictor.policy.pricing import OperatingPoint
@@ -52,7 +52,7 @@ def measure(
     backbone = adaptive.backbone
     assert isinstance(backbone, LlavaBackbone)
     ways = [Way(ADAPTIVE, partial(_answer_adaptively, adaptive, point))]
-    ways += [Way(str(scale), partial(_answer_at, backbone, scale)) for scale in backbone.ladder]
+    ways += [Way(str(scale), partial(_answer_at, backbone, scale)) for scale in backbone.scales]
     for way in ways:
         way.run(questions[: max(batch_sizes)])  # loads the weights and warms up
     encoded = backbone.encode([image for image, _ in questions])
@@ -63,16 +63,16 @@ def measure(
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
         "dtype": str(backbone.model.dtype).removeprefix("torch."),
-        "scales": list(backbone.ladder),
+        "scales": list(backbone.scales),
         "num_questions": len(questions),
         "repeats": repeats,
         "price": point.price,
-        "chosen": {str(scale): mean(c.scale == scale for c in choices) for scale in backbone.ladder},
+        "chosen": {str(scale): mean(c.scale == scale for c in choices) for scale in backbone.scales},
         "visual_tokens": {
             ADAPTIVE: mean(choice.cost for choice in choices),
             **{
                 str(scale): mean(choice.visual_tokens[column] for choice in choices)
-                for column, scale in enumerate(backbone.ladder)
+                for column, scale in enumerate(backbone.scales)
             },
         },
         "gflops": count_gflops(adaptive, questions, choices),
@@ -121,17 +121,14 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
     """
     backbone = adaptive.backbone
     assert isinstance(backbone, LlavaBackbone)
-    vision = mean(backbone.vision_flops(image.size, backbone.ladder.finest) for image, _ in questions)
+    vision = mean(backbone.vision_flops(image.size, backbone.scales[-1]) for image, _ in questions)
     prefill = {
-        str(scale): mean(
-            backbone.prefill_flops(question, choice.visual_tokens[column])
-            for (_, question), choice in zip(questions, choices, strict=True)
-        )
-        for column, scale in enumerate(backbone.ladder)
+        str(scale): mean(backbone.prefill_flops(image.size, question, scale) for image, question in questions)
+        for scale in backbone.scales
     }
     prefill[ADAPTIVE] = mean(
-        backbone.prefill_flops(question, choice.cost)
-        for (_, question), choice in zip(questions, choices, strict=True)
+        backbone.prefill_flops(image.size, question, choice.scale)
+        for (image, question), choice in zip(questions, choices, strict=True)
     )
     encoded = backbone.encode([image for image, _ in questions[:1]])
     inputs = make_inputs(

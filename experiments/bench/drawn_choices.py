@@ -54,8 +54,8 @@ def draw_choices(
 
     Raises ValueError for shares of scales that the backbone does not have, or that do not sum to 1.
     """
-    if unknown := sorted(set(shares) - set(backbone.ladder)):
-        raise ValueError(f"drawn has scale {unknown[0]}, and the backbone only {list(backbone.ladder)}")
+    if unknown := sorted(set(shares) - set(backbone.scales)):
+        raise ValueError(f"drawn has scale {unknown[0]}, and the backbone only {list(backbone.scales)}")
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
         raise ValueError(f"the shares of drawn have to sum to 1, and they are {dict(shares)}")
     asked = list(questions)[:16]

@@ -17,9 +17,9 @@ from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Sample, Task
-from m3_backbone.costs import decoder_flops_per_token, vision_flops
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.costs import decoder_flops_per_token
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 
 Pictures = list[tuple[Image.Image, list[Sample]]]
@@ -45,14 +45,14 @@ def measure(
     """Median seconds per question of every way, and what the engine did for it."""
     questions = [(image, sample) for image, samples in pictures for sample in samples]
     engine = Engine(backbone, pictures)
-    engine.answer_at(tuple(backbone.ladder))  # loads the weights and warms up
+    engine.answer_at(backbone.scales)  # loads the weights and warms up
     # Evenly spread, so that the plain ways see the questions that the engine sees.
     step = max(1, len(questions) // (num_naive or len(questions)))
     rows = list(range(0, len(questions), step))[:num_naive]
     plain = PlainGenerate(backbone, [questions[row] for row in rows], [engine.answers[row] for row in rows])
     ways = [
-        Way("all scales, engine", lambda: engine.answer_at(tuple(backbone.ladder)), len(questions)),
-        Way("finest scale, engine (c)", lambda: engine.answer_at((backbone.ladder.finest,)), len(questions)),
+        Way("all scales, engine", lambda: engine.answer_at(backbone.scales), len(questions)),
+        Way("finest scale, engine (c)", lambda: engine.answer_at((backbone.scales[-1],)), len(questions)),
         Way("all scales, generate in batches (b)", lambda: plain.answer(backbone.batch_size), len(rows)),
         Way("all scales, generate one by one (a)", lambda: plain.answer(1), len(rows)),
     ]
@@ -72,7 +72,7 @@ def measure(
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
         "dtype": str(backbone.model.dtype).removeprefix("torch."),
-        "scales": list(backbone.ladder),
+        "scales": list(backbone.scales),
         "num_images": len(pictures),
         "num_questions": len(questions),
         "milliseconds_per_question": {name: 1000 * took for name, took in each.items()},
@@ -112,13 +112,12 @@ class Engine:
         answers = [
             [answer.token_ids for answer in row] for row in answer_at_scales(self.backbone, pairs, scales)
         ]
-        if scales == tuple(self.backbone.ladder):
+        if scales == self.backbone.scales:
             self.work = self.backbone.work.since(before)
             self.answers = answers
-            config = self.backbone.checkpoint.config
-            num_tiles = sum(len(image.tokens) for image in encoded)
-            decoder = self.work.num_tokens * decoder_flops_per_token(config)
-            self.flops = vision_flops(config, num_tiles) + decoder
+            vision = sum(self.backbone.vision_flops(image.size, scales[-1]) for image in encoded)
+            per_token = decoder_flops_per_token(self.backbone.checkpoint.config)
+            self.flops = vision + self.work.num_tokens * per_token
         return answers
 
 
@@ -139,11 +138,11 @@ class PlainGenerate:
 
     @torch.no_grad()
     def answer(self, batch_size: int) -> list[list[list[int]]]:
-        by_scale = [self._answer_at(column, batch_size) for column in range(len(self.backbone.ladder))]
+        by_scale = [self._answer_at(column, batch_size) for column in range(len(self.backbone.scales))]
         return [list(row) for row in zip(*by_scale, strict=True)]
 
     def _answer_at(self, column: int, batch_size: int) -> list[list[int]]:
-        scale = tuple(self.backbone.ladder)[column]
+        scale = self.backbone.scales[column]
         processor = self.backbone.processor
         model: Any = self.backbone.model
         ends = model.generation_config.eos_token_id

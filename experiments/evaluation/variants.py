@@ -20,7 +20,6 @@ from experiments.evaluation.statistics import (
     number_images,
     resample,
 )
-from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava.pooling import PoolingMethod
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -41,14 +40,14 @@ class Variant:
     pooling: PoolingMethod = "average"
 
 
-def list_variants(ladder: ScaleLadder, nested: Sequence[Sequence[int]]) -> list[Variant]:
+def list_variants(scales: tuple[int, ...], nested: Sequence[Sequence[int]]) -> list[Variant]:
     """The nested model, the two samplings, and one model per scale, the finest first."""
-    groups, scales = [list(group) for group in nested], ladder.scales
+    groups = [list(group) for group in nested]
     variants = [Variant(NESTED, groups, scales)]
     variants += [Variant(pooling, groups, scales, pooling) for pooling in SAMPLINGS]
     variants += [
         # The finest one is compared at all scales: pooling that it was never trained for.
-        Variant(f"only_{scale}", [[scale]], scales if scale == ladder.finest else (scale,))
+        Variant(f"only_{scale}", [[scale]], scales if scale == scales[-1] else (scale,))
         for scale in reversed(scales)
     ]
     return variants

@@ -10,7 +10,7 @@ from PIL import Image
 from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
-from m3_backbone.features import ImageFeatures, compute_features
+from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes.table import OutcomeTable
 
 
@@ -47,18 +47,21 @@ class BlockLabels:
             return
         encoded = self.backbone.encode([image for image, _ in pictures])
         pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
-        by_sample = answer_at_scales(self.backbone, pairs, tuple(self.backbone.ladder))
+        by_sample = answer_at_scales(self.backbone, pairs, self.backbone.scales)
         answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
-        for image, (picture, samples) in zip(encoded, pictures, strict=True):
-            features = compute_features(self.backbone, image, self.feature_scales)
-            costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.ladder]
-            vision = [self.backbone.vision_flops(picture.size, scale) for scale in self.backbone.ladder]
+        all_features = self.backbone.compute_features(encoded, self.feature_scales)
+        for features, (picture, samples) in zip(all_features, pictures, strict=True):
+            costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.scales]
+            vision = [self.backbone.vision_flops(picture.size, scale) for scale in self.backbone.scales]
             for sample in samples:
                 row = AnsweredSample(
                     sample,
                     self.backbone.question_ids(sample.question),
                     costs,
-                    [self.backbone.prefill_flops(sample.question, cost) for cost in costs],
+                    [
+                        self.backbone.prefill_flops(picture.size, sample.question, scale)
+                        for scale in self.backbone.scales
+                    ],
                     vision,
                     answers[sample.sample_id],
                 )
@@ -106,11 +109,11 @@ class BlockLabels:
             return np.array([getattr(sample, name) for sample in samples], dtype=object)
 
         def numbers(values: list[list[Any]], dtype: type) -> np.ndarray:
-            return np.array(values, dtype=dtype).reshape(len(rows), len(self.backbone.ladder))
+            return np.array(values, dtype=dtype).reshape(len(rows), len(self.backbone.scales))
 
         scores = [[score(row.sample, answer.text) for answer in row.answers] for row in rows]
         return OutcomeTable(
-            scales=tuple(self.backbone.ladder),
+            scales=self.backbone.scales,
             fingerprints=fingerprints,
             sample_id=text("sample_id"),
             image_id=text("image_id"),

@@ -191,7 +191,7 @@ def label(
     target = LabelFolder(
         folder,
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
-        scales=tuple(backbone.ladder),
+        scales=backbone.scales,
         feature_scales=choose_feature_scales(feature_scales, backbone),
         data=task.content,
         division=task.division,
@@ -273,7 +273,7 @@ def list_mended(target: LabelFolder, task: Task) -> list[str]:
 
 def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> tuple[int, ...]:
     """Return `scales` in the order of the ladder. Raises ValueError for a scale that is not on it."""
-    ladder = tuple(backbone.ladder)
+    ladder = backbone.scales
     if scales is None:
         return tuple(scale for scale in ladder if scale in FEATURE_SCALES)
     if unknown := set(scales) - set(ladder):

@@ -214,7 +214,7 @@ def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TimedPredi
         "backbone": backbone.name,
         "task": task.name,
         "fingerprints": {**backbone.fingerprints, "data": task.fingerprint},
-        "scales": list(backbone.ladder),
+        "scales": list(backbone.scales),
         "predictors": {trained.name: trained.digest for trained in predictors},
     }
 
@@ -280,7 +280,7 @@ def time_answers(
         job=job,
         dtype=str(backbone.token_embeddings().dtype).removeprefix("torch."),
         vision=collect("vision"),
-        answer=np.stack([collect(scale) for scale in backbone.ladder], axis=-1),
+        answer=np.stack([collect(scale) for scale in backbone.scales], axis=-1),
         overhead={name: collect(("overhead", name)) for name in choosers},
     )
 
@@ -305,7 +305,7 @@ def _time_batch(
     encoded, seconds = time_call(partial(backbone.encode, images))
     taken: dict[Any, float] = {"vision": seconds}
     steps: list[tuple[Any, Callable[[], Any]]] = [
-        (scale, partial(backbone.answer, encoded, questions, scale)) for scale in backbone.ladder
+        (scale, partial(backbone.answer, encoded, questions, scale)) for scale in backbone.scales
     ]
     steps += [
         (("overhead", name), partial(chooser.choose, encoded, questions, task=task))

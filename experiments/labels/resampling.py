@@ -158,7 +158,7 @@ class ResampleJob(Job):
             for run in runs
         ]
         scores = []
-        for scale in self.backbone.ladder:
+        for scale in self.backbone.scales:
             variants = [self.variation.ask(sample, scale, run) for _, sample, run in rows]
             draws = [variant.draw for variant in variants if variant.draw is not None]
             answers = self.backbone.answer(

@@ -71,7 +71,7 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
         where = f"{Path(case['image']).stem}.scale{case['scale']}"
         image, scale = images[case["image"]], case["scale"]
         yield from _compare_text(backbone, case, where)
-        visual = backbone.visual_tokens(encoded[case["image"]], scale)
+        (visual,) = backbone.visual_tokens([encoded[case["image"]]], scale)
         counts = (len(visual), backbone.num_visual_tokens(image.size, scale))
         yield compare_values("number of visual tokens", where, counts, (case["visual_tokens"],) * 2)
         yield compare_tensors(

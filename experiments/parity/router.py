@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.parity.deviations import NUMBER, Deviation, compare_tensors, read_tensors
-from m3_backbone.ladder import ScaleLadder
-from m3_backbone.llava.pooling import pool
+from m3_backbone.llava.pooling import grid_scales, pool
 from predictor.networks.avg_router import NUM_WORDS, AVGRouter
 from predictor.networks.base import InputShape
 from predictor.objectives.likelihood import rank_by_likelihood
@@ -31,13 +30,13 @@ def compare_router(file: Path) -> Iterator[Deviation]:
     if not state or not cases:
         raise ValueError(f"{file} holds no router with cases: it needs {STATE}* and case0.*")
     tokens = _take(recorded, f"{cases[0]}.tile_tokens", file)
-    ladder = ScaleLadder.of_grid(round(tokens.shape[1] ** 0.5))
-    router = AVGRouter(InputShape(tokens.shape[2], sum(ladder), 0), len(ladder), attention="crops").eval()
+    scales = grid_scales(round(tokens.shape[1] ** 0.5))
+    router = AVGRouter(InputShape(tokens.shape[2], sum(scales), 0), len(scales), attention="crops").eval()
     try:
         router.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"the router in {file} is not one of AVG-LLaVA's over scales {', '.join(map(str, ladder))} and "
+            f"the router in {file} is not one of AVG-LLaVA's over scales {', '.join(map(str, scales))} and "
             f"{NUM_WORDS} words: {error}"
         ) from error
     for case in cases:
@@ -45,7 +44,7 @@ def compare_router(file: Path) -> Iterator[Deviation]:
             _take(recorded, f"{case}.{name}", file)
             for name in ("tile_tokens", "question_embeddings", "question_mask", "logits")
         )
-        found = router.route([pool(tokens, scale) for scale in ladder], words, mask)
+        found = router.route([pool(tokens, scale) for scale in scales], words, mask)
         yield compare_tensors("router logits", case, found, logits, NUMBER)
     logits, nll = _take(recorded, "rglf.logits", file), _take(recorded, "rglf.nll", file)
     entropy = nn.functional.cross_entropy(logits, nll.argmin(dim=1))

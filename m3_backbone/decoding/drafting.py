@@ -1,4 +1,4 @@
-"""Answers that are verified rather than generated: drafts, and how much of them decoding takes."""
+"""Answers that are verified rather than generated: drafts, and how much of them decoding accepts."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from m3_backbone.decoding.sampling import Draw, draw_tokens
 
 @dataclass
 class Work:
-    """Tokens that went through the decoder, and what became of the answers, since this was made."""
+    """Counters of decoder work since creation."""
 
     num_answers: int = 0
     num_drafted: int = 0  # answers of which a draft was accepted whole
@@ -21,35 +21,43 @@ class Work:
     question_tokens: int = 0
     draft_tokens: int = 0
     decoded_tokens: int = 0
-    padding_tokens: int = 0  # of rows that go on although they are finished
+    padding_tokens: int = 0  # of finished rows that stay in their batch
 
     @property
     def num_tokens(self) -> int:
         prompts = self.prefix_tokens + self.question_tokens
         return prompts + self.draft_tokens + self.decoded_tokens + self.padding_tokens
 
+    def add(self, other: "Work") -> None:
+        """Add the counts of `other` to these."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
     def since(self, earlier: "Work") -> "Work":
-        """What came on top of an earlier count."""
+        """The counts minus earlier ones."""
         return Work(*(now - before for now, before in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where answers end: after one of the tokens `end_ids`, or `max_new_tokens`."""
+    """Where an answer ends: after one of the tokens `end_ids`, or after `max_new_tokens`."""
 
     end_ids: frozenset[int]
     max_new_tokens: int
 
 
 class Chosen:
-    """Tokens that answers go on with, their log-probabilities, and their leads over the best other token."""
+    """Next tokens of answers, their log-probabilities, and their leads over the best other token.
 
-    def __init__(self, log_probs: Tensor, places: Sequence[tuple[Draw | None, int]]) -> None:
-        """Place i, of `log_probs` `[num_places, vocabulary]`, asks for token number `places[i][1]` of an
-        answer: that of a draw, or the greedy one."""
+    Args:
+        log_probs: `[num_steps, vocabulary]`.
+        steps: for each, how the answer is sampled (None: greedy), and the number of the token in its answer.
+    """
+
+    def __init__(self, log_probs: Tensor, steps: Sequence[tuple[Draw | None, int]]) -> None:
         values, best = log_probs.topk(2)
         tokens = best[:, 0].clone()
-        if drawn := [(i, draw, step) for i, (draw, step) in enumerate(places) if draw]:
+        if drawn := [(i, draw, step) for i, (draw, step) in enumerate(steps) if draw]:
             rows = torch.tensor([i for i, _, _ in drawn], device=log_probs.device)
             chances = torch.tensor(
                 [(draw.temperature, draw.luck(step)) for _, draw, step in drawn], dtype=torch.float64
@@ -64,25 +72,27 @@ class Chosen:
 
 @dataclass(eq=False)
 class Prompt:
-    """A question on an image, drafts of its answer, and where its tokens lie in the pack."""
+    """A question about an image, drafts of its answer, and the places of its tokens in the pack."""
 
     owner: int  # number of the image
     question: Sequence[int]
     drafts: Sequence[tuple[int, ...]]
     prefix: range = range(0)
     start: int = 0
-    # Per draft, where its tokens but the last one lie: nothing is asked of what follows that.
+    # Place of the first token of each draft. Its last token is left out: no token after it is needed.
     draft_starts: list[int] = field(default_factory=list)
 
     @property
     def places(self) -> list[int]:
-        """Where in the pack the image and the question lie."""
+        """Places of the image and the question."""
         return [*self.prefix, *range(self.start, self.start + len(self.question))]
 
     @property
-    def asked(self) -> list[tuple[int, int]]:
-        """Where in the pack a token is asked for, and its number in the answer: after the question, and
-        inside every draft."""
+    def steps(self) -> list[tuple[int, int]]:
+        """Places whose next token is needed, with its number in the answer.
+
+        They are the end of the question and all tokens of the drafts but the last ones.
+        """
         after_question = self.start + len(self.question) - 1
         return [
             (after_question, 0),
@@ -95,7 +105,7 @@ class Prompt:
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """Per draft, which of `asked` ask for its tokens."""
+        """For each draft, which of `steps` give its tokens."""
         paths, end = [], 1
         for draft in self.drafts:
             paths.append([0, *range(end, end + len(draft) - 1)])
@@ -105,12 +115,12 @@ class Prompt:
 
 @dataclass(eq=False)
 class Row:
-    """The answer to a prompt in the making; a greedy one without a `draw`."""
+    """The unfinished answer to a prompt; greedy without a `draw`."""
 
     prompt: Prompt
     stop: Stop
     draw: Draw | None = None
-    # The answer so far, the part of it that a draft gave, and where that part's tokens lie, if they ran.
+    # The answer so far, how many of its tokens came from a draft, and the places of those that ran.
     token_ids: list[int] = field(default_factory=list)
     num_accepted: int = 0
     cached: list[int] = field(default_factory=list)
@@ -123,44 +133,45 @@ class Row:
         return len(ids) >= self.stop.max_new_tokens or (bool(ids) and ids[-1] in self.stop.end_ids)
 
     def accept(self, chosen: Chosen, start: int) -> None:
-        """Take over of the drafts what decoding gives, and the token that it gives next.
+        """Accept the longest matching draft prefix, then append the next decoded token.
 
-        From place `start` on, `chosen` has what decoding takes where the prompt asks.
+        `chosen` holds the decoded tokens of the prompt's `steps` from number `start` on.
         """
         prompt = self.prompt
-        paths = [[start + place for place in path] for path in prompt.paths]
-        taken = [
-            self._count_right(draft, path, chosen) for draft, path in zip(prompt.drafts, paths, strict=True)
+        paths = [[start + step for step in path] for path in prompt.paths]
+        num_matching = [
+            self._count_matching(draft, path, chosen)
+            for draft, path in zip(prompt.drafts, paths, strict=True)
         ]
-        self.num_accepted = max(taken, default=0)
-        its = [start]
+        self.num_accepted = max(num_matching, default=0)
+        path = [start]
         if self.num_accepted:
-            number = taken.index(self.num_accepted)
-            its, draft, first = paths[number], prompt.drafts[number], prompt.draft_starts[number]
+            number = num_matching.index(self.num_accepted)
+            path, draft, first = paths[number], prompt.drafts[number], prompt.draft_starts[number]
             self.token_ids = list(draft[: self.num_accepted])
             # The last token of a draft never ran.
             self.cached = list(range(first, first + min(self.num_accepted, len(draft) - 1)))
-        if not self.is_finished and self.num_accepted < len(its):
-            self.token_ids.append(chosen.tokens[its[self.num_accepted]])
-        for place in its[: len(self.token_ids)]:
-            self._count_in(chosen, place)
+        if not self.is_finished and self.num_accepted < len(path):
+            self.token_ids.append(chosen.tokens[path[self.num_accepted]])
+        for step in path[: len(self.token_ids)]:
+            self._add_likelihood(chosen, step)
 
-    def _count_right(self, draft: Sequence[int], path: Sequence[int], chosen: Chosen) -> int:
-        """How many of a draft's first tokens decoding would have given."""
+    def _count_matching(self, draft: Sequence[int], path: Sequence[int], chosen: Chosen) -> int:
+        """Number of first tokens of a draft that decoding gives too."""
         count = 0
-        for token, place in zip(draft[: self.stop.max_new_tokens], path, strict=False):
-            if chosen.tokens[place] != token:
+        for token, step in zip(draft[: self.stop.max_new_tokens], path, strict=False):
+            if chosen.tokens[step] != token:
                 break
             count += 1
             if token in self.stop.end_ids:
                 break
         return count
 
-    def append(self, chosen: Chosen, place: int) -> None:
-        """Go on with the token that was asked for at `place`."""
-        self.token_ids.append(chosen.tokens[place])
-        self._count_in(chosen, place)
+    def append(self, chosen: Chosen, step: int) -> None:
+        """Append the decoded token number `step` of `chosen`."""
+        self.token_ids.append(chosen.tokens[step])
+        self._add_likelihood(chosen, step)
 
-    def _count_in(self, chosen: Chosen, place: int) -> None:
-        self.log_prob += chosen.log_probs[place]
-        self.margin = min(self.margin, chosen.margins[place])
+    def _add_likelihood(self, chosen: Chosen, step: int) -> None:
+        self.log_prob += chosen.log_probs[step]
+        self.margin = min(self.margin, chosen.margins[step])

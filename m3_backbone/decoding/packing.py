@@ -1,16 +1,17 @@
 """Attention over packed sequences: everything but attention runs on the tokens of all images as one row.
 
-Nothing is padded, and what precedes the questions on an image runs once for all of them. transformers hands
-queries, keys and values of every layer to a `Layout`, which knows who sees whom.
+Nothing is padded, and the prefix of the questions on an image runs once for all of them. Attention patterns,
+keys and values of a pass are in a `Layout`, an argument of the pass: passes on one decoder may interleave.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -19,10 +20,13 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class Layout(Protocol):
-    """Who sees whom in one forward pass; keeps the keys and values of every layer."""
+    """Attention pattern of one forward pass; keeps the keys and values of every layer."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query `[batch, heads, length, size]`, key and value with as many heads or fewer: as the query."""
+        """Attention output, shaped as `query`.
+
+        `query` is `[batch, heads, length, size]`; `key` and `value` have as many heads, or fewer.
+        """
         ...
 
 
@@ -33,35 +37,45 @@ def _attention(
     value: Tensor,
     attention_mask: None,
     *,
+    layout: Layout,
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    layout: Layout = kwargs["layout"]
     return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
+# transformers makes no mask for an attention function that has none registered: the layout is the mask.
 AttentionInterface.register(_NAME, _attention)
 
 
-@contextmanager
-def packed(language_model: Any) -> Iterator[None]:
-    """Let a decoder of transformers take `layout=` instead of a mask and a cache."""
-    config = language_model.config
-    kernel = config._attn_implementation
-    # Attention under a name that has no mask of its own gets none: the layout is the mask.
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = kernel
+def view_packed(module: nn.Module, config: Any = None) -> Any:
+    """A view of a decoder of transformers that takes `layout=` in place of a mask and a cache.
+
+    The view shares weights and hooks with the decoder, which stays as it is: modules with children are
+    copied, the copies have a configuration of their own, and all parameters and leaf modules are shared.
+    """
+    if config is None:
+        config = copy.copy(module.config)
+        config._attn_implementation = _NAME
+    children = {name: child and view_packed(child, config) for name, child in module.named_children()}
+    if not children:
+        return module
+    view = copy.copy(module)
+    view._modules = dict(module._modules) | children
+    if "config" in vars(module):
+        view.config = config
+    if "_old_forward" in vars(module):  # a hook of accelerate, which holds methods of the module itself
+        view._old_forward = vars(module)["_old_forward"].__func__.__get__(view)
+        view.forward = partial(vars(module)["forward"].func, view)
+    return view
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The tokens of one image: `num_prefix` plainly causal ones, then those of its questions.
+    """The tokens of one image: `num_prefix` causal ones, then those of its questions.
 
-    `sees` `[length - num_prefix, length - num_prefix]` says which of the latter see which; None: as causal
-    as the prefix.
+    `sees` `[length - num_prefix, length - num_prefix]` is True where a token of the questions attends to
+    another; None if they are as causal as the prefix.
     """
 
     length: int
@@ -70,7 +84,7 @@ class Segment:
 
 
 class PackedSegments(Layout):
-    """Segments one after the other in a batch of one; all of them see `common`, keys and values per layer."""
+    """Segments in a row, a batch of one; every token attends to `common`, keys and values per layer."""
 
     def __init__(self, segments: Sequence[Segment], common: Cache | None = None) -> None:
         self.segments = segments
@@ -81,7 +95,7 @@ class PackedSegments(Layout):
         self._causal: dict[tuple[int, torch.device], Tensor] = {}
 
     def _mask(self, segment: Segment) -> Tensor | None:
-        """What the questions of a segment see of all that it sees."""
+        """Mask of the questions of a segment over common tokens, prefix and questions."""
         if segment.sees is None:
             return None
         return pad(segment.sees, (self.num_common + segment.num_prefix, 0), value=True)
@@ -93,26 +107,26 @@ class PackedSegments(Layout):
         start = 0
         for segment, mask in zip(self.segments, self._masks, strict=True):
             end = start + segment.length
-            k, v = self._with_common(layer, key[..., start:end, :], value[..., start:end, :])
+            keys, values = self._with_common(layer, key[..., start:end, :], value[..., start:end, :])
             middle = end if mask is None else start + segment.num_prefix
             if middle > start:
-                seen = self.num_common + middle - start
+                num_seen = self.num_common + middle - start
                 out[..., start:middle, :] = _attend(
                     query[..., start:middle, :],
-                    k[..., :seen, :],
-                    v[..., :seen, :],
+                    keys[..., :num_seen, :],
+                    values[..., :num_seen, :],
                     scaling,
                     self._causal_mask(middle - start, query.device),
                 )
             if mask is not None:
                 out[..., middle:end, :] = _attend(
-                    query[..., middle:end, :], k, v, scaling, mask.to(query.device)
+                    query[..., middle:end, :], keys, values, scaling, mask.to(query.device)
                 )
             start = end
         return out
 
     def _causal_mask(self, length: int, device: torch.device) -> Tensor | None:
-        """What `length` tokens see of what is common and of themselves; None: PyTorch's own flag will do."""
+        """Mask of `length` causal tokens over common tokens and themselves; None without common tokens."""
         if not self.num_common:
             return None
         if (length, device) not in self._causal:
@@ -121,7 +135,10 @@ class PackedSegments(Layout):
         return self._causal[length, device]
 
     def take(self, places: Sequence[Sequence[int]], room: int) -> "GrowingRows":
-        """Rows that go on, each from what is common and the tokens at its `places` in the pack."""
+        """Sequences to decode further: each of the common tokens and those at its `places` in the pack.
+
+        `room` is the number of tokens that each can grow by.
+        """
         lengths = [self.num_common + len(row) for row in places]
         longest = max(lengths)
         index = torch.zeros(len(places), longest, dtype=torch.long)
@@ -145,7 +162,7 @@ class PackedSegments(Layout):
 
 
 class GrowingRows(Layout):
-    """A batch of sequences that grow by one token a pass; `lengths` `[batch]` counts what each has."""
+    """A batch of sequences that grow by one token a pass; `lengths` `[batch]` are their numbers of tokens."""
 
     def __init__(self, cache: Cache, lengths: Tensor) -> None:
         self.cache = cache
@@ -154,7 +171,7 @@ class GrowingRows(Layout):
 
     @property
     def room(self) -> int:
-        """How many more tokens fit."""
+        """Number of tokens that still fit."""
         return self.cache[0][0].shape[-2] - int(self.lengths.max())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -170,14 +187,14 @@ class GrowingRows(Layout):
         return _attend(query, keys[:, :, :num_seen], values[:, :, :num_seen], scaling, mask[:, None, None])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Drop all other rows."""
         index = torch.tensor(rows)
         self.lengths = self.lengths[index]
-        self.cache = [(k[index.to(k.device)], v[index.to(v.device)]) for k, v in self.cache]
+        self.cache = [(key[index.to(key.device)], value[index.to(value.device)]) for key, value in self.cache]
 
     def grow(self, room: int) -> None:
-        """Make room for more tokens."""
-        self.cache = [(pad(k, (0, 0, 0, room)), pad(v, (0, 0, 0, room))) for k, v in self.cache]
+        """Make room for `room` more tokens."""
+        self.cache = [(pad(key, (0, 0, 0, room)), pad(value, (0, 0, 0, room))) for key, value in self.cache]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:

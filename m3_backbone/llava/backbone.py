@@ -1,9 +1,9 @@
-"""M3 checkpoints as a backbone."""
+"""Backbone of M3 checkpoints: all scales are pooled from one vision pass."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -15,37 +15,53 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.costs import prefill_flops, vision_flops
+from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.decoding.batches import group_rows, halve_until_it_fits
 from m3_backbone.decoding.decoding import Decoded, Decoder
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
+from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 from m3_backbone.images import to_rgb
-from m3_backbone.ladder import ScaleLadder
+from m3_backbone.llava.costs import prefill_flops, vision_flops
 from m3_backbone.llava.modeling import M3Model
+from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.llava.prompts import prompt_template
 from m3_backbone.loading.checkpoint import Checkpoint
 
 
-class LlavaBackbone(Backbone):
-    """An M3 checkpoint as a backbone.
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image after the one vision pass that serves every scale.
 
-    Making one reads configuration and tokenizer only; the weights are loaded when they are first needed.
+    `tokens` are `[num_tiles, grid * grid, hidden]`, projected and not yet pooled.
+    """
+
+    tokens: Tensor
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.size
+
+
+class LlavaBackbone(Backbone):
+    """Backbone of an M3 checkpoint.
+
+    The constructor reads configuration and tokenizer only; the weights are loaded when first needed.
 
     Args:
-        checkpoint: folder, hub id or `tiny_m3`; or one that is open already.
+        checkpoint: folder, hub id, `tiny_m3`, or an opened `Checkpoint`.
         name: names the labels that this backbone makes; the last part of `checkpoint` if not given.
         dtype: of the weights, as `float32` or `bfloat16`; `auto` takes the checkpoint's.
-        device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
-        device_map: how the model is spread over devices, as in `from_pretrained` (needs accelerate).
+        device: device of the model; by default, a GPU if there is one. Excludes `device_map`.
+        device_map: distribution of the model over devices, as in `from_pretrained` (needs accelerate).
         attn_implementation: attention kernel, as in `from_pretrained`.
-        scales: other scales than the checkpoint names, which it has to be trained for.
+        scales: scales in place of those that the checkpoint names; it has to be trained for them.
         image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
         prompt: name of the prompt template; the checkpoint's own if not given.
-        max_new_tokens: where answers are cut off.
-        batch_size: questions that are answered together.
-        image_batch_size: images that are encoded together.
+        max_new_tokens: largest number of tokens of an answer.
+        batch_size: number of questions that are answered together.
+        image_batch_size: number of images that are encoded together.
     """
 
     _decoder_class: Callable[..., Decoder] = Decoder
@@ -79,7 +95,7 @@ class LlavaBackbone(Backbone):
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
         elif scales is not None:
-            checkpoint = replace(checkpoint, scales=tuple(scales))
+            checkpoint = replace(checkpoint, given_scales=tuple(scales))
         self.name = name or Path(checkpoint.source).name
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.device, self.device_map = device, device_map
@@ -98,7 +114,7 @@ class LlavaBackbone(Backbone):
         self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without model and caches: a process that this is sent to loads the weights itself."""
+        """State without model and caches: the process that receives it loads the weights itself."""
         left_out = ("model", "_decoder", "_suffix_ids", "_answer_ids")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
@@ -107,12 +123,8 @@ class LlavaBackbone(Backbone):
         self._make_caches()
 
     @cached_property
-    def ladder(self) -> ScaleLadder:
-        return self.checkpoint.ladder
-
-    @property
-    def hidden_size(self) -> int:
-        return self.checkpoint.config.get_text_config().hidden_size
+    def scales(self) -> tuple[int, ...]:
+        return self.checkpoint.scales
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -132,7 +144,7 @@ class LlavaBackbone(Backbone):
 
     @cached_property
     def model(self) -> M3Model:
-        """The model with its weights, in its place."""
+        """The model with its weights, on its device."""
         model: Any = self.checkpoint.load_model(
             dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
         )
@@ -144,12 +156,12 @@ class LlavaBackbone(Backbone):
     def torch_dtype(self) -> torch.dtype:
         """Type of the weights, loaded or yet to be."""
         name = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
-        found: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
-        return found
+        dtype: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
+        return dtype
 
     @property
     def torch_device(self) -> torch.device:
-        """Where the model is, or goes once loaded; for one that `device_map` spreads, its first weights."""
+        """Device of the model, loaded or not; with `device_map`, that of its first weights."""
         if self.device_map is not None:
             return self.model.device
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -183,8 +195,20 @@ class LlavaBackbone(Backbone):
 
     @property
     def work(self) -> Work:
-        """What has gone through the decoder so far."""
+        """Counters of decoder work since the weights were loaded."""
         return self._decoder.work
+
+    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
+        return self.processor.images.num_visual_tokens(image_size, scale)
+
+    def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
+
+    def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
+        num_text_tokens = len(self._system_ids) + len(self._suffix_ids(question))
+        return prefill_flops(
+            self.checkpoint.config, num_text_tokens + self.num_visual_tokens(image_size, scale)
+        )
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
@@ -204,99 +228,76 @@ class LlavaBackbone(Backbone):
         return [encoded for _, results in batches for encoded in results]
 
     @torch.no_grad()
-    def visual_tokens(self, encoded: EncodedImage, token_scale: int) -> Tensor:
-        width, height = encoded.size
-        return self.model.pool_images(encoded.tokens, token_scale, torch.tensor([[height, width]]))[0]
+    def visual_tokens(self, encoded: Sequence[EncodedImage], scale: int) -> list[Tensor]:
+        """What enters the decoder: `[num_tokens, hidden]` of each image."""
+        if not encoded:
+            return []
+        sizes = torch.tensor([image.size[::-1] for image in encoded])
+        return self.model.pool_images(torch.cat([image.tokens for image in encoded]), scale, sizes)
 
-    def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
-        return self.processor.images.num_visual_tokens(image_size, token_scale)
+    def compute_features(  # type: ignore[override]
+        self, encoded: Sequence[EncodedImage], scales: Collection[int], groups: Collection[str] = GROUPS
+    ) -> list[ImageFeatures]:
+        tokens_at = {scale: self.visual_tokens(encoded, scale) for scale in scales}
+        features = []
+        for row, image in enumerate(encoded):
+            visual = {scale: tokens[row].half().cpu().numpy() for scale, tokens in tokens_at.items()}
+            statistics = describe_tokens(image.tokens, self.scales) if "tower" in groups else {}
+            if "image" in groups:
+                statistics |= describe_image(image.image)
+            features.append(ImageFeatures(visual, statistics))
+        return features
 
-    def prefill_flops(self, question: str, num_visual_tokens: int) -> int:
-        num_tokens = len(self._system_ids) + num_visual_tokens + len(self._suffix_ids(question))
-        return prefill_flops(self.checkpoint.config, num_tokens)
-
-    def vision_flops(self, image_size: tuple[int, int], token_scale: int) -> int:
-        return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
-
-    def answer(
+    def answer(  # type: ignore[override]
         self,
         encoded: Sequence[EncodedImage],
         questions: Sequence[str],
-        token_scale: int,
+        scale: int,
         *,
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
-        guesses = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
-        decoded = self._decode(encoded, questions, token_scale, references, guesses, draws)
-        return [Answer(self.processor.decode(row.token_ids), **vars(row)) for row in decoded]
-
-    def score(
-        self,
-        encoded: Sequence[EncodedImage],
-        questions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        token_scale: int,
-    ) -> list[float]:
-        if not all(references):
-            raise ValueError("every row needs a reference to be scored")
-        nothing: list[Any] = [[]] * len(questions)
-        decoded = self._decode(encoded, questions, token_scale, references, nothing, answer=False)
-        return [row.nll for row in decoded if row.nll is not None]
-
-    def _decode(
-        self,
-        encoded: Sequence[EncodedImage],
-        questions: Sequence[str],
-        token_scale: int,
-        references: Sequence[Sequence[str]],
-        drafts: Sequence[Sequence[Sequence[int]]],
-        draws: Sequence[Draw] | None = None,
-        *,
-        answer: bool = True,
-    ) -> list[Decoded]:
-        """Questions in batches, those of one image together; results in the order of the rows."""
-        if any(len(each) != len(encoded) for each in (questions, references, drafts, draws or encoded)):
+        drafted = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
+        if any(len(column) != len(encoded) for column in (questions, references, drafted, draws or encoded)):
             raise ValueError(
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
-                f"{len(drafts)} drafts, {len(draws or encoded)} draws"
+                f"{len(drafted)} drafts, {len(draws or encoded)} draws"
             )
         for question in dict.fromkeys(questions):
-            self.check_question(question, token_scale=token_scale)
-        decoded: dict[int, Decoded] = {}
+            self.check_question(question, scale=scale)
 
-        def decode(batch: Sequence[list[int]]) -> list[Decoded]:
-            rows = list(chain.from_iterable(batch))
+        def decode(groups: Sequence[list[int]]) -> list[Decoded]:
+            rows = list(chain.from_iterable(groups))
             images = list({id(encoded[row]): encoded[row] for row in rows}.values())
-            place = {id(image): i for i, image in enumerate(images)}
+            number_of = {id(image): number for number, image in enumerate(images)}
             return self._decoder.decode(
-                [self.visual_tokens(image, token_scale) for image in images],
-                [place[id(encoded[row])] for row in rows],
+                self.visual_tokens(images, scale),
+                [number_of[id(encoded[row])] for row in rows],
                 [self._suffix_ids(questions[row]) for row in rows],
                 [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
-                [drafts[row] for row in rows],
+                [drafted[row] for row in rows],
                 [draws[row] for row in rows] if draws else None,
-                answer=answer,
             )
 
+        # Questions on one image lie side by side, so that they share its prefix.
         by_question = group_rows([id(image) for image in encoded], questions)
-        for batch, results in halve_until_it_fits(decode, by_question, self.batch_size):
-            decoded.update(zip(chain.from_iterable(batch), results, strict=True))
-        return [decoded[row] for row in range(len(encoded))]
+        answers: dict[int, Answer] = {}
+        for groups, results in halve_until_it_fits(decode, by_question, self.batch_size):
+            for row, decoded in zip(chain.from_iterable(groups), results, strict=True):
+                answers[row] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
+        return [answers[row] for row in range(len(encoded))]
 
     def _tokenize_suffix(self, question: str) -> list[int]:
-        """Ids of the prompt from the end of the image on."""
+        """Ids of the prompt after the image."""
         return self.processor.prompt_parts(self.processor.template.format(question))[1]
 
-    def check_question(
-        self, question: str, references: Sequence[str] = (), token_scale: int | None = None
-    ) -> None:
+    def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
         self.processor.check_text("the question", question)
-        most = self.processor.images.max_visual_tokens(token_scale or self.ladder.finest)
+        most = self.processor.images.max_visual_tokens(scale or self.scales[-1])
         context = self.checkpoint.context_length
         needed = len(self._system_ids) + most + len(self._suffix_ids(question))
         if needed + self.max_new_tokens > context:
@@ -321,7 +322,7 @@ class LlavaBackbone(Backbone):
 
 
 def check_device(device: str) -> None:
-    """Raise ValueError for what is no name of a device of PyTorch."""
+    """Raise ValueError if PyTorch has no such device."""
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -329,14 +330,14 @@ def check_device(device: str) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise ValueError for what is no type of weights."""
+    """Raise ValueError for a name that is not a floating-point type."""
     known = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
         raise ValueError(f"dtype={dtype}: give auto, float32, bfloat16 or float16")
 
 
 def check_attention(name: str) -> None:
-    """Raise ValueError for no attention kernel of transformers; kernels of the hub have a slash."""
+    """Raise ValueError if transformers has no such attention kernel. Names of hub kernels have a slash."""
     known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
     if name not in known and "/" not in name:
         raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")

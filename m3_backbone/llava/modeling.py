@@ -1,7 +1,7 @@
 """M3 as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
 
-The projected grid of visual tokens is pooled in `get_image_features`, before it enters the decoder; all the
-rest is transformers'. `token_scale` is an argument of `forward` and `generate` and is kept nowhere.
+`get_image_features` pools the projected grid of visual tokens before it enters the decoder; the rest is
+transformers'. `token_scale` is an argument of `forward` and `generate` and is stored nowhere.
 """
 
 from typing import Annotated, Any
@@ -20,8 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3_backbone.arguments import PositiveInt, accepts
-from m3_backbone.ladder import ScaleLadder, exact_scales
-from m3_backbone.llava.pooling import PoolingMethod, pool
+from m3_backbone.llava.pooling import PoolingMethod, exact_scales, grid_scales, pool
 from m3_backbone.llava.preprocessing import Tiling
 from m3_backbone.loading.weights import IGNORED
 
@@ -33,7 +32,7 @@ def grid_of(config: LlavaConfig | LlavaNextConfig) -> int:
 
 
 class _MatryoshkaModel:
-    """What the inner plain and tiled models share: one vision pass, and the merge of image and text."""
+    """Common part of the inner plain and tiled models: one vision pass, and the merge of image and text."""
 
     config: Any
     vision_tower: Any
@@ -62,7 +61,7 @@ class _MatryoshkaModel:
     def pool_images(
         self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
     ) -> list[Tensor]:
-        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        """The tokens of `encode_images` at one scale: `[num_tokens, hidden]` of each image."""
         return list(pool(tokens, token_scale, self.pooling))
 
     def get_image_features(
@@ -162,14 +161,14 @@ def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
     return [(width, height) for height, width in image_sizes.tolist()]
 
 
-def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
-    """The scales that a configuration names; those of its grid where it names none.
+def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
+    """The scales that a configuration names; M3's own of its grid if it names none.
 
-    ValueError for scales that are no list of whole numbers, or that the grid does not give.
+    Raises ValueError for scales that are no list of whole numbers, or that do not pool the grid exactly.
     """
     grid, named = grid_of(config), getattr(config, "matryoshka_vis_token_scale", None)
     if named is None:
-        return ScaleLadder.of_grid(grid)
+        return grid_scales(grid)
     if not accepts(Annotated[list[PositiveInt], Len(1)], named):
         possible = ", ".join(map(str, exact_scales(grid)))
         raise ValueError(
@@ -177,7 +176,7 @@ def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
             "backbone.scales=[...]"
         )
     try:
-        return ScaleLadder(named, grid)
+        return grid_scales(grid, named)
     except ValueError as error:
         raise ValueError(
             f"matryoshka_vis_token_scale={named}: {error}; backbone.scales=[...] takes their place"
@@ -185,15 +184,15 @@ def ladder_of(config: LlavaConfig | LlavaNextConfig) -> ScaleLadder:
 
 
 class _MatryoshkaGeneration:
-    """What the outer plain and tiled models share."""
+    """Common part of the outer plain and tiled models."""
 
     config: Any
     model: Any
     _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [IGNORED]  # noqa: RUF012
 
     @property
-    def scale_ladder(self) -> ScaleLadder:
-        return ladder_of(self.config)
+    def scales(self) -> tuple[int, ...]:
+        return scales_of(self.config)
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""
@@ -202,7 +201,7 @@ class _MatryoshkaGeneration:
     def pool_images(
         self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
     ) -> list[Tensor]:
-        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        """The tokens of `encode_images` at one scale: `[num_tokens, hidden]` of each image."""
         return self.model.pool_images(tokens, token_scale, image_sizes)
 
     # Every name is spelled out because `generate` reads the signature to learn what the model takes.

@@ -3,15 +3,48 @@
 Source: Cai et al., Matryoshka Multimodal Models (arXiv 2405.17430), section 3 and Figure 5.
 """
 
+from collections.abc import Sequence
 from math import isqrt
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
-
-from m3_backbone.ladder import pooled_side
+from torch.nn.functional import avg_pool2d, normalize
 
 PoolingMethod = Literal["average", "spatial", "sequential"]
+
+
+def exact_scales(grid: int) -> tuple[int, ...]:
+    """Every scale that pools a `grid` x `grid` square of tokens without remainder, ascending."""
+    return tuple(side**2 for side in range(1, grid + 1) if grid % side == 0)
+
+
+def pooled_side(scale: int, grid: int) -> int:
+    """Side of the pooled square, in tokens. ValueError, naming the possible scales, where it is not exact."""
+    if scale not in exact_scales(grid):
+        possible = ", ".join(map(str, exact_scales(grid)))
+        raise ValueError(f"scale {scale} is not possible on a {grid}x{grid} grid: choose one of {possible}")
+    return isqrt(scale)
+
+
+def grid_scales(grid: int, scales: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The distinct `scales`, ascending; M3's own where none are given.
+
+    M3's side shrinks by its smallest prime factor until one token is left: a grid of 24 has the sides 24, 12,
+    6, 3, 1. Each divides the one before it, so every coarser set of tokens derives from the finer one.
+
+    Raises ValueError for no scales, and for one that does not pool the grid without remainder.
+    """
+    if scales is None:
+        sides = [grid]
+        while (side := sides[-1]) > 1:
+            sides.append(side // next(factor for factor in range(2, side + 1) if side % factor == 0))
+        return tuple(side**2 for side in reversed(sides))
+    if not scales:
+        raise ValueError("a scale ladder needs at least one scale")
+    for scale in scales:
+        pooled_side(scale, grid)
+    return tuple(sorted(set(scales)))
 
 
 def pool(tokens: Tensor, scale: int, method: PoolingMethod = "average") -> Tensor:
@@ -37,3 +70,28 @@ def pool(tokens: Tensor, scale: int, method: PoolingMethod = "average") -> Tenso
     if method == "spatial":
         return square[:, ::block, ::block].reshape(*batch, scale, hidden)
     raise ValueError(f"unknown pooling {method!r}: choose one of {', '.join(get_args(PoolingMethod))}")
+
+
+@torch.no_grad()
+def describe_tokens(tokens: Tensor, scales: Sequence[int]) -> dict[str, float]:
+    """The statistics `tower/...` of `[num_tiles, grid * grid, hidden]` (see `m3_backbone.features`).
+
+    `scales` ascend; the finest of them is that of the tokens.
+    """
+    tokens = tokens.float()
+    num_tiles, num_tokens, hidden = tokens.shape
+    mean = tokens.mean(dim=(0, 1))
+    variance = (tokens - mean).square().sum(-1).mean()
+    statistics: dict[str, Tensor] = {}
+    for scale in scales[:-1]:
+        kept = (pool(tokens, scale) - mean).square().sum(-1).mean()
+        # Tokens that are all alike lose nothing.
+        statistics[f"variance_kept_{scale}"] = kept / variance if variance > 0 else torch.ones(())
+    norm = tokens.norm(dim=-1)
+    statistics |= {"norm_mean": norm.mean(), "norm_std": norm.std(correction=0), "norm_max": norm.max()}
+    side = isqrt(num_tokens)
+    grid = normalize(tokens, dim=-1).reshape(num_tiles, side, side, hidden)
+    across, down = (grid[:, :, 1:] * grid[:, :, :-1]).sum(-1), (grid[:, 1:] * grid[:, :-1]).sum(-1)
+    cosines = torch.cat([across.flatten(), down.flatten()])
+    statistics["neighbour_cosine"] = cosines.mean() if len(cosines) else torch.ones(())
+    return {f"tower/{name}": float(value) for name, value in statistics.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -138,18 +139,14 @@ class _DrawingDecoder(Decoder):
         super().__init__(*args, **kwargs)
         self.acceptance, self.answer_lengths = acceptance, answer_lengths
         self.random = random.Random(seed)
-        self._answers: dict[int, Sequence[int]] = {}
+        self._answer_of: WeakKeyDictionary[Row, Sequence[int]] = WeakKeyDictionary()
 
-    def decode(self, *args: Any, **kwargs: Any) -> Any:
-        self._answers.clear()
-        return super().decode(*args, **kwargs)
-
-    def _choose(self, log_probs: Tensor, places: Sequence[tuple[Row, int]]) -> Chosen:
-        chosen = super()._choose(log_probs, places)
-        for place, (row, step) in enumerate(places):
-            if id(row) not in self._answers:
-                self._answers[id(row)] = self._draw(row)
-            answer = self._answers[id(row)]
+    def _choose(self, log_probs: Tensor, steps: Sequence[tuple[Row, int]]) -> Chosen:
+        chosen = super()._choose(log_probs, steps)
+        for place, (row, step) in enumerate(steps):
+            if row not in self._answer_of:
+                self._answer_of[row] = self._draw(row)
+            answer = self._answer_of[row]
             chosen.tokens[place] = answer[min(step, len(answer) - 1)]
         return chosen
 

@@ -13,14 +13,14 @@ from typing import Any, Self
 import torch
 from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
 
-from m3_backbone.ladder import ScaleLadder
 from m3_backbone.llava.modeling import (
     M3LlavaForConditionalGeneration,
     M3LlavaNextForConditionalGeneration,
     M3Model,
     grid_of,
-    ladder_of,
+    scales_of,
 )
+from m3_backbone.llava.pooling import grid_scales
 from m3_backbone.llava.preprocessing import parse_resolutions
 from m3_backbone.llava.processing import PROCESSOR_FILE, M3Processor
 from m3_backbone.loading import authors
@@ -67,8 +67,8 @@ def load_m3(
 class Checkpoint:
     """A checkpoint whose configuration and tokenizer are read, and whose weights are not.
 
-    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names; `scales`
-    those that were given in place of its own.
+    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names;
+    `given_scales` take the place of those that its configuration names.
     """
 
     source: str
@@ -76,7 +76,7 @@ class Checkpoint:
     config: LlavaConfig | LlavaNextConfig
     processor: M3Processor
     tower: str | None
-    scales: tuple[int, ...] | None = field(default=None, kw_only=True)
+    given_scales: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @classmethod
     def open(
@@ -111,28 +111,30 @@ class Checkpoint:
         if image_grid_pinpoints is not None:
             _replace_resolutions(config, processor, image_grid_pinpoints)
         given = None if scales is None else tuple(scales)
-        opened = cls(str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), scales=given)
+        opened = cls(
+            str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), given_scales=given
+        )
         try:
-            ladder = opened.ladder
+            own_scales = opened.scales
         except ValueError as error:
             raise ValueError(f"{config_file}: {error}") from error
         if given is None and raw.get("matryoshka_vis_token_scale") is None and opened.tower is not None:
             raise ValueError(
                 f"{config_file} names no scales of visual tokens (matryoshka_vis_token_scale), so this is a "
                 "LLaVA that was not trained for any but the finest. If it was, give them: "
-                f"backbone.scales={list(ladder)}"
+                f"backbone.scales={list(own_scales)}"
             )
         return opened
 
     @property
-    def ladder(self) -> ScaleLadder:
-        """The scales that were given, or those that the configuration names. Errors as in `ladder_of`."""
-        if self.scales is None:
-            return ladder_of(self.config)
+    def scales(self) -> tuple[int, ...]:
+        """The scales that were given, or those that the configuration names. Errors as in `scales_of`."""
+        if self.given_scales is None:
+            return scales_of(self.config)
         try:
-            return ScaleLadder(self.scales, grid_of(self.config))
+            return grid_scales(grid_of(self.config), self.given_scales)
         except ValueError as error:
-            raise ValueError(f"backbone.scales={list(self.scales)}: {error}") from error
+            raise ValueError(f"backbone.scales={list(self.given_scales)}: {error}") from error
 
     @property
     def context_length(self) -> int:
@@ -207,8 +209,8 @@ class Checkpoint:
         )
         has_tower = self._check_weights(model_class)
         config = copy.deepcopy(self.config)
-        if self.scales is not None:
-            config.matryoshka_vis_token_scale = list(self.scales)
+        if self.given_scales is not None:
+            config.matryoshka_vis_token_scale = list(self.given_scales)
         model = model_class.from_pretrained(
             self.folder,
             config=config,

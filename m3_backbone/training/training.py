@@ -1,11 +1,8 @@
-"""Training of the backbone with Lightning: all scales, parameter groups and learning rates.
+"""Training of M3 with Lightning: one model for all scales.
 
-AdamW, or Muon beside it, with warm-up and cosine decay, as every training of a backbone uses it.
-
-M3 training: one model, every scale.
-
-The loss is the mean over the scales of the usual causal loss on the answer tokens (Cai et al.,
-arXiv 2405.17430, equation 2); the vision tower runs once, and its projected grid is pooled once per scale.
+Optimizers are AdamW, or Muon beside it, with warm-up and cosine decay. The loss is the mean over the scales
+of the usual causal loss on the answer tokens (Cai et al., arXiv 2405.17430, equation 2); the vision tower
+runs once, and its projected grid is pooled once per scale.
 """
 
 import random
@@ -21,6 +18,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import get_cosine_schedule_with_warmup
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from m3_backbone.backbone import check_scale
 from m3_backbone.llava.modeling import M3Model
 from m3_backbone.training.conversations import Conversation, expand_images
 
@@ -146,15 +144,16 @@ class M3Training(CosineTraining):
         super().__init__(learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate)
         self.model = model.train()  # it is loaded in evaluation mode
         self.pad_id = pad_id
-        ladder = model.scale_ladder
-        self.scale_groups = [[ladder.check(scale) for scale in group] for group in scale_groups or []]
+        self.scale_groups = [
+            [check_scale(scale, model.scales) for scale in group] for group in scale_groups or []
+        ]
         if gradient_checkpointing:
             model.activation_checkpointing_enable()
 
     def draw_scales(self) -> list[int]:
         """The scales of this step; a function of the step alone, so that all processes agree."""
         if not self.scale_groups:
-            return list(self.model.scale_ladder)
+            return list(self.model.scales)
         rng = random.Random(self.global_step)
         return [rng.choice(group) for group in self.scale_groups]
 

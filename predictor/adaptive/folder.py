@@ -92,7 +92,7 @@ def save(
         "backbone_checkpoint": source,
         "backbone_arguments": _describe(backbone),
         "fingerprints": backbone.fingerprints,
-        "scales": list(backbone.ladder),
+        "scales": list(backbone.scales),
         "files": {
             path.relative_to(folder).as_posix(): digest_file(path)
             for path in sorted((folder / PREDICTOR).iterdir())
@@ -274,7 +274,7 @@ tags:
 
 A Matryoshka multimodal model that answers each question with as many visual tokens as it deserves: a light
 predictor ({predictor.num_parameters:,} parameters) sees image and question and chooses among
-{", ".join(map(str, backbone.ladder))} tokens before anything is answered. The backbone, `{backbone.name}`, is
+{", ".join(map(str, backbone.scales))} tokens before anything is answered. The backbone, `{backbone.name}`, is
 frozen.
 
 ```python
@@ -318,6 +318,6 @@ def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
     arguments = {name: getattr(backbone, name) for name in names}
     resolutions = backbone.processor.images.resolutions
     tiles = {"image_grid_pinpoints": [list(size) for size in resolutions]} if resolutions else {}
-    given = backbone.checkpoint.scales
-    scales = {} if given is None else {"scales": list(backbone.ladder)}
+    given = backbone.checkpoint.given_scales
+    scales = {} if given is None else {"scales": list(backbone.scales)}
     return arguments | {"prompt": backbone.processor.template.name} | scales | tiles

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage
-from m3_backbone.features import compute_features, stack_statistics
+from m3_backbone.features import stack_statistics
 from m3_backbone.images import Picture, open_picture
 from m3_backbone.outcomes.labels import Inputs, stack_visual
 from predictor.features import Features
@@ -78,11 +78,11 @@ def make_inputs(
     distinct = list({id(image): image for image in encoded}.values())
     row_of = {id(image): row for row, image in enumerate(distinct)}
     image_row = np.array([row_of[id(image)] for image in encoded], dtype=np.int64)
-    images = [compute_features(backbone, image, features.scales, features.groups) for image in distinct]
+    images = backbone.compute_features(distinct, features.scales, features.groups)
     if not all(image.is_finite() for image in images):
         raise ValueError(NOT_FINITE)
     names, statistics = stack_statistics(images)
-    scales = tuple(backbone.ladder)
+    scales = backbone.scales
     cost = [[backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in distinct]
     return Inputs(
         scales=scales,

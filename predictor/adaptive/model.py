@@ -73,10 +73,10 @@ class AdaptiveM3(ModelHubMixin):
         hybrid: Hybrid | None = None,
     ) -> None:
         predictor.check_backbone(backbone.fingerprints)
-        if hybrid is not None and hybrid.num_scales != len(backbone.ladder):
+        if hybrid is not None and hybrid.num_scales != len(backbone.scales):
             raise ValueError(
                 f"the hybrid was fitted on {hybrid.num_scales} scales, and {backbone.name} has "
-                f"{len(backbone.ladder)}: train the predictor again"
+                f"{len(backbone.scales)}: train the predictor again"
             )
         self.backbone, self.predictor, self.prices, self.hybrid = backbone, predictor, prices, hybrid
         self._token_embeddings: Tensor | None = None
@@ -206,7 +206,7 @@ class AdaptiveM3(ModelHubMixin):
     ) -> dict[int, Answer]:
         """Answers by row, each at the scale that `scale_of` has for it."""
         answers: dict[int, Answer] = {}
-        for scale in self.backbone.ladder:
+        for scale in self.backbone.scales:
             rows = [row for row, wanted in scale_of.items() if wanted == scale]
             if rows:
                 images, texts = [encoded[row] for row in rows], [questions[row] for row in rows]
@@ -375,7 +375,7 @@ class AdaptiveM3(ModelHubMixin):
         default, costs = self.prices.default, [point.cost for point in self.prices.points]
         parts = [
             f"backbone={self.backbone.name!r}",
-            f"scales={list(self.backbone.ladder)}",
+            f"scales={list(self.backbone.scales)}",
             f"predictor={self.predictor.name!r}",
             f"default price {default.price:.4g} per {default.unit:.4g} visual tokens "
             f"({default.cost:.1f} visual tokens, score {default.score:.4f} on calibration)",

@@ -36,7 +36,7 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
     checkpoint = train(tmp_path / "first")
     assert f"backbone.checkpoint={checkpoint}" in capsys.readouterr().out
     backbone = LlavaBackbone(checkpoint, dtype="float32", max_new_tokens=2)
-    assert backbone.ladder.scales == (1, 9, 36, 144)
+    assert backbone.scales == (1, 9, 36, 144)
     encoded = backbone.encode([Image.new("RGB", (192, 192), "red")])
     assert backbone.answer(encoded, ["What color is the background?"], 9)[0].token_ids
 
@@ -156,4 +156,4 @@ def test_the_recipe_for_a_gpu_runs_at_a_small_size(tmp_path):
         f"model={{{one_epoch}}}",
         "trainer.accelerator=cpu",
     )
-    assert load_m3(checkpoint)[0].scale_ladder.scales == (1, 9, 36, 144, 576)
+    assert load_m3(checkpoint)[0].scales == (1, 9, 36, 144, 576)

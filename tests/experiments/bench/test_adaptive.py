@@ -9,7 +9,7 @@ import pytest
 from experiments.bench.adaptive import ADAPTIVE, measure, read_questions, report
 from experiments.bench.drawn_choices import draw_choices
 from experiments.tasks.scenes import Scenes
-from m3_backbone.costs import prefill_flops, vision_flops
+from m3_backbone.llava.costs import prefill_flops, vision_flops
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
@@ -32,7 +32,7 @@ def questions():
 
 def test_it_measures_every_way(adaptive, capsys):
     found = measure(adaptive, adaptive.prices.default, questions(), batch_sizes=[1, 4], repeats=2)
-    scales = [str(scale) for scale in adaptive.backbone.ladder]
+    scales = [str(scale) for scale in adaptive.backbone.scales]
     for size in (1, 4):
         timed = found[f"batch_size_{size}"]
         assert set(timed["milliseconds"]) == {ADAPTIVE, *scales}
@@ -52,7 +52,7 @@ def test_flops_are_those_of_the_formulas(adaptive):
     found = measure(adaptive, adaptive.prices.default, questions()[:1], batch_sizes=[1], repeats=1)["gflops"]
     config, question = backbone.checkpoint.config, questions()[0][1]
     before, after = backbone.processor.prompt_parts(backbone.processor.template.format(question))
-    for scale in backbone.ladder:
+    for scale in backbone.scales:
         whole = vision_flops(config) + prefill_flops(config, len(before) + scale + len(after))
         assert found[str(scale)] == pytest.approx(whole / 1e9)
     assert found["predictor"] > 0

@@ -29,9 +29,8 @@ from experiments.labels.labelling import LabelSummary, label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
 from experiments.tasks.scoring import score
-from m3_backbone.costs import vision_flops
-from m3_backbone.features import compute_features
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.costs import vision_flops
 from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.tasks.question_files import make_task
 from tests.held_out import read_outcomes, read_split
@@ -126,7 +125,7 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
     """Every column, each question asked alone on an image encoded alone."""
     labels = read_split(undisturbed, "test")
     samples = {sample.sample_id: sample for sample in task.samples("test")}
-    assert labels.outcomes.scales == tuple(backbone.ladder)
+    assert labels.outcomes.scales == backbone.scales
     for row in range(len(labels)):
         sample = samples[labels.outcomes.sample_id[row]]
         picture = task.image(sample.image_id)
@@ -136,7 +135,7 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
         assert labels.outcomes.kind[row] == sample.attributes["kind"]
         assert labels.outcomes.question[row] == sample.question
         assert labels.outcomes.question_ids[row].tolist() == backbone.question_ids(sample.question)
-        for column, scale in enumerate(backbone.ladder):
+        for column, scale in enumerate(backbone.scales):
             answer = backbone.answer([image], [sample.question], scale, references=[sample.references])[0]
             assert labels.outcomes.answer[row][column] == answer.text
             assert labels.outcomes.score[row, column] == score(sample.metric, answer.text, sample.references)
@@ -144,18 +143,18 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
             assert labels.outcomes.reference_tokens[row, column] == answer.reference_tokens
             assert labels.outcomes.confidence[row, column] == pytest.approx(answer.confidence, abs=1e-4)
             assert labels.outcomes.margin[row, column] == pytest.approx(answer.margin, abs=1e-4)
-            num_visual = len(backbone.visual_tokens(image, scale))
+            num_visual = len(backbone.visual_tokens([image], scale)[0])
             assert labels.outcomes.visual_tokens[row, column] == num_visual
-            flops = backbone.prefill_flops(sample.question, num_visual)
+            flops = backbone.prefill_flops(picture.size, sample.question, scale)
             assert labels.outcomes.prefill_flops[row, column] == flops
             assert labels.outcomes.vision_flops is not None
             assert labels.outcomes.vision_flops[row, column] == vision_flops(backbone.checkpoint.config)
         image_row = labels.inputs.image_row[row]
         assert list(labels.inputs.visual) == [1, 9, 36]
         for scale, visual in labels.inputs.visual.items():
-            alone = backbone.visual_tokens(image, scale).half().numpy()
+            alone = backbone.visual_tokens([image], scale)[0].half().numpy()
             assert np.allclose(visual.tokens[image_row], alone, atol=2e-3)
-        statistics = compute_features(backbone, image, ()).statistics
+        statistics = backbone.compute_features([image], ())[0].statistics
         assert labels.inputs.statistic_names == tuple(statistics)
         assert np.allclose(labels.inputs.statistics[image_row], list(statistics.values()), rtol=1e-4)
     assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())

@@ -120,7 +120,7 @@ def test_pictures_that_cannot_be_asked_about_are_passed_over(backbone):
 
 def test_all_samples_are_kept_and_read_back(measure, backbone):
     path, latency = measure()
-    num_scales = len(backbone.ladder)
+    num_scales = len(backbone.scales)
     assert latency.vision.shape == (4, 3) and latency.answer.shape == (4, 3, num_scales)
     assert {name: taken.shape for name, taken in latency.overhead.items()} == {
         "mix": (4, 3),
@@ -165,7 +165,7 @@ def test_every_round_asks_everything_anew(measure, backbone, predictors, monkeyp
     questions = [question for _, question in pick_questions(Pictures(), backbone, 4)]
     assert encoded == questions * 3
     assert calls.count("vision") == 4 * 3
-    scales = list(backbone.ladder)
+    scales = list(backbone.scales)
     orders: list[list[int]] = []
     start = [row for row, call in enumerate(calls) if call == "vision"]
     for begin, end in zip(start, [*start[1:], len(calls)], strict=True):

@@ -17,8 +17,8 @@ from experiments.labels.labelling import LabelSummary, label
 from experiments.labels.resampled import Part, read_resampled
 from experiments.tasks.scenes import Scenes
 from experiments.training.trained import identify_labels
-from m3_backbone.costs import vision_flops
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.costs import vision_flops
 from m3_backbone.outcomes.labels import read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from tests.held_out import read_outcomes, read_split

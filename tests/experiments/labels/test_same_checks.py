@@ -47,7 +47,7 @@ def backbone():
 def adaptive(backbone):
     predictor = FixedScale(scale=1)
     predictor.scales, predictor.fingerprints = (
-        tuple(backbone.ladder),
+        backbone.scales,
         {**backbone.fingerprints, "data": "few"},
     )
     point = OperatingPoint(0.0, 576, 1.0, 0.5)
@@ -134,7 +134,7 @@ def test_numbers_that_are_not_finite_are_refused_alike(tmp_path):
         label(task=FewSamples(GOOD, "What?"), backbone=broken, folder=tmp_path, num_workers=0)
     assert NOT_FINITE in str(caught.value)
     predictor = FixedScale(scale=1)
-    predictor.scales, predictor.fingerprints = tuple(broken.ladder), {**broken.fingerprints, "data": "few"}
+    predictor.scales, predictor.fingerprints = tuple(broken.scales), {**broken.fingerprints, "data": "few"}
     point = OperatingPoint(0.0, 576, 1.0, 0.5)
     with pytest.raises(ValueError) as caught:
         AdaptiveM3(broken, predictor, PriceList(point, (point,))).answer(GOOD, "What?")

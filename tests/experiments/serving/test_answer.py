@@ -40,7 +40,7 @@ def store(tmp_path_factory):
         Features(visual=9),
         token_embeddings=backbone.token_embeddings().detach(),
     )
-    fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
+    fine = np.arange(len(backbone.scales)) == len(backbone.scales) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     folder = tmp_path_factory.mktemp("store")
     parts = {
@@ -199,7 +199,7 @@ def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys,
     point = model.prices.named["risk"]
     assert point.cost < model.prices.default.cost and 0 <= point.score <= 1
     (found,) = model.answer([Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], point="risk")
-    assert found.choice.scale < model.backbone.ladder.finest
+    assert found.choice.scale < model.backbone.scales[-1]
     assert model.hybrid is not None and model.answer(
         [Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], climb=True
     )

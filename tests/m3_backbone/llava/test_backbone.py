@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from m3_backbone.backbone import check_scale
 from m3_backbone.llava.backbone import LlavaBackbone
 
 QUESTIONS = ["What color is the circle?", "How many?", "Which of these is shown?\nA. a cat\nB. a dog", "Why"]
@@ -64,9 +65,6 @@ def test_an_answer_ends_with_its_end_token(tiled):
 def test_references_are_scored_as_the_training_loss_scores_them(recording):
     backbone, encoded = recording.backbone, recording.encoded
     answers = backbone.answer(encoded, QUESTIONS, 9, references=REFERENCES)
-    assert backbone.score(encoded, QUESTIONS, REFERENCES, 9) == pytest.approx(
-        [a.nll for a in answers], abs=1e-5
-    )
     for image, question, references, answer in zip(
         recording.images, QUESTIONS, REFERENCES, answers, strict=True
     ):
@@ -89,8 +87,6 @@ def test_without_references_there_is_no_likelihood(plain):
     assert [(answer.nll, answer.reference_tokens) for answer in answers] == [(None, None)] * 2
     mixed = plain.backbone.answer(plain.encoded[:2], QUESTIONS[:2], 1, references=[[], ["x"]])
     assert mixed[0].nll is None and mixed[1].nll is not None
-    with pytest.raises(ValueError, match="needs a reference"):
-        plain.backbone.score(plain.encoded[:1], ["What?"], [[]], 1)
 
 
 @pytest.mark.parametrize("scale", [1, 144])
@@ -116,7 +112,8 @@ def test_drafts_change_no_answer(recording, scale):
 
     references = [REFERENCES[QUESTIONS.index(question)] for question in questions]
     alone = [
-        backbone.score([i], [q], [r], scale)[0] for i, q, r in zip(images, questions, references, strict=True)
+        backbone.answer([i], [q], scale, references=[r])[0].nll
+        for i, q, r in zip(images, questions, references, strict=True)
     ]
     for kind in ("right", "half", "short", "long", "wrong"):
         drafts = [guess(kind, answer) for answer in plain]
@@ -171,20 +168,41 @@ def test_a_batch_that_does_not_fit_is_halved(plain, monkeypatch, caplog):
 
 def test_costs_are_known_beforehand(recording):
     backbone = recording.backbone
-    for image, encoded in zip(recording.images, recording.encoded, strict=True):
-        for scale in backbone.ladder:
-            tokens = backbone.visual_tokens(encoded, scale)
-            assert tokens.shape == (backbone.num_visual_tokens(image.size, scale), backbone.hidden_size)
+    hidden_size = backbone.token_embeddings().shape[1]
+    for scale in backbone.scales:
+        all_tokens = backbone.visual_tokens(recording.encoded, scale)
+        for image, tokens in zip(recording.images, all_tokens, strict=True):
+            assert tokens.shape == (backbone.num_visual_tokens(image.size, scale), hidden_size)
     with pytest.raises(ValueError, match="1, 4, 9"):
-        backbone.visual_tokens(recording.encoded[0], 5)
+        backbone.visual_tokens(recording.encoded[:1], 5)
     with pytest.raises(ValueError, match="1, 4, 9"):
         backbone.num_visual_tokens((5, 5), 5)
+
+
+def test_features_of_a_batch_are_those_of_each_image_alone(recording):
+    backbone = recording.backbone
+    for image, features in zip(
+        recording.encoded, backbone.compute_features(recording.encoded, (1, 36)), strict=True
+    ):
+        (alone,) = backbone.compute_features([image], (1, 36))
+        assert features.statistics == alone.statistics and list(features.visual) == [1, 36]
+        for scale, tokens in features.visual.items():
+            assert tokens.dtype == np.float16
+            np.testing.assert_array_equal(tokens, alone.visual[scale])
+    (bare,) = backbone.compute_features(recording.encoded[:1], (), ["image"])
+    assert not bare.visual and {name.split("/")[0] for name in bare.statistics} == {"image"}
+
+
+def test_a_scale_beside_the_ladder_names_the_possible_ones():
+    assert check_scale(9, (1, 9, 144)) == 9
+    with pytest.raises(ValueError, match=r"scale 4 .* 1, 9, 144"):
+        check_scale(4, (1, 9, 144))
 
 
 def test_making_a_backbone_loads_no_weights(plain):
     backbone = LlavaBackbone(plain.folder / "checkpoint")
     assert backbone.fingerprints.keys() == {"weights", "prompt", "decoding"}
-    assert backbone.name == "checkpoint" and backbone.ladder.finest == 576 and backbone.hidden_size == 64
+    assert backbone.name == "checkpoint" and backbone.scales[-1] == 576
     assert backbone.question_ids("How many?") == backbone.processor.tokenizer("How many?").input_ids[1:]
     assert "model" not in vars(backbone)
     assert backbone.token_embeddings().shape == (512, 64)

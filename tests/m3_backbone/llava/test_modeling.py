@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from m3_backbone.ladder import ScaleLadder
-from m3_backbone.llava.modeling import M3LlavaForConditionalGeneration, ladder_of
+from m3_backbone.llava.modeling import M3LlavaForConditionalGeneration, scales_of
 
 
 @torch.no_grad()
@@ -56,7 +55,7 @@ def test_one_vision_pass_serves_every_scale(recording):
     hook = model.model.vision_tower.register_forward_hook(lambda *_: passes.append(1))
     tokens = model.encode_images(**inputs)
     sizes = inputs.get("image_sizes")
-    for scale in model.scale_ladder:
+    for scale in model.scales:
         for number, pooled in enumerate(model.pool_images(tokens, scale, sizes)):
             expected = recording.tensors[f"image{number}.scale{scale}.visual_tokens"]
             torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=0)
@@ -104,16 +103,16 @@ def test_gradients_reach_the_vision_tower(plain):
 def test_the_ladder_is_the_named_one_and_nothing_else(plain):
     config = type(plain.backbone.checkpoint.config)(**plain.backbone.checkpoint.config.to_dict())
     config.matryoshka_vis_token_scale = [64, 1]
-    assert ladder_of(config) == ScaleLadder([1, 64], 24)
+    assert scales_of(config) == (1, 64)
     config.matryoshka_vis_token_scale = [1, 10, 64]
     with pytest.raises(
         ValueError, match="scale 10 is not possible on a 24x24 grid: choose one of 1, 4, 9, 16"
     ):
-        ladder_of(config)
+        scales_of(config)
     config.matryoshka_vis_token_scale = None
-    assert ladder_of(config) == ScaleLadder.of_grid(24)
+    assert scales_of(config) == (1, 9, 36, 144, 576)
     config.vision_config.image_size = 224
-    assert ladder_of(config).scales == (1, 4, 16, 64, 256)
+    assert scales_of(config) == (1, 4, 16, 64, 256)
 
 
 def test_a_class_token_is_refused(plain):

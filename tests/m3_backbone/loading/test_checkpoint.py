@@ -252,8 +252,8 @@ def test_a_plain_llava_is_no_m3_unless_its_scales_are_given(plain, editable, val
         with pytest.raises(ValueError, match=reason):
             opening(folder)
     backbone = LlavaBackbone(folder, scales=[576, 1, 64])
-    assert backbone.ladder.scales == (1, 64, 576) == backbone.model.scale_ladder.scales
-    assert load_m3(folder, scales=[1, 9])[0].scale_ladder.scales == (1, 9)
+    assert backbone.scales == (1, 64, 576) == backbone.model.scales
+    assert load_m3(folder, scales=[1, 9])[0].scales == (1, 9)
     # The weights are the same with any scales; what was labelled at others is refused by its scales.
     other = LlavaBackbone(folder, scales=[1, 9])
     assert backbone.fingerprints == other.fingerprints
@@ -285,7 +285,7 @@ def test_scales_that_are_none_are_not_replaced(editable, value, reason):
     editable.config["matryoshka_vis_token_scale"] = value
     with pytest.raises(ValueError, match=rf"config\.json: matryoshka_vis_token_scale=.*{reason}"):
         Checkpoint.open(editable.save_config())
-    assert Checkpoint.open(editable.folder, scales=[1, 9]).ladder.scales == (1, 9)
+    assert Checkpoint.open(editable.folder, scales=[1, 9]).scales == (1, 9)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_loss_is_that_of_the_authors(fixture):
     conversation = tokenize_conversation(processor, [(case["question"], case["reference_answer"])])
     training = M3Training(model, processor.pad_token_id)
     with torch.no_grad():
-        loss = training.loss(make_batch(fixture, [conversation]), list(model.scale_ladder))
+        loss = training.loss(make_batch(fixture, [conversation]), list(model.scales))
     assert loss.item() == pytest.approx(recorded["training_loss_image0"], abs=1e-4)
 
 

@@ -36,7 +36,7 @@ def make_model(backbone, image):
         QuestionOnly.features,
         token_embeddings=backbone.token_embeddings(),
     )
-    fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
+    fine = np.arange(len(backbone.scales)) == len(backbone.scales) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     train, validation = (
         label(
@@ -48,7 +48,7 @@ def make_model(backbone, image):
         for side in ("train", "validation")
     )
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(train, validation)
-    point = OperatingPoint(price=0.2, unit=backbone.ladder.finest, cost=288.5, score=0.875)
+    point = OperatingPoint(price=0.2, unit=backbone.scales[-1], cost=288.5, score=0.875)
     return AdaptiveM3(backbone, predictor, PriceList(point, (point,), {"risk": point}))
 
 
@@ -88,8 +88,8 @@ def test_loaded_it_answers_as_it_did(model, folder, image, tmp_path):
 
 def test_a_hybrid_goes_along_and_one_of_before_does_not_stay(model, image, tmp_path):
     rng = np.random.default_rng(0)
-    num_scales = len(model.backbone.ladder)
-    cost = np.tile(model.backbone.ladder.scales, (40, 1))
+    num_scales = len(model.backbone.scales)
+    cost = np.tile(model.backbone.scales, (40, 1))
     score = (rng.random((40, num_scales)) < 0.5).astype(float)
     hybrid = Hybrid.fit(rng.uniform(0, 1e-3, score.shape), score, cost, rng.random(score.shape))
     climbing = AdaptiveM3(model.backbone, model.predictor, model.prices, hybrid)
@@ -117,7 +117,7 @@ def test_scales_that_were_given_go_along(image, tmp_path):
     model = make_model(backbone, image)
     model.save_pretrained(tmp_path / "saved")
     loaded = AdaptiveM3.from_pretrained(tmp_path / "saved", device="cpu")
-    assert loaded.backbone.ladder.scales == (1, 9, 36)
+    assert loaded.backbone.scales == (1, 9, 36)
     assert loaded.answer(image, COUNT) == model.answer(image, COUNT)
 
 

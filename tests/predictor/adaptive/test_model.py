@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from m3_backbone.features import compute_features
 from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveM3
@@ -51,7 +50,7 @@ def inputs(backbone, images):
 
 def make_parts(backbone, inputs):
     """Train and validation: questions on color are right at every scale, on counts at the finest alone."""
-    fine = np.arange(len(backbone.ladder)) == len(backbone.ladder) - 1
+    fine = np.arange(len(backbone.scales)) == len(backbone.scales) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     return [
         label(
@@ -66,17 +65,17 @@ def make_parts(backbone, inputs):
 
 def test_inputs_are_what_labelling_stores(backbone, images, inputs):
     encoded = backbone.encode(images)
-    assert inputs.scales == backbone.ladder.scales
+    assert inputs.scales == backbone.scales
     assert inputs.image_row.tolist() == [0, 0, 1, 1]
     for row, image in enumerate(encoded):
         for scale in (1, 9):
-            tokens = backbone.visual_tokens(image, scale).half().numpy()
+            tokens = backbone.visual_tokens([image], scale)[0].half().numpy()
             np.testing.assert_array_equal(inputs.visual[scale].tokens[row, : len(tokens)], tokens)
-        stored = compute_features(backbone, image, (1, 9, 36))
+        (stored,) = backbone.compute_features([image], (1, 9, 36))
         assert inputs.statistic_names == tuple(stored.statistics)
         np.testing.assert_allclose(inputs.statistics[row], list(stored.statistics.values()), rtol=1e-6)
     assert inputs.visual_tokens[0].tolist() == [
-        len(backbone.visual_tokens(encoded[0], scale)) for scale in backbone.ladder
+        len(backbone.visual_tokens(encoded[:1], scale)[0]) for scale in backbone.scales
     ]
     assert inputs.question_ids[1].tolist() == backbone.question_ids(COUNT)
 
@@ -85,7 +84,7 @@ def test_inputs_are_what_labelling_stores(backbone, images, inputs):
 def joined(backbone, inputs):
     """Colors need the coarsest scale, counts the finest, at the default price; the named one pays nothing."""
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*make_parts(backbone, inputs))
-    unit = backbone.ladder.finest
+    unit = backbone.scales[-1]
     points = (OperatingPoint(0.2, unit, 300, 0.9), OperatingPoint(4, unit, 1, 0.5))
     return AdaptiveM3(backbone, predictor, PriceList(points[0], points, {"risk": FREE}))
 
@@ -93,26 +92,26 @@ def joined(backbone, inputs):
 def test_each_question_is_answered_at_its_own_scale(backbone, images, joined):
     asked = [images[0], images[1], images[0]], [COUNT, COLOR, COLOR]
     results = joined.answer(*asked)
-    coarsest, finest = backbone.ladder.coarsest, backbone.ladder.finest
+    coarsest, finest = backbone.scales[0], backbone.scales[-1]
     assert [result.choice.scale for result in results] == [finest, coarsest, coarsest]
     for image, question, result in zip(*asked, results, strict=True):
         encoded = backbone.encode([image])
         alone = backbone.answer(encoded, [question], result.choice.scale)[0]
         assert (result.text, result.answer.token_ids) == (alone.text, alone.token_ids)
-        assert result.choice.cost == len(backbone.visual_tokens(encoded[0], result.choice.scale))
-        assert len(result.choice.estimates) == len(result.choice.visual_tokens) == len(backbone.ladder)
+        assert result.choice.cost == len(backbone.visual_tokens(encoded[:1], result.choice.scale)[0])
+        assert len(result.choice.estimates) == len(result.choice.visual_tokens) == len(backbone.scales)
 
 
 def test_price_budget_and_name_set_the_operating_point(backbone, images, joined):
     def choose(**arguments):
         return [result.choice.scale for result in joined.answer(images, [COUNT, COLOR], **arguments)]
 
-    coarsest, finest = backbone.ladder.coarsest, backbone.ladder.finest
+    coarsest, finest = backbone.scales[0], backbone.scales[-1]
     assert choose(point="default") == choose(budget=300) == choose(price=0.2) == [finest, coarsest]
     assert choose(budget=1) == choose(price=4) == [coarsest, coarsest]
     free = [max(result.choice.estimates) for result in joined.answer(images, [COUNT, COLOR], point="risk")]
     for result, best in zip(joined.answer(images, [COUNT, COLOR], point="risk"), free, strict=True):
-        assert result.choice.estimates[backbone.ladder.scales.index(result.choice.scale)] == best
+        assert result.choice.estimates[backbone.scales.index(result.choice.scale)] == best
     with pytest.raises(ValueError, match="not several"):
         choose(price=1, budget=1)
     with pytest.raises(ValueError, match="only default, risk"):
@@ -134,7 +133,7 @@ def climber(images):
         token_embeddings=backbone.token_embeddings(),
     )
     predictor = QuestionOnly().fit(*make_parts(backbone, inputs))
-    num_scales = len(backbone.ladder)
+    num_scales = len(backbone.scales)
 
     def make(threshold):
         here, beyond = np.zeros((2, num_scales - 1, num_scales + 2))
@@ -147,7 +146,7 @@ def climber(images):
             score=one,
             starting_price=np.array([np.inf]),
             climbing_price=one,
-            unit=float(backbone.ladder.finest),
+            unit=float(backbone.scales[-1]),
             gain=ExpectedGain(here, beyond),
         )
         return AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,), {"risk": FREE}), hybrid)
@@ -160,17 +159,19 @@ def test_climbing_goes_on_while_its_answer_is_unsure_and_pays_for_all(images, cl
     backbone = climber(0.5).backbone
     encoded = [backbone.encode([image])[0] for image in asked[0]]
     sure = np.array(
-        [[each.confidence for each in backbone.answer(encoded, asked[1], scale)] for scale in backbone.ladder]
+        [[each.confidence for each in backbone.answer(encoded, asked[1], scale)] for scale in backbone.scales]
     ).T
     # Between the coarsest answers' confidences: some of them are enough, others are not.
     threshold = float(np.sort(sure[:, 0])[1:].mean())
     results = climber(threshold).answer(*asked, climb=True)
     for row, result in enumerate(results):
         last = next((i for i, each in enumerate(sure[row][:-1]) if each >= threshold), len(sure[row]) - 1)
-        assert result.tried == backbone.ladder.scales[: last + 1]
-        assert result.scale == result.tried[-1] and result.choice.scale == backbone.ladder.coarsest
+        assert result.tried == backbone.scales[: last + 1]
+        assert result.scale == result.tried[-1] and result.choice.scale == backbone.scales[0]
         assert result.text == backbone.answer([encoded[row]], [asked[1][row]], result.scale)[0].text
-        assert result.cost == sum(len(backbone.visual_tokens(encoded[row], scale)) for scale in result.tried)
+        assert result.cost == sum(
+            len(backbone.visual_tokens([encoded[row]], scale)[0]) for scale in result.tried
+        )
     assert {len(result.tried) for result in results} >= {1, 2}
     assert climber(threshold).answer([], [], climb=True) == []
 
@@ -190,7 +191,7 @@ def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
     confidence = np.array(
         [
             [each.confidence for each in backbone.answer(encoded, questions, scale)]
-            for scale in backbone.ladder
+            for scale in backbone.scales
         ]
     ).T
     score = np.random.default_rng(0).random(confidence.shape) < 0.5
@@ -202,7 +203,7 @@ def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
     for row, (first, last) in enumerate(zip(*hybrid.climb(confidence, cost, estimates), strict=True)):
         results = model.climb(encoded, questions, hybrid.at(row))
         tried += [result.tried for result in results]
-        expected = [backbone.ladder.scales[i : j + 1] for i, j in zip(first, last, strict=True)]
+        expected = [backbone.scales[i : j + 1] for i, j in zip(first, last, strict=True)]
         assert [result.tried for result in results] == expected
         assert np.mean([result.cost for result in results]) == pytest.approx(hybrid.cost[row])
     assert max(map(len, tried)) > 1
@@ -243,7 +244,7 @@ def test_a_network_serves_too(backbone, images, inputs):
 
 
 def test_a_predictor_of_another_backbone_is_refused(backbone, inputs):
-    predictor = FixedScale(scale=backbone.ladder.finest).fit(*make_parts(backbone, inputs))
+    predictor = FixedScale(scale=backbone.scales[-1]).fit(*make_parts(backbone, inputs))
     predictor.fingerprints = {**backbone.fingerprints, "weights": "others"}
     with pytest.raises(ValueError, match="weights others instead of"):
         AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,)))

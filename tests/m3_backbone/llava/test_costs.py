@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3_backbone.costs import decoder_flops_per_token, prefill_flops, vision_flops
+from m3_backbone.llava.costs import decoder_flops_per_token, prefill_flops, vision_flops
 from m3_backbone.loading.checkpoint import load_m3
 from tests.paths import FIXTURES
 
@@ -21,7 +21,7 @@ def load_eager(folder):
 def test_prefill_flops_are_those_of_the_counter(recording):
     model = load_eager(recording.folder)
     for num_tokens in (1, 37, 200):
-        embeds = torch.randn(1, num_tokens, recording.backbone.hidden_size)
+        embeds = torch.randn(1, num_tokens, model.config.get_text_config().hidden_size)
         with FlopCounterMode(display=False) as counter:
             hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
             model.lm_head(hidden[:, -1])
@@ -45,7 +45,7 @@ def test_the_vision_pass_of_an_image_is_that_of_its_tiles_at_every_scale(recordi
     backbone, config = recording.backbone, recording.backbone.checkpoint.config
     for image, encoded in zip(recording.images, recording.encoded, strict=True):
         one = vision_flops(config)
-        for scale in backbone.ladder:
+        for scale in backbone.scales:
             assert backbone.vision_flops(image.size, scale) == len(encoded.tokens) * one > 0
 
 
