@@ -10,7 +10,7 @@ import pytest
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import CostMeasure, Part
-from experiments.evaluation.metric_table import Bound
+from experiments.evaluation.metric_table import Bound, MetricTable, Predictor
 from experiments.evaluation.metrics import (
     average_gap_recovered,
     average_quality,
@@ -271,6 +271,9 @@ def list_estimates(found: Any, path: str = ""):
     """All estimates in a comparison, with where they are."""
     if isinstance(found, Estimate):
         yield path, found
+    elif isinstance(found, MetricTable):
+        for key in found:
+            yield from list_estimates(found.find(*key), f"{path}.{key.metric.path}")
     elif is_dataclass(found):
         for field in fields(found):
             yield from list_estimates(getattr(found, field.name), f"{path}.{field.name}")
@@ -315,7 +318,7 @@ def test_degenerate_tables(name):
         assert np.isfinite(estimate.value[exists]).all(), path
         assert not np.isinf(bounds).any(), path
         # Only at a budget may a metric of an array be missing.
-        assert exists.all() or path.endswith(".gap_share"), path
+        assert exists.all() or path.endswith("at_budgets/gap_share"), path
     for policy in found.policies:
         assert np.isfinite(policy.cost).all() and policy.chosen.sum(axis=1) == pytest.approx(1)
     for drawn in collect_resamples(found).values():
@@ -359,12 +362,11 @@ def test_a_predictor_may_have_any_name(names):
         found = compare_policies(
             calibration, test, contenders, reference=second, num_resamples=20, num_budgets=5
         )
+        keys = [Predictor(name) for name in (first, second, third)]
         assert [(each.first, each.second) for each in found.differences] == [
-            (first, Bound.MIX),
-            (second, Bound.MIX),
-            (third, Bound.MIX),
-            (first, second),
-            (first, third),
+            *((key, Bound.MIX) for key in keys),
+            (keys[0], keys[1]),
+            (keys[0], keys[2]),
         ]
         metrics = collect_metrics(found, test, task="task", backbone="backbone")
         seconds = [row.pop("second") for row in metrics["differences"]]
