@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.serving.answering import describe_climb, describe_point, format_answers, load_adaptive
+from experiments.serving.adaptive import describe_climb, describe_point, format_answers, load_adaptive
 from m3_backbone.backbone import Backbone, check_scale
 from m3_backbone.images import open_picture
 

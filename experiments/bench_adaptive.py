@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from experiments.bench.adaptive import measure, read_questions, report
 from experiments.bench.drawn_choices import draw_choices
 from experiments.config import entry_point
-from experiments.serving.answering import load_adaptive
+from experiments.serving.adaptive import load_adaptive
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 

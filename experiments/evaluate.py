@@ -17,7 +17,7 @@ from experiments.labels.division import check_labels
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.reporting.page import Provenance
 from experiments.training.configured import open_configured
-from experiments.training.record import VALIDATION_METRICS
+from experiments.training.trained import VALIDATION_METRICS
 
 
 @entry_point("evaluate")

@@ -15,14 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
 from experiments.evaluation.comparison import check_settings
-from experiments.evaluation.equivalence import check_margin
+from experiments.evaluation.known_facts import check_margin
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.reporting import needs as needs_tables
 from experiments.reporting.findings import describe_record
-from experiments.reporting.granularity import fit_models, judge_models
-from experiments.reporting.needs import draw_needs
+from experiments.reporting.needs import draw_needs, fit_models, judge_models
 from experiments.reporting.page import save_figure
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners

@@ -8,8 +8,7 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.labels.division import find_label_banners
-from experiments.serving.answering import load_adaptive
-from experiments.serving.publishing import certify
+from experiments.serving.adaptive import certify, load_adaptive
 from experiments.tasks.sizes import frame_banners
 from m3_backbone.outcomes.labels import read_labels
 from predictor.adaptive.model import AdaptiveM3

@@ -1,7 +1,7 @@
 """Test questions answered several times: `python -m experiments.resample`, on finished labels.
 
 An oracle that takes the best of noisy outcomes flatters. From several runs one can choose by the others and
-score on one (`experiments.evaluation.oracles`), also where the likelihood of a reference tells nothing. The
+score on one (`experiments.evaluation.fronts`), also where the likelihood of a reference tells nothing. The
 scores go beside the labels, and evaluation shows the oracle from then on. The same command again, with more
 images too, does only what is missing.
 """

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from experiments import evaluate, label, latency, train
 from experiments.config import entry_point
-from experiments.results.latest import check_link, point_link
+from experiments.results.run_folders import check_link, point_link
 from experiments.training.configured import make_predictors
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.console import format_records
 from experiments.tasks.sizes import frame_banners
 from experiments.training.configured import make_predictors, read_settings
-from experiments.training.record import VALIDATION_METRICS
+from experiments.training.trained import VALIDATION_METRICS
 from experiments.training.trainer import quiet_lightning, train_predictors
 
 

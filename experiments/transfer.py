@@ -17,8 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import entry_point, format_command
 from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.page import Provenance
-from experiments.reporting.transfer import list_tasks, transfer
-from experiments.reporting.transfer_report import PAGE, write_transfer
+from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
 from experiments.training.trainer import quiet_lightning

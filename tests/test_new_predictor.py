@@ -14,8 +14,7 @@ import predictor
 from experiments import train
 from experiments.config import find_config_dir
 from experiments.training.configured import open_configured
-from experiments.training.record import read_record
-from experiments.training.trained import TrainingSettings, find_trained, load_trained
+from experiments.training.trained import TrainingSettings, find_trained, load_trained, read_record
 from predictor.base import ScalePredictor
 from predictor.files import FolderError
 from predictor.policy.front import policy_value

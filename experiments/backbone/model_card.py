@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from experiments.evaluation.fronts import Convention, choose_as_oracle
+from experiments.evaluation.known_facts import ScaleClassifiers, digest_model
 from experiments.evaluation.needs import (
     describe_left_out,
     find_needed_column,
@@ -20,7 +21,6 @@ from experiments.evaluation.needs import (
     pick_frequent,
     split_by_type,
 )
-from experiments.evaluation.scale_classifier import ScaleClassifiers, digest_model
 from experiments.labels.held_out import open_test
 from experiments.reporting.findings import describe_record
 from experiments.reporting.tables import escape_markdown

@@ -11,6 +11,7 @@ from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.costs import TOKENS, CostMeasure, TimingMeans
 from experiments.evaluation.curves import ROUNDING, Curve
 from experiments.evaluation.fronts import (
+    RULES,
     CalibratedPolicy,
     Columns,
     Floats,
@@ -43,7 +44,6 @@ from experiments.evaluation.metrics import (
     score_at_budgets,
 )
 from experiments.evaluation.noise_free import NoiseFreeOracle, list_noise_free
-from experiments.evaluation.oracles import RULES
 from experiments.evaluation.policies import Policy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import (

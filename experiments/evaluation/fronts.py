@@ -4,6 +4,7 @@
 any unit. What a policy does at a price is `predictor.policy.front`'s; here is what can be claimed of it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -157,3 +158,30 @@ class CalibratedPolicy:
             return None
         position = np.interp(score, self.score, np.arange(len(self.score)))
         return np.maximum(0.0, 1.0 - abs(position - np.arange(len(self.score))))
+
+
+# Oracles that choose one scale per sample, without a price.
+RULES: Mapping[str, str] = dict(ORACLES) | {"stable": "stable oracle"}
+
+
+def choose_by_rule(score: ArrayLike, rule: str) -> Columns:
+    """The choice `[num_samples]` of one of `RULES`, from `score` `[num_samples, num_scales]`."""
+    if rule == "stable":
+        return choose_stably(score)
+    return choose_as_oracle(score, score, rule)  # type: ignore[arg-type]
+
+
+def choose_stably(score: ArrayLike) -> Columns:
+    """The stable oracle's choice `[num_samples]`: the smallest scale from which on the answer stays right.
+
+    Right is the best score that any scale gives to the sample, as in `find_smallest_right`. A sample that is
+    not right at the finest scale, or at none, has no such scale and is charged the finest.
+    """
+    scores = np.asarray(score)
+    smallest, finest = find_smallest_right(scores), scores.shape[1] - 1
+    best = np.where(smallest >= 0, scores[np.arange(len(scores)), smallest], np.inf)
+    stable, stays = np.full(len(scores), finest), np.ones(len(scores), dtype=bool)
+    for column in range(finest, -1, -1):
+        stays &= scores[:, column] == best
+        stable[stays] = column
+    return stable

@@ -22,10 +22,17 @@ from numpy.typing import ArrayLike, NDArray
 from experiments.evaluation.calibration import Binned
 from experiments.evaluation.costs import TimingMeans
 from experiments.evaluation.curves import divide
-from experiments.evaluation.fronts import CalibratedPolicy, Columns, Floats, find_smallest_right, trace_prices
+from experiments.evaluation.fronts import (
+    RULES,
+    CalibratedPolicy,
+    Columns,
+    Floats,
+    choose_by_rule,
+    find_smallest_right,
+    trace_prices,
+)
 from experiments.evaluation.metric_table import Bound, PolicyKey, Predictor, Rule
 from experiments.evaluation.metrics import Baseline
-from experiments.evaluation.oracles import RULES, choose_by_rule
 from experiments.evaluation.policies import Decisions, Default, Paths, Policy, ScoredSamples
 from experiments.evaluation.schedules import ImageMeans, Schedule
 from predictor.policy.front import Front, find_unit, space_budgets

@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 
 from experiments.config import entry_point
 from experiments.parity.deviations import Deviation, summarize
-from experiments.parity.recording import compare_model, compare_scorers
-from experiments.parity.router import compare_router
+from experiments.parity.recording import compare_model, compare_router, compare_scorers
 
 
 @entry_point("parity")

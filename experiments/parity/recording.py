@@ -1,4 +1,4 @@
-"""Comparison of a checkpoint and of the scorers with what the authors' code computed for them."""
+"""Comparison of a checkpoint, the scorers and the router with what the authors' code computed for them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.parity.deviations import (
     NUMBER,
@@ -18,6 +18,10 @@ from experiments.parity.deviations import (
 )
 from experiments.tasks.scoring import score
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.pooling import grid_scales, pool
+from predictor.networks.avg_router import NUM_WORDS, AVGRouter
+from predictor.networks.base import InputShape
+from predictor.objectives.likelihood import rank_by_likelihood
 
 HALF = 2e-3  # allowed deviation of a pixel value: those are stored as float16
 RECORDED_IMAGE = -200  # what stands for the image in the recorded token ids
@@ -52,7 +56,8 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
     cases: list[dict[str, Any]] = recorded["cases"]
     for number, case in enumerate(cases):
         _require(case, CASE_KEYS, f"case {number} of {folder / 'expected.json'}")
-    tensors = read_tensors(folder / "expected.safetensors")
+    file = folder / "expected.safetensors"
+    tensors = read_tensors(file)
     images = {name: _read_image(folder / name) for name in {case["image"]: None for case in cases}}
     backbone = LlavaBackbone(
         folder / "checkpoint",
@@ -75,10 +80,10 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
         counts = (len(visual), backbone.num_visual_tokens(image.size, scale))
         yield compare_values("number of visual tokens", where, counts, (case["visual_tokens"],) * 2)
         yield compare_tensors(
-            "visual tokens", where, visual, _take(tensors, f"{where}.visual_tokens", folder), NUMBER
+            "visual tokens", where, visual, _take(tensors, f"{where}.visual_tokens", file), NUMBER
         )
         logits, loss = _run_model(backbone, image, case)
-        yield compare_tensors("logits", where, logits, _take(tensors, f"{where}.last_logits", folder), NUMBER)
+        yield compare_tensors("logits", where, logits, _take(tensors, f"{where}.last_logits", file), NUMBER)
         if Path(case["image"]).stem == "image0":
             losses.append(loss)
         yield from _compare_answer(backbone, encoded[case["image"]], case, where)
@@ -128,9 +133,9 @@ def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, A
     return outputs.logits[0, prompt_length - 1], float(outputs.loss)
 
 
-def _take(tensors: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:
+def _take(tensors: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
     if name not in tensors:
-        raise ValueError(f"{folder / 'expected.safetensors'} lacks {name}: the fixture is incomplete")
+        raise ValueError(f"{file} lacks {name}: the recording is incomplete")
     return tensors[name]
 
 
@@ -150,3 +155,47 @@ def _read_json(file: Path) -> Any:
 def _read_image(file: Path) -> Image.Image:
     with Image.open(file) as image:
         return image.convert("RGB")
+
+
+STATE = "router."
+
+
+@torch.no_grad()
+def compare_router(file: Path) -> Iterator[Deviation]:
+    """Everything that a file of this layout records.
+
+    `router.*` is a state dict; of each `case`, `tile_tokens` [num_tiles, grid * grid, hidden],
+    `question_embeddings` [num_words, hidden], `question_mask` [num_words] and the resulting `logits`
+    [num_scales]; and `rglf.logits`, `rglf.nll` [batch, num_scales] with `rglf.cross_entropy` and
+    `rglf.rank_loss_margin1`. Raises ValueError where something of it is missing.
+    """
+    recorded = read_tensors(file)
+    state = {name.removeprefix(STATE): x for name, x in recorded.items() if name.startswith(STATE)}
+    cases = sorted({name.split(".")[0] for name in recorded if name.startswith("case")})
+    if not state or not cases:
+        raise ValueError(f"{file} holds no router with cases: it needs {STATE}* and case0.*")
+    tokens = _take(recorded, f"{cases[0]}.tile_tokens", file)
+    scales = grid_scales(round(tokens.shape[1] ** 0.5))
+    router = AVGRouter(InputShape(tokens.shape[2], sum(scales), 0), len(scales), attention="crops").eval()
+    try:
+        router.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the router in {file} is not one of AVG-LLaVA's over scales {', '.join(map(str, scales))} and "
+            f"{NUM_WORDS} words: {error}"
+        ) from error
+    for case in cases:
+        tokens, words, mask, logits = (
+            _take(recorded, f"{case}.{name}", file)
+            for name in ("tile_tokens", "question_embeddings", "question_mask", "logits")
+        )
+        found = router.route([pool(tokens, scale) for scale in scales], words, mask)
+        yield compare_tensors("router logits", case, found, logits, NUMBER)
+    logits, nll = _take(recorded, "rglf.logits", file), _take(recorded, "rglf.nll", file)
+    entropy = nn.functional.cross_entropy(logits, nll.argmin(dim=1))
+    for name, loss in (
+        ("cross_entropy", entropy),
+        ("rank_loss_margin1", rank_by_likelihood(logits, nll, 1.0)),
+    ):
+        expected = _take(recorded, f"rglf.{name}", file)
+        yield Deviation.of_number(f"loss: {name}", "rglf", float(loss), float(expected))

@@ -1,18 +1,278 @@
-"""The comparison of finished runs, as tables and as a page."""
+"""The comparison of finished runs: tables, notes and a page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from experiments.reporting.compare_tables import build_comparison_tables, write_notes
+import numpy as np
+
+from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family
+from experiments.evaluation.metrics import (
+    default_cost,
+    default_score,
+    list_metrics,
+    mean_gap_share,
+    mean_to_mix,
+    score_at_budgets,
+    smallest_right,
+    to_best_fixed,
+    too_coarse,
+    too_fine,
+)
+from experiments.evaluation.statistics import Estimate
 from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.front_plot import MOST_DRAWN, plot_runs
+from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
+    format_difference,
+    format_metric,
+    format_p_value,
+    format_score,
+    format_share,
+    format_tokens,
+    write_estimate,
+    write_number,
+)
 from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
 from experiments.reporting.tables import Table, write_tables
-from experiments.results.entries import MOST_FOR_ALL_PAIRS, Entry, list_entries
-from experiments.results.finished import find_runs
-from experiments.results.resamples import MOST_BAND_RESAMPLES
+from experiments.results.entries import (
+    MOST_FOR_ALL_PAIRS,
+    Combined,
+    Entry,
+    find_p_values,
+    list_entries,
+    list_pairs,
+)
+from experiments.results.run_folders import Run, find_runs
 from experiments.tasks.sizes import find_banners, frame_banners
+
+NUM_SHOWN_BUDGETS = 5
+NUM_NAMED_RUNS = 5
+SPREAD = "sd"
+
+# Figures of one row, each with how it is written.
+Cells = Sequence[tuple[Combined | None, Callable[[Estimate], str]]]
+
+
+def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
+    """Means; differences with p-values; merits; default prices; errors; scores within budgets; guarantees."""
+    tables = [_tabulate_means(entries)]
+    tables += [_tabulate_differences(entries)] if len(entries) > 1 else []
+    tables += [_tabulate_merits(entries), _tabulate_defaults(entries)]
+    tables += [_tabulate_errors(entries), _tabulate_budgets(entries)]
+    guaranteed = [entry for entry in entries if entry.find_drop() is not None]
+    return tables + ([_tabulate_guarantees(guaranteed)] if guaranteed else [])
+
+
+def write_notes(entries: Sequence[Entry], runs: Sequence[Run]) -> list[str]:
+    """Sentences about runs of one policy with the same seed and settings; runs are numbered from 1.
+
+    Repeats of baselines are not mentioned, as baselines are in every run.
+    """
+    number = {run.folder: place for place, run in enumerate(runs, start=1)}
+    notes = []
+    for entry in entries:
+        repeats = [run for run in entry.repeats if run.about == entry.name]
+        if repeats:
+            which, verb = _list_runs(repeats, number), "repeats" if len(repeats) == 1 else "repeat"
+            notes.append(
+                f"{entry.label}: {which} {verb} the result of another run with the same seed and settings; "
+                "each seed counts once."
+            )
+        if entry.rivals:
+            which = _list_runs([run for run, _ in entry.rivals], number)
+            verb = "has" if len(entry.rivals) == 1 else "have"
+            others = _list_runs([rival for _, rival in entry.rivals], number)
+            notes.append(
+                f"{entry.label}: {which} {verb} another result than {others} with the same seed and "
+                "settings. Both are shown; leave one out of runs=[...] if it is out of date."
+            )
+    return notes
+
+
+def _list_runs(runs: Sequence[Run], number: Mapping[Path, int]) -> str:
+    """Names of the first few runs, by number and folder."""
+    named = [f"{number[run.folder]} ({run.folder.name})" for run in runs[:NUM_NAMED_RUNS]]
+    left_out = len(runs) - len(named)
+    more = f" and {left_out:,} more" if left_out else ""
+    return f"run{'s' * (len(runs) > 1)} {', '.join(named)}{more}"
+
+
+class _Columns:
+    """Columns of figures; behind each stands its spread where any of the policies has several seeds."""
+
+    def __init__(self, entries: Sequence[Entry], *names: str) -> None:
+        self._spread = any(len(entry.runs) > 1 for entry in entries)
+        self.header = tuple(part for name in names for part in ((name, SPREAD) if self._spread else (name,)))
+
+    def fill(self, cells: Cells) -> tuple[str, ...]:
+        """One row."""
+        return tuple(text for cell in cells for text in self._write(*cell))
+
+    def _write(self, found: Combined | None, form: Callable[[Estimate], str]) -> tuple[str, ...]:
+        text, spread = ("-", np.nan) if found is None else (form(found.estimate), found.spread)
+        if not self._spread:
+            return (text,)
+        return (text, "" if np.isnan(spread) else write_number(100 * spread, ".1f"))
+
+
+def _tabulate_means(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "to mix", "share of gap", "to mix, GFLOPs")
+    rows = [
+        (
+            entry.label,
+            ", ".join(map(str, entry.seeds)) or "-",
+            *columns.fill(
+                [
+                    (entry.find(mean_to_mix), format_difference),
+                    (entry.find(mean_gap_share), format_share),
+                    (entry.find(mean_to_mix, "flops"), format_difference),
+                ]
+            ),
+        )
+        for entry in entries
+    ]
+    caption = (
+        "At matched mean visual tokens (last: GFLOPs), averaged over log budget: difference in points, and "
+        "share of the gap from mix to budgeted oracle. Means over seeds, with intervals over test images and "
+        f"seeds; {SPREAD}: standard deviation over the seeds, in points"
+    )
+    return Table(caption, ("policy", "seeds", *columns.header), tuple(rows), name="means")
+
+
+def _tabulate_differences(entries: Sequence[Entry]) -> Table:
+    pairs, rows = list_pairs(entries), []
+    num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
+    floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, len(pairs))
+    for pair, (p_value, adjusted) in zip(pairs, find_p_values(pairs), strict=True):
+        share = pair.estimate(mean_gap_share)
+        tokens = pair.estimate(default_cost)
+        rows.append(
+            (
+                f"{pair.first.label} - {pair.second.label}",
+                format_difference(pair.estimate(mean_to_mix)),
+                format_p_value(p_value, floor),
+                format_p_value(adjusted, adjusted_floor),
+                "-" if share is None else format_share(share),
+                format_difference(pair.estimate(default_score)),
+                "-" if tokens is None else _format_tokens(tokens),
+            )
+        )
+    caption = (
+        "First policy minus second, on the same draws of images and seeds: points above the mix, averaged "
+        "over log-spaced budgets, with two-sided p-values; share of the gap; score and visual tokens at the "
+        f"default prices. {describe_floor(num_resamples, len(pairs))}"
+    )
+    header = (
+        "difference",
+        "over log budget",
+        "p",
+        "p (Holm)",
+        "share of gap",
+        "default score",
+        "default tokens",
+    )
+    return Table(caption, header, tuple(rows), name="differences")
+
+
+def _format_tokens(tokens: Estimate) -> str:
+    """A difference in visual tokens with its sign and interval."""
+    return write_estimate(tokens, lambda value: write_number(value, "+.1f"))
+
+
+def _tabulate_merits(entries: Sequence[Entry]) -> Table:
+    metrics = [metric for metric in list_metrics(Family.FRONT) if metric.is_compared]
+    columns = _Columns(entries, *(metric.label for metric in metrics))
+    rows = [
+        (
+            entry.label,
+            *columns.fill([(entry.find(metric), partial(format_metric, metric)) for metric in metrics]),
+        )
+        for entry in entries
+    ]
+    caption = "Figures of merit over linear cost, in percent"
+    return Table(caption, ("policy", *columns.header), tuple(rows), name="merits")
+
+
+def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "score", "to best fixed")
+    rows: list[tuple[str, ...]] = []
+    for each in entries[0].runs[0].metrics["fixed"]:
+        score = Estimate(*(np.array(each["score"][key]) for key in ("value", "low", "high")))
+        cells = [format_score(score), *[""] * (len(columns.header) - 1)]
+        rows.append((f"scale {each['scale']}", format_tokens(each["cost"]["value"]), *cells))
+    for entry in entries:
+        cost = entry.find(default_cost)
+        rows.append(
+            (
+                f"{entry.label}, default price",
+                "-" if cost is None else format_tokens(cost.estimate.value),
+                *columns.fill(
+                    [
+                        (entry.find(default_score), format_score),
+                        (entry.find(to_best_fixed), format_difference),
+                    ]
+                ),
+            )
+        )
+    header = ("policy", "visual tokens", *columns.header)
+    return Table("Fixed scales and default prices", header, tuple(rows), name="defaults")
+
+
+def _tabulate_errors(entries: Sequence[Entry]) -> Table:
+    columns = _Columns(entries, "smallest sufficient", "too coarse", "too fine")
+    metrics = (smallest_right, too_coarse, too_fine)
+    rows = [
+        (entry.label, *columns.fill([(entry.find(metric), format_share) for metric in metrics]))
+        for entry in entries
+    ]
+    caption = (
+        "At default prices, of the questions that some scale answers: the share that got the smallest "
+        "sufficient scale, a coarser and a finer one"
+    )
+    return Table(caption, ("policy", *columns.header), tuple(rows), name="errors")
+
+
+def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
+    metrics = entries[0].runs[0].metrics
+    budgets, num_resamples = metrics["budgets"], metrics["bootstrap"]["num_resamples"]
+    num_steps = NUM_SHOWN_BUDGETS + 1
+    shown = [round(step * (len(budgets) - 1) / num_steps) for step in range(1, num_steps)]
+    rows = []
+    for entry in entries:
+        score = entry.at_budgets(score_at_budgets)
+        rows.append((entry.label, *(format_score(score[position]) for position in shown)))
+    header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[position])}" for position in shown)
+    caption = "Score within budgets of mean visual tokens"
+    if num_resamples > MOST_BAND_RESAMPLES:
+        caption += f", intervals from the first {MOST_BAND_RESAMPLES:,} of {num_resamples:,} resamples"
+    return Table(caption, ("policy", *header), tuple(rows), "budgets")
+
+
+def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
+    rows = []
+    for entry in entries:
+        own = [run.metrics["risk"]["predictors"][entry.name] for run in entry.runs]
+        feasible = sum(each["price"] is not None for each in own)
+        drop = entry.find_drop()
+        rows.append(
+            (
+                entry.label,
+                f"{feasible} of {len(own)}",
+                format_tokens(np.mean([each["cost"]["value"] for each in own])),
+                format_difference(None if drop is None else drop.estimate),
+            )
+        )
+    risk = entries[0].runs[0].metrics["risk"]
+    caption = (
+        f"Guarantee: at most {100 * risk['alpha']:g} points below the finest scale, each on its own "
+        f"with probability {1 - risk.get('level', risk['delta']):.4g}; seeds with a certified price, and "
+        "mean tokens and drop on test at that price (without one: at the finest scale)"
+    )
+    return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="guarantee")
+
 
 PAGE = "compare.html"
 MOST_PRINTED_ROWS = 30

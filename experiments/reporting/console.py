@@ -3,7 +3,7 @@
 from experiments.labels.latency import Latency
 from experiments.reporting.tables import format_table
 from experiments.results.timings import to_timings
-from experiments.training.record import TrainingRecord
+from experiments.training.trained import TrainingRecord
 
 _NUM_RESAMPLES = 10_000
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.costs import CostMeasure
+from experiments.evaluation.fronts import RULES
 from experiments.evaluation.metric_table import Bound, Family, Key, MetricTable, PolicyKey
 from experiments.evaluation.metrics import (
     default_cost,
@@ -26,7 +27,6 @@ from experiments.evaluation.metrics import (
     to_mix,
 )
 from experiments.evaluation.noise_free import NOISE_FREE
-from experiments.evaluation.oracles import RULES
 from experiments.evaluation.policy_table import FINEST
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.calibration_display import tabulate_calibration

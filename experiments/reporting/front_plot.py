@@ -14,7 +14,7 @@ import numpy as np
 from experiments.evaluation.comparison import Comparison, PolicyResult
 from experiments.evaluation.costs import TOKENS
 from experiments.evaluation.curves import Curve
-from experiments.evaluation.fronts import Floats
+from experiments.evaluation.fronts import RULES, Floats
 from experiments.evaluation.metric_table import Bound
 from experiments.evaluation.metrics import (
     default_cost,
@@ -27,7 +27,6 @@ from experiments.evaluation.metrics import (
     to_reference,
 )
 from experiments.evaluation.noise_free import NOISE_FREE
-from experiments.evaluation.oracles import RULES
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import (
     format_difference,

@@ -1,11 +1,8 @@
-"""What a task needs, as tables and as a heat map.
+"""What a task needs: tables, a heat map, and the models that are told facts."""
 
-Tables of the scales that questions need, and of the gain of policies by what they know.
-
-Heat maps of the scale that questions need.
-"""
-
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -14,9 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.equivalence import LEVEL, Equivalence
+from experiments.evaluation.known_facts import (
+    LEVEL,
+    Equivalence,
+    NothingToTell,
+    ScaleClassifiers,
+    ScoreRegressions,
+    compare_known,
+    find_equivalences,
+)
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import Need, NeedMap, describe_left_out, pick_frequent
+from experiments.reporting import needs as needs_tables
 from experiments.reporting.numbers import (
     describe_floor,
     find_floor,
@@ -27,6 +33,10 @@ from experiments.reporting.numbers import (
 )
 from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.tables import Table
+from m3_backbone.outcomes.labels import Labels, read_labels
+from m3_backbone.outcomes.manifest import read_manifest
+
+log = logging.getLogger(__name__)
 
 
 def tabulate_needs(needs: Sequence[Need], scales: tuple[int, ...], margin: float, title: str) -> Table:
@@ -148,3 +158,56 @@ def _draw_map(ax: Axes, needs: NeedMap, kinds: Sequence[str], scales: Sequence[i
     ax.set(xlabel=cut_name(needs.attribute.replace("_", " "), 30), title="needed scale")
     ax.title.set_fontsize("small")
     ax.tick_params(length=0)
+
+
+def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
+    """Models of the needed scale, fitted on the training split; None, with a warning, if that is impossible.
+
+    Labels of a test split alone are enough for the table of needs, but not for models.
+    """
+    counts = read_manifest(labels)["counts"]
+    if missing := [split for split in ("train", "calibration") if not counts.get(split)]:
+        log.warning("models of the needed scale are left out: the labels have no %s", " and ".join(missing))
+        return None
+    train = read_labels(labels, "train")
+    try:
+        return ScaleClassifiers.fit(train, seed), ScoreRegressions.fit(train, seed)
+    except NothingToTell as error:
+        log.warning("models of the needed scale are left out: %s", error)
+        return None
+
+
+def judge_models(
+    classifiers: ScaleClassifiers,
+    regressions: ScoreRegressions,
+    calibration: Labels,
+    test: Labels,
+    *,
+    equivalence_margin: float,
+    num_resamples: int,
+    confidence: float,
+    bootstrap_seed: int,
+) -> list[Table]:
+    """Tables of accuracies, policies and equivalence; impossible ones are left out, with a warning."""
+    tables = []
+    try:
+        tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
+    except NothingToTell as error:
+        log.warning("accuracies of the needed scale are left out: %s", error)
+    try:
+        comparison = compare_known(
+            regressions,
+            calibration,
+            test,
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=bootstrap_seed,
+        )
+    except NothingToTell as error:
+        log.warning("policies by what they know are left out: %s", error)
+        return tables
+    tables.append(needs_tables.tabulate_policies(comparison))
+    equivalences = find_equivalences(comparison, equivalence_margin)
+    if equivalences:
+        tables.append(needs_tables.tabulate_equivalences(equivalences, num_resamples))
+    return tables

@@ -1,9 +1,5 @@
 """The conclusion of a search: a table, a picture, and the best trials as experiment files.
 
-Draws a study: how the best value rose, or which trials no other one beats in every objective.
-
-What a finished search leaves: a table, a picture, and the best as experiment files.
-
 All trials share one validation part: it chooses within each trial (epochs, trees, neighbours, shares) and
 ranks the trials. So the values are optimistic, that of the best trial most; every output with them says so.
 """

@@ -1,9 +1,4 @@
-"""Tables of text, in every form they are written in: terminal, CSV, Markdown, LaTeX.
-
-Tables as plain text, for the terminal, as Markdown and as LaTeX.
-
-Tables of text, and what they can be written as.
-"""
+"""Tables of text, in every form they are written in: terminal, CSV, Markdown, LaTeX."""
 
 import csv
 import html

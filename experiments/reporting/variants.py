@@ -1,9 +1,4 @@
-"""Variants of the backbone, as a table, a page and a figure.
-
-Draws a comparison of variants as the paper's Figure 2 does.
-
-What a comparison of variants says: findings in sentences, a table, and the same for programs.
-"""
+"""Variants of the backbone, as a table, a page and a figure."""
 
 import csv
 import io

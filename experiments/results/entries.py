@@ -26,8 +26,8 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.metric_table import Metric
 from experiments.evaluation.metrics import mean_to_mix
 from experiments.evaluation.statistics import Bootstrapped, Estimate, adjust_p_values, combine_seeds
-from experiments.results.finished import Run
 from experiments.results.resamples import name_tensor
+from experiments.results.run_folders import Run
 from experiments.tasks.sizes import allows_interval
 
 # Among more policies than this not every pair is tested: Holm's correction would leave little of it.

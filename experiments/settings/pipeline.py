@@ -35,7 +35,7 @@ def _check_shard(text: str) -> str:
 
 
 def _check_metric(name: str) -> str:
-    from experiments.training.record import VALIDATION_METRICS
+    from experiments.training.trained import VALIDATION_METRICS
 
     if name not in VALIDATION_METRICS:
         raise Refusal(

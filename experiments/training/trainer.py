@@ -17,14 +17,16 @@ import numpy as np
 
 from experiments.labels.files import wait_for_lock
 from experiments.training.configured import check_names
-from experiments.training.record import MANIFEST, TrainingRecord, read_record
 from experiments.training.trained import (
+    MANIFEST,
     IncompleteTraining,
+    TrainingRecord,
     TrainingSettings,
     digest_files,
     identify,
     load_trained,
     locate,
+    read_record,
     trust_configured,
 )
 from m3_backbone.outcomes.labels import Labels, read_labels

@@ -8,12 +8,14 @@ holds for sampled answers too, since sampling with a given key gives one certain
 pass gives the likelihoods of the references.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ from torch import Tensor
 from m3_backbone.decoding.drafting import Chosen, Prompt, Row, Stop, Work
 from m3_backbone.decoding.packing import Cache, GrowingRows, Layout, PackedSegments, Segment, view_packed
 from m3_backbone.decoding.sampling import Draw
+
+log = logging.getLogger(__name__)
 
 # Tokens by which the sequences of a batch can grow before their cache is enlarged.
 _ROOM = 16
@@ -249,3 +253,44 @@ class Decoder:
                 rows = [rows[number] for number in open_rows]
                 if rows:
                     growing.keep(open_rows)
+
+
+Item = TypeVar("Item")
+Other = TypeVar("Other")
+Result = TypeVar("Result")
+
+
+def group_rows(first: Sequence[Item], second: Sequence[Other]) -> list[list[int]]:
+    """Numbers of rows, grouped by both keys; groups with the same first key are adjacent."""
+    groups: dict[Item, dict[Other, list[int]]] = {}
+    for row, (outer, inner) in enumerate(zip(first, second, strict=True)):
+        groups.setdefault(outer, {}).setdefault(inner, []).append(row)
+    return [rows for subgroups in groups.values() for rows in subgroups.values()]
+
+
+def halve_until_it_fits(
+    work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], batch_size: int
+) -> Iterator[tuple[Sequence[Item], list[Result]]]:
+    """(batch, `work(batch)`) for batches of `batch_size` items, halved where one does not fit on the device.
+
+    Raises torch.OutOfMemoryError where a single item does not fit.
+    """
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        try:
+            results = work(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            yield batch, results
+            continue
+        # Out here, the failed attempt's tensors are no longer held by the exception.
+        torch.cuda.empty_cache()
+        _say_once(len(batch))
+        yield from halve_until_it_fits(work, batch, (len(batch) + 1) // 2)
+
+
+@cache
+def _say_once(size: int) -> None:
+    log.warning("a batch of %d does not fit on the device: halved, as any other that does not fit", size)

@@ -16,8 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone
-from m3_backbone.decoding.batches import group_rows, halve_until_it_fits
-from m3_backbone.decoding.decoding import Decoded, Decoder
+from m3_backbone.decoding.decoding import Decoded, Decoder, group_rows, halve_until_it_fits
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image

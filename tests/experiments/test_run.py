@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import run
-from experiments.results.latest import point_link
+from experiments.results.run_folders import point_link
 
 SMALL = ("task.num_images={train:12,calibration:6,test:6}", "task.questions_per_image=3", "allow_small=true")
 

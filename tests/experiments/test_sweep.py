@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
 from experiments.config import find_config_dir
-from experiments.training.record import VALIDATION_METRICS, read_record
+from experiments.training.trained import VALIDATION_METRICS, read_record
 from tests.predictor.synthetic import make_labels, write_labels
 
 

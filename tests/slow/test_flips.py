@@ -18,7 +18,7 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.held_out import EvaluationLog
 from experiments.labels.latency import Latency
 from experiments.labels.resampled import Part
-from experiments.results.finished import find_runs
+from experiments.results.run_folders import find_runs
 from experiments.training.trained import load_trained
 from m3_backbone.outcomes.manifest import SET_ASIDE, SPLITS, read_manifest
 from m3_backbone.outcomes.shards import digest_file

@@ -8,22 +8,30 @@ import pytest
 import torch
 
 from experiments.backbone.model_card import judge as judge_card
-from experiments.evaluation.equivalence import Equivalence, check_margin, compare_known, find_equivalences
-from experiments.evaluation.metric_table import Key, Predictor
-from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
-from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
-from experiments.evaluation.scale_classifier import (
+from experiments.evaluation.known_facts import (
     CLASSIFIER,
     PARTS,
     REGRESSOR,
+    Equivalence,
     ScaleClassifiers,
     ScoreRegressions,
+    check_margin,
+    compare_known,
+    find_equivalences,
 )
+from experiments.evaluation.metric_table import Key, Predictor
+from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
+from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationLog, open_test
 from experiments.reporting import needs as needs_tables
-from experiments.reporting.granularity import fit_models, judge_models
-from experiments.reporting.needs import draw_needs, tabulate_equivalences, tabulate_policies
+from experiments.reporting.needs import (
+    draw_needs,
+    fit_models,
+    judge_models,
+    tabulate_equivalences,
+    tabulate_policies,
+)
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
 from tests.experiments.evaluation.synthetic import SCALES, make_outcomes
 from tests.predictor.synthetic import write_labels

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.fronts import RULES, choose_by_rule, choose_stably
 from experiments.evaluation.metric_table import Rule
 from experiments.evaluation.noise_free import expect_scores, leave_one_out, measure_noise_free
-from experiments.evaluation.oracles import RULES, choose_by_rule, choose_stably
 from experiments.evaluation.policies import PredictorPolicy
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes

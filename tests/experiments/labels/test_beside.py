@@ -19,7 +19,7 @@ from experiments.config import find_config_dir, replace_unprintable
 from experiments.labels import files as label_locks
 from experiments.labels.files import hold, make_exclusively, wait_for_lock
 from experiments.labels.folder import LabelFolder
-from experiments.results.latest import check_link
+from experiments.results.run_folders import check_link
 from predictor.learned import make_quiet_trainer
 
 SLURM = {

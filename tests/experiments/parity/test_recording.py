@@ -7,8 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments.parity.__main__ import main
 from experiments.parity.deviations import summarize
-from experiments.parity.recording import compare_model, compare_scorers
-from experiments.parity.router import compare_router
+from experiments.parity.recording import compare_model, compare_router, compare_scorers
 from tests.paths import FIXTURES
 
 

@@ -20,12 +20,15 @@ from experiments.evaluation.metrics import (
     score_at_budgets,
     to_mix,
 )
-from experiments.reporting.compare_tables import build_comparison_tables, write_notes
-from experiments.reporting.comparison import MOST_PRINTED_ROWS, compare_runs
+from experiments.reporting.comparison import (
+    MOST_PRINTED_ROWS,
+    build_comparison_tables,
+    compare_runs,
+    write_notes,
+)
 from experiments.reporting.front_plot import MOST_DRAWN
 from experiments.reporting.page import Provenance
 from experiments.results.entries import Entry, Pair, find_p_values, list_entries, list_pairs
-from experiments.results.finished import Run, find_runs
 from experiments.results.metrics_json import collect_metrics, write_metrics
 from experiments.results.resamples import (
     RESAMPLES,
@@ -34,6 +37,7 @@ from experiments.results.resamples import (
     read_resamples,
     write_resamples,
 )
+from experiments.results.run_folders import Run, find_runs
 from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare

@@ -11,8 +11,7 @@ import pytest
 
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import Provenance
-from experiments.reporting.transfer import draw_samples, transfer
-from experiments.reporting.transfer_report import write_transfer
+from experiments.reporting.transfer import draw_samples, transfer, write_transfer
 from experiments.training.joining import join_labels
 from experiments.transfer import main
 from m3_backbone.outcomes.labels import Labels

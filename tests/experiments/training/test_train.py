@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.reporting.console import format_records
-from experiments.training.record import read_record
-from experiments.training.trained import TrainingSettings, load_trained
+from experiments.training.trained import TrainingSettings, load_trained, read_record
 from experiments.training.trainer import fit_hybrid, train_predictors
 from m3_backbone.outcomes.labels import read_labels
 from predictor.base import ScalePredictor

@@ -1,17 +1,25 @@
-"""An adaptive model as the configuration names it, and its answers as text."""
+"""An adaptive model as the configuration names it: its answers as text, its guarantees when published."""
 
+import logging
 from pathlib import Path
 
+import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from experiments.evaluation.risk import find_guarantee, find_unseen
+from experiments.reporting.guarantees import explain_infeasible
 from experiments.reporting.tables import format_table
 from experiments.training.trained import find_trained
 from m3_backbone.backbone import Answer, Backbone
+from m3_backbone.outcomes.labels import Labels
 from predictor.adaptive.inputs import Choice
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
 from predictor.cascades.hybrid import Hybrid
+from predictor.policy.front import choose
 from predictor.policy.pricing import OperatingPoint
+
+log = logging.getLogger(__name__)
 
 
 def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
@@ -65,3 +73,33 @@ def format_answers(
             ]
         )
     return format_table(rows)
+
+
+def certify(
+    model: AdaptiveM3,
+    calibration: Labels,
+    *,
+    alpha: float,
+    delta: float,
+    most_questions: int | None = None,
+) -> OperatingPoint | None:
+    """The certified operating point; None, with a warning, if calibration has too few images for one."""
+    model.predictor.check_backbone(calibration.outcomes.fingerprints)
+    rows = find_unseen(model.predictor, calibration.outcomes)
+    unseen, estimates = calibration.outcomes.select(rows), model.predictor.predict(calibration.inputs)[rows]
+    guarantee = find_guarantee(estimates, unseen, alpha=alpha, delta=delta, most_questions=most_questions)
+    if guarantee.price is None:
+        log.warning(
+            "no price is certified for %g on %d images: %s",
+            alpha,
+            guarantee.num_images,
+            explain_infeasible(guarantee),
+        )
+        return None
+    unit = model.prices.default.unit
+    choice = choose(estimates, unseen.visual_tokens, guarantee.price, unit=guarantee.unit)[:, None]
+    cost, score = (
+        float(np.take_along_axis(values, choice, axis=1).mean(dtype=np.float64))
+        for values in (unseen.visual_tokens, unseen.score)
+    )
+    return OperatingPoint(guarantee.price * unit / guarantee.unit, unit, cost, score)
