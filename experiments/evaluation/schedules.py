@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from predictor.policy.front import Floats
 from predictor.policy.switches import Switches
 
-# Bytes of sums per image that are multiplied together, and the number of resamples that is worth writing out
-# zeros for. They limit memory and do not change results.
-_MOST_SUMS, _FEW = 2**27, 8
+# Images whose sums are multiplied together: their weights under a few hundred resamples fit into a cache.
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,34 +78,38 @@ class Schedule:
 class ImageMeans:
     """Means over rows of what policies get (cost, score), at all their points, under weights of the images.
 
-    `image` `[num_rows]` is the number of the image that a row asks about. Of every policy what its first
-    point gives and the changes from point to point are kept, summed per image. Totals are products of weights
-    and these, images in blocks.
+    `image` `[num_rows]` is the number of the image of each row. Of every policy the values at its first point
+    and the changes from point to point are kept, summed per image. Totals are products of weights and these
+    sums, block by block of images. Changes are sparse: few samples change at a point.
     """
 
     def __init__(self, image: ArrayLike) -> None:
         self._image = np.asarray(image)
         self._rows = np.bincount(self._image).astype(np.float64)
-        # Per value sums `[num_images, num_columns]`, and the changes from there on for a schedule.
+        # By key and value sums `[num_images, num_columns]`, and for a schedule the changes from there on,
+        # `[num_images, num_points]`.
         self._sums: dict[Any, list[tuple[Floats, csr_array | None]]] = {}
+        # All sums side by side, block by block, and all changes one below the other.
+        self._joined: list[tuple[Floats, csr_array]] = []
 
     @property
     def num_images(self) -> int:
+        """Number of images."""
         return len(self._rows)
 
     def add(self, key: Hashable, schedule: Schedule, *values: Floats) -> None:
-        """A policy whose choices are columns of each of `values`, `[num_rows, num_columns]`."""
+        """Add a policy whose choices are columns of each of `values`, `[num_rows, num_columns]`."""
         every, images = np.arange(len(self._image)), self._image[schedule.row]
         shape = (self.num_images, schedule.num_points)
-        self._sums[key] = []
+        sums: list[tuple[Floats, csr_array | None]] = []
         for table in values:
             first = np.bincount(self._image, weights=table[every, schedule.first]).astype(np.float64)
             change = table[schedule.row, schedule.after] - table[schedule.row, schedule.before]
-            changes = csr_array((change, (images, schedule.point)), shape=shape)
-            self._sums[key].append((first[:, None], changes))
+            sums.append((first[:, None], csr_array((change, (images, schedule.point)), shape=shape)))
+        self._sums[key] = sums
 
     def add_columns(self, key: Hashable, *values: Floats) -> None:
-        """As many policies as columns, each with a value of its own: `values` `[num_rows, num_columns]`."""
+        """Add as many policies as columns, each with a value of its own: `[num_rows, num_columns]`."""
         self.add_sums(key, *map(self._add_up, values))
 
     def _add_up(self, values: Floats) -> Floats:
@@ -118,33 +121,46 @@ class ImageMeans:
         """As `add_columns`, from sums over the rows of each image, each `[num_images, num_columns]`."""
         self._sums[key] = [(each, None) for each in sums]
 
-    def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
-        """By key, the mean of each of its values at its points, `[num_resamples, num_points]`.
+    def _join(self) -> None:
+        """Join what was added, so that a block takes one dense and one sparse product."""
+        values = [value for by_key in self._sums.values() for value in by_key]
+        changes = [change for _, change in values if change is not None]
+        for start in range(0, self.num_images, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            sums = np.concatenate([self._rows[block, None], *(dense[block] for dense, _ in values)], axis=1)
+            sparse = [change[block].T for change in changes]
+            self._joined.append((sums, vstack(sparse, "csr") if sparse else csr_array((0, len(sums)))))
 
-        `weights` of the images are `[num_resamples, num_images]`.
+    def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
+        """Return by key the mean of each of its values at its points, `[num_resamples, num_points]`.
+
+        `weights` of the images are `[num_resamples, num_images]`. Nothing can be added from then on.
         """
-        widths = {
-            key: [(sums if changes is None else changes).shape[1] for sums, changes in its]
-            for key, its in self._sums.items()
-        }
-        totals = {key: [np.zeros((len(weights), width)) for width in its] for key, its in widths.items()}
-        num_rows = np.zeros(len(weights))
-        size = max(1, _MOST_SUMS // (8 * max(len(weights), *map(max, widths.values()))))
-        for start in range(0, self.num_images, size):
-            block = slice(start, start + size)
-            drawn = weights[:, block].astype(np.float64)
-            num_rows += drawn @ self._rows[block]
-            for key, its in self._sums.items():
-                for total, (sums, changes) in zip(totals[key], its, strict=True):
-                    total[:, : sums.shape[1]] += drawn @ sums[block]
-                    if changes is not None:
-                        # Many resamples pay for writing out the zeros, a few do not.
-                        part = changes[block]
-                        total += drawn @ (part.toarray() if len(drawn) > _FEW else part)
-        return {
-            key: tuple(
-                (total if changes is None else np.cumsum(total, axis=1)) / num_rows[:, None]
-                for total, (_, changes) in zip(totals[key], its, strict=True)
-            )
-            for key, its in self._sums.items()
-        }
+        if not self._joined:
+            self._join()
+        sums, changes = (np.zeros((part, len(weights))) for part in self._joined_widths())
+        for number, (block_sums, block_changes) in enumerate(self._joined):
+            # Resamples are contiguous: a sparse product adds whole rows of them.
+            block = weights[:, number * _BLOCK : (number + 1) * _BLOCK]
+            drawn = np.ascontiguousarray(block.T, dtype=np.float64)
+            sums += block_sums.T @ drawn
+            changes += block_changes @ drawn
+        num_rows, column, row = sums[0], 1, 0
+        means: dict[Any, tuple[Floats, ...]] = {}
+        for key, values in self._sums.items():
+            found = []
+            for dense, change in values:
+                total = sums[column : column + dense.shape[1]]
+                column += dense.shape[1]
+                if change is not None:
+                    added = changes[row : row + change.shape[1]]
+                    row += change.shape[1]
+                    added[0] += total[0]
+                    total = np.cumsum(added, axis=0)
+                found.append((total / num_rows).T)
+            means[key] = tuple(found)
+        return means
+
+    def _joined_widths(self) -> tuple[int, int]:
+        sums, changes = self._joined[0]
+        return sums.shape[1], changes.shape[0]

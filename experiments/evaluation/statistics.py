@@ -9,6 +9,7 @@ interval: that of two images that were both answered rightly would be [100, 100]
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from experiments.evaluation.costs import Timings
 from experiments.tasks.sizes import allows_interval
@@ -154,12 +156,17 @@ def resample(
     point = measure(np.ones((1, num_images)), *(() if timings is None else (timings.means(),)))
     drawn = {key: np.empty((*values.shape[1:], num_resamples)) for key, values in point.items()}
     start = 0
-    for weights in draw_weights(num_images, num_resamples, seed):
-        stop = start + len(weights)
-        of_block = () if milliseconds is None else (milliseconds[start:stop],)
-        for key, values in measure(weights, *of_block).items():
-            drawn[key][..., start:stop] = np.moveaxis(values, 0, -1)
-        start = stop
+    # The products are small: threads of BLAS would wait for each other longer than they multiply.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=1) as drawer:
+        chunks = draw_weights(num_images, num_resamples, seed)
+        upcoming = drawer.submit(next, chunks, None)
+        while (weights := upcoming.result()) is not None:
+            upcoming = drawer.submit(next, chunks, None)  # drawn while this one is measured
+            stop = start + len(weights)
+            of_block = () if milliseconds is None else (milliseconds[start:stop],)
+            for key, values in measure(weights, *of_block).items():
+                drawn[key][..., start:stop] = np.moveaxis(values, 0, -1)
+            start = stop
     enough = allows_interval(num_images)
     return {key: Bootstrapped(point[key][0], np.moveaxis(drawn[key], -1, 0), enough) for key in point}
 
