@@ -74,9 +74,8 @@ class ComparisonReport(Callback):
         if not any(folder.glob("*/metrics.json")):
             return
         # Hydra makes this object at the start of every command: what draws is imported only where it is due.
-        from experiments.config import format_command
+        from experiments.config import Provenance, format_command
         from experiments.reporting.comparison import compare_runs
-        from experiments.reporting.page import Provenance
 
         provenance = Provenance(
             command=format_command("compare", [f"runs={folder}"]),

@@ -4,15 +4,13 @@
 `draws.safetensors` and writes `compare.html`, `front.pdf`, `front.svg` and `tables/`.
 """
 
-from datetime import datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import Provenance, entry_point
 from experiments.reporting.comparison import compare_runs
-from experiments.reporting.page import Provenance
 
 
 @entry_point("compare")
@@ -22,11 +20,7 @@ def main(config: DictConfig) -> None:
     compare_runs(
         [Path(runs)] if isinstance(runs, str) else [Path(str(run)) for run in runs],
         output=Path(hydra.runtime.output_dir),
-        provenance=Provenance(
-            command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
-            config=OmegaConf.to_yaml(config, resolve=True),
-            made=f"{datetime.now():%Y-%m-%d %H:%M}",
-        ),
+        provenance=Provenance.of(config),
     )
 
 

@@ -7,8 +7,10 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -111,6 +113,25 @@ def replace_unprintable() -> None:
 def format_command(entry_point: str, choices: Sequence[str]) -> str:
     """A command as one would type it."""
     return shlex.join(["python", "-m", f"experiments.{entry_point}", *choices])
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a report comes from: the command, its configuration (YAML), and when it was run."""
+
+    command: str
+    config: str
+    made: str
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Self:
+        """Return that of the running command."""
+        hydra_config = HydraConfig.get()
+        return cls(
+            format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task)),
+            OmegaConf.to_yaml(config, resolve=True),
+            f"{datetime.now():%Y-%m-%d %H:%M}",
+        )
 
 
 def format_given_command() -> str:

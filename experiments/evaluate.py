@@ -5,17 +5,15 @@
 figures as PDF and SVG.
 """
 
-from datetime import datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import Provenance, entry_point
 from experiments.labels.division import check_labels
 from experiments.reporting.evaluation import evaluate_predictors
-from experiments.reporting.page import Provenance
 from experiments.training.configured import open_configured
 from experiments.training.trained import VALIDATION_METRICS
 
@@ -36,11 +34,7 @@ def main(config: DictConfig) -> float:
         output=Path(hydra.runtime.output_dir),
         records=Path(config.paths.evaluations),
         allow_unrecorded=config.allow_unrecorded,
-        provenance=Provenance(
-            command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
-            config=OmegaConf.to_yaml(config, resolve=True),
-            made=f"{datetime.now():%Y-%m-%d %H:%M}",
-        ),
+        provenance=Provenance.of(config),
         cascades=[instantiate(entry) for entry in config.get("cascades", {}).values()],
         reference=config.reference,
         num_budgets=config.num_budgets,

@@ -6,17 +6,15 @@ target itself, which is what the others are held against. Writes `transfer.html`
 and a front of each target as PDF and SVG.
 """
 
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import Provenance, entry_point
 from experiments.labels.division import check_labels, find_label_banners
-from experiments.reporting.page import Provenance
 from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
 from experiments.tasks.base import SPLITS
 from experiments.tasks.sizes import frame_banners
@@ -35,11 +33,7 @@ def main(config: DictConfig) -> None:
         check_labels(
             labels / task, SPLITS if task in targets else ("train", "calibration"), allow_small=small
         )
-    provenance = Provenance(
-        command=format_command(str(hydra.job.config_name), list(hydra.overrides.task)),
-        config=OmegaConf.to_yaml(config, resolve=True),
-        made=f"{datetime.now():%Y-%m-%d %H:%M}",
-    )
+    provenance = Provenance.of(config)
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
         sources=sources,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.config import Provenance
 from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family
 from experiments.evaluation.metrics import (
     default_cost,
@@ -35,7 +36,7 @@ from experiments.reporting.numbers import (
     write_estimate,
     write_number,
 )
-from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
+from experiments.reporting.page import encode_picture, save_figure, write_page
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.entries import (
     MOST_FOR_ALL_PAIRS,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.config import Provenance
 from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.needs import map_attributes, tabulate_needs
@@ -27,7 +28,7 @@ from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.findings import Findings, write_sentences
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
-from experiments.reporting.page import Provenance, render_figure, save_figure
+from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.tables import write_tables
 from experiments.results.metrics_json import METRICS, collect_extras, collect_metrics, write_results

@@ -8,7 +8,6 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -96,15 +95,6 @@ _PACKAGES = (
     "hydra-core",
     "plotly",
 )
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a report comes from: the command, its configuration (YAML), and when it was run."""
-
-    command: str
-    config: str
-    made: str
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments.config import Provenance
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metrics import smallest_right, too_coarse, too_fine
 from experiments.evaluation.needs import (
@@ -27,7 +28,7 @@ from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.page import Provenance, write_page
+from experiments.reporting.page import write_page
 from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes.table import OutcomeTable
 

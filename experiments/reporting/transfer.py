@@ -14,6 +14,7 @@ from urllib.parse import quote
 import lightning
 import numpy as np
 
+from experiments.config import Provenance
 from experiments.evaluation.comparison import Comparison, PolicyResult, check_settings, compare_policies
 from experiments.evaluation.metrics import default_cost, mean_gap_share, mean_to_mix, to_best_fixed
 from experiments.evaluation.policies import PredictorPolicy
@@ -23,7 +24,7 @@ from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.findings import describe_record
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
-from experiments.reporting.page import Provenance, encode_picture, save_figure, write_page
+from experiments.reporting.page import encode_picture, save_figure, write_page
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
 from experiments.training.joining import join_labels

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.config import Provenance
 from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
-from experiments.reporting.page import Provenance
 from experiments.tasks.base import Task
 from experiments.training.trained import TrainingSettings, identify, open_trained
 from experiments.training.trainer import train_predictors

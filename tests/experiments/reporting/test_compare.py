@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
 from experiments.callbacks import ComparisonReport
+from experiments.config import Provenance
 from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family, Key, Predictor
 from experiments.evaluation.metrics import (
     METRICS,
@@ -27,7 +28,6 @@ from experiments.reporting.comparison import (
     write_notes,
 )
 from experiments.reporting.front_plot import MOST_DRAWN
-from experiments.reporting.page import Provenance
 from experiments.results.entries import Entry, Pair, find_p_values, list_entries, list_pairs
 from experiments.results.metrics_json import collect_metrics, write_metrics
 from experiments.results.resamples import (

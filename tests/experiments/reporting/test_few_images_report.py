@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.config import Provenance
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
@@ -19,7 +20,7 @@ from experiments.reporting.findings import (
 )
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
-from experiments.reporting.page import Provenance, render_figure
+from experiments.reporting.page import render_figure
 from experiments.reporting.report import write_report
 from experiments.tasks.sizes import find_banners
 from tests.experiments.evaluation.synthetic import make_outcomes

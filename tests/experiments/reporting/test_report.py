@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.config import Provenance
 from experiments.evaluation.costs import TOKENS, CostMeasure, Part
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.labels.held_out import EvaluationRecord
@@ -20,7 +21,7 @@ from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison, refine_line
 from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
 from experiments.reporting.needs import draw_needs
-from experiments.reporting.page import Provenance, cut_name, render_figure
+from experiments.reporting.page import cut_name, render_figure
 from experiments.reporting.report import write_report
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare

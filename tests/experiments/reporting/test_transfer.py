@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.config import Provenance
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.page import Provenance
 from experiments.reporting.transfer import draw_samples, transfer, write_transfer
 from experiments.training.joining import join_labels
 from experiments.transfer import main
