@@ -1,4 +1,4 @@
-"""What a predictor may see of an image: visual tokens of some scales, and statistics of tower and picture.
+"""Features of an image that a predictor may see: visual tokens at some scales, and statistics.
 
 Labelling stores what `Backbone.compute_features` returns, and the same method computes the features of a new
 image, so that a predictor sees the same numbers in both. A statistic is named `group/name`. The group `tower`

@@ -1,4 +1,4 @@
-"""Batches as large as the device takes."""
+"""Batches as large as fits on the device."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +15,17 @@ Result = TypeVar("Result")
 
 
 def group_rows(first: Sequence[Item], second: Sequence[Other]) -> list[list[int]]:
-    """Rows that have both in common, in lists; lists that have the first in common lie side by side."""
+    """Numbers of rows, grouped by both keys; groups with the same first key are adjacent."""
     groups: dict[Item, dict[Other, list[int]]] = {}
-    for row, (one, other) in enumerate(zip(first, second, strict=True)):
-        groups.setdefault(one, {}).setdefault(other, []).append(row)
-    return [rows for its in groups.values() for rows in its.values()]
+    for row, (outer, inner) in enumerate(zip(first, second, strict=True)):
+        groups.setdefault(outer, {}).setdefault(inner, []).append(row)
+    return [rows for subgroups in groups.values() for rows in subgroups.values()]
 
 
 def halve_until_it_fits(
     work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], batch_size: int
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
-    """(batch, `work(batch)`) for batches of `batch_size` items, halved where the device is too small.
+    """(batch, `work(batch)`) for batches of `batch_size` items, halved where one does not fit on the device.
 
     Raises torch.OutOfMemoryError where a single item does not fit.
     """

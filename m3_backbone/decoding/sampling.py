@@ -1,4 +1,4 @@
-"""Answers drawn at random: what a backbone might as well have said."""
+"""Sampled answers: tokens drawn from the distribution of a backbone, reproducible in any batch."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """One of the answers that a model might give, as its distribution at `temperature` and `key` have it.
+    """How to sample one answer: at a temperature, with a key in place of the state of a generator.
 
-    Every token hangs on the logits, the key and its number in the answer, and on nothing else: neither what
-    else is in a batch nor the order of the work changes it, and a draft is right as far as it is what would
-    have been drawn. ValueError for a temperature of 0 or less: greedy answers need no draw.
+    Each token depends only on the logits, the key and its position in the answer. Neither the rest of a batch
+    nor the order of the work changes it, and a draft is accepted as far as it equals the sampled answer.
+    Raises ValueError for a temperature of 0 or less: greedy answers take no draw.
     """
 
     temperature: float
@@ -25,7 +25,7 @@ class Draw:
             raise ValueError(f"answers are drawn at a temperature above 0, not {self.temperature}")
 
     def luck(self, step: int) -> float:
-        """The random number in [0, 1) that decides token number `step`."""
+        """The random number, uniform in [0, 1), that decides token number `step`."""
         content = json.dumps([*self.key, step]).encode()
         # As many bits as a float holds.
         return (int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 11) / 2**53

@@ -1,4 +1,4 @@
-"""M3 checkpoints as a backbone."""
+"""Backbone of M3 checkpoints: all scales are pooled from one vision pass."""
 
 import hashlib
 import json
@@ -45,23 +45,23 @@ class EncodedImage:
 
 
 class LlavaBackbone(Backbone):
-    """An M3 checkpoint as a backbone.
+    """Backbone of an M3 checkpoint.
 
-    Making one reads configuration and tokenizer only; the weights are loaded when they are first needed.
+    The constructor reads configuration and tokenizer only; the weights are loaded when first needed.
 
     Args:
-        checkpoint: folder, hub id or `tiny_m3`; or one that is open already.
+        checkpoint: folder, hub id, `tiny_m3`, or an opened `Checkpoint`.
         name: names the labels that this backbone makes; the last part of `checkpoint` if not given.
         dtype: of the weights, as `float32` or `bfloat16`; `auto` takes the checkpoint's.
-        device: where the model goes; a GPU if there is one, if not given. Not with `device_map`.
-        device_map: how the model is spread over devices, as in `from_pretrained` (needs accelerate).
+        device: device of the model; by default, a GPU if there is one. Excludes `device_map`.
+        device_map: distribution of the model over devices, as in `from_pretrained` (needs accelerate).
         attn_implementation: attention kernel, as in `from_pretrained`.
-        scales: other scales than the checkpoint names, which it has to be trained for.
+        scales: scales in place of those that the checkpoint names; it has to be trained for them.
         image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
         prompt: name of the prompt template; the checkpoint's own if not given.
-        max_new_tokens: where answers are cut off.
-        batch_size: questions that are answered together.
-        image_batch_size: images that are encoded together.
+        max_new_tokens: largest number of tokens of an answer.
+        batch_size: number of questions that are answered together.
+        image_batch_size: number of images that are encoded together.
     """
 
     _decoder_class: Callable[..., Decoder] = Decoder
@@ -114,7 +114,7 @@ class LlavaBackbone(Backbone):
         self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without model and caches: a process that this is sent to loads the weights itself."""
+        """State without model and caches: the process that receives it loads the weights itself."""
         left_out = ("model", "_decoder", "_suffix_ids", "_answer_ids")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
@@ -144,7 +144,7 @@ class LlavaBackbone(Backbone):
 
     @cached_property
     def model(self) -> M3Model:
-        """The model with its weights, in its place."""
+        """The model with its weights, on its device."""
         model: Any = self.checkpoint.load_model(
             dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
         )
@@ -156,12 +156,12 @@ class LlavaBackbone(Backbone):
     def torch_dtype(self) -> torch.dtype:
         """Type of the weights, loaded or yet to be."""
         name = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
-        found: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
-        return found
+        dtype: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
+        return dtype
 
     @property
     def torch_device(self) -> torch.device:
-        """Where the model is, or goes once loaded; for one that `device_map` spreads, its first weights."""
+        """Device of the model, loaded or not; with `device_map`, that of its first weights."""
         if self.device_map is not None:
             return self.model.device
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -195,7 +195,7 @@ class LlavaBackbone(Backbone):
 
     @property
     def work(self) -> Work:
-        """What has gone through the decoder so far."""
+        """Counters of decoder work since the weights were loaded."""
         return self._decoder.work
 
     def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
@@ -290,7 +290,7 @@ class LlavaBackbone(Backbone):
         return [answers[row] for row in range(len(encoded))]
 
     def _tokenize_suffix(self, question: str) -> list[int]:
-        """Ids of the prompt from the end of the image on."""
+        """Ids of the prompt after the image."""
         return self.processor.prompt_parts(self.processor.template.format(question))[1]
 
     def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
@@ -322,7 +322,7 @@ class LlavaBackbone(Backbone):
 
 
 def check_device(device: str) -> None:
-    """Raise ValueError for what is no name of a device of PyTorch."""
+    """Raise ValueError if PyTorch has no such device."""
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -330,14 +330,14 @@ def check_device(device: str) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise ValueError for what is no type of weights."""
+    """Raise ValueError for a name that is not a floating-point type."""
     known = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
         raise ValueError(f"dtype={dtype}: give auto, float32, bfloat16 or float16")
 
 
 def check_attention(name: str) -> None:
-    """Raise ValueError for no attention kernel of transformers; kernels of the hub have a slash."""
+    """Raise ValueError if transformers has no such attention kernel. Names of hub kernels have a slash."""
     known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
     if name not in known and "/" not in name:
         raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")

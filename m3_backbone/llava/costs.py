@@ -1,7 +1,7 @@
 """Floating-point operations of an M3 model, counted as PyTorch counts them: a multiply-add is two.
 
-Matrix products only. Attention is counted in full, as if every token saw every other one; norms, activations
-and embeddings, below a percent together, are left out.
+Only matrix products count. Attention is counted in full, as if every token attended to every other; norms,
+activations and embeddings, below a percent together, are left out.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import LlavaConfig, LlavaNextConfig
 
 
 def prefill_flops(config: LlavaConfig | LlavaNextConfig, num_tokens: int) -> int:
-    """What the decoder spends on a prompt of `num_tokens` tokens, until the first token of the answer.
+    """Operations of the decoder on a prompt of `num_tokens` tokens, until the first token of the answer.
 
     With L layers of width h, q query and k key-value heads of size d and an MLP of width m, over n tokens:
     `L (2 n h (2 q + 2 k) d + 4 n^2 q d + 6 n h m) + 2 h vocabulary`.
@@ -26,9 +26,9 @@ def prefill_flops(config: LlavaConfig | LlavaNextConfig, num_tokens: int) -> int
 
 
 def vision_flops(config: LlavaConfig | LlavaNextConfig, num_tiles: int = 1) -> int:
-    """What vision tower and projector spend on one image of `num_tiles` tiles; the same at every scale.
+    """Operations of vision tower and projector on an image of `num_tiles` tiles; the same at every scale.
 
-    Layers behind the one whose features are taken are not counted: they need not run.
+    Layers after the one whose features are used are not counted: they need not run.
     """
     vision: Any = config.vision_config
     layer = config.vision_feature_layer
@@ -44,7 +44,7 @@ def vision_flops(config: LlavaConfig | LlavaNextConfig, num_tiles: int = 1) -> i
 
 
 def decoder_flops_per_token(config: LlavaConfig | LlavaNextConfig) -> int:
-    """What every further token costs in the decoder's linear layers: attention and output layer apart."""
+    """Operations of a further token in the decoder's linear layers, without attention and output layer."""
     vocabulary = 2 * config.get_text_config().hidden_size * config.get_text_config().vocab_size
     # Attention is the part that is not linear: f(2) - f(1) = linear + 3 a, f(3) - f(2) = linear + 5 a.
     one, two, three = (prefill_flops(config, n) - vocabulary for n in (1, 2, 3))

@@ -1,7 +1,7 @@
 """M3 as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
 
-The projected grid of visual tokens is pooled in `get_image_features`, before it enters the decoder; all the
-rest is transformers'. `token_scale` is an argument of `forward` and `generate` and is kept nowhere.
+`get_image_features` pools the projected grid of visual tokens before it enters the decoder; the rest is
+transformers'. `token_scale` is an argument of `forward` and `generate` and is stored nowhere.
 """
 
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ def grid_of(config: LlavaConfig | LlavaNextConfig) -> int:
 
 
 class _MatryoshkaModel:
-    """What the inner plain and tiled models share: one vision pass, and the merge of image and text."""
+    """Common part of the inner plain and tiled models: one vision pass, and the merge of image and text."""
 
     config: Any
     vision_tower: Any
@@ -61,7 +61,7 @@ class _MatryoshkaModel:
     def pool_images(
         self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
     ) -> list[Tensor]:
-        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        """The tokens of `encode_images` at one scale: `[num_tokens, hidden]` of each image."""
         return list(pool(tokens, token_scale, self.pooling))
 
     def get_image_features(
@@ -184,7 +184,7 @@ def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
 
 
 class _MatryoshkaGeneration:
-    """What the outer plain and tiled models share."""
+    """Common part of the outer plain and tiled models."""
 
     config: Any
     model: Any
@@ -201,7 +201,7 @@ class _MatryoshkaGeneration:
     def pool_images(
         self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
     ) -> list[Tensor]:
-        """What `encode_images` gave, at one scale: `[num_tokens, hidden]` of each image."""
+        """The tokens of `encode_images` at one scale: `[num_tokens, hidden]` of each image."""
         return self.model.pool_images(tokens, token_scale, image_sizes)
 
     # Every name is spelled out because `generate` reads the signature to learn what the model takes.

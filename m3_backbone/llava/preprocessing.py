@@ -1,11 +1,8 @@
-"""Pixels of an image as the vision tower takes them: square views, or tiles of a picture.
+"""Pixels of a picture as the vision tower takes them, and the order of the tokens of its tiles.
 
-How an image of any shape is cut into tiles, and how the tokens of its tiles become one sequence.
-
-The anyres scheme of LLaVA-NeXT as the M3 authors run it: the whole image as one base tile, then a grid of
-tiles; pooling happens in each tile, then the padding is cut off and every row ends with a newline token.
-
-From a picture to the pixels of its tiles, as the M3 authors' code does it with CLIP's image processor.
+Pixels are those of the M3 authors' code, which uses CLIP's image processor. Tiles follow the anyres scheme of
+LLaVA-NeXT as the authors run it: the whole image as one base tile, then a grid of tiles; each tile is pooled,
+then the padding is cut off and every row ends with a newline token.
 """
 
 import math

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from m3_backbone.images import to_rgb
 from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.prompts import IMAGE, PromptTemplate, prompt_template
-from m3_backbone.loading.tokenization import SentencePieceLlamaTokenizer
+from m3_backbone.loading.tokenization import load_tokenizer
 from m3_backbone.outcomes.shards import write_text
-from m3_backbone.reading import check_no_pointer, check_settings, read_json
+from m3_backbone.reading import check_settings, read_json
 
 PROCESSOR_FILE = "m3_processor.json"
 
@@ -183,17 +183,3 @@ class M3Processor:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file} is none that this version wrote ({error}): fetch it again") from error
         return cls(load_tokenizer(folder), images, prompt)
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint: `tokenizer.model` goes before `tokenizer.json`, as with the authors."""
-    present = [name for name in ("tokenizer.model", "tokenizer.json") if (Path(folder) / name).is_file()]
-    if not present:
-        raise FileNotFoundError(f"no tokenizer.model and no tokenizer.json in {folder}")
-    for name in (*present, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        check_no_pointer(Path(folder) / name)
-    tokenizer_class: Any = SentencePieceLlamaTokenizer if "tokenizer.model" in present else AutoTokenizer
-    try:
-        return tokenizer_class.from_pretrained(folder, trust_remote_code=False)
-    except (RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"the tokenizer in {folder} is damaged, fetch it again: {error}") from error

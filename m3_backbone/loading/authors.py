@@ -9,7 +9,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextCo
 
 from m3_backbone.arguments import PositiveFloat, PositiveInt
 from m3_backbone.llava.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor, parse_resolutions
-from m3_backbone.llava.processing import M3Processor, load_tokenizer
+from m3_backbone.llava.processing import M3Processor
+from m3_backbone.loading.tokenization import load_tokenizer
 from m3_backbone.loading.weights import fetch
 from m3_backbone.reading import check_settings, find_kernels, read_json
 

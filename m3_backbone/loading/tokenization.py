@@ -1,8 +1,13 @@
-"""LLaMA's sentencepiece tokenizer, run by sentencepiece itself."""
+"""Tokenizers of checkpoints; LLaMA's sentencepiece tokenizer is run by sentencepiece itself."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from m3_backbone.reading import check_no_pointer
 
 WORD_START = "\u2581"  # sentencepiece's mark for a space
 
@@ -53,3 +58,17 @@ class SentencePieceLlamaTokenizer(SentencePieceBackend):
             else:
                 run.append(token)
         return text + self.sp_model.decode(run)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint: `tokenizer.model` goes before `tokenizer.json`, as with the authors."""
+    present = [name for name in ("tokenizer.model", "tokenizer.json") if (Path(folder) / name).is_file()]
+    if not present:
+        raise FileNotFoundError(f"no tokenizer.model and no tokenizer.json in {folder}")
+    for name in (*present, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        check_no_pointer(Path(folder) / name)
+    tokenizer_class: Any = SentencePieceLlamaTokenizer if "tokenizer.model" in present else AutoTokenizer
+    try:
+        return tokenizer_class.from_pretrained(folder, trust_remote_code=False)
+    except (RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the tokenizer in {folder} is damaged, fetch it again: {error}") from error

@@ -1,9 +1,4 @@
-"""Weights of a checkpoint: downloaded from a hub, read and checked.
-
-Where a checkpoint lies: in a folder, in the package, or on the Hugging Face hub, to be fetched.
-
-The weight files of a checkpoint: names in the authors' layout, what they hold, and a fingerprint.
-"""
+"""Files of a checkpoint in a folder, in this package or on the hub; names and fingerprint of its weights."""
 
 import hashlib
 import pickle
@@ -195,11 +190,11 @@ def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int 
     A weight of up to `max_bytes` enters whole, a larger one by as much of it, in eight blocks of rows from
     the first to the last: seconds for a 7B model, and a training step changes some of them.
     """
-    found: list[tuple[str, str]] = []
+    described: list[tuple[str, str]] = []
     for file in files:
         with _naming(file):
-            found += [(name, _describe(weight, max_bytes)) for name, weight in _open_weights(file)]
-    for name, description in sorted(found):
+            described += [(name, _describe(weight, max_bytes)) for name, weight in _open_weights(file)]
+    for name, description in sorted(described):
         digest.update(f"{name} {description}\n".encode())
 
 

@@ -1,11 +1,4 @@
-"""The manifest of a label folder, and digests that seal JSON.
-
-JSON objects that carry a digest of their own content.
-
-A flipped bit in a number leaves a JSON file readable. Files that numbers are read from hold their digest
-under `DIGEST`; files of tokenscale 0.1, which have none, are taken as they are.
-
-Manifest of a label folder, and the division of its images into splits.
+"""The manifest of a label folder, the division of its images into splits, and JSON sealed by a digest.
 
 A label folder holds
 
@@ -16,9 +9,10 @@ A label folder holds
     token_embeddings.safetensors  token embeddings of the decoder
     set_aside.jsonl               samples that could not be answered, with reasons
 
-Shards carry no split: images are divided anew by another `splits.parquet`, and nothing is answered again.
-Every file is read together with its digest in the manifest, so that a file that is damaged, or was made for
-another place, is refused by whoever reads it.
+Shards carry no split: another `splits.parquet` divides the images anew, and nothing is answered again. Every
+file is read together with its digest in the manifest, so a file that is damaged, or was made for another
+place, is refused. A JSON file from which numbers are read holds a digest of its own content, since a flipped
+bit in a number would leave it readable; files of tokenscale 0.1 have none and are read as they are.
 """
 
 import hashlib

@@ -1,11 +1,8 @@
-"""Training of the backbone with Lightning: all scales, parameter groups and learning rates.
+"""Training of M3 with Lightning: one model for all scales.
 
-AdamW, or Muon beside it, with warm-up and cosine decay, as every training of a backbone uses it.
-
-M3 training: one model, every scale.
-
-The loss is the mean over the scales of the usual causal loss on the answer tokens (Cai et al.,
-arXiv 2405.17430, equation 2); the vision tower runs once, and its projected grid is pooled once per scale.
+Optimizers are AdamW, or Muon beside it, with warm-up and cosine decay. The loss is the mean over the scales
+of the usual causal loss on the answer tokens (Cai et al., arXiv 2405.17430, equation 2); the vision tower
+runs once, and its projected grid is pooled once per scale.
 """
 
 import random

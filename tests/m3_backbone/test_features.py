@@ -1,13 +1,11 @@
-"""Statistics of tokens and pictures against values worked out by hand."""
+"""Statistics of pictures against values worked out by hand."""
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from m3_backbone.features import ImageFeatures, describe_image, stack_statistics
-from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.outcomes.shards import (
     FEATURE_SCHEMA,
     FEATURE_VERSION,
@@ -17,43 +15,6 @@ from m3_backbone.outcomes.shards import (
     to_feature_table,
     write_shard,
 )
-
-
-def test_tower_statistics_of_a_two_by_two_grid():
-    """Tokens (3, 0), (3, 0) above (0, 4), (0, 4): the mean is (1.5, 2), each lies 2.5 from it."""
-    tokens = torch.tensor([[[3.0, 0.0], [3.0, 0.0], [0.0, 4.0], [0.0, 4.0]]])
-    found = describe_tokens(tokens, [1, 4])
-    assert found == pytest.approx(
-        {
-            "tower/variance_kept_1": 0,
-            "tower/norm_mean": 3.5,
-            "tower/norm_std": 0.5,
-            "tower/norm_max": 4,
-            # Two pairs side by side are alike, the two that lie above each other are orthogonal.
-            "tower/neighbour_cosine": 0.5,
-        }
-    )
-
-
-def test_variance_that_lies_between_blocks_is_kept():
-    """Four blocks of four tokens, all alike in a block: scale 4 keeps all; with noise in them, a share."""
-    blocks = torch.tensor([1.0, -1.0, -1.0, 1.0]).reshape(2, 2)
-    smooth = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1)
-    noise = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
-    for amount, kept in ((0.0, 1.0), (1.0, 0.5), (2.0, 0.2)):
-        found = describe_tokens((smooth + amount * noise).reshape(1, 16, 1), [1, 4, 16])
-        assert found["tower/variance_kept_4"] == pytest.approx(kept)
-        assert found["tower/variance_kept_1"] == pytest.approx(0)
-
-
-def test_tokens_that_are_all_alike_lose_nothing():
-    found = describe_tokens(torch.ones(2, 4, 3), [1, 4])
-    assert found["tower/variance_kept_1"] == 1 and found["tower/neighbour_cosine"] == pytest.approx(1)
-
-
-def test_variance_is_taken_about_the_mean_of_all_tiles():
-    tokens = torch.stack([torch.full((4, 1), 1.0), torch.full((4, 1), 3.0)])
-    assert describe_tokens(tokens, [1, 4])["tower/variance_kept_1"] == pytest.approx(1)
 
 
 def test_image_statistics_of_black_beside_white():

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import LlavaNextConfig
 
 from m3_backbone.backbone import Answer
 from m3_backbone.decoding.drafting import TokenTree
@@ -36,6 +37,7 @@ def make_backbone(seed, num_layers, num_key_value_heads):
     folder = FIXTURES / "reference_m3" / "tiled_other_grids" / "checkpoint"
     checkpoint = Checkpoint.open(folder, scales=SCALES)
     config = copy.deepcopy(checkpoint.config)
+    assert isinstance(config, LlavaNextConfig)
     text = config.get_text_config()
     text.num_hidden_layers, text.num_attention_heads, text.head_dim = num_layers, 8, 6
     text.num_key_value_heads = num_key_value_heads
@@ -88,7 +90,7 @@ def requests(draw):
     return draw(MODELS), draw(st.sampled_from(SCALES)), draw(st.integers(1, 8)), draw(st.booleans()), rows
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(requests())
 def test_packed_answers_with_drafts_are_those_of_generate(request):
     model, scale, batch_size, has_drafts, rows = request

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from m3_backbone.backbone import check_scale
 from m3_backbone.llava.backbone import LlavaBackbone
 
 QUESTIONS = ["What color is the circle?", "How many?", "Which of these is shown?\nA. a cat\nB. a dog", "Why"]
@@ -176,6 +177,26 @@ def test_costs_are_known_beforehand(recording):
         backbone.visual_tokens(recording.encoded[:1], 5)
     with pytest.raises(ValueError, match="1, 4, 9"):
         backbone.num_visual_tokens((5, 5), 5)
+
+
+def test_features_of_a_batch_are_those_of_each_image_alone(recording):
+    backbone = recording.backbone
+    for image, features in zip(
+        recording.encoded, backbone.compute_features(recording.encoded, (1, 36)), strict=True
+    ):
+        (alone,) = backbone.compute_features([image], (1, 36))
+        assert features.statistics == alone.statistics and list(features.visual) == [1, 36]
+        for scale, tokens in features.visual.items():
+            assert tokens.dtype == np.float16
+            np.testing.assert_array_equal(tokens, alone.visual[scale])
+    (bare,) = backbone.compute_features(recording.encoded[:1], (), ["image"])
+    assert not bare.visual and {name.split("/")[0] for name in bare.statistics} == {"image"}
+
+
+def test_a_scale_beside_the_ladder_names_the_possible_ones():
+    assert check_scale(9, (1, 9, 144)) == 9
+    with pytest.raises(ValueError, match=r"scale 4 .* 1, 9, 144"):
+        check_scale(4, (1, 9, 144))
 
 
 def test_making_a_backbone_loads_no_weights(plain):

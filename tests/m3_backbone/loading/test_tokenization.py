@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from m3_backbone.llava.processing import load_tokenizer
+from m3_backbone.loading.tokenization import load_tokenizer
 
 # text, ids with `legacy: true`, ids with `legacy: false` (as published vicuna checkpoints have it)
 RECORDED = [
