@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -35,9 +35,11 @@ from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.manifest import seal, unseal
 from m3_backbone.outcomes.shards import write_text
-from predictor.adaptive.model import AdaptiveM3
 from predictor.base import ScalePredictor
 from predictor.policy.pricing import OperatingPoint, PriceList
+
+if TYPE_CHECKING:
+    from predictor.adaptive.model import AdaptiveM3
 
 log = logging.getLogger(__name__)
 
@@ -285,15 +287,18 @@ def time_answers(
     )
 
 
-def _make_chooser(backbone: Backbone, predictor: ScalePredictor) -> AdaptiveM3:
+def _make_chooser(backbone: Backbone, predictor: ScalePredictor) -> "AdaptiveM3":
     """The predictor in front of the backbone; its time does not depend on the price."""
+    # Commands that only read timings need not wait for the import of the model.
+    from predictor.adaptive.model import AdaptiveM3
+
     free = OperatingPoint(price=0.0, unit=1.0, cost=1.0, score=1.0)
     return AdaptiveM3(backbone, predictor, PriceList(free, (free,)))
 
 
 def _time_batch(
     backbone: Backbone,
-    choosers: Mapping[str, AdaptiveM3],
+    choosers: Mapping[str, "AdaptiveM3"],
     batch: Sequence[Question],
     task: str,
     turn: int,

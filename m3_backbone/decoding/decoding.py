@@ -1,6 +1,7 @@
 """Answers and reference likelihoods in little more than one pass over the tokens of a batch.
 
-The prefix of the questions on an image runs once for all of them, and a question once for all its answers.
+The prefix of the questions on an image runs once for all of them, and so do the first tokens that questions
+or answers have in common.
 Answers are verified rather than generated (speculative decoding, Leviathan et al., arXiv 2211.17192, with
 greedy acceptance): references and other drafts run with the question. A draft is accepted as far as each of
 its tokens is the one that decoding gives, and only the rest of the answer is decoded token by token. That
@@ -10,17 +11,16 @@ pass gives the likelihoods of the references.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from m3_backbone.decoding.drafting import Chosen, Prompt, Row, Stop, Work
+from m3_backbone.decoding.drafting import Chosen, Prompt, Row, Stop, TokenTree, Work
 from m3_backbone.decoding.packing import Cache, GrowingRows, Layout, PackedSegments, Segment, view_packed
 from m3_backbone.decoding.sampling import Draw
 
@@ -121,44 +121,31 @@ class Decoder:
         positions: list[Tensor] = []
         start = 0
         for visual, image_prompts in zip(images, prompts_of, strict=True):
-            ids: list[int] = []
-            # Per token: its question, its draft (0: the question itself), and its position after the image.
-            turns: list[int] = []
-            branches: list[int] = []
-            places: list[int] = []
-            prefix = range(start, start + len(visual))
-            for turn, prompt in enumerate(image_prompts):
-                prompt.prefix, prompt.start = prefix, prefix.stop + len(ids)
-                for branch, tokens in enumerate([prompt.question, *(draft[:-1] for draft in prompt.drafts)]):
-                    if branch:
-                        prompt.draft_starts.append(prefix.stop + len(ids))
-                    ids.extend(tokens)
-                    turns.extend([turn] * len(tokens))
-                    branches.extend([branch] * len(tokens))
-                    first = len(prompt.question) if branch else 0
-                    places.extend(range(first, first + len(tokens)))
-            num_question_tokens = sum(len(prompt.question) for prompt in image_prompts)
+            tree = TokenTree()
+            first = start + len(visual)
+            for prompt in image_prompts:
+                num_before = len(tree)
+                question = tree.add(prompt.question)
+                num_prompted = len(tree)
+                drafts = [tree.add(draft[:-1], question[-1] if question else -1) for draft in prompt.drafts]
+                prompt.places = [*range(start, first), *(first + node for node in question)]
+                prompt.draft_places = [[first + node for node in draft] for draft in drafts]
+                work.question_tokens += num_prompted - num_before
+                work.draft_tokens += len(tree) - num_prompted
             work.prefix_tokens += len(visual)
-            work.question_tokens += num_question_tokens
-            work.draft_tokens += len(ids) - num_question_tokens
-            text = self.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
+            text = self.embed(torch.tensor(tree.ids, dtype=torch.long, device=self.device))
             pieces += [visual.to(text), text]
-            is_causal = max(turns, default=0) == 0 and max(branches, default=0) <= 1
-            sees = None if is_causal else self._visibility(turns, branches)
-            segments.append(Segment(len(visual) + len(ids), len(visual), sees))
-            first = num_system + len(visual)
-            positions += [torch.arange(num_system, first), first + torch.tensor(places, dtype=torch.long)]
-            start = prefix.stop + len(ids)
+            mask = tree.make_mask()
+            sees = None if mask is None else mask.to(self.device)
+            segments.append(Segment(len(visual) + len(tree), len(visual), sees))
+            num_before_text = num_system + len(visual)
+            depths = torch.tensor(tree.depths, dtype=torch.long)
+            positions += [torch.arange(num_system, num_before_text), num_before_text + depths]
+            start = first + len(tree)
         layout = PackedSegments(segments, system)
         hidden = self._run(torch.cat(pieces)[None], torch.cat(positions)[None], layout)[0]
         assert layout.cache, "the language model has not passed its layout on"
         return layout, hidden
-
-    def _visibility(self, turns: list[int], branches: list[int]) -> Tensor:
-        """Mask of the tokens after an image: each attends to its question and to its draft of the answer."""
-        turn, branch = torch.tensor(turns), torch.tensor(branches)
-        same_branch = (branch == 0) | (branch[:, None] == branch)
-        return ((turn[:, None] == turn) & same_branch).tril().to(self.device)
 
     def _system_cache(self) -> Cache:
         if self._system is None:
@@ -253,44 +240,3 @@ class Decoder:
                 rows = [rows[number] for number in open_rows]
                 if rows:
                     growing.keep(open_rows)
-
-
-Item = TypeVar("Item")
-Other = TypeVar("Other")
-Result = TypeVar("Result")
-
-
-def group_rows(first: Sequence[Item], second: Sequence[Other]) -> list[list[int]]:
-    """Numbers of rows, grouped by both keys; groups with the same first key are adjacent."""
-    groups: dict[Item, dict[Other, list[int]]] = {}
-    for row, (outer, inner) in enumerate(zip(first, second, strict=True)):
-        groups.setdefault(outer, {}).setdefault(inner, []).append(row)
-    return [rows for subgroups in groups.values() for rows in subgroups.values()]
-
-
-def halve_until_it_fits(
-    work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], batch_size: int
-) -> Iterator[tuple[Sequence[Item], list[Result]]]:
-    """(batch, `work(batch)`) for batches of `batch_size` items, halved where one does not fit on the device.
-
-    Raises torch.OutOfMemoryError where a single item does not fit.
-    """
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        try:
-            results = work(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        else:
-            yield batch, results
-            continue
-        # Out here, the failed attempt's tensors are no longer held by the exception.
-        torch.cuda.empty_cache()
-        _say_once(len(batch))
-        yield from halve_until_it_fits(work, batch, (len(batch) + 1) // 2)
-
-
-@cache
-def _say_once(size: int) -> None:
-    log.warning("a batch of %d does not fit on the device: halved, as any other that does not fit", size)

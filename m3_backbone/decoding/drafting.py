@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,46 @@ class Chosen:
         self.margins: list[float] = (of_token - other).tolist()
 
 
+class TokenTree:
+    """Tokens after an image. Sequences with the same first tokens share them, so that they run once.
+
+    Node i is the token `ids[i]`, which follows the node `parents[i]`, or the image where that is -1, and is
+    number `depths[i]` after the image. Parents come before their children.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, tokens: Sequence[int], parent: int = -1) -> list[int]:
+        """Nodes of `tokens`, of which the first follows the node `parent`."""
+        nodes = []
+        for token in tokens:
+            node = self._children.setdefault((parent, token), len(self))
+            if node == len(self):
+                self.ids.append(token)
+                self.parents.append(parent)
+                self.depths.append(self.depths[parent] + 1 if parent >= 0 else 0)
+            nodes.append(node)
+            parent = node
+        return nodes
+
+    def make_mask(self) -> Tensor | None:
+        """Mask `[num_nodes, num_nodes]`: each node attends to its ancestors and itself; None if causal."""
+        if self.parents == list(range(-1, len(self) - 1)):
+            return None
+        mask = np.eye(len(self), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[node] |= mask[parent]
+        return torch.from_numpy(mask)
+
+
 @dataclass(eq=False)
 class Prompt:
     """A question about an image, drafts of its answer, and the places of its tokens in the pack."""
@@ -77,15 +118,10 @@ class Prompt:
     owner: int  # number of the image
     question: Sequence[int]
     drafts: Sequence[tuple[int, ...]]
-    prefix: range = range(0)
-    start: int = 0
-    # Place of the first token of each draft. Its last token is left out: no token after it is needed.
-    draft_starts: list[int] = field(default_factory=list)
-
-    @property
-    def places(self) -> list[int]:
-        """Places of the image and the question."""
-        return [*self.prefix, *range(self.start, self.start + len(self.question))]
+    # Places of the image and the question, and of each draft. The last token of a draft is left out: no token
+    # after it is needed.
+    places: list[int] = field(default_factory=list)
+    draft_places: list[list[int]] = field(default_factory=list)
 
     @property
     def steps(self) -> list[tuple[int, int]]:
@@ -93,15 +129,8 @@ class Prompt:
 
         They are the end of the question and all tokens of the drafts but the last ones.
         """
-        after_question = self.start + len(self.question) - 1
-        return [
-            (after_question, 0),
-            *(
-                (start + step - 1, step)
-                for start, draft in zip(self.draft_starts, self.drafts, strict=True)
-                for step in range(1, len(draft))
-            ),
-        ]
+        drafted = (enumerate(places, start=1) for places in self.draft_places)
+        return [(self.places[-1], 0), *((place, step) for steps in drafted for step, place in steps)]
 
     @cached_property
     def paths(self) -> list[list[int]]:
@@ -147,10 +176,9 @@ class Row:
         path = [start]
         if self.num_accepted:
             number = num_matching.index(self.num_accepted)
-            path, draft, first = paths[number], prompt.drafts[number], prompt.draft_starts[number]
-            self.token_ids = list(draft[: self.num_accepted])
-            # The last token of a draft never ran.
-            self.cached = list(range(first, first + min(self.num_accepted, len(draft) - 1)))
+            path = paths[number]
+            self.token_ids = list(prompt.drafts[number][: self.num_accepted])
+            self.cached = prompt.draft_places[number][: self.num_accepted]
         if not self.is_finished and self.num_accepted < len(path):
             self.token_ids.append(chosen.tokens[path[self.num_accepted]])
         for step in path[: len(self.token_ids)]:

@@ -16,7 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone
-from m3_backbone.decoding.decoding import Decoded, Decoder, group_rows, halve_until_it_fits
+from m3_backbone.decoding.batches import group_rows, run_batches
+from m3_backbone.decoding.decoding import Decoded, Decoder
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image
@@ -223,7 +224,7 @@ class LlavaBackbone(Backbone):
                 EncodedImage(t.clone(), image) for t, image in zip(tokens.split(counts), batch, strict=True)
             ]
 
-        batches = halve_until_it_fits(encode, images, self.image_batch_size)
+        batches = run_batches(encode, images, self.image_batch_size, self._decoder.device)
         return [encoded for _, results in batches for encoded in results]
 
     @torch.no_grad()
@@ -283,7 +284,8 @@ class LlavaBackbone(Backbone):
         # Questions on one image lie side by side, so that they share its prefix.
         by_question = group_rows([id(image) for image in encoded], questions)
         answers: dict[int, Answer] = {}
-        for groups, results in halve_until_it_fits(decode, by_question, self.batch_size):
+        device = self._decoder.device
+        for groups, results in run_batches(decode, by_question, self.batch_size, device):
             for row, decoded in zip(chain.from_iterable(groups), results, strict=True):
                 answers[row] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
         return [answers[row] for row in range(len(encoded))]

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import LlavaNextConfig
 
 from m3_backbone.backbone import Answer
+from m3_backbone.decoding.drafting import TokenTree
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.modeling import M3LlavaNextForConditionalGeneration
 from m3_backbone.loading.checkpoint import Checkpoint
@@ -129,8 +130,7 @@ def test_a_pass_that_is_packed_wrongly_is_noticed(num_key_value_heads, monkeypat
     expected = [generate(model, 0, question, 9) for question in questions]
     backbone.batch_size = 8
     assert [a.token_ids for a in backbone.answer(encoded[:1] * 3, questions, 9)] == expected
-    causal = torch.ones(200, 200, dtype=torch.bool).tril()
     monkeypatch.setattr(
-        backbone._decoder, "_visibility", lambda turns, branches: causal[: len(turns), : len(turns)]
+        TokenTree, "make_mask", lambda tree: torch.ones(len(tree), len(tree), dtype=torch.bool).tril()
     )
     assert [a.token_ids for a in backbone.answer(encoded[:1] * 3, questions, 9)] != expected
