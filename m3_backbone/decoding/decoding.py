@@ -9,7 +9,6 @@ holds for sampled answers too, since sampling with a given key gives one certain
 pass gives the likelihoods of the references.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from torch import Tensor
 from m3_backbone.decoding.drafting import Chosen, Prompt, Row, Stop, TokenTree, Work
 from m3_backbone.decoding.packing import Cache, GrowingRows, Layout, PackedSegments, Segment, view_packed
 from m3_backbone.decoding.sampling import Draw
-
-log = logging.getLogger(__name__)
 
 # Tokens by which the sequences of a batch can grow before their cache is enlarged.
 _ROOM = 16
