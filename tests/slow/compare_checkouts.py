@@ -40,7 +40,10 @@ print(json.dumps(out))
 """
 ANSWER = """
 import json
-from predictor.adaptive.model import AdaptiveM3
+try:
+    from predictor.adaptive.model import AdaptiveM3
+except ImportError:  # where it was before
+    from predictor.adaptive import AdaptiveM3
 from experiments.tasks.scenes import Scenes
 task = Scenes(num_images={"test": 8})
 model = AdaptiveM3.from_pretrained("model")
