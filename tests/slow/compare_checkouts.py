@@ -3,8 +3,8 @@
 For rebuilding without changing a value. Each checkout labels (in process, in two parts), trains, evaluates,
 sweeps, compares, publishes and answers on small data of its own making; then every number and every text of
 what it left is compared, numbers to 1e-9 unless a tolerance is given: likelihoods are float32, and other
-passes of the decoder round them differently. Prints the differences and exits with 1 if there are any. What is
-not a result is left out: times, paths, digests and versions.
+passes of the decoder round them differently. Prints the differences and exits with 1 if there are any. What
+is not a result is left out: times, paths, digests and versions.
 """
 
 import json
