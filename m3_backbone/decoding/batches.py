@@ -11,7 +11,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Batches that run at once on a CPU; the memory for activations grows with their number.
+# Batches that run at once on a CPU, at most.
 _MAX_AT_ONCE = 4
 
 Item = TypeVar("Item")
@@ -33,10 +33,11 @@ def run_batches(
     batch_size: int,
     device: torch.device,
 ) -> list[tuple[Sequence[Item], list[Result]]]:
-    """(batch, `work(batch)`) for batches of at most `batch_size` items; on a CPU several run at once.
+    """(batch, `work(batch)`) for batches of at most `batch_size` items.
 
-    PyTorch's threads wait for each other after every operation, for long where other processes want the
-    cores too; passes side by side do not. `work` has to allow calls from several threads.
+    On a CPU several smaller batches, together of that size, run at once: PyTorch's own threads wait for each
+    other after every operation, for long where other processes want the cores too. `work` has to allow calls
+    from several threads.
     """
     num_threads = torch.get_num_threads()
     num_parts = min(num_threads, _MAX_AT_ONCE, 2 * len(items) // batch_size) if device.type == "cpu" else 1
@@ -46,7 +47,7 @@ def run_batches(
     @torch.no_grad()
     def run(part: Sequence[Item]) -> list[tuple[Sequence[Item], list[Result]]]:
         torch.set_num_threads(num_threads // num_parts)
-        return list(halve_until_it_fits(work, part, batch_size))
+        return list(halve_until_it_fits(work, part, max(1, batch_size // num_parts)))
 
     size = math.ceil(len(items) / num_parts)
     try:
