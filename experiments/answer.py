@@ -13,13 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.serving.adaptive import describe_climb, describe_point, format_answers, load_adaptive
-from m3_backbone.backbone import Backbone, check_scale
-from m3_backbone.images import open_picture
 
 
 @entry_point("answer")
 def main(config: DictConfig) -> str:
+    from experiments.serving.adaptive import describe_climb, describe_point, format_answers, load_adaptive
+    from m3_backbone.backbone import Backbone, check_scale
+    from m3_backbone.images import open_picture
+
     image, question = open_picture(config.image), config.question
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
     backbone.check_question(question)

@@ -9,16 +9,17 @@ within a batch: what else the machine does hits all ways alike. The last line is
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.bench.adaptive import measure, read_questions, report
-from experiments.bench.drawn_choices import draw_choices
 from experiments.config import entry_point
-from experiments.serving.adaptive import load_adaptive
-from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.random_llava import RandomLlavaBackbone
 
 
 @entry_point("bench_adaptive")
 def main(config: DictConfig) -> None:
+    from experiments.bench.adaptive import measure, read_questions, report
+    from experiments.bench.drawn_choices import draw_choices
+    from experiments.serving.adaptive import load_adaptive
+    from m3_backbone.llava.backbone import LlavaBackbone
+    from m3_backbone.llava.random_llava import RandomLlavaBackbone
+
     backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
     task = instantiate(config.task, _convert_="all")
     questions = read_questions(task, config.split, config.num_questions)

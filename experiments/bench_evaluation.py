@@ -7,12 +7,13 @@ bands and the differences. The last line is the table as one JSON object.
 
 from omegaconf import DictConfig
 
-from experiments.bench.evaluation import measure, report
 from experiments.config import entry_point
 
 
 @entry_point("bench_evaluation")
 def main(config: DictConfig) -> None:
+    from experiments.bench.evaluation import measure, report
+
     report(
         measure(
             num_images=config.num_images,

@@ -8,13 +8,14 @@ same in batches; (c) the engine at the finest scale alone. The last line is the 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.bench.labelling import measure, read_pictures, report
 from experiments.config import entry_point
-from m3_backbone.llava.backbone import LlavaBackbone
 
 
 @entry_point("bench_labelling")
 def main(config: DictConfig) -> None:
+    from experiments.bench.labelling import measure, read_pictures, report
+    from m3_backbone.llava.backbone import LlavaBackbone
+
     backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
     task = instantiate(config.task, _convert_="all")
     pictures = read_pictures(task, config.split, config.num_images, config.questions_per_image)

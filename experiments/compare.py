@@ -10,11 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
-from experiments.reporting.comparison import compare_runs
 
 
 @entry_point("compare")
 def main(config: DictConfig) -> None:
+    from experiments.reporting.comparison import compare_runs
+
     hydra = HydraConfig.get()
     runs = config.runs
     compare_runs(

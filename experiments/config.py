@@ -1,4 +1,4 @@
-"""Where the configuration tree lies, and the one decorator that turns a function of it into a command."""
+"""The decorator that turns a function of a configuration into a command, and where a report comes from."""
 
 import functools
 import logging
@@ -19,19 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from experiments.cli import SCRIPT, append_working_directory, find_config_dir, is_started_by_script
 from experiments.settings.command_line import find_wrong_argument
-
-
-def find_config_dir() -> Path:
-    """The `conf/` folder: beside the packages in a clone, inside `experiments/` in an installed wheel."""
-    here = Path(__file__).resolve().parent
-    for candidate in (here / "conf", here.parent / "conf"):
-        if candidate.is_dir():
-            return candidate
-    raise FileNotFoundError(
-        f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone"
-    )
-
 
 # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -51,6 +40,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
             replace_unprintable()
+            if is_started_by_script():
+                append_working_directory()
             try:
                 # What this imports would slow down --help and completion.
                 from experiments.settings.check import check_settings
@@ -111,8 +102,11 @@ def replace_unprintable() -> None:
 
 
 def format_command(entry_point: str, choices: Sequence[str]) -> str:
-    """A command as one would type it."""
-    return shlex.join(["python", "-m", f"experiments.{entry_point}", *choices])
+    """Return a command as one types it: with `tokenscale` if the running one was, else with `python -m`."""
+    program = (
+        [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
+    )
+    return shlex.join([*program, *choices])
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
-from experiments.labels.division import check_labels
-from experiments.reporting.evaluation import evaluate_predictors
-from experiments.training.configured import open_configured
-from experiments.training.trained import VALIDATION_METRICS
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
     """Evaluate, and return the validation metric `optimized_metric`: a sweep never sees the test split."""
+
+    from experiments.labels.division import check_labels
+    from experiments.reporting.evaluation import evaluate_predictors
+    from experiments.training.configured import open_configured
+    from experiments.training.trained import VALIDATION_METRICS
+
     measure = VALIDATION_METRICS[config.optimized_metric]
     hydra = HydraConfig.get()
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)

@@ -10,15 +10,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.reporting.failures_display import draw_failures, pick_failures
-from experiments.reporting.page import save_figure
-from experiments.tasks.base import check_data
-from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.table import OutcomeTable
 
 
 @entry_point("failures")
 def main(config: DictConfig) -> None:
+    from experiments.reporting.failures_display import draw_failures, pick_failures
+    from experiments.reporting.page import save_figure
+    from experiments.tasks.base import check_data
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.table import OutcomeTable
+
     table = OutcomeTable.read(config.paths.labels, config.split)
     scale = table.scales[-1] if config.scale is None else config.scale
     if scale not in table.scales:

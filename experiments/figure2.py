@@ -10,14 +10,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.backbone.variants import make_start, report, train_variant
 from experiments.config import entry_point
-from experiments.evaluation.variants import list_variants
-from m3_backbone.llava.pooling import grid_scales
 
 
 @entry_point("figure2")
 def main(config: DictConfig) -> None:
+    from experiments.backbone.variants import make_start, report, train_variant
+    from experiments.evaluation.variants import list_variants
+    from m3_backbone.llava.pooling import grid_scales
+
     folder, seeds = Path(config.folder), list(config.seeds)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={seeds} names a seed twice, and one seed is one training: name each once")

@@ -14,24 +14,25 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
-from experiments.evaluation.comparison import check_settings
-from experiments.evaluation.known_facts import check_margin
-from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.labels.division import find_label_banners
-from experiments.labels.held_out import open_test
-from experiments.reporting import needs as needs_tables
-from experiments.reporting.findings import describe_record
-from experiments.reporting.needs import draw_needs, fit_models, judge_models
-from experiments.reporting.page import save_figure
-from experiments.tasks.base import SPLITS
-from experiments.tasks.sizes import frame_banners
-from m3_backbone.outcomes.labels import read_labels
-from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.shards import write_text
 
 
 @entry_point("granularity")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.comparison import check_settings
+    from experiments.evaluation.known_facts import check_margin
+    from experiments.evaluation.needs import map_attributes, tabulate_needs
+    from experiments.labels.division import find_label_banners
+    from experiments.labels.held_out import open_test
+    from experiments.reporting import needs as needs_tables
+    from experiments.reporting.findings import describe_record
+    from experiments.reporting.needs import draw_needs, fit_models, judge_models
+    from experiments.reporting.page import save_figure
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import frame_banners
+    from m3_backbone.outcomes.labels import read_labels
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.shards import write_text
+
     check_settings(
         num_budgets=1, num_prices=1, num_resamples=config.num_resamples, confidence=config.confidence
     )

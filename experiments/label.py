@@ -10,14 +10,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point, format_command, format_given_command
-from experiments.labels.division import check_labels, find_label_banners
-from experiments.labels.labelling import label
-from experiments.tasks.base import SPLITS
-from experiments.tasks.sizes import check_task, frame_banners
 
 
 @entry_point("label")
 def main(config: DictConfig) -> None:
+    from experiments.labels.division import check_labels, find_label_banners
+    from experiments.labels.labelling import label
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import check_task, frame_banners
+
     hydra = HydraConfig.get()
     is_alone = hydra.job.name == "label"  # not as the first step of `run`, which uses every split
     choices = list(hydra.overrides.task)

@@ -10,9 +10,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.labels.latency import measure_latency
-from experiments.reporting.console import format_latency
-from experiments.training.configured import open_configured
 
 
 @entry_point("latency")
@@ -22,6 +19,10 @@ def main(config: DictConfig) -> None:
 
 def measure_configured(config: DictConfig) -> None:
     """Time what a configuration names, and print the result."""
+    from experiments.labels.latency import measure_latency
+    from experiments.reporting.console import format_latency
+    from experiments.training.configured import open_configured
+
     path, latency = measure_latency(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),

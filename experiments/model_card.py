@@ -11,13 +11,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.backbone.model_card import judge, render_card
 from experiments.config import entry_point, format_command
-from m3_backbone.outcomes.shards import write_text
 
 
 @entry_point("model_card")
 def main(config: DictConfig) -> None:
+    from experiments.backbone.model_card import judge, render_card
+    from m3_backbone.outcomes.shards import write_text
+
     command = format_command("model_card", list(HydraConfig.get().overrides.task))
     configuration = OmegaConf.to_yaml(config.labels, resolve=True)
     tables = [

@@ -7,16 +7,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.labels.division import find_label_banners
-from experiments.serving.adaptive import certify, load_adaptive
-from experiments.tasks.sizes import frame_banners
-from m3_backbone.outcomes.labels import read_labels
-from predictor.adaptive.model import AdaptiveM3
-from predictor.policy.pricing import PriceList
 
 
 @entry_point("publish")
 def main(config: DictConfig) -> None:
+    from experiments.labels.division import find_label_banners
+    from experiments.serving.adaptive import certify, load_adaptive
+    from experiments.tasks.sizes import frame_banners
+    from m3_backbone.outcomes.labels import read_labels
+    from predictor.adaptive.model import AdaptiveM3
+    from predictor.policy.pricing import PriceList
+
     backbone = instantiate(config.backbone, _convert_="all")
     model = load_adaptive(backbone, config)
     calibration = read_labels(config.paths.labels, "calibration")

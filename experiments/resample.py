@@ -13,14 +13,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
-from experiments.labels.held_out import open_test
-from experiments.labels.resampled import ResampledFolder
-from experiments.labels.resampling import Variation, resample_answers
-from experiments.reporting.findings import describe_record
 
 
 @entry_point("resample")
 def main(config: DictConfig) -> None:
+    from experiments.labels.held_out import open_test
+    from experiments.labels.resampled import ResampledFolder
+    from experiments.labels.resampling import Variation, resample_answers
+    from experiments.reporting.findings import describe_record
+
     labels, hydra = Path(config.paths.labels), HydraConfig.get()
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
     test_labels, record = open_test(

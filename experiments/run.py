@@ -14,14 +14,15 @@ from omegaconf import DictConfig
 
 from experiments import evaluate, label, latency, train
 from experiments.config import entry_point
-from experiments.results.run_folders import check_link, point_link
-from experiments.training.configured import make_predictors
 
 log = logging.getLogger(__name__)
 
 
 @entry_point("run")
 def main(config: DictConfig) -> float:
+    from experiments.results.run_folders import check_link, point_link
+    from experiments.training.configured import make_predictors
+
     # What cannot be built is refused before hours of labelling.
     make_predictors(config)
     instantiate(config.trainer)

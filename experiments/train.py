@@ -10,16 +10,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.labels.division import check_labels, find_label_banners
-from experiments.reporting.console import format_records
-from experiments.tasks.sizes import frame_banners
-from experiments.training.configured import make_predictors, read_settings
-from experiments.training.trained import VALIDATION_METRICS
-from experiments.training.trainer import quiet_lightning, train_predictors
 
 
 @entry_point("train")
 def main(config: DictConfig) -> float:
+    from experiments.labels.division import check_labels, find_label_banners
+    from experiments.reporting.console import format_records
+    from experiments.tasks.sizes import frame_banners
+    from experiments.training.configured import make_predictors, read_settings
+    from experiments.training.trained import VALIDATION_METRICS
+    from experiments.training.trainer import quiet_lightning, train_predictors
+
     quiet_lightning()
     measure = VALIDATION_METRICS[config.optimized_metric]
     check_labels(config.paths.labels, ("train", "calibration"), allow_small=config.allow_small)

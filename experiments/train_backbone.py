@@ -6,19 +6,21 @@ and the train part of other tasks. Either goes on from its last checkpoint after
 
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from experiments.backbone.training import train_checkpoint
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 
 
 @entry_point("train_backbone")
 def main(config: DictConfig) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from experiments.backbone.training import train_checkpoint
+
     checkpoint = train_checkpoint(config, Path(config.folder))
     rank_zero_only(print)(
         f"the trained backbone is in {checkpoint}\n"
-        f"next: python -m experiments.run backbone=local backbone.checkpoint={checkpoint}"
+        f"next: {format_command('run', ['backbone=local', f'backbone.checkpoint={checkpoint}'])}"
     )
 
 

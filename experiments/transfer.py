@@ -14,16 +14,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
-from experiments.labels.division import check_labels, find_label_banners
-from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
-from experiments.tasks.base import SPLITS
-from experiments.tasks.sizes import frame_banners
-from experiments.training.trainer import quiet_lightning
-from m3_backbone.outcomes.manifest import read_manifest
 
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
+    from experiments.labels.division import check_labels, find_label_banners
+    from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import frame_banners
+    from experiments.training.trainer import quiet_lightning
+    from m3_backbone.outcomes.manifest import read_manifest
+
     quiet_lightning()
     small, sources = config.allow_small, list_tasks(config.sources)
     hydra = HydraConfig.get()

@@ -10,24 +10,26 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import optuna
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.labels.division import check_labels
-from experiments.reporting.study import conclude
-from experiments.settings.check import check_settings
-from experiments.training.space import find_defaults, read_space
-from experiments.training.trainer import quiet_lightning
-from experiments.training.tuning import SEARCH_GROUPS, search
-from predictor.base import ScalePredictor
 
 
 @entry_point("tune")
 def main(config: DictConfig) -> float:
+    import optuna
+
+    from experiments.labels.division import check_labels
+    from experiments.reporting.study import conclude
+    from experiments.settings.check import check_settings
+    from experiments.training.space import find_defaults, read_space
+    from experiments.training.trainer import quiet_lightning
+    from experiments.training.tuning import SEARCH_GROUPS, search
+    from predictor.base import ScalePredictor
+
     quiet_lightning()
     check_labels(config.paths.labels, ("train",), allow_small=config.allow_small)
     optuna.logging.disable_default_handler()

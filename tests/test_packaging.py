@@ -1,5 +1,6 @@
 """What a wheel holds: everything that a clone runs with, the configuration tree included."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -36,3 +37,68 @@ def test_unpacked_wheel_runs_with_its_own_configuration(wheel, tmp_path):
     output = subprocess.check_output(command, cwd=tmp_path, text=True)
     assert str(tmp_path / "experiments" / "conf") in output
     assert str(ROOT) not in output
+
+
+@pytest.fixture(scope="module")
+def script(wheel, tmp_path_factory):
+    """The console script as an installer writes it, and an environment that has the unpacked wheel alone."""
+    folder = tmp_path_factory.mktemp("installed")
+    wheel.extractall(folder)
+    (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
+    assert entry_points.read_text().split() == [
+        "[console_scripts]",
+        "tokenscale",
+        "=",
+        "experiments.cli:main",
+    ]
+    path = folder / "bin" / "tokenscale"
+    path.parent.mkdir()
+    path.write_text("import sys\nfrom experiments.cli import main\nsys.exit(main())\n")
+    return path, os.environ | {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture
+def own_experiments(tmp_path):
+    """A working directory with modules of the user's own, a package `experiments` among them."""
+    package = tmp_path / "experiments"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('not this one')\n")
+    (tmp_path / "my_task.py").write_text("class MyTask:\n    def __init__(self, size: int) -> None: ...\n")
+    return tmp_path
+
+
+def run_script(script, folder, *arguments):
+    path, environment = script
+    command = [sys.executable, str(path), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def test_script_runs_the_installed_command_beside_other_experiments(script, own_experiments):
+    done = run_script(script, own_experiments, "run", "--info", "searchpath")
+    assert done.returncode == 0, done.stderr
+    assert str(script[0].parents[1] / "experiments" / "conf") in done.stdout
+    assert str(ROOT) not in done.stdout
+
+
+def test_script_finds_the_modules_of_the_user(script, own_experiments):
+    arguments = ("compare", "runs=nowhere", "+mine._target_=my_task.MyTask", "+mine.size=1")
+    done = run_script(script, own_experiments, "bench_labelling", "task={_target_: my_task.MyTask, size: no}")
+    assert done.returncode == 2
+    assert done.stderr == "error: task.size=no: give a whole number\n", arguments
+
+
+def test_script_names_an_unknown_command(script, tmp_path):
+    done = run_script(script, tmp_path, "lable")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: lable: no such command, give one of answer, ")
+
+
+def test_jobs_of_a_sweep_run_the_installed_command_and_quote_the_script(script, own_experiments):
+    """Processes that submitit starts with `python -m`, which otherwise looks into the working directory first."""
+    arguments = ("compare", "-m", "hydra/launcher=submitit_local", "runs=nowhere,elsewhere")
+    done = run_script(script, own_experiments, *arguments)
+    assert done.returncode != 0
+    (sweep,) = (own_experiments / "outputs" / "multirun").iterdir()
+    logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*_log.err"))
+    assert "not this one" not in logs
+    assert "error: nowhere" in logs and "error: elsewhere" in logs

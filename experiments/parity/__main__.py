@@ -9,12 +9,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.parity.deviations import Deviation, summarize
-from experiments.parity.recording import compare_model, compare_router, compare_scorers
 
 
 @entry_point("parity")
 def main(config: DictConfig) -> None:
+    from experiments.parity.deviations import Deviation, summarize
+    from experiments.parity.recording import compare_model, compare_router, compare_scorers
+
     if config.fixture is None and config.scoring is None and config.router is None:
         raise ValueError("nothing to compare: give fixture=DIR, scoring=FILE, router=FILE or several")
     deviations: list[Deviation] = []

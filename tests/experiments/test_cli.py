@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.config import entry_point, find_config_dir
+from experiments.cli import find_config_dir
+from experiments.config import entry_point
 
 CONF = find_config_dir()
 ENTRY_POINTS = sorted(path.stem for path in CONF.glob("*.yaml"))

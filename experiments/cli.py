@@ -1,0 +1,60 @@
+"""The console script: `tokenscale COMMAND ...` runs the same command as `python -m experiments.COMMAND ...`.
+
+The difference is where modules are looked for. `python -m` takes those of the working directory first; the
+script takes them last, so that a folder `experiments/` of the user's own does not hide this package, and a
+class of the user's own is still found by its dotted name. Processes that a command starts do the same.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+SCRIPT = "tokenscale"
+# Set by the script for the processes that it starts: jobs of a sweep, ranks of a training on several devices.
+_STARTED_BY_SCRIPT = "TOKENSCALE_STARTED_BY_SCRIPT"
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the arguments after it."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    commands = list_commands()
+    if name in ("-h", "--help"):
+        print("\n".join(commands))
+        return
+    if name not in commands:
+        print(f"error: {name}: no such command, give one of {', '.join(commands)}", file=sys.stderr)
+        raise SystemExit(2)
+    os.environ[_STARTED_BY_SCRIPT] = "1"
+    os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not look into the working directory first
+    sys.argv[1:] = arguments
+    # As `__main__`, with its spec: Lightning, joblib and submitit start their processes from it.
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+def find_config_dir() -> Path:
+    """The `conf/` folder: beside the packages in a clone, inside `experiments/` in an installed wheel."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here / "conf", here.parent / "conf"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone"
+    )
+
+
+def list_commands() -> list[str]:
+    """Return the names of all commands; each has a configuration of its name."""
+    return sorted(path.stem for path in find_config_dir().glob("*.yaml"))
+
+
+def is_started_by_script() -> bool:
+    """Return whether this process is the console script or was started by it."""
+    return _STARTED_BY_SCRIPT in os.environ
+
+
+def append_working_directory() -> None:
+    """Let modules of the working directory be imported by their name, after all others."""
+    folder = str(Path.cwd())
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)
