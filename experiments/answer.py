@@ -1,8 +1,13 @@
-"""Answer one question: `python -m experiments.answer image=PATH question='...'`.
+"""Answer one question about an image, at the scale that a trained predictor chooses.
 
 The predictor chooses the scale; its estimates, the choice and the answers at the other scales are printed.
 With `climb=true` the hybrid looks at its answer and may go on to finer scales. `scale=36` forces one, and
 needs no predictor.
+
+Examples:
+    tokenscale answer image=photo.png question='What is this?'            # predictor of `tokenscale run`
+    tokenscale answer image=photo.png question='What is this?' budget=20  # a mean of at most 20 tokens
+    tokenscale answer image=photo.png question='What is this?' scale=36   # no predictor: this scale
 """
 
 import re

@@ -1,9 +1,14 @@
-"""What an adaptive answer costs, end to end: `python -m experiments.bench_adaptive`.
+"""Time adaptive answers, backbone and predictor together, against every fixed scale.
 
 Times backbone and predictor together against the same backbone at every fixed scale, on the same machine and
 weights, one question at a time and in batches; beside it the share of the predictor and the FLOPs by formula.
 Every batch is answered by all ways before the next one, in another order each time, and ratios are taken
 within a batch: what else the machine does hits all ways alike. The last line is all of it as one JSON object.
+
+Examples:
+    tokenscale bench_adaptive  # the embedded backbone, as `tokenscale run` trained its predictor
+    tokenscale bench_adaptive num_questions=16 batch_sizes=[1,8]  # a short one
+    tokenscale bench_adaptive backbone=random_llava_small         # random weights, drawn choices
 """
 
 from hydra.utils import instantiate

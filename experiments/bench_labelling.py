@@ -1,8 +1,13 @@
-"""What labels of all scales cost: `python -m experiments.bench_labelling`.
+"""Time labelling at all scales against plain `generate`.
 
 Times the labelling engine on the pictures and questions of a task, and beside it, in the same run, plain
 `generate`: (a) one call per question and scale, each encoding its image, as published evaluations do; (b) the
 same in batches; (c) the engine at the finest scale alone. The last line is the table as one JSON object.
+
+Examples:
+    tokenscale bench_labelling                                      # 48 pictures
+    tokenscale bench_labelling num_images=8 num_naive=16 repeats=1  # a short one
+    tokenscale bench_labelling backbone=m3_llava_7b task=textvqa    # published weights
 """
 
 from hydra.utils import instantiate

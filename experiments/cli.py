@@ -5,6 +5,7 @@ script takes them last, so that a folder `experiments/` of the user's own does n
 class of the user's own is still found by its dotted name. Processes that a command starts do the same.
 """
 
+import ast
 import os
 import runpy
 import sys
@@ -20,7 +21,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     commands = list_commands()
     if name in ("-h", "--help"):
-        print("\n".join(commands))
+        print(format_commands())
         return
     if name not in commands:
         print(f"error: {name}: no such command, give one of {', '.join(commands)}", file=sys.stderr)
@@ -46,6 +47,30 @@ def find_config_dir() -> Path:
 def list_commands() -> list[str]:
     """Return the names of all commands; each has a configuration of its name."""
     return sorted(path.stem for path in find_config_dir().glob("*.yaml"))
+
+
+def format_commands() -> str:
+    """Return the list of all commands, a line each."""
+    commands = list_commands()
+    width = max(map(len, commands)) + 2
+    return "\n".join(
+        [
+            f"usage: {SCRIPT} COMMAND OPTION=VALUE ...",
+            "",
+            *(f"  {name:{width}}{read_docstring(name).splitlines()[0]}" for name in commands),
+            "",
+            f"{SCRIPT} COMMAND --help lists the options of a command. Start with: {SCRIPT} run",
+        ]
+    )
+
+
+def read_docstring(command: str) -> str:
+    """Return the docstring of the module of a command, without importing it."""
+    folder = Path(__file__).parent
+    module = folder / f"{command}.py"
+    if not module.is_file():
+        module = folder / command / "__main__.py"
+    return ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
 
 
 def is_started_by_script() -> bool:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from experiments.cli import SCRIPT, append_working_directory, find_config_dir, is_started_by_script
-from experiments.settings.command_line import find_wrong_argument
+from experiments.settings.command_line import compose, find_wrong_argument
 
 # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -72,11 +72,25 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             if config is not None:
                 return command(config)
             arguments = sys.argv[1:]
+            overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
+            # With another flag, as --config-dir, help is Hydra's own.
+            asks_for_help = overrides != arguments and not any(text.startswith("-") for text in overrides)
             try:
-                mistake = find_wrong_argument(find_config_dir(), config_name, arguments)
+                mistake = find_wrong_argument(
+                    find_config_dir(), config_name, overrides if asks_for_help else arguments
+                )
                 if mistake is not None:
                     print(f"error: {mistake}", file=sys.stderr)
                     raise SystemExit(2)
+                if asks_for_help:
+                    from experiments.help import format_help
+
+                    print(
+                        format_help(
+                            config_name, compose(find_config_dir(), config_name, overrides, with_hydra=True)
+                        )
+                    )
+                    raise SystemExit(0)
                 return command()
             except KeyboardInterrupt:  # before the work of a job begins, or between two of them
                 given = format_command(config_name, _without_overwrite(arguments))
@@ -144,7 +158,8 @@ def format_given_command() -> str:
         arguments = ["-m", *given]
     else:
         arguments = list(hydra_config.overrides.task)
-    return format_command(name, _without_overwrite(arguments))
+    command = str(hydra_config.job.config_name) if name == "__main__" else name  # the command is a package
+    return format_command(command, _without_overwrite(arguments))
 
 
 def _without_overwrite(arguments: Sequence[str]) -> list[str]:

@@ -1,8 +1,13 @@
-"""Evaluate trained predictors: `python -m experiments.evaluate predictor=NAME`.
+"""Evaluate trained predictors on the test split: fronts, intervals, a report.
 
 `evaluate_predictors` is the plain function behind the command: it reads labels and predictors, and writes
 `metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in `tables/` and its
 figures as PDF and SVG.
+
+Examples:
+    tokenscale evaluate  # the predictors that `tokenscale train` trained
+    tokenscale evaluate predictor=mlp task=textvqa backbone=m3_llava_7b  # others of each
+    tokenscale evaluate num_resamples=1000 gallery=0                     # a faster one, without a gallery
 """
 
 from pathlib import Path

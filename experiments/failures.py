@@ -1,6 +1,11 @@
-"""What a backbone gets wrong, to look at: `python -m experiments.failures task=NAME`, on finished labels.
+"""Show pictures of what a backbone answers wrong, by question type.
 
 One page of pictures, a row for each kind of question, those with the most failures first.
+
+Examples:
+    tokenscale failures                                                # the finest scale, calibration split
+    tokenscale failures scale=9 per_kind=12                            # another scale, more pictures
+    tokenscale failures task=textvqa backbone=m3_llava_7b split=train  # others of each
 """
 
 from pathlib import Path

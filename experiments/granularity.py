@@ -1,4 +1,4 @@
-"""What a task needs: `python -m experiments.granularity task=NAME backbone=NAME`, on finished labels.
+"""Tabulate which scale the questions of a labelled task need, by question type and size.
 
 Per question type, and per size and number of what is shown, the smallest scale within a point of the best;
 how well question and image predict a sample's smallest sufficient scale; and whether a policy that knows the
@@ -6,6 +6,11 @@ facts of a sample gains more than one that has question and image, with interval
 
 The models are fitted on the training split and their prices chosen on calibration; their comparison on the
 test split is recorded like an evaluation, with a digest of each model.
+
+Examples:
+    tokenscale granularity                                    # the embedded backbone on `scenes`
+    tokenscale granularity task=textvqa backbone=m3_llava_7b  # another task and backbone
+    tokenscale granularity margin=0.02  # a scale suffices within two points of the best
 """
 
 from pathlib import Path

@@ -1,6 +1,11 @@
-"""Label a task with a backbone: `python -m experiments.label task=NAME backbone=NAME`.
+"""Label a task: the backbone answers every question at every scale.
 
 `experiments.labels.labelling.label` is the plain function behind the command; it does only what is missing.
+
+Examples:
+    tokenscale label                                                     # the embedded backbone on `scenes`
+    tokenscale label limit.train=200 limit.calibration=50 limit.test=50  # fewer images
+    tokenscale label task=textvqa backbone=m3_llava_7b shard=0/8  # one of eight parts, on a machine each
 """
 
 from functools import partial

@@ -1,7 +1,12 @@
-"""Time backbone and predictors together: `python -m experiments.latency predictor=NAME`.
+"""Time backbone and predictors together, in milliseconds.
 
 Writes one file of samples (`labels.latency`), from which `evaluate` takes milliseconds. An existing file of
 the same backbone, predictors, data, machine and settings is up to date.
+
+Examples:
+    tokenscale latency  # the predictors that `tokenscale train` trained
+    tokenscale latency latency.num_images=16                        # fewer pictures
+    tokenscale latency latency.batch_size=8 latency.overwrite=true  # in batches, timed again
 """
 
 from pathlib import Path

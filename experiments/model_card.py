@@ -1,9 +1,14 @@
-"""The model card of an embedded backbone: `python -m experiments.model_card`.
+"""Write the model card of an embedded backbone from its labels.
 
 Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale over all
 questions and per kind, beside that of a blind answerer, the oracle, and who can tell what it chooses. The
 models among these are fitted on the other splits, and their comparison on the test split is recorded like an
 evaluation, with a digest of each model.
+
+Examples:
+    tokenscale model_card output=card.md                       # from the labels of all three tasks
+    tokenscale model_card output=card.md '~labels.easy_vqa'    # without one task
+    tokenscale model_card output=card.md labels.scenes=FOLDER  # labels from another folder
 """
 
 from pathlib import Path

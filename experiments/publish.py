@@ -1,6 +1,11 @@
-"""Backbone and predictor as one model to use or to share: `python -m experiments.publish folder=FOLDER`.
+"""Save backbone and trained predictor as one model, to use or to upload.
 
 Its operating point `risk` has a certified loss against the finest scale (`experiments.evaluation.risk`).
+
+Examples:
+    tokenscale publish folder=my_model                  # the predictor of `tokenscale run`
+    tokenscale publish folder=my_model repo=USER/NAME   # and upload it to the Hugging Face hub
+    tokenscale publish folder=my_model risk.alpha=0.01  # certified to lose at most one point
 """
 
 from hydra.utils import instantiate

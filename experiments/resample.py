@@ -1,9 +1,14 @@
-"""Test questions answered several times: `python -m experiments.resample`, on finished labels.
+"""Answer test questions several times, to correct the oracle for outcome noise.
 
 An oracle that takes the best of noisy outcomes flatters. From several runs one can choose by the others and
 score on one (`experiments.evaluation.fronts`), also where the likelihood of a reference tells nothing. The
 scores go beside the labels, and evaluation shows the oracle from then on. The same command again, with more
 images too, does only what is missing.
+
+Examples:
+    tokenscale resample  # 100 images, four answers to every question
+    tokenscale resample num_images=null num_runs=8  # all test images, eight answers
+    tokenscale resample task=scienceqa backbone=m3_llava_7b variation=rotated  # options in another order
 """
 
 from pathlib import Path

@@ -1,6 +1,11 @@
-"""Train predictors on labels: `python -m experiments.train predictor=NAME`.
+"""Train a predictor and the baselines on labels.
 
 `train_predictors` is the plain function behind the command; it leaves alone what is up to date.
+
+Examples:
+    tokenscale train                                      # cross_attention and the baselines
+    tokenscale train predictor=mlp max_epochs=5           # another predictor, five epochs
+    tokenscale train -m seed=0,1,2 hydra/launcher=joblib  # three seeds at the same time
 """
 
 from functools import partial

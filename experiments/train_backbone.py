@@ -1,7 +1,12 @@
-"""Train an embedded backbone from nothing: `python -m experiments.train_backbone`.
+"""Train an embedded backbone from nothing.
 
 First the vision tower alone on dense labels of `scenes`, then the whole model over all scales on `scenes`
 and the train part of other tasks. Either goes on from its last checkpoint after a kill.
+
+Examples:
+    tokenscale train_backbone folder=outputs/backbone                              # as tiny_m3 was made
+    tokenscale train_backbone folder=outputs/backbone max_minutes=30  # stops after 30 minutes; run again
+    tokenscale train_backbone experiment=backbone_relations start_from=CHECKPOINT  # goes on from it
 """
 
 from pathlib import Path

@@ -1,8 +1,13 @@
-"""Search for the best predictor: `python -m experiments.tune predictor=NAME tune=SPACE`.
+"""Search for the best hyperparameters of a predictor with Optuna, on validation.
 
 Optuna chooses what the space leaves open; every trial trains the predictor and is measured on the validation
 part of the train split. Neither calibration nor test split is read. Any number of these commands, with the
 same study, work on it together, and what was begun goes on.
+
+Examples:
+    tokenscale tune predictor=cross_attention tune=cross_attention           # 40 trials
+    tokenscale tune predictor=mlp tune=mlp study.num_trials=100  # another predictor, more trials
+    tokenscale tune predictor=mlp tune=mlp study.storage=sqlite:///study.db  # several workers, one study
 """
 
 import re

@@ -45,12 +45,7 @@ def script(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("installed")
     wheel.extractall(folder)
     (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
-    assert entry_points.read_text().split() == [
-        "[console_scripts]",
-        "tokenscale",
-        "=",
-        "experiments.cli:main",
-    ]
+    assert entry_points.read_text() == "[console_scripts]\ntokenscale = experiments.cli:main\n"
     path = folder / "bin" / "tokenscale"
     path.parent.mkdir()
     path.write_text("import sys\nfrom experiments.cli import main\nsys.exit(main())\n")
@@ -81,10 +76,9 @@ def test_script_runs_the_installed_command_beside_other_experiments(script, own_
 
 
 def test_script_finds_the_modules_of_the_user(script, own_experiments):
-    arguments = ("compare", "runs=nowhere", "+mine._target_=my_task.MyTask", "+mine.size=1")
-    done = run_script(script, own_experiments, "bench_labelling", "task={_target_: my_task.MyTask, size: no}")
+    done = run_script(script, own_experiments, "bench_labelling", "task._target_=my_task.MyTask")
     assert done.returncode == 2
-    assert done.stderr == "error: task.size=no: give a whole number\n", arguments
+    assert "my_task.MyTask has no such argument, give one of its own: size" in done.stderr
 
 
 def test_script_names_an_unknown_command(script, tmp_path):
@@ -93,12 +87,12 @@ def test_script_names_an_unknown_command(script, tmp_path):
     assert done.stderr.startswith("error: lable: no such command, give one of answer, ")
 
 
-def test_jobs_of_a_sweep_run_the_installed_command_and_quote_the_script(script, own_experiments):
-    """Processes that submitit starts with `python -m`, which otherwise looks into the working directory first."""
+def test_jobs_of_a_sweep_run_the_installed_command_beside_other_experiments(script, own_experiments):
+    """Submitit starts them with `python -m`, which otherwise looks into the working directory first."""
     arguments = ("compare", "-m", "hydra/launcher=submitit_local", "runs=nowhere,elsewhere")
     done = run_script(script, own_experiments, *arguments)
     assert done.returncode != 0
     (sweep,) = (own_experiments / "outputs" / "multirun").iterdir()
     logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*_log.err"))
     assert "not this one" not in logs
-    assert "error: nowhere" in logs and "error: elsewhere" in logs
+    assert "no metrics.json in nowhere" in logs and "no metrics.json in elsewhere" in logs

@@ -1,7 +1,12 @@
-"""Do we agree with the official code? `python -m experiments.parity fixture=DIR scoring=FILE router=FILE`.
+"""Check model, scorers and router against values recorded from the official code.
 
 Prints the largest deviation of each recorded quantity. Exit status 1 where tokens, counts or texts differ at
 all or a number by more than is allowed; 2 where the recording itself cannot be used.
+
+Examples:
+    tokenscale parity fixture=tests/fixtures/official_m3/llava15    # the model
+    tokenscale parity scoring=tests/fixtures/scoring.json           # the scorers
+    tokenscale parity router=tests/fixtures/avg_router.safetensors  # AVG-LLaVA's router
 """
 
 from pathlib import Path

@@ -121,6 +121,18 @@ def test_an_interrupted_command_says_what_is_lost_and_what_to_type(call, tmp_pat
     )
 
 
+def test_an_interrupted_script_is_resumed_with_the_script(call, tmp_path, monkeypatch):
+    def interrupt(**settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.labels.labelling.label", interrupt)
+    monkeypatch.setenv("TOKENSCALE_STARTED_BY_SCRIPT", "1")
+    places = f"paths.outputs={tmp_path}"
+    status, error = call("label", places)
+    assert status == 130
+    assert error.splitlines()[-1].endswith(f"run `tokenscale label {places}` again to resume.")
+
+
 @pytest.mark.parametrize("place", ["config.find_wrong_argument", "callbacks.take_folder"])
 def test_an_interrupt_before_the_work_begins_says_what_to_type(call, tmp_path, monkeypatch, place):
     def interrupt(*arguments):
