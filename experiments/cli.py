@@ -12,6 +12,20 @@ import sys
 from pathlib import Path
 
 SCRIPT = "tokenscale"
+# Extra of the distribution (pyproject.toml) that each module comes with.
+EXTRAS = {
+    **dict.fromkeys(
+        (
+            *("coral_pytorch", "easy_vqa", "filelock", "hydra", "lightning", "markupsafe", "matplotlib"),
+            *("omegaconf", "optuna", "plotly", "pydantic", "rapidfuzz", "sqlalchemy", "threadpoolctl"),
+            "tqdm",
+        ),
+        "experiments",
+    ),
+    "ray": "ray",
+    "model2vec": "sentences",
+    "wordllama": "sentences",
+}
 # Set by the script for the processes that it starts: jobs of a sweep, ranks of a training on several devices.
 _STARTED_BY_SCRIPT = "TOKENSCALE_STARTED_BY_SCRIPT"
 
@@ -30,7 +44,14 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not look into the working directory first
     sys.argv[1:] = arguments
     # As `__main__`, with its spec: Lightning, joblib and submitit start their processes from it.
-    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        missing = describe_missing(error)
+        if missing is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def find_config_dir() -> Path:
@@ -71,6 +92,15 @@ def read_docstring(command: str) -> str:
     if not module.is_file():
         module = folder / command / "__main__.py"
     return ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+
+
+def describe_missing(error: ModuleNotFoundError) -> str | None:
+    """Return which extra of tokenscale has the module that is missing; None if none has it."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(module)
+    if extra is None:
+        return None
+    return f"{module} is not installed: pip install 'tokenscale[{extra}]'"
 
 
 def is_started_by_script() -> bool:

@@ -19,7 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from experiments.cli import SCRIPT, append_working_directory, find_config_dir, is_started_by_script
+from experiments.cli import (
+    SCRIPT,
+    append_working_directory,
+    describe_missing,
+    find_config_dir,
+    is_started_by_script,
+)
 from experiments.settings.command_line import compose, find_wrong_argument
 
 # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
@@ -169,6 +175,8 @@ def _without_overwrite(arguments: Sequence[str]) -> list[str]:
 def describe_mistake(error: BaseException | None) -> str | None:
     """What a user is told about their own mistake; None when the error is not one."""
     match error:
+        case ModuleNotFoundError():
+            return describe_missing(error)
         case InstantiationException():
             return _describe_building(error)
         case MissingMandatoryValue():

@@ -120,7 +120,7 @@ def _read_value(config: DictConfig, key: str) -> str | None:
     """Return the value of an option as typed; None if the command does not have it."""
     *path, name = key.split(".")
     parent = OmegaConf.select(config, ".".join(path)) if path else config
-    if not isinstance(parent, DictConfig) or name not in parent:
+    if not isinstance(parent, DictConfig) or name not in list(parent):  # `in` leaves out what has to be given
         return None
     if OmegaConf.is_missing(parent, name):
         return "..."
