@@ -134,5 +134,6 @@ def _describe_composing(
         text += f"\n{str(error.__cause__).splitlines()[0]}"
     if options := re.search(r"Could not find '(.+)/(.+?)'\s+Available options in '.+':(.+)", text, re.DOTALL):
         group, name, known = options.groups()
-        return f"{group}={name}: there is no {group}/{name}, give one of {', '.join(known.split())}"
+        hint = " (others come with pip install 'tokenscale[sweep]')" if group == "hydra/launcher" else ""
+        return f"{group}={name}: there is no {group}/{name}, give one of {', '.join(known.split())}{hint}"
     return " ".join(text.partition("See https:")[0].split())
