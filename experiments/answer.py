@@ -1,8 +1,13 @@
-"""Answer one question: `python -m experiments.answer image=PATH question='...'`.
+"""Answer one question about an image, at the scale that a trained predictor chooses.
 
 The predictor chooses the scale; its estimates, the choice and the answers at the other scales are printed.
 With `climb=true` the hybrid looks at its answer and may go on to finer scales. `scale=36` forces one, and
 needs no predictor.
+
+Examples:
+    tokenscale answer image=photo.png question='What is this?'            # predictor of `tokenscale run`
+    tokenscale answer image=photo.png question='What is this?' budget=20  # a mean of at most 20 tokens
+    tokenscale answer image=photo.png question='What is this?' scale=36   # no predictor: this scale
 """
 
 import re
@@ -13,13 +18,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.serving.adaptive import describe_climb, describe_point, format_answers, load_adaptive
-from m3_backbone.backbone import Backbone, check_scale
-from m3_backbone.images import open_picture
 
 
 @entry_point("answer")
 def main(config: DictConfig) -> str:
+    from experiments.serving.adaptive import describe_climb, describe_point, format_answers, load_adaptive
+    from m3_backbone.backbone import Backbone, check_scale
+    from m3_backbone.images import open_picture
+
     image, question = open_picture(config.image), config.question
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
     backbone.check_question(question)

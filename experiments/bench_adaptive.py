@@ -1,24 +1,30 @@
-"""What an adaptive answer costs, end to end: `python -m experiments.bench_adaptive`.
+"""Time adaptive answers, backbone and predictor together, against every fixed scale.
 
 Times backbone and predictor together against the same backbone at every fixed scale, on the same machine and
 weights, one question at a time and in batches; beside it the share of the predictor and the FLOPs by formula.
 Every batch is answered by all ways before the next one, in another order each time, and ratios are taken
 within a batch: what else the machine does hits all ways alike. The last line is all of it as one JSON object.
+
+Examples:
+    tokenscale bench_adaptive  # the embedded backbone, as `tokenscale run` trained its predictor
+    tokenscale bench_adaptive num_questions=16 batch_sizes=[1,8]  # a short one
+    tokenscale bench_adaptive backbone=random_llava_small         # random weights, drawn choices
 """
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.bench.adaptive import measure, read_questions, report
-from experiments.bench.drawn_choices import draw_choices
 from experiments.config import entry_point
-from experiments.serving.adaptive import load_adaptive
-from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.random_llava import RandomLlavaBackbone
 
 
 @entry_point("bench_adaptive")
 def main(config: DictConfig) -> None:
+    from experiments.bench.adaptive import measure, read_questions, report
+    from experiments.bench.drawn_choices import draw_choices
+    from experiments.serving.adaptive import load_adaptive
+    from m3_backbone.llava.backbone import LlavaBackbone
+    from m3_backbone.llava.random_llava import RandomLlavaBackbone
+
     backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
     task = instantiate(config.task, _convert_="all")
     questions = read_questions(task, config.split, config.num_questions)

@@ -1,18 +1,24 @@
-"""What an evaluation costs: `python -m experiments.bench_evaluation`.
+"""Time an evaluation on synthetic outcomes of many questions.
 
 Synthetic outcomes of many questions, two predictors of different skill. Timed are (a) the figures of one of
 them: operating points, front, oracles, merits; (b) the paired bootstrap of those of both, with the fronts'
 bands and the differences. The last line is the table as one JSON object.
+
+Examples:
+    tokenscale bench_evaluation                                   # a million questions
+    tokenscale bench_evaluation num_images=2000                   # a short one
+    tokenscale bench_evaluation num_resamples=10000 num_scales=8  # more resamples, a longer ladder
 """
 
 from omegaconf import DictConfig
 
-from experiments.bench.evaluation import measure, report
 from experiments.config import entry_point
 
 
 @entry_point("bench_evaluation")
 def main(config: DictConfig) -> None:
+    from experiments.bench.evaluation import measure, report
+
     report(
         measure(
             num_images=config.num_images,

@@ -1,20 +1,26 @@
-"""What labels of all scales cost: `python -m experiments.bench_labelling`.
+"""Time labelling at all scales against plain `generate`.
 
 Times the labelling engine on the pictures and questions of a task, and beside it, in the same run, plain
 `generate`: (a) one call per question and scale, each encoding its image, as published evaluations do; (b) the
 same in batches; (c) the engine at the finest scale alone. The last line is the table as one JSON object.
+
+Examples:
+    tokenscale bench_labelling                                      # 48 pictures
+    tokenscale bench_labelling num_images=8 num_naive=16 repeats=1  # a short one
+    tokenscale bench_labelling backbone=m3_llava_7b task=textvqa    # published weights
 """
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.bench.labelling import measure, read_pictures, report
 from experiments.config import entry_point
-from m3_backbone.llava.backbone import LlavaBackbone
 
 
 @entry_point("bench_labelling")
 def main(config: DictConfig) -> None:
+    from experiments.bench.labelling import measure, read_pictures, report
+    from m3_backbone.llava.backbone import LlavaBackbone
+
     backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
     task = instantiate(config.task, _convert_="all")
     pictures = read_pictures(task, config.split, config.num_images, config.questions_per_image)

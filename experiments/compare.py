@@ -1,7 +1,12 @@
-"""Finished runs side by side: `python -m experiments.compare runs=[FOLDER,...]`, or a folder of runs.
+"""Compare finished runs: fronts side by side, seeds combined, differences with intervals.
 
 `compare_runs` is the plain function behind the command: it reads every run's `metrics.json` and
 `draws.safetensors` and writes `compare.html`, `front.pdf`, `front.svg` and `tables/`.
+
+Examples:
+    tokenscale compare runs=outputs/multirun/2026-11-24_12-00-00_run  # all runs below a folder
+    tokenscale compare runs=[outputs/runs/A,outputs/runs/B]                          # two runs
+    tokenscale compare runs=[outputs/runs/A,outputs/runs/B] paths.outputs=elsewhere  # results go elsewhere
 """
 
 from pathlib import Path
@@ -10,11 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
-from experiments.reporting.comparison import compare_runs
 
 
 @entry_point("compare")
 def main(config: DictConfig) -> None:
+    from experiments.reporting.comparison import compare_runs
+
     hydra = HydraConfig.get()
     runs = config.runs
     compare_runs(

@@ -1,4 +1,4 @@
-"""Where the configuration tree lies, and the one decorator that turns a function of it into a command."""
+"""The decorator that turns a function of a configuration into a command, and where a report comes from."""
 
 import functools
 import logging
@@ -19,19 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from experiments.settings.command_line import find_wrong_argument
-
-
-def find_config_dir() -> Path:
-    """The `conf/` folder: beside the packages in a clone, inside `experiments/` in an installed wheel."""
-    here = Path(__file__).resolve().parent
-    for candidate in (here / "conf", here.parent / "conf"):
-        if candidate.is_dir():
-            return candidate
-    raise FileNotFoundError(
-        f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone"
-    )
-
+from experiments.cli import (
+    SCRIPT,
+    append_working_directory,
+    describe_missing,
+    find_config_dir,
+    is_started_by_script,
+)
+from experiments.settings.command_line import compose, find_wrong_argument
 
 # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -51,6 +46,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
             replace_unprintable()
+            if is_started_by_script():
+                append_working_directory()
             try:
                 # What this imports would slow down --help and completion.
                 from experiments.settings.check import check_settings
@@ -81,11 +78,25 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             if config is not None:
                 return command(config)
             arguments = sys.argv[1:]
+            overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
+            # With another flag, as --config-dir, help is Hydra's own.
+            asks_for_help = overrides != arguments and not any(text.startswith("-") for text in overrides)
             try:
-                mistake = find_wrong_argument(find_config_dir(), config_name, arguments)
+                mistake = find_wrong_argument(
+                    find_config_dir(), config_name, overrides if asks_for_help else arguments
+                )
                 if mistake is not None:
                     print(f"error: {mistake}", file=sys.stderr)
                     raise SystemExit(2)
+                if asks_for_help:
+                    from experiments.help import format_help
+
+                    print(
+                        format_help(
+                            config_name, compose(find_config_dir(), config_name, overrides, with_hydra=True)
+                        )
+                    )
+                    raise SystemExit(0)
                 return command()
             except KeyboardInterrupt:  # before the work of a job begins, or between two of them
                 given = format_command(config_name, _without_overwrite(arguments))
@@ -111,8 +122,11 @@ def replace_unprintable() -> None:
 
 
 def format_command(entry_point: str, choices: Sequence[str]) -> str:
-    """A command as one would type it."""
-    return shlex.join(["python", "-m", f"experiments.{entry_point}", *choices])
+    """Return a command as one types it: with `tokenscale` if the running one was, else with `python -m`."""
+    program = (
+        [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
+    )
+    return shlex.join([*program, *choices])
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,8 @@ def format_given_command() -> str:
         arguments = ["-m", *given]
     else:
         arguments = list(hydra_config.overrides.task)
-    return format_command(name, _without_overwrite(arguments))
+    command = str(hydra_config.job.config_name) if name == "__main__" else name  # the command is a package
+    return format_command(command, _without_overwrite(arguments))
 
 
 def _without_overwrite(arguments: Sequence[str]) -> list[str]:
@@ -160,6 +175,8 @@ def _without_overwrite(arguments: Sequence[str]) -> list[str]:
 def describe_mistake(error: BaseException | None) -> str | None:
     """What a user is told about their own mistake; None when the error is not one."""
     match error:
+        case ModuleNotFoundError():
+            return describe_missing(error)
         case InstantiationException():
             return _describe_building(error)
         case MissingMandatoryValue():

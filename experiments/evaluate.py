@@ -1,8 +1,13 @@
-"""Evaluate trained predictors: `python -m experiments.evaluate predictor=NAME`.
+"""Evaluate trained predictors on the test split: fronts, intervals, a report.
 
 `evaluate_predictors` is the plain function behind the command: it reads labels and predictors, and writes
 `metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in `tables/` and its
 figures as PDF and SVG.
+
+Examples:
+    tokenscale evaluate  # the predictors that `tokenscale train` trained
+    tokenscale evaluate predictor=mlp task=textvqa backbone=m3_llava_7b  # others of each
+    tokenscale evaluate num_resamples=1000 gallery=0                     # a faster one, without a gallery
 """
 
 from pathlib import Path
@@ -12,15 +17,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
-from experiments.labels.division import check_labels
-from experiments.reporting.evaluation import evaluate_predictors
-from experiments.training.configured import open_configured
-from experiments.training.trained import VALIDATION_METRICS
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
     """Evaluate, and return the validation metric `optimized_metric`: a sweep never sees the test split."""
+
+    from experiments.labels.division import check_labels
+    from experiments.reporting.evaluation import evaluate_predictors
+    from experiments.training.configured import open_configured
+    from experiments.training.trained import VALIDATION_METRICS
+
     measure = VALIDATION_METRICS[config.optimized_metric]
     hydra = HydraConfig.get()
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)

@@ -1,6 +1,11 @@
-"""What a backbone gets wrong, to look at: `python -m experiments.failures task=NAME`, on finished labels.
+"""Show pictures of what a backbone answers wrong, by question type.
 
 One page of pictures, a row for each kind of question, those with the most failures first.
+
+Examples:
+    tokenscale failures                                                # the finest scale, calibration split
+    tokenscale failures scale=9 per_kind=12                            # another scale, more pictures
+    tokenscale failures task=textvqa backbone=m3_llava_7b split=train  # others of each
 """
 
 from pathlib import Path
@@ -10,15 +15,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.reporting.failures_display import draw_failures, pick_failures
-from experiments.reporting.page import save_figure
-from experiments.tasks.base import check_data
-from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.table import OutcomeTable
 
 
 @entry_point("failures")
 def main(config: DictConfig) -> None:
+    from experiments.reporting.failures_display import draw_failures, pick_failures
+    from experiments.reporting.page import save_figure
+    from experiments.tasks.base import check_data
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.table import OutcomeTable
+
     table = OutcomeTable.read(config.paths.labels, config.split)
     scale = table.scales[-1] if config.scale is None else config.scale
     if scale not in table.scales:

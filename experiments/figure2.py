@@ -1,23 +1,29 @@
-"""Figure 2 of the M3 paper, with a backbone made from nothing: `python -m experiments.figure2`.
+"""Reproduce Figure 2 of the M3 paper with a backbone trained from nothing.
 
 Cai et al. (arXiv 2405.17430) compare one nested model with one model per scale and with pooling that a model
 was never trained for, and, in an ablation, average pooling with spatial and sequential sampling. Here every
 variant goes on from one and the same model, trained at the finest scale alone, as M3 does from LLaVA; all see
 the same pictures in the same order, one stream of pictures per seed.
+
+Examples:
+    tokenscale figure2                                  # three seeds
+    tokenscale figure2 seeds=[0]                        # one seed
+    tokenscale figure2 seeds=[0,1,2,3] num_images=null  # one more seed, all test pictures
 """
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.backbone.variants import make_start, report, train_variant
 from experiments.config import entry_point
-from experiments.evaluation.variants import list_variants
-from m3_backbone.llava.pooling import grid_scales
 
 
 @entry_point("figure2")
 def main(config: DictConfig) -> None:
+    from experiments.backbone.variants import make_start, report, train_variant
+    from experiments.evaluation.variants import list_variants
+    from m3_backbone.llava.pooling import grid_scales
+
     folder, seeds = Path(config.folder), list(config.seeds)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={seeds} names a seed twice, and one seed is one training: name each once")

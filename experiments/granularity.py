@@ -1,4 +1,4 @@
-"""What a task needs: `python -m experiments.granularity task=NAME backbone=NAME`, on finished labels.
+"""Tabulate which scale the questions of a labelled task need, by question type and size.
 
 Per question type, and per size and number of what is shown, the smallest scale within a point of the best;
 how well question and image predict a sample's smallest sufficient scale; and whether a policy that knows the
@@ -6,6 +6,11 @@ facts of a sample gains more than one that has question and image, with interval
 
 The models are fitted on the training split and their prices chosen on calibration; their comparison on the
 test split is recorded like an evaluation, with a digest of each model.
+
+Examples:
+    tokenscale granularity                                    # the embedded backbone on `scenes`
+    tokenscale granularity task=textvqa backbone=m3_llava_7b  # another task and backbone
+    tokenscale granularity margin=0.02  # a scale suffices within two points of the best
 """
 
 from pathlib import Path
@@ -14,24 +19,25 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
-from experiments.evaluation.comparison import check_settings
-from experiments.evaluation.known_facts import check_margin
-from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.labels.division import find_label_banners
-from experiments.labels.held_out import open_test
-from experiments.reporting import needs as needs_tables
-from experiments.reporting.findings import describe_record
-from experiments.reporting.needs import draw_needs, fit_models, judge_models
-from experiments.reporting.page import save_figure
-from experiments.tasks.base import SPLITS
-from experiments.tasks.sizes import frame_banners
-from m3_backbone.outcomes.labels import read_labels
-from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.shards import write_text
 
 
 @entry_point("granularity")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.comparison import check_settings
+    from experiments.evaluation.known_facts import check_margin
+    from experiments.evaluation.needs import map_attributes, tabulate_needs
+    from experiments.labels.division import find_label_banners
+    from experiments.labels.held_out import open_test
+    from experiments.reporting import needs as needs_tables
+    from experiments.reporting.findings import describe_record
+    from experiments.reporting.needs import draw_needs, fit_models, judge_models
+    from experiments.reporting.page import save_figure
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import frame_banners
+    from m3_backbone.outcomes.labels import read_labels
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.shards import write_text
+
     check_settings(
         num_budgets=1, num_prices=1, num_resamples=config.num_resamples, confidence=config.confidence
     )

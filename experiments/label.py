@@ -1,6 +1,11 @@
-"""Label a task with a backbone: `python -m experiments.label task=NAME backbone=NAME`.
+"""Label a task: the backbone answers every question at every scale.
 
 `experiments.labels.labelling.label` is the plain function behind the command; it does only what is missing.
+
+Examples:
+    tokenscale label                                                     # the embedded backbone on `scenes`
+    tokenscale label limit.train=200 limit.calibration=50 limit.test=50  # fewer images
+    tokenscale label task=textvqa backbone=m3_llava_7b shard=0/8  # one of eight parts, on a machine each
 """
 
 from functools import partial
@@ -10,14 +15,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point, format_command, format_given_command
-from experiments.labels.division import check_labels, find_label_banners
-from experiments.labels.labelling import label
-from experiments.tasks.base import SPLITS
-from experiments.tasks.sizes import check_task, frame_banners
 
 
 @entry_point("label")
 def main(config: DictConfig) -> None:
+    from experiments.labels.division import check_labels, find_label_banners
+    from experiments.labels.labelling import label
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import check_task, frame_banners
+
     hydra = HydraConfig.get()
     is_alone = hydra.job.name == "label"  # not as the first step of `run`, which uses every split
     choices = list(hydra.overrides.task)

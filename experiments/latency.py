@@ -1,7 +1,12 @@
-"""Time backbone and predictors together: `python -m experiments.latency predictor=NAME`.
+"""Time backbone and predictors together, in milliseconds.
 
 Writes one file of samples (`labels.latency`), from which `evaluate` takes milliseconds. An existing file of
 the same backbone, predictors, data, machine and settings is up to date.
+
+Examples:
+    tokenscale latency  # the predictors that `tokenscale train` trained
+    tokenscale latency latency.num_images=16                        # fewer pictures
+    tokenscale latency latency.batch_size=8 latency.overwrite=true  # in batches, timed again
 """
 
 from pathlib import Path
@@ -10,9 +15,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.labels.latency import measure_latency
-from experiments.reporting.console import format_latency
-from experiments.training.configured import open_configured
 
 
 @entry_point("latency")
@@ -22,6 +24,10 @@ def main(config: DictConfig) -> None:
 
 def measure_configured(config: DictConfig) -> None:
     """Time what a configuration names, and print the result."""
+    from experiments.labels.latency import measure_latency
+    from experiments.reporting.console import format_latency
+    from experiments.training.configured import open_configured
+
     path, latency = measure_latency(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),

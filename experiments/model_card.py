@@ -1,9 +1,14 @@
-"""The model card of an embedded backbone: `python -m experiments.model_card`.
+"""Write the model card of an embedded backbone from its labels.
 
 Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale over all
 questions and per kind, beside that of a blind answerer, the oracle, and who can tell what it chooses. The
 models among these are fitted on the other splits, and their comparison on the test split is recorded like an
 evaluation, with a digest of each model.
+
+Examples:
+    tokenscale model_card output=card.md                       # from the labels of all three tasks
+    tokenscale model_card output=card.md '~labels.easy_vqa'    # without one task
+    tokenscale model_card output=card.md labels.scenes=FOLDER  # labels from another folder
 """
 
 from pathlib import Path
@@ -11,13 +16,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.backbone.model_card import judge, render_card
 from experiments.config import entry_point, format_command
-from m3_backbone.outcomes.shards import write_text
 
 
 @entry_point("model_card")
 def main(config: DictConfig) -> None:
+    from experiments.backbone.model_card import judge, render_card
+    from m3_backbone.outcomes.shards import write_text
+
     command = format_command("model_card", list(HydraConfig.get().overrides.task))
     configuration = OmegaConf.to_yaml(config.labels, resolve=True)
     tables = [

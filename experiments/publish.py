@@ -1,22 +1,28 @@
-"""Backbone and predictor as one model to use or to share: `python -m experiments.publish folder=FOLDER`.
+"""Save backbone and trained predictor as one model, to use or to upload.
 
 Its operating point `risk` has a certified loss against the finest scale (`experiments.evaluation.risk`).
+
+Examples:
+    tokenscale publish folder=my_model                  # the predictor of `tokenscale run`
+    tokenscale publish folder=my_model repo=USER/NAME   # and upload it to the Hugging Face hub
+    tokenscale publish folder=my_model risk.alpha=0.01  # certified to lose at most one point
 """
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.labels.division import find_label_banners
-from experiments.serving.adaptive import certify, load_adaptive
-from experiments.tasks.sizes import frame_banners
-from m3_backbone.outcomes.labels import read_labels
-from predictor.adaptive.model import AdaptiveM3
-from predictor.policy.pricing import PriceList
 
 
 @entry_point("publish")
 def main(config: DictConfig) -> None:
+    from experiments.labels.division import find_label_banners
+    from experiments.serving.adaptive import certify, load_adaptive
+    from experiments.tasks.sizes import frame_banners
+    from m3_backbone.outcomes.labels import read_labels
+    from predictor.adaptive.model import AdaptiveM3
+    from predictor.policy.pricing import PriceList
+
     backbone = instantiate(config.backbone, _convert_="all")
     model = load_adaptive(backbone, config)
     calibration = read_labels(config.paths.labels, "calibration")

@@ -1,9 +1,14 @@
-"""Test questions answered several times: `python -m experiments.resample`, on finished labels.
+"""Answer test questions several times, to correct the oracle for outcome noise.
 
 An oracle that takes the best of noisy outcomes flatters. From several runs one can choose by the others and
 score on one (`experiments.evaluation.fronts`), also where the likelihood of a reference tells nothing. The
 scores go beside the labels, and evaluation shows the oracle from then on. The same command again, with more
 images too, does only what is missing.
+
+Examples:
+    tokenscale resample  # 100 images, four answers to every question
+    tokenscale resample num_images=null num_runs=8  # all test images, eight answers
+    tokenscale resample task=scienceqa backbone=m3_llava_7b variation=rotated  # options in another order
 """
 
 from pathlib import Path
@@ -13,14 +18,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, format_command
-from experiments.labels.held_out import open_test
-from experiments.labels.resampled import ResampledFolder
-from experiments.labels.resampling import Variation, resample_answers
-from experiments.reporting.findings import describe_record
 
 
 @entry_point("resample")
 def main(config: DictConfig) -> None:
+    from experiments.labels.held_out import open_test
+    from experiments.labels.resampled import ResampledFolder
+    from experiments.labels.resampling import Variation, resample_answers
+    from experiments.reporting.findings import describe_record
+
     labels, hydra = Path(config.paths.labels), HydraConfig.get()
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
     test_labels, record = open_test(

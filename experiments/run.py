@@ -1,7 +1,12 @@
-"""The main job: `python -m experiments.run` labels, trains, times and evaluates.
+"""Label, train, time and evaluate: everything up to the report.
 
 Each step is the command of that name with this one's configuration, and leaves alone what is up to date: an
 unchanged run is an evaluation. `main` returns the validation metric `optimized_metric`, for sweeps.
+
+Examples:
+    tokenscale run                                                # the embedded backbone on `scenes`
+    tokenscale run task=textvqa backbone=m3_llava_7b trainer=gpu  # published weights, on a GPU
+    tokenscale run -m predictor=cross_attention,mlp seed=0,1  # a sweep of four jobs, compared at the end
 """
 
 import errno
@@ -14,14 +19,15 @@ from omegaconf import DictConfig
 
 from experiments import evaluate, label, latency, train
 from experiments.config import entry_point
-from experiments.results.run_folders import check_link, point_link
-from experiments.training.configured import make_predictors
 
 log = logging.getLogger(__name__)
 
 
 @entry_point("run")
 def main(config: DictConfig) -> float:
+    from experiments.results.run_folders import check_link, point_link
+    from experiments.training.configured import make_predictors
+
     # What cannot be built is refused before hours of labelling.
     make_predictors(config)
     instantiate(config.trainer)

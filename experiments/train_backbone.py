@@ -1,24 +1,31 @@
-"""Train an embedded backbone from nothing: `python -m experiments.train_backbone`.
+"""Train an embedded backbone from nothing.
 
 First the vision tower alone on dense labels of `scenes`, then the whole model over all scales on `scenes`
 and the train part of other tasks. Either goes on from its last checkpoint after a kill.
+
+Examples:
+    tokenscale train_backbone folder=outputs/backbone                              # as tiny_m3 was made
+    tokenscale train_backbone folder=outputs/backbone max_minutes=30  # stops after 30 minutes; run again
+    tokenscale train_backbone experiment=backbone_relations start_from=CHECKPOINT  # goes on from it
 """
 
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from experiments.backbone.training import train_checkpoint
-from experiments.config import entry_point
+from experiments.config import entry_point, format_command
 
 
 @entry_point("train_backbone")
 def main(config: DictConfig) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from experiments.backbone.training import train_checkpoint
+
     checkpoint = train_checkpoint(config, Path(config.folder))
     rank_zero_only(print)(
         f"the trained backbone is in {checkpoint}\n"
-        f"next: python -m experiments.run backbone=local backbone.checkpoint={checkpoint}"
+        f"next: {format_command('run', ['backbone=local', f'backbone.checkpoint={checkpoint}'])}"
     )
 
 

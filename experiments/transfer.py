@@ -1,9 +1,14 @@
-"""Train on some tasks, test on others: `python -m experiments.transfer predictor=NAME`.
+"""Train on some tasks and test on others, with and without recalibration.
 
 Three ways to use a predictor on a target task: as it comes from the source tasks, prices included; with
 prices, and the calibrator if there is one, fitted anew on a few samples of the target; and trained on the
 target itself, which is what the others are held against. Writes `transfer.html`, `transfer.json`, `tables/`
 and a front of each target as PDF and SVG.
+
+Examples:
+    tokenscale transfer  # from `scenes` to `scenes_shifted` and `easy_vqa`
+    tokenscale transfer sources=[textvqa,gqa] targets=docvqa backbone=m3_llava_7b  # two sources, one target
+    tokenscale transfer predictor=mlp num_recalibration=50  # another predictor, fewer samples
 """
 
 from functools import partial
@@ -14,16 +19,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
-from experiments.labels.division import check_labels, find_label_banners
-from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
-from experiments.tasks.base import SPLITS
-from experiments.tasks.sizes import frame_banners
-from experiments.training.trainer import quiet_lightning
-from m3_backbone.outcomes.manifest import read_manifest
 
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
+    from experiments.labels.division import check_labels, find_label_banners
+    from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import frame_banners
+    from experiments.training.trainer import quiet_lightning
+    from m3_backbone.outcomes.manifest import read_manifest
+
     quiet_lightning()
     small, sources = config.allow_small, list_tasks(config.sources)
     hydra = HydraConfig.get()

@@ -1,8 +1,13 @@
-"""Search for the best predictor: `python -m experiments.tune predictor=NAME tune=SPACE`.
+"""Search for the best hyperparameters of a predictor with Optuna, on validation.
 
 Optuna chooses what the space leaves open; every trial trains the predictor and is measured on the validation
 part of the train split. Neither calibration nor test split is read. Any number of these commands, with the
 same study, work on it together, and what was begun goes on.
+
+Examples:
+    tokenscale tune predictor=cross_attention tune=cross_attention           # 40 trials
+    tokenscale tune predictor=mlp tune=mlp study.num_trials=100  # another predictor, more trials
+    tokenscale tune predictor=mlp tune=mlp study.storage=sqlite:///study.db  # several workers, one study
 """
 
 import re
@@ -10,24 +15,26 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import optuna
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point
-from experiments.labels.division import check_labels
-from experiments.reporting.study import conclude
-from experiments.settings.check import check_settings
-from experiments.training.space import find_defaults, read_space
-from experiments.training.trainer import quiet_lightning
-from experiments.training.tuning import SEARCH_GROUPS, search
-from predictor.base import ScalePredictor
 
 
 @entry_point("tune")
 def main(config: DictConfig) -> float:
+    import optuna
+
+    from experiments.labels.division import check_labels
+    from experiments.reporting.study import conclude
+    from experiments.settings.check import check_settings
+    from experiments.training.space import find_defaults, read_space
+    from experiments.training.trainer import quiet_lightning
+    from experiments.training.tuning import SEARCH_GROUPS, search
+    from predictor.base import ScalePredictor
+
     quiet_lightning()
     check_labels(config.paths.labels, ("train",), allow_small=config.allow_small)
     optuna.logging.disable_default_handler()

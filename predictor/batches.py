@@ -1,13 +1,12 @@
-"""Batches of tensors from labels, and their LightningDataModule."""
+"""Batches of tensors from labels."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor.features import Features, Standard
@@ -109,36 +108,3 @@ class LabelsDataset(Dataset):
         outcomes = self.outcomes
         target = Target(torch.from_numpy(outcomes.score[rows]), torch.from_numpy(outcomes.nll[rows]))
         return self.batches.make(rows), target
-
-
-class LabelsDataModule(lightning.LightningDataModule):
-    """Training batches in an order that depends on seed and epoch, validation batches in table order."""
-
-    def __init__(
-        self,
-        train: Labels,
-        validation: Labels,
-        features: Features,
-        standard: Standard,
-        widths: Sequence[int],
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.train, self.validation = (
-            LabelsDataset(part, features, standard, widths) for part in (train, validation)
-        )
-        self.batch_size, self.seed = batch_size, seed
-
-    def train_dataloader(self) -> DataLoader:
-        return self._make_loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._make_loader(self.validation, shuffle=False)
-
-    def _make_loader(self, dataset: LabelsDataset, shuffle: bool) -> DataLoader:
-        # Used for one device since its order depends on seed and epoch alone, so that a resumed run sees the
-        # batches of an uninterrupted one.
-        sampler: DistributedSampler = DistributedSampler(dataset, 1, 0, shuffle=shuffle, seed=self.seed)
-        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=lambda batch: batch)

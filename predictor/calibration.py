@@ -6,7 +6,6 @@ from typing import Self
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
 
 from predictor.files import get_array
 from predictor.folder import Buildable
@@ -80,6 +79,8 @@ class Isotonic(Calibrator):
     """
 
     def fit(self, estimates: Floats, score: np.ndarray) -> Self:
+        from sklearn.isotonic import IsotonicRegression
+
         self.knots = []
         for column in range(estimates.shape[1]):
             model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")

@@ -9,13 +9,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.arguments import (
@@ -30,26 +27,24 @@ from m3_backbone.arguments import (
 from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
-from predictor.batches import BatchMaker, LabelsDataModule
+from predictor.batches import BatchMaker
+from predictor.ensemble import Ensemble, Member
 from predictor.features import Features, Standard
 from predictor.files import get_array, write_json
 from predictor.networks.base import InputShape, Network
 from predictor.objectives import Correctness, Objective
-from predictor.training import (
-    MONITOR,
-    AtomicCheckpointIO,
-    Ensemble,
-    Member,
-    ScaleModule,
-    find_whole,
-    fit_module,
-)
+
+if TYPE_CHECKING:
+    import lightning
 
 log = logging.getLogger(__name__)
 
 
-def make_quiet_trainer(**arguments: Any) -> lightning.Trainer:
+def make_quiet_trainer(**arguments: Any) -> "lightning.Trainer":
     """Trainer on the CPU, in this process alone, whatever environment variables a cluster has set."""
+    import lightning
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+
     return lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -119,6 +114,17 @@ class LearnedPredictor(ScalePredictor):
         return float(counter.get_total_flops())
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
+        # What only training needs: a trained predictor is loaded and asked without Lightning.
+        from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+
+        from predictor.training import (
+            MONITOR,
+            AtomicCheckpointIO,
+            LabelsDataModule,
+            ScaleModule,
+            fit_module,
+        )
+
         self._standard = Standard.fit(self.features.read_statistics(train.inputs))
         self._widths = [train.inputs.visual_at(scale).mask.shape[1] for scale in self.features.scales]
         num_statistics = len(self._standard.mean) + self.features.num_sentence_columns
@@ -246,6 +252,10 @@ class LearnedPredictor(ScalePredictor):
 
         It is the last one, or the best one if the last one is damaged. Without one, the folder is emptied.
         """
+        import lightning
+
+        from predictor.training import find_whole
+
         digest = hashlib.sha256()
         for sample_id in (*train.outcomes.sample_id, "", *validation.outcomes.sample_id):
             digest.update(f"{sample_id}\n".encode())

@@ -7,7 +7,7 @@ import io
 import logging
 import signal
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
+from m3_backbone.outcomes.labels import Labels
 from m3_backbone.outcomes.shards import write_atomically
-from predictor.batches import Batch, Target
-from predictor.networks.base import Network
-from predictor.objectives.base import Objective
+from predictor.batches import Batch, LabelsDataset, Target
+from predictor.ensemble import Ensemble
+from predictor.features import Features, Standard
 from predictor.policy.front import policy_value
 
 log = logging.getLogger(__name__)
@@ -65,37 +67,6 @@ def _is_whole(path: Path) -> bool:
 
 
 MONITOR = "validation_value"
-
-
-class Member(nn.Module):
-    """A network with its objective, whose parameters, if any, are trained too."""
-
-    def __init__(self, network: Network, objective: Objective) -> None:
-        super().__init__()
-        self.network, self.objective = network, objective
-
-    def compute_loss(self, batch: Batch, target: Target, token_embeddings: Tensor) -> Tensor:
-        return self.objective.compute_loss(self.network, batch, target, token_embeddings)
-
-    def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Estimates `[batch, num_scales]`."""
-        return self.objective.compute_estimates(self.network, batch, token_embeddings)
-
-
-class Ensemble(nn.ModuleList):
-    """Members that are trained side by side; called, it returns the mean of their estimates."""
-
-    def __init__(self, members: Iterable[Member]) -> None:
-        super().__init__(members)
-
-    def __iter__(self) -> Iterator[Member]:
-        for member in super().__iter__():
-            assert isinstance(member, Member)
-            yield member
-
-    def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Estimates `[batch, num_scales]`."""
-        return torch.stack([member(batch, token_embeddings) for member in self]).float().mean(dim=0)
 
 
 class ScaleModule(lightning.LightningModule):
@@ -153,6 +124,39 @@ class ScaleModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         schedule = make_schedule(optimizer, self.learning_rate, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class LabelsDataModule(lightning.LightningDataModule):
+    """Training batches in an order that depends on seed and epoch, validation batches in table order."""
+
+    def __init__(
+        self,
+        train: Labels,
+        validation: Labels,
+        features: Features,
+        standard: Standard,
+        widths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.train, self.validation = (
+            LabelsDataset(part, features, standard, widths) for part in (train, validation)
+        )
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        return self._make_loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._make_loader(self.validation, shuffle=False)
+
+    def _make_loader(self, dataset: LabelsDataset, shuffle: bool) -> DataLoader:
+        # Used for one device since its order depends on seed and epoch alone, so that a resumed run sees the
+        # batches of an uninterrupted one.
+        sampler: DistributedSampler = DistributedSampler(dataset, 1, 0, shuffle=shuffle, seed=self.seed)
+        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=lambda batch: batch)
 
 
 def fit_module(

@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 
 import predictor
 from experiments import train
-from experiments.config import find_config_dir
+from experiments.cli import find_config_dir
 from experiments.training.configured import open_configured
 from experiments.training.trained import TrainingSettings, find_trained, load_trained, read_record
+from experiments.training.trainer import train_predictors
 from predictor.base import ScalePredictor
 from predictor.files import FolderError
 from predictor.policy.front import policy_value
@@ -97,7 +98,7 @@ def test_it_is_left_alone_when_it_is_up_to_date_and_trained_anew_with_other_argu
     stamps = []
     for priors in ((1.0,), (1.0,), (5.0,)):
         predictor = made(priors=priors)
-        train.train_predictors([predictor], labels=labels, folder=tmp_path / "p", settings=settings)
+        train_predictors([predictor], labels=labels, folder=tmp_path / "p", settings=settings)
         paths = (tmp_path / "p" / "telling_word").glob("*/manifest.json")
         stamps.append(max(path.stat().st_mtime_ns for path in paths))
     assert stamps[0] == stamps[1] < stamps[2]

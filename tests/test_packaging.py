@@ -1,12 +1,16 @@
 """What a wheel holds: everything that a clone runs with, the configuration tree included."""
 
+import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
 from hatchling.build import build_wheel
 
+from experiments.cli import EXTRAS
 from tests.paths import ROOT
 
 
@@ -36,3 +40,121 @@ def test_unpacked_wheel_runs_with_its_own_configuration(wheel, tmp_path):
     output = subprocess.check_output(command, cwd=tmp_path, text=True)
     assert str(tmp_path / "experiments" / "conf") in output
     assert str(ROOT) not in output
+
+
+@pytest.fixture(scope="module")
+def script(wheel, tmp_path_factory):
+    """The console script as an installer writes it, and an environment that has the unpacked wheel alone."""
+    folder = tmp_path_factory.mktemp("installed")
+    wheel.extractall(folder)
+    (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
+    assert entry_points.read_text() == "[console_scripts]\ntokenscale = experiments.cli:main\n"
+    path = folder / "bin" / "tokenscale"
+    path.parent.mkdir()
+    path.write_text("import sys\nfrom experiments.cli import main\nsys.exit(main())\n")
+    return path, os.environ | {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture
+def own_experiments(tmp_path):
+    """A working directory with modules of the user's own, a package `experiments` among them."""
+    package = tmp_path / "experiments"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('not this one')\n")
+    (tmp_path / "my_task.py").write_text("class MyTask:\n    def __init__(self, size: int) -> None: ...\n")
+    return tmp_path
+
+
+def run_script(script, folder, *arguments):
+    path, environment = script
+    command = [sys.executable, str(path), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def test_script_runs_the_installed_command_beside_other_experiments(script, own_experiments):
+    done = run_script(script, own_experiments, "run", "--info", "searchpath")
+    assert done.returncode == 0, done.stderr
+    assert str(script[0].parents[1] / "experiments" / "conf") in done.stdout
+    assert str(ROOT) not in done.stdout
+
+
+def test_script_finds_the_modules_of_the_user(script, own_experiments):
+    done = run_script(script, own_experiments, "bench_labelling", "task._target_=my_task.MyTask")
+    assert done.returncode == 2
+    assert "my_task.MyTask has no such argument, give one of its own: size" in done.stderr
+
+
+def test_script_names_an_unknown_command(script, tmp_path):
+    done = run_script(script, tmp_path, "lable")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: lable: no such command, give one of answer, ")
+
+
+def test_jobs_of_a_sweep_run_the_installed_command_beside_other_experiments(script, own_experiments):
+    """Submitit starts them with `python -m`, which otherwise looks into the working directory first."""
+    arguments = ("compare", "-m", "hydra/launcher=submitit_local", "runs=nowhere,elsewhere")
+    done = run_script(script, own_experiments, *arguments)
+    assert done.returncode != 0
+    (sweep,) = (own_experiments / "outputs" / "multirun").iterdir()
+    logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*_log.err"))
+    assert "not this one" not in logs
+    assert "no metrics.json in nowhere" in logs and "no metrics.json in elsewhere" in logs
+
+
+BLOCKED = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run_without_experiments(code):
+    """Run code where no module of the extra `experiments` can be imported."""
+    blocked = {module for module, extra in EXTRAS.items() if extra == "experiments"}
+    blocked -= {"filelock", "tqdm", "threadpoolctl", "markupsafe"}  # others' requirements too
+    command = [sys.executable, "-c", f"{BLOCKED.format(blocked=blocked)}\n{code}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def test_extras_of_modules_are_those_of_the_declaration():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        (extra, re.split(r"[^\w.-]", requirement)[0].lower().replace("-", "_").removesuffix("_core"))
+        for extra in set(EXTRAS.values())
+        for requirement in project["optional-dependencies"][extra]
+    }
+    assert {(extra, module) for module, extra in EXTRAS.items()} == named
+
+
+def test_models_are_used_without_the_extras():
+    """All of the model and of the predictors but what trains them."""
+    code = """
+import importlib, pkgutil, m3_backbone, predictor
+for package in (m3_backbone, predictor):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if "training" not in module.name.split("."):
+            importlib.import_module(module.name)
+"""
+    done = run_without_experiments(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_model_object_imports_nothing_that_it_does_not_need():
+    unneeded = {"hydra", "omegaconf", "lightning", "pandas", "matplotlib", "plotly"}
+    code = f"import sys, predictor.adaptive.model; print(sorted({unneeded} & sys.modules.keys()))"
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["label", "--help"]])
+def test_a_command_without_its_extra_names_it(arguments):
+    code = f"from experiments.cli import main\nsys.argv[1:] = {arguments}\nmain()"
+    done = run_without_experiments(code)
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra is not installed: pip install 'tokenscale[experiments]'\n"

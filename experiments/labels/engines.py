@@ -190,5 +190,7 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("engine=ray needs Ray: pip install 'ray[data]', or take engine=local") from error
+        raise ValueError(
+            "engine=ray needs Ray: pip install 'tokenscale[ray]', or take engine=local"
+        ) from error
     return ray

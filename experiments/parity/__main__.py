@@ -1,7 +1,12 @@
-"""Do we agree with the official code? `python -m experiments.parity fixture=DIR scoring=FILE router=FILE`.
+"""Check model, scorers and router against values recorded from the official code.
 
 Prints the largest deviation of each recorded quantity. Exit status 1 where tokens, counts or texts differ at
 all or a number by more than is allowed; 2 where the recording itself cannot be used.
+
+Examples:
+    tokenscale parity fixture=tests/fixtures/official_m3/llava15    # the model
+    tokenscale parity scoring=tests/fixtures/scoring.json           # the scorers
+    tokenscale parity router=tests/fixtures/avg_router.safetensors  # AVG-LLaVA's router
 """
 
 from pathlib import Path
@@ -9,12 +14,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
-from experiments.parity.deviations import Deviation, summarize
-from experiments.parity.recording import compare_model, compare_router, compare_scorers
 
 
 @entry_point("parity")
 def main(config: DictConfig) -> None:
+    from experiments.parity.deviations import Deviation, summarize
+    from experiments.parity.recording import compare_model, compare_router, compare_scorers
+
     if config.fixture is None and config.scoring is None and config.router is None:
         raise ValueError("nothing to compare: give fixture=DIR, scoring=FILE, router=FILE or several")
     deviations: list[Deviation] = []

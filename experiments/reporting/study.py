@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from experiments.config import format_command
 from experiments.reporting.front_plot import NEUTRAL, PALETTE
 from experiments.reporting.page import save_figure
 from experiments.reporting.tables import format_table
@@ -109,7 +110,7 @@ def conclude(
     print(SELECTION)
     print(f"{num_finished} finished trials, {num_finished - len(complete)} of them pruned")
     print(f"picture: {pictures[0]}")
-    print(f"python -m experiments.run --config-dir {folder} experiment=tuned_{name}")
+    print(format_command("run", ["--config-dir", str(folder), f"experiment=tuned_{name}"]))
     return float(best[0].values[0])
 
 

@@ -139,8 +139,11 @@ class TrainBackboneSettings(Settings):
 
     paths: Paths
     scenes: Built
+    """task that the backbone is trained on"""
     others: dict[str, Built] = Field(default={})
+    """further tasks that it is trained on"""
     trainer: Built
+    """settings of Lightning's trainer"""
     seed: Seed
     """seed of weights and pictures"""
     folder: PathText
@@ -166,6 +169,7 @@ class Figure2Settings(TrainBackboneSettings, Intervals):
     """`experiments.figure2`."""
 
     test: Built
+    """task that the models are compared on"""
     seeds: Annotated[list[Seed], Len(1)]
     """one training of every variant each"""
     num_images: PositiveInt | None

@@ -154,4 +154,6 @@ class Labelled(Settings):
 
     paths: Paths
     backbone: Described = Field(default={})
+    """frozen model that answers"""
     task: Described = Field(default={})
+    """source of images, questions and scores"""

@@ -79,10 +79,10 @@ def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[st
         if len(overrides) < len(arguments):
             choices = [_list_choices(config_dir, parser.parse_override(override)) for override in overrides]
         first = [values[0] for values in choices]
-        _compose(config_dir, config_name, first)
+        compose(config_dir, config_name, first)
         for place, values in enumerate(choices):
             for value in values[1:]:
-                _compose(config_dir, config_name, [*first[:place], value, *first[place + 1 :]])
+                compose(config_dir, config_name, [*first[:place], value, *first[place + 1 :]])
     except (HydraException, ValueError) as error:
         return _describe_composing(config_dir, config_name, overrides, error)
     return None
@@ -97,14 +97,17 @@ def _list_choices(config_dir: Path, override: Override) -> list[str]:
     return values if (config_dir / key.lstrip("+").partition("@")[0]).is_dir() else values[:1]
 
 
-def _compose(config_dir: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
+def compose(
+    config_dir: Path, config_name: str, overrides: Sequence[str], *, with_hydra: bool = False
+) -> DictConfig:
+    """Return the configuration of a command, without the state of Hydra that a running command has."""
     holder = GlobalHydra.instance()
     before, holder.hydra = holder.hydra, None  # a command may be called from another one
     try:
         with hydra.initialize_config_dir(
             version_base="1.3", config_dir=str(config_dir), job_name=config_name
         ):
-            return hydra.compose(config_name, overrides=list(overrides))
+            return hydra.compose(config_name, list(overrides), return_hydra_config=with_hydra)
     finally:
         GlobalHydra.instance().hydra = before
 
@@ -118,7 +121,7 @@ def _describe_composing(
         culprits = [override for override in overrides if override.partition("=")[0] == unknown[1]]
         try:
             rest = [override for override in overrides if override not in culprits]
-            config = _compose(config_dir, config_name, rest)
+            config = compose(config_dir, config_name, rest)
             above = unknown[1].rpartition(".")[0]
             group = OmegaConf.select(config, above) if above else config
             known = ", ".join(sorted(map(str, group))) if isinstance(group, DictConfig) else ""
@@ -131,5 +134,6 @@ def _describe_composing(
         text += f"\n{str(error.__cause__).splitlines()[0]}"
     if options := re.search(r"Could not find '(.+)/(.+?)'\s+Available options in '.+':(.+)", text, re.DOTALL):
         group, name, known = options.groups()
-        return f"{group}={name}: there is no {group}/{name}, give one of {', '.join(known.split())}"
+        hint = " (others come with pip install 'tokenscale[sweep]')" if group == "hydra/launcher" else ""
+        return f"{group}={name}: there is no {group}/{name}, give one of {', '.join(known.split())}{hint}"
     return " ".join(text.partition("See https:")[0].split())

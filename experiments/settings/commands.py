@@ -47,7 +47,9 @@ class TrainedChoice(Labelled):
     """Selection of a trained predictor."""
 
     backbone: Built
+    """frozen model that answers"""
     predictor: Built
+    """predictor of the scale"""
     seed: Seed
     """seed that the predictor was trained with"""
     trained: PathText | None
@@ -94,6 +96,7 @@ class FailuresSettings(Labelled):
     """`experiments.failures`."""
 
     task: Built
+    """source of images, questions and scores"""
     seed: Seed
     """seed of the choice of pictures"""
     split: Literal["train", "calibration"]
@@ -141,7 +144,9 @@ class TransferSettings(PredictorSettings, Intervals):
 
     paths: TransferPaths
     backbone: Described = Field(default={})
+    """frozen model that answers"""
     trainer: Built
+    """settings of Lightning's trainer"""
     sources: Annotated[list[FolderName], Len(1)] | FolderName
     """tasks that are trained on"""
     targets: Annotated[list[FolderName], Len(1)] | FolderName
@@ -168,7 +173,9 @@ class Study(Settings):
     grace: PositiveInt
     """seconds without a heartbeat after which another worker retries the trial"""
     sampler: Built
+    """sampler of Optuna"""
     pruner: Built
+    """pruner of Optuna"""
 
     @model_validator(mode="after")
     def _check_grace(self) -> Self:
@@ -191,8 +198,10 @@ class TuneSettings(Labelled, PredictorSettings):
     """`experiments.tune`."""
 
     trainer: Built
+    """settings of Lightning's trainer"""
     study: Study
     tune: Space
+    """search space"""
 
 
 class CompareSettings(Settings):
@@ -230,6 +239,7 @@ class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
     """`experiments.bench_adaptive`."""
 
     task: Built
+    """source of images, questions and scores"""
     split: Literal["train", "calibration"]
     """split that the questions are from"""
     num_questions: PositiveInt
@@ -246,7 +256,9 @@ class BenchLabellingSettings(Settings):
     """`experiments.bench_labelling`."""
 
     backbone: Built
+    """frozen model that answers"""
     task: Built
+    """source of images, questions and scores"""
     split: Literal["train", "calibration", "test"]
     """split that the pictures are from"""
     num_images: PositiveInt

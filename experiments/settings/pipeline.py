@@ -74,7 +74,9 @@ class LabelSettings(Labelled, Reading):
     """`conf/settings/label.yaml`."""
 
     backbone: Built
+    """frozen model that answers"""
     task: Built
+    """source of images, questions and scores"""
     limit: Limit
     feature_scales: list[PositiveInt] | None
     """scales of the visual tokens kept for predictors; null: 1, 9 and 36 as far as the ladder has them"""
@@ -87,14 +89,18 @@ class LabelSettings(Labelled, Reading):
     allow_small: bool
     """whether splits of fewer than 8 images are accepted"""
     engine: Built
+    """where samples are answered"""
 
 
 class PredictorSettings(Settings):
     """`conf/settings/train.yaml`, with what is trained."""
 
     predictor: Built
+    """predictor of the scale"""
     baselines: dict[str, Built] = Field(default={})
+    """predictors that are trained and evaluated beside it"""
     calibrator: Built | None = None
+    """recalibration of the estimates on the calibration split; null: none"""
     seed: Seed
     """seed of the division into train and validation, and of training"""
     max_epochs: PositiveInt | None
@@ -115,6 +121,7 @@ class TrainSettings(Labelled, PredictorSettings):
     """`experiments.train`."""
 
     trainer: Built
+    """settings of Lightning's trainer"""
 
 
 class Latency(Settings):
@@ -143,8 +150,11 @@ class LatencySettings(Labelled, PredictorSettings):
     """`experiments.latency`."""
 
     backbone: Built
+    """frozen model that answers"""
     task: Built
+    """source of images, questions and scores"""
     trainer: Built
+    """settings of Lightning's trainer"""
     latency: Latency
 
 
@@ -181,9 +191,12 @@ class EvaluateSettings(Labelled, PredictorSettings, Intervals):
     """`conf/settings/evaluate.yaml`."""
 
     task: Built
+    """source of images, questions and scores"""
     trainer: Built
+    """settings of Lightning's trainer"""
     latency: Latency
     cascades: dict[str, Built] = Field(default={})
+    """cascades that are evaluated beside the predictors"""
     reference: str | None
     """name of the predictor that every other one is compared with, beside the mix; null: none"""
     num_budgets: Annotated[int, Ge(2)]
@@ -218,9 +231,13 @@ class ResampleSettings(Labelled, Reading, Recorded):
     """`experiments.resample`."""
 
     backbone: Built
+    """frozen model that answers"""
     task: Built
+    """source of images, questions and scores"""
     variation: Built
+    """how the answers of one question differ"""
     engine: Built
+    """where samples are answered"""
     num_images: PositiveInt | None
     """number of test images, taken from the start of the split; null: all"""
     num_runs: Annotated[int, Ge(2)]

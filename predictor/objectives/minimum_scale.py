@@ -6,7 +6,6 @@ Scores of 0 and 1 give one scale with weight 1.
 """
 
 import torch
-from coral_pytorch.losses import coral_loss
 from torch import Tensor, nn
 
 from m3_backbone.arguments import ClosedFraction, checked
@@ -56,6 +55,8 @@ class MinimumScaleOrdinal(Objective):
         return 1
 
     def forward(self, outputs: Tensor, target: Target) -> Tensor:
+        from coral_pytorch.losses import coral_loss
+
         exceeds = 1 - target.score.cummax(dim=1).values
         return coral_loss(outputs + self.thresholds, exceeds)
 

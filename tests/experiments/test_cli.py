@@ -1,6 +1,9 @@
 """Every entry point and every option of every config group, without running any of them."""
 
 import importlib
+import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +13,26 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.config import entry_point, find_config_dir
+from experiments.answer import quote_free_text
+from experiments.cli import find_config_dir, format_commands
+from experiments.config import entry_point
+from experiments.help import list_options, read_examples
+from experiments.settings.check import check_settings
+from experiments.settings.command_line import find_wrong_argument
+from tests.paths import ROOT
 
 CONF = find_config_dir()
 ENTRY_POINTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 GROUPS = ("backbone", "task", "predictor", "trainer", "experiment")
 OPTIONS = sorted((path.parent.name, path.stem) for group in GROUPS for path in CONF.glob(f"{group}/*.yaml"))
+
+HEAVY = {"torch", "transformers", "lightning", "matplotlib", "plotly", "pandas", "sklearn", "scipy"}
+
+
+def compose_command(name: str) -> DictConfig:
+    """The configuration of a command with that of Hydra."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose(name, return_hydra_config=True)
 
 
 def compose_run(*overrides: str) -> DictConfig:
@@ -60,10 +77,67 @@ def test_entry_point_shows_its_configuration(name, call, capsys):
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_entry_point_helps(name, call, capsys):
+    """Help shows every option with its default and its meaning."""
     with pytest.raises(SystemExit) as exit:
         call(name, "--help")
     assert exit.value.code == 0
-    assert "== Config ==" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"tokenscale {name} --cfg job" in text and str(CONF / f"{name}.yaml") in text
+    config = compose_command(name)
+    options = list_options(name, config)
+    assert all(option.meaning and f"  {option.name}={option.value}" in text for option in options)
+    call(name, "--cfg", "job")
+    shown = {part for option in options for part in re.split(r"[@.]", option.name)}
+    assert set(OmegaConf.create(capsys.readouterr().out)) <= shown
+
+
+def test_help_shows_the_given_values_and_names_wrong_ones(call, capsys):
+    with pytest.raises(SystemExit):
+        call("label", "task=easy_vqa", "limit.train=7", "-h")
+    text = capsys.readouterr().out
+    assert "  task=easy_vqa " in text and "  limit.train=7 " in text
+    with pytest.raises(SystemExit, match="2"):
+        call("label", "nosuch=1", "--help")
+    assert "nosuch=1: no such setting" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    """Neither for the list of commands nor for any of them, as a script and with `python -m`."""
+    code = f"""
+import runpy, sys
+from experiments.cli import main
+for name in {ENTRY_POINTS}:
+    sys.argv = ["tokenscale", name, "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+sys.argv = ["tokenscale", "--help"]
+main()
+print("HEAVY", sorted({HEAVY} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1:] == ["HEAVY []"], done.stderr
+
+
+def test_commands_are_listed_with_a_line_each():
+    lines = format_commands().splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("  ")} == set(ENTRY_POINTS)
+    assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_examples_of_the_help_are_accepted(name):
+    examples = read_examples(name)
+    assert len(examples) == 3
+    for example in examples:
+        program, command, *arguments = shlex.split(example)
+        assert (program, command) == ("tokenscale", name)
+        arguments = quote_free_text(arguments)
+        assert find_wrong_argument(CONF, name, arguments) is None
+        if "-m" not in arguments and "CHECKPOINT" not in example:
+            with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+                check_settings(name, compose(name, arguments))
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

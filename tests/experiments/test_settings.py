@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import entry_point, find_config_dir
+from experiments.cli import find_config_dir
+from experiments.config import entry_point
 from experiments.settings.base import convert, read_words
 from experiments.settings.check import SETTINGS, check_settings, read_signature
 from experiments.settings.command_line import find_uncomposable

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.config import find_config_dir
+from experiments.cli import find_config_dir
 from experiments.evaluation.fronts import ORACLES
 from experiments.evaluation.variants import NESTED, PER_SCALE, UNTRAINED, compare_variants, list_variants
 from experiments.figure2 import main

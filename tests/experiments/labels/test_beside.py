@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from experiments.config import find_config_dir, replace_unprintable
+from experiments.cli import find_config_dir
+from experiments.config import replace_unprintable
 from experiments.labels import files as label_locks
 from experiments.labels.files import hold, make_exclusively, wait_for_lock
 from experiments.labels.folder import LabelFolder
@@ -109,7 +110,7 @@ def test_an_interrupted_command_says_what_is_lost_and_what_to_type(call, tmp_pat
         stopped.add_note("The unfinished file is lost, at most 7 samples.")
         raise stopped
 
-    monkeypatch.setattr("experiments.label.label", interrupt)
+    monkeypatch.setattr("experiments.labels.labelling.label", interrupt)
     places = f"paths.outputs={tmp_path}"
     status, error = call("label", *arguments, places, "overwrite=true")
     given = " ".join(f"'{each}'" if " " in each else each for each in (*arguments, places))
@@ -118,6 +119,18 @@ def test_an_interrupted_command_says_what_is_lost_and_what_to_type(call, tmp_pat
         "Interrupted. The unfinished file is lost, at most 7 samples. Finished files are kept; run "
         f"`python -m experiments.label {given}` again to resume."
     )
+
+
+def test_an_interrupted_script_is_resumed_with_the_script(call, tmp_path, monkeypatch):
+    def interrupt(**settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.labels.labelling.label", interrupt)
+    monkeypatch.setenv("TOKENSCALE_STARTED_BY_SCRIPT", "1")
+    places = f"paths.outputs={tmp_path}"
+    status, error = call("label", places)
+    assert status == 130
+    assert error.splitlines()[-1].endswith(f"run `tokenscale label {places}` again to resume.")
 
 
 @pytest.mark.parametrize("place", ["config.find_wrong_argument", "callbacks.take_folder"])
@@ -143,7 +156,7 @@ def test_a_command_that_is_called_from_another_one_leaves_its_name(tmp_path, mon
         names.append(HydraConfig.get().job.name)
         raise ValueError("enough")
 
-    monkeypatch.setattr("experiments.label.label", look)
+    monkeypatch.setattr("experiments.labels.labelling.label", look)
     for arguments in ((), ("-m", "task.seed=1,2")):
         assert call("label", f"paths.outputs={tmp_path}", *arguments)[0] == 2
     assert set(names) == {"label"}

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from experiments.config import find_config_dir
+from experiments.cli import find_config_dir
 from experiments.failures import main
 from experiments.reporting.failures_display import draw_failures, pick_failures
 from experiments.tasks.base import check_data

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from experiments.answer import main, quote_free_text
-from experiments.config import find_config_dir
+from experiments.cli import find_config_dir
 from experiments.publish import main as publish
 from experiments.training.trained import TrainingSettings
 from experiments.training.trainer import train_predictors

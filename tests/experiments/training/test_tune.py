@@ -19,7 +19,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from experiments.config import describe_mistake, find_config_dir
+from experiments.cli import find_config_dir
+from experiments.config import describe_mistake
 from experiments.reporting.study import conclude
 from experiments.training.space import (
     Parameter,
