@@ -1,7 +1,7 @@
 """Answer one question about an image, at the scale that a trained predictor chooses.
 
 The predictor chooses the scale; its estimates, the choice and the answers at the other scales are printed.
-With `climb=true` the hybrid looks at its answer and may go on to finer scales. `scale=36` forces one, and
+With `escalate=true` the hybrid looks at its answer and may go on to finer scales. `scale=36` forces one, and
 needs no predictor.
 
 Examples:
@@ -22,7 +22,12 @@ from experiments.config import entry_point
 
 @entry_point("answer")
 def main(config: DictConfig) -> str:
-    from experiments.serving.adaptive import describe_climb, describe_point, format_answers, load_adaptive
+    from experiments.serving.adaptive import (
+        describe_escalation,
+        describe_point,
+        format_answers,
+        load_adaptive,
+    )
     from m3_backbone.backbone import Backbone, check_scale
     from m3_backbone.images import open_picture
 
@@ -34,17 +39,19 @@ def main(config: DictConfig) -> str:
     if config.scale is None:
         adaptive = load_adaptive(backbone, config)
         terms = {"price": config.price, "budget": config.budget}
-        if config.climb:
+        if config.escalate:
             hybrid = adaptive.find_hybrid(**terms, point=config.point)
-            (found,) = adaptive.climb(encoded, [question], hybrid)
-            reason = describe_climb(hybrid, found)
+            (found,) = adaptive.escalate(encoded, [question], hybrid)
+            reason = describe_escalation(hybrid, found)
         else:
             point = adaptive.prices.find(**terms, name=config.point)
             (found,) = adaptive.answer_at(encoded, [question], point)
             reason = describe_point(point, found.choice)
         scale = found.scale
-    elif config.climb or any(config[name] is not None for name in ("price", "budget", "point")):
-        raise ValueError("scale forces a scale, and price, budget, point and climb choose one: give either")
+    elif config.escalate or any(config[name] is not None for name in ("price", "budget", "point")):
+        raise ValueError(
+            "scale forces a scale, and price, budget, point and escalate choose one: give either"
+        )
     else:
         scale, reason = check_scale(config.scale, backbone.scales), "as asked for"
     answers = {

@@ -26,7 +26,7 @@ from experiments.cli import (
     find_config_dir,
     is_started_by_script,
 )
-from experiments.settings.command_line import compose, find_wrong_argument
+from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
 
 # Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -77,7 +77,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def run(config: DictConfig | None = None) -> Any:
             if config is not None:
                 return command(config)
-            arguments = sys.argv[1:]
+            arguments = sys.argv[1:] = rename_settings(sys.argv[1:])
             overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
             # With another flag, as --config-dir, help is Hydra's own.
             asks_for_help = overrides != arguments and not any(text.startswith("-") for text in overrides)

@@ -1,11 +1,12 @@
 """Save backbone and trained predictor as one model, to use or to upload.
 
-Its operating point `risk` has a certified loss against the finest scale (`experiments.evaluation.risk`).
+Its operating point `guarantee` has a certified loss against the finest scale
+(`experiments.evaluation.guarantee`).
 
 Examples:
     tokenscale publish folder=my_model                  # the predictor of `tokenscale run`
     tokenscale publish folder=my_model repo=USER/NAME   # and upload it to the Hugging Face hub
-    tokenscale publish folder=my_model risk.alpha=0.01  # certified to lose at most one point
+    tokenscale publish folder=my_model guarantee.alpha=0.01  # certified to lose at most one point
 """
 
 from hydra.utils import instantiate
@@ -29,12 +30,14 @@ def main(config: DictConfig) -> None:
     point = certify(
         model,
         calibration,
-        alpha=config.risk.alpha,
-        delta=config.risk.delta,
-        most_questions=config.risk.most_questions,
+        alpha=config.guarantee.alpha,
+        delta=config.guarantee.delta,
+        most_questions=config.guarantee.most_questions,
     )
     if point is not None:
-        prices = PriceList(model.prices.default, model.prices.points, {**model.prices.named, "risk": point})
+        prices = PriceList(
+            model.prices.default, model.prices.points, {**model.prices.named, "guarantee": point}
+        )
         model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
     model.save_pretrained(config.folder)
     if banners := find_label_banners(config.paths.labels, ("calibration",)):

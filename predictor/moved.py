@@ -29,13 +29,13 @@ def find_name(name: str) -> str:
     return f"{MODULES[outer]}.{kind}.{rest}" if outer in MODULES and kind[0].isupper() else name
 
 
-def rename_classes(value: Any, key: str = "class") -> Any:
-    """Return JSON or a configuration in which every text under `key` is today's name of a class."""
+def rename_classes(value: Any) -> Any:
+    """Return the JSON of a predictor in which every text under "class" is today's name of a class."""
     if isinstance(value, list):
-        return [rename_classes(item, key) for item in value]
+        return [rename_classes(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        name: find_name(item) if name == key and isinstance(item, str) else rename_classes(item, key)
+        name: find_name(item) if name == "class" and isinstance(item, str) else rename_classes(item)
         for name, item in value.items()
     }

@@ -12,7 +12,7 @@ from m3_backbone.outcomes.labels import Labels
 FEW_IMAGES = 200
 
 
-def carve_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels, Labels]:
+def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels, Labels]:
     """Return (train, validation); validation holds about `fraction` of the images.
 
     From `FEW_IMAGES` images on the side of an image depends on a hash of its id and the seed alone, so that
@@ -42,7 +42,7 @@ def carve_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
     return labels.select(~mask), labels.select(mask)
 
 
-def halve(image_id: np.ndarray) -> np.ndarray:
+def calibrator_half(image_id: np.ndarray) -> np.ndarray:
     """Return a mask `[num_samples]` of the half of the images that calibrators are fitted on.
 
     A guarantee for calibrated estimates has to use the other half. From `FEW_IMAGES` images on, an image is
@@ -99,7 +99,7 @@ def split_for_calibrator(calibration: Labels) -> tuple[Labels, Labels]:
 
     Raises ValueError if one of the halves would be empty.
     """
-    half = halve(calibration.outcomes.image_id)
+    half = calibrator_half(calibration.outcomes.image_id)
     if half.all() or not half.any():
         raise ValueError(
             "calibration samples of one image cannot be divided between a calibrator and prices: take more "

@@ -111,9 +111,9 @@ def load_or_build_processor(
     num_pictures: int = 4000,
 ) -> M3Processor:
     """The processor in `folder/processor`, or one with a tokenizer made for the training texts."""
-    home = folder / "processor"
-    if home.is_dir():
-        return M3Processor.from_pretrained(home)
+    processor_dir = folder / "processor"
+    if processor_dir.is_dir():
+        return M3Processor.from_pretrained(processor_dir)
     turns = itertools.chain(
         (turn for index in range(num_pictures) for turn in scenes.turns(index)),
         (turn for other in others for picture in other.turns.values() for turn in picture),
@@ -122,7 +122,7 @@ def load_or_build_processor(
     processor = build_processor(
         train_tokenizer(texts, vocab_size), image_size=image_size, patch_size=patch_size
     )
-    processor.save_pretrained(home)
+    processor.save_pretrained(processor_dir)
     return processor
 
 

@@ -122,6 +122,7 @@ class PolicyResult:
     num_points]` the chance of each under a budget; `trace` is the front of all traced prices. At the
     `budgets` `[num_budgets]`: the realized `cost`, and the share of the samples for which each scale is
     `chosen` `[num_budgets, num_scales]`. `reliability` is None for a policy that does not estimate anything.
+    `metrics` are those of the whole comparison, `key` is the key of this policy in them.
     """
 
     name: str
@@ -198,7 +199,7 @@ class Comparison:
         return self.metrics[Key(bound, score_at_budgets)]
 
     def rule(self, name: str) -> tuple[Estimate, Estimate]:
-        """Mean cost and score of an oracle that chooses by one of `oracles.RULES`."""
+        """Mean cost and score of an oracle that chooses by one of `fronts.RULES`."""
         return self.metrics[Key(Rule(name), point_cost)], self.metrics[Key(Rule(name), point_score)]
 
     @property

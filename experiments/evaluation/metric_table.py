@@ -44,7 +44,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """An oracle that chooses one scale per sample, by a rule of `oracles.RULES`."""
+    """An oracle that chooses one scale per sample, by a rule of `fronts.RULES`."""
 
     name: str
 
@@ -83,6 +83,7 @@ class Family(Enum):
     CALIBRATION = "reliability"
     POINTS = "front"
     PAIRS = "differences"
+    HEADROOM = "headroom"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +158,9 @@ class MetricTable(Mapping[Key, Estimate]):
     def find(self, policy: PolicyKey, metric: Metric, at: Hashable = None) -> Estimate | None:
         """Return a metric; None for a single metric that does not exist (nan), or was not measured."""
         estimate = self._estimates.get(Key(policy, metric, at))
-        return (
-            None if estimate is None or (estimate.value.ndim == 0 and np.isnan(estimate.value)) else estimate
-        )
+        if estimate is None or (estimate.value.ndim == 0 and np.isnan(estimate.value)):
+            return None
+        return estimate
 
     def to_arrow(self, cost_measure: str) -> pa.Table:
         """Return the table in tidy form, one row per number, with full precision.

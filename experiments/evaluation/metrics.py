@@ -123,11 +123,25 @@ class PolicyView(FrontView):
         column = self.baselines[baseline[0]]
         return cost[:, column], score[:, column]
 
-    def reached(self, baseline: Baseline) -> Pair:
-        """Mean cost and score at the cheapest point that is not inferior on calibration, `[R]`."""
-        chance = self.reaching[baseline]
-        assert chance is not None, "`_list_reached` leaves it out"
-        return self.points[0] @ chance, self.points[1] @ chance
+    @cached_property
+    def front_costs(self) -> Mapping[Baseline, Floats]:
+        """Per baseline the least cost at which the front reaches its score minus the margin, `[R]`."""
+        return {
+            baseline: self.curve.reach(self.fixed_at(baseline)[1] - baseline[1]) for baseline in self.reaching
+        }
+
+    @cached_property
+    def reached(self) -> Mapping[Baseline, Pair]:
+        """Per baseline mean cost and score at the cheapest point not inferior on calibration, `[R]`.
+
+        Baselines that no point is as good as on calibration are left out.
+        """
+        cost, score = self.points
+        return {
+            baseline: (cost @ chance, score @ chance)
+            for baseline, chance in self.reaching.items()
+            if chance is not None
+        }
 
 
 METRICS: list[Metric] = []
@@ -158,13 +172,13 @@ def metric(
 
 def list_metrics(family: Family) -> list[Metric]:
     """The metrics of a family, in the order in which tables show them."""
-    return [each for each in METRICS if each.family is family]
+    return [registered for registered in METRICS if registered.family is family]
 
 
 def measure_policy(view: PolicyView) -> Iterator[tuple[Key, Floats]]:
     """Measure every metric of a policy."""
-    for each in METRICS:
-        yield from measure_metric(each, view, view.policy)
+    for registered in METRICS:
+        yield from measure_metric(registered, view, view.policy)
 
 
 def measure_metric(registered: Metric, view: FrontView, policy: PolicyKey) -> Iterator[tuple[Key, Floats]]:
@@ -304,37 +318,37 @@ def _list_baselines(view: PolicyView) -> Iterable[Baseline]:
 
 
 def _list_reached(view: PolicyView) -> Iterable[Baseline]:
-    return (baseline for baseline, chance in view.reaching.items() if chance is not None)
+    return view.reached
 
 
 @metric("cost on the front", Form.COST, Family.NON_INFERIORITY, over=_list_baselines)
 def front_cost(view: PolicyView, baseline: Baseline) -> Floats:
     """Least cost at which the front on test reaches the baseline's score minus the margin."""
-    return view.curve.reach(view.fixed_at(baseline)[1] - baseline[1])
+    return view.front_costs[baseline]
 
 
 @metric("on the front", Form.FACTOR, Family.NON_INFERIORITY, over=_list_baselines)
 def front_saving(view: PolicyView, baseline: Baseline) -> Floats:
     """The baseline's mean cost over that least cost."""
-    return view.fixed_at(baseline)[0] / front_cost(view, baseline)
+    return view.fixed_at(baseline)[0] / view.front_costs[baseline]
 
 
 @metric("cost", Form.COST, Family.NON_INFERIORITY, name="cost", over=_list_reached)
 def reached_cost(view: PolicyView, baseline: Baseline) -> Floats:
     """Mean cost on test of the cheapest operating point that is not inferior on calibration."""
-    return view.reached(baseline)[0]
+    return view.reached[baseline][0]
 
 
 @metric("saving", Form.FACTOR, Family.NON_INFERIORITY, name="saving", over=_list_reached)
 def reached_saving(view: PolicyView, baseline: Baseline) -> Floats:
     """The baseline's mean cost over the mean cost of that point."""
-    return view.fixed_at(baseline)[0] / view.reached(baseline)[0]
+    return view.fixed_at(baseline)[0] / view.reached[baseline][0]
 
 
 @metric("difference", Form.POINTS, Family.NON_INFERIORITY, name="difference", over=_list_reached)
 def reached_difference(view: PolicyView, baseline: Baseline) -> Floats:
     """Mean score on test of that point minus the baseline's."""
-    return view.reached(baseline)[1] - view.fixed_at(baseline)[1]
+    return view.reached[baseline][1] - view.fixed_at(baseline)[1]
 
 
 # --- At the default price ----------------------------------------------------------------------------------
@@ -414,7 +428,11 @@ def point_score(view: PolicyView) -> Floats:
 
 # --- Of the budgeted oracle --------------------------------------------------------------------------------
 
-mean_gap = Metric(
-    "gap", "gap", Form.POINTS, Family.MEANS, lambda oracle, mix: average(oracle - mix), lambda view: ()
-)
-"""Mean over budgets of the budgeted oracle's score minus the mix's; not of a policy, so not registered."""
+
+@metric("gap", Form.POINTS, Family.HEADROOM, name="gap", over=lambda view: ())
+def mean_gap(oracle: Floats, mix: Floats) -> Floats:
+    """Mean over budgets of the budgeted oracle's score minus the mix's, both `[R, num_budgets]`.
+
+    It belongs to no policy: `comparison` measures it.
+    """
+    return average(oracle - mix)

@@ -193,7 +193,7 @@ class FittedCascade(Protocol):
         """`[num_prices]`, ascending: the first spends most."""
         ...
 
-    def climb(
+    def escalate(
         self, confidence: Floats, cost: Floats, estimates: Floats | None
     ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Return the first and the last column tried, each `[num_prices, num_samples]`.
@@ -231,8 +231,10 @@ class CascadePolicy:
         return Decisions(
             paths,
             cascade.price,
-            Schedule.of(paths.find(*cascade.climb(calibration.confidence, calibration_cost, on_calibration))),
-            Schedule.of(paths.find(*cascade.climb(test.confidence, test_cost, on_test))),
+            Schedule.of(
+                paths.find(*cascade.escalate(calibration.confidence, calibration_cost, on_calibration))
+            ),
+            Schedule.of(paths.find(*cascade.escalate(test.confidence, test_cost, on_test))),
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -191,12 +192,12 @@ class PolicyPoints:
             estimates=decisions.estimates,
         )
 
-    @property
+    @cached_property
     def realized(self) -> Floats:
         """Mean cost of each budget on the test samples, `[num_budgets]`."""
         return self.plan @ self.points.mean(self.cost)[::-1]
 
-    @property
+    @cached_property
     def chosen(self) -> Floats:
         """Share of the samples that keep the answer of each scale, `[num_budgets, num_scales]`."""
         num_scales = int(self.paths.stop.max()) + 1
@@ -207,7 +208,7 @@ class PolicyPoints:
         ]
         return self.plan @ np.column_stack(shares)
 
-    @property
+    @cached_property
     def default_scale(self) -> Columns:
         """Columns of the scales whose answers are kept at the default price, `[num_samples]`."""
         return self.paths.stop[self.default.choice]

@@ -89,8 +89,10 @@ class ImageMeans:
         # By key and value sums `[num_images, num_columns]`, and for a schedule the changes from there on,
         # `[num_images, num_points]`.
         self._sums: dict[Any, list[tuple[Floats, csr_array | None]]] = {}
-        # All sums side by side, block by block, and all changes one below the other.
+        # Block by block all sums side by side, and all changes one below the other; by key the widths of
+        # each value in the two, None for a value without changes. They take the place of `_sums`.
         self._joined: list[tuple[Floats, csr_array]] = []
+        self._widths: dict[Any, list[tuple[int, int | None]]] = {}
 
     @property
     def num_images(self) -> int:
@@ -99,6 +101,7 @@ class ImageMeans:
 
     def add(self, key: Hashable, schedule: Schedule, *values: Floats) -> None:
         """Add a policy whose choices are columns of each of `values`, `[num_rows, num_columns]`."""
+        assert not self._joined, "means were computed already"
         every, images = np.arange(len(self._image)), self._image[schedule.row]
         shape = (self.num_images, schedule.num_points)
         sums: list[tuple[Floats, csr_array | None]] = []
@@ -119,7 +122,8 @@ class ImageMeans:
 
     def add_sums(self, key: Hashable, *sums: Floats) -> None:
         """As `add_columns`, from sums over the rows of each image, each `[num_images, num_columns]`."""
-        self._sums[key] = [(each, None) for each in sums]
+        assert not self._joined, "means were computed already"
+        self._sums[key] = [(dense, None) for dense in sums]
 
     def _join(self) -> None:
         """Join what was added, so that a block takes one dense and one sparse product."""
@@ -130,6 +134,11 @@ class ImageMeans:
             sums = np.concatenate([self._rows[block, None], *(dense[block] for dense, _ in values)], axis=1)
             sparse = [change[block].T for change in changes]
             self._joined.append((sums, vstack(sparse, "csr") if sparse else csr_array((0, len(sums)))))
+        self._widths = {
+            key: [(dense.shape[1], None if change is None else change.shape[1]) for dense, change in values]
+            for key, values in self._sums.items()
+        }
+        self._sums.clear()
 
     def __call__(self, weights: NDArray[Any]) -> dict[Any, tuple[Floats, ...]]:
         """Return by key the mean of each of its values at its points, `[num_resamples, num_points]`.
@@ -138,7 +147,9 @@ class ImageMeans:
         """
         if not self._joined:
             self._join()
-        sums, changes = (np.zeros((part, len(weights))) for part in self._joined_widths())
+        first_sums, first_changes = self._joined[0]
+        sums = np.zeros((first_sums.shape[1], len(weights)))
+        changes = np.zeros((first_changes.shape[0], len(weights)))
         for number, (block_sums, block_changes) in enumerate(self._joined):
             # Resamples are contiguous: a sparse product adds whole rows of them.
             block = weights[:, number * _BLOCK : (number + 1) * _BLOCK]
@@ -147,20 +158,16 @@ class ImageMeans:
             changes += block_changes @ drawn
         num_rows, column, row = sums[0], 1, 0
         means: dict[Any, tuple[Floats, ...]] = {}
-        for key, values in self._sums.items():
-            found = []
-            for dense, change in values:
-                total = sums[column : column + dense.shape[1]]
-                column += dense.shape[1]
-                if change is not None:
-                    added = changes[row : row + change.shape[1]]
-                    row += change.shape[1]
+        for key, widths in self._widths.items():
+            by_value = []
+            for num_columns, num_points in widths:
+                total = sums[column : column + num_columns]
+                column += num_columns
+                if num_points is not None:
+                    added = changes[row : row + num_points]
+                    row += num_points
                     added[0] += total[0]
                     total = np.cumsum(added, axis=0)
-                found.append((total / num_rows).T)
-            means[key] = tuple(found)
+                by_value.append((total / num_rows).T)
+            means[key] = tuple(by_value)
         return means
-
-    def _joined_widths(self) -> tuple[int, int]:
-        sums, changes = self._joined[0]
-        return sums.shape[1], changes.shape[0]

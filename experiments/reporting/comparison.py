@@ -255,7 +255,7 @@ def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
 def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
-        own = [run.metrics["risk"]["predictors"][entry.name] for run in entry.runs]
+        own = [run.metrics["guarantee"]["predictors"][entry.name] for run in entry.runs]
         feasible = sum(each["price"] is not None for each in own)
         drop = entry.find_drop()
         rows.append(
@@ -266,11 +266,11 @@ def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
                 format_difference(None if drop is None else drop.estimate),
             )
         )
-    risk = entries[0].runs[0].metrics["risk"]
+    guarantee = entries[0].runs[0].metrics["guarantee"]
     caption = (
-        f"Guarantee: at most {100 * risk['alpha']:g} points below the finest scale, each on its own "
-        f"with probability {1 - risk.get('level', risk['delta']):.4g}; seeds with a certified price, and "
-        "mean tokens and drop on test at that price (without one: at the finest scale)"
+        f"Guarantee: at most {100 * guarantee['alpha']:g} points below the finest scale, each on its own "
+        f"with probability {1 - guarantee.get('level', guarantee['delta']):.4g}; seeds with a certified "
+        "price, and mean tokens and drop on test at that price (without one: at the finest scale)"
     )
     return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="guarantee")
 

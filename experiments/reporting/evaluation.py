@@ -9,16 +9,16 @@ import numpy as np
 from experiments.config import Provenance
 from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
 from experiments.evaluation.costs import list_cost_measures
-from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
-from experiments.evaluation.published import find_published, relate
-from experiments.evaluation.risk import (
+from experiments.evaluation.guarantee import (
     CheckedGuarantee,
     apply_guarantee,
     check_guarantee,
     find_guarantee,
     find_unseen,
 )
+from experiments.evaluation.needs import map_attributes, tabulate_needs
+from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
+from experiments.evaluation.published import find_published, relate
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled

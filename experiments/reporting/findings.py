@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.guarantee import CheckedGuarantee
 from experiments.evaluation.metrics import (
     default_cost,
     default_score,
@@ -14,7 +15,6 @@ from experiments.evaluation.metrics import (
     to_best_fixed,
 )
 from experiments.evaluation.published import Published
-from experiments.evaluation.risk import CheckedGuarantee
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.guarantees import write_guarantee

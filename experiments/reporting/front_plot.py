@@ -144,8 +144,8 @@ def plot_comparison(comparison: Comparison) -> FrontPlot:
     plot = FrontPlot(comparison.fixed_cost.value, comparison.measure.label)
     for order, result in enumerate(comparison.policies):
         color = PALETTE[order % len(PALETTE)]
-        plot.upper.extend(_plot_policy(result, comparison, color, is_first=order == 0))
         budgets = [_describe_budget(result, comparison, k) for k in range(len(result.budgets))]
+        plot.upper.extend(_plot_policy(result, comparison.measure.unit, color, budgets, is_first=order == 0))
         difference = result[to_mix]
         plot.lower.append(_band(result.cost, difference, color, result.name))
         plot.lower.append(
@@ -193,9 +193,10 @@ def plot_comparison(comparison: Comparison) -> FrontPlot:
 
 
 def _plot_policy(
-    result: PolicyResult, comparison: Comparison, color: str, *, is_first: bool
+    result: PolicyResult, unit: str, color: str, budgets: Sequence[Sequence[str]], *, is_first: bool
 ) -> Iterator[Element]:
-    name, unit = result.name, comparison.measure.unit
+    """A policy in the upper panel; `budgets` are the texts at its budgets."""
+    name = result.name
     trace, front, score = result.trace, result.front, result[score_at_budgets]
     yield Marks(trace.cost, 100 * trace.score, color, size=4, group=name, opacity=0.45, only="page")
     if is_first:
@@ -204,7 +205,6 @@ def _plot_policy(
     # What estimates nothing pays for several scales: a cascade.
     dash: Dash = "solid" if result.reliability is not None else "dashdot"
     yield Line(cost_line, 100 * score_line, color, dash, 3 if is_first else 2, cut_name(name), name)
-    budgets = [_describe_budget(result, comparison, k) for k in range(len(result.budgets))]
     # Invisible marks that show a text at each budget.
     yield Marks(
         result.cost, 100 * score.value, color, size=12, group=name, hover=budgets, opacity=0, only="page"

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.evaluation.risk import CheckedGuarantee, Guarantee, RealizedLoss, ResplitCheck, join_checks
+from experiments.evaluation.guarantee import (
+    CheckedGuarantee,
+    Guarantee,
+    RealizedLoss,
+    ResplitCheck,
+    join_checks,
+)
 from experiments.reporting.numbers import (
     MINUS,
     format_difference,
@@ -78,7 +84,7 @@ def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
     together = 1 - number * guarantee.delta
     known = f"with at least {together:.3g}" if together > 1e-9 else "with no stated probability"
     return [
-        f"Each holds with that probability on its own; all {number} together {known} (risk.joint=true "
+        f"Each holds with that probability on its own; all {number} together {known} (guarantee.joint=true "
         "certifies them together)"
     ]
 

@@ -33,7 +33,7 @@ from m3_backbone.outcomes.labels import Labels, read_labels
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.files import write_json
-from predictor.splitting import carve_validation, split_for_calibrator
+from predictor.splitting import split_for_calibrator, split_validation
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def transfer(
 
     def train_on(tasks: Sequence[str]) -> tuple[ScalePredictor, Labels]:
         parts = {task: read_labels(labels / task, "train") for task in tasks}
-        train, validation = carve_validation(join_labels(parts), validation_fraction, seed)
+        train, validation = split_validation(join_labels(parts), validation_fraction, seed)
         predictor = make_predictor()
         log.info("training %s on %s, %d samples", predictor.name, " + ".join(tasks), len(train))
         predictor.fit(train, validation, FitContext(None, make_trainer))

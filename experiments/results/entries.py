@@ -77,7 +77,7 @@ class Entry:
 
     def find_drop(self) -> Combined | None:
         """Return the drop in score at the guaranteed price; None where a seed has no guarantee."""
-        return self._find(["risk", "predictors", self.name, "drop"])
+        return self._find(["guarantee", "predictors", self.name, "drop"])
 
     def find_costs(self) -> Floats:
         """Return the mean costs at the budgets, their mean over the seeds, `[num_budgets]`."""

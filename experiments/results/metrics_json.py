@@ -47,15 +47,16 @@ metrics; `draws.safetensors` beside it holds the compared ones on every resample
         default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
                             answers the shares smallest_right, too_coarse, too_fine; confusion, samples by
                             needed scale (rows; last: none is enough) and chosen scale
-    risk                    alpha, delta: with probability 1 - delta the mean score is at most alpha below the
-                            finest scale's (`evaluation.risk`); level: delta, or with `risk.joint` delta over
-                            the number of predictors
+    guarantee               alpha, delta: with probability 1 - delta the mean score is at most alpha below the
+                            finest scale's (`evaluation.guarantee`); level: delta, or with `guarantee.joint`
+                            delta over the number of predictors
         predictors.NAME     price per unit visual tokens, null where infeasible; num_images (of calibration);
                             num_needed: images that would do, null where there is no such number;
                             most_questions that an image counts for; calibration_cost and calibration_drop at
                             that price, or at the safest; cost and drop on test, of the finest scale where
                             infeasible; resplit_check: null, or num_resplits, num_images, num_population,
-                            num_certified, num_failed, failed (share), cost (`evaluation.risk.ResplitCheck`)
+                            num_certified, num_failed, failed (share), cost
+                            (`evaluation.guarantee.ResplitCheck`)
     published               where there are any: source, table, checkpoint, split, relation (of our test split
                             to it: same, part, other, unknown), scores by scale, oracle_scale, oracle_score
                             (`evaluation.published`)
@@ -85,6 +86,7 @@ import pyarrow.parquet as pq
 
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.comparison import Comparison, Difference, PolicyResult
+from experiments.evaluation.guarantee import CheckedGuarantee, ResplitCheck
 from experiments.evaluation.metric_table import Bound, Family, MetricTable, PolicyKey
 from experiments.evaluation.metrics import (
     default_cost,
@@ -96,7 +98,6 @@ from experiments.evaluation.metrics import (
 from experiments.evaluation.needs import list_types
 from experiments.evaluation.noise_free import NoiseFreeOracle
 from experiments.evaluation.published import Published
-from experiments.evaluation.risk import CheckedGuarantee, ResplitCheck
 from experiments.evaluation.statistics import Estimate
 from experiments.results.resamples import RESAMPLES, collect_resamples, write_resamples
 from m3_backbone.outcomes.manifest import seal
@@ -352,14 +353,14 @@ def _question_types(test: OutcomeTable) -> dict[str, Any]:
 def collect_extras(
     guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float], published: Published | None
 ) -> dict[str, Any]:
-    """Return the parts `risk` and `published`, those that there are.
+    """Return the parts `guarantee` and `published`, those that there are.
 
     `units` are the visual tokens that each predictor's price is charged for.
     """
     content: dict[str, Any] = {}
     if guarantees:
         first = guarantees[0].guarantee
-        content["risk"] = {
+        content["guarantee"] = {
             **{name: to_json(getattr(first, name)) for name in ("alpha", "delta", "level")},
             "predictors": {
                 checked.name: collect_guarantee(checked, units[checked.name]) for checked in guarantees

@@ -13,7 +13,8 @@ budgets.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.guarantee import CheckedGuarantee
 from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family, Predictor
 from experiments.evaluation.metrics import mean_to_mix
-from experiments.evaluation.risk import CheckedGuarantee
 from m3_backbone.outcomes.manifest import DIGEST
 from m3_backbone.outcomes.shards import write_bytes
 
@@ -63,7 +64,8 @@ def collect_resamples(
         if isinstance(key.policy, Predictor) and key.metric is mean_to_mix
     }
     by_path |= {
-        ("risk", "predictors", checked.name, "drop"): checked.realized.drawn_drop for checked in guarantees
+        ("guarantee", "predictors", checked.name, "drop"): checked.realized.drawn_drop
+        for checked in guarantees
     }
     return {
         name_tensor(*path): np.ascontiguousarray(resamples, dtype=np.float32)
@@ -73,7 +75,9 @@ def collect_resamples(
 
 def write_resamples(folder: Path, resamples: Mapping[str, Float32s]) -> None:
     """Write them atomically: a run that has the file is whole."""
-    write_bytes(folder / RESAMPLES, save(dict(resamples), metadata={DIGEST: _digest(resamples)}))
+    write_bytes(
+        folder / RESAMPLES, save(dict(resamples), metadata={DIGEST: _digest(sorted(resamples.items()))})
+    )
 
 
 class StoredResamples(Mapping[str, Float32s]):
@@ -82,19 +86,26 @@ class StoredResamples(Mapping[str, Float32s]):
     def __init__(self, path: Path) -> None:
         self._path = path
         with safe_open(path, framework="numpy") as file:
-            self.num_rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            # Name of a tensor -> its name in the file, which may be a former one.
+            self._stored = {re.sub("^risk/", "guarantee/", name): name for name in names}
+            self.num_rows = {
+                name: file.get_slice(stored).get_shape()[0] for name, stored in self._stored.items()
+            }
             self._digest = (file.metadata() or {}).get(DIGEST)
 
     def check(self) -> None:
         """Raise ValueError where tensors are not those that the file was written with."""
-        if self._digest is not None and self._digest != _digest(self):
+        by_stored_name = sorted((stored, name) for name, stored in self._stored.items())
+        tensors = ((stored, self[name]) for stored, name in by_stored_name)
+        if self._digest is not None and self._digest != _digest(tensors):
             raise ValueError("its content does not have the digest that it names")
 
     def __getitem__(self, name: str) -> Float32s:
         if name not in self.num_rows:
             raise KeyError(name)
         with safe_open(self._path, framework="numpy") as file:
-            tensor: Float32s = file.get_tensor(name)
+            tensor: Float32s = file.get_tensor(self._stored[name])
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -121,12 +132,12 @@ def read_resamples(folder: Path, num_resamples: int) -> StoredResamples:
     return resamples
 
 
-def _digest(resamples: Mapping[str, Float32s]) -> str:
+def _digest(resamples: Iterable[tuple[str, Float32s]]) -> str:
+    """Digest of (name, tensor) pairs in the order of their names."""
     digest = hashlib.sha256()
-    for name in sorted(resamples):
-        tensor = np.ascontiguousarray(resamples[name])
+    for name, tensor in resamples:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()[:16]
 
 

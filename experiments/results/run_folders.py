@@ -115,6 +115,8 @@ def _read_run(folder: Path) -> Run:
         metrics = unseal(metrics)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): evaluate that run again") from error
+    if "risk" in metrics:  # its former name
+        metrics["guarantee"] = metrics.pop("risk")
     version = metrics.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(

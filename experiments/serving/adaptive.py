@@ -7,7 +7,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.evaluation.risk import find_guarantee, find_unseen
+from experiments.evaluation.guarantee import find_guarantee, find_unseen
 from experiments.reporting.guarantees import explain_infeasible
 from experiments.reporting.tables import format_table
 from experiments.training.trained import find_trained
@@ -44,7 +44,7 @@ def describe_point(point: OperatingPoint, choice: Choice) -> str:
     )
 
 
-def describe_climb(hybrid: Hybrid, found: AdaptiveAnswer) -> str:
+def describe_escalation(hybrid: Hybrid, found: AdaptiveAnswer) -> str:
     """In words, what was tried by the hybrid of one price, and what it cost."""
     tried = ", then ".join(map(str, found.tried))
     return (

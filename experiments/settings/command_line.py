@@ -16,6 +16,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+# Former name of a setting -> name.
+FORMER_NAMES = {"climb": "escalate", "risk": "guarantee"}
+
+
+def rename_settings(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which settings that are given by a former name have their present one."""
+    return [
+        re.sub(
+            rf"^([+~]{{0,2}})({'|'.join(FORMER_NAMES)})(?=[.=])",
+            lambda given: given[1] + FORMER_NAMES[given[2]],
+            argument,
+        )
+        for argument in arguments
+    ]
+
 
 def find_wrong_argument(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
     """Describe the first invalid argument in one line. None if a configuration can be composed."""

@@ -78,7 +78,7 @@ class AnswerSettings(TrainedChoice, OperatingPoint):
     """question about the image"""
     scale: PositiveInt | None
     """scale to force; null: the predictor chooses"""
-    climb: bool
+    escalate: bool
     """whether to look at the answer and retry at finer scales while that is worth it"""
 
 
@@ -89,7 +89,7 @@ class PublishSettings(TrainedChoice):
     """folder that the model is written to"""
     repo: str | None
     """USER/NAME on the Hugging Face hub; null: the model is not uploaded"""
-    risk: Guarantee
+    guarantee: Guarantee
 
 
 class FailuresSettings(Labelled):

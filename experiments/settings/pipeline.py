@@ -169,7 +169,7 @@ class Guarantee(Settings):
     """questions that one image counts for at most; null: the most about any calibration image"""
 
 
-class Risk(Guarantee):
+class CheckedGuarantee(Guarantee):
     """The guarantee on the loss, and its check."""
 
     joint: bool
@@ -205,7 +205,7 @@ class EvaluateSettings(Labelled, PredictorSettings, Intervals):
     """maximum number of prices on a front, from the calibration split"""
     bootstrap_seed: Seed
     """seed of the resamples"""
-    risk: Risk
+    guarantee: CheckedGuarantee
     gallery: NonNegativeInt
     """samples in the gallery per kind of success and failure; 0: none"""
 

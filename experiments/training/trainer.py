@@ -37,7 +37,7 @@ from predictor.cascades.hybrid import Hybrid
 from predictor.files import FolderError, write_json
 from predictor.policy.front import policy_value
 from predictor.policy.pricing import PriceList
-from predictor.splitting import FEW_IMAGES, carve_validation, split_for_calibrator
+from predictor.splitting import FEW_IMAGES, split_for_calibrator, split_validation
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class TrainingLabels:
     @cached_property
     def parts(self) -> tuple[Labels, Labels]:
         """(train, validation): the images of the train split in two parts."""
-        return carve_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
+        return split_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
 
     @cached_property
     def calibration(self) -> Labels:
@@ -71,10 +71,10 @@ def train_predictors(
     """Fit each predictor on the train split and save it below `folder`, with prices, hybrid and record.
 
     Validation is part of the train split. A copy of the calibrator, if the settings have one, is fitted on
-    one half of the calibration images (`predictor.splitting.halve`); prices, and the hybrid that starts from
-    the predictor, come from the samples that the calibrator was not fitted on. Each identity has a folder of
-    its own (`experiments.training.trained`): a finished training that can be loaded is kept, and an
-    interrupted one resumes from its last checkpoint.
+    one half of the calibration images (`predictor.splitting.calibrator_half`); prices, and the hybrid that
+    starts from the predictor, come from the samples that the calibrator was not fitted on. Each identity has
+    a folder of its own (`experiments.training.trained`): a finished training that can be loaded is kept, and
+    an interrupted one resumes from its last checkpoint.
     """
     check_names([predictor.name for predictor in predictors])
     source = TrainingLabels(labels, settings.validation_fraction, settings.seed)

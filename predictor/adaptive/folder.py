@@ -132,14 +132,16 @@ def load_predictor(
     `ScalePredictor.load` builds our own classes and those in `trust`; FolderError for others.
     """
     config = read_config(folder)  # read first, as it may be the folder of something else
-    home = folder / PREDICTOR
-    predictor = ScalePredictor.load(home, trust, root=folder)
+    predictor_dir = folder / PREDICTOR
+    predictor = ScalePredictor.load(predictor_dir, trust, root=folder)
     if list(predictor.scales or ()) != config["scales"]:
         raise damaged(folder / CONFIG, "its scales are not those of the predictor")
-    hybrid = Hybrid.load(home, root=folder)
+    hybrid = Hybrid.load(predictor_dir, root=folder)
     if hybrid is not None and hybrid.num_scales != len(config["scales"]):
-        raise damaged(home / HYBRID, f"fitted on {hybrid.num_scales} scales, not {len(config['scales'])}")
-    prices = PriceList.load(home, root=folder)
+        raise damaged(
+            predictor_dir / HYBRID, f"fitted on {hybrid.num_scales} scales, not {len(config['scales'])}"
+        )
+    prices = PriceList.load(predictor_dir, root=folder)
     for name, digest in config.get("files", {}).items():
         if digest_file(folder / name, folder) != digest:
             raise damaged(folder / name, "not the file that was saved with the others")
@@ -171,14 +173,14 @@ def open_backbone(
 
 def _check_backbone_folder(folder: Path) -> None:
     """Raise FolderError for a packed backbone with pickles, links to elsewhere or kernels from the hub."""
-    home = folder / BACKBONE
-    for path in sorted(home.rglob("*")):
+    backbone_dir = folder / BACKBONE
+    for path in sorted(backbone_dir.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         check_place(path, folder)
         if path.suffix in _PICKLED:
             raise FolderError(f"{path} is pickled and not read: save the weights as safetensors")
-    config = home / CONFIG
+    config = backbone_dir / CONFIG
     content = read_json(config, folder)
     for problem in find_kernels(content if isinstance(content, dict) else {}):
         raise damaged(config, problem)
@@ -250,12 +252,13 @@ def write_card(
     step = max(1, len(prices.points) // 12)
     rows += [("", point) for point in prices.points[::step]]
     table = "\n".join(f"| {name} | {_format_point(point)} |" for name, point in rows)
-    climb = ""
+    escalation = ""
     if hybrid is not None:
         tokens, score = hybrid.cost[hybrid.default], hybrid.score[hybrid.default]
-        climb = f"""
-With `climb=True` a hybrid of predictor and cascade looks at its answer and may go on to finer scales; it pays
-for every scale that it tries. By default it takes {tokens:.1f} visual tokens and scores {100 * score:.1f}%.
+        escalation = f"""
+With `escalate=True` a hybrid of predictor and cascade looks at its answer and retries at a finer scale while
+that is worth it; it pays for every scale that it tries. By default it takes {tokens:.1f} visual tokens and
+scores {100 * score:.1f}%.
 """
     arguments = json.dumps(
         predictor_folder.describe(type(predictor), predictor.get_arguments()), indent=2, ensure_ascii=False
@@ -294,7 +297,7 @@ questions they will differ. The price is what one answer at the finest scale cos
 | | price | visual tokens | score |
 | --- | ---: | ---: | ---: |
 {table}
-{climb}
+{escalation}
 ## How it was made
 
 The backbone answered the training questions at every scale; the predictor learned from what was right.

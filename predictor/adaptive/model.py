@@ -55,10 +55,10 @@ class AdaptiveAnswer:
 class AdaptiveM3(ModelHubMixin):
     """A frozen backbone that answers each question at the scale that `predictor` chooses.
 
-    `prices` hold the operating points: the default one, others by price or budget, and named ones (`risk`).
-    One vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`) it can also
-    escalate to finer scales after an answer. Raises ValueError if the predictor was trained, or the hybrid
-    fitted, for another backbone.
+    `prices` hold the operating points: the default one, others by price or budget, and named ones (as
+    `guarantee`). One vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`)
+    it can also escalate to finer scales after an answer. Raises ValueError if the predictor was trained, or
+    the hybrid fitted, for another backbone.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub. Weights are saved in
     safetensors, everything else in JSON and a model card; no code is loaded that is not installed, nothing is
@@ -90,8 +90,9 @@ class AdaptiveM3(ModelHubMixin):
         price: float | None = None,
         budget: float | None = None,
         point: str | None = None,
-        climb: bool = False,
+        escalate: bool = False,
         task: str = "",
+        climb: bool = False,
     ) -> AdaptiveAnswer: ...
 
     @overload
@@ -103,8 +104,9 @@ class AdaptiveM3(ModelHubMixin):
         price: float | None = None,
         budget: float | None = None,
         point: str | None = None,
-        climb: bool = False,
+        escalate: bool = False,
         task: str = "",
+        climb: bool = False,
     ) -> list[AdaptiveAnswer]: ...
 
     def answer(
@@ -115,17 +117,19 @@ class AdaptiveM3(ModelHubMixin):
         price: float | None = None,
         budget: float | None = None,
         point: str | None = None,
-        climb: bool = False,
+        escalate: bool = False,
         task: str = "",
+        climb: bool = False,
     ) -> AdaptiveAnswer | list[AdaptiveAnswer]:
         """One answer per question, each at its own scale; questions of one scale are answered together.
 
         `images` is one picture for all questions, or a list with one per question. A picture is a PIL image,
         a path, the bytes of a file or uint8 pixels `[height, width(, 3 or 4)]`; one that is in the list
         several times is encoded once. A single question that is not in a list gives a single answer. `price`,
-        `budget` and `point` are as in `PriceList.find`. With `climb` the hybrid answers, which escalates to
-        the next finer scale while the expected gain is worth it; `price` and `budget` are then as in
-        `Hybrid.find`, and there are no named points. `task` is read by predictors that know tasks by name.
+        `budget` and `point` are as in `PriceList.find`. With `escalate` the hybrid answers, which retries
+        at the next finer scale while the expected gain is worth it; `price` and `budget` are then as in
+        `Hybrid.find`, and there are no named points; `climb` is its former name. `task` is read by predictors
+        that know tasks by name.
         Raises ValueError for a question that is empty or too long.
         """
         pictures, texts = pair_up(images, questions)
@@ -135,9 +139,9 @@ class AdaptiveM3(ModelHubMixin):
             except ValueError as error:
                 place = f"question {number} of {len(texts)}: " if len(texts) > 1 else ""
                 raise ValueError(f"{place}{error}") from error
-        if climb:
+        if escalate or climb:
             hybrid = self.find_hybrid(price=price, budget=budget, point=point)
-            results = self.climb(self.encode(pictures), texts, hybrid, task)
+            results = self.escalate(self.encode(pictures), texts, hybrid, task)
         else:
             operating_point = self.prices.find(price=price, budget=budget, name=point)
             results = self.answer_at(self.encode(pictures), texts, operating_point, task)
@@ -151,10 +155,10 @@ class AdaptiveM3(ModelHubMixin):
         ValueError if no hybrid was saved, or for a named point, which only the predictor has.
         """
         if self.hybrid is None:
-            raise ValueError("no hybrid was saved with this predictor: train it again, or leave climb out")
+            raise ValueError("no hybrid was saved with this predictor: train it again, or leave escalate out")
         if point not in (None, "default"):
             raise ValueError(
-                f"{point!r} is a point of the predictor alone: give a price or a budget to climb"
+                f"{point!r} is a point of the predictor alone: give a price or a budget to escalate"
             )
         return self.hybrid.at(self.hybrid.find(price=price, budget=budget))
 
@@ -170,7 +174,7 @@ class AdaptiveM3(ModelHubMixin):
         answers = self._answer(encoded, questions, {row: choice.scale for row, choice in enumerate(choices)})
         return [AdaptiveAnswer(answers[row], choice, (choice.scale,)) for row, choice in enumerate(choices)]
 
-    def climb(
+    def escalate(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], hybrid: Hybrid, task: str = ""
     ) -> list[AdaptiveAnswer]:
         """One answer per (encoded image, question), by the hybrid of one price that `find_hybrid` returns."""
@@ -183,7 +187,7 @@ class AdaptiveM3(ModelHubMixin):
         tried: list[list[int]] = [[] for _ in questions]
         answers: dict[int, Answer] = {}
         while True:
-            (first,), (last,) = hybrid.climb(confidence, inputs.visual_tokens, estimates)
+            (first,), (last,) = hybrid.escalate(confidence, inputs.visual_tokens, estimates)
             wanted = {row: inputs.scales[column] for row, column in enumerate(last)}
             wanted = {row: scale for row, scale in wanted.items() if scale not in tried[row]}
             if not wanted:
@@ -381,7 +385,7 @@ class AdaptiveM3(ModelHubMixin):
             f"({default.cost:.1f} visual tokens, score {default.score:.4f} on calibration)",
             f"budgets from {min(costs):.1f} to {max(costs):.1f} visual tokens",
             *([f"points {', '.join(self.prices.named)}"] if self.prices.named else []),
-            *(["climb"] if self.hybrid is not None else []),
+            *(["escalate"] if self.hybrid is not None else []),
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
 

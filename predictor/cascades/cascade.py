@@ -168,7 +168,7 @@ class Cascade:
             unit=unit,
         )
 
-    def climb(
+    def escalate(
         self, confidence: ArrayLike, cost: ArrayLike, estimates: ArrayLike | None = None
     ) -> tuple[Columns, Columns]:
         """First and last column tried, each `[num_prices, num_samples]`.

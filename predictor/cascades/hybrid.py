@@ -2,8 +2,8 @@
 
 A hybrid starts at the scale that `policy.choose` gives for the estimates at a starting price. After an answer
 it knows more: the confidence in the answer besides the estimates for all scales. While the expected score
-gain of the next finer scale is worth its cost at a climbing price, the hybrid escalates. Every scale that is
-tried is paid for, and the last answer stands. Weighing expected score against cost both before and after an
+gain of the next finer scale is worth its cost at an escalation price, the hybrid escalates. Every scale that
+is tried is paid for, and the last answer stands. Weighing expected score against cost before and after an
 answer is the idea of cascade routing (Dekoninck, Baader and Vechev, arXiv 2410.10347), which may also skip
 scales.
 
@@ -93,8 +93,8 @@ def _fit_logistic(features: Floats, score: Floats) -> Floats:
 
 
 HYBRID = "hybrid.safetensors"
-_ROWS = ("price", "cost", "score", "starting_price", "climbing_price")
-_NUM_STARTING_PRICES = _NUM_CLIMBING_PRICES = 48
+_ROWS = ("price", "cost", "score", "starting_price", "escalation_price")
+_NUM_STARTING_PRICES = _NUM_ESCALATION_PRICES = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class Hybrid:
     `price` `[num_prices]`, ascending from 0, is the price per `unit` of cost at which each hybrid becomes the
     best one on the calibration samples; `cost` and `score` are its means there. It starts at the scale that
     `policy.choose` gives for the estimates at `starting_price`, and escalates while `gain` is more than
-    `climbing_price` times the cost of the next scale, both prices per `unit`. These two prices hold for all
+    `escalation_price` times the cost of the next scale, both prices per `unit`. These two prices hold for all
     scales, where a cascade has a threshold per scale, and therefore overfit the calibration samples less.
     `default` is the default row.
     """
@@ -113,7 +113,7 @@ class Hybrid:
     cost: Floats
     score: Floats
     starting_price: Floats
-    climbing_price: Floats
+    escalation_price: Floats
     unit: float
     gain: ExpectedGain
     default: int = 0
@@ -138,23 +138,23 @@ class Hybrid:
         unit = find_unit(costs)
         gain = ExpectedGain.fit(confidence, scores, chances)
         worth = _find_worth(gain(confidence, chances), costs, unit)
-        climbing_price = _space_climbing_prices(worth)
+        escalation_price = _space_escalation_prices(worth)
         starting_price = space_prices(chances, costs, unit, _NUM_STARTING_PRICES)
         firsts = choose_at_prices(chances, costs, starting_price, unit=unit).astype(np.int64)
-        traces = [_trace(worth, scores, costs, first, climbing_price) for first in firsts]
+        traces = [_trace(worth, scores, costs, first, escalation_price) for first in firsts]
         mean_cost, mean_score = np.array(traces).swapaxes(0, 1).reshape(2, -1)
         hull = pick_hull(mean_cost, mean_score, num_prices)
         return cls(
             price=find_prices(mean_cost[hull], mean_score[hull]) * unit,
             cost=mean_cost[hull],
             score=mean_score[hull],
-            starting_price=starting_price[hull // len(climbing_price)],
-            climbing_price=climbing_price[hull % len(climbing_price)],
+            starting_price=starting_price[hull // len(escalation_price)],
+            escalation_price=escalation_price[hull % len(escalation_price)],
             unit=unit,
             gain=gain,
         )
 
-    def climb(
+    def escalate(
         self, confidence: ArrayLike, cost: ArrayLike, estimates: ArrayLike | None
     ) -> tuple[Columns, Columns]:
         """First and last column tried, each `[num_prices, num_samples]`.
@@ -164,7 +164,9 @@ class Hybrid:
         chances = _need(estimates)
         first = choose_at_prices(chances, cost, self.starting_price, unit=self.unit).astype(np.int64)
         worth = _find_worth(self.gain(confidence, chances), np.asarray(cost, dtype=np.float64), self.unit)
-        last = [_climb(worth, start, price) for start, price in zip(first, self.climbing_price, strict=True)]
+        last = [
+            _escalate(worth, start, price) for start, price in zip(first, self.escalation_price, strict=True)
+        ]
         return first, np.stack(last)
 
     @property
@@ -211,6 +213,8 @@ class Hybrid:
         if not path.exists() and not path.is_symlink():
             return None
         arrays = read_arrays(path, root)
+        if "climbing_price" in arrays:  # its former name
+            arrays["escalation_price"] = arrays.pop("climbing_price")
         try:
             if unknown := arrays.keys() - {*_ROWS, "here", "beyond", "unit", "default"}:
                 raise ValueError(f"unknown array {min(unknown)!r}")
@@ -250,37 +254,37 @@ def _need(estimates: ArrayLike | None) -> Floats:
 
 
 def _find_worth(gain: Floats, cost: Floats, unit: float) -> Floats:
-    """Highest climbing prices `[num_samples, num_scales - 1]` at which a sample escalates from each scale."""
+    """Highest prices `[num_samples, num_scales - 1]` at which a sample escalates from each scale."""
     return gain[:, :-1] / cost[:, 1:] * unit
 
 
-def _space_climbing_prices(worth: Floats) -> Floats:
-    """Climbing prices, ascending from -inf (always escalate) to inf (never), at quantiles of `worth`."""
+def _space_escalation_prices(worth: Floats) -> Floats:
+    """Escalation prices, ascending from -inf (always escalate) to inf (never), at quantiles of `worth`."""
     gains = worth[worth > 0]
-    levels = np.linspace(0, 1, _NUM_CLIMBING_PRICES)
+    levels = np.linspace(0, 1, _NUM_ESCALATION_PRICES)
     between = np.quantile(gains, levels, method="higher") if gains.size else np.empty(0)
     return np.unique([-np.inf, 0.0, *between, np.inf])
 
 
 def _trace(
-    worth: Floats, score: Floats, cost: Floats, first: Columns, climbing_price: Floats
+    worth: Floats, score: Floats, cost: Floats, first: Columns, escalation_price: Floats
 ) -> tuple[Floats, Floats]:
-    """Mean cost and mean score at each climbing price of samples that start at columns `first`."""
-    rows, num_prices = np.arange(len(first)), len(climbing_price)
+    """Mean cost and mean score at each escalating price of samples that start at columns `first`."""
+    rows, num_prices = np.arange(len(first)), len(escalation_price)
     totals = [np.full(num_prices, values[rows, first].sum()) for values in (cost, score)]
     least = np.full(len(first), np.inf)
     for column in range(worth.shape[1]):
         started = first <= column
         least[started] = np.minimum(least[started], worth[started, column])
-        # Number of the climbing prices, the lowest ones, at which a sample escalates from this scale.
-        number = np.searchsorted(climbing_price, least[started])
+        # Number of the escalation prices, the lowest ones, at which a sample escalates from this scale.
+        number = np.searchsorted(escalation_price, least[started])
         gains = cost[started, column + 1], score[started, column + 1] - score[started, column]
         for total, gain in zip(totals, gains, strict=True):
             total += gain.sum() - np.cumsum(np.bincount(number, gain, num_prices + 1))[:-1]
     return totals[0] / len(first), totals[1] / len(first)
 
 
-def _climb(worth: Floats, first: Columns, price: float) -> Columns:
+def _escalate(worth: Floats, first: Columns, price: float) -> Columns:
     """Last column tried by each sample that starts at column `first`."""
     last = first.copy()
     for column in range(worth.shape[1]):

@@ -13,6 +13,8 @@ from predictor.files import check_keys, damaged, read_json, shorten, write_json
 from predictor.policy.front import check_price, find_unit, space_budgets, sweep
 
 PRICES = "prices.json"
+# Former name of an operating point -> name.
+_FORMER_NAMES = {"risk": "guarantee"}
 _POINT = frozenset({"price", "unit", "cost", "score"})
 # A mean of scores that are stored in single precision may exceed 1 by a rounding error.
 _ROUNDING = 1e-6
@@ -33,7 +35,7 @@ class OperatingPoint:
 class PriceList:
     """Operating points of one predictor from dear to cheap, and the default one.
 
-    `named` are points that were chosen by another rule, such as `risk`, whose mean loss is certified.
+    `named` are points that were chosen by another rule, such as `guarantee`, whose mean loss is certified.
     """
 
     default: OperatingPoint
@@ -77,9 +79,11 @@ class PriceList:
             return self.at_budget(budget)
         if name is None or name == "default":
             return self.default
+        if name in _FORMER_NAMES:
+            name = _FORMER_NAMES[name]
         if name not in self.named:
-            there = ", ".join(["default", *self.named])
-            raise ValueError(f"no operating point {name!r} was saved with these prices, only {there}")
+            known = ", ".join(["default", *self.named])
+            raise ValueError(f"no operating point {name!r} was saved with these prices, only {known}")
         return self.named[name]
 
     def at_budget(self, budget: float) -> OperatingPoint:
@@ -120,7 +124,10 @@ class PriceList:
         for dear, cheap in itertools.pairwise(points):
             if cheap.price < dear.price or cheap.cost > dear.cost or cheap.unit != dear.unit:
                 raise damaged(path, "the operating points do not run from dear to cheap in one unit")
-        named = {name: _read_point(path, shorten(name, 40), row) for name, row in named_rows.items()}
+        named = {
+            _FORMER_NAMES.get(name) or name: _read_point(path, shorten(name, 40), row)
+            for name, row in named_rows.items()
+        }
         return cls(_read_point(path, "default", content["default"]), points, named)
 
 

@@ -18,7 +18,7 @@ from experiments.cli import find_config_dir, format_commands
 from experiments.config import entry_point
 from experiments.help import list_options, read_examples
 from experiments.settings.check import check_settings
-from experiments.settings.command_line import find_wrong_argument
+from experiments.settings.command_line import find_wrong_argument, rename_settings
 from tests.paths import ROOT
 
 CONF = find_config_dir()
@@ -99,6 +99,18 @@ def test_help_shows_the_given_values_and_names_wrong_ones(call, capsys):
     with pytest.raises(SystemExit, match="2"):
         call("label", "nosuch=1", "--help")
     assert "nosuch=1: no such setting" in capsys.readouterr().err
+
+
+def test_former_names_of_settings_are_understood(call, capsys):
+    call("evaluate", "risk.alpha=0.07", "--cfg", "job")
+    assert OmegaConf.create(capsys.readouterr().out).guarantee.alpha == 0.07
+    call("answer", "climb=true", "--cfg", "job")
+    assert OmegaConf.create(capsys.readouterr().out).escalate is True
+    assert rename_settings(["task.risk=1", "climber=1", "~risk.alpha"]) == [
+        "task.risk=1",
+        "climber=1",
+        "~guarantee.alpha",
+    ]
 
 
 def test_help_imports_nothing_heavy():

@@ -156,9 +156,9 @@ def test_task_of_other_data_is_refused(store, tmp_path):
 
 def test_guarantee_is_reported(store, tmp_path, capsys):
     evaluate(store, tmp_path, alpha=0.2)
-    risk = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["risk"]
-    assert (risk["alpha"], risk["delta"], risk["level"]) == (0.2, 0.1, 0.1)
-    found = risk["predictors"]["question_only"]
+    guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
+    assert (guarantee["alpha"], guarantee["delta"], guarantee["level"]) == (0.2, 0.1, 0.1)
+    found = guarantee["predictors"]["question_only"]
     assert found["num_images"] == found["resplit_check"]["num_images"] == 60
     assert found["price"] > 0 and found["calibration_drop"] < 0.2
     assert found["drop"]["low"] <= found["drop"]["value"] <= found["drop"]["high"]
@@ -169,15 +169,15 @@ def test_guarantee_is_reported(store, tmp_path, capsys):
 
 def test_joint_guarantees_are_certified_at_a_share_of_delta(store, tmp_path, capsys):
     evaluate(store, tmp_path, alpha=0.2, joint=True)
-    risk = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["risk"]
-    assert (risk["delta"], risk["level"]) == (0.1, 0.05)
+    guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
+    assert (guarantee["delta"], guarantee["level"]) == (0.1, 0.05)
     assert "All 2 guarantees hold together with that probability" in capsys.readouterr().out
 
 
 def test_guarantee_that_the_data_do_not_allow_is_called_infeasible(store, tmp_path, capsys):
     evaluate(store, tmp_path, alpha=0.001)
-    risk = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["risk"]
-    found = risk["predictors"]["question_only"]
+    guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
+    found = guarantee["predictors"]["question_only"]
     assert found["price"] is None and found["drop"]["value"] == 0
     assert "is infeasible for question_only: " in capsys.readouterr().out
     assert "infeasible" in (tmp_path / "report.html").read_text(encoding="utf-8")

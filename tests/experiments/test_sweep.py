@@ -100,7 +100,7 @@ def test_an_optimising_sweep_sees_validation_alone(tmp_path, metric):
         values["train", seed] = search("train", store, *shared)
         task = ["task._target_=tests.experiments.test_evaluate_command.Pictures", "num_resamples=20"]
         dropped = [f"~task.{key}" for key in ("seed", "num_images", "questions_per_image", "image_size")]
-        evaluated = [*shared, *task, *dropped, "risk.num_resplits=0", "gallery=0"]
+        evaluated = [*shared, *task, *dropped, "guarantee.num_resplits=0", "gallery=0"]
         values["evaluate", seed] = search("evaluate", store, *evaluated)
         records = [read_record(path.parent) for path in store.glob("predictors/**/manifest.json")]
         found = {

@@ -313,7 +313,7 @@ BAD_PRICES = {
     "no default": drop_key("default"),
     "a default that is none": set_key("default", value=None),
     "named points in a list": set_key("named", value=[1]),
-    "a named point that is a number": set_key("named", value={"risk": 1}),
+    "a named point that is a number": set_key("named", value={"guarantee": 1}),
     **{
         f"a {key} of {value!r}": set_key("default", key, value=value)
         for key, value in [
@@ -563,6 +563,6 @@ def test_prices_that_are_saved_load(tmp_path):
     labels = make_labels(30, 0)
     estimates = np.random.default_rng(0).uniform(size=labels.outcomes.score.shape)
     prices = PriceList.from_calibration(estimates, labels.inputs.visual_tokens, labels.outcomes.score)
-    prices = replace(prices, named={"risk": prices.points[0]})
+    prices = replace(prices, named={"guarantee": prices.points[0]})
     prices.save(tmp_path)
     assert PriceList.load(tmp_path) == prices

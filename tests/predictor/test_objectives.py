@@ -124,7 +124,7 @@ def test_estimates_reproduce_explicable_choices_at_every_price():
     rng = np.random.default_rng(0)
     prices = torch.logspace(-2, 1, 24)
     scores = rng.random((300, 4))
-    # Only steps that lie a grid point away from impossible ones: halve the differences.
+    # Only steps that lie a grid point away from impossible ones: calibrator_half the differences.
     scores = 0.5 * scores
     cost = COST.expand(300, 4)
     choices = np.stack([choose(scores, cost, float(price), unit=1) for price in prices], axis=1)

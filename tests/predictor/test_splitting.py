@@ -5,14 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from predictor.splitting import FEW_IMAGES, apportion, carve_validation, halve
+from predictor.splitting import FEW_IMAGES, apportion, calibrator_half, split_validation
 from tests.predictor.synthetic import make_labels
 
 LABELS = make_labels(400, seed=0)
 
 
 def test_no_image_is_on_both_sides_and_none_is_lost():
-    train, validation = carve_validation(LABELS, 0.2, seed=0)
+    train, validation = split_validation(LABELS, 0.2, seed=0)
     sides = set(train.outcomes.image_id), set(validation.outcomes.image_id)
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == set(LABELS.outcomes.image_id)
@@ -22,23 +22,23 @@ def test_no_image_is_on_both_sides_and_none_is_lost():
 
 def test_an_image_keeps_its_side_when_others_go():
     """From `FEW_IMAGES` images on: 400 here, and half of them."""
-    validation = set(carve_validation(LABELS, 0.2, seed=0)[1].outcomes.image_id)
+    validation = set(split_validation(LABELS, 0.2, seed=0)[1].outcomes.image_id)
     half = LABELS.select(slice(0, 800))
-    assert set(carve_validation(half, 0.2, seed=0)[1].outcomes.image_id) == validation & set(
+    assert set(split_validation(half, 0.2, seed=0)[1].outcomes.image_id) == validation & set(
         half.outcomes.image_id
     )
-    assert set(carve_validation(LABELS, 0.2, seed=1)[1].outcomes.image_id) != validation
+    assert set(split_validation(LABELS, 0.2, seed=1)[1].outcomes.image_id) != validation
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
 def test_fractions_that_leave_a_side_empty_are_refused(fraction):
     with pytest.raises(ValueError, match="between 0 and 1"):
-        carve_validation(LABELS, fraction, seed=0)
+        split_validation(LABELS, fraction, seed=0)
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="1 training images cannot be split"):
-        carve_validation(LABELS.select([0, 1]), 0.2, seed=0)
+        split_validation(LABELS.select([0, 1]), 0.2, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_too_few_images_are_refused():
 def test_validation_of_few_images_is_a_rounded_count(num_images, fraction, num_validation):
     """15% of 60 are 9, of 199 are 29.85; each side has an image at least."""
     for seed in range(3):
-        parts = carve_validation(make_labels(num_images, seed=0), fraction, seed=seed)
+        parts = split_validation(make_labels(num_images, seed=0), fraction, seed=seed)
         counts = [len(set(part.outcomes.image_id)) for part in parts]
         assert counts == [num_images - num_validation, num_validation]
 
@@ -56,17 +56,17 @@ def test_validation_of_few_images_is_a_rounded_count(num_images, fraction, num_v
 @pytest.mark.parametrize("num_images", [1, 2, 7, 30, FEW_IMAGES - 1])
 def test_half_of_few_images_is_exactly_half(num_images):
     image_id = np.repeat([f"image {number}" for number in range(num_images)], 3).astype(object)
-    mask = halve(image_id)
+    mask = calibrator_half(image_id)
     assert mask.sum() == 3 * ((num_images + 1) // 2)
     assert len(set(image_id[mask]) & set(image_id[~mask])) == 0
     order = np.random.default_rng(0).permutation(len(image_id))
-    np.testing.assert_array_equal(halve(image_id[order]), mask[order])
+    np.testing.assert_array_equal(calibrator_half(image_id[order]), mask[order])
 
 
 def test_half_of_many_images_stays_when_others_come():
     image_id = np.array([f"image {number}" for number in range(1000)], dtype=object)
-    np.testing.assert_array_equal(halve(image_id)[:500], halve(image_id[:500]))
-    assert 400 < halve(image_id).sum() < 600
+    np.testing.assert_array_equal(calibrator_half(image_id)[:500], calibrator_half(image_id[:500]))
+    assert 400 < calibrator_half(image_id).sum() < 600
 
 
 @pytest.mark.parametrize(

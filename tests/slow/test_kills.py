@@ -167,7 +167,7 @@ def test_evaluate(tmp_path):
     def read_metrics(folder: Path) -> Any:
         return json.loads((folder / "run" / "metrics.json").read_text())
 
-    task = (*JOB[1:3], "num_resamples=200", "risk.num_resplits=50", "reference=null")
+    task = (*JOB[1:3], "num_resamples=200", "guarantee.num_resplits=50", "reference=null")
     check(tmp_path, make_predictor, read_metrics, "evaluate", *MODEL, *task, "cascades={}")
 
 

@@ -20,7 +20,7 @@ class ThresholdCascade:
         self.price = np.linspace(0, 1, num_prices)
         self.fitted_on = len(confidence)
 
-    def climb(self, confidence, cost, estimates):
+    def escalate(self, confidence, cost, estimates):
         start = np.zeros(len(confidence), int) if estimates is None else (estimates > 0.6).argmax(axis=1)
         stops = []
         for price in self.price:
@@ -84,7 +84,7 @@ def test_cascade_pays_for_every_scale_that_it_tries(splits, hybrid):
         num_resamples=3,
     ).find("cascade")
     tokens, score = test.visual_tokens, test.score
-    first, last = ThresholdCascade(test.confidence, None, None, None, 9).climb(
+    first, last = ThresholdCascade(test.confidence, None, None, None, 9).escalate(
         test.confidence, None, estimates and estimates[1]
     )
     for k in range(9):

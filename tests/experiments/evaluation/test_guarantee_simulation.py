@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.betting import certify
-from experiments.evaluation.risk import PRICES, ResplitCheck, check_guarantee, find_guarantee
+from experiments.evaluation.guarantee import PRICES, ResplitCheck, check_guarantee, find_guarantee
 from m3_backbone.outcomes.table import OutcomeTable
 from tests.experiments.evaluation.synthetic import make_outcomes
 
@@ -69,7 +69,7 @@ def population(request):
 
 
 def simulate(drops, image, replacement=True, num_images=NUM_CALIBRATION):
-    """Share of 2,000 calibration sets that certify the risky scale, worked out without `evaluation.risk`."""
+    """Share of 2,000 calibration sets that certify the risky scale, worked out by hand."""
     rng, num_population = np.random.default_rng(1), image.max() + 1
     counts = np.bincount(image)
     sums = [np.zeros(num_population), *(np.bincount(image, column) for column in drops.T[::-1])]

@@ -144,7 +144,7 @@ def test_costs_of_timed_policies_by_hand():
     assert ways.tried.astype(int).tolist() == [
         [1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 1, 0], [0, 1, 1], [0, 0, 1]
     ]  # fmt: skip
-    # From the first point to the second one sample climbs on to the finest scale.
+    # From the first point to the second one sample escalates to the finest scale.
     schedule = Schedule.of([[0, 1, 3, 5], [0, 2, 3, 5]])
     means.add("cascade", schedule, ways, unused, score, "started by")
     means.add_point("free", np.array([1, 1, 0, 0]), ways, unused, score)

@@ -445,6 +445,19 @@ def test_runs_of_the_same_schema_without_digests_are_read(tmp_path, found):
     assert run.metrics == metrics and set(run.resamples) == set(found[1])
 
 
+def test_a_run_with_the_former_name_of_the_guarantee_is_read(tmp_path, found):
+    folder = write_results(tmp_path / "run", found)
+    metrics = unseal(json.loads((folder / "metrics.json").read_text("utf-8")))
+    metrics["risk"] = {"alpha": 0.02, "predictors": {}}
+    (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    resamples = dict(found[1])
+    first = next(iter(resamples.values()))
+    write_resamples(folder, {**resamples, "risk/predictors/a/drop": first})
+    (run,) = find_runs([folder])
+    assert run.metrics["guarantee"] == metrics["risk"] and "risk" not in run.metrics
+    np.testing.assert_array_equal(run.resamples["guarantee/predictors/a/drop"], first)
+
+
 def test_single_runs_and_folders_of_runs_may_be_mixed(tmp_path, found):
     one = write_results(tmp_path / "one", found)
     for seed in (3, 11):

@@ -139,7 +139,7 @@ def test_a_budget_sets_the_price(answer):
 
 
 def test_the_hybrid_says_what_it_tried(answer):
-    output, status = answer(COUNT, "climb=true")
+    output, status = answer(COUNT, "escalate=true")
     assert status == 0, output
     (tried,) = re.findall(r"^scale \d+: tried ([\d, then]+), (\d+) visual tokens in all", output, re.M)
     scales = [int(scale) for scale in tried[0].split(", then ")]
@@ -150,13 +150,13 @@ def test_the_hybrid_says_what_it_tried(answer):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["climb=true", "point=risk"], "'risk' is a point of the predictor alone"),
-        (["climb=true", "scale=36"], "scale forces a scale"),
+        (["escalate=true", "point=guarantee"], "'guarantee' is a point of the predictor alone"),
+        (["escalate=true", "scale=36"], "scale forces a scale"),
         (["budget=20", "scale=36"], "scale forces a scale"),
-        (["climb=maybe"], "climb=maybe: give true or false (whether to look at the answer"),
+        (["escalate=maybe"], "escalate=maybe: give true or false (whether to look at the answer"),
         (["price=abc"], "price=abc: give a number from 0 up, or null (price of one answer"),
         (
-            ["budget=abc", "climb=true"],
+            ["budget=abc", "escalate=true"],
             "budget=abc: give a number above 0, or null (mean visual tokens to stay within)",
         ),
         (["image=nowhere.png"], "nowhere.png"),
@@ -194,14 +194,14 @@ def publish_model(store, folder, *overrides):
 
 def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys, caplog):
     # Twelve images allow a guarantee of 0.9, for which the coarsest scale is enough for every question ...
-    model = publish_model(store, tmp_path / "bold", "risk.alpha=0.9")
+    model = publish_model(store, tmp_path / "bold", "guarantee.alpha=0.9")
     assert f"model: {tmp_path / 'bold'}" in capsys.readouterr().out
-    point = model.prices.named["risk"]
+    point = model.prices.named["guarantee"]
     assert point.cost < model.prices.default.cost and 0 <= point.score <= 1
-    (found,) = model.answer([Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], point="risk")
+    (found,) = model.answer([Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], point="guarantee")
     assert found.choice.scale < model.backbone.scales[-1]
     assert model.hybrid is not None and model.answer(
-        [Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], climb=True
+        [Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], escalate=True
     )
     # ... and none of 0.02: the model has its other points all the same.
     model = publish_model(store, tmp_path / "careful")

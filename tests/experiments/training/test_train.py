@@ -23,7 +23,7 @@ from predictor.cascades.hybrid import Hybrid
 from predictor.classical.baselines import Mix
 from predictor.classical.question_only import QuestionOnly
 from predictor.policy.pricing import PriceList
-from predictor.splitting import halve
+from predictor.splitting import calibrator_half
 from tests.predictor.synthetic import make_labels, write_labels
 
 SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
@@ -155,7 +155,7 @@ def test_prices_and_hybrid_come_from_samples_that_the_calibrator_has_not_seen(la
     train_with([QuestionOnly()], labels=labels, folder=tmp_path, settings=settings)
     folder = find(tmp_path, "question_only")
     calibration = read_labels(labels, "calibration")
-    unseen = calibration.select(~halve(calibration.outcomes.image_id))
+    unseen = calibration.select(~calibrator_half(calibration.outcomes.image_id))
     predictor = ScalePredictor.load(folder)
     expected = PriceList.from_calibration(
         predictor.predict(unseen.inputs), unseen.inputs.visual_tokens, unseen.outcomes.score, None, 0.01

@@ -49,7 +49,7 @@ def make_model(backbone, image):
     )
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(train, validation)
     point = OperatingPoint(price=0.2, unit=backbone.scales[-1], cost=288.5, score=0.875)
-    return AdaptiveM3(backbone, predictor, PriceList(point, (point,), {"risk": point}))
+    return AdaptiveM3(backbone, predictor, PriceList(point, (point,), {"guarantee": point}))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_loaded_it_answers_as_it_did(model, folder, image, tmp_path):
     assert loaded.prices == model.prices
     asked = [image] * 2, [COLOR, COUNT]
     assert loaded.answer(*asked) == model.answer(*asked)
-    assert loaded.answer(*asked, point="risk") == model.answer(*asked, point="risk")
+    assert loaded.answer(*asked, point="guarantee") == model.answer(*asked, point="guarantee")
 
 
 def test_a_hybrid_goes_along_and_one_of_before_does_not_stay(model, image, tmp_path):
@@ -92,17 +92,17 @@ def test_a_hybrid_goes_along_and_one_of_before_does_not_stay(model, image, tmp_p
     cost = np.tile(model.backbone.scales, (40, 1))
     score = (rng.random((40, num_scales)) < 0.5).astype(float)
     hybrid = Hybrid.fit(rng.uniform(0, 1e-3, score.shape), score, cost, rng.random(score.shape))
-    climbing = AdaptiveM3(model.backbone, model.predictor, model.prices, hybrid)
-    climbing.save_pretrained(tmp_path)
+    escalating = AdaptiveM3(model.backbone, model.predictor, model.prices, hybrid)
+    escalating.save_pretrained(tmp_path)
     loaded = AdaptiveM3.from_pretrained(tmp_path, device="cpu")
     asked = [image] * 2, [COLOR, COUNT]
     for budget in (None, float(hybrid.cost[0])):
-        first, second = (each.answer(*asked, budget=budget, climb=True) for each in (loaded, climbing))
+        first, second = (each.answer(*asked, budget=budget, escalate=True) for each in (loaded, escalating))
         assert first == second
-    assert "climb=True" in (tmp_path / "README.md").read_text("utf-8")
+    assert "escalate=True" in (tmp_path / "README.md").read_text("utf-8")
     model.save_pretrained(tmp_path)
     assert not (tmp_path / "predictor" / HYBRID).exists()
-    assert "climb=True" not in (tmp_path / "README.md").read_text("utf-8")
+    assert "escalate=True" not in (tmp_path / "README.md").read_text("utf-8")
     assert AdaptiveM3.from_pretrained(tmp_path, device="cpu").hybrid is None
 
 
@@ -132,7 +132,11 @@ def test_it_holds_safetensors_json_and_a_card(folder):
 def test_the_card_says_what_it_is_and_what_its_points_are(model, folder):
     card = (folder / "README.md").read_text("utf-8")
     assert card.startswith("---\nlibrary_name: tokenscale\n")
-    for text in ("# small with question_only", "| default | 0.2000 | 288.5 | 87.5% |", "| risk | 0.2000 |"):
+    for text in (
+        "# small with question_only",
+        "| default | 0.2000 | 288.5 | 87.5% |",
+        "| guarantee | 0.2000 |",
+    ):
         assert text in card
     for value in model.backbone.fingerprints.values():
         assert value in card

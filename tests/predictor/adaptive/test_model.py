@@ -86,7 +86,7 @@ def joined(backbone, inputs):
     predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*make_parts(backbone, inputs))
     unit = backbone.scales[-1]
     points = (OperatingPoint(0.2, unit, 300, 0.9), OperatingPoint(4, unit, 1, 0.5))
-    return AdaptiveM3(backbone, predictor, PriceList(points[0], points, {"risk": FREE}))
+    return AdaptiveM3(backbone, predictor, PriceList(points[0], points, {"guarantee": FREE}))
 
 
 def test_each_question_is_answered_at_its_own_scale(backbone, images, joined):
@@ -109,12 +109,14 @@ def test_price_budget_and_name_set_the_operating_point(backbone, images, joined)
     coarsest, finest = backbone.scales[0], backbone.scales[-1]
     assert choose(point="default") == choose(budget=300) == choose(price=0.2) == [finest, coarsest]
     assert choose(budget=1) == choose(price=4) == [coarsest, coarsest]
-    free = [max(result.choice.estimates) for result in joined.answer(images, [COUNT, COLOR], point="risk")]
-    for result, best in zip(joined.answer(images, [COUNT, COLOR], point="risk"), free, strict=True):
+    assert choose(point="risk") == choose(point="guarantee")  # its former name
+    results = joined.answer(images, [COUNT, COLOR], point="guarantee")
+    free = [max(result.choice.estimates) for result in results]
+    for result, best in zip(results, free, strict=True):
         assert result.choice.estimates[backbone.scales.index(result.choice.scale)] == best
     with pytest.raises(ValueError, match="not several"):
         choose(price=1, budget=1)
-    with pytest.raises(ValueError, match="only default, risk"):
+    with pytest.raises(ValueError, match="only default, guarantee"):
         choose(point="nowhere")
     with pytest.raises(ValueError, match="give an image to every question"):
         joined.answer(images, [COUNT])
@@ -122,7 +124,7 @@ def test_price_budget_and_name_set_the_operating_point(backbone, images, joined)
 
 
 @pytest.fixture(scope="module")
-def climber(images):
+def make_escalating(images):
     """Starts at the coarsest scale, goes on while its answer of one token is less sure than a threshold."""
     backbone = LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=1)
     inputs = make_inputs(
@@ -145,25 +147,25 @@ def climber(images):
             cost=np.array([40.0]),
             score=one,
             starting_price=np.array([np.inf]),
-            climbing_price=one,
+            escalation_price=one,
             unit=float(backbone.scales[-1]),
             gain=ExpectedGain(here, beyond),
         )
-        return AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,), {"risk": FREE}), hybrid)
+        return AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,), {"guarantee": FREE}), hybrid)
 
     return make
 
 
-def test_climbing_goes_on_while_its_answer_is_unsure_and_pays_for_all(images, climber):
+def test_escalation_goes_on_while_its_answer_is_unsure_and_pays_for_all(images, make_escalating):
     asked = [images[0], images[1], images[0]], [COUNT, COLOR, COLOR]
-    backbone = climber(0.5).backbone
+    backbone = make_escalating(0.5).backbone
     encoded = [backbone.encode([image])[0] for image in asked[0]]
     sure = np.array(
         [[each.confidence for each in backbone.answer(encoded, asked[1], scale)] for scale in backbone.scales]
     ).T
     # Between the coarsest answers' confidences: some of them are enough, others are not.
     threshold = float(np.sort(sure[:, 0])[1:].mean())
-    results = climber(threshold).answer(*asked, climb=True)
+    results = make_escalating(threshold).answer(*asked, escalate=True)
     for row, result in enumerate(results):
         last = next((i for i, each in enumerate(sure[row][:-1]) if each >= threshold), len(sure[row]) - 1)
         assert result.tried == backbone.scales[: last + 1]
@@ -173,11 +175,13 @@ def test_climbing_goes_on_while_its_answer_is_unsure_and_pays_for_all(images, cl
             len(backbone.visual_tokens([encoded[row]], scale)[0]) for scale in result.tried
         )
     assert {len(result.tried) for result in results} >= {1, 2}
-    assert climber(threshold).answer([], [], climb=True) == []
+    assert make_escalating(threshold).answer([], [], escalate=True) == []
+    former = make_escalating(threshold).answer(*asked, climb=True)
+    assert [result.tried for result in former] == [result.tried for result in results]
 
 
 def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
-    """`Hybrid.climb` on all confidences at once, as in evaluation: same scales tried, same mean cost."""
+    """`Hybrid.escalate` on all confidences at once, as in evaluation: same scales tried, same mean cost."""
     tiled = FIXTURE.parent / "llavanext" / "checkpoint"
     backbone = LlavaBackbone(tiled, dtype="float32", device="cpu", max_new_tokens=1)
     sizes = [(640, 480), (300, 700), (900, 200)]
@@ -200,8 +204,8 @@ def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
     model = AdaptiveM3(backbone, predictor, PriceList(FREE, (FREE,)), hybrid)
     assert len(np.unique(cost[:, -1])) == 3
     tried = []
-    for row, (first, last) in enumerate(zip(*hybrid.climb(confidence, cost, estimates), strict=True)):
-        results = model.climb(encoded, questions, hybrid.at(row))
+    for row, (first, last) in enumerate(zip(*hybrid.escalate(confidence, cost, estimates), strict=True)):
+        results = model.escalate(encoded, questions, hybrid.at(row))
         tried += [result.tried for result in results]
         expected = [backbone.scales[i : j + 1] for i, j in zip(first, last, strict=True)]
         assert [result.tried for result in results] == expected
@@ -209,14 +213,14 @@ def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
     assert max(map(len, tried)) > 1
 
 
-def test_climbing_is_refused_where_it_cannot_be(images, joined, climber):
+def test_escalation_is_refused_where_it_cannot_be(images, joined, make_escalating):
     with pytest.raises(ValueError, match="no hybrid was saved"):
-        joined.answer(images[:1], [COLOR], climb=True)
-    with pytest.raises(ValueError, match="'risk' is a point of the predictor alone"):
-        climber(0.5).answer(images[:1], [COLOR], climb=True, point="risk")
+        joined.answer(images[:1], [COLOR], escalate=True)
+    with pytest.raises(ValueError, match="'guarantee' is a point of the predictor alone"):
+        make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, point="guarantee")
     with pytest.raises(ValueError, match=r"within 10: it is 40\.0 at least"):
-        climber(0.5).answer(images[:1], [COLOR], climb=True, budget=10)
-    assert climber(0.5).answer(images[:1], [COLOR], climb=True, point="default")
+        make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, budget=10)
+    assert make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, point="default")
     few = Hybrid.fit(*np.random.default_rng(0).uniform(0.1, 0.9, (4, 20, 2)))
     with pytest.raises(ValueError, match="fitted on 2 scales, and checkpoint has 5: train"):
         AdaptiveM3(joined.backbone, joined.predictor, joined.prices, few)
@@ -316,7 +320,7 @@ def test_its_representation_says_what_it_is(joined):
     assert repr(joined) == (
         "AdaptiveM3(backbone='checkpoint', scales=[1, 9, 36, 144, 576], predictor='question_only', default "
         "price 0.2 per 576 visual tokens (300.0 visual tokens, score 0.9000 on calibration), budgets from "
-        "1.0 to 300.0 visual tokens, points risk)"
+        "1.0 to 300.0 visual tokens, points guarantee)"
     )
 
 

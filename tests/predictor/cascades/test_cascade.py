@@ -57,10 +57,10 @@ def test_each_is_best_from_its_price_to_the_next():
         assert worth.argmax() == row
 
 
-def test_climbs_cost_and_score_what_the_search_found():
+def test_paths_cost_and_score_what_the_search_found():
     confidence, score, cost = draw(300, 1)
     fitted = Cascade.fit(confidence, score, cost)
-    first, last = fitted.climb(confidence, cost)
+    first, last = fitted.escalate(confidence, cost)
     rows = np.arange(len(cost))
     paid = np.cumsum(np.insert(cost, 0, 0, axis=1), axis=1)
     np.testing.assert_allclose((paid[rows, last + 1] - paid[rows, first]).mean(axis=1), fitted.cost)
@@ -72,12 +72,12 @@ def test_worked_by_hand():
     confidence = np.array([[0.9, 0.9, 0.9], [0.9, 0.9, 0.9], [0.2, 0.9, 0.9], [0.9, 0.3, 0.3]])
     score = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 0]], dtype=float)
     fitted = Cascade.fit(confidence, score, np.tile(COST, (4, 1)))
-    # Stop where sure, one sample climbs to 4 and pays 5: 3 of 4 right for (3 * 1 + 5) / 4; below it scale 1.
+    # Stop where sure, one sample escalates to 4 and pays 5: 3 of 4 right for (3 * 1 + 5) / 4; below: scale 1.
     np.testing.assert_allclose(fitted.cost, [2, 1])
     np.testing.assert_allclose(fitted.score, [0.75, 0.5])
     # Half as many tokens right for one token more, in units of 16.
     np.testing.assert_allclose(fitted.price, [0, 0.25 * 16])
-    first, last = fitted.climb(confidence, np.tile(COST, (4, 1)))
+    first, last = fitted.escalate(confidence, np.tile(COST, (4, 1)))
     assert first.tolist() == [[0] * 4] * 2
     assert last.tolist() == [[0, 0, 1, 0], [0] * 4]
 
@@ -85,10 +85,10 @@ def test_worked_by_hand():
 def test_answers_that_were_not_asked_for_are_not_looked_at():
     confidence, score, cost = draw(300, 2)
     fitted = Cascade.fit(confidence, score, cost)
-    first, last = fitted.climb(confidence, cost)
+    first, last = fitted.escalate(confidence, cost)
     for row in range(len(fitted.price)):
         seen = (np.arange(3) >= first[row][:, None]) & (np.arange(3) <= last[row][:, None])
-        again = fitted.climb(np.where(seen, confidence, np.nan), cost)
+        again = fitted.escalate(np.where(seen, confidence, np.nan), cost)
         np.testing.assert_array_equal(again[1][row], last[row])
 
 

@@ -19,28 +19,29 @@ def draw(num_samples, seed):
     return confidence, score, cost, np.clip(0.7 * score + 0.3 * rng.random(score.shape), 0, 1)
 
 
-def follow(cost, gain, unit, start, climbing_price):
+def follow(cost, gain, unit, start, escalation_price):
     """First and last column of one sample, scale by scale.
 
-    A climbing price is a gain per cost of one of the samples: for that sample, the two sides are equal.
+    A escalating price is a gain per cost of one of the samples: for that sample, the two sides are equal.
     """
     column = start
-    while column < len(cost) - 1 and gain[column] / cost[column + 1] * unit > climbing_price:
+    while column < len(cost) - 1 and gain[column] / cost[column + 1] * unit > escalation_price:
         column += 1
     return start, column
 
 
-def test_climbs_while_the_gain_is_worth_its_price():
+def test_escalates_while_the_gain_is_worth_its_price():
     confidence, score, cost, estimates = draw(200, 0)
     fitted = Hybrid.fit(confidence, score, cost, estimates)
     assert fitted.unit == find_unit(cost) and len(fitted.price) > 5
-    first, last = fitted.climb(confidence, cost, estimates)
+    first, last = fitted.escalate(confidence, cost, estimates)
     gain = fitted.gain(confidence, estimates)
-    prices = zip(fitted.starting_price, fitted.climbing_price, strict=True)
-    for row, (starting, climbing) in enumerate(prices):
+    prices = zip(fitted.starting_price, fitted.escalation_price, strict=True)
+    for row, (starting, escalating) in enumerate(prices):
         starts = choose(estimates, cost, starting, unit=fitted.unit)
         literal = [
-            follow(cost[i], gain[i], fitted.unit, start, climbing) for i, start in enumerate(starts.tolist())
+            follow(cost[i], gain[i], fitted.unit, start, escalating)
+            for i, start in enumerate(starts.tolist())
         ]
         assert list(zip(first[row].tolist(), last[row].tolist(), strict=True)) == literal
     assert (last > first).any() and (last == first).any()
@@ -50,7 +51,7 @@ def test_costs_and_scores_what_the_search_found():
     confidence, score, cost, estimates = draw(300, 1)
     score = np.where(score > 0, 2 / 3, 0)  # as VQA accuracy has it
     fitted = Hybrid.fit(confidence, score, cost, estimates)
-    first, last = fitted.climb(confidence, cost, estimates)
+    first, last = fitted.escalate(confidence, cost, estimates)
     rows = np.arange(len(cost))
     paid = np.cumsum(np.insert(cost, 0, 0, axis=1), axis=1)
     np.testing.assert_allclose((paid[rows, last + 1] - paid[rows, first]).mean(axis=1), fitted.cost)
@@ -74,7 +75,7 @@ def test_answers_tell_what_estimates_do_not():
     cost, estimates = np.tile([1.0, 16.0], (4000, 1)), np.tile([0.6, 1.0], (4000, 1))
     half = 2000
     fitted = Hybrid.fit(confidence[:half], score[:half], cost[:half], estimates[:half])
-    _, last = fitted.climb(confidence[half:], cost[half:], estimates[half:])
+    _, last = fitted.escalate(confidence[half:], cost[half:], estimates[half:])
     right = score[half:][np.arange(half), last].mean(axis=1)
     # All are right where the 40% that were wrong went on, and only those.
     best = np.flatnonzero(right == 1)
@@ -84,10 +85,10 @@ def test_answers_tell_what_estimates_do_not():
 def test_answers_that_were_not_asked_for_are_not_looked_at():
     confidence, score, cost, estimates = draw(300, 2)
     fitted = Hybrid.fit(confidence, score, cost, estimates)
-    first, last = fitted.climb(confidence, cost, estimates)
+    first, last = fitted.escalate(confidence, cost, estimates)
     for row in range(len(fitted.price)):
         seen = (np.arange(3) >= first[row][:, None]) & (np.arange(3) <= last[row][:, None])
-        again = fitted.climb(np.where(seen, confidence, np.nan), cost, estimates)
+        again = fitted.escalate(np.where(seen, confidence, np.nan), cost, estimates)
         np.testing.assert_array_equal(again[1][row], last[row])
 
 
@@ -132,7 +133,7 @@ def test_price_and_budget_find_a_row_that_stands_for_itself():
     row = fitted.find(budget=6)
     assert fitted.cost[row] <= 6 < fitted.cost[row - 1]
     assert fitted.find(price=fitted.price[row]) == row
-    every, one = (each.climb(confidence, cost, estimates) for each in (fitted, fitted.at(row)))
+    every, one = (each.escalate(confidence, cost, estimates) for each in (fitted, fitted.at(row)))
     for first, second in zip(every, one, strict=True):
         np.testing.assert_array_equal(first[row], second[0])
     with pytest.raises(ValueError, match=r"within 0\.5: it is"):
@@ -160,13 +161,24 @@ def test_saved_it_is_the_same_and_damaged_it_says_so(tmp_path):
     loaded = Hybrid.load(tmp_path)
     assert loaded is not None
     assert (loaded.default, loaded.unit) == (fitted.default, fitted.unit)
-    for name in ("price", "cost", "score", "starting_price", "climbing_price"):
+    for name in ("price", "cost", "score", "starting_price", "escalation_price"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(fitted, name))
     for first, second in zip(
-        fitted.climb(confidence, cost, estimates), loaded.climb(confidence, cost, estimates), strict=True
+        fitted.escalate(confidence, cost, estimates),
+        loaded.escalate(confidence, cost, estimates),
+        strict=True,
     ):
         np.testing.assert_array_equal(first, second)
     assert Hybrid.load(tmp_path / "elsewhere") is None
+    # As earlier versions named an array.
+    arrays = load_file(tmp_path / HYBRID)
+    save_file(
+        {name.replace("escalation_price", "climbing_price"): arrays[name] for name in arrays},
+        tmp_path / HYBRID,
+    )
+    former = Hybrid.load(tmp_path)
+    assert former is not None
+    np.testing.assert_array_equal(former.escalation_price, fitted.escalation_price)
     path = tmp_path / HYBRID
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"hybrid\.safetensors is damaged .*run the train command again"):
@@ -182,7 +194,7 @@ def test_saved_it_is_the_same_and_damaged_it_says_so(tmp_path):
         ("price", lambda array: array + 1),
         ("cost", lambda array: array[::-1]),
         ("score", lambda array: array * np.nan),
-        ("climbing_price", lambda array: array[1:]),
+        ("escalation_price", lambda array: array[1:]),
         ("here", lambda array: array * np.nan),
         ("beyond", lambda array: array[:, :-1]),
     ],
@@ -201,4 +213,4 @@ def test_wants_estimates():
     with pytest.raises(ValueError, match="give its estimates"):
         Hybrid.fit(confidence, score, cost, None)
     with pytest.raises(ValueError, match="give its estimates"):
-        Hybrid.fit(confidence, score, cost, estimates).climb(confidence, cost, None)
+        Hybrid.fit(confidence, score, cost, estimates).escalate(confidence, cost, None)

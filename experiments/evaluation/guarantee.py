@@ -30,7 +30,7 @@ from experiments.evaluation.statistics import Estimate, number_images, resample
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.policy.front import choose, choose_at_prices
-from predictor.splitting import halve
+from predictor.splitting import calibrator_half
 
 # Per `find_nominal_unit`: from "the scale that is most likely correct" to "as good as always the coarsest".
 PRICES: Floats = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 81)])
@@ -152,7 +152,7 @@ def find_unseen(predictor: ScalePredictor, calibration: OutcomeTable) -> NDArray
     """Mask `[num_samples]` of the samples that the calibrator of the predictor was not fitted on."""
     if predictor.calibrator is None:
         return np.ones(len(calibration), dtype=bool)
-    return ~halve(calibration.image_id)
+    return ~calibrator_half(calibration.image_id)
 
 
 def find_guarantee(
@@ -173,11 +173,11 @@ def find_guarantee(
     """
     for name, level in (("alpha", alpha), ("delta", delta)):
         if not 0 < level < 1:
-            raise ValueError(f"risk.{name} lies between 0 and 1, got {level}")
+            raise ValueError(f"guarantee.{name} lies between 0 and 1, got {level}")
     if num_joint < 1:
         raise ValueError(f"the number of joint guarantees is at least 1, got {num_joint}")
     if most_questions is not None and most_questions < 1:
-        raise ValueError(f"risk.most_questions is at least 1, or null, got {most_questions}")
+        raise ValueError(f"guarantee.most_questions is at least 1, or null, got {most_questions}")
     unit = find_nominal_unit(calibration.scales)
     if not len(calibration):
         return Guarantee(alpha, delta, num_joint, most_questions or 1, None, unit, 0, None, None, None)
