@@ -27,6 +27,7 @@ def main(config: DictConfig) -> None:
         [Path(runs)] if isinstance(runs, str) else [Path(str(run)) for run in runs],
         output=Path(hydra.runtime.output_dir),
         provenance=Provenance.of(config),
+        print_tables=config.print_tables,
     )
 
 

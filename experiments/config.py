@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -127,6 +127,33 @@ def format_command(entry_point: str, choices: Sequence[str]) -> str:
         [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
     )
     return shlex.join([*program, *choices])
+
+
+def is_sweep() -> bool:
+    """Return whether the running command is one job of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+_LABELS = ("task", "backbone", "paths")
+_PREDICTOR = (*_LABELS, "predictor", "seed")
+# By command, the options that it shares with the one before, and those that have to be given.
+_NEXT: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "train": (_LABELS, ()),
+    "evaluate": ((*_PREDICTOR, "calibrator", "trainer"), ()),
+    "answer": (_PREDICTOR, ("image=FILE", "question=what is it?")),
+    "publish": (_PREDICTOR, ("folder=FOLDER",)),
+}
+
+
+def format_next(*commands: str) -> str:
+    """Return lines with the commands that may come next, on the same labels and predictor."""
+    overrides = HydraConfig.get().overrides.task
+    lines = []
+    for command in commands:
+        names, given = _NEXT[command]
+        shared = [text for text in overrides if re.split(r"[.=@]", text.lstrip("+~"))[0] in names]
+        lines.append(f"next: {format_command(command, [*shared, *given])}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

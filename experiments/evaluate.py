@@ -11,34 +11,43 @@ Examples:
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.config import Provenance, entry_point, format_next, is_sweep
+
+if TYPE_CHECKING:
+    from experiments.reporting.findings import Findings
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> float:
     """Evaluate, and return the validation metric `optimized_metric`: a sweep never sees the test split."""
+    findings, value = evaluate_configured(config)
+    print(write_results(config, findings))
+    return value
 
+
+def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
+    """Evaluate the predictors of a configuration; return the findings and its validation metric."""
     from experiments.labels.division import check_labels
     from experiments.reporting.evaluation import evaluate_predictors
     from experiments.training.configured import open_configured
     from experiments.training.trained import VALIDATION_METRICS
 
     measure = VALIDATION_METRICS[config.optimized_metric]
-    hydra = HydraConfig.get()
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     trained = open_configured(config)
-    evaluate_predictors(
+    findings = evaluate_predictors(
         trained,
         labels=Path(config.paths.labels),
         latency=Path(config.paths.latency),
         batch_size=config.latency.batch_size,
         task=instantiate(config.task, _convert_="all"),
-        output=Path(hydra.runtime.output_dir),
+        output=Path(HydraConfig.get().runtime.output_dir),
         records=Path(config.paths.evaluations),
         allow_unrecorded=config.allow_unrecorded,
         provenance=Provenance.of(config),
@@ -57,7 +66,26 @@ def main(config: DictConfig) -> float:
         gallery=config.gallery,
         seed=config.seed,
     )
-    return measure(trained[0].record)
+    return findings, measure(trained[0].record)
+
+
+def write_results(config: DictConfig, findings: "Findings") -> str:
+    """Return what the terminal shows of an evaluation: a summary, in a sweep a line, or all tables."""
+    from experiments.reporting.evaluation import REPORT
+    from experiments.reporting.evaluation_tables import list_tables
+    from experiments.reporting.findings import write_sentences
+    from experiments.reporting.summary import write_line, write_summary
+    from experiments.tasks.sizes import frame_banners
+
+    folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    if config.print_tables:
+        banners = [frame_banners(findings.banners)] if findings.banners else []
+        parts = [*map(str, list_tables(findings)), "\n".join(write_sentences(findings)), *banners]
+    elif is_sweep():
+        return write_line(findings, folder)
+    else:
+        parts = [write_summary(findings)]
+    return "\n\n".join([*parts, f"report: {folder / REPORT}\n{format_next('answer', 'publish')}"])
 
 
 if __name__ == "__main__":

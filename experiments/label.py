@@ -8,25 +8,43 @@ Examples:
     tokenscale label task=textvqa backbone=m3_llava_7b shard=0/8  # one of eight parts, on a machine each
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command, format_given_command
+from experiments.config import entry_point, format_given_command, format_next
+
+if TYPE_CHECKING:
+    from experiments.labels.labelling import LabelSummary
+    from experiments.tasks.base import Split
 
 
 @entry_point("label")
 def main(config: DictConfig) -> None:
-    from experiments.labels.division import check_labels, find_label_banners
-    from experiments.labels.labelling import label
+    from experiments.labels.division import find_label_banners
     from experiments.tasks.base import SPLITS
-    from experiments.tasks.sizes import check_task, frame_banners
+    from experiments.tasks.sizes import frame_banners
 
-    hydra = HydraConfig.get()
-    is_alone = hydra.job.name == "label"  # not as the first step of `run`, which uses every split
-    choices = list(hydra.overrides.task)
+    summary = label_configured(config)
+    print(f"{summary}\nlabels: {summary.folder}")
+    if not summary.num_missing:
+        if banners := find_label_banners(summary.folder, SPLITS):
+            print(frame_banners(banners))
+        print(format_next("train"))
+
+
+def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None) -> "LabelSummary":
+    """Label the task of a configuration, or what is missing of it.
+
+    `needed` are splits that have to be large enough for what follows; None: those that are labelled.
+    """
+    from experiments.labels.division import check_labels
+    from experiments.labels.labelling import label
+    from experiments.tasks.sizes import check_task
+
     summary = label(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),
@@ -40,18 +58,11 @@ def main(config: DictConfig) -> None:
         engine=instantiate(config.engine, _convert_="all"),
         shard=config.shard,
         command=format_given_command(),
-        check=partial(check_task, needed=None if is_alone else SPLITS, allow_small=config.allow_small),
+        check=partial(check_task, needed=needed, allow_small=config.allow_small),
     )
-    print(f"{summary}\nlabels: {summary.folder}")
-    if not is_alone:
-        check_labels(summary.folder, SPLITS, allow_small=config.allow_small)
-    elif not summary.num_missing:
-        if banners := find_label_banners(summary.folder, SPLITS):
-            print(frame_banners(banners))
-        shared = [
-            choice for choice in choices if choice.lstrip("+~").startswith(("task", "backbone", "paths"))
-        ]
-        print(f"next:   {format_command('train', shared)}")
+    if needed is not None:
+        check_labels(summary.folder, needed, allow_small=config.allow_small)
+    return summary
 
 
 if __name__ == "__main__":

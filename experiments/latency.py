@@ -10,25 +10,31 @@ Examples:
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
 
+if TYPE_CHECKING:
+    from experiments.labels.latency import Latency
+
 
 @entry_point("latency")
 def main(config: DictConfig) -> None:
-    measure_configured(config)
-
-
-def measure_configured(config: DictConfig) -> None:
-    """Time what a configuration names, and print the result."""
-    from experiments.labels.latency import measure_latency
     from experiments.reporting.console import format_latency
+
+    path, timings = measure_configured(config)
+    print(f"{format_latency(timings)}\nlatency: {path}")
+
+
+def measure_configured(config: DictConfig) -> "tuple[Path, Latency]":
+    """Time backbone and predictors of a configuration; return the file of the timings and its content."""
+    from experiments.labels.latency import measure_latency
     from experiments.training.configured import open_configured
 
-    path, latency = measure_latency(
+    return measure_latency(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),
         predictors=open_configured(config),
@@ -38,8 +44,6 @@ def measure_configured(config: DictConfig) -> None:
         batch_size=config.latency.batch_size,
         overwrite=config.latency.overwrite,
     )
-    print(format_latency(latency))
-    print(f"latency: {path}")
 
 
 if __name__ == "__main__":

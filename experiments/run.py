@@ -12,45 +12,62 @@ Examples:
 import errno
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments import evaluate, label, latency, train
-from experiments.config import entry_point
+from experiments.config import entry_point, is_sweep
+
+if TYPE_CHECKING:
+    from experiments.reporting.summary import Steps
 
 log = logging.getLogger(__name__)
 
 
 @entry_point("run")
 def main(config: DictConfig) -> float:
+    from experiments.reporting.console import format_records
+    from experiments.reporting.summary import Steps, describe_comparison
     from experiments.results.run_folders import check_link, point_link
+    from experiments.tasks.base import SPLITS
     from experiments.training.configured import make_predictors
+    from experiments.training.trainer import quiet_lightning
 
+    quiet_lightning()
     # What cannot be built is refused before hours of labelling.
     make_predictors(config)
     instantiate(config.trainer)
     latest, folder = Path(config.latest), Path(HydraConfig.get().runtime.output_dir)
     check_link(latest, folder)
-    label.main(config)
-    train.main(config)
+    steps = Steps(prints_results=config.print_tables)
+    summary = label.label_configured(config, needed=SPLITS)
+    steps.add("labelled", summary.describe(), config.paths.labels, str(summary))
+    records = train.train_configured(config)
+    names = ", ".join(record.name for record in records)
+    steps.add("trained", names, config.paths.predictors, format_records(records))
     if config.latency.num_images:
-        measure(config)
-    value: float = evaluate.main(config)
+        measure(config, steps)
+    findings, value = evaluate.evaluate_configured(config)
+    steps.add("evaluated", describe_comparison(findings.comparison), folder)
     try:
         point_link(latest, folder)
     except OSError as error:
         log.warning("%s still points at an earlier run: %s", latest, error)
-        latest = folder
-    print(f"report: {latest / 'report.html'}, beside metrics.json and front.png")
+    if not is_sweep():
+        print(f"\n{steps}\n")
+    print(evaluate.write_results(config, findings))
     return value
 
 
-def measure(config: DictConfig) -> None:
+def measure(config: DictConfig, steps: "Steps") -> None:
     """Time backbone and predictors; where the store cannot be written to, the run goes on without."""
+    from experiments.reporting.console import describe_latency, format_latency
+
     try:
-        latency.measure_configured(config)
+        path, timings = latency.measure_configured(config)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -59,6 +76,8 @@ def measure(config: DictConfig) -> None:
             "names another folder for them",
             error,
         )
+    else:
+        steps.add("timed", describe_latency(timings), path, format_latency(timings))
 
 
 if __name__ == "__main__":

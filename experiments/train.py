@@ -10,37 +10,51 @@ Examples:
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.config import entry_point, format_next, is_sweep
+
+if TYPE_CHECKING:
+    from experiments.training.trained import TrainingRecord
 
 
 @entry_point("train")
 def main(config: DictConfig) -> float:
-    from experiments.labels.division import check_labels, find_label_banners
-    from experiments.reporting.console import format_records
+    """Train, and return the validation metric `optimized_metric`, for sweeps."""
+    from experiments.labels.division import find_label_banners
+    from experiments.reporting.console import format_record, format_records
     from experiments.tasks.sizes import frame_banners
-    from experiments.training.configured import make_predictors, read_settings
     from experiments.training.trained import VALIDATION_METRICS
+
+    measure = VALIDATION_METRICS[config.optimized_metric]
+    records = train_configured(config)
+    if is_sweep():
+        print(format_record(records[0]))
+    else:
+        print(format_records(records))
+        if banners := find_label_banners(config.paths.labels, ("train", "calibration")):
+            print(frame_banners(banners))
+        print(f"predictors: {config.paths.predictors}\n{format_next('evaluate')}")
+    return measure(records[0])
+
+
+def train_configured(config: DictConfig) -> "list[TrainingRecord]":
+    """Train the predictors of a configuration, or those that are missing; return their records."""
+    from experiments.labels.division import check_labels
+    from experiments.training.configured import make_predictors, make_trainer, read_settings
     from experiments.training.trainer import quiet_lightning, train_predictors
 
     quiet_lightning()
-    measure = VALIDATION_METRICS[config.optimized_metric]
     check_labels(config.paths.labels, ("train", "calibration"), allow_small=config.allow_small)
-    records = train_predictors(
+    return train_predictors(
         make_predictors(config),
         labels=Path(config.paths.labels),
         folder=Path(config.paths.predictors),
         settings=read_settings(config),
-        make_trainer=partial(instantiate, config.trainer),
+        make_trainer=partial(make_trainer, config.trainer),
     )
-    print(format_records(records))
-    if banners := find_label_banners(config.paths.labels, ("train", "calibration")):
-        print(frame_banners(banners))
-    print(f"predictors: {config.paths.predictors}")
-    return measure(records[0])
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
 import itertools
 import math
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from experiments.labels.blocks import Block, ImageQuestions, decode_ahead
+from experiments.labels.progress import show_progress
 from experiments.tasks.base import Task
 from m3_backbone.arguments import NonNegativeFloat, PositiveInt, checked
 from m3_backbone.backbone import Backbone
@@ -63,12 +61,11 @@ class Engine(Protocol):
 def run_job(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[str]) -> None:
     """Let an engine do the blocks of these names and sizes that are not done, with a progress bar."""
     rest = {name: size for name, size in sizes.items() if name not in done}
-    with tqdm(
-        desc=f"{job.task.name} x {job.backbone.name}",
+    with show_progress(
+        f"{job.backbone.name} on {job.task.name}",
         total=sum(sizes.values()),
         initial=sum(sizes.values()) - sum(rest.values()),
-        unit=" samples",
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # a moving bar, or a few lines in a log file
+        unit="samples",
     ) as progress:
         try:
             for num_samples in engine.run(job, rest):

@@ -92,6 +92,10 @@ class LabelSummary:
     num_missing: int = 0  # files that other shards still have to make
     replaced: Path | None = None  # folder of the labels that these took the place of
 
+    def describe(self) -> str:
+        """Return the numbers of samples in a few words."""
+        return f"{sum(self.counts.values()):,} samples, {sum(self.set_aside.values()):,} skipped"
+
     def __str__(self) -> str:
         if self.num_missing:
             return f"this shard is done; {self.num_missing:,} files are missing until the others are"

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from experiments.labels.blocks import group_by_image, read_image
 from experiments.labels.files import wait_for_lock
+from experiments.labels.progress import show_progress
 from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.manifest import seal, unseal
@@ -268,7 +268,7 @@ def time_answers(
         _time_batch(backbone, choosers, batch, job["task"], 0)
     rounds: list[list[dict[Any, float]]] = []
     name = f"timing {backbone.name} on {job['task']}"
-    with tqdm(desc=name, total=num_rounds * len(batches), unit=" batches", mininterval=1) as progress:
+    with show_progress(name, total=num_rounds * len(batches), unit="batches") as progress:
         for turn in range(num_rounds):
             rounds.append([])
             for number, batch in enumerate(batches):

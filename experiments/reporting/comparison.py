@@ -279,10 +279,13 @@ PAGE = "compare.html"
 MOST_PRINTED_ROWS = 30
 
 
-def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenance) -> list[Entry]:
+def compare_runs(
+    folders: Sequence[Path], *, output: Path, provenance: Provenance, print_tables: bool = False
+) -> list[Entry]:
     """Lay the runs in these folders side by side, their policies over several seeds as one.
 
-    Raises ValueError where runs are not about the same labels, FileNotFoundError where there is none.
+    Prints the first table, or all of them with `print_tables`, and writes all tables into `output`. Raises
+    ValueError where runs are not about the same labels, FileNotFoundError where there is none.
     """
     runs = find_runs(folders)
     entries = list_entries(runs)
@@ -314,10 +317,11 @@ def compare_runs(folders: Sequence[Path], *, output: Path, provenance: Provenanc
         provenance=provenance,
         fingerprints=metrics["fingerprints"],
     )
+    printed = tables if print_tables else tables[:1]
     print(
-        "\n\n".join([*(shorten(table) for table in tables), *notes, *filter(None, [frame_banners(banners)])])
+        "\n\n".join([*(shorten(table) for table in printed), *notes, *filter(None, [frame_banners(banners)])])
     )
-    print(f"\ncomparison of {len(runs)} runs: {output / PAGE}, beside front.pdf, front.svg and tables/")
+    print(f"\ncomparison of {len(runs)} runs: {output.resolve() / PAGE}")
     return entries
 
 

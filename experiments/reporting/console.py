@@ -1,4 +1,4 @@
-"""Tables that training and timing print."""
+"""Tables and lines that training and timing print."""
 
 from experiments.labels.latency import Latency
 from experiments.reporting.tables import format_table
@@ -39,6 +39,20 @@ def format_records(records: list[TrainingRecord]) -> str:
             "tokens and score: calibration split, default price",
         ]
     )
+
+
+def format_record(record: TrainingRecord) -> str:
+    """Return a line on one training, for a sweep."""
+    return (
+        f"{record.name}: validation value {record.value:.4f}, {record.default_cost:.1f} "
+        f"visual tokens and score {record.default_score:.4f} by default, {record.seconds:.1f} s"
+    )
+
+
+def describe_latency(latency: Latency) -> str:
+    """Return the number of timed pictures in a few words."""
+    num_batches, num_rounds = latency.vision.shape
+    return f"{num_batches * latency.job['batch_size']} images in {num_rounds} rounds"
 
 
 def format_latency(latency: Latency) -> str:

@@ -25,16 +25,15 @@ from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
-from experiments.reporting.findings import Findings, write_sentences
+from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.tables import write_tables
-from experiments.results.metrics_json import METRICS, collect_extras, collect_metrics, write_results
+from experiments.results.metrics_json import collect_extras, collect_metrics, write_results
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
-from experiments.tasks.sizes import frame_banners
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
@@ -69,15 +68,15 @@ def evaluate_predictors(
     num_resplits: int = 1000,
     gallery: int = 6,
     seed: int = 0,
-) -> Comparison:
+) -> Findings:
     """Compare trained predictors; the first is the one the report is about.
 
     `cascades` are compared with them; a cascade pays for every scale that it tries. Operating points and
     guarantees come from the calibration samples that no calibrator of these predictors was fitted on, default
     prices from training, and metrics from the test split. The test split is opened last, after the evaluation
     has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
-    `latency`, if it has timings of these predictors on this machine. Prints the tables and writes metrics,
-    figures and report into `output`. `task` gives the images of the gallery. Images are resampled with
+    `latency`, if it has timings of these predictors on this machine. Writes metrics, tables, figures and
+    report into `output`. `task` gives the images of the gallery. Images are resampled with
     `bootstrap_seed`; runs can be compared only if they share it. `seed` selects the samples of the gallery.
     Raises ValueError if labels, predictors and task do not belong together.
     """
@@ -174,6 +173,7 @@ def evaluate_predictors(
             )
             for policy in policies
         ],
+        starts_from=starts_from,
         units={each.name: each.prices.default.unit for each in trained},
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
@@ -197,8 +197,7 @@ def evaluate_predictors(
     metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
     write_results(output, metrics, comparison, others, findings.guarantees)
     title = f"{manifest['backbone']} on {manifest['task']}"
-    tables = list_tables(findings)
-    write_tables(output / "tables", tables)
+    write_tables(output / "tables", list_tables(findings))
     write_report(
         output / REPORT,
         findings,
@@ -211,11 +210,7 @@ def evaluate_predictors(
         per_category=gallery,
         seed=seed,
     )
-    print("\n\n".join([*map(str, tables), "\n".join(write_sentences(findings))]))
-    if findings.banners:
-        print(f"\n{frame_banners(findings.banners)}")
-    print(f"\nreport: {output / REPORT}, beside {METRICS}, tables/ and figures as PDF and SVG")
-    return comparison
+    return findings
 
 
 def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:

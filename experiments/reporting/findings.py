@@ -33,7 +33,8 @@ from experiments.tasks.sizes import Banner, is_too_few
 class Findings:
     """A comparison with what belongs to it.
 
-    `others` are the same comparison in other cost measures; `units` the visual tokens that each predictor's
+    `others` are the same comparison in other cost measures; `starts_from` names, for each cascade, the
+    predictor that it starts from, if any; `units` the visual tokens that each predictor's
     price is charged for in use; `published` the published values, if there are any; `record` that of this
     evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by cost measure and part,
     the cost of that part of an answer at each scale, `[num_scales]`.
@@ -42,6 +43,7 @@ class Findings:
     comparison: Comparison
     others: Sequence[Comparison] = ()
     guarantees: Sequence[CheckedGuarantee] = ()
+    starts_from: Mapping[str, str | None] = field(default_factory=dict)
     units: Mapping[str, float] = field(default_factory=dict)
     published: Published | None = None
     record: EvaluationRecord | None = None

@@ -142,6 +142,13 @@ class Paths(Settings):
     """folder of the records of test evaluations"""
 
 
+class Printed(Settings):
+    """Settings shared by the commands that end in tables."""
+
+    print_tables: bool
+    """whether to print all tables; they are always in the folder of the run"""
+
+
 class Recorded(Settings):
     """Settings shared by the commands that read the test split."""
 

@@ -13,6 +13,7 @@ from experiments.settings.base import (
     NumResamples,
     Paths,
     PathText,
+    Printed,
     Recorded,
     Refusal,
     Settings,
@@ -204,7 +205,7 @@ class TuneSettings(Labelled, PredictorSettings):
     """search space"""
 
 
-class CompareSettings(Settings):
+class CompareSettings(Printed):
     """`experiments.compare`."""
 
     paths: Paths

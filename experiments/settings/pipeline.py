@@ -12,6 +12,7 @@ from experiments.settings.base import (
     NumResamples,
     NumWorkers,
     PathText,
+    Printed,
     Recorded,
     Refusal,
     Settings,
@@ -187,7 +188,7 @@ class Intervals(Recorded):
     """coverage of the intervals; 0.95: 95%"""
 
 
-class EvaluateSettings(Labelled, PredictorSettings, Intervals):
+class EvaluateSettings(Labelled, PredictorSettings, Intervals, Printed):
     """`conf/settings/evaluate.yaml`."""
 
     task: Built

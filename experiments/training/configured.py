@@ -1,5 +1,6 @@
 """Predictors and settings of training from a configuration."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def read_settings(config: DictConfig) -> TrainingSettings:
         calibrator=instantiate(config.get("calibrator")),
         trainer=read_trainer(config.get("trainer")),
     )
+
+
+def make_trainer(settings: DictConfig, **arguments: Any) -> Any:
+    """Return the Lightning trainer of a configuration; in a log file lines take the place of its bar.
+
+    `arguments` are those that a predictor gives: its callbacks and its number of epochs.
+    """
+    if settings.get("enable_progress_bar", True) and not sys.stderr.isatty():
+        from experiments.training.progress import EpochLines
+
+        callbacks = [*arguments.pop("callbacks", []), EpochLines()]
+        arguments |= {"callbacks": callbacks, "enable_progress_bar": False}
+    return instantiate(settings, **arguments)
 
 
 def read_trainer(trainer: DictConfig | None) -> dict[str, Any]:

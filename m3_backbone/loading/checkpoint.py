@@ -4,7 +4,8 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
+from transformers.utils import logging
 
 from m3_backbone.llava.modeling import (
     M3LlavaForConditionalGeneration,
@@ -39,6 +41,18 @@ from m3_backbone.loading.weights import (
     weight_shapes,
 )
 from m3_backbone.reading import check_settings, find_kernels, read_json
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers: the program that loads a model shows its own."""
+    is_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            logging.enable_progress_bar()
 
 
 def load_m3(
@@ -211,14 +225,15 @@ class Checkpoint:
         config = copy.deepcopy(self.config)
         if self.given_scales is not None:
             config.matryoshka_vis_token_scale = list(self.given_scales)
-        model = model_class.from_pretrained(
-            self.folder,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            key_mapping=KEY_MAPPING,
-        )
+        with _without_progress_bars():
+            model = model_class.from_pretrained(
+                self.folder,
+                config=config,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                key_mapping=KEY_MAPPING,
+            )
         if not has_tower:
             source = authors.find_tower(str(self.tower), self.folder) or self.tower
             tower = CLIPVisionModel.from_pretrained(source, dtype=model.dtype)

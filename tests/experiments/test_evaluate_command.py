@@ -15,6 +15,8 @@ from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
+from experiments.reporting.findings import write_sentences
+from experiments.reporting.summary import summarize, write_line, write_summary
 from experiments.tasks.base import Task
 from experiments.training.trained import TrainingSettings, identify, open_trained
 from experiments.training.trainer import train_predictors
@@ -90,9 +92,8 @@ def evaluate(store, output, **arguments):
     )
 
 
-def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
-    comparison = evaluate(store, tmp_path / "first")
-    assert f"report: {tmp_path / 'first' / 'report.html'}" in capsys.readouterr().out
+def test_second_evaluation_writes_the_same_bytes(store, tmp_path):
+    comparison = evaluate(store, tmp_path / "first").comparison
     evaluate(store, tmp_path / "second")
     for name in ("metrics.json", "draws.safetensors", "front.png"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -120,7 +121,7 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path, capsys):
 
 def test_one_task_leaves_its_best_scale_on_the_mix(store, tmp_path):
     """Estimates that are the same for every sample can at best draw between fixed scales."""
-    comparison = evaluate(store, tmp_path)
+    comparison = evaluate(store, tmp_path).comparison
     per_task = comparison.find("per_task")
     assert (per_task[to_mix].value <= 1e-9).all()
     assert per_task[mean_to_mix].value == pytest.approx(0, abs=0.01)
@@ -128,7 +129,7 @@ def test_one_task_leaves_its_best_scale_on_the_mix(store, tmp_path):
 
 
 def test_a_cascade_that_is_called_like_a_predictor_is_told_apart(store, tmp_path):
-    comparison = evaluate(store, tmp_path, cascades=[CascadeEntry("per_task", Cascade.fit)])
+    comparison = evaluate(store, tmp_path, cascades=[CascadeEntry("per_task", Cascade.fit)]).comparison
     assert [each.name for each in comparison.policies] == [
         "question_only",
         "per_task",
@@ -154,43 +155,52 @@ def test_task_of_other_data_is_refused(store, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_guarantee_is_reported(store, tmp_path, capsys):
-    evaluate(store, tmp_path, alpha=0.2)
+def test_guarantee_is_reported(store, tmp_path):
+    findings = evaluate(store, tmp_path, alpha=0.2)
     guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
     assert (guarantee["alpha"], guarantee["delta"], guarantee["level"]) == (0.2, 0.1, 0.1)
     found = guarantee["predictors"]["question_only"]
     assert found["num_images"] == found["resplit_check"]["num_images"] == 60
     assert found["price"] > 0 and found["calibration_drop"] < 0.2
     assert found["drop"]["low"] <= found["drop"]["value"] <= found["drop"]["high"]
-    printed = capsys.readouterr().out
+    printed = "\n".join(write_sentences(findings))
     assert "with probability 0.9, question_only scores at most 20 points below the finest scale" in printed
     assert "all 2 together with at least 0.8" in printed
 
 
-def test_joint_guarantees_are_certified_at_a_share_of_delta(store, tmp_path, capsys):
-    evaluate(store, tmp_path, alpha=0.2, joint=True)
+def test_joint_guarantees_are_certified_at_a_share_of_delta(store, tmp_path):
+    findings = evaluate(store, tmp_path, alpha=0.2, joint=True)
     guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
     assert (guarantee["delta"], guarantee["level"]) == (0.1, 0.05)
-    assert "All 2 guarantees hold together with that probability" in capsys.readouterr().out
+    assert "All 2 guarantees hold together with that probability" in "\n".join(write_sentences(findings))
 
 
-def test_guarantee_that_the_data_do_not_allow_is_called_infeasible(store, tmp_path, capsys):
-    evaluate(store, tmp_path, alpha=0.001)
+def test_guarantee_that_the_data_do_not_allow_is_called_infeasible(store, tmp_path):
+    findings = evaluate(store, tmp_path, alpha=0.001)
     guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
     found = guarantee["predictors"]["question_only"]
     assert found["price"] is None and found["drop"]["value"] == 0
-    assert "is infeasible for question_only: " in capsys.readouterr().out
+    assert "is infeasible for question_only: " in "\n".join(write_sentences(findings))
     assert "infeasible" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
+def test_cascades_stand_beside_the_predictors(store, tmp_path):
     """They are in tables, metrics and report; where confidence says nothing, a cascade is the mix."""
     cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Hybrid.fit, "question_only")]
-    comparison = evaluate(store, tmp_path, cascades=cascades, seed=7)
+    findings = evaluate(store, tmp_path, cascades=cascades, seed=7)
+    comparison = findings.comparison
     assert [each.name for each in comparison.policies] == ["question_only", "per_task", "cascade", "hybrid"]
     assert abs(comparison.find("cascade")[mean_to_mix].value) < 0.02
     assert comparison.find("hybrid")[mean_to_mix].value > 0.02
-    assert "hybrid" in capsys.readouterr().out
+    table = summarize(findings)
+    assert [row[0] for row in table.rows] == [
+        "finest scale (36)",
+        "question_only",
+        "hybrid",
+        "mix of fixed scales at the tokens of question_only",
+        "oracle, authors' convention",
+    ]
+    assert table.rows[2][3].startswith("+") and table.rows[0][3:] == table.rows[3][3:] == ("-", "-")
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     # Trained with seed 0, whatever this command was given; what is not trained has none.
     found = {name: (each["seed"], each["starts_from"]) for name, each in metrics["predictors"].items()}
@@ -202,6 +212,18 @@ def test_cascades_stand_beside_the_predictors(store, tmp_path, capsys):
     }
     assert metrics["bootstrap"]["seed"] == 0
     assert "hybrid" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_summary_is_short_and_says_what_it_is_about(store, tmp_path):
+    findings = evaluate(store, tmp_path)
+    lines = write_summary(findings).splitlines()
+    assert len(lines) <= 18
+    assert lines[0].startswith("240 test questions about 60 images, default prices")
+    assert any(line.startswith("At its default price question_only spends") for line in lines)
+    # Evaluated for the second time.
+    assert lines[-1].startswith("These predictors were evaluated on this test split before; ")
+    line = write_line(findings, tmp_path)
+    assert line.count("\n") == 0 and line.startswith("question_only: +") and line.endswith(str(tmp_path))
 
 
 def test_a_cascade_that_starts_from_an_unknown_predictor_is_refused(store, tmp_path):

@@ -29,7 +29,14 @@ def run_main(tmp_path, monkeypatch):
 
 def test_main_job(run_main, tmp_path, capsys):
     first = run_main("outputs/first", "store")
-    assert capsys.readouterr().out.splitlines()[-1].startswith("report: outputs/latest/report.html")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    begun = [line.split()[0] for line in lines if line]
+    steps = begun.index("labelled")
+    assert begun[steps : steps + 4] == ["labelled", "trained", "timed", "evaluated"]
+    assert len(begun) - steps <= 25
+    assert lines[-3] == f"report: {tmp_path / 'outputs' / 'first' / 'report.html'}"
+    assert lines[-2].startswith("next: ") and lines[-1].endswith(" folder=FOLDER")
     made = {
         path: path.stat().st_mtime_ns
         for path in tmp_path.glob("store/**/*")

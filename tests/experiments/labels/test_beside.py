@@ -199,10 +199,10 @@ def test_labels_in_use_are_refused_with_the_way_out(tmp_path):
 
 
 def test_the_place_of_the_latest_link_is_checked_before_any_work(call, tmp_path, monkeypatch):
-    def label_nothing(config):
+    def label_nothing(config, needed):
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr("experiments.label.main", label_nothing)
+    monkeypatch.setattr("experiments.label.label_configured", label_nothing)
     (tmp_path / "latest").mkdir()
     status, error = call("run", f"paths.outputs={tmp_path}")
     assert status == 2 and "latest is no symbolic link: move it" in error

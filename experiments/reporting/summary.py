@@ -1,0 +1,132 @@
+"""The summary of an evaluation for the terminal: one table, two findings, warnings and where the report is.
+
+All tables and sentences are in the report and in `tables/`.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from experiments.evaluation.comparison import Comparison, PolicyResult
+from experiments.evaluation.curves import Curve
+from experiments.evaluation.fronts import ORACLES, Convention
+from experiments.evaluation.metrics import default_cost, default_score, mean_gap_share, mean_to_mix
+from experiments.reporting.findings import Findings, describe_record, write_default, write_headline
+from experiments.reporting.numbers import (
+    MISSING,
+    format_difference,
+    format_percent,
+    format_score,
+    format_share,
+    format_tokens,
+)
+from experiments.reporting.page import cut_name
+from experiments.reporting.tables import Table
+from experiments.tasks.sizes import frame_banners
+
+_NOTE = "score in percent; to the mix: points at equal tokens, averaged over log-spaced budgets"
+_ORACLE: Convention = "coarsest"
+
+
+class Steps:
+    """The steps of a run: what each has done, for how long, and where the result is.
+
+    With `prints_results`, the table of each step is printed when the step ends.
+    """
+
+    def __init__(self, *, prints_results: bool = False) -> None:
+        self._prints_results = prints_results
+        self._lines: list[str] = []
+        self._start = time.perf_counter()
+
+    def add(self, name: str, description: str, place: str | Path, table: str = "") -> None:
+        """Add the step that ends now and began when the one before ended."""
+        end = time.perf_counter()
+        seconds, self._start = round(end - self._start), end
+        duration = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+        self._lines.append(f"{name:<10} {description} in {duration}: {place}")
+        if self._prints_results and table:
+            print(table)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines)
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """Return what was evaluated in a few words."""
+    return (
+        f"{len(comparison.policies)} policies on {comparison.num_samples:,} questions about "
+        f"{comparison.num_images:,} images"
+    )
+
+
+def write_summary(findings: Findings) -> str:
+    """Return table, findings and warnings of an evaluation, about 15 lines."""
+    comparison, record = findings.comparison, findings.record
+    parts = [
+        f"{summarize(findings)}\n{_NOTE}",
+        f"{write_headline(comparison)}\n{write_default(comparison)}",
+        frame_banners(findings.banners),
+    ]
+    if record is not None and not (record.is_recorded and record.is_new and record.evaluation == 1):
+        parts.append(describe_record(record))
+    return "\n\n".join(filter(None, parts))
+
+
+def write_line(findings: Findings, folder: Path) -> str:
+    """Return one line on the first policy of an evaluation whose results are in `folder`, for a sweep."""
+    first = findings.comparison.policies[0]
+    return (
+        f"{cut_name(first.name)}: {format_difference(first.find(mean_to_mix))} points to the mix, "
+        f"{format_share(first.find(mean_gap_share))} of the gap, "
+        f"{format_tokens(first[default_cost].value)} visual tokens by default: {folder}"
+    )
+
+
+def summarize(findings: Findings) -> Table:
+    """Return the finest scale, the first policy and its cascades, the reference, the mix and an oracle."""
+    comparison = findings.comparison
+    first = comparison.policies[0]
+    finest = f"finest scale ({comparison.scales[-1]})"
+    rows: list[tuple[str, ...]] = [
+        (finest, format_tokens(comparison.fixed_cost.value[-1]), format_score(comparison.fixed_score[-1]))
+    ]
+    rows += [_describe_policy(result) for result in _list_shown(findings)]
+    cost = float(first[default_cost].value)
+    mix = f"mix of fixed scales at the tokens of {first.name}"
+    rows.append((mix, format_tokens(cost), format_percent(_find_mix(comparison, cost))))
+    oracle_cost, oracle_score = comparison.rule(_ORACLE)
+    rows.append((ORACLES[_ORACLE], format_tokens(oracle_cost.value), format_score(oracle_score)))
+    caption = (
+        f"{comparison.num_samples:,} test questions about {comparison.num_images:,} images, default prices, "
+        f"{comparison.confidence:.0%} intervals"
+    )
+    header = ("policy", "visual tokens", "score", "to the mix", "share of the gap")
+    filled = [(cut_name(name), *cells, *[MISSING] * (4 - len(cells))) for name, *cells in rows]
+    return Table(caption, header, tuple(filled), name="summary")
+
+
+def _list_shown(findings: Findings) -> list[PolicyResult]:
+    """The first policy, the cascades that start from it, and the reference."""
+    comparison = findings.comparison
+    first, *others = comparison.policies
+    cascades = [result for result in others if findings.starts_from.get(result.name) == first.name]
+    reference = [result for result in others if result.name == comparison.reference]
+    return [first, *cascades, *reference]
+
+
+def _describe_policy(result: PolicyResult) -> tuple[str, ...]:
+    return (
+        result.name,
+        format_tokens(result[default_cost].value),
+        format_score(result[default_score]),
+        format_difference(result.find(mean_to_mix)),
+        format_share(result.find(mean_gap_share)),
+    )
+
+
+def _find_mix(comparison: Comparison, cost: float) -> float:
+    """Mean score of the mix of fixed scales at a mean cost."""
+    hull = Curve.of(comparison.fixed_cost.value[None], comparison.fixed_score.value[None]).hull()
+    return float(hull.at(np.array([[cost]])).item())
