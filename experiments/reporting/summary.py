@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments.evaluation.comparison import Comparison, PolicyResult
 from experiments.evaluation.curves import Curve
-from experiments.evaluation.fronts import ORACLES, Convention
 from experiments.evaluation.metrics import default_cost, default_score, mean_gap_share, mean_to_mix
 from experiments.reporting.findings import Findings, describe_record, write_default, write_headline
 from experiments.reporting.numbers import (
@@ -26,7 +25,6 @@ from experiments.reporting.tables import Table
 from experiments.tasks.sizes import frame_banners
 
 _NOTE = "score in percent; to the mix: points at equal tokens, averaged over log-spaced budgets"
-_ORACLE: Convention = "coarsest"
 
 
 class Steps:
@@ -94,10 +92,12 @@ def summarize(findings: Findings) -> Table:
     ]
     rows += [_describe_policy(result) for result in _list_shown(findings)]
     cost = float(first[default_cost].value)
-    mix = f"mix of fixed scales at the tokens of {first.name}"
+    mix = "mix of fixed scales, equal tokens"
     rows.append((mix, format_tokens(cost), format_percent(_find_mix(comparison, cost))))
-    oracle_cost, oracle_score = comparison.rule(_ORACLE)
-    rows.append((ORACLES[_ORACLE], format_tokens(oracle_cost.value), format_score(oracle_score)))
+    oracle_cost, oracle_score = comparison.rule("coarsest")
+    rows.append(
+        ("oracle: smallest sufficient scale", format_tokens(oracle_cost.value), format_score(oracle_score))
+    )
     caption = (
         f"{comparison.num_samples:,} test questions about {comparison.num_images:,} images, default prices, "
         f"{comparison.confidence:.0%} intervals"
