@@ -11,7 +11,7 @@ import posixpath
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,23 +35,24 @@ DOCUMENTS = {
 ASSETS = ("site.css", "favicon.svg", "iframe-worker.js")
 
 _FENCE = re.compile(r"^ {0,3}```.*?^ {0,3}```[^\n]*$", re.M | re.S)
-_LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+# Target of a link to another file of the repository.
+_LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)[^)\s]+(?=\))")
 
 
 def write_pages(folder: Path) -> None:
     """Write all pages below an empty or missing folder. Raises ValueError for links to missing files."""
     documents = list_documents()
-    pages_by_source = {source: page for page, source in documents.items()}
+    page_of = {source: page for page, source in documents.items()}
     dead: list[str] = []
     for page, source in documents.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files = {target: pages_by_source.get(target, f"files/{target}") for target in list_links(text, source)}
-        dead += [f"{source}: {target}" for target in files if not (ROOT / target).is_file()]
-        _write(folder / page, move_links(text, source, page, files))
-        for target, place in files.items():
-            if target not in pages_by_source and (ROOT / target).is_file():
-                (folder / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / target, folder / place)
+        targets = list_links(text, source)
+        dead += [f"{source}: {target}" for target in targets if not (ROOT / target).is_file()]
+        places = {target: page_of.get(target, f"files/{target}") for target in targets}
+        _write(folder / page, move_links(text, source, page, places))
+        for target, place in places.items():
+            if target not in page_of and (ROOT / target).is_file():
+                _write(folder / place, (ROOT / target).read_bytes())
     if dead:
         raise ValueError("links to files that do not exist: " + "; ".join(dead))
     for command in list_commands():
@@ -62,7 +63,7 @@ def write_pages(folder: Path) -> None:
         _write(folder / "api" / f"{module}.md", format_module_page(module))
     _write(folder / "api" / "index.md", format_module_list(modules))
     for name in ASSETS:
-        shutil.copyfile(Path(__file__).parent / name, folder / name)
+        _write(folder / name, (Path(__file__).parent / name).read_bytes())
 
 
 def list_documents() -> dict[str, str]:
@@ -86,25 +87,18 @@ def list_navigation() -> list[str]:
 
 def list_links(text: str, source: str) -> list[str]:
     """Return the files of the repository that a document links to, as paths from its root."""
-    return [
-        _resolve(link, source)
-        for link in _LINK.findall(_FENCE.sub("", text))
-        if not re.match(r"[a-z]+:|#", link)
-    ]
+    return [_resolve(link, source) for link in _LINK.findall(_FENCE.sub("", text))]
 
 
-def move_links(text: str, source: str, page: str, files: dict[str, str]) -> str:
+def move_links(text: str, source: str, page: str, places: Mapping[str, str]) -> str:
     """Return the text of a document with links that are right on its page.
 
-    `files` maps the files that it links to to their places in the site.
+    `places` maps the files that it links to to their places in the site.
     """
 
-    def move(match: re.Match[str]) -> str:
-        link = match[0]
-        if re.match(r"[a-z]+:|#", link):
-            return link
-        place = posixpath.relpath(files[_resolve(link, source)], posixpath.dirname(page) or ".")
-        return place + "".join(link.partition("#")[1:])
+    def move(link: re.Match[str]) -> str:
+        place = posixpath.relpath(places[_resolve(link[0], source)], posixpath.dirname(page) or ".")
+        return place + "".join(link[0].partition("#")[1:])
 
     pieces, end = [], 0
     for fence in _FENCE.finditer(text):
@@ -117,10 +111,6 @@ def format_command_page(command: str) -> str:
     """Return the page of a command: description, examples and options as in its help."""
     description, _, examples = read_docstring(command).partition("\nExamples:\n")
     config = compose(find_config_dir(), command, [], with_hydra=True)
-    options = [
-        f"| `{option.name}` | `{option.value}` | {option.meaning.replace('|', chr(92) + '|')} |"
-        for option in list_options(command, config)
-    ]
     return "\n".join(
         [
             f"# tokenscale {command}",
@@ -128,20 +118,26 @@ def format_command_page(command: str) -> str:
             description.strip(),
             "",
             "```sh",
-            *(line.strip() for line in examples.strip().splitlines()),
+            *(_put_comment_above(line.strip()) for line in examples.strip().splitlines()),
             "```",
             "",
             "## Options",
             "",
-            f"Each is given as `NAME=VALUE`. `tokenscale {command} --help` prints them, and",
-            f"`tokenscale {command} --cfg job` the full configuration, `conf/{command}.yaml` with all its groups.",
+            f"These are the options of `tokenscale {command} --help` with their defaults, as you type them.",
+            f"`tokenscale {command} --cfg job` prints the full configuration.",
             "",
-            "| option | default | meaning |",
-            "| --- | --- | --- |",
-            *options,
-            "",
+            *(
+                f"`{option.name}={option.value}`\n:   {option.meaning}\n"
+                for option in list_options(command, config)
+            ),
         ]
     )
+
+
+def _put_comment_above(line: str) -> str:
+    """Return a line of the shell with the comment at its end in a line of its own before it."""
+    command, _, comment = line.partition("  #")
+    return f"#{comment}\n{command.rstrip()}" if comment else command
 
 
 def format_command_list() -> str:
@@ -154,8 +150,8 @@ def format_command_list() -> str:
         [
             "# Commands",
             "",
-            "This page lists all commands; each is called as `tokenscale COMMAND OPTION=VALUE ...`, or as",
-            "`python -m experiments.COMMAND`. [Running the commands](../running.md) explains how to use them.",
+            "This page lists all commands. Call one with `tokenscale COMMAND OPTION=VALUE ...`;",
+            "[Running the commands](../running.md) explains how.",
             "",
             "| command | what it does |",
             "| --- | --- |",
@@ -207,9 +203,9 @@ def _resolve(link: str, source: str) -> str:
     return posixpath.normpath(str(PurePosixPath(source).parent / link.partition("#")[0]))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
 def main() -> None:
