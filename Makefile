@@ -6,10 +6,11 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-CODE := m3_backbone predictor experiments tests
+DOCS_INSTALLED := $(VENV)/.installed-docs
+CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check format clean
+.PHONY: help install run test test-slow check docs format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +44,19 @@ check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
+docs: $(DOCS_INSTALLED) ## the documentation site, site/index.html
+	$(BIN)/python -m docs.site.pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site: $(CURDIR)/site/index.html"
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
 clean: ## remove caches and builds; .venv and outputs/ stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

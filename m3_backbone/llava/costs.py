@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import LlavaConfig, LlavaNextConfig
 
+from m3_backbone.llava.modeling import feature_layer_of
+
 
 def prefill_flops(config: LlavaConfig | LlavaNextConfig, num_tokens: int) -> int:
     """Operations of the decoder on a prompt of `num_tokens` tokens, until the first token of the answer.
@@ -31,9 +33,7 @@ def vision_flops(config: LlavaConfig | LlavaNextConfig, num_tiles: int = 1) -> i
     Layers after the one whose features are used are not counted: they need not run.
     """
     vision: Any = config.vision_config
-    layer = config.vision_feature_layer
-    assert isinstance(layer, int)
-    num_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
+    num_layers = feature_layer_of(config)
     hidden, patches = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2
     tokens = patches + 1
     embedding = 2 * patches * vision.num_channels * vision.patch_size**2 * hidden

@@ -31,6 +31,13 @@ def grid_of(config: LlavaConfig | LlavaNextConfig) -> int:
     return vision.image_size // vision.patch_size
 
 
+def feature_layer_of(config: LlavaConfig | LlavaNextConfig) -> int:
+    """How many layers of the vision tower the visual tokens pass through."""
+    vision: Any = config.vision_config
+    layer: Any = config.vision_feature_layer
+    return layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
+
+
 class _MatryoshkaModel:
     """Common part of the inner plain and tiled models: one vision pass, and the merge of image and text."""
 
@@ -80,9 +87,13 @@ class _MatryoshkaModel:
         return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
 
     def _project(self, tiles: Tensor) -> Tensor:
-        layer = self.config.vision_feature_layer
-        outputs = self.vision_tower(tiles.to(self.vision_tower.dtype), output_hidden_states=[layer])
-        patches = outputs.hidden_states[layer][:, 1:]  # without the class token
+        # Before transformers 5.23, selected hidden states are numbered without the input of the first layer:
+        # the layer below is selected too, and the features are found by their place from the end.
+        layer = feature_layer_of(self.config)
+        place = layer - (self.config.vision_config.num_hidden_layers + 1)
+        pixels = tiles.to(self.vision_tower.dtype)
+        outputs = self.vision_tower(pixels, output_hidden_states=[layer - 1, layer])
+        patches = outputs.hidden_states[place][:, 1:]  # without the class token
         return self.multi_modal_projector(patches)
 
     def forward(

@@ -295,8 +295,11 @@ class AdaptiveM3(ModelHubMixin):
             torch_dtype: an older name of `dtype`.
             trust: dotted names of packages, modules or classes that a saved predictor may be built from,
                 besides tokenscale's own.
-            revision, token, cache_dir, force_download, local_files_only: as in
-                `huggingface_hub.snapshot_download`.
+            revision: branch, tag or commit on the hub.
+            token: access token of the hub; True: the stored one.
+            cache_dir: folder of downloaded files.
+            force_download: whether files are downloaded again.
+            local_files_only: whether only downloaded files are used.
 
         Raises FolderError, which names the file, for files that are damaged or name classes that are not
         trusted.

@@ -91,6 +91,19 @@ def test_a_tiled_model_needs_the_sizes(tiled):
         tiled.backbone.model(**inputs, token_scale=9)
 
 
+@torch.no_grad()
+def test_visual_tokens_come_from_the_layer_that_the_configuration_names(plain):
+    """Counted from either end, on every supported release of transformers."""
+    config = type(plain.backbone.checkpoint.config)(**plain.backbone.checkpoint.config.to_dict())
+    model = M3LlavaForConditionalGeneration(config).model
+    pixels = plain.backbone.processor(plain.images[0], plain.cases[0]["prompt"], 9)["pixel_values"]
+    states = model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    for layer in (1, len(states) - 1, -1, -2):
+        config.vision_feature_layer = layer
+        expected = model.multi_modal_projector(states[layer][:, 1:])
+        torch.testing.assert_close(model.encode_images(pixels), expected, rtol=0, atol=0)
+
+
 def test_gradients_reach_the_vision_tower(plain):
     model = M3LlavaForConditionalGeneration(plain.backbone.checkpoint.config)
     inputs = plain.backbone.processor(plain.images[0], plain.cases[0]["prompt"], 9)

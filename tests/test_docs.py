@@ -1,0 +1,103 @@
+"""README.md and docs/: every link leads somewhere, every page has a place, every command line is accepted."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from docs.site.pages import DOCUMENTS, list_documents, list_navigation, write_pages
+from experiments.answer import quote_free_text
+from experiments.cli import find_config_dir, list_commands
+from experiments.settings.check import check_settings
+from experiments.settings.command_line import find_wrong_argument
+from tests.pages import take_blocks, write_blocks
+from tests.paths import ROOT
+
+CONF = find_config_dir()
+PAGES = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+# Words of an example that stand for something else.
+PLACEHOLDER = re.compile(r"=NAME\b|\bCOMMAND\b")
+
+
+def read_command_lines(page: str) -> list[tuple[str, list[str]]]:
+    """Commands with their arguments: lines of shell blocks, and code in the text."""
+    text = (ROOT / page).read_text("utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    lines = re.findall(r"(?<!`)`([^`]+)`", prose)
+    for block in blocks:
+        block = block.replace("\\\n", "")
+        for name, value in re.findall(r'^(\w+)="(.*)"$', block, re.M):
+            block = block.replace(f"${name}", value)
+        lines += block.splitlines()
+    called = []
+    for line in lines:
+        given = re.match(r"(?:tokenscale |python -m experiments\.)(\w+)(.*)", line, re.S)
+        if made := re.fullmatch(r'make run ARGS="(.*?)"(?:\s+#.*)?', line):
+            called.append(("run", shlex.split(made[1])))
+        elif given and not PLACEHOLDER.search(line):
+            called.append((given[1], shlex.split(given[2], comments=True)))
+    return called
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_lines_are_accepted(page, tmp_path):
+    search_path = []
+    if take_blocks(ROOT / page, "yaml"):
+        write_blocks(ROOT / page, tmp_path)
+        search_path = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    for command, arguments in read_command_lines(page):
+        assert command in list_commands(), command
+        overrides = [*quote_free_text(arguments), *search_path]
+        assert find_wrong_argument(CONF, command, overrides) is None, (command, arguments)
+        # Classes of a page are in no package here.
+        if not search_path and not any(argument.startswith("-") for argument in arguments):
+            with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+                check_settings(command, compose(command, overrides))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_in_the_text_are_accepted(page):
+    """Code that consists of settings alone, as `shard=0/8`, fits at least one command."""
+    prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
+    commands = sorted(list_commands(), key=lambda name: name not in ("run", "label", "tune"))
+    for code in dict.fromkeys(re.findall(r"(?<!`)`([^`]+)`", prose)):
+        words = code.split()
+        if all(re.fullmatch(r"[a-z][\w.@/]*=\S+", word) for word in words) and not PLACEHOLDER.search(code):
+            overrides = shlex.split(code)
+            assert any(find_wrong_argument(CONF, name, overrides) is None for name in commands), code
+
+
+def test_most_pages_have_command_lines():
+    """The pattern that finds them finds them."""
+    numbers = {page: len(read_command_lines(page)) for page in PAGES}
+    assert numbers["docs/running.md"] > 10 and sum(map(bool, numbers.values())) > 10
+
+
+def test_links_lead_to_files_and_every_page_is_in_the_navigation(tmp_path):
+    write_pages(tmp_path)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")}
+    navigation = list_navigation()
+    assert len(navigation) == len(set(navigation)) and set(navigation) == written
+
+
+def test_dead_link_is_named(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n[there](page.md), [nowhere](nowhere.md), [elsewhere](https://example.org)\n")
+    monkeypatch.setitem(DOCUMENTS, "index.md", str(page))
+    with pytest.raises(ValueError, match=r": \S+page\.md: \S+nowhere\.md$"):
+        write_pages(tmp_path / "docs")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_begins_with_its_purpose(page):
+    title, empty, purpose = (ROOT / page).read_text("utf-8").splitlines()[:3]
+    assert title.startswith("# ") and not empty
+    assert purpose.startswith(("This page ", "tokenscale is "))
+
+
+def test_documents_are_those_of_the_repository():
+    assert all((ROOT / source).is_file() for source in list_documents().values())
+    assert {Path(source).name for source in list_documents().values()} >= {Path(page).name for page in PAGES}
