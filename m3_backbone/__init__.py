@@ -1,1 +1,1 @@
-"""The frozen Matryoshka multimodal model: image + question -> answers and outcomes at every scale."""
+"""Frozen Matryoshka multimodal models: image and question -> answers and outcomes at every scale."""

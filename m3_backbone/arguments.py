@@ -1,7 +1,7 @@
-"""Types of numeric arguments with their ranges, and the check of a value against a type.
+"""Types of numeric arguments with their ranges, and checks of values against types.
 
-A constructor declares what it accepts in its signature, `batch_size: PositiveInt`, and `checked` refuses
-everything else with a ValueError of one sentence. Settings of commands are declared with the same types.
+A constructor declares the values it accepts in its signature, such as `batch_size: PositiveInt`; `checked`
+raises a one-sentence ValueError for any other value. Settings of commands use the same types.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
-# What the generators of NumPy, PyTorch and scikit-learn all accept.
+# Seeds that the generators of NumPy, PyTorch and scikit-learn all accept.
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
-# A part of a whole: both ends included, only the lower one, neither.
+# Fractions between 0 and 1: both ends included, only 0 included, neither included.
 ClosedFraction = Annotated[float, Ge(0), Le(1)]
 HalfOpenFraction = Annotated[float, Ge(0), Lt(1)]
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
 
-# Text that becomes part of a prompt: typed on a command line, \n in it is a line break (`settings.words`).
+# Text that becomes part of a prompt. On a command line, \n in it stands for a line break (`settings.words`).
 PromptText = Annotated[str, "prompt"]
 
 _LISTS = (list, tuple, Sequence, Collection)
@@ -37,10 +37,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def checked(function: _Function) -> _Function:
-    """Decorate a function, mostly `__init__`, so that arguments outside their annotated types are refused.
+    """Return a function, usually `__init__`, that checks its arguments against their annotations.
 
-    Raises ValueError that names the argument, its value and what is allowed. Annotations other than those
-    that `accepts` knows are not checked.
+    The returned function raises ValueError that names the argument, its value and the allowed values.
+    Annotations that `accepts` does not support are not checked.
     """
     signature = inspect.signature(function)
 
@@ -58,11 +58,11 @@ def checked(function: _Function) -> _Function:
 @functools.lru_cache
 def read_hints(function: Callable[..., Any]) -> Mapping[str, Any]:
     """Return the annotations of a function's parameters that can be resolved at run time."""
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     namespace = getattr(function, "__globals__", {})
     hints: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind not in kinds and parameter.annotation is not inspect.Parameter.empty:
+        if parameter.kind not in variadic and parameter.annotation is not inspect.Parameter.empty:
             holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
             try:
                 hints |= typing.get_type_hints(holder, namespace, include_extras=True)
@@ -72,16 +72,17 @@ def read_hints(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def check_argument(name: str, value: Any, annotation: Any) -> None:
-    """Raise ValueError that says what is allowed unless the type accepts the value."""
+    """Raise ValueError that describes the allowed values if `annotation` does not accept `value`."""
     if not accepts(annotation, value):
         raise ValueError(f"{name}={show(value)}: give {describe_type(annotation)}")
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a type accepts a value: bool, int, float, str, None, Literal, ranges, unions, lists, mappings.
+    """Return whether a type accepts a value.
 
-    bool is no number, and float takes whole numbers but neither nan nor infinity. A list may stand for any
-    sequence, and text is none. Callables and dataclasses are told apart; any other type accepts everything.
+    Supported types are bool, int, float, str, None, Literal, ranges, unions, lists, mappings, callables and
+    dataclasses; any other type accepts every value. A bool is not a number. float accepts whole numbers but
+    neither nan nor infinity. A list type accepts any sized collection except text and mappings.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -115,13 +116,13 @@ def accepts(annotation: Any, value: Any) -> bool:
 
 
 def _is_callable(annotation: Any) -> bool:
-    """Whether a type is `Callable[...]`, or a protocol of something that is called."""
+    """Return whether a type is `Callable[...]` or a protocol with `__call__`."""
     is_protocol = getattr(annotation, "_is_protocol", False) and "__call__" in vars(annotation)
     return get_origin(annotation) is Callable or annotation is Callable or is_protocol
 
 
 def find_mapping(annotation: Any) -> Any:
-    """Return the value type of a mapping, or of a union with a mapping. None otherwise."""
+    """Return the value type of a mapping type, also within a union; None if there is no mapping."""
     if get_origin(annotation) in _MAPPINGS:
         return get_args(annotation)[1]
     if get_origin(annotation) in (Union, types.UnionType):
@@ -151,7 +152,7 @@ def _lies_within(bounds: Sequence[Any], value: Any) -> bool:
 
 
 def describe_type(annotation: Any) -> str:
-    """Describe the values that a type accepts, as in `a whole number from 1 up, or null`."""
+    """Return a description of the values that a type accepts, such as `a whole number from 1 up, or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return f"{describe_type(arguments[0])}{_describe_range(annotation.__metadata__)}"
@@ -197,14 +198,14 @@ def _describe_range(bounds: Sequence[Any]) -> str:
 
 
 def show(value: Any) -> str:
-    """Format a value as in a configuration, on one line."""
+    """Return a value formatted as in a configuration file, on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{show(key)}: {show(item)}' for key, item in value.items())}}}"
-    # On one line, and as any terminal shows it.
+    # Escape line breaks and unprintable characters.
     text = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in str(value)
     )

@@ -1,14 +1,14 @@
-"""Features of an image that a predictor may see: visual tokens at some scales, and statistics.
+"""Image features for predictors: visual tokens at some scales, and statistics.
 
-Labelling stores what `Backbone.compute_features` returns, and the same method computes the features of a new
-image, so that a predictor sees the same numbers in both. A statistic is named `group/name`. The group `tower`
-describes the visual tokens, in a way of the backbone's own; M3 has
+Labelling stores the features that `Backbone.compute_features` returns, and the same method computes the
+features of a new image, so that a predictor gets the same numbers in both cases. A statistic is named
+`group/name`. The group `tower` describes the visual tokens and depends on the backbone. M3 has
 
-    tower/variance_kept_S     share of the tokens' variance about their mean that is left at scale S
-    tower/norm_mean, _std, _max    of the Euclidean norms of the tokens
-    tower/neighbour_cosine    mean cosine between tokens side by side, or one above the other, in the grid
+    tower/variance_kept_S     share of the tokens' variance about their mean that remains at scale S
+    tower/norm_mean, _std, _max    mean, standard deviation and maximum of the tokens' Euclidean norms
+    tower/neighbour_cosine    mean cosine of horizontally or vertically adjacent tokens of the grid
 
-The group `image` describes the picture, whatever the backbone:
+The group `image` describes the pixels and is the same for every backbone:
 
     image/width, height       in pixels
     image/jpeg_bytes          bytes per pixel as a JPEG of quality 75
@@ -28,7 +28,7 @@ from PIL import Image
 GROUPS = ("tower", "image")
 JPEG_QUALITY = 75
 EDGE = 32
-# Colour conversion, cosine transform, histograms and differences: all image statistics together, roughly.
+# Rough count for all image statistics: colour conversion, cosine transform, histograms and differences.
 OPERATIONS_PER_PIXEL = 100
 
 
@@ -40,13 +40,13 @@ class ImageFeatures:
     statistics: dict[str, float]
 
     def is_finite(self) -> bool:
-        """Whether no feature overflowed."""
+        """Return whether all features are finite."""
         arrays = [*self.visual.values(), np.array(list(self.statistics.values()))]
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 def describe_image(image: Image.Image) -> dict[str, float]:
-    """The statistics `image/...` of a picture."""
+    """The statistics `image/...` of an image."""
     image = image.convert("RGB")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
@@ -70,16 +70,19 @@ def describe_image(image: Image.Image) -> dict[str, float]:
 
 
 def count_tower_operations(num_tokens: float, hidden_size: int, num_scales: int) -> float:
-    """Floating-point operations of the tower statistics of an image with this many finest tokens.
+    """Floating-point operations of the tower statistics of an image with `num_tokens` finest tokens.
 
-    Per number: three for the variance, one and a half per coarser scale (a sum, and three for each of at most
-    a sixth of the numbers), two for norms, one to normalise and four for the two neighbours.
+    Per number: three for the variance, one and a half per coarser scale (one sum, and three operations on at
+    most a sixth of the numbers), two for norms, one to normalise and four for the two neighbours.
     """
     return num_tokens * hidden_size * (10 + 1.5 * (num_scales - 1))
 
 
 def stack_statistics(images: Sequence[ImageFeatures]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names, and values float32 `[num_images, num_statistics]`; ValueError where images have other names."""
+    """Names and values (float32 `[num_images, num_statistics]`) of the statistics of images.
+
+    Raises ValueError if the images have different statistics.
+    """
     names = tuple(images[0].statistics)
     if any(tuple(image.statistics) != names for image in images):
         raise ValueError("the images have different statistics: label all of them again")

@@ -1,15 +1,15 @@
-"""Pictures as 8-bit RGB, opened and converted alike in labelling, training and use.
+"""Images as 8-bit RGB, opened and converted in the same way for labelling, training and use.
 
-As in the M3 authors' code (`Image.open(path).convert("RGB")`), an animated file is its first frame, colour
-profiles and texts in the file are ignored, and an EXIF rotation is not applied unless the caller asks for it:
-the published values come from pixels as they are stored. (Data sets read through Hugging Face `datasets`
-since 2024 are rotated.) Two cases differ, where theirs loses the picture: 16-bit greyscale is scaled to
-8 bits (`convert` clips it to white), and transparent pixels lie on white (`convert` uncovers the colour
-stored under them, black as a rule).
+As in the M3 authors' code (`Image.open(path).convert("RGB")`), only the first frame of an animated file is
+used, colour profiles and text in the file are ignored, and an EXIF rotation is not applied by default: the
+published values come from pixels as they are stored. (Hugging Face `datasets` has applied EXIF rotations
+since 2024.) Two cases differ, because the authors' code loses the image content: 16-bit greyscale is scaled
+to 8 bits (`convert` clips it to white), and transparent pixels are composited onto white (`convert` shows the
+colour stored under them, usually black).
 
-Whatever is wrong with a picture is an `UnreadableImage`, an OSError and a ValueError. Sizes are checked
-before pixels are decoded, and conversions work on bands of rows: a picture takes at most two copies of its
-pixels.
+Every problem with an image raises `UnreadableImage`, which is an OSError and a ValueError. Sizes are checked
+before pixels are decoded, and conversions work on bands of rows, so that memory holds at most two copies of
+an image's pixels.
 """
 
 import io
@@ -24,20 +24,20 @@ from m3_backbone.reading import POINTER_REASON, is_pointer
 
 Picture = Image.Image | str | Path | bytes | np.ndarray
 
-# What a decoder may be asked for: plain rasters. Pillow's other plugins include some that start programs.
+# Raster formats that may be decoded. Some of Pillow's other plugins start programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion; it takes 4 bytes a pixel, so 0.36 gigabytes
-MAX_SIDE = 16_384  # a longer side is no photograph and no scan; each row or column of it is resampled
-PREFIX = "cannot read"  # of every reason that is about a picture and not about a question
+MAX_PIXELS = 89_478_485  # Pillow's decompression-bomb limit; 0.36 GB at 4 bytes per pixel
+MAX_SIDE = 16_384  # photographs and scans have shorter sides
+PREFIX = "cannot read"  # start of every skip reason that concerns an image and not a question
 _BAND_PIXELS = 2**22
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Texts and colour profiles, which Pillow unpacks within limits and refuses the picture beyond them.
+# Chunks with text and colour profiles. Pillow refuses an image in which they exceed its size limits.
 _PNG_IGNORED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _MAX_PNG_BYTES = 2**30
 
 
 class UnreadableImage(OSError, ValueError):
-    """A picture that cannot be had, with its name (within its image folder, if it has one) and the reason."""
+    """An image that cannot be read: its name (relative to its image folder, if it has one) and the reason."""
 
     def __init__(self, name: str | None, reason: str) -> None:
         super().__init__(name, reason)
@@ -57,18 +57,22 @@ def open_picture(
     max_pixels: int = MAX_PIXELS,
     max_side: int = MAX_SIDE,
 ) -> Image.Image:
-    """A picture as 8-bit RGB. Raises UnreadableImage, which calls it `name` (by default the path).
+    """Open an image and return it as 8-bit RGB.
 
-    `picture` is a PIL image, the path or the bytes of a file, or an array of pixels `[height, width]`,
-    `[height, width, 1]`, `[height, width, 3]` or `[height, width, 4]` (red, green, blue, opacity) of uint8,
-    uint16, bool, or floats from 0 to 1. A PIL image that is RGB already is returned itself. One of more than
-    `max_pixels` pixels, or with a side over `max_side`, is refused before it is decoded. With
-    `apply_orientation` it is rotated as its EXIF data ask for. Raises ValueError for any other type.
+    Args:
+        picture: PIL image, path or bytes of a file, or array of pixels `[height, width]`,
+            `[height, width, 1]`, `[height, width, 3]` or `[height, width, 4]` (red, green, blue, opacity) of
+            uint8, uint16, bool, or floats from 0 to 1. A PIL image in RGB is returned unchanged.
+        name: name of the image in errors; by default the path.
+        apply_orientation: whether to apply the EXIF rotation.
+        max_pixels, max_side: largest number of pixels, and longest side in pixels; checked before decoding.
+
+    Raises UnreadableImage for an image that cannot be read or is too large, ValueError for any other type.
     """
     if not isinstance(picture, Picture):
         raise ValueError(
-            f"a {type(picture).__name__} is no picture: give a PIL image, a path, the bytes of a file or an "
-            "array"
+            f"a {type(picture).__name__} is not an image: give a PIL image, a path, the bytes of a file or "
+            "an array"
         )
     if name is None and isinstance(picture, str | Path):
         name = str(picture)
@@ -91,9 +95,10 @@ def open_picture(
 
 
 def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
-    """The image as 8-bit RGB; itself if it is RGB without transparency. Raises UnreadableImage.
+    """Return the image as 8-bit RGB, unchanged if it is RGB without transparency. Raises UnreadableImage.
 
-    Greyscale of up to 16 bits is scaled, transparent pixels lie on white, all else is as Pillow converts it.
+    Greyscale of up to 16 bits is scaled and transparent pixels are composited onto white. Pillow converts all
+    other modes.
     """
     if 0 in image.size:
         raise UnreadableImage(name, f"it has no pixels: {image.width} x {image.height}")
@@ -114,7 +119,7 @@ def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
 
 @contextmanager
 def _naming(name: str | None) -> Iterator[None]:
-    """Turn every error about a picture into an UnreadableImage."""
+    """Turn every error about an image into UnreadableImage with this name."""
     try:
         yield
     except UnreadableImage:
@@ -132,12 +137,15 @@ def _naming(name: str | None) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """The message without the full path that errors of the system end in: reasons travel with the labels."""
+    """Return the message of an error without the file path that system errors append.
+
+    Skip reasons are stored with the labels and must not contain paths of this machine.
+    """
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _find_file(path: Path, name: str | None) -> Path:
-    """`path`, if it is a regular file."""
+    """Return `path` if it is a regular file. Raises UnreadableImage otherwise."""
     try:
         is_file, exists = path.is_file(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
@@ -150,7 +158,7 @@ def _find_file(path: Path, name: str | None) -> Path:
 def _decode(
     source: Path | bytes, name: str | None, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """What `convert` makes of the picture in a file or in its bytes."""
+    """Return `convert(image)` of the image in a file or in the bytes of a file."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(256)
         if not head:
@@ -173,29 +181,29 @@ def _decode(
 
 
 def _detach(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The converted image as one of its own, which needs no file."""
+    """Return the converted image as an independent copy that does not need the open file."""
     converted = convert(image)
     return image.copy() if converted is image else converted
 
 
 def _remove_texts(content: bytes) -> bytes:
-    """A PNG without those chunks that Pillow refuses where they are large and that no pixel depends on."""
-    parts, place = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
-    while place < len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if content[place + 4 : place + 8] not in _PNG_IGNORED:
-            parts.append(content[place:end])
-        place = end
-    return b"".join(parts)
+    """Return a PNG file without its text and colour-profile chunks, on which no pixel depends."""
+    chunks, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] not in _PNG_IGNORED:
+            chunks.append(content[start:end])
+        start = end
+    return b"".join(chunks)
 
 
 def _rotate(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation asks for; as it is stored where EXIF data are damaged."""
+    """Return the image rotated by its EXIF orientation, or unchanged if the EXIF data are damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # of any kind, as those of decoders
+    except Exception:  # damaged EXIF data raise many types of errors
         return image
 
 
@@ -203,26 +211,26 @@ def _from_array(name: str | None, pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     is_color = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
-    kind = "float" if pixels.dtype.kind == "f" else str(pixels.dtype)
-    if kind not in ("uint8", "uint16", "bool", "float") or not (is_color or pixels.ndim == 2):
+    dtype = "float" if pixels.dtype.kind == "f" else str(pixels.dtype)
+    if dtype not in ("uint8", "uint16", "bool", "float") or not (is_color or pixels.ndim == 2):
         raise UnreadableImage(
             name,
-            f"an array of {pixels.dtype} {list(pixels.shape)} is no picture: give uint8 pixels, [height, "
+            f"an array of {pixels.dtype} {list(pixels.shape)} is not an image: give uint8 pixels, [height, "
             "width], [height, width, 3] or [height, width, 4]",
         )
     if not pixels.size:
         raise UnreadableImage(name, f"it has no pixels: {pixels.shape[1]} x {pixels.shape[0]}")
-    if kind == "float":
-        # nan compares as false.
+    if dtype == "float":
+        # Comparisons with nan are false, so that nan fails this check.
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise UnreadableImage(
                 name, "floating-point pixels that are not all from 0 to 1: their range is not known"
             )
         pixels = (pixels * np.float32(255)).round().astype(np.uint8)
-    elif kind == "bool":
+    elif dtype == "bool":
         pixels = pixels.astype(np.uint8) * 255
-    elif kind == "uint16" and is_color:
-        pixels = (pixels >> 8).astype(np.uint8)  # as Pillow reads files of 16 bits a channel
+    elif dtype == "uint16" and is_color:
+        pixels = (pixels >> 8).astype(np.uint8)  # as Pillow reads files with 16 bits per channel
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
@@ -235,7 +243,7 @@ def _check_size(name: str | None, size: tuple[int, ...], max_pixels: int, max_si
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """An RGB image that `convert` makes of bands of rows, whose copies do not add up."""
+    """Return the RGB image that `convert` gives, computed in bands of rows to limit memory."""
     width, height = image.size
     num_rows = max(1, _BAND_PIXELS // width)
     if num_rows >= height:

@@ -1,4 +1,4 @@
-"""Files of a checkpoint or of a data set, read with errors that name them."""
+"""Readers of checkpoint and data-set files whose errors name the file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from m3_backbone.arguments import accepts, describe_type
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
-# Attentions of transformers itself: any other name is that of a kernel, code that it fetches from the hub.
+# Attention implementations in transformers itself. Any other name is that of a kernel: code from the hub.
 ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 POINTER_REASON = "a Git LFS pointer and not the file itself: fetch it with `git lfs pull`"
 
 
 def is_pointer(head: bytes) -> bool:
-    """Whether a file that begins with `head` is a Git LFS pointer."""
+    """Return whether a file that begins with `head` is a Git LFS pointer."""
     return head.startswith(_POINTER)
 
 
@@ -30,23 +30,23 @@ def check_no_pointer(file: Path) -> None:
 
 
 def check_settings(file: Path, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Raise ValueError that names file and key if a setting does not have its type in `types`."""
+    """Raise ValueError that names file and key if a setting does not have the type given in `types`."""
     for key, annotation in types.items():
         if key in settings and not accepts(annotation, settings[key]):
-            raise ValueError(f"{file}: {key} is {settings[key]!r}, and should be {describe_type(annotation)}")
+            raise ValueError(f"{file}: {key} is {settings[key]!r} but should be {describe_type(annotation)}")
 
 
 def find_kernels(settings: Any) -> Iterator[str]:
-    """Yield one sentence for each attention in a configuration, at any depth, that is not in `ATTENTIONS`."""
+    """Yield a message per attention setting, at any depth of a configuration, not in `ATTENTIONS`."""
     for key, value in settings.items() if isinstance(settings, Mapping) else enumerate(settings):
         if key in ("attn_implementation", "_attn_implementation") and value not in ATTENTIONS:
-            yield f"{key} is none of {', '.join(filter(None, ATTENTIONS))}"
+            yield f"{key} is not one of {', '.join(filter(None, ATTENTIONS))}"
         elif isinstance(value, Mapping | list):
             yield from find_kernels(value)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError, naming the file, where there is none."""
+    """Return the object in a JSON file. Raises ValueError that names the file if it holds no JSON object."""
     check_no_pointer(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""Conversations in the formats of LLaVA and of chat models, read by role."""
+"""Reader of conversations in the formats of LLaVA and of chat models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["question", "answer", "system"]
-# Of LLaVA and ShareGPT (`from`, `value`) and of OpenAI and Hugging Face (`role`, `content`).
+# Role names of LLaVA and ShareGPT (`from`, `value`) and of OpenAI and Hugging Face (`role`, `content`).
 ROLES: dict[str, Role] = {
     "human": "question",
     "user": "question",
@@ -21,8 +21,8 @@ ROLES: dict[str, Role] = {
 class Turns:
     """Question-answer pairs of a conversation, and counts of the other turns.
 
-    `num_system` turns are instructions to the model. `num_stray` are answers without a question before them:
-    those that open the conversation, and those after another answer.
+    The answer of a pair is None if the question has none. `num_system` counts instructions to the model.
+    `num_stray` counts answers that do not follow a question: at the start, or after another answer.
     """
 
     pairs: tuple[tuple[str, str | None], ...]
@@ -31,10 +31,10 @@ class Turns:
 
 
 def read_turns(messages: Any) -> Turns:
-    """Read a conversation, a list of {"from", "value"} or {"role", "content"}, by role.
+    """Read a conversation: a list of {"from", "value"} or {"role", "content"} objects.
 
-    `content` may be a list of parts, of which those of type text count, a line each. Raises ValueError for
-    what is no such list, naming the message.
+    If `content` is a list of parts, its text parts are joined by line breaks and other parts are ignored.
+    Raises ValueError that names the message for any other structure.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ValueError(f"the conversation is not a list but {type(messages).__name__}")

@@ -1,6 +1,6 @@
-"""Interface of all predictors: `fit` on labels, `predict` from inputs alone, saved without pickle.
+"""Interface of all predictors: `fit` on labels, `predict` from inputs alone, `save` without pickle.
 
-Baselines, networks, meta-estimators and controls share it, so that any of them can be trained, priced,
+Baselines, networks, meta-estimators and controls share this interface, so that any of them can be trained,
 evaluated and deployed in place of another.
 """
 
@@ -27,9 +27,9 @@ CALIBRATOR = "calibrator."  # prefix of the names of a calibrator's arrays
 class FitContext:
     """Resources of a fit besides its data; predictors that need none of them ignore it.
 
-    `folder` is where an interrupted fit leaves its checkpoint, from which the same fit resumes.
-    `make_trainer(**kwargs)` returns a `lightning.Trainer` for this machine; a predictor passes its callbacks
-    to it.
+    `folder` holds the checkpoint of an interrupted fit, from which the same fit resumes.
+    `make_trainer(**kwargs)` returns a `lightning.Trainer` for this machine; `kwargs` include the predictor's
+    callbacks.
     """
 
     folder: Path | None = None
@@ -39,9 +39,9 @@ class FitContext:
 class PredictorState(TypedDict):
     """Everything that a fitted predictor has learned: arrays, and other values as JSON.
 
-    `scales` is the ladder and `fingerprints` are those of the labels that it was fitted on; `arrays` and
-    `state` hold what its class needs to predict. If it is calibrated, `calibrator` describes the class of the
-    calibrator (see `folder.describe`), and the names of the calibrator's arrays begin with `CALIBRATOR`.
+    `scales` and `fingerprints` are those of the training labels. `arrays` and `state` hold the values that
+    its class needs to predict. If it is calibrated, `calibrator` describes the class of the calibrator (see
+    `folder.describe`), and the names of the calibrator's arrays begin with `CALIBRATOR`.
     """
 
     scales: list[int]
@@ -55,11 +55,11 @@ class ScalePredictor(folders.Buildable, ABC):
     """Estimates, for each sample and scale, the probability that the frozen backbone's answer is correct.
 
     A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names, as estimators
-    of scikit-learn do, and implements `_fit`, `_predict`, `_get_state` and `_set_state`. `features` names
-    what it reads of a sample besides the text of the question and the name of the task; nothing else has to
-    be computed for it. `scales` and `fingerprints`, set by `fit`, identify the ladder, the backbone and the
-    data that it was fitted on. A predictor that contains others uses their public methods, `state_dict` and
-    `load_state_dict` among them.
+    of scikit-learn do, and implements `_fit`, `_predict`, `_get_state` and `_set_state`. `features` are the
+    features of a sample that it reads besides the text of the question and the name of the task; no others
+    have to be computed for it. `scales` and `fingerprints`, set by `fit`, identify the ladder, the backbone
+    and the data of training. A predictor that contains others uses only their public methods, such as
+    `state_dict` and `load_state_dict`.
     """
 
     name: str
@@ -71,14 +71,17 @@ class ScalePredictor(folders.Buildable, ABC):
     def fit(self, train: Labels, validation: Labels, context: FitContext | None = None) -> Self:
         """Learn from `train`; choices that depend on results are made on `validation`. Returns itself.
 
-        Raises ValueError if the two come from different labellings, share an image, or have no samples.
+        Raises ValueError if the two parts come from different labellings, share an image, or are empty.
         """
         for part_name, part in (("train", train), ("validation", validation)):
             if not len(part):
                 raise ValueError(f"{self.name} cannot be fitted: the {part_name} part has no samples")
-        scales, others = train.outcomes.scales, validation.outcomes.scales
-        if scales != others:
-            raise ValueError(f"train has scales {list(scales)}, validation {list(others)}: label both alike")
+        scales, validation_scales = train.outcomes.scales, validation.outcomes.scales
+        if scales != validation_scales:
+            raise ValueError(
+                f"train has scales {list(scales)}, validation {list(validation_scales)}: label both with the "
+                "same backbone"
+            )
         _check_fingerprints(
             "the validation part", validation.outcomes.fingerprints, train.outcomes.fingerprints
         )
@@ -114,17 +117,17 @@ class ScalePredictor(folders.Buildable, ABC):
         return estimates if self.calibrator is None else self.calibrator.apply(estimates)
 
     def check_backbone(self, fingerprints: Mapping[str, str]) -> None:
-        """Raise ValueError for outcomes or a backbone of other weights, prompt or decoding than fitted on.
+        """Raise ValueError if weights, prompt or decoding differ from those of the training labels.
 
-        The data may differ: a predictor may be tried on another task. Keys that `fingerprints` lacks are not
-        checked.
+        The data may differ: a predictor may be applied to another task. Keys that `fingerprints` lacks are
+        not checked.
         """
         assert self.fingerprints is not None, "fit or load first"
         relevant = {key: value for key, value in fingerprints.items() if key != "data"}
         _check_fingerprints(f"predictor {self.name}", self.fingerprints, relevant)
 
     def state_dict(self) -> PredictorState:
-        """What `fit` and `calibrate` learned, for `load_state_dict`. Arrays are not copied.
+        """Return the values learned by `fit` and `calibrate`, for `load_state_dict`. Arrays are not copied.
 
         Raises ValueError for a predictor that is not fitted.
         """
@@ -142,21 +145,21 @@ class ScalePredictor(folders.Buildable, ABC):
     def load_state_dict(
         self, state: PredictorState, trust: Sequence[str] = (), *, source: Path | str = "this state"
     ) -> Self:
-        """Take over the `state_dict` of a predictor that was made with the same arguments. Returns itself.
+        """Load the `state_dict` of a predictor that was made with the same arguments. Returns itself.
 
         `trust` is as in `load`, for the class of a calibrator; `source` is the name of the state in error
         messages. Raises ValueError for a state that does not fit these arguments.
         """
         if not isinstance(self.name, str):
-            raise ValueError(f"the name of a predictor is a text, and not {self.name!r}")
+            raise ValueError(f"the name of a predictor must be a text, not {self.name!r}")
         calibrator, arrays = None, state["arrays"]
         if "calibrator" in state:
             folders.check_classes([state["calibrator"]], source, trust)
             calibrator = folders.build(state["calibrator"], source)
             if not isinstance(calibrator, Calibrator):
-                raise ValueError(f"{type(calibrator).__name__} is no calibrator")
+                raise ValueError(f"{type(calibrator).__name__} is not a calibrator")
             calibrator.load_state_dict(select_arrays(arrays, CALIBRATOR))
-            # One temperature or map for each scale, or this fails.
+            # This fails unless there is one temperature or map per scale.
             half = np.full((1, len(state["scales"])), 0.5)
             if calibrator.apply(half).shape != half.shape:
                 raise ValueError("the calibrator was fitted for another number of scales")
@@ -179,20 +182,20 @@ class ScalePredictor(folders.Buildable, ABC):
 
     @classmethod
     def load(cls, folder: str | Path, trust: Sequence[str] = (), *, root: Path | None = None) -> Self:
-        """Read what `save` wrote, of this class or a subclass. Nothing is unpickled.
+        """Load a saved predictor of this class or a subclass. Nothing is unpickled.
 
-        A folder may name tokenscale's own classes (`folder.Buildable`), the class that this is called on, and
-        those in `trust`: packages, modules or classes by their dotted names. Nothing else is imported.
-        Raises FileNotFoundError if there is no predictor, FolderError (a ValueError) for files that are
-        damaged or ask for more. `root` is the folder that links may not leave, by default `folder` itself.
+        A folder may name tokenscale's own classes (`folder.Buildable`), the class of this method, and classes
+        in `trust`: packages, modules or classes by their dotted names. No others are imported. Links must
+        stay in the folder `root`, by default `folder`. Raises FileNotFoundError if there is no predictor,
+        FolderError (a ValueError) for files that are damaged or name other classes.
         """
         folder = Path(folder)
         path = folder / folders.CONFIG
         trusted = (folders.name_class(cls), *((trust,) if isinstance(trust, str) else trust))
         config, arrays = folders.read(folder, trusted, root)
-        kind = folders.find_class(config["class"], path)
-        if not issubclass(kind, cls):
-            raise FolderError(f"{path} holds a {kind.__name__}, not a {cls.__name__}")
+        predictor_class = folders.find_class(config["class"], path)
+        if not issubclass(predictor_class, cls):
+            raise FolderError(f"{path} holds a {predictor_class.__name__}, not a {cls.__name__}")
         try:
             predictor: Self = folders.build(config, path)
             return predictor.load_state_dict(
@@ -201,12 +204,12 @@ class ScalePredictor(folders.Buildable, ABC):
         except FolderError:
             raise
         except Exception as error:
-            # What another version wrote lacks a key, has an argument too many, or weights of another shape;
-            # what a stranger wrote may fail in any way.
+            # Files of another version may lack a key, or have unknown arguments or weights of another shape;
+            # files of a stranger may fail in any way.
             reason = error if isinstance(error, ValueError) else repr(error)
             raise FolderError(
-                f"{path} and {folders.WEIGHTS} hold no predictor that loads, damaged or of another version "
-                f"of the code ({shorten(reason)}): train it again, or fetch the folder again"
+                f"the predictor in {path} and {folders.WEIGHTS} cannot be loaded, damaged or of another "
+                f"version of the code ({shorten(reason)}): train it again, or fetch the folder again"
             ) from error
 
     @property
@@ -215,7 +218,7 @@ class ScalePredictor(folders.Buildable, ABC):
         return sum(array.size for array in self._get_state()[0].values())
 
     def count_flops(self, inputs: Inputs) -> float:
-        """Floating-point operations per sample of the features and of `predict` together."""
+        """Floating-point operations per sample of the features and of `predict`."""
         return self.features.count_flops(inputs) + self.count_own_flops(inputs)
 
     def count_own_flops(self, inputs: Inputs) -> float:
@@ -238,11 +241,11 @@ class ScalePredictor(folders.Buildable, ABC):
 
     @abstractmethod
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What `_fit` learned: arrays, and other values as JSON."""
+        """Return the values learned by `_fit`: arrays, and other values as JSON types."""
 
     @abstractmethod
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        """The reverse of `_get_state`; `scales` and `fingerprints` are set. ValueError for unfit values."""
+        """Restore values of `_get_state`; `scales` and `fingerprints` are set. ValueError if invalid."""
 
 
 def _check_fingerprints(owner: str, actual: Mapping[str, str], expected: Mapping[str, str]) -> None:

@@ -17,10 +17,10 @@ _NO_IDS = np.empty(0, dtype=np.int64)
 class Batch(NamedTuple):
     """Inputs of a network for B samples: T question tokens, V visual tokens, F statistics, S scales.
 
-    Masks are True at real tokens. `question_ids` are rows of the frozen embeddings, which the network is
-    given besides the batch. Visual tokens of several scales are concatenated, coarsest scale first.
-    `statistics` are the standardised ones (see `Features.read_statistics`) and then the vector of the
-    sentence encoder, if any. `cost` is the number of visual tokens at each scale.
+    Masks are False at padding. `question_ids` are rows of the frozen embeddings, which the network gets
+    besides the batch. Visual tokens of several scales are concatenated, coarsest scale first. `statistics`
+    are the standardised statistics (see `Features.read_statistics`), followed by the vector of the sentence
+    encoder, if any. `cost` is the number of visual tokens at each scale.
     """
 
     question_ids: Tensor  # [B, T] int64
@@ -39,7 +39,7 @@ class Target(NamedTuple):
 
 
 class BatchMaker:
-    """Makes batches of the `features` of samples, with statistics standardised by `standard`.
+    """Factory of batches of the `features` of samples, with statistics standardised by `standard`.
 
     `widths` are the maximum numbers of visual tokens of a training image, per scale: with several scales, the
     tokens of each start at the same position as in training. Raises ValueError if the inputs lack a feature.
@@ -59,14 +59,14 @@ class BatchMaker:
         return len(self.inputs)
 
     def make(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """Batch of the given samples, padded to their longest question."""
+        """Return a batch of the given samples, padded to their longest question."""
         index = np.asarray(rows)
         images = self.inputs.image_row[index]
         ids, mask = self._read_questions(index)
-        # The empty array is there for predictors that read no visual tokens.
-        none = np.zeros((len(index), 0, self.inputs.hidden_size), dtype=np.float32)
-        tokens = [none, *(scale.tokens[images].astype(np.float32) for scale in self.visual)]
-        masks = [none[..., 0] > 0, *(scale.mask[images] for scale in self.visual)]
+        # The empty array is for predictors that read no visual tokens.
+        empty = np.zeros((len(index), 0, self.inputs.hidden_size), dtype=np.float32)
+        tokens = [empty, *(visual.tokens[images].astype(np.float32) for visual in self.visual)]
+        masks = [empty[..., 0] > 0, *(visual.mask[images] for visual in self.visual)]
         return Batch(
             question_ids=ids,
             question_mask=mask,
@@ -79,12 +79,12 @@ class BatchMaker:
         )
 
     def iterate(self, batch_size: int) -> Iterator[Batch]:
-        """Batches of all samples, in order."""
+        """Yield batches of all samples, in order."""
         for start in range(0, len(self), batch_size):
             yield self.make(np.arange(start, min(start + batch_size, len(self))))
 
     def _read_questions(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Ids and mask; an unread or empty question has one (masked) position, as attention needs one."""
+        """Ids and mask. An unread or empty question has one masked position, since attention needs one."""
         read = self.features.question
         questions = [self.inputs.question_ids[row] if read else _NO_IDS for row in index]
         lengths = [len(question) for question in questions]
@@ -95,7 +95,7 @@ class BatchMaker:
 
 
 class LabelsDataset(Dataset):
-    """Dataset that makes whole batches: making samples one by one would take longer than the networks."""
+    """Dataset that makes whole batches: making single samples would take longer than the networks."""
 
     def __init__(self, labels: Labels, features: Features, standard: Standard, widths: Sequence[int]) -> None:
         self.outcomes = labels.outcomes

@@ -12,14 +12,14 @@ from predictor.folder import Buildable
 from predictor.policy.front import Floats
 
 _EPSILON = 1e-6
-# Estimates are rounded before an isotonic map, so that rounding errors do not order them.
+# Estimates are rounded before an isotonic map, so that rounding errors do not affect their order.
 _DECIMALS = 9
 
 
 class Calibrator(Buildable, ABC):
     """Map of estimates to probabilities, fitted on estimates and scores `[num_samples, num_scales]`.
 
-    Scores may be fractional.
+    Scores in [0, 1] may be fractional.
     """
 
     @abstractmethod
@@ -27,19 +27,19 @@ class Calibrator(Buildable, ABC):
 
     @abstractmethod
     def apply(self, estimates: Floats) -> Floats:
-        """Calibrated estimates in [0, 1]; within each scale their order stays."""
+        """Return calibrated estimates in [0, 1]. The order within each scale is preserved."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What was fitted, as arrays."""
+        """Return the fitted values as arrays."""
 
     @abstractmethod
     def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
-        """The reverse of `state_dict`. ValueError for what no fit gives."""
+        """Restore values of `state_dict`. Raises ValueError for values that no fit gives."""
 
 
 class Temperature(Calibrator):
-    """Temperature scaling: logits divided by one temperature per scale, which minimises cross-entropy.
+    """Temperature scaling: division of logits by one temperature per scale that minimises cross-entropy.
 
     Source: Guo et al., On calibration of modern neural networks (ICML 2017).
     """
@@ -68,13 +68,13 @@ class Temperature(Calibrator):
     def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         self.temperature = get_array(arrays, "temperature", None)
         if not (np.isfinite(self.temperature) & (self.temperature > 0)).all():
-            raise ValueError("a temperature is positive and finite")
+            raise ValueError("a temperature must be positive and finite")
 
 
 class Isotonic(Calibrator):
-    """Isotonic regression: a rising, piecewise linear map per scale (Zadrozny and Elkan, KDD 2002).
+    """Isotonic regression: an increasing, piecewise linear map per scale (Zadrozny and Elkan, KDD 2002).
 
-    It maps some different estimates to one probability, which removes points from the front: use it for
+    It maps some different estimates to the same probability, which removes points from the front. Use it for
     estimates that are read as probabilities rather than for choosing scales.
     """
 
@@ -99,13 +99,13 @@ class Isotonic(Calibrator):
 
     def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         self.knots = [get_array(arrays, f"knots.{column}", 2, None) for column in range(len(arrays))]
-        for estimates, chances in self.knots:
-            if not estimates.size or (np.diff(estimates) < 0).any() or (np.diff(chances) < 0).any():
-                raise ValueError("a map of an isotonic calibrator does not rise")
-            if chances[0] < 0 or chances[-1] > 1:
-                raise ValueError("a map of an isotonic calibrator leaves [0, 1]")
+        for estimates, probabilities in self.knots:
+            if not estimates.size or (np.diff(estimates) < 0).any() or (np.diff(probabilities) < 0).any():
+                raise ValueError("a map of an isotonic calibrator is not increasing")
+            if probabilities[0] < 0 or probabilities[-1] > 1:
+                raise ValueError("a map of an isotonic calibrator has values outside [0, 1]")
 
 
 def _to_logits(estimates: Floats) -> Floats:
-    inside = np.clip(estimates, _EPSILON, 1 - _EPSILON)
-    return np.log(inside / (1 - inside))
+    clipped = np.clip(estimates, _EPSILON, 1 - _EPSILON)
+    return np.log(clipped / (1 - clipped))

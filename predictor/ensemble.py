@@ -1,4 +1,4 @@
-"""Networks with their objectives, side by side: what is trained, saved and asked."""
+"""Ensembles of networks with their objectives."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +11,7 @@ from predictor.objectives.base import Objective
 
 
 class Member(nn.Module):
-    """A network with its objective, whose parameters, if any, are trained too."""
+    """A network with its objective. Parameters of the objective, if any, are trained too."""
 
     def __init__(self, network: Network, objective: Objective) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class Member(nn.Module):
         return self.objective.compute_loss(self.network, batch, target, token_embeddings)
 
     def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Estimates `[batch, num_scales]`."""
+        """Return estimates `[batch, num_scales]` in [0, 1]."""
         return self.objective.compute_estimates(self.network, batch, token_embeddings)
 
 
 class Ensemble(nn.ModuleList):
-    """Members that are trained side by side; called, it returns the mean of their estimates."""
+    """Members that are trained together. The output is the mean of their estimates."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         super().__init__(members)
@@ -37,5 +37,5 @@ class Ensemble(nn.ModuleList):
             yield member
 
     def forward(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Estimates `[batch, num_scales]`."""
+        """Return mean estimates `[batch, num_scales]` in [0, 1]."""
         return torch.stack([member(batch, token_embeddings) for member in self]).float().mean(dim=0)

@@ -1,4 +1,4 @@
-"""The features of a sample that a predictor reads, and their cost. An ablation is another `Features`."""
+"""Selection of the features of a sample that a predictor reads, and their cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,12 +18,14 @@ class Features(Buildable):
     """Features of a sample that a predictor reads.
 
     Args:
-        visual: scales of the visual tokens that are read, one or several; empty for none.
+        visual: one or several scales whose visual tokens are read; empty for none.
         question: whether the question is read, as token ids of the decoder's frozen embeddings.
-        statistics: groups of statistics of the image (`tower`, `image`) or single ones (`image/entropy`); see
+        statistics: groups of image statistics (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
-        sentences: sentence encoders whose vectors of the question are read, one after the other: `wordllama`,
-            or folders or hub ids of other encoders; "" for none. See `predictor.encoders`.
+        sentences: sentence encoders whose concatenated vectors of the question are read: `wordllama`, or
+            folders or hub ids of other encoders; "" for none. See `predictor.encoders`.
+
+    Raises ValueError for values of another type and for unknown statistics.
     """
 
     visual: PositiveInt | Sequence[PositiveInt] = ()
@@ -45,7 +47,7 @@ class Features(Buildable):
 
     @classmethod
     def union(cls, *features: "Features") -> "Features":
-        """All features that any of `features` reads: for every field the union of its values."""
+        """Return the features that any of `features` reads: the union of the values of each field."""
         merged: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in features]
@@ -58,7 +60,7 @@ class Features(Buildable):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Scales of the visual tokens that are read, coarsest first."""
+        """Scales whose visual tokens are read, coarsest first."""
         assert isinstance(self.visual, tuple)
         return self.visual
 
@@ -70,27 +72,27 @@ class Features(Buildable):
         )
 
     def statistic_columns(self, inputs: Inputs) -> list[int]:
-        """Columns of `inputs.statistics` that are read; ValueError if a named one is missing."""
+        """Columns of `inputs.statistics` that are read. Raises ValueError if a statistic is missing."""
         columns = []
-        for wanted in self.statistics:
+        for selected in self.statistics:
             matching = [
                 column
                 for column, name in enumerate(inputs.statistic_names)
-                if wanted in (name, name.split("/")[0])
+                if selected in (name, name.split("/")[0])
             ]
             if not matching:
                 available = ", ".join(inputs.statistic_names) or "none"
-                raise ValueError(f"no statistics {wanted!r} in these labels, only {available}")
+                raise ValueError(f"no statistics {selected!r} in these labels, only {available}")
             columns += matching
         return columns
 
     def read_statistics(self, inputs: Inputs) -> np.ndarray:
-        """Statistics of the images that are read, float32 `[num_images, num_statistics]`."""
+        """Selected statistics of the images, float32 `[num_images, num_statistics]`."""
         return inputs.statistics[:, self.statistic_columns(inputs)]
 
     @property
     def encoders(self) -> tuple[SentenceEncoder, ...]:
-        """The sentence encoders whose vectors are read, loaded on first use."""
+        """Sentence encoders whose vectors are read, loaded on first use."""
         return tuple(load_sentence_encoder(source) for source in _to_tuple(self.sentences))
 
     @property
@@ -104,16 +106,16 @@ class Features(Buildable):
         return "+".join(encoder.fingerprint for encoder in self.encoders)
 
     def check_sentences(self, fingerprint: str) -> None:
-        """Raise ValueError if the sentence encoders have another fingerprint than this one."""
+        """Raise ValueError if the fingerprint of the sentence encoders is not `fingerprint`."""
         if (present := self.sentence_fingerprint) != fingerprint:
             names = " + ".join(_to_tuple(self.sentences))
             raise ValueError(
                 f"the sentence encoder {names} has changed since training ({present} instead of "
-                f"{fingerprint}): put the old one there, or train again"
+                f"{fingerprint}): restore the old one, or train again"
             )
 
     def read_sentences(self, inputs: Inputs) -> np.ndarray:
-        """Sentence vectors of the questions, float32 `[num_samples, num_sentence_columns]`, mean square 1."""
+        """Sentence vectors of the questions, `[num_samples, num_sentence_columns]`, with mean square 1."""
         columns = [np.zeros((len(inputs), 0), dtype=np.float32)]
         for encoder in self.encoders:
             vectors = inputs.encode_questions(encoder.fingerprint, encoder.encode, encoder.width)
@@ -123,9 +125,9 @@ class Features(Buildable):
     def count_flops(self, inputs: Inputs) -> float:
         """Floating-point operations per sample of these features, besides those of the backbone.
 
-        Token embeddings are looked up and count as 0. Pooling takes one addition per value of the finest
-        tokens and scale. The statistics are counted as in `m3_backbone.features`; they are computed once per
-        image, but counted here for each of its questions.
+        Looking up token embeddings counts as 0. Pooling takes one addition per scale and value of the finest
+        tokens. Statistics are counted as in `m3_backbone.features`; they are computed once per image, but
+        counted for each of its questions.
         """
         num_tokens = float(inputs.visual_tokens[:, -1].mean())
         flops = len(self.scales) * num_tokens * inputs.hidden_size
@@ -139,7 +141,7 @@ class Features(Buildable):
 
 
 def _to_tuple(value: Any) -> tuple[Any, ...]:
-    """A value or a sequence of values as a tuple; empty for an empty or missing value."""
+    """Return a value or a sequence of values as a tuple; empty for an empty or missing value."""
     if not value:
         return ()
     return (value,) if isinstance(value, str | int) else tuple(value)
@@ -157,7 +159,7 @@ class Standard:
 
     @classmethod
     def fit(cls, statistics: np.ndarray) -> Self:
-        """Fit to statistics `[num_images, num_statistics]`; a constant one keeps its unit."""
+        """Fit to statistics `[num_images, num_statistics]`. A constant statistic is not rescaled."""
         deviation = statistics.std(axis=0, dtype=np.float64)
         mean = statistics.mean(axis=0, dtype=np.float64)
         return cls(
@@ -166,6 +168,6 @@ class Standard:
         )
 
     def apply(self, statistics: np.ndarray) -> np.ndarray:
-        """Standardised statistics, clipped at `LIMIT` deviations, float32."""
+        """Return standardised statistics, float32, clipped at `LIMIT` standard deviations."""
         units = (statistics - self.mean) / self.deviation
         return np.clip(units, -self.LIMIT, self.LIMIT).astype(np.float32)

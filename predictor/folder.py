@@ -1,9 +1,9 @@
 """The predictor folder: `config.json` describes the predictor, `weights.safetensors` holds its arrays.
 
-Everything that loads a predictor calls `read`. A folder may name concrete classes that derive from
-`Buildable` and are defined in a module of this package, and classes that the caller trusts. First every name
-of the whole description is checked to be trusted or of a module file of this package; only then are modules
-imported, and the classes checked.
+All code that loads a predictor calls `read`. A folder may name concrete classes that derive from `Buildable`
+and are defined in a module of this package, and classes that the caller trusts. First, every name in the
+description must be trusted or belong to a module file of this package; only then are modules imported and
+their classes checked.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ _MAX_SCALES = 64
 
 
 class Buildable:
-    """Marks the classes of this package that a folder may name without being trusted.
+    """Base of the classes of this package that a folder may name without being trusted.
 
-    Predictors, networks, objectives, calibrators and dataclasses among their arguments derive from it. A
-    class of another package has to be trusted, whether it derives from it or not.
+    Predictors, networks, objectives, calibrators and the dataclasses among their arguments derive from it.
+    Classes of other packages must be trusted even if they derive from it.
     """
 
 
 def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Description of a class and its keyword arguments, as JSON.
+    """Return the description of a class and its keyword arguments, as JSON types.
 
     An argument that is itself a class, a `functools.partial` of a class or a dataclass instance is described
-    in the same way. Raises ValueError for a function: a folder may name only classes, since loading calls
-    whatever it names.
+    in the same way. Raises ValueError for a function: loading calls every name in a folder, so only classes
+    are allowed.
     """
     if not isinstance(target, type):
         raise ValueError(
@@ -58,7 +58,7 @@ def describe(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
 
 def name_class(target: type) -> str:
-    """Dotted name of a class, as it is written into folders."""
+    """Return the dotted name of a class, as it is written into folders."""
     return f"{target.__module__}.{target.__qualname__}"
 
 
@@ -75,35 +75,35 @@ def _encode(value: Any) -> Any:
 
 
 def list_classes(description: Any) -> set[str]:
-    """Dotted names of all classes in a description, those of its arguments included.
+    """Return the dotted names of all classes in a description and in its arguments.
 
-    A name counts wherever it stands, even if nothing would be built from it. ValueError for a description
-    that `describe` does not write.
+    Every name under "class" counts, even if no object would be built from it. Raises ValueError for a
+    description that `describe` does not write.
     """
     return set(_walk_classes(description))
 
 
 def _walk_classes(description: Any) -> Iterator[str]:
     if not isinstance(description, dict) or not {"class", "arguments"} <= description.keys():
-        raise ValueError("a class is described without 'class' or 'arguments'")
+        raise ValueError("the description of a class lacks 'class' or 'arguments'")
     name, arguments = description["class"], description["arguments"]
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"{shorten(repr(name), 80)} is not the name of a class")
     if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments of {name} are no JSON object")
+        raise ValueError(f"the arguments of {name} are not a JSON object")
     yield name
     for value in arguments.values():
         nested = _get_nested(value)
         if nested is not None:
             if not isinstance(nested, dict) or nested.keys() != {"class", "arguments"}:
-                raise ValueError(f"an argument of {name} is described by other keys than class and arguments")
+                raise ValueError(f"the description of an argument of {name} has unknown keys")
             yield from _walk_classes(nested)
         else:
             yield from _walk_values(value)
 
 
 def _get_nested(value: Any) -> Any:
-    """The description in an argument that is a class, a partial or a dataclass instance; None for data."""
+    """Return the description in an argument that is a class, partial or dataclass instance; None for data."""
     if isinstance(value, dict) and value.keys() in ({"partial"}, {"object"}):
         (nested,) = value.values()
         return {} if nested is None else nested
@@ -119,10 +119,10 @@ def _walk_values(value: Any) -> Iterator[str]:
 
 
 def check_classes(descriptions: Sequence[Any], file: Path | str, trust: Sequence[str] = ()) -> None:
-    """Raise FolderError if a description, read from `file`, names a class that is neither ours nor trusted.
+    """Raise FolderError if a description from `file` names a class that is neither our own nor trusted.
 
-    `trust` holds dotted names of packages, modules or classes. Modules of this package are imported once all
-    names are known to be ours or trusted; no other module is imported.
+    `trust` holds dotted names of packages, modules or classes. Modules of this package are imported after all
+    names have been checked; no other module is imported.
     """
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     try:
@@ -136,13 +136,13 @@ def check_classes(descriptions: Sequence[Any], file: Path | str, trust: Sequence
         for name in untrusted:
             if not is_allowed(name):
                 raise FolderError(
-                    f"{file} is built from {shorten(name, 100)}, which is none of tokenscale's own classes: "
-                    "name its package in trust=[...] if you trust it"
+                    f"{file} is built from {shorten(name, 100)}, which is not one of tokenscale's own "
+                    "classes: name its package in trust=[...] if you trust it"
                 )
 
 
 def is_own(name: str) -> bool:
-    """Whether a dotted name is that of a class which a folder may name without being trusted."""
+    """Return whether a dotted name is that of a class that a folder may name without being trusted."""
     if not _is_in_this_package(name):
         return False
     try:
@@ -155,23 +155,23 @@ def is_own(name: str) -> bool:
 
 
 def _is_in_this_package(name: str) -> bool:
-    """Whether the module of a dotted name is a file of this package. Nothing is imported."""
+    """Return whether the module of a dotted name is a file of this package. Nothing is imported."""
     return name.rpartition(".")[0] in _list_modules()
 
 
 @functools.cache
 def _list_modules() -> frozenset[str]:
-    """Dotted names of the modules whose files lie in the folder of this package."""
+    """Return the dotted names of the modules whose files are in the folder of this package."""
     package = Path(__file__).parent
     files = (path.relative_to(package.parent).with_suffix("") for path in package.rglob("*.py"))
     return frozenset(".".join(file.parts) for file in files)
 
 
 def _import_class(name: str) -> type | None:
-    """The class of a dotted name, or None if its module does not define it as a class.
+    """Return the class of a dotted name, or None if its module does not define it as a class.
 
-    A module also holds what it imports, through which a folder of a stranger would reach any code at all.
-    Raises ImportError or AttributeError if there is no such module or attribute.
+    Names that a module only imports are not accepted: through them, a folder of a stranger could reach any
+    code. Raises ImportError or AttributeError if there is no such module or attribute.
     """
     module_name, _, class_name = name.rpartition(".")
     target = getattr(importlib.import_module(module_name), class_name)
@@ -179,24 +179,24 @@ def _import_class(name: str) -> type | None:
 
 
 def build(description: dict[str, Any], file: Path | str) -> Any:
-    """The object of a description that has been checked: its class, called with its arguments."""
+    """Return the object of a checked description: its class, called with its arguments."""
     target, arguments = _resolve(description, file)
     return target(**arguments)
 
 
 def find_class(name: str, file: Path | str) -> type:
-    """The class of a dotted name. FolderError if there is none, or if its module only imports it."""
+    """Return the class of a dotted name. Raises FolderError if its module does not define such a class."""
     try:
         target = _import_class(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise FolderError(
-            f"{file} is built from {name}, which cannot be imported: is the code that it was trained with "
-            "here?"
+            f"{file} is built from {name}, which cannot be imported: install the code that it was trained "
+            "with"
         ) from error
     if target is None:
         raise FolderError(
             f"{file} is built from {name}, which is not a class of the module {name.rpartition('.')[0]}: "
-            "nothing else is built from a folder"
+            "only classes of their own module are built from a folder"
         )
     return target
 
@@ -214,10 +214,13 @@ def _resolve(description: dict[str, Any], file: Path | str) -> tuple[Any, dict[s
 
 
 def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write both files, the config last: a folder with a config is complete."""
+    """Write both files, the configuration last: a folder with a configuration is complete.
+
+    Raises ValueError for arrays with nan.
+    """
     for name, array in arrays.items():
         if array.dtype.kind == "f" and np.isnan(array).any():
-            raise ValueError(f"{name} holds nan: the training diverged, lower its learning rate")
+            raise ValueError(f"{name} contains nan: the training diverged, lower its learning rate")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     write_arrays(folder / WEIGHTS, arrays)
@@ -227,10 +230,10 @@ def write(folder: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -
 def read(
     folder: Path, trust: Sequence[str] = (), root: Path | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config and arrays of a predictor folder that names only our own classes and those in `trust`.
+    """Return configuration and arrays of a predictor folder that names only our own and trusted classes.
 
-    FileNotFoundError if there is no config, FolderError for files that `write` does not write. `root` is as
-    in `files.check_file`.
+    `root` is as in `files.check_file`. Raises FileNotFoundError if there is no configuration, FolderError for
+    files that `write` does not write.
     """
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
@@ -244,24 +247,24 @@ def read(
     check_scales(path, config["scales"])
     check_fingerprints(path, config["fingerprints"], FINGERPRINTS)
     if not isinstance(config["state"], dict):
-        raise damaged(path, "the state is no JSON object")
+        raise damaged(path, "the state is not a JSON object")
     return config, read_arrays(folder / WEIGHTS, root)
 
 
 def check_scales(path: Path, scales: Any) -> None:
-    """Raise FolderError unless `scales` is a list of rising scales."""
+    """Raise FolderError unless `scales` is a list of increasing scales."""
     is_list = isinstance(scales, list) and 0 < len(scales) <= _MAX_SCALES
     if not is_list or any(type(scale) is not int or scale < 1 for scale in scales):
-        raise damaged(path, "the scales are no list of whole numbers from 1 on")
+        raise damaged(path, "the scales are not a list of whole numbers from 1 up")
     if any(finer <= coarser for coarser, finer in itertools.pairwise(scales)):
-        raise damaged(path, "the scales do not rise")
+        raise damaged(path, "the scales are not increasing")
 
 
 def check_fingerprints(path: Path, fingerprints: Any, required: Sequence[str]) -> None:
     """Raise FolderError unless all `required` fingerprints are present and every fingerprint is a text."""
     if not isinstance(fingerprints, dict):
-        raise damaged(path, "the fingerprints are no JSON object")
+        raise damaged(path, "the fingerprints are not a JSON object")
     for key in (*required, *fingerprints):
         value = fingerprints.get(key)
         if not isinstance(value, str) or not value:
-            raise damaged(path, f"the fingerprint of {shorten(key, 40)} is missing or no text")
+            raise damaged(path, f"the fingerprint of {shorten(key, 40)} is missing or not a text")

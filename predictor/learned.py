@@ -1,4 +1,4 @@
-"""Predictor of trained networks: a small ensemble, from the epoch with the best policy on validation."""
+"""Predictor of trained networks: a small ensemble from the epoch with the best policy on validation."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def make_quiet_trainer(**arguments: Any) -> "lightning.Trainer":
-    """Trainer on the CPU, in this process alone, whatever environment variables a cluster has set."""
+    """Return a trainer on the CPU, in this process only, that ignores environment variables of a cluster."""
     import lightning
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
@@ -78,16 +78,16 @@ def _one_thread() -> Iterator[None]:
 MEAN, DEVIATION = "statistics_mean", "statistics_deviation"
 QUESTION_AND_COARSE = Features(visual=9, question=True)
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
-MOST_TILES = 100  # of an image: the models at hand cut it into ten at most
+MOST_TILES = 100  # largest number of tiles of an image; supported models use at most ten
 
 
 class LearnedPredictor(ScalePredictor):
-    """Mean estimates of `num_members` networks that are trained side by side from different seeds.
+    """Mean of the estimates of `num_members` networks that are trained together from different seeds.
 
     `network(shape, num_outputs)` returns a network and `objective(num_scales)` its objective (see
     `networks.base` and `objectives.base`); the network reads `features`. Training stops when `policy_value`
-    on validation has not risen for `patience` epochs, and keeps the weights of the epoch in which it was
-    highest. The same data, arguments and seed give the same weights on one machine.
+    on validation has not increased for `patience` epochs, and the weights of the epoch with the highest value
+    are kept. The same data, arguments and seed give the same weights on one machine.
     """
 
     @checked
@@ -133,7 +133,7 @@ class LearnedPredictor(ScalePredictor):
         return float(counter.get_total_flops())
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
-        # What only training needs: a trained predictor is loaded and asked without Lightning.
+        # Imported here, since a trained predictor is loaded and used without Lightning.
         from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
         from predictor.training import (
@@ -237,14 +237,14 @@ class LearnedPredictor(ScalePredictor):
         self._members = members.eval()
 
     def _check_sizes(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raise ValueError unless networks of the saved arguments have weights of these shapes.
+        """Raise ValueError unless networks with the saved arguments have weights of these shapes.
 
-        Nothing is allocated, whatever sizes a folder names. Networks of other packages, which have to be
-        trusted, are not checked: their `__init__` may compute what the meta device cannot.
+        No weights are allocated, whatever sizes a folder names. Networks of other packages, which must be
+        trusted, are not checked: their `__init__` may not work on the meta device.
         """
         assert self.scales is not None and self._shape is not None
         if len({name.partition(".")[0] for name in shapes}) != self.num_members:
-            raise ValueError(f"num_members is {self.num_members}, and the weights are of another number")
+            raise ValueError(f"num_members is {self.num_members}, but the weights have another number")
         if getattr(self.network, "keywords", {}).get("num_layers", 0) > len(shapes):
             raise ValueError("more layers than weights")
         if self._shape.num_visual != sum(self._widths) or len(self._widths) != len(self.features.scales):
@@ -255,9 +255,9 @@ class LearnedPredictor(ScalePredictor):
         if all(map(folders.is_own, folders.list_classes(folders.describe(type(self), self.get_arguments())))):
             with torch.device("meta"):
                 expected = self._make_members(len(self.scales)).state_dict()
-            # A single number is saved as an array of length 1.
+            # A scalar is saved as an array of length 1.
             if {name: tuple(weight.shape) or (1,) for name, weight in expected.items()} != shapes:
-                raise ValueError("weights of other shapes than those of the networks")
+                raise ValueError("the weights have other shapes than those of the networks")
 
     def _make_members(self, num_scales: int) -> Ensemble:
         assert self._shape is not None
@@ -269,9 +269,10 @@ class LearnedPredictor(ScalePredictor):
         return Ensemble(members)
 
     def _open_checkpoints(self, folder: Path, train: Labels, validation: Labels) -> Path | None:
-        """Checkpoint in `folder` from which an interrupted fit with the same identity resumes, or None.
+        """Return the checkpoint from which an interrupted fit of the same identity resumes, or None.
 
-        It is the last one, or the best one if the last one is damaged. Without one, the folder is emptied.
+        It is the last checkpoint, or the best one if the last one is damaged. If there is none, the folder is
+        emptied.
         """
         import lightning
 
@@ -307,7 +308,7 @@ class LearnedPredictor(ScalePredictor):
 
 
 def _read_identity(path: Path) -> Any:
-    """Identity that a fit has written; None if there is none or it is damaged."""
+    """Return the identity that a fit wrote; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Renamed modules: folders and configurations that name a class by its former module still load."""
+"""Former names of modules, for saved folders and configurations that name a class by its former module."""
 
 from typing import Any
 
@@ -20,17 +20,18 @@ MODULES = {
 
 
 def find_name(name: str) -> str:
-    """Return today's dotted name of a class; names of other modules are returned as they are."""
+    """Return the present dotted name of a class; names in other modules are returned unchanged."""
     module, _, rest = name.rpartition(".")
     if module in MODULES:
         return f"{MODULES[module]}.{rest}"
-    # `Hybrid.fit`: a method of a class of the module.
-    outer, _, kind = module.rpartition(".")
-    return f"{MODULES[outer]}.{kind}.{rest}" if outer in MODULES and kind[0].isupper() else name
+    # A method of a class, such as `Hybrid.fit`.
+    outer, _, class_name = module.rpartition(".")
+    is_method = outer in MODULES and class_name[0].isupper()
+    return f"{MODULES[outer]}.{class_name}.{rest}" if is_method else name
 
 
 def rename_classes(value: Any) -> Any:
-    """Return the JSON of a predictor in which every text under "class" is today's name of a class."""
+    """Return the JSON of a predictor with present class names in place of former ones under "class"."""
     if isinstance(value, list):
         return [rename_classes(item) for item in value]
     if not isinstance(value, dict):

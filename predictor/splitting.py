@@ -1,4 +1,4 @@
-"""Division of samples by image, so that no image is on both sides."""
+"""Splitting of samples by image, so that no image is in both parts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,31 +8,31 @@ import numpy as np
 from m3_backbone.outcomes.labels import Labels
 
 # With fewer images, the sizes of parts are rounded counts. If images are assigned one by one, sizes vary: a
-# tenth of 200 images is 20 with a standard deviation of 4, but a tenth of 12 images is empty in 28% of draws.
+# tenth of 200 images is 20 with a standard deviation of 4, but a tenth of 12 images is empty in 28% of cases.
 FEW_IMAGES = 200
 
 
 def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels, Labels]:
     """Return (train, validation); validation holds about `fraction` of the images.
 
-    From `FEW_IMAGES` images on the side of an image depends on a hash of its id and the seed alone, so that
-    it stays when images are added or removed. Of fewer images, the first in the order of that hash are
-    validation: the fraction rounded to a count, with at least one image on each side. Raises ValueError for a
-    single image, and where a side would be empty.
+    With at least `FEW_IMAGES` images, the part of an image depends only on a hash of its id and the seed, so
+    that it does not change when images are added or removed. With fewer images, the first ones in the order
+    of this hash are validation: the fraction rounded to a count, with at least one image in each part. Raises
+    ValueError for a single image, and if a part would be empty.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction must lie between 0 and 1, got {fraction}")
     image_ids, image_of = np.unique(labels.outcomes.image_id.astype(str), return_inverse=True)
-    places = np.array([_hash_to_unit(f"{seed}/{image_id}") for image_id in image_ids])
+    hashes = np.array([_hash_to_unit(f"{seed}/{image_id}") for image_id in image_ids])
     if len(image_ids) < 2:
         raise ValueError(
             f"{len(image_ids)} training images cannot be split with {fraction:.0%} for validation: label at "
             "least 2"
         )
     if len(image_ids) < FEW_IMAGES:
-        is_validation = _take_first(places, apportion(len(image_ids), [fraction, 1 - fraction])[0])
+        is_validation = _take_lowest(hashes, apportion(len(image_ids), [fraction, 1 - fraction])[0])
     else:
-        is_validation = places < fraction
+        is_validation = hashes < fraction
     if is_validation.all() or not is_validation.any():
         raise ValueError(
             f"{len(image_ids)} training images cannot be split with {fraction:.0%} for validation: choose a "
@@ -43,29 +43,29 @@ def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
 
 
 def calibrator_half(image_id: np.ndarray) -> np.ndarray:
-    """Return a mask `[num_samples]` of the half of the images that calibrators are fitted on.
+    """Return a mask `[num_samples]` of the samples whose images are in the half for calibrators.
 
-    A guarantee for calibrated estimates has to use the other half. From `FEW_IMAGES` images on, an image is
-    selected by a hash of its id alone; of fewer images exactly half are selected, rounded up. With a single
-    image the other half is empty.
+    A guarantee for calibrated estimates must use the other half. With at least `FEW_IMAGES` images, an image
+    is selected by a hash of its id only; of fewer images exactly half are selected, rounded up. The other
+    half is empty for a single image.
     """
     image_ids, image_of = np.unique(image_id.astype(str), return_inverse=True)
-    places = np.array([_hash_to_unit(f"calibrator/{image}") for image in image_ids])
+    hashes = np.array([_hash_to_unit(f"calibrator/{image}") for image in image_ids])
     if len(image_ids) < FEW_IMAGES:
-        is_in_half = _take_first(places, (len(image_ids) + 1) // 2)
+        is_in_half = _take_lowest(hashes, (len(image_ids) + 1) // 2)
     else:
-        is_in_half = places < 0.5
+        is_in_half = hashes < 0.5
     return np.asarray(is_in_half[image_of], dtype=bool)
 
 
 def apportion(number: int, shares: Sequence[float]) -> list[int]:
-    """Divide `number` items by shares that sum to 1; returns counts that sum to `number`.
+    """Divide `number` items in proportion to shares that sum to 1. Returns counts that sum to `number`.
 
-    Largest remainders (Hamilton's method), ties to the earlier share. Every positive share gets at least one
-    item, taken from the largest count, if there are enough items; otherwise the largest shares get one each.
+    Uses largest remainders (Hamilton's method); ties go to the earlier share. If there are enough items,
+    every positive share gets at least one, taken from the largest count; otherwise the largest shares get one each.
     """
     exact = [number * share for share in shares]
-    # Tolerates rounding errors of the shares, as in 10 * (1 - 0.9).
+    # The tolerance is for rounding errors of the shares, as in 10 * (1 - 0.9).
     counts = [int(value + 1e-9) for value in exact]
     by_remainder = sorted(
         range(len(shares)), key=lambda index: (-round(exact[index] - counts[index], 9), index)
@@ -78,16 +78,16 @@ def apportion(number: int, shares: Sequence[float]) -> list[int]:
         return [int(index in largest) for index in range(len(shares))]
     for index in positive:
         if not counts[index]:
-            counts[max(range(len(counts)), key=lambda place: counts[place])] -= 1
+            counts[max(range(len(counts)), key=lambda position: counts[position])] -= 1
             counts[index] = 1
     return counts
 
 
-def _take_first(places: np.ndarray, number: int) -> np.ndarray:
-    """Mask `[num_images]` of the `number` images with the lowest places."""
-    chosen = np.zeros(len(places), dtype=bool)
-    chosen[np.argsort(places, kind="stable")[:number]] = True
-    return chosen
+def _take_lowest(hashes: np.ndarray, number: int) -> np.ndarray:
+    """Return a mask `[num_images]` of the `number` images with the lowest hashes."""
+    mask = np.zeros(len(hashes), dtype=bool)
+    mask[np.argsort(hashes, kind="stable")[:number]] = True
+    return mask
 
 
 def _hash_to_unit(text: str) -> float:
@@ -95,14 +95,14 @@ def _hash_to_unit(text: str) -> float:
 
 
 def split_for_calibrator(calibration: Labels) -> tuple[Labels, Labels]:
-    """Halves of the calibration images: (samples for a calibrator, samples that it has not seen).
+    """Split calibration samples in halves by image: (samples for a calibrator, other samples).
 
     Raises ValueError if one of the halves would be empty.
     """
     half = calibrator_half(calibration.outcomes.image_id)
     if half.all() or not half.any():
         raise ValueError(
-            "calibration samples of one image cannot be divided between a calibrator and prices: take more "
+            "calibration samples of one image cannot be divided between a calibrator and prices: use more "
             "calibration images, or no calibrator"
         )
     return calibration.select(half), calibration.select(~half)

@@ -1,4 +1,4 @@
-"""Training of an ensemble of networks with Lightning, and its checkpoints.
+"""Training of an ensemble of networks with Lightning.
 
 Checkpoints are written atomically and checked before training resumes.
 """
@@ -53,11 +53,11 @@ def _is_whole(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # checks every checksum, which `torch.load` does not
         if damaged is not None:
-            raise ValueError(f"{damaged} has another checksum")
+            raise ValueError(f"{damaged} has a wrong checksum")
         if "state_dict" not in torch.load(path, map_location="cpu", weights_only=True):
-            raise ValueError("it holds no weights")
+            raise ValueError("it contains no weights")
     except OSError:
-        raise  # names the file, which may be whole
+        raise  # the error names the file, which may be whole
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.warning("the checkpoint %s is damaged and is deleted: %s", path, reason)
@@ -93,14 +93,14 @@ class ScaleModule(lightning.LightningModule):
         self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout depends on seed and step alone, so that a resumed run equals an uninterrupted one.
+        # Dropout depends only on seed and step, so that a resumed run equals an uninterrupted one.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, item: tuple[Batch, Target], batch_idx: int) -> Tensor:
         batch, target = item
         losses = [member.compute_loss(batch, target, self.token_embeddings) for member in self.members]
         self.log("loss", losses[0], prog_bar=True, batch_size=len(batch.cost))
-        # With the sum, each member has the gradient that it would have alone.
+        # With the sum, each member gets the same gradient as in a separate training.
         return torch.stack(losses).sum()
 
     def validation_step(self, item: tuple[Batch, Target], batch_idx: int) -> None:
@@ -153,8 +153,8 @@ class LabelsDataModule(lightning.LightningDataModule):
         return self._make_loader(self.validation, shuffle=False)
 
     def _make_loader(self, dataset: LabelsDataset, shuffle: bool) -> DataLoader:
-        # Used for one device since its order depends on seed and epoch alone, so that a resumed run sees the
-        # batches of an uninterrupted one.
+        # The order of this sampler depends only on seed and epoch, so that a resumed run has the same batches
+        # as an uninterrupted one.
         sampler: DistributedSampler = DistributedSampler(dataset, 1, 0, shuffle=shuffle, seed=self.seed)
         return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=lambda batch: batch)
 
@@ -165,10 +165,10 @@ def fit_module(
     data: lightning.LightningDataModule,
     resume_from: Path | None,
 ) -> None:
-    """Train, from the checkpoint `resume_from` if there is one.
+    """Train `module`, starting from the checkpoint `resume_from` if given.
 
-    Raises KeyboardInterrupt when it is interrupted, after Lightning, which would exit the process, has
-    cleaned up.
+    Raises KeyboardInterrupt when interrupted, after Lightning has cleaned up. Lightning itself would exit the
+    process.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -178,20 +178,20 @@ def fit_module(
             raise
         signal.signal(signal.SIGINT, handler)
         interrupt = KeyboardInterrupt()
-        interrupt.add_note("The unfinished epoch is lost; the training resumes from the one before.")
+        interrupt.add_note("The unfinished epoch is lost; training resumes from the previous epoch.")
         raise interrupt from error
 
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, learning_rate: float, num_steps: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """One-cycle schedule (Smith and Topin 2018): the rate rises for a tenth of the steps, then falls.
+    """Return a one-cycle schedule (Smith and Topin 2018): the rate rises for a tenth of the steps.
 
-    With ten steps or fewer it falls from near `learning_rate` from the first step.
+    With ten steps or fewer, it starts near `learning_rate` and falls from the first step.
     """
-    # A schedule of one step would consist of the end of the fall, at a rate near zero.
+    # A schedule of one step would only have the end of the cycle, with a rate near zero.
     num_steps = max(num_steps, 2)
-    # PyTorch ends the rise at step `share * num_steps - 1`, and divides by that.
+    # PyTorch ends the rise at step `share * num_steps - 1`, and divides by this number.
     share = 0.1 if num_steps > 10 else 0.5 / num_steps
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=num_steps, pct_start=share

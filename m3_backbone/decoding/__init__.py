@@ -1,1 +1,1 @@
-"""Greedy and sampled answers, several prompts in one pass."""
+"""Decoding of greedy and sampled answers, with several prompts in one forward pass."""

@@ -1,4 +1,4 @@
-"""Batches as large as fits on the device."""
+"""Batches as large as the memory of the device allows."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Batches that run at once on a CPU, at most.
+# Largest number of batches that run at the same time on a CPU.
 _MAX_AT_ONCE = 4
 
 Item = TypeVar("Item")
@@ -19,12 +19,12 @@ Other = TypeVar("Other")
 Result = TypeVar("Result")
 
 
-def group_rows(first: Sequence[Item], second: Sequence[Other]) -> list[list[int]]:
-    """Numbers of rows, grouped by both keys; groups with the same first key are adjacent."""
+def group_indices(first: Sequence[Item], second: Sequence[Other]) -> list[list[int]]:
+    """Indices grouped by equal (first[i], second[i]); groups with equal `first` are adjacent."""
     groups: dict[Item, dict[Other, list[int]]] = {}
-    for row, (outer, inner) in enumerate(zip(first, second, strict=True)):
-        groups.setdefault(outer, {}).setdefault(inner, []).append(row)
-    return [rows for subgroups in groups.values() for rows in subgroups.values()]
+    for index, (outer, inner) in enumerate(zip(first, second, strict=True)):
+        groups.setdefault(outer, {}).setdefault(inner, []).append(index)
+    return [indices for subgroups in groups.values() for indices in subgroups.values()]
 
 
 def run_batches(
@@ -33,11 +33,11 @@ def run_batches(
     batch_size: int,
     device: torch.device,
 ) -> list[tuple[Sequence[Item], list[Result]]]:
-    """(batch, `work(batch)`) for batches of at most `batch_size` items.
+    """Return (batch, `work(batch)`) for batches of at most `batch_size` items.
 
-    On a CPU several smaller batches, together of that size, run at once: PyTorch's own threads wait for each
-    other after every operation, for long where other processes want the cores too. `work` has to allow calls
-    from several threads.
+    On a CPU, several smaller batches of together `batch_size` items run at the same time: PyTorch's own
+    threads wait for each other after every operation, which is slow when other processes use the cores.
+    `work` is called from several threads. Raises torch.OutOfMemoryError if a single item does not fit.
     """
     num_threads = torch.get_num_threads()
     num_parts = min(num_threads, _MAX_AT_ONCE, 2 * len(items) // batch_size) if device.type == "cpu" else 1
@@ -61,9 +61,9 @@ def run_batches(
 def halve_until_it_fits(
     work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], batch_size: int
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
-    """(batch, `work(batch)`) for batches of `batch_size` items, halved where one does not fit on the device.
+    """Yield (batch, `work(batch)`) for batches of `batch_size` items; a batch that does not fit is halved.
 
-    Raises torch.OutOfMemoryError where a single item does not fit.
+    Raises torch.OutOfMemoryError if a single item does not fit on the device.
     """
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
@@ -75,12 +75,12 @@ def halve_until_it_fits(
         else:
             yield batch, results
             continue
-        # Out here, the failed attempt's tensors are no longer held by the exception.
+        # Outside of the except block, the exception no longer holds the tensors of the failed attempt.
         torch.cuda.empty_cache()
-        _say_once(len(batch))
+        _warn_once(len(batch))
         yield from halve_until_it_fits(work, batch, (len(batch) + 1) // 2)
 
 
 @cache
-def _say_once(size: int) -> None:
-    log.warning("a batch of %d does not fit on the device: halved, as any other that does not fit", size)
+def _warn_once(size: int) -> None:
+    log.warning("a batch of %d does not fit on the device: batches that do not fit are halved", size)

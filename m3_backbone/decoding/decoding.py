@@ -1,12 +1,11 @@
-"""Answers and reference likelihoods in little more than one pass over the tokens of a batch.
+"""Decoder of answers and reference likelihoods in little more than one pass over the tokens of a batch.
 
-The prefix of the questions on an image runs once for all of them, and so do the first tokens that questions
-or answers have in common.
-Answers are verified rather than generated (speculative decoding, Leviathan et al., arXiv 2211.17192, with
-greedy acceptance): references and other drafts run with the question. A draft is accepted as far as each of
-its tokens is the one that decoding gives, and only the rest of the answer is decoded token by token. That
-holds for sampled answers too, since sampling with a given key gives one certain token (`sampling`). The same
-pass gives the likelihoods of the references.
+The prefix that questions about one image share runs once, and so do the first tokens that questions or
+answers have in common. Drafts of the answers, among them the references, run together with the question and
+are then verified (speculative decoding, Leviathan et al., arXiv 2211.17192, with greedy acceptance). The
+longest prefix of a draft that equals the decoded tokens is accepted, and only the rest of the answer is
+decoded token by token. Sampled answers are verified in the same way, since sampling with a given key is
+deterministic (`sampling`). The same pass gives the likelihoods of the references.
 """
 
 import math
@@ -23,7 +22,7 @@ from m3_backbone.decoding.drafting import Chosen, Prompt, Row, Stop, TokenTree, 
 from m3_backbone.decoding.packing import Cache, GrowingRows, Layout, PackedSegments, Segment, view_packed
 from m3_backbone.decoding.sampling import Draw
 
-# Tokens by which the sequences of a batch can grow before their cache is enlarged.
+# Number of tokens by which the key-value cache of a batch is enlarged at a time.
 _ROOM = 16
 
 
@@ -39,16 +38,15 @@ class Decoded:
 
 
 class Decoder:
-    """Runs a language model on questions about images, and on drafts of their answers.
+    """Decodes answers to questions about images with a language model, given drafts of the answers.
 
-    Several threads may decode at once: all that belongs to one call is passed along, and the model stays as
-    it is.
+    Several threads may decode at the same time: the state of a call is local, and the model is not changed.
 
     Args:
         model: a vision-language model of transformers whose language model is a plain decoder.
-        end_ids: tokens that end an answer.
+        end_ids: ids of the tokens that end an answer.
         max_new_tokens: largest number of tokens of an answer.
-        system_ids: what precedes the image in every prompt; runs once.
+        system_ids: token ids that precede the image in every prompt; they run once per decoder.
     """
 
     def __init__(
@@ -74,11 +72,16 @@ class Decoder:
         drafts: Sequence[Sequence[Sequence[int]]] | None = None,
         draws: Sequence[Draw] | None = None,
     ) -> list[Decoded]:
-        """Answers to questions[i], each after the visual tokens `images[owners[i]]`, `[num_tokens, hidden]`.
+        """Return the answer to each question, in order.
 
-        `references[i]` are token ids of possible answers, end token included; `drafts[i]` are further
-        guesses at the answer, which is greedy, or sampled as `draws[i]` says. Rows that differ in their draw
-        alone share a prompt.
+        Args:
+            images: visual tokens of each image, `[num_tokens, hidden]`.
+            owners: number of the image of each question.
+            questions: token ids of the prompt after the image.
+            references: token ids of the reference answers of each question, end token included.
+            drafts: token ids of further drafts of each answer.
+            draws: how each answer is sampled; greedy if None. Questions that differ only in `draws` share a
+                prompt.
         """
         prompts: dict[Any, Prompt] = {}
         rows: list[Row] = []
@@ -94,20 +97,20 @@ class Decoder:
         layout, hidden = self._prefill(images, list(prompts.values()), work)
         nlls = self._verify(list(prompts.values()), rows, hidden, references, work)
         open_rows = [row for row in rows if not row.is_finished]
-        # However many answers a question has, no more of them are decoded at once than there are questions.
+        # A question may have many sampled answers; at most as many rows as prompts are decoded at a time.
         for start in range(0, len(open_rows), len(prompts)):
             self._decode_rest(layout, open_rows[start : start + len(prompts)], work)
         with self._work_lock:
             self.work.add(work)
         return [
-            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *likeliest)
-            for row, likeliest in zip(rows, nlls, strict=True)
+            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *best_reference)
+            for row, best_reference in zip(rows, nlls, strict=True)
         ]
 
     def _prefill(
         self, images: Sequence[Tensor], prompts: Sequence[Prompt], work: Work
     ) -> tuple[PackedSegments, Tensor]:
-        """Run images, questions and drafts in one pass. Returns the hidden states `[num_tokens, hidden]`."""
+        """Run images, questions and drafts in one pass. Returns layout and states `[num_tokens, hidden]`."""
         system = self._system_cache()
         num_system = len(self.system_ids)
         prompts_of: list[list[Prompt]] = [[] for _ in images]
@@ -141,7 +144,7 @@ class Decoder:
             start = first + len(tree)
         layout = PackedSegments(segments, system)
         hidden = self._run(torch.cat(pieces)[None], torch.cat(positions)[None], layout)[0]
-        assert layout.cache, "the language model has not passed its layout on"
+        assert layout.cache, "the language model did not pass its layout to the attention"
         return layout, hidden
 
     def _system_cache(self) -> Cache:
@@ -154,18 +157,18 @@ class Decoder:
         return self._system
 
     def _run(self, embeds: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states of `embeds`, both `[batch, length, hidden]`."""
+        """Return the last hidden states of `embeds`; both are `[batch, length, hidden]`."""
         outputs = self.language_model(
             inputs_embeds=embeds, position_ids=positions.to(embeds.device), use_cache=False, layout=layout
         )
         return outputs.last_hidden_state
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
-        """`[..., hidden]` -> `[..., vocabulary]`, float32."""
+        """Log-probabilities of the next token: `[..., hidden]` -> `[..., vocabulary]`, float32."""
         return self.lm_head(hidden).to(self.device, torch.float32).log_softmax(-1)
 
     def _choose(self, log_probs: Tensor, steps: Sequence[tuple[Row, int]]) -> Chosen:
-        """Next tokens of answers: `steps[i]` is a row and the number of the token in its answer."""
+        """Choose the next tokens of answers; `steps[i]` is a row and the token's position in its answer."""
         return Chosen(log_probs, [(row.draw, step) for row, step in steps])
 
     def _verify(
@@ -176,9 +179,10 @@ class Decoder:
         references: Sequence[Sequence[Sequence[int]]],
         work: Work,
     ) -> list[tuple[float | None, int | None]]:
-        """Accept the longest correct draft of every row, and append its next token.
+        """Accept the longest matching draft prefix of every row, then append its next decoded token.
 
-        Returns, for each row, the least mean NLL of its references and that reference's number of tokens.
+        Returns for each row the smallest mean NLL of its references and the number of tokens of that
+        reference.
         """
         steps = {prompt: prompt.steps for prompt in prompts}
         first_of = dict(zip(prompts, accumulate(map(len, steps.values()), initial=0), strict=False))
@@ -214,7 +218,7 @@ class Decoder:
         return nlls
 
     def _decode_rest(self, layout: PackedSegments, rows: list[Row], work: Work) -> None:
-        """Decode token by token what the drafts leave open."""
+        """Decode the rest of the answers token by token."""
         places = [[*row.prompt.places, *row.cached] for row in rows]
         growing: GrowingRows = layout.take(places, min(_ROOM, self.stop.max_new_tokens))
         while rows:
@@ -232,7 +236,7 @@ class Decoder:
                     work.decoded_tokens += 1
                     row.append(chosen, number)
             open_rows = [number for number, row in enumerate(rows) if not row.is_finished]
-            # Dropping rows copies the cache, so not for every single one.
+            # Dropping rows copies the cache, so rows are dropped only when half of them are finished.
             if 2 * len(open_rows) <= len(rows):
                 rows = [rows[number] for number in open_rows]
                 if rows:

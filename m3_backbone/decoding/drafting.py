@@ -1,4 +1,4 @@
-"""Answers that are verified rather than generated: drafts, and how much of them decoding accepts."""
+"""Drafts of answers, and their verification against the decoded tokens."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3_backbone.decoding.sampling import Draw, draw_tokens
+from m3_backbone.decoding.sampling import Draw, sample_tokens
 
 
 @dataclass
@@ -17,12 +17,12 @@ class Work:
     """Counters of decoder work since creation."""
 
     num_answers: int = 0
-    num_drafted: int = 0  # answers of which a draft was accepted whole
+    num_drafted: int = 0  # answers that equal a draft
     prefix_tokens: int = 0
     question_tokens: int = 0
     draft_tokens: int = 0
     decoded_tokens: int = 0
-    padding_tokens: int = 0  # of finished rows that stay in their batch
+    padding_tokens: int = 0  # tokens of finished rows that stay in the batch
 
     @property
     def num_tokens(self) -> int:
@@ -35,47 +35,47 @@ class Work:
             setattr(self, name, getattr(self, name) + count)
 
     def since(self, earlier: "Work") -> "Work":
-        """The counts minus earlier ones."""
+        """Return the counts minus those of `earlier`."""
         return Work(*(now - before for now, before in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where an answer ends: after one of the tokens `end_ids`, or after `max_new_tokens`."""
+    """Stopping rule of an answer: one of the tokens `end_ids`, or `max_new_tokens` tokens."""
 
     end_ids: frozenset[int]
     max_new_tokens: int
 
 
 class Chosen:
-    """Next tokens of answers, their log-probabilities, and their leads over the best other token.
+    """Next tokens of answers, their log-probabilities, and their margins over the best other token (nats).
 
     Args:
         log_probs: `[num_steps, vocabulary]`.
-        steps: for each, how the answer is sampled (None: greedy), and the number of the token in its answer.
+        steps: for each step, how the answer is sampled (None: greedy) and the token's position in the answer.
     """
 
     def __init__(self, log_probs: Tensor, steps: Sequence[tuple[Draw | None, int]]) -> None:
         values, best = log_probs.topk(2)
         tokens = best[:, 0].clone()
-        if drawn := [(i, draw, step) for i, (draw, step) in enumerate(steps) if draw]:
-            rows = torch.tensor([i for i, _, _ in drawn], device=log_probs.device)
-            chances = torch.tensor(
-                [(draw.temperature, draw.luck(step)) for _, draw, step in drawn], dtype=torch.float64
+        if sampled := [(i, draw, step) for i, (draw, step) in enumerate(steps) if draw]:
+            index = torch.tensor([i for i, _, _ in sampled], device=log_probs.device)
+            settings = torch.tensor(
+                [(draw.temperature, draw.uniform(step)) for _, draw, step in sampled], dtype=torch.float64
             ).to(log_probs.device)
-            tokens[rows] = draw_tokens(log_probs[rows], chances[:, 0], chances[:, 1])
-        of_token = log_probs.gather(1, tokens[:, None])[:, 0]
-        other = torch.where(tokens == best[:, 0], values[:, 1], values[:, 0])
+            tokens[index] = sample_tokens(log_probs[index], settings[:, 0], settings[:, 1])
+        token_log_probs = log_probs.gather(1, tokens[:, None])[:, 0]
+        best_other = torch.where(tokens == best[:, 0], values[:, 1], values[:, 0])
         self.tokens: list[int] = tokens.tolist()
-        self.log_probs: list[float] = of_token.tolist()
-        self.margins: list[float] = (of_token - other).tolist()
+        self.log_probs: list[float] = token_log_probs.tolist()
+        self.margins: list[float] = (token_log_probs - best_other).tolist()
 
 
 class TokenTree:
-    """Tokens after an image. Sequences with the same first tokens share them, so that they run once.
+    """Prefix tree of the tokens after an image: sequences share the nodes of a common prefix.
 
-    Node i is the token `ids[i]`, which follows the node `parents[i]`, or the image where that is -1, and is
-    number `depths[i]` after the image. Parents come before their children.
+    Node i is the token `ids[i]` at position `depths[i]` after the image. It follows the node `parents[i]`, or
+    the image if `parents[i]` is -1. Parents precede their children.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class TokenTree:
         return len(self.ids)
 
     def add(self, tokens: Sequence[int], parent: int = -1) -> list[int]:
-        """Nodes of `tokens`, of which the first follows the node `parent`."""
+        """Add a sequence after the node `parent` and return its nodes."""
         nodes = []
         for token in tokens:
             node = self._children.setdefault((parent, token), len(self))
@@ -101,7 +101,7 @@ class TokenTree:
         return nodes
 
     def make_mask(self) -> Tensor | None:
-        """Mask `[num_nodes, num_nodes]`: each node attends to its ancestors and itself; None if causal."""
+        """Mask `[num_nodes, num_nodes]`: nodes attend to themselves and their ancestors; None if causal."""
         if self.parents == list(range(-1, len(self) - 1)):
             return None
         mask = np.eye(len(self), dtype=bool)
@@ -113,28 +113,28 @@ class TokenTree:
 
 @dataclass(eq=False)
 class Prompt:
-    """A question about an image, drafts of its answer, and the places of its tokens in the pack."""
+    """A question about an image, drafts of its answer, and the packed positions of its tokens."""
 
     owner: int  # number of the image
     question: Sequence[int]
     drafts: Sequence[tuple[int, ...]]
-    # Places of the image and the question, and of each draft. The last token of a draft is left out: no token
-    # after it is needed.
+    # Positions of the image and the question, and of each draft. The last token of a draft is left out
+    # because no token after it is needed.
     places: list[int] = field(default_factory=list)
     draft_places: list[list[int]] = field(default_factory=list)
 
     @property
     def steps(self) -> list[tuple[int, int]]:
-        """Places whose next token is needed, with its number in the answer.
+        """Packed positions whose next token is needed, each with the position of that token in the answer.
 
-        They are the end of the question and all tokens of the drafts but the last ones.
+        They are the end of the question and all tokens of the drafts except the last ones.
         """
-        drafted = (enumerate(places, start=1) for places in self.draft_places)
-        return [(self.places[-1], 0), *((place, step) for steps in drafted for step, place in steps)]
+        draft_steps = (enumerate(places, start=1) for places in self.draft_places)
+        return [(self.places[-1], 0), *((place, step) for steps in draft_steps for step, place in steps)]
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """For each draft, which of `steps` give its tokens."""
+        """For each draft, the indices of the `steps` that predict its tokens."""
         paths, end = [], 1
         for draft in self.drafts:
             paths.append([0, *range(end, end + len(draft) - 1)])
@@ -144,12 +144,12 @@ class Prompt:
 
 @dataclass(eq=False)
 class Row:
-    """The unfinished answer to a prompt; greedy without a `draw`."""
+    """An answer that is being decoded, one row of the batch. It is greedy if `draw` is None."""
 
     prompt: Prompt
     stop: Stop
     draw: Draw | None = None
-    # The answer so far, how many of its tokens came from a draft, and the places of those that ran.
+    # Tokens decoded so far, how many of them come from a draft, and the packed positions of the latter.
     token_ids: list[int] = field(default_factory=list)
     num_accepted: int = 0
     cached: list[int] = field(default_factory=list)
@@ -164,7 +164,7 @@ class Row:
     def accept(self, chosen: Chosen, start: int) -> None:
         """Accept the longest matching draft prefix, then append the next decoded token.
 
-        `chosen` holds the decoded tokens of the prompt's `steps` from number `start` on.
+        The decoded tokens of the prompt's `steps` begin at index `start` of `chosen`.
         """
         prompt = self.prompt
         paths = [[start + step for step in path] for path in prompt.paths]
@@ -185,7 +185,7 @@ class Row:
             self._add_likelihood(chosen, step)
 
     def _count_matching(self, draft: Sequence[int], path: Sequence[int], chosen: Chosen) -> int:
-        """Number of first tokens of a draft that decoding gives too."""
+        """Length of the longest prefix of a draft that equals the decoded tokens."""
         count = 0
         for token, step in zip(draft[: self.stop.max_new_tokens], path, strict=False):
             if chosen.tokens[step] != token:
@@ -196,7 +196,7 @@ class Row:
         return count
 
     def append(self, chosen: Chosen, step: int) -> None:
-        """Append the decoded token number `step` of `chosen`."""
+        """Append the decoded token at index `step` of `chosen`."""
         self.token_ids.append(chosen.tokens[step])
         self._add_likelihood(chosen, step)
 

@@ -1,7 +1,8 @@
-"""Attention over packed sequences: everything but attention runs on the tokens of all images as one row.
+"""Attention over packed sequences.
 
-Nothing is padded, and the prefix of the questions on an image runs once for all of them. Attention patterns,
-keys and values of a pass are in a `Layout`, an argument of the pass: passes on one decoder may interleave.
+All layers except attention run on the tokens of all images as one sequence, without padding. The prefix that
+questions about one image share runs once. Attention pattern, keys and values of a forward pass are held by a
+`Layout`, an argument of the pass, so that passes on one decoder may interleave.
 """
 
 import copy
@@ -20,12 +21,12 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class Layout(Protocol):
-    """Attention pattern of one forward pass; keeps the keys and values of every layer."""
+    """Attention pattern of one forward pass. It keeps the keys and values of every layer."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention output, shaped as `query`.
+        """Attention output, in the shape of `query`.
 
-        `query` is `[batch, heads, length, size]`; `key` and `value` have as many heads, or fewer.
+        `query` is `[batch, heads, length, size]`; `key` and `value` have as many heads or fewer.
         """
         ...
 
@@ -44,15 +45,15 @@ def _attention(
     return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
-# transformers makes no mask for an attention function that has none registered: the layout is the mask.
+# No mask function is registered, so transformers makes no mask: the layout determines the attention pattern.
 AttentionInterface.register(_NAME, _attention)
 
 
 def view_packed(module: nn.Module, config: Any = None) -> Any:
-    """A view of a decoder of transformers that takes `layout=` in place of a mask and a cache.
+    """Return a view of a transformers decoder that takes `layout=` in place of a mask and a cache.
 
-    The view shares weights and hooks with the decoder, which stays as it is: modules with children are
-    copied, the copies have a configuration of their own, and all parameters and leaf modules are shared.
+    The view shares weights and hooks with the decoder, which is not changed: modules with children are copied
+    and given their own configuration; parameters and leaf modules are shared.
     """
     if config is None:
         config = copy.copy(module.config)
@@ -72,10 +73,10 @@ def view_packed(module: nn.Module, config: Any = None) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The tokens of one image: `num_prefix` causal ones, then those of its questions.
+    """The tokens of one image: `num_prefix` tokens with causal attention, then the tokens of its questions.
 
-    `sees` `[length - num_prefix, length - num_prefix]` is True where a token of the questions attends to
-    another; None if they are as causal as the prefix.
+    `sees` `[length - num_prefix, length - num_prefix]` is True where a token of the questions (row) attends
+    to another (column); None if attention among the questions is causal too.
     """
 
     length: int
@@ -84,7 +85,7 @@ class Segment:
 
 
 class PackedSegments(Layout):
-    """Segments in a row, a batch of one; every token attends to `common`, keys and values per layer."""
+    """Segments packed into one sequence. Every token attends to `common`, the keys and values per layer."""
 
     def __init__(self, segments: Sequence[Segment], common: Cache | None = None) -> None:
         self.segments = segments
@@ -95,7 +96,7 @@ class PackedSegments(Layout):
         self._causal: dict[tuple[int, torch.device], Tensor] = {}
 
     def _mask(self, segment: Segment) -> Tensor | None:
-        """Mask of the questions of a segment over common tokens, prefix and questions."""
+        """Attention mask of a segment's questions over common tokens, prefix and questions."""
         if segment.sees is None:
             return None
         return pad(segment.sees, (self.num_common + segment.num_prefix, 0), value=True)
@@ -135,9 +136,9 @@ class PackedSegments(Layout):
         return self._causal[length, device]
 
     def take(self, places: Sequence[Sequence[int]], room: int) -> "GrowingRows":
-        """Sequences to decode further: each of the common tokens and those at its `places` in the pack.
+        """Return a batch of sequences to decode further: the common tokens, then the tokens at `places[i]`.
 
-        `room` is the number of tokens that each can grow by.
+        `room` is the number of tokens by which each sequence can grow.
         """
         lengths = [self.num_common + len(row) for row in places]
         longest = max(lengths)
@@ -162,7 +163,7 @@ class PackedSegments(Layout):
 
 
 class GrowingRows(Layout):
-    """A batch of sequences that grow by one token a pass; `lengths` `[batch]` are their numbers of tokens."""
+    """A batch of sequences that grow by one token per pass; `lengths` `[batch]` count their tokens."""
 
     def __init__(self, cache: Cache, lengths: Tensor) -> None:
         self.cache = cache
@@ -177,7 +178,7 @@ class GrowingRows(Layout):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         keys, values = self.cache[layer]
         if layer == 0:
-            # The same in every layer.
+            # Indices and mask are the same in every layer.
             seen = torch.arange(int(self.lengths.max()) + 1) <= self.lengths[:, None]
             self._step = tuple(x.to(keys.device) for x in (torch.arange(len(keys)), self.lengths, seen))
         rows, lengths, mask = (x.to(keys.device) for x in self._step)
@@ -187,7 +188,7 @@ class GrowingRows(Layout):
         return _attend(query, keys[:, :, :num_seen], values[:, :, :num_seen], scaling, mask[:, None, None])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows."""
+        """Keep only the given rows of the batch."""
         index = torch.tensor(rows)
         self.lengths = self.lengths[index]
         self.cache = [(key[index.to(key.device)], value[index.to(value.device)]) for key, value in self.cache]
@@ -198,9 +199,9 @@ class GrowingRows(Layout):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
-    """Attention under a mask; without one, causal."""
+    """Attention output under a mask, or causal attention if the mask is None."""
     if (groups := query.shape[1] // key.shape[1]) > 1:
-        # Under a mask PyTorch's fast kernels on a GPU want as many keys as queries.
+        # With a mask, PyTorch's fast GPU kernels need as many key heads as query heads.
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling

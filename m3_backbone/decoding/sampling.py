@@ -1,4 +1,4 @@
-"""Sampled answers: tokens drawn from the distribution of a backbone, reproducible in any batch."""
+"""Sampling of answer tokens at a temperature, reproducible in any batch."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """How to sample one answer: at a temperature, with a key in place of the state of a generator.
+    """How to sample one answer: a temperature, and a key in place of a random generator's state.
 
-    Each token depends only on the logits, the key and its position in the answer. Neither the rest of a batch
-    nor the order of the work changes it, and a draft is accepted as far as it equals the sampled answer.
-    Raises ValueError for a temperature of 0 or less: greedy answers take no draw.
+    Each token depends only on the logits, the key and its position in the answer, not on the rest of the
+    batch or the order of the work. A draft can therefore be verified against a sampled answer. Raises
+    ValueError for a temperature of 0 or less; a greedy answer needs no `Draw`.
     """
 
     temperature: float
@@ -22,23 +22,23 @@ class Draw:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(f"answers are drawn at a temperature above 0, not {self.temperature}")
+            raise ValueError(f"answers are sampled at a temperature above 0, not {self.temperature}")
 
-    def luck(self, step: int) -> float:
-        """The random number, uniform in [0, 1), that decides token number `step`."""
+    def uniform(self, step: int) -> float:
+        """Random number in [0, 1) that selects the token at position `step` of the answer."""
         content = json.dumps([*self.key, step]).encode()
-        # As many bits as a float holds.
+        # A float has a mantissa of 53 bits.
         return (int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 11) / 2**53
 
 
-def draw_tokens(log_probs: Tensor, temperature: Tensor, luck: Tensor) -> Tensor:
-    """`[num_rows]`: tokens drawn from softmax(`log_probs` / `temperature`) by inversion.
+def sample_tokens(log_probs: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens `[num_rows]` sampled from softmax(`log_probs` / `temperature`) by inversion.
 
-    `log_probs` is `[num_rows, vocabulary]`; `temperature` and `luck`, uniform in [0, 1), are `[num_rows]`.
-    A row's token is the first at which the cumulated probability exceeds its luck.
+    `log_probs` is `[num_rows, vocabulary]`; `temperature` and `uniform`, random numbers in [0, 1), are
+    `[num_rows]`. The token of a row is the first whose cumulative probability exceeds its random number.
     """
-    behind = log_probs.double() - log_probs.double().amax(-1, keepdim=True)
-    cumulated = (behind / temperature[:, None]).softmax(-1).cumsum(-1)
-    # The sum is 1 only up to rounding.
-    wanted = luck[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, wanted, right=True)[:, 0]
+    shifted = log_probs.double() - log_probs.double().amax(-1, keepdim=True)
+    cumulative = (shifted / temperature[:, None]).softmax(-1).cumsum(-1)
+    # The last value is 1 only up to rounding.
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]

@@ -1,1 +1,1 @@
-"""M3 itself: LLaVA whose visual tokens are pooled to any scale of a ladder."""
+"""M3: LLaVA whose visual tokens are pooled to the scales of a ladder."""

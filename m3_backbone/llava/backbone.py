@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone
-from m3_backbone.decoding.batches import group_rows, run_batches
+from m3_backbone.decoding.batches import group_indices, run_batches
 from m3_backbone.decoding.decoding import Decoded, Decoder
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
@@ -31,9 +31,9 @@ from m3_backbone.loading.checkpoint import Checkpoint
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image after the one vision pass that serves every scale.
+    """An image after the single vision pass that serves every scale.
 
-    `tokens` are `[num_tiles, grid * grid, hidden]`, projected and not yet pooled.
+    `tokens` `[num_tiles, grid * grid, hidden]` are projected but not yet pooled.
     """
 
     tokens: Tensor
@@ -47,18 +47,21 @@ class EncodedImage:
 class LlavaBackbone(Backbone):
     """Backbone of an M3 checkpoint.
 
-    The constructor reads configuration and tokenizer only; the weights are loaded when first needed.
+    The constructor reads only the configuration and the tokenizer; the weights are loaded when first needed.
+    It raises ValueError for unknown devices, dtypes and attention kernels, and the errors of
+    `Checkpoint.open`.
 
     Args:
         checkpoint: folder, hub id, `tiny_m3`, or an opened `Checkpoint`.
-        name: names the labels that this backbone makes; the last part of `checkpoint` if not given.
-        dtype: of the weights, as `float32` or `bfloat16`; `auto` takes the checkpoint's.
-        device: device of the model; by default, a GPU if there is one. Excludes `device_map`.
+        name: name of the backbone in the labels that it makes; by default the last part of `checkpoint`.
+        dtype: dtype of the weights, such as `float32` or `bfloat16`; `auto` uses that of the checkpoint.
+        device: device of the model; by default a GPU if there is one. Excludes `device_map`.
         device_map: distribution of the model over devices, as in `from_pretrained` (needs accelerate).
         attn_implementation: attention kernel, as in `from_pretrained`.
-        scales: scales in place of those that the checkpoint names; it has to be trained for them.
+        scales: scales that replace those in the checkpoint's configuration. The checkpoint must have been
+            trained for them.
         image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
-        prompt: name of the prompt template; the checkpoint's own if not given.
+        prompt: name of the prompt template; by default that of the checkpoint.
         max_new_tokens: largest number of tokens of an answer.
         batch_size: number of questions that are answered together.
         image_batch_size: number of images that are encoded together.
@@ -86,7 +89,7 @@ class LlavaBackbone(Backbone):
         if device is not None and device_map is not None:
             raise ValueError("give device or device_map, not both")
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
+            raise ValueError(f"device is {device!r}, and there is no GPU: use cpu")
         if device is not None:
             check_device(device)
         check_dtype(dtype)
@@ -109,14 +112,14 @@ class LlavaBackbone(Backbone):
         self._make_caches()
 
     def _make_caches(self) -> None:
-        # The same questions come back at every scale, and the same references with many questions.
+        # Questions recur at every scale, and references recur with many questions.
         self._suffix_ids = lru_cache(2**16)(self._tokenize_suffix)
         self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
 
     def __getstate__(self) -> dict[str, Any]:
-        """State without model and caches: the process that receives it loads the weights itself."""
-        left_out = ("model", "_decoder", "_suffix_ids", "_answer_ids")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        """State without model and caches: the process that unpickles it loads the weights itself."""
+        excluded = ("model", "_decoder", "_suffix_ids", "_answer_ids")
+        return {name: value for name, value in vars(self).items() if name not in excluded}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -154,28 +157,29 @@ class LlavaBackbone(Backbone):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Type of the weights, loaded or yet to be."""
+        """dtype of the weights, whether or not they are loaded."""
         name = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
         dtype: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
         return dtype
 
     @property
     def torch_device(self) -> torch.device:
-        """Device of the model, loaded or not; with `device_map`, that of its first weights."""
+        """Device of the model, whether or not it is loaded; with `device_map`, that of its first weights."""
         if self.device_map is not None:
             return self.model.device
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def move(self, device: str | None = None, dtype: str | None = None) -> None:
-        """Put the model onto another device, or load its weights as another `dtype` when next needed.
+        """Move the model to another device, or reload its weights with another `dtype` when next needed.
 
-        Another dtype changes the fingerprint of `decoding`. ValueError for a device that is not there.
+        Another dtype changes the fingerprint of `decoding`. Raises ValueError for a device that is missing,
+        and for a device if the model was opened with `device_map`.
         """
         if self.device_map is not None and device is not None:
-            raise ValueError("a model that device_map spreads is not moved: open it with device instead")
+            raise ValueError("a model opened with device_map cannot be moved: open it with device instead")
         if device is not None:
             if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-                raise ValueError(f"device is {device!r}, and there is no GPU: take cpu")
+                raise ValueError(f"device is {device!r}, and there is no GPU: use cpu")
             self.device = device
         stale = ["_decoder"]
         if dtype is not None and getattr(torch, dtype) != self.torch_dtype:
@@ -229,7 +233,7 @@ class LlavaBackbone(Backbone):
 
     @torch.no_grad()
     def visual_tokens(self, encoded: Sequence[EncodedImage], scale: int) -> list[Tensor]:
-        """What enters the decoder: `[num_tokens, hidden]` of each image."""
+        """Visual tokens of each image that enter the decoder at a scale, `[num_tokens, hidden]`."""
         if not encoded:
             return []
         sizes = torch.tensor([image.size[::-1] for image in encoded])
@@ -240,8 +244,8 @@ class LlavaBackbone(Backbone):
     ) -> list[ImageFeatures]:
         tokens_at = {scale: self.visual_tokens(encoded, scale) for scale in scales}
         features = []
-        for row, image in enumerate(encoded):
-            visual = {scale: tokens[row].half().cpu().numpy() for scale, tokens in tokens_at.items()}
+        for number, image in enumerate(encoded):
+            visual = {scale: tokens[number].half().cpu().numpy() for scale, tokens in tokens_at.items()}
             statistics = describe_tokens(image.tokens, self.scales) if "tower" in groups else {}
             if "image" in groups:
                 statistics |= describe_image(image.image)
@@ -259,60 +263,64 @@ class LlavaBackbone(Backbone):
         draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
-        drafted = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
-        if any(len(column) != len(encoded) for column in (questions, references, drafted, draws or encoded)):
+        draft_ids = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
+        if any(
+            len(column) != len(encoded) for column in (questions, references, draft_ids, draws or encoded)
+        ):
             raise ValueError(
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
-                f"{len(drafted)} drafts, {len(draws or encoded)} draws"
+                f"{len(draft_ids)} drafts, {len(draws or encoded)} draws: give one of each per question"
             )
         for question in dict.fromkeys(questions):
             self.check_question(question, scale=scale)
 
         def decode(groups: Sequence[list[int]]) -> list[Decoded]:
-            rows = list(chain.from_iterable(groups))
-            images = list({id(encoded[row]): encoded[row] for row in rows}.values())
+            indices = list(chain.from_iterable(groups))
+            images = list({id(encoded[i]): encoded[i] for i in indices}.values())
             number_of = {id(image): number for number, image in enumerate(images)}
             return self._decoder.decode(
                 self.visual_tokens(images, scale),
-                [number_of[id(encoded[row])] for row in rows],
-                [self._suffix_ids(questions[row]) for row in rows],
-                [[self._answer_ids(answer) for answer in dict.fromkeys(references[row])] for row in rows],
-                [drafted[row] for row in rows],
-                [draws[row] for row in rows] if draws else None,
+                [number_of[id(encoded[i])] for i in indices],
+                [self._suffix_ids(questions[i]) for i in indices],
+                [[self._answer_ids(answer) for answer in dict.fromkeys(references[i])] for i in indices],
+                [draft_ids[i] for i in indices],
+                [draws[i] for i in indices] if draws else None,
             )
 
-        # Questions on one image lie side by side, so that they share its prefix.
-        by_question = group_rows([id(image) for image in encoded], questions)
+        # Questions about one image are adjacent, so that they share its prefix.
+        by_question = group_indices([id(image) for image in encoded], questions)
         answers: dict[int, Answer] = {}
         device = self._decoder.device
         for groups, results in run_batches(decode, by_question, self.batch_size, device):
-            for row, decoded in zip(chain.from_iterable(groups), results, strict=True):
-                answers[row] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
-        return [answers[row] for row in range(len(encoded))]
+            for index, decoded in zip(chain.from_iterable(groups), results, strict=True):
+                answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
+        return [answers[index] for index in range(len(encoded))]
 
     def _tokenize_suffix(self, question: str) -> list[int]:
-        """Ids of the prompt after the image."""
+        """Token ids of the prompt after the image."""
         return self.processor.prompt_parts(self.processor.template.format(question))[1]
 
     def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
         self.processor.check_text("the question", question)
-        most = self.processor.images.max_visual_tokens(scale or self.scales[-1])
+        num_visual = self.processor.images.max_visual_tokens(scale or self.scales[-1])
         context = self.checkpoint.context_length
-        needed = len(self._system_ids) + most + len(self._suffix_ids(question))
-        if needed + self.max_new_tokens > context:
+        prompt_length = len(self._system_ids) + num_visual + len(self._suffix_ids(question))
+        if prompt_length + self.max_new_tokens > context:
             raise ValueError(
-                f"the question is too long: with {most} visual tokens and {self.max_new_tokens} for an answer"
-                f" it needs {needed + self.max_new_tokens} places, and the model has {context}"
+                f"the question is too long: with {num_visual} visual tokens and {self.max_new_tokens} for an "
+                f"answer it needs {prompt_length + self.max_new_tokens} positions, "
+                f"and the model has {context}"
             )
         for reference in dict.fromkeys(references):
             self.processor.check_text("a reference", reference)
             length = len(self._answer_ids(reference))
-            if needed + length > context:
+            if prompt_length + length > context:
                 raise ValueError(
-                    f"a reference is too long: with {most} visual tokens, the question and its own {length} "
-                    f"tokens it needs {needed + length} places, and the model has {context}"
+                    f"a reference is too long: with {num_visual} visual tokens, the question and its own "
+                    f"{length} tokens it needs {prompt_length + length} positions, "
+                    f"and the model has {context}"
                 )
 
     def question_ids(self, question: str) -> list[int]:
@@ -323,7 +331,7 @@ class LlavaBackbone(Backbone):
 
 
 def check_device(device: str) -> None:
-    """Raise ValueError if PyTorch has no such device."""
+    """Raise ValueError if PyTorch does not know the device."""
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -331,14 +339,14 @@ def check_device(device: str) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise ValueError for a name that is not a floating-point type."""
+    """Raise ValueError if the name is not `auto` or a floating-point type of PyTorch."""
     known = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
         raise ValueError(f"dtype={dtype}: give auto, float32, bfloat16 or float16")
 
 
 def check_attention(name: str) -> None:
-    """Raise ValueError if transformers has no such attention kernel. Names of hub kernels have a slash."""
+    """Raise ValueError if transformers does not know the attention. Names of hub kernels have a slash."""
     known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
     if name not in known and "/" not in name:
         raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""Floating-point operations of an M3 model, counted as PyTorch counts them: a multiply-add is two.
+"""Floating-point operations of an M3 model, counted as in PyTorch: a multiply-add is two operations.
 
-Only matrix products count. Attention is counted in full, as if every token attended to every other; norms,
-activations and embeddings, below a percent together, are left out.
+Only matrix products are counted. Attention is counted in full, as if every token attended to every other.
+Norms, activations and embeddings, together below one percent, are not counted.
 """
 
 from typing import Any
@@ -30,23 +30,25 @@ def prefill_flops(config: LlavaConfig | LlavaNextConfig, num_tokens: int) -> int
 def vision_flops(config: LlavaConfig | LlavaNextConfig, num_tiles: int = 1) -> int:
     """Operations of vision tower and projector on an image of `num_tiles` tiles; the same at every scale.
 
-    Layers after the one whose features are used are not counted: they need not run.
+    Layers after `vision_feature_layer` are not counted: they need not run.
     """
     vision: Any = config.vision_config
     num_layers = feature_layer_of(config)
     hidden, patches = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2
     tokens = patches + 1
     embedding = 2 * patches * vision.num_channels * vision.patch_size**2 * hidden
-    each = 8 * tokens * hidden**2 + 4 * tokens**2 * hidden + 4 * tokens * hidden * vision.intermediate_size
+    per_layer = (
+        8 * tokens * hidden**2 + 4 * tokens**2 * hidden + 4 * tokens * hidden * vision.intermediate_size
+    )
     width = config.get_text_config().hidden_size
     projector = 2 * patches * (hidden * width + width**2)
-    return num_tiles * (embedding + num_layers * each + projector)
+    return num_tiles * (embedding + num_layers * per_layer + projector)
 
 
 def decoder_flops_per_token(config: LlavaConfig | LlavaNextConfig) -> int:
-    """Operations of a further token in the decoder's linear layers, without attention and output layer."""
+    """Operations of one more token in the decoder's linear layers, without attention and output layer."""
     vocabulary = 2 * config.get_text_config().hidden_size * config.get_text_config().vocab_size
-    # Attention is the part that is not linear: f(2) - f(1) = linear + 3 a, f(3) - f(2) = linear + 5 a.
+    # Only attention is not linear in n: f(2) - f(1) = linear + 3 a, f(3) - f(2) = linear + 5 a.
     one, two, three = (prefill_flops(config, n) - vocabulary for n in (1, 2, 3))
     attention = (three - two - (two - one)) // 2
     return one - attention

@@ -1,7 +1,7 @@
 """M3 as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
 
-`get_image_features` pools the projected grid of visual tokens before it enters the decoder; the rest is
-transformers'. `token_scale` is an argument of `forward` and `generate` and is stored nowhere.
+`get_image_features` pools the projected grid of visual tokens before it enters the decoder; transformers does
+the rest. `token_scale` is an argument of `forward` and `generate`; it is not stored.
 """
 
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ def feature_layer_of(config: LlavaConfig | LlavaNextConfig) -> int:
 
 
 class _MatryoshkaModel:
-    """Common part of the inner plain and tiled models: one vision pass, and the merge of image and text."""
+    """Common base of the inner models with and without tiles: vision pass, and merge of image and text."""
 
     config: Any
     vision_tower: Any
@@ -49,7 +49,7 @@ class _MatryoshkaModel:
     def __init__(self, config: LlavaConfig | LlavaNextConfig) -> None:
         if config.vision_feature_select_strategy != "default":
             raise ValueError(
-                "vision_feature_select_strategy must be 'default': the class token is no part of the grid"
+                "vision_feature_select_strategy must be 'default': the class token is not part of the grid"
             )
         super().__init__(config)  # type: ignore[call-arg]
 
@@ -78,7 +78,11 @@ class _MatryoshkaModel:
         image_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Pixels as the processor gives them -> `.pooler_output`: per image `[num_tokens, hidden]`."""
+        """Pool the visual tokens of images at a scale.
+
+        `pixel_values` and `image_sizes` come from the processor. `.pooler_output` of the result holds
+        `[num_tokens, hidden]` for each image. Raises ValueError without `token_scale`.
+        """
         if token_scale is None:
             possible = ", ".join(map(str, exact_scales(self.grid)))
             raise ValueError(f"token_scale must be given with pixel_values: one of {possible}")
@@ -116,11 +120,11 @@ class _MatryoshkaModel:
         return super().forward(inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
 
     def _merge(self, input_ids: Tensor, features: Any) -> Tensor:
-        """Token embeddings `[batch, length, hidden]` with the visual tokens in their places."""
+        """Token embeddings `[batch, length, hidden]` in which visual tokens replace the placeholders."""
         embed = self.get_input_embeddings()
         if features is None:
             return embed(input_ids)
-        # Published vocabularies have no image token: its id lies beyond the embedding and is never looked up.
+        # Published vocabularies have no image token: its id is beyond the embedding and is never looked up.
         is_image = input_ids == self.config.image_token_id
         embeds = embed(input_ids.masked_fill(is_image, 0))
         visual = torch.cat(features).to(embeds)
@@ -133,19 +137,19 @@ class _MatryoshkaModel:
 
 
 class M3LlavaModel(_MatryoshkaModel, LlavaModel):
-    """`pixel_values` are `[num_images, 3, height, width]`."""
+    """M3 without tiles. `pixel_values` are `[num_images, 3, height, width]`."""
 
 
 class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
-    """`pixel_values` are `[num_images, max_tiles, 3, height, width]`, base tile first.
+    """M3 with tiles. `pixel_values` are `[num_images, max_tiles, 3, height, width]`, base tile first.
 
-    `image_sizes` `[num_images, 2]` are height and width of the images in pixels. Newline tokens are among the
-    tokens of an image.
+    `image_sizes` `[num_images, 2]` are height and width of the images in pixels. The tokens of an image
+    include newline tokens.
     """
 
     @property
     def tiling(self) -> Tiling:
-        """The grids of tiles; the configuration has them as (height, width), as all of transformers."""
+        """The grids of tiles. The configuration stores (height, width), as is usual in transformers."""
         resolutions = tuple((width, height) for height, width in self.config.image_grid_pinpoints)
         return Tiling(resolutions, self.config.vision_config.image_size)
 
@@ -168,14 +172,15 @@ class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
 
 def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
     if image_sizes is None:
-        raise ValueError("a tiled model needs image_sizes with pixel_values: pass what the processor gives")
+        raise ValueError("a tiled model needs image_sizes with pixel_values: pass those of the processor")
     return [(width, height) for height, width in image_sizes.tolist()]
 
 
 def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
-    """The scales that a configuration names; M3's own of its grid if it names none.
+    """Scales in a configuration, or the scales of M3 for its grid if the configuration has none.
 
-    Raises ValueError for scales that are no list of whole numbers, or that do not pool the grid exactly.
+    Raises ValueError if they are not a list of positive whole numbers, or if the grid cannot be pooled to one
+    of them without remainder.
     """
     grid, named = grid_of(config), getattr(config, "matryoshka_vis_token_scale", None)
     if named is None:
@@ -183,19 +188,19 @@ def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
     if not accepts(Annotated[list[PositiveInt], Len(1)], named):
         possible = ", ".join(map(str, exact_scales(grid)))
         raise ValueError(
-            f"matryoshka_vis_token_scale={named!r} is no list of scales: give some of {possible} with "
+            f"matryoshka_vis_token_scale={named!r} is not a list of scales: give some of {possible} with "
             "backbone.scales=[...]"
         )
     try:
         return grid_scales(grid, named)
     except ValueError as error:
         raise ValueError(
-            f"matryoshka_vis_token_scale={named}: {error}; backbone.scales=[...] takes their place"
+            f"matryoshka_vis_token_scale={named}: {error}; give other scales with backbone.scales=[...]"
         ) from error
 
 
 class _MatryoshkaGeneration:
-    """Common part of the outer plain and tiled models."""
+    """Common base of the outer models with and without tiles."""
 
     config: Any
     model: Any
@@ -215,7 +220,7 @@ class _MatryoshkaGeneration:
         """The tokens of `encode_images` at one scale: `[num_tokens, hidden]` of each image."""
         return self.model.pool_images(tokens, token_scale, image_sizes)
 
-    # Every name is spelled out because `generate` reads the signature to learn what the model takes.
+    # All arguments are spelled out because `generate` inspects the signature.
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -231,7 +236,7 @@ class _MatryoshkaGeneration:
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As transformers' LLaVA; `token_scale`, visual tokens per grid, goes with `pixel_values`."""
+        """Run the model as transformers' LLaVA does; `pixel_values` need `token_scale`, tokens per grid."""
         return super().forward(  # type: ignore[misc]
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -251,7 +256,7 @@ class _MatryoshkaGeneration:
         return self.model.get_image_features(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
-        """As transformers', always under its own weight names, whichever layout the model was loaded from."""
+        """Save as transformers does, always with its own weight names, whatever the layout of the source."""
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)  # type: ignore[misc]
 
 

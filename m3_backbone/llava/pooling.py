@@ -1,6 +1,6 @@
-"""Nested reduction of a square of visual tokens: M3's average pooling, and the two samplings of its ablation.
+"""Nested pooling of a square grid of visual tokens: M3's average pooling and two samplings.
 
-Source: Cai et al., Matryoshka Multimodal Models (arXiv 2405.17430), section 3 and Figure 5.
+Source: Cai et al., Matryoshka Multimodal Models (arXiv 2405.17430), section 3 and Figure 5 (samplings).
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ PoolingMethod = Literal["average", "spatial", "sequential"]
 
 
 def exact_scales(grid: int) -> tuple[int, ...]:
-    """Every scale that pools a `grid` x `grid` square of tokens without remainder, ascending."""
+    """Scales to which a `grid` x `grid` square of tokens can be pooled without remainder, ascending."""
     return tuple(side**2 for side in range(1, grid + 1) if grid % side == 0)
 
 
 def pooled_side(scale: int, grid: int) -> int:
-    """Side of the pooled square, in tokens. ValueError, naming the possible scales, where it is not exact."""
+    """Side of the pooled square, in tokens. Raises ValueError that lists the possible scales if inexact."""
     if scale not in exact_scales(grid):
         possible = ", ".join(map(str, exact_scales(grid)))
         raise ValueError(f"scale {scale} is not possible on a {grid}x{grid} grid: choose one of {possible}")
@@ -28,12 +28,13 @@ def pooled_side(scale: int, grid: int) -> int:
 
 
 def grid_scales(grid: int, scales: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The distinct `scales`, ascending; M3's own where none are given.
+    """Distinct `scales` in ascending order, or the scales of M3 if None.
 
-    M3's side shrinks by its smallest prime factor until one token is left: a grid of 24 has the sides 24, 12,
-    6, 3, 1. Each divides the one before it, so every coarser set of tokens derives from the finer one.
+    In M3, the side of the grid is divided by its smallest prime factor until one token is left: a grid of 24
+    has the sides 24, 12, 6, 3, 1. Each side divides the previous one, so the tokens of every coarser scale
+    can be computed from those of the finer one.
 
-    Raises ValueError for no scales, and for one that does not pool the grid without remainder.
+    Raises ValueError for an empty list and for a scale to which the grid cannot be pooled without remainder.
     """
     if scales is None:
         sides = [grid]
@@ -48,11 +49,11 @@ def grid_scales(grid: int, scales: Sequence[int] | None = None) -> tuple[int, ..
 
 
 def pool(tokens: Tensor, scale: int, method: PoolingMethod = "average") -> Tensor:
-    """`[..., grid * grid, hidden]` -> `[..., scale, hidden]`, rows first.
+    """Pool tokens in row-major order: `[..., grid * grid, hidden]` -> `[..., scale, hidden]`.
 
     `average` takes the mean of each block of the grid, `spatial` its upper left token, `sequential` the first
-    `scale` tokens. With each of them, pooling what was pooled gives what pooling at once gives. ValueError,
-    naming the possible scales, where the grid cannot give the scale exactly.
+    `scale` tokens. With every method, pooling in two steps equals pooling at once. Raises ValueError that
+    lists the possible scales if the grid cannot be pooled to `scale` without remainder.
     """
     *batch, num_tokens, hidden = tokens.shape
     grid = isqrt(num_tokens)
@@ -64,7 +65,7 @@ def pool(tokens: Tensor, scale: int, method: PoolingMethod = "average") -> Tenso
     block = grid // side
     square = tokens.reshape(-1, grid, grid, hidden)
     if method == "average":
-        # PyTorch's kernel is far faster than `mean` over two dimensions that do not lie side by side.
+        # PyTorch's kernel is far faster than `mean` over two dimensions that are not adjacent.
         pooled = avg_pool2d(square.permute(0, 3, 1, 2), block).permute(0, 2, 3, 1)
         return pooled.reshape(*batch, scale, hidden)
     if method == "spatial":
@@ -74,9 +75,9 @@ def pool(tokens: Tensor, scale: int, method: PoolingMethod = "average") -> Tenso
 
 @torch.no_grad()
 def describe_tokens(tokens: Tensor, scales: Sequence[int]) -> dict[str, float]:
-    """The statistics `tower/...` of `[num_tiles, grid * grid, hidden]` (see `m3_backbone.features`).
+    """Statistics `tower/...` of the tokens `[num_tiles, grid * grid, hidden]` (see `m3_backbone.features`).
 
-    `scales` ascend; the finest of them is that of the tokens.
+    `scales` are in ascending order; the last one is the scale of `tokens`.
     """
     tokens = tokens.float()
     num_tiles, num_tokens, hidden = tokens.shape
@@ -85,7 +86,7 @@ def describe_tokens(tokens: Tensor, scales: Sequence[int]) -> dict[str, float]:
     statistics: dict[str, Tensor] = {}
     for scale in scales[:-1]:
         kept = (pool(tokens, scale) - mean).square().sum(-1).mean()
-        # Tokens that are all alike lose nothing.
+        # Equal tokens have no variance to lose.
         statistics[f"variance_kept_{scale}"] = kept / variance if variance > 0 else torch.ones(())
     norm = tokens.norm(dim=-1)
     statistics |= {"norm_mean": norm.mean(), "norm_std": norm.std(correction=0), "norm_max": norm.max()}

@@ -1,8 +1,8 @@
-"""Pixels of a picture as the vision tower takes them, and the order of the tokens of its tiles.
+"""Preprocessing of images for the vision tower, and packing of the tokens of tiles.
 
-Pixels are those of the M3 authors' code, which uses CLIP's image processor. Tiles follow the anyres scheme of
-LLaVA-NeXT as the authors run it: the whole image as one base tile, then a grid of tiles; each tile is pooled,
-then the padding is cut off and every row ends with a newline token.
+Pixels equal those of the M3 authors' code, which uses CLIP's image processor. Tiles follow the authors'
+version of LLaVA-NeXT's anyres scheme: the whole image as one base tile, then a grid of tiles. Each tile is
+pooled, then the padding is cut off and a newline token is appended to every row.
 """
 
 import math
@@ -23,7 +23,10 @@ from m3_backbone.llava.pooling import pooled_side
 
 @dataclass(frozen=True)
 class Tiling:
-    """The grids of tiles on offer: `resolutions` as (width, height) in pixels, multiples of `tile_size`."""
+    """Grids of tiles to choose from: `resolutions` are (width, height) in pixels, multiples of `tile_size`.
+
+    Raises ValueError for resolutions that are no such multiples or too large.
+    """
 
     resolutions: tuple[tuple[int, int], ...]
     tile_size: int
@@ -32,7 +35,7 @@ class Tiling:
         for width, height in self.resolutions:
             if width % self.tile_size or height % self.tile_size:
                 raise ValueError(
-                    f"{width}x{height} in image_grid_pinpoints: no multiple of the tile size {self.tile_size}"
+                    f"{width}x{height} in image_grid_pinpoints: not a multiple of tile size {self.tile_size}"
                 )
             if min(width, height) < 1 or width * height > MAX_PIXELS:
                 raise ValueError(
@@ -41,7 +44,7 @@ class Tiling:
                 )
 
     def resolution(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) in pixels that keeps most of an image of (width, height) and wastes least."""
+        """The resolution (width, height) that keeps most pixels of an image and, among equals, pads least."""
         width, height = image_size
         best = select_best_resolution((height, width), [(h, w) for w, h in self.resolutions])
         return best[1], best[0]
@@ -57,11 +60,11 @@ class Tiling:
         return rows * columns + 1
 
     def _unpadded(self, image_size: tuple[int, int], side: int) -> tuple[slice, slice]:
-        """Rows and columns of the joined token grid that lie on the image and not on its padding."""
+        """Rows and columns of the joined token grid that cover the image and not its padding."""
         width, height = image_size
         tile_rows, tile_columns = self.shape(image_size)
         rows, columns = tile_rows * side, tile_columns * side
-        # Floats and int() as in the authors' unpad_image: rounding otherwise would cut other rows.
+        # Floats and int() as in the authors' unpad_image: other rounding would cut other rows.
         if width / height > columns / rows:
             padding = (rows - int(height * (columns / width))) // 2
             return slice(padding, rows - padding), slice(0, columns)
@@ -74,7 +77,7 @@ class Tiling:
         return scale + (rows.stop - rows.start) * (columns.stop - columns.start + 1)
 
     def pack(self, tiles: Tensor, image_size: tuple[int, int], newline: Tensor) -> Tensor:
-        """Pooled tiles `[num_tiles, scale, hidden]`, base tile first -> `[num_tokens, hidden]`."""
+        """Pack pooled tiles `[num_tiles, scale, hidden]`, base tile first, into `[num_tokens, hidden]`."""
         side = isqrt(tiles.shape[1])
         tile_rows, tile_columns = self.shape(image_size)
         joined = tiles[1:].unflatten(1, (side, side)).unflatten(0, (tile_rows, tile_columns))
@@ -85,7 +88,7 @@ class Tiling:
 
 
 def parse_resolutions(pinpoints: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
-    """Pairs of (width, height) from a list of lists; ValueError for anything else."""
+    """Return pairs of (width, height) from a list of lists. Raises ValueError for anything else."""
     try:
         resolutions = tuple((int(width), int(height)) for width, height in pinpoints)
     except (TypeError, ValueError) as error:
@@ -102,18 +105,25 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Aspect = Literal["pad", "crop", "anyres"]
 
-# Larger intermediate pictures are never made whole: 64 megabytes, as Pillow takes 4 bytes a pixel.
+# Larger intermediate images are computed in parts. 64 MB, as Pillow needs 4 bytes per pixel.
 MAX_WHOLE_PIXELS = 2**24
-_MAX_SUPPORT = 3  # of Pillow's resampling filters, in pixels on either side
+_MAX_SUPPORT = 3  # largest support of Pillow's resampling filters, in pixels on either side
 
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """`aspect` says what becomes of an image that is not square.
+    """Image preprocessing of one checkpoint: resizing, cropping or tiling, and normalisation.
 
-    `pad` makes it square with the mean colour; `crop` cuts the middle out; `anyres` shows it whole once, then
-    cut into tiles, on the one of `resolutions` ((width, height) in pixels) that suits its shape. `resize` is
-    the length of the shorter side before the middle `image_size` x `image_size` pixels are cut out.
+    Args:
+        image_size, patch_size: sides of the tower's input and of a patch, in pixels.
+        aspect: how an image that is not square is treated. `pad` pads it to a square with the mean colour,
+            `crop` cuts out the middle, `anyres` makes a base tile of the whole image and tiles of the image
+            at the best of `resolutions`.
+        resolutions: (width, height) in pixels.
+        resize: length of the shorter side before the middle `image_size` x `image_size` pixels are cut out;
+            by default `image_size`.
+        resample: one of Pillow's resampling filters.
+        mean, std: mean and standard deviation of each channel, in [0, 1].
     """
 
     image_size: int
@@ -134,12 +144,12 @@ class ImagePreprocessor:
         return Tiling(self.resolutions, self.image_size) if self.aspect == "anyres" else None
 
     def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
-        """What an image of (width, height) pixels costs: the tokens that enter the decoder."""
+        """Number of visual tokens that enter the decoder for an image of (width, height) pixels."""
         pooled_side(token_scale, self.grid)
         return self.tiling.num_tokens(image_size, token_scale) if self.tiling else token_scale
 
     def max_visual_tokens(self, token_scale: int) -> int:
-        """The most that any image costs."""
+        """Largest number of visual tokens of any image at a scale."""
         return max(
             (self.num_visual_tokens(size, token_scale) for size in self.resolutions), default=token_scale
         )
@@ -149,10 +159,10 @@ class ImagePreprocessor:
         return self.tiling.num_tiles(image_size) if self.tiling else 1
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """`[num_tiles, 3, image_size, image_size]`, float32; with `anyres` the base tile first.
+        """Pixels `[num_tiles, 3, image_size, image_size]`, float32; with `anyres`, the base tile comes first.
 
-        Raises UnreadableImage for an image without pixels, or with pixels of unknown range. Memory beyond the
-        image's own is bounded by `MAX_WHOLE_PIXELS` and the largest of `resolutions`, whatever its shape.
+        Raises UnreadableImage for an image without pixels, or with pixels of unknown range. Additional memory
+        is bounded by `MAX_WHOLE_PIXELS` and the largest of `resolutions`, whatever the shape of the image.
         """
         image = to_rgb(image)
         if self.tiling is not None:
@@ -169,7 +179,7 @@ class ImagePreprocessor:
         return self.resize or self.image_size
 
     def _resize_and_crop(self, image: Image.Image) -> Image.Image:
-        """CLIP's own steps: shorter side to `resize`, then the middle square of `image_size`."""
+        """Resize the shorter side to `resize` and cut out the middle square of `image_size`, as CLIP does."""
         width, height = image.size
         short = self._shorter_side
         size = (
@@ -180,16 +190,16 @@ class ImagePreprocessor:
         return crop_middle(image.resize(size, self.resample), self.image_size)
 
     def _resize_and_crop_padded(self, image: Image.Image) -> Image.Image:
-        """The same of the image in the middle of a square of the mean colour."""
+        """Pad the image to a square with the mean colour, then resize and crop it as `_resize_and_crop`."""
         if max(image.size) ** 2 <= MAX_WHOLE_PIXELS:
             return self._resize_and_crop(pad_to_square(image, self.mean))
         square = resize_padded(image, self.mean, self._shorter_side, self.resample)
         return crop_middle(square, self.image_size)
 
     def _normalise(self, image: Image.Image) -> Tensor:
-        """`[3, height, width]`, each channel less its mean and by its deviation."""
+        """Pixels `[3, height, width]` minus the mean of each channel, divided by its standard deviation."""
         mean, std = (np.array(value, dtype=np.float32)[:, None, None] for value in (self.mean, self.std))
-        # Channels apart first, and in place after: a fifth of the time of the same steps on copies.
+        # Transposing first and computing in place takes a fifth of the time that copies take.
         pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).astype(np.float32)
         pixels /= np.float32(255)
         pixels -= mean
@@ -198,16 +208,16 @@ class ImagePreprocessor:
 
 
 def crop_middle(image: Image.Image, side: int) -> Image.Image:
-    """The middle `side` x `side` pixels, black where the image is smaller."""
+    """Return the middle `side` x `side` pixels, padded with black if the image is smaller."""
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
 def resize_middle(image: Image.Image, size: tuple[int, int], side: int, resample: int) -> Image.Image:
-    """`crop_middle(image.resize(size, resample), side)`, with no more of the longer axis than that shows.
+    """Compute `crop_middle(image.resize(size, resample), side)` from the visible part of the longer axis.
 
-    As many neighbours are kept as the filter reads, so that pixels are the same but for a rounding, by one
-    level of 256 at most where the longer axis is enlarged.
+    The part includes all neighbours that the filter reads. Pixels differ by rounding only: by at most one of
+    256 levels, if the longer axis is enlarged.
     """
     axis = int(size[1] > size[0])
     scale = image.size[axis] / size[axis]
@@ -225,9 +235,9 @@ def resize_middle(image: Image.Image, size: tuple[int, int], side: int, resample
 
 
 def resize_padded(image: Image.Image, mean: Sequence[float], side: int, resample: int) -> Image.Image:
-    """`pad_to_square(image, mean).resize((side, side), resample)`, without making the square.
+    """Compute `pad_to_square(image, mean).resize((side, side), resample)` without making the large square.
 
-    The same pixels: Pillow resizes rows first and columns after, and every row for itself.
+    The pixels are the same, because Pillow first resizes every row separately and then the columns.
     """
     width, height = image.size
     square_side = max(width, height)
@@ -244,7 +254,7 @@ def resize_padded(image: Image.Image, mean: Sequence[float], side: int, resample
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """The image in the middle of a square of the mean colour (given in [0, 1])."""
+    """Return the image in the middle of a square of the mean colour; `mean` is in [0, 1]."""
     width, height = image.size
     side = max(width, height)
     square = Image.new("RGB", (side, side), _to_color(mean))
@@ -257,7 +267,7 @@ def _to_color(mean: Sequence[float]) -> tuple[int, ...]:
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image as large as it fits into (width, height), in the middle of black."""
+    """Return the image resized to fit into (width, height), centred on black."""
     (width, height), (target_width, target_height) = image.size, size
     if target_width / width < target_height / height:
         fitted = (target_width, min(math.ceil(height * (target_width / width)), target_height))
@@ -269,7 +279,7 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def cut(image: Image.Image, tile_size: int) -> list[Image.Image]:
-    """Square tiles, row by row."""
+    """Cut an image into square tiles, row by row."""
     return [
         image.crop((left, top, left + tile_size, top + tile_size))
         for top in range(0, image.height, tile_size)

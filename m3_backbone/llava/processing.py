@@ -1,4 +1,4 @@
-"""From images and text to what the model takes: pixels, and ids with a placeholder for every visual token."""
+"""Processor of M3: pixels, and token ids with one placeholder per visual token."""
 
 import json
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ PROCESSOR_FILE = "m3_processor.json"
 
 
 class M3Processor:
-    """Tokenizer, image preparation and prompt template of one checkpoint.
+    """Tokenizer, image preprocessing and prompt template of one checkpoint.
 
-    `image_token_id` stands in the ids for a visual token. A vocabulary without `<image>` gets it as one more
-    id, for which the model needs no embedding.
+    `image_token_id` is the placeholder of a visual token. If the vocabulary lacks `<image>`, the token is
+    added; the model needs no embedding for it.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class M3Processor:
     def __call__(
         self, images: Image.Image | Sequence[Image.Image], text: str | Sequence[str], token_scale: int
     ) -> BatchFeature:
-        """Prompts with one `<image>` each, and their images, for `generate(**inputs, token_scale=...)`.
+        """Return the inputs of `generate(**inputs, token_scale=...)` for images and prompts.
 
-        `input_ids` and `attention_mask` `[batch, length]`, padded on the left. `pixel_values`
-        `[batch, 3, height, width]`; with tiles `[batch, max_tiles, 3, height, width]`, padded with zeros, and
-        `image_sizes` `[batch, 2]` (height, width of the images in pixels).
+        Each prompt contains `<image>` once. `input_ids` and `attention_mask` are `[batch, length]`, padded on
+        the left. `pixel_values` are `[batch, 3, height, width]`; with tiles
+        `[batch, max_tiles, 3, height, width]`, padded with zeros, and there are `image_sizes` `[batch, 2]`
+        (height and width of the images in pixels). Raises ValueError if the numbers of images and prompts
+        differ.
         """
         images = [to_rgb(image) for image in ([images] if isinstance(images, Image.Image) else images)]
         text = [text] if isinstance(text, str) else list(text)
@@ -66,7 +68,7 @@ class M3Processor:
         return BatchFeature({**inputs, **self.preprocess(images)})
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """`pixel_values` and, with tiles, `image_sizes` of the images, as above."""
+        """Return `pixel_values` and, with tiles, `image_sizes` of the images, as in `__call__`."""
         tiles = [self.images(image) for image in images]
         if self.images.tiling is None:
             return {"pixel_values": torch.cat(tiles)}
@@ -75,24 +77,24 @@ class M3Processor:
 
     @property
     def pad_token_id(self) -> int:
-        """Fills masked places only; the end token where the tokenizer has no padding of its own."""
+        """Id of the padding token; the end token if the tokenizer has none. Padding is always masked."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Ids of the prompt for a question, one `image_token_id` in the place of all visual tokens."""
+        """Token ids of the prompt for a question, with one `image_token_id` in place of all visual tokens."""
         before, after = self.prompt_parts(self.template.format(question))
         return [*before, self.image_token_id, *after]
 
     def text_ids(self, text: str, *, add_start: bool = False) -> list[int]:
-        """Ids of a text in which nothing is a control token: "</s>" in it is four characters.
+        """Token ids of a text in which control tokens are plain text: "</s>" is four characters.
 
-        With `add_start` the start token goes before, if the tokenizer has one.
+        With `add_start`, the start token is prepended if the tokenizer has one.
         """
         ids: list[int] = self.tokenizer(
             text,
             add_special_tokens=add_start,
-            # Left to its default where it makes no difference, which the recorded ids were made with.
+            # The default otherwise, with which the recorded ids were made; it makes no difference there.
             **({"split_special_tokens": True} if self._holds_control(text) else {}),
         ).input_ids
         return ids
@@ -106,31 +108,35 @@ class M3Processor:
         return tuple(dict.fromkeys([*added, *self.tokenizer.all_special_tokens]))
 
     def next_turn_ids(self, question: str) -> list[int]:
-        """Ids of a further question in the same conversation, after the end token of the last answer."""
+        """Token ids of the next question of a conversation, after the end token of the previous answer."""
         text = self.template.format_later(question)
         if self._holds_control(text):
             return self.text_ids(text)
         return self.tokenizer(self.tokenizer.eos_token + text, add_special_tokens=False).input_ids[1:]
 
     def prompt_parts(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Ids of what stands before and after `<image>`, each tokenised for itself, as LLaVA does."""
+        """Token ids before and after `<image>`, tokenised separately as in LLaVA.
+
+        Raises ValueError if the prompt does not contain `<image>` exactly once.
+        """
         parts = prompt.split(IMAGE)
         if len(parts) != 2:
             raise ValueError(
-                f"a prompt needs {IMAGE!r} once, this one has it {len(parts) - 1} times: {prompt!r}"
+                f"a prompt needs {IMAGE!r} once, this one contains it {len(parts) - 1} times: {prompt!r}"
             )
         before, after = (self.text_ids(part, add_start=True) for part in parts)
         has_start = before and before[0] == self.tokenizer.bos_token_id
         return before, after[1:] if has_start else after
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of the answer after the prompt, end token included. ValueError for one with `<image>`.
+        """Token ids of an answer after the prompt, end token included.
 
-        White space around it does not count, which `decode` takes off answers too.
+        White space around the answer is ignored, as in `decode`. Raises ValueError for an answer with
+        `<image>`.
         """
         if IMAGE in answer:
-            raise ValueError(f"an answer cannot hold {IMAGE!r}, which stands for an image: {answer!r}")
-        # What stands before the answer decides how its first word is split: tokenise together, then cut.
+            raise ValueError(f"an answer cannot contain {IMAGE!r}, which stands for an image: {answer!r}")
+        # The split of the first word depends on the text before the answer: tokenise both, then cut.
         before = self.template.text.rpartition("{question}")[2]
         start, whole = (
             self.text_ids(text) for text in (before, before + self.template.lead + answer.strip())
@@ -138,19 +144,21 @@ class M3Processor:
         return [*whole[len(start) :], self.tokenizer.eos_token_id]
 
     def check_text(self, subject: str, text: str) -> None:
-        """Raise ValueError, about `subject`, for a text that the tokenizer would not take as mere text."""
+        """Raise ValueError that names `subject` for a text with control tokens or invalid characters."""
         if IMAGE in text:
-            raise ValueError(f"{subject} holds {IMAGE!r}, the mark of the image, take it out: {text!r}")
+            raise ValueError(
+                f"{subject} contains {IMAGE!r}, the placeholder of the image: remove it: {text!r}"
+            )
         for token in self.tokenizer.all_special_tokens:
             if token in text:
-                raise ValueError(f"{subject} holds {token!r}, a control token of the model: take it out")
+                raise ValueError(f"{subject} contains {token!r}, a control token of the model: remove it")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"{subject} is no text that UTF-8 can hold: {error.reason}") from error
+            raise ValueError(f"{subject} cannot be encoded as UTF-8: {error.reason}") from error
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides on what the model is handed for an image and a question, as JSON."""
+        """Return all settings that determine the inputs for an image and a question, as JSON types."""
         tokenizer = {
             "vocabulary": sorted(self.tokenizer.get_vocab().items()),
             "special": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
@@ -159,7 +167,7 @@ class M3Processor:
         return {"template": asdict(self.template), "images": asdict(self.images), "tokenizer": tokenizer}
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of an answer, without special tokens and outer white space."""
+        """Return the text of an answer, without special tokens and surrounding white space."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -170,7 +178,7 @@ class M3Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """What `save_pretrained` wrote."""
+        """Load a processor that `save_pretrained` wrote. Raises ValueError that names a damaged file."""
         file = Path(folder) / PROCESSOR_FILE
         content = read_json(file)
         check_settings(file, content, {"images": dict[str, Any], "prompt": str})
@@ -181,5 +189,5 @@ class M3Processor:
                 settings[name] = tuple(tuple(v) if isinstance(v, list) else v for v in settings[name])
             images, prompt = ImagePreprocessor(**settings), content["prompt"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{file} is none that this version wrote ({error}): fetch it again") from error
+            raise ValueError(f"{file} was not written by this version ({error}): fetch it again") from error
         return cls(load_tokenizer(folder), images, prompt)

@@ -1,4 +1,4 @@
-"""How a question is put to the model, and how the answer follows."""
+"""Prompt templates: the text around a question, its image and its answer."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,10 @@ IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """`text` holds `<image>` and `{question}`; `lead` stands between the prompt and the answer.
+    """Prompt of a question about an image.
 
-    `later` is how a conversation goes on with its next question, after the end token of the answer before.
+    `text` contains `<image>` and `{question}`. `later` is the text of the next question of a conversation,
+    after the end token of the previous answer. `lead` is the text between the prompt and the answer.
     """
 
     name: str
@@ -18,18 +19,20 @@ class PromptTemplate:
     lead: str
 
     def format(self, question: str) -> str:
-        """The whole prompt, `<image>` in the place of the visual tokens."""
+        """Return the whole prompt of a question, with `<image>` in place of the visual tokens."""
         return self.text.replace("{question}", without_image(question))
 
     def format_later(self, question: str) -> str:
-        """What follows the end token of the last answer."""
+        """Return the text of the next question, after the end token of the previous answer."""
         return self.later.replace("{question}", without_image(question))
 
 
 def without_image(question: str) -> str:
-    """The question itself; ValueError where it holds the mark that stands for the image."""
+    """Return the question. Raises ValueError if it contains `<image>`, the placeholder of the image."""
     if IMAGE in question:
-        raise ValueError(f"the question holds {IMAGE!r}, the mark of the image, take it out: {question!r}")
+        raise ValueError(
+            f"the question contains {IMAGE!r}, the placeholder of the image: remove it: {question!r}"
+        )
     return question
 
 
@@ -58,7 +61,7 @@ PROMPTS = {
 
 
 def prompt_template(name: str) -> PromptTemplate:
-    """The template of that name; ValueError, naming those that there are, for another."""
+    """Return a template of `PROMPTS` by name. Raises ValueError that lists the names for an unknown one."""
     if name not in PROMPTS:
         raise ValueError(f"no prompt template {name!r}: choose one of {', '.join(PROMPTS)}")
     return PROMPTS[name]

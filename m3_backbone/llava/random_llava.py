@@ -1,4 +1,4 @@
-"""An M3 of any size with random weights: for measuring speed where there is no checkpoint."""
+"""M3 of any size with random weights, for measuring speed without a checkpoint."""
 
 import hashlib
 import json
@@ -24,19 +24,19 @@ from m3_backbone.training.scratch import build_config, build_processor, build_to
 
 
 class RandomLlavaBackbone(LlavaBackbone):
-    """LLaVA with random weights; the defaults are the shapes of LLaVA-1.5-7B.
+    """LLaVA with random weights and random answers; the default shapes are those of LLaVA-1.5-7B.
 
-    What random weights say is no answer, so answers are drawn: the latest draft of a row with probability
-    `acceptance`, else one that differs from its first token on, of as many tokens as are drawn evenly from
-    `answer_lengths`. All the work of the model is done all the same.
+    The outputs of random weights are meaningless, so answers are chosen at random: the last draft with
+    probability `acceptance`, otherwise an answer that differs from all drafts in its first token, with a
+    uniformly random length in `answer_lengths`. The model still does all of its work.
 
     Args:
-        image_size, patch_size, vision_size, num_vision_layers, num_vision_heads: the CLIP tower.
-        hidden_size, intermediate_size, num_layers, num_heads, vocab_size: the Llama decoder.
-        acceptance: probability that a draft is the answer.
-        answer_lengths: fewest and most tokens of the other answers, end token included.
-        seed: of weights and answers.
-        arguments: those of `LlavaBackbone`.
+        image_size, patch_size, vision_size, num_vision_layers, num_vision_heads: shape of the CLIP tower.
+        hidden_size, intermediate_size, num_layers, num_heads, vocab_size: shape of the Llama decoder.
+        acceptance: probability that the answer equals the last draft.
+        answer_lengths: smallest and largest number of tokens of the other answers, end token included.
+        seed: seed of weights and answers.
+        arguments: further arguments of `LlavaBackbone`.
     """
 
     @checked
@@ -86,13 +86,13 @@ class RandomLlavaBackbone(LlavaBackbone):
         super().__init__(checkpoint, **{"dtype": "bfloat16", **arguments, "device": device})
         fewest, most = answer_lengths
         self._decoder_class = partial(
-            _DrawingDecoder, acceptance=acceptance, answer_lengths=(fewest, most), seed=seed
+            _RandomDecoder, acceptance=acceptance, answer_lengths=(fewest, most), seed=seed
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _RandomCheckpoint(Checkpoint):
-    """Weights drawn where they are used: nothing is read, and nothing is copied to the device."""
+    """Checkpoint whose random weights are created on the device; no file is read."""
 
     seed: int
     device: str
@@ -110,7 +110,7 @@ class _RandomCheckpoint(Checkpoint):
         attn_implementation: str | None = None,
     ) -> M3Model:
         if device_map is not None:
-            raise ValueError("random weights go to one device: give device, not device_map")
+            raise ValueError("random weights are on a single device: give device, not device_map")
         assert isinstance(self.config, LlavaConfig)
         if dtype == "auto":
             dtype = torch.float32
@@ -130,8 +130,8 @@ class _RandomCheckpoint(Checkpoint):
         return model.eval()
 
 
-class _DrawingDecoder(Decoder):
-    """Decodes answers that are drawn, as `RandomLlavaBackbone` says."""
+class _RandomDecoder(Decoder):
+    """Decoder of random answers, as described in `RandomLlavaBackbone`."""
 
     def __init__(
         self, *args: Any, acceptance: float, answer_lengths: tuple[int, int], seed: int, **kwargs: Any
@@ -143,14 +143,14 @@ class _DrawingDecoder(Decoder):
 
     def _choose(self, log_probs: Tensor, steps: Sequence[tuple[Row, int]]) -> Chosen:
         chosen = super()._choose(log_probs, steps)
-        for place, (row, step) in enumerate(steps):
+        for index, (row, step) in enumerate(steps):
             if row not in self._answer_of:
-                self._answer_of[row] = self._draw(row)
+                self._answer_of[row] = self._choose_answer(row)
             answer = self._answer_of[row]
-            chosen.tokens[place] = answer[min(step, len(answer) - 1)]
+            chosen.tokens[index] = answer[min(step, len(answer) - 1)]
         return chosen
 
-    def _draw(self, row: Row) -> Sequence[int]:
+    def _choose_answer(self, row: Row) -> Sequence[int]:
         if row.prompt.drafts and self.random.random() < self.acceptance:
             return row.prompt.drafts[-1]
         length = self.random.randint(*self.answer_lengths)

@@ -1,1 +1,1 @@
-"""Reading checkpoints in the authors' layout."""
+"""Loading of checkpoints in the authors' layout and in that of this project."""

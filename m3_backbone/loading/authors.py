@@ -1,4 +1,4 @@
-"""The authors' configuration files (those of LLaVA) in terms of transformers and of this package."""
+"""Conversion of the authors' configuration files (LLaVA's) to those of transformers and this package."""
 
 import ast
 from pathlib import Path
@@ -15,8 +15,8 @@ from m3_backbone.loading.weights import fetch
 from m3_backbone.reading import check_settings, find_kernels, read_json
 
 MODEL_TYPE = "llava_llama"
-# The tower that the published checkpoints name. Its shape is known here, so that a local copy of such a
-# checkpoint, which holds the tower's weights, needs no network.
+# The vision tower of the published checkpoints. Its shape is known here, so that a local copy of such a
+# checkpoint, which contains the tower's weights, needs no network.
 CLIP_L_336 = "clip-vit-large-patch14-336"
 LLAMA_FIELDS = {*LlamaConfig.__annotations__, "rope_theta", "rope_scaling"}
 
@@ -46,7 +46,10 @@ _TOWER_TYPES = {
 
 
 def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextConfig, M3Processor]:
-    """Configuration and processor of a checkpoint folder, whose `config.json` holds `raw`."""
+    """Configuration and processor of a checkpoint folder whose `config.json` contains `raw`.
+
+    Raises ValueError that names the file for a configuration that is not supported.
+    """
     _check(raw, folder)
     vision: Any
     vision, settings = _read_tower(raw["mm_vision_tower"], folder)
@@ -65,7 +68,7 @@ def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextC
     )
     if images.image_size != vision.image_size:
         raise ValueError(
-            f"the vision tower {raw['mm_vision_tower']} takes {vision.image_size} pixels, its"
+            f"the vision tower {raw['mm_vision_tower']} takes {vision.image_size} pixels, but its"
             f" preprocessor_config.json makes {images.image_size}"
         )
     processor = M3Processor(load_tokenizer(folder), images, "vicuna_v1")
@@ -85,7 +88,7 @@ def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextC
 
 
 def _check(raw: dict[str, Any], folder: Path) -> None:
-    """ValueError for what no published M3 has and this code would get wrong."""
+    """Raise ValueError for missing keys, and for values that this code does not support."""
     supported = {
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_vision_select_feature": ("patch",),
@@ -121,20 +124,18 @@ def _read_resolutions(raw: dict[str, Any], folder: Path) -> tuple[tuple[int, int
 def _read_decoder(raw: dict[str, Any], folder: Path) -> LlamaConfig:
     try:
         return LlamaConfig(**{key: value for key, value in raw.items() if key in LLAMA_FIELDS})
-    except (
-        Exception
-    ) as error:  # transformers and huggingface_hub check what they take, with errors of their own
+    except Exception as error:  # transformers and huggingface_hub raise errors of many types
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def find_tower(name: str, folder: Path) -> Path | None:
-    """The local folder that `mm_vision_tower` names: in the checkpoint, beside it, or from where we stand."""
+    """Local folder of `mm_vision_tower`: in the checkpoint, beside it, or in the working directory."""
     candidates = (folder / name, folder.parent / name, Path(name))
     return next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
 
 
 def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, Any]]:
-    """Shape and image settings of the tower: a local folder, what is known of CLIP-L/336, or the hub."""
+    """Configuration and image settings of the tower: from a local folder, for CLIP-L/336, or from the hub."""
     local = find_tower(name, folder)
     if local is None and Path(name).name == CLIP_L_336:
         vision = CLIPVisionConfig(
@@ -155,7 +156,7 @@ def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, An
         )
     except OSError as error:
         raise OSError(
-            f"the vision tower {name!r} of {folder} is neither there nor beside it, and not to be had"
+            f"the vision tower {name!r} of {folder} is neither in it nor beside it, and cannot be fetched"
             f" from the hub: {' '.join(str(error).split())}"
         ) from error
     except Exception as error:  # as in `_read_decoder`
@@ -174,5 +175,5 @@ def _read_tower(name: str, folder: Path) -> tuple[CLIPVisionConfig, dict[str, An
 
 
 def _side(value: int | dict[str, int]) -> int:
-    """336, {"shortest_edge": 336} or {"height": 336, "width": 336} -> 336."""
+    """Return 336 for 336, {"shortest_edge": 336} or {"height": 336, "width": 336}."""
     return value if isinstance(value, int) else next(iter(value.values()))

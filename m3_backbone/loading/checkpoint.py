@@ -1,4 +1,4 @@
-"""Loading: the authors' checkpoints as they are published, and those that this project writes."""
+"""Loading of the authors' published checkpoints and of those that this project writes."""
 
 import copy
 import hashlib
@@ -64,13 +64,16 @@ def load_m3(
     image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
     scales: Sequence[int] | None = None,
 ) -> tuple[M3Model, M3Processor]:
-    """The model, in evaluation mode, and its processor.
+    """Load a model, in evaluation mode, and its processor.
 
-    `checkpoint` is a folder, a hub id or `tiny_m3`, in the authors' layout or in this project's. `dtype`,
-    `device_map` and `attn_implementation` are those of `from_pretrained`; `image_grid_pinpoints` replaces the
-    grids of tiles of a tiled checkpoint, as (width, height) in pixels, and `scales` the scales that it names
-    itself. ValueError names weights that are missing, unexpected, wrongly shaped or not finite, and what in
-    the configuration is no M3.
+    Args:
+        checkpoint: folder, hub id or `tiny_m3`, in the authors' layout or in that of this project.
+        dtype, device_map, attn_implementation: as in `from_pretrained`.
+        image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
+        scales: scales that replace those in the checkpoint's configuration.
+
+    Raises ValueError that names weights that are missing, unexpected, wrongly shaped or not finite, or
+    settings that are not those of an M3; OSError for a checkpoint that cannot be found.
     """
     opened = Checkpoint.open(checkpoint, image_grid_pinpoints, scales)
     model = opened.load_model(dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
@@ -79,10 +82,10 @@ def load_m3(
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint whose configuration and tokenizer are read, and whose weights are not.
+    """A checkpoint of which only the configuration and the tokenizer have been read.
 
-    `source` is its folder or hub id; `tower`, for the authors' layout, what `mm_vision_tower` names;
-    `given_scales` take the place of those that its configuration names.
+    `source` is the folder or hub id. `tower` is `mm_vision_tower` in the authors' layout, otherwise None.
+    `given_scales` replace the scales in the configuration.
     """
 
     source: str
@@ -99,10 +102,11 @@ class Checkpoint:
         image_grid_pinpoints: Sequence[Sequence[int]] | None = None,
         scales: Sequence[int] | None = None,
     ) -> Self:
+        """Read the configuration and the tokenizer of a checkpoint. Arguments and errors as in `load_m3`."""
         folder = find_folder(checkpoint)
         config_file = folder / "config.json"
         if not config_file.is_file():
-            raise FileNotFoundError(f"no config.json in {folder}: is it the folder of a checkpoint?")
+            raise FileNotFoundError(f"no config.json in {folder}: is this the folder of a checkpoint?")
         raw = read_json(config_file)
         check_settings(config_file, raw, {"model_type": str | None})
         for problem in find_kernels(raw):
@@ -114,12 +118,12 @@ class Checkpoint:
             config_class = LlavaNextConfig if raw.get("model_type") == "llava_next" else LlavaConfig
             try:
                 config = config_class.from_pretrained(folder)
-            except Exception as error:  # whatever transformers raises, as in `authors._read_decoder`
+            except Exception as error:  # transformers raises errors of many types
                 raise ValueError(f"{config_file}: {' '.join(str(error).split())}") from error
             processor = M3Processor.from_pretrained(folder)
         else:
             raise ValueError(
-                f"{folder} holds no M3: the model_type in its config.json is {raw.get('model_type')!r}, not"
+                f"{folder} is not an M3: the model_type in its config.json is {raw.get('model_type')!r}, not"
                 f" {authors.MODEL_TYPE!r}, and it has no {PROCESSOR_FILE}"
             )
         if image_grid_pinpoints is not None:
@@ -129,20 +133,20 @@ class Checkpoint:
             str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), given_scales=given
         )
         try:
-            own_scales = opened.scales
+            ladder = opened.scales
         except ValueError as error:
             raise ValueError(f"{config_file}: {error}") from error
         if given is None and raw.get("matryoshka_vis_token_scale") is None and opened.tower is not None:
             raise ValueError(
                 f"{config_file} names no scales of visual tokens (matryoshka_vis_token_scale), so this is a "
-                "LLaVA that was not trained for any but the finest. If it was, give them: "
-                f"backbone.scales={list(own_scales)}"
+                "LLaVA that was trained for the finest scale only. If it was trained for more, give them: "
+                f"backbone.scales={list(ladder)}"
             )
         return opened
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """The scales that were given, or those that the configuration names. Errors as in `scales_of`."""
+        """`given_scales`, or the scales of the configuration if None. Errors as in `scales_of`."""
         if self.given_scales is None:
             return scales_of(self.config)
         try:
@@ -152,19 +156,19 @@ class Checkpoint:
 
     @property
     def context_length(self) -> int:
-        """Positions that the decoder was made for."""
+        """Largest number of positions of the decoder."""
         return self.config.get_text_config().max_position_embeddings
 
     @cached_property
     def files(self) -> list[Path]:
-        """The weight files, downloaded first where the checkpoint is a hub id."""
+        """The weight files. Those of a hub id are downloaded first."""
         if not Path(self.source).is_dir() and self.source not in PACKAGED:
             download_weights(self.source, self.folder)
         return weight_files(self.folder)
 
     @cached_property
     def tower_files(self) -> list[Path]:
-        """The weight files of a tower that lies in a folder of its own and is not in `files`."""
+        """The weight files of a tower in a separate folder; empty if `files` contain the tower."""
         folder = authors.find_tower(self.tower, self.folder) if self.tower else None
         if folder is None or any("vision_tower." in name for name in weight_shapes(self.files)):
             return []
@@ -172,23 +176,23 @@ class Checkpoint:
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies in a folder of this machine, which nobody else can name."""
+        """Whether the checkpoint is a local folder and not a hub id or a packaged model."""
         return Path(self.source).is_dir()
 
     def copy_to(self, folder: Path) -> None:
-        """A copy that opens as this one does, in place of what `folder` held.
+        """Copy the checkpoint to `folder`, replacing its content.
 
-        ValueError where weights are pickled, or the tower lies in a folder that a copy cannot hold.
+        Raises ValueError if weights are pickled, or if the tower is in a folder outside of the checkpoint.
         """
         tower = authors.find_tower(self.tower, self.folder) if self.tower else None
-        _refuse_pickled(self.files)
-        _refuse_pickled(self.tower_files)  # whether there are any is read from the others
+        _check_not_pickled(self.files)
+        _check_not_pickled(self.tower_files)  # this property reads `files`, which are checked first
         if self.folder.resolve() == folder.resolve():
             return
         if tower is not None and not (folder / str(self.tower)).resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"the tower of {self.folder} lies outside of it ({self.tower}): put it into that folder, and"
-                " its name there into mm_vision_tower of config.json"
+                f"the tower of {self.folder} lies outside of it ({self.tower}): move it into that folder, and"
+                " set mm_vision_tower in config.json to its new name"
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -201,7 +205,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over configuration and weights, from the files; no model is built."""
+        """Hash of configuration and weights, 16 hex digits. It is computed from the files without a model."""
         settings = self.config.to_dict()
         for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
             settings.pop(name, None)
@@ -216,7 +220,7 @@ class Checkpoint:
         device_map: Any = None,
         attn_implementation: str | None = None,
     ) -> M3Model:
-        """The model with its weights, each read once, straight to its place. Errors as in `load_m3`."""
+        """Build the model and load its weights. Arguments and errors as in `load_m3`."""
         is_tiled = isinstance(self.config, LlavaNextConfig)
         model_class: Any = (
             M3LlavaNextForConditionalGeneration if is_tiled else M3LlavaForConditionalGeneration
@@ -247,16 +251,16 @@ class Checkpoint:
         return model
 
     def _check_weights(self, model_class: Any) -> bool:
-        """Compare files and configuration before anything is loaded; True where the files hold the tower."""
-        found = weight_shapes(self.files)
+        """Check the weight files against the configuration. Returns whether they contain the tower."""
+        stored = weight_shapes(self.files)
         parts: list[Any] = [self.config.get_text_config()]
         parts += [] if self.tower else [self.config.vision_config]
-        # Without weights for them a model of a billion layers would be built, and take all memory.
+        # A wrong number of layers could otherwise take all memory when the model is built.
         for num_layers in (part.num_hidden_layers for part in parts):
-            if num_layers > len(found):
+            if num_layers > len(stored):
                 raise ValueError(
-                    f"{self.folder / 'config.json'}: num_hidden_layers is {num_layers:,}, and there are "
-                    f"{len(found):,} weights in all"
+                    f"{self.folder / 'config.json'}: num_hidden_layers is {num_layers:,}, but there are "
+                    f"{len(stored):,} weights in all"
                 )
         with torch.device("meta"):
             weights = model_class(self.config).state_dict()
@@ -264,22 +268,22 @@ class Checkpoint:
         expected = {rename(name): weight.shape for name, weight in weights.items()}
         if self.config.tie_word_embeddings:
             expected.pop("lm_head.weight")
-            found.pop("lm_head.weight", None)
-        # A tower in the checkpoint always wins; older checkpoints hold none and name theirs only.
+            stored.pop("lm_head.weight", None)
+        # A tower in the checkpoint takes precedence; older checkpoints only name their tower.
         tower = {name for name in expected if name.startswith("model.vision_tower.")}
-        has_tower = self.tower is None or bool(tower & found.keys())
+        has_tower = self.tower is None or bool(tower & stored.keys())
         if not has_tower:
             expected = {name: shape for name, shape in expected.items() if name not in tower}
-        check_weights(found, expected, self.folder)
+        check_weights(stored, expected, self.folder)
         return has_tower
 
 
-def _refuse_pickled(files: Iterable[Path]) -> None:
+def _check_not_pickled(files: Iterable[Path]) -> None:
     for path in files:
         if path.suffix != ".safetensors":
             raise ValueError(
-                f"{path} is pickled, and nothing pickled is copied: convert the checkpoint to safetensors, or"
-                " give it by hub id"
+                f"{path} is pickled, and pickled files are not copied: convert the checkpoint to safetensors,"
+                " or give its hub id"
             )
 
 
@@ -287,9 +291,7 @@ def _replace_resolutions(
     config: LlavaConfig | LlavaNextConfig, processor: M3Processor, pinpoints: Sequence[Sequence[int]]
 ) -> None:
     if not isinstance(config, LlavaNextConfig):
-        raise ValueError(
-            "image_grid_pinpoints is for tiled checkpoints, and this one sees one grid per image"
-        )
+        raise ValueError("image_grid_pinpoints is for tiled checkpoints, and this one has one grid per image")
     resolutions = parse_resolutions(pinpoints)
     processor.images = replace(processor.images, resolutions=resolutions)
     config.image_grid_pinpoints = [[height, width] for width, height in resolutions]

@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints; LLaMA's sentencepiece tokenizer is run by sentencepiece itself."""
+"""Tokenizers of checkpoints. LLaMA's tokenizer runs in the sentencepiece library itself."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ WORD_START = "\u2581"  # sentencepiece's mark for a space
 class SentencePieceLlamaTokenizer(SentencePieceBackend):
     """The slow tokenizer with which the checkpoints were trained.
 
-    transformers 5 turns `tokenizer.model` into a `tokenizers` model instead, which keeps a trailing space
-    that sentencepiece drops and decodes broken byte sequences otherwise: prompts and answers would differ.
+    transformers 5 converts `tokenizer.model` to a `tokenizers` model instead, which keeps a trailing space
+    that sentencepiece drops and decodes broken byte sequences differently: prompts and answers would differ.
     """
 
     def __init__(
@@ -47,21 +47,24 @@ class SentencePieceLlamaTokenizer(SentencePieceBackend):
         return tokens
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of the tokens; special tokens stay as they are, all else goes through sentencepiece."""
+        """Return the text of tokens. Special tokens are kept; sentencepiece decodes the others."""
         special = set(self.all_special_tokens)
         text = ""
-        run: list[str] = []
+        pieces: list[str] = []
         for token in tokens:
             if token in special:
-                text += self.sp_model.decode(run) + token
-                run = []
+                text += self.sp_model.decode(pieces) + token
+                pieces = []
             else:
-                run.append(token)
-        return text + self.sp_model.decode(run)
+                pieces.append(token)
+        return text + self.sp_model.decode(pieces)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint: `tokenizer.model` goes before `tokenizer.json`, as with the authors."""
+    """Load the tokenizer of a checkpoint; `tokenizer.model` takes precedence, as in the authors' code.
+
+    Raises FileNotFoundError without tokenizer files, ValueError for damaged ones.
+    """
     present = [name for name in ("tokenizer.model", "tokenizer.json") if (Path(folder) / name).is_file()]
     if not present:
         raise FileNotFoundError(f"no tokenizer.model and no tokenizer.json in {folder}")

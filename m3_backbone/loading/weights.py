@@ -1,4 +1,4 @@
-"""Files of a checkpoint in a folder, in this package or on the hub; names and fingerprint of its weights."""
+"""Files of a checkpoint (local, packaged or on the hub), and names, shapes and hashes of its weights."""
 
 import hashlib
 import pickle
@@ -34,7 +34,10 @@ SMALL_FILES = (
 
 
 def find_folder(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint; of a hub id the small files are downloaded. OSError where there is none."""
+    """Return the folder of a checkpoint. The small files of a hub id are downloaded.
+
+    Raises OSError if there is no such checkpoint.
+    """
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     if checkpoint in PACKAGED:
@@ -48,24 +51,24 @@ def find_folder(checkpoint: str | Path) -> Path:
     try:
         config = Path(str(cached_file(name, "config.json")))
     except OSError as error:
-        raise OSError(f"{name} is no folder here, and not to be had from the hub: {error}") from error
+        raise OSError(f"{name} is not a local folder and cannot be fetched from the hub: {error}") from error
     for small in SMALL_FILES:
         fetch(name, small)
     return config.parent
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether a source that is no folder may be meant as OWNER/NAME on the hub, and not as a path."""
+    """Return whether a source that is not a folder looks like OWNER/NAME on the hub and not like a path."""
     text = str(source)
     is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
     return not is_path and text.count("/") == 1 and all(text.split("/")) and not Path(text).parent.is_dir()
 
 
 def fetch(hub_id: str, name: str) -> Path | None:
-    """The cached file of this name; None where the repository has none.
+    """Return the path of a file in the hub cache, downloaded if necessary; None if the repository lacks it.
 
-    OSError where the hub could not be asked: a tokenizer's settings that are taken for absent are other
-    settings. Offline, what is not in the cache is absent.
+    Raises OSError if the hub cannot be reached: a missing tokenizer file would change the settings. In
+    offline mode, a file that is not in the cache counts as missing.
     """
     try:
         return Path(hf_hub_download(hub_id, name))
@@ -78,7 +81,7 @@ def fetch(hub_id: str, name: str) -> Path | None:
 
 
 def download_weights(hub_id: str, folder: Path) -> None:
-    """One kind of weight files, safetensors before .bin, into the folder of the hub's cache."""
+    """Download weight files into the hub cache: safetensors if there are any, otherwise .bin files."""
     for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
         for name in (single, index):
             if fetch(hub_id, name) is None:
@@ -88,14 +91,14 @@ def download_weights(hub_id: str, folder: Path) -> None:
             return
 
 
-# Prefixes of weight names: (transformers', the authors').
+# Prefixes of weight names: (in transformers, in the authors' layout).
 PREFIXES = (
     ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
     ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
     ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
     ("model.language_model.", "model."),
 )
-# The same for `from_pretrained`, which renames as it reads.
+# The same mapping for `from_pretrained`, which renames weights when it reads them.
 KEY_MAPPING = {
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
@@ -110,7 +113,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def authors_name(name: str) -> str:
-    """transformers' name of a weight -> its name in the authors' layout."""
+    """Return the name in the authors' layout of a weight with this name in transformers."""
     for ours, theirs in PREFIXES:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -118,7 +121,7 @@ def authors_name(name: str) -> str:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Files that an index of shards lists."""
+    """Return the file names in an index of shards. Raises ValueError that names the index if it has none."""
     names = read_json(index).get("weight_map")
     if not accepts(dict[str, str], names) or not names:
         raise ValueError(f"{index} lists no files under weight_map: fetch it again")
@@ -126,7 +129,10 @@ def shard_names(index: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers will read: safetensors before .bin, one file before shards."""
+    """Return the weight files that transformers reads: safetensors before .bin, one file before shards.
+
+    Raises FileNotFoundError if the folder has no weights.
+    """
     for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
         if (folder / single).is_file():
             return [folder / single]
@@ -139,7 +145,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Turn what a damaged weight file raises into a ValueError that names it."""
+    """Turn errors about a damaged weight file into ValueError that names the file."""
     check_no_pointer(file)
     try:
         yield
@@ -148,7 +154,7 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def weight_shapes(files: Iterable[Path]) -> dict[str, torch.Size]:
-    """Names and shapes of all weights, read without their values."""
+    """Return names and shapes of all weights; their values are not read."""
     shapes = {}
     for file in files:
         with _naming(file):
@@ -156,17 +162,17 @@ def weight_shapes(files: Iterable[Path]) -> dict[str, torch.Size]:
     return {name: shape for name, shape in shapes.items() if not re.search(IGNORED, name)}
 
 
-def check_weights(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], folder: Path) -> None:
-    """ValueError that names every missing, unexpected and wrongly shaped weight."""
-    wrong = [
-        f"{name} has shape {tuple(found[name])} and should have {tuple(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name] != expected[name]
+def check_weights(stored: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], folder: Path) -> None:
+    """Raise ValueError that names every missing, unexpected and wrongly shaped weight."""
+    wrong_shapes = [
+        f"{name} has shape {tuple(stored[name])} and should have {tuple(expected[name])}"
+        for name in sorted(expected.keys() & stored.keys())
+        if stored[name] != expected[name]
     ]
     problems = [
-        *(f"missing: {name}" for name in sorted(expected.keys() - found.keys())),
-        *(f"unexpected: {name}" for name in sorted(found.keys() - expected.keys())),
-        *(f"wrongly shaped: {problem}" for problem in wrong),
+        *(f"missing: {name}" for name in sorted(expected.keys() - stored.keys())),
+        *(f"unexpected: {name}" for name in sorted(stored.keys() - expected.keys())),
+        *(f"wrongly shaped: {problem}" for problem in wrong_shapes),
     ]
     if problems:
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
@@ -175,7 +181,7 @@ def check_weights(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
 def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     """Raise ValueError that names the first weight with nan or infinity, as loaded from `folder`."""
     for name, weight in weights:
-        # One that is kept on disk (device_map) has no values here.
+        # Weights that device_map keeps on disk have no values in memory.
         if weight.device.type != "meta" and not weight.isfinite().all():
             type_name = str(weight.dtype).removeprefix("torch.")
             raise ValueError(
@@ -185,10 +191,10 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 
 
 def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int = 2**18) -> None:
-    """Feed names, types, shapes and values of all weights into `digest`, whichever files they are in.
+    """Update `digest` with names, dtypes, shapes and values of all weights, independently of their files.
 
-    A weight of up to `max_bytes` enters whole, a larger one by as much of it, in eight blocks of rows from
-    the first to the last: seconds for a 7B model, and a training step changes some of them.
+    Of a weight larger than `max_bytes`, only that many bytes are hashed, in eight evenly spaced blocks of
+    rows. This takes seconds for a 7B model, and a training step changes some of the hashed values.
     """
     described: list[tuple[str, str]] = []
     for file in files:
@@ -199,7 +205,7 @@ def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int 
 
 
 def _describe(weight: Any, max_bytes: int, num_blocks: int = 8) -> str:
-    """Type, shape and digest of the sampled rows of a tensor, or of a slice of a safetensors file."""
+    """Return dtype, shape and digest of the hashed rows of a tensor or of a slice of a safetensors file."""
     shape = tuple(weight.shape if isinstance(weight, Tensor) else weight.get_shape())
     blocks = [weight[:1] if shape else weight[...]]
     if shape and shape[0] > 1:
@@ -215,7 +221,7 @@ def _describe(weight: Any, max_bytes: int, num_blocks: int = 8) -> str:
 
 
 def _open_weights(file: Path) -> Iterator[tuple[str, Any]]:
-    """Weights that are read from the file only where they are indexed."""
+    """Yield (name, weight) of a file; values are read from the file only when the weight is indexed."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a dict)

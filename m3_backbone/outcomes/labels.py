@@ -1,4 +1,4 @@
-"""What a predictor learns from: what it may see of each sample, and what happened at every scale."""
+"""Labels: the inputs that a predictor may see of each sample, and the outcomes at every scale."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,8 +21,8 @@ __all__ = ["SPLITS", "Inputs", "Labels", "VisualTokens", "read_labels", "stack_v
 class VisualTokens:
     """Visual tokens of images at one scale.
 
-    `tokens` float16 [num_images, num_tokens, hidden] are padded; `mask` [num_images, num_tokens] is True at
-    real tokens.
+    `tokens` float16 [num_images, num_tokens, hidden] are padded; `mask` [num_images, num_tokens] is False at
+    padding.
     """
 
     tokens: np.ndarray
@@ -30,17 +30,17 @@ class VisualTokens:
 
     @classmethod
     def pad(cls, images: Sequence[np.ndarray]) -> Self:
-        """From one array [num_tokens, hidden] per image."""
+        """Pad arrays [num_tokens, hidden], one per image, to the same number of tokens."""
         longest = max(len(tokens) for tokens in images)
         padded = np.zeros((len(images), longest, images[0].shape[1]), dtype=np.float16)
         mask = np.zeros((len(images), longest), dtype=bool)
-        for row, tokens in enumerate(images):
-            padded[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = True
+        for number, tokens in enumerate(images):
+            padded[number, : len(tokens)] = tokens
+            mask[number, : len(tokens)] = True
         return cls(padded, mask)
 
     def fit(self, num_tokens: int, *, cut: bool = True) -> Self:
-        """The same with `num_tokens` places an image: padded, or cut; without `cut`, at least so many."""
+        """Return the tokens padded or cut to `num_tokens` per image; only padded if `cut` is False."""
         if self.mask.shape[1] == num_tokens:
             return self
         missing = max(0, num_tokens - self.mask.shape[1])
@@ -51,14 +51,14 @@ class VisualTokens:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """All that a policy may see of n samples before any of them is answered.
+    """Inputs that a policy may see of n samples before they are answered.
 
-    `visual` holds the visual tokens of the images at the scales that were kept, `statistics` float32
-    [num_images, num_statistics] what `statistic_names` says (see `m3_backbone.features`); `image_row` [n]
-    says which image a sample asks about. `question_ids` are token ids of the question text, rows of
-    `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is what each scale would cost; it follows
-    from the size of the image. `sentences` caches vectors of questions, by fingerprint of the sentence
-    encoder and by text, so that predictors with the same samples encode each question once.
+    `visual` holds the visual tokens of the images at the scales that were kept. `statistics` float32
+    [num_images, num_statistics] are named by `statistic_names` (see `m3_backbone.features`). `image_row` [n]
+    is the row of each sample's image in both. `question_ids` are token ids of the question text, rows of
+    `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is the number of visual tokens at each
+    scale, computed from the size of the image. `sentences` caches question vectors by fingerprint of the
+    sentence encoder and by text, so that predictors with the same samples encode each question once.
     """
 
     scales: tuple[int, ...]
@@ -78,11 +78,11 @@ class Inputs:
 
     @property
     def hidden_size(self) -> int:
-        """Of visual tokens and token embeddings alike."""
+        """Size of visual tokens and of token embeddings."""
         return self.token_embeddings.shape[1]
 
     def visual_at(self, scale: int) -> VisualTokens:
-        """The visual tokens of a scale; ValueError, naming those there are, where it was not kept."""
+        """Return the visual tokens of a scale. Raises ValueError that lists the kept scales for others."""
         if scale not in self.visual:
             kept = ", ".join(map(str, self.visual)) or "none"
             raise ValueError(
@@ -94,9 +94,10 @@ class Inputs:
     def encode_questions(
         self, encoder: str, encode: Callable[[Sequence[str]], np.ndarray], width: int
     ) -> np.ndarray:
-        """Vectors float32 [n, width] of the questions; `encode` computes those that `sentences` lacks.
+        """Return vectors float32 [n, width] of the questions.
 
-        `encoder` is the fingerprint of the sentence encoder.
+        `encode` computes the vectors that `sentences` lacks; `encoder` is the fingerprint of the sentence
+        encoder.
         """
         vector_of = self.sentences.setdefault(encoder, {})
         missing = [text for text in dict.fromkeys(self.question) if text not in vector_of]
@@ -105,7 +106,7 @@ class Inputs:
         return np.array(vectors, dtype=np.float32).reshape(len(self), width)
 
     def select(self, rows: Rows) -> Self:
-        """The samples of a boolean mask [n], of indices or of a slice; everything else is shared."""
+        """Return the samples of a boolean mask [n], of indices or of a slice. Image data are shared."""
         index = to_index(rows, len(self))
         columns = {name: take(getattr(self, name), index) for name in _ROW_COLUMNS}
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROW_COLUMNS}
@@ -117,7 +118,7 @@ _ROW_COLUMNS = ("question", "task", "question_ids", "image_row", "visual_tokens"
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Inputs and outcomes of the same samples, row by row."""
+    """Inputs and outcomes of the same samples, in the same order."""
 
     inputs: Inputs
     outcomes: OutcomeTable
@@ -126,14 +127,15 @@ class Labels:
         return len(self.outcomes)
 
     def select(self, rows: Rows) -> Self:
-        """The given samples, of a boolean mask [n], distinct indices or a slice."""
+        """Return the samples of a boolean mask [n], of distinct indices or of a slice."""
         return type(self)(inputs=self.inputs.select(rows), outcomes=self.outcomes.select(rows))
 
 
 def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = None) -> Labels:
-    """Outcomes and frozen features of one split of a finished label folder.
+    """Read outcomes and image features of one split of a finished label folder.
 
-    The test split takes the `access` that a recorded evaluation holds, as in `OutcomeTable.read`.
+    The test split requires `access`, as in `OutcomeTable.read`. Raises ValueError that names the file for
+    missing or damaged content.
     """
     folder = Path(folder)
     outcomes = OutcomeTable.read(folder, split, access)
@@ -158,7 +160,7 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
     token_embeddings = tensors.get("token_embeddings")
     if token_embeddings is None or token_embeddings.ndim != 2 or not token_embeddings.isfinite().all():
         raise ValueError(
-            f"{embeddings_file} holds no token embeddings [vocab, hidden] of finite numbers: delete it and "
+            f"{embeddings_file} has no token embeddings [vocab, hidden] of finite numbers: delete it and "
             "run the label command again"
         )
     inputs = Inputs(
@@ -177,7 +179,7 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
 
 
 def stack_visual(images: Sequence[ImageFeatures]) -> dict[int, VisualTokens]:
-    """Scale -> the visual tokens of all images; ValueError where images were kept at different scales."""
+    """Return scale -> visual tokens of all images. Raises ValueError if images have different scales."""
     scales = list(images[0].visual)
     if any(list(image.visual) != scales for image in images):
         raise ValueError("the images have visual tokens of different scales: label all of them again")

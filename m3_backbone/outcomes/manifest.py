@@ -1,18 +1,18 @@
-"""The manifest of a label folder, the division of its images into splits, and JSON sealed by a digest.
+"""The manifest of a label folder, the assignment of its images to splits, and JSON with a digest.
 
-A label folder holds
+A label folder contains
 
-    manifest.json                 what made the labels, and the SHA-256 of every other file
+    manifest.json                 fingerprints and settings of the labels, and the SHA-256 of every other file
     splits.parquet                one row per labelled image: `image_id`, `split`, `shard`
-    outcomes/NAME.parquet         what the backbone did with all samples of some images
-    features/NAME.parquet         what predictors see of these images
+    outcomes/NAME.parquet         outcomes of all samples of some images
+    features/NAME.parquet         features of these images for predictors
     token_embeddings.safetensors  token embeddings of the decoder
     set_aside.jsonl               samples that could not be answered, with reasons
 
-Shards carry no split: another `splits.parquet` divides the images anew, and nothing is answered again. Every
-file is read together with its digest in the manifest, so a file that is damaged, or was made for another
-place, is refused. A JSON file from which numbers are read holds a digest of its own content, since a flipped
-bit in a number would leave it readable; files of tokenscale 0.1 have none and are read as they are.
+Shards do not store splits: a new `splits.parquet` divides the images differently without answering anything
+again. Every file is checked against its digest in the manifest, so a file that is damaged or belongs to
+another folder raises an error. JSON files with numbers also contain a digest of their own content, since a
+flipped bit in a number would go unnoticed; files of tokenscale 0.1 have none and are not checked.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ DIGEST = "digest"
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content with its digest."""
+    """Return the content with its digest under `DIGEST`."""
     return {**content, DIGEST: _compute_digest(content)}
 
 
@@ -52,13 +52,13 @@ EMBEDDINGS, SET_ASIDE = "token_embeddings.safetensors", "set_aside.jsonl"
 SPLITS = ("train", "calibration", "test")
 
 _SPLITS_SCHEMA = pa.schema([("image_id", pa.string()), ("split", pa.string()), ("shard", pa.string())])
-# Of every manifest, and of one of finished labels beside these.
+# Types of the keys of every manifest, and of the additional keys of finished labels.
 _TYPES: dict[str, type] = {"fingerprints": dict, "scales": list, "complete": bool, "shards": dict}
 _TYPES_WHEN_COMPLETE: dict[str, type] = {"counts": dict, "files": dict, "splits": dict}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a label folder. Raises ValueError for a damaged one or one of another version."""
+    """Read the manifest of a label folder. Raises ValueError if it is damaged or of another version."""
     path = folder / MANIFEST
     manifest = load_manifest(folder)
     version = manifest["schema"]
@@ -68,8 +68,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{name_way_out(version)}"
         )
     types = {**_TYPES, **(_TYPES_WHEN_COMPLETE if manifest.get("complete") is True else {})}
-    for key, kind in types.items():
-        if not isinstance(manifest.get(key), kind):
+    for key, expected_type in types.items():
+        if not isinstance(manifest.get(key), expected_type):
             raise ValueError(_describe_damage(path, f"{key!r} is missing or of another type"))
     if manifest["complete"]:
         for name in (SPLITS_FILE, EMBEDDINGS):
@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 raise ValueError(_describe_damage(path, f"it lacks the digest of {name}"))
     for name, shard in manifest["shards"].items():
         if Path(name).name != name:
-            raise ValueError(_describe_damage(path, f"shard {name!r} is no file name"))
+            raise ValueError(_describe_damage(path, f"shard {name!r} is not a file name"))
         keys = ("samples", "outcomes", "features")
         if not isinstance(shard, dict) or not all(isinstance(shard.get(key), str) for key in keys):
             raise ValueError(_describe_damage(path, f"shard {name!r} lacks one of {', '.join(keys)}"))
@@ -89,7 +89,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"no labels in {folder}: make them with `python -m experiments.label` of that task"
+            f"no labels in {folder}: make them with `python -m experiments.label` for that task"
         )
     try:
         manifest = json.loads(path.read_bytes())
@@ -107,7 +107,7 @@ def _describe_damage(path: Path, reason: str) -> str:
 
 
 def write_splits(folder: Path, images: Mapping[str, Iterable[tuple[str, str]]]) -> None:
-    """Write which images each split has: split -> (image id, name of its shard), in the order of reading."""
+    """Write the images of each split: split -> (image id, name of its shard), in order."""
     rows = [(image_id, split, shard) for split, pairs in images.items() for image_id, shard in pairs]
     columns = zip(*rows, strict=True) if rows else ((), (), ())
     table = pa.table([list(column) for column in columns], schema=_SPLITS_SCHEMA)
@@ -118,29 +118,31 @@ def write_splits(folder: Path, images: Mapping[str, Iterable[tuple[str, str]]]) 
 
 
 def read_images(folder: Path, manifest: Mapping[str, Any], split: str) -> dict[str, str]:
-    """Image id -> name of its shard, for the images of a split of finished labels, in order."""
+    """Return image id -> name of its shard for the images of one split of finished labels, in order."""
     path = folder / SPLITS_FILE
     content = read_content(path, manifest["files"][SPLITS_FILE])
     with naming(path):
         table = pq.read_table(pa.BufferReader(content), schema=_SPLITS_SCHEMA)
     columns = (table[name].to_pylist() for name in _SPLITS_SCHEMA.names)
-    images = {image_id: shard for image_id, own, shard in zip(*columns, strict=True) if own == split}
+    images = {
+        image_id: shard for image_id, image_split, shard in zip(*columns, strict=True) if image_split == split
+    }
     if unknown := set(images.values()) - set(manifest["shards"]):
         raise ValueError(_describe_damage(folder / MANIFEST, f"it lacks shard {min(unknown)!r}"))
     return images
 
 
 def list_images(folder: Path, split: str) -> list[str]:
-    """The image ids of one split of finished labels, in order; outcomes are not read."""
+    """Return the image ids of one split of finished labels, in order. Outcomes are not read."""
     return list(read_images(folder, read_manifest(folder), split))
 
 
-def find_shard(folder: Path, kind: str, name: str) -> Path:
-    """Path of a shard; `kind` is "outcomes" or "features"."""
-    return folder / kind / f"{name}.parquet"
+def find_shard(folder: Path, content: str, name: str) -> Path:
+    """Return the path of a shard; `content` is "outcomes" or "features"."""
+    return folder / content / f"{name}.parquet"
 
 
 def digest_samples(sample_ids: Iterable[str]) -> str:
-    """A digest of sample ids, whatever their order."""
+    """Return a digest of sample ids that does not depend on their order."""
     text = "\n".join(sorted(sample_ids))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

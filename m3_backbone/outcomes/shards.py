@@ -1,4 +1,4 @@
-"""The shards of a label folder: checked when read, whole or absent when written."""
+"""Readers and writers of the shards of a label folder. Writes are atomic, and reads are checked."""
 
 import functools
 import hashlib
@@ -21,8 +21,8 @@ from m3_backbone.features import ImageFeatures
 from m3_backbone.reading import check_no_pointer
 
 SCHEMA_VERSION = 4
-MIGRATED_VERSION = 3  # labels of it are brought up to date (`experiments.labels.migration`)
-FEATURE_VERSION = 3  # of the shards of features alone
+MIGRATED_VERSION = 3  # labels of this version can be migrated (`experiments.labels.migration`)
+FEATURE_VERSION = 3  # version of the feature shards
 METADATA_KEY = b"tokenscale"
 
 _TEXT = ("sample_id", "image_id", "task", "kind", "question")
@@ -44,7 +44,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("vision_flops", pa.list_(pa.int64())),
     ]
 )
-# Columns that a table need not have.
+# Columns that a table may lack.
 OPTIONAL_COLUMNS = ("vision_flops",)
 FEATURE_SCHEMA = pa.schema(
     [
@@ -60,10 +60,11 @@ FEATURE_SCHEMA = pa.schema(
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then move it to `path`: after a kill, the old file or the new one.
+    """Write a file atomically: `write` fills a temporary file, which then replaces `path`.
 
-    The temporary file lies beside `path` under a name that no reader takes for a finished file. The mode is
-    that of any new file here, as the umask has it, even if `write` makes private files (as safetensors does).
+    After an interruption, `path` is the old file or the new one. The temporary file is in the same folder,
+    and readers ignore its name. The file gets the mode of the umask even if `write` makes private files (as
+    safetensors does). Raises OSError that names `path`.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -78,10 +79,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.strerror:
-            # A failed write names no file, or the temporary one, which says nothing to a person.
+            # The original error names no file or the temporary one.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    if os.name == "posix":  # so that the new name, too, survives a power cut
+    if os.name == "posix":  # so that the new directory entry survives a power cut too
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -90,24 +91,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8 with Unix line ends, atomically."""
+    """Write a text atomically as UTF-8 with Unix line ends."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes, atomically."""
+    """Write bytes atomically."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def dump_header(header: Mapping[str, Any], version: int = SCHEMA_VERSION) -> dict[bytes, bytes]:
-    """Parquet metadata that holds `header` and the version of the schema."""
+    """Return Parquet metadata that contain `header` and the schema version."""
     return {METADATA_KEY: json.dumps({"schema": version, **header}, sort_keys=True).encode()}
 
 
 def parse_header(
     metadata: Mapping[bytes, bytes] | None, origin: str, version: int = SCHEMA_VERSION
 ) -> dict[str, Any]:
-    """The reverse of `dump_header`; refuses another version of the schema."""
+    """Return the header in Parquet metadata (inverse of `dump_header`).
+
+    Raises ValueError that names `origin` for missing or damaged metadata and for another schema version.
+    """
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         raise ValueError(
@@ -115,31 +119,31 @@ def parse_header(
         )
     try:
         header: dict[str, Any] = json.loads(text)
-        found = header["schema"]
+        file_version = header["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{origin}: its metadata {METADATA_KEY.decode()!r} are damaged") from error
-    if found != version:
+    if file_version != version:
         raise ValueError(
-            f"{origin} has schema version {found}, this tokenscale reads {version}: "
-            f"{name_way_out(found, version)}"
+            f"{origin} has schema version {file_version}, this tokenscale reads {version}: "
+            f"{name_way_out(file_version, version)}"
         )
     return header
 
 
-def name_way_out(found: Any, version: int = SCHEMA_VERSION) -> str:
-    """What to do about labels of the schema version `found` where `version` is read."""
-    if isinstance(found, int) and found < version:
-        if version != SCHEMA_VERSION or found != MIGRATED_VERSION:
+def name_way_out(file_version: Any, version: int = SCHEMA_VERSION) -> str:
+    """Return advice for labels of schema version `file_version` where `version` is expected."""
+    if isinstance(file_version, int) and file_version < version:
+        if version != SCHEMA_VERSION or file_version != MIGRATED_VERSION:
             return "label again with overwrite=true, or read it with the tokenscale that wrote it"
         return (
-            "run `python -m experiments.label` with the settings that made these labels, which brings them "
-            "up to date and answers nothing again"
+            "run `python -m experiments.label` with the settings that made these labels, which migrates them "
+            "without answering anything again"
         )
     return "read it with the tokenscale that wrote it, or label into another folder with paths.labels=FOLDER"
 
 
 def write_shard(path: Path, table: pa.Table, header: Mapping[str, Any]) -> None:
-    """Write a Parquet shard with `header` in its metadata, atomically."""
+    """Write a Parquet shard atomically, with `header` in its metadata."""
     table = table.replace_schema_metadata(dump_header(header, version_of(table.schema)))
     write_atomically(
         path, lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -147,19 +151,19 @@ def write_shard(path: Path, table: pa.Table, header: Mapping[str, Any]) -> None:
 
 
 def version_of(schema: pa.Schema) -> int:
-    """The version of shards of outcomes or of features, told apart by their columns."""
+    """Return the schema version of outcome shards or of feature shards, recognised by their columns."""
     return FEATURE_VERSION if "visual" in schema.names else SCHEMA_VERSION
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What `write_shard` put into the metadata of a shard; reads only the end of the file."""
+    """Return the header of a shard. Only the end of the file is read."""
     with naming(path):
         schema = pq.read_schema(path)
     return parse_header(schema.metadata, str(path), version_of(schema))
 
 
 def read_shard(path: Path, schema: pa.Schema, digest: str | None = None) -> pa.Table:
-    """A whole shard, its columns checked against `schema`, and the file against its SHA-256 `digest`."""
+    """Read a shard. Raises ValueError if its columns do not fit `schema` or its SHA-256 is not `digest`."""
     content = read_content(path, digest)
     with naming(path):
         table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
@@ -169,7 +173,7 @@ def read_shard(path: Path, schema: pa.Schema, digest: str | None = None) -> pa.T
 
 
 def read_content(path: Path, digest: str | None = None) -> bytes:
-    """The bytes of a file of labels; ValueError where their SHA-256 is not `digest`."""
+    """Return the bytes of a label file. Raises ValueError if their SHA-256 is not `digest`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -182,7 +186,7 @@ def read_content(path: Path, digest: str | None = None) -> bytes:
 
 
 def describe_damage(path: Path) -> str:
-    """What to do about a file that is not the one in the manifest."""
+    """Return an error message for a file whose digest is not that in the manifest."""
     return (
         f"{path} does not have the digest that the manifest gives it: run the same label command again, "
         "which makes only what is missing or damaged"
@@ -190,7 +194,7 @@ def describe_damage(path: Path) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file, computed once in a process as long as the file is not written to."""
+    """Return the SHA-256 of a file, cached in this process until the file changes."""
     status = path.stat()
     return _digest_file(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
@@ -202,7 +206,7 @@ def _digest_file(path: Path, modified: int, size: int, inode: int) -> str:
 
 
 def is_intact(path: Path, digest: str) -> bool:
-    """Whether a file is there, and the one with this digest."""
+    """Return whether a file exists and has this SHA-256."""
     try:
         return digest_file(path) == digest
     except FileNotFoundError:
@@ -211,31 +215,31 @@ def is_intact(path: Path, digest: str) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file of labels that is read: what pyarrow and safetensors say of a damaged one does not."""
+    """Turn errors of pyarrow and safetensors about a label file into ValueError that names the file."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, SafetensorError, OSError) as error:
         check_no_pointer(path)
-        kind = "Parquet" if path.suffix == ".parquet" else "safetensors"
+        file_format = "Parquet" if path.suffix == ".parquet" else "safetensors"
         raise ValueError(
-            f"{path} is not a whole {kind} file: delete it and run the same label command again, "
+            f"{path} is not a whole {file_format} file: delete it and run the same label command again, "
             "which makes only what is missing"
         ) from error
 
 
 def check_columns(table: pa.Table, schema: pa.Schema, origin: str) -> None:
-    """Refuse columns that are missing and not optional, unexpected, of another type, or that hold nulls."""
-    wanted = {column.name: column.type for column in schema}
-    found = {column.name: column.type for column in table.schema}
+    """Raise ValueError for missing (unless optional) or unexpected columns, other types, and nulls."""
+    expected = {column.name: column.type for column in schema}
+    actual = {column.name: column.type for column in table.schema}
     problems = [
-        f"missing column {name!r}" for name in wanted if name not in found and name not in OPTIONAL_COLUMNS
+        f"missing column {name!r}" for name in expected if name not in actual and name not in OPTIONAL_COLUMNS
     ]
-    problems += [f"unexpected column {name!r}" for name in found if name not in wanted]
-    for name in wanted.keys() & found.keys():
-        if found[name] != wanted[name]:
-            problems.append(f"column {name!r} is {found[name]}, not {wanted[name]}")
+    problems += [f"unexpected column {name!r}" for name in actual if name not in expected]
+    for name in expected.keys() & actual.keys():
+        if actual[name] != expected[name]:
+            problems.append(f"column {name!r} is {actual[name]}, not {expected[name]}")
         elif table[name].null_count:
             problems.append(f"column {name!r} holds nulls")
     if problems:
@@ -243,7 +247,7 @@ def check_columns(table: pa.Table, schema: pa.Schema, origin: str) -> None:
 
 
 def to_matrix(table: pa.Table, name: str, width: int, origin: str) -> np.ndarray:
-    """A list column as an array [num_rows, width]; every list has to be that long."""
+    """Return a list column as an array [num_rows, width]. Raises ValueError if a list has another length."""
     lengths = pc.list_value_length(table[name]).to_numpy()
     for row in np.flatnonzero(lengths != width)[:1]:
         raise ValueError(
@@ -258,7 +262,7 @@ def to_matrix(table: pa.Table, name: str, width: int, origin: str) -> np.ndarray
 
 
 def to_list_column(matrix: np.ndarray, list_type: pa.ListType) -> pa.ListArray:
-    """An array [num_rows, width] as a list column of that type."""
+    """Return an array [num_rows, width] as a list column of type `list_type`."""
     num_rows, width = matrix.shape
     offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * width)
     values = pa.array(np.ascontiguousarray(matrix).reshape(-1), type=list_type.value_type)
@@ -266,7 +270,7 @@ def to_list_column(matrix: np.ndarray, list_type: pa.ListType) -> pa.ListArray:
 
 
 def to_feature_table(images: Mapping[str, ImageFeatures]) -> pa.Table:
-    """Image id -> features, as a table of `FEATURE_SCHEMA`."""
+    """Return a table of `FEATURE_SCHEMA` from image id -> features."""
     columns: dict[str, list[Any]] = {
         "image_id": list(images),
         "hidden_size": [],
@@ -284,9 +288,10 @@ def to_feature_table(images: Mapping[str, ImageFeatures]) -> pa.Table:
 def read_features(
     path: Path, digest: str | None = None, image_ids: Container[str] | None = None
 ) -> dict[str, ImageFeatures]:
-    """Image id -> features, as `to_feature_table` stored them; of `image_ids` alone, if they are given.
+    """Read image id -> features from a shard (see `to_feature_table`), optionally only of `image_ids`.
 
-    Raises ValueError, naming file and image, for features that are no finite numbers or have no whole tokens.
+    Raises ValueError that names file and image for features that are not finite or whose tokens are
+    truncated.
     """
     table = read_shard(path, FEATURE_SCHEMA, digest)
     if image_ids is not None:

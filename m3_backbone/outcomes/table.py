@@ -1,4 +1,4 @@
-"""What a frozen backbone did with every sample at every scale: what crosses from labelling to learning."""
+"""The outcome table: answers, scores and costs of a frozen backbone for every sample at every scale."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ _OUTCOME_COLUMNS = (
     "vision_flops",
 )
 
-# The split that only recorded evaluations may read.
+# Only recorded evaluations may read this split.
 HELD_OUT = "test"
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
 
@@ -58,16 +58,16 @@ class HeldOutAccess:
 class OutcomeTable:
     """Outcomes of n samples over S scales, one row per sample.
 
-    Text columns are object arrays [n] of str; `answer` has one list of S texts per row; `score` and
-    `confidence`, in [0, 1], and `nll` (mean per token of the likeliest reference, nats) are float32 [n, S].
-    `reference_tokens`, the number of tokens of that reference, its end token included, is int32 [n, S].
-    `margin`, in nats, float32 [n, S], is the least lead of a token of the answer over the next best: at a
-    near tie rounding decides. `visual_tokens`, the number that really entered the decoder, is int32 [n, S];
-    `prefill_flops`, of the decoder on the whole prompt, is int64 [n, S]; `vision_flops`, of the vision pass
-    that the scale needs, is int64 [n, S], or None in a table of an earlier version. `attributes` are for
-    analysis only.
-    `fingerprints` name what made the outcomes: weights, data, prompt, decoding. `origin` says
-    in error messages where the table came from.
+    Text columns are object arrays [n] of str; `kind` is the question type; `answer` is a list of S texts per
+    row. `score` and `confidence`, in [0, 1], and `nll` (mean per token of the likeliest reference, nats) are
+    float32 [n, S]. `reference_tokens` int32 [n, S] is the number of tokens of that reference, end token
+    included. `margin` float32 [n, S] (nats) is the smallest difference in log-probability between a token of
+    the answer and the next best one; rounding decides near ties. `visual_tokens` int32 [n, S] is the number
+    that actually entered the decoder. `prefill_flops` int64 [n, S] are the operations of the decoder on the
+    whole prompt, `vision_flops` int64 [n, S] those of the vision pass, or None in tables of earlier versions.
+    `attributes` are for analysis only. `fingerprints` identify weights, data, prompt and decoding. `origin`
+    is the source of the table in error messages. Raises ValueError for inconsistent shapes, values out of
+    range and duplicate sample ids.
     """
 
     scales: tuple[int, ...]
@@ -101,22 +101,22 @@ class OutcomeTable:
                 raise ValueError(
                     f"{self.origin}: {name!r} has shape {shape}, not [rows, scales {self.scales}]"
                 )
-        self._refuse("answer", [len(row) != len(self.scales) for row in self.answer], "not one per scale")
+        self._check("answer", [len(row) != len(self.scales) for row in self.answer], "not one per scale")
         for name in ("score", "nll", "confidence", "margin"):
-            self._refuse(name, ~np.isfinite(getattr(self, name)).all(axis=1), "not a finite number")
+            self._check(name, ~np.isfinite(getattr(self, name)).all(axis=1), "not a finite number")
         for name in ("score", "confidence"):
             values = getattr(self, name)
-            self._refuse(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
+            self._check(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
         for name in ("reference_tokens", "visual_tokens", "prefill_flops"):
-            self._refuse(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
+            self._check(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
         if self.vision_flops is not None:
-            self._refuse("vision_flops", (self.vision_flops < 0).any(axis=1), "a negative count")
+            self._check("vision_flops", (self.vision_flops < 0).any(axis=1), "a negative count")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()
-            culprit = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise ValueError(f"{self.origin}: sample_id {culprit!r} is there more than once")
+            duplicate = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise ValueError(f"{self.origin}: sample_id {duplicate!r} occurs more than once")
 
-    def _refuse(self, name: str, bad: npt.ArrayLike, reason: str) -> None:
+    def _check(self, name: str, bad: npt.ArrayLike, reason: str) -> None:
         for row in np.flatnonzero(np.asarray(bad, dtype=bool))[:1]:
             values = list(getattr(self, name)[row])
             raise ValueError(
@@ -127,16 +127,16 @@ class OutcomeTable:
         return len(self.sample_id)
 
     def select(self, rows: Rows) -> Self:
-        """The rows of a boolean mask [n], of distinct indices, or of a slice, in that order."""
+        """Return the rows of a boolean mask [n], of distinct indices or of a slice, in that order."""
         index = to_index(rows, len(self))
         columns = {name: take(getattr(self, name), index) for name in self._columns}
         return type(self)(scales=self.scales, fingerprints=self.fingerprints, origin=self.origin, **columns)
 
     @classmethod
     def concat(cls, tables: Iterable["OutcomeTable"]) -> Self:
-        """The rows of tables that the same weights, data, prompt and decoding made over the same ladder.
+        """Concatenate tables. An optional column that one of them lacks is left out.
 
-        An optional column that one of them lacks is left out.
+        Raises ValueError for no tables and for tables with different scales or fingerprints.
         """
         parts = list(tables)
         if not parts:
@@ -160,16 +160,16 @@ class OutcomeTable:
 
     @property
     def _outcome_columns(self) -> tuple[str, ...]:
-        """Names of its columns that have a number for every scale."""
+        """Names of the columns that have a number for every scale."""
         return tuple(name for name in _OUTCOME_COLUMNS if getattr(self, name) is not None)
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the Parquet metadata says of the table besides its schema version."""
+        """Content of the Parquet metadata besides the schema version."""
         return {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
 
     def to_arrow(self) -> pa.Table:
-        """As an Arrow table of schema `OUTCOME_SCHEMA`, with ladder and fingerprints in its metadata.
+        """Return an Arrow table of schema `OUTCOME_SCHEMA` with scales and fingerprints in its metadata.
 
         Optional columns that this table lacks are left out.
         """
@@ -185,7 +185,10 @@ class OutcomeTable:
 
     @classmethod
     def from_arrow(cls, table: pa.Table, origin: str = "outcome table") -> Self:
-        """The reverse of `to_arrow`. Raises ValueError, naming `origin`, when `table` holds anything else."""
+        """Return the outcome table of an Arrow table (inverse of `to_arrow`).
+
+        Raises ValueError that names `origin` if columns or metadata do not fit.
+        """
         header = parse_header(table.schema.metadata, origin)
         check_columns(table, OUTCOME_SCHEMA, origin)
         if not isinstance(header.get("scales"), list) or not isinstance(header.get("fingerprints"), dict):
@@ -205,14 +208,15 @@ class OutcomeTable:
 
     @classmethod
     def read(cls, folder: str | Path, split: str, access: HeldOutAccess | None = None) -> Self:
-        """The outcomes of one split of a finished label folder.
+        """Read the outcomes of one split of a finished label folder.
 
-        The test split takes the `access` to this folder that a recorded evaluation holds; ValueError without.
+        The test split requires the `access` of a recorded evaluation to this folder. Raises ValueError
+        without it, and for shards that are damaged, missing or inconsistent with the manifest.
         """
         folder = Path(folder)
         if split == HELD_OUT and (access is None or access.folder != folder.resolve()):
             raise ValueError(
-                f"the test split of {folder} is read by recorded evaluations alone: run "
+                f"the test split of {folder} is read by recorded evaluations only: run "
                 "`python -m experiments.evaluate`, or take the train or calibration split"
             )
         manifest = read_manifest(folder)
@@ -240,9 +244,9 @@ class OutcomeTable:
                 f"the shards in {folder} hold {len(table)} samples of {split}, the manifest counts "
                 f"{num_expected}: run the same label command again"
             )
-        # Images that were labelled later lie in later shards; the order of the task is that of the images.
-        place = {image_id: number for number, image_id in enumerate(images)}
-        return table.select(np.argsort([place[image_id] for image_id in table.image_id], kind="stable"))
+        # Shards are in the order of labelling; samples are returned in the order of the task's images.
+        rank = {image_id: number for number, image_id in enumerate(images)}
+        return table.select(np.argsort([rank[image_id] for image_id in table.image_id], kind="stable"))
 
 
 _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "origin"))
@@ -259,13 +263,13 @@ def _parse_object(text: str, origin: str) -> dict[str, Any]:
 
 
 def check_split(manifest: Mapping[str, Any], split: str, folder: Path) -> None:
-    """Raise ValueError if labels are not finished, or have no samples of a split."""
+    """Raise ValueError if labels are not finished or have no samples of `split`."""
     if not manifest["complete"]:
         raise ValueError(f"the labels in {folder} are not finished: run the same label command again")
     counts: Mapping[str, int] = manifest["counts"]
     if not counts.get(split):
-        held = ", ".join(f"{name} ({count})" for name, count in counts.items())
-        raise ValueError(f"no samples of split {split!r} in {folder}, which holds {held}")
+        split_counts = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        raise ValueError(f"no samples of split {split!r} in {folder}, which has {split_counts}")
 
 
 def check_fingerprints(
@@ -275,7 +279,7 @@ def check_fingerprints(
     second_origin: str,
     way_out: str = "",
 ) -> None:
-    """Refuse fingerprints that differ, naming every one that does, and the way out, if any is given."""
+    """Raise ValueError that names every fingerprint that differs, followed by `way_out` if given."""
     keys = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
     if keys:
         raise ValueError(
@@ -285,19 +289,19 @@ def check_fingerprints(
 
 
 def to_index(rows: Rows, num_rows: int) -> np.ndarray:
-    """Row indices [k] out of a boolean mask [num_rows], indices, or a slice."""
+    """Return row indices [k] for a boolean mask [num_rows], indices or a slice."""
     if isinstance(rows, slice):
         return np.arange(num_rows)[rows]
-    chosen = np.asarray(rows)
-    if chosen.dtype != bool:
-        return chosen.astype(np.int64)
-    if len(chosen) != num_rows:
-        raise ValueError(f"a mask of {len(chosen)} values cannot select from {num_rows} rows")
-    return np.flatnonzero(chosen)
+    selection = np.asarray(rows)
+    if selection.dtype != bool:
+        return selection.astype(np.int64)
+    if len(selection) != num_rows:
+        raise ValueError(f"a mask of {len(selection)} values cannot select from {num_rows} rows")
+    return np.flatnonzero(selection)
 
 
 def take(column: Any, index: np.ndarray) -> Any:
-    """Rows of a column, be it an array or a list."""
+    """Return rows of a column, which is an array or a list."""
     return column[index] if isinstance(column, np.ndarray) else [column[row] for row in index]
 
 

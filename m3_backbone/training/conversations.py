@@ -1,4 +1,4 @@
-"""Conversations as token ids with labels: what M3 training learns from, and LLaVA's JSON files of them."""
+"""Training conversations as token ids with labels, and a data set of LLaVA's JSON files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,10 +20,11 @@ IGNORED = -100
 
 
 class Conversation(NamedTuple):
-    """One picture's turns as tokens, with one placeholder for all of its visual tokens.
+    """Tokens of a conversation about one image, with one placeholder for all of its visual tokens.
 
-    input_ids, labels, turns: `[length]`. `labels` is -100 except on answers and their end token. `turns` is 0
-    on what precedes the first question and k on turn k; it is all 0 where later turns see earlier ones.
+    `input_ids`, `labels` and `turns` are `[length]`. `labels` is -100 except at answers and their end tokens.
+    `turns` is 0 before the first question and k in turn k; it is 0 everywhere if later turns may attend to
+    earlier ones.
     """
 
     input_ids: Tensor
@@ -34,32 +35,34 @@ class Conversation(NamedTuple):
 def tokenize_conversation(
     processor: M3Processor, turns: Sequence[tuple[str, str]], *, isolate_turns: bool = False
 ) -> Conversation:
-    """Tokens of the (question, answer) turns on one image under the processor's prompt.
+    """Tokenize (question, answer) turns about one image with the processor's prompt.
 
     Args:
-        isolate_turns: every turn continues the picture as if it were the first. Earlier answers give later
-            ones away ("the star is red" answers "what shape is red"), so turns of unrelated questions must
-            not see each other. Otherwise turns follow one another as in LLaVA.
+        processor: tokenizer and prompt template.
+        turns: (question, answer) pairs in order.
+        isolate_turns: whether every turn follows the image as if it were the first. Earlier answers may
+            contain later ones ("the star is red" answers "what shape is red"), so turns of unrelated
+            questions must not attend to each other. By default, turns follow one another as in LLaVA.
     """
     ids: list[int] = []
     labels: list[int] = []
-    numbers: list[int] = []
+    turn_of_token: list[int] = []
 
-    def append(tokens: Sequence[int], learned: bool, turn: int) -> None:
+    def append(tokens: Sequence[int], is_target: bool, turn: int) -> None:
         ids.extend(tokens)
-        labels.extend(tokens if learned else [IGNORED] * len(tokens))
-        numbers.extend([turn] * len(tokens))
+        labels.extend(tokens if is_target else [IGNORED] * len(tokens))
+        turn_of_token.extend([turn] * len(tokens))
 
     for number, (question, answer) in enumerate(turns, start=1):
         prompt = processor.prompt_ids(question)
         end_of_image = prompt.index(processor.image_token_id) + 1
         if number == 1:
             append(prompt[:end_of_image], False, 0)
-        goes_on = number > 1 and not isolate_turns
+        is_continued = number > 1 and not isolate_turns
         turn = number if isolate_turns else 0
-        append(processor.next_turn_ids(question) if goes_on else prompt[end_of_image:], False, turn)
+        append(processor.next_turn_ids(question) if is_continued else prompt[end_of_image:], False, turn)
         append(processor.answer_ids(answer), True, turn)
-    return Conversation(torch.tensor(ids), torch.tensor(labels), torch.tensor(numbers))
+    return Conversation(torch.tensor(ids), torch.tensor(labels), torch.tensor(turn_of_token))
 
 
 def expand_images(
@@ -69,15 +72,14 @@ def expand_images(
     pad_id: int,
     multiple: int = 1,
 ) -> dict[str, Tensor]:
-    """A right-padded batch in which each row's placeholder stands as often as its image has visual tokens.
+    """Return a right-padded batch in which placeholders are repeated once per visual token of their image.
 
-    Rows are padded to a multiple of `multiple` tokens: oneDNN makes its matrix kernels anew for every length,
-    which costs a training on a processor a third of its time.
+    Rows are padded to a multiple of `multiple` tokens: oneDNN compiles matrix kernels for every new length,
+    which takes a third of the time of training on a CPU.
 
-    Returns input_ids, labels `[batch, length]`, position_ids `[batch, length]`, and attention_mask:
-    `[batch, length]`
-    where all of a row is one turn, else the additive `[batch, 1, length, length]` that keeps turns apart.
-    Positions of every turn go on from the picture.
+    Returns `input_ids`, `labels` and `position_ids` `[batch, length]`, and `attention_mask`: `[batch,
+    length]` if turns are not isolated, otherwise an additive mask `[batch, 1, length, length]` that prevents
+    attention between turns. The positions of every turn then continue from the image.
     """
     rows = []
     for conversation, count in zip(conversations, num_visual_tokens, strict=True):
@@ -122,18 +124,18 @@ def expand_images(
 
 
 class LlavaConversations(Dataset[dict[str, Any]]):
-    """LLaVA's instruction-tuning JSON, `[{"id", "image", "conversations": [{"from", "value"}, ...]}, ...]`.
+    """Data set of LLaVA's instruction-tuning JSON.
 
-    Turns are read by role (`m3_backbone.turns`), and those of the system are left out: the prompt template
-    has its own.
+    The file contains `[{"id", "image", "conversations": [{"from", "value"}, ...]}, ...]`. System turns are
+    skipped, because the prompt template has its own. Rows without an image are skipped too; `num_left_out`
+    is their number. Raises ValueError for a file that is not such JSON.
 
     Args:
         path: the JSON file.
-        open_image: image name -> RGB image. Names come from the file, so it has to keep them inside its
-            folder and to refuse what cannot be read.
+        open_image: image name -> RGB image. Names come from the file, so this function must reject names
+            outside of its folder and images that cannot be read.
         processor: prompts, tokenizer and image preprocessing of the model to be trained.
-
-    Rows without an image are left out, as M3 trains on pictures; `num_left_out` counts them.
+        isolate_turns: as in `tokenize_conversation`.
     """
 
     def __init__(
@@ -164,13 +166,13 @@ class LlavaConversations(Dataset[dict[str, Any]]):
         return {"image": self.open_image(name), "conversation": conversation}
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Rows as a batch of `M3Training`."""
+        """Return a batch for `M3Training`."""
         images = self.processor.preprocess([row["image"] for row in rows])
         return {**images, "conversation": [row["conversation"] for row in rows]}
 
 
 def _turns_of(row: dict[str, Any], path: str | Path) -> list[tuple[str, str]]:
-    """The (question, answer) turns of a row, system turns left out. Raises ValueError that names the row."""
+    """Return the (question, answer) turns of a row. Raises ValueError that names the row."""
     name = f"{path}: conversation {row.get('id')!r}"
     try:
         turns = read_turns(row.get("conversations", row.get("messages")))

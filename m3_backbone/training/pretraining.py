@@ -1,8 +1,8 @@
-"""Dense labels for a vision tower: every patch names what covers it.
+"""Pretraining of a vision tower on dense labels: the content of every patch.
 
-M3 starts from CLIP's tower. A tower that starts from random weights hardly learns to see through a language
-model's loss, so it first learns from dense labels, which a renderer knows and any segmentation gives, and
-keeps learning from them beside the language model's loss.
+M3 starts from CLIP's tower. A tower with random weights learns too little from the loss of a language model,
+so it is first trained on dense labels, which come from a renderer or a segmentation, and later on both
+losses.
 """
 
 import logging
@@ -23,9 +23,9 @@ class PatchHeads(nn.Module):
     """One linear classifier per label of a patch.
 
     Args:
-        hidden_size: size of the patches' features.
+        hidden_size: size of the patch features.
         classes: number of classes per label, in the order of the labels' last axis; 0 is "does not apply".
-        zero_weight: weight of class 0 in the loss. Most patches show ground; unweighted, they drown the rest.
+        zero_weight: weight of class 0 in the loss, below 1 because most patches show background.
     """
 
     def __init__(self, hidden_size: int, classes: Mapping[str, int], zero_weight: float = 0.15) -> None:
@@ -34,37 +34,39 @@ class PatchHeads(nn.Module):
         self.zero_weight = zero_weight
 
     def forward(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed cross-entropy of the labels, and per label the share got right where it applies.
+        """Return the cross-entropy summed over labels, and each label's accuracy on patches of class > 0.
 
-        patches `[batch, num_patches, hidden_size]`, labels `[batch, num_patches, num_labels]`; batches may be
-        without any picture that has labels (batch 0).
+        `patches` are `[batch, num_patches, hidden_size]`, `labels` `[batch, num_patches, num_labels]`.
+        `batch` may be 0 if no image has labels.
         """
         loss = patches.new_zeros(())
-        right = {}
+        accuracy = {}
         for (name, head), label in zip(self.heads.items(), labels.unbind(-1), strict=True):
             logits, label = head(patches).float().flatten(0, 1), label.flatten()
             weight = torch.ones(logits.shape[-1], device=logits.device)
             weight[0] = self.zero_weight
-            # As the weighted mean, but 0 and not nan where no picture has labels.
+            # The weighted mean, but 0 and not nan if no image has labels.
             total = functional.cross_entropy(logits, label, weight, reduction="sum")
             loss = loss + total / weight[label].sum().clamp(min=self.zero_weight)
-            shown = label > 0
-            right[name] = (logits.detach().argmax(-1) == label)[shown].float().mean()
-        return loss, right
+            applies = label > 0
+            accuracy[name] = (logits.detach().argmax(-1) == label)[applies].float().mean()
+        return loss, accuracy
 
     def take_over(self, stored: Mapping[str, Tensor]) -> None:
-        """Load a state dict; heads of labels that are other ones now start anew, and are named in the log."""
-        own = self.state_dict()
+        """Load weights whose shapes fit. Other heads keep their initial weights and are logged."""
+        initial = self.state_dict()
         fitting = {
-            name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape
+            name: tensor
+            for name, tensor in stored.items()
+            if name in initial and initial[name].shape == tensor.shape
         }
-        if anew := sorted({name.split(".")[1] for name in own.keys() - fitting.keys()}):
-            log.info("heads that start anew: %s", ", ".join(anew))
-        self.load_state_dict({**own, **fitting})
+        if not_loaded := sorted({name.split(".")[1] for name in initial.keys() - fitting.keys()}):
+            log.info("heads that keep their initial weights: %s", ", ".join(not_loaded))
+        self.load_state_dict({**initial, **fitting})
 
 
 class PatchClassification(CosineTraining):
-    """Trains a CLIP vision tower on dense labels.
+    """Training of a CLIP vision tower on dense labels.
 
     Batches are `(pixel_values [batch, 3, height, width], labels [batch, num_patches, num_labels])`.
     """
@@ -84,18 +86,23 @@ class PatchClassification(CosineTraining):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         pixel_values, labels = batch
-        loss, right = self.patch_heads(self.tower(pixel_values).last_hidden_state[:, 1:], labels)
-        self.log_dict({f"patch/{name}": share for name, share in right.items()}, prog_bar=True)
+        loss, accuracy = self.patch_heads(self.tower(pixel_values).last_hidden_state[:, 1:], labels)
+        self.log_dict({f"patch/{name}": value for name, value in accuracy.items()}, prog_bar=True)
         self.log("loss", loss, prog_bar=True)
         return loss
 
 
 class SeeingM3Training(M3Training):
-    """M3 training that keeps the dense loss beside the language model's.
+    """M3 training with an additional loss on dense labels.
 
-    The heads read the projected tokens, so what the decoder gets holds, token by token and linearly, what the
-    patches show; averages of it then do too. Batches also carry `patches [batch, num_patches, num_labels]`,
-    -1 throughout on pictures without dense labels.
+    The heads classify the projected tokens, so that each visual token linearly encodes the content of its
+    patch; pooled tokens then do too. Batches also contain `patches` `[batch, num_patches, num_labels]`, which
+    are -1 for images without dense labels.
+
+    Args:
+        args, kwargs: arguments of `M3Training`.
+        classes: number of classes per label, as in `PatchHeads`.
+        dense_weight: weight of the additional loss.
     """
 
     def __init__(
@@ -109,7 +116,7 @@ class SeeingM3Training(M3Training):
         loss = super().loss_of_tokens(tokens, batch, scales)
         labels = batch["patches"]
         labelled = labels[:, 0, 0] >= 0
-        dense, right = self.patch_heads(tokens[labelled], labels[labelled])
-        for name, share in right.items():
-            self.log_if_training(f"patch/{name}", share)
-        return loss + self.dense_weight * dense
+        dense_loss, accuracy = self.patch_heads(tokens[labelled], labels[labelled])
+        for name, value in accuracy.items():
+            self.log_if_training(f"patch/{name}", value)
+        return loss + self.dense_weight * dense_loss

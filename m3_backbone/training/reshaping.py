@@ -1,7 +1,7 @@
-"""Another shape for a trained M3: fewer layers in its tower, more and wider ones in its decoder.
+"""Changes of the shape of a trained M3: fewer tower layers, more and wider decoder layers.
 
-What is added to the decoder starts without effect, so that training goes on from what the model knows: blocks
-whose outputs are zero (LLaMA Pro, Wu et al. 2024) and hidden units of the MLPs that write nothing.
+Additions to the decoder have no effect at first, so that training continues from the trained model: blocks
+whose outputs are zero (LLaMA Pro, Wu et al. 2024), and hidden units of the MLPs with zero output weights.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ def reshape(
     num_decoder_layers: int | None = None,
     intermediate_size: int | None = None,
 ) -> None:
-    """Change the shape of `model` in place; None leaves that part as it is.
+    """Change the shape of `model` in place. None leaves a part unchanged.
 
     Args:
         model: an M3 with a Llama decoder.
-        tower_layers: which layers of the vision tower stay, counted from 0, in their order. What the tower
-            tells changes with every layer that goes.
-        num_decoder_layers: number of decoder blocks, at least as many as there are. The new ones are spread
-            between the old, each a copy of the one before it that adds nothing yet.
-        intermediate_size: width of the decoder's MLPs, at least what it is. The new units are drawn at random
-            and write nothing yet.
+        tower_layers: indices of the vision tower's layers to keep, in ascending order. Every removed layer
+            changes the outputs of the tower.
+        num_decoder_layers: number of decoder blocks, at least the present number. New blocks are spread
+            evenly between the old ones; each is a copy of the previous block with zero output.
+        intermediate_size: width of the decoder's MLPs, at least the present width. New units have random
+            input weights and zero output weights.
 
     Raises ValueError for layers that the tower lacks and for a decoder that would shrink.
     """
@@ -47,7 +47,7 @@ def _keep_tower_layers(model: M3Model, kept: Sequence[int]) -> None:
     number = tower.config.num_hidden_layers
     if not kept or sorted(set(kept)) != list(kept) or not 0 <= kept[0] <= kept[-1] < number:
         raise ValueError(
-            f"tower layers {list(kept)} cannot be kept: name some of 0 to {number - 1}, each once, in order"
+            f"tower layers {list(kept)} cannot be kept: give some of 0 to {number - 1}, each once, in order"
         )
     layers = tower.encoder.layers
     tower.encoder.layers = nn.ModuleList(layers[index] for index in kept)
@@ -59,15 +59,15 @@ def _widen_mlps(model: M3Model, width: int) -> None:
     added = width - config.intermediate_size
     if added < 0:
         raise ValueError(
-            f"the decoder's MLPs have {config.intermediate_size} units; {width} would take some away"
+            f"the decoder's MLPs have {config.intermediate_size} units and cannot shrink to {width}"
         )
     decoder: Any = model.model.language_model
     for layer in decoder.layers:
         mlp = layer.mlp
         for name in ("gate_proj", "up_proj"):
             old = getattr(mlp, name).weight
-            drawn = torch.empty(added, old.shape[1]).normal_(std=config.initializer_range)
-            _set_weight(getattr(mlp, name), torch.cat([old, drawn.to(old)]))
+            new = torch.empty(added, old.shape[1]).normal_(std=config.initializer_range)
+            _set_weight(getattr(mlp, name), torch.cat([old, new.to(old)]))
         old = mlp.down_proj.weight
         _set_weight(mlp.down_proj, torch.cat([old, old.new_zeros(len(old), added)], dim=1))
         mlp.intermediate_size = width
@@ -79,21 +79,21 @@ def _add_decoder_layers(model: M3Model, number: int) -> None:
     decoder: Any = model.model.language_model
     old = decoder.layers
     if number < len(old):
-        raise ValueError(f"the decoder has {len(old)} layers; {number} would take some away")
+        raise ValueError(f"the decoder has {len(old)} layers and cannot shrink to {number}")
     layers = []
     for index, layer in enumerate(old):
         layers.append(layer)
-        # As many as keep the new ones spread evenly over the whole.
+        # Spread the new blocks evenly.
         while len(layers) < (index + 1) * number // len(old):
-            layers.append(_without_effect(layer))
+            layers.append(_copy_as_identity(layer))
     for index, layer in enumerate(layers):
         layer.self_attn.layer_idx = index
     decoder.layers = nn.ModuleList(layers)
     config.num_hidden_layers = number
 
 
-def _without_effect(layer: Any) -> Any:
-    """A copy of a decoder block that passes on what it gets."""
+def _copy_as_identity(layer: Any) -> Any:
+    """Return a copy of a decoder block whose residual branches output zero."""
     copy = deepcopy(layer)
     with torch.no_grad():
         copy.self_attn.o_proj.weight.zero_()

@@ -1,4 +1,4 @@
-"""A small M3 from nothing: LLaVA's architecture with random weights, and a tokenizer made for its texts."""
+"""Untrained M3 models of any size, and a tokenizer trained on given texts."""
 
 from collections.abc import Iterable
 from math import isqrt
@@ -19,14 +19,14 @@ from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.processing import M3Processor
 from m3_backbone.llava.prompts import IMAGE
 
-# Words with the space before them; every figure by itself, so that numbers are read figure by figure.
+# Words with the preceding space; every digit is a separate token.
 _PIECES = r" ?\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
 PAD, END = "<pad>", "</s>"
 Tower = CLIPVisionModel
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocab_size` tokens, `<pad>`, `</s>` and `<image>` among them."""
+    """Train a byte-level BPE tokenizer of at most `vocab_size` tokens, with `<pad>`, `</s>` and `<image>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -53,14 +53,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_processor(
     tokenizer: PreTrainedTokenizerFast, *, image_size: int, patch_size: int, prompt: str = "short"
 ) -> M3Processor:
-    """Square pictures of `image_size` pixels, padded with the mean colour, under one prompt template."""
+    """Build a processor that pads images to squares and resizes them to `image_size` pixels a side."""
     return M3Processor(tokenizer, ImagePreprocessor(image_size=image_size, patch_size=patch_size), prompt)
 
 
 def build_tower_config(
     *, image_size: int, patch_size: int, hidden_size: int, num_layers: int, num_heads: int
 ) -> CLIPVisionConfig:
-    """Shape of a CLIP vision tower on a grid of `image_size / patch_size` patches a side."""
+    """Build the configuration of a CLIP vision tower with `image_size / patch_size` patches a side."""
     return CLIPVisionConfig(
         image_size=image_size,
         patch_size=patch_size,
@@ -69,16 +69,16 @@ def build_tower_config(
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         projection_dim=hidden_size,
-        # CLIP's own quick_gelu is slower: PyTorch has no fused kernel for it.
+        # CLIP's quick_gelu is slower: PyTorch has no fused kernel for it.
         hidden_act="gelu",
     )
 
 
 def set_wave_positions(tower: CLIPVisionModel) -> None:
-    """Let the position embeddings of a tower start as sines and cosines of both axes.
+    """Initialise the position embeddings of a tower, in place, with sines and cosines of both axes.
 
-    CLIP's own initialisation leaves them a few hundredths as large as the patches' embeddings, so that a
-    tower trained on few pictures spends most of them on finding out which patches are neighbours.
+    CLIP's initialisation makes them a few hundredths as large as the patch embeddings, so that a tower needs
+    many images to learn which patches are adjacent.
     """
     side, quarter = isqrt(tower.embeddings.num_patches), tower.config.hidden_size // 4
     frequencies = 10_000 ** -(torch.arange(quarter) / quarter)
@@ -90,25 +90,25 @@ def set_wave_positions(tower: CLIPVisionModel) -> None:
 
 
 def set_whitening_patches(tower: CLIPVisionModel, pixel_values: Tensor, floor: float = 2e-3) -> None:
-    """Let the patch embedding of a tower start as the whitening of the patches of some pictures.
+    """Initialise the patch embedding of a tower with the whitening of image patches.
 
-    Nearly all of a patch's variance is its mean color. Under random weights shapes and strokes, a hundredth
-    of it, drown in that, and a tower needs several times the pictures before it tells them apart.
+    Nearly all of the variance of patches is that of their mean colour; shapes and strokes contribute about a
+    hundredth. With random weights, a tower needs several times as many images to tell shapes apart.
 
     Args:
         tower: changed in place.
-        pixel_values: `[num_pictures, 3, height, width]`, as the processor makes them; a few hundred pictures.
-        floor: added to the variances, so that directions without any are not blown up.
+        pixel_values: `[num_images, 3, height, width]` from the processor; a few hundred images.
+        floor: added to the variances, so that directions without variance are not amplified.
     """
     weight = tower.embeddings.patch_embedding.weight
     side, width = weight.shape[-1], len(weight)
     patches = pixel_values.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3)
     variances, directions = torch.linalg.eigh(patches.flatten(0, 2).T.cov())
     variances, directions = variances.flip(0)[:width], directions.flip(1)[:, :width]
-    # Turned at random: layer norm then finds every direction in every coordinate.
-    turn, _ = torch.linalg.qr(torch.randn(width, len(variances)))
+    # A random rotation spreads every direction over all coordinates for the layer norm.
+    rotation, _ = torch.linalg.qr(torch.randn(width, len(variances)))
     with torch.no_grad():
-        weight.copy_((turn @ (directions / (variances + floor).sqrt()).T).view_as(weight))
+        weight.copy_((rotation @ (directions / (variances + floor).sqrt()).T).view_as(weight))
 
 
 def build_model(
@@ -121,9 +121,9 @@ def build_model(
     num_heads: int,
     max_length: int = 1024,
 ) -> M3LlavaForConditionalGeneration:
-    """LLaVA of the given decoder shape with random weights; embeddings and output share their weights.
+    """Build a LLaVA model with random weights whose embeddings and output layer share their weights.
 
-    ValueError where width and heads do not fit.
+    Raises ValueError if `hidden_size` is not a multiple of `num_heads`.
     """
     config = build_config(
         tower,
@@ -155,12 +155,12 @@ def build_config(
     vision_feature_layer: int,
     tie_word_embeddings: bool,
 ) -> LlavaConfig:
-    """LLaVA of a tower and a decoder of the given shape, on the tokens of a processor.
+    """Build the configuration of a LLaVA model from a tower, the shape of a decoder and a processor.
 
-    ValueError where width and heads do not fit.
+    Raises ValueError if `hidden_size` is not a multiple of `num_heads`.
     """
     if hidden_size % num_heads:
-        raise ValueError(f"a decoder of width {hidden_size} cannot have {num_heads} heads: take a divisor")
+        raise ValueError(f"a decoder of width {hidden_size} cannot have {num_heads} heads: use a divisor")
     text = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,

@@ -1,8 +1,8 @@
 """Training of M3 with Lightning: one model for all scales.
 
-Optimizers are AdamW, or Muon beside it, with warm-up and cosine decay. The loss is the mean over the scales
-of the usual causal loss on the answer tokens (Cai et al., arXiv 2405.17430, equation 2); the vision tower
-runs once, and its projected grid is pooled once per scale.
+The optimizer is AdamW, or Muon and AdamW, with warm-up and cosine decay. The loss is the mean over the scales
+of the causal loss on the answer tokens (Cai et al., arXiv 2405.17430, equation 2). The vision tower runs
+once, and its projected grid is pooled once per scale.
 """
 
 import random
@@ -24,7 +24,7 @@ from m3_backbone.training.conversations import Conversation, expand_images
 
 
 class SideBySide(Optimizer):
-    """Several optimizers, each of its own parameters, as one: Lightning's automatic loop takes one."""
+    """Several optimizers with separate parameters as one, for Lightning's automatic optimization."""
 
     def __init__(self, *parts: Optimizer) -> None:
         self.parts = parts
@@ -32,11 +32,11 @@ class SideBySide(Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        # The very dicts of the parts, so that a schedule that changes these changes those.
+        # The dicts are shared with the parts, so that a schedule changes both.
         self.param_groups = list(chain.from_iterable(part.param_groups for part in self.parts))
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of every part; the closure runs once, before the first of them."""
+        """Make one step of every part. The closure runs once, before the first part."""
         loss = closure() if closure else None
         for part in self.parts:
             part.step()
@@ -52,17 +52,18 @@ class SideBySide(Optimizer):
 
 
 class CosineTraining(lightning.LightningModule):
-    """A training whose trained parameters are those that require gradients.
+    """Base of trainings with warm-up and cosine decay. Parameters that require gradients are trained.
 
-    Biases, norms and other vectors are not decayed.
+    Weight decay does not apply to biases, norms and other vectors.
 
     Args:
-        learning_rate: of AdamW, at the end of the warm-up.
-        weight_decay: of matrices, under either optimizer.
-        num_warmup_steps: steps over which the learning rates rise from 0.
-        matrix_learning_rate: that of Muon (Jordan et al., 2024), scaled as Liu et al. (arXiv 2502.16982) do,
-            which then trains the matrices of all linear layers but output layers; None: AdamW trains them
-            too. From random weights Muon needs a fraction of the pictures. It takes no sharded parameters.
+        learning_rate: learning rate of AdamW at the end of the warm-up.
+        weight_decay: weight decay of matrices, with either optimizer.
+        num_warmup_steps: number of steps in which the learning rates rise from 0.
+        matrix_learning_rate: learning rate of Muon (Jordan et al., 2024) with the scaling of Liu et al.
+            (arXiv 2502.16982). Muon trains the matrices of all linear layers except output layers; with None,
+            AdamW trains them too. From random weights, Muon needs a fraction of the images. It does not
+            support sharded parameters.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class CosineTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_optimizer(self) -> Optimizer:
-        """AdamW, or Muon and AdamW side by side."""
+        """Build AdamW, or Muon for hidden matrices and AdamW for all other parameters."""
         matrices = [] if self.matrix_learning_rate is None else self._hidden_matrices()
-        apart = {id(matrix) for matrix in matrices}
-        trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
+        matrix_ids = {id(matrix) for matrix in matrices}
+        trained = [p for p in self.parameters() if p.requires_grad and id(p) not in matrix_ids]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -117,17 +118,18 @@ LENGTH_STEP = 48
 
 
 class M3Training(CosineTraining):
-    """Trains an M3 model on conversations about pictures.
+    """Training of an M3 model on conversations about images.
 
-    Batches are dicts: `pixel_values` and, for tiled models, `image_sizes`, as the processor makes them, and
-    `conversation`, a list of `Conversation`. Precision, devices and DDP or FSDP are the Trainer's.
+    Batches are dicts: `pixel_values` and, for tiled models, `image_sizes` from the processor, and
+    `conversation`, a list of `Conversation`. Precision, devices and DDP or FSDP are settings of the Trainer.
 
     Args:
         model: the model to train; parameters that do not require gradients stay frozen.
-        pad_id: token id that fills short rows; it is masked.
-        scale_groups: one scale is drawn from each group at every step; None: all at every step, as M3.
+        pad_id: token id of the padding, which is masked.
+        scale_groups: one scale of each group is chosen at random at every step. None: every step uses all
+            scales, as in M3.
         learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate: see `CosineTraining`.
-        gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class M3Training(CosineTraining):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate)
-        self.model = model.train()  # it is loaded in evaluation mode
+        self.model = model.train()  # models are loaded in evaluation mode
         self.pad_id = pad_id
         self.scale_groups = [
             [check_scale(scale, model.scales) for scale in group] for group in scale_groups or []
@@ -151,7 +153,7 @@ class M3Training(CosineTraining):
             model.activation_checkpointing_enable()
 
     def draw_scales(self) -> list[int]:
-        """The scales of this step; a function of the step alone, so that all processes agree."""
+        """Choose the scales of this step. They depend only on the step, so that all processes agree."""
         if not self.scale_groups:
             return list(self.model.scales)
         rng = random.Random(self.global_step)
@@ -164,7 +166,10 @@ class M3Training(CosineTraining):
         scale: int,
         image_sizes: Tensor | None = None,
     ) -> Tensor:
-        """Mean negative log-likelihood of the answer tokens, given the finest tokens of the images' tiles."""
+        """Mean negative log-likelihood of the answer tokens at one scale.
+
+        `tokens` `[num_tiles, grid * grid, hidden]` come from `encode_images`.
+        """
         features = self.model.pool_images(tokens, scale, image_sizes)
         batch = expand_images(
             conversations,
@@ -175,7 +180,7 @@ class M3Training(CosineTraining):
         )
         batch = {name: tensor.to(tokens.device) for name, tensor in batch.items()}
         if torch.is_autocast_enabled(tokens.device.type) and batch["attention_mask"].is_floating_point():
-            # Else float32 masks would raise the whole of an eager attention to float32.
+            # A float32 mask would make eager attention compute in float32.
             batch["attention_mask"] = batch["attention_mask"].to(torch.get_autocast_dtype(tokens.device.type))
         outputs = self.model(
             **batch,
@@ -185,12 +190,12 @@ class M3Training(CosineTraining):
         return outputs.loss
 
     def loss(self, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
-        """Mean over `scales` of the causal loss on a batch; the images are encoded once for all of them."""
+        """Mean over `scales` of the causal loss on a batch. The images are encoded once for all scales."""
         tokens = self.model.encode_images(batch["pixel_values"], batch.get("image_sizes"))
         return self.loss_of_tokens(tokens, batch, scales)
 
     def loss_of_tokens(self, tokens: Tensor, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
-        """`loss`, given what `encode_images` made of the batch."""
+        """Loss as in `loss`, computed from the output of `encode_images`."""
         sizes = batch.get("image_sizes")
         losses = [self.loss_at(tokens, batch["conversation"], scale, sizes) for scale in scales]
         for scale, loss in zip(scales, losses, strict=True):

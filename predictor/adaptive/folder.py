@@ -229,7 +229,7 @@ def _check_arguments(path: Path, arguments: Any) -> None:
     for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
         value = arguments[name]
         if not (value is None or isinstance(value, str)) or value not in allowed:
-            raise damaged(path, f"{name} of the backbone is none of {', '.join(filter(None, allowed))}")
+            raise damaged(path, f"{name} of the backbone is not one of {', '.join(filter(None, allowed))}")
     if "scales" in arguments:
         predictor_folder.check_scales(path, arguments["scales"])
     sizes = arguments.get("image_grid_pinpoints", [])

@@ -482,7 +482,7 @@ def test_what_is_trusted_is_imported_and_nothing_beside_it(trained, canary, tmp_
     folder = shutil.copytree(trained, tmp_path / "predictor")
     set_key("arguments", "objective", value={"partial": BIRD})(folder / CONFIG)
     for others in ([], ["canary"], [f"{CANARY}.Birds"], "predictor"):
-        with pytest.raises(FolderError, match=rf"built from {CANARY}\.Bird, which is none of"):
+        with pytest.raises(FolderError, match=rf"built from {CANARY}\.Bird, which is not one of"):
             ScalePredictor.load(folder, trust=others)
     assert not canary.exists()
     for trust in ([CANARY], CANARY, [f"{CANARY}.Bird"]):

@@ -32,7 +32,7 @@ def test_a_predictor_of_an_earlier_version_opens(tmp_path):
     loaded = ScalePredictor.load(tmp_path)
     assert np.array_equal(loaded.predict(test.inputs), blend.predict(test.inputs))
     config.write_text(text.replace('"predictor.blend.Blend"', '"subprocess.Popen"'))
-    with pytest.raises(FolderError, match=r"subprocess\.Popen, which is none of tokenscale's own classes"):
+    with pytest.raises(FolderError, match=r"subprocess\.Popen, which is not one of tokenscale's own classes"):
         ScalePredictor.load(tmp_path)
 
 

@@ -102,7 +102,9 @@ class Named(Temperature):
 
 def test_a_calibrator_of_another_package_has_to_be_trusted():
     state = Mix().fit(TRAIN, VALIDATION).calibrate(CALIBRATION, Named()).state_dict()
-    with pytest.raises(ValueError, match=r"this state is built from .*Named, which is none of tokenscale's"):
+    with pytest.raises(
+        ValueError, match=r"this state is built from .*Named, which is not one of tokenscale's"
+    ):
         Mix().load_state_dict(state)
 
 

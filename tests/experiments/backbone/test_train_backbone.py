@@ -91,7 +91,7 @@ def test_heads_of_other_labels_start_anew(caplog):
     heads.take_over(stored)
     assert torch.equal(heads.state_dict()["heads.color.weight"], stored["heads.color.weight"])
     assert heads.state_dict()["heads.row.weight"].shape == (9, 8)
-    assert "start anew: row, shape" in caplog.text
+    assert "keep their initial weights: row, shape" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -194,5 +194,5 @@ def test_only_one_module_grants_access_to_the_test_split():
 
 
 def test_without_access_the_split_stays_shut(labels):
-    with pytest.raises(ValueError, match="recorded evaluations alone"):
+    with pytest.raises(ValueError, match="recorded evaluations only"):
         read_labels(labels, "test")

@@ -68,8 +68,8 @@ def find_reason(backbone, folder, *sample):
         ("", "the question is empty: ask something"),
         (" \n", "the question is empty: ask something"),
         ("word " * 5000, "the question is too long: with 576 visual tokens and 1 for an answer it needs"),
-        ("what </s> is it?", "the question holds '</s>', a control token of the model: take it out"),
-        ("what <image> is it?", "the question holds '<image>', the mark of the image"),
+        ("what </s> is it?", "the question contains '</s>', a control token of the model: remove it"),
+        ("what <image> is it?", "the question contains '<image>', the placeholder of the image"),
     ],
 )
 def test_questions(backbone, adaptive, tmp_path, question, message):
@@ -107,8 +107,8 @@ def test_pictures(backbone, adaptive, tmp_path, picture, message):
     ("references", "message"),
     [
         (("word " * 5000,), "a reference is too long: with 576 visual tokens, the question and its own"),
-        (("it", "an <image>"), "a reference holds '<image>', the mark of the image"),
-        (("</s>",), "a reference holds '</s>', a control token of the model"),
+        (("it", "an <image>"), "a reference contains '<image>', the placeholder of the image"),
+        (("</s>",), "a reference contains '</s>', a control token of the model"),
         ((), "the sample has no references"),
     ],
 )

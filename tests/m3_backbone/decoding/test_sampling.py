@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from m3_backbone.decoding.sampling import Draw, draw_tokens
+from m3_backbone.decoding.sampling import Draw, sample_tokens
 from m3_backbone.llava.backbone import LlavaBackbone
 
 QUESTIONS = ["What is it?", "How many are there, and of which color?", "Why"]
@@ -34,37 +34,39 @@ def draw_slowly(backbone, image, question, scale, draw):
     while len(answer) < backbone.max_new_tokens and backbone.processor.tokenizer.eos_token_id not in answer:
         logits = next_logits(backbone, image, question, scale, answer)
         chances = (logits.double() / draw.temperature).softmax(-1).numpy()
-        answer.append(int(np.argmax(np.cumsum(chances) > draw.luck(len(answer)))))
+        answer.append(int(np.argmax(np.cumsum(chances) > draw.uniform(len(answer)))))
     return answer
 
 
-def test_a_token_has_the_share_of_luck_that_its_probability_is():
-    """In a thousand equal steps of luck, a token comes once for every thousandth of its probability."""
+def test_tokens_are_sampled_in_proportion_to_their_probabilities():
+    """Of 1000 evenly spaced random numbers, a token gets its probability times 1000."""
     logits = torch.tensor([2.0, -1.0, 0.5, -torch.inf, 1.0])
-    luck = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     for temperature in (0.3, 1.0, 4.0):
-        drawn = draw_tokens(
-            logits.log_softmax(-1).expand(1000, -1), torch.full((1000,), temperature), luck
+        drawn = sample_tokens(
+            logits.log_softmax(-1).expand(1000, -1), torch.full((1000,), temperature), uniform
         ).bincount(minlength=5)
         expected = 1000 * (logits.double() / temperature).softmax(-1)
         assert (drawn - expected).abs().max() <= 1 and drawn[3] == 0
     edge = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert draw_tokens(logits.expand(2, -1), torch.ones(2), edge).tolist() == [0, 4]
+    assert sample_tokens(logits.expand(2, -1), torch.ones(2), edge).tolist() == [0, 4]
     # So cold that all but the best fall out of the range of floats.
     cold = torch.full((2,), 1e-320, dtype=torch.float64)
-    assert draw_tokens(logits.expand(2, -1), cold, edge).tolist() == [0, 0]
+    assert sample_tokens(logits.expand(2, -1), cold, edge).tolist() == [0, 0]
 
 
-def test_luck_is_uniform_and_its_own_for_every_key_and_step():
-    luck = np.array([[Draw(1.0, (0, f"s{i}", 9, 0)).luck(step) for step in range(4)] for i in range(5000)])
-    assert (luck >= 0).all() and (luck < 1).all() and len(np.unique(luck)) == luck.size
-    for column in luck.T:
+def test_random_numbers_are_uniform_and_independent_over_keys_and_steps():
+    uniform = np.array(
+        [[Draw(1.0, (0, f"s{i}", 9, 0)).uniform(step) for step in range(4)] for i in range(5000)]
+    )
+    assert (uniform >= 0).all() and (uniform < 1).all() and len(np.unique(uniform)) == uniform.size
+    for column in uniform.T:
         assert chisquare(np.histogram(column, 20, (0, 1))[0]).pvalue > 1e-3
-    assert np.abs(np.corrcoef(luck.T) - np.eye(4)).max() < 4 / np.sqrt(len(luck))
+    assert np.abs(np.corrcoef(uniform.T) - np.eye(4)).max() < 4 / np.sqrt(len(uniform))
     one = Draw(1.0, (0, "a", 9, 1))
-    assert one.luck(3) == Draw(2.0, (0, "a", 9, 1)).luck(3)
+    assert one.uniform(3) == Draw(2.0, (0, "a", 9, 1)).uniform(3)
     others = [(1, "a", 9, 1), (0, "b", 9, 1), (0, "a", 36, 1), (0, "a", 9, 2), (0, "a9", 1), (0, "a", 91)]
-    assert one.luck(3) not in [Draw(1.0, key).luck(3) for key in others]
+    assert one.uniform(3) not in [Draw(1.0, key).uniform(3) for key in others]
     for temperature in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="temperature above 0, not"):
             Draw(temperature, ())

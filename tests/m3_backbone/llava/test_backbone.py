@@ -229,7 +229,7 @@ def test_questions_that_cannot_be_asked(plain):
     plain.backbone.check_question("How many boxes are there?")
     with pytest.raises(ValueError, match="the question is too long"):
         plain.backbone.check_question("many words " * 2000)
-    with pytest.raises(ValueError, match="the mark of the image"):
+    with pytest.raises(ValueError, match="the placeholder of the image"):
         plain.backbone.check_question("<image>\nWhat?")
 
 

@@ -46,7 +46,7 @@ def test_questions_and_answers_of_a_conversation(plain):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"), [("no image", "has it 0 times"), ("<image> <image>", "has it 2 times")]
+    ("prompt", "message"), [("no image", "contains it 0 times"), ("<image> <image>", "contains it 2 times")]
 )
 def test_a_prompt_needs_its_image_once(plain, prompt, message):
     with pytest.raises(ValueError, match=message):
@@ -57,7 +57,7 @@ def test_user_mistakes_are_named(plain):
     processor = plain.backbone.processor
     with pytest.raises(ValueError, match="2 images for 1 prompts"):
         processor(plain.images[:2], "<image>", 9)
-    with pytest.raises(ValueError, match="the mark of the image"):
+    with pytest.raises(ValueError, match="the placeholder of the image"):
         processor.prompt_ids("what is <image>?")
     with pytest.raises(ValueError, match="1, 4, 9, 16, 36, 64, 144, 576"):
         processor(plain.images[0], "<image>", 10)

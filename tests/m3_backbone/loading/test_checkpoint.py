@@ -146,7 +146,7 @@ def test_what_is_nowhere_is_named(editable, monkeypatch):
     ):
         with pytest.raises(OSError, match=f"no such folder: {source}. Give the folder of a checkpoint"):
             load_m3(source)
-    with pytest.raises(OSError, match="nobody/nothing is no folder here"):
+    with pytest.raises(OSError, match="nobody/nothing is not a local folder"):
         load_m3("nobody/nothing")
     editable.config["mm_vision_tower"] = "nobody/nothing"
     with pytest.raises(OSError, match="the vision tower 'nobody/nothing' of"):
@@ -160,7 +160,7 @@ def test_what_is_nowhere_is_named(editable, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model_type", "llama", "holds no M3"),
+        ("model_type", "llama", "is not an M3"),
         ("mm_projector_type", "linear", "mlp2x_gelu"),
         ("mm_vision_select_feature", "cls_patch", "'patch'"),
         ("mm_patch_merge_type", "spatial_unpad", "image_aspect_ratio='pad'"),
@@ -227,7 +227,7 @@ def test_other_grids_of_tiles(tiled, plain):
     assert checkpoint.config.image_grid_pinpoints == [[336, 336], [336, 1344]]
     with pytest.raises(ValueError, match="one grid per image"):
         Checkpoint.open(plain.folder / "checkpoint", [[336, 336]])
-    with pytest.raises(ValueError, match="no multiple of the tile size 336"):
+    with pytest.raises(ValueError, match="not a multiple of tile size 336"):
         Checkpoint.open(tiled.folder / "checkpoint", [[336, 300]]).processor.images.num_tiles((5, 5))
 
 
@@ -269,16 +269,17 @@ def test_a_plain_llava_is_no_m3_unless_its_scales_are_given(plain, editable, val
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ([], r"\[\] is no list of scales"),
+        ([], r"\[\] is not a list of scales"),
         (
             "random",
-            "'random' is no list of scales: give some of 1, 4, 9, 16, 36, 64, 144, 576 with backbone.scales",
+            "'random' is not a list of scales: give some of 1, 4, 9, 16, 36, 64, 144, 576 with "
+            "backbone.scales",
         ),
-        ("[1, 9]", r"'\[1, 9\]' is no list of scales"),
-        (144, "144 is no list of scales"),
+        ("[1, 9]", r"'\[1, 9\]' is not a list of scales"),
+        (144, "144 is not a list of scales"),
         ([1, 10, 576], "scale 10 is not possible on a 24x24 grid"),
-        ([1, "9"], r"\[1, '9'\] is no list of scales"),
-        ([0, 9], r"\[0, 9\] is no list of scales"),
+        ([1, "9"], r"\[1, '9'\] is not a list of scales"),
+        ([0, 9], r"\[0, 9\] is not a list of scales"),
     ],
 )
 def test_scales_that_are_none_are_not_replaced(editable, value, reason):
@@ -382,14 +383,18 @@ def test_a_kernel_that_a_checkpoint_names_is_refused(editable, keys):
     for key in keys[:-1]:
         level = level.setdefault(key, {})
     level[keys[-1]] = "owner/kernel"
-    with pytest.raises(ValueError, match=rf"config\.json: {keys[-1]} is none of eager, sdpa, .*no code is"):
+    with pytest.raises(
+        ValueError, match=rf"config\.json: {keys[-1]} is not one of eager, sdpa, .*no code is"
+    ):
         Checkpoint.open(editable.save_config())
 
 
 def test_a_kernel_that_a_tower_names_is_refused(editable):
     path = editable.folder.parent / "clip" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "owner/kernel"}))
-    with pytest.raises(ValueError, match=r"vision tower .*clip: attn_implementation is none of eager, sdpa"):
+    with pytest.raises(
+        ValueError, match=r"vision tower .*clip: attn_implementation is not one of eager, sdpa"
+    ):
         Checkpoint.open(editable.save_config())
 
 
@@ -421,7 +426,7 @@ def test_more_layers_than_there_are_weights_are_refused_before_a_model_is_built(
     content = json.loads(path.read_text())
     content[part]["num_hidden_layers"] = 10**9
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers is 1,000,000,000, and there are "):
+    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers is 1,000,000,000, but there are "):
         load_m3(own_layout)
 
 

@@ -177,7 +177,7 @@ def test_misshapen_columns_are_refused():
 
 
 def test_a_doubled_sample_is_refused():
-    with pytest.raises(ValueError, match="sample_id 'test-1' is there more than once"):
+    with pytest.raises(ValueError, match="sample_id 'test-1' occurs more than once"):
         make_table().select([0, 1, 2, 1])
 
 
@@ -278,9 +278,9 @@ def test_the_test_split_takes_access_to_that_very_folder(tmp_path):
     write_labels(tmp_path / "labels")
     write_labels(tmp_path / "other")
     for access in (None, grant(tmp_path / "other")):
-        with pytest.raises(ValueError, match=r"read by recorded evaluations alone.*calibration split"):
+        with pytest.raises(ValueError, match=r"read by recorded evaluations only.*calibration split"):
             OutcomeTable.read(tmp_path / "labels", "test", access)
-        with pytest.raises(ValueError, match="read by recorded evaluations alone"):
+        with pytest.raises(ValueError, match="read by recorded evaluations only"):
             read_labels(tmp_path / "labels", "test", access)
     assert len(OutcomeTable.read(tmp_path / "labels", "test", grant(tmp_path / "labels"))) == 6
     assert len(OutcomeTable.read(tmp_path / "labels", "train")) == 2
@@ -375,7 +375,7 @@ def test_images_are_read_by_their_split_whatever_shard_they_are_in(tmp_path):
     ("changes", "reason"),
     [
         ({"shards": {"00000": {}}}, "shard '00000' lacks one of samples, outcomes, features"),
-        ({"shards": {"../00000": {}}}, "shard '../00000' is no file name"),
+        ({"shards": {"../00000": {}}}, "shard '../00000' is not a file name"),
         ({"files": []}, "'files' is missing or of another type"),
         ({"complete": "yes"}, "'complete' is missing or of another type"),
         ({"files": {"splits.parquet": 1}}, "it lacks the digest of splits.parquet"),
@@ -403,7 +403,7 @@ def test_token_embeddings_that_are_none_are_refused_even_if_the_manifest_agrees(
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["files"][path.name] = digest_file(path)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=re.escape(f"{path} holds no token embeddings [vocab, hidden]")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} has no token embeddings [vocab, hidden]")):
         read_split(tmp_path, "test")
 
 

@@ -89,11 +89,11 @@ def test_what_was_reshaped_is_saved_and_loaded(model, processor, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tower_layers": [0, 4]}, r"\[0, 4\] cannot be kept: name some of 0 to 3"),
+        ({"tower_layers": [0, 4]}, r"\[0, 4\] cannot be kept: give some of 0 to 3"),
         ({"tower_layers": [2, 1]}, "in order"),
         ({"tower_layers": []}, "cannot be kept"),
-        ({"num_decoder_layers": 2}, "has 3 layers; 2 would take some away"),
-        ({"intermediate_size": 8}, "24 units; 8 would take some away"),
+        ({"num_decoder_layers": 2}, "has 3 layers and cannot shrink to 2"),
+        ({"intermediate_size": 8}, "24 units and cannot shrink to 8"),
     ],
 )
 def test_shapes_that_cannot_be_had_are_refused(model, arguments, message):

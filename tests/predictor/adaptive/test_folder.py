@@ -207,7 +207,7 @@ def test_nothing_is_imported_that_is_not_ours(folder):
     content["arguments"]["network"] = {"partial": {"class": "os.system", "arguments": {"command": "true"}}}
     path.write_text(json.dumps(content))
     with pytest.raises(
-        FolderError, match=r"config\.json is built from os\.system, which is none of tokenscale"
+        FolderError, match=r"config\.json is built from os\.system, which is not one of tokenscale"
     ):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
@@ -306,7 +306,7 @@ def test_a_folder_names_nothing_but_classes_where_they_are_defined(folder, path)
     file = folder / "predictor" / "config.json"
     config = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps({**config, "class": path, "arguments": {}}), "utf-8")
-    with pytest.raises(FolderError, match=r"which is none of tokenscale's own classes"):
+    with pytest.raises(FolderError, match=r"which is not one of tokenscale's own classes"):
         AdaptiveM3.from_pretrained(folder)
     # Trusted, it still has to be a class, in its own module, and a predictor.
     with pytest.raises(FolderError, match=r"is not a class of the module|not a ScalePredictor"):
@@ -329,7 +329,7 @@ def test_dtype_and_device_map_are_those_of_the_backbone(folder, image, caplog):
     spread = AdaptiveM3.from_pretrained(folder, device_map="cpu")
     assert isinstance(spread.backbone, LlavaBackbone) and spread.backbone.device_map == "cpu"
     assert spread.device == torch.device("cpu")
-    with pytest.raises(ValueError, match="a model that device_map spreads is not moved"):
+    with pytest.raises(ValueError, match="a model opened with device_map cannot be moved"):
         spread.to("cpu")
 
 
@@ -375,6 +375,6 @@ def test_what_the_hub_does_not_have_is_said_in_a_line(monkeypatch):
 
     monkeypatch.setattr("predictor.adaptive.folder.snapshot_download", fail)
     with pytest.raises(
-        OSError, match=r"^someone/none is no folder here, and not to be had .*for url \.\.\.$"
+        OSError, match=r"^someone/none is not a local folder and cannot be fetched .*for url \.\.\.$"
     ):
         AdaptiveM3.from_pretrained("someone/none")

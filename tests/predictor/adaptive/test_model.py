@@ -295,9 +295,17 @@ def test_one_picture_answers_all_questions_and_is_encoded_once(images, joined, m
         ("image", [COLOR, " \n"], "^question 2 of 2: the question is empty: ask something$"),
         ("image", [COLOR, None], "question 2 of 2 is None"),
         ("image", "word " * 5000, "the question is too long"),
-        ("image", "what </s> is it?", "the question holds '</s>', a control token of the model: take it out"),
-        ("image", "what <image> is it?", "the question holds '<image>', the mark of the image, take it out"),
-        ("image", "what \ud800?", "the question is no text that UTF-8 can hold"),
+        (
+            "image",
+            "what </s> is it?",
+            "the question contains '</s>', a control token of the model: remove it",
+        ),
+        (
+            "image",
+            "what <image> is it?",
+            "the question contains '<image>', the placeholder of the image: remove it",
+        ),
+        ("image", "what \ud800?", "the question cannot be encoded as UTF-8"),
         ("two", COLOR, "2 images and 1 questions: give an image to every question"),
         ("two", [COLOR] * 3, "2 images and 3 questions"),
         ("none.png", COLOR, "cannot read image 'none.png': no such file"),
@@ -306,7 +314,7 @@ def test_one_picture_answers_all_questions_and_is_encoded_once(images, joined, m
         (np.full((4, 4, 3), 7.0), COLOR, "pixels that are not all from 0 to 1: their range is not known"),
         (Image.new("RGB", (0, 4)), COLOR, "cannot read the image: it has no pixels: 0 x 4"),
         (np.zeros((2, 4, 4, 3), np.uint8), COLOR, r"array of uint8 \[2, 4, 4, 3\]"),
-        ([7], [COLOR], "a int is no picture"),
+        ([7], [COLOR], "a int is not an image"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(images, joined, pictures, questions, message):
