@@ -62,7 +62,8 @@ def apportion(number: int, shares: Sequence[float]) -> list[int]:
     """Divide `number` items in proportion to shares that sum to 1. Returns counts that sum to `number`.
 
     Uses largest remainders (Hamilton's method); ties go to the earlier share. If there are enough items,
-    every positive share gets at least one, taken from the largest count; otherwise the largest shares get one each.
+    every positive share gets at least one, taken from the largest count; otherwise the largest shares get one
+    each.
     """
     exact = [number * share for share in shares]
     # The tolerance is for rounding errors of the shares, as in 10 * (1 - 0.9).

@@ -185,7 +185,8 @@ def fit_module(
 def make_schedule(
     optimizer: torch.optim.Optimizer, learning_rate: float, num_steps: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Return a one-cycle schedule (Smith and Topin 2018): the rate rises for a tenth of the steps.
+    """Return a one-cycle schedule (Smith and Topin 2018): the rate rises for a tenth of
+    the steps, then falls.
 
     With ten steps or fewer, it starts near `learning_rate` and falls from the first step.
     """
