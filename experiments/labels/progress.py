@@ -9,12 +9,17 @@ _SECONDS_BETWEEN_LINES = 30
 
 
 class _Lines:
-    """Standard error as tqdm's stream: each state of a bar is a line of its own."""
+    """Standard error as the stream of tqdm: each new count is a line of its own."""
+
+    def __init__(self) -> None:
+        self._count = ""
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
-        if line:
+        count = line.partition(",")[0]
+        if line and count != self._count:
             sys.stderr.write(f"{line}\n")
+        self._count = count or self._count
 
     def flush(self) -> None:
         sys.stderr.flush()
@@ -32,5 +37,5 @@ def show_progress(description: str, *, total: int, unit: str, initial: int = 0) 
         file=_Lines(),
         mininterval=_SECONDS_BETWEEN_LINES,
         miniters=1,
-        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} elapsed, {remaining} left, {rate_fmt}",
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} elapsed, {remaining} left, {rate_noinv_fmt}",
     )
