@@ -37,5 +37,6 @@ def show_progress(description: str, *, total: int, unit: str, initial: int = 0) 
         file=_Lines(),
         mininterval=_SECONDS_BETWEEN_LINES,
         miniters=1,
-        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} elapsed, {remaining} left, {rate_noinv_fmt}",
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} elapsed, {remaining} left, "
+        "{rate_noinv_fmt}",
     )

@@ -120,7 +120,7 @@ def find_folder(source: str | Path, **download: Any) -> Path:
         return Path(snapshot_download(text, allow_patterns=_PATTERNS, **download))
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{shorten(text, 100)} is no folder here, and not to be had from the hub: {shorten(error)}"
+            f"{shorten(text, 100)} is not a local folder and cannot be fetched from the hub: {shorten(error)}"
         ) from error
 
 

@@ -39,7 +39,7 @@ def template(tmp_path_factory):
             FEW, FEW_VALIDATION, FitContext(folder, make_killed)
         )
     assert interrupted.value.__notes__ == [
-        "The unfinished epoch is lost; the training resumes from the one before."
+        "The unfinished epoch is lost; training resumes from the previous epoch."
     ]
     return folder
 

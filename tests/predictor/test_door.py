@@ -487,7 +487,7 @@ def test_what_is_trusted_is_imported_and_nothing_beside_it(trained, canary, tmp_
     assert not canary.exists()
     for trust in ([CANARY], CANARY, [f"{CANARY}.Bird"]):
         # It is imported, and then it is no objective.
-        with pytest.raises(FolderError, match="hold no predictor that loads"):
+        with pytest.raises(FolderError, match="cannot be loaded, damaged or of another"):
             ScalePredictor.load(folder, trust=trust)
         assert canary.exists()
 
@@ -554,7 +554,7 @@ def test_what_does_not_load_is_not_saved(tmp_path):
         predictor.fingerprints = fingerprints
     spoilt = GradientBoosting(max_trees=2).fit(make_labels(30, 0), make_labels(10, 1))
     spoilt._trees[0] = spoilt._trees[0]._replace(value=spoilt._trees[0].value * np.nan)
-    with pytest.raises(ValueError, match=r"trees\.0\.value holds nan"):
+    with pytest.raises(ValueError, match=r"trees\.0\.value contains nan"):
         spoilt.save(tmp_path)
     assert not list(tmp_path.iterdir())
 
