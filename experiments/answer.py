@@ -35,19 +35,19 @@ def main(config: DictConfig) -> str:
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
     backbone.check_question(question)
     encoded = backbone.encode([image])
-    found = None
+    chosen = None
     if config.scale is None:
         adaptive = load_adaptive(backbone, config)
         terms = {"price": config.price, "budget": config.budget}
         if config.escalate:
             hybrid = adaptive.find_hybrid(**terms, point=config.point)
-            (found,) = adaptive.escalate(encoded, [question], hybrid)
-            reason = describe_escalation(hybrid, found)
+            (chosen,) = adaptive.escalate(encoded, [question], hybrid)
+            reason = describe_escalation(hybrid, chosen)
         else:
             point = adaptive.prices.find(**terms, name=config.point)
-            (found,) = adaptive.answer_at(encoded, [question], point)
-            reason = describe_point(point, found.choice)
-        scale = found.scale
+            (chosen,) = adaptive.answer_at(encoded, [question], point)
+            reason = describe_point(point, chosen.choice)
+        scale = chosen.scale
     elif config.escalate or any(config[name] is not None for name in ("price", "budget", "point")):
         raise ValueError(
             "scale forces a scale, and price, budget, point and escalate choose one: give either"
@@ -55,13 +55,18 @@ def main(config: DictConfig) -> str:
     else:
         scale, reason = check_scale(config.scale, backbone.scales), "as asked for"
     answers = {
-        each: found.answer if found and each == scale else backbone.answer(encoded, [question], each)[0]
-        for each in backbone.scales
+        offered_scale: chosen.answer
+        if chosen and offered_scale == scale
+        else backbone.answer(encoded, [question], offered_scale)[0]
+        for offered_scale in backbone.scales
     }
     for answer in answers.values():
         answer.check_finite()
-    costs = {each: backbone.num_visual_tokens(image.size, each) for each in backbone.scales}
-    print(format_answers(answers, costs, scale, found))
+    costs = {
+        offered_scale: backbone.num_visual_tokens(image.size, offered_scale)
+        for offered_scale in backbone.scales
+    }
+    print(format_answers(answers, costs, scale, chosen))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")
     return answers[scale].text
 

@@ -71,7 +71,7 @@ def tabulate(
 ) -> dict[str, object]:
     """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
     test = labels.outcomes
-    blind = score_blind([each.outcomes for each in seen], test)
+    blind = score_blind([split.outcomes for split in seen], test)
     by_type = split_by_type(test)
     frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
     groups = {name_total("all", frequent): np.ones(len(test), bool)}

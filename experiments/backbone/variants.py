@@ -79,8 +79,8 @@ def check_recipe(recipe: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(recipe, indent=1) + "\n")
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if differing := [key for key in recipe if recipe[key] != there.get(key)]:
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    if differing := [key for key in recipe if recipe[key] != recorded.get(key)]:
         raise ValueError(
             f"{path.parent} was trained with other settings of {', '.join(differing)} ({path.name}): "
             "take another folder=..., or the settings as they were"

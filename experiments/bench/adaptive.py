@@ -33,8 +33,8 @@ def read_questions(task: Task, split: Any, number: int) -> list[tuple[Image.Imag
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to answer a batch."""
+class Method:
+    """A method of answering a batch."""
 
     name: str
     run: Callable[[Questions], Any]
@@ -48,13 +48,13 @@ def measure(
     batch_sizes: Sequence[int],
     repeats: int,
 ) -> dict[str, Any]:
-    """Median milliseconds per answer of every way and of the predictor alone, paired ratios, FLOPs."""
+    """Median milliseconds per answer of every method and of the predictor alone, paired ratios, FLOPs."""
     backbone = adaptive.backbone
     assert isinstance(backbone, LlavaBackbone)
-    ways = [Way(ADAPTIVE, partial(_answer_adaptively, adaptive, point))]
-    ways += [Way(str(scale), partial(_answer_at, backbone, scale)) for scale in backbone.scales]
-    for way in ways:
-        way.run(questions[: max(batch_sizes)])  # loads the weights and warms up
+    methods = [Method(ADAPTIVE, partial(_answer_adaptively, adaptive, point))]
+    methods += [Method(str(scale), partial(_answer_at, backbone, scale)) for scale in backbone.scales]
+    for method in methods:
+        method.run(questions[: max(batch_sizes)])  # loads the weights and warms up
     encoded = backbone.encode([image for image, _ in questions])
     choices = adaptive.choose(encoded, [question for _, question in questions], point)
     found: dict[str, Any] = {
@@ -78,31 +78,33 @@ def measure(
         "gflops": count_gflops(adaptive, questions, choices),
     }
     for batch_size in batch_sizes:
-        found[f"batch_size_{batch_size}"] = _time_ways(adaptive, point, ways, questions, batch_size, repeats)
+        found[f"batch_size_{batch_size}"] = _time_ways(
+            adaptive, point, methods, questions, batch_size, repeats
+        )
     return found
 
 
 def _time_ways(
     adaptive: AdaptiveM3,
     point: OperatingPoint,
-    ways: Sequence[Way],
+    methods: Sequence[Method],
     questions: Questions,
     batch_size: int,
     repeats: int,
 ) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
     own: list[float] = []
     for repeat in range(repeats):
         for number, start in enumerate(range(0, len(questions), batch_size)):
             batch = questions[start : start + batch_size]
-            turn = (repeat + number) % len(ways)
-            for way in (*ways[turn:], *ways[:turn]):
-                _, took = time_call(partial(way.run, batch))
-                seconds[way.name].append(took / len(batch))
+            turn = (repeat + number) % len(methods)
+            for method in (*methods[turn:], *methods[:turn]):
+                _, took = time_call(partial(method.run, batch))
+                seconds[method.name].append(took / len(batch))
             encoded = adaptive.backbone.encode([image for image, _ in batch])
             _, took = time_call(partial(adaptive.choose, encoded, [question for _, question in batch], point))
             own.append(took / len(batch))
-    fixed = [way.name for way in ways if way.name != ADAPTIVE]
+    fixed = [method.name for method in methods if method.name != ADAPTIVE]
     return {
         "milliseconds": {name: 1000 * median(took) for name, took in seconds.items()},
         "milliseconds_of_predictor": 1000 * median(own),
@@ -115,7 +117,7 @@ def _time_ways(
 
 
 def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[Choice]) -> dict[str, float]:
-    """Mean GFLOPs per answer by formula: vision pass and prefill of every way, the predictor's own apart.
+    """Mean GFLOPs per answer by formula: vision pass and prefill of every method, the predictor's own apart.
 
     The tokens of an answer after the first are left out: they cost the same at every scale.
     """
@@ -141,8 +143,8 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
     own = adaptive.predictor.count_flops(inputs)
     whole = {name: (vision + flops) / 1e9 for name, flops in prefill.items()}
     whole[ADAPTIVE] += own / 1e9
-    each = decoder_flops_per_token(backbone.checkpoint.config) / 1e9
-    return whole | {"predictor": own / 1e9, "vision": vision / 1e9, "one more token of an answer": each}
+    decoding = decoder_flops_per_token(backbone.checkpoint.config) / 1e9
+    return whole | {"predictor": own / 1e9, "vision": vision / 1e9, "one more token of an answer": decoding}
 
 
 def _answer_adaptively(adaptive: AdaptiveM3, point: OperatingPoint, batch: Questions) -> list[AdaptiveAnswer]:

@@ -35,8 +35,8 @@ class DrawnChoices(ScalePredictor):
         return self.predictor.count_own_flops(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        learned = self.predictor.state_dict()
-        return learned["arrays"], learned["state"]
+        trained_state = self.predictor.state_dict()
+        return trained_state["arrays"], trained_state["state"]
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         raise NotImplementedError("choices that are drawn are not saved")
@@ -58,12 +58,12 @@ def draw_choices(
         raise ValueError(f"drawn has scale {unknown[0]}, and the backbone only {list(backbone.scales)}")
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
         raise ValueError(f"the shares of drawn have to sum to 1, and they are {dict(shares)}")
-    asked = list(questions)[:16]
-    encoded = backbone.encode([image for image, _ in asked])
+    timed_questions = list(questions)[:16]
+    encoded = backbone.encode([image for image, _ in timed_questions])
     inputs = make_inputs(
         backbone,
         encoded,
-        [question for _, question in asked],
+        [question for _, question in timed_questions],
         predictor.features,
         token_embeddings=backbone.token_embeddings(),
     )

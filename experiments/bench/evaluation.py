@@ -101,7 +101,7 @@ def report(found: dict[str, Any]) -> None:
     )
     rows: list[tuple[str, ...]] = [("part", "seconds", "of the processor")]
     for part in ("figures", "bootstrap"):
-        rows.append((part, *(f"{found[part][each]:.1f}" for each in ("seconds", "processor_seconds"))))
+        rows.append((part, *(f"{found[part][clock]:.1f}" for clock in ("seconds", "processor_seconds"))))
     print(format_table(rows))
     print(f"at most {found['gigabytes']:.1f} GB")
     print(json.dumps(found))

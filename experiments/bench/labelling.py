@@ -31,8 +31,8 @@ def read_pictures(task: Task, split: Any, num_images: int, questions_per_image: 
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to answer questions: seconds per question, and what it answered at every scale."""
+class Method:
+    """A method of answering questions: seconds per question, and what it answered at every scale."""
 
     name: str
     run: Callable[[], list[list[list[int]]]]
@@ -42,29 +42,29 @@ class Way:
 def measure(
     backbone: LlavaBackbone, pictures: Pictures, *, num_naive: int | None, repeats: int
 ) -> dict[str, Any]:
-    """Median seconds per question of every way, and what the engine did for it."""
+    """Median seconds per question of every method, and what the engine did for it."""
     questions = [(image, sample) for image, samples in pictures for sample in samples]
     engine = Engine(backbone, pictures)
     engine.answer_at(backbone.scales)  # loads the weights and warms up
-    # Evenly spread, so that the plain ways see the questions that the engine sees.
+    # Evenly spread, so that the plain methods see the questions that the engine sees.
     step = max(1, len(questions) // (num_naive or len(questions)))
     rows = list(range(0, len(questions), step))[:num_naive]
     plain = PlainGenerate(backbone, [questions[row] for row in rows], [engine.answers[row] for row in rows])
-    ways = [
-        Way("all scales, engine", lambda: engine.answer_at(backbone.scales), len(questions)),
-        Way("finest scale, engine (c)", lambda: engine.answer_at((backbone.scales[-1],)), len(questions)),
-        Way("all scales, generate in batches (b)", lambda: plain.answer(backbone.batch_size), len(rows)),
-        Way("all scales, generate one by one (a)", lambda: plain.answer(1), len(rows)),
+    methods = [
+        Method("all scales, engine", lambda: engine.answer_at(backbone.scales), len(questions)),
+        Method("finest scale, engine (c)", lambda: engine.answer_at((backbone.scales[-1],)), len(questions)),
+        Method("all scales, generate in batches (b)", lambda: plain.answer(backbone.batch_size), len(rows)),
+        Method("all scales, generate one by one (a)", lambda: plain.answer(1), len(rows)),
     ]
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
     answers = {}
     for _ in range(repeats):
-        for way in ways:
-            answers[way.name], took = time_call(way.run)
-            seconds[way.name].append(took / way.num_questions)
-    each = {name: median(took) for name, took in seconds.items()}
-    ours, finest, batched, naive = each.values()
-    reference = [answers[ways[0].name][row] for row in rows]
+        for method in methods:
+            answers[method.name], took = time_call(method.run)
+            seconds[method.name].append(took / method.num_questions)
+    median_seconds = {name: median(took) for name, took in seconds.items()}
+    ours, finest, batched, naive = median_seconds.values()
+    reference = [answers[methods[0].name][row] for row in rows]
     work, flops = engine.work, engine.flops
     peak = measure_peak(backbone.model.dtype, backbone.model.device)
     return {
@@ -75,7 +75,7 @@ def measure(
         "scales": list(backbone.scales),
         "num_images": len(pictures),
         "num_questions": len(questions),
-        "milliseconds_per_question": {name: 1000 * took for name, took in each.items()},
+        "milliseconds_per_question": {name: 1000 * took for name, took in median_seconds.items()},
         "questions_per_second": 1 / ours,
         "tokens_per_second": work.num_tokens / len(questions) / ours,
         "share_of_matrix_peak": flops / len(questions) / ours / peak,
@@ -88,7 +88,7 @@ def measure(
         if plain.is_forced
         else sum(
             mine != theirs
-            for other in (ways[2].name, ways[3].name)
+            for other in (methods[2].name, methods[3].name)
             for mine, theirs in zip(reference, answers[other], strict=True)
         ),
         "peak_memory_gib": measure_memory(),
@@ -180,7 +180,7 @@ def measure_memory() -> float:
 
 def report(found: dict[str, Any]) -> None:
     """The table, and the same as one line of JSON."""
-    rows = [["way", "ms per question", "times the engine"]]
+    rows = [["method", "ms per question", "times the engine"]]
     ours = next(iter(found["milliseconds_per_question"].values()))
     for name, took in found["milliseconds_per_question"].items():
         rows.append([name, f"{took:.2f}", f"{took / ours:.2f}"])

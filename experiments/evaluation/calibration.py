@@ -72,8 +72,8 @@ class Binned:
 
         self.count = total(np.ones_like(said))
         self.estimate, self.score = (
-            np.divide(total(each), self.count, out=np.full(self.shape, np.nan), where=self.count > 0)
-            for each in (said, happened)
+            np.divide(total(values), self.count, out=np.full(self.shape, np.nan), where=self.count > 0)
+            for values in (said, happened)
         )
         self._squares, self._surplus = (said - happened) ** 2, add_up(said - happened)
 
@@ -110,11 +110,11 @@ def measure_calibration(
     """
     binned, means = Binned(estimates, score, image, num_bins), ImageMeans(image)
     binned.add_to(means)
-    found = bootstrap(
+    estimates_by_part = bootstrap(
         lambda weights: dict(enumerate(binned.measure(means(weights)))),
         means.num_images,
         num_resamples=num_resamples,
         seed=seed,
         confidence=confidence,
     )
-    return binned.describe(found[0], found[1])
+    return binned.describe(estimates_by_part[0], estimates_by_part[1])

@@ -293,7 +293,9 @@ def compare_policies(
     metrics = MetricTable.from_bootstrap(bootstrapped, confidence)
     differences = _test_differences(list_pairs(table), bootstrapped, metrics)
     del bootstrapped
-    fixed_cost, fixed_score = (metrics[Key(Bound.FIXED, each)].value for each in (point_cost, point_score))
+    fixed_cost, fixed_score = (
+        metrics[Key(Bound.FIXED, metric)].value for metric in (point_cost, point_score)
+    )
     return Comparison(
         measure=measure,
         scales=test.scales,

@@ -44,9 +44,9 @@ class Curve:
         for place, (source, target) in [(place, (1, 0)) for place in reversed(places)] + [
             (place, (0, 1)) for place in places
         ]:
-            here = same[:, place]
-            better = np.maximum(scores[here, place + source], scores[here, place + target])
-            scores[here, place + target] = better
+            is_tied = same[:, place]
+            better = np.maximum(scores[is_tied, place + source], scores[is_tied, place + target])
+            scores[is_tied, place + target] = better
         return cls(costs, scores)
 
     def at(self, cost: Floats) -> Floats:
@@ -74,7 +74,7 @@ class Curve:
         enough = self.score >= score[:, None] - ROUNDING
         rows, point = np.arange(len(score)), enough.argmax(axis=1)
         before = np.maximum(point - 1, 0)
-        high, low = ((self.cost[rows, each], self.score[rows, each]) for each in (point, before))
+        high, low = ((self.cost[rows, column], self.score[rows, column]) for column in (point, before))
         share = np.ones(len(score))
         np.divide(score - low[1], high[1] - low[1], out=share, where=(point > 0) & (high[1] > low[1]))
         cost = low[0] + np.clip(share, 0, 1) * (high[0] - low[0])
@@ -136,7 +136,7 @@ class Curve:
         if ((self.cost[:, 0] == cost) & (self.score[:, 0] >= score)).all():
             return self
         points = zip(coarsest, (self.cost, self.score), strict=True)
-        return Curve.of(*(np.column_stack([each, own]) for each, own in points))
+        return Curve.of(*(np.column_stack([of_coarsest, of_curve]) for of_coarsest, of_curve in points))
 
 
 def average(at_budgets: Floats) -> Floats:

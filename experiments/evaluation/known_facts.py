@@ -83,8 +83,8 @@ class KnownColumns:
                 values.setdefault(name, set()).add(value)
         self._facts = {
             name
-            for name, found in values.items()
-            if len(found) <= MAX_VALUES or not any(isinstance(value, str) for value in found)
+            for name, distinct in values.items()
+            if len(distinct) <= MAX_VALUES or not any(isinstance(value, str) for value in distinct)
         }
         self._vectorizer = DictVectorizer(sparse=False, dtype=np.float32).fit(self._select_facts(stated))
         facts = self._vectorizer.transform(self._select_facts(stated))

@@ -96,11 +96,11 @@ def measure_noise_free(
     are `leave_one_out` of the scores. `timings` are those that the costs are means of, if they are measured.
     """
     costs = np.asarray(cost, dtype=np.float64)
-    by, scores = (np.asarray(each, dtype=np.float64) for each in (estimates, score))
+    by, scores = (np.asarray(values, dtype=np.float64) for values in (estimates, score))
     image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
     means, paths = PolicyMeans(image, timed=timings is not None), Paths.single(costs.shape[1])
     means.add_fixed(Bound.FIXED, costs, scores.mean(axis=0))
-    runs = [find_switches(each, costs) for each in by]
+    runs = [find_switches(estimates_of_run, costs) for estimates_of_run in by]
     prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
     for run, switches in enumerate(runs):
         means.add(run, Schedule.at_prices(switches, prices, unit), paths, costs, scores[run])

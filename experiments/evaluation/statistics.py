@@ -60,11 +60,11 @@ def check_confidence(confidence: float) -> None:
 
 def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
     """Numbers 0, 1, ... of the images that rows ask about, `[num_rows]`."""
-    found = pa.array(np.asarray(image_id, dtype=object), pa.string()).dictionary_encode()
+    encoded = pa.array(np.asarray(image_id, dtype=object), pa.string()).dictionary_encode()
     # In the order of their names, whatever the order of the rows.
-    rank = np.empty(len(found.dictionary), dtype=np.int64)
-    rank[pc.sort_indices(found.dictionary).to_numpy()] = np.arange(len(rank))
-    return rank[found.indices.to_numpy()]
+    rank = np.empty(len(encoded.dictionary), dtype=np.int64)
+    rank[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+    return rank[encoded.indices.to_numpy()]
 
 
 def draw_weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.unsignedinteger]]:
@@ -113,7 +113,7 @@ class Bootstrapped:
         exists = self.exists
         # NumPy would warn about a metric that exists on no resample.
         bounds = np.nanquantile(np.where(exists[..., None], drawn, 0.0), tails, axis=-1)
-        return Estimate(*(np.where(exists, each, np.nan) for each in (self.value, *bounds)))
+        return Estimate(*(np.where(exists, number, np.nan) for number in (self.value, *bounds)))
 
     @property
     def exists(self) -> NDArray[np.bool_]:
@@ -185,19 +185,19 @@ def combine_seeds(by_seed: Mapping[int, Bootstrapped], *, seed: int) -> Bootstra
     for two seeds, 92% for three, 93% for five (simulated).
     """
     seeds = sorted(by_seed)
-    draws = [by_seed[each] for each in seeds]
+    metrics = [by_seed[metric] for metric in seeds]
     if len(seeds) == 1:
-        return draws[0]
-    num_resamples = len(draws[0].resamples)
+        return metrics[0]
+    num_resamples = len(metrics[0].resamples)
     chosen = np.random.default_rng([seed, *seeds]).integers(len(seeds), size=(num_resamples, len(seeds) - 1))
-    total = np.zeros_like(draws[0].resamples)
-    for position, each in enumerate(draws):
+    total = np.zeros_like(metrics[0].resamples)
+    for position, metric in enumerate(metrics):
         share = (chosen == position).mean(axis=1)
         share = share.reshape(-1, *[1] * (total.ndim - 1))
         # A seed that is not drawn has no say, even where its figure does not exist.
-        total += np.where(share > 0, share * each.resamples, 0.0)
-    has_interval = all(each.has_interval for each in draws)
-    return Bootstrapped(np.mean([each.value for each in draws], axis=0), total, has_interval)
+        total += np.where(share > 0, share * metric.resamples, 0.0)
+    has_interval = all(metric.has_interval for metric in metrics)
+    return Bootstrapped(np.mean([metric.value for metric in metrics], axis=0), total, has_interval)
 
 
 def bootstrap(
@@ -210,8 +210,8 @@ def bootstrap(
     timings: Timings | None = None,
 ) -> dict[Key, Estimate]:
     """Every figure of `measure`, as `resample` takes it, with its percentile interval."""
-    found = resample(measure, num_images, num_resamples=num_resamples, seed=seed, timings=timings)
-    return {name: draws.estimate(confidence) for name, draws in found.items()}
+    metrics = resample(measure, num_images, num_resamples=num_resamples, seed=seed, timings=timings)
+    return {name: metric.estimate(confidence) for name, metric in metrics.items()}
 
 
 def adjust_p_values(p_values: ArrayLike) -> Floats:

@@ -152,7 +152,7 @@ def _draw_accuracies(
 
     def measure(weights: Floats) -> dict[int, Floats]:
         num_questions = (weights @ counts)[:, None]
-        return {seed: (weights @ its.T) / num_questions for seed, its in sums.items()}
+        return {seed: (weights @ sums_of_seed.T) / num_questions for seed, sums_of_seed in sums.items()}
 
     return combine_seeds(resample(measure, len(counts), num_resamples=num_resamples, seed=0), seed=0)
 

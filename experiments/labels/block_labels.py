@@ -39,9 +39,9 @@ class BlockLabels:
 
     def add(self, batch: Sequence[ImageQuestions]) -> None:
         """Answer all questions on a batch of images at every scale; each image is encoded once."""
-        asked = [(item.image, self._find_answerable(item)) for item in batch]
+        answerable = [(item.image, self._find_answerable(item)) for item in batch]
         pictures = [
-            (image, samples) for image, samples in asked if samples and isinstance(image, Image.Image)
+            (image, samples) for image, samples in answerable if samples and isinstance(image, Image.Image)
         ]
         if not pictures:
             return

@@ -110,10 +110,10 @@ def find_label_banners(folder: str | Path, splits: Sequence[Split], task: str = 
     """Return the banners for the `splits` with labels in the folder; `task` is its name in the banners."""
     folder = Path(folder)
     samples = read_manifest(folder)["counts"]
-    there = [split for split in splits if samples.get(split)]
+    labelled = [split for split in splits if samples.get(split)]
     return find_banners(
-        test_images=len(list_images(folder, "test")) if "test" in there else None,
-        calibration_images=len(list_images(folder, "calibration")) if "calibration" in there else None,
-        training_samples=samples["train"] if "train" in there else None,
+        test_images=len(list_images(folder, "test")) if "test" in labelled else None,
+        calibration_images=len(list_images(folder, "calibration")) if "calibration" in labelled else None,
+        training_samples=samples["train"] if "train" in labelled else None,
         task=task,
     )

@@ -177,11 +177,13 @@ def _check_picture(task: Task, table: pa.Table, target: LabelFolder, name: str) 
     for image_id in table["image_id"].to_pylist()[:1]:
         stored = read_features(find_shard(target.path, "features", name), image_ids={image_id})[image_id]
         try:
-            found = describe_image(task.image(image_id))
+            described = describe_image(task.image(image_id))
         except UnreadableImage:
             return
-        there, here = ([values[key] for key in _STATISTICS] for values in (stored.statistics, found))
-        if not np.allclose(there, here, rtol=1e-4):
+        stored_values, values_now = (
+            [values[key] for key in _STATISTICS] for values in (stored.statistics, described)
+        )
+        if not np.allclose(stored_values, values_now, rtol=1e-4):
             raise _refuse(target, task, f"image {image_id!r} of task {task.name} is another picture")
 
 

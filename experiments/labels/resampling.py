@@ -171,12 +171,15 @@ class ResampleJob(Job):
                 ],
                 draws=draws or None,
             )
-            asked = [
+            variant_samples = [
                 replace(sample, question=variant.question, references=variant.references)
                 for variant, (_, sample, _) in zip(variants, rows, strict=True)
             ]
             scores.append(
-                [self.task.score(sample, answer.text) for sample, answer in zip(asked, answers, strict=True)]
+                [
+                    self.task.score(sample, answer.text)
+                    for sample, answer in zip(variant_samples, answers, strict=True)
+                ]
             )
         return np.array(scores).reshape(len(scores), -1, self.num_runs).transpose(2, 1, 0)
 

@@ -39,16 +39,16 @@ def summarize(deviations: Iterable[Deviation]) -> str:
     for deviation in deviations:
         by_quantity.setdefault(deviation.quantity, []).append(deviation)
     rows = [("quantity", "compared", "largest deviation", "allowed", "")]
-    for quantity, found in by_quantity.items():
-        worst = max(found, key=lambda deviation: deviation.size)
+    for quantity, of_quantity in by_quantity.items():
+        worst = max(of_quantity, key=lambda deviation: deviation.size)
         if worst.allowed == EXACT:
-            differing = sum(deviation.size > 0 for deviation in found)
+            differing = sum(deviation.size > 0 for deviation in of_quantity)
             size, allowed = f"{differing} differ", "0"
         else:
             size, allowed = f"{worst.size:.1e}", f"{worst.allowed:.0e}"
         passed = worst.size <= worst.allowed
         verdict = "ok" if passed else f"FAILED, most at {worst.where}"
-        rows.append((quantity, str(len(found)), size, allowed, verdict))
+        rows.append((quantity, str(len(of_quantity)), size, allowed, verdict))
     return format_table(rows)
 
 

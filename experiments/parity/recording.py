@@ -45,8 +45,8 @@ def compare_scorers(file: Path) -> Iterator[Deviation]:
     """Every row of a JSON list of {metric, prediction, references, score}."""
     for number, row in enumerate(_read_json(file)):
         _require(row, ("metric", "prediction", "references", "score"), f"row {number} of {file}")
-        found = score(row["metric"], row["prediction"], row["references"])
-        yield Deviation.of_number(f"score: {row['metric']}", f"row {number}", found, row["score"])
+        computed = score(row["metric"], row["prediction"], row["references"])
+        yield Deviation.of_number(f"score: {row['metric']}", f"row {number}", computed, row["score"])
 
 
 def compare_model(folder: Path) -> Iterator[Deviation]:
@@ -69,8 +69,8 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
     encoded = dict(zip(images, backbone.encode(list(images.values())), strict=True))
     for name, image in images.items():
         if (pixels := tensors.get(f"{Path(name).stem}.pixel_values")) is not None:
-            found = backbone.processor.images(image)
-            yield compare_tensors("pixel values", name, found.reshape(pixels.shape), pixels, HALF)
+            computed = backbone.processor.images(image)
+            yield compare_tensors("pixel values", name, computed.reshape(pixels.shape), pixels, HALF)
     losses = []
     for case in cases:
         where = f"{Path(case['image']).stem}.scale{case['scale']}"
@@ -112,9 +112,9 @@ def _compare_answer(
     (answer,) = backbone.answer([encoded], [question], case["scale"], references=[[reference]])
     # The recording starts with the start token, which is no part of the answer, and may have been cut off.
     recorded = case["generated_ids"][1:]
-    found = answer.token_ids[: len(recorded)]
-    yield compare_values("greedy ids", where, found, recorded)
-    yield compare_values("greedy text", where, backbone.processor.decode(found), case["generated_text"])
+    token_ids = answer.token_ids[: len(recorded)]
+    yield compare_values("greedy ids", where, token_ids, recorded)
+    yield compare_values("greedy text", where, backbone.processor.decode(token_ids), case["generated_text"])
     assert answer.nll is not None
     yield Deviation.of_number("reference NLL", where, answer.nll, case["answer_nll"])
 
@@ -189,8 +189,8 @@ def compare_router(file: Path) -> Iterator[Deviation]:
             _take(recorded, f"{case}.{name}", file)
             for name in ("tile_tokens", "question_embeddings", "question_mask", "logits")
         )
-        found = router.route([pool(tokens, scale) for scale in scales], words, mask)
-        yield compare_tensors("router logits", case, found, logits, NUMBER)
+        computed = router.route([pool(tokens, scale) for scale in scales], words, mask)
+        yield compare_tensors("router logits", case, computed, logits, NUMBER)
     logits, nll = _take(recorded, "rglf.logits", file), _take(recorded, "rglf.nll", file)
     entropy = nn.functional.cross_entropy(logits, nll.argmin(dim=1))
     for name, loss in (

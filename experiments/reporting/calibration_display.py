@@ -48,17 +48,17 @@ def tabulate_calibration(comparison: Comparison) -> Table:
     """Brier score and expected calibration error of every predictor that estimates, per scale."""
     rows = []
     for result in comparison.policies:
-        found = result.reliability
-        if found is None:
+        reliability = result.reliability
+        if reliability is None:
             continue
         for column, scale in enumerate(comparison.scales):
-            brier = found.brier[column]
+            brier = reliability.brier[column]
             rows.append(
                 (
                     f"{result.name}, scale {scale}",
                     write_estimate(brier, lambda value: f"{float(value):.3f}"),
-                    format_score(found.error[column]),
-                    format_small(float(100 * np.nansum(_bias(found, column)))),
+                    format_score(reliability.error[column]),
+                    format_small(float(100 * np.nansum(_bias(reliability, column)))),
                 )
             )
     caption = (

@@ -200,10 +200,10 @@ def _tabulate_merits(entries: Sequence[Entry]) -> Table:
 def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
     columns = _Columns(entries, "score", "to best fixed")
     rows: list[tuple[str, ...]] = []
-    for each in entries[0].runs[0].metrics["fixed"]:
-        score = Estimate(*(np.array(each["score"][key]) for key in ("value", "low", "high")))
+    for fixed in entries[0].runs[0].metrics["fixed"]:
+        score = Estimate(*(np.array(fixed["score"][key]) for key in ("value", "low", "high")))
         cells = [format_score(score), *[""] * (len(columns.header) - 1)]
-        rows.append((f"scale {each['scale']}", format_tokens(each["cost"]["value"]), *cells))
+        rows.append((f"scale {fixed['scale']}", format_tokens(fixed["cost"]["value"]), *cells))
     for entry in entries:
         cost = entry.find(default_cost)
         rows.append(
@@ -255,14 +255,14 @@ def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
 def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
-        own = [run.metrics["guarantee"]["predictors"][entry.name] for run in entry.runs]
-        feasible = sum(each["price"] is not None for each in own)
+        of_runs = [run.metrics["guarantee"]["predictors"][entry.name] for run in entry.runs]
+        feasible = sum(of_run["price"] is not None for of_run in of_runs)
         drop = entry.find_drop()
         rows.append(
             (
                 entry.label,
-                f"{feasible} of {len(own)}",
-                format_tokens(np.mean([each["cost"]["value"] for each in own])),
+                f"{feasible} of {len(of_runs)}",
+                format_tokens(np.mean([of_run["cost"]["value"] for of_run in of_runs])),
                 format_difference(None if drop is None else drop.estimate),
             )
         )

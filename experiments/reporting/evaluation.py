@@ -89,7 +89,7 @@ def evaluate_predictors(
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
     calibration = read_unseen(labels, trained)
-    estimates = {each.name: each.predictor.predict(calibration.inputs) for each in trained}
+    estimates = {predictor.name: predictor.predictor.predict(calibration.inputs) for predictor in trained}
     guarantees = {
         name: find_guarantee(
             estimates[name],
@@ -104,10 +104,10 @@ def evaluate_predictors(
     cascades = name_apart(cascades, estimates)
     check_starts(cascades, estimates)
     starts_from = {entry.name: entry.predictor for entry in cascades}
-    digests = {each.name: each.digest for each in trained}
+    digests = {predictor.name: predictor.digest for predictor in trained}
     measures = list_cost_measures(
         calibration.outcomes,
-        {each.name: each.predictor for each in trained},
+        {predictor.name: predictor.predictor for predictor in trained},
         calibration.inputs,
         starts_from={name: start for name, start in starts_from.items() if start is not None},
         timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
@@ -125,9 +125,12 @@ def evaluate_predictors(
     )
     policies = [
         PredictorPolicy(
-            each.name, estimates[each.name], each.predictor.predict(test.inputs), each.prices.default
+            predictor.name,
+            estimates[predictor.name],
+            predictor.predictor.predict(test.inputs),
+            predictor.prices.default,
         )
-        for each in trained
+        for predictor in trained
     ]
     on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
     resampled = read_resampled(labels, test.outcomes)
@@ -174,7 +177,7 @@ def evaluate_predictors(
             for policy in policies
         ],
         starts_from=starts_from,
-        units={each.name: each.prices.default.unit for each in trained},
+        units={predictor.name: predictor.prices.default.unit for predictor in trained},
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
             task,
@@ -184,7 +187,7 @@ def evaluate_predictors(
         banners=find_label_banners(labels, SPLITS),
         cost_parts={measure.key: measure.mean_parts(test.outcomes) for measure in measures},
     )
-    seeds = {each.name: each.seed for each in trained}
+    seeds = {predictor.name: predictor.seed for predictor in trained}
     metrics = collect_metrics(
         comparison,
         test.outcomes,
@@ -219,9 +222,9 @@ def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
     Raises ValueError for predictors of another backbone.
     """
     calibration = read_labels(labels, "calibration")
-    for each in trained:
-        each.predictor.check_backbone(calibration.outcomes.fingerprints)
-    unseen = [find_unseen(each.predictor, calibration.outcomes) for each in trained]
+    for predictor in trained:
+        predictor.predictor.check_backbone(calibration.outcomes.fingerprints)
+    unseen = [find_unseen(predictor.predictor, calibration.outcomes) for predictor in trained]
     return calibration.select(np.logical_and.reduce(unseen))
 
 

@@ -108,13 +108,13 @@ def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[
     shown = {needs[0].name, *pick_frequent(counts)}
     title = "\n".join(filter(None, (cut_name(title, LONGEST_TITLE), describe_left_out(len(counts)))))
     needs = [need for need in needs if need.name in shown]
-    widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(each.bins) for each in maps)]
+    widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(attribute_map.bins) for attribute_map in maps)]
     size = (2.2 + sum(widths), 1.6 + 0.3 * len(needs))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(1, 1 + len(maps), width_ratios=widths, squeeze=False)[0]
     _draw_scores(panels[0], needs, scales)
-    for ax, each in zip(panels[1:], maps, strict=True):
-        _draw_map(ax, each, [need.name for need in needs], scales)
+    for ax, attribute_map in zip(panels[1:], maps, strict=True):
+        _draw_map(ax, attribute_map, [need.name for need in needs], scales)
         ax.set_yticklabels([])
     figure.suptitle(title, fontsize="medium")
     return figure

@@ -119,11 +119,11 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 
 def list_versions() -> Mapping[str, str]:
     """Versions of the packages that figures may depend on, of those that are installed as packages."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _write_policy(scripts: Sequence[str]) -> str:

@@ -97,8 +97,8 @@ def write_transfer(
     plain = [
         {name: getattr(row, name) for name in ("target", "trained_on", "priced_on")}
         | {
-            name: found and asdict(found)
-            for name, found in (("gap_share", row.gap_share), ("to_mix", row.to_mix))
+            name: estimate and asdict(estimate)
+            for name, estimate in (("gap_share", row.gap_share), ("to_mix", row.to_mix))
         }
         for row in rows
     ]
@@ -116,7 +116,7 @@ def write_transfer(
         pictures=pictures,
         table=table,
         sentences=[*write_sentences(comparisons), *write_records(rows)],
-        charts=[draw_page(plot_comparison(each)) for each in comparisons.values()],
+        charts=[draw_page(plot_comparison(comparison)) for comparison in comparisons.values()],
         fingerprints=fingerprints,
         provenance=provenance,
         banners=banners,
@@ -145,15 +145,15 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
     """What each way recovers on each target, in words."""
     sentences = []
     for target, comparison in comparisons.items():
-        ways = [
+        shares = [
             f"{format_share(result.find(mean_gap_share))} {result.name}"
             for result in comparison.policies
             if is_known(result.find(mean_gap_share))
         ]
         if is_too_few(comparison.num_images):
             result = f"there is no finding: test images are too few ({comparison.num_images})."
-        elif ways and not comparison.nothing_to_gain:
-            result = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(ways)}."
+        elif shares and not comparison.nothing_to_gain:
+            result = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(shares)}."
         else:
             result = "no choice of scales beats the mix, so there is nothing to recover."
         sentences.append(f"On {target} {result}")
@@ -260,7 +260,7 @@ def transfer(
         abroad, few = calibrations[target]
         native, _ = train_on([target])
         together, name = " + ".join(sources), carried.name
-        ways = [
+        variants = [
             (together, together, carried, *price(carried, at_home)),
             (together, f"{len(few)} of {target}", carried, *price(carried, few)),
             (target, target, native, *price(native, abroad)),
@@ -271,11 +271,13 @@ def transfer(
             records=records,
             command=command,
             configuration=configuration,
-            predictors={f"{name} from {way[0]}, prices from {way[1]}": way[-1] for way in ways},
+            predictors={
+                f"{name} from {variant[0]}, prices from {variant[1]}": variant[-1] for variant in variants
+            },
             allow_unrecorded=allow_unrecorded,
         )
         test = join_labels({target: test})
-        for trained_on, priced_on, predictor, calibration, fitted, estimates, _ in ways:
+        for trained_on, priced_on, predictor, calibration, fitted, estimates, _ in variants:
             predictor.check_backbone(test.outcomes.fingerprints)
             predictor.calibrator = fitted
             comparison = compare_policies(

@@ -178,7 +178,7 @@ def to_json(comparison: VariantComparison) -> dict[str, Any]:
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _to_plain(each) for key, each in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_plain(each) for each in value]
+        return [_to_plain(item) for item in value]
     return float(value) if isinstance(value, np.ndarray | np.floating) else value

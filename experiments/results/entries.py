@@ -262,6 +262,6 @@ def find_p_values(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
 
     What has no such difference has a p-value of 1.
     """
-    found = [pair.find(mean_to_mix) for pair in pairs]
-    p_values = [1.0 if each is None else float(each.p_value()) for each in found]
+    differences = [pair.find(mean_to_mix) for pair in pairs]
+    p_values = [1.0 if difference is None else float(difference.p_value()) for difference in differences]
     return list(zip(p_values, adjust_p_values(p_values).tolist(), strict=True))

@@ -439,7 +439,9 @@ def write_results(
     (folder / RESAMPLES).unlink(missing_ok=True)
     parts = {key: collect_measure(other) for key, other in by_measure.items()}
     write_metrics(folder / METRICS, {**metrics, **parts})
-    tidy = pa.concat_tables(each.metrics.to_arrow(each.measure.key) for each in (comparison, *others))
+    tidy = pa.concat_tables(
+        measured.metrics.to_arrow(measured.measure.key) for measured in (comparison, *others)
+    )
     content = pa.BufferOutputStream()
     pq.write_table(tidy, content)
     write_bytes(folder / TABLE, content.getvalue().to_pybytes())

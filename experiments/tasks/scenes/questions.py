@@ -36,14 +36,14 @@ def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
     objects = scene.of_type("object")
     if not objects:
         return None
-    there = {(item.color, item.shape) for item in objects}
+    shown = {(item.color, item.shape) for item in objects}
     if rng.random() < 0.5:
-        color, shape = rng.choice(sorted(there))
+        color, shape = rng.choice(sorted(shown))
         answer = "yes"
     else:
-        # A color that is there with a shape that is there, but not together, wherever the scene has one.
-        near = set(product({color for color, _ in there}, {shape for _, shape in there})) - there
-        color, shape = rng.choice(sorted(near or set(product(COLORS, SHAPES)) - there))
+        # A color that is shown with a shape that is shown, but not together, wherever the scene has one.
+        near = set(product({color for color, _ in shown}, {shape for _, shape in shown})) - shown
+        color, shape = rng.choice(sorted(near or set(product(COLORS, SHAPES)) - shown))
         answer = "no"
     text = scene.look.say("existence", thing=_with_article(color, shape))
     return Question("existence", text, answer, smallest(objects))
@@ -55,9 +55,9 @@ def ask_existence_half(scene: Scene, rng: random.Random) -> Question | None:
     half = rng.choice(list(HALVES))
     if (inside := _in_half(objects, half, scene.size)) is None:
         return None
-    there = {(item.color, item.shape) for item in inside}
-    elsewhere = {(item.color, item.shape) for item in objects} - there
-    wanted, answer = (there, "yes") if rng.random() < 0.5 else (elsewhere, "no")
+    in_half = {(item.color, item.shape) for item in inside}
+    elsewhere = {(item.color, item.shape) for item in objects} - in_half
+    wanted, answer = (in_half, "yes") if rng.random() < 0.5 else (elsewhere, "no")
     if not wanted:
         return None
     color, shape = rng.choice(sorted(wanted))
@@ -166,7 +166,9 @@ def ask_cell(scene: Scene, rng: random.Random) -> Question | None:
     if rng.random() < SHARE_NEAR:
         row, asked_row = _near_edge(scene.num_rows, "row", "bottom", rng)
         column, asked_column = _near_edge(scene.num_columns, "column", "right", rng)
-        item = next(each for each in characters if (each.row, each.column) == (row, column))
+        item = next(
+            character for character in characters if (character.row, character.column) == (row, column)
+        )
     else:
         item = rng.choice(characters)
         asked_row, asked_column = f"row {item.row}", f"column {item.column}"
