@@ -64,7 +64,7 @@ def collect_resamples(
         if isinstance(key.policy, Predictor) and key.metric is mean_to_mix
     }
     by_path |= {
-        ("guarantee", "predictors", checked.name, "drop"): checked.realized.drawn_drop
+        ("guarantee", "predictors", checked.name, "drop"): checked.realized.resampled_drop
         for checked in guarantees
     }
     return {
