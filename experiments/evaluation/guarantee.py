@@ -250,7 +250,7 @@ class _ImageSums:
         return cls.of_choices(choices, table, most_questions)
 
     def to_values(self, alpha: float) -> Floats:
-        """Return x (see the module's docstring) of every image for each choice, `[num_choices, num_images]`."""
+        """Return x (see the module's docstring) for each choice and image, `[num_choices, num_images]`."""
         return (alpha * self.counts - self.drops) / self.most_questions
 
     @property

@@ -208,7 +208,7 @@ def _select_answered(labels: Labels, split: str) -> Labels:
     """Return the samples that some scale answers; raise NothingToTell if there are none."""
     smallest = find_smallest_right(labels.outcomes.score)
     if not (smallest >= 0).any():
-        raise NothingToTell(f"no scale answers any sample of {split}: there is no sufficient scale to predict")
+        raise NothingToTell(f"no scale answers any sample of {split}: no sufficient scale can be predicted")
     return labels.select(smallest >= 0)
 
 
