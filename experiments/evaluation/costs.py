@@ -258,8 +258,8 @@ def list_cost_measures(
     """Return the cost measures that labels and timings allow, visual tokens first.
 
     `outcomes` may be of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the name
-    of another policy to the predictor whose estimates it uses and whose overhead it pays. FLOPs are omitted if
-    the labels lack those of the vision pass, milliseconds if there are no `timings`.
+    of another policy to the predictor whose estimates it uses and whose overhead it pays. FLOPs are omitted
+    if the labels lack those of the vision pass, milliseconds if there are no `timings`.
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
     measures = [TOKENS]
