@@ -37,7 +37,7 @@ def certify(values: ArrayLike, alpha: float, delta: float) -> NDArray[np.bool_]:
     for number, value in enumerate(x, start=1):
         missing = np.maximum(goal - log_capital, 0.0)
         num_left = len(x) - number + 1
-        # With a constant bet b, each value adds about b * mean - b^2 * variance / 2 to the log of the capital.
+        # A constant bet b adds about b * mean - b^2 * variance / 2 per value to the log of the capital.
         bet = np.minimum(np.sqrt(2 * missing * number / (num_left * squares)), boldest)
         log_capital += np.log1p(bet * value)
         squares += (value - total / number) ** 2

@@ -73,7 +73,7 @@ class Form(Enum):
 
 
 class Family(Enum):
-    """Group of metrics that tables show together; the value is its key under a predictor in `metrics.json`."""
+    """Metrics that are shown together; the value is their key under a predictor in `metrics.json`."""
 
     MEANS = ""
     AT_BUDGETS = "at_budgets"

@@ -91,7 +91,7 @@ def map_needs(
 
 
 def map_attributes(table: OutcomeTable, margin: float = MARGIN) -> list[NeedMap]:
-    """Return maps of the first `MAX_ATTRIBUTES` attributes that vary and have a cell with enough questions."""
+    """Return maps of the first attributes that vary and have a cell with enough questions."""
     names = dict.fromkeys(name for attributes in table.attributes for name in attributes)
     varying = [name for name in names if len(_find_edges(_read_attribute(table, name), NUM_BINS)) > 1]
     maps = [map_needs(table, name, margin=margin) for name in varying]

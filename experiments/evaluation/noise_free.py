@@ -34,7 +34,7 @@ from predictor.policy.switches import find_switches
 
 NOISE_FREE: Mapping[str, str] = {
     "likelihood": "noise-free oracle, by likelihood",
-    "resampled": "noise-free oracle, by sampled answers",
+    "resampled": "noise-free oracle, cross-fitted",
 }
 # The scorer of exact matches.
 _EXACT = "exact"

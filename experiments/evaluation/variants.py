@@ -160,7 +160,7 @@ def _resample_accuracies(
 def _collect(
     variants: Sequence[Variant], tables: Mapping[tuple[str, int], OutcomeTable], seeds: Sequence[int]
 ) -> tuple[list[tuple[str, int | None]], Floats, Floats]:
-    """Return (series, scale) of each row, scores `[num_rows, num_seeds, num_questions]`, costs `[num_rows]`."""
+    """Return series and scale of each row, scores `[num_rows, num_seeds, num_questions]` and costs."""
     scales = tables[NESTED, seeds[0]].scales
     by_name = {variant.name: variant for variant in variants}
     # Series -> name of its variant at a scale.

@@ -306,7 +306,7 @@ def test_labels_of_a_test_split_alone_train_no_models(tmp_path, stated, caplog):
 def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
     train, calibration, test = stated
     flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
-    with pytest.raises(ValueError, match="nothing to recover"):
+    with pytest.raises(ValueError, match="nothing can be recovered"):
         compare_known(regressions, calibration, flat, num_resamples=10, confidence=0.95, seed=0)
     settings: Any = {
         "num_resamples": 10,
