@@ -315,7 +315,7 @@ def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
         "equivalence_margin": 0.005,
     }
     tables = judge_models(ScaleClassifiers.fit(train), regressions, calibration, flat, **settings)
-    assert [table.name for table in tables] == ["classifiers"] and "nothing to recover" in caplog.text
+    assert [table.name for table in tables] == ["classifiers"] and "nothing can be recovered" in caplog.text
 
 
 def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():
