@@ -1,1 +1,1 @@
-"""What can be claimed of predictors: fronts, bounds, intervals and figures of merit, as plain data."""
+"""Evaluation of predictors: fronts, bounds, metrics and their intervals, without files or plots."""

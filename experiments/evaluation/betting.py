@@ -1,12 +1,12 @@
-"""Test by betting whether a mean is above zero, valid in finite samples.
+"""Test by betting of whether a mean is above zero, valid in finite samples.
 
 A capital of 1 is multiplied by `1 + bet * x` for each value x, where each bet is fixed before its value is
-seen. If the mean is 0 or less, the capital is a supermartingale and reaches `1 / delta` with probability
-`delta` at most, whatever the distribution (Ville's inequality; Waudby-Smith & Ramdas, JRSS B 2023). The bets
-are those of STaR-Bets (Voracek & Orabona, 2025): the bet that would reach the goal with the values that are
-left, at the variance seen so far. Of the tests compared (Hoeffding-Bentkus, Maurer & Pontil's empirical
-Bernstein, predictable plug-in and mixed bets) it rejects by far the most often, and not much less often than
-a test that trusts the normal distribution.
+known. If the mean is at most 0, the capital is a supermartingale and reaches `1 / delta` with probability at
+most `delta`, whatever the distribution (Ville's inequality; Waudby-Smith & Ramdas, JRSS B 2023). The bets are
+those of STaR-Bets (Voracek & Orabona, 2025): each bet would reach the goal with the remaining values, given
+the variance so far. It has by far the highest power of the tests compared (Hoeffding-Bentkus, Maurer &
+Pontil's empirical Bernstein, predictable plug-in and mixed bets), and not much less than a test that assumes
+a normal distribution.
 """
 
 from math import ceil, log
@@ -16,15 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.fronts import Floats
 
-# A pseudo-observation of the variance, and the largest share of the capital that one value may lose.
+# Pseudo-observation of the variance, and the largest share of the capital that one value can lose.
 _PRIOR_VARIANCE, _BOLDEST = 0.25, 0.999
-# `find_num_needed`: the wanted share of passing resamples, their number and their seed, and the largest
-# multiple of the present number of images that is tried.
+# `find_num_needed`: required share of passing resamples, their number and seed, and the largest multiple of
+# the present number of images to try.
 _POWER, _RESAMPLES, _SEED, _MOST_TIMES = 0.8, 200, 0, 64
 
 
 def certify(values: ArrayLike, alpha: float, delta: float) -> NDArray[np.bool_]:
-    """Whether E[x] <= 0 is rejected at level `delta`, `[...]` for values x `[..., num_images]`.
+    """Return whether E[x] <= 0 is rejected at level `delta`, `[...]` for values x `[..., num_images]`.
 
     Values are at least `alpha - 1`. Bets are placed in the order of the last axis, which must not depend on
     the outcomes of the images.
@@ -37,7 +37,7 @@ def certify(values: ArrayLike, alpha: float, delta: float) -> NDArray[np.bool_]:
     for number, value in enumerate(x, start=1):
         missing = np.maximum(goal - log_capital, 0.0)
         num_left = len(x) - number + 1
-        # A fixed bet b over `num_left` values grows by about b * mean - b^2 * variance / 2 with each.
+        # A constant bet b adds about b * mean - b^2 * variance / 2 per value to the log of the capital.
         bet = np.minimum(np.sqrt(2 * missing * number / (num_left * squares)), boldest)
         log_capital += np.log1p(bet * value)
         squares += (value - total / number) ** 2
@@ -47,11 +47,11 @@ def certify(values: ArrayLike, alpha: float, delta: float) -> NDArray[np.bool_]:
 
 
 def find_num_needed(values: Floats, alpha: float, delta: float) -> int | None:
-    """Estimate how many images like those of `values` `[num_images]` pass `certify` in four cases of five.
+    """Return the estimated number of images that pass `certify` with a probability of 80%.
 
-    At least the number needed if every drop were zero. None if the mean of the values is not above 0, or if
-    64 times as many images would not pass. The estimate resamples the values, and is as uncertain as they
-    are few.
+    It is at least the number needed if every drop were zero. None if the mean of `values` `[num_images]` is
+    not above 0, or if 64 times as many images would not suffice. The estimate resamples the values, and is
+    uncertain if they are few.
     """
     least = ceil(log(delta) / log(1 - alpha))
     if values.mean() <= 0:

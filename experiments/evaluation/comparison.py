@@ -65,10 +65,10 @@ log = logging.getLogger(__name__)
 class Difference:
     """Policy `first` minus `second` at the mean costs of `first`, averaged over log-spaced budgets.
 
-    `p_value` is two-sided, from the paired bootstrap; `adjusted` is Holm's over all differences of a
-    comparison: every policy to the mix, and the first policy to every other one. `floor` and
-    `adjusted_floor` are the smallest values that the number of resamples allows: of a p-value at its floor it
-    is only known that it is not larger.
+    `p_value` is two-sided, from the paired bootstrap. `adjusted` is the p-value after Holm's correction over
+    all differences of a comparison: every policy minus the mix, and the first policy minus every other one.
+    `floor` and `adjusted_floor` are the smallest values that the number of resamples allows; a p-value at its
+    floor is an upper bound.
     """
 
     first: Predictor
@@ -81,18 +81,18 @@ class Difference:
 
     @property
     def label(self) -> str:
-        """Names of both policies for tables."""
+        """Names of both policies, as tables show them."""
         second = self.second.label if isinstance(self.second, Bound) else self.second.name
         return f"{self.first.name} - {second}"
 
 
 @dataclass(frozen=True, eq=False)
 class DefaultPrice:
-    """The price that a policy is used at when no budget is given, and its choices on the test samples.
+    """The price that a policy uses when no budget is given, and its choices on the test samples.
 
-    `price` was chosen on calibration, in training (`predictor.policy.pricing`). `choice` `[num_samples]` are
-    columns of scales; that of a cascade is the scale that it stops at. `confusion` `[num_scales + 1,
-    num_scales]` counts samples by needed and chosen scale, last those that no scale answers.
+    Training chose `price` on the calibration samples (`predictor.policy.pricing`). `choice` `[num_samples]`
+    are columns of scales; for a cascade, of the scale at which it stops. `confusion` `[num_scales + 1,
+    num_scales]` counts samples by needed scale (last row: no scale answers them) and chosen scale.
     """
 
     price: float
@@ -102,10 +102,10 @@ class DefaultPrice:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Whether a policy is shown not to be inferior to the fixed scale in `column` at a margin.
+    """Whether a policy is shown to be non-inferior to the fixed scale in `column` at a margin.
 
-    `prices` are those of the operating point that calibration chose; empty, and `is_shown` None, where no
-    point was as good on calibration.
+    `prices` are those of the operating point chosen on calibration. If no point is non-inferior on
+    calibration, `prices` is empty and `is_shown` is None.
     """
 
     baseline: Baseline
@@ -116,13 +116,13 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class PolicyResult:
-    """One policy on the test samples: its operating points, and its metrics (`find`).
+    """Operating points and metrics (`find`) of one policy on the test samples.
 
-    `policy` are the operating points that calibration chose, from cheap to expensive, `plan` `[num_budgets,
-    num_points]` the chance of each under a budget; `trace` is the front of all traced prices. At the
-    `budgets` `[num_budgets]`: the realized `cost`, and the share of the samples for which each scale is
-    `chosen` `[num_budgets, num_scales]`. `reliability` is None for a policy that does not estimate anything.
-    `metrics` are those of the whole comparison, `key` is the key of this policy in them.
+    `policy` holds the operating points chosen on calibration, from cheap to expensive, and `plan`
+    `[num_budgets, num_points]` the probability of each under each budget. `trace` is the front of all traced
+    prices. At the `budgets` `[num_budgets]`, `cost` is the realized mean cost and `chosen` `[num_budgets,
+    num_scales]` the share of samples answered at each scale. `reliability` is None for a policy without
+    estimates. `metrics` is the metric table of the whole comparison, in which `key` identifies this policy.
     """
 
     name: str
@@ -139,17 +139,17 @@ class PolicyResult:
     key: Predictor
 
     def find(self, metric: Metric, at: Hashable = None) -> Estimate | None:
-        """Return a metric of this policy; None for a single one that does not exist."""
+        """Return a metric of this policy; None if it is a single number that does not exist."""
         return self.metrics.find(self.key, metric, at)
 
     def __getitem__(self, metric: Metric | tuple[Metric, Hashable]) -> Estimate:
-        """Return a metric that was measured, nan where it does not exist; KeyError for any other."""
+        """Return a measured metric, nan where it does not exist; KeyError if it was not measured."""
         key = Key(self.key, *metric) if isinstance(metric, tuple) else Key(self.key, metric)
         return self.metrics[key]
 
     @property
     def front(self) -> Front:
-        """Mean cost and score on test at each operating point, from cheap to expensive."""
+        """Mean cost and score on the test samples at each operating point, from cheap to expensive."""
         return Front(self[point_cost].value, self[point_score].value, self.policy.price)
 
     def rename(self, name: str) -> "PolicyResult":
@@ -159,11 +159,12 @@ class PolicyResult:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Policies on one test split in one cost measure, beside what bounds them.
+    """Policies, fixed scales and oracles on one test split, in one cost measure.
 
-    `best_fixed` is the column of the fixed scale that is best on calibration, `mix` the columns on the hull.
-    `oracle` is the budgeted oracle's front, from cheap to expensive. `noise_free` are the oracles without
-    luck that these outcomes allow. `differences` are tested together. Numbers are in `metrics`.
+    `best_fixed` is the column of the fixed scale that is best on calibration, `mix` the columns of the fixed
+    scales on the hull. `oracle` is the budgeted oracle's front, from cheap to expensive. `noise_free` holds
+    the noise-free oracles that can be computed from these outcomes. The p-values of `differences` are
+    corrected together. All numbers are in `metrics`.
     """
 
     measure: CostMeasure
@@ -195,25 +196,25 @@ class Comparison:
         return self.metrics[Key(Bound.FIXED, point_score)]
 
     def bound_scores(self, bound: Bound) -> Estimate:
-        """Scores of the mix or of the budgeted oracle at the budgets, `[num_budgets]`."""
+        """Return the scores of the mix or of the budgeted oracle at the budgets, `[num_budgets]`."""
         return self.metrics[Key(bound, score_at_budgets)]
 
     def rule(self, name: str) -> tuple[Estimate, Estimate]:
-        """Mean cost and score of an oracle that chooses by one of `fronts.RULES`."""
+        """Return mean cost and mean score of the oracle with one of `fronts.RULES`."""
         return self.metrics[Key(Rule(name), point_cost)], self.metrics[Key(Rule(name), point_score)]
 
     @property
     def oracle_gap(self) -> Estimate:
-        """Mean distance from the mix to the budgeted oracle over log-spaced budgets."""
+        """Score of the budgeted oracle minus the mix, averaged over log-spaced budgets."""
         return self.metrics[Key(Bound.BUDGETED, mean_gap)]
 
     @property
     def nothing_to_gain(self) -> bool:
-        """Whether no choice of scales can do better on these samples than the mix.
+        """Whether no choice of scales can exceed the mix on these samples.
 
-        True if all scales (or the only one) cost the same, or if the budgeted oracle, which reads the
-        outcomes, is nowhere above the mix. False if the oracle is cheaper than the cheapest fixed scale,
-        which happens if the cheapest scale differs between samples.
+        True if all scales cost the same, or if the budgeted oracle, which reads the outcomes, is nowhere
+        above the mix. False if the oracle is cheaper than the cheapest fixed scale, which happens if the
+        cheapest scale differs between samples.
         """
         costs = self.fixed_cost.value
         if self.oracle.cost[0] < costs.min() * (1 - ROUNDING):
@@ -223,10 +224,10 @@ class Comparison:
 
     @property
     def finer_scales_help(self) -> bool:
-        """Whether some fixed scale that costs more than the cheapest scores more on these samples.
+        """Whether some fixed scale scores more than the cheapest one on these samples.
 
-        If none does, the cheapest scale alone is the mix. The budgeted oracle may still be above the mix, as
-        it reads for each sample which scale is right.
+        If none does, the mix is the cheapest scale alone. The budgeted oracle may still be above the mix,
+        because it knows for each sample which scale answers correctly.
         """
         return len(self.mix) > 1
 
@@ -235,7 +236,7 @@ class Comparison:
         return next(result for result in self.policies if result.name == name)
 
     def list_positions(self, number: int) -> list[int]:
-        """Return the positions of `number` evenly spaced budgets inside the range: those of tables."""
+        """Return the positions of `number` evenly spaced budgets inside the range, for tables."""
         return [round(i * (len(self.budgets) - 1) / (number + 1)) for i in range(1, number + 1)]
 
 
@@ -253,13 +254,14 @@ def compare_policies(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Compare policies; the first is the one that the comparison is about.
+    """Compare policies on the test samples; the first policy is the main one.
 
-    `reference` names the policy that the others are compared with, if it is there. `num_prices` are traced at
-    most. Costs and budgets are those of `measure`. `resampled` are scores of sampled answers, for an oracle
-    without luck. `seed` is that of the bootstrap: on the same test samples it draws the same images, whatever
-    policies and cost measure are. If the cost measure has timings, the timed pictures are resampled too.
-    Raises ValueError when an image is in both splits, a split is empty, or policies are none or share a name.
+    `reference` names the policy that the others are compared with; it is ignored if no policy has that name.
+    At most `num_prices` prices are traced. Costs and budgets are in `measure`. `resampled` holds scores of
+    sampled answers, for a noise-free oracle. `seed` is that of the bootstrap: on the same test samples, equal
+    seeds give the same resamples for all policies and cost measures. If the cost measure has timings, the
+    timed pictures are resampled too. Raises ValueError if an image is in both splits, a split is empty, there
+    is no policy, or two policies share a name.
     """
     check_settings(
         num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
@@ -328,7 +330,7 @@ def compare_policies(
 
 
 def check_settings(*, num_budgets: int, num_prices: int, num_resamples: int, confidence: float) -> None:
-    """Raise ValueError for settings that no comparison can be made with."""
+    """Raise ValueError for counts below 1 and for a confidence outside (0, 1)."""
     check_confidence(confidence)
     counts = {"num_budgets": num_budgets, "num_prices": num_prices, "num_resamples": num_resamples}
     for name, number in counts.items():
@@ -341,14 +343,14 @@ def check_names(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise ValueError(f"two policies of the comparison are called {twice!r}: give each a name of its own")
+        duplicate = next(name for name in names if list(names).count(name) > 1)
+        raise ValueError(f"two policies of the comparison are called {duplicate!r}: rename one of them")
 
 
 def count_confusions(score: Floats, choice: Columns) -> Columns:
     """Count samples by smallest sufficient scale and chosen scale, `[num_scales + 1, num_scales]`.
 
-    Rows are needed scales, coarsest first, and last the samples that no scale answers.
+    Rows are needed scales, coarsest first; the last row counts the samples that no scale answers.
     """
     scores = np.asarray(score)
     num_scales = scores.shape[1]
@@ -359,7 +361,7 @@ def count_confusions(score: Floats, choice: Columns) -> Columns:
 
 
 def list_pairs(table: PolicyTable) -> list[tuple[Predictor, Opponent]]:
-    """Return the differences that are tested: every policy to the mix, the first to every other one."""
+    """Return the tested differences: every policy minus the mix, and the first minus every other one."""
     first, *others = map(Predictor, table.policies)
     pairs: list[tuple[Predictor, Opponent]] = [(policy, Bound.MIX) for policy in (first, *others)]
     return pairs + [(first, other) for other in others]
@@ -368,9 +370,9 @@ def list_pairs(table: PolicyTable) -> list[tuple[Predictor, Opponent]]:
 def measure_table(
     table: PolicyTable, reference: str | None, weights: np.ndarray, milliseconds: TimingMeans | None = None
 ) -> dict[Key, Floats]:
-    """Return every metric, first dimension `num_resamples`, under weights `[num_resamples, num_images]`.
+    """Return every metric, `[num_resamples, ...]`, under image weights `[num_resamples, num_images]`.
 
-    If costs are timed, `milliseconds` are those of the same resamples.
+    If costs are timed, `milliseconds` are the means under the same resamples.
     """
     return dict(_measure(table, reference, weights, milliseconds))
 
@@ -454,13 +456,13 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
         binned = table.reliabilities[name]
         reliability = binned.describe(metrics[Key(policy, brier)], metrics[Key(policy, calibration_error)])
     verdicts = []
-    for baseline, chance in points.reaching.items():
+    for baseline, probability in points.reaching.items():
         difference = metrics.get(Key(policy, reached_difference, baseline))
         verdicts.append(
             Verdict(
                 baseline,
                 table.baselines[baseline[0]],
-                prices=() if chance is None else tuple(points.policy.price[chance > 0].tolist()),
+                prices=() if probability is None else tuple(points.policy.price[probability > 0].tolist()),
                 is_shown=None if difference is None else bool(difference.low >= -baseline[1] - 1e-12),
             )
         )

@@ -7,11 +7,11 @@ A cost has named parts:
     decode      the decoder on the further tokens of the answer
     predictor   the overhead: features, question encoder and estimates of the policy that chooses the scale
 
-Visual tokens are what the field compares by; a predictor adds none. FLOPs are vision + prefill + predictor,
-by formula (`m3_backbone.costs`), up to the first token of the answer: the answers' further tokens, which
-differ in number, are not counted. Milliseconds are vision + prefill and decode + predictor, all of them
-measured in one process on one machine (`experiments.latency`) on a few pictures. Tokens are not latency: a
-decoder takes about as long for one visual token as for a hundred.
+Visual tokens are the usual measure in the literature; a predictor adds none. FLOPs are vision + prefill +
+predictor, by formula (`m3_backbone.costs`). They are counted up to the first token of the answer, as answers
+differ in length. Milliseconds are vision + prefill + decode + predictor, all measured in one process on one
+machine (`experiments.latency`) with a few pictures. Tokens are no proxy for latency: a decoder takes about as
+long for one visual token as for a hundred.
 
 A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
 """
@@ -36,7 +36,7 @@ CostOf = Callable[[OutcomeTable], Floats]
 
 VISION, PREFILL, PREFILL_AND_DECODE = "vision", "prefill", "prefill and decode"
 
-# Stream of random numbers, so that pictures are drawn independently of test images with the same seed.
+# Second seed of the random numbers that resample pictures, so that they are independent of the test images.
 _STREAM = 0x71E5
 
 
@@ -44,9 +44,9 @@ _STREAM = 0x71E5
 class TimingMeans:
     """Mean milliseconds under each of R resamples.
 
-    `cost` `[R, num_scales]` are those of a whole answer at a scale, the vision pass included; `shared` `[R]`
-    is the part of it that is paid once however many scales are tried; `overhead` `[R]`, by name, is the
-    overhead of a predictor.
+    `cost` `[R, num_scales]` is the time of a whole answer at each scale, the vision pass included. `shared`
+    `[R]` is the part of it that is paid once however many scales are tried. `overhead` `[R]`, by name, is the
+    overhead of each predictor.
     """
 
     cost: Floats
@@ -54,21 +54,21 @@ class TimingMeans:
     overhead: Mapping[str, Floats]
 
     def __getitem__(self, resamples: slice) -> "TimingMeans":
-        """Means under some of the resamples."""
-        overhead = {name: taken[resamples] for name, taken in self.overhead.items()}
+        """Return the means under some of the resamples."""
+        overhead = {name: milliseconds[resamples] for name, milliseconds in self.overhead.items()}
         return TimingMeans(self.cost[resamples], self.shared[resamples], overhead)
 
     def cost_of_policy(self, tried: Sequence[Floats], name: str | None) -> Floats:
-        """Mean milliseconds of a policy at its operating points, `[R, num_points]`.
+        """Return the mean milliseconds of a policy at its operating points, `[R, num_points]`.
 
-        `tried` holds for each scale the share of the samples that try it, `[R, num_points]`; `name` is that
-        of the predictor whose overhead is added to every answer, if any. The cost is vision pass and overhead
-        once, plus the sum over scales of the share times prefill and decoding.
+        `tried` holds for each scale the share of the samples that try it, `[R, num_points]`. `name` is the
+        predictor whose overhead is added to every answer, if any. The cost is the vision pass and the
+        overhead, once, plus the sum over scales of the share times prefill and decoding.
         """
-        once = self.shared
+        shared = self.shared
         if name is not None and name in self.overhead:
-            once = once + self.overhead[name]
-        total = np.repeat(once[:, None], tried[0].shape[1], axis=1)
+            shared = shared + self.overhead[name]
+        total = np.repeat(shared[:, None], tried[0].shape[1], axis=1)
         for scale, share in enumerate(tried):
             total += share * (self.cost[:, scale] - self.shared)[:, None]
         return total
@@ -76,12 +76,12 @@ class TimingMeans:
 
 @dataclass(frozen=True, eq=False)
 class Timings:
-    """Milliseconds per answer of each timed picture, means over rounds.
+    """Milliseconds per answer of each timed picture, averaged over rounds.
 
-    `vision` `[num_images]` are those of the vision pass, `answer` `[num_images, num_scales]` of prefill and
-    decoding, `overhead` `[num_images]`, by name, of a predictor. With a `batch_size` above 1 a row is a batch
-    of that many pictures, and its numbers are per picture. Each row was timed in `num_rounds` rounds, on the
-    `machine` with these threads and this type of weights.
+    `vision` `[num_images]` is the time of the vision pass, `answer` `[num_images, num_scales]` of prefill and
+    decoding, `overhead` `[num_images]`, by name, of each predictor. With a `batch_size` above 1, an array row
+    stands for a batch of that many pictures and holds the time per picture. Each row was timed in
+    `num_rounds` rounds. `machine` describes the machine, its number of threads and the type of the weights.
     """
 
     vision: Floats
@@ -97,7 +97,7 @@ class Timings:
         return len(self.vision) * self.batch_size
 
     def describe(self) -> dict[str, int | str]:
-        """Numbers of pictures and rounds, the batch size and the machine, as JSON."""
+        """Return the numbers of pictures and rounds, the batch size and the machine, for JSON."""
         return {
             "num_pictures": self.num_pictures,
             "num_rounds": self.num_rounds,
@@ -106,13 +106,13 @@ class Timings:
         }
 
     def means(self) -> TimingMeans:
-        """Means over all pictures, R = 1. Not medians, so that the parts add up to the whole."""
+        """Return the means over all pictures, R = 1; unlike medians, means of parts add up to the total."""
         return self._weigh(np.full((1, len(self.vision)), 1 / len(self.vision)))
 
     def resample(self, num_resamples: int, seed: int) -> TimingMeans:
-        """Means over `num_resamples` draws of all pictures with replacement.
+        """Return the means under `num_resamples` resamples of the pictures.
 
-        All parts use the same draws, so that noise that two parts share cancels in their difference.
+        All parts use the same resamples, so that noise common to two parts cancels in their difference.
         """
         number = len(self.vision)
         random = np.random.default_rng([seed, _STREAM])
@@ -122,33 +122,35 @@ class Timings:
     def bound(
         self, num_resamples: int, seed: int, confidence: float = 0.95
     ) -> tuple[TimingMeans, TimingMeans]:
-        """Lower and upper ends of percentile intervals of the means, each R = 1."""
-        drawn = self.resample(num_resamples, seed)
+        """Return the lower and upper ends of percentile intervals of the means, each R = 1."""
+        means = self.resample(num_resamples, seed)
 
-        def cut(tail: float) -> TimingMeans:
-            overhead = {name: np.quantile(taken, [tail]) for name, taken in drawn.overhead.items()}
-            cost = np.quantile(drawn.cost, [tail], axis=0)
-            return TimingMeans(cost, np.quantile(drawn.shared, [tail]), overhead)
+        def quantile(level: float) -> TimingMeans:
+            overhead = {
+                name: np.quantile(milliseconds, [level]) for name, milliseconds in means.overhead.items()
+            }
+            cost = np.quantile(means.cost, [level], axis=0)
+            return TimingMeans(cost, np.quantile(means.shared, [level]), overhead)
 
-        return cut((1 - confidence) / 2), cut((1 + confidence) / 2)
+        return quantile((1 - confidence) / 2), quantile((1 + confidence) / 2)
 
     def with_names(self, trained: Mapping[str, str]) -> "Timings":
-        """The same timings with the overheads of policies: `trained` maps a policy to its predictor."""
+        """Return the timings with overheads by policy; `trained` maps each policy to its predictor."""
         return replace(self, overhead={name: self.overhead[source] for name, source in trained.items()})
 
     def _weigh(self, weights: Floats) -> TimingMeans:
-        """Means under weights of the pictures `[R, num_images]`, which sum to 1."""
+        """Return the means under weights of the pictures `[R, num_images]`, which sum to 1."""
         shared = weights @ self.vision
-        overhead = {name: weights @ taken for name, taken in self.overhead.items()}
+        overhead = {name: weights @ milliseconds for name, milliseconds in self.overhead.items()}
         return TimingMeans(shared[:, None] + weights @ self.answer, shared, overhead)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A named part of a cost: `of` gives it for every sample at every scale, `[num_samples, num_scales]`.
+    """A named part of a cost; `of` returns it for every sample and scale, `[num_samples, num_scales]`.
 
-    A part that `is_shared` is paid once per sample however many scales are tried, where it is the same at all
-    scales: one vision pass then serves them.
+    With `is_shared`, the part is paid once per sample however many scales are tried, for samples where it is
+    equal at all scales: one vision pass then serves all of them.
     """
 
     name: str
@@ -158,10 +160,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class CostMeasure:
-    """A way to count the cost of an answer: the sum of its `parts`, plus the `overhead` of the predictor.
+    """Cost of an answer: the sum of its `parts`, plus the `overhead` of the predictor.
 
-    `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing.
-    `timings` are the measured pictures whose means are the costs, if they are measured.
+    `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing. If
+    costs are measured times, `timings` are the timed pictures whose means they are.
     """
 
     key: str
@@ -172,11 +174,11 @@ class CostMeasure:
     timings: Timings | None = None
 
     def of(self, table: OutcomeTable) -> Floats:
-        """Cost of every sample at every scale without overhead, `[num_samples, num_scales]`."""
+        """Return the cost of every sample at every scale without overhead, `[num_samples, num_scales]`."""
         return reduce(add, (part.of(table) for part in self.parts))
 
     def shared_of(self, table: OutcomeTable) -> Floats:
-        """Cost of each sample that is paid once however many scales are tried, `[num_samples]`."""
+        """Return the cost of each sample that is paid once for all scales tried, `[num_samples]`."""
         shared = np.zeros(len(table))
         for part in self.parts:
             if part.is_shared:
@@ -185,11 +187,11 @@ class CostMeasure:
         return shared
 
     def overhead_of(self, policy: str) -> float:
-        """Cost that choosing adds to every answer of a policy."""
+        """Return the cost that choosing the scale adds to every answer of a policy."""
         return self.overhead.get(policy, 0.0)
 
     def mean_parts(self, table: OutcomeTable) -> dict[str, Floats]:
-        """Mean of each part over the samples at every scale, `[num_scales]`, by name."""
+        """Return the mean of each part over the samples, `[num_scales]`, by name of the part."""
         return {part.name: part.of(table).mean(axis=0) for part in self.parts}
 
 
@@ -198,7 +200,7 @@ def _visual_tokens(table: OutcomeTable) -> Floats:
 
 
 def _vision_gflops(table: OutcomeTable) -> Floats:
-    assert table.vision_flops is not None, "list_cost_measures leaves FLOPs out where they are not recorded"
+    assert table.vision_flops is not None, "list_cost_measures omits FLOPs if they are not recorded"
     return table.vision_flops / 1e9
 
 
@@ -212,7 +214,7 @@ TOKENS = CostMeasure(
 
 
 def count_flops(overhead: Mapping[str, float]) -> CostMeasure:
-    """The cost in FLOPs; `overhead` are the GFLOPs per question of each policy's predictor."""
+    """Return the cost measure in FLOPs; `overhead` is the GFLOPs per question of each policy's predictor."""
     return CostMeasure(
         "flops",
         "GFLOPs",
@@ -223,7 +225,7 @@ def count_flops(overhead: Mapping[str, float]) -> CostMeasure:
 
 
 def count_milliseconds(timings: Timings) -> CostMeasure:
-    """The cost in milliseconds: means over the timed pictures, the same for every sample."""
+    """Return the cost measure in milliseconds: means over timed pictures, the same for every sample."""
     means = timings.means()
     (cost,), (vision,) = means.cost, means.shared
     return CostMeasure(
@@ -253,19 +255,19 @@ def list_cost_measures(
     starts_from: Mapping[str, str] | None = None,
     timings: Timings | None = None,
 ) -> list[CostMeasure]:
-    """All cost measures that labels and timings allow, visual tokens first.
+    """Return the cost measures that labels and timings allow, visual tokens first.
 
-    `outcomes` are those of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the
-    name of another policy to the predictor whose estimates it needs and pays for. FLOPs are left out if the
-    labels lack those of the vision pass, milliseconds if there are no `timings`.
+    `outcomes` may be of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the name
+    of another policy to the predictor whose estimates it uses and whose overhead it pays. FLOPs are omitted
+    if the labels lack those of the vision pass, milliseconds if there are no `timings`.
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
     measures = [TOKENS]
     if outcomes.vision_flops is None:
         log.warning(
-            "the labels were made by an earlier version and lack FLOPs of the vision pass, so no cost is "
-            "counted in FLOPs: run `python -m experiments.label` again with the same settings, which adds "
-            "them without answering anything"
+            "the labels were made by an earlier version and lack FLOPs of the vision pass, so costs in FLOPs "
+            "are left out: run `python -m experiments.label` again with the same settings, which adds them "
+            "without answering any question again"
         )
     else:
         gflops = {name: predictor.count_flops(inputs) / 1e9 for name, predictor in predictors.items()}

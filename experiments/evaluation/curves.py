@@ -1,7 +1,7 @@
-"""Fronts of policies in each of any number of resamples: values on the line, areas and hulls.
+"""Fronts of policies in all resamples at once: interpolation, areas and hulls.
 
-A policy mixes two operating points that are next to each other in cost by drawing one of the two at random
-for each sample: that reaches the line between them.
+A policy mixes two neighbouring operating points by choosing one of them at random for each sample, which
+reaches every point on the line between them.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,15 @@ from predictor.policy.front import Floats
 
 # A mean cost and a mean score, each `[num_resamples]`.
 Pair = tuple[Floats, Floats]
-# Means are sums divided by counts: a score is reached, a gap is zero, up to this.
+# Tolerance for rounding when a score counts as reached or a gap as zero: means are sums divided by counts.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Points of a policy in each resample, `[num_resamples, num_points]`.
+    """Operating points of a policy in each resample, `[num_resamples, num_points]`, sorted by cost.
 
-    Between two points next to each other in cost lies what drawing one of the two at random for each sample
-    reaches: a line. Of points of equal cost the best one counts.
+    Neighbouring points are joined by lines. Among points of equal cost the best one counts.
     """
 
     cost: Floats
@@ -30,33 +29,33 @@ class Curve:
 
     @classmethod
     def of(cls, cost: ArrayLike, score: ArrayLike) -> "Curve":
-        """Points in any order."""
+        """Return the curve through points in any order."""
         costs, scores = np.array(cost, dtype=np.float64), np.array(score, dtype=np.float64)
-        # Only rows out of order are sorted: sorting is slow, and the points of most policies are in order.
+        # Only unsorted rows are sorted: sorting is slow, and the points of most policies are in order.
         rows = np.flatnonzero((costs[:, 1:] < costs[:, :-1]).any(axis=1))
         if rows.size:
             order = np.argsort(costs[rows], axis=1, kind="stable")
             for values in (costs, scores):
                 values[rows] = np.take_along_axis(values[rows], order, axis=1)
         same = costs[:, 1:] == costs[:, :-1]
-        places = np.flatnonzero(same.any(axis=0)).tolist()
+        columns = np.flatnonzero(same.any(axis=0)).tolist()
         # The best score of a group of equal costs is copied to all points of the group, in two passes.
-        for place, (source, target) in [(place, (1, 0)) for place in reversed(places)] + [
-            (place, (0, 1)) for place in places
+        for column, (source, target) in [(column, (1, 0)) for column in reversed(columns)] + [
+            (column, (0, 1)) for column in columns
         ]:
-            is_tied = same[:, place]
-            better = np.maximum(scores[is_tied, place + source], scores[is_tied, place + target])
-            scores[is_tied, place + target] = better
+            tied = same[:, column]
+            better = np.maximum(scores[tied, column + source], scores[tied, column + target])
+            scores[tied, column + target] = better
         return cls(costs, scores)
 
     def at(self, cost: Floats) -> Floats:
-        """Score on the line, flat beyond its ends, `[num_resamples, num_costs]` like `cost`."""
+        """Return scores at `cost` `[num_resamples, num_costs]`; the curve is flat beyond its ends."""
         num_rows, num_points = self.cost.shape
         if num_points == 1:
             return np.repeat(self.score, cost.shape[1], axis=1)
         costs, scores = self.cost.ravel(), self.score.ravel()
         first = np.arange(0, num_rows * num_points, num_points)[:, None]
-        # Binary search in all rows at once, for the last point (the end excluded) that costs no more.
+        # Binary search in all rows at once for the last point, except the end, with a cost of at most `cost`.
         before = np.broadcast_to(first, cost.shape).copy()
         last = first + num_points - 2
         step = 1 << (num_points - 2).bit_length()
@@ -70,18 +69,18 @@ class Curve:
         return low_score + share * (scores.take(before + 1) - low_score)
 
     def reach(self, score: Floats) -> Floats:
-        """Least cost on the line at which it is at least as high as `score`, both `[num_resamples]`."""
+        """Return the least cost at which the curve reaches `score`, both `[num_resamples]`; nan if never."""
         enough = self.score >= score[:, None] - ROUNDING
         rows, point = np.arange(len(score)), enough.argmax(axis=1)
         before = np.maximum(point - 1, 0)
-        high, low = ((self.cost[rows, column], self.score[rows, column]) for column in (point, before))
+        high, low = ((self.cost[rows, end], self.score[rows, end]) for end in (point, before))
         share = np.ones(len(score))
         np.divide(score - low[1], high[1] - low[1], out=share, where=(point > 0) & (high[1] > low[1]))
         cost = low[0] + np.clip(share, 0, 1) * (high[0] - low[0])
         return np.where(enough.any(axis=1), cost, np.nan)
 
     def area(self, low: Floats, high: Floats) -> Floats:
-        """Area under the line, flat beyond its ends, between two costs `[num_resamples]`."""
+        """Return the area under the curve, flat beyond its ends, between two costs `[num_resamples]`."""
         ends = np.stack([low, high], axis=1)
         at_low, at_high = self.at(ends)[:, :, None].swapaxes(0, 1)
         heights = np.where(self.cost < ends[:, :1], at_low, self.score)
@@ -91,16 +90,16 @@ class Curve:
         return np.trapezoid(np.concatenate([at_low, heights, at_high], axis=1), costs, axis=1)
 
     def hull(self) -> "Curve":
-        """The non-decreasing upper concave hull in each resample, evaluated at the costs of the points."""
+        """Return the non-decreasing upper concave hull, evaluated at the costs of the points."""
         height = np.maximum.accumulate(self.score, axis=1)
         num_rows, num_points = height.shape
         costs, heights = self.cost.ravel(), height.ravel()
         is_vertex = np.ones(height.shape, dtype=bool)
-        # The first of several points of equal cost is kept.
+        # Among points of equal cost the first is kept.
         is_vertex[:, 1:] = self.cost[:, 1:] > self.cost[:, :-1]
         vertex = is_vertex.ravel()
-        # A point on or below the line between its neighbours is no vertex, even if the neighbours are none
-        # themselves: all such points are removed at once, until none is left.
+        # A point on or below the line between its neighbours is not a vertex, even if the neighbours are not
+        # vertices either. All such points are removed at once, until none remains.
         left = np.flatnonzero(vertex)
         while left.size > 2:
             row = left // num_points
@@ -131,21 +130,20 @@ class Curve:
         return Curve(self.cost, hull)
 
     def start_from(self, coarsest: Pair) -> "Curve":
-        """With the coarsest fixed scale among the points: whoever has a predictor can do without it."""
+        """Return the curve with the coarsest fixed scale added, which needs no predictor."""
         cost, score = coarsest
         if ((self.cost[:, 0] == cost) & (self.score[:, 0] >= score)).all():
             return self
-        points = zip(coarsest, (self.cost, self.score), strict=True)
-        return Curve.of(*(np.column_stack([of_coarsest, of_curve]) for of_coarsest, of_curve in points))
+        return Curve.of(np.column_stack([cost, self.cost]), np.column_stack([score, self.score]))
 
 
 def average(at_budgets: Floats) -> Floats:
-    """Mean over evenly spaced budgets by the trapezoid rule, `[..., num_budgets]` -> `[...]`."""
+    """Return the mean over evenly spaced budgets, by the trapezoid rule: `[..., num_budgets]` -> `[...]`."""
     weights = np.ones(at_budgets.shape[-1])
     weights[[0, -1]] = 0.5
     return at_budgets @ (weights / weights.sum())
 
 
 def divide(part: Floats, whole: Floats) -> Floats:
-    """Ratios; nan where `whole` is not positive, as where mix and oracle meet."""
+    """Return `part / whole`; nan where `whole` is not positive (for example where mix and oracle meet)."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > ROUNDING)

@@ -1,7 +1,7 @@
-"""Points, hulls and bounds in the plane of mean cost and mean score: pure functions over arrays.
+"""Operating points, oracles and budgets in the plane of mean cost and mean score.
 
-`cost` and `score` of samples are `[num_samples, num_scales]` over one ladder, coarsest scale first; costs in
-any unit. What a policy does at a price is `predictor.policy.front`'s; here is what can be claimed of it.
+`cost` and `score` of samples are `[num_samples, num_scales]` over one ladder, coarsest scale first; costs are
+in any unit. The choices of a policy at a price are computed in `predictor.policy.front`.
 """
 
 from collections.abc import Mapping
@@ -15,48 +15,48 @@ from predictor.policy.front import Floats, Front, choose, find_unit, sweep, uppe
 from predictor.policy.switches import Switches, find_switches
 
 Columns = NDArray[np.int64]
-# What samples that no scale answers are charged for by an oracle.
+# The scale that an oracle is charged for on samples that no scale answers.
 Convention = Literal["coarsest", "finest"]
 ORACLES: dict[Convention, str] = {
     "coarsest": "oracle, authors' convention",
     "finest": "oracle, honest convention",
 }
 
-# Mean costs reach us as sums divided by counts; this much below the cheapest is still the cheapest.
+# Relative tolerance for rounding: mean costs are sums divided by counts.
 _ROUNDING = 1e-9
 
 
 def raise_budgets(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:
-    """`budgets` `[num_budgets]`, those below the cheapest scale raised to it, `[..., num_budgets]`.
+    """Return `budgets` `[num_budgets]`, raised to at least the cost of the cheapest scale.
 
-    With tiles an image has its own cost, so that the means `fixed_cost` `[..., num_scales]` of other samples,
-    or of a resample, may all lie above the least budget.
+    The result is `[..., num_budgets]` for mean costs `fixed_cost` `[..., num_scales]`. With tiles the cost
+    depends on the image, so that on other samples or on a resample all scales may exceed the lowest budget.
     """
     return np.maximum(budgets, np.asarray(fixed_cost, dtype=np.float64).min(axis=-1, keepdims=True))
 
 
 def find_smallest_right(score: ArrayLike) -> Columns:
-    """Column of the smallest sufficient scale of each sample, `[num_samples]`; -1 where every scale fails.
+    """Return the column of each sample's smallest sufficient scale, `[num_samples]`; -1 if all scales fail.
 
-    Sufficient is the best score that any scale gives to the sample, so graded scores keep their best.
+    A scale is sufficient if its score is the best that any scale reaches on the sample.
     """
     scores = np.asarray(score)
-    # Column by column: reducing over a short last axis is slow.
-    best, column = scores[:, 0].copy(), np.zeros(len(scores), dtype=np.int64)
-    for number in range(1, scores.shape[1]):
-        better = scores[:, number] > best
-        column[better] = number
-        np.copyto(best, scores[:, number], where=better)
-    column[best <= 0] = -1
-    return column
+    # Column by column, because reducing over a short last axis is slow.
+    best, smallest = scores[:, 0].copy(), np.zeros(len(scores), dtype=np.int64)
+    for column in range(1, scores.shape[1]):
+        better = scores[:, column] > best
+        smallest[better] = column
+        np.copyto(best, scores[:, column], where=better)
+    smallest[best <= 0] = -1
+    return smallest
 
 
 def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Convention) -> Columns:
-    """The oracle's choice `[num_samples]`: the smallest sufficient scale.
+    """Return the choices of an oracle, the smallest sufficient scale of each sample, `[num_samples]`.
 
     Samples on which every scale fails are charged the coarsest scale (`coarsest`, the convention of M3's
-    authors, issue 2 of their repository) or the finest one (`finest`, the honest convention: nobody could
-    have known).
+    authors, issue 2 of their repository) or the finest one (`finest`, the honest convention, as the failure
+    cannot be known beforehand).
     """
     smallest = find_smallest_right(score)
     charged = {"coarsest": 0, "finest": np.asarray(cost).shape[1] - 1}[failures]
@@ -64,24 +64,24 @@ def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Convention) ->
 
 
 def find_budgeted_oracle(cost: ArrayLike, score: ArrayLike) -> Front:
-    """The best mean score that any choice of scales reaches under each mean cost: exact, and a bound.
+    """Return the front of the highest mean scores that any choice of scales reaches: an exact bound.
 
-    Each sample's own points have an upper concave envelope; spending on the steepest segment of all samples
-    first is optimal for a concave separable problem (Fox 1966, marginal analysis), and that is the front of a
-    policy whose estimates are the scores. Between two points one sample is split at random.
+    The points of each sample have an upper concave envelope. Spending first on the steepest segment over all
+    samples is optimal for a concave separable problem (marginal analysis, Fox 1966), which is what a policy
+    does whose estimates are the scores. Between two points of the front one sample chooses at random.
     """
     return sweep(score, cost, score)
 
 
 def trace_prices(switches: Switches, cost: Floats, *, unit: float, num_prices: int) -> Floats:
-    """Prices `[at most num_prices]`, ascending, at which a policy's choices on these samples change.
+    """Return ascending prices, at most `num_prices`, at which a policy's choices on these samples change.
 
-    All of them if they are few enough, else those whose mean costs lie most evenly in the logarithm. The
-    first is 0; at the last every sample is answered at its cheapest scale.
+    If there are more such prices, those with the most evenly log-spaced mean costs are kept. The first price
+    is 0; at the last every sample is answered at its cheapest scale.
     """
     order = np.argsort(switches.slope)
     price, row = switches.slope[order] * unit, switches.row[order]
-    # Where a run of equal prices ends: what is chosen in the middle of one is never chosen.
+    # Last index of each run of equal prices: the choices within a run are never made.
     ends = np.flatnonzero(np.append(price[1:] != price[:-1], True))[: len(price)]
     saved = np.cumsum(cost[row, switches.before[order]] - cost[row, switches.after[order]])[ends]
     prices, most = price[ends], cost[np.arange(len(cost)), switches.first].sum()
@@ -89,7 +89,7 @@ def trace_prices(switches: Switches, cost: Floats, *, unit: float, num_prices: i
         prices, saved = np.append(0.0, prices), np.append(0.0, saved)
     if len(prices) <= num_prices:
         return prices
-    # Prices ascend, so costs fall; searchsorted wants them rising.
+    # Costs descend as prices ascend, but searchsorted needs ascending values.
     costs = most - saved
     targets = np.geomspace(costs[-1], costs[0], num_prices)
     return prices[np.unique(np.searchsorted(-costs, -targets * (1 + _ROUNDING)))]
@@ -97,11 +97,11 @@ def trace_prices(switches: Switches, cost: Floats, *, unit: float, num_prices: i
 
 @dataclass(frozen=True, eq=False)
 class CalibratedPolicy:
-    """Operating points of a policy, all chosen on calibration samples; what is left is to apply them.
+    """Operating points of a policy, chosen on calibration samples.
 
     The points `[num_points]` are the vertices of the upper concave hull of (mean cost, mean score) over the
-    traced prices, from cheap to dear. A budget between two of them is met by drawing one of the two at random
-    for each sample.
+    traced prices, from cheap to expensive. For a budget between two points, each sample uses one of the two
+    at random.
     """
 
     price: Floats
@@ -127,32 +127,32 @@ class CalibratedPolicy:
         return cls(front.price[hull], front.cost[hull], front.score[hull], unit)
 
     def choose(self, estimates: ArrayLike, cost: ArrayLike) -> NDArray[np.int8]:
-        """Choices `[num_points, num_samples]` at every operating point, for any samples."""
+        """Return the choices for any samples at every operating point, `[num_points, num_samples]`."""
         return np.stack([choose(estimates, cost, price, unit=self.unit) for price in self.price]).astype(
             np.int8
         )
 
     def plan(self, budgets: ArrayLike) -> Floats:
-        """Chance of each operating point under each budget, `[num_budgets, num_points]`; rows sum to 1.
+        """Return the probability of each operating point under each budget, `[num_budgets, num_points]`.
 
-        On the calibration samples the mean cost is the budget exactly, or the dearest point's where the
-        budget exceeds it. Raises ValueError for a budget below the cheapest point.
+        Rows sum to 1. On the calibration samples the mean cost equals the budget, or that of the most
+        expensive point if the budget exceeds it. Raises ValueError for a budget below the cheapest point.
         """
-        wanted = np.asarray(budgets, dtype=np.float64)
-        if (wanted < self.cost[0] * (1 - _ROUNDING)).any():
+        mean_costs = np.asarray(budgets, dtype=np.float64)
+        if (mean_costs < self.cost[0] * (1 - _ROUNDING)).any():
             raise ValueError(
-                f"a budget of {wanted.min():g} is below the cheapest operating point, {self.cost[0]:g}: "
+                f"a budget of {mean_costs.min():g} is below the cheapest operating point, {self.cost[0]:g}: "
                 "raise the budget"
             )
-        # Interpolating unit vectors gives the two neighbours their shares.
-        position = np.interp(wanted, self.cost, np.arange(len(self.cost)))
+        # A fractional position gives the two neighbouring points their probabilities.
+        position = np.interp(mean_costs, self.cost, np.arange(len(self.cost)))
         return np.maximum(0.0, 1.0 - abs(position[:, None] - np.arange(len(self.cost))))
 
     def reach(self, score: float) -> Floats | None:
-        """Chance of each operating point `[num_points]` that reaches a mean score on calibration for least.
+        """Return the cheapest mixture of points with this mean score on calibration, `[num_points]`.
 
-        On the calibration samples it is reached exactly, or exceeded by the cheapest point. None where even
-        the dearest point falls short.
+        The mixture is a probability per operating point. Its mean score on the calibration samples equals
+        `score`, or exceeds it if the cheapest point does. None if the most expensive point falls short.
         """
         if self.score[-1] < score - _ROUNDING:
             return None
@@ -160,22 +160,22 @@ class CalibratedPolicy:
         return np.maximum(0.0, 1.0 - abs(position - np.arange(len(self.score))))
 
 
-# Oracles that choose one scale per sample, without a price.
+# Names of the oracles that choose one scale per sample, without a price.
 RULES: Mapping[str, str] = dict(ORACLES) | {"stable": "stable oracle"}
 
 
 def choose_by_rule(score: ArrayLike, rule: str) -> Columns:
-    """The choice `[num_samples]` of one of `RULES`, from `score` `[num_samples, num_scales]`."""
+    """Return the choices `[num_samples]` of one of `RULES`, from `score` `[num_samples, num_scales]`."""
     if rule == "stable":
         return choose_stably(score)
     return choose_as_oracle(score, score, rule)  # type: ignore[arg-type]
 
 
 def choose_stably(score: ArrayLike) -> Columns:
-    """The stable oracle's choice `[num_samples]`: the smallest scale from which on the answer stays right.
+    """Return the choices of the stable oracle, `[num_samples]`.
 
-    Right is the best score that any scale gives to the sample, as in `find_smallest_right`. A sample that is
-    not right at the finest scale, or at none, has no such scale and is charged the finest.
+    It takes the smallest scale that is sufficient (`find_smallest_right`) together with all finer scales. A
+    sample without such a scale is charged the finest.
     """
     scores = np.asarray(score)
     smallest, finest = find_smallest_right(scores), scores.shape[1] - 1

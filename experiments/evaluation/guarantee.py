@@ -1,18 +1,18 @@
-"""Guarantee on the score: the cheapest price whose mean loss is at most `alpha`, except with chance `delta`.
+"""Guarantee on the score: the cheapest price whose mean loss is at most `alpha` with probability 1 - `delta`.
 
-The loss of a sample is its **drop**, the finest scale's score less that of the chosen scale, in [-1, 1]; what
-is bounded is its mean over questions. Images are the independent unit. An image with `m` questions of drops
-`d` enters as
+The loss of a sample is its **drop**: the score at the finest scale minus the score at the chosen scale, in
+[-1, 1]. The guarantee bounds the mean drop over questions. Images are the independent units. An image with
+`m` questions of drops `d` contributes the value
 
     x = weight * sum(alpha - d) / most_questions        weight = min(1, most_questions / m)
 
-which lies in [alpha - 1, alpha + 1]. E[x] > 0 says that the mean drop is below `alpha`, however the questions
-about one image depend on each other. An image with more than `most_questions` questions counts as that many;
-if no image has more, the mean is the plain mean over questions.
+which lies in [alpha - 1, alpha + 1]. E[x] > 0 means that the mean drop is below `alpha`, whatever the
+dependence between questions about one image. An image with more than `most_questions` questions counts as
+that many; if no image has more, the mean is the plain mean over questions.
 
 A price is certified if E[x] <= 0 is rejected at level `delta` (`evaluation.betting`). Prices are tested from
-safe to risky until the first that fails (fixed-sequence testing; Bauer, Statistics in Medicine 1991), so no
-correction for their number is due. Neither the grid of prices nor the order in which images are bet on
+safe to risky until the first failure (fixed-sequence testing; Bauer, Statistics in Medicine 1991), which
+needs no correction for their number. Neither the grid of prices nor the order of the images in the test
 depends on outcomes or on a seed.
 """
 
@@ -32,23 +32,23 @@ from predictor.base import ScalePredictor
 from predictor.policy.front import choose, choose_at_prices
 from predictor.splitting import calibrator_half
 
-# Per `find_nominal_unit`: from "the scale that is most likely correct" to "as good as always the coarsest".
+# Per `find_nominal_unit`: from choosing the scale with the highest estimate to nearly always the coarsest.
 PRICES: Floats = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 81)])
-# Largest numbers of re-split replicates (processor cache) and of values (memory) that are tested at once.
+# Limits on re-split replicates (for the processor cache) and on values (for memory) tested at once.
 _NUM_AT_ONCE, _MOST_VALUES = 128, 2**24
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """With probability 1 - `level` over calibration images, the mean drop at `price` is at most `alpha`.
+    """Bound: with probability 1 - `level` over calibration images, the mean drop at `price` is <= `alpha`.
 
-    `level` is `delta` divided by `num_joint`: so many guarantees, each certified like this one, hold together
-    with probability 1 - `delta`. `most_questions` is the number of questions that one image counts for at
-    most. `price` is per `unit` visual tokens (`predictor.policy.front`), None if `num_images` are too few to
-    certify any price; only the finest scale then meets the bound for certain. `num_needed` estimates how many
-    images would certify the safest price; None if a price is certified, or if there is no such estimate
+    `level` is `delta / num_joint`: `num_joint` guarantees certified at this level hold together with
+    probability 1 - `delta`. One image counts for at most `most_questions` questions. `price` is per `unit`
+    visual tokens (`predictor.policy.front`); None if no price can be certified with `num_images` calibration
+    images, in which case only the finest scale is certain to meet the bound. `num_needed` estimates how many
+    images would certify the safest price; None if a price is certified or no estimate exists
     (`betting.find_num_needed`). `cost` (visual tokens) and `drop` are means on the calibration samples at
-    that price, or at the safest; None if there are no calibration samples.
+    `price`, or at the safest price if `price` is None; None without calibration samples.
     """
 
     alpha: float
@@ -71,7 +71,7 @@ class Guarantee:
         return self.price is not None
 
     def price_per(self, unit: float) -> float | None:
-        """The same price, per another unit of cost."""
+        """Return the price per another unit of cost."""
         return None if self.price is None else self.price * unit / self.unit
 
 
@@ -79,31 +79,31 @@ class Guarantee:
 class RealizedLoss:
     """Mean visual tokens and drop on the test samples at a certified price, with intervals.
 
-    `drawn_drop` `[num_resamples]` is the drop on every resample. `num_large` of the test images have more
-    questions than `most_questions`, and count as that many.
+    `resampled_drop` `[num_resamples]` is the drop on every resample. `num_large` test images have more than
+    `most_questions` questions, and count as that many.
     """
 
     cost: Estimate
     drop: Estimate
-    drawn_drop: Floats
+    resampled_drop: Floats
     confidence: float
     num_large: int
 
 
 @dataclass(frozen=True, eq=False)
 class ResplitCheck:
-    """How often a guarantee fails if it is certified on other calibration images, by simulation.
+    """Simulated failure rate of a guarantee that is certified on other calibration images.
 
-    Each replicate draws `num_images` images, as many as the guarantee rests on, with replacement from the
-    `num_population` test images and certifies on them. The test images are the population that is drawn from,
-    so the mean over all of them is known exactly: `failures` `[num_resplits]` are the replicates whose
-    certified price drops more than `alpha` there. The guarantee says that their share is at most its `level`.
+    Each replicate samples `num_images` images, as many as the guarantee used, with replacement from the
+    `num_population` test images and certifies a price on them. The test images are the population, so the
+    true mean drop is known exactly. `failures` `[num_resplits]` marks the replicates whose certified price
+    has a true mean drop above `alpha`; the guarantee states that their share is at most its `level`.
     `num_certified` replicates certified a price; `cost` is the mean number of visual tokens over all test
     images at those prices, None if there are none.
 
-    The check holds for a population that is distributed like these test images, and `interval` covers the
-    noise of the simulation alone: other test images have another share. It says nothing about calibration
-    images that differ from test images in kind.
+    The check is valid for a population distributed like these test images. `interval` covers the noise of the
+    simulation only, not the choice of test images. The check does not cover calibration images that are
+    distributed differently from test images.
     """
 
     failures: NDArray[np.bool_]
@@ -144,12 +144,12 @@ class CheckedGuarantee:
 
 
 def find_nominal_unit(scales: tuple[int, ...]) -> float:
-    """The nominal number of tokens of the finest scale: a unit that does not depend on samples."""
+    """Return the nominal number of tokens of the finest scale, a unit that does not depend on samples."""
     return float(scales[-1])
 
 
 def find_unseen(predictor: ScalePredictor, calibration: OutcomeTable) -> NDArray[np.bool_]:
-    """Mask `[num_samples]` of the samples that the calibrator of the predictor was not fitted on."""
+    """Return the mask `[num_samples]` of the samples on which the predictor's calibrator was not fitted."""
     if predictor.calibrator is None:
         return np.ones(len(calibration), dtype=bool)
     return ~calibrator_half(calibration.image_id)
@@ -164,20 +164,20 @@ def find_guarantee(
     num_joint: int = 1,
     most_questions: int | None = None,
 ) -> Guarantee:
-    """The cheapest price certified from estimates `[num_samples, num_scales]` on calibration samples.
+    """Return the cheapest price certified on calibration samples, from `[num_samples, num_scales]` estimates.
 
-    `num_joint` guarantees that are all made like this hold together with probability 1 - `delta`.
-    `most_questions` is the number of questions that one image counts for at most; None: the most that any
-    calibration image has. The order of the samples does not matter: images are bet on in the order of a hash
+    `num_joint` guarantees made with the same `num_joint` hold together with probability 1 - `delta`. One
+    image counts for at most `most_questions` questions; None stands for the largest number that any
+    calibration image has. The order of the samples does not matter: images are tested in the order of a hash
     of their ids. Raises ValueError for `alpha` or `delta` outside (0, 1) and for counts below 1.
     """
     for name, level in (("alpha", alpha), ("delta", delta)):
         if not 0 < level < 1:
-            raise ValueError(f"guarantee.{name} lies between 0 and 1, got {level}")
+            raise ValueError(f"guarantee.{name} must lie between 0 and 1, got {level}")
     if num_joint < 1:
-        raise ValueError(f"the number of joint guarantees is at least 1, got {num_joint}")
+        raise ValueError(f"the number of joint guarantees must be at least 1, got {num_joint}")
     if most_questions is not None and most_questions < 1:
-        raise ValueError(f"guarantee.most_questions is at least 1, or null, got {most_questions}")
+        raise ValueError(f"guarantee.most_questions must be null or at least 1, got {most_questions}")
     unit = find_nominal_unit(calibration.scales)
     if not len(calibration):
         return Guarantee(alpha, delta, num_joint, most_questions or 1, None, unit, 0, None, None, None)
@@ -201,9 +201,9 @@ def find_guarantee(
 
 
 def order_images(image_id: ArrayLike) -> NDArray[np.int64]:
-    """Order `[num_images]` of the numbers of `number_images`, by the SHA-256 digest of the image ids.
+    """Return the image numbers of `number_images`, sorted by the SHA-256 digest of the ids, `[num_images]`.
 
-    It is the same in every run: there is no seed that could be varied until a price is certified.
+    The order is the same in every run: there is no seed that could be varied until a price is certified.
     """
     ids = np.asarray(image_id, dtype=object)
     names = dict(zip(number_images(ids).tolist(), ids, strict=True))
@@ -215,7 +215,7 @@ def order_images(image_id: ArrayLike) -> NDArray[np.int64]:
 class _ImageSums:
     """Drops and visual tokens `[num_choices, num_images]`, summed over the questions of each image.
 
-    `counts` `[num_images]` are numbers of questions. All three are weighted: an image with more than
+    `counts` `[num_images]` are numbers of questions. All three are weighted so that an image with more than
     `most_questions` questions counts as `most_questions`; `num_large` images have more.
     """
 
@@ -229,7 +229,7 @@ class _ImageSums:
     def of_choices(
         cls, choices: NDArray[np.integer], table: OutcomeTable, most_questions: int | None
     ) -> "_ImageSums":
-        """Sums for each row of `choices` `[num_choices, num_samples]`, columns of the chosen scales."""
+        """Return the sums for each row of `choices` `[num_choices, num_samples]`: columns of scales."""
         tokens, score = table.visual_tokens.astype(np.float64), table.score.astype(np.float64)
         image, rows = number_images(table.image_id), np.arange(len(table))
         num_questions = np.bincount(image)
@@ -244,13 +244,13 @@ class _ImageSums:
 
     @classmethod
     def at_prices(cls, estimates: ArrayLike, table: OutcomeTable, most_questions: int | None) -> "_ImageSums":
-        """Sums at every price of `PRICES`."""
+        """Return the sums at every price of `PRICES`."""
         unit = find_nominal_unit(table.scales)
         choices = choose_at_prices(estimates, table.visual_tokens, PRICES, unit=unit)
         return cls.of_choices(choices, table, most_questions)
 
     def to_values(self, alpha: float) -> Floats:
-        """x of every image for each choice (see the docstring of this module)."""
+        """Return x (see the module's docstring) for each choice and image, `[num_choices, num_images]`."""
         return (alpha * self.counts - self.drops) / self.most_questions
 
     @property
@@ -263,7 +263,7 @@ class _ImageSums:
 
 
 def _count_to_first_failure(passed: NDArray[np.bool_]) -> int:
-    """Number of prices that pass before the first that fails, of `passed` `[num_prices]`."""
+    """Return the number of leading True values of `passed` `[num_prices]`."""
     return len(passed) if passed.all() else int(passed.argmin())
 
 
@@ -276,7 +276,7 @@ def apply_guarantee(
     confidence: float,
     seed: int,
 ) -> RealizedLoss:
-    """Tokens and drop on the test samples at the certified price, or at the finest scale without one."""
+    """Return tokens and drop on the test samples at the certified price, or else at the finest scale."""
     if guarantee.price is None:
         choice = np.full(len(test), len(test.scales) - 1)
     else:
@@ -291,9 +291,9 @@ def apply_guarantee(
             "drop": image_weights @ sums.drops[0] / num_questions,
         }
 
-    drawn = resample(measure, len(sums.counts), num_resamples=num_resamples, seed=seed)
-    cost, drop = (drawn[metric].estimate(confidence) for metric in ("cost", "drop"))
-    return RealizedLoss(cost, drop, drawn["drop"].resamples, confidence, sums.num_large)
+    bootstrapped = resample(measure, len(sums.counts), num_resamples=num_resamples, seed=seed)
+    cost, drop = (bootstrapped[metric].estimate(confidence) for metric in ("cost", "drop"))
+    return RealizedLoss(cost, drop, bootstrapped["drop"].resamples, confidence, sums.num_large)
 
 
 def check_guarantee(
@@ -305,11 +305,12 @@ def check_guarantee(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ResplitCheck | None:
-    """Certify again on images drawn with replacement from `test`, and count how often the guarantee fails.
+    """Certify again on images sampled with replacement from `test`, and count how often the guarantee fails.
 
     `estimates` `[num_samples, num_scales]` must come from a predictor that was not fitted on these images.
-    Drawn images are bet on in the order in which they are drawn. Guarantees on equally many images and with
-    one `seed` draw the same ones. None without replicates, or without calibration images.
+    Images are tested in the order in which they are sampled. Guarantees with the same number of images and
+    the same `seed` use the same samples. Returns None if `num_resplits` or the number of calibration images
+    is 0.
     """
     if not (num_resplits and guarantee.num_images):
         return None
@@ -320,13 +321,13 @@ def check_guarantee(
     num_certified = np.zeros(num_resplits, dtype=np.int64)
     for start in range(0, num_resplits, num_at_once):
         size = min(num_at_once, num_resplits - start)
-        drawn = rng.integers(num_population, size=(size, guarantee.num_images))
-        # Images first, [num_images, size, num_prices]: the order in which `certify` runs through memory.
-        drawn_values = np.moveaxis(values.T[drawn.T], 0, -1)
-        for position, passed in enumerate(certify(drawn_values, guarantee.alpha, guarantee.level)):
+        images = rng.integers(num_population, size=(size, guarantee.num_images))
+        # Images are first in memory, [num_images, size, num_prices]: `certify` iterates over them.
+        sampled_values = np.moveaxis(values.T[images.T], 0, -1)
+        for position, passed in enumerate(certify(sampled_values, guarantee.alpha, guarantee.level)):
             num_certified[start + position] = _count_to_first_failure(passed)
     is_certified, rows = num_certified > 0, np.maximum(num_certified - 1, 0)
-    # A mean drop of exactly alpha is within the bound, however its sum was rounded.
+    # Tolerance for rounding: a mean drop of exactly alpha is within the bound.
     failures = is_certified & (sums.mean_drops[rows] > guarantee.alpha + 1e-12)
     return ResplitCheck(
         failures=failures,
@@ -339,9 +340,9 @@ def check_guarantee(
 
 
 def join_checks(checks: Sequence[ResplitCheck]) -> ResplitCheck | None:
-    """The check of several guarantees together, which fail where any of them fails.
+    """Return the joint check of several guarantees: a replicate fails if any of the guarantees fails.
 
-    None if replicates of one number are not the same draw of images for all of them.
+    Returns None if the checks did not sample the same images in each replicate.
     """
     first, *others = checks
     if any(

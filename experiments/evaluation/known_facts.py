@@ -1,14 +1,15 @@
-"""What facts about a sample would be worth to a predictor: classifiers, policies, equivalence tests.
+"""Value of facts about a sample to a predictor: classifiers, policies and equivalence tests.
 
-The facts are a sample's question type and attributes, as its data set states them (number of items, size of
-what is asked about). An attribute that gives the answer away would make this a look at the outcome.
+The facts are the question type and the attributes of a sample, as its data set states them (for example the
+number of items or the size of the object in question). An attribute that reveals the answer would leak the
+outcome.
 
-All models are fitted on training labels only, before anything else is read, and have digests of what they
-were fitted on, so that their comparison on a test split can be recorded (`labels.held_out`).
+All models are fitted on training labels only, before other splits are read. Each has a digest of what it was
+fitted on, so that its comparison on a test split can be recorded (`labels.held_out`).
 
 Two policies are equivalent within a margin at level alpha if the interval of their difference with
-confidence 1 - 2 alpha lies inside plus and minus the margin (Schuirmann 1987). A difference that is not
-significant is no evidence of equivalence. Intervals are over test images; the models are held fixed.
+confidence 1 - 2 alpha lies between minus and plus the margin (Schuirmann 1987). A difference that is not
+significant is no evidence of equivalence. Intervals cover test images; the models are held fixed.
 """
 
 import hashlib
@@ -37,8 +38,8 @@ from predictor.classical.tabular import has_terms
 
 MAX_WORDS = 200
 NUM_COMPONENTS = 48
-FEATURE_SCALE = 9  # or the finest that was kept
-MAX_VALUES = 50  # of an attribute in words: more are no classes, but names of single samples
+FEATURE_SCALE = 9  # scale of the image features; the finest one recorded if this one is missing
+MAX_VALUES = 50  # of a string attribute: an attribute with more values identifies samples rather than classes
 COMMONEST, SEEN, FACTS, ALL = "the commonest", "question and image", "kind and attributes", "all of it"
 PARTS = {
     "question": ["question"],
@@ -47,21 +48,22 @@ PARTS = {
     FACTS: ["facts"],
     ALL: ["question", "image", "facts"],
 }
-# No early stopping: it would hold out rows, whose images are in the training rows too.
+# No early stopping: it would hold out samples whose images are in the training samples too.
 _BOOSTING = {"max_iter": 100, "max_leaf_nodes": 15, "l2_regularization": 1.0, "early_stopping": False}
 CLASSIFIER = {"learning_rate": 0.1, **_BOOSTING}
 REGRESSOR = {"learning_rate": 0.05, **_BOOSTING}
 
 
 class NothingToTell(ValueError):
-    """No model of the needed scale can be judged on these samples; the message gives the reason."""
+    """Raised if these samples cannot be used to fit or compare the models; the message gives the reason."""
 
 
 class KnownColumns:
-    """Columns `[num_samples, num_columns]` of what is known of samples, by the names in `PARTS`.
+    """Feature columns of samples, `[num_samples, num_columns]`, by the names in `PARTS`.
 
-    Words and pairs of words of the question, principal components of the image's coarse visual tokens, and
-    the facts, all fitted on the labels given. Sets of columns with facts are left out if facts do not vary.
+    Features are words and pairs of words of the question, principal components of the image's coarse visual
+    tokens, and the facts. The encoders are fitted on `train`. Sets with facts are left out if the facts do
+    not vary.
     """
 
     def __init__(self, train: Labels, seed: int) -> None:
@@ -78,8 +80,8 @@ class KnownColumns:
         self._components = PCA(min(NUM_COMPONENTS, *images.shape), random_state=seed).fit(images)
         stated = _list_facts(train.outcomes)
         values: dict[str, set[str | float]] = {}
-        for row in stated:
-            for name, value in row.items():
+        for facts_of_sample in stated:
+            for name, value in facts_of_sample.items():
                 values.setdefault(name, set()).add(value)
         self._facts = {
             name
@@ -92,7 +94,7 @@ class KnownColumns:
         self.names = tuple(name for name, parts in PARTS.items() if varies or "facts" not in parts)
 
     def encode(self, labels: Labels) -> dict[str, np.ndarray]:
-        """The columns of samples, by the names in `PARTS`."""
+        """Return the columns of samples, by the names in `PARTS`."""
         inputs = labels.inputs
         images = self._components.transform(self._flatten(inputs.visual_at(self._scale)))
         columns = {
@@ -103,10 +105,10 @@ class KnownColumns:
         return {name: np.hstack([columns[part] for part in PARTS[name]]) for name in self.names}
 
     def _select_facts(self, stated: Sequence[Mapping[str, str | float]]) -> list[dict[str, str | float]]:
-        return [{name: row[name] for name in row.keys() & self._facts} for row in stated]
+        return [{name: facts[name] for name in facts.keys() & self._facts} for facts in stated]
 
     def _flatten(self, images: VisualTokens) -> np.ndarray:
-        """Coarse visual tokens `[num_images, num_tokens * hidden]`, at most as many as in training images.
+        """Return coarse visual tokens `[num_images, num_tokens * hidden]`, `num_tokens` as in training.
 
         Images with fewer tokens are padded with zeros; further tokens are cut off.
         """
@@ -117,10 +119,10 @@ class KnownColumns:
 
 @dataclass(frozen=True, eq=False)
 class ScaleClassifiers:
-    """Boosted classifiers of the smallest sufficient scale, by what they know.
+    """Boosted classifiers of the smallest sufficient scale, by the features they use.
 
-    A model is None if training has a single such scale. `commonest` is the column of the most frequent
-    smallest sufficient scale in training. `digests` are by the name of a model.
+    A model is None if all training samples have the same smallest sufficient scale. `commonest` is the column
+    of the most frequent one. `digests` are by the name of a model.
     """
 
     columns: KnownColumns
@@ -131,15 +133,15 @@ class ScaleClassifiers:
     @classmethod
     def fit(cls, train: Labels, seed: int = 0) -> Self:
         """Fit on the training samples that some scale answers; raise NothingToTell if there are none."""
-        known = _select_answered(train, "train")
-        smallest = find_smallest_right(known.outcomes.score)
-        columns = KnownColumns(known, seed)
+        answered = _select_answered(train, "train")
+        smallest = find_smallest_right(answered.outcomes.score)
+        columns = KnownColumns(answered, seed)
         varies = len(np.unique(smallest)) > 1
         models = {
             name: HistGradientBoostingClassifier(**CLASSIFIER, random_state=seed).fit(values, smallest)
             if varies
             else None
-            for name, values in columns.encode(known).items()
+            for name, values in columns.encode(answered).items()
         }
         digests = {
             f"classifier, {name}": digest_model(train, "classifier", name, CLASSIFIER, seed)
@@ -148,7 +150,10 @@ class ScaleClassifiers:
         return cls(columns, int(np.bincount(smallest).argmax()), models, digests)
 
     def measure(self, test: Labels) -> dict[str, float]:
-        """Accuracy on the test samples that some scale answers; raise NothingToTell if there are none."""
+        """Return accuracies on the test samples that some scale answers, by the name of a model.
+
+        Raises NothingToTell if there are no such samples.
+        """
         answered = _select_answered(test, "test")
         smallest = find_smallest_right(answered.outcomes.score)
         accuracy = {COMMONEST: float((smallest == self.commonest).mean())}
@@ -161,7 +166,7 @@ class ScaleClassifiers:
 
 @dataclass(frozen=True, eq=False)
 class ScoreRegressions:
-    """Boosted regressions of the score at each scale, by what they know: the estimates of a policy."""
+    """Boosted regressions of the score at each scale, by the features they use: estimates of a policy."""
 
     columns: KnownColumns
     models: Mapping[str, Sequence[HistGradientBoostingRegressor]]
@@ -169,6 +174,7 @@ class ScoreRegressions:
 
     @classmethod
     def fit(cls, train: Labels, seed: int = 0) -> Self:
+        """Fit one regression per set of features and scale on the training samples."""
         columns = KnownColumns(train, seed)
         models = {
             name: [
@@ -183,34 +189,34 @@ class ScoreRegressions:
         return cls(columns, models, digests)
 
     def predict(self, labels: Labels) -> dict[str, Floats]:
-        """Estimated scores `[num_samples, num_scales]` in [0, 1], by the names in `PARTS`."""
+        """Return estimated scores `[num_samples, num_scales]` in [0, 1], by the names in `PARTS`."""
         return {
             name: np.stack([model.predict(values) for model in self.models[name]], axis=1).clip(0.0, 1.0)
             for name, values in self.columns.encode(labels).items()
         }
 
 
-def digest_model(train: Labels, model: str, known: str, settings: Mapping[str, Any], seed: int) -> str:
-    """A digest of what determines a model: kind, settings, seed, and the labels that it is fitted on."""
-    outcomes = train.outcomes
-    made_of = [model, known, dict(settings), [MAX_WORDS, NUM_COMPONENTS, FEATURE_SCALE, MAX_VALUES], seed]
-    content = json.dumps([*made_of, dict(outcomes.fingerprints), list(outcomes.sample_id)], sort_keys=True)
+def digest_model(train: Labels, model: str, features: str, settings: Mapping[str, Any], seed: int) -> str:
+    """Return a digest of what determines a model: type, features, settings, seed and training labels."""
+    outcomes, limits = train.outcomes, [MAX_WORDS, NUM_COMPONENTS, FEATURE_SCALE, MAX_VALUES]
+    recipe = [model, features, dict(settings), limits, seed]
+    content = json.dumps([*recipe, dict(outcomes.fingerprints), list(outcomes.sample_id)], sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _select_answered(labels: Labels, split: str) -> Labels:
-    """The samples that some scale answers."""
+    """Return the samples that some scale answers; raise NothingToTell if there are none."""
     smallest = find_smallest_right(labels.outcomes.score)
     if not (smallest >= 0).any():
-        raise NothingToTell(f"no sample of {split} is right at any scale: there is no smallest one to tell")
+        raise NothingToTell(f"no scale answers any sample of {split}: no sufficient scale can be predicted")
     return labels.select(smallest >= 0)
 
 
 def _list_facts(table: OutcomeTable) -> list[dict[str, str | float]]:
-    """Question type, and the attributes that are finite numbers or strings; other types are left out."""
+    """Return question type and attributes of each sample; only finite numbers and strings are kept."""
     return [
-        {name: value for name, value in {**row, "kind": str(kind)}.items() if _is_fact(value)}
-        for kind, row in zip(table.kind, table.attributes, strict=True)
+        {name: value for name, value in {**attributes, "kind": str(kind)}.items() if _is_fact(value)}
+        for kind, attributes in zip(table.kind, table.attributes, strict=True)
     ]
 
 
@@ -222,19 +228,19 @@ def _is_fact(value: Any) -> bool:
 
 
 LEVEL = 0.05
-# On fewer images an interval over images means nothing.
+# With fewer images an interval over images is meaningless.
 LEAST_IMAGES = 30
-# Policies that know facts; each is compared with the policy that has the inputs of a predictor.
-TOLD = (ALL, FACTS)
+# Policies that use facts; each is compared with the policy that has the inputs of a predictor.
+WITH_FACTS = (ALL, FACTS)
 
 
 @dataclass(frozen=True, eq=False)
 class Equivalence:
-    """Policy `first` minus `second`: points above the mix and shares of the gap, both at matched cost.
+    """Policy `first` minus `second`: `difference` of scores to the mix and of `share` of the gap.
 
-    Both are averaged over log-spaced budgets, with intervals of confidence `1 - 2 * LEVEL`. `p_value` tests
-    that the scores do not differ, with Holm's correction for all differences tested together. `share` is None
-    if one of the policies has no share of the gap.
+    Both are averaged over log-spaced budgets, with intervals of confidence `1 - 2 * LEVEL`. `p_value` is that
+    of equal scores, with Holm's correction for all differences tested together. `share` is None if one of the
+    policies has no share of the gap.
     """
 
     first: str
@@ -247,7 +253,7 @@ class Equivalence:
 
     @property
     def verdict(self) -> str:
-        """Conclusion from the interval and the p-value."""
+        """Conclusion from the interval and the p-value, in words."""
         if self.num_images < LEAST_IMAGES:
             return "too few images to tell"
         if -self.margin <= self.difference.low and self.difference.high <= self.margin:
@@ -272,7 +278,7 @@ def compare_known(
     confidence: float,
     seed: int,
 ) -> Comparison:
-    """Compare policies by what they know: prices from calibration samples, metrics from test samples.
+    """Compare policies that use different features: prices from calibration, metrics from test samples.
 
     The first policy has the inputs of a predictor. Raises NothingToTell if mix and oracle have no gap.
     """
@@ -288,15 +294,15 @@ def compare_known(
         seed=seed,
     )
     if not comparison.oracle_gap.value > 0:
-        raise NothingToTell("mix and oracle have no gap at any budget: there is nothing to recover")
+        raise NothingToTell("there is no gap between mix and oracle at any budget: nothing can be recovered")
     return comparison
 
 
 def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence]:
-    """Policies that know facts minus the policy that has question and image, on the same resamples."""
+    """Return policies that use facts minus the policy with question and image, on the same resamples."""
     check_margin(margin)
     names = {result.name for result in comparison.policies}
-    pairs = [(name, SEEN) for name in TOLD if name in names]
+    pairs = [(name, SEEN) for name in WITH_FACTS if name in names]
     differences = [_subtract(comparison, *pair, mean_to_mix) for pair in pairs]
     scores = [difference for difference in differences if difference is not None]
     p_values = adjust_p_values([float(score.p_value()) for score in scores])
@@ -314,7 +320,7 @@ def find_equivalences(comparison: Comparison, margin: float) -> list[Equivalence
 
 
 def _subtract(comparison: Comparison, first: str, second: str, metric: Metric) -> Bootstrapped | None:
-    """The difference of two policies in a metric; None where one does not have it."""
+    """Return the difference of two policies in a metric; None if it does not exist for one of them."""
     results = [comparison.find(name) for name in (first, second)]
     keys = [Key(result.key, metric) for result in results]
     if any(key not in comparison.metrics.resamples for key in keys):

@@ -1,11 +1,11 @@
-"""The metric table: every number of an evaluation under a typed key, with its interval and its resamples.
+"""Metric table: every number of an evaluation by a typed key, with its interval and its resamples.
 
-One entry per (policy, metric, at); `at` is what a metric depends on beside the policy: a baseline, an
-opponent, a share. A comparison has one table per cost measure. `metrics.json`, terminal, CSV, LaTeX, pages,
-plots and comparisons of runs are views of these tables; none of them knows how a number was made.
+The table has one entry per (policy, metric, at), where `at` is a further argument of the metric: a baseline,
+an opponent or a share. A comparison has one table per cost measure. `metrics.json`, terminal output, CSV,
+LaTeX, HTML reports, plots and comparisons of runs are views of these tables; none of them computes a metric.
 
-Names are never parsed or compared with reserved words: a predictor is `Predictor(name)`, and bounds have a
-type of their own. So a predictor may have any name.
+A predictor may have any name: keys are `Predictor(name)`, bounds have a separate type, and names are never
+parsed or compared with reserved words.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from experiments.evaluation.statistics import Bootstrapped, Estimate
 
-# Largest number of resamples that is kept of an array of numbers.
+# Largest number of resamples kept for a metric that is an array of numbers.
 MOST_BAND_RESAMPLES = 2000
 
 
@@ -44,14 +44,14 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """An oracle that chooses one scale per sample, by a rule of `fronts.RULES`."""
+    """An oracle that chooses one scale per sample by a rule of `fronts.RULES`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A policy that is compared, identified by its name."""
+    """A policy in a comparison, identified by its name."""
 
     name: str
 
@@ -62,7 +62,7 @@ Opponent = Predictor | Literal[Bound.MIX]
 
 
 class Form(Enum):
-    """How tables write a metric."""
+    """Number format of a metric in tables."""
 
     SCORE = "percent"
     POINTS = "signed percentage points"
@@ -73,7 +73,7 @@ class Form(Enum):
 
 
 class Family(Enum):
-    """Metrics that are shown together; the value is their place below a predictor in `metrics.json`."""
+    """Metrics that are shown together; the value is their key under a predictor in `metrics.json`."""
 
     MEANS = ""
     AT_BUDGETS = "at_budgets"
@@ -88,11 +88,12 @@ class Family(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric: what tables call it, how they write it, and the function that measures it (`metrics`).
+    """A metric: its name, label and number format, and the function that measures it (`metrics`).
 
-    `measure` takes a view of a policy and, if the metric has one, an `at`; it gives `[num_resamples, ...]`.
-    `list_at` lists the values of `at` for a view: (None,) for a metric without, none where the metric does
-    not apply. `is_compared`: resamples are kept, so that runs can be compared by it.
+    `measure` takes a view of a policy and, if the metric has one, a value of `at`; it returns
+    `[num_resamples, ...]`. `list_at` lists the values of `at` for a view: (None,) for a metric without `at`,
+    nothing if the metric does not apply. With `is_compared` the resamples are kept, so that runs can be
+    compared by the metric.
     """
 
     name: str
@@ -105,7 +106,7 @@ class Metric:
 
     @property
     def path(self) -> str:
-        """Place below a predictor in `metrics.json`."""
+        """Path of the metric under a predictor in `metrics.json`."""
         return f"{self.family.value}/{self.name}" if self.family.value else self.name
 
     def __call__(self, *arguments: Any) -> np.ndarray:
@@ -116,7 +117,7 @@ class Metric:
 
 
 class Key(NamedTuple):
-    """One metric of one policy."""
+    """Key of one metric of one policy."""
 
     policy: PolicyKey
     metric: Metric
@@ -124,10 +125,10 @@ class Key(NamedTuple):
 
 
 class MetricTable(Mapping[Key, Estimate]):
-    """Metrics on the test samples by key, each with its interval, and resamples of the compared ones.
+    """Metrics on the test samples by key, each with its interval, and resamples of the compared metrics.
 
-    `resamples` are `[num_resamples]`; those of an array of numbers are float32 and of the first
-    `MOST_BAND_RESAMPLES` resamples only, which is enough for the band of a plot.
+    `resamples` of a single number are `[num_resamples]`. Those of an array of numbers are float32 and limited
+    to the first `MOST_BAND_RESAMPLES` resamples, which is enough for the band of a plot.
     """
 
     def __init__(self, estimates: Mapping[Key, Estimate], resamples: Mapping[Key, np.ndarray]) -> None:
@@ -135,8 +136,8 @@ class MetricTable(Mapping[Key, Estimate]):
 
     @classmethod
     def from_bootstrap(cls, metrics: Mapping[Key, Bootstrapped], confidence: float) -> "MetricTable":
-        """Return the table of metrics that were measured on the samples and on every resample."""
-        # Copied, as a view of the first resamples would keep all of them in memory.
+        """Return the table of bootstrapped metrics."""
+        # Copied, because a view of the first resamples would keep all of them in memory.
         resamples = {
             key: values.resamples[:MOST_BAND_RESAMPLES].astype(np.float32)
             if values.resamples.ndim > 1
@@ -156,7 +157,7 @@ class MetricTable(Mapping[Key, Estimate]):
         return len(self._estimates)
 
     def find(self, policy: PolicyKey, metric: Metric, at: Hashable = None) -> Estimate | None:
-        """Return a metric; None for a single metric that does not exist (nan), or was not measured."""
+        """Return a metric; None if it was not measured, or is a single number that is nan."""
         estimate = self._estimates.get(Key(policy, metric, at))
         if estimate is None or (estimate.value.ndim == 0 and np.isnan(estimate.value)):
             return None
@@ -165,9 +166,9 @@ class MetricTable(Mapping[Key, Estimate]):
     def to_arrow(self, cost_measure: str) -> pa.Table:
         """Return the table in tidy form, one row per number, with full precision.
 
-        Columns: cost_measure, policy, kind (of the policy: predictor, bound or rule), metric, at, position
-        (in an array of numbers, as the number of a budget or a scale; null for a single one), value, low,
-        high.
+        Columns: cost_measure, policy, kind (type of the policy: predictor, bound or rule), metric, at,
+        position (index in an array of numbers, such as budgets or scales; null for a single number), value,
+        low, high.
         """
         rows = [
             {
@@ -180,7 +181,7 @@ class MetricTable(Mapping[Key, Estimate]):
                 **{name: float(getattr(estimate, name)[index]) for name in ("value", "low", "high")},
             }
             for key, estimate in self.items()
-            for position, index in _list_places(estimate)
+            for position, index in _list_positions(estimate)
         ]
         return pa.Table.from_pylist(rows, _SCHEMA)
 
@@ -205,7 +206,7 @@ def _write_at(at: Hashable) -> str:
     return str(at)
 
 
-def _list_places(estimate: Estimate) -> Iterator[tuple[int | None, Any]]:
+def _list_positions(estimate: Estimate) -> Iterator[tuple[int | None, Any]]:
     if estimate.value.ndim == 0:
         yield None, ...
     else:

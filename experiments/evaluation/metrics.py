@@ -1,22 +1,22 @@
-"""The metrics of policies: one function each, with its formula.
+"""Metrics of policies: one function each, with its formula.
 
-`@metric(...)` makes a function a `Metric` of the registry `METRICS`: it is then measured on the test samples
-and on every resample, and stands in the metric table, in `metrics.json` and in the tables of its family
-without another line. A function takes a view of a policy under R resamples and returns `[R]`, or `[R, k]` for
-a metric at k budgets, points or scales. A metric that does not exist on a resample is nan: a share of a gap
-of zero, or a score that is never reached.
+`@metric(...)` registers a function as a `Metric` in `METRICS`. A registered metric is measured on the test
+samples and on every resample, and appears in the metric table, in `metrics.json` and in the tables of its
+family without further code. A function takes a view of a policy under R resamples and returns `[R]`, or
+`[R, k]` for a metric at k budgets, points or scales. It returns nan where the metric does not exist: a share
+of a gap of zero, or a score that is never reached.
 
-**Matched mean cost.** For each budget the operating points of a policy are chosen on the calibration samples
-(`fronts.CalibratedPolicy`): the two prices around the budget and the chance of each. On the test samples they
-have some mean cost; at that cost the score is compared with the mix's, with the reference predictor's (on the
-line through its own operating points) and with the budgeted oracle's. The mix may choose its scales on the
-test samples themselves, which is in its favour. Means over budgets use the trapezoid rule on budgets that are
-evenly spaced in the logarithm, from the mean cost of the cheapest scale to that of the finest on calibration.
+**Matched mean cost.** For each budget the operating point of a policy is chosen on the calibration samples
+(`fronts.CalibratedPolicy`): the two prices around the budget and the probability of each. On the test samples
+this point has a realized mean cost. At that cost the score is compared with the mix, with the reference
+predictor (on the line through its operating points) and with the budgeted oracle. The mix is the hull of the
+fixed scales on the test samples themselves, which is in its favour. Means over budgets use the trapezoid rule
+on log-spaced budgets, from the mean cost of the cheapest scale to that of the finest scale on calibration.
 
-**Non-inferiority.** A policy is not inferior to a fixed scale at a margin if its mean score falls short of
-the scale's by no more than the margin. Its operating point is the cheapest that calibration allows. It is
-shown not to be inferior if the whole interval of the difference on test is at or above minus the margin.
-`front_cost` and `front_saving` belong to the best point on the test samples instead, and are optimistic.
+**Non-inferiority.** A policy is non-inferior to a fixed scale at a margin if its mean score is at most the
+margin lower. Its operating point is the cheapest one that is non-inferior on calibration. Non-inferiority is
+shown if the whole interval of the difference on test is at or above minus the margin. `front_cost` and
+`front_saving` use the best point on the test samples instead, and are optimistic.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -39,17 +39,17 @@ from experiments.evaluation.metric_table import (
 )
 from predictor.policy.front import Floats
 
-# Shares of the gap from the coarsest to the finest scale at which CPT(x) is given.
+# Shares of the gap from the coarsest to the finest scale at which CPT(x) is measured.
 RECOVERED = (0.5, 0.8)
-# A fixed scale, by the name of its role, and a margin.
+# A fixed scale, named by its role (`policy_table.FINEST`, `BEST_FIXED`), and a margin of the score.
 Baseline = tuple[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class FrontView:
-    """The front of a policy or a bound under R resamples, costs with the overhead of the policy.
+    """The front of a policy or a bound under R resamples; costs include the overhead of the policy.
 
-    `coarsest` and `finest` are mean cost and mean score of these fixed scales, each `[R]`.
+    `coarsest` and `finest` are the mean cost and mean score of these fixed scales, each `[R]`.
     """
 
     curve: Curve
@@ -58,7 +58,7 @@ class FrontView:
 
     @cached_property
     def started(self) -> Curve:
-        """The front with the coarsest scale as a point: every policy may use that scale alone."""
+        """The front with the coarsest fixed scale added as a point, which every policy may use."""
         return self.curve.start_from(self.coarsest)
 
     @property
@@ -69,16 +69,18 @@ class FrontView:
 
 @dataclass(frozen=True, eq=False)
 class PolicyView(FrontView):
-    """A policy under R resamples, beside the bounds and the other policies under the same ones.
+    """A policy under R resamples, with the bounds and the other policies under the same resamples.
 
-    `points` are mean costs and scores at its operating points, `[R, num_points]`, from cheap to expensive;
-    `plan` `[num_budgets, num_points]` is the chance of each under each budget, `realized` `[num_budgets]` the
-    cost of that on the test samples. `lines` are the fronts of all policies and bounds, `fixed` the fixed
-    scales `[R, num_scales]`, `best_fixed` the column of the best on calibration. `default` are cost and score
-    at the default price, `[R]`; `choices`, of the samples that some scale answers, the shares that get their
-    smallest sufficient scale, a coarser and a finer one, `[R, 3]`. `reaching` is, per baseline, the chance of
-    each point that is not inferior to it on calibration, or None; `baselines` are the columns of the fixed
-    scales. `calibration` are Brier score and calibration error, `[R, num_scales]`, if it has estimates.
+    `points` are mean costs and scores at its operating points, `[R, num_points]`, from cheap to expensive.
+    `plan` `[num_budgets, num_points]` is the probability of each point under each budget, and `realized`
+    `[num_budgets]` the resulting mean cost on the test samples. `lines` are the fronts of all policies and
+    bounds. `fixed` are mean costs and scores of the fixed scales, `[R, num_scales]`, and `best_fixed` is the
+    column of the best one on calibration. `default` are cost and score at the default price, `[R]`. `choices`
+    `[R, 3]` are shares of the samples that some scale answers: those that get their smallest sufficient
+    scale, a coarser and a finer one. `reaching` holds per baseline the probability of each point in the
+    cheapest mixture that is non-inferior on calibration, or None; `baselines` are the columns of the fixed
+    scales by role. `calibration` are Brier score and calibration error, `[R, num_scales]`, None without
+    estimates.
     """
 
     policy: Predictor
@@ -102,18 +104,18 @@ class PolicyView(FrontView):
         return self.points[0] @ self.plan.T, self.points[1] @ self.plan.T
 
     def difference_to(self, opponent: Opponent) -> Floats:
-        """Score minus that of an opponent at the same mean cost, under each budget, `[R, num_budgets]`."""
+        """Score minus an opponent's at the same mean cost, under each budget, `[R, num_budgets]`."""
         cost, score = self.planned
         return score - self.lines[opponent].at(cost)
 
     @cached_property
     def difference_to_mix(self) -> Floats:
-        """The difference to the mix; below the cost of the cheapest fixed scale the mix scores as that."""
+        """Score minus the mix's, `[R, num_budgets]`; the mix is flat below the cheapest fixed scale."""
         return self.difference_to(Bound.MIX)
 
     @cached_property
     def oracle_gap(self) -> Floats:
-        """Budgeted oracle minus mix at the same mean costs, `[R, num_budgets]`."""
+        """Score of the budgeted oracle minus the mix's at the same mean costs, `[R, num_budgets]`."""
         cost, score = self.planned
         return self.lines[Bound.BUDGETED].at(cost) - (score - self.difference_to_mix)
 
@@ -125,29 +127,29 @@ class PolicyView(FrontView):
 
     @cached_property
     def front_costs(self) -> Mapping[Baseline, Floats]:
-        """Per baseline the least cost at which the front reaches its score minus the margin, `[R]`."""
+        """Per baseline, the least cost at which the front reaches its score minus the margin, `[R]`."""
         return {
             baseline: self.curve.reach(self.fixed_at(baseline)[1] - baseline[1]) for baseline in self.reaching
         }
 
     @cached_property
     def reached(self) -> Mapping[Baseline, Pair]:
-        """Per baseline mean cost and score at the cheapest point not inferior on calibration, `[R]`.
+        """Per baseline, mean cost and score at the cheapest point non-inferior on calibration, `[R]`.
 
-        Baselines that no point is as good as on calibration are left out.
+        Baselines without a non-inferior point on calibration are left out.
         """
         cost, score = self.points
         return {
-            baseline: (cost @ chance, score @ chance)
-            for baseline, chance in self.reaching.items()
-            if chance is not None
+            baseline: (cost @ probability, score @ probability)
+            for baseline, probability in self.reaching.items()
+            if probability is not None
         }
 
 
 METRICS: list[Metric] = []
 
 
-def _once(view: FrontView) -> Iterable[None]:
+def _list_none(view: FrontView) -> Iterable[None]:
     return (None,)
 
 
@@ -157,10 +159,10 @@ def metric(
     family: Family,
     *,
     name: str | None = None,
-    over: Callable[[Any], Iterable[Hashable]] = _once,
+    over: Callable[[Any], Iterable[Hashable]] = _list_none,
     is_compared: bool = False,
 ) -> Callable[[Callable[..., Floats]], Metric]:
-    """Register a function as a metric: see `Metric`; `over` lists what it is measured at."""
+    """Register a function as a metric (see `Metric`); `over` lists the values of `at` for a view."""
 
     def register(measure: Callable[..., Floats]) -> Metric:
         registered = Metric(name or measure.__name__, label, form, family, measure, over, is_compared)
@@ -171,24 +173,24 @@ def metric(
 
 
 def list_metrics(family: Family) -> list[Metric]:
-    """The metrics of a family, in the order in which tables show them."""
+    """Return the metrics of a family, in the order in which tables show them."""
     return [registered for registered in METRICS if registered.family is family]
 
 
 def measure_policy(view: PolicyView) -> Iterator[tuple[Key, Floats]]:
-    """Measure every metric of a policy."""
+    """Yield every metric of a policy."""
     for registered in METRICS:
         yield from measure_metric(registered, view, view.policy)
 
 
 def measure_metric(registered: Metric, view: FrontView, policy: PolicyKey) -> Iterator[tuple[Key, Floats]]:
-    """Measure one metric at everything it depends on."""
+    """Yield one metric at each value of `at`."""
     for at in registered.list_at(view):
         yield Key(policy, registered, at), registered(view) if at is None else registered(view, at)
 
 
 def measure_bound(view: FrontView, bound: Bound) -> Iterator[tuple[Key, Floats]]:
-    """Measure the metrics of a front that is none of a policy."""
+    """Yield the metrics of the front of a bound."""
     for registered in list_metrics(Family.FRONT):
         yield from measure_metric(registered, view, bound)
 
@@ -198,7 +200,7 @@ def measure_bound(view: FrontView, bound: Bound) -> Iterator[tuple[Key, Floats]]
 
 @metric("to mix", Form.POINTS, Family.MEANS, is_compared=True)
 def mean_to_mix(view: PolicyView) -> Floats:
-    """Mean over budgets of the score minus the mix's at the same mean cost."""
+    """Score minus the mix's at the same mean cost, averaged over budgets."""
     return average(view.difference_to_mix)
 
 
@@ -208,19 +210,19 @@ def _list_reference(view: PolicyView) -> Iterable[None]:
 
 @metric("to reference", Form.POINTS, Family.MEANS, over=_list_reference)
 def mean_to_reference(view: PolicyView) -> Floats:
-    """Mean over budgets of the score minus the reference predictor's at the same mean cost."""
+    """Score minus the reference predictor's at the same mean cost, averaged over budgets."""
     return average(to_reference(view))
 
 
 @metric("share of gap", Form.SHARE, Family.MEANS, is_compared=True)
 def mean_gap_share(view: PolicyView) -> Floats:
-    """Mean difference to the mix over the mean gap from mix to budgeted oracle."""
+    """Mean difference to the mix, divided by the mean gap from the mix to the budgeted oracle."""
     return divide(average(view.difference_to_mix), average(view.oracle_gap))
 
 
 @metric("difference", Form.POINTS, Family.PAIRS, over=lambda view: view.opponents)
 def mean_difference(view: PolicyView, opponent: Opponent) -> Floats:
-    """Mean over budgets of the score minus an opponent's at the same mean cost."""
+    """Score minus an opponent's at the same mean cost, averaged over budgets."""
     return average(view.difference_to_mix if opponent is Bound.MIX else view.difference_to(opponent))
 
 
@@ -229,7 +231,7 @@ def mean_difference(view: PolicyView, opponent: Opponent) -> Floats:
 
 @metric("score", Form.SCORE, Family.AT_BUDGETS, name="score", is_compared=True)
 def score_at_budgets(view: PolicyView) -> Floats:
-    """Score on the policy's line at the cost that each budget has on the test samples."""
+    """Score on the line through the policy's points, at the realized cost of each budget on test."""
     return view.curve.at(np.broadcast_to(view.realized, (len(view.points[0]), len(view.realized))))
 
 
@@ -248,22 +250,21 @@ def to_reference(view: PolicyView) -> Floats:
 
 @metric("share of gap", Form.SHARE, Family.AT_BUDGETS)
 def gap_share(view: PolicyView) -> Floats:
-    """Difference to the mix over the gap from mix to budgeted oracle; nan where the gap is zero."""
+    """Difference to the mix divided by the gap from mix to budgeted oracle; nan where the gap is zero."""
     return divide(view.difference_to_mix, view.oracle_gap)
 
 
-# --- Of a front alone --------------------------------------------------------------------------------------
+# --- Metrics of a single front -----------------------------------------------------------------------------
 
 
 @metric("AIQ", Form.SCORE, Family.FRONT, is_compared=True)
 def average_quality(view: FrontView) -> Floats:
     """AIQ, average improvement in quality (RouterBench, arXiv 2403.12031).
 
-    `1 / (c_max - c_min)` times the integral from c_min to c_max of the non-decreasing concave hull of the
-    policy's points: a mean score. c_min and c_max are the mean costs of the coarsest and the finest scale;
-    the coarsest scale is a point of every policy; beyond the most expensive vertex the hull is flat.
-    (RouterBench takes the range from its set of models; its code divides by c_max, and c_min there is nearly
-    0.)
+    Mean height of the non-decreasing concave hull of the policy's points: its integral from c_min to c_max,
+    divided by `c_max - c_min`. c_min and c_max are the mean costs of the coarsest and the finest scale. The
+    coarsest scale counts as a point of every policy, and the hull is flat beyond its most expensive vertex.
+    (RouterBench takes the range from its set of models; its code divides by c_max, where c_min is nearly 0.)
     """
     low, high = view.coarsest[0], view.finest[0]
     return divide(view.started.hull().area(low, high), high - low)
@@ -275,9 +276,10 @@ def average_gap_recovered(view: FrontView) -> Floats:
 
     At a cost c the performance gap recovered is `PGR = (score(c) - s_coarsest) / (s_finest - s_coarsest)`;
     APGR is its integral over the share `(c - c_coarsest) / (c_finest - c_coarsest)` from 0 to 1, exact for
-    the line through the policy's points. With two scales that share is RouteLLM's share of calls of the
-    strong model; with more it is what the same tokens would buy of it. RouteLLM's paper sums over ten shares,
-    its code takes the trapezoids as here. Above 1 where the policy beats the finest scale at a lower cost.
+    the line through the policy's points. With two scales this share is RouteLLM's share of calls to the
+    strong model; with more scales it is the share of such calls that costs as much. RouteLLM's paper sums
+    over ten shares, its code uses the trapezoid rule as here. APGR can exceed 1 if the policy beats the
+    finest scale at a lower cost.
     """
     low, high = view.coarsest[0], view.finest[0]
     mean = divide(view.started.area(low, high), high - low)
@@ -288,9 +290,9 @@ def average_gap_recovered(view: FrontView) -> Floats:
 def call_share(view: FrontView, recovered: float) -> Floats:
     """CPT(x), call-performance threshold (RouteLLM, arXiv 2406.18665), x in [0, 1].
 
-    With x as `recovered`, the least share `(c - c_coarsest) / (c_finest - c_coarsest)` at which the
-    performance gap recovered is at least x; nan where it never is. A policy that pays for several scales may
-    need a share above 1.
+    The least share `(c - c_coarsest) / (c_finest - c_coarsest)` at which the performance gap recovered is at
+    least x (`recovered`); nan if it never is. The share can exceed 1 for a policy that pays for several
+    scales.
     """
     cost = view.started.reach(view.coarsest[1] + recovered * view.gap)
     low, high = view.coarsest[0], view.finest[0]
@@ -299,10 +301,10 @@ def call_share(view: FrontView, recovered: float) -> Floats:
 
 @metric("hypervolume", Form.SCORE, Family.FRONT, is_compared=True)
 def hypervolume(view: FrontView) -> Floats:
-    """Area that the points dominate, up to the finest scale's mean cost and down to score 0, over that cost.
+    """Area dominated by the points, divided by the finest scale's mean cost (Zitzler and Thiele 1998).
 
-    Points are taken as they are, not mixed: a staircase (Zitzler and Thiele 1998). In [0, 1] for scores in
-    [0, 1]; a perfect policy without cost has 1.
+    The area is bounded by the finest scale's mean cost and by score 0. Points are not mixed: the dominated
+    region is a staircase. In [0, 1] for scores in [0, 1]; 1 for a perfect policy at no cost.
     """
     curve, reference = view.curve, view.finest[0][:, None]
     best = np.maximum(np.maximum.accumulate(curve.score, axis=1), 0.0)
@@ -329,25 +331,25 @@ def front_cost(view: PolicyView, baseline: Baseline) -> Floats:
 
 @metric("on the front", Form.FACTOR, Family.NON_INFERIORITY, over=_list_baselines)
 def front_saving(view: PolicyView, baseline: Baseline) -> Floats:
-    """The baseline's mean cost over that least cost."""
+    """The baseline's mean cost divided by the cost on the front."""
     return view.fixed_at(baseline)[0] / view.front_costs[baseline]
 
 
 @metric("cost", Form.COST, Family.NON_INFERIORITY, name="cost", over=_list_reached)
 def reached_cost(view: PolicyView, baseline: Baseline) -> Floats:
-    """Mean cost on test of the cheapest operating point that is not inferior on calibration."""
+    """Mean cost on test of the cheapest operating point that is non-inferior on calibration."""
     return view.reached[baseline][0]
 
 
 @metric("saving", Form.FACTOR, Family.NON_INFERIORITY, name="saving", over=_list_reached)
 def reached_saving(view: PolicyView, baseline: Baseline) -> Floats:
-    """The baseline's mean cost over the mean cost of that point."""
+    """The baseline's mean cost divided by `reached_cost`."""
     return view.fixed_at(baseline)[0] / view.reached[baseline][0]
 
 
 @metric("difference", Form.POINTS, Family.NON_INFERIORITY, name="difference", over=_list_reached)
 def reached_difference(view: PolicyView, baseline: Baseline) -> Floats:
-    """Mean score on test of that point minus the baseline's."""
+    """Mean score on test of the point of `reached_cost` minus the baseline's."""
     return view.reached[baseline][1] - view.fixed_at(baseline)[1]
 
 
@@ -368,28 +370,28 @@ def default_score(view: PolicyView) -> Floats:
 
 @metric("to best fixed", Form.POINTS, Family.DEFAULT, is_compared=True)
 def to_best_fixed(view: PolicyView) -> Floats:
-    """Mean score at the default price minus that of the fixed scale that is best on calibration."""
+    """Mean score at the default price minus that of the best fixed scale on calibration."""
     return view.default[1] - view.fixed[1][:, view.best_fixed]
 
 
 @metric("smallest sufficient", Form.SHARE, Family.DEFAULT, is_compared=True)
 def smallest_right(view: PolicyView) -> Floats:
-    """Share, of the samples that some scale answers, that get their smallest sufficient scale.
+    """Share of the samples that get their smallest sufficient scale, among those that some scale answers.
 
-    The scale of a cascade is the one that it stops at.
+    For a cascade the scale is the one at which it stops.
     """
     return view.choices[:, 0]
 
 
 @metric("too coarse", Form.SHARE, Family.DEFAULT, is_compared=True)
 def too_coarse(view: PolicyView) -> Floats:
-    """Share, of the samples that some scale answers, that get a coarser scale than they need."""
+    """Share of the samples that get a coarser scale than needed, among those that some scale answers."""
     return view.choices[:, 1]
 
 
 @metric("too fine", Form.SHARE, Family.DEFAULT, is_compared=True)
 def too_fine(view: PolicyView) -> Floats:
-    """Share, of the samples that some scale answers, that get a finer scale than they need."""
+    """Share of the samples that get a finer scale than needed, among those that some scale answers."""
     return view.choices[:, 2]
 
 
@@ -416,23 +418,23 @@ def calibration_error(view: PolicyView) -> Floats:
 
 @metric("cost", Form.COST, Family.POINTS, name="cost")
 def point_cost(view: PolicyView) -> Floats:
-    """Mean cost at each operating point; of fixed scales and oracles at theirs."""
+    """Mean cost at each operating point; for fixed scales and oracles, of each."""
     return view.points[0]
 
 
 @metric("score", Form.SCORE, Family.POINTS, name="score")
 def point_score(view: PolicyView) -> Floats:
-    """Mean score at each operating point; of fixed scales and oracles at theirs."""
+    """Mean score at each operating point; for fixed scales and oracles, of each."""
     return view.points[1]
 
 
-# --- Of the budgeted oracle --------------------------------------------------------------------------------
+# --- Headroom ----------------------------------------------------------------------------------------------
 
 
 @metric("gap", Form.POINTS, Family.HEADROOM, name="gap", over=lambda view: ())
 def mean_gap(oracle: Floats, mix: Floats) -> Floats:
-    """Mean over budgets of the budgeted oracle's score minus the mix's, both `[R, num_budgets]`.
+    """Score of the budgeted oracle minus the mix's, both `[R, num_budgets]`, averaged over budgets.
 
-    It belongs to no policy: `comparison` measures it.
+    `comparison` measures it once, as it does not depend on a policy.
     """
     return average(oracle - mix)

@@ -1,7 +1,7 @@
-"""What questions need: the smallest scale that is nearly as good as the best, per kind and per attribute.
+"""Smallest scale that is nearly as good as the best, per question type and per attribute.
 
-The paper's second contribution (Cai et al., arXiv 2405.17430, section 4.3) is that data sets differ in the
-granularity they ask for. Here it is measured within one, on whatever its samples say of themselves.
+The M3 paper (Cai et al., arXiv 2405.17430, section 4.3) shows that data sets differ in the granularity they
+need. Here the same is measured within one data set, over the question types and attributes of its samples.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,17 +13,17 @@ from numpy.typing import ArrayLike
 
 from m3_backbone.outcomes.table import OutcomeTable
 
-# A mean score within this of the best scale's is as good.
+# A scale is sufficient if its mean score is at most this much below the best scale's.
 MARGIN = 0.01
 NUM_BINS = 5
-# Below so many questions a mean is noise: a single answer of 25 is four points.
+# With fewer questions a mean is too noisy: one answer of 25 is worth four points.
 LEAST_SAMPLES = 25
 MAX_ATTRIBUTES = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Need:
-    """Some questions: their number, mean score per scale, and the column of the smallest sufficient scale."""
+    """A group of questions: their number, mean score per scale, column of the smallest sufficient scale."""
 
     name: str
     num_samples: int
@@ -33,7 +33,7 @@ class Need:
 
 @dataclass(frozen=True, eq=False)
 class NeedMap:
-    """`needs[kind][bin]` over bins of one attribute; None where there are too few questions."""
+    """Needs by question type and bin of one attribute, `needs[type][bin]`; None if questions are too few."""
 
     attribute: str
     bins: tuple[str, ...]
@@ -41,19 +41,19 @@ class NeedMap:
 
 
 def find_needed_column(scores: ArrayLike, margin: float = MARGIN) -> int:
-    """Column of the smallest scale whose score is within `margin` of the best of `scores [num_scales]`."""
+    """Return the column of the smallest scale within `margin` of the best of `scores` `[num_scales]`."""
     means = np.asarray(scores, dtype=np.float64)
     return int(np.argmax(means >= means.max() - margin - 1e-12))
 
 
 def tabulate_needs(table: OutcomeTable, margin: float = MARGIN) -> list[Need]:
-    """All questions, then each kind."""
+    """Return the needs of all questions, then of each question type."""
     return [_measure(name, table, rows, margin) for name, rows in _group(table).items()]
 
 
 def _group(table: OutcomeTable) -> dict[str, np.ndarray]:
-    kinds = split_by_type(table)
-    return {name_total("all questions", kinds): np.ones(len(table), bool), **kinds}
+    by_type = split_by_type(table)
+    return {name_total("all questions", by_type): np.ones(len(table), bool), **by_type}
 
 
 def _measure(name: str, table: OutcomeTable, rows: np.ndarray, margin: float) -> Need:
@@ -69,10 +69,11 @@ def map_needs(
     num_bins: int = NUM_BINS,
     least: int = LEAST_SAMPLES,
 ) -> NeedMap:
-    """Needs per kind and bin of an attribute; what is no positive number is "does not apply".
+    """Return the needs per question type and bin of an attribute; values must be positive numbers.
 
-    Bins hold about as many questions, kinds together; cells with less than `least` are left empty, kinds
-    without any cell left out. ValueError where the attribute has no two values.
+    Questions without a positive number are in no bin. Bins hold about equally many questions, over all types
+    together. Cells with fewer than `least` questions are None, and types without any cell are left out.
+    Raises ValueError if the attribute does not vary.
     """
     values = _read_attribute(table, attribute)
     edges = _find_edges(values, num_bins)
@@ -90,32 +91,32 @@ def map_needs(
 
 
 def map_attributes(table: OutcomeTable, margin: float = MARGIN) -> list[NeedMap]:
-    """A map of the first few attributes that vary and have a cell with enough questions."""
-    names = dict.fromkeys(name for row in table.attributes for name in row)
+    """Return maps of the first attributes that vary and have a cell with enough questions."""
+    names = dict.fromkeys(name for attributes in table.attributes for name in attributes)
     varying = [name for name in names if len(_find_edges(_read_attribute(table, name), NUM_BINS)) > 1]
     maps = [map_needs(table, name, margin=margin) for name in varying]
-    return [found for found in maps if found.needs][:MAX_ATTRIBUTES]
+    return [need_map for need_map in maps if need_map.needs][:MAX_ATTRIBUTES]
 
 
 def _read_attribute(table: OutcomeTable, name: str) -> np.ndarray:
-    """Its positive numbers, `[num_samples]`; 0 for everything else."""
+    """Return the positive numbers of an attribute, `[num_samples]`; 0 for other values."""
     values = np.zeros(len(table))
-    for index, row in enumerate(table.attributes):
-        value = row.get(name)
+    for index, attributes in enumerate(table.attributes):
+        value = attributes.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf:
             values[index] = value
     return values
 
 
 def _find_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
-    """Upper ends of the bins of what is positive, values that occur; a single one where nothing varies."""
-    known = values[values > 0]
-    if not known.size:
-        return known
-    inner = np.quantile(known, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf")
-    # Quantiles that coincide make one bin of two; where all are the largest value, the rest is the other bin.
-    edges = np.unique([*inner, known.max()])
-    below = known[known < edges[-1]]
+    """Return the upper ends of the bins of positive values; each end is a value that occurs."""
+    positive = values[values > 0]
+    if not positive.size:
+        return positive
+    inner = np.quantile(positive, np.linspace(0, 1, num_bins + 1)[1:-1], method="inverted_cdf")
+    # Equal quantiles merge bins. If all equal the largest value, the smaller values form a second bin.
+    edges = np.unique([*inner, positive.max()])
+    below = positive[positive < edges[-1]]
     return np.array([below.max(), edges[-1]]) if len(edges) == 1 and below.size else edges
 
 
@@ -141,9 +142,9 @@ def pick_frequent(counts: Mapping[str, int], most: int = MOST_SHOWN) -> list[str
 
 
 def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) -> str:
-    """Return the sentence that says how many question types are shown; empty where all are.
+    """Return a sentence that says how many question types are shown; empty if all are.
 
-    `rest` says where to find the others.
+    `rest` is a clause that says where to find the others.
     """
     if num_types <= most:
         return ""
@@ -151,7 +152,7 @@ def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) ->
 
 
 def name_total(label: str, types: Iterable[str]) -> str:
-    """Return the name of the row of all question types; it differs from the names of all types."""
+    """Return `label`, extended if necessary to differ from the names of all question types."""
     taken = set(types)
     while label in taken:
         label = f"{label} (total)"
@@ -165,5 +166,5 @@ def split_by_type(table: OutcomeTable) -> dict[str, np.ndarray]:
 
 
 def list_types(table: OutcomeTable) -> np.ndarray:
-    """Return the type of each question, `[num_samples]`; the name of the task where a question has none."""
+    """Return the type of each question, `[num_samples]`; the name of its task if it has none."""
     return np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)

@@ -1,15 +1,15 @@
-"""Budgeted oracles without the luck of a single answer.
+"""Noise-free oracles: budgeted oracles corrected for the outcome noise of a single answer.
 
-They choose by one measurement and are scored by another, or by an expectation:
+There are two of them:
 
-- **likelihood**: the score is the chance that an answer drawn from the model is the reference, which its
-  likelihood gives; it is what choice and score are. For tasks whose samples have a single reference that has
-  to be met exactly.
-- **resampled**: the outcomes are labelled several times with sampled answers; the scale is chosen by the mean
-  score in the other runs, and scored on this one, each run in turn.
+- **likelihood**: both the choice and the score use the expected score, the probability that an answer sampled
+  from the model is the reference (its likelihood). It requires tasks whose samples have a single reference
+  and are scored by exact match.
+- **resampled**: samples are answered several times with sampled answers. For each run, the scale is chosen by
+  the mean score in the other runs and scored on this run (cross-fitting).
 
-Both are budgeted oracles of expected scores; so the fixed scales beside them have expected scores too, which
-are lower than those of greedy answers.
+Both are budgeted oracles of expected scores, so they are compared with the expected scores of the fixed
+scales, which are lower than scores of greedy answers.
 """
 
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ from predictor.policy.front import find_unit, space_budgets
 from predictor.policy.switches import find_switches
 
 NOISE_FREE: Mapping[str, str] = {
-    "likelihood": "oracle without luck, by likelihood",
-    "resampled": "oracle without luck, resampled",
+    "likelihood": "noise-free oracle, by likelihood",
+    "resampled": "noise-free oracle, cross-fitted",
 }
-# The scorer that only the reference satisfies.
+# The scorer of exact matches.
 _EXACT = "exact"
 
 
@@ -44,9 +44,10 @@ _EXACT = "exact"
 class NoiseFreeOracle:
     """A budgeted oracle of expected scores, with intervals over images.
 
-    `fixed_score` `[num_scales]` are the expected scores of the fixed scales; `cost` and `score`
-    `[num_points]` the oracle's front, from cheap to dear. `gap` is the mean distance between this front and
-    the mix of these fixed scales over log budgets: what is there to be gained when nobody is lucky.
+    `fixed_cost` and `fixed_score` `[num_scales]` are mean costs and expected scores of the fixed scales;
+    `cost` and `score` `[num_points]` are the oracle's front, from cheap to expensive. `gap` is the score of
+    this front minus that of the mix of these fixed scales, averaged over log-spaced budgets: the headroom
+    without outcome noise.
     """
 
     fixed_cost: Estimate
@@ -59,17 +60,20 @@ class NoiseFreeOracle:
 
 
 def expect_scores(nll: ArrayLike, reference_tokens: ArrayLike) -> Floats:
-    """Chance that an answer drawn from the model is the reference, `[num_samples, num_scales]`.
+    """Return the probability that a sampled answer is the reference, `[num_samples, num_scales]`.
 
-    `exp(-nll * reference_tokens)`: the probability of the reference, its end token included, of whose
-    `reference_tokens` tokens `nll` is the mean negative log-likelihood. A lower bound where a scorer forgives
-    case or a full stop.
+    It is `exp(-nll * reference_tokens)`, where `nll` is the mean negative log-likelihood (in nats) of the
+    `reference_tokens` tokens of the reference, its end token included. It is a lower bound of the expected
+    score if the scorer ignores case or a full stop.
     """
     return np.exp(-np.asarray(nll, dtype=np.float64) * np.asarray(reference_tokens))
 
 
 def leave_one_out(score: ArrayLike) -> Floats:
-    """Mean score in the other runs, for runs `[num_runs, num_samples, num_scales]`; two at least."""
+    """Return the mean score in the other runs, for scores `[num_runs, num_samples, num_scales]`.
+
+    Raises ValueError for fewer than two runs.
+    """
     scores = np.asarray(score, dtype=np.float64)
     if len(scores) < 2:
         raise ValueError(f"resampled outcomes need two runs at least, got {len(scores)}")
@@ -89,18 +93,18 @@ def measure_noise_free(
     seed: int = 0,
     timings: Timings | None = None,
 ) -> NoiseFreeOracle:
-    """An oracle that chooses by `estimates` and is scored by `score`: `[num_runs, num_samples, num_scales]`.
+    """Return the oracle that chooses by `estimates` and is scored by `score`.
 
-    `cost` is `[num_samples, num_scales]`. Figures are means over the runs at the same prices; prices are
-    those of the first run. For `likelihood` both are `expect_scores`, one run; for `resampled` the estimates
-    are `leave_one_out` of the scores. `timings` are those that the costs are means of, if they are measured.
+    Both are `[num_runs, num_samples, num_scales]`, and `cost` is `[num_samples, num_scales]`. Metrics are
+    means over the runs at the same prices, those of the first run. For `likelihood` there is one run, and
+    both are `expect_scores`; for `resampled` the estimates are `leave_one_out(score)`. `timings` are those
+    whose means the costs are, if costs are measured times.
     """
-    costs = np.asarray(cost, dtype=np.float64)
-    by, scores = (np.asarray(values, dtype=np.float64) for values in (estimates, score))
+    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
     image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
     means, paths = PolicyMeans(image, timed=timings is not None), Paths.single(costs.shape[1])
     means.add_fixed(Bound.FIXED, costs, scores.mean(axis=0))
-    runs = [find_switches(estimates_of_run, costs) for estimates_of_run in by]
+    runs = [find_switches(run, costs) for run in np.asarray(estimates, dtype=np.float64)]
     prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
     for run, switches in enumerate(runs):
         means.add(run, Schedule.at_prices(switches, prices, unit), paths, costs, scores[run])
@@ -137,7 +141,7 @@ def measure_noise_free(
 def list_noise_free(
     test: OutcomeTable, cost: Floats, resampled: Resampled | None, **settings: Any
 ) -> dict[str, NoiseFreeOracle]:
-    """Return the oracles that these outcomes allow, by name; `settings` are those of `measure_noise_free`."""
+    """Return the oracles that these outcomes allow, by name; `settings` go to `measure_noise_free`."""
     oracles = {}
     if all(len(references) == 1 for references in test.references) and set(test.metric) == {_EXACT}:
         expected = expect_scores(test.nll, test.reference_tokens)[None]

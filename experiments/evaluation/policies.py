@@ -1,11 +1,11 @@
-"""Policies that are compared: at each price, which scales are tried for every sample.
+"""Policies in a comparison: which scales are tried for each sample at each price.
 
-A **path** tries the scales from `start` on, one after the other, until `stop`. It costs all the scales it
-tries, and the last answer stands. A predictor answers at one scale; a cascade escalates.
+A **path** tries the scales from `start` to `stop` in turn. Its cost is that of all the scales it tries, and
+the last answer counts. A predictor answers at one scale; a cascade escalates.
 
-The prices, temperatures and thresholds of a policy come from the calibration samples. Of the test samples it
-is given what is known without their references (`PolicyInputs`), so it cannot be an oracle: oracles take
-`ScoredSamples` and are in `oracles`.
+The prices, temperatures and thresholds of a policy come from the calibration samples. For the test samples a
+policy receives only what is known without references (`PolicyInputs`), so it cannot be an oracle; oracles
+take scores and are in `fronts`.
 """
 
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ Choices = NDArray[np.int8]
 
 @dataclass(frozen=True, eq=False)
 class PolicyInputs:
-    """Samples as a policy may see them, each array `[num_samples, num_scales]`.
+    """What a policy may know of samples; each array is `[num_samples, num_scales]`.
 
     `cost` is in the cost measure of the comparison, `tokens` in visual tokens. `confidence` is that of the
-    answer at each scale: a policy may read it only where it has paid for the answer. `shared` is the part of
-    each cost that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
+    answer at each scale; a policy may read it only for scales whose answers it has paid for. `shared` is the
+    part of each cost that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
     """
 
     cost: Floats
@@ -59,7 +59,7 @@ class ScoredSamples(PolicyInputs):
 
     @property
     def inputs(self) -> PolicyInputs:
-        """The same samples without their scores."""
+        """The samples without their scores."""
         return PolicyInputs(self.cost, self.tokens, self.confidence, shared=self.shared)
 
 
@@ -87,16 +87,16 @@ class Paths:
         return (self.start[:, None] <= scale) & (scale <= self.stop[:, None])
 
     def find(self, start: ArrayLike, stop: ArrayLike) -> Choices:
-        """Return the numbers of the paths from `start` to `stop`, of the shape of both.
+        """Return the numbers of the paths from `start` to `stop`, in the shape of these arrays.
 
-        Raises ValueError for a path that there is not, as one to a coarser scale.
+        Raises ValueError for a path that does not exist, such as one to a coarser scale.
         """
         size = int(self.stop.max()) + 1
         number_of = np.full((size, size), -1, dtype=np.int8)
         number_of[self.start, self.stop] = np.arange(len(self.start))
         numbers = number_of[np.asarray(start), np.asarray(stop)]
         if (numbers < 0).any():
-            raise ValueError("a cascade ends at the scale that it started from, or at a finer one")
+            raise ValueError("a cascade must end at the scale it starts from or at a finer one")
         return numbers
 
     def cost(self, samples: PolicyInputs) -> Floats:
@@ -107,7 +107,7 @@ class Paths:
         cumulative = np.cumsum(cost, axis=1)
         total = cumulative[:, self.stop] - cumulative[:, self.start] + cost[:, self.start]
         total -= (self.stop - self.start) * samples.shared
-        # The cost of a path of one scale is taken as it is, free of rounding.
+        # For a path of one scale the exact cost is used, which has no rounding error.
         return np.where(self.start == self.stop, cost[:, self.stop], total)
 
     def score(self, score: Floats) -> Floats:
@@ -117,7 +117,7 @@ class Paths:
 
 @dataclass(frozen=True, eq=False)
 class Default:
-    """The price that a policy is used at when no budget is given, and its paths `[num_samples]` on test."""
+    """The price that a policy uses when no budget is given, and its paths `[num_samples]` on test."""
 
     price: float
     choice: Columns
@@ -127,10 +127,10 @@ class Default:
 class Decisions:
     """The paths that a policy chooses at each `price`, as numbers of `paths`.
 
-    Prices `[num_prices]` ascend, in terms of the policy's own, per `unit` of cost where that has a meaning;
-    they are the points of the schedules of `calibration` and `test`. Without a `default` the comparison takes
-    the cheapest price that is as good on calibration as the best fixed scale. `estimates` are those on the
-    test samples, if the policy has any: they are compared with the scores.
+    Prices `[num_prices]` are ascending and specific to the policy, per `unit` of cost where applicable. They
+    are the points of the schedules `calibration` and `test`. Without a `default` the comparison uses the
+    cheapest price that is about as good on calibration as the best fixed scale. `estimates` are those on the
+    test samples, if the policy has any; the comparison measures their calibration.
     """
 
     paths: Paths
@@ -155,10 +155,10 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PredictorPolicy:
-    """A predictor: at a price, `predictor.policy.front.choose` turns its estimates into a scale per sample.
+    """Policy of a predictor: `predictor.policy.front.choose` turns estimates and a price into scales.
 
     `calibration` and `test` are estimates `[num_samples, num_scales]`. `default`, from
-    `predictor.policy.pricing`, is a price per visual token whatever the cost measure is.
+    `predictor.policy.pricing`, is a price of visual tokens in every cost measure.
     """
 
     name: str
@@ -186,11 +186,11 @@ class PredictorPolicy:
 
 
 class FittedCascade(Protocol):
-    """A cascade that is fitted: it answers, reads the answer's confidence, and stops or escalates."""
+    """A fitted cascade: after each answer it stops or escalates, depending on the answer's confidence."""
 
     @property
     def price(self) -> Floats:
-        """`[num_prices]`, ascending: the first spends most."""
+        """Ascending prices `[num_prices]`; the cost is highest at the first."""
         ...
 
     def escalate(
@@ -198,14 +198,14 @@ class FittedCascade(Protocol):
     ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Return the first and the last column tried, each `[num_prices, num_samples]`.
 
-        `confidence`, `cost` and `estimates` are `[num_samples, num_scales]`; of the confidences only those
-        of scales from the first to the last tried are read.
+        `confidence`, `cost` and `estimates` are `[num_samples, num_scales]`; only confidences of tried scales
+        are read.
         """
         ...
 
 
 class CascadeFit(Protocol):
-    """Makes a cascade from calibration samples, each array `[num_samples, num_scales]`."""
+    """Function that fits a cascade to calibration samples; each array is `[num_samples, num_scales]`."""
 
     def __call__(
         self, confidence: Floats, score: Floats, cost: Floats, estimates: Floats | None, num_prices: int
@@ -214,7 +214,10 @@ class CascadeFit(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CascadePolicy:
-    """A cascade: `fit` makes it from calibration. `estimates` are a predictor's on (calibration, test)."""
+    """Policy of a cascade, which `fit` makes from calibration samples.
+
+    `estimates` of a predictor, if any, are those on (calibration, test).
+    """
 
     name: str
     fit: CascadeFit
@@ -222,7 +225,7 @@ class CascadePolicy:
 
     def decide(self, calibration: ScoredSamples, test: PolicyInputs, num_prices: int) -> Decisions:
         on_calibration, on_test = self.estimates or (None, None)
-        # What is paid once in any case decides nothing.
+        # The shared cost is paid in any case, so it does not affect the decisions.
         calibration_cost, test_cost = calibration.cost - calibration.shared, test.cost - test.shared
         cascade = self.fit(
             calibration.confidence, calibration.score, calibration_cost, on_calibration, num_prices
@@ -240,9 +243,9 @@ class CascadePolicy:
 
 @dataclass(frozen=True)
 class CascadeEntry:
-    """A cascade as a configuration names it, fitted where calibration samples are at hand.
+    """A cascade of a configuration, to be fitted once calibration samples are available.
 
-    `predictor` names the trained predictor whose estimates it starts from, if any.
+    `predictor` names the trained predictor whose estimates say where it starts, if any.
     """
 
     name: str

@@ -1,13 +1,13 @@
-"""The policy table: for each policy and operating point, which scales are tried for each sample.
+"""Policy table: for each policy and operating point, the scales that are tried for each sample.
 
-Operating points come from the calibration samples and are applied to the test samples. Under weights of the
-test images the table gives mean cost and mean score of every policy at every point, from which all metrics
-follow (`metrics`).
+Operating points are chosen on the calibration samples and applied to the test samples. Given weights of the
+test images, the table returns the mean cost and mean score of every policy at every point; all metrics are
+computed from these (`metrics`).
 
 Visual tokens and FLOPs are known for every sample, and their mean is taken over the samples. Milliseconds are
-measured on a few other pictures and are the same for every sample, so a mean cost is the sum over scales of
-the share of the samples that try the scale times its mean milliseconds, plus those of the vision pass and the
-overhead of the policy. Each resample has its own mean milliseconds, from a resample of the timed pictures.
+measured on a few other pictures and are the same for every sample. A mean cost in milliseconds is the sum
+over scales of the share of samples that try the scale times its mean milliseconds, plus the vision pass and
+the overhead of the policy. Each resample has other mean milliseconds, from a resample of the timed pictures.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -40,15 +40,16 @@ from predictor.policy.front import Front, find_unit, space_budgets
 from predictor.policy.pricing import find_default
 from predictor.policy.switches import find_switches
 
-# Fixed scales that a policy should not be inferior to, and by how much it may fall short of them.
+# Baselines of the non-inferiority tests (fixed scales), and margins in units of the score.
 FINEST, BEST_FIXED = "finest", "best fixed"
 MARGINS = (0.0, 0.005, 0.01)
-# Unless training chose a default price, it is the cheapest that loses no more than this on calibration.
+# Without a default price from training, the default is the cheapest price that loses at most this score on
+# calibration.
 TOLERANCE = 0.01
 
 
 class Quantity(Enum):
-    """Averaged quantities of a policy: its operating points, its default price, its choices at that price."""
+    """What is averaged for a policy: its operating points, its default price, its choices at that price."""
 
     POINTS = auto()
     DEFAULT = auto()
@@ -56,17 +57,17 @@ class Quantity(Enum):
 
 
 class PolicyMeans:
-    """By key, mean costs and mean scores of policies under weights of the test images.
+    """Mean costs and mean scores of policies, by key, under weights of the test images.
 
-    `image` `[num_samples]` numbers the images of the samples. With `timed`, mean costs come from the
-    milliseconds that are passed to each call, and the costs of samples are not used. Other means are added to
-    `images`.
+    `image` `[num_samples]` is the image number of each sample. With `timed`, mean costs are computed from the
+    milliseconds passed to each call, and the costs of samples are not used. Means of other quantities can be
+    added to `images`.
     """
 
     def __init__(self, image: ArrayLike, *, timed: bool) -> None:
         self.images = ImageMeans(image)
         self._timed = timed
-        # Timed policies only: name of the policy whose overhead they pay.
+        # Only for timed policies: the name under which their overhead is measured.
         self._overhead: dict[Hashable, str | None] = {}
         self._fixed: set[Hashable] = set()
 
@@ -87,9 +88,10 @@ class PolicyMeans:
         score: Floats,
         name: str | None = None,
     ) -> None:
-        """Add a policy that follows `schedule`; `cost` and `score` of its paths `[num_samples, num_paths]`.
+        """Add a policy that follows `schedule`, given `cost` and `score` of its paths.
 
-        `cost` includes the overhead; if costs are timed, that is the overhead of `name`.
+        Both are `[num_samples, num_paths]`, and `cost` includes the overhead. If costs are timed, the
+        overhead of `name` is used instead.
         """
         if not self._timed:
             self.images.add(key, schedule, cost, score)
@@ -113,15 +115,15 @@ class PolicyMeans:
     def __call__(
         self, weights: NDArray[Any], milliseconds: TimingMeans | None = None
     ) -> dict[Any, tuple[Floats, ...]]:
-        """By key (cost, score), each `[num_resamples, num_points]`, and the means added to `images`.
+        """Return (cost, score) by key, each `[num_resamples, num_points]`, and the means added to `images`.
 
-        `weights` of the images are `[num_resamples, num_images]`; `milliseconds` are those of the same
-        resamples, needed if costs are timed.
+        `weights` of the images are `[num_resamples, num_images]`; `milliseconds` are the means under the same
+        resamples and required if costs are timed.
         """
         means = self.images(weights)
         if not self._timed:
             return means
-        assert milliseconds is not None, "`resample` is given the timings of the cost measure"
+        assert milliseconds is not None, "`resample` needs the timings of the cost measure"
         for key in self._fixed:
             means[key] = (milliseconds.cost, *means[key])
         for key, name in self._overhead.items():
@@ -132,13 +134,13 @@ class PolicyMeans:
 
 @dataclass(frozen=True, eq=False)
 class PolicyPoints:
-    """A policy with the operating points that calibration chose, and what they do with the test samples.
+    """The operating points of a policy, chosen on calibration, and their choices on the test samples.
 
-    `cost` and `score` `[num_samples, num_paths]` are those of its paths on the test samples, the overhead
-    included. `points` are its operating points, from expensive to cheap; `policy` holds them from cheap to
-    expensive, and so do `plan` `[num_budgets, num_points]` and `reaching`: per baseline the chance
-    `[num_points]` of each point, or None where no point is as good on calibration. `trace` is the front of
-    all its prices on test.
+    `cost` (with overhead) and `score` `[num_samples, num_paths]` are those of its paths on the test samples.
+    `points` is the schedule of its operating points, from expensive to cheap. `policy`, `plan` `[num_budgets,
+    num_points]` and `reaching` list the points from cheap to expensive: `reaching` holds per baseline the
+    probability `[num_points]` of each point, or None if no point is non-inferior on calibration. `trace` is
+    the front of all its prices on test.
     """
 
     paths: Paths
@@ -162,7 +164,7 @@ class PolicyPoints:
         overhead: float,
         baselines: Mapping[str, int],
     ) -> "PolicyPoints":
-        """Choose operating points; `baselines` are columns of fixed scales not to be inferior to."""
+        """Choose the operating points; `baselines` are the columns of the fixed scales, by role."""
         paths = decisions.paths
         cost, score = paths.cost(calibration), paths.score(calibration.score)
         schedule = decisions.calibration
@@ -179,7 +181,7 @@ class PolicyPoints:
             cost=test_cost,
             score=test_score,
             policy=policy,
-            # A budget below the cheapest point is met by that point, and compared at what it costs.
+            # A budget below the cheapest point uses that point, and is compared at the cost of that point.
             plan=policy.plan(np.maximum(budgets - overhead, policy.cost[0])),
             reaching={
                 (name, margin): policy.reach(float(fixed[column]) - margin)
@@ -194,12 +196,12 @@ class PolicyPoints:
 
     @cached_property
     def realized(self) -> Floats:
-        """Mean cost of each budget on the test samples, `[num_budgets]`."""
+        """Realized mean cost on the test samples under each budget, `[num_budgets]`."""
         return self.plan @ self.points.mean(self.cost)[::-1]
 
     @cached_property
     def chosen(self) -> Floats:
-        """Share of the samples that keep the answer of each scale, `[num_budgets, num_scales]`."""
+        """Share of the samples whose final answer comes from each scale, `[num_budgets, num_scales]`."""
         num_scales = int(self.paths.stop.max()) + 1
         is_last = (self.paths.stop[:, None] == np.arange(num_scales)).astype(np.float64)
         shares = [
@@ -210,16 +212,17 @@ class PolicyPoints:
 
     @cached_property
     def default_scale(self) -> Columns:
-        """Columns of the scales whose answers are kept at the default price, `[num_samples]`."""
+        """Columns of the scales of the final answers at the default price, `[num_samples]`."""
         return self.paths.stop[self.default.choice]
 
 
 class PolicyTable:
     """Policies, fixed scales and oracles on one test split, in one cost measure.
 
-    `image` `[num_samples]` numbers the images of the test samples; `overhead` is what each policy adds to
-    every answer. With `timed`, costs are means over timed pictures, and `measure` takes the means of each
-    resample. `policies` are by name; `oracle` is the budgeted oracle's front, from cheap to expensive.
+    `image` `[num_samples]` is the image number of each test sample; `overhead` is the cost that each policy
+    adds to every answer. With `timed`, costs are means over timed pictures, and `measure` takes the means
+    under each resample. `policies` are by name; `oracle` is the budgeted oracle's front, from cheap to
+    expensive.
     """
 
     def __init__(
@@ -235,7 +238,7 @@ class PolicyTable:
         timed: bool = False,
     ) -> None:
         self.test = test
-        # Every policy can meet these, its overhead paid.
+        # The highest overhead is included, so that every policy can meet these budgets.
         self.budgets = space_budgets(calibration.cost + max(overhead.values()), num_budgets)
         self.best_fixed = int(calibration.score.mean(axis=0).argmax())
         self.baselines = {FINEST: test.cost.shape[1] - 1, BEST_FIXED: self.best_fixed}
@@ -250,7 +253,7 @@ class PolicyTable:
             self._add_policy(Predictor(policy.name), points)
             return points
 
-        # NumPy does most of it without the interpreter lock; two at a time bound the memory.
+        # NumPy releases the interpreter lock for most of this; two threads limit the memory.
         with ThreadPoolExecutor(max_workers=2) as pool:
             oracle = pool.submit(self._add_bounds, num_prices)
             prepared = list(pool.map(prepare, policies))
@@ -270,7 +273,7 @@ class PolicyTable:
         return self.means.images.num_images
 
     def _add_bounds(self, num_prices: int) -> Front:
-        """Add fixed scales and oracles; return the front of the budgeted oracle, from cheap to expensive."""
+        """Add fixed scales and oracles, and return the budgeted oracle's front, from cheap to expensive."""
         cost, score = self.test.cost, self.test.score
         paths = Paths.single(cost.shape[1])
         self.means.add_fixed((Bound.FIXED, Quantity.POINTS), cost, score)
@@ -284,7 +287,7 @@ class PolicyTable:
         return Front(schedule.mean(cost)[::-1], schedule.mean(score)[::-1], prices[::-1])
 
     def _add_policy(self, policy: Predictor, points: PolicyPoints) -> None:
-        """Add its operating points, its default price, and its choices at that price."""
+        """Add the operating points of a policy, its default price, and its choices at that price."""
         outcomes = points.paths, points.cost, points.score, policy.name
         self.means.add((policy, Quantity.POINTS), points.points, *outcomes)
         self.means.add_point((policy, Quantity.DEFAULT), points.default.choice, *outcomes)
@@ -295,9 +298,9 @@ class PolicyTable:
         )
 
     def measure(self, weights: NDArray[Any], milliseconds: TimingMeans | None = None) -> "ResampledPolicies":
-        """Mean costs and scores under `weights` of the images `[num_resamples, num_images]`.
+        """Return mean costs and scores under `weights` of the images `[num_resamples, num_images]`.
 
-        If costs are timed, `milliseconds` are those of the same resamples.
+        If costs are timed, `milliseconds` are the means under the same resamples.
         """
         return ResampledPolicies(self, self.means(weights, milliseconds))
 
@@ -310,22 +313,25 @@ class ResampledPolicies:
     means: Mapping[Any, tuple[Floats, ...]]
 
     def points(self, policy: PolicyKey) -> tuple[Floats, Floats]:
-        """Mean costs and scores at the points of a policy, `[R, num_points]`, from cheap to expensive."""
+        """Return mean costs and scores at a policy's points, `[R, num_points]`, from cheap to expensive."""
         cost, score = self.means[policy, Quantity.POINTS]
         # Schedules run from expensive to cheap; fixed scales are columns, from coarse to fine.
         return (cost, score) if policy is Bound.FIXED else (cost[:, ::-1], score[:, ::-1])
 
     def default(self, policy: Predictor) -> tuple[Floats, Floats]:
-        """Mean cost and score of a policy at its default price, `[R]`."""
+        """Return mean cost and mean score of a policy at its default price, each `[R]`."""
         cost, score = self.means[policy, Quantity.DEFAULT]
         return cost[:, 0], score[:, 0]
 
     def choices(self, policy: Predictor) -> Floats:
-        """Shares, of the samples that some scale answers, of right, coarser and finer scales, `[R, 3]`."""
+        """Return the shares of samples that get the smallest sufficient, a coarser, a finer scale, `[R, 3]`.
+
+        Samples that no scale answers do not count.
+        """
         known, shares = self.means[policy, Quantity.CHOICES]
         return divide(shares, np.broadcast_to(known, shares.shape))
 
     def calibration(self, policy: Predictor) -> tuple[Floats, Floats] | None:
-        """Brier score and calibration error at each scale, `[R, num_scales]`; None without estimates."""
+        """Return Brier score and calibration error, each `[R, num_scales]`; None without estimates."""
         binned = self.table.reliabilities.get(policy.name)
         return None if binned is None else binned.measure(self.means, policy)

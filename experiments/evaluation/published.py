@@ -1,12 +1,12 @@
-"""What others have published of these checkpoints on these tasks, to see at once whether a run agrees.
+"""Published results of these checkpoints on these tasks, to compare a run with.
 
-The values are accuracies in percent as the authors print them (VQA accuracy on VizWiz and TextVQA, relaxed
+The values are accuracies in percent as printed by the authors (VQA accuracy on VizWiz and TextVQA, relaxed
 accuracy on ChartQA, ANLS on DocVQA), for the tasks that have a configuration in `conf/task`. A run can agree
-with them only on the split that they were measured on, and with the same prompt, decoding and scorer. Values
-of LLaVA-1.5-7B-M3 come from LLaVA's own scripts (POPE: metric `yes_no_llava`), those of LLaVA-NeXT-7B-M3, as
-we read the paper, from lmms-eval (POPE: `yes_no`, ScienceQA: `multiple_choice_letter`). GQA and POPE are
-divided here by hash, so that our test split is a part of theirs; the test answers of VizWiz are not public,
-and our test split is its validation split.
+with them only on the same split and with the same prompt, decoding and scorer. Values of LLaVA-1.5-7B-M3 come
+from LLaVA's scripts (POPE: metric `yes_no_llava`). As we read the paper, those of LLaVA-NeXT-7B-M3 come from
+lmms-eval (POPE: `yes_no`, ScienceQA: `multiple_choice_letter`). This project splits GQA and POPE by hash, so
+its test split is a part of theirs. The test answers of VizWiz are not public, so its test split is their
+validation split.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Literal
 
 from experiments.tasks.base import Task, find_official_split
 
-# Our test split is the one that the values were measured on, a part of it, another one, or unspecified.
+# Our test split is the split of the published values, a part of it, another split, or unspecified.
 Relation = Literal["same", "part", "other", "unknown"]
 
 SOURCE = "Cai et al., Matryoshka Multimodal Models, ICLR 2025, arXiv 2405.17430"
@@ -23,11 +23,11 @@ SOURCE = "Cai et al., Matryoshka Multimodal Models, ICLR 2025, arXiv 2405.17430"
 
 @dataclass(frozen=True)
 class Published:
-    """Scores in [0, 1] per scale, of one checkpoint on one task, and the oracle's where it is given.
+    """Published scores in [0, 1] of one checkpoint on one task, per scale and, if given, of the oracle.
 
-    The oracle takes the smallest scale that is right and charges the coarsest where none is (the authors'
-    convention). `oracle_scale` is its mean scale: with tiles, visual tokens a tile and not a sample.
-    `split` is the official split that they were measured on, `relation` how our test split relates to it, and
+    The oracle takes the smallest sufficient scale, or the coarsest if every scale fails (the authors'
+    convention). `oracle_scale` is its mean scale: with tiles, visual tokens per tile rather than per sample.
+    `split` is the official split of the published values, `relation` how our test split relates to it, and
     `own_split` the official split that our test split comes from.
     """
 
@@ -94,12 +94,12 @@ _PUBLISHED = {
 
 
 def find_published(backbone: str, task: str) -> Published | None:
-    """What is published of a backbone on a task, by the names of their configurations; None for nothing."""
+    """Return the published results of a backbone on a task, by names of configurations; None if none."""
     return _PUBLISHED.get((backbone, task))
 
 
 def relate(published: Published | None, task: Task, limit: int | None) -> Published | None:
-    """Fill in how our test split (at most `limit` images labelled) relates to the published one."""
+    """Return `published` with the relation of our test split (at most `limit` images) filled in."""
     if published is None:
         return None
     ours = find_official_split(task, limit)

@@ -1,8 +1,8 @@
-"""Variants of one model on the same questions: what nesting, pooling and sampling are worth, with intervals.
+"""Comparison of variants of one model on the same questions: nested or not, pooled or sampled.
 
-An accuracy is the mean over the seeds of the mean over the questions. Its interval covers other test images
-and other trainings from the same start (`statistics.combine_seeds`); what seeds change is also shown apart,
-as the standard deviation over them. P-values of the differences are Holm's, over all of them.
+An accuracy is the mean over questions, averaged over the training seeds. Its interval covers other test
+images and other trainings from the same initialization (`statistics.combine_seeds`); the standard deviation
+over the seeds is reported separately. P-values of the differences have Holm's correction over all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ SAMPLINGS: tuple[PoolingMethod, ...] = ("spatial", "sequential")
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train: `pooling` reduces the grid to a scale drawn from each of `scale_groups` at every step.
+    """A training variant: each step pools the grid, by `pooling`, to a random scale of each scale group.
 
-    `scales` are those it is compared at.
+    `scales` are those at which the variant is compared.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Variant:
 
 
 def list_variants(scales: tuple[int, ...], nested: Sequence[Sequence[int]]) -> list[Variant]:
-    """The nested model, the two samplings, and one model per scale, the finest first."""
+    """Return the nested model, the two samplings, and one model per scale, the finest first."""
     groups = [list(group) for group in nested]
     variants = [Variant(NESTED, groups, scales)]
     variants += [Variant(pooling, groups, scales, pooling) for pooling in SAMPLINGS]
     variants += [
-        # The finest one is compared at all scales: pooling that it was never trained for.
+        # The finest model is compared at all scales, with pooling that it was not trained for.
         Variant(f"only_{scale}", [[scale]], scales if scale == scales[-1] else (scale,))
         for scale in reversed(scales)
     ]
@@ -55,10 +55,10 @@ def list_variants(scales: tuple[int, ...], nested: Sequence[Sequence[int]]) -> l
 
 @dataclass(frozen=True)
 class Row:
-    """One line of models at one scale (or an oracle); accuracy and differences as shares, not percent.
+    """Accuracy of a series of models at one scale, or of an oracle; accuracies are shares, not percent.
 
-    `to_nested` is the nested model's accuracy at this scale less this one's, `p_value` that of no difference
-    after Holm's correction over all rows; None for itself and for oracles.
+    `to_nested` is the nested model's accuracy at this scale minus this one, and `p_value` that of no
+    difference, after Holm's correction over all rows. Both are None for the nested model and for oracles.
     """
 
     series: str
@@ -99,9 +99,9 @@ def compare_variants(
     num_resamples: int,
     confidence: float = 0.95,
 ) -> VariantComparison:
-    """Compare models that answered the same questions; `tables` holds one per name of a variant and seed.
+    """Compare models that answered the same questions; `tables` is keyed by (name of a variant, seed).
 
-    ValueError where the questions differ.
+    Raises ValueError if the questions differ.
     """
     first = tables[variants[0].name, seeds[0]]
     for (name, seed), table in tables.items():
@@ -109,7 +109,7 @@ def compare_variants(
             raise ValueError(f"{name} of seed {seed} answered other questions than {variants[0].name}")
     keys, scores, costs = _collect(variants, tables, seeds)
     image = number_images(first.image_id)
-    accuracy = _draw_accuracies(scores, image, seeds, num_resamples)
+    accuracy = _resample_accuracies(scores, image, seeds, num_resamples)
     nested = {scale: row for row, (series, scale) in enumerate(keys) if series == NESTED}
     compared = [row for row, (series, scale) in enumerate(keys) if series != NESTED and scale is not None]
     base = [nested[keys[row][1]] for row in compared]
@@ -120,7 +120,7 @@ def compare_variants(
     )
     p_values = adjust_p_values(to_nested.p_value()).tolist()
     accuracies, differences = accuracy.estimate(confidence), to_nested.estimate(confidence)
-    place = {row: number for number, row in enumerate(compared)}
+    number_of = {row: number for number, row in enumerate(compared)}
     per_seed = scores.mean(axis=2)
     rows = [
         Row(
@@ -130,8 +130,8 @@ def compare_variants(
             accuracies[row],
             float(per_seed[row].std(ddof=1)) if len(seeds) > 1 else 0.0,
             tuple(per_seed[row].tolist()),
-            differences[place[row]] if row in place else None,
-            p_values[place[row]] if row in place else None,
+            differences[number_of[row]] if row in number_of else None,
+            p_values[number_of[row]] if row in number_of else None,
         )
         for row, (series, scale) in enumerate(keys)
     ]
@@ -139,20 +139,20 @@ def compare_variants(
     return VariantComparison(rows, tuple(seeds), len(first), num_images, confidence, num_resamples)
 
 
-def _draw_accuracies(
+def _resample_accuracies(
     scores: Floats, image: NDArray[np.int64], seeds: Sequence[int], num_resamples: int
 ) -> Bootstrapped:
-    """Accuracies `[num_rows]` over the seeds, of scores `[num_rows, num_seeds, num_questions]`."""
+    """Return accuracies `[num_rows]` over the seeds, from scores `[num_rows, num_seeds, num_questions]`."""
     counts = np.bincount(image).astype(np.float64)
 
-    sums = {
-        seed: np.stack([np.bincount(image, weights=row) for row in scores[:, place]])
-        for place, seed in enumerate(seeds)
+    sums_by_seed = {
+        seed: np.stack([np.bincount(image, weights=row) for row in scores[:, position]])
+        for position, seed in enumerate(seeds)
     }
 
     def measure(weights: Floats) -> dict[int, Floats]:
         num_questions = (weights @ counts)[:, None]
-        return {seed: (weights @ sums_of_seed.T) / num_questions for seed, sums_of_seed in sums.items()}
+        return {seed: (weights @ sums.T) / num_questions for seed, sums in sums_by_seed.items()}
 
     return combine_seeds(resample(measure, len(counts), num_resamples=num_resamples, seed=0), seed=0)
 
@@ -160,27 +160,28 @@ def _draw_accuracies(
 def _collect(
     variants: Sequence[Variant], tables: Mapping[tuple[str, int], OutcomeTable], seeds: Sequence[int]
 ) -> tuple[list[tuple[str, int | None]], Floats, Floats]:
-    """Series and scale of each row, scores `[num_rows, num_seeds, num_questions]`, costs `[num_rows]`."""
+    """Return series and scale of each row, scores `[num_rows, num_seeds, num_questions]` and costs."""
     scales = tables[NESTED, seeds[0]].scales
     by_name = {variant.name: variant for variant in variants}
-    named = {NESTED: NESTED, PER_SCALE: "only_{}", UNTRAINED: f"only_{scales[-1]}"}
-    named |= {name: name for name in SAMPLINGS}
+    # Series -> name of its variant at a scale.
+    patterns = {NESTED: NESTED, PER_SCALE: "only_{}", UNTRAINED: f"only_{scales[-1]}"}
+    patterns |= {name: name for name in SAMPLINGS}
     keys: list[tuple[str, int | None]] = []
     scores, costs = [], []
-    for series, name in named.items():
+    for series, pattern in patterns.items():
         for column, scale in enumerate(scales):
-            variant = by_name[name.format(scale)]
+            variant = by_name[pattern.format(scale)]
             assert scale in variant.scales
-            own = [tables[variant.name, seed] for seed in seeds]
+            by_seed = [tables[variant.name, seed] for seed in seeds]
             keys.append((series, scale))
-            scores.append([table.score[:, column] for table in own])
-            costs.append(np.mean([table.visual_tokens[:, column].mean() for table in own]))
+            scores.append([table.score[:, column] for table in by_seed])
+            costs.append(np.mean([table.visual_tokens[:, column].mean() for table in by_seed]))
     nested = [tables[NESTED, seed] for seed in seeds]
     for convention, label in ORACLES.items():
         choices = [choose_as_oracle(table.score, table.visual_tokens, convention) for table in nested]
-        every = np.arange(len(nested[0]))
+        samples = np.arange(len(nested[0]))
         pairs = list(zip(nested, choices, strict=True))
         keys.append((label, None))
-        scores.append([table.score[every, choice] for table, choice in pairs])
-        costs.append(np.mean([table.visual_tokens[every, choice].mean() for table, choice in pairs]))
+        scores.append([table.score[samples, choice] for table, choice in pairs])
+        costs.append(np.mean([table.visual_tokens[samples, choice].mean() for table, choice in pairs]))
     return keys, np.array(scores, np.float64), np.array(costs, np.float64)

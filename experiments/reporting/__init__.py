@@ -1,1 +1,1 @@
-"""What an evaluation found, shown: tables, figures, and the report."""
+"""Presentation of results: tables, figures and HTML reports."""

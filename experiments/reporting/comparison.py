@@ -1,4 +1,4 @@
-"""The comparison of finished runs: tables, notes and a page."""
+"""Comparison of finished runs: tables, notes and an HTML page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -53,12 +53,12 @@ NUM_SHOWN_BUDGETS = 5
 NUM_NAMED_RUNS = 5
 SPREAD = "sd"
 
-# Figures of one row, each with how it is written.
+# Metrics of one table row, each with its formatter.
 Cells = Sequence[tuple[Combined | None, Callable[[Estimate], str]]]
 
 
 def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
-    """Means; differences with p-values; merits; default prices; errors; scores within budgets; guarantees."""
+    """Return the tables of a comparison of runs, in the order in which the page shows them."""
     tables = [_tabulate_means(entries)]
     tables += [_tabulate_differences(entries)] if len(entries) > 1 else []
     tables += [_tabulate_merits(entries), _tabulate_defaults(entries)]
@@ -68,11 +68,11 @@ def build_comparison_tables(entries: Sequence[Entry]) -> list[Table]:
 
 
 def write_notes(entries: Sequence[Entry], runs: Sequence[Run]) -> list[str]:
-    """Sentences about runs of one policy with the same seed and settings; runs are numbered from 1.
+    """Return sentences about runs of one policy with the same seed and settings; runs are numbered from 1.
 
     Repeats of baselines are not mentioned, as baselines are in every run.
     """
-    number = {run.folder: place for place, run in enumerate(runs, start=1)}
+    number = {run.folder: position for position, run in enumerate(runs, start=1)}
     notes = []
     for entry in entries:
         repeats = [run for run in entry.repeats if run.about == entry.name]
@@ -94,7 +94,7 @@ def write_notes(entries: Sequence[Entry], runs: Sequence[Run]) -> list[str]:
 
 
 def _list_runs(runs: Sequence[Run], number: Mapping[Path, int]) -> str:
-    """Names of the first few runs, by number and folder."""
+    """Return the first few runs, by number and name of the folder, as text."""
     named = [f"{number[run.folder]} ({run.folder.name})" for run in runs[:NUM_NAMED_RUNS]]
     left_out = len(runs) - len(named)
     more = f" and {left_out:,} more" if left_out else ""
@@ -102,18 +102,18 @@ def _list_runs(runs: Sequence[Run], number: Mapping[Path, int]) -> str:
 
 
 class _Columns:
-    """Columns of figures; behind each stands its spread where any of the policies has several seeds."""
+    """Columns of metrics, each followed by its spread if any of the policies has several seeds."""
 
     def __init__(self, entries: Sequence[Entry], *names: str) -> None:
         self._spread = any(len(entry.runs) > 1 for entry in entries)
         self.header = tuple(part for name in names for part in ((name, SPREAD) if self._spread else (name,)))
 
     def fill(self, cells: Cells) -> tuple[str, ...]:
-        """One row."""
+        """Return the cells of one row."""
         return tuple(text for cell in cells for text in self._write(*cell))
 
-    def _write(self, found: Combined | None, form: Callable[[Estimate], str]) -> tuple[str, ...]:
-        text, spread = ("-", np.nan) if found is None else (form(found.estimate), found.spread)
+    def _write(self, metric: Combined | None, form: Callable[[Estimate], str]) -> tuple[str, ...]:
+        text, spread = ("-", np.nan) if metric is None else (form(metric.estimate), metric.spread)
         if not self._spread:
             return (text,)
         return (text, "" if np.isnan(spread) else write_number(100 * spread, ".1f"))
@@ -136,9 +136,9 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
         for entry in entries
     ]
     caption = (
-        "At matched mean visual tokens (last: GFLOPs), averaged over log budget: difference in points, and "
-        "share of the gap from mix to budgeted oracle. Means over seeds, with intervals over test images and "
-        f"seeds; {SPREAD}: standard deviation over the seeds, in points"
+        "At matched mean visual tokens (last column: GFLOPs), averaged over log-spaced budgets: difference "
+        "to the mix in points, and share of the gap from mix to budgeted oracle. Means over seeds, with "
+        f"intervals over test images and seeds; {SPREAD}: standard deviation over the seeds, in points"
     )
     return Table(caption, ("policy", "seeds", *columns.header), tuple(rows), name="means")
 
@@ -162,13 +162,13 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
             )
         )
     caption = (
-        "First policy minus second, on the same draws of images and seeds: points above the mix, averaged "
+        "First policy minus second, on the same resamples of images and seeds: points above the mix, averaged "
         "over log-spaced budgets, with two-sided p-values; share of the gap; score and visual tokens at the "
         f"default prices. {describe_floor(num_resamples, len(pairs))}"
     )
     header = (
         "difference",
-        "over log budget",
+        "mean over budgets",
         "p",
         "p (Holm)",
         "share of gap",
@@ -179,7 +179,7 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
 
 
 def _format_tokens(tokens: Estimate) -> str:
-    """A difference in visual tokens with its sign and interval."""
+    """Return a difference in visual tokens with its sign and interval, as text."""
     return write_estimate(tokens, lambda value: write_number(value, "+.1f"))
 
 
@@ -193,7 +193,7 @@ def _tabulate_merits(entries: Sequence[Entry]) -> Table:
         )
         for entry in entries
     ]
-    caption = "Figures of merit over linear cost, in percent"
+    caption = "Metrics of whole fronts over linear cost, in percent"
     return Table(caption, ("policy", *columns.header), tuple(rows), name="merits")
 
 
@@ -230,8 +230,8 @@ def _tabulate_errors(entries: Sequence[Entry]) -> Table:
         for entry in entries
     ]
     caption = (
-        "At default prices, of the questions that some scale answers: the share that got the smallest "
-        "sufficient scale, a coarser and a finer one"
+        "At default prices: shares of questions that get their smallest sufficient scale, a coarser and a "
+        "finer one, among those that some scale answers correctly"
     )
     return Table(caption, ("policy", *columns.header), tuple(rows), name="errors")
 
@@ -255,22 +255,22 @@ def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
 def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
-        of_runs = [run.metrics["guarantee"]["predictors"][entry.name] for run in entry.runs]
-        feasible = sum(of_run["price"] is not None for of_run in of_runs)
+        guarantees = [run.metrics["guarantee"]["predictors"][entry.name] for run in entry.runs]
+        num_certified = sum(guarantee["price"] is not None for guarantee in guarantees)
         drop = entry.find_drop()
         rows.append(
             (
                 entry.label,
-                f"{feasible} of {len(of_runs)}",
-                format_tokens(np.mean([of_run["cost"]["value"] for of_run in of_runs])),
+                f"{num_certified} of {len(guarantees)}",
+                format_tokens(np.mean([guarantee["cost"]["value"] for guarantee in guarantees])),
                 format_difference(None if drop is None else drop.estimate),
             )
         )
-    guarantee = entries[0].runs[0].metrics["guarantee"]
+    settings = entries[0].runs[0].metrics["guarantee"]
     caption = (
-        f"Guarantee: at most {100 * guarantee['alpha']:g} points below the finest scale, each on its own "
-        f"with probability {1 - guarantee.get('level', guarantee['delta']):.4g}; seeds with a certified "
-        "price, and mean tokens and drop on test at that price (without one: at the finest scale)"
+        f"Guarantee: at most {100 * settings['alpha']:g} points below the finest scale, for each policy "
+        f"with probability {1 - settings.get('level', settings['delta']):.4g}; number of seeds with a "
+        "certified price, and mean tokens and drop on test at that price (at the finest scale without one)"
     )
     return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="guarantee")
 
@@ -282,10 +282,10 @@ MOST_PRINTED_ROWS = 30
 def compare_runs(
     folders: Sequence[Path], *, output: Path, provenance: Provenance, print_tables: bool = False
 ) -> list[Entry]:
-    """Lay the runs in these folders side by side, their policies over several seeds as one.
+    """Compare the runs in these folders, combining policies over several seeds, and return the policies.
 
-    Prints the first table, or all of them with `print_tables`, and writes all tables into `output`. Raises
-    ValueError where runs are not about the same labels, FileNotFoundError where there is none.
+    Prints the first table, or all tables with `print_tables`, and writes tables, figures and page into
+    `output`. Raises ValueError if the runs have different labels, FileNotFoundError if there is no run.
     """
     runs = find_runs(folders)
     entries = list_entries(runs)
@@ -326,7 +326,7 @@ def compare_runs(
 
 
 def shorten(table: Table) -> str:
-    """The first rows of a table as text for the terminal, and the number of rows left out."""
+    """Return the first rows of a table as text for the terminal, with the number of rows left out."""
     left_out = len(table.rows) - MOST_PRINTED_ROWS
     if left_out <= 0:
         return str(table)

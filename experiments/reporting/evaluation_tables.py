@@ -1,7 +1,7 @@
-"""The tables of an evaluation: views of its metric tables, the same in terminal, report and files.
+"""Tables of an evaluation: views of its metric tables for terminal, report and files.
 
-A new metric of a family (`evaluation.metrics`) is a new column of its table without a line here. A new table
-is a function here and a line in `list_tables`.
+A new metric of a family (`evaluation.metrics`) becomes a column of its table without further code. A new
+table needs a function here and a line in `list_tables`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +80,7 @@ def list_tables(findings: Findings) -> list[Table]:
 
 
 def tabulate_scores(comparison: Comparison) -> Table:
-    """Mean cost and score of fixed scales, of policies at their default price, and of oracles."""
+    """Tabulate mean cost and score of fixed scales, of policies at their default price, and of oracles."""
     points = [
         (f"scale {scale}", comparison.fixed_cost[column], comparison.fixed_score[column])
         for column, scale in enumerate(comparison.scales)
@@ -99,7 +99,7 @@ def tabulate_scores(comparison: Comparison) -> Table:
 
 
 def tabulate_budgets(comparison: Comparison) -> Table:
-    """Scores within budgets, and means over all budgets."""
+    """Tabulate scores within budgets, and means over all budgets."""
     shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
     budgets = comparison.budgets[shown]
     compared = (f"to {comparison.reference}",) if comparison.reference else ()
@@ -114,15 +114,15 @@ def tabulate_budgets(comparison: Comparison) -> Table:
         rows.append((result.name, *scores, *differences, format_share(result.find(mean_gap_share))))
     rows.append(("budgeted oracle", *map(format_percent, oracle), *blank))
     caption = (
-        "Score within budgets of mean visual tokens; at matched tokens, averaged over log budget: difference "
-        "in points, share of the gap from mix to budgeted oracle"
+        "Score within budgets of mean visual tokens; at matched tokens, averaged over log-spaced budgets: "
+        "difference in points, share of the gap from mix to budgeted oracle"
     )
     header = ("policy", *_head_budgets(budgets), "to mix", *compared, "share of gap")
     return Table(caption, header, tuple(rows), name="budgets")
 
 
 def tabulate_differences(comparison: Comparison) -> Table:
-    """Differences to the mix at some budgets."""
+    """Tabulate differences to the mix at some budgets."""
     shown = comparison.list_positions(NUM_SHOWN_BUDGETS)
     rows = [
         (result.name, *(format_difference(result[to_mix][k]) for k in shown))
@@ -134,7 +134,7 @@ def tabulate_differences(comparison: Comparison) -> Table:
 
 
 def tabulate_merits(comparison: Comparison) -> Table:
-    """Metrics of fronts alone: one column each, for every policy, the mix and the budgeted oracle."""
+    """Tabulate the metrics of single fronts for every policy, the mix and the budgeted oracle."""
     policies: list[tuple[str, MetricTable, PolicyKey]] = [
         (result.name, result.metrics, result.key) for result in comparison.policies
     ]
@@ -157,8 +157,8 @@ def tabulate_merits(comparison: Comparison) -> Table:
         for name, metrics, policy in policies
     ]
     caption = (
-        "Figures of merit over linear cost, as routing papers give them: AIQ (RouterBench), APGR and CPT "
-        "(RouteLLM) from the coarsest to the finest scale, hypervolume; in percent"
+        "Metrics of whole fronts over linear cost, as used in papers on routing: AIQ (RouterBench), APGR and "
+        "CPT (RouteLLM) from the coarsest to the finest scale, hypervolume; in percent"
     )
     header = (
         column.metric.label if column.at is None else f"{column.metric.label}({column.at:.0%})"
@@ -168,12 +168,12 @@ def tabulate_merits(comparison: Comparison) -> Table:
 
 
 def tabulate_non_inferiority(comparison: Comparison) -> Table:
-    """Least cost at which the first policy is not inferior to a fixed scale, by margin."""
+    """Tabulate the cheapest non-inferior operating points of the first policy, by fixed scale and margin."""
     is_few, result = is_too_few(comparison.num_images), comparison.policies[0]
     rows = []
     for verdict in result.verdicts:
         (baseline, margin), column = verdict.baseline, verdict.column
-        # Where the best fixed scale is the finest, its rows would be the same.
+        # If the best fixed scale is the finest, its rows would be duplicates.
         if baseline != FINEST and column == len(comparison.scales) - 1:
             continue
         cost = result.find(reached_cost, verdict.baseline)
@@ -187,22 +187,22 @@ def tabulate_non_inferiority(comparison: Comparison) -> Table:
                     format_metric(metric, result.find(metric, verdict.baseline))
                     for metric in (reached_saving, reached_difference)
                 ),
-                # With so few images no verdict is given, whatever the interval.
+                # With too few images no verdict is given, whatever the interval.
                 {None: "-", True: "yes", False: "no"}[None if is_few else verdict.is_shown],
                 format_metric(front_saving, result.find(front_saving, verdict.baseline)),
             )
         )
     caption = (
-        "Least cost at which the first policy is as good as a fixed scale but for a margin in points: "
-        "the price chosen on calibration, and whether the test samples show it; last, what the best price on "
-        "the test samples would save"
+        "Cheapest operating point of the first policy that is not inferior to a fixed scale (margin in "
+        "points): chosen on calibration, checked on test; last column: saving of the best possible point on "
+        "test"
     )
     header = ("policy", "not inferior to", "margin", "cost", "saving", "difference", "shown", "on the front")
     return Table(caption, header, tuple(rows), name="savings")
 
 
 def tabulate_noise_free(comparison: Comparison) -> Table:
-    """Distance from the mix to oracles with and without luck."""
+    """Tabulate the distance from the mix to oracles, with and without outcome noise."""
 
     def show_ends(scores: Estimate) -> Iterable[str]:
         return map(format_score, (scores[0], scores[-1]))
@@ -210,26 +210,26 @@ def tabulate_noise_free(comparison: Comparison) -> Table:
     rows = [
         (
             "budgeted oracle",
-            "as answered",
+            "of greedy answers",
             f"{comparison.num_samples:,}",
             *show_ends(comparison.fixed_score),
             format_difference(comparison.oracle_gap),
         )
     ]
     for name, oracle in comparison.noise_free.items():
-        scored = f"of {oracle.num_runs} answers" if oracle.num_runs > 1 else "expected"
-        labels = (NOISE_FREE[name], scored, f"{oracle.num_samples:,}")
+        scores = f"of {oracle.num_runs} answers" if oracle.num_runs > 1 else "expected"
+        labels = (NOISE_FREE[name], scores, f"{oracle.num_samples:,}")
         rows.append((*labels, *show_ends(oracle.fixed_score), format_difference(oracle.gap)))
     caption = (
-        "What there is to gain: distance in points from the mix to an oracle in one budget, averaged over "
-        "log budget, with luck and without; scores of the coarsest and the finest scale as it counts them"
+        "Headroom: budgeted oracle minus mix in points, averaged over log-spaced budgets, with and without "
+        "outcome noise; scores of the coarsest and the finest scale in the same terms"
     )
     header = ("oracle", "scores", "samples", "coarsest", "finest", "gap")
     return Table(caption, header, tuple(rows), name="luck")
 
 
 def tabulate_tests(comparison: Comparison) -> Table:
-    """Tested differences with their p-values."""
+    """Tabulate the tested differences with their p-values."""
     num_resamples, num_tests = comparison.num_resamples, len(comparison.differences)
     floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, num_tests)
     rows = [
@@ -249,12 +249,12 @@ def tabulate_tests(comparison: Comparison) -> Table:
 
 
 def tabulate_costs(comparisons: Sequence[Comparison]) -> Table:
-    """Overhead of every policy, and its difference to the mix, in other cost measures."""
+    """Tabulate the overhead of every policy, and its difference to the mix, in other cost measures."""
     header, rows = ["predictor"], [[result.name] for result in comparisons[0].policies]
     for comparison in comparisons:
         measure, finest = comparison.measure, float(comparison.fixed_cost.value[-1])
         header += [
-            f"own {measure.unit}",
+            f"overhead, {measure.unit}",
             "of an answer at the finest scale",
             f"to mix, matched {measure.unit}",
         ]
@@ -266,9 +266,9 @@ def tabulate_costs(comparisons: Sequence[Comparison]) -> Table:
                 format_difference(result.find(mean_to_mix)),
             ]
     caption = (
-        "What choosing costs, and the difference to the mix in points when cost is counted in "
-        f"{' or in '.join(comparison.measure.unit for comparison in comparisons)}, the choosing included; "
-        "averaged over log budget"
+        "Overhead of the predictor, and difference to the mix in points at matched cost in "
+        f"{' or in '.join(comparison.measure.unit for comparison in comparisons)}, overhead included, "
+        "averaged over log-spaced budgets"
     )
     notes = [describe_timings(comparison.measure) for comparison in comparisons]
     caption = "; ".join([caption, *filter(None, notes)])
@@ -276,19 +276,20 @@ def tabulate_costs(comparisons: Sequence[Comparison]) -> Table:
 
 
 def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
-    """Cost of an answer at each scale, by part `[num_scales]`, and the overhead of each predictor.
+    """Tabulate the cost of an answer at each scale by part, and the overhead of each predictor.
 
-    Measured costs have intervals over the timed pictures.
+    `parts` are costs `[num_scales]` by name. Measured costs have intervals over the timed pictures.
     """
-    measure, whole = comparison.measure, comparison.fixed_cost.value
-    answers = [format_small(float(cost)) for cost in whole]
+    measure, answer_cost = comparison.measure, comparison.fixed_cost.value
+    answers = [format_small(float(cost)) for cost in answer_cost]
     overhead = {result.name: format_small(measure.overhead_of(result.name)) for result in comparison.policies}
     if measure.timings is not None:
         low, high = measure.timings.bound(
             comparison.num_resamples, comparison.bootstrap_seed, comparison.confidence
         )
         answers = [
-            format_milliseconds(*bounds) for bounds in zip(whole, low.cost[0], high.cost[0], strict=True)
+            format_milliseconds(*bounds)
+            for bounds in zip(answer_cost, low.cost[0], high.cost[0], strict=True)
         ]
         overhead |= {
             name: format_milliseconds(
@@ -301,7 +302,7 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
     for column, scale in enumerate(comparison.scales):
         numbers = [format_small(float(part[column])) for part in parts.values()]
         rows.append((f"scale {scale}", *numbers, "", answers[column]))
-    rows += [(f"{name}, its overhead", *blank, cost, "") for name, cost in overhead.items()]
+    rows += [(f"overhead of {name}", *blank, cost, "") for name, cost in overhead.items()]
     caption = f"Parts of the cost of an answer in {measure.unit}: {measure.label}"
     if note := describe_timings(measure):
         caption += f"; {note}"
@@ -309,7 +310,7 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
 
 
 def describe_timings(measure: CostMeasure) -> str:
-    """Return the number of timed pictures and what the intervals cover; empty without timings."""
+    """Return a clause on the timed pictures and what the intervals cover; empty without timings."""
     timings = measure.timings
     if timings is None:
         return ""

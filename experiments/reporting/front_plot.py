@@ -1,8 +1,8 @@
-"""The plot of fronts: what is drawn, apart from how. `draw` has the two backends.
+"""Content of front plots, independent of the plotting library; `draw` has the two backends.
 
-The upper panel has mean scores in percent over mean cost, the lower one points above the mix. A plot is a
-list of lines, bands and marks; both backends draw each of them, but for those that are `only` in pages or on
-paper.
+The upper panel shows mean scores in percent over mean cost, the lower panel points above the mix. A plot is a
+list of lines, bands and marks. Both backends draw all of them, except elements with `only`, which appear only
+on HTML pages or only on paper.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,10 +38,10 @@ from experiments.reporting.numbers import (
 from experiments.reporting.page import cut_name
 from experiments.results.entries import Entry
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on black.
+# Okabe and Ito's colours, which are distinct for colour-blind readers, on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31")
 NEUTRAL = "#7a7a7a"
-# Text colour of the medium: black on paper, light or dark in a page.
+# Text colour of the medium: black on paper, light or dark on a page.
 INK = "ink"
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 Symbol = Literal["circle", "diamond", "triangle-up", "triangle-down", "star"]
@@ -52,17 +52,17 @@ _NOISE_FREE_DASHES: dict[str, Dash] = {"likelihood": "longdash", "resampled": "l
 # Names in `metrics.json` of the rules by which oracles choose.
 _RULES_IN_METRICS = {"authors": "coarsest", "honest": "finest", "stable": "stable"}
 _DASHES: tuple[Dash, ...] = ("solid", "longdash", "dashdot")
-# Largest number of policies in a plot: combinations of colour and dash.
+# Largest number of policies in a plot: the number of combinations of colour and dash.
 MOST_DRAWN = len(PALETTE) * len(_DASHES)
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A line through points of mean cost and value; `label` is its name in the legend, if it has one.
+    """A line through points (`cost`, `value`); `label` is its name in the legend, if any.
 
-    `group` joins the elements of one policy, which a page shows and hides together. `hover` are the lines of
-    a text for each point, the first in bold. A line `is_optional` is hidden until its name in the legend is
-    clicked.
+    Elements with one `group` belong to one policy and are shown and hidden together on a page. `hover` holds
+    for each point the lines of its hover text, the first in bold. With `is_optional` the line is hidden until
+    its name in the legend is clicked.
     """
 
     cost: Floats
@@ -91,7 +91,7 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """Marks at points; `low` and `high` are the ends of their intervals, if they are drawn."""
+    """Marks at points; `low` and `high` are the ends of their error bars, if any."""
 
     cost: Floats
     value: Floats
@@ -123,10 +123,10 @@ class FrontPlot:
 
 
 def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Floats, Floats]:
-    """Return a line through points, `[at least num_points]`, to be drawn over the logarithm of the cost.
+    """Return costs and scores of at least `num_points` points on a line, for a logarithmic cost axis.
 
-    Between two points one of them is drawn at random, so the score is linear in the cost: on a logarithmic
-    axis that is a curve, and the straight line that a plot would draw there is not reachable.
+    Between two operating points a policy chooses one of them at random, so the score is linear in the cost. On
+    a logarithmic axis this is a curve; the straight line that a plot would draw cannot be reached.
     """
     dense = np.union1d(np.geomspace(cost[0], cost[-1], num_points).clip(cost[0], cost[-1]), cost)
     return dense, np.interp(dense, cost, score)
@@ -138,8 +138,7 @@ def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Flo
 def plot_comparison(comparison: Comparison) -> FrontPlot:
     """Return the plot of one evaluation: policies, fixed scales, their mix, and oracles.
 
-    The band of the first policy is the bootstrap interval of its score at that cost; a diamond is the default
-    price.
+    The band of the first policy is the bootstrap interval of its score; diamonds mark default prices.
     """
     plot = FrontPlot(comparison.fixed_cost.value, comparison.measure.label)
     for order, result in enumerate(comparison.policies):
@@ -195,17 +194,17 @@ def plot_comparison(comparison: Comparison) -> FrontPlot:
 def _plot_policy(
     result: PolicyResult, unit: str, color: str, budgets: Sequence[Sequence[str]], *, is_first: bool
 ) -> Iterator[Element]:
-    """A policy in the upper panel; `budgets` are the texts at its budgets."""
+    """Yield the elements of a policy in the upper panel; `budgets` are the hover texts at its budgets."""
     name = result.name
     trace, front, score = result.trace, result.front, result[score_at_budgets]
     yield Marks(trace.cost, 100 * trace.score, color, size=4, group=name, opacity=0.45, only="page")
     if is_first:
         yield _band(result.cost, score, color, name)
     cost_line, score_line = refine_line(front.cost, front.score)
-    # What estimates nothing pays for several scales: a cascade.
+    # A policy without estimates is a cascade.
     dash: Dash = "solid" if result.reliability is not None else "dashdot"
     yield Line(cost_line, 100 * score_line, color, dash, 3 if is_first else 2, cut_name(name), name)
-    # Invisible marks that show a text at each budget.
+    # Invisible marks that carry the hover text of each budget.
     yield Marks(
         result.cost, 100 * score.value, color, size=12, group=name, hover=budgets, opacity=0, only="page"
     )
@@ -245,7 +244,7 @@ def _describe_budget(result: PolicyResult, comparison: Comparison, k: int) -> li
 
 
 def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
-    """Return the plot of policies of several runs, the first `MOST_DRAWN` of them."""
+    """Return the plot of the policies of several runs, at most the first `MOST_DRAWN`."""
     metrics = entries[0].runs[0].metrics
     fixed_cost, fixed_score = (
         np.array([scale[name]["value"] for scale in metrics["fixed"]], dtype=np.float64)
@@ -253,7 +252,7 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
     )
     plot = FrontPlot(fixed_cost, TOKENS.label, num_legend_columns=2)
     for order, entry in enumerate(entries[:MOST_DRAWN]):
-        # A repeated colour has another dash.
+        # Policies with the same colour have different dashes.
         color, dash = PALETTE[order % len(PALETTE)], _DASHES[order // len(PALETTE)]
         cost, score, difference = (
             entry.find_costs(),
@@ -263,7 +262,7 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
         group, mean = f"policy {order}", entry.find(mean_to_mix)
         means = []
         if mean is not None:
-            means.append(f"to the mix {format_difference(mean.estimate)} averaged over log budget")
+            means.append(f"to the mix {format_difference(mean.estimate)}, averaged over log-spaced budgets")
         hover = [
             [
                 entry.label,
@@ -275,7 +274,7 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
             for k, spent in enumerate(cost)
         ]
         width = 2 if order else 3
-        if order == 0:  # bands of all scores would lie on top of each other
+        if order == 0:  # the bands of further scores would overlap
             plot.upper.append(_band(cost, score, color, group))
         plot.upper.append(
             Line(cost, 100 * score.value, color, dash, width, cut_name(entry.label), group, hover)
@@ -306,7 +305,7 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
 
 
 def _plot_bounds(mix: tuple[Floats, Floats], oracle: tuple[Floats, Floats]) -> Iterator[Line]:
-    """The mix and the budgeted oracle, each (mean costs, mean scores)."""
+    """Yield the lines of the mix and the budgeted oracle, each given as (mean costs, mean scores)."""
     yield Line(mix[0], 100 * mix[1], INK, "dash", 1.5, Bound.MIX.label)
     yield Line(oracle[0], 100 * oracle[1], NEUTRAL, "dot", 2, Bound.BUDGETED.label)
 
@@ -320,7 +319,7 @@ def _mark_rule(rule: str, cost: float, score: float, unit: str) -> Marks:
 
 
 def _zero(cost: Floats) -> Line:
-    """The mix in the lower panel."""
+    """Return the line of the mix in the lower panel."""
     return Line(cost[[0, -1]], np.zeros(2), INK, "dash", 1.5)
 
 

@@ -1,4 +1,4 @@
-"""Predictors trained on some tasks, evaluated on another one: training, tables and a page."""
+"""Transfer of predictors from some tasks to another one: training, evaluation, tables and a page."""
 
 import copy
 import hashlib
@@ -42,9 +42,9 @@ PAGE, FIGURES = "transfer.html", "transfer.json"
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One way to use a predictor on a target: what it was trained and priced on, and how it compares there.
+    """Result of a predictor on a target task, by the tasks it was trained on and the samples of its prices.
 
-    `comparison` is of that one predictor on the target's test split, in visual tokens.
+    `comparison` is that of this predictor alone on the target's test split, in visual tokens.
     """
 
     target: str
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """For legends."""
+        """Label for legends and tables."""
         if self.trained_on == self.priced_on:
             return f"trained on {self.trained_on}"
         return f"trained on {self.trained_on}, prices from {self.priced_on}"
@@ -71,7 +71,7 @@ class Row:
 
     @property
     def to_mix(self) -> Estimate:
-        """Score above the mix at matched mean visual tokens, averaged over log budgets."""
+        """Score above the mix at matched mean visual tokens, averaged over log-spaced budgets."""
         return self.result[mean_to_mix]
 
 
@@ -85,10 +85,9 @@ def write_transfer(
     provenance: Provenance,
     banners: Sequence[Banner] = (),
 ) -> Table:
-    """Write `transfer.json`, `tables/`, `TARGET.pdf` and `.svg`, and `transfer.html`; the table.
+    """Write `transfer.json`, `tables/`, `TARGET.pdf` and `.svg`, and `transfer.html`; return the table.
 
-    `fingerprints` are those of the labels, by target. What no file can be called stands in names of files as
-    it would in an address.
+    `fingerprints` are those of the labels, by target. Names of targets are percent-encoded in names of files.
     `banners` warn of small numbers of images and samples.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ def write_transfer(
         for row in rows
     ]
     write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))
-    comparisons, pictures = join_ways(rows), {}
+    comparisons, pictures = join_rows(rows), {}
     for target, comparison in comparisons.items():
         figure = draw_paper(plot_comparison(comparison), f"{predictor}, {backbone} on {target}, test split")
         save_figure(figure, output / quote(target, safe=""))
@@ -124,8 +123,8 @@ def write_transfer(
     return table
 
 
-def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
-    """Target -> one comparison with all ways to use the predictor there, which share the test samples."""
+def join_rows(rows: Sequence[Row]) -> dict[str, Comparison]:
+    """Return one comparison per target with the results of all its rows, which share the test samples."""
     targets: dict[str, list[Row]] = {}
     for row in rows:
         targets.setdefault(row.target, []).append(row)
@@ -136,13 +135,13 @@ def join_ways(rows: Sequence[Row]) -> dict[str, Comparison]:
 
 
 def write_records(rows: Sequence[Row]) -> list[str]:
-    """Which evaluation on its test split that of each target is, in words."""
+    """Return sentences on the number of the evaluation on each target's test split."""
     records = {row.target: row.record for row in rows if row.record is not None}
     return [f"{target}: {describe_record(record)}" for target, record in records.items()]
 
 
 def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
-    """What each way recovers on each target, in words."""
+    """Return sentences on the share of the gap that each predictor recovers on each target."""
     sentences = []
     for target, comparison in comparisons.items():
         shares = [
@@ -151,17 +150,17 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
             if is_known(result.find(mean_gap_share))
         ]
         if is_too_few(comparison.num_images):
-            result = f"there is no finding: test images are too few ({comparison.num_images})."
+            conclusion = f"there is no finding: test images are too few ({comparison.num_images})."
         elif shares and not comparison.nothing_to_gain:
-            result = f"of the gap from mix to budgeted oracle are recovered: {'; '.join(shares)}."
+            conclusion = f"the share of the gap from mix to budgeted oracle is {'; '.join(shares)}."
         else:
-            result = "no choice of scales beats the mix, so there is nothing to recover."
-        sentences.append(f"On {target} {result}")
+            conclusion = "no choice of scales beats the mix, so there is nothing to recover."
+        sentences.append(f"On {target} {conclusion}")
     return sentences
 
 
 def tabulate(rows: Sequence[Row]) -> Table:
-    """Per target and way: share of the gap, points above the mix, and what the default price does."""
+    """Tabulate share of the gap, points above the mix, and results at the default price, per row."""
     cells = []
     for row in rows:
         cells.append(
@@ -174,17 +173,17 @@ def tabulate(rows: Sequence[Row]) -> Table:
             )
         )
     header = (
-        "tested on, trained on", "of the gap", "points above the mix", "default tokens", "to best fixed"
+        "tested on, trained on", "share of gap", "points above the mix", "default tokens", "to best fixed"
     )  # fmt: skip
     caption = (
-        "At matched mean visual tokens, averaged over log budget: share of the gap from mix to budgeted "
-        "oracle, and points above the mix; and at the default price"
+        "At matched mean visual tokens, averaged over log-spaced budgets: share of the gap from mix to "
+        "budgeted oracle, and points above the mix; last two columns: at the default price"
     )
     return Table(caption, header, tuple(cells), "transfer")
 
 
 def list_tasks(tasks: Any) -> list[str]:
-    """One task, or several, as a configuration has them."""
+    """Return the tasks of a configuration, which names one task or a list of them, as a list."""
     return [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
 
 
@@ -207,18 +206,19 @@ def transfer(
     confidence: float = 0.95,
     allow_small: bool = False,
 ) -> list[Row]:
-    """Train on `sources` together, test on each of `targets`; labels lie in `labels/<task>`.
+    """Train a predictor on all `sources`, and evaluate it on each of `targets`; labels are in `labels/<task>`.
 
-    The second way uses `num_recalibration` samples of the target's calibration split, from images drawn with
-    `seed`; with `allow_small`, all samples if there are fewer. A copy of `calibrator` is fitted on one half
-    of the images, prices come from the other half. Evaluations are recorded in the folder `records`
-    (`labels.held_out`). Raises ValueError if labels come from different backbones, and if sources or targets
-    are empty or not distinct.
+    Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
+    with prices from `num_recalibration` samples of the target's calibration split; and a predictor trained on
+    the target. The samples are of images chosen at random with `seed`; with `allow_small`, all samples are
+    used if there are fewer. A copy of `calibrator` is fitted on one half of the images, prices come from the
+    other half. Evaluations are recorded in the folder `records` (`labels.held_out`). Raises ValueError if
+    labels come from different backbones, or if sources or targets are empty or not distinct.
     """
     check_settings(num_budgets=1, num_prices=1, num_resamples=num_resamples, confidence=confidence)
     for name, tasks in (("sources", sources), ("targets", targets)):
         if not tasks or len(set(tasks)) < len(tasks):
-            raise ValueError(f"{name} have to be tasks, each once, and they are {list(tasks)}")
+            raise ValueError(f"{name} must be distinct tasks, at least one, got {list(tasks)}")
 
     def train_on(tasks: Sequence[str]) -> tuple[ScalePredictor, Labels]:
         parts = {task: read_labels(labels / task, "train") for task in tasks}
@@ -228,15 +228,16 @@ def transfer(
         predictor.fit(train, validation, FitContext(None, make_trainer))
         return predictor, join_labels({task: read_labels(labels / task, "calibration") for task in tasks})
 
-    def read_abroad(target: str) -> tuple[Labels, Labels]:
-        abroad = join_labels({target: read_labels(labels / target, "calibration")})
-        number = min(num_recalibration, len(abroad)) if allow_small else num_recalibration
-        return abroad, abroad.select(draw_samples(abroad.outcomes.image_id, number, seed))
+    def read_calibration(target: str) -> tuple[Labels, Labels]:
+        """Return the calibration split of a target, and the few samples for recalibration."""
+        split = join_labels({target: read_labels(labels / target, "calibration")})
+        number = min(num_recalibration, len(split)) if allow_small else num_recalibration
+        return split, split.select(draw_samples(split.outcomes.image_id, number, seed))
 
     def price(
         predictor: ScalePredictor, calibration: Labels
     ) -> tuple[Labels, Calibrator | None, np.ndarray, str]:
-        """Samples that prices come from, the fitted calibrator, estimates on them, and a digest of it all."""
+        """Return samples for prices, the fitted calibrator, estimates on them, and a digest of all."""
         predictor.calibrator = None
         if calibrator is not None:
             seen, calibration = split_for_calibrator(calibration)
@@ -246,38 +247,39 @@ def transfer(
             calibration,
             predictor.calibrator,
             predictor.predict(calibration.inputs),
-            f"{digest(predictor)}-{samples[:8]}",
+            f"{digest_predictor(predictor)}-{samples[:8]}",
         )
 
-    # What is missing, or too little, is refused before anything is trained.
-    calibrations = {target: read_abroad(target) for target in targets}
+    # Missing or too few samples are refused before anything is trained.
+    calibrations = {target: read_calibration(target) for target in targets}
     if calibrator is not None:
         for _, few in calibrations.values():
             split_for_calibrator(few)
-    carried, at_home = train_on(sources)
+    transferred, source_calibration = train_on(sources)
     rows = []
     for target in targets:
-        abroad, few = calibrations[target]
+        target_calibration, few = calibrations[target]
         native, _ = train_on([target])
-        together, name = " + ".join(sources), carried.name
-        variants = [
-            (together, together, carried, *price(carried, at_home)),
-            (together, f"{len(few)} of {target}", carried, *price(carried, few)),
-            (target, target, native, *price(native, abroad)),
+        source, name = " + ".join(sources), transferred.name
+        evaluated = [
+            (source, source, transferred, *price(transferred, source_calibration)),
+            (source, f"{len(few)} of {target}", transferred, *price(transferred, few)),
+            (target, target, native, *price(native, target_calibration)),
         ]
-        # Predictor, calibrator and prices are evaluated: a change of any of them is another evaluation.
+        # A change of predictor, calibrator or prices is another evaluation: the digests cover all three.
         test, record = open_test(
             labels / target,
             records=records,
             command=command,
             configuration=configuration,
             predictors={
-                f"{name} from {variant[0]}, prices from {variant[1]}": variant[-1] for variant in variants
+                f"{name} from {trained_on}, prices from {priced_on}": digest
+                for trained_on, priced_on, *_, digest in evaluated
             },
             allow_unrecorded=allow_unrecorded,
         )
         test = join_labels({target: test})
-        for trained_on, priced_on, predictor, calibration, fitted, estimates, _ in variants:
+        for trained_on, priced_on, predictor, calibration, fitted, estimates, _ in evaluated:
             predictor.check_backbone(test.outcomes.fingerprints)
             predictor.calibrator = fitted
             comparison = compare_policies(
@@ -293,26 +295,26 @@ def transfer(
     return rows
 
 
-def digest(predictor: ScalePredictor) -> str:
-    """A digest of all that a predictor would be saved as."""
+def digest_predictor(predictor: ScalePredictor) -> str:
+    """Return a digest of the files that a predictor is saved as."""
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(folder)
         return join_digests(digest_files(Path(folder)))
 
 
 def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Rows `[number]` in order: those of images drawn one after the other, the last of which may be cut.
+    """Return the sorted indices of `number` samples of images chosen at random; the last may be incomplete.
 
-    Raises ValueError where there are fewer.
+    Raises ValueError if `number` is below 1 or there are fewer samples.
     """
     if number < 1:
-        raise ValueError(f"num_recalibration is at least 1, got {number}")
+        raise ValueError(f"num_recalibration must be at least 1, got {number}")
     if number > len(image_id):
         raise ValueError(
-            f"the calibration split has {len(image_id)} samples, and {number} are to be drawn from it: "
+            f"the calibration split has {len(image_id)} samples, fewer than num_recalibration={number}: "
             f"label more, or set num_recalibration={len(image_id)} or lower"
         )
     images = np.random.default_rng(seed).permutation(np.unique(image_id.astype(str)))
-    rank = {image: place for place, image in enumerate(images)}
+    rank = {image: position for position, image in enumerate(images)}
     order = np.argsort([rank[str(image)] for image in image_id], kind="stable")
     return np.sort(order[:number])

@@ -1,1 +1,1 @@
-"""What an evaluation leaves on disk, and reading it back."""
+"""Files of an evaluation: writing and reading of metrics, resamples and run folders."""

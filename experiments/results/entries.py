@@ -1,17 +1,17 @@
 """Policies of finished runs over several seeds, and their differences.
 
-**Several seeds of one policy.** Policies of the same name whose runs were given the same settings but for the
-seed are one policy. A metric is the mean over its seeds; its interval, from resamples of the test images and
-of the seeds, covers other images and other trainings (`statistics.combine_seeds`); `spread` is the standard
+**Several seeds of one policy.** Policies of the same name whose runs have the same settings except for the
+seed are one policy. A metric is the mean over the seeds. Its interval, from resamples of test images and
+seeds, covers other images and other trainings (`statistics.combine_seeds`). `spread` is the standard
 deviation over the seeds (n - 1).
 
 **Several runs of one seed.** If runs of one policy with the same seed and settings have the same result, the
-first one counts. If they have different results, each result is an entry of its own, numbered, so that no
-result is dropped silently. Baselines of one name are one policy, unless their runs have several results for
-one seed; then the settings of the runs distinguish them.
+first one counts. If their results differ, each result becomes a separate, numbered entry, so that no result
+is dropped silently. Baselines of one name are one policy, unless their runs have several results for one
+seed; then they are distinguished by the settings of the runs.
 
-**Differences** are taken resample by resample. In each resample all policies answer questions on the same
-images, and policies with the same seeds draw the same seeds: what they have in common cancels.
+**Differences** are computed on each resample. In each resample all policies answer questions about the same
+images, and policies with the same seeds use the same resample of the seeds, so that common noise cancels.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,13 +30,13 @@ from experiments.results.resamples import name_tensor
 from experiments.results.run_folders import Run
 from experiments.tasks.sizes import allows_interval
 
-# Among more policies than this not every pair is tested: Holm's correction would leave little of it.
+# With more policies not every pair is tested, as Holm's correction would leave little power.
 MOST_FOR_ALL_PAIRS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """A metric over the seeds of a policy, and the spread over them, nan for a single seed."""
+    """A metric averaged over the seeds of a policy, and its spread over them (nan for a single seed)."""
 
     bootstrapped: Bootstrapped
     estimate: Estimate
@@ -47,8 +47,8 @@ class Combined:
 class Entry:
     """One policy of the comparison: `metrics["predictors"][name]` of each of its runs, one per seed.
 
-    `repeats` are runs with the same seed, settings and result as one of `runs`: they do not count.
-    `rivals` are pairs of one of `runs` and a run that has another result with the same seed and settings.
+    `repeats` are runs with the same seed, settings and result as one of `runs`; they do not count. `rivals`
+    are pairs of one of `runs` and a run with another result for the same seed and settings.
     """
 
     label: str
@@ -59,28 +59,28 @@ class Entry:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that it was trained with; none where nothing is trained."""
+        """The training seeds; empty for a policy that is not trained."""
         return tuple(seed for run in self.runs if (seed := run.find_seed(self.name)) is not None)
 
     @property
     def confidence(self) -> float:
-        """That of every interval."""
+        """Confidence of all intervals."""
         return float(self.runs[0].metrics["bootstrap"]["confidence"])
 
     def find(self, metric: Metric, part: str | None = None) -> Combined | None:
-        """Return a metric over the seeds; None where a seed does not have it.
+        """Return a metric over the seeds; None if it does not exist for one of them.
 
-        `part` names the part of `metrics.json` with another cost measure, as `flops`; by default it is that
-        of visual tokens.
+        `part` names the part of `metrics.json` with another cost measure, such as `flops`; by default the
+        metric is that in visual tokens.
         """
         return self._find([*([] if part is None else [part]), "predictors", self.name, *_steps(metric)])
 
     def find_drop(self) -> Combined | None:
-        """Return the drop in score at the guaranteed price; None where a seed has no guarantee."""
+        """Return the drop in score at the guaranteed price; None if a seed has no guarantee."""
         return self._find(["guarantee", "predictors", self.name, "drop"])
 
     def find_costs(self) -> Floats:
-        """Return the mean costs at the budgets, their mean over the seeds, `[num_budgets]`."""
+        """Return the mean costs at the budgets, averaged over the seeds, `[num_budgets]`."""
         costs = [
             [point["cost"] for point in run.metrics["predictors"][self.name]["at_budgets"]]
             for run in self.runs
@@ -101,12 +101,12 @@ class Entry:
     def _find(self, path: Sequence[str]) -> Combined | None:
         values = []
         for run in self.runs:
-            figure: Any = run.metrics
+            node: Any = run.metrics
             for step in path:
-                figure = None if figure is None else figure.get(step)
-            if figure is None or figure["value"] is None:
+                node = None if node is None else node.get(step)
+            if node is None or node["value"] is None:
                 return None
-            values.append(np.array(figure["value"], dtype=np.float64))
+            values.append(np.array(node["value"], dtype=np.float64))
         bootstrapped = self._combine(path, values)
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         return Combined(bootstrapped, bootstrapped.estimate(self.confidence), spread)
@@ -121,7 +121,7 @@ class Entry:
             )
             for run, value in zip(self.runs, values, strict=True)
         }
-        assert len(by_seed) == len(self.runs), "one run a seed"
+        assert len(by_seed) == len(self.runs), "there must be one run per seed"
         return combine_seeds(by_seed, seed=self.runs[0].metrics["bootstrap"]["seed"])
 
 
@@ -135,48 +135,49 @@ Groups = dict[Key, list[Run]]
 
 
 def list_entries(runs: Sequence[Run]) -> list[Entry]:
-    """Policies over their seeds: first what the runs are about, in their order, then what stands beside it.
+    """Return policies over their seeds: the main policies in the order of the runs, then all others.
 
-    Settings that are the same in all runs are left out of the labels. A cascade that starts from what the run
-    is about has that one's settings. A baseline that another run is about counts there, unless its result is
-    another.
+    Settings that are the same in all runs are left out of the labels. A cascade that starts from the main
+    policy of its run has the settings of that policy. A baseline that is the main policy of another run
+    counts there, unless its result is different.
     """
     common = set(runs[0].settings).intersection(*(run.settings for run in runs))
     settings = {run.folder: tuple(text for text in run.settings if text not in common) for run in runs}
-    about: Groups = {}
-    beside: Groups = {}
+    main: Groups = {}
+    others: Groups = {}
     for run in runs:
-        for name, figures in run.metrics["predictors"].items():
-            start = figures["starts_from"]
-            own = settings[run.folder] if run.about in (name, start) else ()
+        for name, metrics in run.metrics["predictors"].items():
+            start = metrics["starts_from"]
+            shown_settings = settings[run.folder] if run.about in (name, start) else ()
             label = name if start is None else f"{name} of {start}"
-            (about if name == run.about else beside).setdefault((label, name, own), []).append(run)
-    groups = dict(about)
-    for key, group in beside.items():
+            groups_of_name = main if name == run.about else others
+            groups_of_name.setdefault((label, name, shown_settings), []).append(run)
+    groups = dict(main)
+    for key, group in others.items():
         name = key[1]
-        known = [run for (_, other, _), members in about.items() if other == name for run in members]
-        unknown = [run for run in group if not any(_is_same_result(run, other, name) for other in known)]
-        groups[key] = [*groups.get(key, []), *unknown]
+        counted = [run for (_, other, _), members in main.items() if other == name for run in members]
+        remaining = [run for run in group if not any(_is_same_result(run, other, name) for other in counted)]
+        groups[key] = [*groups.get(key, []), *remaining]
     return [
         entry
-        for (label, name, own), group in _split_by_settings(groups, settings).items()
-        for entry in _split_by_result(", ".join((label, *own)), name, group)
+        for (label, name, shown_settings), group in _split_by_settings(groups, settings).items()
+        for entry in _split_by_result(", ".join((label, *shown_settings)), name, group)
     ]
 
 
 def _split_by_settings(groups: Groups, settings: Mapping[Path, tuple[str, ...]]) -> Groups:
     """Split groups without settings in which a seed has several results, by the settings of their runs."""
-    found: Groups = {}
-    for (label, name, own), group in groups.items():
+    split: Groups = {}
+    for (label, name, shown_settings), group in groups.items():
         has_others = bool(_find_results(group, name)[2])
         for run in group:
-            told_apart_by = settings[run.folder] if has_others and not own else own
-            found.setdefault((label, name, told_apart_by), []).append(run)
-    return found
+            distinguishing = settings[run.folder] if has_others and not shown_settings else shown_settings
+            split.setdefault((label, name, distinguishing), []).append(run)
+    return split
 
 
 def _split_by_result(label: str, name: str, group: Sequence[Run]) -> Iterator[Entry]:
-    """The entries of a group: one per result that its runs have for the same seed."""
+    """Yield the entries of a group: one per result that its runs have for the same seed."""
     rivals: dict[Run, Run] = {}
     number, rest = 1, list(group)
     while rest:
@@ -188,7 +189,7 @@ def _split_by_result(label: str, name: str, group: Sequence[Run]) -> Iterator[En
 
 
 def _find_results(group: Sequence[Run], name: str) -> tuple[list[Run], list[Run], list[tuple[Run, Run]]]:
-    """(first run of each seed, runs with the same result, (run, first run) pairs with another result)."""
+    """Return first runs of each seed, runs with the same result, and (run, first run) pairs that differ."""
     kept: dict[int, Run] = {}
     repeats: list[Run] = []
     others: list[tuple[Run, Run]] = []
@@ -204,7 +205,7 @@ def _find_results(group: Sequence[Run], name: str) -> tuple[list[Run], list[Run]
 
 
 def _is_same_result(one: Run, other: Run, name: str) -> bool:
-    """Whether a predictor has the same seed and the same headline metrics on every resample in both runs."""
+    """Whether a predictor has the same seed and the same compared metrics on every resample in both runs."""
     if _number_seed(one, name) != _number_seed(other, name):
         return False
     prefix = name_tensor("predictors", name, "")
@@ -216,19 +217,19 @@ def _is_same_result(one: Run, other: Run, name: str) -> bool:
 
 
 def _number_seed(run: Run, name: str) -> int:
-    """The training seed of a predictor; 0 for a policy that is not trained."""
+    """Return the training seed of a predictor; 0 for a policy that is not trained."""
     return run.find_seed(name) or 0
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two policies; every figure is that of `first` less that of `second`."""
+    """Two policies; every metric is that of `first` minus that of `second`."""
 
     first: Entry
     second: Entry
 
     def find(self, metric: Metric) -> Bootstrapped | None:
-        """Return the difference in a metric; None where one policy does not have it."""
+        """Return the difference in a metric; None if it does not exist for one policy."""
         first, second = self.first.find(metric), self.second.find(metric)
         if first is None or second is None:
             return None
@@ -240,13 +241,17 @@ class Pair:
         )
 
     def estimate(self, metric: Metric) -> Estimate | None:
-        """Return the same with its interval."""
+        """Return the difference in a metric with its interval; None if it does not exist."""
         difference = self.find(metric)
         return None if difference is None else difference.estimate(self.first.confidence)
 
 
 def list_pairs(entries: Sequence[Entry]) -> list[Pair]:
-    """What is tested: all pairs of a few; of many, the first and the reference with every other one."""
+    """Return the pairs that are tested.
+
+    These are all pairs of at most `MOST_FOR_ALL_PAIRS` policies; otherwise the first policy and the reference
+    with every other one.
+    """
     if len(entries) <= MOST_FOR_ALL_PAIRS:
         return [Pair(*pair) for pair in combinations(entries, 2)]
     first, *others = entries
@@ -258,9 +263,9 @@ def list_pairs(entries: Sequence[Entry]) -> list[Pair]:
 
 
 def find_p_values(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
-    """Of each pair the p-value of its difference to the mix over log budgets, and Holm's over all of them.
+    """Return p-values of the differences in `mean_to_mix`, before and after Holm's correction, per pair.
 
-    What has no such difference has a p-value of 1.
+    A pair without this difference has a p-value of 1.
     """
     differences = [pair.find(mean_to_mix) for pair in pairs]
     p_values = [1.0 if difference is None else float(difference.p_value()) for difference in differences]

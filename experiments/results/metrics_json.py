@@ -1,75 +1,77 @@
-"""`metrics.json` and `milliseconds.json`: views of the metric tables, for other programs to read.
+"""`metrics.json` and `milliseconds.json`: views of the metric tables for other programs.
 
-Schema version 5. Scores are means in [0, 1], costs mean visual tokens. A metric is `{"value", "low", "high"}`
-with the bounds of its bootstrap interval, null for fewer than 8 test images. Numbers are rounded to six
-decimals; null stands for a metric that does not exist (the share of a gap of zero). No times and no paths:
-the same labels, predictors and seeds give the same bytes. `experiments.evaluation.metrics` defines the
-metrics; `draws.safetensors` beside it holds the compared ones on every resample (`results.resamples`).
+Schema version 5. Scores are means in [0, 1], costs are mean visual tokens. A metric is `{"value", "low",
+"high"}` with the bounds of its bootstrap interval, which are null for fewer than 8 test images. Numbers are
+rounded to six decimals; null stands for a metric that does not exist (for example the share of a gap of
+zero). The file has no times and no paths: the same labels, predictors and seeds give the same bytes.
+`experiments.evaluation.metrics` defines the metrics; `draws.safetensors` holds the compared ones on every
+resample (`results.resamples`).
 
     schema_version          5
     task, backbone          names
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
-    bootstrap               num_resamples, confidence, seed (the same one draws the same images in every run)
+    bootstrap               num_resamples, confidence, seed (equal seeds give equal resamples in all runs)
     budgets                 [k] mean visual tokens at which predictors are compared
     fixed                   per scale: scale, cost, score; `on_mix`: it is a vertex of the mix; `best`: it is
                             the best on calibration
     oracles                 authors (failures charged the coarsest scale), honest (the finest), stable (the
                             smallest scale from which on the answer stays right): cost, score
-    luck_free.NAME          likelihood, resampled; those that the outcomes allow: num_samples, num_runs; fixed
-                            per scale and front from cheap to expensive: expected cost, score; gap
+    luck_free.NAME          noise-free oracles that the outcomes allow (likelihood, resampled): num_samples,
+                            num_runs; fixed per scale and front from cheap to expensive: cost, expected
+                            score; gap
     bounds                  mix, budgeted: at_budgets [k] scores, and merits as below
-    oracle_gap              from mix to budgeted oracle, over log budgets
-    nothing_to_gain         true where all scales cost the same, or the oracle is nowhere above the mix
-    finer_scales_help       false where no fixed scale that costs more than the cheapest scores more
+    oracle_gap              from mix to budgeted oracle, averaged over log-spaced budgets
+    nothing_to_gain         true if all scales cost the same, or the oracle is nowhere above the mix
+    finer_scales_help       false if no fixed scale scores more than the cheapest one
     budgeted_oracle         cost [t], score [t]: all vertices of its front, or the most evenly spread ones
-    kinds                   per kind of question: num_samples, score [num_scales]
+    kinds                   per question type: num_samples, score [num_scales]
     reference               the predictor that the others are compared with, or null
-    differences             every policy to the mix, the first one to the others: first (a name), second (a
-                            name, or {"bound": "mix"} for the mix of fixed scales), mean over log budgets at
-                            matched cost, p_value, adjusted (Holm over all of them); floor, adjusted_floor:
-                            the least that these can be with so many resamples
-    predictors.NAME         the one that the report is about comes first
-        seed, starts_from   that it was trained with; predictor that a cascade starts from; or null
-        mean_to_mix, mean_to_reference, mean_gap_share      over log budgets
+    differences             every policy minus the mix, the first one minus the others: first (a name), second
+                            (a name, or {"bound": "mix"} for the mix of fixed scales), mean over log-spaced
+                            budgets at matched cost, p_value, adjusted (Holm over all of them); floor,
+                            adjusted_floor: lowest possible p-values with this number of resamples
+    predictors.NAME         the main predictor of the report comes first
+        seed, starts_from   training seed; predictor that a cascade starts from; or null
+        mean_to_mix, mean_to_reference, mean_gap_share      over log-spaced budgets
         at_budgets          per budget: budget, cost, chosen, score, to_mix, to_reference, gap_share
         merits              average_quality (AIQ), average_gap_recovered (APGR), hypervolume,
                             call_shares (CPT) by share of the gap recovered
         non_inferiority     per baseline (finest, best fixed) and margin: scale; front_cost, front_saving of
-                            the front on test; of the operating point that calibration chose prices, cost,
-                            saving, difference, is_shown, or null where it chose none
+                            the front on test; for the operating point chosen on calibration prices, cost,
+                            saving, difference, is_shown, or null if there is none
         reliability         null, or brier and error per scale, edges of the bins, and count, estimate, score
                             [num_scales, num_bins]
         front               per operating point, from cheap to expensive: price, calibration_cost,
                             calibration_score, cost, score
         trace               per traced price: price, cost, score
-        unit                visual tokens that one price is charged for
-        default             price, cost, score, to_best_fixed, chosen, and of the samples that some scale
-                            answers the shares smallest_right, too_coarse, too_fine; confusion, samples by
-                            needed scale (rows; last: none is enough) and chosen scale
+        unit                number of visual tokens that a price is for
+        default             price, cost, score, to_best_fixed, chosen; shares smallest_right, too_coarse,
+                            too_fine of the samples that some scale answers; confusion: samples by needed
+                            scale (rows; last: no scale answers) and chosen scale
     guarantee               alpha, delta: with probability 1 - delta the mean score is at most alpha below the
                             finest scale's (`evaluation.guarantee`); level: delta, or with `guarantee.joint`
-                            delta over the number of predictors
-        predictors.NAME     price per unit visual tokens, null where infeasible; num_images (of calibration);
-                            num_needed: images that would do, null where there is no such number;
+                            delta divided by the number of predictors
+        predictors.NAME     price per unit visual tokens, null if infeasible; num_images (of calibration);
+                            num_needed: number of images that would suffice, null if unknown;
                             most_questions that an image counts for; calibration_cost and calibration_drop at
-                            that price, or at the safest; cost and drop on test, of the finest scale where
+                            that price, or at the safest; cost and drop on test, of the finest scale if
                             infeasible; resplit_check: null, or num_resplits, num_images, num_population,
                             num_certified, num_failed, failed (share), cost
                             (`evaluation.guarantee.ResplitCheck`)
-    published               where there are any: source, table, checkpoint, split, relation (of our test split
-                            to it: same, part, other, unknown), scores by scale, oracle_scale, oracle_score
-                            (`evaluation.published`)
+    published               only if there are published values: source, table, checkpoint, split, relation of
+                            our test split to it (same, part, other, unknown), scores by scale, oracle_scale,
+                            oracle_score (`evaluation.published`)
     flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
-                            unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (what
-                            it adds to an answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
-                            non_inferiority, default. Before schema 5 these costs lacked the vision pass:
-                            costs, differences and shares of schema 4 are others, and not to be compared
-    digest                  of all the rest (`m3_backbone.outcomes.manifest`)
+                            unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (its
+                            overhead per answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
+                            non_inferiority, default. Before schema 5 these costs lacked the vision pass, so
+                            they cannot be compared with those of schema 4
+    digest                  of all other content (`m3_backbone.outcomes.manifest`)
 
-`milliseconds.json`, of that last form, has the costs of answers as measured (`evaluation.costs`), and as
-`timings` num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals cover
-the noise of these timings, but not how the machine drifts between runs.
+`milliseconds.json` has the form of `flops`, with measured costs of answers (`evaluation.costs`). Its
+`timings` are num_pictures, num_rounds, batch_size, and the costs `fixed` with their intervals. Intervals
+cover the noise of these timings, but not drift of the machine between runs.
 
 `chosen` [num_scales] are shares of the samples.
 """
@@ -110,23 +112,23 @@ _DECIMALS = 6
 
 
 def to_json(values: Any) -> Any:
-    """Return numbers, arrays as lists; nan as null and -0.0 as 0.0."""
+    """Return a rounded number or nested lists of them; nan becomes None and -0.0 becomes 0.0."""
     if np.ndim(values):
         return [to_json(value) for value in values]
     value = float(values)
     return None if math.isnan(value) else round(value, _DECIMALS) + 0.0
 
 
-def to_figure(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
-    """Return one metric with its interval; None where it does not exist."""
+def metric_to_json(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
+    """Return one metric with its interval; None if it does not exist."""
     if estimate is None or np.isnan(estimate.value[index]):
         return None
     return {name: to_json(getattr(estimate, name)[index]) for name in ("value", "low", "high")}
 
 
-def list_figures(estimate: Estimate) -> list[Any]:
-    """Return each of an array of metrics."""
-    return [to_figure(estimate, index) for index in range(len(estimate.value))]
+def metrics_to_json(estimate: Estimate) -> list[Any]:
+    """Return each metric of an array with its interval."""
+    return [metric_to_json(estimate, index) for index in range(len(estimate.value))]
 
 
 def collect_metrics(
@@ -138,7 +140,10 @@ def collect_metrics(
     seeds: Mapping[str, int | None] | None = None,
     starts_from: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of `metrics.json`; by name, `seeds` of trainings and where cascades start from."""
+    """Return the content of `metrics.json`, without the parts of other cost measures and `collect_extras`.
+
+    By name of a policy, `seeds` are training seeds and `starts_from` the predictors that cascades start from.
+    """
     seeds, starts_from = seeds or {}, starts_from or {}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -159,26 +164,26 @@ def collect_metrics(
         "fixed": [
             {
                 "scale": scale,
-                "cost": to_figure(comparison.fixed_cost, column),
-                "score": to_figure(comparison.fixed_score, column),
+                "cost": metric_to_json(comparison.fixed_cost, column),
+                "score": metric_to_json(comparison.fixed_score, column),
                 "on_mix": column in comparison.mix,
                 "best": column == comparison.best_fixed,
             }
             for column, scale in enumerate(comparison.scales)
         ],
         "oracles": {
-            name: dict(zip(("cost", "score"), map(to_figure, comparison.rule(rule)), strict=True))
+            name: dict(zip(("cost", "score"), map(metric_to_json, comparison.rule(rule)), strict=True))
             for name, rule in (("authors", "coarsest"), ("honest", "finest"), ("stable", "stable"))
         },
         "luck_free": {name: _noise_free(oracle) for name, oracle in comparison.noise_free.items()},
         "bounds": {
             bound.value: {
-                "at_budgets": list_figures(comparison.bound_scores(bound)),
+                "at_budgets": metrics_to_json(comparison.bound_scores(bound)),
                 **_front_metrics(comparison.metrics, bound),
             }
             for bound in (Bound.MIX, Bound.BUDGETED)
         },
-        "oracle_gap": to_figure(comparison.oracle_gap),
+        "oracle_gap": metric_to_json(comparison.oracle_gap),
         "nothing_to_gain": comparison.nothing_to_gain,
         "finer_scales_help": comparison.finer_scales_help,
         "budgeted_oracle": {
@@ -200,11 +205,11 @@ def collect_metrics(
 
 
 def collect_measure(comparison: Comparison) -> dict[str, Any]:
-    """Return the content of `metrics.json` for another cost measure, and of `milliseconds.json`."""
+    """Return the part of `metrics.json` for another cost measure, or the content of `milliseconds.json`."""
     measure = comparison.measure
     timings = {}
     if measure.timings is not None:
-        timings = {"timings": {**measure.timings.describe(), "fixed": list_figures(comparison.fixed_cost)}}
+        timings = {"timings": {**measure.timings.describe(), "fixed": metrics_to_json(comparison.fixed_cost)}}
     return {
         "unit": measure.unit,
         **timings,
@@ -217,8 +222,8 @@ def collect_measure(comparison: Comparison) -> dict[str, Any]:
                 "merits": _front_metrics(result.metrics, result.key),
                 "non_inferiority": _non_inferiority(result, comparison.scales),
                 "default": {
-                    "cost": to_figure(result.find(default_cost)),
-                    "score": to_figure(result.find(default_score)),
+                    "cost": metric_to_json(result.find(default_cost)),
+                    "score": metric_to_json(result.find(default_score)),
                 },
             }
             for result in comparison.policies
@@ -250,8 +255,8 @@ def _policy(result: PolicyResult, comparison: Comparison) -> dict[str, Any]:
                 "price": to_json(price),
                 "calibration_cost": to_json(cost),
                 "calibration_score": to_json(score),
-                "cost": to_figure(result[point_cost], k),
-                "score": to_figure(result[point_score], k),
+                "cost": metric_to_json(result[point_cost], k),
+                "score": metric_to_json(result[point_score], k),
             }
             for k, (price, cost, score) in enumerate(points)
         ],
@@ -269,19 +274,19 @@ def _policy(result: PolicyResult, comparison: Comparison) -> dict[str, Any]:
 def _family(
     result: PolicyResult, family: Family, at: Hashable = None, index: Any = ...
 ) -> dict[str, dict[str, Any] | None]:
-    """The metrics of a family by name; null for those that do not exist."""
-    return {metric.name: to_figure(result.find(metric, at), index) for metric in list_metrics(family)}
+    """Return the metrics of a family by name; None for those that do not exist."""
+    return {metric.name: metric_to_json(result.find(metric, at), index) for metric in list_metrics(family)}
 
 
 def _front_metrics(metrics: MetricTable, policy: PolicyKey) -> dict[str, Any]:
-    """The metrics of a front alone; one that has an `at` is an object by it."""
+    """Return the metrics of a single front by name; a metric with values of `at` is an object by `at`."""
     content: dict[str, Any] = {}
     for metric in list_metrics(Family.FRONT):
         by_at = {key.at: metrics.find(*key) for key in metrics if key[:2] == (policy, metric)}
         if by_at.keys() == {None}:
-            content[metric.name] = to_figure(by_at[None])
+            content[metric.name] = metric_to_json(by_at[None])
         else:
-            content[metric.name] = {f"{at:g}": to_figure(estimate) for at, estimate in by_at.items()}
+            content[metric.name] = {f"{at:g}": metric_to_json(estimate) for at, estimate in by_at.items()}
     return content
 
 
@@ -304,7 +309,7 @@ def _difference(difference: Difference) -> dict[str, Any]:
     return {
         "first": difference.first.name,
         "second": {"bound": second.value} if isinstance(second, Bound) else second.name,
-        "mean": to_figure(difference.mean),
+        "mean": metric_to_json(difference.mean),
         **{
             name: to_json(getattr(difference, name))
             for name in ("p_value", "adjusted", "floor", "adjusted_floor")
@@ -316,14 +321,14 @@ def _reliability(reliability: Reliability | None) -> dict[str, Any] | None:
     if reliability is None:
         return None
     bins = {name: to_json(getattr(reliability, name)) for name in ("edges", "count", "estimate", "score")}
-    return {"brier": list_figures(reliability.brier), "error": list_figures(reliability.error), **bins}
+    return {"brier": metrics_to_json(reliability.brier), "error": metrics_to_json(reliability.error), **bins}
 
 
 def _noise_free(oracle: NoiseFreeOracle) -> dict[str, Any]:
     fixed, front = (
         [
             {"cost": cost, "score": score}
-            for cost, score in zip(list_figures(costs), list_figures(scores), strict=True)
+            for cost, score in zip(metrics_to_json(costs), metrics_to_json(scores), strict=True)
         ]
         for costs, scores in ((oracle.fixed_cost, oracle.fixed_score), (oracle.cost, oracle.score))
     )
@@ -332,12 +337,12 @@ def _noise_free(oracle: NoiseFreeOracle) -> dict[str, Any]:
         "num_runs": oracle.num_runs,
         "fixed": fixed,
         "front": front,
-        "gap": to_figure(oracle.gap),
+        "gap": metric_to_json(oracle.gap),
     }
 
 
 def _question_types(test: OutcomeTable) -> dict[str, Any]:
-    """Number of samples and mean scores of each question type."""
+    """Return number of samples and mean scores of each question type."""
     names, number_of = np.unique(list_types(test), return_inverse=True)
     num_samples = np.bincount(number_of)
     scores = [np.bincount(number_of, weights=column) / num_samples for column in test.score.T]
@@ -353,9 +358,9 @@ def _question_types(test: OutcomeTable) -> dict[str, Any]:
 def collect_extras(
     guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float], published: Published | None
 ) -> dict[str, Any]:
-    """Return the parts `guarantee` and `published`, those that there are.
+    """Return the parts `guarantee` and `published` of `metrics.json`, as far as they exist.
 
-    `units` are the visual tokens that each predictor's price is charged for.
+    `units` are the numbers of visual tokens that each predictor's price is for.
     """
     content: dict[str, Any] = {}
     if guarantees:
@@ -390,8 +395,8 @@ def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
         "most_questions": guarantee.most_questions,
         "calibration_cost": _to_json_or_none(guarantee.cost),
         "calibration_drop": _to_json_or_none(guarantee.drop),
-        "cost": to_figure(realized.cost),
-        "drop": to_figure(realized.drop),
+        "cost": metric_to_json(realized.cost),
+        "drop": metric_to_json(realized.drop),
         "resplit_check": checked.check and _resplit_check(checked.check),
     }
 
@@ -414,7 +419,7 @@ def _to_json_or_none(value: float | None) -> Any:
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Write metrics, with their digest, as UTF-8 JSON, keys in their order."""
+    """Write metrics with their digest as UTF-8 JSON, in the order of the keys."""
     text = json.dumps(seal(metrics), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -428,19 +433,19 @@ def write_results(
 ) -> None:
     """Write `metrics.json` with the cost measures of `others`, the resamples and the tidy metric table.
 
-    Milliseconds differ from run to run: they are in a file of their own, so that `metrics.json` can be
-    compared byte by byte.
+    Milliseconds differ from run to run, so they are in a separate file and `metrics.json` can be compared
+    byte by byte.
     """
     by_measure = {other.measure.key: other for other in others}
     timed = by_measure.pop("milliseconds", None)
     if timed is not None:
         write_metrics(folder / MILLISECONDS, collect_measure(timed))
-    # The resamples are removed first and written last: where they are, they belong to the metrics.
+    # The resamples are removed first and written last, so that existing ones always match the metrics.
     (folder / RESAMPLES).unlink(missing_ok=True)
     parts = {key: collect_measure(other) for key, other in by_measure.items()}
     write_metrics(folder / METRICS, {**metrics, **parts})
     tidy = pa.concat_tables(
-        measured.metrics.to_arrow(measured.measure.key) for measured in (comparison, *others)
+        in_measure.metrics.to_arrow(in_measure.measure.key) for in_measure in (comparison, *others)
     )
     content = pa.BufferOutputStream()
     pq.write_table(tidy, content)

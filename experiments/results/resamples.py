@@ -1,14 +1,14 @@
-"""`draws.safetensors`: metrics on every resample, so that runs can be compared pair by pair.
+"""`draws.safetensors`: metrics on every resample, for paired comparisons of runs.
 
-It lies beside `metrics.json` and holds the resamples of the metrics that `experiments.compare` shows. A
-tensor is float32 `[num_resamples]`, and its name is the path to its metric in `metrics.json`, as
+The file is next to `metrics.json` and holds the resamples of the metrics that `experiments.compare` shows. A
+tensor is float32 `[num_resamples]`, and its name is the path to its metric in `metrics.json`, for example
 `predictors/NAME/mean_to_mix` (`name_tensor`). `predictors/NAME/at_budgets/score` and `.../to_mix` hold all
 budgets, `[num_kept, num_budgets]`, on the first `MOST_BAND_RESAMPLES` resamples only, which is enough for the
-bands of a plot; p-values and intervals of single metrics use all resamples. nan: the metric does not exist
-on that resample. The metadata hold a digest of all tensors.
+bands of a plot; p-values and intervals of single metrics use all resamples. nan means that the metric does
+not exist on that resample. The metadata contain a digest of all tensors.
 
-Row by row, runs on the same test split with the same bootstrap seed drew the same images: what they have in
-common cancels in a difference of their resamples. About 1.3 MB a predictor with 10,000 resamples and 49
+Row i of runs on the same test split with the same bootstrap seed is on the same resampled images, so that
+common noise cancels in a difference. The file takes about 1.3 MB per predictor with 10,000 resamples and 49
 budgets.
 """
 
@@ -30,13 +30,13 @@ from experiments.evaluation.metrics import mean_to_mix
 from m3_backbone.outcomes.manifest import DIGEST
 from m3_backbone.outcomes.shards import write_bytes
 
-RESAMPLES = "draws.safetensors"  # the name that runs of every version have
+RESAMPLES = "draws.safetensors"  # the name of the file in runs of all versions
 
 Float32s = NDArray[np.float32]
 
 
 def name_tensor(*path: str) -> str:
-    """The name of the tensor that holds the metric at a path in `metrics.json`.
+    """Return the name of the tensor with the metric at a path in `metrics.json`.
 
     Each step is percent-encoded, so that distinct paths have distinct names.
     """
@@ -48,9 +48,9 @@ def collect_resamples(
     others: Sequence[Comparison] = (),
     guarantees: Sequence[CheckedGuarantee] = (),
 ) -> dict[str, Float32s]:
-    """Return the content of `draws.safetensors`, for the measures and guarantees that are in `metrics.json`.
+    """Return the content of `draws.safetensors` for the cost measures and guarantees in `metrics.json`.
 
-    Of other cost measures only the mean difference to the mix is kept.
+    For other cost measures than visual tokens only the mean difference to the mix is kept.
     """
     by_path: dict[tuple[str, ...], NDArray[np.floating]] = {
         ("predictors", key.policy.name, *key.metric.path.split("/")): resamples
@@ -64,7 +64,7 @@ def collect_resamples(
         if isinstance(key.policy, Predictor) and key.metric is mean_to_mix
     }
     by_path |= {
-        ("guarantee", "predictors", checked.name, "drop"): checked.realized.drawn_drop
+        ("guarantee", "predictors", checked.name, "drop"): checked.realized.resampled_drop
         for checked in guarantees
     }
     return {
@@ -74,20 +74,20 @@ def collect_resamples(
 
 
 def write_resamples(folder: Path, resamples: Mapping[str, Float32s]) -> None:
-    """Write them atomically: a run that has the file is whole."""
+    """Write the resamples atomically; a run that has the file is complete."""
     write_bytes(
         folder / RESAMPLES, save(dict(resamples), metadata={DIGEST: _digest(sorted(resamples.items()))})
     )
 
 
 class StoredResamples(Mapping[str, Float32s]):
-    """The tensors of a file, each read on access, so that many runs need not fit into memory."""
+    """Tensors of a file, read on access, so that many runs need not fit into memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
-            # Name of a tensor -> its name in the file, which may be a former one.
+            # Name of a tensor -> its name in the file, which may be that of an earlier version.
             self._stored = {re.sub("^risk/", "guarantee/", name): name for name in names}
             self.num_rows = {
                 name: file.get_slice(stored).get_shape()[0] for name, stored in self._stored.items()
@@ -95,7 +95,7 @@ class StoredResamples(Mapping[str, Float32s]):
             self._digest = (file.metadata() or {}).get(DIGEST)
 
     def check(self) -> None:
-        """Raise ValueError where tensors are not those that the file was written with."""
+        """Raise ValueError if the tensors do not match the digest in the file."""
         by_stored_name = sorted((stored, name) for name, stored in self._stored.items())
         tensors = ((stored, self[name]) for stored, name in by_stored_name)
         if self._digest is not None and self._digest != _digest(tensors):
@@ -116,7 +116,7 @@ class StoredResamples(Mapping[str, Float32s]):
 
 
 def read_resamples(folder: Path, num_resamples: int) -> StoredResamples:
-    """Return the resamples of a run; ValueError where they are missing, damaged, or another number."""
+    """Return the resamples of a run; raise ValueError if they are missing, damaged or of another number."""
     try:
         resamples = StoredResamples(folder / RESAMPLES)
         expected = {name: _count_kept(name, num_resamples) for name in resamples}
@@ -133,7 +133,7 @@ def read_resamples(folder: Path, num_resamples: int) -> StoredResamples:
 
 
 def _digest(resamples: Iterable[tuple[str, Float32s]]) -> str:
-    """Digest of (name, tensor) pairs in the order of their names."""
+    """Return the digest of (name, tensor) pairs, given in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in resamples:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
@@ -142,7 +142,7 @@ def _digest(resamples: Iterable[tuple[str, Float32s]]) -> str:
 
 
 def _count_kept(tensor: str, num_resamples: int) -> int:
-    """Number of resamples that a tensor should hold; steps of its name contain no "/" (`name_tensor`)."""
+    """Return the number of resamples that a tensor must hold, given its name (`name_tensor`)."""
     match tensor.split("/"):
         case ["predictors", _, step, _] if step == Family.AT_BUDGETS.value:
             return min(num_resamples, MOST_BAND_RESAMPLES)

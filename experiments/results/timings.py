@@ -1,4 +1,4 @@
-"""Timings of predictors and backbone on this machine, found and described."""
+"""Timings of predictors and backbone on this machine, read from the results of `experiments.latency`."""
 
 import logging
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 def find_timings(
     folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str], batch_size: int = 1
 ) -> Timings | None:
-    """Timings in `folder` of this machine, backbone and predictors; None, with a warning, if there are none.
+    """Return the timings of this machine, backbone and predictors in `folder`; None if there are none.
 
-    `fingerprints` are those of the labels, `predictors` maps names to digests; other predictors may have been
-    timed in the same file. Only timings with this batch size and this process's number of threads are used,
-    and of several files the one with the most samples.
+    `fingerprints` are those of the labels; `predictors` maps names to digests. A file may hold timings of
+    further predictors. Only timings with this batch size and this process's number of threads count; among
+    several files the one with the most measurements is used. Logs a warning if there are none.
     """
     machine = describe_machine()
 
@@ -37,7 +37,7 @@ def find_timings(
     if not timed:
         log.warning(
             "no timings of these predictors, this backbone and this machine with %d threads in batches of %d "
-            "in %s, so no cost is counted in milliseconds: run `python -m experiments.latency` with the same "
+            "in %s, so costs in milliseconds are left out: run `python -m experiments.latency` with the same "
             "settings",
             torch.get_num_threads(),
             batch_size,
@@ -48,7 +48,7 @@ def find_timings(
 
 
 def to_timings(latency: Latency) -> Timings:
-    """Timings of each picture, as means over the rounds."""
+    """Return the timings of each picture, averaged over the rounds."""
     return Timings(
         latency.vision.mean(axis=1),
         latency.answer.mean(axis=1),

@@ -283,7 +283,7 @@ def test_images_with_more_questions_than_bounded_count_as_so_many():
 @pytest.mark.parametrize(("alpha", "delta"), [(0.0, 0.1), (0.1, 1.0), (-0.1, 0.1)])
 def test_levels_outside_their_range_are_refused(alpha, delta):
     table = make_outcomes("calibration", 5)
-    with pytest.raises(ValueError, match=r"guarantee\.(alpha|delta) lies between 0 and 1"):
+    with pytest.raises(ValueError, match=r"guarantee\.(alpha|delta) must lie between 0 and 1"):
         find_guarantee(estimate_outcomes(table), table, alpha=alpha, delta=delta)
 
 

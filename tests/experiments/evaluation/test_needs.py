@@ -306,7 +306,7 @@ def test_labels_of_a_test_split_alone_train_no_models(tmp_path, stated, caplog):
 def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
     train, calibration, test = stated
     flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
-    with pytest.raises(ValueError, match="nothing to recover"):
+    with pytest.raises(ValueError, match="nothing can be recovered"):
         compare_known(regressions, calibration, flat, num_resamples=10, confidence=0.95, seed=0)
     settings: Any = {
         "num_resamples": 10,
@@ -315,7 +315,7 @@ def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
         "equivalence_margin": 0.005,
     }
     tables = judge_models(ScaleClassifiers.fit(train), regressions, calibration, flat, **settings)
-    assert [table.name for table in tables] == ["classifiers"] and "nothing to recover" in caplog.text
+    assert [table.name for table in tables] == ["classifiers"] and "nothing can be recovered" in caplog.text
 
 
 def test_names_of_single_samples_and_numbers_beyond_bounds_are_no_facts():

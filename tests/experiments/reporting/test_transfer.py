@@ -148,7 +148,7 @@ def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, fol
 
 @pytest.mark.parametrize(("sources", "targets"), [([], ["same"]), (["home"], []), (["home"], ["same"] * 2)])
 def test_tasks_are_named_each_once(run, sources, targets):
-    with pytest.raises(ValueError, match="have to be tasks, each once"):
+    with pytest.raises(ValueError, match="must be distinct tasks"):
         run(sources=sources, targets=targets)
 
 
@@ -164,7 +164,7 @@ def test_a_target_that_cannot_be_is_told_of_before_anything_is_trained(run):
     def train():
         raise AssertionError("nothing should be trained")
 
-    with pytest.raises(ValueError, match="are to be drawn from it"):
+    with pytest.raises(ValueError, match="fewer than num_recalibration="):
         run(train, sources=["home"], targets=["same", "swapped"], num_recalibration=10_000)
     with pytest.raises(ValueError, match="an interval needs confidence"):
         run(train, sources=["home"], targets=["same"], confidence=2)
@@ -239,7 +239,7 @@ def test_samples_are_drawn_by_image(folder):
     assert set(draw_samples(image_id, 30, seed=3)) > set(rows)
     with pytest.raises(ValueError, match="has 200 samples, and 201"):
         draw_samples(image_id, 201, seed=0)
-    with pytest.raises(ValueError, match="num_recalibration is at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_recalibration must be at least 1, got 0"):
         draw_samples(image_id, 0, seed=0)
 
 
