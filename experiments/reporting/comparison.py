@@ -162,9 +162,9 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
             )
         )
     caption = (
-        "First policy minus second, on the same resamples of images and seeds: points above the mix, averaged "
-        "over log-spaced budgets, with two-sided p-values; share of the gap; score and visual tokens at the "
-        f"default prices. {describe_floor(num_resamples, len(pairs))}"
+        "First policy minus second, on the same resamples of images and seeds: points above the mix, "
+        "averaged over log-spaced budgets, with two-sided p-values; share of the gap; score and visual "
+        f"tokens at the default prices. {describe_floor(num_resamples, len(pairs))}"
     )
     header = (
         "difference",

@@ -125,8 +125,8 @@ class FrontPlot:
 def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Floats, Floats]:
     """Return costs and scores of at least `num_points` points on a line, for a logarithmic cost axis.
 
-    Between two operating points a policy chooses one of them at random, so the score is linear in the cost. On
-    a logarithmic axis this is a curve; the straight line that a plot would draw cannot be reached.
+    Between two operating points a policy chooses one of them at random, so the score is linear in the cost.
+    On a logarithmic axis this is a curve; the straight line that a plot would draw cannot be reached.
     """
     dense = np.union1d(np.geomspace(cost[0], cost[-1], num_points).clip(cost[0], cost[-1]), cost)
     return dense, np.interp(dense, cost, score)
