@@ -1,4 +1,4 @@
-"""How well estimates are calibrated: reliability diagrams, as a figure and as shapes for a page."""
+"""Reliability diagrams of estimates, as a figure and as data for a page, and the table of calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from experiments.reporting.tables import Table
 
 @dataclass(frozen=True)
 class Dot:
-    """One bin: mean estimate and mean score in [0, 1], the number of samples, and its share of all."""
+    """One bin: mean estimate and mean score in [0, 1], number of samples, and share of all samples."""
 
     estimate: float
     score: float
@@ -26,12 +26,12 @@ class Dot:
 
     @property
     def radius(self) -> float:
-        """On a square of 100 units: the area goes with the number of samples."""
+        """Radius in a diagram of 100 units per side; the area grows with the number of samples."""
         return 1.2 + 6.5 * self.share**0.5
 
 
 def list_dots(reliability: Reliability, column: int) -> list[Dot]:
-    """The bins of one scale that hold samples."""
+    """Return the bins of one scale that contain samples."""
     counts = np.asarray(reliability.count[column])
     return [
         Dot(
@@ -45,7 +45,7 @@ def list_dots(reliability: Reliability, column: int) -> list[Dot]:
 
 
 def tabulate_calibration(comparison: Comparison) -> Table:
-    """Brier score and expected calibration error of every predictor that estimates, per scale."""
+    """Tabulate Brier score and calibration error of every policy with estimates, per scale."""
     rows = []
     for result in comparison.policies:
         reliability = result.reliability
@@ -63,21 +63,23 @@ def tabulate_calibration(comparison: Comparison) -> Table:
             )
     caption = (
         "Calibration of the estimates: Brier score (0 is best), expected calibration error in points, and "
-        "mean estimate less mean score in points"
+        "mean estimate minus mean score in points"
     )
     header = ("predictor, scale", "Brier score", "calibration error", "bias")
     return Table(caption, header, tuple(rows), name="calibration")
 
 
-def _bias(found: Reliability, column: int) -> np.ndarray:
-    counts = np.asarray(found.count[column])
-    surplus: np.ndarray = (found.estimate[column] - found.score[column]) * counts / counts.sum()
-    return surplus
+def _bias(reliability: Reliability, column: int) -> np.ndarray:
+    """Return the contribution of each bin to mean estimate minus mean score, `[num_bins]`."""
+    counts = np.asarray(reliability.count[column])
+    gap = reliability.estimate[column] - reliability.score[column]
+    bias: np.ndarray = gap * counts / counts.sum()
+    return bias
 
 
 @mpl.rc_context(PLAIN_TEXT)
 def draw_reliability(reliability: Reliability, scales: Sequence[int], title: str) -> Figure:
-    """One diagram a scale: mean score over mean estimate in each bin, the larger the more samples."""
+    """Draw one diagram per scale: mean score over mean estimate of each bin; dot areas grow with counts."""
     figure = Figure(figsize=(2.4 * len(scales) + 0.4, 2.9), layout="constrained", facecolor="white")
     panels = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]
     for column, (ax, scale) in enumerate(zip(panels, scales, strict=True)):

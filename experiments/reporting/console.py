@@ -1,4 +1,4 @@
-"""Tables and lines that training and timing print."""
+"""Tables and lines that training and timing commands print."""
 
 from experiments.labels.latency import Latency
 from experiments.reporting.tables import format_table
@@ -9,10 +9,10 @@ _NUM_RESAMPLES = 10_000
 
 
 def format_records(records: list[TrainingRecord]) -> str:
-    """A table of trainings on the same labels, the references below them."""
+    """Return a table of trainings on the same labels, followed by reference values."""
     first = records[0]
     has_gap = first.oracle_value > first.mix_value + 1e-9
-    rows = [["predictor", "value", "of the gap", "tokens", "score", "parameters", "MFLOPs", "seconds"]]
+    rows = [["predictor", "value", "share of gap", "tokens", "score", "parameters", "MFLOPs", "seconds"]]
     for record in records:
         rows.append(
             [
@@ -35,8 +35,8 @@ def format_records(records: list[TrainingRecord]) -> str:
             format_table(rows),
             f"fixed scales on validation: {fixed}",
             f"value: mean score over log-spaced budgets on {first.num_validation} validation samples, on "
-            "which epochs, shares, trees and neighbours were chosen too: values and ranking are optimistic",
-            "tokens and score: calibration split, default price",
+            "which epochs, shares, trees and neighbours were selected too: values and ranking are optimistic",
+            "tokens and score: on the calibration split at the default price",
         ]
     )
 
@@ -56,7 +56,7 @@ def describe_latency(latency: Latency) -> str:
 
 
 def format_latency(latency: Latency) -> str:
-    """A table of mean milliseconds per answer with intervals, and a description of the measurement."""
+    """Return a table of mean milliseconds per answer with intervals, and a description of the measurement."""
     timings = to_timings(latency)
     means = timings.means()
     low, high = timings.bound(_NUM_RESAMPLES, seed=0)
@@ -66,23 +66,25 @@ def format_latency(latency: Latency) -> str:
         [
             f"scale {scale}",
             f"{vision:.2f}",
-            f"{whole - vision:.2f}",
+            f"{total - vision:.2f}",
             "",
-            f"{whole:.2f}",
-            f"{least:.2f} to {most:.2f}",
+            f"{total:.2f}",
+            f"{low_total:.2f} to {high_total:.2f}",
         ]
-        for scale, whole, least, most in zip(latency.scales, cost, low.cost[0], high.cost[0], strict=True)
+        for scale, total, low_total, high_total in zip(
+            latency.scales, cost, low.cost[0], high.cost[0], strict=True
+        )
     ]
     rows += [
         [
-            f"{name}, its overhead",
+            f"overhead of {name}",
             "",
             "",
-            f"{taken[0]:.2f}",
+            f"{mean[0]:.2f}",
             "",
             f"{low.overhead[name][0]:.2f} to {high.overhead[name][0]:.2f}",
         ]
-        for name, taken in means.overhead.items()
+        for name, mean in means.overhead.items()
     ]
     num_batches, num_rounds = latency.vision.shape
     job = latency.job

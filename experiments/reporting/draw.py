@@ -1,4 +1,4 @@
-"""Draws a front plot: with Plotly for pages, with Matplotlib for paper."""
+"""Backends of front plots: Plotly for HTML pages, Matplotlib for paper."""
 
 import html
 import json
@@ -17,7 +17,7 @@ from experiments.reporting.front_plot import INK, Band, Element, FrontPlot, Line
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 
-# The script of the page replaces this by the page's text colour, light or dark.
+# Placeholder that the script of the page replaces by the page's text colour, light or dark.
 PAGE_INK = "#010203"
 UPPER_LABEL, LOWER_LABEL = "mean score (%)", "points above the mix"
 _MPL_DASHES: dict[str, Any] = {
@@ -25,12 +25,12 @@ _MPL_DASHES: dict[str, Any] = {
     "longdashdot": (0, (7, 3, 1, 3)),
 }  # fmt: skip
 _MPL_MARKERS = {"circle": "o", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "star": "*"}
-# Matplotlib counts in points what Plotly counts in pixels.
+# Sizes are in points in Matplotlib, in pixels in Plotly.
 _POINTS_PER_PIXEL = 0.65
 
 
 def draw_page(plot: FrontPlot) -> dict[str, Any]:
-    """Return the interactive plot as plain data, which the page's script draws with its colours."""
+    """Return the interactive plot as JSON data, which the script of the page draws."""
     figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
     for row, elements in ((1, plot.upper), (2, plot.lower)):
         for element in elements:
@@ -109,7 +109,7 @@ def _page_color(color: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text as Plotly shows it: its labels take a little HTML, and entities for the rest."""
+    """Return text escaped for Plotly, whose labels are a subset of HTML."""
     return html.escape(text, quote=False)
 
 
@@ -141,7 +141,7 @@ def draw_paper(plot: FrontPlot, title: str) -> Figure:
 
 
 def draw_panels(plot: FrontPlot, upper: Axes, lower: Axes | None = None) -> None:
-    """Draw a plot on given axes: the fronts, and the differences to the mix if there are axes for them."""
+    """Draw the fronts on `upper` and, if given, the differences to the mix on `lower`."""
     panels = [(upper, plot.upper, UPPER_LABEL)]
     panels += [(lower, plot.lower, LOWER_LABEL)] if lower is not None else []
     for axes, elements, label in panels:
@@ -153,7 +153,7 @@ def draw_panels(plot: FrontPlot, upper: Axes, lower: Axes | None = None) -> None
 
 
 def mark_scales(axes: Axes, costs: np.ndarray) -> None:
-    """Make the cost axis logarithmic, with a tick at each fixed scale and nowhere else."""
+    """Make the cost axis logarithmic, with ticks only at the fixed scales."""
     axes.set_xscale("log")
     axes.set_xticks(costs, [format_tokens(cost) for cost in costs])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -194,7 +194,7 @@ def _draw_element(element: Element, axes: Axes) -> None:
 
 
 def _find_order(line: Line) -> float:
-    """Oracles lie below the policies, the mix above all of them but the first."""
+    """Return the z-order of a line: oracles below policies, the mix above all policies but the first."""
     if line.group is None:
         return 5.95 if line.color == INK else 2.0
     return 6.0 if line.width >= 3 else 5.0

@@ -1,4 +1,4 @@
-"""The evaluation of trained predictors, from label folder to report."""
+"""Evaluation of trained predictors, from label folder to report."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -69,15 +69,15 @@ def evaluate_predictors(
     gallery: int = 6,
     seed: int = 0,
 ) -> Findings:
-    """Compare trained predictors; the first is the one the report is about.
+    """Compare trained predictors, the first of which is the main one of the report, and return the findings.
 
     `cascades` are compared with them; a cascade pays for every scale that it tries. Operating points and
-    guarantees come from the calibration samples that no calibrator of these predictors was fitted on, default
+    guarantees come from calibration samples on which no calibrator of these predictors was fitted, default
     prices from training, and metrics from the test split. The test split is opened last, after the evaluation
     has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
     `latency`, if it has timings of these predictors on this machine. Writes metrics, tables, figures and
-    report into `output`. `task` gives the images of the gallery. Images are resampled with
-    `bootstrap_seed`; runs can be compared only if they share it. `seed` selects the samples of the gallery.
+    report into `output`. `task` provides the images of the gallery. Images are resampled with
+    `bootstrap_seed`; only runs with the same one can be compared. `seed` selects the samples of the gallery.
     Raises ValueError if labels, predictors and task do not belong together.
     """
     check_settings(
@@ -89,7 +89,7 @@ def evaluate_predictors(
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
     calibration = read_unseen(labels, trained)
-    estimates = {predictor.name: predictor.predictor.predict(calibration.inputs) for predictor in trained}
+    estimates = {entry.name: entry.predictor.predict(calibration.inputs) for entry in trained}
     guarantees = {
         name: find_guarantee(
             estimates[name],
@@ -101,13 +101,13 @@ def evaluate_predictors(
         )
         for name in estimates
     }
-    cascades = name_apart(cascades, estimates)
+    cascades = rename_duplicates(cascades, estimates)
     check_starts(cascades, estimates)
     starts_from = {entry.name: entry.predictor for entry in cascades}
-    digests = {predictor.name: predictor.digest for predictor in trained}
+    digests = {entry.name: entry.digest for entry in trained}
     measures = list_cost_measures(
         calibration.outcomes,
-        {predictor.name: predictor.predictor for predictor in trained},
+        {entry.name: entry.predictor for entry in trained},
         calibration.inputs,
         starts_from={name: start for name, start in starts_from.items() if start is not None},
         timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
@@ -125,12 +125,9 @@ def evaluate_predictors(
     )
     policies = [
         PredictorPolicy(
-            predictor.name,
-            estimates[predictor.name],
-            predictor.predictor.predict(test.inputs),
-            predictor.prices.default,
+            entry.name, estimates[entry.name], entry.predictor.predict(test.inputs), entry.prices.default
         )
-        for predictor in trained
+        for entry in trained
     ]
     on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
     resampled = read_resampled(labels, test.outcomes)
@@ -177,7 +174,7 @@ def evaluate_predictors(
             for policy in policies
         ],
         starts_from=starts_from,
-        units={predictor.name: predictor.prices.default.unit for predictor in trained},
+        units={entry.name: entry.prices.default.unit for entry in trained},
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
             task,
@@ -187,7 +184,7 @@ def evaluate_predictors(
         banners=find_label_banners(labels, SPLITS),
         cost_parts={measure.key: measure.mean_parts(test.outcomes) for measure in measures},
     )
-    seeds = {predictor.name: predictor.seed for predictor in trained}
+    seeds = {entry.name: entry.seed for entry in trained}
     metrics = collect_metrics(
         comparison,
         test.outcomes,
@@ -217,29 +214,29 @@ def evaluate_predictors(
 
 
 def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
-    """Return the calibration samples that no calibrator of these predictors was fitted on.
+    """Return the calibration samples on which no calibrator of these predictors was fitted.
 
     Raises ValueError for predictors of another backbone.
     """
     calibration = read_labels(labels, "calibration")
-    for predictor in trained:
-        predictor.predictor.check_backbone(calibration.outcomes.fingerprints)
-    unseen = [find_unseen(predictor.predictor, calibration.outcomes) for predictor in trained]
+    for entry in trained:
+        entry.predictor.check_backbone(calibration.outcomes.fingerprints)
+    unseen = [find_unseen(entry.predictor, calibration.outcomes) for entry in trained]
     return calibration.select(np.logical_and.reduce(unseen))
 
 
 def check_starts(cascades: Sequence[CascadeEntry], predictors: Collection[str]) -> None:
-    """Raise ValueError for a cascade that starts from a predictor that is not compared."""
+    """Raise ValueError if a cascade starts from a predictor that is not compared."""
     for entry in cascades:
         if entry.predictor not in (None, *predictors):
             raise ValueError(
-                f"{entry.name} starts from {entry.predictor!r}, which is not among the predictors that are "
-                f"compared: {', '.join(predictors)}"
+                f"{entry.name} starts from {entry.predictor!r}, which is not among the compared predictors: "
+                f"{', '.join(predictors)}"
             )
 
 
-def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
-    """The cascades; a cascade that shares the name of a predictor or of another cascade is renamed."""
+def rename_duplicates(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
+    """Return the cascades, renamed if they share the name of a predictor or of an earlier cascade."""
     names, renamed = set(taken), []
     for entry in cascades:
         name = entry.name
@@ -251,7 +248,7 @@ def name_apart(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[C
 
 
 def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:
-    """Write every figure as PDF and SVG, and the front as PNG, which is returned too."""
+    """Write every figure as PDF and SVG, and the front also as PNG; return the PNG."""
     front = draw_paper(plot_comparison(comparison), f"{title}, test split")
     save_figure(front, output / "front")
     maps = map_attributes(test)

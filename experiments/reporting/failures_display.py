@@ -1,4 +1,4 @@
-"""A page of pictures that a backbone answers wrongly, one row per kind of question."""
+"""Figure of samples that a backbone answers wrongly, one row per question type."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -7,25 +7,27 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.evaluation.needs import pick_frequent
+from experiments.evaluation.needs import list_types, pick_frequent, split_by_type
 from experiments.reporting.page import LONGEST_TITLE, cut_name
 from m3_backbone.images import to_rgb
 from m3_backbone.outcomes.table import OutcomeTable
 
 _WIDTH = 30  # characters of a caption line
-_LONGEST = 90  # of a text from data
+_LONGEST = 90  # characters of a text from data
 
 
 def pick_failures(table: OutcomeTable, column: int, *, per_kind: int, seed: int) -> dict[str, np.ndarray]:
-    """Rows with a score below 1 at a scale, at most `per_kind` of each question type, drawn at random.
+    """Return indices of random samples with a score below 1 at a scale, `per_kind` of each question type.
 
-    Types are ordered by their number of failures, the most frequent first, at most as many as can be drawn
-    (`question_types.pick_frequent`); types without failures are left out.
+    Types are sorted by descending number of failures and limited to `needs.MOST_SHOWN`; types without
+    failures are left out.
     """
     rng = np.random.default_rng(seed)
     wrong = table.score[:, column] < 1
-    kinds = np.array([kind or task for kind, task in zip(table.kind, table.task, strict=True)], dtype=str)
-    rows = {str(kind): rng.permutation(np.flatnonzero(wrong & (kinds == kind))) for kind in np.unique(kinds)}
+    rows = {
+        name: rng.permutation(np.flatnonzero(wrong & is_of_type))
+        for name, is_of_type in split_by_type(table).items()
+    }
     ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
     failing = {kind: wrong_rows for kind, wrong_rows in ordered if len(wrong_rows)}
     shown = pick_frequent({kind: len(wrong_rows) for kind, wrong_rows in failing.items()})
@@ -39,9 +41,9 @@ def draw_failures(
     read_image: Callable[[str], Image.Image],
     title: str,
 ) -> Figure:
-    """Each picture with its question, the reference, and the answer at every scale.
+    """Draw each image with its question, the reference, and the answer at every scale.
 
-    `read_image` gives the image of an id; where it raises OSError the reason stands in its place.
+    `read_image` returns the image of an id; if it raises OSError, the message is shown instead.
     """
     num_columns = max(map(len, picked.values()))
     size = (2.1 * num_columns, 3.0 * len(picked) + 0.4)
@@ -59,7 +61,7 @@ def draw_failures(
                     parse_math=False,
                 )  # fmt: skip
             ax.set_title(_caption(table, int(sample)), fontsize=6, loc="left", parse_math=False)
-        share = 1 - table.score[_rows_of(table, kind), column].mean()
+        share = 1 - table.score[list_types(table) == kind, column].mean()
         label = f"{cut_name(kind)}, {100 * share:.0f}% wrong"
         panels[row, 0].text(
             -0.06, 0.5, label, rotation=90, ha="right", va="center", fontsize=7,
@@ -69,15 +71,11 @@ def draw_failures(
     return figure
 
 
-def _rows_of(table: OutcomeTable, kind: str) -> np.ndarray:
-    return np.array([(own or task) == kind for own, task in zip(table.kind, table.task, strict=True)])
-
-
 def _caption(table: OutcomeTable, row: int) -> str:
     answers = ", ".join(
         f"{scale}: {_shorten(text)}" for scale, text in zip(table.scales, table.answer[row], strict=True)
     )
-    lines = [_shorten(table.question[row]), f"is {_shorten(table.references[row][0])}", answers]
+    lines = [_shorten(table.question[row]), f"correct: {_shorten(table.references[row][0])}", answers]
     return "\n".join(line for text in lines for line in textwrap.wrap(text, _WIDTH) or [""])
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, and its sentences: the same in the terminal and in the report."""
+"""Findings of an evaluation, and the sentences about them in the terminal and in the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,13 +31,12 @@ from experiments.tasks.sizes import Banner, is_too_few
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """A comparison with what belongs to it.
+    """A comparison with guarantees, cost parts, published values and the record of the evaluation.
 
-    `others` are the same comparison in other cost measures; `starts_from` names, for each cascade, the
-    predictor that it starts from, if any; `units` the visual tokens that each predictor's
-    price is charged for in use; `published` the published values, if there are any; `record` that of this
-    evaluation; `banners` warn of small numbers of images and samples; `cost_parts`, by cost measure and part,
-    the cost of that part of an answer at each scale, `[num_scales]`.
+    `others` are the same comparison in other cost measures. `starts_from` names, for each cascade, the
+    predictor that it starts from, if any. Default prices of predictors are per `units` visual tokens, by
+    name. `banners` warn of small numbers of images and samples. `cost_parts` holds, by cost measure and part,
+    the mean cost of that part of an answer at each scale, `[num_scales]`.
     """
 
     comparison: Comparison
@@ -52,7 +51,7 @@ class Findings:
 
 
 def write_sentences(findings: Findings) -> list[str]:
-    """The headline first, then what it is about and what else has to be said."""
+    """Return the headline, its scope, the result at the default price, and further sentences if any."""
     comparison = findings.comparison
     sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
     if findings.guarantees:
@@ -63,7 +62,7 @@ def write_sentences(findings: Findings) -> list[str]:
 
 
 def describe_record(record: EvaluationRecord) -> str:
-    """Sentences on the number of this evaluation on its test split, and on images evaluated before."""
+    """Return sentences on the number of this evaluation on its test split and on images evaluated before."""
     if record.evaluation == 0:
         text = "No evaluation of predictors is recorded on this test split."
     elif not record.is_new:
@@ -91,8 +90,8 @@ def describe_record(record: EvaluationRecord) -> str:
 def write_headline(comparison: Comparison) -> str:
     """Return the result of the first predictor in one sentence.
 
-    Mean differences at matched mean visual tokens, or why there is no finding: too few test images
-    (`tasks.sizes`), or nothing to gain.
+    It gives mean differences at matched mean visual tokens, or the reason why there is no finding: too few
+    test images (`tasks.sizes`), or nothing to gain.
     """
     result = comparison.policies[0]
     if is_too_few(comparison.num_images):
@@ -106,13 +105,13 @@ def write_headline(comparison: Comparison) -> str:
     sentence = f"At the same mean number of visual tokens, {result.name} scores {difference}"
     to_reference = result.find(mean_to_reference)
     if to_reference is not None:
-        against = str(comparison.reference)
-        sentence += f" and {describe_difference(to_reference, against, comparison.confidence)}"
+        opponent = str(comparison.reference)
+        sentence += f" and {describe_difference(to_reference, opponent, comparison.confidence)}"
     return f"{sentence}."
 
 
 def write_no_headroom(comparison: Comparison) -> str:
-    """Return the sentence for outcomes on which no choice of scales gains anything."""
+    """Return the sentence for outcomes on which no choice of scales exceeds the mix."""
     cost, score = comparison.fixed_cost.value, comparison.fixed_score.value
     if len(comparison.scales) == 1:
         return f"These labels have scale {comparison.scales[0]} only: there is nothing to choose."
@@ -129,7 +128,7 @@ def _cost_the_same(comparison: Comparison) -> bool:
 
 
 def write_scope(comparison: Comparison) -> str:
-    """What the headline is about."""
+    """Return the scope of the headline in one sentence: budgets, questions and images."""
     first, last = (format_tokens(budget) for budget in comparison.budgets[[0, -1]])
     questions = (
         "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
@@ -142,7 +141,7 @@ def write_scope(comparison: Comparison) -> str:
 
 
 def write_default(comparison: Comparison) -> str:
-    """What the first predictor does at its default price, in one sentence."""
+    """Return cost and score of the first predictor at its default price, in one sentence."""
     result, best = comparison.policies[0], comparison.best_fixed
     scale = comparison.scales[best]
     cost, score = result[default_cost].value, result[default_score].value
@@ -168,23 +167,23 @@ def write_default(comparison: Comparison) -> str:
 
 
 def write_tokens(number: str) -> str:
-    """A formatted number with its unit, visual tokens."""
+    """Return a formatted number with its unit, visual tokens."""
     return f"{number} visual token{'' if number == '1' else 's'}"
 
 
-def describe_difference(estimate: Estimate, against: str, confidence: float) -> str:
-    """Return \"1.9 points more than the mix (95% interval 1.2 to 2.6)\", or another true statement.
+def describe_difference(estimate: Estimate, opponent: str, confidence: float) -> str:
+    """Return a difference in words, such as "1.9 points more than the mix (95% interval 1.2 to 2.6)".
 
     A difference that rounds to 0.0 points is not a finding, whatever its interval.
     """
     points, more = f"{100 * abs(float(estimate.value)):.1f}", "more" if estimate.value >= 0 else "less"
     if is_known(estimate) and not has_interval(estimate):
-        return f"{points} points {more} than {against} (no interval: too few images)"
+        return f"{points} points {more} than {opponent} (no interval: too few images)"
     if not is_known(estimate):
-        return f"at no cost that can be compared with {against}"
+        return f"at no cost that can be compared with {opponent}"
     low, high = (format_percent(bound).replace("-", MINUS) for bound in (estimate.low, estimate.high))
     interval = f"{confidence:.0%} interval {low} to {high}"
     if points == "0.0":
-        return f"about as much as {against} ({interval}: no difference is shown)"
+        return f"about as much as {opponent} ({interval}: no difference is shown)"
     doubt = "" if estimate.low > 0 or estimate.high < 0 else ": no difference is shown"
-    return f"{points} points {more} than {against} ({interval}{doubt})"
+    return f"{points} points {more} than {opponent} ({interval}{doubt})"

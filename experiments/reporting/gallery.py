@@ -1,4 +1,4 @@
-"""Picks test samples worth looking at and prepares them for a page: M3's Figure 4, with a predictor."""
+"""Gallery of test samples for the report, in the style of M3's Figure 4 and with a predictor."""
 
 import base64
 import io
@@ -16,19 +16,19 @@ from m3_backbone.outcomes.table import OutcomeTable
 
 _LONGEST_SIDE = 320
 
-# What a sample can show, with the words that the report says it in; the order in which places are given.
+# Categories of samples and their labels in the report, in the order in which samples are selected.
 CATEGORIES = {
-    "fine": "right only when fine",
-    "well": "chosen well",
-    "coarse": "chosen too coarse",
-    "costly": "chosen too fine",
+    "fine": "correct at fine scales only",
+    "well": "well chosen",
+    "coarse": "too coarse",
+    "costly": "too fine",
     "never": "wrong at every scale",
 }
 
 
 @dataclass(frozen=True)
 class ScaleAnswer:
-    """What the backbone said at one scale, how it was scored, and what the predictor had expected."""
+    """Answer of the backbone at one scale, its score, and the predictor's estimate."""
 
     scale: int
     visual_tokens: int
@@ -40,7 +40,7 @@ class ScaleAnswer:
 
 @dataclass(frozen=True)
 class Card:
-    """One sample of the gallery. `picture` is a data URI, or None with the `problem` that the image has."""
+    """A sample of the gallery; `picture` is a data URI, or None if the image has a `problem`."""
 
     sample_id: str
     kind: str
@@ -55,10 +55,11 @@ class Card:
 
 
 def find_categories(score: Floats, choice: Columns) -> dict[str, np.ndarray]:
-    """Which samples show what, as masks `[num_samples]`, under the keys of `CATEGORIES`.
+    """Return the masks `[num_samples]` of the samples in each of `CATEGORIES`.
 
-    `well`: the smallest sufficient scale, and not simply the coarsest one. `fine`: only from the finer half
-    of the ladder on. A choice is too coarse or too fine against the smallest sufficient scale.
+    `fine`: no scale in the coarser half of the ladder is sufficient. `well`: the choice is the smallest
+    sufficient scale, but not the coarsest one. `coarse` and `costly`: the choice is coarser or finer than the
+    smallest sufficient scale.
     """
     smallest = find_smallest_right(score)
     answerable = smallest >= 0
@@ -72,20 +73,22 @@ def find_categories(score: Floats, choice: Columns) -> dict[str, np.ndarray]:
 
 
 def pick_samples(test: OutcomeTable, choice: Columns, *, per_category: int, seed: int) -> list[int]:
-    """Rows to show: of each category up to `per_category` that no earlier one has taken, in random order.
+    """Return indices of up to `per_category` samples of each category, without duplicates, in random order.
 
-    Kinds of question take turns, and no image comes twice while there are others. The same table, choice and
-    seed give the same rows.
+    Samples are balanced over question types, and no image is repeated while others are available. Equal
+    tables, choices and seeds give equal results.
     """
     rng = np.random.default_rng(seed)
-    kinds = list(split_by_type(test).values())
+    types = list(split_by_type(test).values())
     picked: list[int] = []
     seen_images: set[str] = set()
     for rows in find_categories(test.score, choice).values():
-        turns = list(_take_turns([rng.permutation(np.flatnonzero(rows & kind)).tolist() for kind in kinds]))
+        candidates = list(
+            _interleave([rng.permutation(np.flatnonzero(rows & of_type)).tolist() for of_type in types])
+        )
         num_picked = 0
         for fresh_only in (True, False):
-            for row in turns:
+            for row in candidates:
                 if num_picked == per_category:
                     break
                 if row in picked or (fresh_only and test.image_id[row] in seen_images):
@@ -104,7 +107,7 @@ def build_cards(
     estimates: Floats,
     read_image: Callable[[str], Image.Image],
 ) -> list[Card]:
-    """Cards of the given rows. An image that cannot be read (OSError) leaves its reason in its place."""
+    """Return the cards of samples; an image that cannot be read (OSError) is replaced by the message."""
     categories = find_categories(test.score, choice)
     cards = []
     for row in rows:
@@ -141,7 +144,7 @@ def build_cards(
 
 
 def embed_image(image: Image.Image) -> tuple[str, tuple[int, int]]:
-    """An image as a data URI of at most 320 pixels a side, and its size in pixels."""
+    """Return an image as a data URI of at most 320 pixels per side, and its size in pixels."""
     small = to_rgb(image).copy()
     small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     buffer = io.BytesIO()
@@ -149,6 +152,6 @@ def embed_image(image: Image.Image) -> tuple[str, tuple[int, int]]:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), small.size
 
 
-def _take_turns(queues: list[list[int]]) -> Iterator[int]:
-    for turn in itertools.zip_longest(*queues):
-        yield from (row for row in turn if row is not None)
+def _interleave(queues: list[list[int]]) -> Iterator[int]:
+    for heads in itertools.zip_longest(*queues):
+        yield from (row for row in heads if row is not None)

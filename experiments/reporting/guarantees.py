@@ -21,7 +21,7 @@ from experiments.reporting.tables import Table
 
 
 def tabulate_guarantees(guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float]) -> Table:
-    """The certified price of every predictor; `units` are the visual tokens that its price is charged for."""
+    """Tabulate the certified price of every predictor; prices are per `units` visual tokens, by name."""
     rows = []
     for checked in guarantees:
         guarantee, realized = checked.guarantee, checked.realized
@@ -53,17 +53,18 @@ def _write_caption(guarantees: Sequence[CheckedGuarantee]) -> str:
         f"most {_write_points(guarantee.alpha)} below the finest scale's",
         *_list_multiplicity(guarantees),
         "Drops in points; without a certified price, the calibration drop is that at the safest price, and "
-        "the finest scale is used",
+        "the test results are those of the finest scale",
         *_list_large(guarantee, realized),
     ]
     checks = [checked.check for checked in guarantees if checked.check is not None]
     if checks:
         parts.append(
-            f"Failed: {checks[0].num_resplits:,} times, as many images as the guarantee rests on were drawn "
-            f"with replacement from the {checks[0].num_population:,} test images, and a price was certified "
-            f"on them; the share of times that this price drops more than {_write_points(guarantee.alpha)} "
-            f"over all test images, with the simulation's {checks[0].confidence:.0%} Clopper-Pearson "
-            f"interval. The guarantee says {100 * guarantee.level:.3g}% at most"
+            f"Failed: share of {checks[0].num_resplits:,} simulations in which the certified price loses "
+            f"more than {_write_points(guarantee.alpha)} over all test images, with its "
+            f"{checks[0].confidence:.0%} Clopper-Pearson interval; each simulation certifies a price on as "
+            "many images as the guarantee used, sampled with replacement from the "
+            f"{checks[0].num_population:,} test images. The guarantee states at most "
+            f"{100 * guarantee.level:.3g}%"
         )
     joint = join_checks(checks) if len(checks) == len(guarantees) > 1 else None
     if joint is not None:
@@ -72,7 +73,7 @@ def _write_caption(guarantees: Sequence[CheckedGuarantee]) -> str:
 
 
 def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
-    """Sentence on how several guarantees hold together; empty for one guarantee."""
+    """Return a sentence on the joint probability of several guarantees; empty for one guarantee."""
     guarantee, number = guarantees[0].guarantee, len(guarantees)
     if number == 1:
         return []
@@ -90,7 +91,7 @@ def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
 
 
 def _list_large(guarantee: Guarantee, realized: RealizedLoss) -> list[str]:
-    """Sentence on how images with many questions count; empty if there are none."""
+    """Return a sentence on how images with many questions count; empty if there are none."""
     if not realized.num_large:
         return []
     plural = "s have" if realized.num_large > 1 else " has"
@@ -128,7 +129,7 @@ def _write_points(alpha: float) -> str:
 
 
 def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
-    """Sentences on the guarantee of the first predictor and on its result on the test split."""
+    """Return sentences on the guarantee of the first predictor and on its result on the test split."""
     checked, guarantee = guarantees[0], guarantees[0].guarantee
     bound = f"at most {_write_points(guarantee.alpha)} below the finest scale"
     if not guarantee.is_feasible:
@@ -145,7 +146,7 @@ def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
     ]
     if checked.check is not None:
         sentences.append(
-            f"Certified again on {checked.check.num_images:,} images drawn from the test split, the "
+            f"Re-certified on {checked.check.num_images:,} images resampled from the test split, the "
             f"guarantee failed in {_write_failed(checked.check)}"
         )
     return f"{'. '.join(sentences)}."
@@ -178,7 +179,7 @@ def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
 
 
 def explain_infeasible(guarantee: Guarantee) -> str:
-    """Reason why no price is certified."""
+    """Return the reason why no price is certified, as a clause."""
     number = f"{guarantee.num_images:,} calibration image{'' if guarantee.num_images == 1 else 's'}"
     if guarantee.drop is None:
         return "its calibrator was fitted on every calibration image"
@@ -191,8 +192,8 @@ def explain_infeasible(guarantee: Guarantee) -> str:
         )
     if guarantee.num_needed <= guarantee.num_images:
         return (
-            f"the {number} narrowly fail; by estimate, the same number of similar images would be enough in "
-            "four cases of five"
+            f"the {number} narrowly fail; the same number of similar images would suffice with an estimated "
+            "probability of 80%"
         )
     are = "is" if guarantee.num_images == 1 else "are"
     return (

@@ -1,4 +1,4 @@
-"""What a task needs: tables, a heat map, and the models that are told facts."""
+"""Needed scales of a task: tables, heat maps, and models that predict the needed scale."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def tabulate_needs(needs: Sequence[Need], scales: tuple[int, ...], margin: float, title: str) -> Table:
-    """Mean score per scale and the smallest sufficient one."""
+    """Tabulate mean scores per scale and the smallest sufficient scale."""
     rows = [
         (need.name, f"{need.num_samples:,}", *map(format_percent, need.scores), str(scales[need.column]))
         for need in needs
@@ -48,33 +48,34 @@ def tabulate_needs(needs: Sequence[Need], scales: tuple[int, ...], margin: float
     caption = (
         f"{title}: score in percent at each scale, and the smallest scale within {100 * margin:g} of the best"
     )
-    return Table(caption, ("kind", "questions", *map(str, scales), "needed"), tuple(rows), name="needs")
+    header = ("question type", "questions", *map(str, scales), "needed")
+    return Table(caption, header, tuple(rows), name="needs")
 
 
 def tabulate_classifiers(accuracy: Mapping[str, float]) -> Table:
-    """The accuracies of `ScaleClassifiers.measure`."""
+    """Tabulate the accuracies of `ScaleClassifiers.measure`."""
     rows = tuple((name, format_percent(value)) for name, value in accuracy.items())
-    caption = "Prediction of the smallest sufficient scale, where there is one: accuracy in percent"
-    return Table(caption, ("known", "accuracy"), rows, name="classifiers")
+    caption = "Prediction of the smallest sufficient scale, if there is one: accuracy in percent"
+    return Table(caption, ("features", "accuracy"), rows, name="classifiers")
 
 
 def tabulate_policies(comparison: Comparison) -> Table:
-    """The comparison of `compare_known`: gain of each policy by what it knows."""
+    """Tabulate the comparison of `compare_known`: gain of each policy by its features."""
     rows = tuple(
         (result.name, format_difference(result[mean_to_mix]), format_share(result.find(mean_gap_share)))
         for result in comparison.policies
     )
     caption = (
-        "Policies by what they know, at matched mean visual tokens, averaged over log-spaced budgets: points "
+        "Policies by their features, at matched mean visual tokens, averaged over log-spaced budgets: points "
         "above the mix and share of the gap from mix to budgeted oracle. Boosted regressions of the score at "
         f"each scale, trained once; prices chosen on calibration; {comparison.confidence:.0%} intervals over "
         f"{comparison.num_images:,} test images"
     )
-    return Table(caption, ("known", "to mix", "share of gap"), rows, name="policies")
+    return Table(caption, ("features", "to mix", "share of gap"), rows, name="policies")
 
 
 def tabulate_equivalences(equivalences: Sequence[Equivalence], num_resamples: int) -> Table:
-    """The result of `find_equivalences`: whether facts change the gain of a policy."""
+    """Tabulate the result of `find_equivalences`: whether facts change the gain of a policy."""
     floor = find_floor(num_resamples, len(equivalences))
     rows = tuple(
         (
@@ -87,7 +88,7 @@ def tabulate_equivalences(equivalences: Sequence[Equivalence], num_resamples: in
         for equivalence in equivalences
     )
     caption = (
-        "Policies that know facts minus the policy that does not, on the same resamples of the images: "
+        "Policies with facts minus the policy without, on the same resamples of the images: "
         f"points and share of the gap with {1 - 2 * LEVEL:.0%} intervals. Equivalent: the interval lies "
         f"within {100 * equivalences[0].margin:g} points of zero (two one-sided tests at {LEVEL:g}); "
         f"differs: not equivalent, and p below {LEVEL:g}. "
@@ -100,21 +101,22 @@ def tabulate_equivalences(equivalences: Sequence[Equivalence], num_resamples: in
 
 @mpl.rc_context(PLAIN_TEXT)
 def draw_needs(needs: Sequence[Need], maps: Sequence[NeedMap], scales: Sequence[int], title: str) -> Figure:
-    """Heat maps: score per question type and scale (needed scale framed), and needed scale by attribute.
+    """Draw heat maps: score per question type and scale (needed scale framed), needed scale by attribute.
 
-    The first of `needs` is of all questions. Of many types the most frequent are drawn; the title says so.
+    The first of `needs` is that of all questions. If there are many types, only the most frequent are drawn
+    and the title says so.
     """
     counts = {need.name: need.num_samples for need in needs[1:]}
     shown = {needs[0].name, *pick_frequent(counts)}
     title = "\n".join(filter(None, (cut_name(title, LONGEST_TITLE), describe_left_out(len(counts)))))
     needs = [need for need in needs if need.name in shown]
-    widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(attribute_map.bins) for attribute_map in maps)]
+    widths = [1 + 0.6 * len(scales), *(1 + 0.6 * len(need_map.bins) for need_map in maps)]
     size = (2.2 + sum(widths), 1.6 + 0.3 * len(needs))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(1, 1 + len(maps), width_ratios=widths, squeeze=False)[0]
     _draw_scores(panels[0], needs, scales)
-    for ax, attribute_map in zip(panels[1:], maps, strict=True):
-        _draw_map(ax, attribute_map, [need.name for need in needs], scales)
+    for ax, need_map in zip(panels[1:], maps, strict=True):
+        _draw_map(ax, need_map, [need.name for need in needs], scales)
         ax.set_yticklabels([])
     figure.suptitle(title, fontsize="medium")
     return figure
@@ -127,20 +129,20 @@ def _draw_scores(ax: Axes, needs: Sequence[Need], scales: Sequence[int]) -> None
         for column, score in enumerate(need.scores):
             ink = "white" if score > 0.8 else "black"
             ax.text(column, row, f"{100 * score:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
-        # Within its cell: frames of neighbours would close around the cell between them.
+        # Smaller than the cell: otherwise frames of neighbours would seem to surround the cell between them.
         frame = plt.Rectangle((need.column - 0.46, row - 0.42), 0.92, 0.84, fill=False, ec="#D55E00", lw=2)
         ax.add_patch(frame)
     ax.set_xticks(range(len(scales)), [str(scale) for scale in scales])
     ax.set_yticks(range(len(needs)), [f"{cut_name(need.name)} ({need.num_samples:,})" for need in needs])
-    ax.set(xlabel="scale", title="score in %, framed: needed")
+    ax.set(xlabel="scale", title="score in % (framed: needed scale)")
     ax.title.set_fontsize("small")
     ax.tick_params(length=0)
 
 
-def _draw_map(ax: Axes, needs: NeedMap, kinds: Sequence[str], scales: Sequence[int]) -> None:
-    columns = np.full((len(kinds), len(needs.bins)), np.nan)
-    for row, kind in enumerate(kinds):
-        for index, cell in enumerate(needs.needs.get(kind, ())):
+def _draw_map(ax: Axes, needs: NeedMap, types: Sequence[str], scales: Sequence[int]) -> None:
+    columns = np.full((len(types), len(needs.bins)), np.nan)
+    for row, question_type in enumerate(types):
+        for index, cell in enumerate(needs.needs.get(question_type, ())):
             if cell is not None:
                 columns[row, index] = cell.column
                 ink = "white" if cell.column > 0.6 * (len(scales) - 1) else "black"
@@ -154,16 +156,17 @@ def _draw_map(ax: Axes, needs: NeedMap, kinds: Sequence[str], scales: Sequence[i
         ha="right",
         fontsize="x-small",
     )
-    ax.set_yticks(range(len(kinds)))
+    ax.set_yticks(range(len(types)))
     ax.set(xlabel=cut_name(needs.attribute.replace("_", " "), 30), title="needed scale")
     ax.title.set_fontsize("small")
     ax.tick_params(length=0)
 
 
 def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
-    """Models of the needed scale, fitted on the training split; None, with a warning, if that is impossible.
+    """Return models of the needed scale, fitted on the training split; None if that is impossible.
 
-    Labels of a test split alone are enough for the table of needs, but not for models.
+    Labels of a test split alone suffice for the table of needs, but not for models. Logs a warning with the
+    reason if it returns None.
     """
     counts = read_manifest(labels)["counts"]
     if missing := [split for split in ("train", "calibration") if not counts.get(split)]:
@@ -188,7 +191,7 @@ def judge_models(
     confidence: float,
     bootstrap_seed: int,
 ) -> list[Table]:
-    """Tables of accuracies, policies and equivalence; impossible ones are left out, with a warning."""
+    """Return tables of accuracies, policies and equivalence; impossible ones are omitted with a warning."""
     tables = []
     try:
         tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
@@ -204,7 +207,7 @@ def judge_models(
             seed=bootstrap_seed,
         )
     except NothingToTell as error:
-        log.warning("policies by what they know are left out: %s", error)
+        log.warning("policies by their features are left out: %s", error)
         return tables
     tables.append(needs_tables.tabulate_policies(comparison))
     equivalences = find_equivalences(comparison, equivalence_margin)

@@ -1,4 +1,4 @@
-"""Numbers as text, the same in every table, chart and sentence."""
+"""Formatting of numbers in tables, plots and sentences."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,44 +13,44 @@ MISSING = "-"
 
 
 def format_score(estimate: Estimate | None) -> str:
-    """A score in percent with its interval; a dash for none."""
+    """Return a score in percent with its interval; a dash for none."""
     return _format(estimate, ".1f")
 
 
 def format_difference(estimate: Estimate | None) -> str:
-    """A difference in points with its sign and interval; a dash for none."""
+    """Return a difference in points with its sign and interval; a dash for none."""
     return _format(estimate, "+.1f")
 
 
 def format_share(estimate: Estimate | None) -> str:
-    """A share in percent with its interval; a dash where it does not exist."""
+    """Return a share in percent with its interval; a dash if it does not exist."""
     return _format(estimate, ".0f", "%")
 
 
 def format_factor(estimate: Estimate | None) -> str:
-    """A factor with its interval; a dash for none."""
+    """Return a factor with its interval; a dash for none."""
     return write_estimate(estimate, lambda value: format(float(value), ".3g"))
 
 
 def format_metric(metric: Metric, estimate: Estimate | None) -> str:
-    """A metric with its interval, in its form; a dash where it does not exist."""
+    """Return a metric with its interval, in its number format; a dash if it does not exist."""
     return _FORMATS[metric.form](estimate)
 
 
 def is_known(estimate: Estimate | None) -> bool:
-    """Whether a metric exists; a share of a gap of zero, for example, does not."""
+    """Return whether a metric exists; a share of a gap of zero, for example, does not."""
     return estimate is not None and bool(np.isfinite(estimate.value).all())
 
 
 def _format(estimate: Estimate | None, form: str, unit: str = "") -> str:
-    """100 times a metric with its interval, if that exists; a dash for a metric that does not exist."""
+    """Return 100 times a metric with its interval, if any; a dash for a metric that does not exist."""
     return write_estimate(estimate, lambda value: write_number(100 * value, form), unit)
 
 
 def write_estimate(
     estimate: Estimate | None, write: Callable[[float | np.ndarray], str], unit: str = ""
 ) -> str:
-    """A metric with its interval, written by `write`; without one if there is none; a dash for no metric."""
+    """Return a metric with its interval, if any, formatted by `write`; a dash if it does not exist."""
     if estimate is None or not is_known(estimate):
         return MISSING
     value, low, high = map(write, (estimate.value, estimate.low, estimate.high))
@@ -58,24 +58,24 @@ def write_estimate(
 
 
 def has_interval(estimate: Estimate) -> bool:
-    """Whether a metric has an interval; of too few images none has."""
+    """Return whether a metric has an interval; with too few images none has."""
     return bool(np.isfinite([estimate.low, estimate.high]).all())
 
 
 def format_tokens(cost: float | np.ndarray) -> str:
-    """A mean number of visual tokens, to three digits or the unit; a dash for none."""
+    """Return a mean number of visual tokens with three digits or as an integer; a dash for nan."""
     if not np.isfinite(cost):
         return MISSING
     return f"{float(cost):.3g}" if cost < 100 else f"{float(cost):.0f}"
 
 
 def format_percent(score: float | np.ndarray) -> str:
-    """A score in percent to one decimal."""
+    """Return a score in percent with one decimal."""
     return write_number(100 * score, ".1f")
 
 
 def write_number(value: float | np.ndarray, form: str) -> str:
-    """A number in a format, zero without a sign; a dash for nan and infinity."""
+    """Return a formatted number, zero without a sign; a dash for nan and infinity."""
     if not np.isfinite(value):
         return MISSING
     text = format(float(value), form)
@@ -83,7 +83,10 @@ def write_number(value: float | np.ndarray, form: str) -> str:
 
 
 def format_small(value: float) -> str:
-    """Two significant digits, or rounded to the unit; "< 0.001"; a dash for nan and infinity."""
+    """Return a number with two significant digits or as an integer; a dash for nan and infinity.
+
+    Positive numbers below 0.001 are shown as "< 0.001".
+    """
     if not np.isfinite(value):
         return MISSING
     if 0 < value < 0.001:
@@ -92,24 +95,24 @@ def format_small(value: float) -> str:
 
 
 def format_milliseconds(value: float, low: float, high: float) -> str:
-    """A mean with its interval, to three digits or the unit."""
+    """Return a mean with its interval, with three digits or as integers."""
     return f"{format_tokens(value)} [{format_tokens(low)}, {format_tokens(high)}]"
 
 
 def find_floor(num_resamples: int, num_tests: int = 1) -> float:
-    """The smallest p-value that this many resamples can give, after Holm's correction for `num_tests`.
+    """Return the smallest possible p-value after Holm's correction for `num_tests`.
 
-    `2 * num_tests / (num_resamples + 1)`, at most 1, as one resample is added to either side of zero
-    (`statistics.Draws.p_value`).
+    It is `2 * num_tests / (num_resamples + 1)`, at most 1, as one resample is added to either side of zero
+    (`statistics.Bootstrapped.p_value`).
     """
     return min(1.0, 2 * num_tests / (num_resamples + 1))
 
 
 def format_p_value(p_value: float, floor: float) -> str:
-    """A p-value; "< floor" for a p-value at the floor of the bootstrap, as nothing else is known of it.
+    """Return a p-value as text; "< floor" for a p-value at the floor of the bootstrap.
 
-    Three decimals, or two significant digits for small values. The floor is rounded up to two significant
-    digits, so that "<" is true of the p-value itself. With a floor of 1 every p-value is 1.
+    It has three decimals, or two significant digits for small values. The floor is rounded up to two
+    significant digits, so that "<" is true of the p-value. With a floor of 1 every p-value is 1.
     """
     if p_value <= floor * (1 + 1e-9) and floor < 1:
         return f"< {format_floor(floor)}"
@@ -117,14 +120,14 @@ def format_p_value(p_value: float, floor: float) -> str:
 
 
 def format_floor(floor: float) -> str:
-    """A floor, rounded up to two significant digits."""
+    """Return a floor, rounded up to two significant digits."""
     step = 10.0 ** (math.floor(math.log10(floor)) - 1)
     # A multiple of the step, up to rounding errors, is not rounded up.
     return _write_significant(math.ceil(floor / step - 1e-9) * step)
 
 
 def describe_floor(num_resamples: int, num_tests: int) -> str:
-    """Sentence about the resolution of p-values, for captions of tables with Holm's correction."""
+    """Return a sentence about the resolution of p-values, for captions of tables with Holm's correction."""
     alone, together = (format_floor(find_floor(num_resamples, count)) for count in (1, num_tests))
     tests = "1 test" if num_tests == 1 else f"{num_tests:,} tests"
     return (
@@ -134,7 +137,7 @@ def describe_floor(num_resamples: int, num_tests: int) -> str:
 
 
 def _write_significant(value: float) -> str:
-    """Two significant digits without an exponent."""
+    """Return a number with two significant digits and without an exponent."""
     return np.format_float_positional(value, precision=2, fractional=False, trim="-")
 
 

@@ -1,4 +1,4 @@
-"""Figures as files: the same bytes for the same figure, without times and names of software in them."""
+"""Writing of figures and HTML pages: the same figure gives the same bytes, without times or versions."""
 
 import base64
 import functools
@@ -20,10 +20,10 @@ from plotly.offline import get_plotlyjs
 
 from m3_backbone.outcomes.shards import write_bytes, write_text
 
-# Names come from data: two dollar signs in one of them are no formula. For whatever makes a figure's texts.
+# Settings for texts of figures: names come from data, so dollar signs in them do not mark formulas.
 PLAIN_TEXT: Any = {"text.parse_math": False, "text.usetex": False, "font.family": ["sans-serif"]}
-# Fonts of names and questions, as far as they are installed: for each character the first that has it.
-# DejaVu Sans, which comes with matplotlib, lacks Chinese, Japanese and Korean.
+# Fonts for names and questions, of which the installed ones are used: for each character the first that has
+# it. DejaVu Sans, which comes with Matplotlib, lacks Chinese, Japanese and Korean.
 FONTS = (
     "DejaVu Sans",
     *(f"Noto Sans CJK {region}" for region in ("SC", "TC", "JP", "KR")),
@@ -43,11 +43,11 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def render_figure(figure: Figure, kind: str) -> bytes:
-    """A figure as a PNG of 150 pixels an inch, PDF or SVG."""
+    """Return a figure as PNG (150 dots per inch), PDF or SVG; `kind` is the format."""
     buffer = io.BytesIO()
     style: Any = {"svg.hashsalt": "tokenscale", "font.sans-serif": list_fonts()}
     with mpl.rc_context(style), warnings.catch_warnings():
-        # A character that no font has becomes a box: which fonts there are is no mistake of the user.
+        # A character that no installed font has is shown as a box; the user need not be warned.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
     return buffer.getvalue()
@@ -55,15 +55,15 @@ def render_figure(figure: Figure, kind: str) -> bytes:
 
 @functools.cache
 def list_fonts() -> list[str]:
-    """Those of `FONTS` that are installed."""
+    """Return the installed ones of `FONTS`."""
     installed = set(font_manager.get_font_names())
     return [name for name in FONTS if name in installed]
 
 
 def cut_name(name: str, length: int = LONGEST_NAME) -> str:
-    """A name from data as a figure has room for it: one line, long ones without their middle.
+    """Return a name on one line of at most `length` characters; a longer name loses its middle.
 
-    Names of a family often differ at the end only.
+    The end is kept because names of a family often differ only there.
     """
     line = " ".join(name.split())
     if len(line) <= length:
@@ -73,7 +73,10 @@ def cut_name(name: str, length: int = LONGEST_NAME) -> str:
 
 
 def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "svg")) -> list[Path]:
-    """Write `path.pdf` and so on, and return their paths; a dot in the name is part of it."""
+    """Write a figure as `path.KIND` for each of `kinds`, and return the paths.
+
+    A dot in the name of `path` does not start a suffix.
+    """
     paths = [path.with_name(f"{path.name}.{kind}") for kind in kinds]
     for file, kind in zip(paths, kinds, strict=True):
         write_bytes(file, render_figure(figure, kind))
@@ -81,7 +84,7 @@ def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "sv
 
 
 def encode_picture(figure: Figure) -> str:
-    """A figure as PNG in base64, for a page."""
+    """Return a figure as a base64-encoded PNG."""
     return base64.b64encode(render_figure(figure, "png")).decode("ascii")
 
 
@@ -98,7 +101,7 @@ _PACKAGES = (
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
-    """Fill a template of `experiments/templates` and write it; scripts and style are added here."""
+    """Render a template of `experiments/templates` with scripts and style, and write it to `path`."""
     scripts = {"plotly": get_plotlyjs(), "page": _read_template("report.js")}
     environment = Environment(
         loader=PackageLoader("experiments"),
@@ -118,7 +121,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 
 
 def list_versions() -> Mapping[str, str]:
-    """Versions of the packages that figures may depend on, of those that are installed as packages."""
+    """Return the versions of Python and of the installed packages that results may depend on."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):

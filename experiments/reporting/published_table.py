@@ -1,4 +1,4 @@
-"""Our scores beside the published ones."""
+"""Table of our scores and the published ones."""
 
 from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.published import Published
@@ -15,9 +15,9 @@ from experiments.reporting.tables import Table
 
 
 def tabulate_published(comparison: Comparison, published: Published) -> Table:
-    """Per scale that both have: ours with its interval, theirs, and the difference with the same interval.
+    """Tabulate our score, the published score and their difference at each common scale.
 
-    Agreement is judged only if our test split is the split that theirs were measured on.
+    The intervals are those of our scores. Agreement is judged only if the test splits are the same.
     """
     split = _describe_split(published, comparison.num_samples)
     judged, rows = published.relation == "same", []
@@ -43,9 +43,9 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
             )
         )
     caption = (
-        f"Ours beside the published values ({published.source}: {published.table}); scores in percent, "
-        f"difference in points with the interval of ours; {split}; their oracle's "
-        "tokens are per tile where there are tiles"
+        f"Our scores and the published ones ({published.source}: {published.table}) in percent, "
+        f"difference in points with the interval of ours; {split}; tokens of the published oracle are per "
+        "tile if there are tiles"
     )
     header = ["", "tokens, ours", "tokens, published", "ours", "published", "difference"]
     header += ["agrees"] if judged else []
@@ -53,9 +53,9 @@ def tabulate_published(comparison: Comparison, published: Published) -> Table:
 
 
 def _describe_split(published: Published, num_samples: int) -> str:
-    """Relation of our test split to the split that the published values were measured on."""
+    """Return a clause on the relation of our test split to the split of the published values."""
     ours, theirs = f"our test split is {num_samples:,} questions", published.split
-    unjudged = "so whether ours agree is not judged"
+    unjudged = "so agreement is not judged"
     return {
         "same": f"{ours}, the official split ({theirs})",
         "part": f"{ours}, a part of the official split ({theirs}), {unjudged}",

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what it shows of predictors, questions and samples, on one page."""
+"""HTML report of an evaluation: predictors, question types and a gallery of samples on one page."""
 
 import base64
 from collections.abc import Callable, Collection
@@ -35,7 +35,7 @@ from m3_backbone.outcomes.table import OutcomeTable
 
 @dataclass(frozen=True)
 class KindRow:
-    """One kind of question: scores per scale, and what the first predictor chooses at its default price.
+    """A question type: scores per scale, and choices of the first predictor at its default price.
 
     `needed` is the column of the smallest scale within a point of the best (`experiments.evaluation.needs`).
     """
@@ -66,11 +66,12 @@ def write_report(
     per_category: int = 8,
     seed: int = 0,
 ) -> None:
-    """Write the report of what was found.
+    """Write the report of the findings.
 
-    `estimates` `[num_samples, num_scales]` are the first predictor's, on the test samples. `picture` is the
-    front as a PNG, for paper and for browsers without scripts. `read_image` gives the image of an id; where
-    it raises OSError its reason is shown. Of each kind of success and failure `per_category` samples come.
+    `estimates` `[num_samples, num_scales]` are the first predictor's on the test samples. `picture` is the
+    front as a PNG, for paper and for browsers without scripts. `read_image` returns the image of an id; if it
+    raises OSError, the message is shown instead. The gallery has up to `per_category` samples of each
+    category, selected with `seed`.
     """
     comparison, others = findings.comparison, findings.others
     first = comparison.policies[0]
@@ -85,8 +86,8 @@ def write_report(
         sentences=write_sentences(findings),
         comparison=comparison,
         name=first.name,
-        charts=[draw_page(plot_comparison(measured)) for measured in (comparison, *others)],
-        cost_measures=[measured.measure for measured in (comparison, *others)],
+        charts=[draw_page(plot_comparison(in_measure)) for in_measure in (comparison, *others)],
+        cost_measures=[in_measure.measure for in_measure in (comparison, *others)],
         picture=base64.b64encode(picture).decode("ascii"),
         tables={table.name: table for table in list_tables(findings)},
         is_too_few=is_too_few(comparison.num_images),
@@ -119,7 +120,10 @@ def write_report(
 
 @dataclass(frozen=True)
 class ConfusionRow:
-    """Questions that need one scale (or that none answers) by chosen scale; `right` is its column."""
+    """Questions that need one scale (or that no scale answers) by chosen scale.
+
+    `right` is the column of the needed scale; None if no scale answers them.
+    """
 
     label: str
     counts: tuple[int, ...]
@@ -131,7 +135,7 @@ class ConfusionRow:
 
 
 def _tabulate_confusion(counts: np.ndarray, scales: tuple[int, ...]) -> list[ConfusionRow]:
-    labels = [*(f"scale {scale}" for scale in scales), "no scale is right"]
+    labels = [*(f"scale {scale}" for scale in scales), "no scale is correct"]
     return [
         ConfusionRow(label, tuple(map(int, row)), index if index < len(scales) else None)
         for index, (label, row) in enumerate(zip(labels, counts, strict=True))
@@ -139,7 +143,7 @@ def _tabulate_confusion(counts: np.ndarray, scales: tuple[int, ...]) -> list[Con
 
 
 def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
-    """One row for all questions, then one per question type; of many types the most frequent ones."""
+    """Return a row for all questions, then one per question type; at most the most frequent types."""
     smallest = find_smallest_right(test.score)
     num_scales = len(test.scales)
     everything = np.arange(len(test))
@@ -169,5 +173,5 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
 
 
 def shorten_map(needs: NeedMap, shown: Collection[str]) -> NeedMap:
-    """The same map with only the question types in `shown`."""
+    """Return the map with only the question types in `shown`."""
     return replace(needs, needs={kind: cells for kind, cells in needs.needs.items() if kind in shown})

@@ -1,7 +1,7 @@
-"""The conclusion of a search: a table, a picture, and the best trials as experiment files.
+"""Conclusion of a hyperparameter search: table, figure, and the best trials as experiment files.
 
-All trials share one validation part: it chooses within each trial (epochs, trees, neighbours, shares) and
-ranks the trials. So the values are optimistic, that of the best trial most; every output with them says so.
+The same validation part selects within each trial (epochs, trees, neighbours, shares) and ranks the trials.
+Therefore the values are optimistic, most of all that of the best trial; every output with them says so.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from m3_backbone.outcomes.shards import write_text
 
 
 def draw_study(study: optuna.Study, labels: Sequence[str]) -> Figure:
-    """The history of a study with one objective, the Pareto plot (first over second) of one with several."""
+    """Draw the history of a study with one objective, or the Pareto plot (first over second) of several."""
     figure = Figure(figsize=(7, 4.4), layout="constrained", facecolor="white")
     ax: Axes = figure.subplots()
     if len(labels) == 1:
@@ -58,25 +58,26 @@ def _draw_pareto(ax: Axes, study: optuna.Study, labels: Sequence[str]) -> None:
     points = np.array([trial.values[:2] for trial in complete])
     front = np.array(sorted((trial.values[1], trial.values[0]) for trial in study.best_trials))
     ax.plot(points[:, 1], points[:, 0], "o", color=PALETTE[4], ms=5, label="trial")
-    ax.plot(front[:, 0], front[:, 1], "o-", color=PALETTE[0], ms=6, label="beaten by none")
+    ax.plot(front[:, 0], front[:, 1], "o-", color=PALETTE[0], ms=6, label="Pareto front")
     if points[:, 1].min() > 0:
         ax.set_xscale("log")
     ax.set(xlabel=labels[1], ylabel=labels[0])
 
 
 SELECTION = (
-    "Values are of the validation part that also chose each trial's epochs, trees, neighbours or shares: "
-    "they are optimistic, that of the best trial most. Evaluate it on the test split for an unbiased value."
+    "Values are measured on the validation part that also selected each trial's epochs, trees, neighbours or "
+    "shares: they are optimistic, most of all that of the best trial. Evaluate it on the test split for an "
+    "unbiased value."
 )
 
 
 def conclude(
     study: optuna.Study, folder: Path, name: str, objectives: Sequence[str], fixed: Sequence[str]
 ) -> float:
-    """Write picture and experiment files, print the best trials, return the best first value.
+    """Write figure and experiment files, print the best trials, and return the best first value.
 
-    `fixed` are the overrides that every trial had. With several objectives each trial that no other one beats
-    gets a file of its own, and the first of them, by the first objective, the plain name as well.
+    `fixed` are the overrides common to all trials. With several objectives each trial on the Pareto front
+    gets a numbered file, and the best of them by the first objective also the file without a number.
     """
     first = OBJECTIVES[objectives[0]]
     best = sorted(study.best_trials, key=lambda trial: trial.values[0], reverse=first.direction == "maximize")
@@ -91,7 +92,7 @@ def conclude(
             f"Command: python -m experiments.run --config-dir {folder} experiment={file}",
             "  or, once this file is in conf/experiment/, without --config-dir",
             f"Result: {result} on validation, trial {trial.number} of {num_finished} finished ones;",
-            "  the same validation part chose its epochs, trees, neighbours or shares and ranked the trials,",
+            "  the same validation part selected its epochs, trees, neighbours or shares and ranked trials,",
             "  so the value is optimistic: evaluate on the test split for an unbiased one",
         ]
         content = write_experiment([*fixed, *format_overrides(trial.params)], comments)

@@ -1,4 +1,4 @@
-"""The summary of an evaluation for the terminal: one table, two findings, warnings and where the report is.
+"""Summary of an evaluation for the terminal: one table, two sentences and warnings.
 
 All tables and sentences are in the report and in `tables/`.
 """
@@ -28,7 +28,7 @@ _NOTE = "score in percent; to the mix: points at equal tokens, averaged over log
 
 
 class Steps:
-    """The steps of a run: what each has done, for how long, and where the result is.
+    """Log of the steps of a run: description, duration and path of the result of each step.
 
     With `prints_results`, the table of each step is printed when the step ends.
     """
@@ -39,7 +39,7 @@ class Steps:
         self._start = time.perf_counter()
 
     def add(self, name: str, description: str, place: str | Path, table: str = "") -> None:
-        """Add the step that ends now and began when the one before ended."""
+        """Add a step that started at the end of the previous one and ends now."""
         end = time.perf_counter()
         seconds, self._start = round(end - self._start), end
         duration = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
@@ -52,7 +52,7 @@ class Steps:
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """Return what was evaluated in a few words."""
+    """Return the numbers of policies, questions and images in a few words."""
     return (
         f"{len(comparison.policies)} policies on {comparison.num_samples:,} questions about "
         f"{comparison.num_images:,} images"
@@ -73,7 +73,7 @@ def write_summary(findings: Findings) -> str:
 
 
 def write_line(findings: Findings, folder: Path) -> str:
-    """Return one line on the first policy of an evaluation whose results are in `folder`, for a sweep."""
+    """Return one line, for a sweep, on the first policy of an evaluation with results in `folder`."""
     first = findings.comparison.policies[0]
     return (
         f"{cut_name(first.name)}: {format_difference(first.find(mean_to_mix))} points to the mix, "
@@ -83,7 +83,7 @@ def write_line(findings: Findings, folder: Path) -> str:
 
 
 def summarize(findings: Findings) -> Table:
-    """Return the finest scale, the first policy and its cascades, the reference, the mix and an oracle."""
+    """Tabulate the finest scale, the first policy and its cascades, the reference, the mix, an oracle."""
     comparison = findings.comparison
     first = comparison.policies[0]
     finest = f"finest scale ({comparison.scales[-1]})"
@@ -95,9 +95,7 @@ def summarize(findings: Findings) -> Table:
     mix = "mix of fixed scales, equal tokens"
     rows.append((mix, format_tokens(cost), format_percent(_find_mix(comparison, cost))))
     oracle_cost, oracle_score = comparison.rule("coarsest")
-    rows.append(
-        ("oracle: smallest sufficient scale", format_tokens(oracle_cost.value), format_score(oracle_score))
-    )
+    rows.append(("oracle, authors' convention", format_tokens(oracle_cost.value), format_score(oracle_score)))
     caption = (
         f"{comparison.num_samples:,} test questions about {comparison.num_images:,} images, default prices, "
         f"{comparison.confidence:.0%} intervals"
@@ -108,7 +106,7 @@ def summarize(findings: Findings) -> Table:
 
 
 def _list_shown(findings: Findings) -> list[PolicyResult]:
-    """The first policy, the cascades that start from it, and the reference."""
+    """Return the first policy, the cascades that start from it, and the reference."""
     comparison = findings.comparison
     first, *others = comparison.policies
     cascades = [result for result in others if findings.starts_from.get(result.name) == first.name]
@@ -127,6 +125,6 @@ def _describe_policy(result: PolicyResult) -> tuple[str, ...]:
 
 
 def _find_mix(comparison: Comparison, cost: float) -> float:
-    """Mean score of the mix of fixed scales at a mean cost."""
+    """Return the mean score of the mix of fixed scales at a mean cost."""
     hull = Curve.of(comparison.fixed_cost.value[None], comparison.fixed_score.value[None]).hull()
     return float(hull.at(np.array([[cost]])).item())

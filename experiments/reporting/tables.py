@@ -1,4 +1,4 @@
-"""Tables of text, in every form they are written in: terminal, CSV, Markdown, LaTeX."""
+"""Tables of text for the terminal, CSV, Markdown and LaTeX."""
 
 import csv
 import html
@@ -28,7 +28,7 @@ _LATEX = {
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length in aligned columns, a rule under the first, numbers set to the right."""
+    """Return rows of equal length as aligned text, with a rule under the first and numbers right-aligned."""
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [
@@ -46,14 +46,17 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length, the first of which is the head, as a Markdown table; HTML in cells is text."""
+    """Return rows of equal length, the first of which is the header, as a Markdown table.
+
+    HTML in cells is escaped.
+    """
     head, *body = (" | ".join(escape_markdown(cell) for cell in row) for row in rows)
     rule = " | ".join(["---", *["---:"] * (len(rows[0]) - 1)])
     return "\n".join(f"| {line} |" for line in (head, rule, *body))
 
 
 def format_latex(rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
-    """Rows of equal length, the first of which is the head, as a LaTeX table with rules of booktabs."""
+    """Return rows of equal length, the first of which is the header, as a LaTeX table with booktabs rules."""
     head, *body = (" & ".join(map(_to_latex_cell, row)) + r" \\" for row in rows)
     lines = [
         r"\begin{table}",
@@ -73,26 +76,29 @@ def format_latex(rows: Sequence[Sequence[str]], caption: str, label: str) -> str
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Return text escaped for LaTeX."""
     return " ".join("".join(_LATEX.get(sign, sign) for sign in text).split())
 
 
 def _to_latex_cell(cell: str) -> str:
-    """A cell: a hyphen before a number is a minus, and a bracket at its start no option of `\\\\`."""
+    """Return a cell escaped for LaTeX: hyphens before numbers are minus signs.
+
+    A bracket at the start is protected, as it would be read as an option of the preceding `\\\\`.
+    """
     text = re.sub(r"(^|[ \[])-(?=[\d.])", r"\1$-$", escape_latex(cell))
     return f"{{}}{text}" if text.startswith("[") else text
 
 
 def escape_markdown(text: str) -> str:
-    """Text on one line that Markdown shows as it is, HTML too: a cell of a table, or part of a line."""
+    """Return text on one line, with Markdown and HTML escaped, for a table cell or a part of a line."""
     line = html.escape(" ".join(text.split()), quote=False)
     line = re.sub(r"[\\`*|~]", r"\\\g<0>", line)
-    # Within a word an underscore is one; a bracket matters only where a link could follow.
+    # An underscore within a word needs no escape; a bracket needs one only where a link could follow.
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])", r"\\\g<0>", line)
 
 
 def escape_paragraph(text: str) -> str:
-    """The same for a paragraph, which begins no heading, list or rule."""
+    """Return text escaped as by `escape_markdown` that also starts no heading, list or rule."""
     line = escape_markdown(text)
     return re.sub(r"^([#=+-]+(?=\s|$)|\d+(?=[.)](\s|$)))", _escape_start, line)
 
@@ -101,19 +107,19 @@ def _escape_start(start: re.Match[str]) -> str:
     return f"{start[1]}\\" if start[1].isdigit() else f"\\{start[1]}"
 
 
-# A number as tables show it, with its unit or its interval; a hyphen alone stands for no number.
+# A number in a table with its unit or interval; a hyphen alone stands for a missing number.
 _NUMBER = re.compile(r"-|[-+\N{MINUS SIGN}]?[\d.,]*\d%?( \[[-+\N{MINUS SIGN}\d., ]*\])?")
 
 
 def escape_csv(cell: str) -> str:
-    """A cell that a spreadsheet shows as it is: an apostrophe goes before what would be a formula."""
+    """Return a cell with an apostrophe before text that a spreadsheet would read as a formula."""
     is_formula = cell.lstrip()[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(cell)
     return f"'{cell}" if is_formula and cell.strip() else cell
 
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, column names, and rows of text whose first cell is a name. Files are called `name`."""
+    """A caption, column names, and rows of text whose first cell is a label; `name` is that of the files."""
 
     caption: str
     header: tuple[str, ...]
@@ -127,13 +133,13 @@ class Table:
         return f"{escape_paragraph(self.caption)}.\n\n{format_markdown([self.header, *self.rows])}"
 
     def to_csv(self) -> str:
-        """Cells as they are shown, without the caption; what a spreadsheet would compute is text."""
+        """Return the cells as CSV without the caption; formulas are escaped (`escape_csv`)."""
         text, rows = io.StringIO(), [self.header, *self.rows]
         csv.writer(text, lineterminator="\n").writerows([escape_csv(cell) for cell in row] for row in rows)
         return text.getvalue()
 
     def to_latex(self) -> str:
-        """A `table` with its caption; needs the package booktabs."""
+        """Return a LaTeX `table` with its caption, which requires the package booktabs."""
         return format_latex([self.header, *self.rows], self.caption, label=f"tab:{self.name}")
 
 

@@ -206,7 +206,9 @@ def transfer(
     confidence: float = 0.95,
     allow_small: bool = False,
 ) -> list[Row]:
-    """Train a predictor on all `sources` and evaluate it on each of `targets`; labels are in `labels/<task>`.
+    """Train a predictor on all `sources` and evaluate it on each of `targets`.
+
+    The labels of a task are in `labels/<task>`.
 
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
     with prices from `num_recalibration` samples of the target's calibration split; and a predictor trained on

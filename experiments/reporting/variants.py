@@ -1,4 +1,4 @@
-"""Variants of the backbone, as a table, a page and a figure."""
+"""Comparison of backbone variants as figure, sentences, table, CSV and JSON."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from experiments.reporting.tables import Table
 
 
 def draw_variants(comparison: VariantComparison) -> Figure:
-    """Accuracy over visual tokens (log): a line with its band per series, a dot per seed, the oracles."""
+    """Draw accuracy over visual tokens (log): line and band per series, a dot per seed, and the oracles."""
     figure = Figure(figsize=(7, 4.6), layout="constrained", facecolor="white")
     ax: Axes = figure.subplots()
     for color, series in zip(PALETTE, (NESTED, PER_SCALE, UNTRAINED, *SAMPLINGS), strict=False):
@@ -64,7 +64,7 @@ def _draw_series(ax: Axes, rows: Sequence[Row], label: str, color: str) -> None:
 
 
 def write_findings(comparison: VariantComparison) -> list[str]:
-    """A sentence for each claim of the paper, with the numbers, whichever way they turn out."""
+    """Return a sentence for each claim of the paper, with the measured numbers."""
     compared = [
         ("One nested model against one model per scale", "the nested model", comparison.of(PER_SCALE)),
         # At the finest scale nothing is pooled.
@@ -87,21 +87,21 @@ def _list(rows: Sequence[Row]) -> str:
 
 
 def _judge(rows: Sequence[Row], subject: str, comparison: VariantComparison) -> str:
-    """Scales at which a difference is significant after Holm's correction, and its direction."""
+    """Return a sentence on the scales with a significant difference (Holm) and its direction."""
     level = 1 - comparison.confidence
     if find_floor(comparison.num_resamples, comparison.num_tests) >= level:
         return f"{comparison.num_resamples:,} resamples are too few to show a difference at any of them."
     better, worse, undecided = f"{subject} is better", f"{subject} is worse", "no difference is shown"
-    found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
+    scales_by_verdict: dict[str, list[str]] = {better: [], worse: [], undecided: []}
     for row in rows:
         assert row.to_nested is not None and row.p_value is not None
         verdict = better if row.to_nested.value > 0 else worse
-        found[verdict if row.p_value < level else undecided].append(str(row.scale))
-    if len(found[undecided]) == len(rows):
+        scales_by_verdict[verdict if row.p_value < level else undecided].append(str(row.scale))
+    if len(scales_by_verdict[undecided]) == len(rows):
         return "No difference is shown at any of them."
     parts = [
         f"{verdict} at {'each of them' if len(scales) == len(rows) else ', '.join(scales)}"
-        for verdict, scales in found.items()
+        for verdict, scales in scales_by_verdict.items()
         if scales
     ]
     sentence = "; ".join(parts)
@@ -120,7 +120,7 @@ def _describe_oracle(comparison: VariantComparison) -> str:
 
 
 def tabulate_variants(comparison: VariantComparison) -> Table:
-    """Every model at every scale it is compared at."""
+    """Tabulate every model at every scale at which it is compared."""
     several, num_tests = len(comparison.seeds) > 1, comparison.num_tests
     adjusted_floor = find_floor(comparison.num_resamples, num_tests)
     caption = (
@@ -145,33 +145,33 @@ def tabulate_variants(comparison: VariantComparison) -> Table:
         "visual tokens",
         "accuracy",
         "SD over seeds",
-        "nested model, same scale, less this",
+        "nested minus this, same scale",
         "p (Holm)",
     )
     return Table(caption, header, tuple(rows))
 
 
 def to_markdown(comparison: VariantComparison) -> str:
-    """Table and findings as Markdown."""
+    """Return table and findings as Markdown."""
     findings = "\n".join(f"- {finding}" for finding in write_findings(comparison))
     return f"{tabulate_variants(comparison).to_markdown()}\n\n{findings}\n"
 
 
 def to_csv(comparison: VariantComparison) -> str:
-    """The rows with full precision; accuracies as shares."""
+    """Return the rows as CSV with full precision; accuracies are shares."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ("series", "scale", "visual_tokens", "accuracy", "low", "high", "sd_over_seeds")
     writer.writerow([*columns, *(f"seed_{seed}" for seed in comparison.seeds)])
     for row in comparison.rows:
-        own = row.accuracy
-        figures = (row.visual_tokens, own.value, own.low, own.high, row.spread, *row.per_seed)
-        writer.writerow([row.series, row.scale or "", *figures])
+        accuracy = row.accuracy
+        numbers = (row.visual_tokens, accuracy.value, accuracy.low, accuracy.high, row.spread, *row.per_seed)
+        writer.writerow([row.series, row.scale or "", *numbers])
     return text.getvalue()
 
 
 def to_json(comparison: VariantComparison) -> dict[str, Any]:
-    """All of a comparison as JSON has it."""
+    """Return a comparison and its findings as JSON-compatible data."""
     content: dict[str, Any] = _to_plain(asdict(comparison))
     return {**content, "findings": write_findings(comparison)}
 

@@ -198,7 +198,7 @@ def test_cascades_stand_beside_the_predictors(store, tmp_path):
         "question_only",
         "hybrid",
         "mix of fixed scales, equal tokens",
-        "oracle: smallest sufficient scale",
+        "oracle, authors' convention",
     ]
     assert table.rows[2][3].startswith("+") and table.rows[0][3:] == table.rows[3][3:] == ("-", "-")
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))

@@ -237,7 +237,7 @@ def test_samples_are_drawn_by_image(folder):
     _, counts = np.unique(image_id[rows].astype(str), return_counts=True)
     assert sorted(counts) == [2, 4, 4]
     assert set(draw_samples(image_id, 30, seed=3)) > set(rows)
-    with pytest.raises(ValueError, match="has 200 samples, and 201"):
+    with pytest.raises(ValueError, match="has 200 samples, fewer than num_recalibration=201"):
         draw_samples(image_id, 201, seed=0)
     with pytest.raises(ValueError, match="num_recalibration must be at least 1, got 0"):
         draw_samples(image_id, 0, seed=0)

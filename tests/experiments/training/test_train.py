@@ -78,7 +78,9 @@ def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
     assert question_only.num_train + question_only.num_validation == 800
     table = format_records(records)
     assert "question_only" in table and "budgeted oracle" in table
-    assert "epochs, shares, trees and neighbours were chosen too: values and ranking are optimistic" in table
+    assert (
+        "epochs, shares, trees and neighbours were selected too: values and ranking are optimistic" in table
+    )
 
 
 def test_what_is_up_to_date_is_left_alone(labels, tmp_path):
