@@ -79,7 +79,7 @@ def test_agreement_is_judged_on_the_split_of_the_published_values_only(official_
         "same": "our test split is 80 questions, the official split (validation); ",
         "part": "80 questions, a part of the official split (validation), so agreement is not judged",
         "other": "80 questions of another official split (test, theirs: validation), so",
-        "unknown": "80 questions, from an official split that the task does not name (theirs: validation), so",
+        "unknown": "80 questions of an official split unnamed by the task (theirs: validation), so",
     }
     assert told[relation] in table.caption
     extras = collect_extras((), {}, published)
