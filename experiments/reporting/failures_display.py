@@ -29,9 +29,9 @@ def pick_failures(table: OutcomeTable, column: int, *, per_kind: int, seed: int)
         for name, is_of_type in split_by_type(table).items()
     }
     ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
-    failing = {kind: wrong_rows for kind, wrong_rows in ordered if len(wrong_rows)}
-    shown = pick_frequent({kind: len(wrong_rows) for kind, wrong_rows in failing.items()})
-    return {kind: failing[kind][:per_kind] for kind in shown}
+    failing = {name: wrong_rows for name, wrong_rows in ordered if len(wrong_rows)}
+    shown = pick_frequent({name: len(wrong_rows) for name, wrong_rows in failing.items()})
+    return {name: failing[name][:per_kind] for name in shown}
 
 
 def draw_failures(
@@ -51,7 +51,7 @@ def draw_failures(
     panels = figure.subplots(len(picked), num_columns, squeeze=False)
     for ax in panels.flat:
         ax.set_axis_off()
-    for row, (kind, samples) in enumerate(picked.items()):
+    for row, (question_type, samples) in enumerate(picked.items()):
         for ax, sample in zip(panels[row], samples, strict=False):
             try:
                 ax.imshow(to_rgb(read_image(str(table.image_id[sample]))))
@@ -61,8 +61,8 @@ def draw_failures(
                     parse_math=False,
                 )  # fmt: skip
             ax.set_title(_caption(table, int(sample)), fontsize=6, loc="left", parse_math=False)
-        share = 1 - table.score[list_types(table) == kind, column].mean()
-        label = f"{cut_name(kind)}, {100 * share:.0f}% wrong"
+        share = 1 - table.score[list_types(table) == question_type, column].mean()
+        label = f"{cut_name(question_type)}, {100 * share:.0f}% wrong"
         panels[row, 0].text(
             -0.06, 0.5, label, rotation=90, ha="right", va="center", fontsize=7,
             transform=panels[row, 0].transAxes, parse_math=False,

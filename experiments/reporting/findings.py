@@ -134,7 +134,7 @@ def write_scope(comparison: Comparison) -> str:
         "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
     )
     images = "1 image" if comparison.num_images == 1 else f"{comparison.num_images:,} images"
-    budgets = f"log budgets from {first} to {last} tokens"
+    budgets = f"log-spaced budgets from {first} to {last} tokens"
     if first == last:
         budgets = f"a budget of {write_tokens(last)}"
     return f"Averaged over {budgets}, on {questions} about {images}."

@@ -43,7 +43,7 @@ class Card:
     """A sample of the gallery; `picture` is a data URI, or None if the image has a `problem`."""
 
     sample_id: str
-    kind: str
+    question_type: str
     question: str
     references: tuple[str, ...]
     categories: tuple[str, ...]
@@ -129,7 +129,7 @@ def build_cards(
         cards.append(
             Card(
                 sample_id=test.sample_id[row],
-                kind=test.kind[row] or test.task[row],
+                question_type=test.kind[row] or test.task[row],
                 question=test.question[row],
                 references=tuple(dict.fromkeys(test.references[row])),
                 categories=tuple(name for name, shown in categories.items() if shown[row]),

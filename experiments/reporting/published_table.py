@@ -60,7 +60,7 @@ def _describe_split(published: Published, num_samples: int) -> str:
         "same": f"{ours}, the official split ({theirs})",
         "part": f"{ours}, a part of the official split ({theirs}), {unjudged}",
         "other": f"{ours} of another official split ({published.own_split}, theirs: {theirs}), {unjudged}",
-        "unknown": f"{ours}, of which official split the task does not say (theirs: {theirs}), {unjudged}",
+        "unknown": f"{ours} of an official split unnamed by the task (theirs: {theirs}), {unjudged}",
     }[published.relation]
 
 

@@ -34,13 +34,13 @@ from m3_backbone.outcomes.table import OutcomeTable
 
 
 @dataclass(frozen=True)
-class KindRow:
+class TypeRow:
     """A question type: scores per scale, and choices of the first predictor at its default price.
 
     `needed` is the column of the smallest scale within a point of the best (`experiments.evaluation.needs`).
     """
 
-    kind: str
+    question_type: str
     num_samples: int
     scores: tuple[float, ...]
     needed: int
@@ -76,7 +76,7 @@ def write_report(
     comparison, others = findings.comparison, findings.others
     first = comparison.policies[0]
     choice = first.default.choice
-    kinds, num_types = tabulate_kinds(test, choice), len(split_by_type(test))
+    types, num_types = tabulate_types(test, choice), len(split_by_type(test))
     rows = pick_samples(test, choice, per_category=per_category, seed=seed)
     cards = build_cards(test, rows, choice=choice, estimates=estimates, read_image=read_image)
     write_page(
@@ -106,9 +106,11 @@ def write_report(
         guarantee=write_guarantee(findings.guarantees) if findings.guarantees else "",
         record=findings.record,
         record_sentence=describe_record(findings.record) if findings.record else "",
-        kinds=kinds,
+        types=types,
         left_out=describe_left_out(num_types, "metrics.json holds the scores of all"),
-        maps=[shorten_map(need_map, {row.kind for row in kinds}) for need_map in map_attributes(test)],
+        maps=[
+            shorten_map(need_map, {row.question_type for row in types}) for need_map in map_attributes(test)
+        ],
         least_samples=LEAST_SAMPLES,
         cards=cards,
         counts={key: sum(key in card.categories for card in cards) for key in CATEGORIES},
@@ -142,18 +144,18 @@ def _tabulate_confusion(counts: np.ndarray, scales: tuple[int, ...]) -> list[Con
     ]
 
 
-def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
+def tabulate_types(test: OutcomeTable, choice: np.ndarray) -> list[TypeRow]:
     """Return a row for all questions, then one per question type; at most the most frequent types."""
     smallest = find_smallest_right(test.score)
     num_scales = len(test.scales)
     everything = np.arange(len(test))
     chosen_score, chosen_cost = test.score[everything, choice], test.visual_tokens[everything, choice]
 
-    def tabulate(kind: str, rows: np.ndarray) -> KindRow:
+    def tabulate(question_type: str, rows: np.ndarray) -> TypeRow:
         known = rows & (smallest >= 0)
         scores = test.score[rows].mean(axis=0, dtype=np.float64)
-        return KindRow(
-            kind=kind,
+        return TypeRow(
+            question_type=question_type,
             num_samples=int(rows.sum()),
             scores=tuple(scores.tolist()),
             needed=find_needed_column(scores),
@@ -167,11 +169,16 @@ def tabulate_kinds(test: OutcomeTable, choice: np.ndarray) -> list[KindRow]:
         )
 
     by_type = split_by_type(test)
-    frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
-    kinds = [tabulate(kind, by_type[kind]) for kind in frequent]
-    return [tabulate("all questions", np.ones(len(test), dtype=bool)), *kinds]
+    frequent = pick_frequent({question_type: int(rows.sum()) for question_type, rows in by_type.items()})
+    types = [tabulate(question_type, by_type[question_type]) for question_type in frequent]
+    return [tabulate("all questions", np.ones(len(test), dtype=bool)), *types]
 
 
 def shorten_map(needs: NeedMap, shown: Collection[str]) -> NeedMap:
     """Return the map with only the question types in `shown`."""
-    return replace(needs, needs={kind: cells for kind, cells in needs.needs.items() if kind in shown})
+    return replace(
+        needs,
+        needs={
+            question_type: cells for question_type, cells in needs.needs.items() if question_type in shown
+        },
+    )

@@ -149,7 +149,7 @@ def _read_overrides(path: Path) -> list[str]:
     try:
         overrides = OmegaConf.load(path)
         if not isinstance(overrides, ListConfig):
-            raise ValueError("not a list")
+            raise ValueError("no list")
         return [str(text) for text in overrides]
     except Exception as error:  # whatever reading YAML raises
         reason = " ".join(str(error).split())

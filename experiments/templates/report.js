@@ -13,7 +13,7 @@ function drawChart() {
   const grid = style.getPropertyValue("--line").trim();
   const soft = style.getPropertyValue("--soft").trim();
   const paper = style.getPropertyValue("--card").trim();
-  // "#010203" stands for the colour of text: see experiments/charts.py.
+  // "#010203" stands for the colour of text: see PAGE_INK in experiments/reporting/draw.py.
   const { data, layout } = JSON.parse(source.replaceAll("#010203", ink))[shown];
   layout.font = { family: style.getPropertyValue("font-family"), color: ink, size: isNarrow.matches ? 11 : 13 };
   layout.modebar = { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink };
@@ -53,7 +53,7 @@ isNarrow.addEventListener("change", drawChart);
 window.addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
-for (const button of document.querySelectorAll("#accounts button")) {
+for (const button of document.querySelectorAll("#switch button")) {
   button.addEventListener("click", () => {
     press(button);
     shown = Number(button.dataset.chart);

@@ -291,7 +291,7 @@ def test_levels_outside_their_range_are_refused(alpha, delta):
     ("drop", "num_needed", "words"),
     [
         (0.005, 400, "this would need about 400 calibration images, and there are 50."),
-        (0.005, 50, "the 50 calibration images narrowly fail; by estimate, the same number of similar"),
+        (0.005, 50, "the 50 calibration images narrowly fail; the same number of similar"),
         (0.005, None, "this would need more than 64 times the 50 calibration images."),
         (0.02, None, "on the 50 calibration images it loses 2.0 points even at its safest price"),
     ],

@@ -77,9 +77,9 @@ def test_agreement_is_judged_on_the_split_of_the_published_values_only(official_
     assert all(len(row) == len(table.header) for row in table.rows)
     told = {
         "same": "our test split is 80 questions, the official split (validation); ",
-        "part": "80 questions, a part of the official split (validation), so whether ours agree is not",
+        "part": "80 questions, a part of the official split (validation), so agreement is not judged",
         "other": "80 questions of another official split (test, theirs: validation), so",
-        "unknown": "80 questions, of which official split the task does not say (theirs: validation), so",
+        "unknown": "80 questions of an official split unnamed by the task (theirs: validation), so",
     }
     assert told[relation] in table.caption
     extras = collect_extras((), {}, published)
