@@ -9,9 +9,25 @@ import zipfile
 
 import pytest
 from hatchling.build import build_wheel
+from packaging.requirements import Requirement
 
 from experiments.cli import EXTRAS
 from tests.paths import ROOT
+
+# Of the embedded model's training: in the clone only.
+LEFTOVERS = {"m3_backbone/assets/TRAINING_LOG.md", "m3_backbone/assets/tiny_m3/patch_heads.safetensors"}
+# What others that are installed beside tokenscale hold a dependency at, or below.
+NEIGHBOURS = {
+    "SGLang 0.5.23": {"transformers": "5.19.0", "tokenizers": "0.23.2", "sentencepiece": "0.2.1"},
+    "vLLM 0.33.0": {"transformers": "5.19.0", "torch": "2.13.0", "numpy": "2.3.5", "filelock": "3.20.3"},
+    "lmms-eval 0.7.3": {"protobuf": "6.33.6"},
+    "Gradio 6.31.0": {
+        "pillow": "12.3.0",
+        "huggingface_hub": "2.4.0",
+        "jinja2": "3.1.6",
+        "markupsafe": "3.0.4",
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +45,10 @@ def test_wheel_holds_packages_data_and_configuration(wheel):
         for path in (ROOT / room).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     ]
-    expected = {f"experiments/{name}" if name.startswith("conf/") else name for name in files}
+    assert set(files) >= LEFTOVERS
+    expected = {
+        f"experiments/{name}" if name.startswith("conf/") else name for name in set(files) - LEFTOVERS
+    }
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert shipped == expected
 
@@ -120,6 +139,34 @@ def run_without_experiments(code):
     blocked -= {"filelock", "tqdm", "threadpoolctl", "markupsafe"}  # others' requirements too
     command = [sys.executable, "-c", f"{BLOCKED.format(blocked=blocked)}\n{code}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def normalize(name):
+    return name.lower().replace("_", "-")
+
+
+def declared(*extras):
+    """Requirements of the base and of some extras, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"])
+    return {normalize(required.name): required for required in map(Requirement, lines)}
+
+
+def test_the_pinned_versions_are_in_the_declared_ranges():
+    pins = map(Requirement, re.findall(r"^[^#\n]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {normalize(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    required = declared("experiments", "ray", "sentences", "sweep")
+    assert [name for name in required if not required[name].specifier.contains(pinned[name])] == []
+
+
+@pytest.mark.parametrize("neighbour", NEIGHBOURS)
+def test_what_stands_beside_is_in_the_declared_ranges(neighbour):
+    required = declared("experiments")
+    held = {normalize(name): version for name, version in NEIGHBOURS[neighbour].items()}
+    too_narrow = [
+        str(required[name]) for name in held.keys() & required if held[name] not in required[name].specifier
+    ]
+    assert too_narrow == []
 
 
 def test_extras_of_modules_are_those_of_the_declaration():

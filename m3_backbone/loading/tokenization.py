@@ -10,6 +10,9 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from m3_backbone.reading import check_no_pointer
 
 WORD_START = "\u2581"  # sentencepiece's mark for a space
+# A serialized `ModelProto` with these bytes behind it is the same message with
+# `normalizer_spec.add_dummy_prefix = false`: in protobuf's encoding, the last value of a field holds.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class SentencePieceLlamaTokenizer(SentencePieceBackend):
@@ -33,10 +36,14 @@ class SentencePieceLlamaTokenizer(SentencePieceBackend):
             eos_token=eos_token,
             unk_token=unk_token,
             add_bos_token=add_bos_token,
-            legacy=legacy is None or legacy,
+            legacy=True,
             special_tokens_pattern="bos" if add_bos_token else None,
             **kwargs,
         )
+        self.legacy = self.init_kwargs["legacy"] = legacy is None or legacy
+        if not self.legacy:
+            # The base class does this through generated code, which takes no protobuf but recent ones.
+            self.sp_model.LoadFromSerializedProto(self.sp_model.serialized_model_proto() + NO_DUMMY_PREFIX)
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:  # type: ignore[override]
         if self.legacy or not text:

@@ -150,7 +150,8 @@ class M3Training(CosineTraining):
             [check_scale(scale, model.scales) for scale in group] for group in scale_groups or []
         ]
         if gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            # The new name is transformers 5.23's; there, the old one warns.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
     def draw_scales(self) -> list[int]:
         """Choose the scales of this step. They depend only on the step, so that all processes agree."""
