@@ -377,7 +377,7 @@ def test_many_policies_stay_readable(tmp_path, found, capsys):
     assert "... 6 more in tables/means.md" in capsys.readouterr().out
     assert len((output / "tables" / "means.csv").read_text().splitlines()) == len(names) + 2
     page = Page((output / "compare.html").read_text(encoding="utf-8"))
-    assert f"The first {MOST_DRAWN} policies are drawn" in page.text and names[-1] in page.text
+    assert f"Only the first {MOST_DRAWN} policies are plotted" in page.text and names[-1] in page.text
     drawn = {trace.get("name") for trace in json.loads(page.scripts[0][1])[0]["data"]}
     assert names[MOST_DRAWN - 1] in drawn and names[MOST_DRAWN] not in drawn
 

@@ -9,7 +9,7 @@ from PIL import Image
 from experiments.evaluation.needs import describe_left_out, pick_frequent, split_by_type
 from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
-from experiments.reporting.report import tabulate_kinds
+from experiments.reporting.report import tabulate_types
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
 from m3_backbone.outcomes.manifest import list_images
@@ -169,5 +169,5 @@ def test_metrics_keep_all_types_and_the_report_shows_fifty():
     kind = np.array([f"id {row % 120}" for row in range(len(table))], dtype=object)
     table = replace(table, kind=kind, score=np.zeros_like(table.score))
     assert len(split_by_type(table)) == 120
-    assert len(tabulate_kinds(table, np.zeros(len(table), int))) == 51
+    assert len(tabulate_types(table, np.zeros(len(table), int))) == 51
     assert len(pick_failures(table, 0, per_kind=1, seed=0)) == 50
