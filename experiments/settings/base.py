@@ -74,6 +74,8 @@ def _list_kinds(annotation: Any) -> list[Any]:
 Built = dict[str, Any]
 # The same for what the command takes names from and does not build: values may be missing, as checkpoint=???.
 Described = Annotated[dict[str, Any], "described"]
+# The same for what may not be built at all: the trainer, where nothing that is trained has a network.
+Deferred = Annotated[dict[str, Any], "deferred"]
 # Longer ones would not leave room for suffixes in the 255 bytes of a file name.
 _MAX_NAME_BYTES = 120
 

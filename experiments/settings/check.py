@@ -26,6 +26,7 @@ from experiments.settings import backbone, commands, pipeline
 from experiments.settings.base import (
     MISSING,
     Built,
+    Deferred,
     Described,
     FolderName,
     Settings,
@@ -235,16 +236,29 @@ def _check_group(
             yield f"{option}={show(value)}: give {option}.NAME=... for {', '.join(hint.model_fields)}"
         else:
             yield from _check_value(option, value, hint, field.description)
-            if hint in (Built, Built | None):
+            if hint in (Built, Built | None, Deferred):
                 yield from find_nameless(value, option)
             elif hint == dict[str, Built] and isinstance(value, dict):
                 for key, item in value.items():
                     yield from find_nameless(item, f"{option}.{key}")
-            yield from check_built(value, option, words, is_built=hint != Described)
+            yield from _check_classes(value, option, hint, words)
     if prefix:
         for name in values.keys() - settings.model_fields.keys():
             known = ", ".join(settings.model_fields)
             yield f"{prefix}{name}={show(values[name])}: no such setting, give one of {known}"
+
+
+def _check_classes(value: Any, option: str, hint: Any, words: Words) -> Iterator[str]:
+    """Yield one sentence for each wrong argument of the objects in the value of an option.
+
+    Importing a class may take seconds. A class that the command may never build is imported only if arguments
+    of it are on the command line, or if there is no command line.
+    """
+    is_imported = hint not in (Described, Deferred) or not HydraConfig.initialized()
+    if is_imported or any(key.startswith(f"{option}.") for key in words):
+        yield from check_built(value, option, words, is_built=hint != Described)
+    elif isinstance(value, dict) and value.get("name") == MISSING:
+        yield f"{option}.name has no default: give {option}.name=..."
 
 
 def _check_value(option: str, value: Any, hint: Any, meaning: str | None) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from experiments.settings.base import (
     Built,
+    Deferred,
     Labelled,
     NumImages,
     NumResamples,
@@ -121,7 +122,7 @@ class PredictorSettings(Settings):
 class TrainSettings(Labelled, PredictorSettings):
     """`experiments.train`."""
 
-    trainer: Built
+    trainer: Deferred
     """settings of Lightning's trainer"""
 
 
@@ -154,7 +155,7 @@ class LatencySettings(Labelled, PredictorSettings):
     """frozen model that answers"""
     task: Built
     """source of images, questions and scores"""
-    trainer: Built
+    trainer: Deferred
     """settings of Lightning's trainer"""
     latency: Latency
 
@@ -193,7 +194,7 @@ class EvaluateSettings(Labelled, PredictorSettings, Intervals, Printed):
 
     task: Built
     """source of images, questions and scores"""
-    trainer: Built
+    trainer: Deferred
     """settings of Lightning's trainer"""
     latency: Latency
     cascades: dict[str, Built] = Field(default={})

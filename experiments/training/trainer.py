@@ -10,9 +10,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import numpy as np
 
 from experiments.labels.files import wait_for_lock
@@ -38,6 +37,9 @@ from predictor.files import FolderError, write_json
 from predictor.policy.front import policy_value
 from predictor.policy.pricing import PriceList
 from predictor.splitting import FEW_IMAGES, split_for_calibrator, split_validation
+
+if TYPE_CHECKING:
+    import lightning
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def train_predictors(
     labels: Path,
     folder: Path,
     settings: TrainingSettings,
-    make_trainer: Callable[..., lightning.Trainer] | None = None,
+    make_trainer: "Callable[..., lightning.Trainer] | None" = None,
 ) -> list[TrainingRecord]:
     """Fit each predictor on the train split and save it below `folder`, with prices, hybrid and record.
 
@@ -98,7 +100,7 @@ def _train_alone(
     target: Path,
     identity: dict[str, Any],
     settings: TrainingSettings,
-    make_trainer: Callable[..., lightning.Trainer] | None,
+    make_trainer: "Callable[..., lightning.Trainer] | None",
 ) -> TrainingRecord:
     """Train into `target` while no other process does; what another one has finished meanwhile is kept."""
     with ExitStack() as stack:
@@ -132,7 +134,7 @@ def _train(
     target: Path,
     identity: dict[str, Any],
     settings: TrainingSettings,
-    make_trainer: Callable[..., lightning.Trainer] | None,
+    make_trainer: "Callable[..., lightning.Trainer] | None",
 ) -> TrainingRecord:
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
