@@ -136,22 +136,36 @@ def is_sweep() -> bool:
 
 _LABELS = ("task", "backbone", "paths")
 _PREDICTOR = (*_LABELS, "predictor", "seed")
+_TRAINING = (
+    "experiment",
+    "calibrator",
+    "trainer",
+    "max_epochs",
+    "validation_fraction",
+    "budget",
+    "tolerance",
+)
 # By command, the options that it shares with the one before, and those that have to be given.
 _NEXT: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train": (_LABELS, ()),
-    "evaluate": ((*_PREDICTOR, "calibrator", "trainer"), ()),
+    "train": ((*_LABELS, "experiment"), ()),
+    "evaluate": ((*_PREDICTOR, *_TRAINING), ()),
     "answer": (_PREDICTOR, ("image=FILE", "question=what is it?")),
     "publish": (_PREDICTOR, ("folder=FOLDER",)),
 }
 
 
 def format_next(*commands: str) -> str:
-    """Return lines with the commands that may come next, on the same labels and predictor."""
-    overrides = HydraConfig.get().overrides.task
+    """Return lines with the commands that may come next, on the same labels and predictor.
+
+    A command that cannot be told how the predictor was trained is left out.
+    """
+    by_name = [(re.split(r"[.=@]", text.lstrip("+~"))[0], text) for text in HydraConfig.get().overrides.task]
     lines = []
     for command in commands:
         names, given = _NEXT[command]
-        shared = [text for text in overrides if re.split(r"[.=@]", text.lstrip("+~"))[0] in names]
+        if command in ("answer", "publish") and any(name in _TRAINING for name, _ in by_name):
+            continue
+        shared = [text for name, text in by_name if name in names]
         lines.append(f"next: {format_command(command, [*shared, *given])}")
     return "\n".join(lines)
 

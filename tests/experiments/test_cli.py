@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.answer import quote_free_text
 from experiments.cli import find_config_dir, format_commands
-from experiments.config import entry_point
+from experiments.config import entry_point, format_next
 from experiments.help import list_options, read_examples
 from experiments.settings.check import check_settings
 from experiments.settings.command_line import find_wrong_argument, rename_settings
@@ -216,3 +217,18 @@ def test_mistake_is_one_sentence(monkeypatch, capsys):
         run_failing(ValueError("scale 7 is not on the ladder"), monkeypatch)
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: scale 7 is not on the ladder\n"
+
+
+def test_the_next_commands_are_about_the_same_labels_and_predictor(monkeypatch):
+    def suggest(*overrides):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            config = compose("run", list(overrides), return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+        return format_next("answer", "publish").splitlines()
+
+    monkeypatch.delenv("TOKENSCALE_STARTED_BY_SCRIPT", raising=False)
+    answer, publish = suggest("task=easy_vqa", "predictor.name=mine", "gallery=0", "seed=3")
+    shared = "task=easy_vqa predictor.name=mine seed=3"
+    assert answer == f"next: python -m experiments.answer {shared} image=FILE 'question=what is it?'"
+    assert publish == f"next: python -m experiments.publish {shared} folder=FOLDER"
+    assert suggest("experiment=embedded_short") == suggest("max_epochs=3") == []

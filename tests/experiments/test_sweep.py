@@ -60,7 +60,10 @@ def call(command, output, *overrides):
         HydraConfig.instance().set_config(config)
         with read_write(config), open_dict(config):
             del config["hydra"]
-        return importlib.import_module(f"experiments.{command}").main(config)
+        try:
+            return importlib.import_module(f"experiments.{command}").main(config)
+        finally:
+            HydraConfig.instance().cfg = None
 
 
 def search(command, output, *overrides):

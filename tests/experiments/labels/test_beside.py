@@ -208,7 +208,7 @@ def test_the_place_of_the_latest_link_is_checked_before_any_work(call, tmp_path,
     assert status == 2 and "latest is not a symbolic link: move it" in error
     (tmp_path / "file").touch()
     status, error = call("run", f"paths.outputs={tmp_path}", f"latest={tmp_path}/file/latest")
-    assert status == 2 and "give another place with latest=PATH" in error
+    assert status == 2 and "set latest=PATH to another place" in error
 
 
 def test_checking_the_link_changes_nothing(tmp_path):

@@ -272,11 +272,13 @@ def test_the_experiment_file_makes_what_the_best_trial_was(run_search, tmp_path,
     assert best == study.best_value
     printed = capsys.readouterr().out
     assert "experiment=tuned_words" in printed
-    assert "the validation part that also chose each trial's epochs, trees, neighbours or shares" in printed
+    assert (
+        "the validation part that also selected each trial's epochs, trees, neighbours or shares" in printed
+    )
     assert {"history.png", "history.pdf"} <= {path.name for path in tmp_path.iterdir()}
     text = (tmp_path / "experiment" / "tuned_words.yaml").read_text()
     assert f"trial {study.best_trial.number} of 3" in text
-    assert "the same validation part chose its epochs" in text
+    assert "the same validation part selected its epochs" in text
     assert OmegaConf.create(text).predictor == {
         "inverse_penalty": study.best_params["predictor.inverse_penalty"]
     }

@@ -43,7 +43,11 @@ def make_backbone(seed, num_layers, num_key_value_heads):
     text.num_key_value_heads = num_key_value_heads
     text.tie_word_embeddings = config.tie_word_embeddings = False
     generator = torch.Generator().manual_seed(seed)
-    model = M3LlavaNextForConditionalGeneration(config).double().eval().requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(
+            seed
+        )  # vectors, such as the class token, keep the values that the model begins with
+        model = M3LlavaNextForConditionalGeneration(config).double().eval().requires_grad_(False)
     for weight in model.parameters():
         if weight.ndim >= 2:
             weight.normal_(std=1.5 * weight[0].numel() ** -0.5, generator=generator)
