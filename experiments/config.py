@@ -131,7 +131,7 @@ def format_command(entry_point: str, choices: Sequence[str]) -> str:
 
 def is_sweep() -> bool:
     """Return whether the running command is one job of a sweep."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 _LABELS = ("task", "backbone", "paths")
@@ -159,7 +159,8 @@ def format_next(*commands: str) -> str:
 
     A command that cannot be told how the predictor was trained is left out.
     """
-    by_name = [(re.split(r"[.=@]", text.lstrip("+~"))[0], text) for text in HydraConfig.get().overrides.task]
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    by_name = [(re.split(r"[.=@]", text.lstrip("+~"))[0], text) for text in overrides]
     lines = []
     for command in commands:
         names, given = _NEXT[command]
