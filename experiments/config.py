@@ -134,6 +134,7 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+# Options that select labels, one of the predictors trained on them, and the settings of its training.
 _LABELS = ("task", "backbone", "paths")
 _PREDICTOR = (*_LABELS, "predictor", "seed")
 _TRAINING = (
@@ -164,7 +165,7 @@ def format_next(*commands: str) -> str:
     lines = []
     for command in commands:
         names, given = _NEXT[command]
-        if command in ("answer", "publish") and any(name in _TRAINING for name, _ in by_name):
+        if any(name in _TRAINING and name not in names for name, _ in by_name):
             continue
         shared = [text for name, text in by_name if name in names]
         lines.append(f"next: {format_command(command, [*shared, *given])}")

@@ -85,7 +85,8 @@ def write_results(config: DictConfig, findings: "Findings") -> str:
         return write_line(findings, folder)
     else:
         parts = [write_summary(findings)]
-    return "\n\n".join([*parts, f"report: {folder / REPORT}\n{format_next('answer', 'publish')}".strip()])
+    last_lines = [f"report: {folder / REPORT}", format_next("answer", "publish")]
+    return "\n\n".join([*parts, "\n".join(filter(None, last_lines))])
 
 
 if __name__ == "__main__":

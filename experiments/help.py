@@ -24,17 +24,17 @@ _MAX_VALUE = 60
 
 def format_help(command: str, config: DictConfig) -> str:
     """Return the help of a command, with the values of a configuration, `hydra` included, as defaults."""
-    description, _, examples = read_docstring(command).partition("\nExamples:\n")
+    description, examples = split_docstring(command)
     path = find_config_dir() / f"{command}.yaml"
     return "\n".join(
         [
-            description.strip(),
+            description,
             "",
             f"usage: {SCRIPT} {command} OPTION=VALUE ...",
             f"       python -m experiments.{command} OPTION=VALUE ...",
             "",
             "Examples:",
-            textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+            textwrap.indent("\n".join(examples), "  "),
             "",
             "Options, with the values that they have now:",
             *(option.format(_line_width()) for option in list_options(command, config)),
@@ -47,10 +47,15 @@ def format_help(command: str, config: DictConfig) -> str:
     )
 
 
+def split_docstring(command: str) -> tuple[str, list[str]]:
+    """Return the description of a command and its examples, one line each, from the docstring."""
+    description, _, examples = read_docstring(command).partition("\nExamples:\n")
+    return description.strip(), textwrap.dedent(examples).strip().splitlines()
+
+
 def read_examples(command: str) -> list[str]:
     """Return the examples of a command without their comments."""
-    examples = read_docstring(command).partition("\nExamples:\n")[2]
-    return [line.partition("  #")[0].strip() for line in examples.strip().splitlines()]
+    return [line.partition("  #")[0].strip() for line in split_docstring(command)[1]]
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,16 @@ def main(config: DictConfig) -> float:
     instantiate(config.trainer)
     latest, folder = Path(config.latest), Path(HydraConfig.get().runtime.output_dir)
     check_link(latest, folder)
-    steps = Steps(prints_results=config.print_tables)
+    steps = Steps()
     summary = label.label_configured(config, needed=SPLITS)
-    steps.add("labelled", summary.describe(), config.paths.labels, str(summary))
+    steps.add("labelled", summary.describe(), config.paths.labels)
+    if config.print_tables:
+        print(summary)
     records = train.train_configured(config)
     names = ", ".join(record.name for record in records)
-    steps.add("trained", names, config.paths.predictors, format_records(records))
+    steps.add("trained", names, config.paths.predictors)
+    if config.print_tables:
+        print(format_records(records))
     if config.latency.num_images:
         measure(config, steps)
     findings, value = evaluate.evaluate_configured(config)
@@ -77,7 +81,9 @@ def measure(config: DictConfig, steps: "Steps") -> None:
             error,
         )
     else:
-        steps.add("timed", describe_latency(timings), path, format_latency(timings))
+        steps.add("timed", describe_latency(timings), path)
+        if config.print_tables:
+            print(format_latency(timings))
 
 
 if __name__ == "__main__":

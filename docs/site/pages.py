@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from experiments.cli import find_config_dir, list_commands, read_docstring
-from experiments.help import list_options
+from experiments.help import list_options, split_docstring
 from experiments.settings.command_line import compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,16 +109,16 @@ def move_links(text: str, source: str, page: str, places: Mapping[str, str]) -> 
 
 def format_command_page(command: str) -> str:
     """Return the page of a command: description, examples and options as in its help."""
-    description, _, examples = read_docstring(command).partition("\nExamples:\n")
+    description, examples = split_docstring(command)
     config = compose(find_config_dir(), command, [], with_hydra=True)
     return "\n".join(
         [
             f"# tokenscale {command}",
             "",
-            description.strip(),
+            description,
             "",
             "```sh",
-            *(_put_comment_above(line.strip()) for line in examples.strip().splitlines()),
+            *map(_put_comment_above, examples),
             "```",
             "",
             "## Options",
@@ -142,22 +142,12 @@ def _put_comment_above(line: str) -> str:
 
 def format_command_list() -> str:
     """Return the page that lists all commands."""
-    rows = [
-        f"| [{command}]({command}.md) | {read_docstring(command).splitlines()[0]} |"
-        for command in list_commands()
-    ]
-    return "\n".join(
-        [
-            "# Commands",
-            "",
-            "This page lists all commands. Call one with `tokenscale COMMAND OPTION=VALUE ...`;",
-            "[Running the commands](../running.md) explains how.",
-            "",
-            "| command | what it does |",
-            "| --- | --- |",
-            *rows,
-            "",
-        ]
+    return _format_list(
+        "Commands",
+        "This page lists all commands. Call one with `tokenscale COMMAND OPTION=VALUE ...`;\n"
+        "[Running the commands](../running.md) explains how.",
+        ("command", "what it does"),
+        {command: read_docstring(command).splitlines()[0] for command in list_commands()},
     )
 
 
@@ -175,18 +165,19 @@ def format_module_page(module: str) -> str:
 
 def format_module_list(modules: list[str]) -> str:
     """Return the page that lists the documented Python modules."""
-    rows = [f"| [{module}]({module}.md) | {_read_purpose(module)} |" for module in modules]
+    return _format_list(
+        "Python modules",
+        "This page lists the modules with a public interface; their pages are made from the docstrings.",
+        ("module", "content"),
+        {module: _read_purpose(module) for module in modules},
+    )
+
+
+def _format_list(title: str, purpose: str, header: tuple[str, str], pages: Mapping[str, str]) -> str:
+    """Return a page with a table of pages beside it, by name, each with its description."""
+    rows = [f"| [{name}]({name}.md) | {description} |" for name, description in pages.items()]
     return "\n".join(
-        [
-            "# Python modules",
-            "",
-            "This page lists the modules with a public interface; their pages are made from the docstrings.",
-            "",
-            "| module | content |",
-            "| --- | --- |",
-            *rows,
-            "",
-        ]
+        [f"# {title}", "", purpose, "", f"| {header[0]} | {header[1]} |", "| --- | --- |", *rows, ""]
     )
 
 

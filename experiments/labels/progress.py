@@ -5,7 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-_SECONDS_BETWEEN_LINES = 30
+# At most one line in a log file in this time.
+SECONDS_BETWEEN_LINES = 30
 
 
 class _Lines:
@@ -35,7 +36,7 @@ def show_progress(description: str, *, total: int, unit: str, initial: int = 0) 
         initial=initial,
         unit=f" {unit}",
         file=_Lines(),
-        mininterval=_SECONDS_BETWEEN_LINES,
+        mininterval=SECONDS_BETWEEN_LINES,
         miniters=1,
         bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} elapsed, {remaining} left, "
         "{rate_noinv_fmt}",

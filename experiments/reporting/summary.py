@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.evaluation.comparison import Comparison, PolicyResult
-from experiments.evaluation.curves import Curve
+from experiments.evaluation.fronts import RULES
 from experiments.evaluation.metrics import default_cost, default_score, mean_gap_share, mean_to_mix
 from experiments.reporting.findings import Findings, describe_record, write_default, write_headline
 from experiments.reporting.numbers import (
@@ -28,24 +28,18 @@ _NOTE = "score in percent; to the mix: points at equal tokens, averaged over log
 
 
 class Steps:
-    """Log of the steps of a run: description, duration and path of the result of each step.
+    """Log of the steps of a run: description, duration and path of the result of each step."""
 
-    With `prints_results`, the table of each step is printed when the step ends.
-    """
-
-    def __init__(self, *, prints_results: bool = False) -> None:
-        self._prints_results = prints_results
+    def __init__(self) -> None:
         self._lines: list[str] = []
         self._start = time.perf_counter()
 
-    def add(self, name: str, description: str, place: str | Path, table: str = "") -> None:
+    def add(self, name: str, description: str, place: str | Path) -> None:
         """Add a step that started at the end of the previous one and ends now."""
         end = time.perf_counter()
         seconds, self._start = round(end - self._start), end
         duration = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
         self._lines.append(f"{name:<10} {description} in {duration}: {place}")
-        if self._prints_results and table:
-            print(table)
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
@@ -95,7 +89,7 @@ def summarize(findings: Findings) -> Table:
     mix = "mix of fixed scales, equal tokens"
     rows.append((mix, format_tokens(cost), format_percent(_find_mix(comparison, cost))))
     oracle_cost, oracle_score = comparison.rule("coarsest")
-    rows.append(("oracle, authors' convention", format_tokens(oracle_cost.value), format_score(oracle_score)))
+    rows.append((RULES["coarsest"], format_tokens(oracle_cost.value), format_score(oracle_score)))
     caption = (
         f"{comparison.num_samples:,} test questions about {comparison.num_images:,} images, default prices, "
         f"{comparison.confidence:.0%} intervals"
@@ -126,5 +120,5 @@ def _describe_policy(result: PolicyResult) -> tuple[str, ...]:
 
 def _find_mix(comparison: Comparison, cost: float) -> float:
     """Return the mean score of the mix of fixed scales at a mean cost."""
-    hull = Curve.of(comparison.fixed_cost.value[None], comparison.fixed_score.value[None]).hull()
-    return float(hull.at(np.array([[cost]])).item())
+    mixed = comparison.mix
+    return float(np.interp(cost, comparison.fixed_cost.value[mixed], comparison.fixed_score.value[mixed]))

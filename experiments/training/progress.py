@@ -6,19 +6,19 @@ from typing import Any
 
 import lightning
 
-log = logging.getLogger(__name__)
+from experiments.labels.progress import SECONDS_BETWEEN_LINES
 
-_SECONDS_BETWEEN_LINES = 30.0
+log = logging.getLogger(__name__)
 
 
 class EpochLines(lightning.Callback):
-    """Logs the epoch and the latest values of what is logged, at most every half minute."""
+    """Callback that logs the epoch and the latest metrics, at most every half minute."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._last_line = time.monotonic()
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking or time.monotonic() < self._last_line + _SECONDS_BETWEEN_LINES:
+        if trainer.sanity_checking or time.monotonic() < self._last_line + SECONDS_BETWEEN_LINES:
             return
         self._last_line = time.monotonic()
         values: dict[str, Any] = dict(trainer.callback_metrics)

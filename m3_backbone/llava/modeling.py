@@ -32,7 +32,7 @@ def grid_of(config: LlavaConfig | LlavaNextConfig) -> int:
 
 
 def feature_layer_of(config: LlavaConfig | LlavaNextConfig) -> int:
-    """How many layers of the vision tower the visual tokens pass through."""
+    """Number of layers of the vision tower that the visual tokens pass through."""
     vision: Any = config.vision_config
     layer: Any = config.vision_feature_layer
     return layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
