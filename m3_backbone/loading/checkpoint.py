@@ -45,7 +45,7 @@ from m3_backbone.reading import check_settings, find_kernels, read_json
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers: the program that loads a model shows its own."""
+    """Hide the progress bars of transformers, since the calling program shows its own."""
     is_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
