@@ -74,7 +74,7 @@ class PriceList:
         calibration, and `name` is `default` or one of `named`. Raises ValueError for several of them, and if
         there is no such point.
         """
-        if sum(given is not None for given in (price, budget, name)) > 1:
+        if sum(choice is not None for choice in (price, budget, name)) > 1:
             raise ValueError("give a price or a budget or the name of an operating point, not several")
         check_numbers(price=price, budget=budget)
         if price is not None:

@@ -165,7 +165,7 @@ def test_changed_weights_are_refused(folder):
     content = unseal(json.loads(path.read_text()))
     content["fingerprints"]["weights"] = "0" * 16
     path.write_text(json.dumps(seal(content)))
-    with pytest.raises(ValueError, match="weights have the fingerprint 0000000000000000"):
+    with pytest.raises(ValueError, match="weights fingerprint is 0000000000000000"):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 

@@ -218,7 +218,7 @@ def test_escalation_is_refused_where_it_cannot_be(images, joined, make_escalatin
         joined.answer(images[:1], [COLOR], escalate=True)
     with pytest.raises(ValueError, match="'guarantee' is a point of the predictor only"):
         make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, point="guarantee")
-    with pytest.raises(ValueError, match=r"within 10: it is 40\.0 at least"):
+    with pytest.raises(ValueError, match=r"within 10: it is at least 40\.0"):
         make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, budget=10)
     assert make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, point="default")
     few = Hybrid.fit(*np.random.default_rng(0).uniform(0.1, 0.9, (4, 20, 2)))
