@@ -1,8 +1,8 @@
 """Frozen sentence encoders: one vector per question, for predictors.
 
-The vector of a question is the normalised mean of the vectors of its tokens: the last states of a transformer
-(Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084, as `sentence-transformers` models with mean pooling
-compute them), or rows of a table of static embeddings (Model2Vec, WordLlama), which cost almost nothing.
+The vector of a question is the normalised mean of its token vectors. These are either the last hidden states
+of a transformer (Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084, as in `sentence-transformers` models
+with mean pooling) or rows of a table of static embeddings (Model2Vec, WordLlama), which cost almost nothing.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-# Package (MIT licence) with a table of static embeddings: 32,000 tokens of Llama 2, 256 numbers each.
+# Package (MIT licence) with a table of static embeddings: 256 numbers for each of Llama 2's 32,000 tokens.
 WORDLLAMA = "wordllama"
 _WORDLLAMA_FILES = ("weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json")
 _EXTRA = "install the extra: pip install 'tokenscale[sentences]', in a clone make install"
 
 
 class SentenceEncoder(ABC):
-    """Encoder of texts on the CPU; no code is loaded along with the weights.
+    """Encoder of texts on the CPU. No code is loaded with the weights.
 
-    Encoders cache no vectors; `Inputs.sentences` does, for predictors of the same samples.
+    Encoders do not cache vectors; `Inputs.sentences` caches them for predictors with the same samples.
     """
 
     width: int
@@ -36,7 +36,7 @@ class SentenceEncoder(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of weights and vocabulary, which identifies the encoder."""
+        """Hash of weights and vocabulary that identifies the encoder."""
 
     @abstractmethod
     def count_flops(self, texts: Sequence[str]) -> float:
@@ -47,7 +47,7 @@ class SentenceEncoder(ABC):
         """Vectors of one batch."""
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Unit vectors float32 `[num_texts, width]`; a text is cut at the maximum length of the model."""
+        """Return unit vectors float32 `[num_texts, width]`. Texts are cut at the model's maximum length."""
         # Texts of similar length share a batch, which keeps padding small.
         distinct = sorted(set(texts), key=lambda text: (len(text), text))
         vector_of: dict[str, np.ndarray] = {}
@@ -61,7 +61,7 @@ class SentenceEncoder(ABC):
 class TransformerEncoder(SentenceEncoder):
     """Encoder-only transformer in Hugging Face's layout with its tokenizer, from a folder or a hub id.
 
-    Weights are read from safetensors only. Raises ValueError if the source holds no such model.
+    Weights are read from safetensors only. Raises ValueError if the source has no such model.
     """
 
     def __init__(self, source: str) -> None:
@@ -80,7 +80,7 @@ class TransformerEncoder(SentenceEncoder):
             ) from error
         self.width = self.model.config.hidden_size
         self._max_length = find_max_length(self.model.config, self.tokenizer)
-        # The pooler is not used; it is random if the checkpoint has none.
+        # The pooler is not used, and its weights are random if the checkpoint has none.
         self._weights = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}
 
     @cached_property
@@ -99,7 +99,7 @@ class TransformerEncoder(SentenceEncoder):
         return torch.nn.functional.normalize(means, dim=-1).numpy()
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
-        """Tokens, cut at the maximum length; "[SEP]" in a text is tokenised as text."""
+        """Tokenize texts, cut at the maximum length. "[SEP]" in a text is tokenized as text."""
         return self.tokenizer(
             list(texts),
             truncation=True,
@@ -112,17 +112,16 @@ class TransformerEncoder(SentenceEncoder):
         """Two operations per token and weight outside the embeddings."""
         if not texts:
             return 0.0
-        cut = self._tokenize(texts)
-        lengths = [len(ids) for ids in cut["input_ids"]]
+        lengths = [len(ids) for ids in self._tokenize(texts)["input_ids"]]
         weights = sum(p.numel() for name, p in self._weights.items() if not name.startswith("embeddings."))
         return 2.0 * weights * sum(lengths) / len(lengths)
 
 
 class StaticEncoder(SentenceEncoder):
-    """Static embeddings, read by `model2vec`.
+    """Encoder with static embeddings, loaded with `model2vec`.
 
-    The source is a folder or hub id in the layout of `model2vec` or `sentence-transformers`, or `wordllama`,
-    the table in the package of that name. Raises ValueError if the source holds no such model, or if a
+    The source is a folder or hub id in the layout of `model2vec` or `sentence-transformers`, or `wordllama`
+    for the table in the package of that name. Raises ValueError if the source has no such model, or if a
     package is missing.
     """
 
@@ -137,7 +136,7 @@ class StaticEncoder(SentenceEncoder):
                 if source == WORDLLAMA
                 else StaticModel.from_pretrained(source, force_download=False)
             )
-        except Exception as error:  # tokenizers raises nothing narrower for a file cut short
+        except Exception as error:  # tokenizers raises Exception itself for a truncated file
             raise ValueError(f"no static embeddings in {source}: {error}") from error
         self.width = self.model.dim
 
@@ -152,7 +151,7 @@ class StaticEncoder(SentenceEncoder):
 
     def _run(self, texts: Sequence[str]) -> np.ndarray:
         means = self.model.encode(list(texts), use_multiprocessing=False).astype(np.float32)
-        # A text without a known token has no direction.
+        # The vector of a text without known tokens is zero.
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
     def count_flops(self, texts: Sequence[str]) -> float:
@@ -162,14 +161,14 @@ class StaticEncoder(SentenceEncoder):
 
 
 def _read_wordllama() -> tuple[np.ndarray, Any]:
-    """Table and tokenizer of WordLlama, read without importing it: it configures logging on import."""
+    """Table and tokenizer of WordLlama, which is not imported since it configures logging on import."""
     from tokenizers import Tokenizer
 
     spec = find_spec(WORDLLAMA)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {WORDLLAMA} is not there; {_EXTRA}")
+        raise ValueError(f"the package {WORDLLAMA} is not installed: {_EXTRA}")
     weights, tokenizer = (Path(spec.submodule_search_locations[0]) / name for name in _WORDLLAMA_FILES)
-    # Stored in float16, in which means would be rounded.
+    # The table is stored in float16, in which means would be rounded.
     return load_file(weights)["embedding.weight"].astype(np.float32), Tokenizer.from_file(str(tokenizer))
 
 
@@ -186,13 +185,13 @@ def find_max_length(config: Any, tokenizer: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return int(tokenizer.model_max_length)
-    if "roberta" in config.model_type:  # its positions are counted from behind the padding's
+    if "roberta" in config.model_type:  # position ids start after the padding id
         positions -= (config.pad_token_id or 0) + 1
     return int(min(positions, tokenizer.model_max_length))
 
 
 def is_static(source: str) -> bool:
-    """Whether the configuration in a folder or hub repository is that of static embeddings."""
+    """Return whether the configuration in a folder or hub repository is that of static embeddings."""
     if source == WORDLLAMA:
         return True
     from m3_backbone.loading.weights import fetch
@@ -203,11 +202,11 @@ def is_static(source: str) -> bool:
             if path and path.is_file() and mark in path.read_text(encoding="utf-8"):
                 return True
         except (OSError, ValueError):
-            return False  # loading the encoder will report what is wrong
+            return False  # loading the encoder will report the problem
     return False
 
 
 @lru_cache(2)
 def load_sentence_encoder(source: str) -> SentenceEncoder:
-    """The encoder of this name, shared by all predictors that read it. ValueError if there is none."""
+    """Load an encoder, shared by all predictors that read it. Raises ValueError if there is none."""
     return StaticEncoder(source) if is_static(source) else TransformerEncoder(source)

@@ -62,10 +62,10 @@ _ONE_THREAD_HIDDEN_SIZE = 512
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let PyTorch compute in one thread of the processor.
+    """Limit PyTorch to one thread.
 
-    On two idle cores a second thread made a training of such a network 10% shorter; beside another busy
-    process, whose core it waits for after every operation, five times as long.
+    With a second thread, training of such a network was 10% faster on two idle cores, but took five times as
+    long beside another busy process, since threads wait for each other after every operation.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

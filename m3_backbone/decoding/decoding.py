@@ -136,8 +136,8 @@ class Decoder:
             text = self.embed(torch.tensor(tree.ids, dtype=torch.long, device=self.device))
             pieces += [visual.to(text), text]
             mask = tree.make_mask()
-            sees = None if mask is None else mask.to(self.device)
-            segments.append(Segment(len(visual) + len(tree), len(visual), sees))
+            mask = None if mask is None else mask.to(self.device)
+            segments.append(Segment(len(visual) + len(tree), len(visual), mask))
             num_before_text = num_system + len(visual)
             depths = torch.tensor(tree.depths, dtype=torch.long)
             positions += [torch.arange(num_system, num_before_text), num_before_text + depths]

@@ -75,13 +75,13 @@ def view_packed(module: nn.Module, config: Any = None) -> Any:
 class Segment:
     """The tokens of one image: `num_prefix` tokens with causal attention, then the tokens of its questions.
 
-    `sees` `[length - num_prefix, length - num_prefix]` is True where a token of the questions (row) attends
+    `mask` `[length - num_prefix, length - num_prefix]` is True where a token of the questions (row) attends
     to another (column); None if attention among the questions is causal too.
     """
 
     length: int
     num_prefix: int
-    sees: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class PackedSegments(Layout):
@@ -97,9 +97,9 @@ class PackedSegments(Layout):
 
     def _mask(self, segment: Segment) -> Tensor | None:
         """Attention mask of a segment's questions over common tokens, prefix and questions."""
-        if segment.sees is None:
+        if segment.mask is None:
             return None
-        return pad(segment.sees, (self.num_common + segment.num_prefix, 0), value=True)
+        return pad(segment.mask, (self.num_common + segment.num_prefix, 0), value=True)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         assert layer == len(self.cache)

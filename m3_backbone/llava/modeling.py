@@ -91,13 +91,13 @@ class _MatryoshkaModel:
         return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
 
     def _project(self, tiles: Tensor) -> Tensor:
-        # Before transformers 5.23, selected hidden states are numbered without the input of the first layer:
-        # the layer below is selected too, and the features are found by their place from the end.
+        # Before transformers 5.23, the input of the first layer is missing among selected hidden states: the
+        # layer below is selected too, and the features are indexed from the end.
         layer = feature_layer_of(self.config)
-        place = layer - (self.config.vision_config.num_hidden_layers + 1)
+        index = layer - (self.config.vision_config.num_hidden_layers + 1)
         pixels = tiles.to(self.vision_tower.dtype)
         outputs = self.vision_tower(pixels, output_hidden_states=[layer - 1, layer])
-        patches = outputs.hidden_states[place][:, 1:]  # without the class token
+        patches = outputs.hidden_states[index][:, 1:]  # without the class token
         return self.multi_modal_projector(patches)
 
     def forward(

@@ -45,7 +45,7 @@ from m3_backbone.reading import check_settings, find_kernels, read_json
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers: the program that loads a model shows its own."""
+    """Hide the progress bars of transformers, since the calling program shows its own."""
     is_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -128,15 +128,19 @@ class Checkpoint:
             )
         if image_grid_pinpoints is not None:
             _replace_resolutions(config, processor, image_grid_pinpoints)
-        given = None if scales is None else tuple(scales)
+        given_scales = None if scales is None else tuple(scales)
         opened = cls(
-            str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), given_scales=given
+            str(checkpoint), folder, config, processor, raw.get("mm_vision_tower"), given_scales=given_scales
         )
         try:
             ladder = opened.scales
         except ValueError as error:
             raise ValueError(f"{config_file}: {error}") from error
-        if given is None and raw.get("matryoshka_vis_token_scale") is None and opened.tower is not None:
+        if (
+            given_scales is None
+            and raw.get("matryoshka_vis_token_scale") is None
+            and opened.tower is not None
+        ):
             raise ValueError(
                 f"{config_file} names no scales of visual tokens (matryoshka_vis_token_scale), so this is a "
                 "LLaVA that was trained for the finest scale only. If it was trained for more, give them: "

@@ -1,1 +1,1 @@
-"""A predictor in front of a backbone, as one object."""
+"""Adaptive models: a predictor and a backbone in one object."""

@@ -1,8 +1,8 @@
-"""The folder of an adaptive model: `config.json`, `predictor/`, a card and, for a local one, `backbone/`.
+"""The folder of an adaptive model: `config.json`, `predictor/`, a card and perhaps `backbone/`.
 
-The configuration names a backbone from the hub or from the package; a backbone from a local folder is copied,
-in safetensors. Its fingerprints are saved in both cases, and the folder only opens with a backbone that has
-them.
+The configuration names a backbone from the hub or from the package. A backbone from a local folder is copied
+to `backbone/`, in safetensors. Its fingerprints are saved in both cases and checked when the folder is
+opened.
 """
 
 import json
@@ -52,15 +52,15 @@ _MAX_COUNT = 100_000
 
 
 def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
-    """Raise ValueError for a backbone that cannot be opened elsewhere, or not with this predictor."""
+    """Raise ValueError for a backbone that could not be opened again, or not with this predictor."""
     if type(backbone) is not LlavaBackbone:
         raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
     if backbone.attn_implementation not in ATTENTIONS:
         raise ValueError(
-            f"a backbone with the attention {backbone.attn_implementation} is not saved: label and train "
+            f"a backbone with the attention {backbone.attn_implementation} cannot be saved: label and train "
             f"with one of {', '.join(filter(None, ATTENTIONS))}"
         )
-    predictor.check_backbone(backbone.fingerprints)  # one that was moved to another dtype would not open
+    predictor.check_backbone(backbone.fingerprints)  # a backbone moved to another dtype could not be opened
 
 
 def save(
@@ -70,7 +70,7 @@ def save(
     prices: PriceList,
     hybrid: Hybrid | None = None,
 ) -> None:
-    """Write all files except the card. Raises ValueError as `check_savable`."""
+    """Write all files except the card. Raises ValueError as in `check_savable`."""
     check_savable(backbone, predictor)
     assert isinstance(backbone, LlavaBackbone)
     predictor.save(folder / PREDICTOR)
@@ -103,15 +103,15 @@ def save(
 
 
 def find_folder(source: str | Path, **download: Any) -> Path:
-    """Local folder of an adaptive model, downloaded if `source` is a hub id.
+    """Return the local folder of an adaptive model, downloaded if `source` is a hub id.
 
-    The hub is not contacted for a source that looks like a path. OSError if there is no such model.
+    The hub is not contacted for a source that looks like a path. Raises OSError if there is no such model.
     """
     text, path = str(source), Path(source).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise FolderError(f"{text} is a file: give the folder that it lies in")
+        raise FolderError(f"{text} is a file: give the folder that contains it")
     if not is_hub_id(source):
         raise FileNotFoundError(
             f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id OWNER/NAME"
@@ -127,11 +127,11 @@ def find_folder(source: str | Path, **download: Any) -> Path:
 def load_predictor(
     folder: Path, trust: Sequence[str] = ()
 ) -> tuple[ScalePredictor, PriceList, Hybrid | None]:
-    """The predictor, its prices and its hybrid, or None if none was saved.
+    """Load the predictor, its prices and its hybrid (None if none was saved).
 
-    `ScalePredictor.load` builds our own classes and those in `trust`; FolderError for others.
+    Raises FolderError for damaged files, and for classes that are neither our own nor in `trust`.
     """
-    config = read_config(folder)  # read first, as it may be the folder of something else
+    config = read_config(folder)  # read first, to reject other folders
     predictor_dir = folder / PREDICTOR
     predictor = ScalePredictor.load(predictor_dir, trust, root=folder)
     if list(predictor.scales or ()) != config["scales"]:
@@ -144,14 +144,14 @@ def load_predictor(
     prices = PriceList.load(predictor_dir, root=folder)
     for name, digest in config.get("files", {}).items():
         if digest_file(folder / name, folder) != digest:
-            raise damaged(folder / name, "not the file that was saved with the others")
+            raise damaged(folder / name, "not the file that was saved together with the others")
     return predictor, prices, hybrid
 
 
 def open_backbone(
     folder: Path, backbone: Backbone | None, device: str | None = None, device_map: Any = None
 ) -> Backbone:
-    """The given backbone, or else the saved one, opened. ValueError unless it has the saved fingerprints."""
+    """Return the given backbone, or open the saved one. Raises ValueError if its fingerprints differ."""
     config = read_config(folder)
     if backbone is None:
         checkpoint = config["backbone_checkpoint"]
@@ -161,25 +161,25 @@ def open_backbone(
         arguments = config["backbone_arguments"]
         backbone = LlavaBackbone(checkpoint, device=device, device_map=device_map, **arguments)
     elif device is not None or device_map is not None:
-        raise ValueError("the backbone that is given is open already: leave device and device_map out")
+        raise ValueError("the given backbone is already open: leave out device and device_map")
     for key, saved in config["fingerprints"].items():
         if backbone.fingerprints.get(key) != saved:
             raise ValueError(
-                f"{folder} was saved with a backbone whose {key} have the fingerprint {saved}, this one's "
-                f"is {backbone.fingerprints.get(key)}: give the same checkpoint with the same settings"
+                f"{folder} was saved with a backbone whose {key} fingerprint is {saved}, but this one's is "
+                f"{backbone.fingerprints.get(key)}: give the same checkpoint with the same settings"
             )
     return backbone
 
 
 def _check_backbone_folder(folder: Path) -> None:
-    """Raise FolderError for a packed backbone with pickles, links to elsewhere or kernels from the hub."""
+    """Raise FolderError for a backbone with pickles, links out of the folder or kernels from the hub."""
     backbone_dir = folder / BACKBONE
     for path in sorted(backbone_dir.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         check_place(path, folder)
         if path.suffix in _PICKLED:
-            raise FolderError(f"{path} is pickled and not read: save the weights as safetensors")
+            raise FolderError(f"{path} is pickled and is not read: save the weights as safetensors")
     config = backbone_dir / CONFIG
     content = read_json(config, folder)
     for problem in find_kernels(content if isinstance(content, dict) else {}):
@@ -187,16 +187,16 @@ def _check_backbone_folder(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Checked content of `config.json`. FileNotFoundError if it is missing, FolderError if it is damaged."""
+    """Read and check `config.json`. Raises FileNotFoundError if missing, FolderError if damaged."""
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}: is it the folder of an adaptive model?")
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: is this the folder of an adaptive model?")
     content = read_json(path)
     if not isinstance(content, dict):
-        raise damaged(path, "no JSON object")
+        raise damaged(path, "not a JSON object")
     if content.get("format") != FORMAT:
         saved = shorten(repr(content.get("format")), 40)
-        raise FolderError(f"{path} is of format {saved}, this version reads {FORMAT}")
+        raise FolderError(f"{path} has format {saved}, this version of tokenscale reads {FORMAT}")
     check_keys(path, content, _KEYS, frozenset({"files", DIGEST}))
     try:
         content = unseal(content)
@@ -205,27 +205,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     names = {f"{PREDICTOR}/{name}" for name in _PREDICTOR_FILES}
     digests = content.get("files", {})
     if not isinstance(digests, dict) or not digests.keys() <= names:
-        raise damaged(path, "files are others than those of a predictor")
+        raise damaged(path, "the listed files are not those of a predictor")
     predictor_folder.check_scales(path, content["scales"])
     predictor_folder.check_fingerprints(path, content["fingerprints"], _BACKBONE_FINGERPRINTS)
     checkpoint = content["backbone_checkpoint"]
     if checkpoint is not None and not (isinstance(checkpoint, str) and _HUB_ID.fullmatch(checkpoint)):
-        raise damaged(path, "backbone_checkpoint is no hub id")
+        raise damaged(path, "backbone_checkpoint is not a hub id")
     _check_arguments(path, content["backbone_arguments"])
     return content
 
 
 def _check_arguments(path: Path, arguments: Any) -> None:
-    """Raise FolderError for arguments of the backbone that `save` would not write."""
+    """Raise FolderError for backbone arguments that `save` would not write."""
     required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
     check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
     for name in _TEXTS:
         if not isinstance(arguments[name], str) or not arguments[name]:
-            raise damaged(path, f"{name} of the backbone is no text")
+            raise damaged(path, f"{name} of the backbone is not a text")
     for name in _COUNTS:
         if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
-            raise damaged(path, f"{name} of the backbone is no whole number from 1 to {_MAX_COUNT}")
-    # transformers would download any other name from the hub as a kernel, and run it.
+            raise damaged(path, f"{name} of the backbone is not a whole number from 1 to {_MAX_COUNT}")
+    # transformers would download and run any other attention name as a kernel from the hub.
     for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
         value = arguments[name]
         if not (value is None or isinstance(value, str)) or value not in allowed:
@@ -239,16 +239,16 @@ def _check_arguments(path: Path, arguments: Any) -> None:
         and all(type(n) is int and 0 < n <= _MAX_COUNT for n in size)
         for size in sizes
     ):
-        raise damaged(path, "image_grid_pinpoints of the backbone are no pairs of pixels")
+        raise damaged(path, "image_grid_pinpoints of the backbone are not pairs of pixel counts")
 
 
 def write_card(
     backbone: Backbone, predictor: ScalePredictor, prices: PriceList, hybrid: Hybrid | None = None
 ) -> ModelCard:
-    """Model card: parts, usage, and operating points on the calibration split."""
+    """Return the model card: parts, usage, and operating points on the calibration split."""
     fingerprints = predictor.fingerprints or {}
     rows = [("default", prices.default), *prices.named.items()]
-    # A dozen of the front's points, dear to cheap.
+    # About a dozen points of the front, by decreasing cost.
     step = max(1, len(prices.points) // 12)
     rows += [("", point) for point in prices.points[::step]]
     table = "\n".join(f"| {name} | {_format_point(point)} |" for name, point in rows)
@@ -256,9 +256,9 @@ def write_card(
     if hybrid is not None:
         tokens, score = hybrid.cost[hybrid.default], hybrid.score[hybrid.default]
         escalation = f"""
-With `escalate=True` a hybrid of predictor and cascade looks at its answer and retries at a finer scale while
-that is worth it; it pays for every scale that it tries. By default it takes {tokens:.1f} visual tokens and
-scores {100 * score:.1f}%.
+With `escalate=True`, a hybrid of predictor and cascade checks the confidence of each answer and retries at a
+finer scale while that is worth it; costs include every scale tried. By default it uses {tokens:.1f} visual
+tokens and scores {100 * score:.1f}%.
 """
     arguments = json.dumps(
         predictor_folder.describe(type(predictor), predictor.get_arguments()), indent=2, ensure_ascii=False
@@ -275,10 +275,10 @@ tags:
 
 # {backbone.name} with {predictor.name}
 
-A Matryoshka multimodal model that answers each question with as many visual tokens as it deserves: a light
-predictor ({predictor.num_parameters:,} parameters) sees image and question and chooses among
-{", ".join(map(str, backbone.scales))} tokens before anything is answered. The backbone, `{backbone.name}`, is
-frozen.
+A Matryoshka multimodal model that answers each question with as many visual tokens as it needs: a light
+predictor ({predictor.num_parameters:,} parameters) reads image and question and chooses among
+{", ".join(map(str, backbone.scales))} visual tokens before the question is answered. The backbone,
+`{backbone.name}`, is frozen.
 
 ```python
 from predictor.adaptive.model import AdaptiveM3
@@ -291,8 +291,8 @@ print(result.text, result.tried, result.cost, result.choice.estimates)
 
 ## Operating points
 
-Mean visual tokens and mean score on the calibration split of the task that it was trained for; on other
-questions they will differ. The price is what one answer at the finest scale costs, in units of score.
+Mean visual tokens and mean score on the calibration split of the training task; they will differ on other
+questions. The price is the cost of one answer at the finest scale, in units of score.
 
 | | price | visual tokens | score |
 | --- | ---: | ---: | ---: |
@@ -300,9 +300,9 @@ questions they will differ. The price is what one answer at the finest scale cos
 {escalation}
 ## How it was made
 
-The backbone answered the training questions at every scale; the predictor learned from what was right.
+The backbone answered the training questions at every scale; the predictor was trained on these outcomes.
 Fingerprints: {", ".join(f"{key} `{value}`" for key, value in sorted(fingerprints.items()))}. They are
-compared again when this is loaded.
+checked when the model is loaded.
 
 ```json
 {arguments}
@@ -316,7 +316,7 @@ def _format_point(point: OperatingPoint) -> str:
 
 
 def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
-    """Arguments, without the checkpoint, with which the same backbone is opened again."""
+    """Return the arguments, except the checkpoint, that open the same backbone again."""
     names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
     arguments = {name: getattr(backbone, name) for name in names}
     resolutions = backbone.processor.images.resolutions

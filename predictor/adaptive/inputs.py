@@ -1,4 +1,4 @@
-"""Inputs of a predictor from encoded images and questions, and the choice of a scale made from them."""
+"""Inputs of a predictor from encoded images and questions, and the choices of scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from predictor.policy.front import Floats
 
 @dataclass(frozen=True)
 class Choice:
-    """A scale chosen before answering, with the estimates and costs of all scales that it was chosen by."""
+    """A scale chosen before answering, with estimates and visual tokens of all scales."""
 
     scale: int
     scales: tuple[int, ...]
@@ -32,7 +32,7 @@ class Choice:
 
 
 def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs) -> list[Choice]:
-    """One choice per question, from the chosen `columns` of the ladder `[num_questions]`."""
+    """Return one choice per question from the chosen columns `[num_questions]` of the ladder."""
     return [
         Choice(inputs.scales[column], inputs.scales, tuple(row.tolist()), tuple(cost.tolist()))
         for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
@@ -42,10 +42,10 @@ def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs
 def pair_up(
     pictures: Picture | Sequence[Picture], questions: str | Sequence[str]
 ) -> tuple[list[Image.Image], list[str]]:
-    """Lists of one image and one question per answer; a single picture belongs to all questions.
+    """Return lists of one image and one question per answer. A single image is used for all questions.
 
-    ValueError if there are not as many pictures as questions, for a question that is no text, and for an
-    unreadable picture (UnreadableImage; see `open_picture`).
+    Raises ValueError for different numbers of images and questions, and for a question that is not a text;
+    UnreadableImage as in `open_picture`.
     """
     texts = [questions] if isinstance(questions, str) else list(questions)
     for number, text in enumerate(texts, 1):
@@ -55,8 +55,8 @@ def pair_up(
         return [open_picture(pictures)] * len(texts), texts
     if len(pictures) != len(texts):
         raise ValueError(
-            f"{len(pictures)} images and {len(texts)} questions: give an image to every question, or one "
-            "image that is no list for all of them"
+            f"{len(pictures)} images and {len(texts)} questions: give one image per question, or a single "
+            "image that is not in a list"
         )
     opened = {id(picture): open_picture(picture) for picture in pictures}
     return [opened[id(picture)] for picture in pictures], texts
@@ -71,9 +71,9 @@ def make_inputs(
     task: str = "",
     token_embeddings: Tensor,
 ) -> Inputs:
-    """Inputs of a predictor for each (encoded image, question), equal to those that labelling stores.
+    """Return the inputs of a predictor for each (encoded image, question), equal to those of labelling.
 
-    Only `features` of an image are computed. ValueError if they are not finite.
+    Only the selected `features` of an image are computed. Raises ValueError if they are not finite.
     """
     distinct = list({id(image): image for image in encoded}.values())
     row_of = {id(image): row for row, image in enumerate(distinct)}

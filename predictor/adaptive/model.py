@@ -1,4 +1,4 @@
-"""A predictor in front of the backbone: each question is answered at the scale chosen for it."""
+"""Adaptive model: a predictor chooses the scale at which the backbone answers each question."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class AdaptiveAnswer:
     """An answer with the choice of its scale.
 
-    `tried` are the scales at which the question was answered: the chosen one, and with a hybrid those that it
-    escalated to. The last answer stands.
+    `tried` are the scales at which the question was answered: the chosen scale and, with a hybrid, the scales
+    of escalation. `answer` is the answer at the last one.
     """
 
     answer: Answer
@@ -55,14 +55,14 @@ class AdaptiveAnswer:
 class AdaptiveM3(ModelHubMixin):
     """A frozen backbone that answers each question at the scale that `predictor` chooses.
 
-    `prices` hold the operating points: the default one, others by price or budget, and named ones (as
-    `guarantee`). One vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`)
-    it can also escalate to finer scales after an answer. Raises ValueError if the predictor was trained, or
-    the hybrid fitted, for another backbone.
+    `prices` are the operating points: the default one, others by price or budget, and named ones such as
+    `guarantee`. One vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`)
+    it can also escalate to finer scales after an answer. Raises ValueError if predictor or hybrid belong to
+    another backbone.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub. Weights are saved in
-    safetensors, everything else in JSON and a model card; no code is loaded that is not installed, nothing is
-    unpickled, and the fingerprints of the backbone are compared when it is loaded.
+    safetensors, all other values in JSON and a model card. Loading runs only installed code, unpickles
+    nothing, and checks the fingerprints of the backbone.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class AdaptiveM3(ModelHubMixin):
         predictor.check_backbone(backbone.fingerprints)
         if hybrid is not None and hybrid.num_scales != len(backbone.scales):
             raise ValueError(
-                f"the hybrid was fitted on {hybrid.num_scales} scales, and {backbone.name} has "
+                f"the hybrid was fitted on {hybrid.num_scales} scales, but {backbone.name} has "
                 f"{len(backbone.scales)}: train the predictor again"
             )
         self.backbone, self.predictor, self.prices, self.hybrid = backbone, predictor, prices, hybrid
@@ -121,24 +121,30 @@ class AdaptiveM3(ModelHubMixin):
         task: str = "",
         climb: bool = False,
     ) -> AdaptiveAnswer | list[AdaptiveAnswer]:
-        """One answer per question, each at its own scale; questions of one scale are answered together.
+        """Answer each question at the scale chosen for it.
 
-        `images` is one picture for all questions, or a list with one per question. A picture is a PIL image,
-        a path, the bytes of a file or uint8 pixels `[height, width(, 3 or 4)]`; one that is in the list
-        several times is encoded once. A single question that is not in a list gives a single answer. `price`,
-        `budget` and `point` are as in `PriceList.find`. With `escalate` the hybrid answers, which retries
-        at the next finer scale while the expected gain is worth it; `price` and `budget` are then as in
-        `Hybrid.find`, and there are no named points; `climb` is its former name. `task` is read by predictors
-        that know tasks by name.
-        Raises ValueError for a question that is empty or too long.
+        Args:
+            images: one image for all questions, or a list with one per question: PIL images, paths, bytes of
+                files or uint8 pixels `[height, width(, 3 or 4)]`. An object that occurs several times is
+                encoded once.
+            questions: a list, or a single question, which gives a single answer.
+            price, budget, point: operating point, as in `PriceList.find`; with `escalate`, price or budget as
+                in `Hybrid.find`.
+            escalate: whether the hybrid answers, which retries at the next finer scale while the expected
+                gain is worth it.
+            task: name of the task, for predictors that read it.
+            climb: former name of `escalate`.
+
+        Raises ValueError for a question that is empty or too long, and for an unknown operating point;
+        UnreadableImage for an image that cannot be read.
         """
         pictures, texts = pair_up(images, questions)
         for number, text in enumerate(texts, 1):
             try:
                 self.backbone.check_question(text)
             except ValueError as error:
-                place = f"question {number} of {len(texts)}: " if len(texts) > 1 else ""
-                raise ValueError(f"{place}{error}") from error
+                prefix = f"question {number} of {len(texts)}: " if len(texts) > 1 else ""
+                raise ValueError(f"{prefix}{error}") from error
         if escalate or climb:
             hybrid = self.find_hybrid(price=price, budget=budget, point=point)
             results = self.escalate(self.encode(pictures), texts, hybrid, task)
@@ -150,15 +156,15 @@ class AdaptiveM3(ModelHubMixin):
     def find_hybrid(
         self, *, price: float | None = None, budget: float | None = None, point: str | None = None
     ) -> Hybrid:
-        """The hybrid of a price or a budget, as in `Hybrid.find`.
+        """Return the hybrid of a price or a budget, as in `Hybrid.find`.
 
-        ValueError if no hybrid was saved, or for a named point, which only the predictor has.
+        Raises ValueError if no hybrid was saved, and for a named point, which only the predictor has.
         """
         if self.hybrid is None:
-            raise ValueError("no hybrid was saved with this predictor: train it again, or leave escalate out")
+            raise ValueError("no hybrid was saved with this predictor: train it again, or leave out escalate")
         if point not in (None, "default"):
             raise ValueError(
-                f"{point!r} is a point of the predictor alone: give a price or a budget to escalate"
+                f"{point!r} is a point of the predictor only: give a price or a budget to escalate"
             )
         return self.hybrid.at(self.hybrid.find(price=price, budget=budget))
 
@@ -169,38 +175,38 @@ class AdaptiveM3(ModelHubMixin):
         point: OperatingPoint,
         task: str = "",
     ) -> list[AdaptiveAnswer]:
-        """One answer per (encoded image, question), at an operating point of the predictor."""
+        """Answer questions[i] about encoded[i] at an operating point of the predictor."""
         choices = self.choose(encoded, questions, point, task)
-        answers = self._answer(encoded, questions, {row: choice.scale for row, choice in enumerate(choices)})
-        return [AdaptiveAnswer(answers[row], choice, (choice.scale,)) for row, choice in enumerate(choices)]
+        answers = self._answer(encoded, questions, {i: choice.scale for i, choice in enumerate(choices)})
+        return [AdaptiveAnswer(answers[i], choice, (choice.scale,)) for i, choice in enumerate(choices)]
 
     def escalate(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], hybrid: Hybrid, task: str = ""
     ) -> list[AdaptiveAnswer]:
-        """One answer per (encoded image, question), by the hybrid of one price that `find_hybrid` returns."""
-        assert len(hybrid.price) == 1, "pick one: Hybrid.at"
+        """Answer questions[i] about encoded[i] with the hybrid of one price, as `find_hybrid` returns it."""
+        assert len(hybrid.price) == 1, "select one row: Hybrid.at"
         if not questions:
             return []
         estimates, inputs = self._estimate(encoded, questions, task)
-        # The confidence is nan at scales without an answer yet, from which no question escalates.
+        # The confidence is nan at scales without an answer; no question escalates from these.
         confidence = np.full(estimates.shape, np.nan)
         tried: list[list[int]] = [[] for _ in questions]
         answers: dict[int, Answer] = {}
         while True:
             (first,), (last,) = hybrid.escalate(confidence, inputs.visual_tokens, estimates)
-            wanted = {row: inputs.scales[column] for row, column in enumerate(last)}
-            wanted = {row: scale for row, scale in wanted.items() if scale not in tried[row]}
-            if not wanted:
+            scale_of = {i: inputs.scales[column] for i, column in enumerate(last)}
+            scale_of = {i: scale for i, scale in scale_of.items() if scale not in tried[i]}
+            if not scale_of:
                 break
-            for row, answer in self._answer(encoded, questions, wanted).items():
-                confidence[row, last[row]] = answer.confidence
-                tried[row].append(wanted[row])
-                answers[row] = answer
+            for i, answer in self._answer(encoded, questions, scale_of).items():
+                confidence[i, last[i]] = answer.confidence
+                tried[i].append(scale_of[i])
+                answers[i] = answer
         choices = list_choices(first, estimates, inputs)
-        return [AdaptiveAnswer(answers[row], choice, tuple(tried[row])) for row, choice in enumerate(choices)]
+        return [AdaptiveAnswer(answers[i], choice, tuple(tried[i])) for i, choice in enumerate(choices)]
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
-        """Images encoded by the backbone; an object that is in the list several times is encoded once."""
+        """Encode images with the backbone. An object that occurs several times is encoded once."""
         distinct = {id(image): image for image in images}
         encoded_of = dict(zip(distinct, self.backbone.encode(list(distinct.values())), strict=True))
         return [encoded_of[id(image)] for image in images]
@@ -208,13 +214,13 @@ class AdaptiveM3(ModelHubMixin):
     def _answer(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale_of: Mapping[int, int]
     ) -> dict[int, Answer]:
-        """Answers by row, each at the scale that `scale_of` has for it."""
+        """Answer the questions in `scale_of` (index of a question -> scale); one batch per scale."""
         answers: dict[int, Answer] = {}
         for scale in self.backbone.scales:
-            rows = [row for row, wanted in scale_of.items() if wanted == scale]
-            if rows:
-                images, texts = [encoded[row] for row in rows], [questions[row] for row in rows]
-                answers.update(zip(rows, self.backbone.answer(images, texts, scale), strict=True))
+            indices = [i for i, chosen_scale in scale_of.items() if chosen_scale == scale]
+            if indices:
+                images, texts = [encoded[i] for i in indices], [questions[i] for i in indices]
+                answers.update(zip(indices, self.backbone.answer(images, texts, scale), strict=True))
         for answer in answers.values():
             answer.check_finite()
         return answers
@@ -226,7 +232,7 @@ class AdaptiveM3(ModelHubMixin):
         point: OperatingPoint | None = None,
         task: str = "",
     ) -> list[Choice]:
-        """One choice per (encoded image, question), without answering; `point` defaults to the default."""
+        """Choose a scale for questions[i] about encoded[i] without answering; default: `prices.default`."""
         if not questions:
             return []
         point = point or self.prices.default
@@ -237,7 +243,7 @@ class AdaptiveM3(ModelHubMixin):
     def _estimate(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], task: str
     ) -> tuple[Floats, Inputs]:
-        """Estimates `[num_questions, num_scales]`, and the inputs that they were made from."""
+        """Return estimates `[num_questions, num_scales]` and the inputs of the predictor."""
         if self._token_embeddings is None:
             self._token_embeddings = self.backbone.token_embeddings().detach().cpu()
         inputs = make_inputs(
@@ -251,13 +257,13 @@ class AdaptiveM3(ModelHubMixin):
         return self.predictor.predict(inputs), inputs
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Model card: parts, usage, and cost and score of the operating points."""
+        """Return the model card: parts, usage, and cost and score of the operating points."""
         return folders.write_card(self.backbone, self.predictor, self.prices, self.hybrid)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the folder that `from_pretrained` loads; `options` are those of `ModelHubMixin`.
 
-        ValueError, before anything is written, for a model that could not be loaded.
+        Raises ValueError, before any file is written, for a model that could not be loaded.
         """
         folders.check_savable(self.backbone, self.predictor)
         return super().save_pretrained(save_directory, **options)
@@ -288,11 +294,11 @@ class AdaptiveM3(ModelHubMixin):
         Args:
             pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a hub id.
             backbone: an open backbone; by default the saved one is opened.
-            device: device of the backbone; by default a GPU if there is one. Not with `device_map`.
-            device_map: how the backbone is divided among devices, such as `auto` (needs accelerate).
-            dtype: dtype of the backbone's weights; by default, and with `auto`, that of training. Answers in
-                another dtype differ slightly, which a warning says.
-            torch_dtype: an older name of `dtype`.
+            device: device of the backbone; by default a GPU if there is one. Excludes `device_map`.
+            device_map: distribution of the backbone over devices, such as `auto` (needs accelerate).
+            dtype: dtype of the backbone's weights; by default, and with `auto`, that of training. Another
+                dtype changes answers slightly and logs a warning.
+            torch_dtype: former name of `dtype`.
             trust: dotted names of packages, modules or classes that a saved predictor may be built from,
                 besides tokenscale's own.
             revision: branch, tag or commit on the hub.
@@ -306,14 +312,14 @@ class AdaptiveM3(ModelHubMixin):
         """
         if unknown:
             raise TypeError(
-                f"from_pretrained takes no {', '.join(sorted(unknown))}: beside what huggingface_hub takes "
-                "it has backbone, device, device_map, dtype and trust"
+                f"from_pretrained has no argument {', '.join(sorted(unknown))}: give arguments of "
+                "huggingface_hub, or backbone, device, device_map, dtype or trust"
             )
         if None not in (dtype, torch_dtype) and parse_dtype(dtype) != parse_dtype(torch_dtype):
             raise ValueError(f"dtype is {dtype} and torch_dtype {torch_dtype}: give one of them")
-        wanted = parse_dtype(torch_dtype if dtype is None else dtype)
-        if backbone is not None and wanted is not None:
-            raise ValueError("the backbone that is given is open already: leave dtype out")
+        new_dtype = parse_dtype(torch_dtype if dtype is None else dtype)
+        if backbone is not None and new_dtype is not None:
+            raise ValueError("the given backbone is already open: leave out dtype")
         folder = folders.find_folder(
             pretrained_model_name_or_path,
             revision=revision,
@@ -325,16 +331,16 @@ class AdaptiveM3(ModelHubMixin):
         predictor, prices, hybrid = folders.load_predictor(folder, trust)
         opened = folders.open_backbone(folder, backbone, device, device_map)
         model = cls(opened, predictor, prices, hybrid)
-        return model if wanted is None else model.to(dtype=wanted)
+        return model if new_dtype is None else model.to(dtype=new_dtype)
 
     @property
     def device(self) -> torch.device:
-        """Device of the backbone, which its weights are loaded to on first use."""
+        """Device of the backbone, to which its weights are loaded on first use."""
         return self._get_llava("device").torch_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the backbone's weights."""
+        """dtype of the backbone's weights."""
         return self._get_llava("dtype").torch_dtype
 
     def to(
@@ -343,27 +349,27 @@ class AdaptiveM3(ModelHubMixin):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> Self:
-        """Move the backbone to a device, or its weights to a dtype, as `torch.nn.Module.to`. Returns itself.
+        """Move the backbone to a device or convert it to a dtype, as `torch.nn.Module.to`. Returns itself.
 
-        The predictor stays on the CPU. It was trained on answers in one dtype: in another one its estimates
-        and prices hold approximately, which a warning says.
+        The predictor stays on the CPU. Estimates and prices hold only approximately in a dtype other than
+        that of training, and a warning is logged.
         """
         for argument in target:
             if isinstance(argument, torch.dtype):
                 dtype = argument
             else:
                 device = argument
-        backbone, wanted = self._get_llava("to"), parse_dtype(dtype)
-        if wanted not in (None, backbone.torch_dtype):
+        backbone, new_dtype = self._get_llava("to"), parse_dtype(dtype)
+        if new_dtype not in (None, backbone.torch_dtype):
             log.warning(
-                "%s answers in %s from now on, and its predictor was trained on answers in %s: estimates and "
-                "prices hold approximately",
+                "%s now answers in %s, but its predictor was trained on answers in %s: estimates and prices "
+                "hold only approximately",
                 backbone.name,
-                str(wanted).removeprefix("torch."),
+                str(new_dtype).removeprefix("torch."),
                 str(backbone.torch_dtype).removeprefix("torch."),
             )
             self._token_embeddings = None
-        name = None if wanted is None else str(wanted).removeprefix("torch.")
+        name = None if new_dtype is None else str(new_dtype).removeprefix("torch.")
         backbone.move(None if device is None else str(device), name)
         return self
 
@@ -373,9 +379,7 @@ class AdaptiveM3(ModelHubMixin):
 
     def _get_llava(self, purpose: str) -> LlavaBackbone:
         if not isinstance(self.backbone, LlavaBackbone):
-            raise ValueError(
-                f"a {type(self.backbone).__name__} has no `{purpose}` here: only a LlavaBackbone has"
-            )
+            raise ValueError(f"a {type(self.backbone).__name__} has no `{purpose}`: only a LlavaBackbone has")
         return self.backbone
 
     def __repr__(self) -> str:
@@ -394,10 +398,10 @@ class AdaptiveM3(ModelHubMixin):
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A floating-point type from its name; None for None and `auto`. ValueError for anything else."""
+    """Return a floating-point type by name; None for None and `auto`. Raises ValueError for anything else."""
     if dtype is None or dtype == "auto":
         return None
     parsed = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if parsed not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype is {dtype!r}, and may be float32, bfloat16, float16 or auto")
+        raise ValueError(f"dtype is {dtype!r}: give float32, bfloat16, float16 or auto")
     return parsed

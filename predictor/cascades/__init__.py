@@ -1,1 +1,1 @@
-"""Cascades and hybrids."""
+"""Cascades, and hybrids of a predictor and a cascade."""

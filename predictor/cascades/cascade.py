@@ -1,17 +1,17 @@
 """Cascades: answer at a coarse scale, escalate to the next finer one while the answer is uncertain.
 
-`confidence`, `score` and `cost` are `[num_samples, num_scales]` over one ladder, coarsest scale first. Every
-scale that is tried is paid for, and the last answer stands.
+`confidence`, `score` and `cost` are `[num_samples, num_scales]` over one ladder, coarsest scale first. Costs
+include every scale that is tried, and the last answer is returned.
 
-A cascade stops at the first scale whose answer is at least as confident as the threshold of that scale (Viola
-and Jones 2001; for language models FrugalGPT, arXiv 2305.05176, which tunes the sequence and its thresholds
-together for the score within a budget). Confidence alone does not tell whether the finer answer would be
-better (Jitkrittum et al., arXiv 2307.02764): `predictor.cascades.hybrid` uses a predictor, too.
+A cascade stops at the first scale at which the confidence of the answer reaches a threshold (Viola and Jones
+2001; for language models FrugalGPT, arXiv 2305.05176, which tunes the sequence and its thresholds together
+for the score within a budget). Confidence alone does not tell whether the finer answer would be better
+(Jitkrittum et al., arXiv 2307.02764): `predictor.cascades.hybrid` also uses a predictor.
 
-The search is exact over starts and over thresholds that are quantiles of the confidence. A sample then enters
-only through its bins between the thresholds: under cuts `t`, the samples that stop at a scale have bin < t at
-the scales before it and bin >= t there. These are a corner of the table of joint bins, whose sums for all
-cuts at once are cumulative sums.
+The search is exact over starting scales and over thresholds that are quantiles of the confidence. Only the
+bins of a sample between the thresholds matter: under cuts `t`, the samples that stop at a scale have bin < t
+at the previous scales and bin >= t at this scale. These samples are a corner of the table of joint bins, so
+that cumulative sums give the sums for all cuts at once.
 """
 
 from dataclasses import dataclass
@@ -28,22 +28,22 @@ _MAX_BINS, _MAX_CELLS = 24, 50_000
 
 
 def find_edges(confidence: Floats) -> list[Floats]:
-    """Distinct quantiles, ascending, of the confidence at each scale but the finest: thresholds to search."""
+    """Thresholds to search: distinct quantiles, ascending, of the confidence at each scale but the finest."""
     num_searched = confidence.shape[1] - 1
     num_bins = min(_MAX_BINS, int(_MAX_CELLS ** (1 / max(num_searched, 1))) - 1)
     levels = np.arange(1, num_bins) / num_bins
-    # Quantiles that are values of the sample, since between two values nothing changes.
+    # Observed values suffice as quantiles, since a threshold between two values has the same effect.
     return [np.unique(np.quantile(column, levels, method="higher")) for column in confidence.T[:num_searched]]
 
 
 def space_prices(estimates: ArrayLike, cost: ArrayLike, unit: float, number: int) -> Floats:
-    """At most `number` prices, ascending, at which mean costs of the choices are log-spaced."""
+    """At most `number` prices, ascending, at which the mean costs of the choices are log-spaced."""
     front = sweep(estimates, cost, estimates, unit=unit)
     return front.price[pick_evenly(front.cost, number)]
 
 
 def pick_evenly(cost: Floats, number: int) -> Columns:
-    """Indices of at most `number` of these monotone costs, log-spaced, the first and last among them.
+    """Indices of at most `number` log-spaced values of monotone costs, including the first and last.
 
     If all costs are equal, the indices are evenly spaced.
     """
@@ -51,29 +51,29 @@ def pick_evenly(cost: Floats, number: int) -> Columns:
         return np.arange(len(cost))
     logarithm = np.log(cost)
     span = logarithm[-1] - logarithm[0]
-    place = (logarithm - logarithm[0]) / span if span else np.linspace(0, 1, len(cost))
-    position = np.interp(np.linspace(0, 1, number), place, np.arange(len(cost)))
-    return np.unique(position.round().astype(np.int64))
+    fraction = (logarithm - logarithm[0]) / span if span else np.linspace(0, 1, len(cost))
+    index = np.interp(np.linspace(0, 1, number), fraction, np.arange(len(cost)))
+    return np.unique(index.round().astype(np.int64))
 
 
 def pick_hull(cost: Floats, score: Floats, number: int) -> Columns:
-    """Indices of at most `number` vertices of the upper hull, dear to cheap, with log-spaced costs."""
+    """Indices of at most `number` vertices of the upper hull with log-spaced costs, by decreasing cost."""
     hull = upper_hull(cost, score)
     return hull[pick_evenly(cost[hull], number)][::-1]
 
 
 def find_prices(cost: Floats, score: Floats) -> Floats:
-    """Prices per unit of cost at which each vertex of a hull, from dear to cheap, becomes the best one."""
+    """Prices per unit of cost at which each vertex of a hull, by decreasing cost, becomes the best one."""
     return np.concatenate([[0.0], np.diff(score) / np.diff(cost)])
 
 
 def trace_cuts(
     bins: Columns, num_bins: list[int], score: Floats, cost: Floats, start: int
 ) -> tuple[Floats, Floats]:
-    """Mean cost and mean score under all cuts, each `[num_cuts at scale 0, .., at the last but one]`.
+    """Mean cost and mean score for all combinations of cuts, each with one axis per scale but the finest.
 
-    All samples start at column `start`. A sample stops at a scale if its bin there is at least the cut. A
-    scale before the start has a single cut without effect.
+    All samples start at column `start`. A sample stops at a scale if its bin is at least the cut of that
+    scale. Scales before the start have an axis of length 1.
     """
     num_samples, num_scales = cost.shape
     totals = [np.zeros([1] * max(num_scales - 1, 1)) for _ in range(2)]
@@ -86,30 +86,30 @@ def trace_cuts(
             if shape
             else np.zeros(num_samples, dtype=np.int64)
         )
-        for which, values in enumerate((paid[:, stop - start], score[:, stop])):
+        for index, values in enumerate((paid[:, stop - start], score[:, stop])):
             table = np.bincount(cell, values, int(np.prod(shape))).reshape(shape).astype(np.float64)
             for axis, column in enumerate(searched):
-                table = _below_cut(table, axis)
+                table = _sum_below_cuts(table, axis)
                 if column == stop:
                     table = np.take(table, [-1], axis) - table
             padded = [1] * start + list(table.shape) + [1] * (num_scales - 1 - start - table.ndim)
-            totals[which] = totals[which] + table.reshape(padded)
+            totals[index] = totals[index] + table.reshape(padded)
     return totals[0] / num_samples, totals[1] / num_samples
 
 
-def _below_cut(table: Floats, axis: int) -> Floats:
-    """Along an axis of B bins, the sums over the bins below each of the cuts 0 .. B."""
+def _sum_below_cuts(table: Floats, axis: int) -> Floats:
+    """Return sums along an axis of B bins over the bins below each of the cuts 0 .. B."""
     sums = np.cumsum(table, axis=axis)
     return np.concatenate([np.zeros_like(np.take(sums, [0], axis)), sums], axis=axis)
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """Fitted cascades, one per price from dear to cheap: the vertices of their hull on calibration.
+    """Fitted cascades, one per price: the vertices of their hull on calibration, by decreasing cost.
 
     `price` `[num_prices]`, ascending from 0, is the price per `unit` of cost at which each cascade becomes
-    the best one on the calibration samples; `cost` and `score` are its means there. It starts at column
-    `start` `[num_prices]`, and stops at a scale if the confidence is at least `threshold`
+    the best one on the calibration samples; `cost` and `score` are its mean cost and score on them. A cascade
+    starts at column `start` `[num_prices]`, and stops at a scale if the confidence is at least `threshold`
     `[num_prices, num_scales]` (-inf: always).
     """
 
@@ -129,14 +129,14 @@ class Cascade:
         estimates: ArrayLike | None = None,
         num_prices: int = 128,
     ) -> Self:
-        """Search on calibration samples, each array `[num_samples, num_scales]`.
+        """Find the best cascades on calibration samples; each array is `[num_samples, num_scales]`.
 
         At most `num_prices` cascades on the upper concave hull of (mean cost, mean score) are kept, at
-        log-spaced costs. ValueError if there are `estimates`, which a cascade does not use.
+        log-spaced costs. Raises ValueError for `estimates`, which a cascade does not use.
         """
         if estimates is not None:
             raise ValueError(
-                "a cascade asks no predictor: fit predictor.cascades.hybrid.Hybrid, or name no predictor"
+                "a cascade uses no predictor: fit predictor.cascades.hybrid.Hybrid, or give no estimates"
             )
         confidences, scores, costs = (
             np.asarray(values, dtype=np.float64) for values in (confidence, score, cost)

@@ -1,9 +1,9 @@
 """Hybrids: a predictor chooses the scale at which a cascade starts.
 
-A hybrid starts at the scale that `policy.choose` gives for the estimates at a starting price. After an answer
-it knows more: the confidence in the answer besides the estimates for all scales. While the expected score
-gain of the next finer scale is worth its cost at an escalation price, the hybrid escalates. Every scale that
-is tried is paid for, and the last answer stands. Weighing expected score against cost before and after an
+A hybrid starts at the scale that `policy.choose` gives for the estimates at a starting price. After an
+answer, its confidence is known in addition to the estimates for all scales. The hybrid escalates while the
+expected score gain of the next finer scale is worth its cost at an escalation price. Costs include every
+scale that is tried, and the last answer is returned. Weighing expected score against cost before and after an
 answer is the idea of cascade routing (Dekoninck, Baader and Vechev, arXiv 2410.10347), which may also skip
 scales.
 
@@ -29,30 +29,34 @@ from predictor.policy.pricing import check_numbers, find_default, find_within
 class ExpectedGain:
     """Expected score gain of the next finer scale, given the confidence of the current answer.
 
-    It is the difference of two probabilities, that the next answer is correct and that the current one is:
-    logistic regressions `beyond` and `here`, both `[num_scales - 1, num_scales + 2]`, on the logits of the
-    confidence at this scale and of the estimates for all scales. The last column is the intercept.
+    It is the probability that the next answer is correct minus the probability that the current one is. Both
+    are logistic regressions on the logits of the confidence at the current scale and of the estimates for all
+    scales. Their weights `next` and `current` are `[num_scales - 1, num_scales + 2]`, with the intercept in
+    the last column.
     """
 
-    here: Floats
-    beyond: Floats
+    current: Floats
+    next: Floats
 
     @classmethod
     def fit(cls, confidence: ArrayLike, score: ArrayLike, estimates: ArrayLike) -> Self:
-        """Fit to calibration samples, each array `[num_samples, num_scales]`."""
+        """Fit to calibration samples; each array is `[num_samples, num_scales]`."""
         scores = np.asarray(score, dtype=np.float64)
         weights = [
             [_fit_logistic(features, scores[:, column + step]) for step in (0, 1)]
             for column, features in enumerate(cls._make_features(confidence, estimates))
         ]
-        here, beyond = np.array(weights).reshape(-1, 2, scores.shape[1] + 2).swapaxes(0, 1)
-        return cls(here, beyond)
+        current, following = np.array(weights).reshape(-1, 2, scores.shape[1] + 2).swapaxes(0, 1)
+        return cls(current, following)
 
     def __call__(self, confidence: ArrayLike, estimates: ArrayLike) -> Floats:
-        """Gains `[num_samples, num_scales]`, 0 at the finest scale, each from the confidence at its scale."""
+        """Expected gains `[num_samples, num_scales]`; 0 at the finest scale.
+
+        The gain of a column uses only the confidence of that column. Arrays are `[num_samples, num_scales]`.
+        """
         gains = np.zeros(np.shape(confidence))
         for column, features in enumerate(self._make_features(confidence, estimates)):
-            gains[:, column] = expit(features @ self.beyond[column]) - expit(features @ self.here[column])
+            gains[:, column] = expit(features @ self.next[column]) - expit(features @ self.current[column])
         return gains
 
     @staticmethod
@@ -68,13 +72,13 @@ class ExpectedGain:
 
 
 def _fit_logistic(features: Floats, score: Floats) -> Floats:
-    """Weights of a logistic regression, the intercept last; `features` end in a column of ones.
+    """Return the weights of a logistic regression, intercept last; `features` end in a column of ones.
 
-    Features are standardised and the intercept is not penalised, so that the penalty depends on no units and
-    does not pull probabilities towards one half. The returned weights are for features that are not
+    Features are standardised and the intercept is not penalised, so that the penalty does not depend on units
+    and does not pull probabilities towards one half. The returned weights are for features that are not
     standardised. Fractional scores are fitted as in `tabular.fit_fractional`.
     """
-    # Only fitting needs scikit-learn: using a saved hybrid does not wait for its import.
+    # Imported here, since only fitting needs scikit-learn, which loads slowly.
     from sklearn.linear_model import LogisticRegression
 
     from predictor.classical.tabular import fit_fractional
@@ -83,7 +87,7 @@ def _fit_logistic(features: Floats, score: Floats) -> Floats:
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     scale = np.where(deviation > 1e-9, deviation, 1.0)
     standard = (features - mean) / scale
-    # A sample of score 1/2 at the mean of the features, in case all samples are right or all are wrong.
+    # One sample of score 1/2 at the mean of the features is added for the case that all scores are equal.
     at_mean = np.zeros((1, standard.shape[1]))
     model = LogisticRegression(max_iter=1000)
     fit_fractional(model, np.concatenate([standard, at_mean]), np.append(score, 0.5))
@@ -99,14 +103,14 @@ _NUM_STARTING_PRICES = _NUM_ESCALATION_PRICES = 48
 
 @dataclass(frozen=True, eq=False)
 class Hybrid:
-    """Fitted hybrids, one per price from dear to cheap: the vertices of their hull on calibration.
+    """Fitted hybrids, one per price: the vertices of their hull on calibration, by decreasing cost.
 
     `price` `[num_prices]`, ascending from 0, is the price per `unit` of cost at which each hybrid becomes the
-    best one on the calibration samples; `cost` and `score` are its means there. It starts at the scale that
-    `policy.choose` gives for the estimates at `starting_price`, and escalates while `gain` is more than
-    `escalation_price` times the cost of the next scale, both prices per `unit`. These two prices hold for all
-    scales, where a cascade has a threshold per scale, and therefore overfit the calibration samples less.
-    `default` is the default row.
+    best one on the calibration samples; `cost` and `score` are its mean cost and score on them. A hybrid
+    starts at the scale that `policy.choose` gives for the estimates at `starting_price`, and escalates while
+    `gain` is more than `escalation_price` times the cost of the next scale, both prices per `unit`. These two
+    prices apply to all scales, whereas a cascade has a threshold per scale, and therefore overfit the
+    calibration samples less. `default` is the default row.
     """
 
     price: Floats
@@ -127,21 +131,21 @@ class Hybrid:
         estimates: ArrayLike | None,
         num_prices: int = 128,
     ) -> Self:
-        """Search on calibration samples, each array `[num_samples, num_scales]`.
+        """Find the best hybrids on calibration samples; each array is `[num_samples, num_scales]`.
 
-        The predictor of the estimates may not have been trained on these samples. At most `num_prices`
-        hybrids on the upper concave hull of (mean cost, mean score) are kept, at log-spaced costs. ValueError
-        without estimates.
+        The predictor of the estimates must not have been trained on these samples. At most `num_prices`
+        hybrids on the upper concave hull of (mean cost, mean score) are kept, at log-spaced costs. Raises
+        ValueError without estimates.
         """
-        chances = _need(estimates)
+        estimate_array = _require(estimates)
         scores, costs = np.asarray(score, dtype=np.float64), np.asarray(cost, dtype=np.float64)
         unit = find_unit(costs)
-        gain = ExpectedGain.fit(confidence, scores, chances)
-        worth = _find_worth(gain(confidence, chances), costs, unit)
-        escalation_price = _space_escalation_prices(worth)
-        starting_price = space_prices(chances, costs, unit, _NUM_STARTING_PRICES)
-        firsts = choose_at_prices(chances, costs, starting_price, unit=unit).astype(np.int64)
-        traces = [_trace(worth, scores, costs, first, escalation_price) for first in firsts]
+        gain = ExpectedGain.fit(confidence, scores, estimate_array)
+        highest_price = _find_highest_prices(gain(confidence, estimate_array), costs, unit)
+        escalation_price = _space_escalation_prices(highest_price)
+        starting_price = space_prices(estimate_array, costs, unit, _NUM_STARTING_PRICES)
+        firsts = choose_at_prices(estimate_array, costs, starting_price, unit=unit).astype(np.int64)
+        traces = [_trace(highest_price, scores, costs, first, escalation_price) for first in firsts]
         mean_cost, mean_score = np.array(traces).swapaxes(0, 1).reshape(2, -1)
         hull = pick_hull(mean_cost, mean_score, num_prices)
         return cls(
@@ -161,27 +165,28 @@ class Hybrid:
 
         Only the confidences at scales from the first to the last tried are read.
         """
-        chances = _need(estimates)
-        first = choose_at_prices(chances, cost, self.starting_price, unit=self.unit).astype(np.int64)
-        worth = _find_worth(self.gain(confidence, chances), np.asarray(cost, dtype=np.float64), self.unit)
+        estimate_array, costs = _require(estimates), np.asarray(cost, dtype=np.float64)
+        first = choose_at_prices(estimate_array, costs, self.starting_price, unit=self.unit).astype(np.int64)
+        highest_price = _find_highest_prices(self.gain(confidence, estimate_array), costs, self.unit)
         last = [
-            _escalate(worth, start, price) for start, price in zip(first, self.escalation_price, strict=True)
+            _escalate(highest_price, start, price)
+            for start, price in zip(first, self.escalation_price, strict=True)
         ]
         return first, np.stack(last)
 
     @property
     def num_scales(self) -> int:
-        """Number of scales of the ladder that it was fitted on."""
-        return len(self.gain.here) + 1
+        """Number of scales of the ladder of the calibration samples."""
+        return len(self.gain.current) + 1
 
     def with_default(self, best_fixed: float, budget: float | None = None, tolerance: float = 0.0) -> Self:
-        """A copy whose default row is that of `pricing.find_default`."""
+        """Return a copy whose default row is that of `pricing.find_default`."""
         return replace(self, default=find_default(self.cost, self.score, best_fixed, budget, tolerance))
 
     def find(self, *, price: float | None = None, budget: float | None = None) -> int:
-        """Row for a price per `unit` or within a budget of mean cost; the default row without either.
+        """Return the row for a price per `unit` or a budget of mean cost; the default row without either.
 
-        ValueError for both, for a negative price, or for a budget below every mean cost.
+        Raises ValueError for both, for a negative price, and for a budget below every mean cost.
         """
         if price is not None and budget is not None:
             raise ValueError("give a price or a budget, not both")
@@ -192,28 +197,28 @@ class Hybrid:
         return self.default if budget is None else find_within(self.cost, budget)
 
     def at(self, row: int) -> Self:
-        """The hybrid of a single row."""
+        """Return the hybrid of a single row."""
         rows = {name: getattr(self, name)[[row]] for name in _ROWS}
         return replace(self, **rows, default=0)
 
     def save(self, folder: Path) -> None:
         """Write `hybrid.safetensors` atomically."""
         arrays = {name: getattr(self, name) for name in _ROWS}
-        arrays |= {"here": self.gain.here, "beyond": self.gain.beyond}
+        arrays |= {"here": self.gain.current, "beyond": self.gain.next}
         arrays |= {"unit": np.array([self.unit]), "default": np.array([self.default])}
         write_arrays(folder / HYBRID, arrays)
 
     @classmethod
     def load(cls, folder: Path, root: Path | None = None) -> Self | None:
-        """Read what `save` wrote; None if absent (trained by an older version).
+        """Load a saved hybrid; None if absent (trained by an older version).
 
-        FolderError for a damaged file. `root` is as in `files.check_file`.
+        `root` is as in `files.check_file`. Raises FolderError for a damaged file.
         """
         path = folder / HYBRID
         if not path.exists() and not path.is_symlink():
             return None
         arrays = read_arrays(path, root)
-        if "climbing_price" in arrays:  # its former name
+        if "climbing_price" in arrays:  # former name of the array
             arrays["escalation_price"] = arrays.pop("climbing_price")
         try:
             if unknown := arrays.keys() - {*_ROWS, "here", "beyond", "unit", "default"}:
@@ -232,61 +237,61 @@ class Hybrid:
         """Raise ValueError for values that no fit gives."""
         rows = [getattr(self, name) for name in _ROWS]
         if self.price.ndim != 1 or not self.price.size or any(row.shape != self.price.shape for row in rows):
-            raise ValueError(f"rows of the shapes {[row.shape for row in rows]}")
+            raise ValueError(f"the rows have shapes {[row.shape for row in rows]}")
         if self.price[0] != 0 or not (np.diff(self.price) > 0).all() or not (np.diff(self.cost) < 0).all():
-            raise ValueError("prices that do not rise from 0, or costs that do not fall")
+            raise ValueError("prices do not increase from 0, or costs do not decrease")
         shape = (self.num_scales - 1, self.num_scales + 2)
-        if self.gain.here.shape != shape or self.gain.beyond.shape != shape:
-            raise ValueError(f"regressions of the shapes {self.gain.here.shape} and {self.gain.beyond.shape}")
+        if self.gain.current.shape != shape or self.gain.next.shape != shape:
+            raise ValueError(f"regressions have shapes {self.gain.current.shape} and {self.gain.next.shape}")
         if not (self.cost > 0).all() or not ((self.score >= -1e-6) & (self.score <= 1 + 1e-6)).all():
-            raise ValueError("costs or scores out of range")
-        numbers = [self.price, self.cost, self.score, self.gain.here, self.gain.beyond, np.array(self.unit)]
+            raise ValueError("costs or scores are out of range")
+        numbers = [self.price, self.cost, self.score, self.gain.current, self.gain.next, np.array(self.unit)]
         if not all(np.isfinite(array).all() for array in numbers) or np.isnan(rows[3:]).any():
-            raise ValueError("numbers that are not finite")
+            raise ValueError("numbers are not finite")
         if not self.unit > 0 or not (isinstance(self.default, int) and 0 <= self.default < len(self.price)):
-            raise ValueError(f"unit {self.unit}, default row {self.default} of {len(self.price)}")
+            raise ValueError(f"invalid unit {self.unit} or default row {self.default} of {len(self.price)}")
 
 
-def _need(estimates: ArrayLike | None) -> Floats:
+def _require(estimates: ArrayLike | None) -> Floats:
     if estimates is None:
-        raise ValueError("a hybrid starts where a predictor says: give its estimates")
+        raise ValueError("a hybrid needs a predictor for its starting scale: give the predictor's estimates")
     return np.asarray(estimates, dtype=np.float64)
 
 
-def _find_worth(gain: Floats, cost: Floats, unit: float) -> Floats:
+def _find_highest_prices(gain: Floats, cost: Floats, unit: float) -> Floats:
     """Highest prices `[num_samples, num_scales - 1]` at which a sample escalates from each scale."""
     return gain[:, :-1] / cost[:, 1:] * unit
 
 
-def _space_escalation_prices(worth: Floats) -> Floats:
-    """Escalation prices, ascending from -inf (always escalate) to inf (never), at quantiles of `worth`."""
-    gains = worth[worth > 0]
+def _space_escalation_prices(highest_price: Floats) -> Floats:
+    """Escalation prices from -inf (always escalate) to inf (never), at quantiles of `highest_price`."""
+    positive = highest_price[highest_price > 0]
     levels = np.linspace(0, 1, _NUM_ESCALATION_PRICES)
-    between = np.quantile(gains, levels, method="higher") if gains.size else np.empty(0)
-    return np.unique([-np.inf, 0.0, *between, np.inf])
+    quantiles = np.quantile(positive, levels, method="higher") if positive.size else np.empty(0)
+    return np.unique([-np.inf, 0.0, *quantiles, np.inf])
 
 
 def _trace(
-    worth: Floats, score: Floats, cost: Floats, first: Columns, escalation_price: Floats
+    highest_price: Floats, score: Floats, cost: Floats, first: Columns, escalation_price: Floats
 ) -> tuple[Floats, Floats]:
-    """Mean cost and mean score at each escalating price of samples that start at columns `first`."""
+    """Mean cost and mean score at each escalation price of samples that start at columns `first`."""
     rows, num_prices = np.arange(len(first)), len(escalation_price)
     totals = [np.full(num_prices, values[rows, first].sum()) for values in (cost, score)]
-    least = np.full(len(first), np.inf)
-    for column in range(worth.shape[1]):
+    lowest = np.full(len(first), np.inf)  # lowest of the highest prices so far
+    for column in range(highest_price.shape[1]):
         started = first <= column
-        least[started] = np.minimum(least[started], worth[started, column])
-        # Number of the escalation prices, the lowest ones, at which a sample escalates from this scale.
-        number = np.searchsorted(escalation_price, least[started])
-        gains = cost[started, column + 1], score[started, column + 1] - score[started, column]
-        for total, gain in zip(totals, gains, strict=True):
-            total += gain.sum() - np.cumsum(np.bincount(number, gain, num_prices + 1))[:-1]
+        lowest[started] = np.minimum(lowest[started], highest_price[started, column])
+        # Number of escalation prices at which a sample escalates from this scale: these are the lowest ones.
+        number = np.searchsorted(escalation_price, lowest[started])
+        changes = cost[started, column + 1], score[started, column + 1] - score[started, column]
+        for total, change in zip(totals, changes, strict=True):
+            total += change.sum() - np.cumsum(np.bincount(number, change, num_prices + 1))[:-1]
     return totals[0] / len(first), totals[1] / len(first)
 
 
-def _escalate(worth: Floats, first: Columns, price: float) -> Columns:
+def _escalate(highest_price: Floats, first: Columns, price: float) -> Columns:
     """Last column tried by each sample that starts at column `first`."""
     last = first.copy()
-    for column in range(worth.shape[1]):
-        last[(last == column) & (worth[:, column] > price)] += 1
+    for column in range(highest_price.shape[1]):
+        last[(last == column) & (highest_price[:, column] > price)] += 1
     return last

@@ -1,1 +1,1 @@
-"""Predictors on scikit-learn, baselines and controls."""
+"""Baselines, negative controls and predictors built on scikit-learn."""

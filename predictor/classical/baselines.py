@@ -1,4 +1,4 @@
-"""Baselines that read no feature, or only the name of the task."""
+"""Baselines that read no features, or only the name of the task."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from predictor.files import check_texts, get_array
 
 
 class FixedScale(ScalePredictor):
-    """Estimates 1 at one scale and 0 at the others, so that it is chosen at every price below 1."""
+    """Estimate 1 at one scale and 0 at the others, so that this scale is chosen at every price below 1."""
 
     @checked
     def __init__(self, *, scale: PositiveInt, name: str = "fixed") -> None:
@@ -32,7 +32,7 @@ class FixedScale(ScalePredictor):
 
 
 class Mix(ScalePredictor):
-    """Estimates the mean training score of each scale: at a budget, a random choice between two scales."""
+    """Mean training score of each scale. At a budget, it amounts to a random choice between two scales."""
 
     def __init__(self, *, name: str = "mix") -> None:
         self.name = name
@@ -52,7 +52,7 @@ class Mix(ScalePredictor):
 
 
 class BestScalePerTask(ScalePredictor):
-    """Estimates the mean training score of each scale within the task; over all tasks if it is unknown.
+    """Mean training score of each scale within the task of a sample, or over all tasks for an unknown task.
 
     LLMRouterBench (arXiv 2601.07206) finds that such a rule achieves most of the gain of routers.
     """

@@ -17,10 +17,10 @@ from predictor.policy.front import Floats, policy_value
 class Blend(ScalePredictor):
     """Weighted mean of the estimates of two predictors (linear pooling of forecasts, Stone 1961).
 
-    Networks and trees err on different samples, so that their mean errs less than either. `first()` and
-    `second()` return the predictors. Each is fitted as it would be alone; then the weight of the first is the
-    one among `shares` with the highest `policy_value` on validation. With a share of 0 or 1, only one part is
-    computed and counted.
+    Networks and trees make errors on different samples, so that their mean has a smaller error than either.
+    `first()` and `second()` return the predictors. Each is fitted separately; then the weight of the first is
+    the value in `shares` with the highest `policy_value` on validation. With a weight of 0 or 1, only one
+    predictor is computed and counted.
     """
 
     @checked
@@ -41,7 +41,7 @@ class Blend(ScalePredictor):
         return 1 + sum(part.num_parameters for part in self._parts.values())
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Sum of the operations of the parts with a positive share."""
+        """Operations of the parts with a positive share."""
         return sum(part.count_own_flops(inputs) for part, _ in self._weighted)
 
     @property
@@ -71,22 +71,22 @@ class Blend(ScalePredictor):
         arrays: dict[str, np.ndarray] = {}
         state: dict[str, Any] = {"share": self._share}
         for key, part in self._parts.items():
-            learned = part.state_dict()
-            state[key] = learned["state"]
-            arrays |= add_prefix(learned["arrays"], f"{key}.")
+            part_state = part.state_dict()
+            state[key] = part_state["state"]
+            arrays |= add_prefix(part_state["arrays"], f"{key}.")
         return arrays, state
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         share = state["share"]
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ValueError(f"a share is a number from 0 to 1, and not {share!r}")
+            raise ValueError(f"a share must be a number from 0 to 1, not {share!r}")
         self._set_share(share)
         assert self.scales is not None and self.fingerprints is not None
         for key, part in self._parts.items():
-            learned = PredictorState(
+            part_state = PredictorState(
                 scales=list(self.scales),
                 fingerprints=dict(self.fingerprints),
                 state=state[key],
                 arrays=select_arrays(arrays, f"{key}."),
             )
-            part.load_state_dict(learned)
+            part.load_state_dict(part_state)

@@ -1,4 +1,4 @@
-"""Negative controls: if one of them beats the mix, the evaluation leaks or the gain has another cause."""
+"""Negative controls. If one of them beats the mix, the evaluation leaks or the gain has another cause."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from predictor.policy.front import Floats
 
 
 class Control(ScalePredictor):
-    """Another predictor, made by `predictor()`, on spoilt labels; arXiv 2605.07395 says why it is needed."""
+    """Predictor made by `predictor()` and trained on uninformative labels (motivation: arXiv 2605.07395)."""
 
     @checked
     def __init__(self, *, predictor: Callable[[], ScalePredictor], name: str, seed: Seed = 0) -> None:
@@ -30,16 +30,16 @@ class Control(ScalePredictor):
         return self._inner.count_own_flops(inputs)
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
-        draw = np.random.default_rng(self.seed)
-        self._inner.fit(self._spoil(train, draw), self._spoil(validation, draw), context)
-        self.features = self._inner.features  # those of a blend may be fewer after the fit
+        rng = np.random.default_rng(self.seed)
+        self._inner.fit(self._corrupt(train, rng), self._corrupt(validation, rng), context)
+        self.features = self._inner.features  # a blend may read fewer features after the fit
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._inner.predict(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        learned = self._inner.state_dict()
-        return learned["arrays"], learned["state"]
+        content = self._inner.state_dict()
+        return content["arrays"], content["state"]
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         assert self.scales is not None and self.fingerprints is not None
@@ -54,14 +54,14 @@ class Control(ScalePredictor):
         self.features = self._inner.features
 
     @abstractmethod
-    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels: ...
+    def _corrupt(self, labels: Labels, rng: np.random.Generator) -> Labels: ...
 
 
 class ShuffledLabels(Control):
-    """Trained on outcomes that are permuted over the samples, so that no feature is informative."""
+    """Predictor trained on outcomes that are permuted over the samples, so that no feature is informative."""
 
-    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
-        order = draw.permutation(len(labels))
+    def _corrupt(self, labels: Labels, rng: np.random.Generator) -> Labels:
+        order = rng.permutation(len(labels))
         outcomes = labels.outcomes
         return replace(
             labels, outcomes=replace(outcomes, score=outcomes.score[order], nll=outcomes.nll[order])
@@ -69,44 +69,44 @@ class ShuffledLabels(Control):
 
 
 class RandomFeatures(Control):
-    """Reads noise instead of every feature, in training and in use."""
+    """Predictor that reads noise instead of every feature, in training and in use."""
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._inner.predict(randomize(inputs, np.random.default_rng(self.seed)))
 
-    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
-        return replace(labels, inputs=randomize(labels.inputs, draw))
+    def _corrupt(self, labels: Labels, rng: np.random.Generator) -> Labels:
+        return replace(labels, inputs=randomize(labels.inputs, rng))
 
 
 class RandomChoice(Control):
-    """A trained predictor whose estimates are permuted over the samples: random choice at matched price.
+    """Trained predictor whose estimates are permuted over the samples: a random choice at matched price.
 
-    At every price each scale is chosen as often as by that predictor, but for random samples.
+    At every price, each scale is chosen as often as by the original predictor, but for random samples.
     """
 
     def _predict(self, inputs: Inputs) -> Floats:
         return self._inner.predict(inputs)[np.random.default_rng(self.seed).permutation(len(inputs))]
 
-    def _spoil(self, labels: Labels, draw: np.random.Generator) -> Labels:
+    def _corrupt(self, labels: Labels, rng: np.random.Generator) -> Labels:
         return labels
 
 
-def randomize(inputs: Inputs, draw: np.random.Generator) -> Inputs:
-    """The same samples with random visual tokens, statistics, questions and token ids.
+def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
+    """Return the samples with random visual tokens, statistics, questions and token ids.
 
-    The lengths of questions are permuted too, since the number of words tells question types apart.
+    The lengths of questions are permuted too, since the number of words depends on the question type.
     """
     vocabulary = np.unique(np.concatenate([np.zeros(1, np.int32), *inputs.question_ids]))
     noise = {
-        scale: VisualTokens(draw.normal(size=visual.tokens.shape).astype(np.float16), visual.mask)
+        scale: VisualTokens(rng.normal(size=visual.tokens.shape).astype(np.float16), visual.mask)
         for scale, visual in inputs.visual.items()
     }
-    lengths = draw.permutation([len(question) for question in inputs.question_ids])
-    ids = [draw.choice(vocabulary, length).astype(np.int32) for length in lengths]
+    lengths = rng.permutation([len(question) for question in inputs.question_ids])
+    ids = [rng.choice(vocabulary, length).astype(np.int32) for length in lengths]
     return replace(
         inputs,
         visual=noise,
-        statistics=draw.normal(size=inputs.statistics.shape).astype(np.float32),
+        statistics=rng.normal(size=inputs.statistics.shape).astype(np.float32),
         question_ids=ids,
         question=[" ".join(f"w{token}" for token in question) for question in ids],
     )

@@ -19,10 +19,10 @@ from predictor.policy.front import Floats, policy_value
 class NearestNeighbours(ScalePredictor):
     """Mean score of the nearest training samples in the space of the rows of `tabular.Table`.
 
-    Words, sentence vectors, components and statistics are each scaled to the same variance, the first two
-    times a weight. The number of neighbours and the weight are those among `num_neighbours` and
-    `word_weights` with the highest `policy_value` on validation. LLMRouterBench (arXiv 2601.07206) finds such
-    a rule as good as most learned routers.
+    Words, sentence vectors, components and statistics are scaled to the same variance; the first two are then
+    multiplied by a weight. The number of neighbours and the weight are the values in `num_neighbours` and
+    `word_weights` with the highest `policy_value` on validation. LLMRouterBench (arXiv 2601.07206) finds that
+    such a rule is as good as most learned routers.
     """
 
     @checked
@@ -43,24 +43,24 @@ class NearestNeighbours(ScalePredictor):
         self._table = Table.fit(
             train.inputs, self.features, max_words=self.max_words, num_components=self.num_components
         )
-        rows, held_out = self._table.apply(train.inputs), self._table.apply(validation.inputs)
+        rows, validation_rows = self._table.apply(train.inputs), self._table.apply(validation.inputs)
         self._score = train.outcomes.score.astype(np.float32)
-        most = min(max(self.num_neighbours), len(rows))
+        max_number = min(max(self.num_neighbours), len(rows))
         best = -np.inf
         for word_weight in self.word_weights:
             scale = self._weigh(rows, word_weight)
-            model = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows * scale)
-            neighbours = model.kneighbors(held_out * scale, return_distance=False)
+            model = NearestNeighbors(n_neighbors=max_number, algorithm="brute").fit(rows * scale)
+            neighbours = model.kneighbors(validation_rows * scale, return_distance=False)
             for number in self.num_neighbours:
                 estimates = self._score[neighbours[:, :number]].mean(axis=1)
                 cost, score = validation.inputs.visual_tokens, validation.outcomes.score
                 value = policy_value(estimates, cost, score)
                 if value > best:
-                    best, self._number, self._scale = value, min(number, most), scale
+                    best, self._number, self._scale = value, min(number, max_number), scale
         self._rows = (rows * self._scale).astype(np.float32)
 
     def _weigh(self, rows: np.ndarray, word_weight: float) -> np.ndarray:
-        """Factors `[num_columns]` that scale each part to variance 1, words and sentence by the weight."""
+        """Factors `[num_columns]` that give each part variance 1, times the weight for words and sentence."""
         ends = np.cumsum(self._table.sizes)
         scale = np.ones(rows.shape[1], dtype=np.float32)
         for part, weight in zip(
@@ -92,4 +92,4 @@ class NearestNeighbours(ScalePredictor):
         self._score = get_array(arrays, "score", len(self._rows), len(self.scales))
         self._number = state["number"]
         if type(self._number) is not int or not 1 <= self._number <= len(self._rows):
-            raise ValueError(f"{self._number!r} neighbours of {len(self._rows)} samples")
+            raise ValueError(f"invalid number of neighbours {self._number!r} of {len(self._rows)} samples")

@@ -1,4 +1,4 @@
-"""The question-only baseline: TF-IDF of words and word pairs, one logistic regression per scale."""
+"""Question-only baseline: TF-IDF of words and word pairs, and one logistic regression per scale."""
 
 from typing import Annotated, Any
 
@@ -18,12 +18,12 @@ from predictor.policy.front import Floats, policy_value
 
 
 class QuestionOnly(ScalePredictor):
-    """scikit-learn's `TfidfVectorizer` and `LogisticRegression`; the image is not read.
+    """scikit-learn's `TfidfVectorizer` and `LogisticRegression` on the question; the image is not read.
 
-    Words of one character count, such as the number of a row. Fractional scores are fitted as in
-    `tabular.fit_fractional`. A scale at which all training samples are right, or all are wrong, has one
-    estimate for all samples, and so have all scales if no training question has a word. The inverse penalty
-    (scikit-learn's `C`) is the one with the highest `policy_value` on validation.
+    Words of one character, such as digits, are included. Fractional scores are fitted as in
+    `tabular.fit_fractional`. A scale has the same estimate for all samples if all training samples are right
+    or all are wrong at it, or if no training question has a word. The inverse penalty (scikit-learn's `C`) is
+    the value in `inverse_penalties` with the highest `policy_value` on validation.
     """
 
     @checked
@@ -57,7 +57,7 @@ class QuestionOnly(ScalePredictor):
         return self._weights.size + self._biases.size
 
     def count_own_flops(self, inputs: Inputs) -> float:
-        """Two operations per scale and term of a question, the mean over these questions."""
+        """Two operations per scale and term of a question, averaged over the questions."""
         num_terms = self._read_words(inputs.question).nnz / len(inputs)
         return 2.0 * num_terms * len(self._weights)
 

@@ -1,4 +1,4 @@
-"""Features as one row of numbers per sample, and the fit of classifiers to fractional scores."""
+"""Features as one row of numbers per sample, and fitting of classifiers to fractional scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ from predictor.files import check_texts, get_array
 class Table:
     """Transformer from inputs to rows: words, sentence vector, components of visual tokens, statistics.
 
-    `words` are the terms (words and word pairs) whose presence is a column each. `components`
-    `[num_components, num_visual * hidden]` are the principal components, and `mean` the mean, of the training
-    images, which had at most `widths` visual tokens per scale; an image with fewer is padded with zeros, one
-    with more is cut.
+    `words` are the terms (words and word pairs) whose presence is indicated by one column each. `components`
+    `[num_components, num_visual * hidden]` are the principal components of the visual tokens of the training
+    images, and `mean` is their mean. `widths` are the largest numbers of visual tokens of a training image
+    per scale; an image with fewer tokens is padded with zeros, and one with more is cut.
     """
 
     features: Features
@@ -38,7 +38,7 @@ class Table:
 
     @classmethod
     def fit(cls, inputs: Inputs, features: Features, *, max_words: int, num_components: int) -> Self:
-        """Fit to training inputs: the `max_words` commonest terms, the first principal components."""
+        """Fit to training inputs: the `max_words` most common terms and the first principal components."""
         words: list[str] = []
         if features.question:
             vectorizer = make_vectorizer(max_features=max_words)
@@ -50,13 +50,13 @@ class Table:
         if images.size and np.ptp(images, axis=0).any():
             model = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0)
             model.fit(images)
-            # Few images span fewer directions than asked for; the other components are rounding errors.
+            # A few images span fewer directions than `num_components`; the rest would be rounding errors.
             kept = model.explained_variance_ > 1e-6 * model.explained_variance_[0]
             mean, components = model.mean_.astype(np.float32), model.components_[kept].astype(np.float32)
         return cls(features, words, widths, mean, components, Standard.fit(features.read_statistics(inputs)))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
-        """Rows float32 `[num_samples, num_columns]`: words, sentence, components, statistics."""
+        """Return rows float32 `[num_samples, num_columns]`: words, sentence, components, statistics."""
         columns = [self.features.read_sentences(inputs)]
         if self.words:
             columns.insert(0, self._vectorizer.transform(inputs.question).toarray().astype(np.float32))
@@ -66,7 +66,7 @@ class Table:
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
         rows = np.concatenate(columns, axis=1)
-        # Estimators need at least one column: a constant one if there are no features.
+        # Estimators need at least one column: without features, a constant one is added.
         return rows if rows.shape[1] else np.zeros((len(inputs), 1), dtype=np.float32)
 
     @property
@@ -77,11 +77,11 @@ class Table:
         return counts if any(counts) else (0, 0, 0, 1)
 
     def count_own_flops(self) -> float:
-        """Operations per sample, without its features: two per value of the visual tokens and component."""
+        """Operations per sample without the features: two per component and value of the visual tokens."""
         return 2.0 * self.components.size
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays, and other values as JSON."""
+        """Return the fitted values: arrays, and other values as JSON types."""
         arrays = {"table.mean": self.mean, "table.components": self.components}
         arrays |= {"table.center": self.standard.mean, "table.deviation": self.standard.deviation}
         state = {"words": self.words, "visual_widths": self.widths}
@@ -89,7 +89,7 @@ class Table:
 
     @classmethod
     def from_state(cls, features: Features, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> Self:
-        """The reverse of `get_state`. ValueError if a sentence encoder has changed, or for unfit values."""
+        """Restore a table from `get_state`. Raises ValueError for invalid values or a changed encoder."""
         features.check_sentences(state["sentences"])
         center = get_array(arrays, "table.center", None)
         standard = Standard(center, get_array(arrays, "table.deviation", len(center)))
@@ -98,19 +98,19 @@ class Table:
         words, widths = check_texts("words", state["words"]), state["visual_widths"]
         is_list = isinstance(widths, list) and len(widths) == len(features.scales)
         if not is_list or any(type(width) is not int or width < 0 for width in widths):
-            raise ValueError("visual_widths are no whole numbers, one for each scale that is read")
-        # Images are padded to the widths, which therefore may not exceed the size of the components.
+            raise ValueError("visual_widths are not one whole number for each scale that is read")
+        # Images are padded to the widths, which must not exceed the size of the components.
         if components.size and (not sum(widths) or components.shape[1] % sum(widths)):
-            raise ValueError(f"components of {components.shape[1]} numbers, and visual_widths {widths}")
+            raise ValueError(f"components of {components.shape[1]} numbers do not fit visual_widths {widths}")
         return cls(features, words, widths, mean, components, standard)
 
 
 def fit_fractional(model: Any, rows: Any, score: np.ndarray) -> Any:
-    """Fit a binary scikit-learn classifier to scores in [0, 1]; returns the fitted model.
+    """Fit a binary scikit-learn classifier to scores in [0, 1]. Returns the fitted model.
 
-    Each sample enters as a right one, weighted by its score, and as a wrong one, weighted by the rest; those
-    of weight 0 are left out. `rows` `[num_samples, num_columns]` may be sparse. A score has to be above 0,
-    and one below 1.
+    Each sample is used as a right one with weight `score` and as a wrong one with weight `1 - score`; copies
+    of weight 0 are left out. `rows` `[num_samples, num_columns]` may be sparse. At least one score must be
+    above 0, and at least one below 1.
     """
     right, wrong = np.flatnonzero(score > 0), np.flatnonzero(score < 1)
     stack = scipy.sparse.vstack if scipy.sparse.issparse(rows) else np.concatenate
@@ -122,29 +122,29 @@ def fit_fractional(model: Any, rows: Any, score: np.ndarray) -> Any:
 
 
 def is_constant(score: np.ndarray) -> bool:
-    """Whether all samples are right or all are wrong, so that no classifier can be fitted."""
+    """Return whether all samples are right or all are wrong, so that no classifier can be fitted."""
     return bool(score.max() == 0 or score.min() == 1)
 
 
 def smooth_logit(score: np.ndarray) -> float:
-    """Logit of the mean score, with a sample of score 1/2 added so that it is finite."""
+    """Logit of the mean score; one sample of score 1/2 is added so that the logit is finite."""
     smoothed = (float(score.mean(dtype=np.float64)) * len(score) + 0.5) / (len(score) + 1)
     return float(np.log(smoothed / (1 - smoothed)))
 
 
 def make_vectorizer(**arguments: Any) -> CountVectorizer:
-    """Vectorizer of the presence of words and word pairs, words of one character included."""
+    """Return a vectorizer of the presence of words (also of one character) and word pairs."""
     return CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", binary=True, **arguments)
 
 
 def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
-    """Whether the questions contain a term; scikit-learn cannot fit a vectorizer without any."""
+    """Return whether the questions contain a term. scikit-learn cannot fit a vectorizer without terms."""
     analyze = vectorizer.build_analyzer()
     return any(analyze(question) for question in questions)
 
 
 def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:
-    """Visual tokens float32, one row per image; each scale is cut, or padded with 0, to its width."""
+    """Visual tokens float32, one row per image. Each scale is cut or padded with zeros to its width."""
     rows = []
     for scale, width in zip(features.scales, widths, strict=True):
         visual = inputs.visual_at(scale).fit(width)

@@ -1,1 +1,1 @@
-"""Networks: one file each, all called with a batch and returning one logit per scale."""
+"""Networks that map a batch to the outputs of an objective, such as one logit per scale."""

@@ -1,4 +1,4 @@
-"""AVG-LLaVA's router (Lan et al., arXiv 2410.02745): a transformer layer, an MLP and a vote."""
+"""Router of AVG-LLaVA (Lan et al., arXiv 2410.02745): a transformer layer, an MLP and a vote."""
 
 from typing import Literal, get_args
 
@@ -14,14 +14,14 @@ NUM_WORDS = 32
 
 
 class AVGRouter(Network):
-    """The router of AVG-LLaVA over the visual tokens of all stored scales and the question's closest words.
+    """Router of AVG-LLaVA over the visual tokens of all stored scales and the most similar question words.
 
-    The tokens are the visual tokens and then the `num_words` words with the highest mean cosine to them. The
-    outputs of each token are weighted by a learned vote for its position, summed and normalised. `attention`
-    is the dimension that the transformer layer attends along: `tokens`, as in the paper, or `crops`, as in
-    the released code (its layer is given [crops, tokens, width] and takes the first dimension for the
-    sequence). Labels hold the visual tokens of an image after its crops are merged: here an image is one
-    crop, and with `crops` every token attends only to itself.
+    The input tokens are the visual tokens, followed by the `num_words` words with the highest mean cosine to
+    them. The outputs of each token are weighted by a learned vote for its position, summed and normalised.
+    `attention` is the dimension along which the transformer layer attends: `tokens`, as in the paper, or
+    `crops`, as in the released code (whose layer gets [crops, tokens, width] and uses the first dimension as
+    the sequence). Labels contain the visual tokens of an image after its crops are merged, so that an image
+    is one crop; with `crops`, every token then attends only to itself.
 
     Module names are those of the released code, so that its state dict can be loaded.
     """
@@ -70,7 +70,7 @@ class AVGRouter(Network):
         return self.norm(codes)
 
     def vote(self, tokens: Tensor) -> Tensor:
-        """Votes `[batch, num_outputs]` before the last normalisation, of `[crops, batch, tokens, width]`."""
+        """Votes `[batch, num_outputs]` before the last normalisation, for `[crops, batch, tokens, width]`."""
         crops, batch, num_tokens, width = tokens.shape
         if self.attention == "crops":
             sequences = tokens.reshape(crops, batch * num_tokens, width)
@@ -83,10 +83,10 @@ class AVGRouter(Network):
         return (outputs * self.voter).sum(dim=2).mean(dim=0)
 
     def route(self, scales: list[Tensor], words: Tensor, mask: Tensor) -> Tensor:
-        """Outputs `[num_outputs]` for one image of several crops, as the released code has them.
+        """Outputs `[num_outputs]` for one image of several crops, as in the released code.
 
-        `scales` are the visual tokens `[crops, scale, width]`, coarsest first; `words` `[num_words, width]`
-        with their mask. Only the first crop chooses the words.
+        `scales` are the visual tokens `[crops, scale, width]` of each scale, coarsest first; `words` are
+        `[num_words, width]` with `mask` `[num_words]`. The words are selected by the first crop only.
         """
         chosen = select_words(scales[-1][:1], words[None], mask[None], self.num_words)
         tokens = torch.cat([*scales, chosen.expand(len(scales[0]), -1, -1)], dim=1)
@@ -94,14 +94,14 @@ class AVGRouter(Network):
 
 
 def select_words(visual: Tensor, words: Tensor, mask: Tensor, num_words: int) -> Tensor:
-    """The `num_words` embeddings closest to an image, `[batch, num_words, width]`, closest first.
+    """The `num_words` embeddings most similar to an image, `[batch, num_words, width]`, most similar first.
 
-    Closeness is the mean cosine to the visual tokens. As in the released code, padding comes last but is not
+    Similarity is the mean cosine to the visual tokens. As in the released code, padding comes last but is not
     removed; zeros follow if there are fewer positions than `num_words`.
     """
     directions = nn.functional.normalize(visual, dim=-1).mean(dim=1)
-    closeness = (nn.functional.normalize(words, dim=-1) * directions[:, None]).sum(-1)
-    order = closeness.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    similarity = (nn.functional.normalize(words, dim=-1) * directions[:, None]).sum(-1)
+    order = similarity.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     order = order[:, :num_words, None].expand(-1, -1, words.shape[-1])
-    chosen = words.gather(1, order)
-    return nn.functional.pad(chosen, (0, 0, 0, num_words - chosen.shape[1]))
+    selected = words.gather(1, order)
+    return nn.functional.pad(selected, (0, 0, 0, num_words - selected.shape[1]))

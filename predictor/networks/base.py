@@ -1,4 +1,4 @@
-"""Interface of networks: encode a sample, map code and statistics to outputs."""
+"""Interface of networks, which encode a sample and map code and statistics to outputs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from predictor.folder import Buildable
 class InputShape:
     """Sizes of a network's inputs.
 
-    `num_visual` is the maximum number of visual tokens, of `hidden_size`, of a training image.
-    `num_statistics` counts the statistics of the image, the vector of a sentence encoder, and the price if
-    the objective gives one.
+    `num_visual` is the maximum number of visual tokens of a training image, each of size `hidden_size`.
+    `num_statistics` is the total size of the image statistics, the vector of a sentence encoder, and the
+    price if the objective provides one.
     """
 
     hidden_size: int
@@ -25,9 +25,9 @@ class InputShape:
 
 
 class Network(nn.Module, Buildable, ABC):
-    """Network in two steps: `encode` samples, then `read_off` outputs from codes and statistics.
+    """Network in two steps: `encode` maps samples to codes, `read_off` maps codes and statistics to outputs.
 
-    An objective can thus read the outputs at many prices, which are among the statistics, after encoding
+    An objective can thus compute the outputs at many prices, which are part of the statistics, after encoding
     once. A subclass is constructed as `network(shape, num_outputs, **arguments)`.
     """
 
@@ -41,7 +41,7 @@ class Network(nn.Module, Buildable, ABC):
 
     @abstractmethod
     def encode(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
-        """Codes `[batch, code_size]`."""
+        """Codes `[batch, code_size]` of a batch."""
 
     @abstractmethod
     def read_off(self, codes: Tensor, statistics: Tensor) -> Tensor:
@@ -56,19 +56,19 @@ class Network(nn.Module, Buildable, ABC):
         if missing < 0:
             raise ValueError(
                 f"an image has {batch.visual.shape[1]} visual tokens, more than the {self.shape.num_visual} "
-                "of training: train on such images, or take a network for any number, as cross_attention"
+                "of training: train on such images, or use a network for any number, such as cross_attention"
             )
         visual = batch.visual * batch.visual_mask[..., None]
         return nn.functional.pad(visual, (0, 0, 0, missing))
 
 
 def embed_words(question_ids: Tensor, token_embeddings: Tensor, transform: nn.Module, like: Tensor) -> Tensor:
-    """Embeddings `[batch, num_words, width]` after `transform`, which is applied once per distinct word."""
+    """Embeddings `[batch, num_words, width]` after `transform`, which runs once per distinct word."""
     words, word_of = torch.unique(question_ids, return_inverse=True)
     return transform(token_embeddings[words].to(like))[word_of]
 
 
 def average(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the tokens under the mask, `[batch, width]`; zeros if there is none."""
+    """Mean of the tokens at which the mask is True, `[batch, width]`; zeros if there are none."""
     weights = mask[..., None].to(tokens)
     return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)

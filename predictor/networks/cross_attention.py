@@ -16,8 +16,8 @@ class CrossAttention(Network):
     """Transformer decoder over [summary token, question tokens], with the coarse visual tokens as memory.
 
     Frozen embeddings and visual tokens, both `[.., hidden_size]`, are normalised and projected to `width`.
-    Position codes are projected sinusoids, for any number of tokens: tiled images differ in it. The outputs
-    are computed from the summary token, the mean visual token and the statistics.
+    Position codes are projected sinusoids, which work for any number of tokens, as tiled images require. The
+    outputs are computed from the summary token, the mean visual token and the statistics.
     """
 
     @checked
@@ -34,7 +34,7 @@ class CrossAttention(Network):
         super().__init__(shape, num_outputs)
         if not shape.num_visual:
             raise ValueError(
-                "cross-attention reads visual tokens: set predictor.features.visual, or take an MLP"
+                "cross-attention reads visual tokens: set predictor.features.visual, or use an MLP"
             )
         if width % num_heads:
             raise ValueError(f"num_heads={num_heads}: give a divisor of width={width}")
@@ -67,10 +67,10 @@ class CrossAttention(Network):
         visual = self.project_visual(batch.visual)
         visual = visual + self.place_visual(encode_positions(visual.shape[1], self.width, visual))
         states, memory = self.dropout(question), self.dropout(visual)
-        *others, last = self.decoder.layers
-        for layer in others:
+        *first_layers, last_layer = self.decoder.layers
+        for layer in first_layers:
             states = run_layer(layer, states, question_mask, memory, batch.visual_mask)
-        states = run_layer(last, states, question_mask, memory, batch.visual_mask, num_outputs=1)
+        states = run_layer(last_layer, states, question_mask, memory, batch.visual_mask, num_outputs=1)
         mean_visual = average(visual, batch.visual_mask)
         return self.normalize(torch.cat([states[:, 0], mean_visual], dim=-1))
 
@@ -88,8 +88,8 @@ def run_layer(
 ) -> Tensor:
     """Outputs of the layer for the first `num_outputs` of `states` `[batch, length, width]`; None for all.
 
-    Masks are True at real tokens. The layer's own `forward` computes all tokens, but of the last layer only
-    the summary is used: computing that alone reduces the time of a training step to a third.
+    Masks are False at padding. `layer.forward` would compute all tokens, but only the summary token of the
+    last layer is used: computing only this token reduces the time of a training step to a third.
     """
     normalized = layer.norm1(states)
     queries = normalized[:, :num_outputs]
@@ -115,7 +115,7 @@ def _attend(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, m
 
 
 def encode_positions(num_positions: int, width: int, like: Tensor) -> Tensor:
-    """Sinusoidal codes `[num_positions, width]` (Vaswani et al. 2017), of the type and device of `like`."""
+    """Sinusoidal codes `[num_positions, width]` (Vaswani et al. 2017) with the dtype and device of `like`."""
     return _tabulate_positions(num_positions, width).to(like)
 
 

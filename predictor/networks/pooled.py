@@ -1,4 +1,4 @@
-"""Networks of pooled features without attention: linear, and with hidden layers."""
+"""Networks on pooled features without attention: linear, and with hidden layers."""
 
 import itertools
 
@@ -31,8 +31,8 @@ class MLP(Network):
     """Multilayer perceptron with `num_layers` hidden layers.
 
     Its inputs are the mean word embedding, projected to `width`, the visual tokens, each projected to
-    `token_width` and concatenated by position, and the statistics. Images with more visual tokens than any
-    training image are refused.
+    `token_width` and concatenated by position, and the statistics. Raises ValueError for images with more
+    visual tokens than any training image.
     """
 
     @checked

@@ -17,8 +17,8 @@ class Objective(nn.Module, Buildable, ABC):
     """Training objective, constructed as `objective(num_scales)` for each network.
 
     Its parameters, if any, are trained with those of the network. `num_outputs` is the number of outputs that
-    the network needs, `num_inputs` the number of inputs that it is given besides the statistics. `prepare`
-    stores in buffers what is needed of the training labels.
+    the network must have, `num_inputs` the number of its inputs besides the statistics. `prepare` may store
+    values of the training labels in buffers.
     """
 
     num_inputs = 0
@@ -32,13 +32,13 @@ class Objective(nn.Module, Buildable, ABC):
         return self.num_scales
 
     def prepare(self, train: Labels) -> None:
-        """Read what is needed of the training labels before the first step; nothing by default."""
+        """Compute buffers from the training labels before the first step; nothing by default."""
         return
 
     def compute_loss(
         self, network: Network, batch: Batch, target: Target, token_embeddings: Tensor
     ) -> Tensor:
-        """The loss of one training step, a scalar."""
+        """Loss of one training step, a scalar."""
         return self(network(batch, token_embeddings), target)
 
     def compute_estimates(self, network: Network, batch: Batch, token_embeddings: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Objective(nn.Module, Buildable, ABC):
 
     @abstractmethod
     def forward(self, outputs: Tensor, target: Target) -> Tensor:
-        """The loss of outputs `[batch, num_outputs]`, a scalar."""
+        """Loss of outputs `[batch, num_outputs]`, a scalar."""
 
     @abstractmethod
     def estimate(self, outputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Objectives that learn from the likelihood of the reference instead of the answer's score."""
+"""Objectives that use the likelihood of the reference instead of the score of the answer."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from predictor.objectives.base import Objective
 
 
 class LikelihoodRanking(Objective):
-    """AVG-LLaVA's (arXiv 2410.02745): ranking of the scales by NLL, and cross-entropy on that of least NLL.
+    """Ranking of the scales by NLL, and cross-entropy on the scale with the lowest NLL (AVG-LLaVA).
 
-    In the order of rising NLL, the log-probabilities of the scales have to fall by a margin: for two scales j
-    positions apart, `margin` * j * (difference of their NLL). The hinge losses of all pairs j positions apart
-    are averaged, and the averages summed over j. The estimate is the softmax; the authors deploy its argmax.
+    In the order of increasing NLL, the log-probabilities of the scales should decrease by a margin: for two
+    scales j positions apart, `margin` * j * (difference of their NLL). The hinge losses of all pairs j
+    positions apart are averaged, and the averages are summed over j. The estimate is the softmax; the authors
+    deploy its argmax. Source: Lan et al., arXiv 2410.02745.
     """
 
     @checked
@@ -38,21 +39,21 @@ class LikelihoodRanking(Objective):
 
 
 def rank_by_likelihood(outputs: Tensor, nll: Tensor, margin: float) -> Tensor:
-    """AVG-LLaVA's adaptive ranking loss of `[batch, num_scales]` each, a scalar."""
+    """Adaptive ranking loss of AVG-LLaVA for outputs and NLL, both `[batch, num_scales]`; a scalar."""
     nll, order = nll.sort(dim=1, stable=True)
-    falling = outputs.log_softmax(dim=1).gather(1, order)
+    log_probs = outputs.log_softmax(dim=1).gather(1, order)
     loss = outputs.new_zeros(())
-    for apart in range(1, outputs.shape[1]):
-        margins = margin * apart * (nll[:, apart:] - nll[:, :-apart])
-        loss = loss + (falling[:, apart:] - falling[:, :-apart] + margins).clamp(min=0).mean()
+    for distance in range(1, outputs.shape[1]):
+        margins = margin * distance * (nll[:, distance:] - nll[:, :-distance])
+        loss = loss + (log_probs[:, distance:] - log_probs[:, :-distance] + margins).clamp(min=0).mean()
     return loss
 
 
 class LikelihoodDistillation(Objective):
     """Regression of the reference's likelihood per token, exp(-NLL), at each scale.
 
-    The loss is binary cross-entropy, whose optimum is the mean likelihood. A likelihood is not the result of
-    a single answer, as a score is, so that the target has less outcome noise. The estimate is the likelihood.
+    The loss is binary cross-entropy, whose optimum is the mean likelihood. Unlike a score, a likelihood does
+    not depend on a single answer, so that the target has less outcome noise. The estimate is the likelihood.
     """
 
     def forward(self, outputs: Tensor, target: Target) -> Tensor:

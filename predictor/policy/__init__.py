@@ -1,1 +1,1 @@
-"""From estimates to scales: prices, switches and fronts."""
+"""Policies that turn estimates into scales: prices, switches and fronts."""

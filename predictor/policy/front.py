@@ -1,11 +1,11 @@
-"""Policies and fronts: choice of scales at a price, and the operating points of all prices.
+"""Policies and fronts: choice of a scale at a price, and the operating points of all prices.
 
 `estimates`, `cost` and `score` are `[num_samples, num_scales]` over the same ladder, coarsest scale first.
 Costs are positive, in any unit (visual tokens, FLOPs, milliseconds).
 
-A policy at a price maximises, for each sample alone, `estimate - price * cost / unit`. The unit makes prices
+A policy at a price maximises `estimate - price * cost / unit` for each sample. The unit makes prices
 comparable between ladders: by default it is the mean cost of the finest scale over the given samples, so that
-a price of 0.1 pays ten points of accuracy for one answer at the finest scale. Fix the unit (see `pricing`) to
+at a price of 0.1 one answer at the finest scale costs ten points of accuracy. Fix the unit (see `pricing`) to
 apply a price chosen on one set of samples to another.
 """
 
@@ -18,16 +18,17 @@ from predictor.policy.switches import Floats, Switches, find_switches
 
 
 def upper_hull(cost: ArrayLike, score: ArrayLike) -> NDArray[np.int64]:
-    """Indices of the vertices of the upper concave hull of points `[num_points]`, from cheap to dear.
+    """Indices of the vertices of the upper concave hull of points `[num_points]`, by increasing cost.
 
-    Cost and score rise strictly from vertex to vertex: a point that costs more without a higher score is no
-    vertex, nor is one on or below the line between two others. Of equal points the first is kept.
+    Cost and score are strictly increasing: a point that costs more without a higher score is not a vertex,
+    nor is a point on or below the line between two others. Of equal points the first is kept. Raises
+    ValueError for arrays that are empty, not one-dimensional, or of different lengths.
     """
     costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
     if costs.ndim != 1 or costs.shape != scores.shape or not costs.size:
         raise ValueError(f"a hull needs points, got {costs.shape} costs and {scores.shape} scores")
     order = np.lexsort((-scores, costs))
-    # Points that a cheaper one equals are removed first, which leaves few points for the loop.
+    # Points with a cheaper point of at least the same score are removed first, which leaves few for the loop.
     best = np.maximum.accumulate(scores[order])
     order = order[np.concatenate([[True], scores[order][1:] > best[:-1]])]
     hull: list[int] = []
@@ -49,7 +50,7 @@ NUM_BUDGETS = 64
 class Front:
     """Points (mean cost, mean score) of a policy at each price, all `[num_prices]`, prices ascending.
 
-    A random choice between the prices of two neighbouring points reaches any point between them.
+    A random choice between the prices of two adjacent points reaches any point between them.
     """
 
     cost: Floats
@@ -58,7 +59,7 @@ class Front:
 
 
 def find_unit(cost: ArrayLike) -> float:
-    """The default unit of cost: the mean cost of the finest scale (the last column)."""
+    """Return the default unit of cost: the mean cost of the finest scale (the last column)."""
     return float(np.asarray(cost, dtype=np.float64)[:, -1].mean())
 
 
@@ -67,9 +68,10 @@ def choose(
 ) -> NDArray[np.int64]:
     """Column of the scale chosen for each sample, `[num_samples]`.
 
-    It is the argmax over scales of `estimate - price * cost / unit`; among equals the cheapest scale, among
-    equally cheap ones the coarsest. At price 0 it is the cheapest scale with the highest estimate, at `inf`
-    the cheapest scale.
+    It is the argmax over scales of `estimate - price * cost / unit`. Ties go to the cheapest scale, then to
+    the coarsest. At price 0 it is the cheapest scale with the highest estimate, at `inf` the cheapest scale.
+    Raises ValueError for a negative price, for arrays of different shapes, and for values that are not
+    finite.
     """
     estimate_array, cost_array = _check(estimates, cost)
     check_price(price)
@@ -81,7 +83,7 @@ def choose(
 def choose_at_prices(
     estimates: ArrayLike, cost: ArrayLike, prices: ArrayLike, *, unit: float | None = None
 ) -> NDArray[np.int8]:
-    """Choices at each of `prices`, `[num_prices, num_samples]`, in little more time than for one price."""
+    """Choices at each of `prices`, `[num_prices, num_samples]`, in little more time than at one price."""
     estimate_array, cost_array = _check(estimates, cost)
     if unit is None:
         unit = find_unit(cost_array)
@@ -103,9 +105,9 @@ def sweep(
 ) -> Front:
     """Front of `choose` at each of `prices`, sorted.
 
-    The default prices are 0 and every price at which a choice changes, which give the complete front of at
-    most `num_samples * (num_scales - 1) + 1` points. It takes one sort for any number of prices. With
-    `estimates=score` the complete front is that of the budgeted oracle.
+    The default prices are 0 and every price at which a choice changes. They give the complete front, which
+    has at most `num_samples * (num_scales - 1) + 1` points. One sort suffices for any number of prices. With
+    `estimates=score` the complete front is that of the budgeted oracle. Raises ValueError as `choose`.
     """
     estimate_array, cost_array = _check(estimates, cost)
     score_array = _check_same_shape("score", score, cost_array)
@@ -113,22 +115,22 @@ def sweep(
         unit = find_unit(cost_array)
     switches = find_switches(estimate_array, cost_array)
     order = np.argsort(switches.slope, kind="stable")
-    price_of, row = switches.slope[order] * unit, switches.row[order]
-    every, before, after = np.arange(len(cost_array)), switches.before[order], switches.after[order]
+    switch_price, row = switches.slope[order] * unit, switches.row[order]
+    all_rows, before, after = np.arange(len(cost_array)), switches.before[order], switches.after[order]
 
     def add_up(values: Floats) -> Floats:
-        """Totals before the first switch and after each."""
-        total = values[every, switches.first].sum()
+        """Totals before the first switch and after each switch."""
+        total = values[all_rows, switches.first].sum()
         return total + np.concatenate([[0.0], np.cumsum(values[row, after] - values[row, before])])
 
     cost_after, score_after = add_up(cost_array), add_up(score_array)
     if prices is None:
-        price_array = np.unique(np.concatenate([[0.0], price_of]))
+        price_array = np.unique(np.concatenate([[0.0], switch_price]))
     else:
         price_array = np.sort(np.asarray(prices, dtype=np.float64))
         if price_array.size and not price_array[0] >= 0:
             raise ValueError(f"a price is at least 0, got {price_array[0]}")
-    num_switched = np.searchsorted(price_of, price_array, side="right")
+    num_switched = np.searchsorted(switch_price, price_array, side="right")
     num_samples = len(cost_array)
     return Front(cost_after[num_switched] / num_samples, score_after[num_switched] / num_samples, price_array)
 
@@ -136,8 +138,8 @@ def sweep(
 def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
     """Mean score at each budget of mean cost, `[num_budgets]`, linear between points of the front.
 
-    Above the dearest point the score is that of the dearest point; below the cheapest point it is nan. Points
-    are selected by their cost alone, never by their score.
+    Above the most expensive point the score is that of this point; below the cheapest point it is nan. Points
+    are selected only by their cost, never by their score.
     """
     budget_array = np.asarray(budgets, dtype=np.float64)
     scores = np.interp(budget_array, front.cost[::-1], front.score[::-1])
@@ -148,8 +150,8 @@ def score_at_budgets(front: Front, budgets: ArrayLike) -> Floats:
 def space_budgets(cost: ArrayLike, num_budgets: int = NUM_BUDGETS) -> Floats:
     """Budgets `[num_budgets]`, log-spaced up to the mean cost of the most expensive scale.
 
-    The smallest is the mean over samples of the cheapest scale's cost. The most expensive scale is the finest
-    one unless finer scales cost less.
+    The smallest budget is the mean over samples of the cost of each sample's cheapest scale. The most
+    expensive scale is the finest one unless finer scales cost less.
     """
     cost_array = np.asarray(cost, dtype=np.float64)
     lowest = cost_array.min(axis=1).mean()
@@ -161,10 +163,10 @@ def policy_value(
 ) -> float:
     """Value of a policy over all budgets: mean of `score_at_budgets` over `space_budgets`, in [0, 1].
 
-    The front is the complete one of `sweep`. For given estimates the value is linear in the scores, so that
+    The front is the complete front of `sweep`. For given estimates the value is linear in the scores, so that
     differences are points of accuracy averaged over log-spaced budgets. `policy_value(score, cost, score)` is
-    that of the budgeted oracle, an upper bound; constant estimates, the true mean scores of the scales, give
-    that of the mix.
+    the value of the budgeted oracle, an upper bound. Constant estimates equal to the mean scores of the
+    scales give the value of the mix.
     """
     front = sweep(estimates, cost, score)
     return float(score_at_budgets(front, space_budgets(cost, num_budgets)).mean())
@@ -185,10 +187,10 @@ def _check_same_shape(name: str, values: ArrayLike, cost: Floats) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.shape != cost.shape:
         raise ValueError(
-            f"{name} are {list(array.shape)} where cost is {list(cost.shape)} (samples by scales)"
+            f"{name} are {list(array.shape)}, but cost is {list(cost.shape)} (samples by scales)"
         )
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} hold values that are not finite")
+        raise ValueError(f"{name} have values that are not finite")
     return array
 
 
@@ -201,7 +203,7 @@ def check_price(price: float) -> None:
 def _apply(switches: Switches, price: float, unit: float) -> NDArray[np.int8]:
     """Choices `[num_samples]` at a price."""
     choice = switches.first.copy()
-    moves = switches.slope * unit <= price
-    # Those of one row are in order: the last one holds.
-    choice[switches.row[moves]] = switches.after[moves]
+    is_reached = switches.slope * unit <= price
+    # The switches of a row are in order, so that the last assignment holds.
+    choice[switches.row[is_reached]] = switches.after[is_reached]
     return choice

@@ -1,4 +1,4 @@
-"""Prices for use, chosen on the calibration split, with their mean cost and score there."""
+"""Prices for deployment, chosen on the calibration split, with their mean cost and score on it."""
 
 import itertools
 from collections.abc import Mapping
@@ -33,9 +33,9 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class PriceList:
-    """Operating points of one predictor from dear to cheap, and the default one.
+    """Operating points of one predictor by decreasing cost, and the default point.
 
-    `named` are points that were chosen by another rule, such as `guarantee`, whose mean loss is certified.
+    `named` are points chosen by other rules, such as `guarantee`, whose mean loss is certified.
     """
 
     default: OperatingPoint
@@ -51,7 +51,10 @@ class PriceList:
         budget: float | None = None,
         tolerance: float = 0.0,
     ) -> Self:
-        """Points at log-spaced budgets; the default point is that of `choose_price`."""
+        """Return operating points at log-spaced budgets; the default point is that of `choose_price`.
+
+        `estimates`, `cost` and `score` are `[num_samples, num_scales]`. Raises ValueError as `choose_price`.
+        """
         front = sweep(estimates, cost, score)
         unit = find_unit(cost)
         budgets = space_budgets(cost, NUM_POINTS)
@@ -65,12 +68,13 @@ class PriceList:
     def find(
         self, *, price: float | None = None, budget: float | None = None, name: str | None = None
     ) -> OperatingPoint:
-        """The operating point of a price, a budget or a name; without any of them the default point.
+        """Return the operating point of a price, a budget or a name; the default point without any of them.
 
-        `price` is per answer at the finest scale, `budget` a limit of the mean visual tokens on calibration,
-        `name` is `default` or one of `named`. ValueError for several of them, or if there is no such point.
+        `price` is per answer at the finest scale, `budget` is a limit of the mean visual tokens on
+        calibration, and `name` is `default` or one of `named`. Raises ValueError for several of them, and if
+        there is no such point.
         """
-        if sum(given is not None for given in (price, budget, name)) > 1:
+        if sum(choice is not None for choice in (price, budget, name)) > 1:
             raise ValueError("give a price or a budget or the name of an operating point, not several")
         check_numbers(price=price, budget=budget)
         if price is not None:
@@ -87,11 +91,11 @@ class PriceList:
         return self.named[name]
 
     def at_budget(self, budget: float) -> OperatingPoint:
-        """The dearest listed point whose mean cost on calibration is within `budget`."""
+        """Return the most expensive listed point whose mean cost on calibration is within `budget`."""
         return self.points[find_within([point.cost for point in self.points], budget)]
 
     def at_price(self, price: float) -> OperatingPoint:
-        """This price, with cost and score of the listed point with the next lower price."""
+        """Return a point of this price with cost and score of the listed point with the next lower price."""
         check_price(price)
         below = [point for point in self.points if point.price <= price]
         return replace(below[-1] if below else self.points[0], price=price)
@@ -102,10 +106,9 @@ class PriceList:
 
     @classmethod
     def load(cls, folder: Path, root: Path | None = None) -> Self:
-        """Read what `save` wrote.
+        """Load saved prices. `root` is as in `files.check_file`.
 
-        Raises FileNotFoundError if there are no prices, FolderError if one of them is out of range. `root` is
-        as in `files.check_file`.
+        Raises FileNotFoundError if there are no prices, FolderError if one of them is out of range.
         """
         path = folder / PRICES
         if not path.exists() and not path.is_symlink():
@@ -119,11 +122,11 @@ class PriceList:
         if not isinstance(rows, list) or not rows:
             raise damaged(path, "a list of at least one operating point is missing")
         if not isinstance(named_rows, dict):
-            raise damaged(path, "the named operating points are no JSON object")
+            raise damaged(path, "the named operating points are not a JSON object")
         points = tuple(_read_point(path, f"point {number}", row) for number, row in enumerate(rows))
-        for dear, cheap in itertools.pairwise(points):
-            if cheap.price < dear.price or cheap.cost > dear.cost or cheap.unit != dear.unit:
-                raise damaged(path, "the operating points do not run from dear to cheap in one unit")
+        for point, cheaper in itertools.pairwise(points):
+            if cheaper.price < point.price or cheaper.cost > point.cost or cheaper.unit != point.unit:
+                raise damaged(path, "the operating points are not in order of decreasing cost in one unit")
         named = {
             _FORMER_NAMES.get(name) or name: _read_point(path, shorten(name, 40), row)
             for name, row in named_rows.items()
@@ -132,11 +135,11 @@ class PriceList:
 
 
 def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
-    """An operating point from JSON; FolderError with its name if a number is out of range."""
+    """Return an operating point from JSON. Raises FolderError with its name if a number is out of range."""
     numbers = check_keys(path, content, _POINT)
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
-            raise damaged(path, f"{key} of {name} is no finite number")
+            raise damaged(path, f"{key} of {name} is not a finite number")
     point = OperatingPoint(**numbers)
     if not point.price >= 0 or not point.unit > 0 or not point.cost > 0:
         raise damaged(path, f"price, unit or cost of {name} is below 0, or a unit or cost is 0")
@@ -145,40 +148,43 @@ def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
     return point
 
 
-def check_numbers(**given: Any) -> None:
+def check_numbers(**values: Any) -> None:
     """Raise ValueError for a value that is neither None nor a number."""
-    for name, value in given.items():
+    for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
-            raise ValueError(f"{name} is a number, and not {value!r}")
+            raise ValueError(f"{name} must be a number, not {value!r}")
 
 
 def find_within(cost: ArrayLike, budget: float) -> int:
-    """Row of the dearest of these mean costs, dear to cheap, within a budget. ValueError if there is none."""
+    """Row of the highest of these mean costs, in decreasing order, within a budget.
+
+    Raises ValueError if there is none.
+    """
     costs = np.asarray(cost, dtype=np.float64)
     within = np.flatnonzero(costs <= budget)
     if not within.size:
-        raise ValueError(f"no price keeps the mean cost within {budget:g}: it is {costs[-1]:.1f} at least")
+        raise ValueError(f"no price keeps the mean cost within {budget:g}: it is at least {costs[-1]:.1f}")
     return int(within[0])
 
 
 def find_default(
     cost: ArrayLike, score: ArrayLike, best_fixed: float, budget: float | None = None, tolerance: float = 0.0
 ) -> int:
-    """Default row of mean costs, dear to cheap, and mean scores.
+    """Default row of mean costs, in decreasing order, and mean scores.
 
-    With a `budget` it is the dearest row within it. Without one, it is the row of least cost whose score is
-    at most `tolerance` below `best_fixed`, or if there is none that of the highest score. ValueError for a
-    tolerance below 0, or a budget below every cost.
+    With a `budget` it is the most expensive row within it. Otherwise it is the cheapest row whose score is at
+    most `tolerance` below `best_fixed`, or the row with the highest score if there is none. Raises ValueError
+    for a tolerance below 0, and for a budget below every cost.
     """
     if not tolerance >= 0:
         raise ValueError(f"a tolerance is at least 0, got {tolerance}")
     if budget is not None:
         return find_within(cost, budget)
     scores = np.asarray(score, dtype=np.float64)
-    reaching = scores >= best_fixed - tolerance - 1e-12
-    if not reaching.any():
+    is_good_enough = scores >= best_fixed - tolerance - 1e-12
+    if not is_good_enough.any():
         return int(scores.argmax())
-    return int(np.where(reaching, cost, np.inf).argmin())
+    return int(np.where(is_good_enough, cost, np.inf).argmin())
 
 
 def choose_price(
@@ -188,12 +194,12 @@ def choose_price(
     budget: float | None = None,
     tolerance: float = 0.0,
 ) -> OperatingPoint:
-    """Price to deploy, from a split that is neither trained nor tested on.
+    """Choose the price to deploy on a split that is used neither for training nor for testing.
 
-    With a `budget`, it is the lowest price whose mean cost is within it, whatever the scores. Without one, it
-    is the highest price whose mean score is at most `tolerance` below that of the best fixed scale, or if
-    there is none the price of the highest mean score. Raises ValueError if even the cheapest scale costs more
-    than the budget, or for a tolerance below 0.
+    With a `budget`, it is the lowest price whose mean cost is within the budget, whatever the scores.
+    Otherwise it is the highest price whose mean score is at most `tolerance` below that of the best fixed
+    scale, or the price with the highest mean score if there is none. Arrays are `[num_samples, num_scales]`.
+    Raises ValueError if even the cheapest scale costs more than the budget, and for a tolerance below 0.
     """
     front = sweep(estimates, cost, score)
     best_fixed = float(np.asarray(score, dtype=np.float64).mean(axis=0).max())

@@ -15,10 +15,10 @@ _BLOCK = 8192
 class Switches:
     """Choices, at every price, of a policy that maximises `estimate - price * cost` for each sample.
 
-    `first` `[num_samples]` are the columns chosen at price 0. In each switch (all `[num_switches]`), sample
-    `row` switches from column `before` to `after` when the price reaches `slope` (estimate lost per cost
-    saved). The switches of one row are in order of rising slopes: its scales are the vertices of the upper
-    concave hull of its points (cost, estimate), from dear to cheap.
+    `first` `[num_samples]` are the columns chosen at price 0. In each switch (all arrays `[num_switches]`),
+    sample `row` switches from column `before` to `after` when the price reaches `slope` (estimate lost per
+    cost saved). The switches of a row are in order of increasing slopes: its scales are the vertices of the
+    upper concave hull of its points (cost, estimate), by decreasing cost.
     """
 
     first: NDArray[np.int8]
@@ -29,9 +29,9 @@ class Switches:
 
 
 def find_switches(estimates: Floats, cost: Floats) -> Switches:
-    """The switches of estimates and costs `[num_samples, num_scales]`.
+    """Return the switches of estimates and costs, both `[num_samples, num_scales]`.
 
-    Among equal estimates, or slopes, the cheapest scale is chosen, among equally cheap ones the coarsest.
+    Ties of estimates or slopes go to the cheapest scale, then to the coarsest.
     """
     first, parts = [], []
     for start in range(0, len(cost), _BLOCK):
@@ -40,35 +40,35 @@ def find_switches(estimates: Floats, cost: Floats) -> Switches:
         block = np.ascontiguousarray(estimates[start:stop].T), np.ascontiguousarray(cost[start:stop].T)
         choice = _choose_best(*block)
         first.append(choice.astype(np.int8))
-        parts += [(start + row, *part) for row, *part in _walk_down(*block, choice)]
+        parts += [(start + row, *part) for row, *part in _iterate_switches(*block, choice)]
     if not parts:
-        none = np.empty(0, dtype=np.int8)
-        return Switches(np.concatenate(first), np.empty(0, dtype=np.int64), none, none, np.empty(0))
+        empty = np.empty(0, dtype=np.int8)
+        return Switches(np.concatenate(first), np.empty(0, dtype=np.int64), empty, empty, np.empty(0))
     row, before, after, slope = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Switches(np.concatenate(first), row, before, after, slope)
 
 
 def _choose_best(estimates: Floats, cost: Floats) -> NDArray[np.int64]:
-    """The cheapest column of highest estimate; `estimates` and `cost` are `[num_scales, num_rows]`."""
+    """Return the cheapest column with the highest estimate, from arrays `[num_scales, num_rows]`."""
     return np.where(estimates == estimates.max(axis=0), cost, np.inf).argmin(axis=0)
 
 
-def _walk_down(
+def _iterate_switches(
     estimates: Floats, cost: Floats, choice: NDArray[np.int64]
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Rounds of (row, before, after, slope), in each of which every row switches to a cheaper column once."""
-    every = np.arange(cost.shape[1])
+    """Yield (row, before, after, slope) in rounds; in a round, each row switches at most once."""
+    all_rows = np.arange(cost.shape[1])
     current, previous = choice, np.zeros(cost.shape[1])
     for _ in range(len(cost) - 1):
-        saved = cost[current, every] - cost
+        saved = cost[current, all_rows] - cost
         slope = np.full(cost.shape, np.inf)
-        np.divide(estimates[current, every] - estimates, saved, out=slope, where=saved > 0)
+        np.divide(estimates[current, all_rows] - estimates, saved, out=slope, where=saved > 0)
         lowest = slope.min(axis=0)
         row = np.flatnonzero(lowest < np.inf)
         if not row.size:
             return
         target = np.where(slope == lowest, cost, np.inf).argmin(axis=0)
-        # Slopes rise except for rounding errors, and callers rely on it.
+        # Slopes increase except for rounding errors, which are removed because callers rely on the order.
         previous = np.maximum(lowest, previous)
         yield row, current[row].astype(np.int8), target[row].astype(np.int8), previous[row]
         current = target

@@ -123,7 +123,12 @@ def read_predictor(trained: Path, labels: Path) -> Any:
     assert hybrid is not None
     return [
         *(asdict(found.record), estimates.tobytes(), found.prices.default, found.prices.points),
-        *(hybrid.cost.tobytes(), hybrid.score.tobytes(), hybrid.price.tobytes(), hybrid.gain.here.tobytes()),
+        *(
+            hybrid.cost.tobytes(),
+            hybrid.score.tobytes(),
+            hybrid.price.tobytes(),
+            hybrid.gain.current.tobytes(),
+        ),
     ]
 
 

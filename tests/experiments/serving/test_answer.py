@@ -150,7 +150,7 @@ def test_the_hybrid_says_what_it_tried(answer):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["escalate=true", "point=guarantee"], "'guarantee' is a point of the predictor alone"),
+        (["escalate=true", "point=guarantee"], "'guarantee' is a point of the predictor only"),
         (["escalate=true", "scale=36"], "scale forces a scale"),
         (["budget=20", "scale=36"], "scale forces a scale"),
         (["escalate=maybe"], "escalate=maybe: give true or false (whether to look at the answer"),

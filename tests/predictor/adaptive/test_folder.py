@@ -156,7 +156,7 @@ def test_an_open_backbone_can_be_given_and_another_one_is_refused(model, folder)
     other = LlavaBackbone(
         FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=5, prompt="short"
     )
-    with pytest.raises(ValueError, match="whose decoding have the fingerprint"):
+    with pytest.raises(ValueError, match="whose decoding fingerprint is"):
         AdaptiveM3.from_pretrained(folder, backbone=other)
 
 
@@ -165,7 +165,7 @@ def test_changed_weights_are_refused(folder):
     content = unseal(json.loads(path.read_text()))
     content["fingerprints"]["weights"] = "0" * 16
     path.write_text(json.dumps(seal(content)))
-    with pytest.raises(ValueError, match="weights have the fingerprint 0000000000000000"):
+    with pytest.raises(ValueError, match="weights fingerprint is 0000000000000000"):
         AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
@@ -336,9 +336,9 @@ def test_dtype_and_device_map_are_those_of_the_backbone(folder, image, caplog):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"load_in_8bit": True}, TypeError, "from_pretrained takes no load_in_8bit"),
-        ({"low_cpu": 1, "attn": 2}, TypeError, "takes no attn, low_cpu"),
-        ({"torch_dtype": "int8"}, ValueError, "dtype is 'int8', and may be float32"),
+        ({"load_in_8bit": True}, TypeError, "from_pretrained has no argument load_in_8bit"),
+        ({"low_cpu": 1, "attn": 2}, TypeError, "has no argument attn, low_cpu"),
+        ({"torch_dtype": "int8"}, ValueError, "dtype is 'int8': give float32"),
         ({"dtype": "float32", "torch_dtype": "float16"}, ValueError, "give one of them"),
         ({"device": "cpu", "device_map": "auto"}, ValueError, "give device or device_map, not both"),
     ],
@@ -351,7 +351,7 @@ def test_other_keywords_are_refused_by_name(folder, arguments, error, message):
 def test_an_open_backbone_is_left_where_it_is(model, folder):
     refused: list[dict[str, Any]] = [{"device": "cpu"}, {"dtype": "float32"}]
     for arguments in refused:
-        with pytest.raises(ValueError, match="the backbone that is given is open already"):
+        with pytest.raises(ValueError, match="the given backbone is already open"):
             AdaptiveM3.from_pretrained(folder, backbone=model.backbone, **arguments)
 
 
@@ -365,7 +365,7 @@ def test_a_missing_folder_is_said_in_a_line_and_no_hub_is_asked(tmp_path, monkey
     monkeypatch.setattr("predictor.adaptive.folder.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(FileNotFoundError, match=r"^no folder .*none.*: give one that .*$"):
         AdaptiveM3.from_pretrained(source)
-    with pytest.raises(FolderError, match=r"none\.txt is a file: give the folder that it lies in"):
+    with pytest.raises(FolderError, match=r"none\.txt is a file: give the folder that contains it"):
         AdaptiveM3.from_pretrained("none.txt")
 
 

@@ -118,7 +118,7 @@ def test_price_budget_and_name_set_the_operating_point(backbone, images, joined)
         choose(price=1, budget=1)
     with pytest.raises(ValueError, match="only default, guarantee"):
         choose(point="nowhere")
-    with pytest.raises(ValueError, match="give an image to every question"):
+    with pytest.raises(ValueError, match="give one image per question"):
         joined.answer(images, [COUNT])
     assert joined.answer([], []) == []
 
@@ -216,13 +216,13 @@ def test_in_use_the_hybrid_does_what_evaluation_says_of_tiled_images():
 def test_escalation_is_refused_where_it_cannot_be(images, joined, make_escalating):
     with pytest.raises(ValueError, match="no hybrid was saved"):
         joined.answer(images[:1], [COLOR], escalate=True)
-    with pytest.raises(ValueError, match="'guarantee' is a point of the predictor alone"):
+    with pytest.raises(ValueError, match="'guarantee' is a point of the predictor only"):
         make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, point="guarantee")
-    with pytest.raises(ValueError, match=r"within 10: it is 40\.0 at least"):
+    with pytest.raises(ValueError, match=r"within 10: it is at least 40\.0"):
         make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, budget=10)
     assert make_escalating(0.5).answer(images[:1], [COLOR], escalate=True, point="default")
     few = Hybrid.fit(*np.random.default_rng(0).uniform(0.1, 0.9, (4, 20, 2)))
-    with pytest.raises(ValueError, match="fitted on 2 scales, and checkpoint has 5: train"):
+    with pytest.raises(ValueError, match="fitted on 2 scales, but checkpoint has 5: train"):
         AdaptiveM3(joined.backbone, joined.predictor, joined.prices, few)
 
 
@@ -306,7 +306,7 @@ def test_one_picture_answers_all_questions_and_is_encoded_once(images, joined, m
             "the question contains '<image>', the placeholder of the image: remove it",
         ),
         ("image", "what \ud800?", "the question cannot be encoded as UTF-8"),
-        ("two", COLOR, "2 images and 1 questions: give an image to every question"),
+        ("two", COLOR, "2 images and 1 questions: give one image per question"),
         ("two", [COLOR] * 3, "2 images and 3 questions"),
         ("none.png", COLOR, "cannot read image 'none.png': no such file"),
         (b"", COLOR, "cannot read the image: the file is empty"),
@@ -351,7 +351,7 @@ def test_it_moves_like_a_module(images, caplog):
     assert len(model.answer(images[0], [COLOR, COUNT])) == 2
     # Back again it is what it was: weights are read anew, not rounded.
     assert model.to(dtype="float32").answer(images[0], [COLOR, COUNT]) == before
-    with pytest.raises(ValueError, match="dtype is 'int8', and may be float32"):
+    with pytest.raises(ValueError, match="dtype is 'int8': give float32"):
         model.to(dtype="int8")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="there is no GPU"):

@@ -210,7 +210,7 @@ def test_what_no_fit_gives_is_not_loaded(tmp_path, name, change):
 
 def test_wants_estimates():
     confidence, score, cost, estimates = draw(50, 7)
-    with pytest.raises(ValueError, match="give its estimates"):
+    with pytest.raises(ValueError, match="give the predictor's estimates"):
         Hybrid.fit(confidence, score, cost, None)
-    with pytest.raises(ValueError, match="give its estimates"):
+    with pytest.raises(ValueError, match="give the predictor's estimates"):
         Hybrid.fit(confidence, score, cost, estimates).escalate(confidence, cost, None)

@@ -64,7 +64,7 @@ def test_one_scale_has_one_point() -> None:
     [
         ([[0.5, 0.5]], [[1, 4]], -1, "at least 0"),
         ([[0.5, 0.5]], [[1, 4]], float("nan"), "at least 0"),
-        ([[0.5]], [[1, 4]], 0, "where cost is"),
+        ([[0.5]], [[1, 4]], 0, "but cost is"),
         ([[0.5, np.nan]], [[1, 4]], 0, "not finite"),
         ([[0.5, 0.5]], [[0, 4]], 0, "positive"),
         (np.empty((0, 2)), np.empty((0, 2)), 0, "at least one"),

@@ -12,7 +12,7 @@ def test_price_for_a_budget_is_the_lowest_within_it():
     assert point.price == pytest.approx(0.8 / 3)
     assert (point.unit, point.cost, point.score) == (4, 2.5, 1)
     assert choose_price(ESTIMATES, COST, SCORE, 1).cost == 1
-    with pytest.raises(ValueError, match=r"within 0\.9: it is 1\.0 at least"):
+    with pytest.raises(ValueError, match=r"within 0\.9: it is at least 1\.0"):
         choose_price(ESTIMATES, COST, SCORE, 0.9)
 
 
@@ -38,7 +38,7 @@ def test_price_list_by_budget_and_by_price(tmp_path):
     assert prices.at_budget(100).cost == 4
     assert (prices.at_price(0.5).price, prices.at_price(0.5).cost) == (0.5, 2.5)
     assert prices.at_price(7).cost == 1
-    with pytest.raises(ValueError, match=r"within 0\.5: it is 1\.0 at least"):
+    with pytest.raises(ValueError, match=r"within 0\.5: it is at least 1\.0"):
         prices.at_budget(0.5)
     with pytest.raises(ValueError, match="at least 0"):
         prices.at_price(-1)
