@@ -264,7 +264,7 @@ def list_cost_measures(
     if outcomes.vision_flops is None:
         log.warning(
             "the labels were made by an earlier version and lack FLOPs of the vision pass, so no cost is "
-            "counted in FLOPs: run `python -m experiments.label` again with the same settings, which adds "
+            "counted in FLOPs: run `tokenscale label` again with the same settings, which adds "
             "them without answering anything"
         )
     else:

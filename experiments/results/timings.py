@@ -37,7 +37,7 @@ def find_timings(
     if not timed:
         log.warning(
             "no timings of these predictors, this backbone and this machine with %d threads in batches of %d "
-            "in %s, so no cost is counted in milliseconds: run `python -m experiments.latency` with the same "
+            "in %s, so no cost is counted in milliseconds: run `tokenscale latency` with the same "
             "settings",
             torch.get_num_threads(),
             batch_size,

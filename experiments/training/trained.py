@@ -91,7 +91,7 @@ def load_record(folder: Path) -> TrainingRecord:
     """
     path = folder / MANIFEST
     if not path.exists() and not path.is_symlink():
-        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+        raise FileNotFoundError(f"no finished training in {folder}: run `tokenscale train`")
     required = {column.name for column in fields(TrainingRecord) if column.default_factory is MISSING}
     content = check_keys(path, read_json(path), frozenset(required), frozenset({"files", DIGEST}))
     try:
@@ -234,13 +234,13 @@ def load_trained(
         other = name_differences(record.identity, identity)
         raise IncompleteTraining(
             f"the predictor in {folder} was trained with other {other}: run "
-            "`python -m experiments.train` with this configuration"
+            "`tokenscale train` with this configuration"
         )
     digests = digest_files(folder)
     for name, digest in record.files.items():
         if digests.get(name) != digest:
             raise IncompleteTraining(
-                f"{folder / name} is not the file that its training wrote: run `python -m experiments.train` "
+                f"{folder / name} is not the file that its training wrote: run `tokenscale train` "
                 "again, which replaces it"
             )
     trained = TrainedPredictor(
@@ -256,7 +256,7 @@ def load_trained(
     if trained.hybrid is not None and trained.hybrid.num_scales != len(scales):
         raise FolderError(
             f"{folder / HYBRID} was fitted on {trained.hybrid.num_scales} scales, its predictor on "
-            f"{len(scales)}: delete {folder} and run `python -m experiments.train` again"
+            f"{len(scales)}: delete {folder} and run `tokenscale train` again"
         )
     if digest_files(folder) != digests:
         raise ValueError(f"{folder} was written to while it was read: run the command again")
@@ -284,7 +284,7 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
     closest = _describe_closest([record.identity for _, record in _list_records(predictors, name)], identity)
     raise FileNotFoundError(
         f"no predictor {name} was trained with this configuration in {predictors}{closest}: run "
-        "`python -m experiments.train` with it, or evaluate with the settings of that training"
+        "`tokenscale train` with it, or evaluate with the settings of that training"
     )
 
 
@@ -329,7 +329,7 @@ def find_trained(
         )
         raise FileNotFoundError(
             f"no predictor {predictor.name} was trained with these settings in {predictors}{closest}: run "
-            f"`python -m experiments.train predictor={predictor.name}`"
+            f"`tokenscale train predictor={predictor.name}`"
         )
     if len(fitting) > 1:
         first, second = fitting[0][1].identity, fitting[1][1].identity

@@ -46,7 +46,7 @@ class Pictures(Task):
 
     name: str = "pictures"
     fingerprint: str = "f" * 16
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def samples(self, split):
         assert split == "calibration", "only calibration is timed"
@@ -213,7 +213,7 @@ def test_an_evaluation_takes_timings_that_match_alone(
 ):
     folder = tmp_path / "latency"
     assert find(folder, backbone, predictors) is None
-    assert "run `python -m experiments.latency` with the same settings" in caplog.text
+    assert "run `tokenscale latency` with the same settings" in caplog.text
     measure(batch_size=2)
     assert find(folder, backbone, predictors) is None
     prints, digests = {**backbone.fingerprints, "data": "f" * 16}, {e.name: e.digest for e in predictors}

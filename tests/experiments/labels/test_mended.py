@@ -10,7 +10,7 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.outcomes.manifest import SET_ASIDE, read_manifest
+from m3_backbone.outcomes.manifest import SKIPPED_FILE, read_manifest
 from tests.experiments.tasks.question_files import make_task
 from tests.paths import FIXTURES
 
@@ -59,7 +59,7 @@ def test_a_picture_that_was_missing_is_answered_once_it_is_there(task, backbone,
     folder = tmp_path / "labels"
     summary = run(task, backbone, folder)
     assert summary.counts == {"train": 2, "calibration": 1, "test": 1}
-    assert summary.set_aside.keys() == {MISSING, next(key for key in summary.set_aside if LONG in key)}
+    assert summary.skipped.keys() == {MISSING, next(key for key in summary.skipped if LONG in key)}
     first, identity = read_manifest(folder), identify_labels(read_manifest(folder))
 
     # Still missing: nothing is done again, and no weights are loaded.
@@ -72,15 +72,15 @@ def test_a_picture_that_was_missing_is_answered_once_it_is_there(task, backbone,
     before = {path: path.stat().st_mtime_ns for path in (folder / "outcomes").iterdir()}
     mended = run(task, backbone, folder)
     assert mended.counts == {"train": 3, "calibration": 1, "test": 1}
-    assert all(LONG in reason for reason in mended.set_aside)
+    assert all(LONG in reason for reason in mended.skipped)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # What was trained on fewer samples is another training.
     assert identify_labels(read_manifest(folder)) != identity
     whole = run(task, backbone, tmp_path / "at_once")
-    assert (whole.counts, whole.accuracy, whole.set_aside) == (
+    assert (whole.counts, whole.accuracy, whole.skipped) == (
         mended.counts,
         mended.accuracy,
-        mended.set_aside,
+        mended.skipped,
     )
     with monkeypatch.context() as patch:
         patch.setattr(LlavaBackbone, "encode", None)
@@ -108,15 +108,15 @@ def test_an_unfinished_labelling_tries_again_too(task, backbone, tmp_path):
 def test_a_changed_list_of_skipped_samples_is_refused_by_name_and_made_again(task, backbone, tmp_path):
     folder = tmp_path / "labels"
     summary = run(task, backbone, folder)
-    path = folder / SET_ASIDE
+    path = folder / SKIPPED_FILE
     whole = path.read_bytes()
     path.write_bytes(whole.replace(MISSING.encode(), MISSING.encode()[::-1]))
     assert path.read_bytes() != whole
     target = open_folder(folder)
-    with pytest.raises(ValueError, match=r"set_aside.jsonl does not have the digest that the manifest gives"):
-        target.read_set_aside()
+    with pytest.raises(ValueError, match=r"skipped.jsonl does not have the digest that the manifest gives"):
+        target.read_skipped()
     assert run(task, backbone, folder) == summary
-    assert path.read_bytes() == whole and open_folder(folder).read_set_aside()
+    assert path.read_bytes() == whole and open_folder(folder).read_skipped()
 
 
 def open_folder(path):
