@@ -3,8 +3,8 @@
 Pooling loses pictures with many small items. The pictures therefore range from 1 to 40 objects and from 4 to
 144 characters in a table (four times as many on pictures of 384 pixels), with signs and real handwritten
 digits (scikit-learn's) of all sizes down to a few pixels. Crowded pictures have easy questions too, and
-sparse pictures hard ones. A question does not reveal how crowded its picture is: it names cells by their position
-from an edge, and signs by their color.
+sparse pictures hard ones. A question does not reveal how crowded its picture is: it names cells by their
+position from an edge, and signs by their color.
 """
 
 import random
@@ -102,7 +102,7 @@ class Scenes(Task):
 
     @property
     def image_set(self) -> str:
-        """Name of the collection of pictures: with another seed, size or look, the same ids are other pictures."""
+        """Name of the collection of pictures; another seed, size or look gives other pictures."""
         return f"{self.name} seed={self.seed} image_size={self.image_size} look={self.look}"
 
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:

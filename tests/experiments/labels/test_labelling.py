@@ -335,7 +335,7 @@ class TestOtherLabelsInTheFolder:
     def test_scales_off_the_ladder_are_refused_before_anything_moves(self, copied, task, backbone):
         before = sorted(copied.rglob("*"))
         with pytest.raises(
-            ValueError, match=r"feature_scales=\[9, 7\]: .* no scale 7, give some of 1, 9, 36"
+            ValueError, match=r"feature_scales=\[9, 7\]: .* no scale 7: give some of 1, 9, 36"
         ):
             label_some(task, backbone, copied, feature_scales=(9, 7), overwrite=True)
         assert sorted(copied.rglob("*")) == before and not list(copied.parent.glob("*replaced*"))
@@ -352,7 +352,7 @@ class TestOtherLabelsInTheFolder:
         assert re.fullmatch(
             rf"{copied.name}\.replaced-\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d", summary.replaced.name
         )
-        assert f"the labels that were here before are kept in {summary.replaced}" in str(summary)
+        assert f"the former labels are kept in {summary.replaced}" in str(summary)
         assert read_outcomes(summary.replaced, "test").to_arrow().equals(before.to_arrow())
         assert (summary.replaced / "resampled" / "test-00000.safetensors").read_text() == "answers"
         assert not list((copied / "resampled").iterdir())
@@ -585,7 +585,7 @@ def test_what_a_task_must_not_do_is_found_before_anything_is_labelled(
 
 def test_shards_of_the_work_fill_one_folder(task, backbone, undisturbed, tmp_path):
     first = label_some(task, backbone, tmp_path, shard="0/2")
-    assert first.num_missing == 2 and "2 files are missing" in str(first)
+    assert first.num_missing == 2 and "2 files of other parts are still missing" in str(first)
     with pytest.raises(ValueError, match="not finished"):
         read_outcomes(tmp_path, "train")
     last = label_some(task, backbone, tmp_path, shard="1/2")
@@ -601,7 +601,7 @@ def test_an_impossible_shard_is_refused(text, task, backbone, tmp_path):
 
 
 def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="would replace what the other shards make"):
+    with pytest.raises(ValueError, match="would replace the files of the other parts"):
         label_some(task, backbone, tmp_path, shard="0/2", overwrite=True)
     with (
         FileLock(tmp_path / ".lock-0-of-2"),

@@ -189,7 +189,7 @@ def test_batches_are_whole_and_times_are_per_picture(measure, monkeypatch):
         measure(num_images=6, batch_size=6)
     with pytest.raises(ValueError, match=r"num_images=1 pictures do not fill a batch of 2"):
         measure(num_images=1, batch_size=2)
-    with pytest.raises(ValueError, match=r"latency\.num_rounds is at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"latency\.num_rounds=0: give 1 or more"):
         measure(num_rounds=0)
 
 
@@ -262,7 +262,7 @@ def test_a_damaged_file_is_measured_again_by_the_same_command(
         path.write_text(text)
         again, latency = measure()
         assert again == path and len(latency.vision)
-        assert f"timed again: {path} is not a complete file of timings" in caplog.text
+        assert f"measured again: {path} is not a complete file of timings" in caplog.text
         assert find(tmp_path / "latency", backbone, predictors) is not None
 
 

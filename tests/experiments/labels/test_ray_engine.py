@@ -71,5 +71,5 @@ def test_two_actors_of_which_one_is_killed_make_the_same_table(tmp_path):
 def test_without_ray_the_way_out_is_named(monkeypatch):
     job: Any = None
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"pip install 'ray\[data\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'tokenscale\[ray\]'"):
         next(RayEngine().run(job, {"00000": 3}))

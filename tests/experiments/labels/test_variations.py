@@ -75,7 +75,7 @@ def test_rotated_runs_of_a_real_model(tmp_path):
     test = read_outcomes(labels, "test")
     variation = RotatedOptions()
     folder = ResampledFolder(labels, test.fingerprints, variation.identity)
-    with pytest.raises(ValueError, match="can be asked in 4 different ways"):
+    with pytest.raises(ValueError, match="has 4 different variants"):
         resample_answers(backbone, task, test, folder, variation, num_images=None, num_runs=4)
     found = resample_answers(backbone, task, test, folder, variation, num_images=None, num_runs=3)
     assert [test.sample_id[row] for row in found.rows] == ["mine/1", "mine/2"]
