@@ -140,7 +140,7 @@ def test_a_time_limit_ends_the_piece_and_not_the_training(tmp_path, capsys):
             train(tmp_path, "max_minutes=0")
         except SystemExit as stop:
             assert stop.code == UNFINISHED
-            assert "the same command goes on from there" in capsys.readouterr().out
+            assert "run the same command again to resume" in capsys.readouterr().out
         pieces += 1
     # One epoch of the tower, two of the model; what ends with the last epoch is whole.
     assert pieces == 2

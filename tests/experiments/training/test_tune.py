@@ -380,4 +380,4 @@ def test_a_database_that_cannot_be_opened_is_one_line(tmp_path, storage):
     message = describe_mistake(caught.value)
     assert message is not None and len(message.splitlines()) == 1
     assert message.startswith("the database of the study cannot be used: ")
-    assert message.endswith("; study.storage=... names another one")
+    assert message.endswith(": give another one with study.storage=...")
