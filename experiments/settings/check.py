@@ -47,8 +47,8 @@ _KEYS_OF_HYDRA = {_TARGET, "_partial_", "_convert_", "_recursive_", "_args_"}
 class Signature:
     """Parameters of a class or function.
 
-    `types` maps names to annotations, `names` to whether the parameter is required. `is_open` is True if other
-    keyword arguments are accepted too.
+    `types` maps names to annotations, `names` to whether the parameter is required. `is_open` is True if
+    other keyword arguments are accepted too.
     """
 
     types: Mapping[str, Any]

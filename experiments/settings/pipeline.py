@@ -238,7 +238,7 @@ class ResampleSettings(Labelled, Reading, Recorded):
     variation: Built
     """how the runs of one question differ"""
     engine: Built
-    """where samples are answered"""
+    """execution backend"""
     num_images: PositiveInt | None
     """number of test images, taken from the start of the split; null: all"""
     num_runs: Annotated[int, Ge(2)]
