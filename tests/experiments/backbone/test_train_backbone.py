@@ -81,7 +81,7 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
 def test_what_is_about_a_trained_model_wants_one(override, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(tmp_path, override)
-    assert "name one with start_from=CHECKPOINT" in capsys.readouterr().err
+    assert "give one with start_from=CHECKPOINT" in capsys.readouterr().err
 
 
 def test_heads_of_other_labels_start_anew(caplog):

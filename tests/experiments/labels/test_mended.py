@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -10,7 +11,8 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.outcomes.manifest import SKIPPED_FILE, read_manifest
+from m3_backbone.outcomes.manifest import OLD_SKIPPED_FILE, SKIPPED_FILE, find_shard, read_manifest
+from m3_backbone.outcomes.shards import digest_file, read_header, write_shard
 from tests.experiments.tasks.question_files import make_task
 from tests.paths import FIXTURES
 
@@ -117,6 +119,34 @@ def test_a_changed_list_of_skipped_samples_is_refused_by_name_and_made_again(tas
         target.read_skipped()
     assert run(task, backbone, folder) == summary
     assert path.read_bytes() == whole and open_folder(folder).read_skipped()
+
+
+def test_a_folder_with_the_former_names_is_read_and_completed(task, backbone, tmp_path):
+    folder = tmp_path / "labels"
+    summary = run(task, backbone, folder)
+    use_former_names(folder)
+    former = run(task, backbone, folder)
+    assert (former.counts, former.skipped) == (summary.counts, summary.skipped)
+    assert str(folder / OLD_SKIPPED_FILE) in str(former) and not (folder / SKIPPED_FILE).exists()
+    draw(tmp_path, "b")
+    completed = run(task, backbone, folder)
+    assert completed.counts == {"train": 3, "calibration": 1, "test": 1}
+    assert all(LONG in reason for reason in completed.skipped)
+    assert str(folder / SKIPPED_FILE) in str(completed) and not (folder / OLD_SKIPPED_FILE).exists()
+
+
+def use_former_names(folder: Path) -> None:
+    """Give the skipped samples the file name and the key in shards that tokenscale 0.1 wrote."""
+    target = open_folder(folder)
+    (folder / SKIPPED_FILE).rename(folder / OLD_SKIPPED_FILE)
+    target.manifest["files"][OLD_SKIPPED_FILE] = target.manifest["files"].pop(SKIPPED_FILE)
+    for name, shard in target.manifest["shards"].items():
+        path = find_shard(folder, "outcomes", name)
+        header = {key: value for key, value in read_header(path).items() if key != "schema"}
+        header["set_aside"] = header.pop("skipped")
+        write_shard(path, pq.read_table(path), header)
+        shard["outcomes"] = digest_file(path)
+    target.write_manifest()
 
 
 def open_folder(path):

@@ -295,7 +295,7 @@ def test_mistakes_are_named(bench):
 
     bench.task.image = fail
     with pytest.raises(
-        OSError, match=r"cannot read image 'test.*: it is gone; when it was labelled it could be"
+        OSError, match=r"cannot read image 'test.*: it is gone; it was readable when it was labelled"
     ):
         bench.resample()
     bench.task = Scenes(seed=6)
