@@ -1,8 +1,8 @@
 """Answer one question about an image, at the scale that a trained predictor chooses.
 
-The predictor chooses the scale; its estimates, the choice and the answers at the other scales are printed.
-With `escalate=true` the hybrid looks at its answer and may go on to finer scales. `scale=36` forces one, and
-needs no predictor.
+Prints the estimates of the predictor, the chosen scale and the answers at all scales. With `escalate=true`,
+the hybrid looks at its answer and retries at a finer scale when that is worth it. `scale=36` forces a scale
+and needs no predictor.
 
 Examples:
     tokenscale answer image=photo.png question='What is this?'            # predictor of `tokenscale run`
@@ -35,53 +35,50 @@ def main(config: DictConfig) -> str:
     backbone: Backbone = instantiate(config.backbone, _convert_="all")
     backbone.check_question(question)
     encoded = backbone.encode([image])
-    chosen = None
+    adaptive_answer = None
     if config.scale is None:
         adaptive = load_adaptive(backbone, config)
         terms = {"price": config.price, "budget": config.budget}
         if config.escalate:
             hybrid = adaptive.find_hybrid(**terms, point=config.point)
-            (chosen,) = adaptive.escalate(encoded, [question], hybrid)
-            reason = describe_escalation(hybrid, chosen)
+            (adaptive_answer,) = adaptive.escalate(encoded, [question], hybrid)
+            reason = describe_escalation(hybrid, adaptive_answer)
         else:
             point = adaptive.prices.find(**terms, name=config.point)
-            (chosen,) = adaptive.answer_at(encoded, [question], point)
-            reason = describe_point(point, chosen.choice)
-        scale = chosen.scale
+            (adaptive_answer,) = adaptive.answer_at(encoded, [question], point)
+            reason = describe_point(point, adaptive_answer.choice)
+        scale = adaptive_answer.scale
     elif config.escalate or any(config[name] is not None for name in ("price", "budget", "point")):
         raise ValueError(
-            "scale forces a scale, and price, budget, point and escalate choose one: give either"
+            "scale forces a scale, and price, budget, point and escalate choose one: give scale or these"
         )
     else:
-        scale, reason = check_scale(config.scale, backbone.scales), "as asked for"
+        scale, reason = check_scale(config.scale, backbone.scales), "as set with scale=..."
     answers = {
-        offered_scale: chosen.answer
-        if chosen and offered_scale == scale
-        else backbone.answer(encoded, [question], offered_scale)[0]
-        for offered_scale in backbone.scales
+        other: adaptive_answer.answer
+        if adaptive_answer and other == scale
+        else backbone.answer(encoded, [question], other)[0]
+        for other in backbone.scales
     }
     for answer in answers.values():
         answer.check_finite()
-    costs = {
-        offered_scale: backbone.num_visual_tokens(image.size, offered_scale)
-        for offered_scale in backbone.scales
-    }
-    print(format_answers(answers, costs, scale, chosen))
+    costs = {other: backbone.num_visual_tokens(image.size, other) for other in backbone.scales}
+    print(format_answers(answers, costs, scale, adaptive_answer))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")
     return answers[scale].text
 
 
 def quote_free_text(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with the values of `image` and `question` in quotes, as Hydra wants them.
+    """Return the arguments with the values of `image` and `question` quoted for Hydra.
 
-    So a question may hold commas, brackets, quotes and equals signs and still be given as `question='...'` to
-    the shell, which takes those quotes away. A value that is in quotes already is left as it is.
+    A question may then have commas, brackets, quotes and equals signs and be typed as `question='...'` in the
+    shell, which removes these quotes. A value that is still in quotes is left unchanged.
     """
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if equals and key in ("image", "question") and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
-            # A backslash counts only before what it would hide: an interpolation or a quote.
+            # Backslashes are doubled only where they would escape an interpolation or a quote.
             value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
             value = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
             value = re.sub(r"(\\*)\Z", lambda match: match[1] * 2, value, count=1)

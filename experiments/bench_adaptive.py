@@ -1,9 +1,9 @@
 """Time adaptive answers, backbone and predictor together, against every fixed scale.
 
 Times backbone and predictor together against the same backbone at every fixed scale, on the same machine and
-weights, one question at a time and in batches; beside it the share of the predictor and the FLOPs by formula.
-Every batch is answered by all ways before the next one, in another order each time, and ratios are taken
-within a batch: what else the machine does hits all ways alike. The last line is all of it as one JSON object.
+weights, one question at a time and in batches, and reports the share of the predictor and the computed FLOPs.
+Every batch is answered by all methods in turn, in a rotated order, and ratios are taken within a batch, so
+that other load on the machine affects all methods equally. The last line has all results as one JSON object.
 
 Examples:
     tokenscale bench_adaptive  # the embedded backbone, as `tokenscale run` trained its predictor
@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
     else:
         adaptive = load_adaptive(backbone, config)
     point = adaptive.prices.find(price=config.price, budget=config.budget, name=config.point)
-    # No batch is larger than all there is to ask.
+    # No batch is larger than the number of questions.
     sizes = sorted({min(size, len(questions)) for size in config.batch_sizes})
     report(measure(adaptive, point, questions, batch_sizes=sizes, repeats=config.repeats))
 

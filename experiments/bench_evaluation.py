@@ -1,8 +1,8 @@
 """Time an evaluation on synthetic outcomes of many questions.
 
-Synthetic outcomes of many questions, two predictors of different skill. Timed are (a) the figures of one of
-them: operating points, front, oracles, merits; (b) the paired bootstrap of those of both, with the fronts'
-bands and the differences. The last line is the table as one JSON object.
+Times, for two predictors of different skill, (a) the metrics of one of them: operating points, front and
+oracles; (b) the paired bootstrap of the metrics of both, with bands of the fronts and differences. The last
+line is the table as one JSON object.
 
 Examples:
     tokenscale bench_evaluation                                   # a million questions

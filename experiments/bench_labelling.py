@@ -1,8 +1,8 @@
 """Time labelling at all scales against plain `generate`.
 
-Times the labelling engine on the pictures and questions of a task, and beside it, in the same run, plain
-`generate`: (a) one call per question and scale, each encoding its image, as published evaluations do; (b) the
-same in batches; (c) the engine at the finest scale alone. The last line is the table as one JSON object.
+Times the labelling engine on the pictures and questions of a task, and in the same run plain `generate`:
+(a) one call per question and scale, each encoding its image, as in published evaluations; (b) the same in
+batches; (c) the engine at the finest scale only. The last line is the table as one JSON object.
 
 Examples:
     tokenscale bench_labelling                                      # 48 pictures

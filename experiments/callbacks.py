@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 class OwnFolder(Callback):
     """Gives every run and every sweep a folder that no other command writes to.
 
-    The folder of the configuration, which is named after the second, is made exclusively; where it is there
-    already, its name gets the suffix -2, -3 and so on. A folder that the command line names
-    (`hydra.run.dir`, `hydra.sweep.dir`) is used as it is.
+    The folder of the configuration, which is named after the current second, gets the suffix -2, -3 and so on
+    if it exists already. A folder given on the command line (`hydra.run.dir`, `hydra.sweep.dir`) is used as
+    it is.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -33,8 +33,8 @@ class OwnFolder(Callback):
 def take_folder(config: DictConfig, mode: str) -> None:
     """Make the folder `hydra.MODE.dir` and check that it can be written to, before any work.
 
-    Hydra turns exceptions of a callback into warnings, and shows those of its own with a traceback: a folder
-    that cannot be made ends the command here.
+    Raises SystemExit with a one-line message otherwise: Hydra would turn an exception of the callback into a
+    warning, and then fail with a traceback.
     """
     key = f"hydra.{mode}.dir"
     folder = Path(str(config.hydra[mode].dir))
@@ -57,7 +57,7 @@ def take_folder(config: DictConfig, mode: str) -> None:
     if not is_named:
         with read_write(config.hydra):
             config.hydra[mode].dir = str(folder)
-            if mode == "sweep":  # each job is composed anew, from these
+            if mode == "sweep":  # the configuration of each job is composed from these overrides
                 quoted = str(folder).replace("'", r"\'")
                 config.hydra.overrides.hydra.append(f"{key}='{quoted}'")
 
@@ -65,15 +65,15 @@ def take_folder(config: DictConfig, mode: str) -> None:
 class ComparisonReport(Callback):
     """Writes `compare.html` into the folder of a sweep whose jobs were evaluated; see `experiments.compare`.
 
-    A sweep of anything else has no metrics, and one over tasks or backbones nothing to compare: both are
-    left as they are, the second with its reason.
+    A sweep of another command has no metrics and is ignored; for a sweep over tasks or backbones, whose runs
+    cannot be compared, the reason is logged.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         if not any(folder.glob("*/metrics.json")):
             return
-        # Hydra makes this object at the start of every command: what draws is imported only where it is due.
+        # Hydra creates this object at the start of every command: plotting is imported only when needed.
         from experiments.config import Provenance, format_command
         from experiments.reporting.comparison import compare_runs
 
@@ -85,4 +85,4 @@ class ComparisonReport(Callback):
         try:
             compare_runs([folder], output=folder, provenance=provenance)
         except ValueError as error:
-            log.warning("the runs of this sweep are not laid side by side: %s", error)
+            log.warning("the runs of this sweep are not compared: %s", error)

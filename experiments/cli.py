@@ -1,8 +1,8 @@
 """The console script: `tokenscale COMMAND ...` runs the same command as `python -m experiments.COMMAND ...`.
 
-The difference is where modules are looked for. `python -m` takes those of the working directory first; the
-script takes them last, so that a folder `experiments/` of the user's own does not hide this package, and a
-class of the user's own is still found by its dotted name. Processes that a command starts do the same.
+The two differ in the order of the module search path. `python -m` has the working directory first; the script
+has it last, so that a folder `experiments/` of the user does not hide this package, and a class of the user
+is still found by its dotted name. Processes that a command starts have the same order.
 """
 
 import ast
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = "tokenscale"
-# Extra of the distribution (pyproject.toml) that each module comes with.
+# Module -> extra of the distribution (pyproject.toml) that installs it.
 EXTRAS = {
     **dict.fromkeys(
         (
@@ -26,12 +26,12 @@ EXTRAS = {
     "model2vec": "sentences",
     "wordllama": "sentences",
 }
-# Set by the script for the processes that it starts: jobs of a sweep, ranks of a training on several devices.
+# Environment variable set by the script for its child processes: jobs of a sweep, ranks of a training.
 _STARTED_BY_SCRIPT = "TOKENSCALE_STARTED_BY_SCRIPT"
 
 
 def main() -> None:
-    """Run the command that the first argument names, with the arguments after it."""
+    """Run the command in the first argument, with the arguments after it."""
     name, *arguments = sys.argv[1:] or ["--help"]
     commands = list_commands()
     if name in ("-h", "--help"):
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def find_config_dir() -> Path:
-    """The `conf/` folder: beside the packages in a clone, inside `experiments/` in an installed wheel."""
-    here = Path(__file__).resolve().parent
-    for candidate in (here / "conf", here.parent / "conf"):
+    """Return the `conf/` folder: beside the packages in a clone, inside `experiments/` in a wheel."""
+    package_dir = Path(__file__).resolve().parent
+    for candidate in (package_dir / "conf", package_dir.parent / "conf"):
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(
-        f"no conf/ folder beside or inside {here}: reinstall tokenscale, or run from a clone"
+        f"no conf/ folder beside or inside {package_dir}: reinstall tokenscale, or run from a clone"
     )
 
 
@@ -71,7 +71,7 @@ def list_commands() -> list[str]:
 
 
 def format_commands() -> str:
-    """Return the list of all commands, a line each."""
+    """Return the list of all commands, one per line."""
     commands = list_commands()
     width = max(map(len, commands)) + 2
     return "\n".join(
@@ -95,7 +95,7 @@ def read_docstring(command: str) -> str:
 
 
 def describe_missing(error: ModuleNotFoundError) -> str | None:
-    """Return which extra of tokenscale has the module that is missing; None if none has it."""
+    """Return a message with the extra of tokenscale that has the missing module; None if none has it."""
     module = (error.name or "").partition(".")[0]
     extra = EXTRAS.get(module)
     if extra is None:
@@ -109,7 +109,7 @@ def is_started_by_script() -> bool:
 
 
 def append_working_directory() -> None:
-    """Let modules of the working directory be imported by their name, after all others."""
+    """Append the working directory to the module search path."""
     folder = str(Path.cwd())
     if not {"", folder} & set(sys.path):
         sys.path.append(folder)

@@ -1,7 +1,7 @@
 """Compare finished runs: fronts side by side, seeds combined, differences with intervals.
 
-`compare_runs` is the plain function behind the command: it reads every run's `metrics.json` and
-`draws.safetensors` and writes `compare.html`, `front.pdf`, `front.svg` and `tables/`.
+`compare_runs` is the function behind the command: it reads `metrics.json` and `draws.safetensors` of
+every run and writes `compare.html`, `front.pdf`, `front.svg` and `tables/`.
 
 Examples:
     tokenscale compare runs=outputs/multirun/2026-11-24_12-00-00_run  # all runs below a folder

@@ -1,4 +1,4 @@
-"""The decorator that turns a function of a configuration into a command, and where a report comes from."""
+"""Decorator that turns a function of a configuration into a command; provenance of reports."""
 
 import functools
 import logging
@@ -28,18 +28,18 @@ from experiments.cli import (
 )
 from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
 
-# Optuna's and SQLAlchemy's: a full disk, a database of another user, no server, a URL that names nothing.
+# Errors of Optuna and SQLAlchemy: a full disk, a database of another user, no server, an unknown URL.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
     """Run a function as `python -m experiments.<config_name>` on `conf/<config_name>.yaml`.
 
-    A user's mistake (ValueError or OSError with a message that says what to do, also from a constructor that
-    Hydra calls; a value that must be given and is not) ends in that one message and exit status 2; everything
-    else keeps its traceback, as it is ours to mend. `HYDRA_FULL_ERROR=1` shows the traceback of both.
-    An interrupted command (Ctrl-C) says what is lost, in the notes of the KeyboardInterrupt, and how to
-    resume; its exit status is 130. Characters that the terminal cannot show are replaced.
+    A user error (ValueError or OSError with a message that says what to do, also from a constructor called by
+    Hydra; a missing mandatory value) ends in one message and exit status 2. Other errors are bugs and keep
+    their traceback. `HYDRA_FULL_ERROR=1` shows the traceback of both. An interrupted command (Ctrl-C) prints
+    what is lost, from the notes of the KeyboardInterrupt, and how to resume; its exit status is 130.
+    Characters that the terminal cannot show are replaced.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             if is_started_by_script():
                 append_working_directory()
             try:
-                # What this imports would slow down --help and completion.
+                # Imported here, as it would slow down --help and completion.
                 from experiments.settings.check import check_settings
 
                 return function(check_settings(config_name, config))
@@ -79,7 +79,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 return command(config)
             arguments = sys.argv[1:] = rename_settings(sys.argv[1:])
             overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
-            # With another flag, as --config-dir, help is Hydra's own.
+            # With another flag, as --config-dir, Hydra prints its own help.
             asks_for_help = overrides != arguments and not any(text.startswith("-") for text in overrides)
             try:
                 mistake = find_wrong_argument(
@@ -98,7 +98,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     )
                     raise SystemExit(0)
                 return command()
-            except KeyboardInterrupt:  # before the work of a job begins, or between two of them
+            except KeyboardInterrupt:  # before a job begins, or between two jobs
                 given = format_command(config_name, _without_overwrite(arguments))
                 print(
                     f"\nInterrupted. Finished files are kept; run `{given}` again to resume.", file=sys.stderr
@@ -111,9 +111,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 
 def replace_unprintable() -> None:
-    """Let output replace what the encoding of the terminal lacks, instead of ending a finished command.
+    """Replace characters that the terminal cannot encode, instead of raising an error.
 
-    A log file that can no longer be written to does not interrupt the work either.
+    A log file that can no longer be written to does not raise an error either.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -122,7 +122,7 @@ def replace_unprintable() -> None:
 
 
 def format_command(entry_point: str, choices: Sequence[str]) -> str:
-    """Return a command as one types it: with `tokenscale` if the running one was, else with `python -m`."""
+    """Return a command line, with `tokenscale` if the running command has it, else with `python -m`."""
     program = (
         [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
     )
@@ -146,7 +146,7 @@ _TRAINING = (
     "budget",
     "tolerance",
 )
-# By command, the options that it shares with the one before, and those that have to be given.
+# Command -> options that it shares with the command before, and options that have to be given.
 _NEXT: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": ((*_LABELS, "experiment"), ()),
     "evaluate": ((*_PREDICTOR, *_TRAINING), ()),
@@ -164,17 +164,17 @@ def format_next(*commands: str) -> str:
     by_name = [(re.split(r"[.=@]", text.lstrip("+~"))[0], text) for text in overrides]
     lines = []
     for command in commands:
-        names, given = _NEXT[command]
+        names, required = _NEXT[command]
         if any(name in _TRAINING and name not in names for name, _ in by_name):
             continue
         shared = [text for name, text in by_name if name in names]
-        lines.append(f"next: {format_command(command, [*shared, *given])}")
+        lines.append(f"next: {format_command(command, [*shared, *required])}")
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a report comes from: the command, its configuration (YAML), and when it was run."""
+    """Origin of a report: the command, its configuration (YAML), and the time."""
 
     command: str
     config: str
@@ -182,7 +182,7 @@ class Provenance:
 
     @classmethod
     def of(cls, config: DictConfig) -> Self:
-        """Return that of the running command."""
+        """Return the provenance of the running command."""
         hydra_config = HydraConfig.get()
         return cls(
             format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task)),
@@ -192,16 +192,16 @@ class Provenance:
 
 
 def format_given_command() -> str:
-    """The command that was given, a sweep as a whole, as one repeats it to resume.
+    """Return the command line that resumes the running command, or its whole sweep.
 
-    Without `overwrite=true`: that would begin by replacing what is finished.
+    `overwrite=true` is left out, as it would replace finished files.
     """
     hydra_config = HydraConfig.get()
     name = str(hydra_config.job.name)
     if Path(sys.argv[0]).stem == name:
         arguments = sys.argv[1:]
     elif hydra_config.mode == RunMode.MULTIRUN:
-        # A job in a process of its own knows its own choices; the sweep has written down all of them.
+        # A job in a separate process has its own overrides only; those of the sweep are in a file.
         sweep = Path(hydra_config.sweep.dir) / "multirun.yaml"
         given = OmegaConf.load(sweep).hydra.overrides.task if sweep.is_file() else hydra_config.overrides.task
         arguments = ["-m", *given]
@@ -216,7 +216,7 @@ def _without_overwrite(arguments: Sequence[str]) -> list[str]:
 
 
 def describe_mistake(error: BaseException | None) -> str | None:
-    """What a user is told about their own mistake; None when the error is not one."""
+    """Return the message for a user error; None for any other error."""
     match error:
         case ModuleNotFoundError():
             return describe_missing(error)
@@ -231,11 +231,13 @@ def describe_mistake(error: BaseException | None) -> str | None:
         case ValueError() | OSError():
             return str(error)
         case MemoryError():
-            reason = str(error) or "no more could be had"
+            reason = str(error) or "an allocation failed"
             return f"there is not enough memory ({reason}): give smaller numbers, or fewer images at a time"
         case Exception() if type(error).__name__ in _ERRORS_OF_DATABASES:
             reason = str(error.__cause__ or error).splitlines()[0]
-            return f"the database of the study cannot be used: {reason}; study.storage=... names another one"
+            return (
+                f"the database of the study cannot be used: {reason}: give another one with study.storage=..."
+            )
         case Exception() if type(error).__name__ == "MisconfigurationException":
             # Lightning's, known by name: importing it here would slow down commands that do not train.
             return f"Lightning cannot do what the trainer settings ask for: {error} trainer=cpu runs anywhere"
@@ -243,7 +245,7 @@ def describe_mistake(error: BaseException | None) -> str | None:
 
 
 def _describe_building(error: InstantiationException) -> str | None:
-    """What is wrong with an object of the configuration; arguments are named as options."""
+    """Return the message for an object of the configuration, with its arguments named as options."""
     mistake = describe_mistake(error.__cause__)
     if (
         mistake is None

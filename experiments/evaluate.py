@@ -1,8 +1,8 @@
 """Evaluate trained predictors on the test split: fronts, intervals, a report.
 
-`evaluate_predictors` is the plain function behind the command: it reads labels and predictors, and writes
+`evaluate_predictors` is the function behind the command: it reads labels and predictors, and writes
 `metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in `tables/` and its
-figures as PDF and SVG.
+plots as PDF and SVG.
 
 Examples:
     tokenscale evaluate  # the predictors that `tokenscale train` trained
@@ -70,7 +70,7 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
 
 
 def write_results(config: DictConfig, findings: "Findings") -> str:
-    """Return what the terminal shows of an evaluation: a summary, in a sweep a line, or all tables."""
+    """Return the terminal output of an evaluation: a summary, one line in a sweep, or all tables."""
     from experiments.reporting.evaluation import REPORT
     from experiments.reporting.evaluation_tables import list_tables
     from experiments.reporting.findings import write_sentences

@@ -1,6 +1,6 @@
 """Show pictures of what a backbone answers wrong, by question type.
 
-One page of pictures, a row for each kind of question, those with the most failures first.
+One page of pictures, with one row per question type; the types with the most failures come first.
 
 Examples:
     tokenscale failures                                                # the finest scale, calibration split
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     table = OutcomeTable.read(config.paths.labels, config.split)
     scale = table.scales[-1] if config.scale is None else config.scale
     if scale not in table.scales:
-        raise ValueError(f"these labels have no scale {scale}: take one of {list(table.scales)}")
+        raise ValueError(f"these labels have no scale {scale}: give one of {list(table.scales)}")
     column = table.scales.index(scale)
     picked = pick_failures(table, column, per_kind=config.per_kind, seed=config.seed)
     if not picked:
@@ -40,7 +40,7 @@ def main(config: DictConfig) -> None:
     figure = draw_failures(table, picked, column, task.image, title)
     output = Path(HydraConfig.get().runtime.output_dir)
     save_figure(figure, output / "failures", ("png", "pdf"))
-    print(f"failures, kind by kind: {output / 'failures.*'}")
+    print(f"failures by question type: {output / 'failures.*'}")
 
 
 if __name__ == "__main__":

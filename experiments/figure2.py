@@ -2,8 +2,8 @@
 
 Cai et al. (arXiv 2405.17430) compare one nested model with one model per scale and with pooling that a model
 was never trained for, and, in an ablation, average pooling with spatial and sequential sampling. Here every
-variant goes on from one and the same model, trained at the finest scale alone, as M3 does from LLaVA; all see
-the same pictures in the same order, one stream of pictures per seed.
+variant starts from the same model, trained at the finest scale only, as M3 starts from LLaVA. All variants
+see the same pictures in the same order, one stream of pictures per seed.
 
 Examples:
     tokenscale figure2                                  # three seeds
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
 
     folder, seeds = Path(config.folder), list(config.seeds)
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={seeds} names a seed twice, and one seed is one training: name each once")
+        raise ValueError(f"seeds={seeds}: give each seed once, as it stands for one training")
     variants = list_variants(
         grid_scales(config.image.image_size // config.image.patch_size), config.model.scale_groups
     )

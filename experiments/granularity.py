@@ -1,11 +1,12 @@
 """Tabulate which scale the questions of a labelled task need, by question type and size.
 
-Per question type, and per size and number of what is shown, the smallest scale within a point of the best;
-how well question and image predict a sample's smallest sufficient scale; and whether a policy that knows the
-facts of a sample gains more than one that has question and image, with intervals and an equivalence margin.
+Tabulates, per question type and per size and number of items, the smallest scale within a point of the best;
+how well question and image predict the smallest sufficient scale of a sample; and whether a policy that knows
+the attributes of a sample gains more than one that has question and image, with intervals and an equivalence
+margin.
 
-The models are fitted on the training split and their prices chosen on calibration; their comparison on the
-test split is recorded like an evaluation, with a digest of each model.
+The models are fitted on the train split and their prices chosen on calibration; their comparison on the test
+split is recorded like an evaluation, with a digest of each model.
 
 Examples:
     tokenscale granularity                                    # the embedded backbone on `scenes`

@@ -1,7 +1,7 @@
-"""The text of `--help`: what a command does, examples, and its options with defaults and meanings.
+"""Text of `--help`: description, examples, and options with defaults and meanings.
 
-The description and the examples are the docstring of the command's module, which is read and not imported;
-the options are its typed settings (`experiments.settings`), the defaults its configuration in `conf/`.
+Description and examples are the docstring of the module of the command, which is not imported; the options
+are its typed settings (`experiments.settings`), the defaults its configuration in `conf/`.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from experiments.cli import SCRIPT, find_config_dir, read_docstring
 from experiments.settings.base import Settings
 from m3_backbone.arguments import show
 
-# Columns to the left of the meanings, and of the longest value that is shown whole.
+# Columns to the left of the meanings; largest number of characters of a value that is not shortened.
 _INDENT = 34
 _MAX_VALUE = 60
 
@@ -76,7 +76,7 @@ class Option:
 
 
 def list_options(command: str, config: DictConfig) -> list[Option]:
-    """Return the options of a command: those that choose among names first, folders of results last."""
+    """Return the options of a command: config groups first, folders of results last."""
     from experiments.settings.check import SETTINGS
 
     choices = {
@@ -93,7 +93,7 @@ def list_options(command: str, config: DictConfig) -> list[Option]:
 def _walk(
     settings: type[Settings], config: DictConfig, choices: Mapping[str, str | None], prefix: str = ""
 ) -> Iterator[Option]:
-    """Yield the options of a group of settings, those of config groups with the names to choose from."""
+    """Yield the options of a group of settings; config groups with the names to choose from."""
     hints = get_type_hints(settings, include_extras=True)
     for name, field in settings.model_fields.items():
         key, meaning = f"{prefix}{name}", " ".join((field.description or "").split())
@@ -125,13 +125,15 @@ def _read_value(config: DictConfig, key: str) -> str | None:
     """Return the value of an option as typed; None if the command does not have it."""
     *path, name = key.split(".")
     parent = OmegaConf.select(config, ".".join(path)) if path else config
-    if not isinstance(parent, DictConfig) or name not in list(parent):  # `in` leaves out what has to be given
+    if not isinstance(parent, DictConfig) or name not in list(
+        parent
+    ):  # `in` is False for missing mandatory values
         return None
     if OmegaConf.is_missing(parent, name):
         return "..."
     try:
         value: Any = parent[name]
-    except OmegaConfBaseException:  # it takes a value that has to be given
+    except OmegaConfBaseException:  # an interpolation of a missing mandatory value
         unresolved: Any = OmegaConf.to_container(parent)
         value = unresolved[name]
     text = show(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)

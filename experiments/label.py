@@ -1,6 +1,6 @@
 """Label a task: the backbone answers every question at every scale.
 
-`experiments.labels.labelling.label` is the plain function behind the command; it does only what is missing.
+`experiments.labels.labelling.label` is the function behind the command; it makes only what is missing.
 
 Examples:
     tokenscale label                                                     # the embedded backbone on `scenes`
@@ -37,9 +37,9 @@ def main(config: DictConfig) -> None:
 
 
 def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None) -> "LabelSummary":
-    """Label the task of a configuration, or what is missing of it.
+    """Label the samples of a task that have no labels yet; returns a summary.
 
-    `needed` are splits that have to be large enough for what follows; None: those that are labelled.
+    `needed` are the splits that need enough images for later steps; None means those that are labelled.
     """
     from experiments.labels.division import check_labels
     from experiments.labels.labelling import label

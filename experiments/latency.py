@@ -1,7 +1,7 @@
 """Time backbone and predictors together, in milliseconds.
 
-Writes one file of samples (`labels.latency`), from which `evaluate` takes milliseconds. An existing file of
-the same backbone, predictors, data, machine and settings is up to date.
+Writes one file of timings (`labels.latency`), which `evaluate` reads. An existing file of the same backbone,
+predictors, data, machine and settings is up to date.
 
 Examples:
     tokenscale latency  # the predictors that `tokenscale train` trained

@@ -1,9 +1,9 @@
 """Write the model card of an embedded backbone from its labels.
 
-Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale over all
-questions and per kind, beside that of a blind answerer, the oracle, and who can tell what it chooses. The
-models among these are fitted on the other splits, and their comparison on the test split is recorded like an
-evaluation, with a digest of each model.
+Reads the labels of the backbone on its tasks and writes, per task, the accuracy at every scale, overall and
+per question type, compared with a blind answerer and the oracle, and how well models predict the choice of
+the oracle. The models are fitted on the other splits, and their comparison on the test split is recorded like
+an evaluation, with a digest of each model.
 
 Examples:
     tokenscale model_card output=card.md                       # from the labels of all three tasks

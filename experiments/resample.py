@@ -1,9 +1,9 @@
 """Answer test questions several times, to correct the oracle for outcome noise.
 
-An oracle that takes the best of noisy outcomes flatters. From several runs one can choose by the others and
-score on one (`experiments.evaluation.fronts`), also where the likelihood of a reference tells nothing. The
-scores go beside the labels, and evaluation shows the oracle from then on. The same command again, with more
-images too, does only what is missing.
+An oracle that takes the best of noisy outcomes is optimistic. With several runs, the scale is chosen on all
+runs but one and scored on that one (`experiments.evaluation.fronts`), also for tasks without a meaningful
+likelihood. The scores are stored beside the labels, and later evaluations show the noise-free oracle. Running
+the command again, also with more images, makes only what is missing.
 
 Examples:
     tokenscale resample  # 100 images, four answers to every question

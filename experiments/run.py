@@ -1,7 +1,8 @@
 """Label, train, time and evaluate: everything up to the report.
 
-Each step is the command of that name with this one's configuration, and leaves alone what is up to date: an
-unchanged run is an evaluation. `main` returns the validation metric `optimized_metric`, for sweeps.
+Each step is the command of that name with the same configuration. Steps that are up to date are skipped, so
+that running again without changes only evaluates. `main` returns the validation metric `optimized_metric`,
+for sweeps.
 
 Examples:
     tokenscale run                                                # the embedded backbone on `scenes`
@@ -37,7 +38,7 @@ def main(config: DictConfig) -> float:
     from experiments.training.trainer import quiet_lightning
 
     quiet_lightning()
-    # What cannot be built is refused before hours of labelling.
+    # Objects that cannot be built are refused before hours of labelling.
     make_predictors(config)
     instantiate(config.trainer)
     latest, folder = Path(config.latest), Path(HydraConfig.get().runtime.output_dir)
@@ -67,7 +68,7 @@ def main(config: DictConfig) -> float:
 
 
 def measure(config: DictConfig, steps: "Steps") -> None:
-    """Time backbone and predictors; where the store cannot be written to, the run goes on without."""
+    """Time backbone and predictors; a folder that cannot be written is only logged."""
     from experiments.reporting.console import describe_latency, format_latency
 
     try:

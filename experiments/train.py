@@ -1,6 +1,6 @@
 """Train a predictor and the baselines on labels.
 
-`train_predictors` is the plain function behind the command; it leaves alone what is up to date.
+`train_predictors` is the function behind the command; it skips what is up to date.
 
 Examples:
     tokenscale train                                      # cross_attention and the baselines
@@ -41,7 +41,7 @@ def main(config: DictConfig) -> float:
 
 
 def train_configured(config: DictConfig) -> "list[TrainingRecord]":
-    """Train the predictors of a configuration, or those that are missing; return their records."""
+    """Train the predictors of a configuration that are not trained yet; return the records of all."""
     from experiments.labels.division import check_labels
     from experiments.training.configured import make_predictors, make_trainer, read_settings
     from experiments.training.trainer import quiet_lightning, train_predictors

@@ -1,7 +1,7 @@
 """Train an embedded backbone from nothing.
 
-First the vision tower alone on dense labels of `scenes`, then the whole model over all scales on `scenes`
-and the train part of other tasks. Either goes on from its last checkpoint after a kill.
+Trains the vision tower on dense labels of `scenes`, then the whole model at all scales on `scenes` and the
+train split of other tasks. Both resume from their last checkpoint after an interruption.
 
 Examples:
     tokenscale train_backbone folder=outputs/backbone                              # as tiny_m3 was made

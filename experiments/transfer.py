@@ -1,8 +1,8 @@
 """Train on some tasks and test on others, with and without recalibration.
 
-Three ways to use a predictor on a target task: as it comes from the source tasks, prices included; with
-prices, and the calibrator if there is one, fitted anew on a few samples of the target; and trained on the
-target itself, which is what the others are held against. Writes `transfer.html`, `transfer.json`, `tables/`
+Compares three predictors on each target task: trained on the source tasks, prices included; the same with
+prices, and the calibrator if there is one, fitted on a few samples of the target; and, as the reference,
+trained on the target itself. Writes `transfer.html`, `transfer.json`, `tables/`
 and a front of each target as PDF and SVG.
 
 Examples:

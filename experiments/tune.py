@@ -1,8 +1,8 @@
 """Search for the best hyperparameters of a predictor with Optuna, on validation.
 
-Optuna chooses what the space leaves open; every trial trains the predictor and is measured on the validation
-part of the train split. Neither calibration nor test split is read. Any number of these commands, with the
-same study, work on it together, and what was begun goes on.
+Optuna chooses the parameters of the search space; every trial trains the predictor and is measured on the
+validation part of the train split. Calibration and test split are not read. Any number of these commands can
+work on the same study together, and running one again resumes the study.
 
 Examples:
     tokenscale tune predictor=cross_attention tune=cross_attention           # 40 trials
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> float:
     given = [f"predictor={hydra.runtime.choices['predictor']}", *hydra.overrides.task]
 
     def make_predictor(overrides: Sequence[str]) -> ScalePredictor:
-        # Composed anew, so that a trial may choose groups as well as values.
+        # The configuration is composed for each trial, so that it may choose config groups too.
         trial_config = check_settings("tune", compose(str(hydra.job.config_name), [*given, *overrides]))
         predictor: ScalePredictor = instantiate(trial_config["predictor"], _convert_="all")
         return predictor

@@ -238,7 +238,7 @@ def read(
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(
-            f"no trained predictor in {folder}: train one with `python -m experiments.train "
+            f"no trained predictor in {folder}: train one with `tokenscale train "
             f"predictor={folder.name}` (and task and backbone, if they are not the default ones)"
         )
     required = frozenset({"class", "arguments", "scales", "fingerprints", "state"})

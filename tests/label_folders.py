@@ -37,7 +37,7 @@ def write_label_folder(
         outcome_file = find_shard(folder, "outcomes", name)
         feature_file = find_shard(folder, "features", name)
         write_shard(feature_file, to_feature_table(features), table.header)
-        header = {**table.header, "digest": split, "features": digest_file(feature_file), "set_aside": []}
+        header = {**table.header, "digest": split, "features": digest_file(feature_file), "skipped": []}
         write_shard(outcome_file, table.to_arrow(), header)
         listed[name] = {
             "samples": split,

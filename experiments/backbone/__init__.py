@@ -1,1 +1,1 @@
-"""Data for training the embedded backbones, and what parity with the authors' code measures."""
+"""Training of the embedded backbones, their variants and their model card."""

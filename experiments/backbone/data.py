@@ -1,4 +1,4 @@
-"""The pictures and conversations that an embedded backbone learns from."""
+"""Training pictures and conversations of an embedded backbone."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Turns = list[tuple[str, str]]
 
 
 class TaskPictures:
-    """The training pictures of a task that has a fixed number of them, over and over."""
+    """Training pictures of a task with a fixed number of them, repeated without end."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -38,7 +38,7 @@ class TaskPictures:
 
 
 class ScenePictures:
-    """Endless training pictures of `scenes`, with the dense labels of their patches."""
+    """Unlimited training pictures of `scenes`, with the dense labels of their patches."""
 
     def __init__(self, scenes: Scenes, grid: int) -> None:
         self.scenes, self.grid = scenes, grid
@@ -48,11 +48,11 @@ class ScenePictures:
         return draw(scene, "train"), _turns_of(questions), label_patches(scene, self.grid)
 
     def pixel_values(self, processor: M3Processor, count: int) -> Tensor:
-        """The first `count` pictures as the model takes them, `[count, 3, size, size]`."""
+        """Return the first `count` pictures as model input, `[count, 3, size, size]`."""
         return torch.cat([processor.images(self(index)[0]) for index in range(count)])
 
     def turns(self, index: int) -> Turns:
-        """The questions and answers alone: nothing is drawn."""
+        """Return the questions and answers of a picture, without rendering it."""
         return _turns_of(self.scenes.scene("train", index)[1])
 
 
@@ -61,7 +61,7 @@ def _turns_of(questions: Sequence[Question]) -> Turns:
 
 
 class PatchStream(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures number `start` to `start + length` with dense labels, as `PatchClassification` takes them."""
+    """Pictures `start` to `start + length` with dense labels, as input of `PatchClassification`."""
 
     def __init__(self, scenes: ScenePictures, processor: M3Processor, *, start: int, length: int) -> None:
         self.scenes, self.processor, self.start, self.length = scenes, processor, start, length
@@ -75,9 +75,9 @@ class PatchStream(Dataset[tuple[Tensor, Tensor]]):
 
 
 class PictureStream(Dataset[dict[str, Any]]):
-    """Pictures number `start` to `start + length` of a mixture; each depends on its number and a seed alone.
+    """Pictures `start` to `start + length` of a mixture; each depends on its number and the seed only.
 
-    Rows hold `pixel_values [3, size, size]`, `conversation` and `patches [num_patches, num_heads]` (-1
+    Rows have `pixel_values [3, size, size]`, `conversation` and `patches [num_patches, num_heads]` (-1
     throughout on pictures without dense labels).
     """
 
@@ -103,7 +103,7 @@ class PictureStream(Dataset[dict[str, Any]]):
         number = self.start + index
         rng = random.Random(f"{self.scenes.scenes.seed}/{number}")
         source = rng.choice(self.others) if rng.random() < self.share_of_others else self.scenes
-        # A number of its own, so that a source of 4,000 pictures comes out shuffled.
+        # A random number, so that a task with a fixed number of pictures is shuffled.
         image, turns, patches = source(number if source is self.scenes else rng.getrandbits(31))
         turns = rng.sample(turns, min(len(turns), self.questions_per_image))
         if patches is None:
@@ -116,7 +116,7 @@ class PictureStream(Dataset[dict[str, Any]]):
 
 
 def collate_conversations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as `SeeingM3Training` takes it."""
+    """Return a batch as input of `SeeingM3Training`."""
     return {
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
         "conversation": [row["conversation"] for row in rows],
@@ -125,7 +125,7 @@ def collate_conversations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class PictureModule(lightning.LightningDataModule):
-    """An endless stream, cut into epochs: after a kill, training goes on at the epoch it was in.
+    """Unlimited stream divided into epochs, so that an interrupted training resumes at its last epoch.
 
     Args:
         stream: called with `start` and `length` for the pictures of one epoch.

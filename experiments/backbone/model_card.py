@@ -1,4 +1,4 @@
-"""The model card of an embedded backbone: accuracy per scale beside a blind answerer."""
+"""Model card of an embedded backbone: accuracy per scale, compared with a blind answerer."""
 
 import hashlib
 from collections import Counter
@@ -44,7 +44,7 @@ def judge(
     configuration: str,
     allow_unrecorded: bool = False,
 ) -> dict[str, object]:
-    """Content of the card for a task; first records the comparison of its models on the test split."""
+    """Return the content of the card for a task; the test evaluation is recorded first."""
     seen = [read_labels(labels, split) for split in SEEN]
     classifiers = ScaleClassifiers.fit(seen[0])
     test, record = open_test(
@@ -60,7 +60,7 @@ def judge(
 
 
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     environment = Environment(loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = escape_markdown
     return environment.get_template("model_card.md").render(tables=tables, **facts)
@@ -69,42 +69,45 @@ def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]
 def tabulate(
     name: str, seen: Sequence[Labels], labels: Labels, classifiers: ScaleClassifiers
 ) -> dict[str, object]:
-    """What the card says of a task: of its test split, `labels`, scores in percent; `seen` are the others."""
+    """Return the content of the card for a task, scores in percent.
+
+    `labels` is the test split, `seen` are the other splits.
+    """
     test = labels.outcomes
     blind = score_blind([split.outcomes for split in seen], test)
     by_type = split_by_type(test)
-    frequent = pick_frequent({kind: int(rows.sum()) for kind, rows in by_type.items()})
+    frequent = pick_frequent({question_type: int(rows.sum()) for question_type, rows in by_type.items()})
     groups = {name_total("all", frequent): np.ones(len(test), bool)}
-    groups |= {kind: by_type[kind] for kind in frequent}
-    every = np.arange(len(test))
+    groups |= {question_type: by_type[question_type] for question_type in frequent}
+    all_rows = np.arange(len(test))
     oracles = []
     for convention in get_args(Convention):
         chosen = choose_as_oracle(test.score, test.visual_tokens, convention)
-        cost = test.visual_tokens[every, chosen].mean()
-        oracles.append((f"the {convention} scale", 100 * test.score[every, chosen].mean(), cost))
+        cost = test.visual_tokens[all_rows, chosen].mean()
+        oracles.append((f"the {convention} scale", 100 * test.score[all_rows, chosen].mean(), cost))
     rows = []
-    for kind, mine in groups.items():
-        means = test.score[mine].mean(axis=0, dtype=np.float64)
+    for group, members in groups.items():
+        means = test.score[members].mean(axis=0, dtype=np.float64)
         needed = test.scales[find_needed_column(means)]
-        rows.append((kind, int(mine.sum()), 100 * blind[mine].mean(), (100 * means).tolist(), needed))
+        rows.append((group, int(members.sum()), 100 * blind[members].mean(), (100 * means).tolist(), needed))
     return {
         "name": name,
         "scales": test.scales,
-        "num_samples": len(every),
+        "num_samples": len(all_rows),
         "num_images": len(np.unique(test.image_id)),
         "rows": rows,
         "left_out": describe_left_out(len(by_type)),
         "oracles": oracles,
-        "accuracy": {what: 100 * share for what, share in classifiers.measure(labels).items()},
+        "accuracy": {name: 100 * share for name, share in classifiers.measure(labels).items()},
     }
 
 
 def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
-    """Scores `[num_samples]` of an answerer that reads the question alone.
+    """Return the scores `[num_samples]` of a blind answerer, which reads the question only.
 
-    Logistic regression on the question's words and pairs of words, from the questions and first references
-    of the other splits: what the questions give away about their answers. If the questions have no words, or
-    a single answer, it gives the most frequent answer.
+    It is a logistic regression on words and pairs of words, fitted on questions and first references of the
+    other splits, and shows how much the questions reveal about their answers. If the questions have no words,
+    or only one answer, it gives the most frequent answer.
     """
     questions = [question for table in seen for question in table.question]
     answers = [references[0] for table in seen for references in table.references]
@@ -119,6 +122,6 @@ def score_blind(seen: Sequence[OutcomeTable], test: OutcomeTable) -> np.ndarray:
 
 
 def digest_blind(seen: Sequence[Labels]) -> str:
-    """A digest of what determines the blind answerer: its settings and the labels that it is fitted on."""
+    """Return a digest of the settings of the blind answerer and the labels that it is fitted on."""
     parts = [digest_model(labels, BLIND, "question", BLIND_SETTINGS, 0) for labels in seen]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]

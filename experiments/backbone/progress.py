@@ -13,10 +13,10 @@ _STARTED = time.monotonic()
 
 
 class ProgressLines(lightning.Callback):
-    """Every `every_n_steps`: steps, pictures a second, and what is logged as an exponential mean.
+    """Logs steps, pictures per second and exponential means of the metrics, every `every_n_steps` steps.
 
     Args:
-        decay: weight of the past in the means, per step. What a step does not log keeps its mean.
+        decay: weight of the previous mean at each step; a metric that a step does not log keeps its mean.
     """
 
     def __init__(self, every_n_steps: int = 100, decay: float = 0.97) -> None:
@@ -37,9 +37,9 @@ class ProgressLines(lightning.Callback):
         pixels = batch["pixel_values"] if isinstance(batch, dict) else batch[0]
         self.num_pictures += len(pixels) * trainer.world_size
         for name, value in trainer.callback_metrics.items():
-            # A share of nothing (no patch with a glyph in this batch) is no number.
-            if not math.isnan(now := float(value)):
-                self.means[name] = self.decay * self.means.get(name, now) + (1 - self.decay) * now
+            # A metric of an empty set (no patch with a glyph in this batch) is NaN.
+            if not math.isnan(latest := float(value)):
+                self.means[name] = self.decay * self.means.get(name, latest) + (1 - self.decay) * latest
         if trainer.global_step % self.every_n_steps == 0:
             rate = self.num_pictures / (time.perf_counter() - self.since)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in self.means.items())
@@ -53,12 +53,12 @@ class ProgressLines(lightning.Callback):
 
 
 class Deadline(lightning.Callback):
-    """Ends a training at the end of the first epoch after a time, where it can be gone on from.
+    """Stops a training at the end of the first epoch after `max_minutes`, from where it can be resumed.
 
-    Every training does one epoch at least.
+    Every training runs at least one epoch.
 
     Args:
-        max_minutes: counted from the start of the process; None: never.
+        max_minutes: minutes since the start of the process; None means never.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -66,6 +66,6 @@ class Deadline(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.max_minutes is not None:
-            passed = time.monotonic() - _STARTED >= 60 * self.max_minutes
-            # Processes that disagreed would wait for each other.
-            trainer.should_stop = trainer.strategy.broadcast(passed)
+            is_over = time.monotonic() - _STARTED >= 60 * self.max_minutes
+            # All processes have to agree, or they would wait for each other.
+            trainer.should_stop = trainer.strategy.broadcast(is_over)

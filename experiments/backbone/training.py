@@ -44,7 +44,7 @@ from predictor.training import AtomicCheckpointIO, find_whole, fit_module
 
 log = logging.getLogger(__name__)
 
-# What the command ends with where there is more to train: EX_TEMPFAIL of sysexits.h, "try again".
+# Exit status if the time limit ends first: EX_TEMPFAIL of sysexits.h, "try again".
 UNFINISHED = 75
 PATCH_HEADS = "patch_heads.safetensors"
 # `fit` with its trainer: module, data, folder, number of epochs.
@@ -52,9 +52,10 @@ Fit = Callable[[lightning.LightningModule, PictureModule, Path, int], None]
 
 
 def train_checkpoint(config: DictConfig, folder: Path) -> Path:
-    """Train what `conf/train_backbone.yaml` describes, going on from what `folder` holds of it.
+    """Train the backbone of a configuration, resuming from the files in `folder`.
 
-    Returns the folder of the checkpoint. SystemExit with status UNFINISHED where the time allowed ends first.
+    Returns the folder of the checkpoint. Raises SystemExit with status UNFINISHED if the time limit ends
+    first, and ValueError for settings that need `start_from` without it.
     """
     lightning.seed_everything(config.seed, verbose=False)
     scenes = ScenePictures(instantiate(config.scenes), config.image.image_size // config.image.patch_size)
@@ -64,8 +65,8 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
     if config.start_from is None:
         if config.model.share_of_start or any(value is not None for value in config.reshape.values()):
             raise ValueError(
-                "reshape and model.share_of_start are about a trained model: name one with "
-                "start_from=CHECKPOINT, or say with tower.shape and decoder what to start with"
+                "reshape and model.share_of_start need a trained model: give one with start_from=CHECKPOINT, "
+                "or set the shape of a new one with tower.shape and decoder"
             )
         processor = load_or_build_processor(folder, scenes, others, config.vocab_size, **config.image)
         tower_config = build_tower_config(**config.image, **config.tower.shape)
@@ -85,14 +86,14 @@ def train_checkpoint(config: DictConfig, folder: Path) -> Path:
 
     save_checkpoint(model, processor, folder / "checkpoint", heads)
     if torch.distributed.is_initialized():
-        # Other processes may read it next.
+        # Other processes may read the checkpoint next.
         torch.distributed.barrier()
     return folder / "checkpoint"
 
 
 @rank_zero_only
 def save_checkpoint(model: M3Model, processor: M3Processor, folder: Path, heads: PatchHeads) -> None:
-    """Write what `backbone.checkpoint=FOLDER` loads, in bfloat16, and the heads, for `start_from=FOLDER`."""
+    """Write the checkpoint in bfloat16, and the patch heads, which `start_from=FOLDER` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: head.contiguous() for name, head in heads.state_dict().items()}
     write_atomically(folder / PATCH_HEADS, lambda temporary: save_file(weights, temporary))
@@ -110,7 +111,7 @@ def load_or_build_processor(
     patch_size: int,
     num_pictures: int = 4000,
 ) -> M3Processor:
-    """The processor in `folder/processor`, or one with a tokenizer made for the training texts."""
+    """Return the processor in `folder/processor`, or a new one with a tokenizer for the training texts."""
     processor_dir = folder / "processor"
     if processor_dir.is_dir():
         return M3Processor.from_pretrained(processor_dir)
@@ -139,7 +140,7 @@ def pretrain_tower(
     num_workers: int,
     **optimization: Any,
 ) -> None:
-    """Train the tower in place on dense labels; weights that `folder` already holds are taken instead."""
+    """Train the tower in place on dense labels, or load the finished weights in `folder`."""
     finished = folder / "tower.safetensors"
     if finished.is_file():
         try:
@@ -174,20 +175,22 @@ def train_model(
     start_from: str | None = None,
     **training: Any,
 ) -> PatchHeads:
-    """Train the whole model in place, on several isolated questions a picture; gives the heads it trained.
+    """Train the whole model in place, on several isolated questions per picture; returns the patch heads.
 
-    Heads that lie beside the checkpoint that it starts from are taken over where they are for these labels.
-    At the end `share_of_start` of the weights it started from enters a mean with those that were trained:
-    WiSE-FT (Wortsman et al., CVPR 2022).
+    Patch heads in the folder `start_from` are reused if they are for the same labels. The final weights are
+    the mean of initial and trained weights, with weight `share_of_start` of the initial ones: WiSE-FT
+    (Wortsman et al., CVPR 2022). Raises ValueError for a share outside [0, 1) and damaged patch heads.
     """
     if not 0 <= share_of_start < 1:
         raise ValueError(f"model.share_of_start={share_of_start}: give a share from 0 to below 1")
     module = SeeingM3Training(model, processor.pad_token_id, classes=HEADS, **training)
-    if start_from and (found := Path(start_from) / PATCH_HEADS).is_file():
+    if start_from and (head_file := Path(start_from) / PATCH_HEADS).is_file():
         try:
-            module.patch_heads.take_over(load_file(found))
+            module.patch_heads.take_over(load_file(head_file))
         except SafetensorError as error:
-            raise ValueError(f"start_from: {found} is damaged ({error}): fetch or train it again") from error
+            raise ValueError(
+                f"start_from: {head_file} is damaged ({error}): fetch or train it again"
+            ) from error
     start = {name: weight.clone() for name, weight in module.state_dict().items()} if share_of_start else {}
     stream = partial(
         PictureStream,
@@ -220,15 +223,15 @@ def fit(
     folder: Path,
     num_epochs: int,
 ) -> None:
-    """Run a training of `num_epochs`, going on from `folder/last.ckpt` where there is one.
+    """Run a training of `num_epochs`, resuming from `folder/last.ckpt` if there is one.
 
-    SystemExit with status UNFINISHED where the deadline passes before the last epoch.
+    Raises SystemExit with status UNFINISHED if the deadline passes before the last epoch.
     """
     last = folder / "last.ckpt"
     trainer = make_trainer(
         max_epochs=num_epochs,
         gradient_clip_val=1.0,
-        # Every epoch is another piece of an endless stream.
+        # Every epoch is another part of an unlimited stream.
         reload_dataloaders_every_n_epochs=1,
         callbacks=[
             ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False),
@@ -239,11 +242,11 @@ def fit(
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     resume_from = last if find_whole([last]) else None
     if resume_from is not None:
-        log.info("going on from %s", last)
+        log.info("resuming from %s", last)
     fit_module(trainer, module, data, resume_from)
     if trainer.current_epoch < num_epochs:
         rank_zero_only(print)(
-            f"stopped after {trainer.current_epoch} of {num_epochs} epochs, as max_minutes="
-            f"{deadline.max_minutes} says; the same command goes on from there"
+            f"stopped after {trainer.current_epoch} of {num_epochs} epochs, at max_minutes="
+            f"{deadline.max_minutes}; run the same command again to resume"
         )
         raise SystemExit(UNFINISHED)

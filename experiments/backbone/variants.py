@@ -32,18 +32,18 @@ from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.outcomes.table import OutcomeTable
 
-# The last file that a checkpoint is written with.
+# The last file of a checkpoint to be written.
 _MARK = "m3_processor.json"
 _RECIPE = ("seed", "scenes", "others", "vocab_size", "image", "tower", "decoder", "start", "model", "pooling")
 
 
 def make_start(config: DictConfig, folder: Path, finest: int) -> Path:
-    """The model that all variants go on from: its checkpoint."""
+    """Train the model that all variants start from; returns its checkpoint."""
     return _train_once(config, folder, {"model": {**config.start, "scale_groups": [[finest]]}})
 
 
 def train_variant(config: DictConfig, variant: Variant, seed: int, start: Path, folder: Path) -> Path:
-    """One variant on the pictures of one seed: its checkpoint."""
+    """Train one variant on the pictures of one seed; returns its checkpoint."""
     first = int(config.start.num_pictures + seed * config.model.num_pictures)
     model = {"scale_groups": variant.scale_groups, "first_picture": first}
     changes = {"start_from": str(start), "pooling": variant.pooling, "seed": seed, "model": model}
@@ -51,7 +51,7 @@ def train_variant(config: DictConfig, variant: Variant, seed: int, start: Path, 
 
 
 def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Path:
-    """The checkpoint in the folder; ValueError where it, or a part of it, was trained in another way."""
+    """Return the checkpoint in the folder, trained if missing. Raises ValueError as `check_recipe` does."""
     changed = OmegaConf.merge(config, changes)
     assert isinstance(changed, DictConfig)
     check_recipe(read_recipe(changed), folder / "recipe.json")
@@ -62,7 +62,7 @@ def _train_once(config: DictConfig, folder: Path, changes: dict[str, Any]) -> Pa
 
 
 def read_recipe(config: DictConfig) -> dict[str, Any]:
-    """What of a configuration decides on the weights; not how many pictures a machine takes at once."""
+    """Return the settings that determine the weights, without batch size and number of workers."""
     recipe: dict[str, Any] = {}
     for key in _RECIPE:
         part = config.get(key)
@@ -74,22 +74,22 @@ def read_recipe(config: DictConfig) -> dict[str, Any]:
 
 
 def check_recipe(recipe: dict[str, Any], path: Path) -> None:
-    """Write the recipe, or compare it with the one that is there."""
+    """Write the recipe if there is none. Raises ValueError if the existing one differs."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(recipe, indent=1) + "\n")
         return
-    recorded = json.loads(path.read_text(encoding="utf-8"))
-    if differing := [key for key in recipe if recipe[key] != recorded.get(key)]:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if differing := [key for key in recipe if recipe[key] != stored.get(key)]:
         raise ValueError(
             f"{path.parent} was trained with other settings of {', '.join(differing)} ({path.name}): "
-            "take another folder=..., or the settings as they were"
+            "give another folder with folder=FOLDER, or the former settings"
         )
 
 
 @rank_zero_only
 def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
-    """Let every model answer the test pictures, and write what came out: table, findings, figure."""
+    """Answer the test pictures with every model, and write table, findings and plot."""
     task = instantiate(config.test, _convert_="all")
     folders = {
         (variant.name, seed): label_test(task, folder / variant.name / str(seed), config.num_images)
@@ -124,10 +124,10 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
 
 
 def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
-    """The label folder with one model's answers to the questions on the first test images, made once."""
+    """Return the label folder with the answers of one model about the first test images, made once."""
     name = f"{folder.parent.name} {folder.name}"
     backbone = LlavaBackbone(folder / "checkpoint", name=name, dtype="float32")
-    # In this process alone: under DDP its workers would be forked from one that holds a process group.
+    # No workers: under DDP they would be forked from a process with a process group.
     label(
         task=task,
         backbone=backbone,
@@ -140,7 +140,7 @@ def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
 
 
 def write_comparison(comparison: VariantComparison, folder: Path) -> None:
-    """`figure2.json`, `.md`, `.csv`, `.png`, `.pdf` and `.svg`."""
+    """Write `figure2.json`, `.md`, `.csv`, `.png`, `.pdf` and `.svg`."""
     write_text(folder / "figure2.json", json.dumps(to_json(comparison), indent=1) + "\n")
     write_text(folder / "figure2.md", to_markdown(comparison))
     write_text(folder / "figure2.csv", to_csv(comparison))

@@ -1,1 +1,1 @@
-"""Inputs that benchmarks make themselves."""
+"""Benchmarks of labelling, evaluation and adaptive answers."""

@@ -1,4 +1,4 @@
-"""Time and FLOPs of adaptive answers beside those at every fixed scale."""
+"""Time and FLOPs of adaptive answers compared with every fixed scale."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +27,14 @@ ADAPTIVE = "adaptive"
 
 
 def read_questions(task: Task, split: Any, number: int) -> list[tuple[Image.Image, str]]:
-    """The first question on each of `number` images: as askers come, each with an image of their own."""
+    """Return `number` (image, question) pairs: the first question about each of the first images."""
     groups = islice(group_by_image(task.samples(split)), number)
     return [(task.image(image_id), samples[0].question) for image_id, samples in groups]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of answering a batch."""
+    """One method to answer a batch: adaptive, or at a fixed scale."""
 
     name: str
     run: Callable[[Questions], Any]
@@ -48,7 +48,7 @@ def measure(
     batch_sizes: Sequence[int],
     repeats: int,
 ) -> dict[str, Any]:
-    """Median milliseconds per answer of every method and of the predictor alone, paired ratios, FLOPs."""
+    """Return median milliseconds per answer of each method and the predictor, paired ratios, and GFLOPs."""
     backbone = adaptive.backbone
     assert isinstance(backbone, LlavaBackbone)
     methods = [Method(ADAPTIVE, partial(_answer_adaptively, adaptive, point))]
@@ -57,7 +57,7 @@ def measure(
         method.run(questions[: max(batch_sizes)])  # loads the weights and warms up
     encoded = backbone.encode([image for image, _ in questions])
     choices = adaptive.choose(encoded, [question for _, question in questions], point)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "backbone": backbone.name,
         "predictor": adaptive.predictor.name,
         "machine": describe_machine(),
@@ -78,13 +78,13 @@ def measure(
         "gflops": count_gflops(adaptive, questions, choices),
     }
     for batch_size in batch_sizes:
-        found[f"batch_size_{batch_size}"] = _time_ways(
+        results[f"batch_size_{batch_size}"] = _time_methods(
             adaptive, point, methods, questions, batch_size, repeats
         )
-    return found
+    return results
 
 
-def _time_ways(
+def _time_methods(
     adaptive: AdaptiveM3,
     point: OperatingPoint,
     methods: Sequence[Method],
@@ -93,33 +93,35 @@ def _time_ways(
     repeats: int,
 ) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {method.name: [] for method in methods}
-    own: list[float] = []
+    predictor_seconds: list[float] = []
     for repeat in range(repeats):
         for number, start in enumerate(range(0, len(questions), batch_size)):
             batch = questions[start : start + batch_size]
-            turn = (repeat + number) % len(methods)
-            for method in (*methods[turn:], *methods[:turn]):
+            first = (repeat + number) % len(methods)
+            for method in (*methods[first:], *methods[:first]):
                 _, took = time_call(partial(method.run, batch))
                 seconds[method.name].append(took / len(batch))
             encoded = adaptive.backbone.encode([image for image, _ in batch])
             _, took = time_call(partial(adaptive.choose, encoded, [question for _, question in batch], point))
-            own.append(took / len(batch))
+            predictor_seconds.append(took / len(batch))
     fixed = [method.name for method in methods if method.name != ADAPTIVE]
     return {
         "milliseconds": {name: 1000 * median(took) for name, took in seconds.items()},
-        "milliseconds_of_predictor": 1000 * median(own),
-        "share_of_predictor": median(one / whole for one, whole in zip(own, seconds[ADAPTIVE], strict=True)),
+        "milliseconds_of_predictor": 1000 * median(predictor_seconds),
+        "share_of_predictor": median(
+            part / whole for part, whole in zip(predictor_seconds, seconds[ADAPTIVE], strict=True)
+        ),
         "times_as_fast_as": {
-            name: median(slow / quick for slow, quick in zip(seconds[name], seconds[ADAPTIVE], strict=True))
+            name: median(other / own for other, own in zip(seconds[name], seconds[ADAPTIVE], strict=True))
             for name in fixed
         },
     }
 
 
 def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[Choice]) -> dict[str, float]:
-    """Mean GFLOPs per answer by formula: vision pass and prefill of every method, the predictor's own apart.
+    """Return the computed mean GFLOPs per answer: vision pass and prefill of each method, and the predictor.
 
-    The tokens of an answer after the first are left out: they cost the same at every scale.
+    The tokens of an answer after the first are left out, as they cost the same at every scale.
     """
     backbone = adaptive.backbone
     assert isinstance(backbone, LlavaBackbone)
@@ -140,11 +142,14 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
         adaptive.predictor.features,
         token_embeddings=backbone.token_embeddings(),
     )
-    own = adaptive.predictor.count_flops(inputs)
+    predictor_flops = adaptive.predictor.count_flops(inputs)
     whole = {name: (vision + flops) / 1e9 for name, flops in prefill.items()}
-    whole[ADAPTIVE] += own / 1e9
-    decoding = decoder_flops_per_token(backbone.checkpoint.config) / 1e9
-    return whole | {"predictor": own / 1e9, "vision": vision / 1e9, "one more token of an answer": decoding}
+    whole[ADAPTIVE] += predictor_flops / 1e9
+    return whole | {
+        "predictor": predictor_flops / 1e9,
+        "vision": vision / 1e9,
+        "one more token of an answer": decoder_flops_per_token(backbone.checkpoint.config) / 1e9,
+    }
 
 
 def _answer_adaptively(adaptive: AdaptiveM3, point: OperatingPoint, batch: Questions) -> list[AdaptiveAnswer]:
@@ -157,29 +162,29 @@ def _answer_at(backbone: LlavaBackbone, scale: int, batch: Questions) -> list[An
     return backbone.answer(backbone.encode(images), questions, scale)
 
 
-def report(found: Mapping[str, Any]) -> None:
-    """The tables, and the same as one line of JSON."""
-    gflops, tokens = found["gflops"], found["visual_tokens"]
-    sizes = [key for key in found if key.startswith("batch_size_")]
+def report(results: Mapping[str, Any]) -> None:
+    """Print the tables, then all results as one line of JSON."""
+    gflops, tokens = results["gflops"], results["visual_tokens"]
+    sizes = [key for key in results if key.startswith("batch_size_")]
     head = ["scale", "tokens", "GFLOPs"]
     for key in sizes:
         number = key.removeprefix("batch_size_")
         head += [f"ms, batch of {number}", "adaptive is faster"]
     rows = [head]
-    for name in (ADAPTIVE, *map(str, found["scales"])):
+    for name in (ADAPTIVE, *map(str, results["scales"])):
         row = [name, f"{tokens[name]:.1f}", f"{gflops[name]:.3g}"]
         for key in sizes:
-            ratio = found[key]["times_as_fast_as"].get(name)
-            row += [f"{found[key]['milliseconds'][name]:.2f}", "-" if ratio is None else f"{ratio:.2f}x"]
+            ratio = results[key]["times_as_fast_as"].get(name)
+            row += [f"{results[key]['milliseconds'][name]:.2f}", "-" if ratio is None else f"{ratio:.2f}x"]
         rows.append(row)
     print(format_table(rows))
     shares = ", ".join(
-        f"{found[key]['milliseconds_of_predictor']:.2f} ms ({100 * found[key]['share_of_predictor']:.1f}%)"
-        f" in batches of {key.removeprefix('batch_size_')}"
+        f"{results[key]['milliseconds_of_predictor']:.2f} ms "
+        f"({100 * results[key]['share_of_predictor']:.1f}%) in batches of {key.removeprefix('batch_size_')}"
         for key in sizes
     )
-    own = 100 * gflops["predictor"] / gflops[str(found["scales"][-1])]
-    print(f"\nthe predictor alone: {shares}; {own:.2g}% of the FLOPs at the finest scale")
-    chosen = ", ".join(f"{scale}: {100 * share:.0f}%" for scale, share in found["chosen"].items())
-    print(f"chosen: {chosen}; on {found['machine']}, {found['num_threads']} threads, {found['dtype']}")
-    print(json.dumps(found))
+    percent = 100 * gflops["predictor"] / gflops[str(results["scales"][-1])]
+    print(f"\nthe predictor alone: {shares}; {percent:.2g}% of the FLOPs at the finest scale")
+    chosen = ", ".join(f"{scale}: {100 * share:.0f}%" for scale, share in results["chosen"].items())
+    print(f"chosen: {chosen}; on {results['machine']}, {results['num_threads']} threads, {results['dtype']}")
+    print(json.dumps(results))

@@ -1,4 +1,4 @@
-"""A predictor of a real one's size whose choices are drawn: for timing where nothing has been trained."""
+"""Predictor with random choices, for timing an untrained one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from predictor.policy.pricing import OperatingPoint, PriceList
 
 
 class DrawnChoices(ScalePredictor):
-    """Does all the work of `predictor`, and then draws a scale for each sample by its share."""
+    """Predictor that runs `predictor` and then chooses the scale of each sample at random, by `shares`."""
 
     def __init__(self, *, predictor: ScalePredictor, shares: Mapping[int, float], seed: int = 0) -> None:
         self.predictor, self.shares, self.seed = predictor, shares, seed
@@ -35,11 +35,11 @@ class DrawnChoices(ScalePredictor):
         return self.predictor.count_own_flops(inputs)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        trained_state = self.predictor.state_dict()
-        return trained_state["arrays"], trained_state["state"]
+        state = self.predictor.state_dict()
+        return state["arrays"], state["state"]
 
     def _set_state(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        raise NotImplementedError("choices that are drawn are not saved")
+        raise NotImplementedError("random choices cannot be loaded")
 
 
 def draw_choices(
@@ -50,20 +50,20 @@ def draw_choices(
     *,
     seed: int,
 ) -> AdaptiveM3:
-    """The backbone with a predictor that was fitted on scores of chance, its choices drawn by `shares`.
+    """Return the backbone with a predictor that is fitted on random scores and chooses scales by `shares`.
 
-    Raises ValueError for shares of scales that the backbone does not have, or that do not sum to 1.
+    Raises ValueError for scales that the backbone does not have, and shares that do not sum to 1.
     """
     if unknown := sorted(set(shares) - set(backbone.scales)):
-        raise ValueError(f"drawn has scale {unknown[0]}, and the backbone only {list(backbone.scales)}")
+        raise ValueError(f"drawn has scale {unknown[0]}: give some of {list(backbone.scales)}")
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
-        raise ValueError(f"the shares of drawn have to sum to 1, and they are {dict(shares)}")
-    timed_questions = list(questions)[:16]
-    encoded = backbone.encode([image for image, _ in timed_questions])
+        raise ValueError(f"drawn={dict(shares)}: give shares that are not negative and sum to 1")
+    first_questions = list(questions)[:16]
+    encoded = backbone.encode([image for image, _ in first_questions])
     inputs = make_inputs(
         backbone,
         encoded,
-        [question for _, question in timed_questions],
+        [question for _, question in first_questions],
         predictor.features,
         token_embeddings=backbone.token_embeddings(),
     )
@@ -81,7 +81,7 @@ def draw_choices(
 def _make_outcomes(
     inputs: Inputs, rng: np.random.Generator, side: str, fingerprints: Mapping[str, str]
 ) -> OutcomeTable:
-    """Answers that are right by chance; images have other names on either side."""
+    """Return outcomes with random scores; the image ids begin with `side`, so that no two parts share one."""
     shape = inputs.visual_tokens.shape
     number, texts = len(inputs), np.array([side] * len(inputs), dtype=object)
     names = np.array([f"{side}/{row}" for row in range(number)], dtype=object)

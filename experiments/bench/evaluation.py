@@ -1,4 +1,4 @@
-"""Time and memory of a comparison on made-up outcomes."""
+"""Time and memory of a comparison on synthetic outcomes."""
 
 import json
 import resource
@@ -18,13 +18,13 @@ from experiments.labels.latency import describe_machine
 from experiments.reporting.tables import format_table
 
 Result = TypeVar("Result")
-_CALIBRATION = 4  # One calibration image for so many test images.
+_CALIBRATION = 4  # test images per calibration image
 
 
 def make_outcomes(
     rng: np.random.Generator, num_samples: int, num_scales: int
 ) -> tuple[ScoredSamples, Floats]:
-    """Samples whose scales cost four times as much each, and the true chance of a right answer."""
+    """Return samples whose cost grows fourfold per scale, and the true probability of a correct answer."""
     demand = rng.normal(size=(num_samples, 1))
     chance = 1 / (1 + np.exp(-2 * (np.linspace(-1, 2, num_scales) - demand)))
     score = (rng.random(chance.shape) < chance).astype(np.float64)
@@ -42,11 +42,12 @@ def measure(
     num_budgets: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Seconds of the two parts, by the clock and of the processor, and the most memory used, in GB."""
+    """Return wall-clock and CPU seconds of metrics and bootstrap, and the peak memory in GB."""
     rng = np.random.default_rng(seed)
-    num_learned = max(1, num_images // _CALIBRATION)
+    num_calibration = max(1, num_images // _CALIBRATION)
     parts = [
-        make_outcomes(rng, images * questions_per_image, num_scales) for images in (num_learned, num_images)
+        make_outcomes(rng, images * questions_per_image, num_scales)
+        for images in (num_calibration, num_images)
     ]
     image = np.repeat(np.arange(num_images), questions_per_image)
     policies = []
@@ -93,15 +94,16 @@ def _time(function: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
     return result, seconds
 
 
-def report(found: dict[str, Any]) -> None:
-    """The table for people, then the whole for programs."""
+def report(results: dict[str, Any]) -> None:
+    """Print a table, then all results as one line of JSON."""
     print(
-        f"{found['num_samples']:,} samples, {found['num_images']:,} images, {found['num_prices']} prices, "
-        f"{found['num_resamples']:,} resamples, {found['num_figures']:,} figures"
+        f"{results['num_samples']:,} samples, {results['num_images']:,} images, "
+        f"{results['num_prices']} prices, {results['num_resamples']:,} resamples, "
+        f"{results['num_figures']:,} metrics"
     )
     rows: list[tuple[str, ...]] = [("part", "seconds", "of the processor")]
     for part in ("figures", "bootstrap"):
-        rows.append((part, *(f"{found[part][clock]:.1f}" for clock in ("seconds", "processor_seconds"))))
+        rows.append((part, *(f"{results[part][clock]:.1f}" for clock in ("seconds", "processor_seconds"))))
     print(format_table(rows))
-    print(f"at most {found['gigabytes']:.1f} GB")
-    print(json.dumps(found))
+    print(f"at most {results['gigabytes']:.1f} GB")
+    print(json.dumps(results))

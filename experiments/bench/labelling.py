@@ -1,4 +1,4 @@
-"""Speed of labelling beside plain generation, question by question."""
+"""Speed of labelling compared with plain generation."""
 
 import json
 import resource
@@ -26,13 +26,14 @@ Pictures = list[tuple[Image.Image, list[Sample]]]
 
 
 def read_pictures(task: Task, split: Any, num_images: int, questions_per_image: int | None) -> Pictures:
+    """Return the first images of a split, each with its first samples."""
     groups = islice(group_by_image(task.samples(split)), num_images)
     return [(task.image(image_id), samples[:questions_per_image]) for image_id, samples in groups]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of answering questions: seconds per question, and what it answered at every scale."""
+    """One method to answer `num_questions` questions; `run` returns token ids by question and scale."""
 
     name: str
     run: Callable[[], list[list[list[int]]]]
@@ -42,11 +43,11 @@ class Method:
 def measure(
     backbone: LlavaBackbone, pictures: Pictures, *, num_naive: int | None, repeats: int
 ) -> dict[str, Any]:
-    """Median seconds per question of every method, and what the engine did for it."""
+    """Return median milliseconds per question of each method, and counters of the engine."""
     questions = [(image, sample) for image, samples in pictures for sample in samples]
     engine = Engine(backbone, pictures)
     engine.answer_at(backbone.scales)  # loads the weights and warms up
-    # Evenly spread, so that the plain methods see the questions that the engine sees.
+    # Evenly spaced, so that plain generation answers a fair sample of the questions.
     step = max(1, len(questions) // (num_naive or len(questions)))
     rows = list(range(0, len(questions), step))[:num_naive]
     plain = PlainGenerate(backbone, [questions[row] for row in rows], [engine.answers[row] for row in rows])
@@ -62,8 +63,8 @@ def measure(
         for method in methods:
             answers[method.name], took = time_call(method.run)
             seconds[method.name].append(took / method.num_questions)
-    median_seconds = {name: median(took) for name, took in seconds.items()}
-    ours, finest, batched, naive = median_seconds.values()
+    medians = {name: median(times) for name, times in seconds.items()}
+    ours, finest, batched, naive = medians.values()
     reference = [answers[methods[0].name][row] for row in rows]
     work, flops = engine.work, engine.flops
     peak = measure_peak(backbone.model.dtype, backbone.model.device)
@@ -75,7 +76,7 @@ def measure(
         "scales": list(backbone.scales),
         "num_images": len(pictures),
         "num_questions": len(questions),
-        "milliseconds_per_question": {name: 1000 * took for name, took in median_seconds.items()},
+        "milliseconds_per_question": {name: 1000 * time for name, time in medians.items()},
         "questions_per_second": 1 / ours,
         "tokens_per_second": work.num_tokens / len(questions) / ours,
         "share_of_matrix_peak": flops / len(questions) / ours / peak,
@@ -87,16 +88,16 @@ def measure(
         "answers_that_differ": None
         if plain.is_forced
         else sum(
-            mine != theirs
+            engine_ids != plain_ids
             for other in (methods[2].name, methods[3].name)
-            for mine, theirs in zip(reference, answers[other], strict=True)
+            for engine_ids, plain_ids in zip(reference, answers[other], strict=True)
         ),
         "peak_memory_gib": measure_memory(),
     }
 
 
 class Engine:
-    """The labelling engine on some pictures; keeps count of the last run's work."""
+    """Labelling of some pictures; `work` and `flops` are counters of the last run at all scales."""
 
     def __init__(self, backbone: LlavaBackbone, pictures: Pictures) -> None:
         self.backbone, self.pictures = backbone, pictures
@@ -105,7 +106,7 @@ class Engine:
         self.flops = 0
 
     def answer_at(self, scales: Sequence[int]) -> list[list[list[int]]]:
-        """Token ids per question and scale, coarsest first."""
+        """Return token ids by question and scale, coarsest first."""
         before = replace(self.backbone.work)
         encoded = self.backbone.encode([image for image, _ in self.pictures])
         pairs = [(e, s) for e, (_, samples) in zip(encoded, self.pictures, strict=True) for s in samples]
@@ -122,9 +123,9 @@ class Engine:
 
 
 class PlainGenerate:
-    """transformers' `generate`, which encodes the image of every question at every scale anew.
+    """Answers by `generate` of transformers, which encodes the image for every question and scale.
 
-    Where answers are drawn (`random_llava`), it is made to generate as many tokens as they have.
+    For a backbone with random answers (`random_llava`), it generates as many tokens as these have.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class PlainGenerate:
 
     @torch.no_grad()
     def answer(self, batch_size: int) -> list[list[list[int]]]:
+        """Return token ids by question and scale, coarsest first."""
         by_scale = [self._answer_at(column, batch_size) for column in range(len(self.backbone.scales))]
         return [list(row) for row in zip(*by_scale, strict=True)]
 
@@ -164,31 +166,31 @@ class PlainGenerate:
 
 
 def measure_peak(dtype: torch.dtype, device: torch.device, size: int | None = None) -> float:
-    """Operations per second of the largest matrix product that makes sense here: the best of ten."""
+    """Return the FLOPs per second of a large matrix product: the best of ten runs."""
     size = size or (8192 if device.type == "cuda" else 1536)
     first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(time_call(lambda: first @ second)[1] for _ in range(10))
 
 
 def measure_memory() -> float:
-    """Most memory held so far in GiB: of the GPU if there is one, else of this process."""
+    """Return the peak memory so far in GiB, of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def report(found: dict[str, Any]) -> None:
-    """The table, and the same as one line of JSON."""
+def report(results: dict[str, Any]) -> None:
+    """Print a table, then all results as one line of JSON."""
     rows = [["method", "ms per question", "times the engine"]]
-    ours = next(iter(found["milliseconds_per_question"].values()))
-    for name, took in found["milliseconds_per_question"].items():
+    ours = next(iter(results["milliseconds_per_question"].values()))
+    for name, took in results["milliseconds_per_question"].items():
         rows.append([name, f"{took:.2f}", f"{took / ours:.2f}"])
     print(format_table(rows))
     print(
-        f"\n{found['questions_per_second']:.1f} questions, {found['tokens_per_second']:,.0f} tokens a second;"
-        f" {100 * found['share_of_matrix_peak']:.0f}% of the measured matrix peak;"
-        f" {100 * found['padding_share']:.1f}% padding; {100 * found['draft_acceptance']:.0f}% of the answers"
-        f" drafted; {found['peak_memory_gib']:.2f} GiB"
+        f"\n{results['questions_per_second']:.1f} questions, {results['tokens_per_second']:,.0f} tokens per "
+        f"second; {100 * results['share_of_matrix_peak']:.0f}% of the measured matrix peak;"
+        f" {100 * results['padding_share']:.1f}% padding; {100 * results['draft_acceptance']:.0f}% of the "
+        f"answers drafted; {results['peak_memory_gib']:.2f} GiB"
     )
-    print(json.dumps(found))
+    print(json.dumps(results))

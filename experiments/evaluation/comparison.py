@@ -341,7 +341,7 @@ def check_settings(*, num_budgets: int, num_prices: int, num_resamples: int, con
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError if there is no policy to compare, or if two policies share a name."""
     if not names:
-        raise ValueError("there is no predictor to compare: train one with `python -m experiments.train`")
+        raise ValueError("there is no predictor to compare: train one with `tokenscale train`")
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if list(names).count(name) > 1)
         raise ValueError(f"two policies of the comparison are called {duplicate!r}: rename one of them")

@@ -266,7 +266,7 @@ def list_cost_measures(
     if outcomes.vision_flops is None:
         log.warning(
             "the labels were made by an earlier version and lack FLOPs of the vision pass, so costs in FLOPs "
-            "are left out: run `python -m experiments.label` again with the same settings, which adds them "
+            "are left out: run `tokenscale label` again with the same settings, which adds them "
             "without answering any question again"
         )
     else:

@@ -1,4 +1,4 @@
-"""The labels of one block: its questions answered at every scale, image batch by image batch."""
+"""Labels of one block of samples, answered at every scale in batches of images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from m3_backbone.outcomes.table import OutcomeTable
 
 @dataclass(frozen=True)
 class AnsweredSample:
-    """A sample with the visual tokens and FLOPs that each scale costs and its answer at each."""
+    """A sample with its answer, visual tokens and FLOPs at each scale."""
 
     sample: Sample
     question_ids: list[int]
@@ -27,15 +27,19 @@ class AnsweredSample:
 
 
 class BlockLabels:
-    """Outcomes, features and rows set aside, as they come."""
+    """Collects the outcomes, image features and skipped samples of one block.
+
+    `skipped` are dicts with sample_id, image_id and reason; `unreadable` are the ids of images that could not
+    be read, which a later labelling tries again.
+    """
 
     def __init__(self, backbone: Backbone, feature_scales: Sequence[int]) -> None:
         self.backbone = backbone
         self.feature_scales = feature_scales
         self.answered: list[AnsweredSample] = []
         self.features: dict[str, ImageFeatures] = {}
-        self.set_aside: list[dict[str, Any]] = []
-        self.unreadable: list[str] = []  # ids of images, to be tried again
+        self.skipped: list[dict[str, Any]] = []
+        self.unreadable: list[str] = []
 
     def add(self, batch: Sequence[ImageQuestions]) -> None:
         """Answer all questions on a batch of images at every scale; each image is encoded once."""
@@ -71,38 +75,38 @@ class BlockLabels:
                     for answer in row.answers:
                         answer.check_finite()
                 except ValueError as error:
-                    self._put_aside(sample, str(error))
+                    self._skip(sample, str(error))
                 else:
                     self.answered.append(row)
                     self.features[sample.image_id] = features
 
     def _find_answerable(self, item: ImageQuestions) -> list[Sample]:
-        """The samples on an image that can be asked; the others are set aside."""
+        """Return the samples of an image that the backbone can answer; add the others to `skipped`."""
         answerable = []
         if isinstance(item.image, str):
             self.unreadable.append(item.samples[0].image_id)
         for sample in item.samples:
             if isinstance(item.image, str):
-                self._put_aside(sample, item.image)
+                self._skip(sample, item.image)
                 continue
             try:
                 if not sample.references:
                     raise ValueError("the sample has no references")
                 self.backbone.check_question(sample.question, sample.references)
             except ValueError as error:
-                self._put_aside(sample, str(error))
+                self._skip(sample, str(error))
             else:
                 answerable.append(sample)
         return answerable
 
-    def _put_aside(self, sample: Sample, reason: str) -> None:
+    def _skip(self, sample: Sample, reason: str) -> None:
         names = {"sample_id": sample.sample_id, "image_id": sample.image_id}
-        self.set_aside.append({**names, "reason": reason})
+        self.skipped.append({**names, "reason": reason})
 
     def to_table(
         self, fingerprints: Mapping[str, str], score: Callable[[Sample, str], float]
     ) -> OutcomeTable:
-        """The outcomes, with the scores that `Task.score` gives."""
+        """Return the outcome table of the block; `score` is `Task.score`."""
         rows, samples = self.answered, [row.sample for row in self.answered]
 
         def text(name: str) -> np.ndarray:
@@ -141,9 +145,9 @@ class BlockLabels:
 def answer_at_scales(
     backbone: Backbone, pairs: Sequence[tuple[EncodedImage, Sample]], scales: Sequence[int]
 ) -> list[tuple[Answer, ...]]:
-    """The answers to samples on encoded images at each of `scales`, which rise."""
+    """Return the answers to each (encoded image, sample), one per scale; `scales` are ascending."""
     by_scale: list[list[Answer]] = []
-    # From the finest scale on, as its answer is the best guess at the next one's.
+    # Finest scale first: its answer is a good draft of the answer at the next coarser scale.
     for scale in reversed(scales):
         answers = backbone.answer(
             [image for image, _ in pairs],

@@ -1,4 +1,4 @@
-"""A task cut into blocks of whole images, planned in one pass and fed with images decoded ahead."""
+"""Division of a task into blocks of whole images, with a plan and images read ahead of the model."""
 
 import hashlib
 import itertools
@@ -23,21 +23,21 @@ Limits = Mapping[str, int | None]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The samples of one shard, which has this name: a fixed run of whole images."""
+    """Consecutive samples of whole images that make up the shard `name`."""
 
     name: str
     samples: tuple[Sample, ...]
 
     @property
     def digest(self) -> str:
-        """Digest of the ids of the samples and their images."""
+        """Digest of the sample ids and image ids."""
         ids = "\n".join(f"{sample.sample_id}\t{sample.image_id}" for sample in self.samples)
         return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class ImageQuestions:
-    """One image of a block, or the reason why it cannot be read, and the samples that ask about it."""
+    """The samples on one image of a block; `image` is the reason, as text, if it cannot be read."""
 
     block: Block
     samples: list[Sample]
@@ -54,7 +54,7 @@ class ImageSamples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """Samples that were answered or skipped before, by image id, and the names of their shards."""
+    """Samples that earlier labellings answered or skipped: image id -> sample ids, and shard names."""
 
     samples: Mapping[str, frozenset[str]] = field(default_factory=dict)
     shards: Collection[str] = ()
@@ -69,35 +69,35 @@ class Answered:
 class Plan:
     """Blocks to label, and the images of each split.
 
-    `digests` and `sizes` are the digest and the number of samples of each block. `images` are the image ids
-    of each split within the limits, whether answered before or not. `set_aside` are the rows that the task
-    could not use.
+    `digests` and `sizes` map the name of each block to its digest and its number of samples. `images` are
+    the image ids of each split within the limits, answered before or not. `skipped` are the samples that the
+    task itself skipped (`Task.skipped`).
     """
 
     digests: dict[str, str]
     sizes: dict[str, int]
     images: dict[Split, list[str]]
-    set_aside: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
 
 
 def group_by_image(samples: Iterable[Sample]) -> Iterator[tuple[str, list[Sample]]]:
-    """Each image id with the samples on it, which lie side by side."""
+    """Yield each image id with its samples, which must be consecutive in `samples`."""
     for image_id, group in itertools.groupby(samples, key=lambda sample: sample.image_id):
         yield image_id, list(group)
 
 
 def iterate_images(task: Task, limit: Limits) -> Iterator[ImageSamples]:
-    """The first `limit` images of each split, with their samples."""
+    """Yield the first `limit` images of each split, with their samples."""
     for split in SPLITS:
         for image_id, samples in itertools.islice(group_by_image(task.samples(split)), limit[split]):
             yield ImageSamples(split, image_id, samples)
 
 
 def iterate_blocks(images: Iterable[ImageSamples], shard_size: int, answered: Answered) -> Iterator[Block]:
-    """Blocks of those images that are not answered.
+    """Yield blocks of the images that are not in `answered`.
 
-    Blocks end with an image once they hold `shard_size` samples, and have images of one split. Their names
-    are numbers that no shard has yet.
+    A block ends with the image that brings it to `shard_size` samples, and has images of one split only. Its
+    name is a number that no shard has yet.
     """
     names = name_shards(answered.shards)
     for _, group in itertools.groupby(images, key=lambda image: image.split):
@@ -106,14 +106,14 @@ def iterate_blocks(images: Iterable[ImageSamples], shard_size: int, answered: An
 
 
 def name_shards(taken: Collection[str] = ()) -> Iterator[str]:
-    """Numbers of five digits or more, from 00000, that are not among the names in `taken`."""
+    """Yield names 00000, 00001, ... that are not in `taken`."""
     return (name for number in itertools.count() if (name := f"{number:05d}") not in taken)
 
 
 def cut_into_blocks(
     names: Iterator[str], images: Iterable[Sequence[Sample]], shard_size: int
 ) -> Iterator[Block]:
-    """The samples of images, given image by image, in blocks of at least `shard_size` samples."""
+    """Yield blocks of at least `shard_size` samples of whole images; the last one may be smaller."""
     collected: list[Sample] = []
     for samples in images:
         collected += samples
@@ -127,14 +127,17 @@ def cut_into_blocks(
 def plan(task: Task, limit: Limits, shard_size: int, answered: Answered) -> Plan:
     """Plan the blocks in one pass over all samples, before the model is loaded.
 
-    Raises ValueError for what `check_images` refuses.
+    Raises ValueError as `check_images` does.
     """
     digests, sizes = {}, {}
     images: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    every = check_images(task, iterate_images(task, limit), images)
-    for block in iterate_blocks(every, shard_size, answered):
+    checked = check_images(task, iterate_images(task, limit), images)
+    for block in iterate_blocks(checked, shard_size, answered):
         digests[block.name], sizes[block.name] = block.digest, len(block.samples)
-    return Plan(digests, sizes, images, list(task.set_aside))
+    # Tasks written for tokenscale 0.1 have `set_aside` in place of `skipped`.
+    return Plan(
+        digests, sizes, images, [dict(row) for row in (*task.skipped, *getattr(task, "set_aside", ()))]
+    )
 
 
 def check_images(
@@ -142,9 +145,9 @@ def check_images(
 ) -> Iterator[ImageSamples]:
     """Yield the images unchanged, and append the id of each to its split in `passed`.
 
-    Raises ValueError for a sample_id that comes twice, an image in two splits or with its samples apart, an
-    unknown metric where the task scores by built-in metrics, and an id, question, metric or reference that is
-    not a str.
+    Raises ValueError for a duplicate sample_id, an image in two splits or with samples that are not
+    consecutive, an unknown metric if the task scores by built-in metrics, and an id, question, metric or
+    reference that is not a str.
     """
     scores_by_metric = type(task).score is Task.score
     sample_ids: set[str] = set()
@@ -169,7 +172,7 @@ def check_images(
 
 
 def read_image(task: Task, image_id: str) -> Image.Image | str:
-    """An image of a task as 8-bit RGB, or the reason why it cannot be read."""
+    """Return an image of a task as 8-bit RGB, or the reason, as text, why it cannot be read."""
     try:
         return to_rgb(task.image(image_id), image_id)
     except MemoryError:
@@ -207,9 +210,10 @@ class _Images(Dataset[Image.Image | str]):
 
 
 def _follow_parent(worker_id: int) -> None:
-    """End this worker when its parent ends, and not before.
+    """End this worker process when its parent process ends.
 
-    It leaves Ctrl-C to the parent; when that is killed it must not wait for ever to hand images over.
+    The worker ignores Ctrl-C, which the parent handles. Without the watch, the worker of a killed parent
+    would wait for ever to hand over its images.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
@@ -225,9 +229,9 @@ def _follow_parent(worker_id: int) -> None:
 def decode_ahead(
     task: Task, blocks: Iterable[Block], *, num_workers: int, images_ahead: int
 ) -> Iterator[ImageQuestions]:
-    """The images of `blocks` in order, read by `num_workers` processes (0: by this one).
+    """Yield the images of `blocks` in order, read by `num_workers` processes (0: by this one).
 
-    `blocks` is gone through only as fast as images are taken: no more than `images_ahead` of them wait.
+    At most `images_ahead` images are read ahead of the consumer. Raises OSError if a worker process dies.
     """
     waiting: deque[tuple[Block, list[Sample]]] = deque()
 
@@ -252,6 +256,6 @@ def decode_ahead(
         if "DataLoader worker" not in str(error):
             raise
         raise OSError(
-            "a process that reads images died, for lack of memory perhaps: the same command goes on from the "
-            "last finished shard; num_workers=0 reads images in the main process"
+            "a process that reads images died, perhaps for lack of memory: run the same command again, which "
+            "resumes after the last finished shard; num_workers=0 reads images in the main process"
         ) from error

@@ -1,6 +1,6 @@
 """Division of the shards of labels into splits, with counts and mean scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from experiments.tasks.sizes import Banner, check_sizes, find_banners
 from m3_backbone.outcomes.manifest import digest_samples, find_shard, list_images, read_manifest
 from m3_backbone.outcomes.shards import naming, read_header, to_matrix
 
-# With less lead of one token over the next, in nats, another machine may round to another answer.
+# Margin of the likeliest token over the next, in nats, below which rounding may change the answer.
 NEAR_TIE = 1e-3
 
 
@@ -24,15 +24,15 @@ class Division:
     """Images, counts and scores of each split.
 
     By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `digests` are those
-    of the sample ids, `accuracy` are mean scores per scale. `set_aside` are the rows that could not be
-    answered. `num_near_ties` is the number of answers with a lead below `NEAR_TIE`.
+    of the sample ids, `accuracy` are mean scores per scale. `skipped` are the samples that could not be
+    answered. `num_near_ties` is the number of answers with a margin below `NEAR_TIE` nats.
     """
 
     images: dict[str, list[tuple[str, str]]]
     counts: dict[str, int]
     digests: dict[str, str]
     accuracy: dict[str, list[float]]
-    set_aside: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
     num_near_ties: int
 
 
@@ -48,9 +48,9 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
         rows += [(name, image_id, sample_id) for image_id, sample_id in ids]
         scores.append(to_matrix(table, "score", len(scales), str(path)))
         margins.append(to_matrix(table, "margin", len(scales), str(path)))
-        skipped |= {row["sample_id"]: row for row in read_header(path)["set_aside"]}
+        skipped |= {row["sample_id"]: row for row in get_skipped(read_header(path))}
     score, margin = np.concatenate(scores), np.concatenate(margins)
-    # An image that is in two shards was answered again: the later one counts.
+    # An image in two shards was answered again: the later shard counts.
     shard_of = {image_id: name for name, image_id, _ in rows}
     split_of = {image_id: split for split, images in work.images.items() for image_id in images}
     owner = np.array(
@@ -70,8 +70,8 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
             split: score[owner == split].mean(axis=0, dtype=float).tolist() if ids else []
             for split, ids in sample_ids.items()
         },
-        set_aside=[
-            *(dict(row) for row in work.set_aside),
+        skipped=[
+            *(dict(row) for row in work.skipped),
             *(
                 {"split": split_of[row["image_id"]], **row}
                 for sample_id, row in skipped.items()
@@ -82,22 +82,27 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
     )
 
 
+def get_skipped(header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the skipped samples in the header of a shard of outcomes, of any version."""
+    return header["skipped"] if "skipped" in header else header["set_aside"]
+
+
 def read_ids(path: Path) -> Iterable[tuple[str, str]]:
-    """(image id, sample id) of each row of a shard of outcomes."""
+    """Return (image id, sample id) of each row of a shard of outcomes."""
     table = read_columns(path, "image_id", "sample_id")
     return zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
 
 
 def read_columns(path: Path, *names: str) -> pa.Table:
-    """Some columns of a shard of outcomes. Raises ValueError for a damaged file."""
+    """Read some columns of a shard of outcomes. Raises ValueError for a damaged file."""
     with naming(path):
         return pq.read_table(path, columns=list(names))
 
 
 def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bool) -> None:
-    """Refuse labels with too few images in a split that will be used (`tasks.sizes.check_sizes`).
+    """Raise ValueError for labels with too few images in a needed split (`tasks.sizes.check_sizes`).
 
-    Unfinished labels are not checked here: reading them raises an error.
+    Unfinished labels are not checked: reading them raises an error anyway.
     """
     folder = Path(folder)
     if read_manifest(folder)["complete"]:

@@ -30,14 +30,14 @@ class Job(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
-        """All blocks, in order."""
+        """Yield all blocks, in order."""
 
     @abstractmethod
     def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
         """Answer a block and write its shard; yields the number of samples of each batch as it is done."""
 
     def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
-        """Do blocks of this job; yields, batch by batch, how many samples are done."""
+        """Work on `blocks`; yields the number of samples of each batch as it is done."""
         images = decode_ahead(
             self.task, blocks, num_workers=self.num_workers, images_ahead=self.images_per_batch
         )
@@ -51,15 +51,15 @@ def _take(images: Iterator[ImageQuestions], most: int) -> list[ImageQuestions]:
 
 
 class Engine(Protocol):
-    """Does blocks of a job. Any engine, with any number of processes, makes the same shards."""
+    """Execution backend for a job. Every engine, with any number of processes, makes the same shards."""
 
     def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
-        """Do the blocks of these names and sizes; yields how many samples are done, as they come."""
+        """Work on the blocks in `sizes` (name -> number of samples); yields numbers of finished samples."""
         ...
 
 
 def run_job(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[str]) -> None:
-    """Let an engine do the blocks of these names and sizes that are not done, with a progress bar."""
+    """Run a job on the blocks in `sizes` (name -> samples) that are not in `done`, with a progress bar."""
     rest = {name: size for name, size in sizes.items() if name not in done}
     with show_progress(
         f"{job.backbone.name} on {job.task.name}",
@@ -76,22 +76,22 @@ def run_job(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[
 
 
 class LocalEngine(Engine):
-    """This process, on the device of its backbone."""
+    """Runs jobs in this process, on the device of the backbone."""
 
     def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
         yield from job.work_on(block for block in job.blocks() if block.name in sizes)
 
 
 class RayEngine(Engine):
-    """Ray Data with one stateful actor per GPU, on this machine or on a cluster.
+    """Runs jobs with Ray Data, one stateful actor per GPU, on this machine or on a cluster.
 
-    A shard is one task: an actor that dies is replaced and its shard made again. The folder that is written
-    to has to be on a file system that all machines share.
+    A shard is one Ray task: an actor that dies is replaced and its shard is made again. The label folder has
+    to be on a file system that all machines share.
 
     Args:
-        num_actors: how many actors; (least, most) lets Ray scale between them.
-        num_gpus: GPUs of one actor; 0 for actors on processors. Fractions share a GPU.
-        num_cpus: processors that Ray sets aside for one actor.
+        num_actors: number of actors; (least, most) lets Ray scale between these numbers.
+        num_gpus: GPUs per actor; 0 for actors on CPUs, fractions for actors that share a GPU.
+        num_cpus: CPU cores that Ray reserves per actor.
         address: a running cluster, as `auto` or `ray://HOST:10001`; null starts Ray on this machine.
         init: further arguments of `ray.init`.
     """
@@ -111,7 +111,7 @@ class RayEngine(Engine):
 
     def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
         if not sizes:
-            # Nothing for actors; a killed run may still lack what is written beside the shards.
+            # No block is left, but a killed run may still lack the token embeddings.
             yield from job.work_on(())
             return
         ray = _import_ray()
@@ -127,7 +127,7 @@ class RayEngine(Engine):
     def _init_arguments(self) -> dict[str, Any]:
         if self.address is not None:
             return {"address": self.address, "log_to_driver": False, **self.init}
-        # Ray counts processors and does not bind them; with none left over for reading its input it hangs.
+        # Ray counts CPU cores without pinning them; without a spare core for reading its input it hangs.
         most = self.num_actors if isinstance(self.num_actors, int) else self.num_actors[1]
         num_cpus = max(os.cpu_count() or 1, math.ceil(most * self.num_cpus) + 2)
         return {"num_cpus": num_cpus, "include_dashboard": False, "log_to_driver": False, **self.init}
@@ -136,7 +136,7 @@ class RayEngine(Engine):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # labelling shows its own
         rows = [{"block": name, "num_samples": size} for name, size in sizes.items()]
-        # One row to a block, so that what a lost actor leaves undone is one shard.
+        # One row per block, so that a lost actor leaves one unfinished shard.
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _BlockActor,
             fn_constructor_args=(job,),
@@ -161,7 +161,7 @@ class RayEngine(Engine):
 
 
 class _BlockActor:
-    """Does the blocks that it is given; holds the model as long as it lives."""
+    """Ray actor that works on blocks of a job; it loads the model once."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -173,7 +173,7 @@ class _BlockActor:
         return batch
 
     def _find(self, name: str) -> Block:
-        # Blocks mostly come in order: continuing after the last one saves passes over the task.
+        # Blocks mostly arrive in order: continuing after the last one saves passes over the task.
         for blocks in (self.blocks, self.job.blocks()):
             self.blocks = blocks
             for block in blocks:
@@ -188,6 +188,6 @@ def _import_ray() -> Any:
         import ray.data
     except ImportError as error:
         raise ValueError(
-            "engine=ray needs Ray: pip install 'tokenscale[ray]', or take engine=local"
+            "engine=ray needs Ray: pip install 'tokenscale[ray]', or set engine=local"
         ) from error
     return ray

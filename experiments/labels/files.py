@@ -1,7 +1,7 @@
-"""Files and folders that several processes write: names, locks, failed writes, and replaced files.
+"""Files and folders that several processes write: file names, locks, write errors and replaced files.
 
 Replaced answers are moved or copied to a folder beside the labels, never deleted. File locks let one process
-at a time label into a folder, train a predictor, measure or open a study.
+at a time label into a folder, train a predictor, measure latency or open a study.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ _MAX_LENGTH = 120
 
 
 def to_file_name(name: str) -> str:
-    """`name` as one path component, unchanged where it is plain; distinct names stay distinct.
+    """Return `name` as one path component; distinct names give distinct components.
 
     Characters other than letters, digits, dots, hyphens and underscores are percent-encoded, as is a leading
-    dot; a long name is cut and ends in a digest of the whole name.
+    dot; a long name is truncated and ends in a digest of the whole name.
     """
     encoded = quote(name, safe="", errors="surrogatepass")
     if not encoded or encoded.startswith("."):
@@ -40,7 +40,7 @@ def to_file_name(name: str) -> str:
 
 
 def make_exclusively(folder: Path) -> Path:
-    """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is not there, and return its path."""
+    """Make `folder`, or the first of `folder-2`, `folder-3`, ... that does not exist, and return its path."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
@@ -52,20 +52,20 @@ def make_exclusively(folder: Path) -> Path:
     raise AssertionError("endless")
 
 
-# The folder of a label folder that holds answers given again (`labels.resampled`).
+# Subfolder of a label folder with the scores of sampled answers (`labels.resampled`).
 RESAMPLED = "resampled"
 
 
 def move_aside(folder: Path, files: Iterable[Path]) -> Path | None:
-    """Move those of `files` below `folder` that are there into a new folder beside it, to the same places.
+    """Move the existing `files` of `folder` into a new folder beside it, at the same relative paths.
 
-    Returns that folder, `FOLDER.replaced-YYYY-MM-DD_HH-MM-SS`; None where there is nothing to move.
+    Returns the new folder, `FOLDER.replaced-YYYY-MM-DD_HH-MM-SS`; None if there is nothing to move.
     """
     return _transfer(folder, files, Path.rename)
 
 
 def copy_aside(folder: Path, files: Iterable[Path]) -> Path | None:
-    """Copy files as `move_aside` moves them, before they are written anew."""
+    """Copy files as `move_aside` moves them, before they are rewritten."""
     return _transfer(folder, files, shutil.copy2)
 
 
@@ -75,31 +75,31 @@ def _transfer(folder: Path, files: Iterable[Path], transfer: Callable[[Path, Pat
         return None
     target = _make_folder(folder)
     for path in present:
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        transfer(path, place)
+        destination = target / path.relative_to(folder)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        transfer(path, destination)
     return target
 
 
 def _make_folder(folder: Path) -> Path:
-    place = folder.resolve()  # a link may lead to another disk, where nothing can be renamed to from here
-    return make_exclusively(place.with_name(f"{place.name}.replaced-{datetime.now():%Y-%m-%d_%H-%M-%S}"))
+    target = folder.resolve()  # a symbolic link may point to another disk, and files move on one disk only
+    return make_exclusively(target.with_name(f"{target.name}.replaced-{datetime.now():%Y-%m-%d_%H-%M-%S}"))
 
 
-# Seconds after which a process that waits for a lock says so.
+# Seconds after which a process that waits for a lock logs a message.
 QUIET_SECONDS = 1.0
 
 
 @contextmanager
 def wait_for_lock(path: Path, work: str, refusal: str | None = None, timeout: float = 0) -> Iterator[None]:
-    """Hold the lock file `path`, whose name begins with a dot; when the holder dies, the system frees it.
+    """Hold the lock file `path`, whose name begins with a dot; the system releases it if the process dies.
 
-    `work` says what the holder does, as "trains mlp in FOLDER". Waits for as long as it takes, and the log
-    says for whom; with a `refusal`, raises ValueError instead where the lock is not free within `timeout`
-    seconds, naming the holder and ending in `refusal`.
+    `work` describes what the holder does, as "trains mlp in FOLDER". Without a `refusal`, waits until the
+    lock is free and logs the holder. With a `refusal`, raises ValueError if the lock is not free within
+    `timeout` seconds; the message names the holder and ends with `refusal`.
     """
     lock = FileLock(path)
-    # Beside the lock file, which another process may not be able to read while it is held.
+    # A file of its own: some systems let no other process read a lock file that is held.
     owner = path.with_name(path.name.replace(".lock", ".owner", 1))
     try:
         lock.acquire(timeout=QUIET_SECONDS if refusal is None else timeout)
@@ -126,10 +126,10 @@ def _read_owner(path: Path) -> str:
 
 @contextmanager
 def hold(folder: Path, part: str = "", timeout: float | None = 0) -> Iterator[None]:
-    """Hold a label folder, or one part of the work on it.
+    """Hold the lock of a label folder, or of one part of the work on it.
 
-    Raises ValueError, naming the holder, where the lock is not free within `timeout` seconds; None waits for
-    as long as it takes, and the log says for whom.
+    Raises ValueError, naming the holder, if the lock is not free within `timeout` seconds. With None, waits
+    until the lock is free and logs the holder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refusal = (
@@ -142,9 +142,9 @@ def hold(folder: Path, part: str = "", timeout: float | None = 0) -> Iterator[No
 
 
 def refuse_parts(folder: Path, but: str | None = None) -> None:
-    """Raise ValueError if a run on a part of the work, except `but`, holds its lock.
+    """Raise ValueError if a run on a part of the work, other than `but`, holds its lock.
 
-    Call it while holding the whole.
+    The caller holds the lock of the whole folder.
     """
     parts = [path.name.removeprefix(".lock") for path in sorted(folder.glob(".lock?*"))]
     for part in parts:
@@ -154,10 +154,10 @@ def refuse_parts(folder: Path, but: str | None = None) -> None:
 
 
 class ShardFolder:
-    """A folder of shards, whole or absent, that killed and concurrent runs fill.
+    """A folder of shards; each shard is either complete or absent, also after a kill or concurrent runs.
 
     Args:
-        command: the command that goes on after an error, for messages.
+        command: the command that resumes after an error, for messages.
     """
 
     def __init__(self, path: Path, command: str) -> None:
@@ -166,32 +166,32 @@ class ShardFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn an OSError of a failed write into one that names the folder and the way out."""
+        """Turn the OSError of a failed write into one that names the folder and what to do."""
         try:
             yield
         except (FileExistsError, NotADirectoryError) as error:
             raise OSError(
-                f"cannot write to {self.path}, as a file lies where a folder belongs: give another folder "
+                f"cannot write to {self.path}, as a file is in place of a folder: give another folder "
                 "with paths.labels=FOLDER"
             ) from error
         except OSError as error:
             raise OSError(
-                f"cannot write to {self.path}: {error.strerror or error}. What was finished is kept; "
-                f"once this is mended, {self.command} goes on from there"
+                f"cannot write to {self.path}: {error.strerror or error}. Finished files are kept; "
+                f"once this is fixed, run {self.command} again to resume"
             ) from error
 
     @contextmanager
     def holding(self, lock: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold a lock; an OSError while it is taken is one of writing."""
+        """Hold a lock; an OSError on acquiring it is reported as a failed write."""
         with ExitStack() as stack:
             with self.writing():
                 stack.enter_context(lock)
             yield
 
     def remove_remains(self) -> None:
-        """Remove the temporary files that killed runs have left; call it while no other run writes."""
-        for remains in self.path.rglob(".*.tmp"):
-            remains.unlink()
+        """Remove temporary files of killed runs. The caller makes sure that no other run writes."""
+        for temporary in self.path.rglob(".*.tmp"):
+            temporary.unlink()
 
     def move_aside(self, files: Iterable[Path]) -> Path | None:
         """Move files of this folder beside it, as `move_aside` does."""

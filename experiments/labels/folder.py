@@ -1,6 +1,6 @@
-"""Label folder as labelling writes it: shards are whole or absent, and there is one writer at a time.
+"""Writing of a label folder: shards are complete or absent, and one process writes at a time.
 
-What lies in it is described in `m3_backbone.outcomes.manifest`.
+`m3_backbone.outcomes.manifest` describes the contents of the folder.
 """
 
 import json
@@ -15,14 +15,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from experiments.labels.blocks import Answered, Limits, Plan
-from experiments.labels.division import NEAR_TIE, divide_shards, read_ids
+from experiments.labels.division import NEAR_TIE, divide_shards, get_skipped, read_ids
 from experiments.labels.files import RESAMPLED, ShardFolder, hold
 from experiments.tasks.base import describe_differences
 from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes.manifest import (
     EMBEDDINGS,
     MANIFEST,
-    SET_ASIDE,
+    OLD_SKIPPED_FILE,
+    SKIPPED_FILE,
     SPLITS_FILE,
     find_shard,
     read_manifest,
@@ -50,17 +51,17 @@ SHARD_KINDS = ("features", "outcomes")
 
 
 class LabelFolder(ShardFolder):
-    """A label folder being written, and the check that it was made by the same backbone and data.
+    """Writer of a label folder, which refuses labels of another backbone or other data.
 
-    A shard is a file of features and then one of outcomes, which carries in its metadata the digest of the
-    features and the samples that were set aside, and makes the shard count: after a kill in between, both are
-    made again. The manifest lists the shards of finished labellings, `manifest["shards"]`, while an
-    unfinished one adds to them.
+    A shard is a file of features and a file of outcomes, written in this order. The metadata of the outcomes
+    hold the digest of the features and the skipped samples; a shard without outcomes does not count and is
+    made again. `manifest["shards"]` lists the shards of finished labellings; an unfinished labelling adds
+    shards that are not listed yet.
 
     Args:
-        data: what the data are made of (`tasks.base.Task.content`), to name what differs.
-        division: how the images are divided into splits. It may change without anything being answered again.
-        command: the command that goes on after an error, for messages.
+        data: description of the data (`tasks.base.Task.content`), to name what differs.
+        division: how the images are divided into splits; a new division answers nothing again.
+        command: the command that resumes after an error, for messages.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class LabelFolder(ShardFolder):
         self.replaced: Path | None = None
 
     def open(self) -> bool:
-        """Read the manifest, if there is one; refuse one that something else made."""
+        """Read the manifest; returns whether there is one. Raises ValueError as `refuse_other` does."""
         if not (self.path / MANIFEST).exists():
             return False
         manifest = read_manifest(self.path)
@@ -94,17 +95,17 @@ class LabelFolder(ShardFolder):
         return True
 
     def refuse_other(self, manifest: Mapping[str, Any], ignored: Container[str] = ()) -> None:
-        """Raise ValueError, naming what differs, for the manifest of labels that something else made."""
-        kept = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
-        here = {**self.fingerprints, **kept}
-        there = {**manifest["fingerprints"], **{key: manifest.get(key) for key in kept}}
+        """Raise ValueError, naming the differences, for the manifest of another backbone or other data."""
+        settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
+        own = {**self.fingerprints, **settings}
+        stored = {**manifest["fingerprints"], **{key: manifest.get(key) for key in settings}}
         differing = [
-            key for key in {**there, **here} if there.get(key) != here.get(key) and key not in ignored
+            key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
         ]
         if not differing:
             return
         details = [
-            f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing if key != "data"
+            f"{key} ({stored.get(key)} there, {own.get(key)} here)" for key in differing if key != "data"
         ]
         way_out = ""
         if "data" in differing:
@@ -118,11 +119,11 @@ class LabelFolder(ShardFolder):
 
     @property
     def shard_size(self) -> int:
-        """Samples per shard, as the labelling was begun."""
+        """Samples per shard, as set when the labelling was begun."""
         return self.manifest["shard_size"]
 
     def has(self, limit: Limits) -> bool:
-        """Whether every sample within `limit` is there, in files that are whole. Reads the manifest."""
+        """Whether every sample within `limit` is labelled, in undamaged files. Reads the manifest."""
         return self._is_whole_labelling(limit, is_complete=True) and all(
             is_intact(self.path / name, digest) for name, digest in self.manifest["files"].items()
         )
@@ -132,7 +133,7 @@ class LabelFolder(ShardFolder):
         return self._is_whole_labelling(limit, is_complete=False)
 
     def _is_whole_labelling(self, limit: Limits, *, is_complete: bool) -> bool:
-        """Whether the manifest is that of a labelling of this division, with all listed shards whole."""
+        """Whether the manifest has this limit and division, and all listed shards are undamaged."""
         return bool(
             self.open()
             and self.manifest["complete"] == is_complete
@@ -142,7 +143,7 @@ class LabelFolder(ShardFolder):
         )
 
     def is_whole(self, name: str, shard: Mapping[str, str]) -> bool:
-        """Whether both files of a shard are there, with the digests that the manifest gives them."""
+        """Whether both files of a shard exist with the digests in the manifest; logs damaged ones."""
         for kind in SHARD_KINDS:
             path = find_shard(self.path, kind, name)
             if not is_intact(path, shard[kind]):
@@ -152,7 +153,7 @@ class LabelFolder(ShardFolder):
         return True
 
     def locked(self, part: str = "", timeout: float | None = 0) -> AbstractContextManager[None]:
-        """Hold the folder, or one part of the work on it, against other runs (`files.hold`)."""
+        """Hold the lock of the folder, or of one part of the work on it (`files.hold`)."""
         return self.holding(hold(self.path, part, timeout))
 
     def begin(
@@ -163,9 +164,9 @@ class LabelFolder(ShardFolder):
         shard_size: int,
         overwrite: bool = False,
     ) -> None:
-        """Write the manifest of an unfinished labelling, unless this very labelling was begun before.
+        """Write the manifest of an unfinished labelling, unless it was begun before with the same limits.
 
-        Shards of earlier labellings, finished or not, are listed in it as far as they are whole.
+        It lists the undamaged shards of earlier labellings, finished or not.
         """
         shards: dict[str, Any] = {}
         files: dict[str, str] = {}
@@ -175,7 +176,7 @@ class LabelFolder(ShardFolder):
             shard_size = self.manifest["shard_size"]
             listed = self.manifest["shards"].items()
             shards = {name: shard for name, shard in listed if self.is_whole(name, shard)}
-            # What was unfinished may have been begun with other limits, or another division.
+            # The unfinished labelling may have had other limits or another division.
             shards |= self._find_unlisted(shards)
             known = self.manifest.get("files", {})
             files = {name: digest for name, digest in known.items() if name == EMBEDDINGS}
@@ -203,7 +204,7 @@ class LabelFolder(ShardFolder):
         self.write_manifest()
 
     def _find_unlisted(self, listed: Container[str]) -> dict[str, Any]:
-        """Whole shards that an unfinished labelling has left, without those that are listed."""
+        """Return the undamaged shards of an unfinished labelling that are not in `listed`."""
         unlisted = {}
         for path in sorted((self.path / "outcomes").glob("*.parquet")):
             if path.stem not in listed and (shard := self.describe_shard(path.stem)) is not None:
@@ -211,7 +212,7 @@ class LabelFolder(ShardFolder):
         return unlisted
 
     def describe_shard(self, name: str) -> dict[str, str] | None:
-        """Entry of the manifest for a shard: digests of its samples and files. None if it is not whole."""
+        """Return the manifest entry of a shard: digests of samples and files. None if missing or damaged."""
         path = find_shard(self.path, "outcomes", name)
         try:
             header = read_header(path)
@@ -233,23 +234,23 @@ class LabelFolder(ShardFolder):
             return None
 
     def _move_aside(self) -> None:
-        """Move what labelling wrote here, if there is anything, into a folder beside this one."""
+        """Move the labels in this folder, if any, into a folder beside it."""
         shards = [path for kind in SHARD_KINDS for path in sorted((self.path / kind).glob("*.parquet"))]
         answers = sorted((self.path / RESAMPLED).glob("*.safetensors"))
-        # Records of test evaluations, locks and what is not ours stay; the manifest comes last, so that a
-        # kill shows.
-        names = (SET_ASIDE, EMBEDDINGS, SPLITS_FILE, _OLD_LATENCY, MANIFEST)
+        # Records of test evaluations, locks and unknown files stay. The manifest is moved last, so that an
+        # interrupted move is noticed.
+        names = (SKIPPED_FILE, OLD_SKIPPED_FILE, EMBEDDINGS, SPLITS_FILE, _OLD_LATENCY, MANIFEST)
         self.replaced = self.move_aside([*shards, *answers, *(self.path / name for name in names)])
         if self.replaced is not None:
-            log.warning("the labels that were in %s are kept in %s", self.path, self.replaced)
+            log.warning("the former labels of %s are kept in %s", self.path, self.replaced)
 
     def read_answered(self, retried: Container[str] = ()) -> Answered:
-        """Samples in the shards of the manifest, without skipped samples of the images `retried`."""
+        """Return the samples in the shards of the manifest, without skipped samples of images `retried`."""
         samples: dict[str, set[str]] = {}
         for name in self.manifest["shards"]:
             for image_id, sample_id in read_ids(find_shard(self.path, "outcomes", name)):
                 samples.setdefault(image_id, set()).add(sample_id)
-            for row in self._read_header(name)["set_aside"]:
+            for row in get_skipped(self._read_header(name)):
                 if row["image_id"] not in retried:
                     samples.setdefault(row["image_id"], set()).add(row["sample_id"])
         return Answered(
@@ -257,7 +258,7 @@ class LabelFolder(ShardFolder):
         )
 
     def list_unreadable(self) -> list[str]:
-        """Ids of images that could not be read when their shard was made, and that no other shard has."""
+        """Return the ids of images that could not be read when labelled, and are in no other shard."""
         unreadable: dict[str, None] = {}
         for name in self.manifest["shards"]:
             unreadable |= dict.fromkeys(self._read_header(name).get("unreadable", ()))
@@ -274,7 +275,7 @@ class LabelFolder(ShardFolder):
         return read_header(find_shard(self.path, "outcomes", name))
 
     def holds(self, name: str, digest: str) -> bool:
-        """Whether the shard of a block is there, whole, and made from the samples of this digest."""
+        """Whether the shard of a block exists, undamaged, and has the samples of this digest."""
         shard = self.describe_shard(name)
         return shard is not None and shard["samples"] == digest
 
@@ -284,10 +285,10 @@ class LabelFolder(ShardFolder):
         digest: str,
         outcomes: OutcomeTable,
         features: Mapping[str, ImageFeatures],
-        set_aside: list[dict[str, Any]],
+        skipped: list[dict[str, Any]],
         unreadable: list[str],
     ) -> None:
-        """Write features, then outcomes. A shard that was there is no longer whole until the last moment."""
+        """Write features, then outcomes. An existing shard counts as missing until both are written."""
         feature_file, outcome_file = (find_shard(self.path, kind, name) for kind in SHARD_KINDS)
         with self.writing():
             outcome_file.unlink(missing_ok=True)
@@ -296,62 +297,75 @@ class LabelFolder(ShardFolder):
                 **outcomes.header,
                 "digest": digest,
                 "features": digest_file(feature_file),
-                "set_aside": set_aside,
+                "skipped": skipped,
                 "unreadable": unreadable,
             }
             write_shard(outcome_file, outcomes.to_arrow(), header)
 
     def write_embeddings(self, embeddings: Tensor) -> None:
-        """Keep the decoder's token embeddings [vocab, hidden], in the type they come in."""
+        """Write the decoder's token embeddings `[vocab, hidden]`, in their own dtype."""
         with self.writing():
             write_bytes(
                 self.path / EMBEDDINGS, save({"token_embeddings": embeddings.detach().cpu().contiguous()})
             )
 
     def has_embeddings(self) -> bool:
-        """Whether the token embeddings are there, and whole as far as the manifest knows."""
+        """Whether the token embeddings exist, with the digest in the manifest if it has one."""
         path, digest = self.path / EMBEDDINGS, self.manifest.get("files", {}).get(EMBEDDINGS)
         return path.exists() if digest is None else is_intact(path, digest)
 
-    def read_set_aside(self) -> list[dict[str, Any]]:
-        """The skipped samples with their reasons. Takes the digest from the manifest that was read."""
-        content = read_content(self.path / SET_ASIDE, self.manifest["files"].get(SET_ASIDE))
+    @property
+    def skipped_file(self) -> Path:
+        """File of the skipped samples, under the name that the manifest has for it."""
+        is_old = OLD_SKIPPED_FILE in self.manifest.get("files", {})
+        return self.path / (OLD_SKIPPED_FILE if is_old else SKIPPED_FILE)
+
+    def read_skipped(self) -> list[dict[str, Any]]:
+        """Read the skipped samples with their reasons, checked against the manifest that was read."""
+        path = self.skipped_file
+        content = read_content(path, self.manifest["files"].get(path.name))
         return [json.loads(line) for line in content.splitlines()]
 
     def finish(self, work: Plan) -> None:
-        """List the shards of the planned blocks, divide the images, and call the labelling complete."""
+        """List the shards of the planned blocks, divide the images, and mark the labels as complete.
+
+        Raises ValueError if not one sample could be answered.
+        """
         shards = dict(self.manifest["shards"])
         for name in work.digests:
             shard = self.describe_shard(name)
             assert shard is not None
             shards[name] = shard
         division = divide_shards(self.path, shards, work, self.scales)
-        rows = division.set_aside
-        self._write_text(SET_ASIDE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        rows = division.skipped
+        self._write_text(SKIPPED_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         if not any(division.counts.values()):
             reason = rows[0]["reason"] if rows else "the task has no samples"
             raise ValueError(
-                f"not one sample could be labelled (the first reason in {self.path / SET_ASIDE}: {reason}): "
-                "mend this and give the same command again"
+                f"not one sample could be labelled (the first reason in {self.path / SKIPPED_FILE}: {reason})"
+                ": fix this and run the same command again"
             )
         with self.writing():
             write_splits(self.path, division.images)
         self.manifest |= {
             "counts": division.counts,
             "splits": division.digests,
-            # No scores of the test split: this file is open to everybody, also while prompts are being tuned.
+            # No scores of the test split: anyone may read this file, also while tuning prompts.
             "accuracy": {
                 split: means
                 for split, means in division.accuracy.items()
                 if division.counts[split] and split != HELD_OUT
             },
             "near_ties": {"below_nats": NEAR_TIE, "num_answers": division.num_near_ties},
-            "num_set_aside": len(rows),
+            "num_skipped": len(rows),
             "shards": shards,
-            "files": {name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS, SET_ASIDE)},
+            "files": {
+                name: digest_file(self.path / name) for name in (SPLITS_FILE, EMBEDDINGS, SKIPPED_FILE)
+            },
             "complete": True,
         }
         self.write_manifest()
+        (self.path / OLD_SKIPPED_FILE).unlink(missing_ok=True)
 
     def write_manifest(self) -> None:
         """Write the manifest."""

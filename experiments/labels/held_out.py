@@ -1,8 +1,8 @@
 """Access to the test split: only this module opens it, after the evaluation has been recorded.
 
 Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes.table`), and only
-`open_test` makes one. Records lie outside the label folder (`paths.evaluations`), so that they survive labels
-that are made again, and can be written if the store is read-only.
+`open_test` makes one. Records are kept in a folder of their own (`paths.evaluations`), so that they survive a
+new labelling and can be written even if the labels are read-only.
 
 `BACKBONE/TASK.jsonl` has one line for each time that a test split was opened: time, command, digest of the
 configuration, predictors (name and digest), and images (digest of a list in a folder beside it). An
@@ -32,7 +32,7 @@ from m3_backbone.outcomes.table import HELD_OUT, HeldOutAccess, check_split
 
 log = logging.getLogger(__name__)
 
-# Records that tokenscale 0.1 wrote beside the labels; they still count.
+# File of records in label folders of tokenscale 0.1; these records still count.
 OLD_RECORDS = "test_reads.jsonl"
 
 
@@ -45,7 +45,7 @@ class EvaluationRecord:
     `num_evaluated_before` of the test images were evaluated under another division into splits,
     `num_once_test` of the train and calibration images were test images there; `num_unread` lists of images
     could not be read, and are not counted. `path` is the file of
-    records; `is_recorded` is False where it could not be written and that was allowed.
+    records; `is_recorded` is False if it could not be written and `allow_unrecorded` was set.
     """
 
     time: str
@@ -71,7 +71,7 @@ def open_test(
     predictors: Mapping[str, str] | None = None,
     allow_unrecorded: bool = False,
 ) -> tuple[Labels, EvaluationRecord]:
-    """The test split of the folder `labels`, and the record of this evaluation, which is written first.
+    """Return the test split of the folder `labels`, and the record of this evaluation, written first.
 
     `records` is the folder of all records (`paths.evaluations`), `configuration` the configuration of the
     command as text, `predictors` maps names to digests of what is evaluated; empty for a description of the
@@ -83,7 +83,9 @@ def open_test(
     images = {split: list_images(labels, split) for split in SPLITS if manifest["counts"].get(split)}
     for split, ids in images.items():
         if split != HELD_OUT and (shared := set(ids) & set(images[HELD_OUT])):
-            raise ValueError(f"image {min(shared)!r} is in {split} and in {HELD_OUT}: split by image")
+            raise ValueError(
+                f"image {min(shared)!r} is in {split} and in {HELD_OUT}: move the labels away and label again"
+            )
     line: dict[str, Any] = {
         "id": uuid.uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,7 +104,7 @@ def open_test(
             raise ValueError(
                 f"this evaluation cannot be recorded in {log_of_task.path} ({error.strerror or error}), and "
                 "the test split is not read without a record: choose another folder with "
-                "paths.evaluations=FOLDER, or go on with allow_unrecorded=true, which the report will state"
+                "paths.evaluations=FOLDER, or set allow_unrecorded=true, which the report will state"
             ) from error
         log.warning("this evaluation is not recorded: %s", error)
         is_recorded = False
@@ -112,10 +114,10 @@ def open_test(
 
 
 def identify_data(manifest: Mapping[str, Any]) -> str:
-    """A digest of the data of labels and of their division into splits.
+    """Return a digest of the data of labels and of their division into splits.
 
-    Evaluations on labels of tokenscale 0.1, whose fingerprint of the data was of the division too, are those
-    of the labels that these became, as long as these are divided as they were (`labels.migration`).
+    For labels migrated from tokenscale 0.1 (`labels.migration`), as long as their division is unchanged, it
+    is the former fingerprint of the data, so that earlier evaluations still count.
     """
     former = manifest.get("former")
     if former is not None and former["splits"] == manifest["splits"]:
@@ -133,12 +135,12 @@ class EvaluationLog:
 
     @classmethod
     def of(cls, records: Path, manifest: Mapping[str, Any]) -> "EvaluationLog":
-        """The log of the backbone and task of a label manifest, in the folder `records`."""
+        """Return the log for the backbone and task of a label manifest, in the folder `records`."""
         backbone, task = (to_file_name(str(manifest.get(key, ""))) for key in ("backbone", "task"))
         return cls(records / backbone / f"{task}.jsonl")
 
     def read(self) -> list[dict[str, Any]]:
-        """All records, oldest first; an incomplete line is left out, with a warning."""
+        """Return all records, oldest first; an incomplete line is skipped with a warning."""
         return _read_lines(self.path)
 
     def append(self, line: Mapping[str, Any]) -> None:
@@ -165,7 +167,7 @@ class EvaluationLog:
         return digest
 
     def read_images(self, digest: str) -> set[str] | None:
-        """The list of images with this digest; None, with a warning, if it is missing or damaged."""
+        """Return the list of images with this digest; None, with a warning, if it is missing or damaged."""
         path = self.images / f"{digest}.json"
         try:
             content = path.read_bytes()
@@ -182,7 +184,7 @@ def _digest_images(content: bytes) -> str:
 
 
 def _list_other_divisions(records: Path, line: Mapping[str, Any]) -> list[tuple[EvaluationLog, str]]:
-    """(log, digest of the list) of test images of the same image set under other divisions into splits.
+    """Return (log, digest of the list) of test images of the same image set under other divisions.
 
     All logs count: the same images may have been evaluated with another backbone.
     """
@@ -204,7 +206,7 @@ def _describe(
     images: Mapping[str, list[str]],
     is_recorded: bool,
 ) -> EvaluationRecord:
-    """The `EvaluationRecord` of `line`, from all records of its backbone and task."""
+    """Return the `EvaluationRecord` of `line`, from all records of its backbone and task."""
     lines = [*_read_lines(labels / OLD_RECORDS), *log_of_task.read()]
     if is_recorded:
         own = next(number for number, record in enumerate(lines) if record.get("id") == line["id"])

@@ -1,9 +1,8 @@
 """Labelling: a frozen backbone answers every sample of a task at every scale.
 
-`label(task=..., backbone=..., folder=...)` is the plain function behind `python -m experiments.label`. Called
-again on a finished folder it returns without loading the model. After a change of limits, or of the division
-into splits, only images that were never labelled are answered; labels of an earlier version are brought up to
-date.
+`label(task=..., backbone=..., folder=...)` is the function behind `tokenscale label`. On a finished folder it
+returns without loading the model. After a change of the limits, or of the division into splits, it answers
+only images that were never labelled. It migrates labels of earlier versions.
 """
 
 import itertools
@@ -35,28 +34,27 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.backbone import Backbone
-from m3_backbone.outcomes.manifest import SET_ASIDE
 from m3_backbone.outcomes.table import HELD_OUT
 
 log = logging.getLogger(__name__)
 
 
-# Seconds to wait for another shard's run that is just writing the manifest.
+# Seconds to wait for the run on another part of the shards to write the manifest.
 PATIENCE = 60
-# Scales of the visual tokens that are kept for predictors where nothing else is asked for.
+# Default scales of the visual tokens that are stored for predictors.
 FEATURE_SCALES = (1, 9, 36)
 
 
 @dataclass(frozen=True)
 class ShardSubset:
-    """Every `count`-th shard, from `index` on: the share of one of several runs in a labelling."""
+    """Every `count`-th shard from `index` on: the part of the labelling that one of several runs does."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """`i/n`; None is all."""
+        """Parse `i/n`; None means all shards. Raises ValueError for other text."""
         if text is None:
             return cls()
         match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -81,24 +79,29 @@ class ShardSubset:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """Samples per split, mean scores of every split except test, and samples set aside per reason."""
+    """Samples per split, mean scores of every split except test, and number of skipped samples per reason.
+
+    `num_missing` files are still to be made by runs on other parts. `replaced` is the folder of the former
+    labels after `overwrite`. `num_near_ties` counts answers with a margin below `NEAR_TIE`.
+    """
 
     folder: Path
     scales: tuple[int, ...]
     counts: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, list[float]] = field(default_factory=dict)
-    set_aside: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     num_near_ties: int = 0
-    num_missing: int = 0  # files that other shards still have to make
-    replaced: Path | None = None  # folder of the labels that these took the place of
+    num_missing: int = 0
+    replaced: Path | None = None
+    skipped_file: Path | None = None
 
     def describe(self) -> str:
-        """Return the numbers of samples in a few words."""
-        return f"{sum(self.counts.values()):,} samples, {sum(self.set_aside.values()):,} skipped"
+        """Return the numbers of answered and skipped samples as text."""
+        return f"{sum(self.counts.values()):,} samples, {sum(self.skipped.values()):,} skipped"
 
     def __str__(self) -> str:
         if self.num_missing:
-            return f"this shard is done; {self.num_missing:,} files are missing until the others are"
+            return f"this part is done; {self.num_missing:,} files of other parts are still missing"
         lines = [
             f"{'split':<12}{'samples':>9}   score in % at" + "".join(f"{scale:>7}" for scale in self.scales)
         ]
@@ -107,32 +110,32 @@ class LabelSummary:
             if count and split == HELD_OUT:
                 shares = "held out: shown by recorded evaluations only"
             lines.append(f"{split:<12}{count:>9,}{'':>16}{shares}")
-        num_skipped = sum(self.set_aside.values())
-        reasons = f", with reasons in {self.folder / SET_ASIDE}" if num_skipped else ""
+        num_skipped = sum(self.skipped.values())
+        reasons = f", with reasons in {self.skipped_file}" if num_skipped else ""
         lines.append(f"skipped: {num_skipped:,} samples{reasons}")
-        if self.set_aside:
-            lines += [f"{count:>8,} x {reason}" for reason, count in Counter(self.set_aside).most_common(10)]
+        if self.skipped:
+            lines += [f"{count:>8,} x {reason}" for reason, count in Counter(self.skipped).most_common(10)]
         if self.num_near_ties:
             num_answers = len(self.scales) * sum(self.counts.values())
             lines.append(
                 f"near ties: {self.num_near_ties:,} of {num_answers:,} answers lead by less than "
-                f"{NEAR_TIE:g} nats; rounding on another machine may turn them"
+                f"{NEAR_TIE:g} nats; rounding on another machine may change them"
             )
         if self.replaced is not None:
-            lines.append(f"the labels that were here before are kept in {self.replaced}")
+            lines.append(f"the former labels are kept in {self.replaced}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelJob(Job):
-    """Labelling of the blocks of a task within the limits; `answered` needs no answer any more."""
+    """Labelling of the blocks of a task within the limits, without the samples in `answered`."""
 
     folder: LabelFolder
     limits: Limits
     answered: Answered
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks of the task within the limits that are not answered, in order."""
+        """Yield all blocks of the task within the limits that are not answered, in order."""
         return iterate_blocks(iterate_images(self.task, self.limits), self.folder.shard_size, self.answered)
 
     def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
@@ -143,7 +146,7 @@ class LabelJob(Job):
             yield sum(len(item.samples) for item in batch)
         table = labels.to_table(self.folder.fingerprints, self.task.score)
         self.folder.write_shard(
-            block.name, block.digest, table, labels.features, labels.set_aside, labels.unreadable
+            block.name, block.digest, table, labels.features, labels.skipped, labels.unreadable
         )
 
     def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
@@ -169,21 +172,24 @@ def label(
     command: str = "the same command",
     check: Callable[[Task, Limits], None] | None = None,
 ) -> LabelSummary:
-    """Fill `folder` with outcomes and features of every split, or with what is missing of them.
+    """Write the outcomes and features of every split that `folder` lacks; returns a summary of the labels.
 
     Args:
-        limit: whole images per split; no limit for a split that is not named, or None.
-        feature_scales: scales of the visual tokens kept for predictors; `FEATURE_SCALES` as far as the ladder
-            has them, if not given.
-        shard_size: samples per file; a killed run loses the work on one file at most.
+        limit: number of images per split; None, or a split that is not named, means all.
+        feature_scales: scales of the visual tokens stored for predictors; by default those of
+            `FEATURE_SCALES` that are on the ladder.
+        shard_size: samples per file; a killed run loses the work on at most one file.
         images_per_batch: images that are encoded together.
-        num_workers: processes that read images ahead of the model; 0 reads them in between.
-        overwrite: move whatever labels are in `folder` to a folder beside it, and label anew.
-        engine: what runs the job; this process, if not given.
-        shard: `i/n` labels the i-th of n parts (from 0) of the files alone; whichever of them ends last
-            finishes the folder.
+        num_workers: processes that read images ahead of the model; 0 reads them in this process.
+        overwrite: move existing labels in `folder` to a folder beside it, and label again.
+        engine: execution backend; this process by default.
+        shard: `i/n` labels only the i-th (from 0) of n parts of the files; the run that ends last
+            completes the folder.
         command: the command that resumes after an error, for messages.
-        check: called with task and limits before anything is labelled; may raise a ValueError.
+        check: called with task and limits before anything is labelled; may raise ValueError.
+
+    Raises ValueError for a task that is no `Task`, for labels of another backbone or other data, and for a
+    folder that another run holds; OSError if the folder cannot be written.
     """
     if not isinstance(task, Task):
         raise ValueError(
@@ -203,7 +209,7 @@ def label(
     )
 
     def is_finished() -> bool:
-        return target.has(limits) and not list_mended(target, task)
+        return target.has(limits) and not list_readable_again(target, task)
 
     if not overwrite and is_of_earlier_version(target.path):
         with target.locked(timeout=None):
@@ -218,10 +224,10 @@ def label(
     engine = engine or LocalEngine()
 
     def prepare() -> tuple[Plan, LabelJob]:
-        mended = list_mended(target, task)
-        if mended:
-            log.info("%d images that could not be read before can be read now", len(mended))
-        answered = target.read_answered(retried=mended)
+        readable = list_readable_again(target, task)
+        if readable:
+            log.info("%d images that could not be read before can be read now", len(readable))
+        answered = target.read_answered(retried=readable)
         work = plan(task, limits, target.shard_size, answered)
         job = LabelJob(
             task=task,
@@ -237,7 +243,7 @@ def label(
     if subset.is_whole:
         # Parallel sweep jobs share labels: the first makes them, the others wait (unless overwriting).
         with target.locked(timeout=0 if overwrite else None):
-            # Another process may have finished meanwhile, and its labels be in use: they are not begun anew.
+            # Another process may have finished the labels meanwhile; they may be in use already.
             if overwrite or not is_finished():
                 refuse_parts(target.path)
                 target.remove_remains()
@@ -248,8 +254,8 @@ def label(
         return replace(summarize(target), replaced=target.replaced)
     if overwrite:
         raise ValueError(
-            f"shard={subset} with overwrite=true would replace what the other shards make: move "
-            f"{target.path} away before the first of them"
+            f"shard={subset} with overwrite=true would replace the files of the other parts: move "
+            f"{target.path} away before the first part is labelled"
         )
     with target.locked(subset.name):
         # One process at a time writes the manifest.
@@ -268,8 +274,8 @@ def label(
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
 
 
-def list_mended(target: LabelFolder, task: Task) -> list[str]:
-    """List images that were unreadable in an earlier labelling and can be read now."""
+def list_readable_again(target: LabelFolder, task: Task) -> list[str]:
+    """Return the ids of images that were unreadable in an earlier labelling and can be read now."""
     return [
         image_id for image_id in target.list_unreadable() if not isinstance(read_image(task, image_id), str)
     ]
@@ -283,21 +289,21 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
     if unknown := set(scales) - set(ladder):
         raise ValueError(
             f"feature_scales={list(scales)}: {backbone.name} has no scale "
-            f"{', '.join(map(str, sorted(unknown)))}, give some of {', '.join(map(str, ladder))}, "
-            "or null for 1, 9 and 36 as far as it has them"
+            f"{', '.join(map(str, sorted(unknown)))}: give some of {', '.join(map(str, ladder))}, "
+            "or null for those of 1, 9 and 36 that it has"
         )
     return tuple(scale for scale in ladder if scale in scales)
 
 
 def find_done(target: LabelFolder, work: Plan) -> set[str]:
-    """The blocks whose shards are there."""
+    """Return the names of the blocks whose shards are complete."""
     return {name for name, digest in work.digests.items() if target.holds(name, digest)}
 
 
 def summarize(target: LabelFolder) -> LabelSummary:
-    """The counts of a finished folder."""
+    """Return the summary of a finished folder."""
     manifest = target.manifest
-    reasons = dict(Counter(row["reason"] for row in target.read_set_aside()))
+    reasons = dict(Counter(row["reason"] for row in target.read_skipped()))
     return LabelSummary(
         target.path,
         target.scales,
@@ -305,14 +311,15 @@ def summarize(target: LabelFolder) -> LabelSummary:
         manifest["accuracy"],
         reasons,
         manifest["near_ties"]["num_answers"],
+        skipped_file=target.skipped_file,
     )
 
 
 def _complete_limits(limit: Limits) -> dict[str, int | None]:
-    """`limit` with every split in it."""
+    """Return `limit` with every split in it. Raises ValueError for unknown splits and negative numbers."""
     if unknown := set(limit) - set(SPLITS):
         raise ValueError(f"limit names unknown splits {sorted(unknown)}: splits are {', '.join(SPLITS)}")
-    for split, most in limit.items():
-        if most is not None and most < 0:
-            raise ValueError(f"limit.{split}={most}: give a number of images, or null for all")
+    for split, number in limit.items():
+        if number is not None and number < 0:
+            raise ValueError(f"limit.{split}={number}: give a number of images, or null for all")
     return {split: limit.get(split) for split in SPLITS}

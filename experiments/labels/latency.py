@@ -1,4 +1,4 @@
-"""Milliseconds of answers and of predictors, timed together, in one process on one machine.
+"""Latency of answers and of predictors in milliseconds, measured together in one process.
 
 The pictures are those of the calibration split, each with its first question. In every round, each picture
 goes through the vision pass, is answered at every scale, and every predictor chooses a scale for it. The
@@ -66,12 +66,12 @@ class TimedPredictor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Latency:
-    """Milliseconds per answer of every batch of pictures in every round.
+    """Milliseconds per question of every batch of pictures in every round.
 
-    `vision` `[num_batches, num_rounds]` are those of the vision pass, `answer`
-    `[num_batches, num_rounds, num_scales]` of prefill and decoding, `overhead` by name
-    `[num_batches, num_rounds]` of a predictor. A batch is `batch_size` pictures; its milliseconds are its
-    time divided by that number. `job` describes what was timed (`describe_job`).
+    `vision` `[num_batches, num_rounds]` is the time of the vision pass, `answer`
+    `[num_batches, num_rounds, num_scales]` that of prefill and decoding, and `overhead` maps the name of each
+    predictor to its time `[num_batches, num_rounds]`. The time of a batch is divided by its `batch_size`
+    pictures. `job` describes what was timed (`describe_job`).
     """
 
     job: Mapping[str, Any]
@@ -105,7 +105,7 @@ class Latency:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file that `write` wrote; ValueError for any other file."""
+        """Read a file that `write` wrote. Raises ValueError for any other file."""
         try:
             content = unseal(json.loads(path.read_text(encoding="utf-8")))
             if content["format"] != FORMAT:
@@ -116,7 +116,7 @@ class Latency:
                 content["dtype"],
                 np.array(samples["vision"], dtype=np.float64),
                 np.array(samples["answer"], dtype=np.float64),
-                {name: np.array(taken, dtype=np.float64) for name, taken in samples["overhead"].items()},
+                {name: np.array(times, dtype=np.float64) for name, times in samples["overhead"].items()},
             )
             shape = latency.vision.shape
             if (
@@ -124,15 +124,15 @@ class Latency:
                 or latency.overhead.keys() != job["predictors"].keys()
             ):
                 raise ValueError("shapes or names do not match")
-            if not len(latency.vision) or any(taken.shape != shape for taken in latency.overhead.values()):
+            if not len(latency.vision) or any(times.shape != shape for times in latency.overhead.values()):
                 raise ValueError("samples are missing")
-            for taken in (latency.vision, latency.answer, *latency.overhead.values()):
-                if not (np.isfinite(taken) & (taken >= 0)).all():
-                    raise ValueError("a sample is no time")
+            for times in (latency.vision, latency.answer, *latency.overhead.values()):
+                if not (np.isfinite(times) & (times >= 0)).all():
+                    raise ValueError("a time is negative or not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a complete file of timings ({error}): delete it, and run "
-                "`python -m experiments.latency` again"
+                "`tokenscale latency` again"
             ) from error
         return latency
 
@@ -152,11 +152,10 @@ def measure_latency(
     batch_size: int = 1,
     overwrite: bool = False,
 ) -> tuple[Path, Latency]:
-    """Time backbone and predictors, write the samples to a file in `folder`, and return (its path, samples).
+    """Time backbone and predictors and write the times to a file in `folder`; returns (path, times).
 
-    The name of the file is a digest of what is timed: of the backbone, the predictors, the data, the machine
-    and these numbers. An existing file that can be read is up to date, and nothing is timed again unless
-    `overwrite`. One process at a time measures into a folder.
+    The name of the file is a digest of backbone, predictors, data, machine and these numbers. An existing
+    undamaged file is returned as it is, unless `overwrite`. One process at a time measures into a folder.
     Raises ValueError for numbers below 1, and if fewer than `batch_size` pictures have a question that fits.
     """
     for name, number in {
@@ -165,10 +164,11 @@ def measure_latency(
         "batch_size": batch_size,
     }.items():
         if number < 1:
-            raise ValueError(f"latency.{name} is at least 1, got {number}")
+            raise ValueError(f"latency.{name}={number}: give 1 or more")
     if num_images < batch_size:
         raise ValueError(
-            f"latency.num_images={num_images} pictures do not fill a batch of {batch_size}: increase it"
+            f"latency.num_images={num_images} pictures do not fill a batch of {batch_size}: give at least "
+            f"{batch_size}"
         )
     job = describe_job(task, backbone, predictors) | {
         "num_images": num_images,
@@ -180,7 +180,7 @@ def measure_latency(
     if not overwrite and (finished := _read_finished(path)) is not None:
         return path, finished
     folder.mkdir(parents=True, exist_ok=True)
-    # Jobs of a sweep would slow each other down.
+    # Concurrent measurements, as by the jobs of a sweep, would slow each other down.
     with wait_for_lock(folder / ".lock", f"measures latency into {folder}"):
         if not overwrite and (finished := _read_finished(path)) is not None:
             return path, finished
@@ -196,20 +196,20 @@ def measure_latency(
 
 
 def _read_finished(path: Path) -> Latency | None:
-    """The timings in a file; None for no file, or one that is damaged and thus made again."""
+    """Read the timings in a file; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
         latency = Latency.read(path)
     except ValueError as error:
-        log.warning("timed again: %s", error)
+        log.warning("measured again: %s", error)
         return None
     log.info("timings are up to date: %s", path)
     return latency
 
 
 def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TimedPredictor]) -> dict[str, Any]:
-    """Description of what is timed, as JSON: backbone, data, digests of predictors, machine, threads."""
+    """Return a JSON object of what is timed: backbone, data, digests of predictors, machine, threads."""
     return {
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
@@ -222,12 +222,12 @@ def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TimedPredi
 
 
 def digest_job(job: Mapping[str, Any]) -> str:
-    """A digest of `describe_job`; it does not depend on the order of the predictors."""
+    """Return a digest of `describe_job`, independent of the order of the predictors."""
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pick_questions(task: Task, backbone: Backbone, num_images: int) -> list[Question]:
-    """The first `num_images` readable pictures of calibration, each with its first question that fits."""
+    """Return the first `num_images` readable calibration pictures, each with its first question that fits."""
     questions: list[Question] = []
     for image_id, samples in group_by_image(task.samples("calibration")):
         if len(questions) == num_images:
@@ -257,7 +257,7 @@ def time_answers(
     questions: Sequence[Question],
     job: Mapping[str, Any],
 ) -> Latency:
-    """The samples of all rounds; an incomplete last batch is left out."""
+    """Measure the times of all rounds; an incomplete last batch is left out."""
     batch_size, num_rounds = job["batch_size"], job["num_rounds"]
     batches = [
         questions[start : start + batch_size]
@@ -269,14 +269,14 @@ def time_answers(
     rounds: list[list[dict[Any, float]]] = []
     name = f"timing {backbone.name} on {job['task']}"
     with show_progress(name, total=num_rounds * len(batches), unit="batches") as progress:
-        for turn in range(num_rounds):
+        for round_number in range(num_rounds):
             rounds.append([])
             for number, batch in enumerate(batches):
-                rounds[-1].append(_time_batch(backbone, choosers, batch, job["task"], number + turn))
+                rounds[-1].append(_time_batch(backbone, choosers, batch, job["task"], number + round_number))
                 progress.update()
 
     def collect(key: Any) -> Floats:
-        return np.array([[taken[key] for taken in of_round] for of_round in rounds]).T
+        return np.array([[times[key] for times in batches] for batches in rounds]).T
 
     return Latency(
         job=job,
@@ -288,8 +288,8 @@ def time_answers(
 
 
 def _make_chooser(backbone: Backbone, predictor: ScalePredictor) -> "AdaptiveM3":
-    """The predictor in front of the backbone; its time does not depend on the price."""
-    # Commands that only read timings need not wait for the import of the model.
+    """Return predictor and backbone in one object, at a price of 0, which does not affect the time."""
+    # Imported here, so that commands that only read timings start quickly.
     from predictor.adaptive.model import AdaptiveM3
 
     free = OperatingPoint(price=0.0, unit=1.0, cost=1.0, score=1.0)
@@ -301,14 +301,17 @@ def _time_batch(
     choosers: Mapping[str, "AdaptiveM3"],
     batch: Sequence[Question],
     task: str,
-    turn: int,
+    rotation: int,
 ) -> dict[Any, float]:
-    """Milliseconds per picture of the vision pass, of each scale and of each predictor, of one batch."""
+    """Return the milliseconds per picture of one batch, by part: vision pass, each scale, each predictor.
+
+    The order of scales and predictors is rotated by `rotation` places.
+    """
     images, questions = [image for image, _ in batch], [question for _, question in batch]
     for question in questions:
         backbone.check_question(question)  # tokenises the prompt, before the timing starts
     encoded, seconds = time_call(partial(backbone.encode, images))
-    taken: dict[Any, float] = {"vision": seconds}
+    times: dict[Any, float] = {"vision": seconds}
     steps: list[tuple[Any, Callable[[], Any]]] = [
         (scale, partial(backbone.answer, encoded, questions, scale)) for scale in backbone.scales
     ]
@@ -316,14 +319,14 @@ def _time_batch(
         (("overhead", name), partial(chooser.choose, encoded, questions, task=task))
         for name, chooser in choosers.items()
     ]
-    first = turn % len(steps)
+    first = rotation % len(steps)
     for key, work in (*steps[first:], *steps[:first]):
-        taken[key] = time_call(work)[1]
-    return {key: 1000 * seconds / len(batch) for key, seconds in taken.items()}
+        times[key] = time_call(work)[1]
+    return {key: 1000 * seconds / len(batch) for key, seconds in times.items()}
 
 
 def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """(result of `work`, seconds that it took); waits until a GPU has finished.
+    """Return (result of `work`, its run time in seconds); waits until a GPU has finished.
 
     `torch.utils.benchmark.Timer` waits too, but repeats the work and drops its result.
     """
@@ -335,14 +338,14 @@ def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def describe_machine() -> str:
-    """Name of the GPU, or of the processor with its number of cores."""
+    """Return the name of the GPU, or of the CPU with its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{_name_processor()}, {os.cpu_count()} cores"
 
 
 def _name_processor() -> str:
-    """Model of the processor if the system reports it; else its architecture."""
+    """Return the model of the CPU if the system reports it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,8 +1,8 @@
 """Conversion of labels of tokenscale 0.1 to the current schema, without answering anything again.
 
-They have version 3 of the schema. Their shards carry a split, named in the file and in every row, and may
-lack the FLOPs of the vision pass. The fingerprint of their data included the division into splits, so that
-the samples themselves are compared with those of the task.
+Labels of tokenscale 0.1 have version 3 of the schema. Their shards belong to one split, which is in the file
+name and in every row, and may lack the FLOPs of the vision pass. Their data fingerprint includes the division
+into splits and therefore differs; the samples themselves are compared with those of the task instead.
 """
 
 import logging
@@ -37,7 +37,7 @@ from m3_backbone.outcomes.shards import (
 log = logging.getLogger(__name__)
 
 _VISION_FLOPS = "vision_flops"
-# Statistics of a picture, which tell it from others and do not depend on the backbone.
+# Image statistics that identify a picture and do not depend on the backbone.
 _STATISTICS = ("image/width", "image/height", "image/entropy")
 
 
@@ -47,15 +47,15 @@ def is_of_earlier_version(folder: Path) -> bool:
 
 
 def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
-    """Convert the labels in a folder to the current schema; labelling then adds what they lack.
+    """Convert the labels in a folder to the current schema; labelling then adds missing samples.
 
-    Each shard of outcomes is rewritten atomically, and the manifest last: after a kill the same command goes
-    on. The caller holds the lock of the folder. Raises ValueError where backbone or samples are not those of
-    the labels.
+    Each shard of outcomes is rewritten atomically, and the manifest last, so that the same command resumes
+    after a kill. The caller holds the lock of the folder. Raises ValueError if backbone or samples are not
+    those of the labels.
     """
     manifest = load_manifest(target.path)
     if manifest["schema"] != MIGRATED_VERSION:
-        return  # another process was faster
+        return  # another process has migrated them meanwhile
     target.refuse_other(manifest, ignored=("data",))
     samples = {sample.sample_id: sample for split in SPLITS for sample in task.samples(split)}
     names = [path.stem for path in sorted((target.path / "outcomes").glob("*.parquet"))]
@@ -68,7 +68,7 @@ def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
     with target.writing():
         originals = copy_aside(target.path, [find_shard(target.path, "outcomes", name) for name in reduced])
     if originals is not None:
-        log.info("answers that are not taken over are kept in %s", originals)
+        log.info("answers that cannot be migrated are kept in %s", originals)
     shards: dict[str, dict[str, str]] = {}
     sample_ids: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name, table in kept.items():
@@ -103,11 +103,11 @@ def migrate(target: LabelFolder, task: Task, backbone: Backbone) -> None:
         "complete": False,
     }
     target.write_manifest()
-    log.info("the labels in %s, made by tokenscale 0.1, were brought up to date", target.path)
+    log.info("the labels in %s, made by tokenscale 0.1, were migrated", target.path)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """Header of a shard of either version, as an interrupted migration leaves both."""
+    """Read the header of a shard of either version: an interrupted migration leaves both."""
     with naming(path):
         metadata = pq.read_schema(path).metadata
     try:
@@ -118,7 +118,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Table:
-    """Rows of a shard in the current columns."""
+    """Read the rows of a shard, with the current columns."""
     path = find_shard(target.path, "outcomes", name)
     with naming(path):
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
@@ -140,10 +140,10 @@ def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Tab
 def _keep_same(
     task: Task, table: pa.Table, samples: Mapping[str, Sample], name: str, target: LabelFolder
 ) -> pa.Table:
-    """Rows of samples that the task still has unchanged, and rows on images that it does not have.
+    """Return the rows of samples that the task still has unchanged, and of images that it does not have.
 
-    White space around references counted in likelihoods then and is stripped now: images with such a
-    reference are left out, and answered again. Raises ValueError for any other difference.
+    Likelihoods of tokenscale 0.1 include white space around references, which is now stripped: images with
+    such a reference are dropped and answered again. Raises ValueError for any other difference.
     """
     images = {sample.image_id for sample in samples.values()}
     again: set[str] = set()
@@ -173,22 +173,20 @@ def _keep_same(
 
 
 def _check_picture(task: Task, table: pa.Table, target: LabelFolder, name: str) -> None:
-    """Raise ValueError if the first image of a shard is another picture now."""
+    """Raise ValueError if the first image of a shard is a different picture now."""
     for image_id in table["image_id"].to_pylist()[:1]:
         stored = read_features(find_shard(target.path, "features", name), image_ids={image_id})[image_id]
         try:
-            described = describe_image(task.image(image_id))
+            statistics = describe_image(task.image(image_id))
         except UnreadableImage:
             return
-        stored_values, values_now = (
-            [values[key] for key in _STATISTICS] for values in (stored.statistics, described)
-        )
-        if not np.allclose(stored_values, values_now, rtol=1e-4):
+        before, now = ([values[key] for key in _STATISTICS] for values in (stored.statistics, statistics))
+        if not np.allclose(before, now, rtol=1e-4):
             raise _refuse(target, task, f"image {image_id!r} of task {task.name} is another picture")
 
 
 def _refuse(target: LabelFolder, task: Task, reason: str) -> ValueError:
-    """The error for labels that were made from other data than the task has."""
+    """Return the error for labels that were made from data other than those of the task."""
     return ValueError(
         f"the labels in {target.path}, made by tokenscale 0.1, are of other data than task {task.name} "
         f"({reason}): give these data another name with task.name=NAME, or label into another folder with "

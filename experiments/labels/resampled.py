@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-# What the header of a file of resampled answers says of them.
+# Keys in the header of a file of sampled answers.
 _ORIGIN = ("fingerprints", "variation", "samples")
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """`rows` of the test samples that were answered again, `score [num_runs, num_rows, num_scales]`."""
+    """Scores of sampled answers: `score` `[num_runs, num_rows, num_scales]` for `rows` of the test table."""
 
     rows: NDArray[np.int64]
     score: Floats
@@ -36,7 +36,7 @@ class Resampled:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One file: which labels and variation its scores `[num_runs, num_samples, num_scales]` come from."""
+    """Contents of one file: scores `[num_runs, num_samples, num_scales]` and their origin."""
 
     fingerprints: dict[str, str]
     variation: dict[str, Any]
@@ -62,19 +62,19 @@ class Part:
             return part
 
     def _check(self) -> None:
-        """Raise ValueError for parts of another type or shape, and for scores outside [0, 1]."""
-        kinds = (self.fingerprints, dict), (self.variation, dict), (self.samples, list)
-        if not all(isinstance(value, kind) for value, kind in kinds):
+        """Raise ValueError for values of the wrong type or shape, and for scores outside [0, 1]."""
+        expected = (self.fingerprints, dict), (self.variation, dict), (self.samples, list)
+        if not all(isinstance(value, expected_type) for value, expected_type in expected):
             raise ValueError("fingerprints, variation or samples are of another type")
         if self.score.ndim != 3 or self.score.shape[1] != len(self.samples):
-            raise ValueError(f"scores {list(self.score.shape)} of {len(self.samples)} samples")
+            raise ValueError(f"scores of shape {list(self.score.shape)} for {len(self.samples)} samples")
         if not ((self.score >= 0) & (self.score <= 1)).all():
             raise ValueError("a score is outside [0, 1]")
 
 
 @contextmanager
 def _opening(path: Path) -> Iterator[Any]:
-    """Open a file of resampled scores. Raises ValueError if it is damaged."""
+    """Open a file of scores of sampled answers. Raises ValueError if it is damaged."""
     try:
         with safe_open(path, "np") as file:
             yield file
@@ -97,13 +97,13 @@ def _digest(origin: Mapping[str, Any], score: np.ndarray) -> str:
 
 
 class ResampledFolder(ShardFolder):
-    """The files of one resampling, one for each block of test samples, whole or absent.
+    """Folder with the scores of sampled answers, one file per block of test samples, complete or absent.
 
     Args:
-        labels: the label folder; the files go into a folder of it.
-        fingerprints: those of the labels.
-        variation: what tells these runs from others (`experiments.labels.resampling`).
-        command: the command that goes on after an error, for messages.
+        labels: the label folder; the files are in its subfolder `RESAMPLED`.
+        fingerprints: the fingerprints of the labels.
+        variation: identity of the variation (`experiments.labels.resampling.Variation`).
+        command: the command that resumes after an error, for messages.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ResampledFolder(ShardFolder):
         self.variation = dict(variation)
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the folder against other runs; waits for as long as it takes."""
+        """Hold the lock of the folder; waits until it is free."""
         labels = self.path.parent
         return self.holding(wait_for_lock(labels / ".lock-resample", f"is resampling {labels}"))
 
@@ -131,35 +131,36 @@ class ResampledFolder(ShardFolder):
         replaced = self.move_aside(unusable)
         if replaced is not None:
             log.warning(
-                "%d files of answers of other labels or variations are kept in %s", len(unusable), replaced
+                "%d files of sampled answers of other labels or variations are kept in %s",
+                len(unusable),
+                replaced,
             )
 
     def find_unusable(self, sample_ids: Iterable[str], *, overwrite: bool = False) -> list[Path]:
-        """List files that are damaged or have other samples than the test split, whose ids are `sample_ids`.
+        """Return files that are damaged, of other labels, or have samples outside of `sample_ids`.
 
-        Other samples are of other labels, or were moved out of the test split by another division of the
-        images. Files of another variation are listed with `overwrite` alone; else ValueError names what
-        differs.
+        `sample_ids` are those of the test split. With `overwrite`, files of another variation are returned
+        too; without it, they raise ValueError, which names what differs.
         """
         unusable = []
         known = set(sample_ids)
         for path in _list_files(self.path):
             part = self._read(path)
             if part and part.variation != self.variation and not overwrite:
-                there, here = (
+                stored, own = (
                     ", ".join(f"{name}={value}" for name, value in variation.items())
                     for variation in (part.variation, self.variation)
                 )
                 raise ValueError(
-                    f"the answers in {self.path} came about with {there}, not {here}: ask with these again, "
-                    "or replace them with overwrite=true, which keeps them beside the new ones"
+                    f"the answers in {self.path} were sampled with {stored}, not {own}: use these settings "
+                    "again, or replace the answers with overwrite=true, which keeps them beside the new ones"
                 )
             if not part or part.variation != self.variation or not known.issuperset(part.samples):
                 unusable.append(path)
         return unusable
 
     def refuse_less(self, blocks: Mapping[str, Sequence[str]], num_runs: int) -> None:
-        """Raise ValueError where writing these blocks, of these sample ids, would lose answers."""
+        """Raise ValueError if writing these blocks (name -> sample ids) would lose answers."""
         for name, samples in blocks.items():
             part = self._read(self._file(name))
             if part is None or self.holds(name, samples, num_runs):
@@ -167,12 +168,12 @@ class ResampledFolder(ShardFolder):
             if len(part.score) > num_runs:
                 raise ValueError(
                     f"num_runs={num_runs}: {self._file(name)} holds {len(part.score)} answers to every "
-                    "question, give at least as many"
+                    "question: give at least as many"
                 )
             if not set(part.samples) <= set(samples):
                 raise ValueError(
-                    f"num_images: {self._file(name)} holds answers about more images, and more answers to "
-                    "every question need all of them again: give at least as many images, or null for all"
+                    f"num_images: {self._file(name)} holds answers about more images, and all of them need "
+                    "the additional runs: give at least as many images, or null for all"
                 )
 
     def _read(self, path: Path) -> Part | None:
@@ -184,12 +185,12 @@ class ResampledFolder(ShardFolder):
         return part if part.fingerprints == self.fingerprints else None
 
     def holds(self, name: str, samples: Sequence[str], num_runs: int) -> bool:
-        """Whether a block's file is there with as many runs of all of these samples, or more."""
+        """Whether the file of a block has at least `num_runs` runs of all `samples`."""
         part = self._read(self._file(name))
         return part is not None and len(part.score) >= num_runs and set(samples) <= set(part.samples)
 
     def write(self, name: str, samples: Sequence[str], score: Floats) -> None:
-        """Keep the scores `[num_runs, num_samples, num_scales]` of a block."""
+        """Write the scores `[num_runs, num_samples, num_scales]` of a block."""
         with self.writing():
             Part(self.fingerprints, self.variation, list(samples), score).write(self._file(name))
 
@@ -210,8 +211,8 @@ def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
 def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
     """Read all scores of sampled answers in a label folder, for the runs that all files have.
 
-    None where there are none; ValueError where they are of other labels. Answers to questions that another
-    division of the images has moved out of the test split do not count.
+    Returns None if there are none. Questions that are no longer in the test split, after another division of
+    the images, are left out with a warning. Raises ValueError for damaged files and those of other labels.
     """
     check_resampled(labels, test.fingerprints)
     row_of = {sample: row for row, sample in enumerate(test.sample_id)}
@@ -226,8 +227,8 @@ def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
             )
         num_others += sum(sample not in row_of for sample in part.samples)
         scores |= {
-            row_of[sample]: part.score[:, place]
-            for place, sample in enumerate(part.samples)
+            row_of[sample]: part.score[:, column]
+            for column, sample in enumerate(part.samples)
             if sample in row_of
         }
     if num_others:

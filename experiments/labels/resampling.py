@@ -1,7 +1,7 @@
-"""Sampled answers: test questions answered several times, in variations that should not matter.
+"""Several answers to each test question, under variations that should not affect the score.
 
-An oracle over several runs needs runs that are equally good and differ by chance alone: answers sampled at a
-temperature, or the options of a multiple-choice question in another order.
+A cross-fitted oracle needs runs that are equally good and differ by chance only: answers sampled at a
+temperature, or greedy answers to a multiple-choice question with its options in another order.
 """
 
 import itertools
@@ -34,7 +34,7 @@ _OPTIONS = re.compile(r"^A\. .*(?:\n[B-Z]\. .*)+", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Variant:
-    """Question and references of a sample in one run; the answer is sampled as `draw` says, or greedy."""
+    """Question and references of a sample in one run; the answer is greedy if `draw` is None."""
 
     question: str
     references: tuple[str, ...]
@@ -42,22 +42,27 @@ class Variant:
 
 
 class Variation(Protocol):
-    """`identity` is what may not differ between runs that are looked at together."""
+    """Protocol of a variation of questions or answers between runs.
+
+    Only runs with the same `identity` may be combined.
+    """
 
     @property
     def identity(self) -> Mapping[str, float | str]: ...
 
     def suits(self, sample: Sample, num_runs: int) -> bool:
-        """Whether the sample can be asked in so many different ways."""
+        """Whether the sample has `num_runs` different variants."""
         ...
 
-    def ask(self, sample: Sample, scale: int, run: int) -> Variant: ...
+    def vary(self, sample: Sample, scale: int, run: int) -> Variant:
+        """Return the variant of a sample in run `run`, from 0."""
+        ...
 
 
 class DrawnAnswers:
-    """Answers drawn from the model's own distribution at `temperature`. ValueError where it is not above 0.
+    """Answers sampled from the model at `temperature`, which is above 0 (else ValueError).
 
-    With the same `seed` a sample has the same answers, whatever else is asked.
+    The answers to a sample depend on `seed`, sample_id, scale and run only.
     """
 
     @checked
@@ -68,17 +73,17 @@ class DrawnAnswers:
     def suits(self, sample: Sample, num_runs: int) -> bool:
         return True
 
-    def ask(self, sample: Sample, scale: int, run: int) -> Variant:
+    def vary(self, sample: Sample, scale: int, run: int) -> Variant:
         key = (*self._draw.key, sample.sample_id, scale, run)
         return Variant(sample.question, sample.references, replace(self._draw, key=key))
 
 
 class RotatedOptions:
-    """Greedy answers with the options of a multiple-choice question moved on by one place a run.
+    """Greedy answers with the options of a multiple-choice question rotated by one place per run.
 
-    Options are lines "A. text", "B. text", ... one after the other, and the reference is a letter. Run 0 is
-    the question as it was labelled. Questions with fewer options than runs do not suit: two runs would be the
-    same.
+    Options are consecutive lines "A. text", "B. text", ..., and the reference is a letter. Run 0 is the
+    question as it was labelled. A question needs at least as many options as there are runs, or two runs
+    would be the same.
     """
 
     identity: Mapping[str, float | str] = {"options": "rotated"}
@@ -86,21 +91,22 @@ class RotatedOptions:
     def suits(self, sample: Sample, num_runs: int) -> bool:
         return sample.metric in LETTER_METRICS and len(_find_options(sample.question)[0]) >= num_runs
 
-    def ask(self, sample: Sample, scale: int, run: int) -> Variant:
+    def vary(self, sample: Sample, scale: int, run: int) -> Variant:
         options, (start, stop) = _find_options(sample.question)
         shift = run % len(options)
-        moved = options[shift:] + options[:shift]
-        lines = [f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, moved, strict=False)]
+        rotated = options[shift:] + options[:shift]
+        lines = [f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, rotated, strict=False)]
         question = sample.question[:start] + "\n".join(lines) + sample.question[stop:]
-        places = [string.ascii_uppercase.index(letter.strip().upper()) for letter in sample.references]
-        references = tuple(string.ascii_uppercase[(place - shift) % len(options)] for place in places)
+        indices = [string.ascii_uppercase.index(letter.strip().upper()) for letter in sample.references]
+        references = tuple(string.ascii_uppercase[(index - shift) % len(options)] for index in indices)
         return Variant(question, references)
 
 
 def _find_options(question: str) -> tuple[list[str], tuple[int, int]]:
-    """Texts of the options, in order, and where they stand; none where letters are missing or out of order.
+    """Return the texts of the options and their (start, stop) in the question; ([], (0, 0)) if it has none.
 
-    The last such lines count: a context before the question may have lines of its own.
+    The letters have to be A, B, ... without gaps. Of several blocks of such lines the last one counts, as the
+    context before the question may contain others.
     """
     blocks = list(_OPTIONS.finditer(question))
     lines = blocks[-1].group().split("\n") if blocks else []
@@ -109,15 +115,15 @@ def _find_options(question: str) -> tuple[list[str], tuple[int, int]]:
     return [line[3:] for line in lines], blocks[-1].span()
 
 
-# Samples per file: what a killed run has to do again at most. Files of another size would not go on.
+# Samples per file; a killed run loses at most these. With another size, existing files could not be resumed.
 SHARD_SIZE = 250
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ResampleJob(Job):
-    """Several answers to each sample of blocks of test samples.
+    """Job that answers each test sample in several runs and writes the scores.
 
-    `guesses` are, by sample_id, answers that are likely; they make decoding faster and change no answer.
+    `guesses` maps sample_id to likely answers, used as drafts: they speed up decoding and change no answer.
     """
 
     folder: ResampledFolder
@@ -128,7 +134,7 @@ class ResampleJob(Job):
     num_runs: int
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks of the test samples, in order."""
+        """Yield all blocks of the test samples, in order."""
         names = (f"test-{number:05d}" for number in itertools.count())
         images = itertools.islice(group_by_image(self.samples), self.num_images)
         return cut_into_blocks(names, (samples for _, samples in images), SHARD_SIZE)
@@ -143,11 +149,13 @@ class ResampleJob(Job):
         self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
 
     def score_runs(self, batch: Sequence[ImageQuestions]) -> Floats:
-        """Scores `[num_runs, num_samples, num_scales]` of the answers; each image is encoded once."""
+        """Return the scores `[num_runs, num_samples, num_scales]`; each image is encoded once."""
         pictures = []
         for item in batch:
             if not isinstance(item.image, Image.Image):
-                raise OSError(f"{item.image}; when it was labelled it could be read: mend it, or label again")
+                raise OSError(
+                    f"{item.image}; it was readable when it was labelled: restore the file, or label again"
+                )
             pictures.append(item.image)
         encoded = self.backbone.encode(pictures)
         runs = range(self.num_runs)
@@ -159,7 +167,7 @@ class ResampleJob(Job):
         ]
         scores = []
         for scale in self.backbone.scales:
-            variants = [self.variation.ask(sample, scale, run) for _, sample, run in rows]
+            variants = [self.variation.vary(sample, scale, run) for _, sample, run in rows]
             draws = [variant.draw for variant in variants if variant.draw is not None]
             answers = self.backbone.answer(
                 [image for image, _, _ in rows],
@@ -171,15 +179,12 @@ class ResampleJob(Job):
                 ],
                 draws=draws or None,
             )
-            variant_samples = [
+            varied = [
                 replace(sample, question=variant.question, references=variant.references)
                 for variant, (_, sample, _) in zip(variants, rows, strict=True)
             ]
             scores.append(
-                [
-                    self.task.score(sample, answer.text)
-                    for sample, answer in zip(variant_samples, answers, strict=True)
-                ]
+                [self.task.score(sample, answer.text) for sample, answer in zip(varied, answers, strict=True)]
             )
         return np.array(scores).reshape(len(scores), -1, self.num_runs).transpose(2, 1, 0)
 
@@ -198,30 +203,37 @@ def resample_answers(
     overwrite: bool = False,
     engine: Engine | None = None,
 ) -> Resampled:
-    """Fill `folder` with scores of several answers to the questions on the first images of `test`.
+    """Write scores of `num_runs` answers to the questions on the first `num_images` images of `test`.
 
-    Returns all that is there then. Raises ValueError for fewer than two runs, where no question can be asked
-    in so many ways, where task or backbone are not those that labelled, and where the folder holds another
-    variation, unless that is to be replaced (`overwrite`), or more than is asked for.
+    Returns all scores in `folder`. Raises ValueError for fewer than two runs, if no question has `num_runs`
+    variants, if task or backbone are not those of the labels, and if the folder holds another variation
+    (unless `overwrite`), more runs or more images.
     """
     if num_runs < 2:
-        raise ValueError(f"num_runs={num_runs} leaves no other run to choose by: take 2 or more")
+        raise ValueError(f"num_runs={num_runs} leaves no second run to choose the scale by: give 2 or more")
     labels = folder.path.parent
     check_data(task, read_manifest(labels), labels)
     own = {key: test.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
-    every = list_samples(test)
-    samples = [sample for sample in every if variation.suits(sample, num_runs)]
+    test_samples = list_samples(test)
+    samples = [sample for sample in test_samples if variation.suits(sample, num_runs)]
     if not samples:
         raise ValueError(
-            f"no test question of {labels} can be asked in {num_runs} different ways: take a smaller "
-            "num_runs or another variation"
+            f"no test question of {labels} has {num_runs} different variants: give a smaller num_runs or "
+            "another variation"
         )
-    if len(samples) < len(every):
-        left_out = len(every) - len(samples)
-        log.info("left out: %d of %d questions, with no %d ways to ask", left_out, len(every), num_runs)
-    # What was answered is, beside what is right, the likeliest answer.
-    guesses = {sample.sample_id: tuple(answers) for sample, answers in zip(every, test.answer, strict=True)}
+    if len(samples) < len(test_samples):
+        num_left_out = len(test_samples) - len(samples)
+        log.info(
+            "left out: %d of %d questions have fewer than %d variants",
+            num_left_out,
+            len(test_samples),
+            num_runs,
+        )
+    # Besides the references, the greedy answers are the likeliest ones.
+    guesses = {
+        sample.sample_id: tuple(answers) for sample, answers in zip(test_samples, test.answer, strict=True)
+    }
     job = ResampleJob(
         task=task,
         backbone=backbone,
@@ -241,7 +253,7 @@ def resample_answers(
         return {name for name, ids in blocks.items() if folder.holds(name, ids, num_runs)}
 
     with ExitStack() as stack:
-        # A finished store may be read-only: no lock is made where nothing is to be written.
+        # A finished folder may be read-only: the lock is taken only if something is to be written.
         if folder.find_unusable(test.sample_id, overwrite=overwrite) or find_done() != blocks.keys():
             stack.enter_context(folder.locked())
             folder.begin(test.sample_id, overwrite=overwrite)
@@ -249,12 +261,14 @@ def resample_answers(
         run_job(engine or LocalEngine(), job, sizes, find_done())
     resampled = read_resampled(labels, test)
     if resampled is None:
-        raise ValueError(f"num_images={num_images} of {labels} have no question: nothing was drawn")
+        raise ValueError(
+            f"num_images={num_images} of {labels} have no question to sample: give a larger num_images"
+        )
     return resampled
 
 
 def list_samples(table: OutcomeTable) -> list[Sample]:
-    """The samples of an outcome table of the test split."""
+    """Return the samples of an outcome table of the test split."""
     return [
         Sample(
             sample_id=table.sample_id[row],

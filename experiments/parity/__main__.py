@@ -1,7 +1,7 @@
 """Check model, scorers and router against values recorded from the official code.
 
-Prints the largest deviation of each recorded quantity. Exit status 1 where tokens, counts or texts differ at
-all or a number by more than is allowed; 2 where the recording itself cannot be used.
+Prints the largest deviation of each recorded quantity. The exit status is 1 if tokens, counts or texts
+differ, or a number differs by more than allowed, and 2 if the recording itself cannot be used.
 
 Examples:
     tokenscale parity fixture=tests/fixtures/official_m3/llava15    # the model

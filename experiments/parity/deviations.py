@@ -1,4 +1,4 @@
-"""How far what we compute is from what somebody else recorded."""
+"""Deviations of computed values from recorded ones."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ EXACT = 0.0
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one value is from its recording; `size` is 1 for things that are either equal or not."""
+    """Deviation of one value from its recording; `size` is 0 or 1 for values that have to be equal."""
 
     quantity: str
     where: str
@@ -27,47 +27,50 @@ class Deviation:
     allowed: float
 
     @classmethod
-    def of_number(cls, quantity: str, where: str, found: float, recorded: float) -> Self:
-        """Infinite where one of the two is not a number."""
-        size = abs(found - recorded)
+    def of_number(cls, quantity: str, where: str, computed: float, recorded: float) -> Self:
+        """Return the absolute difference; infinite if one of the two is not finite."""
+        size = abs(computed - recorded)
         return cls(quantity, where, size if math.isfinite(size) else math.inf, NUMBER)
 
 
 def summarize(deviations: Iterable[Deviation]) -> str:
-    """One line per quantity: how many values, the largest deviation, and where that is."""
+    """Return a table with a line per quantity: number of values, largest deviation and its place."""
     by_quantity: dict[str, list[Deviation]] = {}
     for deviation in deviations:
         by_quantity.setdefault(deviation.quantity, []).append(deviation)
     rows = [("quantity", "compared", "largest deviation", "allowed", "")]
-    for quantity, of_quantity in by_quantity.items():
-        worst = max(of_quantity, key=lambda deviation: deviation.size)
+    for quantity, group in by_quantity.items():
+        worst = max(group, key=lambda deviation: deviation.size)
         if worst.allowed == EXACT:
-            differing = sum(deviation.size > 0 for deviation in of_quantity)
+            differing = sum(deviation.size > 0 for deviation in group)
             size, allowed = f"{differing} differ", "0"
         else:
             size, allowed = f"{worst.size:.1e}", f"{worst.allowed:.0e}"
         passed = worst.size <= worst.allowed
         verdict = "ok" if passed else f"FAILED, most at {worst.where}"
-        rows.append((quantity, str(len(of_quantity)), size, allowed, verdict))
+        rows.append((quantity, str(len(group)), size, allowed, verdict))
     return format_table(rows)
 
 
-def compare_values(quantity: str, where: str, found: object, recorded: object) -> Deviation:
-    return Deviation(quantity, where, float(found != recorded), EXACT)
+def compare_values(quantity: str, where: str, computed: object, recorded: object) -> Deviation:
+    """Return a deviation of 0 for equal values, else 1."""
+    return Deviation(quantity, where, float(computed != recorded), EXACT)
 
 
-def compare_tensors(quantity: str, where: str, found: Tensor, recorded: Tensor, allowed: float) -> Deviation:
-    """Largest difference; infinite where shapes differ or a value is not a number."""
+def compare_tensors(
+    quantity: str, where: str, computed: Tensor, recorded: Tensor, allowed: float
+) -> Deviation:
+    """Return the largest absolute difference; infinite if shapes differ or a value is not a number."""
     size = torch.inf
-    if found.shape == recorded.shape:
-        size = (found.float() - recorded.float()).abs().nan_to_num(nan=torch.inf).max().item()
+    if computed.shape == recorded.shape:
+        size = (computed.float() - recorded.float()).abs().nan_to_num(nan=torch.inf).max().item()
     return Deviation(quantity, where, size, allowed)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise FileNotFoundError(f"no such file: {file}")
+        raise FileNotFoundError(f"no file {file}: give the path of a recording")
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read ({error}): record it again") from error

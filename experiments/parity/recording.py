@@ -1,4 +1,4 @@
-"""Comparison of a checkpoint, the scorers and the router with what the authors' code computed for them."""
+"""Comparison of a checkpoint, the scorers and the router with recorded values of the authors' code."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,8 @@ from predictor.networks.avg_router import NUM_WORDS, AVGRouter
 from predictor.networks.base import InputShape
 from predictor.objectives.likelihood import rank_by_likelihood
 
-HALF = 2e-3  # allowed deviation of a pixel value: those are stored as float16
-RECORDED_IMAGE = -200  # what stands for the image in the recorded token ids
+HALF = 2e-3  # allowed deviation of pixel values, which are recorded as float16
+RECORDED_IMAGE = -200  # placeholder of the image in the recorded token ids
 CASE_KEYS = (
     "image",
     "question",
@@ -42,7 +42,7 @@ CASE_KEYS = (
 
 
 def compare_scorers(file: Path) -> Iterator[Deviation]:
-    """Every row of a JSON list of {metric, prediction, references, score}."""
+    """Yield the deviation for each row of a JSON list of {metric, prediction, references, score}."""
     for number, row in enumerate(_read_json(file)):
         _require(row, ("metric", "prediction", "references", "score"), f"row {number} of {file}")
         computed = score(row["metric"], row["prediction"], row["references"])
@@ -50,7 +50,7 @@ def compare_scorers(file: Path) -> Iterator[Deviation]:
 
 
 def compare_model(folder: Path) -> Iterator[Deviation]:
-    """Everything that a fixture folder records about its checkpoint, which runs on the CPU in float32."""
+    """Yield the deviations for everything recorded in a folder; its checkpoint runs on the CPU in float32."""
     recorded = _read_json(folder / "expected.json")
     _require(recorded, ("cases", "training_loss_image0"), folder / "expected.json")
     cases: list[dict[str, Any]] = recorded["cases"]
@@ -110,18 +110,18 @@ def _compare_answer(
 ) -> Iterator[Deviation]:
     question, reference = case["question"], case["reference_answer"]
     (answer,) = backbone.answer([encoded], [question], case["scale"], references=[[reference]])
-    # The recording starts with the start token, which is no part of the answer, and may have been cut off.
+    # The recording begins with the start token, which is not part of the answer, and may be truncated.
     recorded = case["generated_ids"][1:]
-    token_ids = answer.token_ids[: len(recorded)]
-    yield compare_values("greedy ids", where, token_ids, recorded)
-    yield compare_values("greedy text", where, backbone.processor.decode(token_ids), case["generated_text"])
+    computed = answer.token_ids[: len(recorded)]
+    yield compare_values("greedy ids", where, computed, recorded)
+    yield compare_values("greedy text", where, backbone.processor.decode(computed), case["generated_text"])
     assert answer.nll is not None
     yield Deviation.of_number("reference NLL", where, answer.nll, case["answer_nll"])
 
 
 @torch.no_grad()
 def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Logits `[vocabulary]` after the prompt, and the causal loss on the reference, from `forward`."""
+    """Return the logits `[vocabulary]` after the prompt, and the causal loss on the reference."""
     inputs = backbone.processor(image, case["prompt"], case["scale"])
     answer = torch.tensor([backbone.processor.answer_ids(case["reference_answer"])])
     prompt_length = inputs["input_ids"].shape[1]
@@ -135,21 +135,21 @@ def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, A
 
 def _take(tensors: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
     if name not in tensors:
-        raise ValueError(f"{file} lacks {name}: the recording is incomplete")
+        raise ValueError(f"{file} lacks {name}: the recording is incomplete, record it again")
     return tensors[name]
 
 
 def _require(row: Any, keys: Sequence[str], where: object) -> None:
     missing = [key for key in keys if not isinstance(row, dict) or key not in row]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}: the recording is incomplete")
+        raise ValueError(f"{where} lacks {', '.join(missing)}: the recording is incomplete, record it again")
 
 
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+        raise ValueError(f"{file} is not JSON ({error}): record it again") from error
 
 
 def _read_image(file: Path) -> Image.Image:
@@ -162,18 +162,18 @@ STATE = "router."
 
 @torch.no_grad()
 def compare_router(file: Path) -> Iterator[Deviation]:
-    """Everything that a file of this layout records.
+    """Yield the deviations for everything recorded in a router file.
 
-    `router.*` is a state dict; of each `case`, `tile_tokens` [num_tiles, grid * grid, hidden],
+    `router.*` is a state dict; each `case*` has `tile_tokens` [num_tiles, grid * grid, hidden],
     `question_embeddings` [num_words, hidden], `question_mask` [num_words] and the resulting `logits`
     [num_scales]; and `rglf.logits`, `rglf.nll` [batch, num_scales] with `rglf.cross_entropy` and
-    `rglf.rank_loss_margin1`. Raises ValueError where something of it is missing.
+    `rglf.rank_loss_margin1`. Raises ValueError if any of these is missing.
     """
     recorded = read_tensors(file)
     state = {name.removeprefix(STATE): x for name, x in recorded.items() if name.startswith(STATE)}
     cases = sorted({name.split(".")[0] for name in recorded if name.startswith("case")})
     if not state or not cases:
-        raise ValueError(f"{file} holds no router with cases: it needs {STATE}* and case0.*")
+        raise ValueError(f"{file} has no router with cases: give a file with {STATE}* and case0.*")
     tokens = _take(recorded, f"{cases[0]}.tile_tokens", file)
     scales = grid_scales(round(tokens.shape[1] ** 0.5))
     router = AVGRouter(InputShape(tokens.shape[2], sum(scales), 0), len(scales), attention="crops").eval()

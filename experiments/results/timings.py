@@ -37,7 +37,7 @@ def find_timings(
     if not timed:
         log.warning(
             "no timings of these predictors, this backbone and this machine with %d threads in batches of %d "
-            "in %s, so costs in milliseconds are left out: run `python -m experiments.latency` with the same "
+            "in %s, so costs in milliseconds are left out: run `tokenscale latency` with the same "
             "settings",
             torch.get_num_threads(),
             batch_size,

@@ -1,1 +1,1 @@
-"""An adaptive model in use: answers and published folders."""
+"""Use of an adaptive model: answers and published folders."""

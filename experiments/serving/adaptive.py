@@ -1,4 +1,4 @@
-"""An adaptive model as the configuration names it: its answers as text, its guarantees when published."""
+"""Adaptive model of a configuration, its answers as text, and its certified operating point."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
-    """The backbone with the trained predictor that the configuration selects (`training.trained`)."""
+    """Return the backbone with the trained predictor of a configuration (`training.trained`)."""
     trained = find_trained(
         Path(config.paths.predictors),
         instantiate(config.predictor, _convert_="all"),
@@ -36,7 +36,7 @@ def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
 
 
 def describe_point(point: OperatingPoint, choice: Choice) -> str:
-    """In words, what the price is and what it means."""
+    """Return text with the price, what it paid for this choice, and its means on calibration."""
     return (
         f"chosen at price {point.price:.4f} per {point.unit:g} visual tokens, so paying "
         f"{point.price * choice.cost / point.unit:.4f} for {choice.cost}; "
@@ -44,22 +44,22 @@ def describe_point(point: OperatingPoint, choice: Choice) -> str:
     )
 
 
-def describe_escalation(hybrid: Hybrid, found: AdaptiveAnswer) -> str:
-    """In words, what was tried by the hybrid of one price, and what it cost."""
-    tried = ", then ".join(map(str, found.tried))
+def describe_escalation(hybrid: Hybrid, answer: AdaptiveAnswer) -> str:
+    """Return text with the scales that a hybrid of one price tried, and their cost."""
+    tried = ", then ".join(map(str, answer.tried))
     return (
-        f"tried {tried}, {found.cost} visual tokens in all, at price {hybrid.price[0]:.4f} per "
+        f"tried {tried}, {answer.cost} visual tokens in all, at price {hybrid.price[0]:.4f} per "
         f"{hybrid.unit:g} visual tokens; on the calibration split the hybrid takes {hybrid.cost[0]:.1f} "
         f"tokens at this price and scores {hybrid.score[0]:.4f}"
     )
 
 
 def format_answers(
-    answers: dict[int, Answer], costs: dict[int, int], chosen: int, found: AdaptiveAnswer | None
+    answers: dict[int, Answer], costs: dict[int, int], chosen: int, adaptive: AdaptiveAnswer | None
 ) -> str:
-    """A table, one scale a row, the chosen one marked by an arrow, others that were tried by a plus."""
-    tried = found.tried if found else ()
-    estimates = dict(zip(found.choice.scales, found.choice.estimates, strict=True)) if found else {}
+    """Return a table with one scale per row; an arrow marks the chosen one, a plus others that were tried."""
+    tried = adaptive.tried if adaptive else ()
+    estimates = dict(zip(adaptive.choice.scales, adaptive.choice.estimates, strict=True)) if adaptive else {}
     rows = [["", "scale", "tokens", "estimate", "confidence", "answer"]]
     for scale, answer in answers.items():
         rows.append(
@@ -83,7 +83,7 @@ def certify(
     delta: float,
     most_questions: int | None = None,
 ) -> OperatingPoint | None:
-    """The certified operating point; None, with a warning, if calibration has too few images for one."""
+    """Return the certified operating point; None, with a warning, if no price can be certified."""
     model.predictor.check_backbone(calibration.outcomes.fingerprints)
     rows = find_unseen(model.predictor, calibration.outcomes)
     unseen, estimates = calibration.outcomes.select(rows), model.predictor.predict(calibration.inputs)[rows]

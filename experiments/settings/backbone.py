@@ -103,7 +103,7 @@ class Training(Epochs):
     batch_size: PositiveInt
     """pictures of a step in one process"""
     num_workers: NumWorkers
-    """processes that draw pictures; 0: none"""
+    """processes that render pictures; 0: none"""
     weight_decay: NonNegativeFloat
     """weight decay of matrices"""
     num_warmup_steps: NonNegativeInt
@@ -127,9 +127,9 @@ class ModelTraining(Training):
     first_picture: NonNegativeInt
     """number of the first picture"""
     share_of_start: HalfOpenFraction
-    """share of the weights that training starts from in the final mean"""
+    """weight of the initial weights in the final mean"""
     scale_groups: Annotated[list[Annotated[list[PositiveInt], Len(1)]], Len(1)]
-    """groups of scales, of each of which one is drawn at every step"""
+    """groups of scales; at every step one scale of each group is chosen at random"""
     dense_weight: NonNegativeFloat
     """weight of the dense labels in the loss"""
 
@@ -141,7 +141,7 @@ class TrainBackboneSettings(Settings):
     scenes: Built
     """task that the backbone is trained on"""
     others: dict[str, Built] = Field(default={})
-    """further tasks that it is trained on"""
+    """further tasks that the backbone is trained on"""
     trainer: Built
     """settings of Lightning's trainer"""
     seed: Seed
@@ -171,7 +171,7 @@ class Figure2Settings(TrainBackboneSettings, Intervals):
     test: Built
     """task that the models are compared on"""
     seeds: Annotated[list[Seed], Len(1)]
-    """one training of every variant each"""
+    """seeds; each is one training of every variant"""
     num_images: PositiveInt | None
     """test pictures; null: all"""
     start: Epochs

@@ -1,4 +1,4 @@
-"""Types of settings, groups that commands share, and conversion of typed values to the values meant."""
+"""Types of settings, groups that several commands share, and conversion of values from the command line."""
 
 import re
 import types
@@ -10,15 +10,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from m3_backbone.arguments import PromptText
 
-# What OmegaConf puts where a value has to be given and is not.
+# OmegaConf's value of a mandatory setting that is not given.
 MISSING = "???"
-# As in YAML 1.1; Hydra reads only true and false, and any other text would count as true.
+# Boolean words of YAML 1.1; Hydra only parses true and false, and other text would count as true.
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
-# Of the escapes of YAML, those that prompts are written with.
+# Escapes of YAML that prompts may have.
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\", '"': '"'}
 
-# The text behind the equals sign of an option that stands on the command line.
+# Option on the command line -> text after its equals sign.
 Words = Mapping[str, str]
 
 
@@ -31,17 +31,17 @@ def read_words(overrides: Sequence[str]) -> dict[str, str]:
 def convert(value: Any, annotation: Any, word: str | None) -> Any:
     """Convert a value to the annotated type if its meaning is unambiguous; otherwise return it unchanged.
 
-    Words of YAML 1.1 for true and false, numbers without a fraction for whole ones, numbers for text, as
-    they were typed, and line breaks for \\n in prompts: `word` is the text from the command line.
+    Converts words of YAML 1.1 to true and false, whole floats to int, numbers to the text that was typed, and
+    \\n in prompts to line breaks. `word` is the text from the command line, None for other values.
     """
     if isinstance(value, str) and word is not None and annotation == PromptText:
         return _unescape(value, word.strip())
-    kinds = set(_list_kinds(annotation))
-    if isinstance(value, str) and bool in kinds and str not in kinds:
+    members = set(_list_members(annotation))
+    if isinstance(value, str) and bool in members and str not in members:
         return _TRUTH.get(value.lower(), value)
-    if isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
+    if isinstance(value, float) and int in members and float not in members and value.is_integer():
         return int(value) if abs(value) < 2**53 else value
-    if isinstance(value, bool | int | float) and str in kinds and not kinds & {bool, int, float}:
+    if isinstance(value, bool | int | float) and str in members and not members & {bool, int, float}:
         if word is not None:
             return word.strip()
         # A file does not say how true or 1e3 were written.
@@ -52,8 +52,8 @@ def convert(value: Any, annotation: Any, word: str | None) -> Any:
 def _unescape(value: str, word: str) -> str:
     """Replace escapes as YAML does in double quotes, unless the value was typed in single quotes.
 
-    Hydra leaves escapes alone, in quotes and without. As a value that was read is not the typed one any
-    more, nothing is read twice.
+    Hydra does not replace escapes, quoted or not. A value that differs from the typed one was converted
+    before and is returned unchanged.
     """
     typed = word[1:-1].replace('\\"', '"') if re.fullmatch(r'".*"', word, re.DOTALL) else word
     if value != typed:
@@ -61,22 +61,22 @@ def _unescape(value: str, word: str) -> str:
     return re.sub(r'\\([nt\\"])', lambda escape: _ESCAPES[escape[1]], value)
 
 
-def _list_kinds(annotation: Any) -> list[Any]:
+def _list_members(annotation: Any) -> list[Any]:
     """List the members of a union without their ranges."""
     if get_origin(annotation) is Annotated:
-        return _list_kinds(get_args(annotation)[0])
+        return _list_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [kind for member in get_args(annotation) for kind in _list_kinds(member)]
+        return [member for part in get_args(annotation) for member in _list_members(part)]
     return [annotation]
 
 
 # A mapping with `_target_` and the arguments of that class.
 Built = dict[str, Any]
-# The same for what the command takes names from and does not build: values may be missing, as checkpoint=???.
+# The same for objects of which the command only uses names: values may be missing, as checkpoint=???.
 Described = Annotated[dict[str, Any], "described"]
 # The same for what may not be built at all: the trainer, where nothing that is trained has a network.
 Deferred = Annotated[dict[str, Any], "deferred"]
-# Longer ones would not leave room for suffixes in the 255 bytes of a file name.
+# Leaves room for suffixes within the 255 bytes of a file name.
 _MAX_NAME_BYTES = 120
 
 
@@ -113,16 +113,16 @@ def _check_path(path: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(check_folder_name)]
 PathText = Annotated[str, AfterValidator(_check_path)]
-# Of one resample there is no interval.
+# A single resample gives no interval.
 NumResamples = Annotated[int, Ge(2), Le(1_000_000)]
-# More images than any data set has are a slip.
+# A number above that of any data set is a typing error.
 NumImages = Annotated[int, Ge(0), Le(1_000_000_000)]
-# Each is a process of its own.
+# Each worker is a separate process.
 NumWorkers = Annotated[int, Ge(0), Le(256)]
 
 
 class Settings(BaseModel):
-    """A group of settings. Values have exactly these types; keys that are not here are refused."""
+    """Base class of groups of settings. Types are strict; unknown keys are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -155,7 +155,7 @@ class Recorded(Settings):
     """Settings shared by the commands that read the test split."""
 
     allow_unrecorded: bool
-    """whether to go on where the evaluation cannot be recorded"""
+    """whether to continue if the evaluation cannot be recorded"""
 
 
 class Labelled(Settings):

@@ -1,8 +1,8 @@
 """Check of a configuration against the settings of its command, before anything is read, run or deleted.
 
 An object in a configuration is a mapping with `_target_`, the dotted name of a class or function, and its
-keyword arguments. They are checked against its signature and nothing is built: a wrong argument of the last
-step of a command is refused before the first one.
+keyword arguments. These are checked against the signature without building anything, so that a wrong argument
+of the last step of a command is refused before the first step.
 """
 
 import copy
@@ -39,16 +39,17 @@ from predictor.moved import find_name
 
 _TARGET = "_target_"
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-# Hydra's own keys beside the arguments.
+# Keys of Hydra besides the arguments.
 _FLAGS = ("_partial_", "_recursive_")
 _KEYS_OF_HYDRA = {_TARGET, "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Parameters of a class or function by name, with their types; `is_open` if any other is taken too.
+    """Parameters of a class or function.
 
-    `names` says of each whether it has to be given.
+    `types` maps names to annotations, `names` to whether the parameter is required. `is_open` is True if
+    other keyword arguments are accepted too.
     """
 
     types: Mapping[str, Any]
@@ -59,8 +60,8 @@ class Signature:
 def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> Iterator[str]:
     """Yield one sentence for each wrong argument of the objects in `node`, the value of the option `key`.
 
-    Numbers where the signature has text become that text, in place. Of objects that are not built only names
-    must not be missing.
+    Values are converted in place (`base.convert`). With `is_built=False`, only the argument `name` may not be
+    missing.
     """
     if isinstance(node, list):
         for index, item in enumerate(node):
@@ -74,9 +75,9 @@ def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> 
     if _TARGET in node:
         try:
             if not isinstance(target, str):
-                raise ValueError("it is no text")
+                raise ValueError("it is not text")
             signature = read_signature(get_object(target))
-        except Exception as error:  # whatever importing a module raises
+        except Exception as error:  # importing a module may raise anything
             reason = " ".join(str(error).split())
             yield (
                 f"{key}.{_TARGET}={show(target)}: give the dotted name of a class that can be imported "
@@ -129,11 +130,11 @@ def _check_argument(
 
 
 def read_signature(target: Callable[..., Any]) -> Signature:
-    """Parameters that can be given by name, including those passed to base classes by `**kwargs`."""
+    """Return the parameters that can be given by name, including those passed on by `**kwargs`."""
     functions = [target]
     if inspect.isclass(target):
-        kinds = [kind for kind in target.__mro__ if "__init__" in vars(kind) and kind is not object]
-        functions = [vars(kind)["__init__"] for kind in kinds]
+        classes = [base for base in target.__mro__ if "__init__" in vars(base) and base is not object]
+        functions = [vars(base)["__init__"] for base in classes]
     types: dict[str, Any] = {}
     names: dict[str, bool] = {}
     for function in functions:
@@ -144,7 +145,7 @@ def read_signature(target: Callable[..., Any]) -> Signature:
         hints = read_hints(inspect.unwrap(function))
         for parameter in parameters:
             if parameter.kind in _BY_NAME and parameter.name != "self" and parameter.name not in names:
-                # What a base class needs its subclass may give it.
+                # A required parameter of a base class may be set by the subclass.
                 is_required = function is functions[0] and parameter.default is inspect.Parameter.empty
                 names[parameter.name] = is_required
                 if parameter.name in hints:
@@ -176,21 +177,21 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "transfer": commands.TransferSettings,
     "tune": commands.TuneSettings,
 }
-# Overlays (conf/experiment) are for several commands: what only others know is no mistake in them.
+# Overlays (conf/experiment) are for several commands, so they may have settings of other commands.
 _KNOWN = frozenset(key for settings in SETTINGS.values() for key in settings.model_fields)
 
 
 def check_settings(command: str, config: DictConfig) -> DictConfig:
     """Return the configuration with converted values (`base.convert`) and `max_epochs` applied.
 
-    Raises ValueError, a line for each wrong setting, that names option, value and what is allowed.
+    Raises ValueError with one line per wrong setting: option, value and allowed values.
     """
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     words = read_words(overrides)
     content = _to_plain(config)
     settings = SETTINGS.get(command)
     if settings is None:
-        # A command of the user's own: only the objects of its configuration are known.
+        # A command of the user: only the objects of its configuration can be checked.
         mistakes = [line for key, value in content.items() for line in check_built(value, key, words)]
     else:
         is_own = HydraConfig.initialized() and HydraConfig.get().job.config_name == command
@@ -198,7 +199,7 @@ def check_settings(command: str, config: DictConfig) -> DictConfig:
         mistakes += _check_group(settings, content, "", words)
         mistakes += _check_names(settings, content)
         mistakes = mistakes or list(_check_together(settings, content))
-    # An option that takes the value of another one is not what is wrong.
+    # An option that interpolates another one is not the cause of the error.
     mistakes = [line for line in mistakes if not _is_interpolated(config, line.partition("=")[0])] or mistakes
     if mistakes:
         raise ValueError("\n".join(dict.fromkeys(mistakes)))
@@ -265,7 +266,7 @@ def _check_value(option: str, value: Any, hint: Any, meaning: str | None) -> Ite
     try:
         TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        # Of the members of a union one may know better than the others what is wrong.
+        # Members of a union may raise a more specific error than the type.
         refusals = [str(line["ctx"]["error"]) for line in error.errors() if line["type"] == "value_error"]
         about = f" ({' '.join(meaning.split())})" if meaning else ""
         yield f"{option}={show(value)}: {refusals[0] if refusals else f'give {describe_type(hint)}{about}'}"
@@ -286,9 +287,9 @@ def _check_together(settings: type[Settings], content: Mapping[str, Any]) -> Ite
         settings.model_validate(own)
     except ValidationError as error:
         for line in error.errors():
-            place = "".join(f"{part}." for part in line["loc"])
+            prefix = "".join(f"{part}." for part in line["loc"])
             sentence = str(line.get("ctx", {}).get("error", line["msg"]))
-            yield sentence if sentence.startswith(place) else place + sentence
+            yield sentence if sentence.startswith(prefix) else prefix + sentence
 
 
 def _is_interpolated(config: DictConfig, option: str) -> bool:
@@ -303,7 +304,7 @@ def _is_interpolated(config: DictConfig, option: str) -> bool:
 def _to_plain(node: Any) -> Any:
     """Convert a node to plain values, leaving out keys whose interpolations cannot be resolved.
 
-    A setting of `paths` may be about a group that a command does not have, or about a name that is missing.
+    A setting of `paths` may interpolate a group that a command does not have, or a missing name.
     """
     if isinstance(node, DictConfig):
         values = {}

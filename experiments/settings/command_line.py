@@ -1,6 +1,6 @@
 """One-line errors for command-line arguments that Hydra cannot compose into a configuration.
 
-Hydra itself prints several lines and exits with status 1, or ends in a traceback.
+Hydra prints several lines and exits with status 1, or ends in a traceback.
 """
 
 import re
@@ -21,11 +21,11 @@ FORMER_NAMES = {"climb": "escalate", "risk": "guarantee"}
 
 
 def rename_settings(arguments: Sequence[str]) -> list[str]:
-    """Return arguments in which settings that are given by a former name have their present one."""
+    """Return the arguments with former names of settings replaced by their present names."""
     return [
         re.sub(
             rf"^([+~]{{0,2}})({'|'.join(FORMER_NAMES)})(?=[.=])",
-            lambda given: given[1] + FORMER_NAMES[given[2]],
+            lambda match: match[1] + FORMER_NAMES[match[2]],
             argument,
         )
         for argument in arguments
@@ -83,7 +83,7 @@ def find_unreadable(arguments: Sequence[str]) -> str | None:
 def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
     """Describe why Hydra cannot compose a configuration from the arguments. None if it can.
 
-    Of a sweep over a config group every choice is composed; of any other sweep only the first value.
+    For a sweep over a config group every choice is composed, for any other sweep only the first value.
     """
     if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
         return None  # as --help, or --config-dir
@@ -95,9 +95,9 @@ def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[st
             choices = [_list_choices(config_dir, parser.parse_override(override)) for override in overrides]
         first = [values[0] for values in choices]
         compose(config_dir, config_name, first)
-        for place, values in enumerate(choices):
+        for position, values in enumerate(choices):
             for value in values[1:]:
-                compose(config_dir, config_name, [*first[:place], value, *first[place + 1 :]])
+                compose(config_dir, config_name, [*first[:position], value, *first[position + 1 :]])
     except (HydraException, ValueError) as error:
         return _describe_composing(config_dir, config_name, overrides, error)
     return None
@@ -115,7 +115,7 @@ def _list_choices(config_dir: Path, override: Override) -> list[str]:
 def compose(
     config_dir: Path, config_name: str, overrides: Sequence[str], *, with_hydra: bool = False
 ) -> DictConfig:
-    """Return the configuration of a command, without the state of Hydra that a running command has."""
+    """Return the configuration of a command, independent of the Hydra state of a running command."""
     holder = GlobalHydra.instance()
     before, holder.hydra = holder.hydra, None  # a command may be called from another one
     try:

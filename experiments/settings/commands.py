@@ -1,4 +1,4 @@
-"""Settings of the commands beside `run` and its steps."""
+"""Settings of the commands other than `run` and its steps."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -34,7 +34,7 @@ def _check_objective(name: str) -> str:
     from experiments.training.study import OBJECTIVES
 
     if name not in OBJECTIVES:
-        raise Refusal(f"give objectives among {', '.join(OBJECTIVES)}")
+        raise Refusal(f"give some of {', '.join(OBJECTIVES)}")
     return name
 
 
@@ -56,7 +56,7 @@ class TrainedChoice(Labelled):
     trained: PathText | None
     """folder of the trained predictor if several match; null: the only match"""
     trust: list[str]
-    """packages, modules or classes that the folder may be built from, beside ours and those of predictor"""
+    """packages, modules or classes that the folder may be built from, besides tokenscale and predictor"""
 
 
 class OperatingPoint(Settings):
@@ -80,7 +80,7 @@ class AnswerSettings(TrainedChoice, OperatingPoint):
     scale: PositiveInt | None
     """scale to force; null: the predictor chooses"""
     escalate: bool
-    """whether to look at the answer and retry at finer scales while that is worth it"""
+    """whether to retry at finer scales, given the answer, while that is worth it"""
 
 
 class PublishSettings(TrainedChoice):
@@ -101,9 +101,9 @@ class FailuresSettings(Labelled):
     seed: Seed
     """seed of the choice of pictures"""
     split: Literal["train", "calibration"]
-    """what is learnt from failures goes into the next training; a report shows those on test"""
+    """split that the samples are from; not test, as what failures teach goes into the next training"""
     scale: PositiveInt | None
-    """scale at which an answer is wrong to be shown; null: the finest"""
+    """scale whose wrong answers are shown; null: the finest"""
     per_kind: PositiveInt
     """pictures per question type"""
 
@@ -137,7 +137,7 @@ class TransferPaths(Settings):
     predictors: None = None
     """left null, as the command trains its predictors itself"""
     latency: None = None
-    """left null, as the command times nothing"""
+    """left null, as the command measures no latency"""
 
 
 class TransferSettings(PredictorSettings, Intervals):
@@ -153,7 +153,7 @@ class TransferSettings(PredictorSettings, Intervals):
     targets: Annotated[list[FolderName], Len(1)] | FolderName
     """tasks that are tested on"""
     num_recalibration: PositiveInt
-    """samples of the target's calibration split that prices are fitted on"""
+    """number of calibration samples of the target that prices are fitted on"""
 
 
 class Study(Settings):
@@ -250,7 +250,7 @@ class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):
     repeats: PositiveInt
     """repetitions of the whole measurement"""
     drawn: dict[int, ClosedFraction]
-    """share of each scale where weights are random"""
+    """share of each scale, if the weights are random"""
 
 
 class BenchLabellingSettings(Settings):

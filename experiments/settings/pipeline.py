@@ -81,7 +81,7 @@ class LabelSettings(Labelled, Reading):
     """source of images, questions and scores"""
     limit: Limit
     feature_scales: list[PositiveInt] | None
-    """scales of the visual tokens kept for predictors; null: 1, 9 and 36 as far as the ladder has them"""
+    """scales of the visual tokens stored for predictors; null: those of 1, 9 and 36 on the ladder"""
     shard_size: PositiveInt
     """samples per file"""
     shard: Annotated[str, AfterValidator(_check_shard)] | None
@@ -91,16 +91,16 @@ class LabelSettings(Labelled, Reading):
     allow_small: bool
     """whether splits of fewer than 8 images are accepted"""
     engine: Built
-    """where samples are answered"""
+    """execution backend"""
 
 
 class PredictorSettings(Settings):
-    """`conf/settings/train.yaml`, with what is trained."""
+    """`conf/settings/train.yaml`, and the predictors to train."""
 
     predictor: Built
     """predictor of the scale"""
     baselines: dict[str, Built] = Field(default={})
-    """predictors that are trained and evaluated beside it"""
+    """further predictors to train and evaluate"""
     calibrator: Built | None = None
     """recalibration of the estimates on the calibration split; null: none"""
     seed: Seed
@@ -164,11 +164,11 @@ class Guarantee(Settings):
     """The guarantee on the loss."""
 
     alpha: ClosedFraction
-    """mean score below the finest scale's that may be lost; 0.01: one point"""
+    """mean score that may be lost against the finest scale; 0.01: one point"""
     delta: OpenFraction
     """probability with which the guarantee may fail"""
     most_questions: PositiveInt | None
-    """questions that one image counts for at most; null: the most about any calibration image"""
+    """maximum number of questions that one image counts for; null: that of the calibration images"""
 
 
 class CheckedGuarantee(Guarantee):
@@ -177,7 +177,7 @@ class CheckedGuarantee(Guarantee):
     joint: bool
     """whether the guarantees of all predictors hold together with probability 1 - delta"""
     num_resplits: NonNegativeInt
-    """draws of test images on which the guarantee is certified anew; 0: none"""
+    """random halves of the test images on which the guarantee is certified again; 0: none"""
 
 
 class Intervals(Recorded):
@@ -198,18 +198,18 @@ class EvaluateSettings(Labelled, PredictorSettings, Intervals, Printed):
     """settings of Lightning's trainer"""
     latency: Latency
     cascades: dict[str, Built] = Field(default={})
-    """cascades that are evaluated beside the predictors"""
+    """cascades to evaluate besides the predictors"""
     reference: str | None
-    """name of the predictor that every other one is compared with, beside the mix; null: none"""
+    """name of the predictor that all others are compared with, besides the mix; null: none"""
     num_budgets: Annotated[int, Ge(2)]
-    """budgets of mean visual tokens, evenly spaced in the logarithm"""
+    """number of log-spaced budgets of mean visual tokens"""
     num_prices: PositiveInt
     """maximum number of prices on a front, from the calibration split"""
     bootstrap_seed: Seed
     """seed of the resamples"""
     guarantee: CheckedGuarantee
     gallery: NonNegativeInt
-    """samples in the gallery per kind of success and failure; 0: none"""
+    """samples in the gallery per type of success and failure; 0: none"""
 
     @model_validator(mode="after")
     def _check_reference(self) -> Self:
@@ -237,12 +237,12 @@ class ResampleSettings(Labelled, Reading, Recorded):
     task: Built
     """source of images, questions and scores"""
     variation: Built
-    """how the answers of one question differ"""
+    """how the runs of one question differ"""
     engine: Built
-    """where samples are answered"""
+    """execution backend"""
     num_images: PositiveInt | None
     """number of test images, taken from the start of the split; null: all"""
     num_runs: Annotated[int, Ge(2)]
-    """answers to every question: one to score, the others to choose by"""
+    """answers per question: one is scored, the others choose the scale"""
     overwrite: bool
     """whether to move answers of another variation aside"""

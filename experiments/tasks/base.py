@@ -1,10 +1,10 @@
-"""Tasks: samples, the images they ask about and the score of an answer; division of images into splits."""
+"""Tasks: samples, their images and the score of an answer; division of images into splits."""
 
 import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,11 +20,12 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True)
 class Sample:
-    """One (image, question, reference answers, metric).
+    """One question about an image, with its reference answers.
 
-    `question` is the complete text that the model is asked, suffix included. `metric` names how answers are
+    `question` is the complete question given to the model, suffix included. `metric` names how answers are
     scored: one of `experiments.tasks.scoring.METRICS`, unless the task defines its own `score`.
-    `attributes` (kind of question, number of items, ...) are for analysis only: no predictor sees them.
+    `attributes` (number of items, ...; "kind" is the question type) are for analysis only: no predictor sees
+    them.
     """
 
     sample_id: str
@@ -39,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class OfficialSplit:
-    """The benchmark's own split that the test samples come from (or None), and whether they are all of it."""
+    """Official split of a benchmark that the test samples come from, and whether they are all of it."""
 
     name: str | None = None
     is_whole: bool = False
@@ -48,62 +49,62 @@ class OfficialSplit:
 class Task(ABC):
     """Base class of tasks: samples by split, images by id, and the score of an answer.
 
-    No image is in two splits. `set_aside` holds what could not become a sample, as
+    No image is in two splits. `skipped` lists what could not become a sample, as
     `{"sample_id" | "line": ..., "reason": ...}`; it is complete once the samples of every split have been
-    read.
+    read. It may be left out if there is nothing to skip.
     """
 
     name: str
-    set_aside: list[dict[str, Any]]
+    skipped: Sequence[Mapping[str, Any]] = ()
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of the data and of every choice that changes a sample, the division excepted.
+        """Hex digest of the data and of every setting that changes a sample, except for the division.
 
-        The pixels of images in a folder enter it by name only, so that it costs no pass over the images.
+        Images in a folder enter it by name only, so that it needs no pass over the images.
         """
 
     @abstractmethod
     def samples(self, split: Split) -> Iterator[Sample]:
-        """The samples of a split, always in the same order, those of one image one after the other."""
+        """Yield the samples of a split, always in the same order; samples of one image are consecutive."""
 
     @abstractmethod
     def image(self, image_id: str) -> Image.Image:
-        """An RGB image. Raises `images.UnreadableImage` (an OSError) with the reason."""
+        """Return an RGB image. Raises `images.UnreadableImage` (an OSError) with the reason."""
 
     def score(self, sample: Sample, answer: str) -> float:
-        """Score in [0, 1] of an answer to a sample.
+        """Return the score in [0, 1] of an answer to a sample.
 
-        By default that of the built-in metric that the sample names (`scoring.METRICS`). A task that
-        overrides this may give its samples any `metric`: the outcome table stores it as a description.
+        The default is the built-in metric named by the sample (`scoring.METRICS`). A task that overrides this
+        method may give its samples any `metric`: the outcome table stores it as a description.
         """
         return score(sample.metric, answer, sample.references)
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """JSON object of what the samples are made of, whose digest is the fingerprint (`digest_content`).
+        """JSON object that determines the samples; its digest is the fingerprint (`digest_content`).
 
-        Messages name the argument that differs. Empty if the task does not say.
+        Messages use it to name the argument that differs. Empty by default.
         """
         return {}
 
     @property
     def division(self) -> Mapping[str, Any]:
-        """JSON object of the choices that divide the images, which may change without labelling again."""
+        """JSON object of the settings that divide the images; they may change without labelling again."""
         return {}
 
     @property
     def divided_by(self) -> str | None:
-        """Name of the argument with the fractions that divide the images; None if there is none."""
+        """Name of the argument with the fractions that divide the images; None if the task has none."""
         return None
 
     @property
     def image_set(self) -> str:
         """Name of the collection of images.
 
-        Two divisions of one data set share it, so that test images of one division are recognised in the
-        other (`labels.held_out`).
+        Divisions of the same data set share it, so that test images of one division are recognised in
+        another (`labels.held_out`).
         """
         return self.name
 
@@ -114,18 +115,18 @@ class Task(ABC):
 
 
 def find_official_split(task: Task, limit: int | None) -> OfficialSplit:
-    """The official split that the test samples come from, of which `limit` images at most were labelled."""
+    """Return the official split of the test samples; with a `limit` of images it is not whole."""
     official_split: OfficialSplit = getattr(task, "official_split", OfficialSplit())
     return replace(official_split, is_whole=official_split.is_whole and limit is None)
 
 
 def digest_content(content: Mapping[str, Any]) -> str:
-    """The fingerprint of a task with this content."""
+    """Return the fingerprint of a task with this content: 16 hex digits."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def check_data(task: Task, manifest: Mapping[str, Any], labels: str | Path) -> None:
-    """Refuse labels of the folder `labels` that were made from other data, or another division of them."""
+    """Raise ValueError for labels (folder `labels`) of other data or another division than the task has."""
     data = manifest["fingerprints"]["data"]
     if task.fingerprint != data:
         differences = describe_differences(manifest.get("data", {}), task.content)
@@ -137,18 +138,18 @@ def check_data(task: Task, manifest: Mapping[str, Any], labels: str | Path) -> N
     if division != manifest["division"]:
         raise ValueError(
             f"the labels in {labels} are divided into splits in another way than task {task.name} now is "
-            f"({describe_differences(manifest['division'], division)}): run `python -m experiments.label` "
+            f"({describe_differences(manifest['division'], division)}): run `tokenscale label` "
             "with these settings, which answers nothing again"
         )
 
 
-def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The arguments that differ, with both values, for a message."""
-    here = json.loads(json.dumps(here))
+def describe_differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Return the arguments that differ, with both values, as text for a message."""
+    own = json.loads(json.dumps(own))
     texts = [
-        f"{key}: {_shorten(there.get(key))} there, {_shorten(here.get(key))} here"
-        for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key)
+        f"{key}: {_shorten(stored.get(key))} there, {_shorten(own.get(key))} here"
+        for key in dict.fromkeys([*stored, *own])
+        if stored.get(key) != own.get(key)
     ]
     return "; ".join(texts) or "it does not say in what"
 
@@ -159,9 +160,9 @@ def _shorten(value: Any) -> str:
 
 
 def draw_uniform(image_id: str, seed: int = 0) -> float:
-    """A number in [0, 1) that depends on nothing but the arguments."""
+    """Return a hash of the arguments, uniform in [0, 1)."""
     digest = hashlib.sha256(f"{seed}\0{image_id}".encode("utf-8", "surrogatepass")).digest()
-    # 53 bits are what a float holds: with more, a hash near the top would round to 1.
+    # A float has 53 bits: with more, a hash close to 1 would round to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
@@ -170,9 +171,9 @@ def divide_images(
 ) -> dict[str, Split]:
     """Return the split of each image, in the order of `order_images`; each split holds its fraction of them.
 
-    Of fewer than `FEW_IMAGES` images the counts are rounded by largest remainders, and every split with a
-    positive fraction gets at least one image where there are as many images as such splits. `fractions` are
-    those of all splits (see `check_fractions`).
+    With fewer than `FEW_IMAGES` images the counts are rounded by largest remainders, and every split with a
+    positive fraction gets at least one image if there are as many images as such splits. `fractions` has all
+    splits (see `check_fractions`).
     """
     ordered = order_images(image_ids, seed)
     if len(ordered) >= FEW_IMAGES:
@@ -183,14 +184,14 @@ def divide_images(
 
 
 def assign_split(image_id: str, fractions: Mapping[Split, float], seed: int = 0) -> Split:
-    """The split of an image from its hash alone, for a division of many images."""
-    place = draw_uniform(image_id, seed)
+    """Return the split of an image, from its hash alone, for a division of many images."""
+    position = draw_uniform(image_id, seed)
     shares = [(split, fractions[split]) for split in SPLITS if fractions[split] > 0]
     for split, share in shares:
-        place -= share
-        if place < 0:
+        position -= share
+        if position < 0:
             return split
-    return shares[-1][0]  # fractions sum to 1 but for rounding
+    return shares[-1][0]  # the fractions sum to 1 up to rounding
 
 
 def carve_calibration(image_ids: Iterable[str], fraction: float, seed: int = 0) -> dict[str, Split]:
@@ -199,22 +200,22 @@ def carve_calibration(image_ids: Iterable[str], fraction: float, seed: int = 0) 
 
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[Split, float]:
-    """Fractions of all three splits, missing ones zero. Raises ValueError unless they sum to 1."""
+    """Return the fractions of all splits, 0 for missing ones. Raises ValueError unless they sum to 1."""
     complete: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
     complete |= {check_split(split): float(fraction) for split, fraction in fractions.items()}
     if min(complete.values()) < 0 or not math.isclose(sum(complete.values()), 1.0, abs_tol=1e-6):
-        raise ValueError(f"fractions must not be negative and must sum to 1, not {dict(fractions)}")
+        raise ValueError(f"fractions={dict(fractions)}: give numbers that are not negative and sum to 1")
     return complete
 
 
 def check_split(split: str) -> Split:
-    """The split of this name. Raises ValueError, naming the splits there are, for any other."""
+    """Return `split` if it is the name of a split. Raises ValueError, naming the splits, otherwise."""
     for known in SPLITS:
         if known == split:
             return known
-    raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    raise ValueError(f"unknown split {split!r}: give one of {', '.join(SPLITS)}")
 
 
 def order_images(image_ids: Iterable[str], seed: int = 0) -> list[str]:
-    """The distinct images in the order of their hash: any first few of them are an even choice of all."""
+    """Return the distinct images in the order of their hash: the first n are a random sample of size n."""
     return sorted(set(image_ids), key=lambda image_id: (draw_uniform(image_id, seed), image_id))

@@ -1,6 +1,6 @@
-"""`easy_vqa`: coloured shapes on 64 x 64 pictures, 48,248 questions with 13 answers (Victor Zhou; PyPI, MIT).
+"""`easy_vqa`: 48,248 questions with 13 answers about coloured shapes (Victor Zhou; PyPI, MIT).
 
-The package's own division is kept: 4,000 train and 1,000 test images; calibration is carved out of train.
+The division of the package is kept, 4,000 train and 1,000 test images; calibration is taken out of train.
 """
 
 import importlib
@@ -33,9 +33,9 @@ class EasyVqa(Task):
     """easy-VQA as installed from PyPI.
 
     Args:
-        suffix: put after every question; LLaVA's is "\\nAnswer the question using a single word or phrase.".
-        calibration_fraction: part of the package's train images that becomes the calibration split.
-        seed: another seed carves out other images.
+        suffix: end of every question; LLaVA's is "\\nAnswer the question using a single word or phrase.".
+        calibration_fraction: fraction of the train images that becomes the calibration split.
+        seed: seed of the choice of these images.
     """
 
     @checked
@@ -48,32 +48,32 @@ class EasyVqa(Task):
         name: str = "easy_vqa",
     ) -> None:
         if not 0 <= calibration_fraction < 1:
-            raise ValueError(f"calibration_fraction={calibration_fraction}: choose one from 0 to below 1")
+            raise ValueError(f"calibration_fraction={calibration_fraction}: give at least 0 and below 1")
         self.name = name
         self.suffix = suffix
         self.calibration_fraction = calibration_fraction
         self.seed = seed
-        self.set_aside: list[dict[str, Any]] = []  # the package has no bad rows
+        self.skipped: list[dict[str, Any]] = []  # the package has no bad rows
         self._folder = _find_data()
 
     @property
     def fingerprint(self) -> str:
-        """Of the package's questions and of the arguments that change a sample."""
+        """Hex digest of the questions of the package and the arguments that change a sample."""
         return digest_content(self.content)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the samples are made of."""
+        """JSON object that determines the samples."""
         digests = {split: digest_file(self._questions_file(split))[:16] for split in OWN_SPLITS}
         return {"name": self.name, "suffix": self.suffix, "questions": digests}
 
     @property
     def division(self) -> dict[str, Any]:
-        """How the images are divided into splits."""
+        """JSON object of the settings that divide the images."""
         return {"calibration_fraction": self.calibration_fraction, "seed": self.seed}
 
     def samples(self, split: Split) -> Iterator[Sample]:
-        """All questions of a split, those of one image one after the other."""
+        """Yield all questions of a split; those about one image are consecutive."""
         check_split(split)
         own_split = "test" if split == "test" else "train"
         by_image: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -100,7 +100,7 @@ class EasyVqa(Task):
                 )
 
     def image(self, image_id: str) -> Image.Image:
-        """The 64 x 64 picture `train/NUMBER` or `test/NUMBER`."""
+        """Return the 64 x 64 picture `train/NUMBER` or `test/NUMBER`. Raises UnreadableImage."""
         own_split, _, number = image_id.partition("/")
         if own_split not in OWN_SPLITS or not number.isdecimal():
             raise UnreadableImage(image_id, "easy-VQA's images are train/NUMBER and test/NUMBER")
@@ -111,7 +111,7 @@ class EasyVqa(Task):
 
 
 def classify(question: str) -> str:
-    """The kind of an easy-VQA question: what is asked for, or what is said to be there or not to be there."""
+    """Return the question type: the attribute asked for, or the one said to be present or absent."""
     words = question.rstrip("?").split()
     if words[0] == "what":
         return "color" if "color" in words else "shape"

@@ -1,4 +1,4 @@
-"""Files of a task: images opened from its folder alone, spellings of their names, and missing files."""
+"""Files of a task: images inside its image folder, variants of their names, and errors for missing files."""
 
 import difflib
 import functools
@@ -15,7 +15,7 @@ from m3_backbone.images import MAX_PIXELS, MAX_SIDE, UnreadableImage, explain, o
 
 __all__ = ["MAX_PIXELS", "MAX_SIDE", "UnreadableImage", "open_image"]
 
-# Where conf/task looks for the files of benchmarks.
+# Environment variable with the folder of the benchmark files, used in conf/task.
 DATA_VARIABLE = "TOKENSCALE_DATA"
 
 
@@ -27,9 +27,9 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     max_side: int = MAX_SIDE,
 ) -> Image.Image:
-    """The image `name` within `folder` as RGB (see `open_picture`). Raises UnreadableImage.
+    """Open the image `name` within `folder` as RGB (see `open_picture`). Raises UnreadableImage.
 
-    A path that leads out of the folder is refused, be it by `..`, from the root or over a symbolic link.
+    A path that leads out of the folder, by `..`, from the root or through a symbolic link, is refused.
     """
     return open_picture(
         _locate(Path(folder), name),
@@ -41,7 +41,7 @@ def open_image(
 
 
 def _locate(folder: Path, name: str) -> Path:
-    """The regular file that `name` leads to inside of `folder`."""
+    """Return the path of the regular file `name` inside of `folder`. Raises UnreadableImage."""
     try:
         root = folder.resolve()
         path = (root / name).resolve()
@@ -63,8 +63,8 @@ def _locate(folder: Path, name: str) -> Path:
 def find_written_form(folder: Path, name: str) -> str:
     """Return the name in the Unicode form and with the separators that exist in `folder`.
 
-    macOS writes accents as characters of their own (NFD), others as one with the letter (NFC), and Windows
-    separates folders by backslashes. One image must have one name, or it could come to lie in two splits.
+    macOS writes accents as separate characters (NFD), other systems as one character with the letter (NFC),
+    and Windows separates folders by backslashes. Each image must have one name, or it could be in two splits.
     """
     if (name.isascii() and "\\" not in name) or _is_file(folder, name):
         return name
@@ -76,8 +76,8 @@ def find_written_form(folder: Path, name: str) -> str:
 def find_similar(folder: Path, name: str) -> str | None:
     """Suggest an existing image for a missing name. None if the name exists or nothing is similar.
 
-    That name without white space around it, percent-encoding or leading folders, in another case, or with
-    another file extension.
+    Tries the name without surrounding white space, percent-encoding or leading folders, in another case, and
+    with another file extension.
     """
     if _is_file(folder, name):
         return None
@@ -88,9 +88,9 @@ def find_similar(folder: Path, name: str) -> str | None:
         if path and _is_file(folder, path):
             return path
     parent, _, last = plain.rpartition("/")
-    for wanted in (last.lower(), posixpath.splitext(last)[0].lower()):
-        if wanted and _is_inside(parent) and (there := _list_folder(folder / parent).get(wanted)):
-            return posixpath.join(parent, there)
+    for key in (last.lower(), posixpath.splitext(last)[0].lower()):
+        if key and _is_inside(parent) and (similar := _list_folder(folder / parent).get(key)):
+            return posixpath.join(parent, similar)
     return None
 
 
@@ -99,10 +99,10 @@ def check_present(
 ) -> None:
     """Raise an OSError that names all missing files and folders of a task.
 
-    They are given by the option that names them. The error says what is called similarly beside each, and
-    where the files of benchmarks are looked for.
+    `files` and `folders` map the option that sets them to paths. The message names similar paths that exist,
+    and the options or the environment variable to set.
     """
-    paths = [(option, Path(path)) for option, given in files.items() for path in given]
+    paths = [(option, Path(path)) for option, option_paths in files.items() for path in option_paths]
     absent_files = [(option, path) for option, path in paths if not path.is_file()]
     absent_folders = [(option, Path(path)) for option, path in folders.items() if not Path(path).is_dir()]
     missing = absent_files + absent_folders

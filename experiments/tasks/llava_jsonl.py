@@ -1,10 +1,10 @@
-"""`llava_jsonl`: a question file in LLaVA's format, a folder of images and references. What a user brings.
+"""`llava_jsonl`: a question file in LLaVA's format, a folder of images, and references; for your own data.
 
-A row is {"question_id": ..., "image": "name.jpg", "text": "question", "category": "kind"}, its references
-under `references`, `answers`, `answer` or `label`, or in a second file under the same `question_id`. Question
-and reference may also be a conversation (`m3_backbone.turns`), whose first human turn asks and whose
-assistant's turn after it answers. The annotation files of many benchmarks differ from that only in the names
-of the fields, which are arguments.
+A row is {"question_id": ..., "image": "name.jpg", "text": "question", "category": "question type"}, with the
+references under `references`, `answers`, `answer` or `label`, or in a second file under the same
+`question_id`. Question and reference may also be a conversation (`m3_backbone.turns`): its first human turn
+is the question, and the next turn of the assistant the reference. The annotation files of many benchmarks
+differ only in the names of the fields, which are arguments.
 """
 
 import logging
@@ -40,13 +40,13 @@ from m3_backbone.outcomes.shards import digest_file
 log = logging.getLogger(__name__)
 
 Paths = str | Path | Sequence[str | Path]
-# Raised whenever another sample comes of the same files and arguments.
+# Increased whenever the same files and arguments give other samples.
 VERSION = 1
 FRACTIONS = {"train": 0.6, "calibration": 0.1, "test": 0.3}
 
 
 class Place(NamedTuple):
-    """Where a row is: which file, at which offset, and its number there."""
+    """Position of a row: number of the file, offset in it, and number of the row."""
 
     file: int
     offset: int
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """Images of each split; by image, the split given in the data (or None) and the places of its rows."""
+    """Images of each split; for each image, the split in the data (or None) and the places of its rows."""
 
     images: dict[Split, list[str]]
     own_splits: dict[str, Split | None]
@@ -63,36 +63,38 @@ class Index:
 
 
 class LlavaJsonl(Task):
-    """Questions on a folder of images.
+    """Questions about the images in a folder.
 
-    Rows that cannot be used are set aside with their line and the reason; they do not end the run. What
-    rows hold that is not used, as further turns of a conversation, is counted in `notes`, complete as
-    `set_aside` is, and logged once. Of the rows only places are kept in memory, a few hundred bytes each;
-    JSON, unlike JSONL, is kept whole.
+    Rows that cannot be used are skipped and listed in `skipped`, with their line and the reason. Unused
+    content of rows, such as further turns of a conversation, is counted in `notes` and logged once. Only the
+    places of the rows are kept in memory, a few hundred bytes each; JSON, unlike JSONL, is kept whole.
 
     Args:
-        questions: a file, several, or `{split: file or files}` where the files are the division.
-        images: the folder of images; no path leads out of it.
+        questions: a file, several files, or `{split: file or files}` if the files are the division.
+        images: the folder of images; paths out of it are refused.
         metric: one of `experiments.tasks.scoring.METRICS`.
-        references: file or files of references by `question_id`; None where the question file holds them.
-        suffix: put after every question.
-        image_name: an image's path in the folder: a format string over the fields of the row, to which belong
-            `image`, `file` (name of the question file, no ending) and `folder` (name of that file's folder).
-        fields: name or dotted path of each field that is not called as in `questions.FIELDS`; None for one
-            that is not there. The number of a row stands for a `question_id` that is missing. Where `choices`
-            (and `context`) are named the question is put together as for LLaVA: context, question, a line
-            "A. text" a choice.
-        fractions: of the images for each split, for rows without a split of their own, rounded to counts
-            where there are few images (see `experiments.tasks.base`). Where rows have train and test only,
-            calibration is carved out of train, by its share in train and calibration.
-        seed: another seed divides the images anew.
-        capitalize: first letter upper case, all others lower, as lmms-eval asks TextVQA and VizWiz.
-        official_split: the benchmark's own split that the test questions come from, to say which published
-            values may be held against them. It changes no sample.
-        max_chars: longest question or reference.
-        max_pixels: largest image.
-        apply_orientation: rotate images as their EXIF data ask for. LLaVA's scripts, which published values
+        references: file or files of references by `question_id`; None if the question file has them.
+        suffix: text appended to every question.
+        image_name: path of an image in the folder: a format string over the fields of the row and `image`,
+            `file` (name of the question file without extension) and `folder` (name of the folder of that
+            file).
+        fields: name or dotted path of each field that is named differently from `questions.FIELDS`; None for
+            a field that does not exist. A missing `question_id` is replaced by the number of the row. With
+            `choices` (and `context`), the question is composed as for LLaVA: context, question, and one line
+            "A. text" per choice.
+        fractions: fraction of the images in each split, for rows without a split of their own, rounded to
+            counts if there are few images (see `experiments.tasks.base`). If rows have train and test only,
+            calibration is taken out of train, by its share in train and calibration.
+        seed: seed of the division of the images.
+        capitalize: first letter upper case, all others lower case, as lmms-eval does for TextVQA and VizWiz.
+        official_split: the benchmark's own split that the test questions come from, which tells the published
+            values that they can be compared with. It changes no sample.
+        max_chars: largest number of characters of a question or reference.
+        max_pixels: largest number of pixels of an image.
+        apply_orientation: rotate images according to their EXIF data. LLaVA's scripts, which published values
             come from, do not; data sets read through Hugging Face `datasets` since 2024 are rotated.
+
+    Raises OSError for missing files and ValueError for arguments out of range.
     """
 
     @checked
@@ -147,17 +149,17 @@ class LlavaJsonl(Task):
             capitalize=capitalize,
             max_chars=max_chars,
         )
-        self.set_aside: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
         self.notes: list[str] = []
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' content, wherever they lie, and of every argument that changes a sample."""
+        """Hex digest of the contents of the files and of every argument that changes a sample."""
         return digest_content(self.content)
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """What the samples are made of."""
+        """JSON object that determines the samples."""
         return {
             "version": VERSION,
             "name": self.name,
@@ -176,21 +178,21 @@ class LlavaJsonl(Task):
 
     @property
     def division(self) -> dict[str, Any]:
-        """How the images are divided into splits, as far as rows do not say."""
+        """JSON object of the settings that divide the images without a split in the rows."""
         return {"fractions": self._fractions, "seed": self._seed, "files": self._file_splits}
 
     @property
     def official_split(self) -> OfficialSplit:
-        """The split of the test questions; whole if rows or files give every image a split."""
+        """Official split of the test questions; whole if rows or files give every image a split."""
         return OfficialSplit(self._official_split, is_whole=None not in self._index.own_splits.values())
 
     @property
     def divided_by(self) -> str | None:
-        """The argument whose fractions divide the images; None if rows or files name splits."""
+        """Name of the argument whose fractions divide the images; None if rows or files name splits."""
         return None if any(self._index.own_splits.values()) else "fractions"
 
     def samples(self, split: Split) -> Iterator[Sample]:
-        """The samples of a split, image by image. Raises ValueError if no row of the task can be used."""
+        """Yield the samples of a split, image by image. Raises ValueError if no row can be used."""
         check_split(split)
         for image_id in self._index.images[split]:
             for place in self._index.places[image_id]:
@@ -207,7 +209,7 @@ class LlavaJsonl(Task):
                 )
 
     def image(self, image_id: str) -> Image.Image:
-        """The image at the path `image_id` in the folder. Raises UnreadableImage."""
+        """Return the image at the path `image_id` in the folder. Raises UnreadableImage."""
         try:
             return open_image(
                 self.images,
@@ -223,21 +225,21 @@ class LlavaJsonl(Task):
 
     @cached_property
     def _index(self) -> Index:
-        """One pass over all rows, which also fills `set_aside` and `notes`."""
-        self.set_aside[:] = self._reader.references.read_files() if self._reader.references else []
+        """Index of all rows, made in one pass, which also fills `skipped` and `notes`."""
+        self.skipped[:] = self._reader.references.read_files() if self._reader.references else []
         places: dict[str, list[Place]] = {}
         own_splits: dict[str, Split | None] = {}
         sample_ids: set[str] = set()
-        noted: Counter[str] = Counter()
+        unused: Counter[str] = Counter()
         for file_number, file in enumerate(self._files):
             for row in file:
                 place = Place(file_number, row.place, row.number)
-                where: dict[str, Any] = {"file": file.path.name, file.unit: row.number}
+                skipped_row: dict[str, Any] = {"file": file.path.name, file.unit: row.number}
                 try:
                     if isinstance(row.content, BadRow):
                         raise row.content
                     question = self._read(place, row.content)
-                    where["sample_id"] = question.sample_id
+                    skipped_row["sample_id"] = question.sample_id
                     if question.sample_id in sample_ids:
                         raise BadRow(
                             "this question_id came before: +task.fields.question_id=null numbers the rows"
@@ -246,28 +248,28 @@ class LlavaJsonl(Task):
                     if own_split != question.own_split:
                         raise BadRow(f"image {question.image_id!r} came before with split {own_split}")
                 except BadRow as error:
-                    self.set_aside.append(where | {"reason": str(error)})
+                    self.skipped.append(skipped_row | {"reason": str(error)})
                 else:
                     sample_ids.add(question.sample_id)
-                    noted.update(question.unused)
+                    unused.update(question.unused)
                     if not question.has_own_id:
-                        noted["no question_id (the number in the file takes its place)"] += 1
+                        unused["no question_id (its number in the file is used instead)"] += 1
                     places.setdefault(question.image_id, []).append(place)
         if not places:
-            reasons = Counter(row["reason"] for row in self.set_aside).most_common(3)
+            reasons = Counter(row["reason"] for row in self.skipped).most_common(3)
             listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
             listed += self._suggest_fields(reasons)
             raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {listed}")
         self.notes[:] = [
-            f"{count:,} {'row has' if count == 1 else 'rows have'} {what}"
-            for what, count in noted.most_common()
+            f"{count:,} {'row has' if count == 1 else 'rows have'} {content}"
+            for content, count in unused.most_common()
         ]
         for note in self.notes:
             log.warning("task %s: %s", self.name, note)
         return Index(self._divide(own_splits), own_splits, places)
 
     def _suggest_fields(self, reasons: Sequence[tuple[str, int]]) -> str:
-        """The names of a row's fields, where a field that is needed is in no row."""
+        """Return advice with the field names of the first row, if no row has some needed field."""
         absent = [
             field
             for field, missing in (
@@ -283,10 +285,10 @@ class LlavaJsonl(Task):
             return ""
         listed = ", ".join(repr(name[:40]) for name in names[:20])
         options = " ".join(f"+task.fields.{field}=NAME" for field in absent)
-        return f"; the first row has the fields {listed}: {options} would name the right one"
+        return f"; the first row has the fields {listed}: name the right one with {options}"
 
     def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
-        """The images of each split: by their given splits, and by `fractions` for images without one."""
+        """Return the images of each split: by their own split, or by `fractions` if they have none."""
         train, calibration = self._fractions["train"], self._fractions["calibration"]
         has_calibration = "calibration" in own_splits.values()
         share = 0.0 if has_calibration or not calibration else calibration / (train + calibration)
@@ -312,8 +314,10 @@ def _listed(paths: Paths) -> list[str | Path]:
 
 
 def _distinguish(paths: list[Path]) -> list[str]:
-    """A short name for each question file. Raises ValueError for a file given twice."""
+    """Return a short name for each question file. Raises ValueError if two names are the same."""
     for names in ([path.stem for path in paths], [f"{path.parent.name}/{path.stem}" for path in paths]):
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"question files of the same name, or one given twice: {', '.join(map(str, paths))}")
+    raise ValueError(
+        f"task.questions={', '.join(map(str, paths))}: give each file once, with a name of its own"
+    )

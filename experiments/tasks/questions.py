@@ -1,4 +1,4 @@
-"""Questions and references in the rows of a question file, whatever its benchmark calls the fields."""
+"""Reader of questions and references in the rows of a question file, with configurable field names."""
 
 import posixpath
 import re
@@ -36,7 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "choices": (),
     "context": (),
 }
-# Where questions and references are if they are in no field.
+# Fields with a conversation, read if no field has the question or the references.
 CONVERSATIONS = ("conversations", "conversation", "messages")
 CHOICES = ("choices", "options")
 OWN_SPLITS: dict[str, Split] = {
@@ -44,7 +44,7 @@ OWN_SPLITS: dict[str, Split] = {
     "val": "calibration",
     "validation": "calibration",
 }
-IMAGE_PLACEHOLDER = "<image>"  # the prompt puts its own: a second one would ask for a second image
+IMAGE_PLACEHOLDER = "<image>"  # the prompt adds one; a second one would need a second image
 _LIKE_ANSWERS = re.compile(
     r"(\w+[_ ])?(answers?|references?|labels?|targets?|responses?|outputs?|gold|gt|ground_?truth)",
     re.IGNORECASE,
@@ -52,10 +52,10 @@ _LIKE_ANSWERS = re.compile(
 
 
 def read_references(value: Any, metric: str, num_choices: int | None, max_chars: int) -> tuple[str, ...]:
-    """Reference answers as texts without outer white space, which no answer has.
+    """Return the reference answers as text without surrounding white space, as answers are stripped too.
 
-    `value` is a text, a number, a list of these, or VQA's list of {"answer": text}. For option letters a
-    whole number is the position of the right choice, from 0; `num_choices` is their number, if known. Raises
+    `value` is text, a number, a list of these, or VQA's list of {"answer": text}. For metrics of option
+    letters, an integer is the index of the correct choice, from 0; `num_choices` is None if unknown. Raises
     BadRow.
     """
     values = value if isinstance(value, list) else [value]
@@ -85,10 +85,10 @@ def _read_reference(value: Any, metric: str, num_choices: int | None, max_chars:
 
 
 class ReferenceIndex:
-    """Where the references of each question are: by question id, or by image and question.
+    """Index of the rows with references, by question id, or by image and question.
 
-    The latter is for LLaVA's TextVQA question file, whose `question_id` is the image's: as in its own
-    evaluation, the annotation is found by image and by the question, the first line of the prompt.
+    The latter is for LLaVA's TextVQA question file, whose `question_id` is that of the image: as in LLaVA's
+    evaluation, the annotation is found by the image and the question, the first line of the prompt.
     """
 
     def __init__(self, files: Sequence[RowFile], fields: Fields) -> None:
@@ -98,7 +98,7 @@ class ReferenceIndex:
         self._by_question: dict[tuple[str, str], tuple[int, int]] = {}
 
     def read_files(self) -> list[dict[str, Any]]:
-        """Index the rows of all files, before any is found; returns the rows that cannot be used."""
+        """Index the rows of all files; returns the rows that cannot be used. Call it before `find`."""
         self._by_id.clear()
         self._by_question.clear()
         bad_rows: list[dict[str, Any]] = []
@@ -107,17 +107,16 @@ class ReferenceIndex:
                 try:
                     self._add(row.content, (number, row.place))
                 except BadRow as error:
-                    where = {"file": file.path.name, file.unit: row.number}
-                    bad_rows.append(where | {"reason": str(error)})
+                    bad_rows.append({"file": file.path.name, file.unit: row.number, "reason": str(error)})
         return bad_rows
 
     def find(self, question_id: str, image: str, question: str) -> tuple[str, dict[str, Any]]:
-        """The id that the references are kept under and their row. Raises BadRow if there are none."""
-        prompted = _first_line(question)
+        """Return the id of the row with the references, and the row. Raises BadRow if there is none."""
+        first_line = _first_line(question)
         place = (
             self._by_id.get(question_id)
-            or self._by_question.get((image, prompted))
-            or self._by_question.get((posixpath.splitext(image)[0], prompted))
+            or self._by_question.get((image, first_line))
+            or self._by_question.get((posixpath.splitext(image)[0], first_line))
         )
         if place is None:
             raise BadRow("no references for this question")
@@ -132,7 +131,7 @@ class ReferenceIndex:
         if isinstance(question, str) and isinstance(image, str | int):
             self._by_question[str(image), _first_line(question)] = place
         elif own_id is None:
-            raise BadRow("no question_id, by which its question could be found")
+            raise BadRow("no question_id to find its question by")
         if own_id is not None and self._by_id.setdefault(own_id, place) != place:
             raise BadRow(f"references of question_id {own_id!r} came before")
 
@@ -148,9 +147,10 @@ def _first_line(question: str) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """All that a sample needs but the task's name and its place in the division.
+    """Contents of a sample, without the name of the task.
 
-    `has_own_id` is whether the row names its id; `unused` says what else the row holds that may matter.
+    `own_split` is the split in the row, if any; `kind` the question type; `has_own_id` whether the row has an
+    id; `unused` describes content of the row that is not used and may matter.
     """
 
     sample_id: str
@@ -165,7 +165,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionReader:
-    """What the rows of a task's files mean. The arguments are described at `LlavaJsonl`."""
+    """Reader of the rows of a task. `LlavaJsonl` documents the arguments."""
 
     metric: str
     fields: Fields
@@ -177,43 +177,43 @@ class QuestionReader:
     max_chars: int
 
     def read(self, row: dict[str, Any], number: int, file: RowFile) -> Question:
-        """The question in a row. Raises BadRow with the reason if there is none."""
+        """Return the question in a row. Raises BadRow with the reason if the row cannot be used."""
         row = {"file": file.path.stem, "folder": file.path.parent.name, **row}
         question_id, has_own_id = self._read_question_id(row, number, file.unit)
         image_id = self._read_image_id(row)
         turns = self._read_turns(row)
         text = self._read_text(row, turns)
-        answered, answered_turns = row, turns
+        reference_row, reference_turns = row, turns
         if self.references is not None:
-            question_id, answered = self.references.find(question_id, image_id, text)
-            answered_turns = self._read_turns(answered)
-        choices = find_field(row, CHOICES) or find_field(answered, CHOICES)
+            question_id, reference_row = self.references.find(question_id, image_id, text)
+            reference_turns = self._read_turns(reference_row)
+        choices = find_field(row, CHOICES) or find_field(reference_row, CHOICES)
         return Question(
             sample_id=question_id,
             image_id=image_id,
             own_split=self._read_split(row),
             text=self._complete(text, row),
-            references=self._read_references(answered, answered_turns, choices),
-            kind=self._read_kind(row, answered),
+            references=self._read_references(reference_row, reference_turns, choices),
+            kind=self._read_question_type(row, reference_row),
             has_own_id=has_own_id,
             unused=tuple(self._find_unused(row, turns)),
         )
 
     def _read_question_id(self, row: dict[str, Any], number: int, unit: str) -> tuple[str, bool]:
-        """Return the id of a row and whether the row names it; otherwise the id is its number."""
+        """Return (id of a row, True), or (its unit and number, False) if the row has no id."""
         names = self.fields["question_id"]
         if not names:
             return str(number), True
         value = find_field(row, names)
         if is_blank(value):
-            # Not the number alone, which may be the id of another row.
+            # The number alone may be the id of another row.
             return f"{unit}-{number}", False
         return read_id(value, names[0], MAX_NAME_CHARS), True
 
     def _read_image_id(self, row: dict[str, Any]) -> str:
         image = find_field(row, self.fields["image"])
         if isinstance(image, list) and len(image) > 1:
-            raise BadRow(f"{len(image)} images, and a question is asked about one")
+            raise BadRow(f"{len(image)} images, and a question has one")
         if isinstance(image, list):
             image = image[0] if image else None
         if isinstance(image, float) and image.is_integer():
@@ -226,19 +226,19 @@ class QuestionReader:
             name = self.image_name.format_map(row | {"image": image})
         except (LookupError, ValueError, AttributeError) as error:
             raise BadRow(f"image_name {self.image_name!r} does not fit the row: {error}") from error
-        # One image must have one id, or it could come to lie in two splits.
+        # Each image must have one id, or it could be in two splits.
         path = posixpath.normpath(read_id(name, "image", MAX_NAME_CHARS))
         return find_written_form(self.images, path)
 
     def _read_turns(self, row: Mapping[str, Any]) -> Turns | None:
-        """Return the conversation of the row, or None."""
+        """Return the conversation in the row, or None. Raises BadRow for a malformed one that is needed."""
         messages = find_field(row, CONVERSATIONS)
         if messages is None:
             return None
         try:
             return read_turns(messages)
         except ValueError as error:
-            # It matters only where no field holds what it would be read for.
+            # A malformed conversation does not matter if fields have both question and references.
             if all(not is_blank(find_field(row, self.fields[name])) for name in ("question", "references")):
                 return None
             raise BadRow(str(error)) from error
@@ -285,14 +285,12 @@ class QuestionReader:
         return references
 
     def _reads_turns(self, field: str) -> bool:
-        """Whether a field may be read from the conversation, that is, is not named by the user."""
+        """Whether a field may be read from the conversation: only if the user has not named the field."""
         return self.fields[field] == FIELDS[field]
 
-    def _read_kind(self, row: dict[str, Any], answered: dict[str, Any]) -> str:
-        names = self.fields["kind"]
-        return (
-            describe_value(find_field(row, names)) or describe_value(find_field(answered, names)) or "default"
-        )
+    def _read_question_type(self, row: dict[str, Any], reference_row: dict[str, Any]) -> str:
+        types = (describe_value(find_field(either, self.fields["kind"])) for either in (row, reference_row))
+        return next(filter(None, types), "default")
 
     def _read_split(self, row: dict[str, Any]) -> Split | None:
         value = find_field(row, self.fields["split"])
@@ -308,16 +306,18 @@ class QuestionReader:
 
     def _find_unused(self, row: Mapping[str, Any], turns: Turns | None) -> Iterator[str]:
         """Yield a description of each part of the row that looks relevant and is not used."""
-        own = [name for name, value in find_fields(row, self.fields["references"]) if not is_blank(value)]
+        answer_fields = [
+            name for name, value in find_fields(row, self.fields["references"]) if not is_blank(value)
+        ]
         if self.references is not None:
             has_answer = turns is not None and any(answer is not None for _, answer in turns.pairs)
-            if own or has_answer:
+            if answer_fields or has_answer:
                 yield "reference answers beside those of the file of references, which are used"
-        elif own:
+        elif answer_fields:
             used = find_field(row, self.fields["references"])
-            others = [name for name in own if find_field(row, (name,)) != used]
+            others = [name for name in answer_fields if find_field(row, (name,)) != used]
             yield from (
-                f"other reference answers under {name!r} than under {own[0]!r}, which are used"
+                f"other reference answers under {name!r} than under {answer_fields[0]!r}, which are used"
                 for name in others
             )
         known = {name.partition(".")[0] for names in self.fields.values() for name in names}
@@ -340,7 +340,7 @@ class QuestionReader:
 
 
 def merge_fields(overrides: Mapping[str, str | None]) -> Fields:
-    """`FIELDS` with some of them named, or with None said to be absent. Raises ValueError for one unknown."""
+    """Return `FIELDS` with the names in `overrides` (None: absent). Raises ValueError for unknown fields."""
     for field in overrides:
         if field not in FIELDS:
             raise ValueError(f"unknown field {field!r}: fields are {', '.join(FIELDS)}")

@@ -1,6 +1,6 @@
 """Rows of JSONL and JSON files, and the values of their fields.
 
-No bad row ends a run, and no long line fills the memory.
+A bad row does not end a run, and a long line does not fill the memory.
 """
 
 import json
@@ -15,8 +15,8 @@ from m3_backbone.reading import check_no_pointer
 
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 29
-MAX_NAME_CHARS = 1000  # of an id or a path
-# The keys under which VQA, TextVQA, DocVQA and SEED-Bench keep their rows in a JSON document.
+MAX_NAME_CHARS = 1000  # characters of an id or a path
+# Keys of the rows in the JSON documents of VQA, TextVQA, DocVQA and SEED-Bench.
 ROW_LISTS = ("data", "questions", "annotations")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WAY_OUT = "write one JSON object a line (.jsonl) or one list of objects (.json)"
@@ -28,7 +28,7 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """A row, or what is wrong with it; `place` finds it again, `number` (from 1) is for people."""
+    """A row, or the reason why it cannot be read; `place` is for `RowFile.read`, `number` starts from 1."""
 
     place: int
     number: int
@@ -36,31 +36,31 @@ class Row:
 
 
 class RowFile:
-    """The JSON objects of a file, one after the other or by place.
+    """Reader of the JSON objects in a file, in order or by place.
 
-    The content decides, not the name. JSONL, whose first line that is not blank holds a whole object and is
-    not the only one, is read line by line. Anything else is a JSON document of at most `MAX_DOCUMENT_BYTES`:
-    a list of objects, an object with such a list under one of `ROW_LISTS` or under its only key that has one,
-    an object of objects, whose keys then count as `question_id`, or a single row. A file named .jsonl that is
-    no document is JSONL with bad rows.
+    The format is detected from the content, not the name. A file is JSONL, read line by line, if it has
+    several lines that are not blank and the first of them is a whole object. Any other file is one JSON
+    document of at most `MAX_DOCUMENT_BYTES`: a list of objects, an object with such a list under one of
+    `ROW_LISTS` or under its only key that has one, an object of objects, whose keys are used as
+    `question_id`, or a single row. A file named .jsonl that is no such document is JSONL with bad rows.
 
     Args:
         path: the file, in UTF-8 with or without a byte order mark.
-        row_keys: names of fields by which an object is recognised as a row: it has two of them or more.
+        row_keys: names of fields; an object with at least two of them is a row.
 
-    Raises ValueError, when it is first read, for a file that holds no rows.
+    Raises FileNotFoundError if there is no file, and ValueError, at the first reading, if it has no rows.
     """
 
     def __init__(self, path: str | Path, row_keys: Collection[str] = ()) -> None:
         self.path = Path(path)
         self._row_keys = frozenset(row_keys)
         if not self.path.is_file():
-            raise FileNotFoundError(f"no file {self.path}")
+            raise FileNotFoundError(f"no file {self.path}: give the path of an existing file")
         check_no_pointer(self.path)
 
     @property
     def unit(self) -> str:
-        """What `Row.number` counts: "line" or "row"."""
+        """Unit that `Row.number` counts: "line" or "row"."""
         return "line" if self._is_jsonl else "row"
 
     def __iter__(self) -> Iterator[Row]:
@@ -77,7 +77,7 @@ class RowFile:
                 place = file.tell()
 
     def read(self, place: int) -> dict[str, Any]:
-        """The row at a place that iteration gave."""
+        """Return the row at `place` (`Row.place`). Raises BadRow."""
         if self._is_jsonl:
             with self.path.open("rb") as file:
                 file.seek(place)
@@ -98,23 +98,23 @@ class RowFile:
     @cached_property
     def _is_jsonl(self) -> bool:
         self._check_encoding()
-        is_named_so = self.path.suffix == ".jsonl"
+        has_jsonl_name = self.path.suffix == ".jsonl"
         with self.path.open("rb") as file:
             lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
-            written = (line for line in lines if line.removeprefix(_BYTE_ORDER_MARK).strip())
-            first, is_only = next(written, b""), next(written, None) is None
+            non_blank = (line for line in lines if line.removeprefix(_BYTE_ORDER_MARK).strip())
+            first, is_only = next(non_blank, b""), next(non_blank, None) is None
         content = _parse(first)
-        # POPE's label files are JSONL under the name of .json.
-        if isinstance(content, dict) and (not is_only or (is_named_so and self._is_row(content))):
+        # The label files of POPE are JSONL with names that end in .json.
+        if isinstance(content, dict) and (not is_only or (has_jsonl_name and self._is_row(content))):
             return True
-        return is_named_so and not self._is_document
+        return has_jsonl_name and not self._is_document
 
     def _is_row(self, document: Mapping[str, Any]) -> bool:
         return len(self._row_keys & document.keys()) >= 2
 
     @property
     def _is_document(self) -> bool:
-        """Whether all of the file is one JSON value that may hold rows."""
+        """Whether the whole file is one JSON value that has rows."""
         try:
             return bool(self._document)
         except (ValueError, RecursionError):
@@ -128,7 +128,7 @@ class RowFile:
                 f"{self.path} is a JSON document of {size:,} bytes: write it as JSONL, one row a line"
             )
         if not size:
-            raise ValueError(f"{self.path} is empty")
+            raise ValueError(f"{self.path} is empty: {_WAY_OUT}")
         try:
             document = _load(self.path.read_bytes())
         except UnicodeDecodeError as error:
@@ -153,15 +153,15 @@ class RowFile:
         )
 
     def _check_encoding(self) -> None:
-        """Raise ValueError for UTF-16 and UTF-32, in which Windows programs save "Unicode text"."""
+        """Raise ValueError for UTF-16 and UTF-32, the "Unicode text" of Windows programs."""
         with self.path.open("rb") as file:
             start = file.read(4)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
-            raise ValueError(f"{self.path} is UTF-16, UTF-32 or no text: save it as UTF-8")
+            raise ValueError(f"{self.path} is UTF-16, UTF-32 or binary: save it as UTF-8")
 
 
 def _load(data: bytes) -> Any:
-    # NaN is how pandas writes a missing value.
+    # pandas writes a missing value as NaN.
     return json.loads(
         data.decode("utf-8-sig"), parse_constant=lambda name: None if name == "NaN" else float(name)
     )
@@ -193,8 +193,8 @@ def _describe_encoding(error: UnicodeDecodeError) -> str:
 def find_field(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """Return the first value under `names` that is not blank (`is_blank`).
 
-    If none does, the first that is not null, else None. A name may be a path, `types.structural` or
-    `conversations.0.value`.
+    If all are blank, returns the first that is not null, else None. A name may be a dotted path, as
+    `types.structural` or `conversations.0.value`.
     """
     values = [value for _, value in find_fields(row, names)]
     return next((value for value in values if not is_blank(value)), values[0] if values else None)
@@ -218,7 +218,7 @@ def find_fields(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tupl
 def is_blank(value: Any, depth: int = 2) -> bool:
     """Whether a value is null, nan, white space, or a list or object of only such values.
 
-    Looks `depth` lists or objects deep: a row may hold any number of them, one in the other.
+    Looks at `depth` levels of nested lists and objects; deeper ones count as not blank.
     """
     if isinstance(value, str):
         return not value.strip()
@@ -236,7 +236,7 @@ def is_blank(value: Any, depth: int = 2) -> bool:
 def read_text(value: Any, name: str, max_chars: int) -> str:
     """Return a text unchanged, or a number as text (`write_number`).
 
-    Raises BadRow for anything else, and for text too long or that cannot be written as UTF-8.
+    Raises BadRow for anything else, for text that is too long, and for text that cannot be encoded as UTF-8.
     """
     if isinstance(value, bool):
         shown = "true" if value else "false"
@@ -265,7 +265,7 @@ def read_id(value: Any, name: str, max_chars: int) -> str:
 def write_number(value: float, name: str) -> str:
     """Format a finite number as text. Whole floats, as pandas writes integers with gaps, lose their ".0".
 
-    Raises BadRow for integers of some thousand digits, which Python does not write.
+    Raises BadRow for integers of some thousand digits, which Python refuses to format.
     """
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
     try:
@@ -277,7 +277,7 @@ def write_number(value: float, name: str) -> str:
 def describe_value(value: Any) -> str | None:
     """Format a value used only for analysis, with at most `MAX_NAME_CHARS`. None if it is blank.
 
-    Never raises: such a field costs no sample.
+    Never raises, as a sample must not be lost because of such a field.
     """
     if is_blank(value):
         return None

@@ -1,8 +1,8 @@
-"""Built-in metrics: the score in [0, 1] of an answer, as the official scorers compute it.
+"""Built-in metrics: the score in [0, 1] of an answer, as computed by the official scorers.
 
 VQA soft accuracy is agreement with ten human answers after the evaluation server's normalisation: Antol et
-al., VQA (ICCV 2015), and the EvalAI answer processor that TextVQA, VizWiz and lmms-eval share. Its tables and
-its slips are kept, because published numbers contain them.
+al., VQA (ICCV 2015), and the EvalAI answer processor that TextVQA, VizWiz and lmms-eval share. Its tables
+and its errors are kept, because published numbers contain them.
 """
 
 import re
@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 
 CHARTQA_TOLERANCE = 0.05
 ANLS_THRESHOLD = 0.5
-# An annotator's answer counts fully when three *others* gave it, so four are the fewest that can reach 1.
+# An answer scores 1 for an annotator if three *others* gave it, so a score of 1 needs four annotators.
 MIN_VQA_REFERENCES = 4
 
 ARTICLES = {"a", "an", "the"}
@@ -20,7 +20,7 @@ NUMBER_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 NUMBER_WORDS = {"none": "0"} | {name: str(number) for number, name in enumerate(NUMBER_NAMES)}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 FULL_STOP = re.compile(r"\.(?!\d)")
-# The official code passes the flag re.UNICODE where `re.sub` takes a count, so only the first 32 stops go.
+# The official code passes re.UNICODE as the count of `re.sub`, so it removes only the first 32 full stops.
 MAX_FULL_STOPS = int(re.UNICODE)
 
 _CONTRACTED = """
@@ -36,8 +36,8 @@ you'll you're you've
 
 
 def _misspellings(word: str) -> list[str]:
-    """A contraction with any one of its apostrophes forgotten."""
-    return [word[:place] + word[place + 1 :] for place, character in enumerate(word) if character == "'"]
+    """Return the contraction with each one of its apostrophes left out."""
+    return [word[:index] + word[index + 1 :] for index, character in enumerate(word) if character == "'"]
 
 
 CONTRACTIONS = {wrong: word for word in _CONTRACTED for wrong in _misspellings(word)}
@@ -47,7 +47,7 @@ CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the 
 def vqa_soft_accuracy(prediction: str, references: Sequence[str]) -> float:
     """Mean over annotators of min(1, number of *other* annotators who gave this answer / 3).
 
-    With the usual ten annotators 1, 2, 3 and 4 of them agreeing give 0.3, 0.6, 0.9 and 1.
+    With the usual ten annotators, agreement with 1, 2, 3 and 4 of them scores 0.3, 0.6, 0.9 and 1.
     """
     answer = normalize(prediction)
     num_annotators = len(references)
@@ -57,10 +57,10 @@ def vqa_soft_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 
 def normalize(answer: str) -> str:
-    """An answer without case, punctuation, articles and number words, its contractions spelt out."""
+    """Return the answer in lower case, without punctuation and articles, with digits and apostrophes."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ")
-    # A mark that touches a space anywhere in the answer is dropped everywhere; any other one becomes a space.
+    # A mark next to a space anywhere in the answer is removed everywhere; any other mark becomes a space.
     touching = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
     text = text.translate({ord(mark): "" if mark in touching else " " for mark in PUNCTUATION})
     text = FULL_STOP.sub("", text, count=MAX_FULL_STOPS)
@@ -69,7 +69,7 @@ def normalize(answer: str) -> str:
 
 
 def exact(prediction: str, references: Sequence[str]) -> float:
-    """1 if the texts are equal but for case, surrounding white space and final full stops (GQA in LLaVA)."""
+    """1 if the texts are equal up to case, surrounding white space and final full stops (GQA in LLaVA)."""
 
     def normalize(text: str) -> str:
         return text.strip().rstrip(".").lower()
@@ -78,10 +78,10 @@ def exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """1 if a number is within 5% of the reference, or a text is equal but for case (ChartQA).
+    """1 if a number is within 5% of the reference, or a text is equal up to case (ChartQA).
 
-    As in the official scorer a reference of zero is compared as text, "nan" equals nothing, and white space
-    counts in texts but not around numbers.
+    As in the official scorer, a reference of zero is compared as text, "nan" equals nothing, and white space
+    matters in text but not around numbers.
     """
     return float(any(_is_relaxed_match(prediction, reference) for reference in references))
 
@@ -103,9 +103,9 @@ def _parse_number(text: str) -> float | None:
 def anls(prediction: str, references: Sequence[str]) -> float:
     """Levenshtein similarity to the nearest reference, 0 below one half (DocVQA; Biten et al. 2019).
 
-    The distance is taken on lower-cased texts with single spaces, the length on the texts as given, as in the
-    scorer of lmms-eval and Qwen-VL. (The PyPI packages `anls` and `anls-star` measure the collapsed texts,
-    and the former refuses a similarity of exactly one half; so only the distance comes from a library.)
+    The distance is that of lower-case texts with single spaces, the length that of the original texts, as in
+    the scorer of lmms-eval and Qwen-VL. (The PyPI packages `anls` and `anls-star` take the length of the
+    collapsed texts, and the former rejects a similarity of exactly one half.)
     """
     similarity = max(_similarity(prediction, reference) for reference in references)
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
@@ -113,7 +113,7 @@ def anls(prediction: str, references: Sequence[str]) -> float:
 
 def _similarity(prediction: str, reference: str) -> float:
     distance = Levenshtein.distance(_collapse(prediction), _collapse(reference))
-    # Upper case because it can lengthen a text ("ß" becomes "SS") and the official scorer measures that.
+    # Of the upper-case text, as in the official scorer: upper case can be longer ("ß" becomes "SS").
     length = max(len(prediction.upper()), len(reference.upper()))
     return 1.0 - distance / length if length else 1.0
 
@@ -123,9 +123,9 @@ def _collapse(text: str) -> str:
 
 
 def multiple_choice_letter(prediction: str, references: Sequence[str]) -> float:
-    """1 if the answer is the reference letter, alone in either case, or the capital of "B. text" (ScienceQA).
+    """1 if the answer is the reference letter, in either case, or starts with it as in "B. text" (ScienceQA).
 
-    Nothing else is parsed: "(B)", "B:" and "The answer is B" are wrong, as in the official scorer.
+    Nothing else is accepted: "(B)", "B:" and "The answer is B" are wrong, as in the official scorer.
     """
     answer = prediction.strip()
     letters = [reference.strip().lower() for reference in references]
@@ -134,37 +134,37 @@ def multiple_choice_letter(prediction: str, references: Sequence[str]) -> float:
 
 
 def multiple_choice_letter_llava(prediction: str, references: Sequence[str]) -> float:
-    """1 if the option read out of the answer is the reference letter (ScienceQA as in LLaVA).
+    """1 if the option extracted from the answer is the reference letter (ScienceQA as in LLaVA).
 
-    Read are the capital letters A to E, alone, at the start as "B. text", or after "The answer is ". "b",
+    An option is a capital letter A to E, alone, at the start as in "B. text", or after "The answer is ". "b",
     "B.", "(B)" and "B)" are wrong, as in LLaVA's eval_science_qa.py.
     """
     text = prediction.replace("\n", ". ")
     match = re.fullmatch(r"\s*([A-E])\s*", text) or re.match(r"([A-E])\. ", text)
     if match is None:
-        # With the full stop goes before without it, wherever they are.
+        # A match with the full stop takes precedence, wherever it is in the text.
         match = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
     letters = [reference.strip().upper() for reference in references]
     return float(match is not None and match[1] in letters)
 
 
 def yes_no(prediction: str, references: Sequence[str]) -> float:
-    """1 if the whole answer is the reference but for case and white space around it (POPE as in lmms-eval).
+    """1 if the answer equals the reference up to case and surrounding white space (POPE as in lmms-eval).
 
-    Nothing is read out of a sentence: "Yes." and "yes, it is" are wrong.
+    Nothing is extracted from a sentence: "Yes." and "yes, it is" are wrong.
     """
     return float(prediction.strip().lower() in [reference.strip().lower() for reference in references])
 
 
 def yes_no_llava(prediction: str, references: Sequence[str]) -> float:
-    """1 if the answer read as yes or no is the reference (POPE as in LLaVA's eval_pope.py).
+    """1 if the answer, interpreted as yes or no, is the reference (POPE as in LLaVA's eval_pope.py).
 
-    "no" is what has the word No, no or not in its first sentence, everything else is "yes", an empty answer
-    and "NO" as well.
+    An answer is "no" if its first sentence has the word No, no or not; any other answer is "yes", also an
+    empty one and "NO".
     """
     words = prediction.partition(".")[0].replace(",", "").split(" ")
-    read = "no" if {"No", "no", "not"} & set(words) else "yes"
-    return float(read in [reference.strip().lower() for reference in references])
+    answer = "no" if {"No", "no", "not"} & set(words) else "yes"
+    return float(answer in [reference.strip().lower() for reference in references])
 
 
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
@@ -176,16 +176,16 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "multiple_choice_letter_llava": multiple_choice_letter_llava,
     "yes_no": yes_no,
     "yes_no_llava": yes_no_llava,
-    "pope_exact": yes_no,  # the name that recorded rows of the official scorer carry
+    "pope_exact": yes_no,  # name of this metric in the recordings of the official scorer
 }
 LETTER_METRICS = frozenset({"multiple_choice_letter", "multiple_choice_letter_llava"})
 _YES_NO_METRICS = frozenset({"yes_no", "yes_no_llava", "pope_exact"})
-# LLaVA's scorer knows no further options.
+# Options that LLaVA's scorer recognises.
 _LLAVA_LETTERS = "ABCDE"
 
 
 def score(metric: str, prediction: str, references: Sequence[str]) -> float:
-    """The score in [0, 1] of an answer. Raises ValueError for an unknown metric and for no references."""
+    """Return the score in [0, 1] of an answer. Raises ValueError for an unknown metric or no references."""
     check_metric(metric)
     if isinstance(references, str) or not references:
         raise ValueError(f"references must be a list of at least one string, not {references!r}")
@@ -193,13 +193,13 @@ def score(metric: str, prediction: str, references: Sequence[str]) -> float:
 
 
 def check_metric(metric: str) -> None:
-    """Raise ValueError, naming the known metrics, for one that is not among them."""
+    """Raise ValueError, naming the known metrics, for an unknown metric."""
     if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
+        raise ValueError(f"unknown metric {metric!r}: give one of {', '.join(METRICS)}")
 
 
 def check_references(metric: str, references: Sequence[str]) -> None:
-    """Raise ValueError for references with which not even the best answer could score 1."""
+    """Raise ValueError for references with which no answer could score 1."""
     check_metric(metric)
     if not references:
         raise ValueError("no reference answer")

@@ -1,4 +1,4 @@
-"""Numbers of images that a split needs: limits below which it is refused, gets a banner, or gets a note.
+"""Numbers of images that a split needs: below limits it is refused, or results get a banner or a note.
 
 Calibration and test are counted in images, the independent units, as answers to questions about one image
 depend on each other. Training is counted in samples.
@@ -14,9 +14,9 @@ from predictor.splitting import apportion
 
 # Splits with fewer images are refused unless `allow_small=true`; fewer test images give no interval.
 LEAST_IMAGES = 8
-# Splits with fewer images are always refused; training needs an image for validation.
+# Splits with fewer images are always refused; train needs a second image for validation.
 VERY_LEAST: Mapping[Split, int] = {"train": 2, "calibration": 1, "test": 1}
-# Below FEW a banner says that numbers mean nothing; from FEW to MANY a note says that they are coarse.
+# Below FEW a banner says that results are meaningless; from FEW to MANY a note says that they are coarse.
 FEW, MANY = 30, 100
 # Divisions for few images; the first that fits is suggested.
 _SUGGESTED: tuple[dict[Split, float], ...] = (
@@ -100,10 +100,11 @@ def frame_banners(banners: Iterable[Banner]) -> str:
 def check_sizes(
     num_images: Mapping[Split, int], what: str, way_out: str, *, allow_small: bool, unit: str = ""
 ) -> None:
-    """Refuse splits of fewer than `LEAST_IMAGES` images; `num_images` names all splits that will be used.
+    """Raise ValueError if a split has fewer than `LEAST_IMAGES` images.
 
-    With `allow_small` only splits below `VERY_LEAST` are refused. `what` begins the message ("12 images
-    give"), `unit` follows the numbers, `way_out` says what to do besides `allow_small=true`.
+    `num_images` has all splits that will be used. With `allow_small` the limit is `VERY_LEAST`. `what` begins
+    the message ("12 images give"), `unit` follows the numbers, `way_out` says what to do besides
+    `allow_small=true`.
     """
     if not _is_small(num_images, allow_small):
         return
@@ -124,9 +125,9 @@ def check_task(
     needed: Iterable[Split] | None = None,
     allow_small: bool = False,
 ) -> None:
-    """Refuse a task that gives a split too few images (`check_sizes`), before anything is labelled.
+    """Raise ValueError for a task with too few images in a split (`check_sizes`), before labelling.
 
-    `needed` are the splits that will be used; None: all splits that have an image within the limits, as a
+    `needed` are the splits that will be used; None means all splits with an image within the limits, as a
     split may be left out on purpose. Counts no more images than necessary.
     """
     splits = [split for split in SPLITS if needed is None or split in set(needed)]
@@ -159,7 +160,7 @@ def _is_small(num_images: Mapping[Split, int], allow_small: bool) -> bool:
 
 
 def _suggest_fractions(total: int, divided_by: str) -> str:
-    """Advice: settings that give every split `LEAST_IMAGES` images, or the number of images needed."""
+    """Return advice: fractions that give each split `LEAST_IMAGES` images, or the number of images needed."""
     for fractions in _SUGGESTED:
         if min(apportion(total, list(fractions.values()))) >= LEAST_IMAGES:
             return f"set {_write_fractions(divided_by, fractions)} or bring more images"
@@ -178,7 +179,7 @@ def _write_fractions(divided_by: str, fractions: Mapping[Split, float]) -> str:
 
 
 def count_images(task: Task, split: Split, limit: int | None = None, most: int | None = None) -> int:
-    """Return the number of images of a split of a task, within a limit; counting ends at `most`."""
+    """Return the number of images in a split of a task, within `limit`; counting stops at `most`."""
     bounds = [bound for bound in (limit, most) if bound is not None]
     runs = itertools.groupby(task.samples(split), key=lambda sample: sample.image_id)
     return sum(1 for _ in itertools.islice(runs, min(bounds) if bounds else None))

@@ -1,4 +1,4 @@
-"""Predictors and settings of training from a configuration."""
+"""Predictors and training settings of a configuration."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from experiments.training.trained import TrainedPredictor, TrainingSettings, ide
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import ScalePredictor
 
-# Settings of a trainer that only say what it prints, and the default values of those that change weights.
+# Trainer settings that only change its output, and default values of those that change weights.
 _OUTPUT_OF_TRAINER = ("logger", "enable_model_summary", "enable_progress_bar", "enable_checkpointing")
 _ENVIRONMENTS = "lightning.pytorch.plugins.environments."
 _DEFAULT_TRAINER = {
@@ -25,9 +25,9 @@ _DEFAULT_TRAINER = {
 
 
 def make_predictors(config: DictConfig) -> list[ScalePredictor]:
-    """The predictor and the baselines of a configuration, untrained; the predictor first.
+    """Return the untrained predictor of a configuration, followed by its baselines.
 
-    It replaces a baseline of the same name. Raises ValueError if two baselines share a name.
+    The predictor replaces a baseline of the same name. Raises ValueError if two baselines share a name.
     """
     baselines = [part for part in config.get("baselines", {}).values() if part.name != config.predictor.name]
     names = [str(part.name) for part in baselines]
@@ -40,12 +40,12 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"two predictors are named {name!r}: give one of them another with predictor.name="
+                f"two predictors are named {name!r}: give one of them another name with predictor.name=NAME"
             )
 
 
 def read_settings(config: DictConfig) -> TrainingSettings:
-    """The settings of training in a configuration."""
+    """Return the training settings of a configuration."""
     return TrainingSettings(
         seed=config.seed,
         validation_fraction=config.validation_fraction,
@@ -57,9 +57,9 @@ def read_settings(config: DictConfig) -> TrainingSettings:
 
 
 def make_trainer(settings: DictConfig, **arguments: Any) -> Any:
-    """Return the Lightning trainer of a configuration; in a log file lines take the place of its bar.
+    """Return the Lightning trainer of a configuration; without a terminal, lines replace its progress bar.
 
-    `arguments` are those that a predictor gives: its callbacks and its number of epochs.
+    `arguments` are set by the predictor: its callbacks and its number of epochs.
     """
     if settings.get("enable_progress_bar", True) and not sys.stderr.isatty():
         from experiments.training.progress import EpochLines
@@ -70,7 +70,7 @@ def make_trainer(settings: DictConfig, **arguments: Any) -> Any:
 
 
 def read_trainer(trainer: DictConfig | None) -> dict[str, Any]:
-    """Settings of a trainer that change the weights and are not those of conf/trainer/cpu.yaml."""
+    """Return the trainer settings that change weights and differ from conf/trainer/cpu.yaml."""
     if trainer is None:
         return {}
     content = OmegaConf.to_container(trainer, resolve=True)
@@ -85,15 +85,15 @@ def read_trainer(trainer: DictConfig | None) -> dict[str, Any]:
 
 
 def _is_environment(plugin: Any) -> bool:
-    """Whether a plugin only says which processes there are, which changes no weights."""
+    """Whether a plugin only describes the processes, which does not change weights."""
     return isinstance(plugin, dict) and str(plugin.get("_target_")).startswith(_ENVIRONMENTS)
 
 
 def open_configured(config: DictConfig) -> list[TrainedPredictor]:
-    """The trained predictors of a configuration, in the order of `make_predictors`.
+    """Load the trained predictors of a configuration, in the order of `make_predictors`.
 
-    Raises FileNotFoundError for a predictor that was not trained with this configuration, and names the
-    differences.
+    Raises FileNotFoundError, which names the differences, for a predictor that was not trained with this
+    configuration.
     """
     manifest, settings = read_manifest(Path(config.paths.labels)), read_settings(config)
     return [

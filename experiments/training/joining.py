@@ -1,4 +1,4 @@
-"""Labels of several tasks as one: for a predictor that is trained on all of them together."""
+"""Joint labels of several tasks, to train one predictor on all of them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from m3_backbone.outcomes.table import OutcomeTable
 
 
 def join_labels(parts: Mapping[str, Labels]) -> Labels:
-    """Task name -> labels, as one set; images and samples are renamed `task/id`, as tasks may share ids.
+    """Join the labels in `parts` (task name -> labels); images and samples are renamed `task/id`.
 
-    What crosses from labelling may only be joined where the same backbone made it: all fingerprints but that
-    of the data have to agree, and the joint one is a digest of theirs. Of visual tokens the scales stay that
-    every part has. Raises ValueError where the parts do not belong together.
+    All fingerprints except that of the data have to agree; the joint data fingerprint is a digest of those of
+    the parts. Visual tokens are kept at the scales that every part has. Raises ValueError for no parts, and
+    for parts of different backbones, scales or image statistics.
     """
     if not parts:
         raise ValueError("there are no labels to join: name at least one task")
@@ -44,7 +44,7 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
     for name, part in zip(names, parts, strict=True):
         if part.statistic_names != first.statistic_names:
             raise ValueError(
-                f"the labels of {name} hold other image statistics than those of {names[0]}: label both anew"
+                f"the labels of {name} have other image statistics than those of {names[0]}: label both again"
             )
     num_images = [len(part.statistics) for part in parts]
     before = np.cumsum([0, *num_images[:-1]])

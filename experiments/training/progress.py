@@ -1,4 +1,4 @@
-"""Progress of a training in a log file, where a progress bar would not move."""
+"""Progress lines of a training, for log files."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochLines(lightning.Callback):
-    """Callback that logs the epoch and the latest metrics, at most every half minute."""
+    """Logs the epoch and the latest logged metrics, at most every 30 seconds."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._last_line = time.monotonic()

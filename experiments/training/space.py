@@ -1,4 +1,4 @@
-"""The space of a search: command-line overrides that vary, and the best of them as an experiment file."""
+"""Search space of a study: varied command-line overrides, and the best ones as an experiment file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from experiments.cli import find_config_dir
 
 @dataclass(frozen=True)
 class Parameter:
-    """One override that varies: `name` is its key, as on the command line.
+    """Parameter of a search space: an override with the key `name`, as on the command line.
 
-    `int` and `float` lie between `low` and `high`, both included, evenly or, with `log`, evenly in the
-    logarithm; `choice` is one of `choices`, of which a text is what stands behind the equals sign, as
-    `[1,9]`. The key may be a config group, as `predictor/network`.
+    `int` and `float` are uniform, or with `log` log-uniform, between `low` and `high`, both included.
+    `choice` is one of `choices`; text among these is written after the equals sign as it is, as `[1,9]`. The
+    key may be a config group, as `predictor/network`. Raises ValueError for an incomplete parameter.
     """
 
     name: str
@@ -30,10 +30,12 @@ class Parameter:
 
     def __post_init__(self) -> None:
         if self.type == "choice":
-            good = bool(self.choices) and self.low is None and self.high is None
+            is_valid = bool(self.choices) and self.low is None and self.high is None
         else:
-            good = self.type in ("int", "float") and not self.choices and None not in (self.low, self.high)
-        if not good:
+            is_valid = (
+                self.type in ("int", "float") and not self.choices and None not in (self.low, self.high)
+            )
+        if not is_valid:
             raise ValueError(
                 f"parameter {self.name!r} of the search needs type=int or float with low and high, or "
                 f"type=choice with choices, got type={self.type}, low={self.low}, high={self.high}, "
@@ -41,7 +43,7 @@ class Parameter:
             )
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        """The value that a trial tries."""
+        """Return the value that a trial tries."""
         if self.choices:
             return trial.suggest_categorical(self.name, list(self.choices))
         assert self.low is not None and self.high is not None
@@ -50,7 +52,7 @@ class Parameter:
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of these."""
+        """Whether a value is in the range or among the choices."""
         if self.choices:
             return value in self.choices
         assert self.low is not None and self.high is not None
@@ -58,20 +60,23 @@ class Parameter:
 
 
 def read_space(items: Any) -> list[Parameter]:
-    """The space of a configuration: one mapping a parameter. Raises ValueError for one that is none."""
+    """Return the parameters of a configuration, from one mapping each. Raises ValueError for a wrong one."""
     space = []
     for item in items:
         try:
             space.append(Parameter(**item))
         except TypeError as error:
-            raise ValueError(f"{dict(item)} is no parameter of a search: {error}") from error
+            raise ValueError(
+                f"{dict(item)} is not a parameter of a search ({error}): give name, type and low and high, "
+                "or choices"
+            ) from error
     if not space:
-        raise ValueError("the search has no parameters: choose a space with tune=NAME (conf/tune/)")
+        raise ValueError("the search has no parameters: give a search space with tune=NAME (conf/tune/)")
     return space
 
 
 def find_defaults(space: Sequence[Parameter], config: DictConfig) -> dict[str, Any]:
-    """Of the parameters those values that the configuration has now and the space holds."""
+    """Return the values of the parameters in the configuration, as far as they are in the space."""
     defaults = {}
     for parameter in space:
         value = OmegaConf.select(config, parameter.name.lstrip("+"))
@@ -81,7 +86,7 @@ def find_defaults(space: Sequence[Parameter], config: DictConfig) -> dict[str, A
 
 
 def format_overrides(values: Mapping[str, Any]) -> list[str]:
-    """Values of parameters as they stand on a command line."""
+    """Return overrides that set parameters to these values, as on a command line."""
     words = {True: "true", False: "false", None: "null"}
     return [
         f"{name}={words[value] if value is None or isinstance(value, bool) else value}"
@@ -90,18 +95,18 @@ def format_overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def suggest(trial: optuna.Trial, space: Sequence[Parameter]) -> list[str]:
-    """The overrides of a trial."""
+    """Return the overrides of a trial."""
     return format_overrides({parameter.name: parameter.suggest(trial) for parameter in space})
 
 
 def write_experiment(overrides: Sequence[str], comments: Sequence[str]) -> str:
-    """A file for `conf/experiment/` that does what these overrides do on the command line."""
+    """Return the text of a file for `conf/experiment/` that is equivalent to these overrides."""
     base: list[str] = []
     groups: dict[str, str] = {}
     values: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.key_or_group == "experiment":
-            base = [str(override.value())]  # lies beside this one
+            base = [str(override.value())]  # an experiment in the same folder
         elif (find_config_dir() / override.key_or_group).is_dir():
             prefix = "" if override.is_add() else "override "
             groups[f"{prefix}/{override.key_or_group}"] = str(override.value())
@@ -118,5 +123,5 @@ def write_experiment(overrides: Sequence[str], comments: Sequence[str]) -> str:
 
 
 def _to_plain(override: Override) -> Any:
-    """The value behind the equals sign, quotes taken away."""
+    """Return the value after the equals sign, without quotes."""
     return OmegaConf.from_dotlist([f"value={override.get_value_element_as_str()}"])["value"]

@@ -1,10 +1,11 @@
-"""A study that several processes, on any number of machines, work on together; objectives of its trials.
+"""Optuna study shared by several worker processes, on any number of machines; objectives of its trials.
 
-A worker that dies leaves a trial in the state "running". In a database (SQLite, PostgreSQL) every living
-worker leaves heartbeats, Optuna's own; a journal file has none, so there each worker holds a file lock, which
-the system frees when the worker dies. A worker that dies while it asks for a trial leaves neither: such a
-trial has no worker's name, and counts as given up after `grace` seconds, whatever the storage. All these
-trials are failed, and their values are tried again. Objectives are measured on validation samples.
+A worker that dies leaves a trial in the state "running". In a database (SQLite, PostgreSQL) workers write
+Optuna's heartbeats. A journal file has no heartbeats, so each worker holds a file lock, which the system
+releases when the worker dies. A worker that dies between creating a trial and writing its name into it is
+detected in neither way: a trial without a worker's name counts as abandoned after `grace` seconds. The trials
+of dead workers are marked as failed and their values are tried again. Objectives are measured on validation
+samples.
 """
 
 import copy
@@ -44,38 +45,38 @@ TAKEN = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
 Direction = Literal["maximize", "minimize"]
 WORKER = "worker"
 
-# Heartbeats are called experimental since 2021.
+# Optuna has marked heartbeats as experimental since 2021.
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 class Withdrawn(Exception):
-    """A trial that was begun although others had taken the last places."""
+    """Raised in a trial that exceeds the number of trials, as other workers began theirs first."""
 
 
 class TakenOver(Exception):
-    """A trial that another worker has failed meanwhile, because this one gave no sign of life."""
+    """Raised in a trial that another worker has marked as failed, as this worker had no heartbeat."""
 
 
 class Retry:
-    """Queues the values of a failed trial again, `max_retries` times at most, without its worker's name."""
+    """Enqueues the values of a failed trial again, at most `max_retries` times, without the worker's name."""
 
     def __init__(self, max_retries: int) -> None:
         self._queue = RetryHeartbeatStaleTrialCallback(max_retry=max_retries)
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         trial = copy.deepcopy(trial)
-        # Whoever takes the new trial would pass for the dead worker until it has written its own name.
+        # With the name of the dead worker, the new trial would be taken for one of a dead worker again.
         trial.user_attrs.pop(WORKER, None)
         self._queue(study, trial)
 
 
 class SharedStudy:
-    """One worker's view of a shared study; the constructor joins it.
+    """Worker of a shared study; the constructor creates or joins the study.
 
-    `storage` is the URL of a database, or a file that ends in `.journal`; None: SQLite in `folder`. A worker
-    of a database writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace` seconds
-    without one. With a journal, `folder` has to be one that all workers see, for their locks lie there. A
-    trial is tried again `max_retries` times at most.
+    `storage` is the URL of a database, or a file that ends in `.journal`; None means SQLite in `folder`. With
+    a database, a worker writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace`
+    seconds without one. With a journal, all workers need access to `folder`, which has their locks. A trial
+    is tried again at most `max_retries` times. Raises ValueError for a study with other directions.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class SharedStudy:
     ) -> None:
         self.folder, self.grace, self.poll_seconds = folder, grace, min(1.0, heartbeat / 2)
         self._retry = Retry(max_retries)
-        # Running trials without a worker's name: when this process saw them first, by its own clock.
+        # Running trial without a worker's name -> time at which this process first saw it, by its own clock.
         self._nameless_since: dict[int, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        # Tables are made once, whoever comes first.
+        # The first worker creates the tables; the others wait.
         with wait_for_lock(folder / ".lock", f"opens the study in {folder}"):
             opened = _open_storage(
                 storage or f"sqlite:///{folder / 'study.db'}", heartbeat, grace, self._retry
@@ -112,21 +113,22 @@ class SharedStudy:
             )
         if [direction.name.lower() for direction in self.study.directions] != list(directions):
             raise ValueError(
-                f"study {name!r} was begun with other objectives: give this one another study.name"
+                f"study {name!r} was begun with other objectives: give this study another name with "
+                "study.name=NAME"
             )
         self._is_journal = isinstance(opened, JournalStorage)
 
     def begin_with(self, values: dict[str, Any]) -> None:
-        """Try these values first, unless somebody has."""
+        """Enqueue these values as the first trial, unless the study has trials already."""
         with wait_for_lock(self.folder / ".lock", f"opens the study in {self.folder}"):
             if values and not self.study.get_trials(deepcopy=False):
                 self.study.enqueue_trial(values)
 
     def run(self, objective: Callable[[optuna.Trial], Any], num_trials: int) -> None:
-        """Work on the study until `num_trials` of all its trials are finished, pruned ones included.
+        """Run trials until the study has `num_trials` finished ones, pruned ones included.
 
-        Waits for trials of other workers at the end, and takes over those of dead ones. What `objective`
-        raises fails the trial and ends this worker.
+        At the end, waits for the trials of other workers, and takes over those of dead workers. An exception
+        of `objective` fails the trial and ends this worker.
         """
         announced: set[int] = set()
         with self._stay_alive():
@@ -148,11 +150,11 @@ class SharedStudy:
                 time.sleep(self.poll_seconds)
 
     def count(self, states: Sequence[TrialState]) -> int:
-        """How many trials of the study are in one of these states."""
+        """Return the number of trials in one of these states."""
         return len(self.study.get_trials(deepcopy=False, states=tuple(states)))
 
     def free_stale_trials(self) -> None:
-        """Fail the running trials of dead workers, and queue their values anew."""
+        """Mark the running trials of dead workers as failed, and enqueue their values again."""
         if not self._is_journal:
             fail_stale_trials(self.study)
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
@@ -161,12 +163,12 @@ class SharedStudy:
             try:
                 self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
             except UpdateFinishedTrialError:
-                continue  # another worker was faster
+                continue  # another worker has done so meanwhile
             log.warning("trial %d of %s is tried again", trial.number, _name_worker(trial))
             self._retry(self.study, trial)
 
     def _run_one(self, objective: Callable[[optuna.Trial], Any], num_trials: int) -> None:
-        """Ask for a trial and run it; one that other workers take over meanwhile is left to them."""
+        """Create a trial and run it; a trial that other workers take over meanwhile is left to them."""
         taken_over = False
 
         def run(trial: optuna.Trial) -> Any:
@@ -180,7 +182,7 @@ class SharedStudy:
         try:
             self.study.optimize(run, n_trials=1, catch=(Withdrawn,))
         except Exception as error:
-            # Optuna refuses to record the failure of a trial that has failed already.
+            # Optuna raises an error on marking a failed trial as failed again.
             if not taken_over:
                 raise
             log.warning("a trial of this worker was taken over by another one (%s)", error)
@@ -190,10 +192,10 @@ class SharedStudy:
     ) -> Any:
         storage = self.study._storage
         if isinstance(storage, RDBStorage):
-            # Optuna's thread does the same a moment later: a trial with a name has a heartbeat.
+            # Optuna's thread does so slightly later, but a trial with a worker's name must have a heartbeat.
             storage.record_heartbeat(trial._trial_id)
         trial.set_user_attr(WORKER, self.worker)
-        # Two workers may have seen the last place free: of all trials the first ones keep theirs.
+        # Two workers may have begun the last trial at the same time: the earlier trials count.
         earlier = self.study.get_trials(deepcopy=False, states=TAKEN)
         if sum(other.number < trial.number for other in earlier) >= num_trials:
             raise Withdrawn(f"the study has its {num_trials} trials")
@@ -201,7 +203,7 @@ class SharedStudy:
             value = objective(trial)
         except KeyboardInterrupt as interrupt:
             self._retry(self.study, storage.get_trial(trial._trial_id))
-            interrupt.add_note("The trial that was running is tried again.")
+            interrupt.add_note("The interrupted trial will be tried again.")
             raise
         if storage.get_trial(trial._trial_id).state != TrialState.RUNNING:
             raise TakenOver
@@ -210,7 +212,7 @@ class SharedStudy:
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get(WORKER)
         if worker is None:
-            # Not by the start of the trial: that is the clock of another machine.
+            # The start of the trial is not used, as it is by the clock of another machine.
             first_seen = self._nameless_since.setdefault(trial.number, time.monotonic())
             return time.monotonic() - first_seen > self.grace
         if not self._is_journal or worker == self.worker:
@@ -237,11 +239,11 @@ class SharedStudy:
 
 
 def _name_worker(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(WORKER, "a worker that gave no name"))
+    return str(trial.user_attrs.get(WORKER, "a worker without a name"))
 
 
 def find_origin(trial: optuna.Trial) -> int:
-    """The number of the trial, or of the one that it tries again after a worker's death."""
+    """Return the number of the trial, or of the first attempt if it is a retry."""
     frozen = trial.study.trials[trial.number]
     origin = RetryHeartbeatStaleTrialCallback.retried_trial_number(frozen)
     return trial.number if origin is None else origin
@@ -253,9 +255,10 @@ def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> Bas
         return JournalStorage(JournalFileBackend(storage))
     if "://" not in storage:
         raise ValueError(
-            f"storage={storage} is neither a database (sqlite:///FILE, postgresql://...) nor a .journal file"
+            f"study.storage={storage}: give the URL of a database (sqlite:///FILE, postgresql://...) or a "
+            ".journal file"
         )
-    # Writers of one SQLite file wait for each other rather than give up.
+    # Writers of an SQLite file wait up to 60 seconds for each other instead of failing.
     arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
     make = partial(
         RDBStorage,
@@ -269,7 +272,7 @@ def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> Bas
         try:
             return make()
         except IntegrityError:
-            # Another process, of another folder or a dashboard, has made the tables in the meantime.
+            # Another process, with another folder or a dashboard, has created the tables meanwhile.
             return make()
     except ImportError as error:
         raise ValueError(
@@ -280,14 +283,14 @@ def _open_storage(storage: str, heartbeat: int, grace: int, retry: Retry) -> Bas
 
 @dataclass(frozen=True)
 class Objective:
-    """One number of a trial, and its direction."""
+    """Objective of a search: direction and label for plots."""
 
     direction: Direction
     label: str
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "recovered": Objective("maximize", "part of the mix-to-oracle gap recovered on validation"),
+    "recovered": Objective("maximize", "share of the mix-to-oracle gap recovered on validation"),
     "tokens": Objective("minimize", "mean visual tokens at the default price, validation"),
     "flops": Objective("minimize", "the predictor's own FLOPs per question"),
     "parameters": Objective("minimize", "parameters"),

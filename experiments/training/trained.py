@@ -1,9 +1,10 @@
 """Trained predictors on disk, and the records of their trainings.
 
 The identity of a trained predictor is everything that determines it: class and arguments, labels, seed, and
-the settings of training. `PREDICTORS/NAME/DIGEST` is the folder of one identity, so that trainings with
+training settings. Each identity has its own folder, `PREDICTORS/NAME/DIGEST`, so that trainings with
 different settings never share a folder, and a predictor that was not trained as configured is refused. A
-folder is written beside its place and renamed when it is complete; its record has the digest of every file.
+folder is written under a temporary name and renamed when it is complete; its record has the digest of every
+file.
 """
 
 import hashlib
@@ -31,13 +32,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a trained predictor was made from, and its worth on the validation part.
+    """Record of a training: identity, files and results on validation.
 
-    `value`, `mix_value` and `oracle_value` are `policy.policy_value` of the predictor, of the mix and of the
-    budgeted oracle; training stopped where `value` was highest, so it flatters. `default_cost` and
-    `default_score` are the calibration split's, at the price that is used by default. `flops` are per sample.
-    `identity` is everything that determines it (`experiments.training.trained`), `files` the SHA-256 of each
-    file that was written; empty for a record of tokenscale 0.1.
+    `value`, `mix_value` and `oracle_value` are `policy.policy_value` of the predictor, the mix and the
+    budgeted oracle; `value` is optimistic, as early stopping chose its maximum. `default_cost` and
+    `default_score` are means on the calibration split at the default price. `flops` are per sample.
+    `identity` is everything that determines the predictor (`experiments.training.trained`), `files` the
+    SHA-256 of each file; empty for a record of tokenscale 0.1.
     """
 
     name: str
@@ -59,7 +60,7 @@ class TrainingRecord:
 
     @property
     def recovered(self) -> float:
-        """Share of the mix-to-budgeted-oracle gap, averaged over log budget."""
+        """Recovered share of the gap from mix to budgeted oracle, averaged over log-spaced budgets."""
         gap = self.oracle_value - self.mix_value
         return (self.value - self.mix_value) / gap if gap > 0 else 0.0
 
@@ -69,7 +70,7 @@ _NUMBERS = (
     *("num_train", "num_validation", "num_parameters", "flops", "seconds"),
 )
 
-# Metrics that a sweep may optimise, by the names of `optimized_metric`: on validation, never on test.
+# Validation metrics that a sweep may optimise, by `optimized_metric`; never test metrics.
 VALIDATION_METRICS = {
     "validation/gap_share": lambda record: record.recovered,
     "validation/value": lambda record: record.value,
@@ -77,7 +78,7 @@ VALIDATION_METRICS = {
 
 
 def read_record(folder: Path) -> TrainingRecord | None:
-    """The record of a finished training in `folder`; None when there is none, or one of another version."""
+    """Read the record of a finished training in `folder`; None if missing, damaged or of another version."""
     try:
         return load_record(folder)
     except (FileNotFoundError, FolderError):
@@ -85,13 +86,13 @@ def read_record(folder: Path) -> TrainingRecord | None:
 
 
 def load_record(folder: Path) -> TrainingRecord:
-    """The record of a finished training in `folder`.
+    """Read the record of a finished training in `folder`.
 
-    FileNotFoundError where there is none, FolderError where it is damaged or of another version.
+    Raises FileNotFoundError if there is none, FolderError if it is damaged or of another version.
     """
     path = folder / MANIFEST
     if not path.exists() and not path.is_symlink():
-        raise FileNotFoundError(f"no finished training in {folder}: run `python -m experiments.train`")
+        raise FileNotFoundError(f"no finished training in {folder}: run `tokenscale train`")
     required = {column.name for column in fields(TrainingRecord) if column.default_factory is MISSING}
     content = check_keys(path, read_json(path), frozenset(required), frozenset({"files", DIGEST}))
     try:
@@ -104,11 +105,11 @@ def load_record(folder: Path) -> TrainingRecord:
     if not is_typed or not isinstance(record.files, dict):
         raise damaged(path, "name, identity or files are of another type")
     if not all(isinstance(column, list) for column in lists) or len(set(map(len, lists))) != 1:
-        raise damaged(path, "scales, fixed_cost and fixed_score are no lists of one length")
+        raise damaged(path, "scales, fixed_cost and fixed_score are not lists of the same length")
     if not all(map(_is_finite, [*numbers, *itertools.chain.from_iterable(lists)])):
-        raise damaged(path, "one of the numbers is none")
+        raise damaged(path, "a number is missing or not finite")
     if not isinstance(record.identity.get("seed"), int | None):
-        raise damaged(path, "the seed is no whole number")
+        raise damaged(path, "the seed is not an integer")
     return record
 
 
@@ -121,12 +122,12 @@ _DIGEST_LENGTH = 12
 
 
 class IncompleteTraining(ValueError):
-    """A folder that does not hold what its record says: a training that has to be run again."""
+    """Raised for a folder that differs from its record, so that the training has to be run again."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedPredictor:
-    """A predictor with its prices, its hybrid and its record, all from one training.
+    """A predictor with the prices, hybrid and record of its training.
 
     `digest` is the digest of the files that it was loaded from.
     """
@@ -141,7 +142,7 @@ class TrainedPredictor:
 
     @property
     def seed(self) -> int | None:
-        """The seed that it was trained with."""
+        """Seed of the training."""
         seed = self.record.identity.get("seed")
         return None if seed is None else int(seed)
 
@@ -151,8 +152,7 @@ class TrainingSettings:
     """Settings that determine a trained predictor, besides its arguments and the labels.
 
     `budget` and `tolerance` choose the default price (`predictor.policy.pricing.choose_price`). `trainer`
-    holds those settings of the trainer that change weights and are not the default ones
-    (`training.configured`).
+    has the trainer settings that change weights and differ from the defaults (`training.configured`).
     """
 
     seed: int
@@ -166,7 +166,7 @@ class TrainingSettings:
 def identify(
     predictor: ScalePredictor, labels: Mapping[str, Any], settings: TrainingSettings
 ) -> dict[str, Any]:
-    """The identity of a predictor trained on labels with this manifest, normalized as JSON."""
+    """Return the identity of a predictor trained on labels with this manifest, normalized as JSON."""
     content = {
         **describe(type(predictor), predictor.get_arguments()),
         **identify_labels(labels),
@@ -183,36 +183,36 @@ def identify(
 
 
 def identify_labels(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a label manifest that belongs to the identity of a trained predictor.
+    """Return the part of a label manifest that belongs to the identity of a trained predictor.
 
-    Predictors that were trained on labels of tokenscale 0.1 remain those of the labels that these became, as
-    long as these are divided as they were (`labels.migration`).
+    For labels migrated from tokenscale 0.1 (`labels.migration`), as long as their division is unchanged, this
+    is the former part, so that predictors trained on the former labels are still found.
     """
     former = manifest.get("former")
     if former is not None and former["splits"] == manifest.get("splits"):
         return {"labels": former["labels"]}
     content = {key: manifest.get(key) for key in ("fingerprints", "scales", "feature_scales")}
-    # The test split takes no part in training.
+    # The test split is not used in training.
     splits = {split: digest for split, digest in manifest.get("splits", {}).items() if split != HELD_OUT}
     return {"labels": normalize({**content, "splits": splits})}
 
 
 def normalize(content: dict[str, Any]) -> dict[str, Any]:
-    """The content after a round trip through JSON: tuples become lists."""
+    """Return the content after a round trip through JSON: tuples become lists."""
     normalized: dict[str, Any] = json.loads(json.dumps(content))
     return normalized
 
 
 def locate(predictors: Path, name: str, identity: Mapping[str, Any]) -> Path:
-    """The folder of an identity, which need not exist."""
+    """Return the folder of an identity, which need not exist."""
     text = json.dumps(identity, sort_keys=True)
     return predictors / to_file_name(name) / hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def trust_configured(identity: Mapping[str, Any]) -> tuple[str, ...]:
-    """Classes that a configuration has instantiated, by its identity: a command trusts them.
+    """Return the names of the classes in the identity of a configuration, which a command trusts.
 
-    So a predictor of a user's own module, and what it is made of, load in the commands that name it.
+    Commands whose configuration names a predictor of a user's own module can therefore load it.
     """
     parts = [identity] if "class" in identity else []
     parts += [identity["calibrator"]] if "calibrator" in identity else []
@@ -233,14 +233,14 @@ def load_trained(
     if identity is not None and record.identity != identity:
         other = name_differences(record.identity, identity)
         raise IncompleteTraining(
-            f"the predictor in {folder} was trained with other {other}: run "
-            "`python -m experiments.train` with this configuration"
+            f"the predictor in {folder} was trained with other {other}: run `tokenscale train` with this "
+            "configuration"
         )
     digests = digest_files(folder)
     for name, digest in record.files.items():
         if digests.get(name) != digest:
             raise IncompleteTraining(
-                f"{folder / name} is not the file that its training wrote: run `python -m experiments.train` "
+                f"{folder / name} is not the file that its training wrote: run `tokenscale train` "
                 "again, which replaces it"
             )
     trained = TrainedPredictor(
@@ -256,7 +256,7 @@ def load_trained(
     if trained.hybrid is not None and trained.hybrid.num_scales != len(scales):
         raise FolderError(
             f"{folder / HYBRID} was fitted on {trained.hybrid.num_scales} scales, its predictor on "
-            f"{len(scales)}: delete {folder} and run `python -m experiments.train` again"
+            f"{len(scales)}: delete {folder} and run `tokenscale train` again"
         )
     if digest_files(folder) != digests:
         raise ValueError(f"{folder} was written to while it was read: run the command again")
@@ -264,17 +264,17 @@ def load_trained(
 
 
 def join_digests(digests: Mapping[str, str]) -> str:
-    """One digest of the files of a trained predictor."""
+    """Return one digest of the digests of all files of a trained predictor."""
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each existing file of a trained predictor except its record."""
+    """Return the SHA-256 of each existing file of a trained predictor, except for its record."""
     return {name: digest_file(folder / name) for name in FILES if os.path.lexists(folder / name)}
 
 
 def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> TrainedPredictor:
-    """The trained predictor of an identity, below the folder of all predictors.
+    """Load the trained predictor of an identity, below the folder of all predictors.
 
     Raises FileNotFoundError if there is none; the message names the differences to the closest one.
     """
@@ -284,7 +284,7 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
     closest = _describe_closest([record.identity for _, record in _list_records(predictors, name)], identity)
     raise FileNotFoundError(
         f"no predictor {name} was trained with this configuration in {predictors}{closest}: run "
-        "`python -m experiments.train` with it, or evaluate with the settings of that training"
+        "`tokenscale train` with it, or evaluate with the settings of that training"
     )
 
 
@@ -297,11 +297,11 @@ def find_trained(
     folder: str | None = None,
     trust: Sequence[str] = (),
 ) -> TrainedPredictor:
-    """The trained predictor with these arguments and this seed, on these labels if the label folder exists.
+    """Load the trained predictor with these arguments and seed, and these labels if the label folder exists.
 
-    Settings of prices and the calibrator may be any: the commands that use a predictor do not have them.
-    `folder` selects one of several. The classes of `predictor`, and those in `trust`, are trusted beside our
-    own. Raises FileNotFoundError if there is none, ValueError if several match.
+    Price settings and calibrator are not compared, as the commands that use a predictor do not have them.
+    `folder` selects one of several. The classes of `predictor`, and those in `trust`, are trusted besides
+    tokenscale's own. Raises FileNotFoundError if there is none, ValueError if several match.
     """
     wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
     trust = (*trust, *trust_configured(wanted))
@@ -318,39 +318,39 @@ def find_trained(
             )
         return trained
     records = _list_records(predictors, predictor.name)
-    fitting = [
-        (place, record)
-        for place, record in records
+    matches = [
+        (path, record)
+        for path, record in records
         if all(record.identity.get(key) == value for key, value in wanted.items())
     ]
-    if not fitting:
+    if not matches:
         closest = _describe_closest(
             [{key: record.identity.get(key) for key in wanted} for _, record in records], wanted
         )
         raise FileNotFoundError(
             f"no predictor {predictor.name} was trained with these settings in {predictors}{closest}: run "
-            f"`python -m experiments.train predictor={predictor.name}`"
+            f"`tokenscale train predictor={predictor.name}`"
         )
-    if len(fitting) > 1:
-        first, second = fitting[0][1].identity, fitting[1][1].identity
-        places = ", ".join(str(place) for place, _ in fitting)
+    if len(matches) > 1:
+        first, second = matches[0][1].identity, matches[1][1].identity
+        paths = ", ".join(str(path) for path, _ in matches)
         raise ValueError(
             f"several trained predictors match; they differ in {name_differences(first, second)}: choose one "
-            f"with trained=FOLDER ({places})"
+            f"with trained=FOLDER ({paths})"
         )
-    return load_trained(fitting[0][0], trust=trust)
+    return load_trained(matches[0][0], trust=trust)
 
 
 def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecord]]:
-    """Folders of finished trainings of predictors of a name, with their records.
+    """Return the folders of finished trainings of predictors with this name, and their records.
 
-    A predictor of tokenscale 0.1 lies in `PREDICTORS/NAME` itself.
+    The folder of a predictor of tokenscale 0.1 is `PREDICTORS/NAME` itself.
     """
     predictor_dir = predictors / to_file_name(name)
     folders = [predictor_dir, *sorted(path.parent for path in predictor_dir.glob(f"*/{MANIFEST}"))]
     records = [(folder, read_record(folder)) for folder in folders if not folder.name.startswith(".")]
     finished = [(folder, record) for folder, record in records if record is not None]
-    # What `train` took over from version 0.1 is there twice: the newer folder counts.
+    # A predictor that `train` reused from version 0.1 is there twice: the newer folder counts.
     newer = [record.identity for folder, record in finished if folder != predictor_dir]
     return [
         (folder, record)
@@ -360,7 +360,7 @@ def _list_records(predictors: Path, name: str) -> list[tuple[Path, TrainingRecor
 
 
 def list_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value in the first, value in the second) of each difference, at any depth of nested mappings."""
+    """Return (key, first value, second value) of each difference between nested mappings."""
     return list(_walk_differences(first, second, ()))
 
 
@@ -373,16 +373,16 @@ def _walk_differences(first: Any, second: Any, path: tuple[str, ...]) -> Iterato
 
 
 def _describe_closest(identities: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> str:
-    """Clause on the identity with the fewest differences to the wanted one; empty if there is none."""
+    """Return a clause on the identity with the fewest differences from `wanted`; empty if there is none."""
     if not identities:
         return ""
     closest = min(identities, key=lambda identity: len(list_differences(identity, wanted)))
     return f"; the closest one there has other {name_differences(closest, wanted)}"
 
 
-def name_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Text that names the differences: at most three settings with both values; labels by name only."""
-    differences = list_differences(there, here)
+def name_differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Return text that names at most three differences with both values; labels by name only."""
+    differences = list_differences(stored, own)
     names = ["labels"] if any(key.startswith("labels") for key, _, _ in differences) else []
     names += [
         f"{key.removeprefix('arguments.')} ({old!r} there, {new!r} here)"

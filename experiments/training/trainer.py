@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingLabels:
-    """The splits of a label folder that training reads, each read once, when it is first needed."""
+    """Splits of a label folder for training, each read once, on first access."""
 
     def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
         self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
@@ -53,7 +53,7 @@ class TrainingLabels:
 
     @cached_property
     def parts(self) -> tuple[Labels, Labels]:
-        """(train, validation): the images of the train split in two parts."""
+        """(train, validation): two parts of the train split, divided by image."""
         return split_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
 
     @cached_property
@@ -73,10 +73,10 @@ def train_predictors(
     """Fit each predictor on the train split and save it below `folder`, with prices, hybrid and record.
 
     Validation is part of the train split. A copy of the calibrator, if the settings have one, is fitted on
-    one half of the calibration images (`predictor.splitting.calibrator_half`); prices, and the hybrid that
-    starts from the predictor, come from the samples that the calibrator was not fitted on. Each identity has
-    a folder of its own (`experiments.training.trained`): a finished training that can be loaded is kept, and
-    an interrupted one resumes from its last checkpoint.
+    one half of the calibration images (`predictor.splitting.calibrator_half`); prices and hybrid are fitted
+    on the other samples. Each identity has a folder of its own (`experiments.training.trained`): a finished
+    training that can be loaded is kept, and an interrupted one resumes from its last checkpoint. Returns one
+    record per predictor. Raises ValueError for duplicate names, OSError for a folder that cannot be written.
     """
     check_names([predictor.name for predictor in predictors])
     source = TrainingLabels(labels, settings.validation_fraction, settings.seed)
@@ -84,7 +84,7 @@ def train_predictors(
     for predictor in predictors:
         identity = identify(predictor, source.manifest, settings)
         target = locate(folder, predictor.name, identity)
-        # A finished store may be read-only: no lock is made where nothing is to be written.
+        # A finished folder may be read-only: the lock is taken only if something is to be written.
         record = read_finished(target, identity)
         if record is None:
             record = _train_alone(predictor, source, target, identity, settings, make_trainer)
@@ -102,7 +102,7 @@ def _train_alone(
     settings: TrainingSettings,
     make_trainer: "Callable[..., lightning.Trainer] | None",
 ) -> TrainingRecord:
-    """Train into `target` while no other process does; what another one has finished meanwhile is kept."""
+    """Train into `target` under a lock; a training that another process has finished meanwhile is kept."""
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _train_alone(
 
 
 def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:
-    """The record of the training in `folder`, if it has this identity and can be loaded; None otherwise."""
+    """Return the record of the training in `folder` if it has this identity and can be loaded, else None."""
     try:
         return load_trained(folder, identity).record
     except FileNotFoundError:
@@ -139,7 +139,7 @@ def _train(
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
     checkpoint_dir = target.with_name(f"{target.name}.unfinished")
-    # Written to a folder beside it, then renamed, so that a folder always holds one whole training.
+    # Written to a temporary folder that is renamed at the end, so that a folder is always complete.
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     num_images = len({*train.outcomes.image_id, *validation.outcomes.image_id})
@@ -188,7 +188,7 @@ def _train(
     )
     write_json(staging / MANIFEST, seal(asdict(record)))
     if target.exists():
-        # Damaged, or of another identity: `read_finished` has refused it.
+        # `read_finished` returned None: the folder is damaged or of another identity.
         shutil.rmtree(target)
     staging.rename(target)
     shutil.rmtree(checkpoint_dir, ignore_errors=True)
@@ -198,7 +198,7 @@ def _train(
 def value_bounds(train: Labels, validation: Labels) -> tuple[float, float]:
     """Return `policy_value` of the mix and of the budgeted oracle on validation samples.
 
-    The mix knows the mean scores of the train part.
+    The mix is fitted on the mean scores of the train part.
     """
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
     means = train.outcomes.score.mean(axis=0, dtype=np.float64)
@@ -209,40 +209,40 @@ def value_bounds(train: Labels, validation: Labels) -> tuple[float, float]:
 def _find_earlier(
     predictor_dir: Path, identity: dict[str, Any], num_images: int
 ) -> tuple[ScalePredictor, float] | None:
-    """The predictor of this identity that tokenscale 0.1 trained, and the seconds that it took.
+    """Return the predictor of this identity trained by tokenscale 0.1, and its training time in seconds.
 
-    That version kept one predictor of each name, in `predictor_dir` itself. A predictor with a calibrator
-    is trained again, as its prices now come from other samples.
+    That version stored one predictor per name, in `predictor_dir` itself. A predictor with a calibrator is
+    trained again, as its prices now come from other samples.
     """
     record = read_record(predictor_dir)
     if record is None or record.identity != identity or "calibrator" in identity:
         return None
     if num_images < FEW_IMAGES:
-        return None  # that version chose other validation images
+        return None  # that version used other validation images
     try:
         predictor = ScalePredictor.load(predictor_dir, trust_configured(identity))
     except (ValueError, OSError) as error:
         log.warning("trained again: %s", error)
         return None
-    log.info("taking over %s from %s", predictor.name, predictor_dir)
+    log.info("reusing %s, trained by tokenscale 0.1 in %s", predictor.name, predictor_dir)
     return predictor, record.seconds
 
 
 def fit_hybrid(
     estimates: np.ndarray, outcomes: OutcomeTable, budget: float | None, tolerance: float
 ) -> Hybrid:
-    """The hybrid of a predictor's estimates on calibration, its default chosen as that of the prices is."""
+    """Return the hybrid fitted on calibration estimates, with its default chosen as for the prices."""
     hybrid = Hybrid.fit(outcomes.confidence, outcomes.score, outcomes.visual_tokens, estimates)
     best_fixed = float(outcomes.score.mean(axis=0, dtype=np.float64).max())
     return hybrid.with_default(best_fixed, budget, tolerance)
 
 
 def quiet_lightning() -> None:
-    """Hide Lightning's messages about devices and workers; other warnings still show."""
+    """Hide Lightning's messages about devices and workers; other warnings are still shown."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for noise in (
+    for message in (
         ".*does not have many workers.*",
         "Checkpoint directory .* exists",
         ".*LeafSpec.*deprecated",
     ):
-        warnings.filterwarnings("ignore", message=noise)
+        warnings.filterwarnings("ignore", message=message)

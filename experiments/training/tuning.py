@@ -1,4 +1,4 @@
-"""The search of a tuning: trials, pruning and the best settings."""
+"""Hyperparameter search of a predictor: trials and pruning."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from predictor.policy.front import policy_value
 from predictor.policy.pricing import choose_price
 from predictor.training import MONITOR
 
-# What of a command line is about the search, and not about what it searches.
+# Config groups of the search itself, as opposed to those of the predictor.
 SEARCH_GROUPS = {"study", "tune", "hydra"}
 
 
@@ -45,15 +45,15 @@ def search(
     around: Any = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
 ) -> optuna.Study:
-    """Bring the study `name` to `num_trials` finished trials, with whoever else works on it.
+    """Run trials until the study `name` has `num_trials` finished ones, together with other workers.
 
-    `make_predictor` makes what a trial's overrides ask for. `objectives` are names of `OBJECTIVES`; with one,
-    trials are pruned by the value of each epoch. `defaults` are tried first. `around` is what all trials have
-    in common, as JSON. Raises ValueError for a study that was begun with another of these, on other labels or
-    with another space.
+    `make_predictor` makes the predictor for the overrides of a trial. `objectives` are names in `OBJECTIVES`;
+    with a single one, trials are pruned by the value of each epoch. `defaults` are tried first. `around` are
+    the settings that all trials share, as JSON. Returns the study. Raises ValueError for unknown objectives
+    and for a study that was begun with other settings, labels or another space.
     """
     if unknown := set(objectives) - OBJECTIVES.keys():
-        raise ValueError(f"no objective {min(unknown)!r}: choose from {', '.join(OBJECTIVES)}")
+        raise ValueError(f"study.objectives has {min(unknown)!r}: give some of {', '.join(OBJECTIVES)}")
     source = TrainingLabels(labels, validation_fraction, seed)
     shared = SharedStudy(
         name,
@@ -65,7 +65,7 @@ def search(
         heartbeat=heartbeat,
         grace=grace,
     )
-    made_of = normalize(
+    settings = normalize(
         {
             **identify_labels(source.manifest),
             "validation_fraction": validation_fraction,
@@ -76,13 +76,13 @@ def search(
             "space": [asdict(parameter) for parameter in space],
         }
     )
-    begun = shared.study.user_attrs.get("made_of", made_of)
-    if differing := [key for key in made_of if begun.get(key) != made_of[key]]:
+    stored = shared.study.user_attrs.get("made_of", settings)
+    if differing := [key for key in settings if stored.get(key) != settings[key]]:
         raise ValueError(
-            f"study {name!r} in {folder} was begun with other {', '.join(differing)}, and trials of other "
-            "searches are not to be compared: give this one another study.name"
+            f"study {name!r} in {folder} was begun with other {', '.join(differing)}, and its trials "
+            "cannot be compared with these: give this study another name with study.name=NAME"
         )
-    shared.study.set_user_attr("made_of", made_of)
+    shared.study.set_user_attr("made_of", settings)
     shared.begin_with(dict(defaults or {}))
     trials = _Trials(make_predictor, space, source, folder / "trials", objectives, tolerance, make_trainer)
     shared.run(trials.run, num_trials)
@@ -91,6 +91,8 @@ def search(
 
 @dataclass
 class _Trials:
+    """Training and measurement of one trial at a time."""
+
     make_predictor: Callable[[Sequence[str]], ScalePredictor]
     space: Sequence[Parameter]
     source: TrainingLabels
@@ -109,7 +111,7 @@ class _Trials:
         make_trainer = self.make_trainer
         if make_trainer is not None and len(self.objectives) == 1 and self.objectives[0] == "recovered":
             make_trainer = partial(_make_pruned, make_trainer, _Pruning(trial, mix, gap))
-        # Named after the first attempt, so that the second goes on from its last epoch.
+        # Named after the first attempt, so that a retry resumes from its last epoch.
         checkpoint_dir = self.folder / str(find_origin(trial))
         try:
             predictor.fit(train, validation, FitContext(checkpoint_dir, make_trainer))
@@ -130,7 +132,7 @@ class _Trials:
 
 
 class _Pruning(lightning.Callback):
-    """Tells the study the value of every epoch, and ends a trial that falls behind the others."""
+    """Reports the value of every epoch to the study, and prunes a trial that is worse than the others."""
 
     def __init__(self, trial: optuna.Trial, mix: float, gap: float) -> None:
         self.trial, self.mix, self.gap = trial, mix, gap
@@ -141,7 +143,7 @@ class _Pruning(lightning.Callback):
         value = (trainer.callback_metrics[MONITOR].item() - self.mix) / self.gap
         self.trial.report(value, step=trainer.current_epoch)
         if self.trial.should_prune():
-            raise optuna.TrialPruned(f"behind the others after epoch {trainer.current_epoch + 1}")
+            raise optuna.TrialPruned(f"worse than the others after epoch {trainer.current_epoch + 1}")
 
 
 def _make_pruned(

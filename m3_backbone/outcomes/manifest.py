@@ -7,7 +7,7 @@ A label folder contains
     outcomes/NAME.parquet         outcomes of all samples of some images
     features/NAME.parquet         features of these images for predictors
     token_embeddings.safetensors  token embeddings of the decoder
-    set_aside.jsonl               samples that could not be answered, with reasons
+    skipped.jsonl                 samples that could not be answered, with reasons
 
 Shards do not store splits: a new `splits.parquet` divides the images differently without answering anything
 again. Every file is checked against its digest in the manifest, so a file that is damaged or belongs to
@@ -48,7 +48,8 @@ def _compute_digest(content: Mapping[str, Any]) -> str:
 
 
 MANIFEST, SPLITS_FILE = "manifest.json", "splits.parquet"
-EMBEDDINGS, SET_ASIDE = "token_embeddings.safetensors", "set_aside.jsonl"
+EMBEDDINGS, SKIPPED_FILE = "token_embeddings.safetensors", "skipped.jsonl"
+OLD_SKIPPED_FILE = "set_aside.jsonl"  # in label folders of tokenscale 0.1; still read
 SPLITS = ("train", "calibration", "test")
 
 _SPLITS_SCHEMA = pa.schema([("image_id", pa.string()), ("split", pa.string()), ("shard", pa.string())])
@@ -88,9 +89,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a label folder of any version."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no labels in {folder}: make them with `python -m experiments.label` for that task"
-        )
+        raise FileNotFoundError(f"no labels in {folder}: make them with `tokenscale label` for that task")
     try:
         manifest = json.loads(path.read_bytes())
         manifest["schema"]

@@ -136,7 +136,7 @@ def name_way_out(file_version: Any, version: int = SCHEMA_VERSION) -> str:
         if version != SCHEMA_VERSION or file_version != MIGRATED_VERSION:
             return "label again with overwrite=true, or read it with the tokenscale that wrote it"
         return (
-            "run `python -m experiments.label` with the settings that made these labels, which migrates them "
+            "run `tokenscale label` with the settings that made these labels, which migrates them "
             "without answering anything again"
         )
     return "read it with the tokenscale that wrote it, or label into another folder with paths.labels=FOLDER"

@@ -217,7 +217,7 @@ class OutcomeTable:
         if split == HELD_OUT and (access is None or access.folder != folder.resolve()):
             raise ValueError(
                 f"the test split of {folder} is read by recorded evaluations only: run "
-                "`python -m experiments.evaluate`, or take the train or calibration split"
+                "`tokenscale evaluate`, or take the train or calibration split"
             )
         manifest = read_manifest(folder)
         check_split(manifest, split, folder)

@@ -114,7 +114,7 @@ def find_folder(source: str | Path, **download: Any) -> Path:
         raise FolderError(f"{text} is a file: give the folder that contains it")
     if not is_hub_id(source):
         raise FileNotFoundError(
-            f"no folder {text}: give one that `python -m experiments.publish` wrote, or a hub id OWNER/NAME"
+            f"no folder {text}: give one that `tokenscale publish` wrote, or a hub id OWNER/NAME"
         )
     try:
         return Path(snapshot_download(text, allow_patterns=_PATTERNS, **download))

@@ -112,9 +112,7 @@ class PriceList:
         """
         path = folder / PRICES
         if not path.exists() and not path.is_symlink():
-            raise FileNotFoundError(
-                f"no prices in {folder}: train the predictor with `python -m experiments.train`"
-            )
+            raise FileNotFoundError(f"no prices in {folder}: train the predictor with `tokenscale train`")
         content = check_keys(
             path, read_json(path, root), frozenset({"default", "points"}), frozenset({"named"})
         )

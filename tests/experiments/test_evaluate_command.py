@@ -36,7 +36,7 @@ class Pictures(Task):
 
     name: str = "synthetic"
     fingerprint: str = FINGERPRINTS["data"]
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def samples(self, split):
         return iter(())

@@ -168,7 +168,7 @@ WRONG = [
     ("transfer", "sources=[../x]", "sources=[../x]: it names a folder, so give text without /"),
     ("tune", "study.num_trials=0", "study.num_trials=0: give a whole number from 1 up"),
     ("tune", "study.name=a/b", "study.name=a/b: it names a folder, so give text without /"),
-    ("tune", "study.objectives=[accuracy]", "study.objectives=[accuracy]: give objectives among recovered, "),
+    ("tune", "study.objectives=[accuracy]", "study.objectives=[accuracy]: give some of recovered, "),
     ("tune", "study.grace=10", "study.grace=10: give more than study.heartbeat=10 seconds"),
     ("tune", "study.storage=x", "study.storage=x: give the URL of a database"),
     ("tune", "study.sampler.n_startup_trials=abc", "study.sampler.n_startup_trials=abc: give a whole number"),

@@ -20,7 +20,7 @@ from experiments.labels.latency import Latency
 from experiments.labels.resampled import Part
 from experiments.results.run_folders import find_runs
 from experiments.training.trained import load_trained
-from m3_backbone.outcomes.manifest import SET_ASIDE, SPLITS, read_manifest
+from m3_backbone.outcomes.manifest import SKIPPED_FILE, SPLITS, read_manifest
 from m3_backbone.outcomes.shards import digest_file
 from predictor.adaptive.model import AdaptiveM3
 from predictor.training import AtomicCheckpointIO, find_whole
@@ -47,15 +47,15 @@ def store(tmp_path_factory):
     AtomicCheckpointIO().save_checkpoint({"state_dict": layer.state_dict(), "epoch": 1}, folder / "best.ckpt")
     reason = {"sample_id": "a", "image_id": "b", "reason": "the image cannot be read"}
     content = "".join(json.dumps({**reason, "sample_id": str(number)}) + "\n" for number in range(9))
-    rewrite_set_aside(folder / LABELS, content)
+    rewrite_skipped(folder / LABELS, content)
     return folder
 
 
-def rewrite_set_aside(labels: Path, content: str) -> None:
+def rewrite_skipped(labels: Path, content: str) -> None:
     """Skipped samples, of which the pictures of `scenes` have none."""
     target = open_labels(labels)
-    (labels / SET_ASIDE).write_text(content, encoding="utf-8")
-    target.manifest["files"] |= {SET_ASIDE: digest_file(labels / SET_ASIDE)}
+    (labels / SKIPPED_FILE).write_text(content, encoding="utf-8")
+    target.manifest["files"] |= {SKIPPED_FILE: digest_file(labels / SKIPPED_FILE)}
     target.write_manifest()
 
 
@@ -90,7 +90,7 @@ def find_kinds(folder: Path) -> dict[str, Kind]:
     }
     return {
         **{name: (paths, lambda: read_labels(labels)) for name, paths in part_of_labels.items()},
-        "skipped samples": ([labels / SET_ASIDE], lambda: open_labels(labels).read_set_aside()),
+        "skipped samples": ([labels / SKIPPED_FILE], lambda: open_labels(labels).read_skipped()),
         "predictor": (list_files(trained), lambda: read_predictor(trained, labels)),
         "timings": ([timings], lambda: read_timings(timings)),
         "records": ([records, *list_files(records.with_suffix(".images"))], lambda: read_records(records)),

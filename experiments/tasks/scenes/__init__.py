@@ -1,10 +1,10 @@
-"""`scenes`: procedural pictures and questions whose needed scale truly varies.
+"""`scenes`: procedural pictures and questions that need different scales.
 
-What pooling destroys is many things at once, so pictures run from one object to crowds of 40, from four
-characters to tables of 144 (on pictures of 384 pixels, four times as many), with signs and real handwritten
-digits (scikit-learn's) at sizes from huge to a few pixels; easy questions are asked of crowded pictures,
-hard ones of sparse ones. Nor does a question say how crowded its picture is: cells are asked for by their
-place from an edge, signs by their color.
+Pooling loses pictures with many small items. The pictures therefore range from 1 to 40 objects and from 4 to
+144 characters in a table (four times as many on pictures of 384 pixels), with signs and real handwritten
+digits (scikit-learn's) of all sizes down to a few pixels. Crowded pictures have easy questions too, and
+sparse pictures hard ones. A question does not reveal how crowded its picture is: it names cells by their
+position from an edge, and signs by their color.
 """
 
 import random
@@ -22,21 +22,23 @@ from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import LOOKS, Scene
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 
-# Raised whenever another picture or question comes of the same arguments.
+# Increased whenever the same arguments give another picture or question.
 VERSION = 1
 
 
 class Scenes(Task):
-    """Seeded, endless: picture number `i` of a split depends on nothing but (seed, split, i).
+    """Unlimited seeded data set: picture `i` of a split depends on (seed, split, i) only.
 
     Args:
-        seed: another seed is another data set. The embedded backbone is trained on seed 0's train split.
-        num_images: pictures per split.
-        questions_per_image: at most so many questions on a picture; some pictures answer fewer.
-        image_size: side of the square pictures in pixels.
-        layouts: how often each layout is drawn, relative to the others; those left out are not drawn.
-        kinds: how often kinds of questions are tried, where that is not as in `KINDS`.
-        look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, never trained on.
+        seed: seed of the data set. The embedded backbone is trained on the train split of seed 0.
+        num_images: number of pictures per split.
+        questions_per_image: largest number of questions per picture; some pictures have fewer.
+        image_size: side of the square pictures in pixels, at least 64.
+        layouts: relative frequency of each layout; 0 for those left out.
+        kinds: relative frequency of question types, where it differs from `KINDS`.
+        look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, not used in training.
+
+    Raises ValueError for unknown splits, layouts, question types or looks, and for smaller pictures.
     """
 
     @checked
@@ -57,11 +59,11 @@ class Scenes(Task):
                 f"num_images names unknown splits {sorted(unknown)}: splits are {', '.join(SPLITS)}"
             )
         if image_size < 64:
-            raise ValueError(f"image_size={image_size} leaves no room for tables and crowds: use 64 or more")
+            raise ValueError(f"image_size={image_size} is too small for tables and crowds: give 64 or more")
         if unknown := set(layouts) - set(LAYOUTS):
             raise ValueError(f"unknown layouts {sorted(unknown)}: layouts are {', '.join(LAYOUTS)}")
         if unknown := set(kinds or {}) - set(KINDS):
-            raise ValueError(f"unknown kinds {sorted(unknown)}: kinds are {', '.join(KINDS)}")
+            raise ValueError(f"unknown kinds {sorted(unknown)}: question types are {', '.join(KINDS)}")
         if look not in LOOKS:
             raise ValueError(f"unknown look {look!r}: looks are {', '.join(LOOKS)}")
         self.look = look
@@ -71,16 +73,16 @@ class Scenes(Task):
         self.seed = seed
         self.questions_per_image = questions_per_image
         self.image_size = image_size
-        self.set_aside: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
 
     @property
     def fingerprint(self) -> str:
-        """Of the arguments that change a sample, and of what decides on its pixels."""
+        """Hex digest of the arguments that change a sample, and of the version of Pillow."""
         return digest_content(self.content)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the samples are made of."""
+        """JSON object that determines the samples."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -95,23 +97,23 @@ class Scenes(Task):
 
     @property
     def division(self) -> dict[str, Any]:
-        """How many pictures each split has."""
+        """JSON object with the number of pictures per split."""
         return {"num_images": self.num_images}
 
     @property
     def image_set(self) -> str:
-        """Pictures of another seed, size or look are other pictures with the same ids."""
+        """Name of the collection of pictures; another seed, size or look gives other pictures."""
         return f"{self.name} seed={self.seed} image_size={self.image_size} look={self.look}"
 
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
-        """Picture number `index` of a split before it is drawn, with its questions."""
+        """Return the scene of picture `index` of a split, and its questions."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
         handwriting = handwriting_of(split)[1].tolist()
         scene = compose(rng, self.image_size, handwriting, self.layouts, LOOKS[self.look])
         return scene, ask(scene, rng, self.questions_per_image, self.kinds)
 
     def samples(self, split: Split) -> Iterator[Sample]:
-        """The samples of a split, picture by picture."""
+        """Yield the samples of a split, picture by picture."""
         for index in range(self.num_images.get(split, 0)):
             scene, questions = self.scene(split, index)
             image_id = f"{split}-{index:06d}"
@@ -133,7 +135,7 @@ class Scenes(Task):
                 )
 
     def image(self, image_id: str) -> Image.Image:
-        """The picture of an `image_id` that `samples` gave."""
+        """Return the picture with this id. Raises UnreadableImage for an id of another form."""
         split, _, index = image_id.partition("-")
         if split not in SPLITS or not index.isdecimal():
             raise UnreadableImage(image_id, "no scene has this id: ids look like test-000123")

@@ -1,9 +1,8 @@
-"""What covers each patch of a picture: the labels on which the vision tower learns to see.
+"""Labels of every patch of a scene, for pretraining the vision tower of the embedded backbone.
 
-M3 starts from CLIP's tower; an embedded model has to make its own. The renderer knows what lies where, so
-each patch carries what there is to know of the item that covers most of it: what it is, where it lies and
-what stands beside it. Questions ask for all of that, and a decoder that finds it in the tokens learns to
-answer from a tenth of the pictures.
+M3 starts from CLIP's tower; an embedded backbone needs a tower of its own. The label of a patch describes the
+item that covers most of it: its type, its position and its neighbors, all of which questions ask for. With a
+tower that encodes these, the decoder learns to answer from a tenth of the pictures.
 """
 
 from itertools import product
@@ -17,7 +16,7 @@ TYPES = ("ground", "object", "character", "sign", "digit")
 _COLOR_OF = {color: index for index, color in enumerate(COLORS)}
 _PAIRS = {pair: index for index, pair in enumerate(product(COLORS, SHAPES), 1)}
 BODY, CENTER = 1, 2
-# Classes per head. Class 0 is "does not apply", but for the color, which the ground has too.
+# Number of classes per head. Class 0 is "does not apply", except for color, which the ground has too.
 HEADS = {
     "item": len(TYPES),
     "color": len(COLORS),
@@ -27,15 +26,15 @@ HEADS = {
     "column": MAX_TABLE_SIDE + 1,
     "row from the bottom": MAX_TABLE_SIDE + 1,
     "column from the right": MAX_TABLE_SIDE + 1,
-    "place": 10,  # the ninth of the picture that the item's center lies in
-    "part": 3,  # the one patch of an item that holds its center: what counts is counted there
+    "place": 10,  # the ninth of the picture with the center of the item
+    "part": 3,  # whether the patch holds the center of the item, which makes items countable
     "pair": len(_PAIRS) + 1,  # color and shape of an object, which questions name together
-    **{f"pair {relation}": len(_PAIRS) + 1 for relation in STEPS},  # those of the object beside it
+    **{f"pair {relation}": len(_PAIRS) + 1 for relation in STEPS},  # those of the adjacent object
 }
 _GLYPH, _COLUMN, _PART = (list(HEADS).index(name) for name in ("glyph", "column", "part"))
-# A glyph lies on a sign and is thinner than it: weighted up, it wins the patches that it touches.
+# Weight of the area of a glyph: with it, a glyph outweighs its sign in the patches that it touches.
 GLYPH_WEIGHT = 4.0
-LEAST_SHARE = 0.06
+LEAST_SHARE = 0.06  # of a patch that an item has to cover
 
 
 def _pair_of(item: Item | None) -> int:
@@ -48,7 +47,7 @@ def _place_of(item: Item, size: int) -> int:
 
 
 def _labels_of(item: Item, scene: Scene) -> list[int]:
-    """One label per head; of the objects beside it only where the item is an object itself."""
+    """Return one label per head; neighbors are labelled for objects only."""
     return [
         TYPES.index(item.type),
         _COLOR_OF[item.color],
@@ -68,30 +67,30 @@ def _labels_of(item: Item, scene: Scene) -> list[int]:
 def _glyphs_of(
     sign: Item, look: Look, labels: list[int]
 ) -> list[tuple[tuple[float, float, float, float], list[int]]]:
-    """A sign's glyphs: labelled as the sign, and with their place in the text as the column."""
+    """Return (box, labels) of each glyph of a sign: labels of the sign, with glyph and position as column."""
     left, top, right, bottom = sign_text_box(sign, look)
     width = (right - left) / len(sign.text)
     glyphs = []
     for index, glyph in enumerate(sign.text):
-        own = labels.copy()
-        own[_GLYPH], own[_COLUMN] = GLYPHS.index(glyph) + 1, index + 1
-        glyphs.append(((left + index * width, top, left + (index + 1) * width, bottom), own))
+        glyph_labels = labels.copy()
+        glyph_labels[_GLYPH], glyph_labels[_COLUMN] = GLYPHS.index(glyph) + 1, index + 1
+        glyphs.append(((left + index * width, top, left + (index + 1) * width, bottom), glyph_labels))
     return glyphs
 
 
 def label_patches(scene: Scene, grid: int) -> np.ndarray:
-    """Labels of every patch, `[grid * grid, len(HEADS)]` int64, patches in reading order."""
+    """Return the labels of every patch, `[grid * grid, len(HEADS)]` int64, in reading order."""
     boxes: list[tuple[float, float, float, float]] = []
     labels, weights = [], []
     for item in scene.items:
-        of_item = _labels_of(item, scene)
+        item_labels = _labels_of(item, scene)
         boxes.append(item.box)
-        labels.append(of_item)
+        labels.append(item_labels)
         weights.append(1.0)
         if item.type == "sign":
-            for box, of_glyph in _glyphs_of(item, scene.look, of_item):
+            for box, glyph_labels in _glyphs_of(item, scene.look, item_labels):
                 boxes.append(box)
-                labels.append(of_glyph)
+                labels.append(glyph_labels)
                 weights.append(GLYPH_WEIGHT)
     side = scene.size / grid
     edges = np.arange(grid + 1) * side

@@ -1,4 +1,4 @@
-"""Composition of a picture: which items lie where. Boxes only, so a scene is cheap to draw up."""
+"""Composition of scenes: choice and boxes of the items, without drawing them."""
 
 import math
 import random
@@ -17,9 +17,9 @@ from experiments.tasks.scenes.scene import (
     Scene,
 )
 
-NUM_FONTS = 3  # of every look
-LEAST_CONTRAST = 120  # distance in RGB, of 255 a channel
-# Sides of the smallest cells in pixels: larger pictures hold larger tables and crowds.
+NUM_FONTS = 3  # fonts per look
+LEAST_CONTRAST = 120  # smallest Euclidean distance in RGB (0 to 255) of an item from the ground
+# Sides of the smallest cells in pixels: larger pictures have larger tables and crowds.
 TABLE_CELL, CROWD_CELL = 16, 19
 
 
@@ -30,14 +30,14 @@ def compose(
     layouts: Mapping[str, float],
     look: Look = PLAIN,
 ) -> Scene:
-    """Draw up one scene.
+    """Return a random scene.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of randomness.
         size: side of the square picture in pixels.
-        handwriting: the digits that the split's handwriting samples show; items refer to them by position.
-        layouts: how often each layout is drawn, relative to the others.
-        look: says which colors can be told apart, and how large items are.
+        handwriting: digits shown by the handwriting samples of the split; items refer to their positions.
+        layouts: relative frequency of each layout.
+        look: determines the colors and the sizes of the items.
     """
     name = rng.choices(list(layouts), list(layouts.values()))[0]
     ground = rng.choice(list(look.palette))
@@ -48,13 +48,13 @@ def compose(
 
 
 def colors_on(ground: str, look: Look) -> list[str]:
-    """The colors that stand out from the ground: red on brown can be told apart, but not read."""
+    """Return the colors with enough contrast to the ground: red on brown cannot be read, for example."""
     inks = look.palette
     return [color for color, ink in inks.items() if math.dist(ink, inks[ground]) > LEAST_CONTRAST]
 
 
 def _scale(box: Box, factor: float) -> Box:
-    """A box made smaller about its center, to no less than 5 pixels."""
+    """Return the box scaled about its center, with sides of at least 5 pixels."""
     if factor == 1:
         return box
     left, top, right, bottom = box
@@ -68,7 +68,7 @@ def _log_uniform(rng: random.Random, low: float, high: float) -> float:
 
 
 def _cells(rng: random.Random, size: int, count: int, rows: int, columns: int) -> list[tuple[int, int, Box]]:
-    """`count` distinct cells of a rows x columns division of the picture, in reading order."""
+    """Return (row, column, box) of `count` distinct cells of a rows x columns grid, in reading order."""
     chosen = sorted(rng.sample(range(rows * columns), count))
     return [
         (
@@ -97,7 +97,7 @@ def _square_in(rng: random.Random, cell: Box, fill: float) -> Box:
 
 
 def _grid_side(rng: random.Random, count: int, most: int) -> int:
-    """Side of the division that `count` items are strewn over: from just enough to far too large."""
+    """Return the side of a grid for `count` items, with anything from just enough cells to far too many."""
     least = math.isqrt(count - 1) + 1
     return rng.randint(least, min(most, least + 3)) if rng.random() < 0.7 else rng.randint(least, most)
 
@@ -108,7 +108,7 @@ def _objects(
     most = min(MAX_TABLE_SIDE, max(3, size // CROWD_CELL))
     count = round(_log_uniform(rng, 1, 0.4 * most**2))
     side = _grid_side(rng, count, most)
-    # Few colors and shapes in one picture, unevenly drawn: else no color dominates and every count is 0 or 1.
+    # Few colors and shapes per picture, with uneven frequencies: else every count would be 0 or 1.
     colors = rng.sample(colors, rng.randint(1, 6))
     shapes = rng.sample(SHAPES, rng.randint(1, 5))
     weights = [rng.random() + 0.1 for _ in colors]
@@ -157,7 +157,7 @@ def _table(
 
 def _sign(rng: random.Random, cell: Box, color: str, text: str, fill: float, place: tuple[int, int]) -> Item:
     width = round(fill * (cell[2] - cell[0] - 2))
-    # A sign is as high as its text wants: letters are about 0.7 as wide as high, with a margin.
+    # The height fits the text: letters are about 0.7 times as wide as high, plus a margin.
     height = min(round(fill * (cell[3] - cell[1] - 2)), round(width / (0.75 * len(text) + 0.4) * 1.6))
     box = _inside(rng, cell, width, max(9, height))
     return Item("sign", box, color, text=text, row=place[0], column=place[1], style=rng.randrange(NUM_FONTS))
@@ -218,10 +218,10 @@ def _mixed(
     sign_colors = rng.sample(colors, len(colors))
     items = []
     for row, column, cell in _cells(rng, size, count, side, side):
-        draw = rng.random()
-        if draw < 0.25 and sign_colors:
+        fraction = rng.random()
+        if fraction < 0.25 and sign_colors:
             items.append(_sign(rng, cell, sign_colors.pop(), _sign_text(rng, 2), 0.95, (row, column)))
-        elif draw < 0.4:
+        elif fraction < 0.4:
             items.append(_digit(rng, cell, rng.choice(colors), handwriting, (row, column)))
         else:
             box = _square_in(rng, cell, rng.uniform(0.5, 0.95))

@@ -1,4 +1,7 @@
-"""Questions about objects: their colors and shapes, how many there are, what stands beside what."""
+"""Questions about a scene, one function per question type.
+
+Each function `ask_*(scene, rng)` returns a question, or None if the scene has none of this type.
+"""
 
 import random
 from collections import Counter
@@ -19,11 +22,11 @@ from experiments.tasks.scenes.scene import (
 )
 
 PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-MAX_COUNT = 6  # beyond it a count asks for arithmetic more than for sight
+MAX_COUNT = 6  # larger counts would test arithmetic rather than vision
 
 
 def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:
-    """The color of most things of the most frequent type; asked only where the lead is clear."""
+    """Color of most objects, or of most characters; None unless it leads by a factor of 1.5."""
     for type, noun in (("object", "objects"), ("character", "characters")):
         items = scene.of_type(type)
         ranking = Counter(item.color for item in items).most_common(2)
@@ -33,40 +36,41 @@ def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
+    """Whether the scene has an object of a color and shape."""
     objects = scene.of_type("object")
     if not objects:
         return None
-    shown = {(item.color, item.shape) for item in objects}
+    present = {(item.color, item.shape) for item in objects}
     if rng.random() < 0.5:
-        color, shape = rng.choice(sorted(shown))
+        color, shape = rng.choice(sorted(present))
         answer = "yes"
     else:
-        # A color that is shown with a shape that is shown, but not together, wherever the scene has one.
-        near = set(product({color for color, _ in shown}, {shape for _, shape in shown})) - shown
-        color, shape = rng.choice(sorted(near or set(product(COLORS, SHAPES)) - shown))
+        # If possible, a color and a shape that are both in the scene, but not on the same object.
+        near_misses = set(product({color for color, _ in present}, {shape for _, shape in present})) - present
+        color, shape = rng.choice(sorted(near_misses or set(product(COLORS, SHAPES)) - present))
         answer = "no"
     text = scene.look.say("existence", thing=_with_article(color, shape))
     return Question("existence", text, answer, smallest(objects))
 
 
 def ask_existence_half(scene: Scene, rng: random.Random) -> Question | None:
-    """Whether a thing that the picture shows lies in one half of it: mostly, "no" means the other half."""
+    """Whether an object of the picture is in one half of it; for "no", the object is in the other half."""
     objects = scene.of_type("object")
     half = rng.choice(list(HALVES))
     if (inside := _in_half(objects, half, scene.size)) is None:
         return None
-    in_half = {(item.color, item.shape) for item in inside}
-    elsewhere = {(item.color, item.shape) for item in objects} - in_half
-    wanted, answer = (in_half, "yes") if rng.random() < 0.5 else (elsewhere, "no")
-    if not wanted:
+    present = {(item.color, item.shape) for item in inside}
+    absent = {(item.color, item.shape) for item in objects} - present
+    candidates, answer = (present, "yes") if rng.random() < 0.5 else (absent, "no")
+    if not candidates:
         return None
-    color, shape = rng.choice(sorted(wanted))
+    color, shape = rng.choice(sorted(candidates))
     text = scene.look.say("existence_half", thing=_with_article(color, shape), half=half)
     return Question("existence_half", text, answer, smallest(objects))
 
 
 def _in_half(items: list[Item], half: str, size: int) -> list[Item] | None:
-    """Those whose center lies in a half; None where a center is too near the middle for a fair answer."""
+    """Return the items with their center in a half; None if a center is too close to the middle."""
     axis, far = HALVES[half]
     sides = [item.center[axis] / size - 0.5 for item in items]
     if not items or min(map(abs, sides)) < 0.01:
@@ -75,7 +79,7 @@ def _in_half(items: list[Item], half: str, size: int) -> list[Item] | None:
 
 
 def _describe(objects: list[Item], rng: random.Random) -> tuple[str, Callable[[Item], bool]]:
-    """A description that an object fits, as a noun and as a test: its color, its shape, or both."""
+    """Return a random description, color, shape or both, as a noun and as a predicate on items."""
     item, form = rng.choice(objects), rng.randrange(3)
     noun = (f"{item.color} objects", PLURALS[item.shape], f"{item.color} {PLURALS[item.shape]}")[form]
 
@@ -86,7 +90,7 @@ def _describe(objects: list[Item], rng: random.Random) -> tuple[str, Callable[[I
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question | None:
-    """How many things fit a description."""
+    """Number of objects that fit a description."""
     objects = scene.of_type("object")
     if not objects:
         return None
@@ -98,7 +102,7 @@ def ask_count(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_count_half(scene: Scene, rng: random.Random) -> Question | None:
-    """How many things of a description lie in one half: averages keep how many there are, and lose where."""
+    """Number of objects in one half that fit a description; pooling keeps counts but loses positions."""
     objects = scene.of_type("object")
     half = rng.choice(list(HALVES))
     if len(objects) < 2 or (inside := _in_half(objects, half, scene.size)) is None:
@@ -112,6 +116,7 @@ def ask_count_half(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_total(scene: Scene, rng: random.Random) -> Question | None:
+    """Number of objects, signs or handwritten digits."""
     for type, noun in (("object", "objects"), ("sign", "signs"), ("digit", "handwritten digits")):
         items = scene.of_type(type)
         if items and rng.random() < 0.6:
@@ -120,6 +125,7 @@ def ask_total(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_shape(scene: Scene, rng: random.Random) -> Question | None:
+    """Shape of the only object of a color."""
     candidates = unique(scene.of_type("object"), lambda item: item.color)
     if not candidates:
         return None
@@ -128,6 +134,7 @@ def ask_shape(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_color(scene: Scene, rng: random.Random) -> Question | None:
+    """Color of the only object of a shape."""
     candidates = unique(scene.of_type("object"), lambda item: item.shape)
     if not candidates:
         return None
@@ -136,7 +143,7 @@ def ask_color(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_neighbor(scene: Scene, rng: random.Random) -> Question | None:
-    """The color or shape of what stands beside the one object of a color and shape."""
+    """Color or shape of the object next to the only object of a color and shape."""
     pairs = [
         (item, relation, other)
         for item in unique(scene.of_type("object"), lambda item: (item.color, item.shape))
@@ -155,29 +162,28 @@ def _with_article(color: str, shape: str) -> str:
     return f"{'an' if color == 'orange' else 'a'} {color} {shape}"
 
 
-# Cells are mostly asked for by their place near an edge: a row 9 would give the size of the table away.
+# Most cells are named by their position near an edge: "row 9" would reveal the size of the table.
 NEAR, SHARE_NEAR = 3, 0.75
 
 
 def ask_cell(scene: Scene, rng: random.Random) -> Question | None:
+    """Character in a cell of a table."""
     characters = scene.of_type("character")
     if not characters:
         return None
     if rng.random() < SHARE_NEAR:
-        row, asked_row = _near_edge(scene.num_rows, "row", "bottom", rng)
-        column, asked_column = _near_edge(scene.num_columns, "column", "right", rng)
-        item = next(
-            character for character in characters if (character.row, character.column) == (row, column)
-        )
+        row, row_name = _near_edge(scene.num_rows, "row", "bottom", rng)
+        column, column_name = _near_edge(scene.num_columns, "column", "right", rng)
+        item = next(item for item in characters if (item.row, item.column) == (row, column))
     else:
         item = rng.choice(characters)
-        asked_row, asked_column = f"row {item.row}", f"column {item.column}"
-    text = scene.look.say("cell", row=asked_row, column=asked_column)
+        row_name, column_name = f"row {item.row}", f"column {item.column}"
+    text = scene.look.say("cell", row=row_name, column=column_name)
     return Question("cell", text, item.text, item.height)
 
 
 def _near_edge(count: int, noun: str, end: str, rng: random.Random) -> tuple[int, str]:
-    """A row or column near either edge: its number, and how it is asked for."""
+    """Return the number of a row or column near an edge, and its name in a question."""
     number = rng.randint(1, min(NEAR, count))
     if rng.random() < 0.5:
         return number, f"{noun} {number}"
@@ -185,6 +191,7 @@ def _near_edge(count: int, noun: str, end: str, rng: random.Random) -> tuple[int
 
 
 def ask_table_size(scene: Scene, rng: random.Random) -> Question | None:
+    """Number of rows or columns of a table."""
     if scene.layout != "table":
         return None
     what, count = rng.choice((("rows", scene.num_rows), ("columns", scene.num_columns)))
@@ -192,6 +199,7 @@ def ask_table_size(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
+    """Word or number on the sign of a color."""
     signs = scene.of_type("sign")
     if not signs:
         return None
@@ -203,6 +211,7 @@ def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
+    """Color of the sign with a text."""
     candidates = unique(scene.of_type("sign"), lambda item: item.text)
     if not candidates:
         return None
@@ -211,6 +220,7 @@ def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_digit(scene: Scene, rng: random.Random) -> Question | None:
+    """Value of the only handwritten digit, or of the only one of a color."""
     digits = scene.of_type("digit")
     if len(digits) == 1:
         return Question("digit", scene.look.say("digit"), digits[0].text, digits[0].height)
@@ -222,24 +232,26 @@ def ask_digit(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_background(scene: Scene, rng: random.Random) -> Question:
+    """Color of the background."""
     return Question("background", scene.look.say("background"), scene.ground)
 
 
 def ask_position(scene: Scene, rng: random.Random) -> Question | None:
+    """Ninth of the picture with the center of an object or sign."""
     named = [
         (f"{item.color} {item.shape}", item)
         for item in unique(scene.of_type("object"), lambda item: (item.color, item.shape))
     ]
     named += [(f"{item.color} sign", item) for item in scene.of_type("sign")]
-    settled = []
+    candidates = []
     for name, item in named:
         column, row = (3 * coordinate / scene.size for coordinate in item.center)
-        # Centers near the border between two thirds have no fair answer.
+        # Centers close to the border between two thirds are left out as ambiguous.
         if min(abs(value - line) for value in (column, row) for line in (1, 2)) > 0.12:
-            settled.append((name, item, PLACES[int(row)][int(column)]))
-    if not settled:
+            candidates.append((name, item, PLACES[int(row)][int(column)]))
+    if not candidates:
         return None
-    name, item, place = rng.choice(settled)
+    name, item, place = rng.choice(candidates)
     return Question("position", scene.look.say("position", name=name), place, item.height)
 
 
@@ -257,11 +269,11 @@ ASKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "neighbor": ask_neighbor,
     "cell": ask_cell,
     "table_size": ask_table_size,
-    "sign": ask_sign,  # its word or its number
+    "sign": ask_sign,
     "sign_color": ask_sign_color,
     "digit": ask_digit,
 }
-# How often a kind is tried, relative to the others: reading kinds often, as their pictures offer little else.
+# Relative frequency at which question types are tried; high for reading, the only type for many pictures.
 KINDS: dict[str, float] = {
     "background": 1,
     "dominant": 1,
@@ -283,14 +295,14 @@ KINDS: dict[str, float] = {
 
 
 def ask(scene: Scene, rng: random.Random, count: int, kinds: Mapping[str, float] = KINDS) -> list[Question]:
-    """One to `count` different questions on a scene, of mixed kinds, each tried as often as `kinds` says."""
+    """Return 1 to `count` different questions on a scene; `kinds` has the relative frequencies of types."""
     names, weights = list(kinds), list(kinds.values())
-    asked: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for _ in range(12 * count):
         question = ASKERS[rng.choices(names, weights)[0]](scene, rng)
-        if question and question.text not in asked:
-            asked[question.text] = question
-            if len(asked) == count:
+        if question and question.text not in questions:
+            questions[question.text] = question
+            if len(questions) == count:
                 break
-    # Some pictures, of a few handwritten digits in one color, offer next to nothing.
-    return list(asked.values()) or [ask_background(scene, rng)]
+    # Some pictures, of a few handwritten digits in one color, have hardly any questions.
+    return list(questions.values()) or [ask_background(scene, rng)]

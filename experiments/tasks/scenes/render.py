@@ -1,4 +1,4 @@
-"""Pixels of a scene. Masks of shapes and glyphs are drawn once, smoothly, and pasted ever after."""
+"""Rendering of a scene to pixels, with cached antialiased masks of shapes and glyphs."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from experiments.tasks.scenes.scene import Item, Look, Scene
 
 SUPERSAMPLING = 4
-# How the 1,797 handwritten digits are dealt to the splits: no split sees another's handwriting.
+# Division of the 1,797 handwritten digits: no two splits share a handwriting sample.
 HANDWRITING_SHARES = {"train": (0.0, 0.6), "calibration": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
@@ -24,7 +24,7 @@ def _handwriting() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=3)
 def handwriting_of(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[n, 8, 8]` (0 to 16) and digits `[n]` that belong to a split."""
+    """Return the images `[n, 8, 8]` (0 to 16) and digits `[n]` of a split."""
     images, targets = _handwriting()
     low, high = (round(share * len(targets)) for share in HANDWRITING_SHARES[split])
     return images[low:high], targets[low:high]
@@ -63,7 +63,7 @@ def _shape_mask(shape: str, side: int) -> Image.Image:
 
 @lru_cache(maxsize=4096)
 def _text_mask(text: str, font_file: str, height: int, max_width: int) -> Image.Image:
-    """Tight mask of `text` in one font, at most `height` pixels high and `max_width` wide."""
+    """Return the tight mask of `text` in one font, at most `height` pixels high and `max_width` wide."""
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font_file), 64)
     left, top, right, bottom = font.getbbox(text)
     mask = Image.new("L", (int(right - left), int(bottom - top)), 0)
@@ -80,7 +80,7 @@ def _sign_mask(sign: Item, look: Look) -> Image.Image:
 
 
 def sign_text_box(sign: Item, look: Look) -> tuple[float, float, float, float]:
-    """Where the text of a sign lies, (left, top, right, bottom) in pixels."""
+    """Return the box of the text of a sign, (left, top, right, bottom) in pixels."""
     width, height = sign.box[2] - sign.box[0], sign.box[3] - sign.box[1]
     mask = _sign_mask(sign, look)
     left, top = sign.box[0] + (width - mask.width) / 2, sign.box[1] + (height - mask.height) / 2
@@ -88,49 +88,50 @@ def sign_text_box(sign: Item, look: Look) -> tuple[float, float, float, float]:
 
 
 def text_color_on(color: str, look: Look) -> str:
+    """Return the color of text on a sign of this color: "black" on light signs, "white" on dark ones."""
     red, green, blue = look.palette[color]
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "white"
 
 
 def _ground(scene: Scene) -> np.ndarray:
-    """The ground of the picture, `[size, size, 3]` uint8."""
+    """Return the pixels of the ground, `[size, size, 3]` uint8."""
     size = scene.size
-    chance = np.random.default_rng(scene.seed)
-    base = np.array(scene.look.palette[scene.ground], np.float32) + chance.integers(-12, 13, 3)
+    rng = np.random.default_rng(scene.seed)
+    base = np.array(scene.look.palette[scene.ground], np.float32) + rng.integers(-12, 13, 3)
     pattern: np.ndarray = np.zeros((size, size), np.float32)
     if scene.texture == "noise":
-        tile = chance.integers(-18, 19, (48, 48)).astype(np.float32)
+        tile = rng.integers(-18, 19, (48, 48)).astype(np.float32)
         pattern = np.tile(tile, (size // 48 + 1, size // 48 + 1))[:size, :size]
     elif scene.texture == "stripes":
-        period, direction = chance.integers(6, 30), chance.integers(0, 3)
+        period, direction = rng.integers(6, 30), rng.integers(0, 3)
         rows, columns = np.ogrid[:size, :size]
         phase = (rows, columns, rows + columns)[direction]
         pattern = pattern + np.where(phase // (period // 2) % 2, 14, -14)
     elif scene.texture == "checker":
-        period = chance.integers(5, 24)
+        period = rng.integers(5, 24)
         rows, columns = np.ogrid[:size, :size]
         pattern = np.where((rows // period + columns // period) % 2, 12, -12)
     elif scene.texture == "gradient":
         ramp = np.linspace(-22, 22, size, dtype=np.float32)
-        pattern = pattern + (ramp[:, None] if chance.random() < 0.5 else ramp[None, :])
+        pattern = pattern + (ramp[:, None] if rng.random() < 0.5 else ramp[None, :])
     elif scene.texture == "dots":
-        period = chance.integers(8, 20)
+        period = rng.integers(8, 20)
         rows, columns = np.ogrid[:size, :size]
         near = (rows % period - period / 2) ** 2 + (columns % period - period / 2) ** 2
         pattern = np.where(near < (0.3 * period) ** 2, 14, -6)
     elif scene.texture == "waves":
         rows, columns = np.ogrid[:size, :size]
-        bend = 6 * np.sin(columns / chance.uniform(8, 20))
-        pattern = 14 * np.sin((rows + bend) / chance.uniform(3, 8))
+        bend = 6 * np.sin(columns / rng.uniform(8, 20))
+        pattern = 14 * np.sin((rows + bend) / rng.uniform(3, 8))
     elif scene.texture == "blotches":
-        coarse = Image.fromarray(chance.integers(0, 256, (9, 9)).astype(np.uint8))
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9)).astype(np.uint8))
         smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32)
         pattern = (smooth - 128) / 6
     return np.clip(base + pattern[..., None], 0, 255).astype(np.uint8)
 
 
 def draw(scene: Scene, split: str) -> Image.Image:
-    """The scene as an RGB picture of `scene.size` pixels square, handwriting from `split`'s share."""
+    """Return the scene as an RGB picture, `scene.size` pixels square, with the handwriting of `split`."""
     picture = Image.fromarray(_ground(scene))
     jitter = np.random.default_rng(scene.seed + 1).integers(-14, 15, (len(scene.items), 3))
     look = scene.look

@@ -1,4 +1,4 @@
-"""Scenes: the vocabulary of what they show, how they look, what lies where, and questions about them."""
+"""Data classes of scenes, items, looks and questions, and their vocabulary."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 18),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring")
-# I, O, Q and Z are left out of tables: at a few pixels they are 1, 0, 0 and 2 to any reader.
+# Tables have no I, O, Q and Z: at a few pixels they look like 1, 0, 0 and 2.
 CHARACTERS = "0123456789ABCDEFGHJKLMNPRSTUVWXY"
-# What a patch of the picture can show of a glyph: table characters, letters of words, handwritten digits.
+# Glyphs that a patch can show: table characters, letters of words, handwritten digits.
 GLYPHS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # fmt: off
 WORDS = (
@@ -36,14 +36,14 @@ PLACES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-# Halves of the picture: which coordinate of a center (0: across, 1: down) lies on which side of the middle.
+# Halves of the picture: (axis of the center: 0 across, 1 down; whether it is beyond the middle).
 HALVES = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}
-# Of the largest pictures: one character to a patch on a grid of 24 x 24.
+# On the largest pictures: one character per patch of a 24 x 24 grid.
 MAX_TABLE_SIDE = 24
 
 
 Box = tuple[int, int, int, int]
-# Rows down and columns right from an item to the one beside it.
+# (rows down, columns right) from an item to its neighbor.
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
@@ -72,11 +72,11 @@ class Look:
     """Style of a data set.
 
     Args:
-        palette: RGB of every color that questions name.
-        fonts: files that matplotlib ships, so that a picture is the same on every machine.
-        textures: of the ground; each is drawn equally often, twice where it is named twice.
-        size: of the items, relative to those of the plain look.
-        wording: questions by their form; in braces what they are about.
+        palette: RGB (0 to 255) of every color that questions name.
+        fonts: font files of matplotlib, so that a picture is the same on every machine.
+        textures: textures of the ground, chosen uniformly; a texture may be listed several times.
+        size: size of the items, relative to the plain look.
+        wording: form -> text of the question, with fields in braces.
     """
 
     palette: Mapping[str, tuple[int, int, int]] = field(default_factory=lambda: COLORS)
@@ -86,14 +86,14 @@ class Look:
     wording: Mapping[str, str] = field(default_factory=lambda: _PLAIN_WORDING)
 
     def say(self, form: str, **about: object) -> str:
-        """A question, as `say("sign", what="word", color="red")`."""
+        """Return the text of a question, as `say("sign", what="word", color="red")`."""
         return self.wording[form].format(**about)
 
 
 PLAIN = Look()
 
-# No palette, font, texture or wording of it was seen in training. The wordings keep to the words of `scenes`
-# and `easy_vqa`, in another order: new words would ask for a dictionary, not for a look at the picture.
+# Palette, fonts, textures and wordings that are not used in training. The wordings only have words of
+# `scenes` and `easy_vqa`, as new words would test vocabulary rather than vision.
 SHIFTED = Look(
     palette={
         "red": (168, 22, 44),
@@ -135,7 +135,7 @@ LOOKS = {"plain": PLAIN, "shifted": SHIFTED}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing in a picture. `box` is (left, top, right, bottom) in pixels; row and column count from 1."""
+    """An item of a picture. `box` is (left, top, right, bottom) in pixels; row and column count from 1."""
 
     type: str  # object | character | sign | digit
     box: Box
@@ -157,7 +157,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn: `size` pixels square."""
+    """Description of a picture, `size` pixels square, before it is drawn."""
 
     layout: str
     size: int
@@ -177,14 +177,18 @@ class Scene:
         return {(item.row, item.column): item for item in self.items}
 
     def beside(self, item: Item, relation: str) -> Item | None:
-        """What lies in the next cell, as in `beside(item, "left of")`; None where nothing does."""
+        """Return the item in the adjacent cell, as in `beside(item, "left of")`, or None."""
         down, right = STEPS[relation]
         return self._by_cell.get((item.row + down, item.column + right))
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`detail_size`: height in pixels of what has to be made out; 0 when that is the picture as a whole."""
+    """Question about a scene.
+
+    `detail_size` is the height in pixels of the smallest item that has to be recognised; 0 for the whole
+    picture.
+    """
 
     kind: str
     text: str
@@ -193,11 +197,11 @@ class Question:
 
 
 def unique(items: list[Item], key: Callable[[Item], object]) -> list[Item]:
-    """The items whose key no other one has."""
+    """Return the items with a key that no other item has."""
     counts = Counter(key(item) for item in items)
     return [item for item in items if counts[key(item)] == 1]
 
 
 def smallest(items: list[Item]) -> int:
-    """Height in pixels of the smallest item; 0 without any."""
+    """Return the height in pixels of the smallest item; 0 if there is none."""
     return min((item.height for item in items), default=0)

@@ -139,7 +139,7 @@ def test_too_few_resamples_show_no_difference():
 def test_a_seed_named_twice_is_refused_before_training(tmp_path, capsys):
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"), pytest.raises(SystemExit):
         main(compose("figure2", [f"folder={tmp_path}", "seeds=[0,1,0]"]))
-    assert "seeds=[0, 1, 0] names a seed twice" in capsys.readouterr().err
+    assert "seeds=[0, 1, 0]: give each seed once" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

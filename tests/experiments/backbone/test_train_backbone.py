@@ -81,7 +81,7 @@ def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, 
 def test_what_is_about_a_trained_model_wants_one(override, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(tmp_path, override)
-    assert "name one with start_from=CHECKPOINT" in capsys.readouterr().err
+    assert "give one with start_from=CHECKPOINT" in capsys.readouterr().err
 
 
 def test_heads_of_other_labels_start_anew(caplog):
@@ -140,7 +140,7 @@ def test_a_time_limit_ends_the_piece_and_not_the_training(tmp_path, capsys):
             train(tmp_path, "max_minutes=0")
         except SystemExit as stop:
             assert stop.code == UNFINISHED
-            assert "the same command goes on from there" in capsys.readouterr().out
+            assert "run the same command again to resume" in capsys.readouterr().out
         pieces += 1
     # One epoch of the tower, two of the model; what ends with the last epoch is whole.
     assert pieces == 2

@@ -67,7 +67,7 @@ def test_choices_are_drawn_by_their_shares(adaptive):
 
 
 @pytest.mark.parametrize(
-    ("shares", "message"), [({7: 1.0}, "drawn has scale 7"), ({1: 0.5}, "have to sum to 1")]
+    ("shares", "message"), [({7: 1.0}, "drawn has scale 7"), ({1: 0.5}, "not negative and sum to 1")]
 )
 def test_shares_that_cannot_be_are_refused(adaptive, shares, message):
     with pytest.raises(ValueError, match=message):

@@ -112,7 +112,7 @@ def test_labels_without_vision_flops_have_no_flops_and_one_line_says_why(predict
     assert list_cost_measures(old, predictors, labels.inputs) == [TOKENS]
     (record,) = caplog.records
     assert "lack FLOPs of the vision pass" in record.getMessage()
-    assert "run `python -m experiments.label` again" in record.getMessage()
+    assert "run `tokenscale label` again" in record.getMessage()
 
 
 def test_milliseconds_are_means_whose_parts_add_up(predictors):

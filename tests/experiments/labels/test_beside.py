@@ -232,7 +232,7 @@ def test_a_trainer_of_one_process_is_one_wherever_it_runs(monkeypatch, variables
 
 def test_a_file_where_the_labels_belong_is_said_in_a_line(tmp_path):
     (tmp_path / "file").touch()
-    reason = r"as a file lies where a folder belongs: .*paths\.labels=FOLDER$"
+    reason = r"as a file is in place of a folder: .*paths\.labels=FOLDER$"
     for path in (tmp_path / "file", tmp_path / "file" / "labels"):
         folder = LabelFolder(path, fingerprints={}, scales=(1,), feature_scales=(1,))
         with pytest.raises(OSError, match=reason), folder.locked():

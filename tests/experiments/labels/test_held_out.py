@@ -133,7 +133,7 @@ def test_an_image_in_two_splits_is_refused_before_the_record(tmp_path):
     train = make_labels(2, 0, split="train")
     train.outcomes.image_id[:] = [name.replace("train", "test") for name in train.outcomes.image_id]
     labels = write(tmp_path / "labels", test=3, train=train)
-    with pytest.raises(ValueError, match=r"image 'test-0-0' is in train and in test: split by image"):
+    with pytest.raises(ValueError, match=r"image 'test-0-0' is in train and in test: move the labels away"):
         evaluate(labels, one="a")
     assert not (tmp_path / "records").exists()
 

@@ -118,7 +118,7 @@ def assert_same_labels(first: Path, second: Path) -> None:
             assert np.array_equal(visual.tokens, theirs.inputs.visual[scale].tokens)
         assert np.array_equal(ours.inputs.statistics, theirs.inputs.statistics)
         assert torch.equal(ours.inputs.token_embeddings, theirs.inputs.token_embeddings)
-    assert (first / "set_aside.jsonl").read_text() == (second / "set_aside.jsonl").read_text()
+    assert (first / "skipped.jsonl").read_text() == (second / "skipped.jsonl").read_text()
 
 
 def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbone):
@@ -252,7 +252,7 @@ def write_pictures(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_bad_pictures_are_set_aside_and_the_good_ones_labelled(num_workers, backbone, tmp_path):
+def test_bad_pictures_are_skipped_and_the_good_ones_labelled(num_workers, backbone, tmp_path):
     (tmp_path / "images").mkdir()
     write_pictures(tmp_path / "images")
     names = [path.name for path in (tmp_path / "images").iterdir()] + ["bad-missing.jpg"]
@@ -276,14 +276,14 @@ def test_bad_pictures_are_set_aside_and_the_good_ones_labelled(num_workers, back
     good = [f"mine/{name}/{turn}" for name in names for turn in range(2) if name.startswith("good")]
     assert sorted(labelled) == sorted(good)
 
-    rows = [json.loads(line) for line in (tmp_path / "labels" / "set_aside.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "labels" / "skipped.jsonl").read_text().splitlines()]
     reasons = {row["sample_id"]: row["reason"] for row in rows if "sample_id" in row}
     for name, word in BAD_PICTURES.items():
         for turn in range(2):
             assert name in reasons[f"mine/{name}/{turn}"] and word in reasons[f"mine/{name}/{turn}"]
     assert "tokens" in reasons["mine/too long"]
     assert len(rows) == 2 * len(BAD_PICTURES) + 3
-    assert sum(summary.set_aside.values()) == len(rows)
+    assert sum(summary.skipped.values()) == len(rows)
     assert f"skipped: {len(rows)} samples, with reasons in" in str(summary)
 
 
@@ -335,7 +335,7 @@ class TestOtherLabelsInTheFolder:
     def test_scales_off_the_ladder_are_refused_before_anything_moves(self, copied, task, backbone):
         before = sorted(copied.rglob("*"))
         with pytest.raises(
-            ValueError, match=r"feature_scales=\[9, 7\]: .* no scale 7, give some of 1, 9, 36"
+            ValueError, match=r"feature_scales=\[9, 7\]: .* no scale 7: give some of 1, 9, 36"
         ):
             label_some(task, backbone, copied, feature_scales=(9, 7), overwrite=True)
         assert sorted(copied.rglob("*")) == before and not list(copied.parent.glob("*replaced*"))
@@ -352,7 +352,7 @@ class TestOtherLabelsInTheFolder:
         assert re.fullmatch(
             rf"{copied.name}\.replaced-\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d", summary.replaced.name
         )
-        assert f"the labels that were here before are kept in {summary.replaced}" in str(summary)
+        assert f"the former labels are kept in {summary.replaced}" in str(summary)
         assert read_outcomes(summary.replaced, "test").to_arrow().equals(before.to_arrow())
         assert (summary.replaced / "resampled" / "test-00000.safetensors").read_text() == "answers"
         assert not list((copied / "resampled").iterdir())
@@ -485,7 +485,7 @@ class TestAfterAccidents:
         label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
 
-    @pytest.mark.parametrize("name", ["splits.parquet", "token_embeddings.safetensors", "set_aside.jsonl"])
+    @pytest.mark.parametrize("name", ["splits.parquet", "token_embeddings.safetensors", "skipped.jsonl"])
     def test_what_lies_beside_the_shards_is_made_again(self, name, copied, undisturbed, task, backbone):
         path = copied / name
         content = path.read_bytes()
@@ -499,7 +499,7 @@ class TestAfterAccidents:
         del manifest["counts"]
         (copied / "manifest.json").write_text(json.dumps({**manifest, "shards": {}, "complete": False}))
         (copied / "outcomes" / "00003.parquet").rename(copied / "outcomes" / ".00003.parquet.1.tmp")
-        (copied / "set_aside.jsonl").unlink()
+        (copied / "skipped.jsonl").unlink()
         (copied / "token_embeddings.safetensors").unlink()
         label_some(task, backbone, copied)
         assert_same_labels(copied, undisturbed)
@@ -542,7 +542,7 @@ class TestAfterAccidents:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         try:
-            with pytest.raises(OSError, match=r"cannot write to .*labels.*the command goes on from there"):
+            with pytest.raises(OSError, match=r"cannot write to .*labels.*run the command again to resume"):
                 label_some(task, backbone, tmp_path / "labels", command="the command")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -585,7 +585,7 @@ def test_what_a_task_must_not_do_is_found_before_anything_is_labelled(
 
 def test_shards_of_the_work_fill_one_folder(task, backbone, undisturbed, tmp_path):
     first = label_some(task, backbone, tmp_path, shard="0/2")
-    assert first.num_missing == 2 and "2 files are missing" in str(first)
+    assert first.num_missing == 2 and "2 files of other parts are still missing" in str(first)
     with pytest.raises(ValueError, match="not finished"):
         read_outcomes(tmp_path, "train")
     last = label_some(task, backbone, tmp_path, shard="1/2")
@@ -601,7 +601,7 @@ def test_an_impossible_shard_is_refused(text, task, backbone, tmp_path):
 
 
 def test_shards_and_whole_runs_keep_out_of_each_others_way(task, backbone, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="would replace what the other shards make"):
+    with pytest.raises(ValueError, match="would replace the files of the other parts"):
         label_some(task, backbone, tmp_path, shard="0/2", overwrite=True)
     with (
         FileLock(tmp_path / ".lock-0-of-2"),

@@ -46,7 +46,7 @@ class Pictures(Task):
 
     name: str = "pictures"
     fingerprint: str = "f" * 16
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def samples(self, split):
         assert split == "calibration", "only calibration is timed"
@@ -189,7 +189,7 @@ def test_batches_are_whole_and_times_are_per_picture(measure, monkeypatch):
         measure(num_images=6, batch_size=6)
     with pytest.raises(ValueError, match=r"num_images=1 pictures do not fill a batch of 2"):
         measure(num_images=1, batch_size=2)
-    with pytest.raises(ValueError, match=r"latency\.num_rounds is at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"latency\.num_rounds=0: give 1 or more"):
         measure(num_rounds=0)
 
 
@@ -213,7 +213,7 @@ def test_an_evaluation_takes_timings_that_match_alone(
 ):
     folder = tmp_path / "latency"
     assert find(folder, backbone, predictors) is None
-    assert "run `python -m experiments.latency` with the same settings" in caplog.text
+    assert "run `tokenscale latency` with the same settings" in caplog.text
     measure(batch_size=2)
     assert find(folder, backbone, predictors) is None
     prints, digests = {**backbone.fingerprints, "data": "f" * 16}, {e.name: e.digest for e in predictors}
@@ -262,7 +262,7 @@ def test_a_damaged_file_is_measured_again_by_the_same_command(
         path.write_text(text)
         again, latency = measure()
         assert again == path and len(latency.vision)
-        assert f"timed again: {path} is not a complete file of timings" in caplog.text
+        assert f"measured again: {path} is not a complete file of timings" in caplog.text
         assert find(tmp_path / "latency", backbone, predictors) is not None
 
 

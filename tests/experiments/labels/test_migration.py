@@ -63,7 +63,7 @@ def label_again(folder: Path, backbone: LlavaBackbone, **arguments: Any) -> Labe
 
 def test_reading_says_what_to_do(old):
     with pytest.raises(
-        ValueError, match=r"version 3, .*run `python -m experiments\.label`.*without answering anything again"
+        ValueError, match=r"version 3, .*run `tokenscale label`.*without answering anything again"
     ):
         read_labels(old, "train")
 

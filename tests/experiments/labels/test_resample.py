@@ -70,8 +70,8 @@ def test_scores_come_back_for_the_samples_they_belong_to(tmp_path):
 @pytest.mark.parametrize(
     ("score", "samples", "reason"),
     [
-        (np.zeros((2, 1, 3)), ["a", "b"], r"scores \[2, 1, 3\] of 2 samples"),
-        (np.zeros(3), ["a"], r"scores \[3\] of 1 samples"),
+        (np.zeros((2, 1, 3)), ["a", "b"], r"scores of shape \[2, 1, 3\] for 2 samples"),
+        (np.zeros(3), ["a"], r"scores of shape \[3\] for 1 samples"),
         (np.full((2, 1, 3), np.nan), ["a"], r"a score is outside \[0, 1\]"),
         (np.full((2, 1, 3), 1.5), ["a"], r"a score is outside \[0, 1\]"),
         (np.zeros((2, 1, 3)), "a", "fingerprints, variation or samples are of another type"),
@@ -135,7 +135,7 @@ def test_answers_that_are_there_are_not_lost_to_fewer(tmp_path):
     folder.write("test-00000", table.sample_id[:40], drawn.score)
     folder.refuse_less({"test-00000": table.sample_id[:50], "test-00001": table.sample_id[50:]}, 4)
     folder.refuse_less({"test-00000": table.sample_id[:20]}, 3)  # more than these are there: nothing to do
-    with pytest.raises(ValueError, match=r"num_runs=3: .* holds 4 answers to every question, give at least"):
+    with pytest.raises(ValueError, match=r"num_runs=3: .* holds 4 answers to every question: give at least"):
         folder.refuse_less({"test-00000": table.sample_id[:50]}, 3)
     with pytest.raises(ValueError, match=r"num_images: .* give at least as many images"):
         folder.refuse_less({"test-00000": table.sample_id[:20]}, 5)
@@ -285,7 +285,7 @@ def test_more_images_and_more_runs_keep_the_draws_that_there_are(undisturbed, be
 
 
 def test_mistakes_are_named(bench):
-    with pytest.raises(ValueError, match="num_runs=1 leaves no other run to choose by"):
+    with pytest.raises(ValueError, match="num_runs=1 leaves no second run to choose the scale by"):
         bench.resample(num_runs=1)
     with pytest.raises(ValueError, match="have no question"):
         bench.resample(num_images=0)
@@ -295,7 +295,7 @@ def test_mistakes_are_named(bench):
 
     bench.task.image = fail
     with pytest.raises(
-        OSError, match=r"cannot read image 'test.*: it is gone; when it was labelled it could be"
+        OSError, match=r"cannot read image 'test.*: it is gone; it was readable when it was labelled"
     ):
         bench.resample()
     bench.task = Scenes(seed=6)

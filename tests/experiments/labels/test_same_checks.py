@@ -27,7 +27,7 @@ class FewSamples(Task):
     fingerprint = "few"
 
     def __init__(self, picture, question, references=("it",)):
-        self.picture, self.question, self.references, self.set_aside = picture, question, references, []
+        self.picture, self.question, self.references, self.skipped = picture, question, references, []
 
     def samples(self, split):
         yield Sample(f"{split}-good", f"{split}-good", self.name, split, "What?", ("it",), "exact")
@@ -58,7 +58,7 @@ def find_reason(backbone, folder, *sample):
     """The reason for which labelling skips the one bad sample."""
     summary = label(task=FewSamples(*sample), backbone=backbone, folder=folder, num_workers=0)
     assert summary.counts == dict.fromkeys(SPLITS, 1)
-    (reason,) = summary.set_aside
+    (reason,) = summary.skipped
     return reason
 
 

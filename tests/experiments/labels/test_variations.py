@@ -21,15 +21,15 @@ def make_sample(question=QUESTION, references=("B",), metric="multiple_choice_le
 
 def test_options_move_on_by_one_place_a_run_and_the_reference_with_them():
     variation, sample = RotatedOptions(), make_sample()
-    assert variation.ask(sample, 9, 0) == variation.ask(sample, 1, 3)
-    assert variation.ask(sample, 9, 0).question == QUESTION and variation.ask(sample, 9, 0).draw is None
-    one, two = variation.ask(sample, 9, 1), variation.ask(sample, 9, 2)
+    assert variation.vary(sample, 9, 0) == variation.vary(sample, 1, 3)
+    assert variation.vary(sample, 9, 0).question == QUESTION and variation.vary(sample, 9, 0).draw is None
+    one, two = variation.vary(sample, 9, 1), variation.vary(sample, 9, 2)
     assert one.question == "Which one?\nA. a dog\nB. \\1 {x}\nC. a cat\nAnswer with the letter."
     assert two.question == "Which one?\nA. \\1 {x}\nB. a cat\nC. a dog\nAnswer with the letter."
     assert (one.references, two.references) == (("A",), ("C",))
     # Lines of a context that look like options stay where they are.
     context = "A. note\nB. note\nC. note\nD. note\n\n"
-    assert variation.ask(make_sample(context + QUESTION), 9, 1).question == context + one.question
+    assert variation.vary(make_sample(context + QUESTION), 9, 1).question == context + one.question
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_rotated_runs_of_a_real_model(tmp_path):
     test = read_outcomes(labels, "test")
     variation = RotatedOptions()
     folder = ResampledFolder(labels, test.fingerprints, variation.identity)
-    with pytest.raises(ValueError, match="can be asked in 4 different ways"):
+    with pytest.raises(ValueError, match="has 4 different variants"):
         resample_answers(backbone, task, test, folder, variation, num_images=None, num_runs=4)
     found = resample_answers(backbone, task, test, folder, variation, num_images=None, num_runs=3)
     assert [test.sample_id[row] for row in found.rows] == ["mine/1", "mine/2"]

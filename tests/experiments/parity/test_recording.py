@@ -117,7 +117,7 @@ def test_exit_status(run, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("expected.json", "{", "no JSON"),
+        ("expected.json", "{", "not JSON"),
         (
             "expected.json",
             '{"cases": [{"image": "image0.png"}], "training_loss_image0": 1}',

@@ -530,4 +530,7 @@ def test_sweep_of_other_things_ends_as_it_is(tmp_path, found, caplog):
     write_results(tmp_path / "1", (found[0] | {"task": "another"}, found[1]))
     end_sweep(tmp_path)
     assert not (tmp_path / "compare.html").exists()
-    assert "not laid side by side" in caplog.text and "task (synthetic, another)" in caplog.text
+    assert (
+        "the runs of this sweep are not compared" in caplog.text
+        and "task (synthetic, another)" in caplog.text
+    )

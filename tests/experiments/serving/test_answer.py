@@ -161,7 +161,7 @@ def test_the_hybrid_says_what_it_tried(answer):
         ),
         (["image=nowhere.png"], "nowhere.png"),
         (["scale=7"], "1, 9, 36, 144"),
-        (["predictor=cross_attention"], "python -m experiments.train"),
+        (["predictor=cross_attention"], "tokenscale train"),
         (["price=1", "budget=1"], "give a price or a budget or the name of an operating point, not several"),
         (["budget=0.5"], "no price keeps the mean cost within 0.5"),
     ],

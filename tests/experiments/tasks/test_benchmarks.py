@@ -231,7 +231,7 @@ def test_benchmark_in_its_published_layout(tmp_path, monkeypatch, name):
     assert score(sample.metric, answer, sample.references) == 1
     assert all(task.image(sample.image_id).size == (8, 6) for sample in samples.values())
     assert len(samples) == NUM_SAMPLES[name]
-    assert [row["reason"] for row in task.set_aside] == (["no image"] if name == "scienceqa" else [])
+    assert [row["reason"] for row in task.skipped] == (["no image"] if name == "scienceqa" else [])
 
 
 @pytest.mark.parametrize("name", ["textvqa", "vizwiz", "scienceqa", "docvqa", "chartqa"])
@@ -284,7 +284,7 @@ def test_llavas_own_textvqa_file_with_ocr_tokens(tmp_path, monkeypatch):
         ("textvqa/2", prompts[0], tuple(TEN)),
         ("textvqa/3", prompts[1], ("12:10",) * 10),
     ]
-    assert [row["reason"] for row in task.set_aside] == ["no references for this question"]
+    assert [row["reason"] for row in task.skipped] == ["no references for this question"]
 
 
 def test_llavas_own_scienceqa_file(tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_llavas_own_scienceqa_file(tmp_path, monkeypatch):
     assert (sample.sample_id, sample.image_id, sample.references) == ("scienceqa/3", "3/image.png", ("C",))
     assert sample.question.startswith("Which?\nA. a")
     assert task.image(sample.image_id).size == (8, 6)
-    assert [row["reason"] for row in task.set_aside] == ["no image"]
+    assert [row["reason"] for row in task.skipped] == ["no image"]
 
 
 def test_missing_data_is_an_error_that_names_the_file(tmp_path, monkeypatch):

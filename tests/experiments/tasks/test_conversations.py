@@ -38,10 +38,10 @@ def test_chat_messages_and_a_list_of_one_image(tmp_path):
         (make_row(ASKS, ("gpt", "<image>")), "a reference answer holds <image>"),
     ],
 )
-def test_conversations_that_cannot_be_used_are_set_aside(tmp_path, row, reason):
+def test_conversations_that_cannot_be_used_are_skipped(tmp_path, row, reason):
     task = make_task(tmp_path, [GOOD, row])
     assert [sample.sample_id for sample in read_all(task)] == ["mine/7"]
-    assert reason in task.set_aside[0]["reason"]
+    assert reason in task.skipped[0]["reason"]
 
 
 def test_a_conversation_of_another_kind_costs_no_row_that_does_not_need_it(tmp_path):

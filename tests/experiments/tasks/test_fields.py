@@ -49,7 +49,7 @@ def test_references_are_what_an_answer_can_be(tmp_path, answer, reference):
 def test_a_category_costs_no_row(tmp_path, category, kind):
     task = make_task(tmp_path, [{**GOOD, "category": category}])
     assert [sample.attributes["kind"] for sample in read_all(task)] == [kind]
-    assert task.set_aside == []
+    assert task.skipped == []
 
 
 def test_half_a_character_in_a_category_costs_no_row(tmp_path):
@@ -85,7 +85,7 @@ def test_ids_are_text_and_made_from_the_line_where_there_is_none(tmp_path, quest
 def test_a_made_id_takes_no_id_of_another_row(tmp_path):
     task = make_task(tmp_path, [{**GOOD, "question_id": 2}, {**GOOD, "question_id": None}])
     assert {sample.sample_id for sample in read_all(task)} == {"mine/2", "mine/line-2"}
-    assert task.notes == ["1 row has no question_id (the number in the file takes its place)"]
+    assert task.notes == ["1 row has no question_id (its number in the file is used instead)"]
 
 
 def test_an_image_number_that_pandas_made_a_float_is_a_number(tmp_path):
@@ -110,10 +110,10 @@ def test_splits_are_known_in_any_case(tmp_path, split, own):
     ],
 )
 @pytest.mark.parametrize("metric", ["multiple_choice_letter", "multiple_choice_letter_llava"])
-def test_letters_beyond_the_choices_are_set_aside(tmp_path, row, reason, metric):
+def test_letters_beyond_the_choices_are_skipped(tmp_path, row, reason, metric):
     task = make_task(tmp_path, [{**GOOD, **row}, {**GOOD, "question_id": 8, "answer": "a"}], metric=metric)
     assert [sample.references for sample in read_all(task)] == [("a",)]
-    assert task.set_aside[0]["reason"] == reason
+    assert task.skipped[0]["reason"] == reason
 
 
 def test_a_letter_among_the_choices_is_kept(tmp_path):

@@ -43,7 +43,7 @@ def test_a_file_is_what_it_holds(tmp_path, name):
     path.write_bytes(READABLE[name].encode())
     task = make_task(tmp_path, [], questions=path)
     assert [sample.sample_id for sample in read_all(task)] == ["mine/1", "mine/2"]
-    assert (task.set_aside, task.notes) == ([], [])
+    assert (task.skipped, task.notes) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["one.json", "one.jsonl"])
@@ -62,7 +62,10 @@ def test_a_single_row_of_a_conversation_is_no_list_of_turns(tmp_path):
 
 
 REFUSED = {
-    "utf16.jsonl": (("\ufeff" + LINES).encode("utf-16-le"), "is UTF-16, UTF-32 or no text: save it as UTF-8"),
+    "utf16.jsonl": (
+        ("\ufeff" + LINES).encode("utf-16-le"),
+        "is UTF-16, UTF-32 or binary: save it as UTF-8",
+    ),
     "utf16.json": (LIST.encode("utf-16"), "save it as UTF-8"),
     "no mark.jsonl": (LINES.encode("utf-16-be"), "save it as UTF-8"),
     "cp1252.json": (PRETTY.replace("a cat", "caf\u00e9").encode("cp1252"), "save the file as UTF-8"),

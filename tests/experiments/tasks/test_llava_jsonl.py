@@ -43,7 +43,7 @@ def test_a_good_row_is_a_sample(tmp_path):
             attributes={"kind": "animals"},
         )
     ]
-    assert task.set_aside == []
+    assert task.skipped == []
 
 
 def test_images_are_opened_in_the_folder_only(tmp_path):
@@ -112,11 +112,11 @@ def test_calibration_is_carved_from_an_own_train_split(tmp_path):
     assert len(images["calibration"]) == pytest.approx(50, abs=20)
 
 
-def test_an_image_that_comes_back_with_another_split_is_set_aside(tmp_path):
+def test_an_image_that_comes_back_with_another_split_is_skipped(tmp_path):
     lines = [{**GOOD, "split": "train"}, {**GOOD, "question_id": 8, "split": "test"}]
     task = make_task(tmp_path, lines, fractions={"train": 1.0})
     assert [sample.sample_id for sample in read_all(task)] == ["mine/7"]
-    assert task.set_aside == [
+    assert task.skipped == [
         {
             "file": "questions.jsonl",
             "line": 2,
@@ -158,14 +158,14 @@ def test_files_can_be_the_division(tmp_path):
     )
 )
 def test_any_rows_give_samples_and_reasons_and_nothing_else(tmp_path, lines):
-    """Every row is either a sample or set aside, once; images are divided; ids are distinct."""
+    """Every row is either a sample or skipped, once; images are divided; ids are distinct."""
     task = make_task(tmp_path, [*lines, {**GOOD, "question_id": "good"}])
     samples = read_all(task)
     assert_divided(samples)
     assert len({sample.sample_id for sample in samples}) == len(samples)
-    assert len(samples) + len(task.set_aside) == len(lines) + 1
+    assert len(samples) + len(task.skipped) == len(lines) + 1
     again = make_task(tmp_path, [*lines, {**GOOD, "question_id": "good"}])
-    assert read_all(again) == samples and again.set_aside == task.set_aside
+    assert read_all(again) == samples and again.skipped == task.skipped
 
 
 def test_question_with_context_choices_and_suffix(tmp_path):
@@ -190,12 +190,12 @@ def test_image_placeholders_are_taken_out(tmp_path):
     assert [sample.question for sample in read_all(make_task(tmp_path, rows_))] == ["What is this?"] * 2
 
 
-def test_answers_that_no_model_can_give_are_set_aside(tmp_path):
+def test_answers_that_no_model_can_give_are_skipped(tmp_path):
     answers = ["an <image>", 10**400, float("inf"), 10**5000 + 1]
     rows_ = [{**GOOD, "question_id": number, "answer": answer} for number, answer in enumerate(answers[:3])]
     task = make_task(tmp_path, [*rows_, {**GOOD, "question_id": 9}], max_chars=300)
     assert [sample.sample_id for sample in read_all(task)] == ["mine/9"]
-    reasons = [row["reason"] for row in task.set_aside]
+    reasons = [row["reason"] for row in task.skipped]
     assert len(reasons) == 3 and "<image>, which no answer can" in reasons[0]
 
 
@@ -242,7 +242,7 @@ def test_nothing_of_a_row_is_evaluated(tmp_path):
 def test_image_name_that_does_not_fit_a_row_is_its_reason(tmp_path):
     task = make_task(tmp_path, [GOOD, {**GOOD, "question_id": 8, "page": 2}], image_name="{page}/{image}")
     assert [sample.image_id for sample in read_all(task)] == ["2/a.png"]
-    assert "does not fit the row: 'page'" in task.set_aside[0]["reason"]
+    assert "does not fit the row: 'page'" in task.skipped[0]["reason"]
 
 
 def test_kinds_are_counted(tmp_path):
@@ -296,7 +296,7 @@ def test_mistakes_in_arguments_are_named(tmp_path, arguments, error, complaint):
 
 def test_a_file_given_twice_is_refused(tmp_path):
     path = write_lines(tmp_path / "q.jsonl", [GOOD])
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="give each file once"):
         make_task(tmp_path, [], questions=[path, path])
 
 

@@ -1,4 +1,4 @@
-"""llava_jsonl on bad rows and odd files: what is set aside and why, where references are found."""
+"""llava_jsonl on bad rows and odd files: what is skipped and why, where references are found."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no image": ({**GOOD, "image": None}, "no image"),
     "blank image": ({**GOOD, "image": ""}, "image is empty"),
     "wrong image": ({**GOOD, "image": {"a": "b"}}, "neither a name nor a number but dict"),
-    "two images": ({**GOOD, "image": ["a.png", "b.png"]}, "2 images, and a question is asked about one"),
+    "two images": ({**GOOD, "image": ["a.png", "b.png"]}, "2 images, and a question has one"),
     "no question": ({key: value for key, value in GOOD.items() if key != "text"}, "no question"),
     "blank question": ({**GOOD, "text": " \n"}, "the question is empty"),
     "only a placeholder": ({**GOOD, "text": "<image>\n"}, "the question is empty"),
@@ -46,31 +46,31 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
 }
 
 
-def test_bad_rows_are_set_aside_by_line_and_reason(tmp_path):
+def test_bad_rows_are_skipped_by_line_and_reason(tmp_path):
     lines: list[Any] = [{**GOOD, "question_id": "first"}, ""]
     lines += [row for row, _ in BAD_ROWS.values()]
     lines += [{**GOOD, "question_id": "last"}, {**GOOD, "question_id": "first"}]
     task = make_task(tmp_path, lines)
     assert [sample.sample_id for sample in read_all(task)] == ["mine/first", "mine/last"]
     for number, (row, (label, (_, reason))) in enumerate(
-        zip(task.set_aside, BAD_ROWS.items(), strict=False), start=3
+        zip(task.skipped, BAD_ROWS.items(), strict=False), start=3
     ):
         assert reason in row["reason"], label
         assert (row["file"], row["line"]) == ("questions.jsonl", number), label
-    assert task.set_aside[-1] == {
+    assert task.skipped[-1] == {
         "file": "questions.jsonl",
         "line": len(lines),
         "sample_id": "mine/first",
         "reason": "this question_id came before: +task.fields.question_id=null numbers the rows",
     }
-    assert len(task.set_aside) == len(BAD_ROWS) + 1
-    json.dumps(task.set_aside).encode()
+    assert len(task.skipped) == len(BAD_ROWS) + 1
+    json.dumps(task.skipped).encode()
 
 
 def test_reading_again_sets_nothing_aside_twice(tmp_path):
     task = make_task(tmp_path, [GOOD, b"{"])
     assert read_all(task) == read_all(task)
-    assert len(task.set_aside) == 1
+    assert len(task.skipped) == 1
 
 
 def test_a_file_without_one_usable_row_is_an_error_that_says_why(tmp_path):
@@ -118,7 +118,7 @@ def test_references_in_a_second_file(tmp_path, name):
     task = make_task(tmp_path, [GOOD, {**GOOD, "question_id": 9}], references=path)
     samples = read_all(task)
     assert [(sample.sample_id, sample.references) for sample in samples] == [("mine/7", ("dog",))]
-    assert task.set_aside == [
+    assert task.skipped == [
         {"file": "questions.jsonl", "line": 2, "reason": "no references for this question"}
     ]
 
@@ -129,8 +129,8 @@ def test_bad_rows_of_the_reference_file_are_named(tmp_path):
     )
     task = make_task(tmp_path, [GOOD], references=references)
     assert read_all(task)[0].references == ("dog",)
-    assert [(row["file"], row["line"]) for row in task.set_aside] == [("r.jsonl", line) for line in (2, 3, 4)]
-    assert "came before" in task.set_aside[-1]["reason"]
+    assert [(row["file"], row["line"]) for row in task.skipped] == [("r.jsonl", line) for line in (2, 3, 4)]
+    assert "came before" in task.skipped[-1]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_bad_rows_of_the_reference_file_are_named(tmp_path):
         ("multiple_choice_letter", {"answer": -1}, "choice -1 of 26"),
     ],
 )
-def test_references_that_the_metric_cannot_use_are_set_aside(tmp_path, metric, row, reason):
+def test_references_that_the_metric_cannot_use_are_skipped(tmp_path, metric, row, reason):
     fine = (
         {"answer": "a", "answers": ["a"] * 4}
         if metric == "vqa_soft_accuracy"
@@ -151,7 +151,7 @@ def test_references_that_the_metric_cannot_use_are_set_aside(tmp_path, metric, r
     )
     task = make_task(tmp_path, [{**GOOD, **row}, {**GOOD, "question_id": 8, **fine}], metric=metric)
     assert [sample.sample_id for sample in read_all(task)] == ["mine/8"]
-    assert reason in task.set_aside[0]["reason"]
+    assert reason in task.skipped[0]["reason"]
 
 
 def test_the_position_of_a_choice_becomes_its_letter(tmp_path):
@@ -186,7 +186,7 @@ def test_jsonl_under_the_name_of_json_and_a_byte_order_mark(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     task = make_task(tmp_path, [], questions=path)
     assert [sample.sample_id for sample in read_all(task)] == ["mine/7", "mine/8"]
-    assert task.set_aside[0]["line"] == 3
+    assert task.skipped[0]["line"] == 3
 
 
 def test_windows_line_ends_and_a_last_line_without_one(tmp_path):
@@ -202,4 +202,4 @@ def test_the_line_limit_is_exact(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "MAX_LINE_BYTES", limit)
     task = make_task(tmp_path, lines)
     assert len(read_all(task)) == 30
-    assert [row["line"] for row in task.set_aside] == list(range(31, 60))
+    assert [row["line"] for row in task.skipped] == list(range(31, 60))

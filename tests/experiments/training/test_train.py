@@ -185,7 +185,7 @@ def test_two_of_one_name_are_refused(labels, tmp_path):
 def test_the_command_says_what_is_missing(tmp_path):
     done = run(tmp_path / "nowhere", tmp_path)
     assert done.returncode == 2
-    assert "python -m experiments.label" in done.stderr
+    assert "tokenscale label" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -220,7 +220,7 @@ def test_a_worker_killed_while_asking_for_a_trial_holds_up_nobody(join, caplog):
     assert failed.number == dead.number
     again = [t for t in survivor.study.trials if t.system_attrs.get("failed_trial") == failed.number]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
-    assert "waiting for trials of other workers: 0 (a worker that gave no name)" in caplog.text
+    assert "waiting for trials of other workers: 0 (a worker without a name)" in caplog.text
 
 
 def test_a_trial_that_is_tried_again_is_not_taken_for_one_of_the_dead_worker(join):
@@ -257,7 +257,7 @@ def test_an_interrupted_trial_is_tried_again_with_its_values(join):
 
     with pytest.raises(KeyboardInterrupt) as interrupted:
         join().run(interrupt, 1)
-    assert interrupted.value.__notes__ == ["The trial that was running is tried again."]
+    assert interrupted.value.__notes__ == ["The interrupted trial will be tried again."]
     worker = join()
     worker.run(lambda trial: trial.suggest_float("x", 0, 1), 1)
     first, second = worker.study.trials
@@ -382,4 +382,4 @@ def test_a_database_that_cannot_be_opened_is_one_line(tmp_path, storage):
     message = describe_mistake(caught.value)
     assert message is not None and len(message.splitlines()) == 1
     assert message.startswith("the database of the study cannot be used: ")
-    assert message.endswith("; study.storage=... names another one")
+    assert message.endswith(": give another one with study.storage=...")

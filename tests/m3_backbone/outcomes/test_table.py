@@ -294,7 +294,7 @@ def test_no_split_is_read_by_default(tmp_path, split):
 
 
 def test_reading_what_is_not_there_names_what_is(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"make them with `python -m experiments\.label`"):
+    with pytest.raises(FileNotFoundError, match=r"make them with `tokenscale label`"):
         read_outcomes(tmp_path / "nowhere", "test")
     write_labels(tmp_path / "labels")
     with pytest.raises(ValueError, match=r"no samples of split 'calibration' in .* test \(6\)"):

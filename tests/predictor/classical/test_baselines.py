@@ -121,7 +121,7 @@ def test_before_fit_nothing_can_be_predicted_or_saved(tmp_path):
 
 
 def test_folders_that_hold_no_predictor_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m experiments\.train"):
+    with pytest.raises(FileNotFoundError, match=r"tokenscale train"):
         ScalePredictor.load(tmp_path)
     Mix().fit(TRAIN, VALIDATION).save(tmp_path)
     with pytest.raises(ValueError, match="holds a Mix, not a QuestionOnly"):
