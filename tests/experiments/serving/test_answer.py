@@ -153,7 +153,7 @@ def test_the_hybrid_says_what_it_tried(answer):
         (["escalate=true", "point=guarantee"], "'guarantee' is a point of the predictor only"),
         (["escalate=true", "scale=36"], "scale forces a scale"),
         (["budget=20", "scale=36"], "scale forces a scale"),
-        (["escalate=maybe"], "escalate=maybe: give true or false (whether to look at the answer"),
+        (["escalate=maybe"], "escalate=maybe: give true or false (whether to retry at finer scales"),
         (["price=abc"], "price=abc: give a number from 0 up, or null (price of one answer"),
         (
             ["budget=abc", "escalate=true"],

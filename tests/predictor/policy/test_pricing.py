@@ -44,5 +44,5 @@ def test_price_list_by_budget_and_by_price(tmp_path):
         prices.at_price(-1)
     prices.save(tmp_path)
     assert PriceList.load(tmp_path) == prices
-    with pytest.raises(FileNotFoundError, match=r"experiments\.train"):
+    with pytest.raises(FileNotFoundError, match=r"tokenscale train"):
         PriceList.load(tmp_path / "elsewhere")
