@@ -3,13 +3,15 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from PIL import Image
 from torch import Tensor
 
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures
+
+Family = Literal["pooled", "thumbnail", "native"]
 
 NOT_FINITE = "the backbone returned numbers that are not finite: does its dtype overflow?"
 
@@ -63,18 +65,37 @@ class Backbone(Protocol):
     the size of the image, and two scales may give an image the same tokens. The scale is an argument of every
     method that depends on it; for an unknown scale the method raises ValueError that lists `scales`.
 
-    A backbone encodes an image either once for all scales or at a different resolution for each scale. In the
-    second case, the vision pass of a scale runs when `answer` or `compute_features` first needs that scale,
-    for all images of the call together, and its result is kept in the encoded image.
+    What one vision pass serves is the `family` of the backbone:
+
+        pooled       all scales: the tokens of every scale come from one encoding of the image (M3, nested
+                     queries)
+        thumbnail    the coarsest scale is one tile of every finer one, and is encoded once for both
+        native       one scale: every scale encodes the image at another resolution
+
+    The vision pass of a scale runs when `answer` or `compute_features` first needs that scale, for all images
+    of the call together, and its result is kept in the encoded image.
+
+    Two scales that give an image the same number of visual tokens coincide: ladders are monotone, so the
+    tokens themselves are equal. They have equal answers; `m3_backbone.ladder` finds them.
 
     Attributes:
         name: name of the backbone in the labels that it makes.
+        family: what one vision pass serves, as above.
     """
 
     name: str
+    family: Family
 
     @property
     def scales(self) -> tuple[int, ...]: ...
+
+    @property
+    def feature_scales(self) -> tuple[int, ...]:
+        """Scales whose visual tokens predictors read by default, coarsest first.
+
+        They cost no vision pass but that of the coarsest scale.
+        """
+        ...
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -86,9 +107,10 @@ class Backbone(Protocol):
         ...
 
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
-        """Floating-point operations of the vision pass that an answer at `scale` needs.
+        """Floating-point operations of the vision pass that an answer at `scale` needs by itself.
 
-        The number is the same at every scale if one vision pass serves all scales.
+        The number is the same at every scale of a pooled backbone. That of a thumbnail backbone includes the
+        vision pass of the coarsest scale.
         """
         ...
 
@@ -96,8 +118,19 @@ class Backbone(Protocol):
         """Floating-point operations of the decoder on the prompt, until the first token of the answer."""
         ...
 
+    def decode_flops_per_token(self) -> int:
+        """Floating-point operations of each further token of an answer, without attention."""
+        ...
+
+    def check_image(self, image_size: tuple[int, int]) -> None:
+        """Raise ValueError if an image of (width, height) pixels cannot be encoded at some scale."""
+        ...
+
     def encode(self, images: Sequence[Image.Image]) -> Sequence[EncodedImage]:
-        """Encoded images for the other methods, in order. Raises UnreadableImage if `to_rgb` fails on one."""
+        """Encoded images for the other methods, in order.
+
+        Raises UnreadableImage if `to_rgb` fails on one, ValueError as in `check_image`.
+        """
         ...
 
     def compute_features(

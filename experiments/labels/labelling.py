@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait for the run on another part of the shards to write the manifest.
 PATIENCE = 60
-# Default scales of the visual tokens that are stored for predictors.
-FEATURE_SCALES = (1, 9, 36)
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,8 @@ def label(
 
     Args:
         limit: number of images per split; None, or a split that is not named, means all.
-        feature_scales: scales of the visual tokens stored for predictors; by default those of
-            `FEATURE_SCALES` that are on the ladder.
+        feature_scales: scales of the visual tokens stored for predictors; by default those of the
+            backbone (`Backbone.feature_scales`).
         shard_size: samples per file; a killed run loses the work on at most one file.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in this process.
@@ -285,12 +283,12 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
     """Return `scales` in the order of the ladder. Raises ValueError for a scale that is not on it."""
     ladder = backbone.scales
     if scales is None:
-        return tuple(scale for scale in ladder if scale in FEATURE_SCALES)
+        return backbone.feature_scales
     if unknown := set(scales) - set(ladder):
         raise ValueError(
             f"feature_scales={list(scales)}: {backbone.name} has no scale "
             f"{', '.join(map(str, sorted(unknown)))}: give some of {', '.join(map(str, ladder))}, "
-            "or null for those of 1, 9 and 36 that it has"
+            f"or null for {', '.join(map(str, backbone.feature_scales))}"
         )
     return tuple(scale for scale in ladder if scale in scales)
 

@@ -81,7 +81,7 @@ class LabelSettings(Labelled, Reading):
     """source of images, questions and scores"""
     limit: Limit
     feature_scales: list[PositiveInt] | None
-    """scales of the visual tokens stored for predictors; null: those of 1, 9 and 36 on the ladder"""
+    """scales of the visual tokens stored for predictors; null: the backbone's own (M3: 1, 9, 36)"""
     shard_size: PositiveInt
     """samples per file"""
     shard: Annotated[str, AfterValidator(_check_shard)] | None

@@ -15,18 +15,21 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.backbone import Answer, Backbone
+from m3_backbone.backbone import Answer, Backbone, Family
 from m3_backbone.decoding.batches import group_indices, run_batches
 from m3_backbone.decoding.decoding import Decoded, Decoder
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 from m3_backbone.images import to_rgb
-from m3_backbone.llava.costs import prefill_flops, vision_flops
+from m3_backbone.llava.costs import decoder_flops_per_token, prefill_flops, vision_flops
 from m3_backbone.llava.modeling import M3Model
 from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.llava.prompts import prompt_template
 from m3_backbone.loading.checkpoint import Checkpoint
+
+# Scales of M3 that are cheap to store and to read.
+_FEATURE_SCALES = (1, 9, 36)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,7 @@ class LlavaBackbone(Backbone):
         image_batch_size: number of images that are encoded together.
     """
 
+    family: Family = "pooled"
     _decoder_class: Callable[..., Decoder] = Decoder
 
     @checked
@@ -128,6 +132,10 @@ class LlavaBackbone(Backbone):
     @cached_property
     def scales(self) -> tuple[int, ...]:
         return self.checkpoint.scales
+
+    @property
+    def feature_scales(self) -> tuple[int, ...]:
+        return tuple(scale for scale in self.scales if scale in _FEATURE_SCALES) or self.scales[:1]
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -213,6 +221,12 @@ class LlavaBackbone(Backbone):
         return prefill_flops(
             self.checkpoint.config, num_text_tokens + self.num_visual_tokens(image_size, scale)
         )
+
+    def decode_flops_per_token(self) -> int:
+        return decoder_flops_per_token(self.checkpoint.config)
+
+    def check_image(self, image_size: tuple[int, int]) -> None:
+        """Do nothing: images of every size are resized to the size of the tower."""
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:

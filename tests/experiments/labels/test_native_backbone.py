@@ -27,7 +27,8 @@ class Thumbnails:
 class NativeBackbone(Backbone):
     """A scale is the largest number of 8 x 8 pixels; answers are the number of visual tokens."""
 
-    name, scales = "native", (70, 140)
+    name, scales, family = "native", (70, 140), "native"
+    feature_scales = (70,)
     fingerprints = {"weights": "0", "prompt": "0", "decoding": "0"}  # noqa: RUF012
 
     def __init__(self):
@@ -55,6 +56,12 @@ class NativeBackbone(Backbone):
 
     def prefill_flops(self, image_size, question, scale):
         return 10 * (len(question) + self.num_visual_tokens(image_size, scale))
+
+    def decode_flops_per_token(self):
+        return 10
+
+    def check_image(self, image_size):
+        return None
 
     def encode(self, images):
         return [Thumbnails(image) for image in images]
