@@ -3,15 +3,14 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
 
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures
-
-Family = Literal["pooled", "thumbnail", "native"]
+from m3_backbone.ladder import Family
 
 NOT_FINITE = "the backbone returned numbers that are not finite: does its dtype overflow?"
 

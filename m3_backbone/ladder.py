@@ -1,4 +1,4 @@
-"""Coinciding scales: scales of a ladder that give one image the same visual tokens.
+"""Families of backbones, and coinciding scales, which give one image the same visual tokens.
 
 A scale is a cap on the number of visual tokens. An image that is smaller than two caps gets the same tokens
 at both, so both have the same answer. Such scales are answered once and count as one scale for oracles and
@@ -6,11 +6,16 @@ mixes: otherwise an oracle could choose the luckier of two equal answers.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from m3_backbone.backbone import Backbone
+if TYPE_CHECKING:
+    from m3_backbone.backbone import Backbone
+
+# What one vision pass serves: all scales, the coarsest scale within every finer one, or one scale.
+Family = Literal["pooled", "thumbnail", "native"]
 
 
 def find_coarsest(visual_tokens: ArrayLike) -> NDArray[np.int64]:
@@ -32,7 +37,7 @@ def find_repeats(visual_tokens: ArrayLike) -> NDArray[np.bool_]:
     return find_coarsest(tokens) != np.arange(tokens.shape[-1])
 
 
-def coinciding_scales(backbone: Backbone, image_size: tuple[int, int]) -> dict[int, int]:
+def coinciding_scales(backbone: "Backbone", image_size: tuple[int, int]) -> dict[int, int]:
     """Return, for each scale of a backbone, the coarsest scale that coincides with it on an image.
 
     `image_size` is (width, height) in pixels. For a scale that coincides with no coarser one, the value is

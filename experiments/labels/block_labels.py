@@ -119,6 +119,7 @@ class BlockLabels:
         return OutcomeTable(
             scales=self.backbone.scales,
             fingerprints=fingerprints,
+            family=self.backbone.family,
             sample_id=text("sample_id"),
             image_id=text("image_id"),
             task=text("task"),

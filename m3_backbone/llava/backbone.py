@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.backbone import Answer, Backbone, Family
+from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.decoding.batches import group_indices, run_batches
 from m3_backbone.decoding.decoding import Decoded, Decoder
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 from m3_backbone.images import to_rgb
+from m3_backbone.ladder import Family
 from m3_backbone.llava.costs import decoder_flops_per_token, prefill_flops, vision_flops
 from m3_backbone.llava.modeling import M3Model
 from m3_backbone.llava.pooling import describe_tokens

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from m3_backbone.ladder import Family
 from m3_backbone.outcomes.manifest import MANIFEST, find_shard, read_images, read_manifest
 from m3_backbone.outcomes.shards import (
     OPTIONAL_COLUMNS,
@@ -65,6 +66,7 @@ class OutcomeTable:
     the answer and the next best one; rounding decides near ties. `visual_tokens` int32 [n, S] is the number
     that actually entered the decoder. `prefill_flops` int64 [n, S] are the operations of the decoder on the
     whole prompt, `vision_flops` int64 [n, S] those of the vision pass, or None in tables of earlier versions.
+    `family` says what one vision pass of the backbone serves (`m3_backbone.ladder`).
     `attributes` are for analysis only. `fingerprints` identify weights, data, prompt and decoding. `origin`
     is the source of the table in error messages. Raises ValueError for inconsistent shapes, values out of
     range and duplicate sample ids.
@@ -90,6 +92,7 @@ class OutcomeTable:
     visual_tokens: np.ndarray
     prefill_flops: np.ndarray
     vision_flops: np.ndarray | None = None
+    family: Family = "pooled"
     origin: str = field(default="outcome table", repr=False)
 
     def __post_init__(self) -> None:
@@ -130,7 +133,7 @@ class OutcomeTable:
         """Return the rows of a boolean mask [n], of distinct indices or of a slice, in that order."""
         index = to_index(rows, len(self))
         columns = {name: take(getattr(self, name), index) for name in self._columns}
-        return type(self)(scales=self.scales, fingerprints=self.fingerprints, origin=self.origin, **columns)
+        return replace(self, **columns)
 
     @classmethod
     def concat(cls, tables: Iterable["OutcomeTable"]) -> Self:
@@ -148,10 +151,16 @@ class OutcomeTable:
                     f"{part.origin} has scales {part.scales}, {first.origin} {first.scales}: "
                     "their outcomes cannot be mixed"
                 )
+            if part.family != first.family:
+                raise ValueError(
+                    f"{part.origin} is of a {part.family} backbone, {first.origin} of a {first.family} one: "
+                    "their outcomes cannot be mixed"
+                )
             check_fingerprints(first.fingerprints, part.fingerprints, first.origin, part.origin)
         common = [name for name in _COLUMNS if all(name in part._columns for part in parts)]
         columns = {name: _join([getattr(part, name) for part in parts]) for name in common}
-        return cls(scales=first.scales, fingerprints=first.fingerprints, origin=first.origin, **columns)
+        shared = {name: getattr(first, name) for name in ("scales", "fingerprints", "family", "origin")}
+        return cls(**shared, **columns)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -166,7 +175,9 @@ class OutcomeTable:
     @property
     def header(self) -> dict[str, Any]:
         """Content of the Parquet metadata besides the schema version."""
-        return {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
+        header = {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
+        # Tables of earlier versions, all pooled, have no family.
+        return header if self.family == "pooled" else {**header, "family": self.family}
 
     def to_arrow(self) -> pa.Table:
         """Return an Arrow table of schema `OUTCOME_SCHEMA` with scales and fingerprints in its metadata.
@@ -204,7 +215,12 @@ class OutcomeTable:
             for name in _OUTCOME_COLUMNS
             if name in table.column_names or name not in OPTIONAL_COLUMNS
         }
-        return cls(scales=scales, fingerprints=header["fingerprints"], origin=origin, **columns)
+        family = header.get("family", "pooled")
+        if family not in get_args(Family):
+            raise ValueError(f"{origin}: its metadata name an unknown family of backbones")
+        return cls(
+            scales=scales, fingerprints=header["fingerprints"], family=family, origin=origin, **columns
+        )
 
     @classmethod
     def read(cls, folder: str | Path, split: str, access: HeldOutAccess | None = None) -> Self:
@@ -249,7 +265,9 @@ class OutcomeTable:
         return table.select(np.argsort([rank[image_id] for image_id in table.image_id], kind="stable"))
 
 
-_COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "origin"))
+_COLUMNS = tuple(
+    f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "family", "origin")
+)
 
 
 def _parse_object(text: str, origin: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_labels_of_a_backbone_without_a_grid():
     table = labels.to_table(
         backbone.fingerprints, lambda sample, answer: float(answer == sample.references[0])
     )
-    assert table.scales == (70, 140) and not labels.skipped
+    assert table.scales == (70, 140) and table.family == "native" and not labels.skipped
     # 160 x 120 pixels shrink to 9 x 7 and to 13 x 10 tokens; 40 x 24 are 5 x 3 at every scale.
     assert table.visual_tokens.tolist() == [[63, 130]] * 2 + [[15, 15]] * 2
     assert table.answer == [["63", "130"]] * 2 + [["15", "15"]] * 2
