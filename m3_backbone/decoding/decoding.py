@@ -10,7 +10,7 @@ deterministic (`sampling`). The same pass gives the likelihoods of the reference
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
 from typing import Any
@@ -37,13 +37,43 @@ class Decoded:
     reference_tokens: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class VisualPrefix:
+    """The tokens of one image as they enter the decoder, before the text of the question.
+
+    `embeds` are `[num_tokens, hidden]`. `positions` `[num_axes, num_tokens]` are rotary positions relative to
+    the first one, by default consecutive; one axis, or the three of Qwen's M-RoPE. `extent` is the position
+    of the next text token, by default the number of tokens. `deep` are features `[num_tokens, hidden]` that
+    are added to the hidden states after the first layers, one per layer (DeepStack, arXiv 2406.04334).
+    """
+
+    embeds: Tensor
+    positions: Tensor | None = None
+    extent: int | None = None
+    deep: tuple[Tensor, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    @property
+    def text_start(self) -> int:
+        """Position of the next text token, relative to the first visual token."""
+        return len(self) if self.extent is None else self.extent
+
+    def locate(self, text_depths: Tensor) -> Tensor:
+        """Positions `[num_axes, num_tokens + num_text]` of the image and of text tokens at these depths."""
+        visual = torch.arange(len(self))[None] if self.positions is None else self.positions.cpu()
+        text = (self.text_start + text_depths).expand(len(visual), -1)
+        return torch.cat([visual, text], dim=1)
+
+
 class Decoder:
     """Decodes answers to questions about images with a language model, given drafts of the answers.
 
     Several threads may decode at the same time: the state of a call is local, and the model is not changed.
 
     Args:
-        model: a vision-language model of transformers whose language model is a plain decoder.
+        model: a vision-language model of transformers whose language model is a plain causal decoder.
         end_ids: ids of the tokens that end an answer.
         max_new_tokens: largest number of tokens of an answer.
         system_ids: token ids that precede the image in every prompt; they run once per decoder.
@@ -52,7 +82,8 @@ class Decoder:
     def __init__(
         self, model: Any, end_ids: Sequence[int], max_new_tokens: int, system_ids: Sequence[int] = ()
     ) -> None:
-        self.language_model = view_packed(model.model.language_model)
+        language_model = getattr(model.model, "language_model", None)
+        self.language_model = view_packed(language_model or model.model.text_model)
         self.lm_head = model.lm_head
         self.embed = model.get_input_embeddings()
         self.device: torch.device = self.embed.weight.device
@@ -65,7 +96,7 @@ class Decoder:
     @torch.no_grad()
     def decode(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[VisualPrefix],
         owners: Sequence[int],
         questions: Sequence[Sequence[int]],
         references: Sequence[Sequence[Sequence[int]]],
@@ -75,7 +106,7 @@ class Decoder:
         """Return the answer to each question, in order.
 
         Args:
-            images: visual tokens of each image, `[num_tokens, hidden]`.
+            images: visual tokens of each image.
             owners: number of the image of each question.
             questions: token ids of the prompt after the image.
             references: token ids of the reference answers of each question, end token included.
@@ -99,7 +130,7 @@ class Decoder:
         open_rows = [row for row in rows if not row.is_finished]
         # A question may have many sampled answers; at most as many rows as prompts are decoded at a time.
         for start in range(0, len(open_rows), len(prompts)):
-            self._decode_rest(layout, open_rows[start : start + len(prompts)], work)
+            self._decode_rest(layout, images, open_rows[start : start + len(prompts)], work)
         with self._work_lock:
             self.work.add(work)
         return [
@@ -108,7 +139,7 @@ class Decoder:
         ]
 
     def _prefill(
-        self, images: Sequence[Tensor], prompts: Sequence[Prompt], work: Work
+        self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work
     ) -> tuple[PackedSegments, Tensor]:
         """Run images, questions and drafts in one pass. Returns layout and states `[num_tokens, hidden]`."""
         system = self._system_cache()
@@ -119,6 +150,7 @@ class Decoder:
         pieces: list[Tensor] = []
         segments: list[Segment] = []
         positions: list[Tensor] = []
+        is_visual: list[Tensor] = []
         start = 0
         for visual, image_prompts in zip(images, prompts_of, strict=True):
             tree = TokenTree()
@@ -134,16 +166,16 @@ class Decoder:
                 work.draft_tokens += len(tree) - num_prompted
             work.prefix_tokens += len(visual)
             text = self.embed(torch.tensor(tree.ids, dtype=torch.long, device=self.device))
-            pieces += [visual.to(text), text]
+            pieces += [visual.embeds.to(text), text]
             mask = tree.make_mask()
             mask = None if mask is None else mask.to(self.device)
             segments.append(Segment(len(visual) + len(tree), len(visual), mask))
-            num_before_text = num_system + len(visual)
-            depths = torch.tensor(tree.depths, dtype=torch.long)
-            positions += [torch.arange(num_system, num_before_text), num_before_text + depths]
+            positions.append(num_system + visual.locate(torch.tensor(tree.depths, dtype=torch.long)))
+            is_visual += [torch.ones(len(visual), dtype=torch.bool), torch.zeros(len(tree), dtype=torch.bool)]
             start = first + len(tree)
         layout = PackedSegments(segments, system)
-        hidden = self._run(torch.cat(pieces)[None], torch.cat(positions)[None], layout)[0]
+        deep = _join_deep(images, torch.cat(is_visual)) if is_visual else {}
+        hidden = self._run(torch.cat(pieces)[None], torch.cat(positions, dim=1)[:, None], layout, **deep)[0]
         assert layout.cache, "the language model did not pass its layout to the attention"
         return layout, hidden
 
@@ -152,14 +184,18 @@ class Decoder:
             layout = PackedSegments([Segment(len(self.system_ids), len(self.system_ids))])
             if self.system_ids:
                 ids = torch.tensor([self.system_ids], device=self.device)
-                self._run(self.embed(ids), torch.arange(len(self.system_ids))[None], layout)
+                self._run(self.embed(ids), torch.arange(len(self.system_ids))[None, None], layout)
             self._system = layout.cache
         return self._system
 
-    def _run(self, embeds: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """Return the last hidden states of `embeds`; both are `[batch, length, hidden]`."""
+    def _run(self, embeds: Tensor, positions: Tensor, layout: Layout, **deep: Any) -> Tensor:
+        """Return the last hidden states of `embeds`; both are `[batch, length, hidden]`.
+
+        `positions` are `[num_axes, batch, length]`; `deep` are further arguments of the language model.
+        """
+        position_ids = (positions if len(positions) > 1 else positions[0]).to(embeds.device)
         outputs = self.language_model(
-            inputs_embeds=embeds, position_ids=positions.to(embeds.device), use_cache=False, layout=layout
+            inputs_embeds=embeds, position_ids=position_ids, use_cache=False, layout=layout, **deep
         )
         return outputs.last_hidden_state
 
@@ -217,15 +253,20 @@ class Decoder:
             nlls.append(min(candidates) if candidates else (None, None))
         return nlls
 
-    def _decode_rest(self, layout: PackedSegments, rows: list[Row], work: Work) -> None:
+    def _decode_rest(
+        self, layout: PackedSegments, images: Sequence[VisualPrefix], rows: list[Row], work: Work
+    ) -> None:
         """Decode the rest of the answers token by token."""
         places = [[*row.prompt.places, *row.cached] for row in rows]
+        # Text after an image continues from its extent, which may differ from its number of tokens.
+        owners = [images[row.prompt.owner] for row in rows]
+        offsets = torch.tensor([image.text_start - len(image) for image in owners])
         growing: GrowingRows = layout.take(places, min(_ROOM, self.stop.max_new_tokens))
         while rows:
             if not growing.room:
                 growing.grow(_ROOM)
             ids = torch.tensor([row.token_ids[-1:] for row in rows], device=self.device)
-            hidden = self._run(self.embed(ids), growing.lengths[:, None], growing)
+            hidden = self._run(self.embed(ids), (growing.lengths + offsets)[None, :, None], growing)
             growing.lengths = growing.lengths + 1
             steps = [(row, len(row.token_ids)) for row in rows]
             chosen = self._choose(self._log_probs(hidden[:, -1]), steps)
@@ -241,3 +282,18 @@ class Decoder:
                 rows = [rows[number] for number in open_rows]
                 if rows:
                     growing.keep(open_rows)
+                    offsets = offsets[open_rows]
+
+
+def _join_deep(images: Sequence[VisualPrefix], is_visual: Tensor) -> dict[str, Any]:
+    """Return the arguments of a language model for the deep features of packed images; none without them.
+
+    `is_visual` `[num_tokens]` is True at the visual tokens of the packed sequence.
+    """
+    layers = list(zip(*(image.deep for image in images), strict=True))
+    if not layers:
+        return {}
+    return {
+        "visual_pos_masks": is_visual[None],
+        "deepstack_visual_embeds": [torch.cat(features) for features in layers],
+    }

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.decoding.batches import group_indices, run_batches
-from m3_backbone.decoding.decoding import Decoded, Decoder
+from m3_backbone.decoding.decoding import Decoded, Decoder, VisualPrefix
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image
@@ -294,7 +294,7 @@ class LlavaBackbone(Backbone):
             images = list({id(encoded[i]): encoded[i] for i in indices}.values())
             number_of = {id(image): number for number, image in enumerate(images)}
             return self._decoder.decode(
-                self.visual_tokens(images, scale),
+                [VisualPrefix(tokens) for tokens in self.visual_tokens(images, scale)],
                 [number_of[id(encoded[i])] for i in indices],
                 [self._suffix_ids(questions[i]) for i in indices],
                 [[self._answer_ids(answer) for answer in dict.fromkeys(references[i])] for i in indices],
