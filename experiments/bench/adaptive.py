@@ -16,8 +16,8 @@ from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer
+from m3_backbone.costs import decoder_flops_per_token
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.costs import decoder_flops_per_token
 from predictor.adaptive.inputs import Choice, make_inputs
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
 from predictor.policy.pricing import OperatingPoint

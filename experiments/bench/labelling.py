@@ -17,9 +17,9 @@ from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Sample, Task
+from m3_backbone.costs import decoder_flops_per_token
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.costs import decoder_flops_per_token
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 
 Pictures = list[tuple[Image.Image, list[Sample]]]

@@ -18,7 +18,7 @@ from m3_backbone.arguments import (
 
 
 def _check_attention(name: str) -> str:
-    from m3_backbone.llava.backbone import check_attention
+    from m3_backbone.model_backbone import check_attention
 
     return accept(name, check_attention)
 

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -27,60 +26,98 @@ def group_indices(first: Sequence[Item], second: Sequence[Other]) -> list[list[i
     return [indices for subgroups in groups.values() for indices in subgroups.values()]
 
 
+class Capacity:
+    """Size of the batches of one kind of work: the sum of the sizes of their items, such as tokens.
+
+    It is `limit` until a batch does not fit on the device; what did not fit is remembered, and later batches
+    are at most half of it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def shrink(self, size: int) -> None:
+        """Remember that a batch of this size did not fit."""
+        smaller = max(1, (size + 1) // 2)
+        if smaller < self.limit:
+            log.warning(
+                "a batch of %d does not fit on the device: batches have at most %d now", size, smaller
+            )
+            self.limit = smaller
+
+    def fill(self, sizes: Sequence[int], limit: int | None = None) -> int:
+        """Return how many of the first items form the next batch: as many as fit, and at least one.
+
+        `limit` replaces that of the object if it is smaller.
+        """
+        limit = self.limit if limit is None else min(limit, self.limit)
+        total = 0
+        for number, size in enumerate(sizes):
+            total += size
+            if total > limit and number:
+                return number
+        return len(sizes)
+
+
 def run_batches(
     work: Callable[[Sequence[Item]], list[Result]],
     items: Sequence[Item],
-    batch_size: int,
+    capacity: Capacity,
     device: torch.device,
+    sizes: Sequence[int] | None = None,
 ) -> list[tuple[Sequence[Item], list[Result]]]:
-    """Return (batch, `work(batch)`) for batches of at most `batch_size` items.
+    """Return (batch, `work(batch)`) for batches within `capacity`; `sizes` of the items are 1 by default.
 
-    On a CPU, several smaller batches of together `batch_size` items run at the same time: PyTorch's own
+    On a CPU, several smaller batches of together at most the capacity run at the same time: PyTorch's own
     threads wait for each other after every operation, which is slow when other processes use the cores.
     `work` is called from several threads. Raises torch.OutOfMemoryError if a single item does not fit.
     """
+    item_sizes = [1] * len(items) if sizes is None else list(sizes)
     num_threads = torch.get_num_threads()
-    num_parts = min(num_threads, _MAX_AT_ONCE, 2 * len(items) // batch_size) if device.type == "cpu" else 1
+    num_parts = 1
+    if device.type == "cpu":
+        num_parts = min(num_threads, _MAX_AT_ONCE, 2 * sum(item_sizes) // capacity.limit, len(items))
     if num_parts <= 1:
-        return list(halve_until_it_fits(work, items, batch_size))
+        return list(halve_until_it_fits(work, items, item_sizes, capacity))
 
     @torch.no_grad()
-    def run(part: Sequence[Item]) -> list[tuple[Sequence[Item], list[Result]]]:
+    def run(part: slice) -> list[tuple[Sequence[Item], list[Result]]]:
         torch.set_num_threads(num_threads // num_parts)
-        return list(halve_until_it_fits(work, part, max(1, batch_size // num_parts)))
+        limit = max(1, capacity.limit // num_parts)
+        return list(halve_until_it_fits(work, items[part], item_sizes[part], capacity, limit))
 
-    size = math.ceil(len(items) / num_parts)
+    length = math.ceil(len(items) / num_parts)
     try:
         with ThreadPoolExecutor(num_parts) as pool:
-            parts = pool.map(run, [items[start : start + size] for start in range(0, len(items), size)])
+            parts = pool.map(run, [slice(start, start + length) for start in range(0, len(items), length)])
             return [batch for part in parts for batch in part]
     finally:
         torch.set_num_threads(num_threads)
 
 
 def halve_until_it_fits(
-    work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], batch_size: int
+    work: Callable[[Sequence[Item]], list[Result]],
+    items: Sequence[Item],
+    sizes: Sequence[int],
+    capacity: Capacity,
+    limit: int | None = None,
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
-    """Yield (batch, `work(batch)`) for batches of `batch_size` items; a batch that does not fit is halved.
+    """Yield (batch, `work(batch)`) for batches within `capacity`, which shrinks if one does not fit.
 
     Raises torch.OutOfMemoryError if a single item does not fit on the device.
     """
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
+    start = 0
+    while start < len(items):
+        end = start + capacity.fill(sizes[start:], limit)
         try:
-            results = work(batch)
+            results = work(items[start:end])
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if end - start == 1:
                 raise
         else:
-            yield batch, results
+            yield items[start:end], results
+            start = end
             continue
         # Outside of the except block, the exception no longer holds the tensors of the failed attempt.
         torch.cuda.empty_cache()
-        _warn_once(len(batch))
-        yield from halve_until_it_fits(work, batch, (len(batch) + 1) // 2)
-
-
-@cache
-def _warn_once(size: int) -> None:
-    log.warning("a batch of %d does not fit on the device: batches that do not fit are halved", size)
+        capacity.shrink(sum(sizes[start:end]))

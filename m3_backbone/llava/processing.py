@@ -81,6 +81,15 @@ class M3Processor:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
+    @property
+    def system_ids(self) -> list[int]:
+        """Token ids of the prompt before the image, the same for every question."""
+        return self.prompt_parts(self.template.text)[0]
+
+    def suffix_ids(self, question: str) -> list[int]:
+        """Token ids of the prompt after the image."""
+        return self.prompt_parts(self.template.format(question))[1]
+
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of the prompt for a question, with one `image_token_id` in place of all visual tokens."""
         before, after = self.prompt_parts(self.template.format(question))

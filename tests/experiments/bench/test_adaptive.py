@@ -9,7 +9,8 @@ import pytest
 from experiments.bench.adaptive import ADAPTIVE, measure, read_questions, report
 from experiments.bench.drawn_choices import draw_choices
 from experiments.tasks.scenes import Scenes
-from m3_backbone.llava.costs import prefill_flops, vision_flops
+from m3_backbone.costs import prefill_flops
+from m3_backbone.llava.costs import vision_flops
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention

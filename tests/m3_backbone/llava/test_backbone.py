@@ -156,7 +156,15 @@ def test_a_batch_that_does_not_fit_is_halved(plain, monkeypatch, caplog):
     monkeypatch.setattr(backbone._decoder, "decode", fits_one)
     halved = backbone.answer(plain.encoded, QUESTIONS, 9)
     assert [answer.token_ids for answer in halved] == [answer.token_ids for answer in whole]
-    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert sizes == [4, 2, 1, 1, 1, 1]
+
+    # What fitted is remembered at that scale, and at no other.
+    sizes.clear()
+    backbone.answer(plain.encoded, QUESTIONS, 9)
+    assert sizes == [1, 1, 1, 1]
+    sizes.clear()
+    backbone.answer(plain.encoded, QUESTIONS, 1)
+    assert sizes == [4, 2, 1, 1, 1, 1]
 
     def fits_none(*args, **kwargs):
         raise torch.OutOfMemoryError

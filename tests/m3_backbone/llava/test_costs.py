@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3_backbone.llava.costs import decoder_flops_per_token, prefill_flops, vision_flops
+from m3_backbone.costs import decoder_flops_per_token, prefill_flops
+from m3_backbone.llava.costs import vision_flops
 from m3_backbone.loading.checkpoint import load_m3
 from tests.paths import FIXTURES
 

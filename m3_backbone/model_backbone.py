@@ -1,0 +1,392 @@
+"""Base class of backbones around a vision-language model of transformers."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.costs import decoder_flops_per_token, prefill_flops
+from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
+from m3_backbone.decoding.decoding import Decoded, Decoder, VisualPrefix
+from m3_backbone.decoding.drafting import Work
+from m3_backbone.decoding.sampling import Draw
+
+
+class TextProcessor(Protocol):
+    """Prompts, questions and answers as token ids."""
+
+    @property
+    def system_ids(self) -> list[int]:
+        """Token ids of the prompt before the image, the same for every question."""
+        ...
+
+    def suffix_ids(self, question: str) -> list[int]:
+        """Token ids of the prompt after the image."""
+        ...
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text in which control tokens are plain text."""
+        ...
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer after the prompt, end token included."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer, without special tokens and surrounding white space."""
+        ...
+
+    def check_text(self, subject: str, text: str) -> None:
+        """Raise ValueError that names `subject` for a text with control tokens or invalid characters."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """All settings that determine the inputs for an image and a question, as JSON types."""
+        ...
+
+
+class OpenedCheckpoint(Protocol):
+    """A checkpoint of which only the configuration and the tokenizer have been read."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def processor(self) -> TextProcessor: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def is_local(self) -> bool: ...
+
+    def copy_to(self, folder: Path) -> None: ...
+
+    def load_model(self, *, dtype: Any, device_map: Any, attn_implementation: str | None) -> Any: ...
+
+
+class ModelBackbone(Backbone, ABC):
+    """Backbone of a checkpoint: device and dtype of its model, questions, batches and answers.
+
+    A subclass encodes images, gives their visual tokens as `VisualPrefix` at each scale, and says what they
+    cost. The constructor reads only the configuration and the tokenizer; the weights are loaded when first
+    needed. It raises ValueError for unknown devices, dtypes and attention kernels.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        name: name of the backbone in the labels that it makes; by default the last part of the source.
+        dtype: dtype of the weights, such as `float32` or `bfloat16`; `auto` uses that of the checkpoint.
+        device: device of the model; by default a GPU if there is one. Excludes `device_map`.
+        device_map: distribution of the model over devices, as in `from_pretrained` (needs accelerate).
+        attn_implementation: attention kernel, as in `from_pretrained`.
+        max_new_tokens: largest number of tokens of an answer.
+        batch_size: number of questions that are answered together.
+        image_batch_size: number of images that are encoded together.
+        batch_tokens: number of visual and text tokens that are decoded together, in place of `batch_size`.
+    """
+
+    # What `vars` may hold that another process makes again.
+    _UNPICKLED: ClassVar[frozenset[str]] = frozenset({"model", "_decoder", "_suffix_ids", "_answer_ids"})
+    _decoder_class: Callable[..., Decoder] = Decoder
+
+    def __init__(
+        self,
+        checkpoint: OpenedCheckpoint,
+        *,
+        name: str | None,
+        dtype: str,
+        device: str | None,
+        device_map: Any,
+        attn_implementation: str | None,
+        max_new_tokens: int,
+        batch_size: int,
+        image_batch_size: int,
+        batch_tokens: int | None = None,
+    ) -> None:
+        if device is not None and device_map is not None:
+            raise ValueError("give device or device_map, not both")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, and there is no GPU: use cpu")
+        if device is not None:
+            check_device(device)
+        check_dtype(dtype)
+        if attn_implementation is not None:
+            check_attention(attn_implementation)
+        self.name = name or Path(checkpoint.source).name
+        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.device, self.device_map = device, device_map
+        self.max_new_tokens = max_new_tokens
+        self.batch_size, self.image_batch_size = batch_size, image_batch_size
+        self.batch_tokens = batch_tokens
+        self.checkpoint: Any = checkpoint
+        self.processor: Any = checkpoint.processor
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        # Questions recur at every scale, and references recur with many questions.
+        self._suffix_ids = lru_cache(2**16)(self.processor.suffix_ids)
+        self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
+        # What did not fit on the device differs by scale and by kind of work.
+        self._question_capacity: dict[int, Capacity] = defaultdict(self._make_question_capacity)
+        self._image_capacity: dict[int, Capacity] = defaultdict(self._make_image_capacity)
+
+    def _make_question_capacity(self) -> Capacity:
+        return Capacity(self.batch_size if self.batch_tokens is None else self.batch_tokens)
+
+    def _make_image_capacity(self) -> Capacity:
+        return Capacity(self.image_batch_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without model and caches: the process that unpickles it loads the weights itself."""
+        excluded = {*self._UNPICKLED, "_question_capacity", "_image_capacity"}
+        return {name: value for name, value in vars(self).items() if name not in excluded}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_caches()
+
+    def saved_arguments(self) -> dict[str, Any]:
+        """Arguments besides the checkpoint with which the class opens this backbone again, as JSON types."""
+        names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def system_ids(self) -> list[int]:
+        """Token ids of the prompt before the image."""
+        return self.processor.system_ids
+
+    def _describe_decoding(self) -> dict[str, Any]:
+        """Settings that determine answers besides weights and prompt, for the fingerprint."""
+        dtype = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
+        return {
+            "method": "greedy",
+            "max_new_tokens": self.max_new_tokens,
+            "dtype": str(dtype).removeprefix("torch."),
+            "attention": self.attn_implementation,
+        }
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        return {
+            "weights": self.checkpoint.fingerprint,
+            "prompt": _digest(self.processor.describe()),
+            "decoding": _digest(self._describe_decoding()),
+        }
+
+    @cached_property
+    def model(self) -> Any:
+        """The model with its weights, on its device."""
+        model: Any = self.checkpoint.load_model(
+            dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
+        )
+        if self.device_map is None:
+            model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.requires_grad_(False)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """dtype of the weights, whether or not they are loaded."""
+        name = self.checkpoint.config.dtype if self.dtype == "auto" else self.dtype
+        dtype: torch.dtype = getattr(torch, str(name or "float32").removeprefix("torch."))
+        return dtype
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Device of the model, whether or not it is loaded; with `device_map`, that of its first weights."""
+        if self.device_map is not None:
+            return self.model.device
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def move(self, device: str | None = None, dtype: str | None = None) -> None:
+        """Move the model to another device, or reload its weights with another `dtype` when next needed.
+
+        Another dtype changes the fingerprint of `decoding`. Raises ValueError for a device that is missing,
+        and for a device if the model was opened with `device_map`.
+        """
+        if self.device_map is not None and device is not None:
+            raise ValueError("a model opened with device_map cannot be moved: open it with device instead")
+        if device is not None:
+            if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+                raise ValueError(f"device is {device!r}, and there is no GPU: use cpu")
+            self.device = device
+        stale = ["_decoder"]
+        if dtype is not None and getattr(torch, dtype) != self.torch_dtype:
+            self.dtype = dtype
+            stale += ["model", "fingerprints"]
+        for name in stale:
+            vars(self).pop(name, None)
+        if "model" in vars(self) and device is not None:
+            model: Any = self.model
+            model.to(device)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        ends = self.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends
+        return self._decoder_class(self.model, ends, self.max_new_tokens, self.system_ids)
+
+    @property
+    def work(self) -> Work:
+        """Counters of decoder work since the weights were loaded."""
+        return self._decoder.work
+
+    def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
+        num_text_tokens = len(self.system_ids) + len(self._suffix_ids(question))
+        return prefill_flops(
+            self.checkpoint.config, num_text_tokens + self.num_prefix_tokens(image_size, scale)
+        )
+
+    def decode_flops_per_token(self) -> int:
+        return decoder_flops_per_token(self.checkpoint.config)
+
+    def num_prefix_tokens(self, image_size: tuple[int, int], scale: int) -> int:
+        """Number of tokens of an image in the decoder: its visual tokens and the markers among them."""
+        return self.num_visual_tokens(image_size, scale)
+
+    @abstractmethod
+    def max_prefix_tokens(self, scale: int) -> int:
+        """Largest number of tokens that an image of any size has in the decoder at a scale."""
+
+    @abstractmethod
+    def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:
+        """Tokens of each image that enter the decoder at a scale; runs the vision pass where necessary."""
+
+    def encode_in_batches(
+        self, encode: Callable[[Sequence[Any]], list[Any]], images: Sequence[Any], scale: int
+    ) -> list[Any]:
+        """Return the results of `encode` on batches of images, in order; `scale` is theirs."""
+        device = self._decoder.device
+        batches = run_batches(encode, images, self._image_capacity[scale], device)
+        return [result for _, results in batches for result in results]
+
+    def answer(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
+        draws: Sequence[Draw] | None = None,
+    ) -> list[Answer]:
+        references = references or [()] * len(questions)
+        draft_ids = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
+        if any(
+            len(column) != len(encoded) for column in (questions, references, draft_ids, draws or encoded)
+        ):
+            raise ValueError(
+                f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
+                f"{len(draft_ids)} drafts, {len(draws or encoded)} draws: give one of each per question"
+            )
+        for question in dict.fromkeys(questions):
+            self.check_question(question, scale=scale)
+
+        def decode(groups: Sequence[list[int]]) -> list[Decoded]:
+            indices = list(chain.from_iterable(groups))
+            images = list({id(encoded[i]): encoded[i] for i in indices}.values())
+            number_of = {id(image): number for number, image in enumerate(images)}
+            return self._decoder.decode(
+                self.visual_prefixes(images, scale),
+                [number_of[id(encoded[i])] for i in indices],
+                [self._suffix_ids(questions[i]) for i in indices],
+                [[self._answer_ids(answer) for answer in dict.fromkeys(references[i])] for i in indices],
+                [draft_ids[i] for i in indices],
+                [draws[i] for i in indices] if draws else None,
+            )
+
+        # Questions about one image are adjacent, so that they share its prefix.
+        by_question = group_indices([id(image) for image in encoded], questions)
+        answers: dict[int, Answer] = {}
+        sizes = None
+        if self.batch_tokens is not None:
+            sizes = self._count_tokens(encoded, questions, by_question, scale)
+        capacity, device = self._question_capacity[scale], self._decoder.device
+        for groups, results in run_batches(decode, by_question, capacity, device, sizes):
+            for index, decoded in zip(chain.from_iterable(groups), results, strict=True):
+                answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
+        return [answers[index] for index in range(len(encoded))]
+
+    def _count_tokens(
+        self, encoded: Sequence[Any], questions: Sequence[str], groups: Sequence[list[int]], scale: int
+    ) -> list[int]:
+        """Return the number of tokens of each group of equal questions; an image counts at its first one."""
+        counts = []
+        seen: set[int] = set()
+        for first, *_ in groups:
+            image = encoded[first]
+            num_text = len(self._suffix_ids(questions[first])) + self.max_new_tokens
+            is_new = id(image) not in seen
+            seen.add(id(image))
+            counts.append(num_text + (self.num_prefix_tokens(image.size, scale) if is_new else 0))
+        return counts
+
+    def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+        self.processor.check_text("the question", question)
+        num_visual = self.max_prefix_tokens(scale or self.scales[-1])
+        context = self.checkpoint.context_length
+        prompt_length = len(self.system_ids) + num_visual + len(self._suffix_ids(question))
+        if prompt_length + self.max_new_tokens > context:
+            raise ValueError(
+                f"the question is too long: with {num_visual} visual tokens and {self.max_new_tokens} for an "
+                f"answer it needs {prompt_length + self.max_new_tokens} positions, "
+                f"and the model has {context}"
+            )
+        for reference in dict.fromkeys(references):
+            self.processor.check_text("a reference", reference)
+            length = len(self._answer_ids(reference))
+            if prompt_length + length > context:
+                raise ValueError(
+                    f"a reference is too long: with {num_visual} visual tokens, the question and its own "
+                    f"{length} tokens it needs {prompt_length + length} positions, "
+                    f"and the model has {context}"
+                )
+
+    def question_ids(self, question: str) -> list[int]:
+        return self.processor.text_ids(question)
+
+    def token_embeddings(self) -> Tensor:
+        return self._decoder.embed.weight.detach().cpu()
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError if PyTorch does not know the device."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device}: give cpu, cuda, cuda:N or another device of PyTorch") from error
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError if the name is not `auto` or a floating-point type of PyTorch."""
+    known = getattr(torch, dtype.removeprefix("torch."), None)
+    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+        raise ValueError(f"dtype={dtype}: give auto, float32, bfloat16 or float16")
+
+
+def check_attention(name: str) -> None:
+    """Raise ValueError if transformers does not know the attention. Names of hub kernels have a slash."""
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if name not in known and "/" not in name:
+        raise ValueError(f"attn_implementation={name}: give one of {', '.join(known)}")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
