@@ -8,6 +8,8 @@ features of a new image, so that a predictor gets the same numbers in both cases
     tower/norm_mean, _std, _max    mean, standard deviation and maximum of the tokens' Euclidean norms
     tower/neighbour_cosine    mean cosine of horizontally or vertically adjacent tokens of the grid
 
+Backbones with another resolution per scale have the norms of the tokens of the coarsest scale only.
+
 The group `image` describes the pixels and is the same for every backbone:
 
     image/width, height       in pixels
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 GROUPS = ("tower", "image")
 JPEG_QUALITY = 75
@@ -67,6 +70,13 @@ def describe_image(image: Image.Image) -> dict[str, float]:
         "colorfulness": np.hypot(*spread) + 0.3 * np.hypot(*shift),
     }
     return {f"image/{name}": float(value) for name, value in statistics.items()}
+
+
+def describe_norms(tokens: Tensor) -> dict[str, float]:
+    """The statistics `tower/norm_...` of visual tokens `[..., num_tokens, hidden]`."""
+    norm = tokens.float().norm(dim=-1)
+    statistics = {"mean": norm.mean(), "std": norm.std(correction=0), "max": norm.max()}
+    return {f"tower/norm_{name}": float(value) for name, value in statistics.items()}
 
 
 def count_tower_operations(num_tokens: float, hidden_size: int, num_scales: int) -> float:

@@ -192,12 +192,15 @@ class ModelBackbone(Backbone, ABC):
     @cached_property
     def model(self) -> Any:
         """The model with its weights, on its device."""
-        model: Any = self.checkpoint.load_model(
-            dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
-        )
+        model = self._load_model()
         if self.device_map is None:
             model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return model.requires_grad_(False)
+
+    def _load_model(self) -> Any:
+        return self.checkpoint.load_model(
+            dtype=self.dtype, device_map=self.device_map, attn_implementation=self.attn_implementation
+        )
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
+from m3_backbone.features import describe_norms
+
 PoolingMethod = Literal["average", "spatial", "sequential"]
 
 
@@ -88,11 +90,13 @@ def describe_tokens(tokens: Tensor, scales: Sequence[int]) -> dict[str, float]:
         kept = (pool(tokens, scale) - mean).square().sum(-1).mean()
         # Equal tokens have no variance to lose.
         statistics[f"variance_kept_{scale}"] = kept / variance if variance > 0 else torch.ones(())
-    norm = tokens.norm(dim=-1)
-    statistics |= {"norm_mean": norm.mean(), "norm_std": norm.std(correction=0), "norm_max": norm.max()}
     side = isqrt(num_tokens)
     grid = normalize(tokens, dim=-1).reshape(num_tiles, side, side, hidden)
     across, down = (grid[:, :, 1:] * grid[:, :, :-1]).sum(-1), (grid[:, 1:] * grid[:, :-1]).sum(-1)
     cosines = torch.cat([across.flatten(), down.flatten()])
-    statistics["neighbour_cosine"] = cosines.mean() if len(cosines) else torch.ones(())
-    return {f"tower/{name}": float(value) for name, value in statistics.items()}
+    cosine = float(cosines.mean()) if len(cosines) else 1.0
+    return {
+        **{f"tower/{name}": float(value) for name, value in statistics.items()},
+        **describe_norms(tokens),
+        "tower/neighbour_cosine": cosine,
+    }

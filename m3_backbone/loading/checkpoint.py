@@ -1,8 +1,6 @@
 """Loading of the authors' published checkpoints and of those that this project writes."""
 
 import copy
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +34,7 @@ from m3_backbone.loading.weights import (
     check_weights,
     download_weights,
     find_folder,
-    hash_weights,
+    fingerprint_weights,
     weight_files,
     weight_shapes,
 )
@@ -44,7 +42,7 @@ from m3_backbone.reading import check_settings, find_kernels, read_json
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Hide the progress bars of transformers, since the calling program shows its own."""
     is_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -210,12 +208,7 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of configuration and weights, 16 hex digits. It is computed from the files without a model."""
-        settings = self.config.to_dict()
-        for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-            settings.pop(name, None)
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        hash_weights([*self.files, *self.tower_files], digest)
-        return digest.hexdigest()[:16]
+        return fingerprint_weights(self.config, [*self.files, *self.tower_files])
 
     def load_model(
         self,
@@ -233,7 +226,7 @@ class Checkpoint:
         config = copy.deepcopy(self.config)
         if self.given_scales is not None:
             config.matryoshka_vis_token_scale = list(self.given_scales)
-        with _without_progress_bars():
+        with without_progress_bars():
             model = model_class.from_pretrained(
                 self.folder,
                 config=config,

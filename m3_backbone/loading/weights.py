@@ -1,6 +1,7 @@
 """Files of a checkpoint (local, packaged or on the hub), and names, shapes and hashes of its weights."""
 
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,6 +189,16 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
                 f"the weights in {folder} are not finite in {type_name}: {name} holds nan or infinity; fetch "
                 "them again, or load them with another dtype"
             )
+
+
+def fingerprint_weights(config: Any, files: Iterable[Path]) -> str:
+    """Return a hash of configuration and weights, 16 hex digits."""
+    settings = config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        settings.pop(name, None)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    hash_weights(files, digest)
+    return digest.hexdigest()[:16]
 
 
 def hash_weights(files: Iterable[Path], digest: "hashlib._Hash", max_bytes: int = 2**18) -> None:

@@ -1,0 +1,1 @@
+"""Backbones whose scale is chosen before the vision pass: resolutions and tiles."""

@@ -1,0 +1,174 @@
+"""Qwen2.5-VL and Qwen3-VL: the resolution of an image is a cap on its area."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from m3_backbone.arguments import PositiveInt, checked
+from m3_backbone.backbone import check_scale
+from m3_backbone.decoding.decoding import VisualPrefix
+from m3_backbone.native.base import NativeBackbone
+from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
+
+# The longest side may be this many times the shortest one, as in the image processor.
+_MAX_ASPECT = 200
+
+
+class QwenVLBackbone(NativeBackbone):
+    """Backbone of a Qwen2.5-VL or Qwen3-VL checkpoint.
+
+    A scale of n visual tokens caps the area of the image at n tokens, each `merge_size` x `merge_size`
+    patches. The aspect ratio is kept and sides are rounded to whole tokens, so that an image has at most n
+    tokens, and fewer if it is smaller than that: pictures are never enlarged to a cap.
+
+    Args:
+        checkpoint: folder or hub id.
+        scales: caps on the number of visual tokens, ascending.
+        quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
+        name, dtype, device, device_map, attn_implementation, max_new_tokens, batch_size, image_batch_size,
+            batch_tokens: as in `ModelBackbone`.
+    """
+
+    families: ClassVar[Mapping[str, ModelFamily]] = {
+        model_type: ModelFamily(model, "Qwen2VLImageProcessorPil", "<|image_pad|>")
+        for model_type, model in {
+            "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+            "qwen3_vl": "Qwen3VLForConditionalGeneration",
+        }.items()
+    }
+
+    @checked
+    def __init__(
+        self,
+        checkpoint: str | Path | NativeCheckpoint,
+        *,
+        scales: Sequence[PositiveInt] = (16, 64, 256, 1024),
+        quantization: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        max_new_tokens: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        image_batch_size: PositiveInt = 8,
+        batch_tokens: PositiveInt | None = None,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            scales=scales,
+            quantization=quantization,
+            name=name,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            image_batch_size=image_batch_size,
+            batch_tokens=batch_tokens,
+        )
+
+    @property
+    def _vision(self) -> Any:
+        return self.checkpoint.config.vision_config
+
+    @cached_property
+    def _token_side(self) -> int:
+        """Side of the square of pixels that becomes one visual token."""
+        images = self.checkpoint.image_processor
+        return images.patch_size * images.merge_size
+
+    def _limits(self, scale: int) -> tuple[int, int]:
+        """Smallest and largest area of the resized image, in pixels."""
+        cap = check_scale(scale, self.scales) * self._token_side**2
+        return min(self.checkpoint.image_processor.size["shortest_edge"], cap), cap
+
+    def grid(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
+        """(rows, columns) of visual tokens of an image of (width, height) pixels."""
+        width, height = image_size
+        smallest, largest = self._limits(scale)
+        resized = smart_resize(height, width, self._token_side, smallest, largest)
+        return resized[0] // self._token_side, resized[1] // self._token_side
+
+    def check_image(self, image_size: tuple[int, int]) -> None:
+        if max(image_size) > _MAX_ASPECT * min(image_size):
+            raise ValueError(
+                f"an image of {image_size[0]}x{image_size[1]} pixels is too long: its sides may differ by a "
+                f"factor of {_MAX_ASPECT}"
+            )
+
+    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
+        rows, columns = self.grid(image_size, scale)
+        return rows * columns
+
+    def max_prefix_tokens(self, scale: int) -> int:
+        # Sides are at least one token, so that a ribbon may exceed the cap.
+        return max(check_scale(scale, self.scales), _MAX_ASPECT)
+
+    def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        return vision_flops(self._vision, self.grid(image_size, scale))
+
+    def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
+        smallest, largest = self._limits(scale)
+        inputs = self.checkpoint.image_processor(
+            images=list(images),
+            size={"shortest_edge": smallest, "longest_edge": largest},
+            return_tensors="pt",
+        )
+        output = self.model.model.get_image_features(
+            inputs["pixel_values"].to(self._decoder.device),
+            inputs["image_grid_thw"].to(self._decoder.device),
+            return_dict=True,
+        )
+        # One tuple per layer, with the features of each image; Qwen2.5-VL has none.
+        layers = getattr(output, "deepstack_features", None) or []
+        prefixes = []
+        for number, (image, embeds) in enumerate(zip(images, output.pooler_output, strict=True)):
+            rows, columns = self.grid(image.size, scale)
+            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            positions = torch.stack([torch.zeros_like(row), row, column]).flatten(1)
+            deep = tuple(layer[number].clone() for layer in layers)
+            prefixes.append(VisualPrefix(embeds.clone(), positions, max(rows, columns), deep))
+        return prefixes
+
+
+def vision_flops(vision: Any, grid: tuple[int, int]) -> int:
+    """Operations of the vision transformer and the mergers on an image of `grid` (rows, columns) tokens.
+
+    With p patches, layers of width h and an MLP of width m with k matrices, attention in which patch i sees
+    s_i patches, and mergers from g patches to one token of width d:
+    `2 p h (channels) + L (8 p h^2 + 4 h sum(s_i) + 2 k p h m) + mergers (p / g) (2 (g h)^2 + 2 g h d)`.
+    Qwen2.5-VL attends within windows in most layers and has k = 3, Qwen3-VL attends to all and has k = 2.
+    Source: the modelling code of transformers; equal to `torch.utils.flop_counter` under eager attention.
+    """
+    merge = vision.spatial_merge_size
+    rows, columns = grid
+    patches = rows * columns * merge**2
+    hidden, inner = vision.hidden_size, vision.intermediate_size
+    is_windowed = hasattr(vision, "window_size")
+    num_full = len(vision.fullatt_block_indexes) if is_windowed else vision.depth
+    attention = num_full * patches**2
+    if is_windowed:
+        side = vision.window_size // vision.patch_size // merge
+        windows = [
+            min(side, rows - top) * min(side, columns - left) * merge**2
+            for top in range(0, rows, side)
+            for left in range(0, columns, side)
+        ]
+        attention += (vision.depth - num_full) * sum(size**2 for size in windows)
+    num_matrices = 3 if is_windowed else 2
+    channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    group = hidden * merge**2
+    num_mergers = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+    return (
+        2 * patches * channels * hidden
+        + vision.depth * (8 * patches * hidden**2 + 2 * num_matrices * patches * hidden * inner)
+        + 4 * hidden * attention
+        + num_mergers * rows * columns * 2 * (group**2 + group * vision.out_hidden_size)
+    )

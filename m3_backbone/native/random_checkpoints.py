@@ -1,0 +1,162 @@
+"""Small checkpoints with random weights in the layout of published models, for tests and timings.
+
+The classes, the files and the chat templates' structure are those of the published models; answers are
+meaningless. Weights are larger than at initialisation, so that answers depend on image and question.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+_TEXTS = (
+    "What color is the large square? How many small circles are there? Is there a red one? yes no left right",
+    "The answer is a short text. 0 1 2 3 4 5 6 7 8 9 blue green yellow triangle star top bottom row column",
+)
+_QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_chat_tokenizer(
+    special: Mapping[str, str], template: str, *, eos_token: str, vocab_size: int = 384
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with special tokens and a chat template.
+
+    `special` maps names such as `image_token` to tokens; `eos_token` is one of the tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokens = [AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(special.values())]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXTS, trainer)
+    named = {name: token for name, token in special.items() if name in ("bos_token", "pad_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos_token,
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={name: token for name, token in special.items() if name not in named},
+        **named,
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    image_processor: Any,
+    *,
+    eos_token_ids: list[int],
+    seed: int,
+) -> None:
+    """Draw the weights of a model and write it with tokenizer and image processor to `folder`."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if weight.ndim >= 2:
+            fan_in = weight[0].numel()
+            torch.nn.init.normal_(weight, std=1.5 * fan_in**-0.5, generator=generator)
+        elif "norm" not in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=generator)
+    model.generation_config.eos_token_id = eos_token_ids
+    model.generation_config.pad_token_id = eos_token_ids[0]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+
+
+def write_qwen_vl(
+    folder: Path, model_type: str = "qwen3_vl", *, seed: int = 0, hidden_size: int = 64, num_layers: int = 3
+) -> None:
+    """Write a Qwen2.5-VL or Qwen3-VL with grouped queries; its decoder has heads of 16 numbers."""
+    special = {
+        "eos_token": "<|im_end|>",
+        "end_token": "<|endoftext|>",
+        "start_token": "<|im_start|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
+    }
+    tokenizer = train_chat_tokenizer(special, _QWEN_TEMPLATE, eos_token="<|im_end|>")
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    is_newer = model_type == "qwen3_vl"
+    patch_size = 16 if is_newer else 14
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": hidden_size // 16,
+        "num_key_value_heads": hidden_size // 32,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "bos_token_id": None,
+        "eos_token_id": ids["eos_token"],
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": hidden_size,
+        "patch_size": patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    if is_newer:
+        text |= {"head_dim": 16}
+        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+        config_class, model_class = transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration
+    else:
+        vision |= {"window_size": 112, "fullatt_block_indexes": [1]}
+        config_class = transformers.Qwen2_5_VLConfig
+        model_class = transformers.Qwen2_5_VLForConditionalGeneration
+    config: Any = config_class(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["image_token"],
+        video_token_id=ids["video_token"],
+        vision_start_token_id=ids["vision_start_token"],
+        vision_end_token_id=ids["vision_end_token"],
+        tie_word_embeddings=False,
+    )
+    image_processor = transformers.Qwen2VLImageProcessorPil(
+        patch_size=patch_size,
+        size={"shortest_edge": 4 * (2 * patch_size) ** 2, "longest_edge": 2**14 * (2 * patch_size) ** 2},
+    )
+    ends = [ids["eos_token"], ids["end_token"]]
+    write_checkpoint(folder, model_class(config), tokenizer, image_processor, eos_token_ids=ends, seed=seed)
+
+
+_WRITERS: Mapping[str, Callable[..., None]] = {"qwen2_5_vl": write_qwen_vl, "qwen3_vl": write_qwen_vl}
+
+
+def write_random_checkpoint(folder: str | Path, model_type: str, **sizes: Any) -> Path:
+    """Write a small random checkpoint of a model type to `folder`, and return it.
+
+    `sizes` are the keyword arguments of the writer of that type. Raises ValueError that lists the known types
+    for an unknown one.
+    """
+    if model_type not in _WRITERS:
+        raise ValueError(f"no random {model_type!r}: choose one of {', '.join(_WRITERS)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _WRITERS[model_type](folder, model_type, **sizes)
+    (folder / "random.json").write_text(json.dumps({"model_type": model_type, **sizes}) + "\n")
+    return folder
