@@ -19,9 +19,9 @@ from experiments.config import entry_point
 @entry_point("bench_labelling")
 def main(config: DictConfig) -> None:
     from experiments.bench.labelling import measure, read_pictures, report
-    from m3_backbone.llava.backbone import LlavaBackbone
+    from m3_backbone.model_backbone import ModelBackbone
 
-    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
+    backbone: ModelBackbone = instantiate(config.backbone, _convert_="all")
     task = instantiate(config.task, _convert_="all")
     pictures = read_pictures(task, config.split, config.num_images, config.questions_per_image)
     report(measure(backbone, pictures, num_naive=config.num_naive, repeats=config.repeats))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -269,6 +270,16 @@ class ModelBackbone(Backbone, ABC):
     @abstractmethod
     def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:
         """Tokens of each image that enter the decoder at a scale; runs the vision pass where necessary."""
+
+    @abstractmethod
+    def generate_inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
+    ) -> dict[str, Any]:
+        """Inputs with which `model.generate` answers questions[i] about images[i] from pixels.
+
+        Token ids are padded on the left. Answers of this backbone equal those of `generate`; it is for tests
+        and timings.
+        """
 
     def encode_in_batches(
         self, encode: Callable[[Sequence[Any]], list[Any]], images: Sequence[Any], scale: int

@@ -17,10 +17,9 @@ from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Sample, Task
-from m3_backbone.costs import decoder_flops_per_token
 from m3_backbone.decoding.drafting import Work
-from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
+from m3_backbone.model_backbone import ModelBackbone
 
 Pictures = list[tuple[Image.Image, list[Sample]]]
 
@@ -41,7 +40,7 @@ class Method:
 
 
 def measure(
-    backbone: LlavaBackbone, pictures: Pictures, *, num_naive: int | None, repeats: int
+    backbone: ModelBackbone, pictures: Pictures, *, num_naive: int | None, repeats: int
 ) -> dict[str, Any]:
     """Return median milliseconds per question of each method, and counters of the engine."""
     questions = [(image, sample) for image, samples in pictures for sample in samples]
@@ -99,7 +98,7 @@ def measure(
 class Engine:
     """Labelling of some pictures; `work` and `flops` are counters of the last run at all scales."""
 
-    def __init__(self, backbone: LlavaBackbone, pictures: Pictures) -> None:
+    def __init__(self, backbone: ModelBackbone, pictures: Pictures) -> None:
         self.backbone, self.pictures = backbone, pictures
         self.answers: list[list[list[int]]] = []
         self.work = Work()
@@ -116,9 +115,12 @@ class Engine:
         if scales == self.backbone.scales:
             self.work = self.backbone.work.since(before)
             self.answers = answers
-            vision = sum(self.backbone.vision_flops(image.size, scales[-1]) for image in encoded)
-            per_token = decoder_flops_per_token(self.backbone.checkpoint.config)
-            self.flops = vision + self.work.num_tokens * per_token
+            # A pooled backbone encodes an image once for all scales.
+            encoded_at = scales[-1:] if self.backbone.family == "pooled" else scales
+            vision = sum(
+                self.backbone.vision_flops(image.size, scale) for image in encoded for scale in encoded_at
+            )
+            self.flops = vision + self.work.num_tokens * self.backbone.decode_flops_per_token()
         return answers
 
 
@@ -130,7 +132,7 @@ class PlainGenerate:
 
     def __init__(
         self,
-        backbone: LlavaBackbone,
+        backbone: ModelBackbone,
         questions: Sequence[tuple[Image.Image, Sample]],
         drawn: Sequence[Sequence[Sequence[int]]],
     ) -> None:
@@ -145,23 +147,26 @@ class PlainGenerate:
 
     def _answer_at(self, column: int, batch_size: int) -> list[list[int]]:
         scale = self.backbone.scales[column]
-        processor = self.backbone.processor
         model: Any = self.backbone.model
         ends = model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends)
         answers: list[list[int]] = []
         for start in range(0, len(self.questions), batch_size):
             rows = range(start, min(start + batch_size, len(self.questions)))
             images = [self.questions[row][0] for row in rows]
-            prompts = [processor.template.format(self.questions[row][1].question) for row in rows]
-            inputs = {name: x.to(model.device) for name, x in processor(images, prompts, scale).items()}
+            texts = [self.questions[row][1].question for row in rows]
+            inputs = self.backbone.generate_inputs(images, texts, scale)
+            inputs = {
+                name: x.to(model.device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()
+            }
             length = {"max_new_tokens": self.backbone.max_new_tokens}
             if self.is_forced:
                 most = max(len(self.drawn[row][column]) for row in rows)
                 length = {"max_new_tokens": most, "min_new_tokens": most}
-            output = model.generate(**inputs, token_scale=scale, do_sample=False, **length)
+            output = model.generate(**inputs, do_sample=False, **length)
             for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
-                end = ids.index(ends) + 1 if ends in ids else len(ids)
-                answers.append(ids[:end])
+                first_end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+                answers.append(ids[: first_end + 1])
         return answers
 
 

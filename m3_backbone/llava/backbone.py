@@ -158,6 +158,12 @@ class LlavaBackbone(ModelBackbone):
         sizes = torch.tensor([image.size[::-1] for image in encoded])
         return self.model.pool_images(torch.cat([image.tokens for image in encoded]), scale, sizes)
 
+    def generate_inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
+    ) -> dict[str, Any]:
+        prompts = [self.processor.template.format(question) for question in questions]
+        return {**self.processor(images, prompts, scale), "token_scale": scale}
+
     def visual_prefixes(self, encoded: Sequence[EncodedImage], scale: int) -> list[VisualPrefix]:
         return [VisualPrefix(tokens) for tokens in self.visual_tokens(encoded, scale)]
 

@@ -99,6 +99,30 @@ class NativeBackbone(ModelBackbone):
         )
 
     @abstractmethod
+    def preprocess(self, images: Sequence[Image.Image], scale: int) -> dict[str, Tensor]:
+        """Pixels and further inputs of the vision pass for a batch of RGB images at one scale."""
+
+    def placeholder_ids(self, image_size: tuple[int, int], scale: int) -> list[int]:
+        """Token ids of an image in the prompt, with a placeholder for each visual token."""
+        return [self.checkpoint.config.image_token_id] * self.num_visual_tokens(image_size, scale)
+
+    def generate_inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
+    ) -> dict[str, Any]:
+        images = [to_rgb(image) for image in images]
+        rows = [
+            [*self.system_ids, *self.placeholder_ids(image.size, scale), *self._suffix_ids(question)]
+            for image, question in zip(images, questions, strict=True)
+        ]
+        longest = max(map(len, rows))
+        pad = self.processor.end_id
+        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        types = (ids == self.checkpoint.config.image_token_id).long() * mask
+        prompt = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        return {**prompt, **self.preprocess(images, scale)}
+
+    @abstractmethod
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
         """Vision pass of a batch of RGB images at one scale."""
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from m3_backbone.arguments import PositiveInt, checked
@@ -114,13 +115,13 @@ class QwenVLBackbone(NativeBackbone):
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
         return vision_flops(self._vision, self.grid(image_size, scale))
 
-    def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
+    def preprocess(self, images: Sequence[Image.Image], scale: int) -> dict[str, Tensor]:
         smallest, largest = self._limits(scale)
-        inputs = self.checkpoint.image_processor(
-            images=list(images),
-            size={"shortest_edge": smallest, "longest_edge": largest},
-            return_tensors="pt",
-        )
+        size = {"shortest_edge": smallest, "longest_edge": largest}
+        return dict(self.checkpoint.image_processor(images=list(images), size=size, return_tensors="pt"))
+
+    def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
+        inputs = self.preprocess(images, scale)
         output = self.model.model.get_image_features(
             inputs["pixel_values"].to(self._decoder.device),
             inputs["image_grid_thw"].to(self._decoder.device),

@@ -176,7 +176,7 @@ def test_flops_equal_those_that_pytorch_counts(case, monkeypatch):
 
 def test_a_vision_pass_runs_once_for_all_questions_and_only_at_the_scales_that_are_needed(case, monkeypatch):
     backbone = case.backbone
-    passes = []
+    passes: list[tuple[tuple[int, int], int]] = []
     run_vision = backbone.run_vision
 
     def count(images, scale):
