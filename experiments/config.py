@@ -23,6 +23,7 @@ from experiments.cli import (
     SCRIPT,
     append_working_directory,
     describe_missing,
+    exit_on_closed_output,
     find_config_dir,
     is_started_by_script,
 )
@@ -33,7 +34,7 @@ _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModul
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
-    """Run a function as `python -m experiments.<config_name>` on `conf/<config_name>.yaml`.
+    """Run a function as the command `tokenscale <config_name>` on `conf/<config_name>.yaml`.
 
     A user error (ValueError or OSError with a message that says what to do, also from a constructor called by
     Hydra; a missing mandatory value) ends in one message and exit status 2. Other errors are bugs and keep
@@ -74,6 +75,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         )
 
         @functools.wraps(function)
+        @exit_on_closed_output()
         def run(config: DictConfig | None = None) -> Any:
             if config is not None:
                 return command(config)
@@ -122,11 +124,16 @@ def replace_unprintable() -> None:
 
 
 def format_command(entry_point: str, choices: Sequence[str]) -> str:
-    """Return a command line, with `tokenscale` if the running command has it, else with `python -m`."""
+    """Return a command line that starts like the running one: with `tokenscale` or with `python -m`."""
     program = (
         [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
     )
     return shlex.join([*program, *choices])
+
+
+def suggest_command(command: str, choices: Sequence[str]) -> str:
+    """Return a command line that a user may type next."""
+    return shlex.join([SCRIPT, command, *choices])
 
 
 def is_sweep() -> bool:
@@ -168,7 +175,7 @@ def format_next(*commands: str) -> str:
         if any(name in _TRAINING and name not in names for name, _ in by_name):
             continue
         shared = [text for name, text in by_name if name in names]
-        lines.append(f"next: {format_command(command, [*shared, *required])}")
+        lines.append(f"next: {suggest_command(command, [*shared, *required])}")
     return "\n".join(lines)
 
 

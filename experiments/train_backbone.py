@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point, suggest_command
 
 
 @entry_point("train_backbone")
@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     checkpoint = train_checkpoint(config, Path(config.folder))
     rank_zero_only(print)(
         f"the trained backbone is in {checkpoint}\n"
-        f"next: {format_command('run', ['backbone=local', f'backbone.checkpoint={checkpoint}'])}"
+        f"next: {suggest_command('run', ['backbone=local', f'backbone.checkpoint={checkpoint}'])}"
     )
 
 

@@ -1,6 +1,7 @@
 """Every entry point and every option of every config group, without running any of them."""
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -133,6 +134,21 @@ print("HEAVY", sorted({HEAVY} & sys.modules.keys()))
     assert done.stdout.splitlines()[-1:] == ["HEAVY []"], done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"]])
+def test_closed_output_ends_a_command_without_a_traceback(arguments):
+    """As in `tokenscale --help | head -1`, with a reader that is gone before the first line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from experiments.cli import main; main()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_commands_are_listed_with_a_line_each():
     lines = format_commands().splitlines()
     assert {line.split()[0] for line in lines if line.startswith("  ")} == set(ENTRY_POINTS)
@@ -226,9 +242,8 @@ def test_the_next_commands_are_about_the_same_labels_and_predictor(monkeypatch):
         monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
         return format_next("answer", "publish").splitlines()
 
-    monkeypatch.delenv("TOKENSCALE_STARTED_BY_SCRIPT", raising=False)
     answer, publish = suggest("task=easy_vqa", "predictor.name=mine", "gallery=0", "seed=3")
     shared = "task=easy_vqa predictor.name=mine seed=3"
-    assert answer == f"next: python -m experiments.answer {shared} image=FILE 'question=what is it?'"
-    assert publish == f"next: python -m experiments.publish {shared} folder=FOLDER"
+    assert answer == f"next: tokenscale answer {shared} image=FILE 'question=what is it?'"
+    assert publish == f"next: tokenscale publish {shared} folder=FOLDER"
     assert suggest("experiment=embedded_short") == suggest("max_epochs=3") == []

@@ -64,4 +64,7 @@ def test_failures_on_the_test_split_are_not_browsed(capsys):
         config = compose("failures", ["split=test"])
     with pytest.raises(SystemExit, match="2"):
         main(config)
-    assert "split=test: give one of train, calibration (split that the samples are from; not test" in capsys.readouterr().err
+    assert (
+        "split=test: give one of train, calibration (split that the samples are from; not test"
+        in capsys.readouterr().err
+    )
