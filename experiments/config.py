@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -131,52 +131,9 @@ def format_command(entry_point: str, choices: Sequence[str]) -> str:
     return shlex.join([*program, *choices])
 
 
-def suggest_command(command: str, choices: Sequence[str]) -> str:
-    """Return a command line that a user may type next."""
-    return shlex.join([SCRIPT, command, *choices])
-
-
 def is_sweep() -> bool:
     """Return whether the running command is one job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-# Options that select labels, one of the predictors trained on them, and the settings of its training.
-_LABELS = ("task", "backbone", "paths")
-_PREDICTOR = (*_LABELS, "predictor", "seed")
-_TRAINING = (
-    "experiment",
-    "calibrator",
-    "trainer",
-    "max_epochs",
-    "validation_fraction",
-    "budget",
-    "tolerance",
-)
-# Command -> options that it shares with the command before, and options that have to be given.
-_NEXT: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train": ((*_LABELS, "experiment"), ()),
-    "evaluate": ((*_PREDICTOR, *_TRAINING), ()),
-    "answer": (_PREDICTOR, ("image=FILE", "question=what is it?")),
-    "publish": (_PREDICTOR, ("folder=FOLDER",)),
-}
-
-
-def format_next(*commands: str) -> str:
-    """Return lines with the commands that may come next, on the same labels and predictor.
-
-    A command that cannot be told how the predictor was trained is left out.
-    """
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    by_name = [(re.split(r"[.=@]", text.lstrip("+~"))[0], text) for text in overrides]
-    lines = []
-    for command in commands:
-        names, required = _NEXT[command]
-        if any(name in _TRAINING and name not in names for name, _ in by_name):
-            continue
-        shared = [text for name, text in by_name if name in names]
-        lines.append(f"next: {suggest_command(command, [*shared, *required])}")
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

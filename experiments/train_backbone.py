@@ -13,7 +13,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, suggest_command
+from experiments.config import entry_point
+from experiments.next_commands import suggest_command
 
 
 @entry_point("train_backbone")

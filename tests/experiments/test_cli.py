@@ -17,8 +17,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.answer import quote_free_text
 from experiments.cli import find_config_dir, format_commands
-from experiments.config import entry_point, format_next
+from experiments.config import entry_point
 from experiments.help import list_options, read_examples
+from experiments.next_commands import format_next
 from experiments.settings.check import check_settings
 from experiments.settings.command_line import find_wrong_argument, rename_settings
 from tests.paths import ROOT
@@ -247,3 +248,26 @@ def test_the_next_commands_are_about_the_same_labels_and_predictor(monkeypatch):
     assert answer == f"next: tokenscale answer {shared} image=FILE 'question=what is it?'"
     assert publish == f"next: tokenscale publish {shared} folder=FOLDER"
     assert suggest("experiment=embedded_short") == suggest("max_epochs=3") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        (
+            ("experiment=embedded_short", "seed=3"),
+            "seed=3 task.num_images.train=60 task.num_images.calibration=20 task.num_images.test=30 "
+            "paths.store=outputs/short predictor.max_epochs=3",
+        ),
+        (("experiment=published_7b", "trainer=cpu"), "backbone=m3_llava_7b task=textvqa"),
+        (("predictor=mlp", "max_epochs=3"), "predictor=mlp predictor.max_epochs=3"),
+        (("calibrator=temperature", "budget=20", "+predictor@baselines.a=mlp"), ""),
+    ],
+)
+def test_the_next_commands_select_the_predictor_of_an_experiment(monkeypatch, overrides, options):
+    monkeypatch.delenv("TOKENSCALE_STORE", raising=False)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("run", list(overrides), return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    checked = check_settings("run", compose_run(*overrides))
+    (line,) = format_next("publish", config=checked).splitlines()
+    assert line == " ".join(f"next: tokenscale publish {options} folder=FOLDER".split())
