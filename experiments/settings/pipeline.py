@@ -130,9 +130,9 @@ class Latency(Settings):
     """`conf/settings/latency.yaml`."""
 
     num_images: NonNegativeInt
-    """timed pictures of the calibration split; 0: `run` times nothing"""
+    """timed images of the calibration split; 0: `run` times nothing"""
     num_rounds: PositiveInt
-    """number of times that each picture is timed"""
+    """number of times that each image is timed"""
     batch_size: PositiveInt
     """questions that are answered together"""
     overwrite: bool
@@ -143,7 +143,7 @@ class Latency(Settings):
         if 0 < self.num_images < self.batch_size:
             raise Refusal(
                 f"latency.num_images={self.num_images}: give at least latency.batch_size={self.batch_size} "
-                "pictures, or they do not fill a batch"
+                "images, or they do not fill a batch"
             )
         return self
 
