@@ -1,4 +1,4 @@
-"""Reproduce Figure 2 of the M3 paper with a backbone trained from nothing.
+"""Reproduce Figure 2 of the M3 paper with a backbone trained from random weights.
 
 Cai et al. (arXiv 2405.17430) compare one nested model with one model per scale and with pooling that a model
 was never trained for, and, in an ablation, average pooling with spatial and sequential sampling. Here every

@@ -1,4 +1,4 @@
-"""Train an embedded backbone from nothing.
+"""Train an embedded backbone from random weights.
 
 Trains the vision tower on dense labels of `scenes`, then the whole model at all scales on `scenes` and the
 train split of other tasks. Both resume from their last checkpoint after an interruption.
@@ -6,7 +6,7 @@ train split of other tasks. Both resume from their last checkpoint after an inte
 Examples:
     tokenscale train_backbone folder=outputs/backbone                              # as tiny_m3 was made
     tokenscale train_backbone folder=outputs/backbone max_minutes=30  # stops after 30 minutes; run again
-    tokenscale train_backbone experiment=backbone_relations start_from=CHECKPOINT  # goes on from it
+    tokenscale train_backbone experiment=backbone_relations start_from=CHECKPOINT  # continues from it
 """
 
 from pathlib import Path
