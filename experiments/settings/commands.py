@@ -50,7 +50,7 @@ class TrainedChoice(Labelled):
     backbone: Built
     """frozen model that answers"""
     predictor: Built
-    """predictor of the scale"""
+    """predictor that estimates which scale a question needs"""
     seed: Seed
     """seed that the predictor was trained with"""
     trained: PathText | None

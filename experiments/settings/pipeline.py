@@ -98,7 +98,7 @@ class PredictorSettings(Settings):
     """`conf/settings/train.yaml`, and the predictors to train."""
 
     predictor: Built
-    """predictor of the scale"""
+    """predictor that estimates which scale a question needs"""
     baselines: dict[str, Built] = Field(default={})
     """further predictors to train and evaluate"""
     calibrator: Built | None = None
@@ -177,7 +177,7 @@ class CheckedGuarantee(Guarantee):
     joint: bool
     """whether the guarantees of all predictors hold together with probability 1 - delta"""
     num_resplits: NonNegativeInt
-    """random halves of the test images on which the guarantee is certified again; 0: none"""
+    """number of resamples of the test images on which the guarantee is certified again; 0: none"""
 
 
 class Intervals(Recorded):
