@@ -1,8 +1,8 @@
 """Answer one question about an image, at the scale that a trained predictor chooses.
 
 Prints the estimates of the predictor, the chosen scale and the answers at all scales. With `escalate=true`,
-the hybrid looks at its answer and retries at a finer scale when that is worth it. `scale=36` forces a scale
-and needs no predictor.
+the hybrid retries at finer scales while the expected gain is worth the cost. `scale=36` forces a scale and
+needs no predictor.
 
 Examples:
     tokenscale answer image=photo.png question='What is this?'            # predictor of `tokenscale run`

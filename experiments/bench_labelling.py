@@ -1,11 +1,11 @@
 """Time labelling at all scales against plain `generate`.
 
-Times the labelling engine on the pictures and questions of a task, and in the same run plain `generate`:
+Times the labelling engine on the images and questions of a task, and in the same run plain `generate`:
 (a) one call per question and scale, each encoding its image, as in published evaluations; (b) the same in
 batches; (c) the engine at the finest scale only. The last line is the table as one JSON object.
 
 Examples:
-    tokenscale bench_labelling                                      # 48 pictures
+    tokenscale bench_labelling                                      # 48 images
     tokenscale bench_labelling num_images=8 num_naive=16 repeats=1  # a short one
     tokenscale bench_labelling backbone=m3_llava_7b task=textvqa    # published weights
 """

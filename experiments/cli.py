@@ -9,6 +9,8 @@ import ast
 import os
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SCRIPT = "tokenscale"
@@ -30,6 +32,21 @@ EXTRAS = {
 _STARTED_BY_SCRIPT = "TOKENSCALE_STARTED_BY_SCRIPT"
 
 
+@contextmanager
+def exit_on_closed_output() -> Iterator[None]:
+    """Exit with status 1 and without a traceback if the reader of stdout has closed it, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+@exit_on_closed_output()
 def main() -> None:
     """Run the command in the first argument, with the arguments after it."""
     name, *arguments = sys.argv[1:] or ["--help"]

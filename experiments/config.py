@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from experiments.cli import (
     SCRIPT,
     append_working_directory,
     describe_missing,
+    exit_on_closed_output,
     find_config_dir,
     is_started_by_script,
 )
@@ -33,7 +34,7 @@ _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModul
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
-    """Run a function as `python -m experiments.<config_name>` on `conf/<config_name>.yaml`.
+    """Run a function as the command `tokenscale <config_name>` on `conf/<config_name>.yaml`.
 
     A user error (ValueError or OSError with a message that says what to do, also from a constructor called by
     Hydra; a missing mandatory value) ends in one message and exit status 2. Other errors are bugs and keep
@@ -74,6 +75,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         )
 
         @functools.wraps(function)
+        @exit_on_closed_output()
         def run(config: DictConfig | None = None) -> Any:
             if config is not None:
                 return command(config)
@@ -122,7 +124,7 @@ def replace_unprintable() -> None:
 
 
 def format_command(entry_point: str, choices: Sequence[str]) -> str:
-    """Return a command line, with `tokenscale` if the running command has it, else with `python -m`."""
+    """Return a command line that starts like the running one: with `tokenscale` or with `python -m`."""
     program = (
         [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
     )
@@ -132,44 +134,6 @@ def format_command(entry_point: str, choices: Sequence[str]) -> str:
 def is_sweep() -> bool:
     """Return whether the running command is one job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-# Options that select labels, one of the predictors trained on them, and the settings of its training.
-_LABELS = ("task", "backbone", "paths")
-_PREDICTOR = (*_LABELS, "predictor", "seed")
-_TRAINING = (
-    "experiment",
-    "calibrator",
-    "trainer",
-    "max_epochs",
-    "validation_fraction",
-    "budget",
-    "tolerance",
-)
-# Command -> options that it shares with the command before, and options that have to be given.
-_NEXT: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train": ((*_LABELS, "experiment"), ()),
-    "evaluate": ((*_PREDICTOR, *_TRAINING), ()),
-    "answer": (_PREDICTOR, ("image=FILE", "question=what is it?")),
-    "publish": (_PREDICTOR, ("folder=FOLDER",)),
-}
-
-
-def format_next(*commands: str) -> str:
-    """Return lines with the commands that may come next, on the same labels and predictor.
-
-    A command that cannot be told how the predictor was trained is left out.
-    """
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    by_name = [(re.split(r"[.=@]", text.lstrip("+~"))[0], text) for text in overrides]
-    lines = []
-    for command in commands:
-        names, required = _NEXT[command]
-        if any(name in _TRAINING and name not in names for name, _ in by_name):
-            continue
-        shared = [text for name, text in by_name if name in names]
-        lines.append(f"next: {format_command(command, [*shared, *required])}")
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

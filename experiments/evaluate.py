@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point, format_next, is_sweep
+from experiments.config import Provenance, entry_point, is_sweep
+from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
     from experiments.reporting.findings import Findings
@@ -85,7 +86,7 @@ def write_results(config: DictConfig, findings: "Findings") -> str:
         return write_line(findings, folder)
     else:
         parts = [write_summary(findings)]
-    last_lines = [f"report: {folder / REPORT}", format_next("answer", "publish")]
+    last_lines = [f"report: {folder / REPORT}", format_next("answer", "publish", config=config)]
     return "\n\n".join([*parts, "\n".join(filter(None, last_lines))])
 
 

@@ -1,10 +1,10 @@
-"""Show pictures of what a backbone answers wrong, by question type.
+"""Show images of what a backbone answers wrong, by question type.
 
-One page of pictures, with one row per question type; the types with the most failures come first.
+One page of images, with one row per question type; the types with the most failures come first.
 
 Examples:
     tokenscale failures                                                # the finest scale, calibration split
-    tokenscale failures scale=9 per_kind=12                            # another scale, more pictures
+    tokenscale failures scale=9 per_kind=12                            # another scale, more images
     tokenscale failures task=textvqa backbone=m3_llava_7b split=train  # others of each
 """
 

@@ -1,14 +1,14 @@
-"""Reproduce Figure 2 of the M3 paper with a backbone trained from nothing.
+"""Reproduce Figure 2 of the M3 paper with a backbone trained from random weights.
 
 Cai et al. (arXiv 2405.17430) compare one nested model with one model per scale and with pooling that a model
 was never trained for, and, in an ablation, average pooling with spatial and sequential sampling. Here every
 variant starts from the same model, trained at the finest scale only, as M3 starts from LLaVA. All variants
-see the same pictures in the same order, one stream of pictures per seed.
+see the same images in the same order, one stream of images per seed.
 
 Examples:
     tokenscale figure2                                  # three seeds
     tokenscale figure2 seeds=[0]                        # one seed
-    tokenscale figure2 seeds=[0,1,2,3] num_images=null  # one more seed, all test pictures
+    tokenscale figure2 seeds=[0,1,2,3] num_images=null  # one more seed, all test images
 """
 
 from pathlib import Path

@@ -23,7 +23,7 @@ _MAX_VALUE = 60
 
 
 def format_help(command: str, config: DictConfig) -> str:
-    """Return the help of a command, with the values of a configuration, `hydra` included, as defaults."""
+    """Return the help of a command; the values of `config`, which includes `hydra`, are shown as defaults."""
     description, examples = split_docstring(command)
     path = find_config_dir() / f"{command}.yaml"
     return "\n".join(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_given_command, format_next
+from experiments.config import entry_point, format_given_command
+from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
     from experiments.labels.labelling import LabelSummary

@@ -5,7 +5,7 @@ predictors, data, machine and settings is up to date.
 
 Examples:
     tokenscale latency  # the predictors that `tokenscale train` trained
-    tokenscale latency latency.num_images=16                        # fewer pictures
+    tokenscale latency latency.num_images=16                        # fewer images
     tokenscale latency latency.batch_size=8 latency.overwrite=true  # in batches, timed again
 """
 

@@ -1,4 +1,4 @@
-"""Label, train, time and evaluate: everything up to the report.
+"""Label, train, measure latency and evaluate: everything up to the report.
 
 Each step is the command of that name with the same configuration. Steps that are up to date are skipped, so
 that running again without changes only evaluates. `main` returns the validation metric `optimized_metric`,

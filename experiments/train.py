@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_next, is_sweep
+from experiments.config import entry_point, is_sweep
+from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
     from experiments.training.trained import TrainingRecord

@@ -1,4 +1,4 @@
-"""Train an embedded backbone from nothing.
+"""Train an embedded backbone from random weights.
 
 Trains the vision tower on dense labels of `scenes`, then the whole model at all scales on `scenes` and the
 train split of other tasks. Both resume from their last checkpoint after an interruption.
@@ -6,14 +6,15 @@ train split of other tasks. Both resume from their last checkpoint after an inte
 Examples:
     tokenscale train_backbone folder=outputs/backbone                              # as tiny_m3 was made
     tokenscale train_backbone folder=outputs/backbone max_minutes=30  # stops after 30 minutes; run again
-    tokenscale train_backbone experiment=backbone_relations start_from=CHECKPOINT  # goes on from it
+    tokenscale train_backbone experiment=backbone_relations start_from=CHECKPOINT  # continues from it
 """
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point
+from experiments.next_commands import suggest_command
 
 
 @entry_point("train_backbone")
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> None:
     checkpoint = train_checkpoint(config, Path(config.folder))
     rank_zero_only(print)(
         f"the trained backbone is in {checkpoint}\n"
-        f"next: {format_command('run', ['backbone=local', f'backbone.checkpoint={checkpoint}'])}"
+        f"next: {suggest_command('run', ['backbone=local', f'backbone.checkpoint={checkpoint}'])}"
     )
 
 

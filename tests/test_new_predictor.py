@@ -33,7 +33,7 @@ def exercise(tmp_path, monkeypatch):
     write_blocks(PAGE, tmp_path)
     monkeypatch.setattr(predictor, "__path__", [*predictor.__path__, str(tmp_path / "predictor")])
     yield tmp_path
-    sys.modules.pop("predictor.telling_word", None)
+    sys.modules.pop("predictor.informative_word", None)
 
 
 @pytest.fixture
@@ -51,20 +51,24 @@ def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels,
         config = compose(
             "train",
             [
-                *("predictor=telling_word", "~backbone", f"hydra.searchpath=[file://{exercise / 'conf'}]"),
+                *(
+                    "predictor=informative_word",
+                    "~backbone",
+                    f"hydra.searchpath=[file://{exercise / 'conf'}]",
+                ),
                 *(f"paths.labels={labels}", f"paths.predictors={tmp_path / 'predictors'}"),
             ],
         )
     train.main(config)
-    assert re.search(r"^telling_word ", capsys.readouterr().out, re.M)
+    assert re.search(r"^informative_word ", capsys.readouterr().out, re.M)
 
-    (path,) = (tmp_path / "predictors" / "telling_word").glob("*/manifest.json")
+    (path,) = (tmp_path / "predictors" / "informative_word").glob("*/manifest.json")
     home = path.parent
     record = read_record(home)
     fresh = make_labels(300, seed=9, split="test")
-    with pytest.raises(FolderError, match=r"built from predictor\.telling_word\.TellingWord"):
+    with pytest.raises(FolderError, match=r"built from predictor\.informative_word\.InformativeWord"):
         ScalePredictor.load(home)
-    loaded = ScalePredictor.load(home, trust=["predictor.telling_word"])
+    loaded = ScalePredictor.load(home, trust=["predictor.informative_word"])
     worth = functools.partial(policy_value, cost=fresh.inputs.visual_tokens, score=fresh.outcomes.score)
     mix = np.tile(fresh.outcomes.score.mean(axis=0), (len(fresh), 1))
     found, best, nothing = worth(loaded.predict(fresh.inputs)), worth(blind_estimates(fresh)), worth(mix)
@@ -85,7 +89,7 @@ def test_the_exercise_trains_and_tells_what_the_question_tells(exercise, labels,
         folder=str(home),
     )
     assert type(by_arguments.predictor) is type(named.predictor) is type(loaded)
-    with pytest.raises(FolderError, match=r"built from predictor\.telling_word\.TellingWord"):
+    with pytest.raises(FolderError, match=r"built from predictor\.informative_word\.InformativeWord"):
         load_trained(home)
 
 
@@ -93,12 +97,12 @@ def test_it_is_left_alone_when_it_is_up_to_date_and_trained_anew_with_other_argu
     exercise, labels, tmp_path
 ):
 
-    made = import_module("predictor.telling_word").TellingWord
+    made = import_module("predictor.informative_word").InformativeWord
     settings = TrainingSettings(seed=0, validation_fraction=0.2)
     stamps = []
     for priors in ((1.0,), (1.0,), (5.0,)):
         predictor = made(priors=priors)
         train_predictors([predictor], labels=labels, folder=tmp_path / "p", settings=settings)
-        paths = (tmp_path / "p" / "telling_word").glob("*/manifest.json")
+        paths = (tmp_path / "p" / "informative_word").glob("*/manifest.json")
         stamps.append(max(path.stat().st_mtime_ns for path in paths))
     assert stamps[0] == stamps[1] < stamps[2]

@@ -260,7 +260,7 @@ def compare_policies(
     At most `num_prices` prices are traced. Costs and budgets are in `measure`. `resampled` holds scores of
     sampled answers, for a noise-free oracle. `seed` is that of the bootstrap: on the same test samples, equal
     seeds give the same resamples for all policies and cost measures. If the cost measure has timings, the
-    timed pictures are resampled too. Raises ValueError if an image is in both splits, a split is empty, there
+    timed images are resampled too. Raises ValueError if an image is in both splits, a split is empty, there
     is no policy, or two policies share a name.
     """
     check_settings(

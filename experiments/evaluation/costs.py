@@ -10,7 +10,7 @@ A cost has named parts:
 Visual tokens are the usual measure in the literature; a predictor adds none. FLOPs are vision + prefill +
 predictor, by formula (`m3_backbone.costs`). They are counted up to the first token of the answer, as answers
 differ in length. Milliseconds are vision + prefill + decode + predictor, all measured in one process on one
-machine (`experiments.latency`) with a few pictures. Tokens are no proxy for latency: a decoder takes about as
+machine (`experiments.latency`) with a few images. Tokens are no proxy for latency: a decoder takes about as
 long for one visual token as for a hundred.
 
 A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
@@ -36,7 +36,7 @@ CostOf = Callable[[OutcomeTable], Floats]
 
 VISION, PREFILL, PREFILL_AND_DECODE = "vision", "prefill", "prefill and decode"
 
-# Second seed of the random numbers that resample pictures, so that they are independent of the test images.
+# Second seed of the random numbers that resample images, so that they are independent of the test images.
 _STREAM = 0x71E5
 
 
@@ -76,11 +76,11 @@ class TimingMeans:
 
 @dataclass(frozen=True, eq=False)
 class Timings:
-    """Milliseconds per answer of each timed picture, averaged over rounds.
+    """Milliseconds per answer of each timed image, averaged over rounds.
 
     `vision` `[num_images]` is the time of the vision pass, `answer` `[num_images, num_scales]` of prefill and
     decoding, `overhead` `[num_images]`, by name, of each predictor. With a `batch_size` above 1, an array row
-    stands for a batch of that many pictures and holds the time per picture. Each row was timed in
+    stands for a batch of that many images and holds the time per image. Each row was timed in
     `num_rounds` rounds. `machine` describes the machine, its number of threads and the type of the weights.
     """
 
@@ -93,11 +93,11 @@ class Timings:
 
     @property
     def num_pictures(self) -> int:
-        """Number of timed pictures."""
+        """Number of timed images."""
         return len(self.vision) * self.batch_size
 
     def describe(self) -> dict[str, int | str]:
-        """Return the numbers of pictures and rounds, the batch size and the machine, for JSON."""
+        """Return the numbers of images and rounds, the batch size and the machine, for JSON."""
         return {
             "num_pictures": self.num_pictures,
             "num_rounds": self.num_rounds,
@@ -106,11 +106,11 @@ class Timings:
         }
 
     def means(self) -> TimingMeans:
-        """Return the means over all pictures, R = 1; unlike medians, means of parts add up to the total."""
+        """Return the means over all images, R = 1; unlike medians, means of parts add up to the total."""
         return self._weigh(np.full((1, len(self.vision)), 1 / len(self.vision)))
 
     def resample(self, num_resamples: int, seed: int) -> TimingMeans:
-        """Return the means under `num_resamples` resamples of the pictures.
+        """Return the means under `num_resamples` resamples of the images.
 
         All parts use the same resamples, so that noise common to two parts cancels in their difference.
         """
@@ -139,7 +139,7 @@ class Timings:
         return replace(self, overhead={name: self.overhead[source] for name, source in trained.items()})
 
     def _weigh(self, weights: Floats) -> TimingMeans:
-        """Return the means under weights of the pictures `[R, num_images]`, which sum to 1."""
+        """Return the means under weights of the images `[R, num_images]`, which sum to 1."""
         shared = weights @ self.vision
         overhead = {name: weights @ milliseconds for name, milliseconds in self.overhead.items()}
         return TimingMeans(shared[:, None] + weights @ self.answer, shared, overhead)
@@ -163,7 +163,7 @@ class CostMeasure:
     """Cost of an answer: the sum of its `parts`, plus the `overhead` of the predictor.
 
     `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing. If
-    costs are measured times, `timings` are the timed pictures whose means they are.
+    costs are measured times, `timings` are the timed images whose means they are.
     """
 
     key: str
@@ -225,7 +225,7 @@ def count_flops(overhead: Mapping[str, float]) -> CostMeasure:
 
 
 def count_milliseconds(timings: Timings) -> CostMeasure:
-    """Return the cost measure in milliseconds: means over timed pictures, the same for every sample."""
+    """Return the cost measure in milliseconds: means over timed images, the same for every sample."""
     means = timings.means()
     (cost,), (vision,) = means.cost, means.shared
     return CostMeasure(

@@ -54,8 +54,8 @@ CLASSIFIER = {"learning_rate": 0.1, **_BOOSTING}
 REGRESSOR = {"learning_rate": 0.05, **_BOOSTING}
 
 
-class NothingToTell(ValueError):
-    """Raised if these samples cannot be used to fit or compare the models; the message gives the reason."""
+class UnusableSamples(ValueError):
+    """Raised if models cannot be fitted or compared on these samples; the message gives the reason."""
 
 
 class KnownColumns:
@@ -132,7 +132,7 @@ class ScaleClassifiers:
 
     @classmethod
     def fit(cls, train: Labels, seed: int = 0) -> Self:
-        """Fit on the training samples that some scale answers; raise NothingToTell if there are none."""
+        """Fit on the training samples that some scale answers; raise UnusableSamples if there are none."""
         answered = _select_answered(train, "train")
         smallest = find_smallest_right(answered.outcomes.score)
         columns = KnownColumns(answered, seed)
@@ -152,7 +152,7 @@ class ScaleClassifiers:
     def measure(self, test: Labels) -> dict[str, float]:
         """Return accuracies on the test samples that some scale answers, by the name of a model.
 
-        Raises NothingToTell if there are no such samples.
+        Raises UnusableSamples if there are no such samples.
         """
         answered = _select_answered(test, "test")
         smallest = find_smallest_right(answered.outcomes.score)
@@ -205,10 +205,10 @@ def digest_model(train: Labels, model: str, features: str, settings: Mapping[str
 
 
 def _select_answered(labels: Labels, split: str) -> Labels:
-    """Return the samples that some scale answers; raise NothingToTell if there are none."""
+    """Return the samples that some scale answers; raise UnusableSamples if there are none."""
     smallest = find_smallest_right(labels.outcomes.score)
     if not (smallest >= 0).any():
-        raise NothingToTell(f"no scale answers any sample of {split}: no sufficient scale can be predicted")
+        raise UnusableSamples(f"no scale answers any sample of {split}: no sufficient scale can be predicted")
     return labels.select(smallest >= 0)
 
 
@@ -280,7 +280,7 @@ def compare_known(
 ) -> Comparison:
     """Compare policies that use different features: prices from calibration, metrics from test samples.
 
-    The first policy has the inputs of a predictor. Raises NothingToTell if mix and oracle have no gap.
+    The first policy has the inputs of a predictor. Raises UnusableSamples if mix and oracle have no gap.
     """
     on_calibration, on_test = (regressions.predict(labels) for labels in (calibration, test))
     names = sorted(regressions.columns.names, key=lambda name: name != SEEN)
@@ -294,7 +294,9 @@ def compare_known(
         seed=seed,
     )
     if not comparison.oracle_gap.value > 0:
-        raise NothingToTell("there is no gap between mix and oracle at any budget: nothing can be recovered")
+        raise UnusableSamples(
+            "there is no gap between mix and oracle at any budget: nothing can be recovered"
+        )
     return comparison
 
 

@@ -5,9 +5,9 @@ test images, the table returns the mean cost and mean score of every policy at e
 computed from these (`metrics`).
 
 Visual tokens and FLOPs are known for every sample, and their mean is taken over the samples. Milliseconds are
-measured on a few other pictures and are the same for every sample. A mean cost in milliseconds is the sum
+measured on a few other images and are the same for every sample. A mean cost in milliseconds is the sum
 over scales of the share of samples that try the scale times its mean milliseconds, plus the vision pass and
-the overhead of the policy. Each resample has other mean milliseconds, from a resample of the timed pictures.
+the overhead of the policy. Each resample has other mean milliseconds, from a resample of the timed images.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -212,7 +212,7 @@ class PolicyPoints:
 
     @cached_property
     def default_scale(self) -> Columns:
-        """Columns of the scales of the final answers at the default price, `[num_samples]`."""
+        """Column of the scale that gives the final answer at the default price, `[num_samples]`."""
         return self.paths.stop[self.default.choice]
 
 
@@ -220,7 +220,7 @@ class PolicyTable:
     """Policies, fixed scales and oracles on one test split, in one cost measure.
 
     `image` `[num_samples]` is the image number of each test sample; `overhead` is the cost that each policy
-    adds to every answer. With `timed`, costs are means over timed pictures, and `measure` takes the means
+    adds to every answer. With `timed`, costs are means over timed images, and `measure` takes the means
     under each resample. `policies` are by name; `oracle` is the budgeted oracle's front, from cheap to
     expensive.
     """

@@ -3,7 +3,7 @@
 Questions about one image are not independent, so images are resampled, not questions. All policies use the
 same resamples, so that common noise cancels in their differences. Labels, predictors and prices are held
 fixed: an interval covers test images, not training runs. If several seeds were trained, `combine_seeds`
-resamples the seeds too. If costs are measured in milliseconds, `resample` also resamples the timed pictures,
+resamples the seeds too. If costs are measured in milliseconds, `resample` also resamples the timed images,
 independently of the test images. Fewer than 8 images (`tasks.sizes`) give no interval: with two images that
 were both answered correctly it would be [100, 100].
 """
@@ -149,7 +149,7 @@ def resample(
 
     `measure` takes weights of the images `[num_resamples, num_images]` and returns metrics whose first
     dimension is `num_resamples`; weights of 1 give the metric on the samples. With `timings` it also takes
-    mean milliseconds under as many resamples of the timed pictures. These use separate random numbers, so the
+    mean milliseconds under as many resamples of the timed images. These use separate random numbers, so the
     resamples of images are the same with and without timings. With too few images there is no interval
     (`allows_interval`). Raises ValueError if `num_resamples` is below 1.
     """

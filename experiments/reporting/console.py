@@ -50,7 +50,7 @@ def format_record(record: TrainingRecord) -> str:
 
 
 def describe_latency(latency: Latency) -> str:
-    """Return the number of timed pictures in a few words."""
+    """Return the number of timed images in a few words."""
     num_batches, num_rounds = latency.vision.shape
     return f"{num_batches * latency.job['batch_size']} images in {num_rounds} rounds"
 
@@ -90,7 +90,7 @@ def format_latency(latency: Latency) -> str:
     job = latency.job
     return (
         f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
-        f"{num_batches * timings.batch_size} pictures in {num_rounds} rounds, {job['machine']}, "
+        f"{num_batches * timings.batch_size} images in {num_rounds} rounds, {job['machine']}, "
         f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
-        "pictures, and do not cover drift between runs"
+        "images, and do not cover drift between runs"
     )

@@ -278,7 +278,7 @@ def tabulate_costs(comparisons: Sequence[Comparison]) -> Table:
 def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:
     """Tabulate the cost of an answer at each scale by part, and the overhead of each predictor.
 
-    `parts` are costs `[num_scales]` by name. Measured costs have intervals over the timed pictures.
+    `parts` are costs `[num_scales]` by name. Measured costs have intervals over the timed images.
     """
     measure, answer_cost = comparison.measure, comparison.fixed_cost.value
     answers = [format_small(float(cost)) for cost in answer_cost]
@@ -310,13 +310,13 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
 
 
 def describe_timings(measure: CostMeasure) -> str:
-    """Return a clause on the timed pictures and what the intervals cover; empty without timings."""
+    """Return a clause on the timed images and what the intervals cover; empty without timings."""
     timings = measure.timings
     if timings is None:
         return ""
     pictures, rounds = (
         f"{number:,} {noun}{'' if number == 1 else 's'}"
-        for number, noun in ((timings.num_pictures, "picture"), (timings.num_rounds, "round"))
+        for number, noun in ((timings.num_pictures, "image"), (timings.num_rounds, "round"))
     )
     machine = timings.machine and f" ({timings.machine})"
     return (

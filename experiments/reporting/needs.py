@@ -14,9 +14,9 @@ from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.known_facts import (
     LEVEL,
     Equivalence,
-    NothingToTell,
     ScaleClassifiers,
     ScoreRegressions,
+    UnusableSamples,
     compare_known,
     find_equivalences,
 )
@@ -175,7 +175,7 @@ def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressi
     train = read_labels(labels, "train")
     try:
         return ScaleClassifiers.fit(train, seed), ScoreRegressions.fit(train, seed)
-    except NothingToTell as error:
+    except UnusableSamples as error:
         log.warning("models of the needed scale are left out: %s", error)
         return None
 
@@ -195,7 +195,7 @@ def judge_models(
     tables = []
     try:
         tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
-    except NothingToTell as error:
+    except UnusableSamples as error:
         log.warning("accuracies of the needed scale are left out: %s", error)
     try:
         comparison = compare_known(
@@ -206,7 +206,7 @@ def judge_models(
             confidence=confidence,
             seed=bootstrap_seed,
         )
-    except NothingToTell as error:
+    except UnusableSamples as error:
         log.warning("policies by their features are left out: %s", error)
         return tables
     tables.append(needs_tables.tabulate_policies(comparison))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from experiments.config import format_command
+from experiments.next_commands import suggest_command
 from experiments.reporting.front_plot import NEUTRAL, PALETTE
 from experiments.reporting.page import save_figure
 from experiments.reporting.tables import format_table
@@ -89,7 +89,7 @@ def conclude(
     for file, trial in files.items():
         result = ", ".join(f"{key} {value:.4g}" for key, value in zip(objectives, trial.values, strict=True))
         comments = [
-            f"Command: python -m experiments.run --config-dir {folder} experiment={file}",
+            f"Command: tokenscale run --config-dir {folder} experiment={file}",
             "  or, once this file is in conf/experiment/, without --config-dir",
             f"Result: {result} on validation, trial {trial.number} of {num_finished} finished ones;",
             "  the same validation part selected its epochs, trees, neighbours or shares and ranked trials,",
@@ -111,7 +111,7 @@ def conclude(
     print(SELECTION)
     print(f"{num_finished} finished trials, {num_finished - len(complete)} of them pruned")
     print(f"picture: {pictures[0]}")
-    print(format_command("run", ["--config-dir", str(folder), f"experiment=tuned_{name}"]))
+    print(suggest_command("run", ["--config-dir", str(folder), f"experiment=tuned_{name}"]))
     return float(best[0].values[0])
 
 

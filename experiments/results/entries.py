@@ -36,7 +36,7 @@ MOST_FOR_ALL_PAIRS = 6
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """A metric averaged over the seeds of a policy, and its spread over them (nan for a single seed)."""
+    """Mean of a metric over the seeds of a policy; `spread` is the standard deviation (nan for one seed)."""
 
     bootstrapped: Bootstrapped
     estimate: Estimate

@@ -48,7 +48,7 @@ def find_timings(
 
 
 def to_timings(latency: Latency) -> Timings:
-    """Return the timings of each picture, averaged over the rounds."""
+    """Return the timings of each image, averaged over the rounds."""
     return Timings(
         latency.vision.mean(axis=1),
         latency.answer.mean(axis=1),

@@ -50,7 +50,7 @@ class TrainedChoice(Labelled):
     backbone: Built
     """frozen model that answers"""
     predictor: Built
-    """predictor of the scale"""
+    """predictor that estimates which scale a question needs"""
     seed: Seed
     """seed that the predictor was trained with"""
     trained: PathText | None
@@ -99,13 +99,13 @@ class FailuresSettings(Labelled):
     task: Built
     """source of images, questions and scores"""
     seed: Seed
-    """seed of the choice of pictures"""
+    """seed of the choice of images"""
     split: Literal["train", "calibration"]
     """split that the samples are from; not test, as what failures teach goes into the next training"""
     scale: PositiveInt | None
     """scale whose wrong answers are shown; null: the finest"""
     per_kind: PositiveInt
-    """pictures per question type"""
+    """images per question type"""
 
 
 class GranularitySettings(Labelled, Intervals):
@@ -261,11 +261,11 @@ class BenchLabellingSettings(Settings):
     task: Built
     """source of images, questions and scores"""
     split: Literal["train", "calibration", "test"]
-    """split that the pictures are from"""
+    """split that the images are from"""
     num_images: PositiveInt
-    """pictures"""
+    """images"""
     questions_per_image: PositiveInt | None
-    """questions about each picture; null: all that the task has"""
+    """questions about each image; null: all that the task has"""
     num_naive: PositiveInt | None
     """questions that are answered with plain `generate`; null: all"""
     repeats: PositiveInt

@@ -98,7 +98,7 @@ class PredictorSettings(Settings):
     """`conf/settings/train.yaml`, and the predictors to train."""
 
     predictor: Built
-    """predictor of the scale"""
+    """predictor that estimates which scale a question needs"""
     baselines: dict[str, Built] = Field(default={})
     """further predictors to train and evaluate"""
     calibrator: Built | None = None
@@ -130,9 +130,9 @@ class Latency(Settings):
     """`conf/settings/latency.yaml`."""
 
     num_images: NonNegativeInt
-    """timed pictures of the calibration split; 0: `run` times nothing"""
+    """timed images of the calibration split; 0: `run` times nothing"""
     num_rounds: PositiveInt
-    """number of times that each picture is timed"""
+    """number of times that each image is timed"""
     batch_size: PositiveInt
     """questions that are answered together"""
     overwrite: bool
@@ -143,7 +143,7 @@ class Latency(Settings):
         if 0 < self.num_images < self.batch_size:
             raise Refusal(
                 f"latency.num_images={self.num_images}: give at least latency.batch_size={self.batch_size} "
-                "pictures, or they do not fill a batch"
+                "images, or they do not fill a batch"
             )
         return self
 
@@ -177,7 +177,7 @@ class CheckedGuarantee(Guarantee):
     joint: bool
     """whether the guarantees of all predictors hold together with probability 1 - delta"""
     num_resplits: NonNegativeInt
-    """random halves of the test images on which the guarantee is certified again; 0: none"""
+    """number of resamples of the test images on which the guarantee is certified again; 0: none"""
 
 
 class Intervals(Recorded):

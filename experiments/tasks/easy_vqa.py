@@ -100,7 +100,7 @@ class EasyVqa(Task):
                 )
 
     def image(self, image_id: str) -> Image.Image:
-        """Return the 64 x 64 picture `train/NUMBER` or `test/NUMBER`. Raises UnreadableImage."""
+        """Return the 64 x 64 image `train/NUMBER` or `test/NUMBER`. Raises UnreadableImage."""
         own_split, _, number = image_id.partition("/")
         if own_split not in OWN_SPLITS or not number.isdecimal():
             raise UnreadableImage(image_id, "easy-VQA's images are train/NUMBER and test/NUMBER")

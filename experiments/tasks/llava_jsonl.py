@@ -178,7 +178,7 @@ class LlavaJsonl(Task):
 
     @property
     def division(self) -> dict[str, Any]:
-        """JSON object of the settings that divide the images without a split in the rows."""
+        """JSON object of the settings that divide those images whose rows name no split."""
         return {"fractions": self._fractions, "seed": self._seed, "files": self._file_splits}
 
     @property

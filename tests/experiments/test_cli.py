@@ -1,6 +1,7 @@
 """Every entry point and every option of every config group, without running any of them."""
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -16,8 +17,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.answer import quote_free_text
 from experiments.cli import find_config_dir, format_commands
-from experiments.config import entry_point, format_next
+from experiments.config import entry_point
 from experiments.help import list_options, read_examples
+from experiments.next_commands import format_next
 from experiments.settings.check import check_settings
 from experiments.settings.command_line import find_wrong_argument, rename_settings
 from tests.paths import ROOT
@@ -133,6 +135,21 @@ print("HEAVY", sorted({HEAVY} & sys.modules.keys()))
     assert done.stdout.splitlines()[-1:] == ["HEAVY []"], done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"]])
+def test_closed_output_ends_a_command_without_a_traceback(arguments):
+    """As in `tokenscale --help | head -1`, with a reader that is gone before the first line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from experiments.cli import main; main()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_commands_are_listed_with_a_line_each():
     lines = format_commands().splitlines()
     assert {line.split()[0] for line in lines if line.startswith("  ")} == set(ENTRY_POINTS)
@@ -226,9 +243,31 @@ def test_the_next_commands_are_about_the_same_labels_and_predictor(monkeypatch):
         monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
         return format_next("answer", "publish").splitlines()
 
-    monkeypatch.delenv("TOKENSCALE_STARTED_BY_SCRIPT", raising=False)
     answer, publish = suggest("task=easy_vqa", "predictor.name=mine", "gallery=0", "seed=3")
     shared = "task=easy_vqa predictor.name=mine seed=3"
-    assert answer == f"next: python -m experiments.answer {shared} image=FILE 'question=what is it?'"
-    assert publish == f"next: python -m experiments.publish {shared} folder=FOLDER"
+    assert answer == f"next: tokenscale answer {shared} image=FILE 'question=what is it?'"
+    assert publish == f"next: tokenscale publish {shared} folder=FOLDER"
     assert suggest("experiment=embedded_short") == suggest("max_epochs=3") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        (
+            ("experiment=embedded_short", "seed=3"),
+            "seed=3 task.num_images.train=60 task.num_images.calibration=20 task.num_images.test=30 "
+            "paths.store=outputs/short predictor.max_epochs=3",
+        ),
+        (("experiment=published_7b", "trainer=cpu"), "backbone=m3_llava_7b task=textvqa"),
+        (("predictor=mlp", "max_epochs=3"), "predictor=mlp predictor.max_epochs=3"),
+        (("calibrator=temperature", "budget=20", "+predictor@baselines.a=mlp"), ""),
+    ],
+)
+def test_the_next_commands_select_the_predictor_of_an_experiment(monkeypatch, overrides, options):
+    monkeypatch.delenv("TOKENSCALE_STORE", raising=False)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("run", list(overrides), return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    checked = check_settings("run", compose_run(*overrides))
+    (line,) = format_next("publish", config=checked).splitlines()
+    assert line == " ".join(f"next: tokenscale publish {options} folder=FOLDER".split())

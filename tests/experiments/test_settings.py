@@ -153,7 +153,7 @@ WRONG = [
     ),
     ("evaluate", "+referense=x", "referense=x: no such setting, give one of allow_small, "),
     ("run", "latency.num_images=-1", "latency.num_images=-1: give a whole number from 0 up"),
-    ("run", "latency.batch_size=200", "latency.num_images=96: give at least latency.batch_size=200 pictures"),
+    ("run", "latency.batch_size=200", "latency.num_images=96: give at least latency.batch_size=200 images"),
     (
         "run",
         "baselines.question_only.max_words=0",

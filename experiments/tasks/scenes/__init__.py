@@ -1,9 +1,9 @@
-"""`scenes`: procedural pictures and questions that need different scales.
+"""`scenes`: procedural images and questions that need different scales.
 
-Pooling loses pictures with many small items. The pictures therefore range from 1 to 40 objects and from 4 to
-144 characters in a table (four times as many on pictures of 384 pixels), with signs and real handwritten
-digits (scikit-learn's) of all sizes down to a few pixels. Crowded pictures have easy questions too, and
-sparse pictures hard ones. A question does not reveal how crowded its picture is: it names cells by their
+Pooling loses images with many small items. The images therefore range from 1 to 40 objects and from 4 to
+144 characters in a table (four times as many on images of 384 pixels), with signs and real handwritten
+digits (scikit-learn's) of all sizes down to a few pixels. Crowded images have easy questions too, and
+sparse images hard ones. A question does not reveal how crowded its image is: it names cells by their
 position from an edge, and signs by their color.
 """
 
@@ -22,23 +22,23 @@ from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import LOOKS, Scene
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 
-# Increased whenever the same arguments give another picture or question.
+# Increased whenever the same arguments give another image or question.
 VERSION = 1
 
 
 class Scenes(Task):
-    """Unlimited seeded data set: picture `i` of a split depends on (seed, split, i) only.
+    """Unlimited seeded data set: image `i` of a split depends on (seed, split, i) only.
 
     Args:
         seed: seed of the data set. The embedded backbone is trained on the train split of seed 0.
-        num_images: number of pictures per split.
-        questions_per_image: largest number of questions per picture; some pictures have fewer.
-        image_size: side of the square pictures in pixels, at least 64.
+        num_images: number of images per split.
+        questions_per_image: largest number of questions per image; some images have fewer.
+        image_size: side of the square images in pixels, at least 64.
         layouts: relative frequency of each layout; 0 for those left out.
         kinds: relative frequency of question types, where it differs from `KINDS`.
         look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, not used in training.
 
-    Raises ValueError for unknown splits, layouts, question types or looks, and for smaller pictures.
+    Raises ValueError for unknown splits, layouts, question types or looks, and for smaller images.
     """
 
     @checked
@@ -97,23 +97,23 @@ class Scenes(Task):
 
     @property
     def division(self) -> dict[str, Any]:
-        """JSON object with the number of pictures per split."""
+        """JSON object with the number of images per split."""
         return {"num_images": self.num_images}
 
     @property
     def image_set(self) -> str:
-        """Name of the collection of pictures; another seed, size or look gives other pictures."""
+        """Name of the collection of images; another seed, size or look gives other images."""
         return f"{self.name} seed={self.seed} image_size={self.image_size} look={self.look}"
 
     def scene(self, split: Split, index: int) -> tuple[Scene, list[Question]]:
-        """Return the scene of picture `index` of a split, and its questions."""
+        """Return the scene of image `index` of a split, and its questions."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
         handwriting = handwriting_of(split)[1].tolist()
         scene = compose(rng, self.image_size, handwriting, self.layouts, LOOKS[self.look])
         return scene, ask(scene, rng, self.questions_per_image, self.kinds)
 
     def samples(self, split: Split) -> Iterator[Sample]:
-        """Yield the samples of a split, picture by picture."""
+        """Yield the samples of a split, image by image."""
         for index in range(self.num_images.get(split, 0)):
             scene, questions = self.scene(split, index)
             image_id = f"{split}-{index:06d}"
@@ -135,7 +135,7 @@ class Scenes(Task):
                 )
 
     def image(self, image_id: str) -> Image.Image:
-        """Return the picture with this id. Raises UnreadableImage for an id of another form."""
+        """Return the image with this id. Raises UnreadableImage for an id of another form."""
         split, _, index = image_id.partition("-")
         if split not in SPLITS or not index.isdecimal():
             raise UnreadableImage(image_id, "no scene has this id: ids look like test-000123")

@@ -2,7 +2,7 @@
 
 M3 starts from CLIP's tower; an embedded backbone needs a tower of its own. The label of a patch describes the
 item that covers most of it: its type, its position and its neighbors, all of which questions ask for. With a
-tower that encodes these, the decoder learns to answer from a tenth of the pictures.
+tower that encodes these, the decoder learns to answer from a tenth of the images.
 """
 
 from itertools import product
@@ -26,7 +26,7 @@ HEADS = {
     "column": MAX_TABLE_SIDE + 1,
     "row from the bottom": MAX_TABLE_SIDE + 1,
     "column from the right": MAX_TABLE_SIDE + 1,
-    "place": 10,  # the ninth of the picture with the center of the item
+    "place": 10,  # the ninth of the image with the center of the item
     "part": 3,  # whether the patch holds the center of the item, which makes items countable
     "pair": len(_PAIRS) + 1,  # color and shape of an object, which questions name together
     **{f"pair {relation}": len(_PAIRS) + 1 for relation in STEPS},  # those of the adjacent object

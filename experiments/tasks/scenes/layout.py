@@ -19,7 +19,7 @@ from experiments.tasks.scenes.scene import (
 
 NUM_FONTS = 3  # fonts per look
 LEAST_CONTRAST = 120  # smallest Euclidean distance in RGB (0 to 255) of an item from the ground
-# Sides of the smallest cells in pixels: larger pictures have larger tables and crowds.
+# Sides of the smallest cells in pixels: larger images have larger tables and crowds.
 TABLE_CELL, CROWD_CELL = 16, 19
 
 
@@ -34,7 +34,7 @@ def compose(
 
     Args:
         rng: the only source of randomness.
-        size: side of the square picture in pixels.
+        size: side of the square image in pixels.
         handwriting: digits shown by the handwriting samples of the split; items refer to their positions.
         layouts: relative frequency of each layout.
         look: determines the colors and the sizes of the items.
@@ -108,7 +108,7 @@ def _objects(
     most = min(MAX_TABLE_SIDE, max(3, size // CROWD_CELL))
     count = round(_log_uniform(rng, 1, 0.4 * most**2))
     side = _grid_side(rng, count, most)
-    # Few colors and shapes per picture, with uneven frequencies: else every count would be 0 or 1.
+    # Few colors and shapes per image, with uneven frequencies: else every count would be 0 or 1.
     colors = rng.sample(colors, rng.randint(1, 6))
     shapes = rng.sample(SHAPES, rng.randint(1, 5))
     weights = [rng.random() + 0.1 for _ in colors]

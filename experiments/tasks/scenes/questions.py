@@ -1,6 +1,7 @@
 """Questions about a scene, one function per question type.
 
-Each function `ask_*(scene, rng)` returns a question, or None if the scene has none of this type.
+Each function `ask_*(scene, rng)` returns a question that asks for what the first line of its docstring names,
+or None if the scene has no question of this type.
 """
 
 import random
@@ -54,7 +55,7 @@ def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_existence_half(scene: Scene, rng: random.Random) -> Question | None:
-    """Whether an object of the picture is in one half of it; for "no", the object is in the other half."""
+    """Whether an object of the image is in one half of it; for "no", the object is in the other half."""
     objects = scene.of_type("object")
     half = rng.choice(list(HALVES))
     if (inside := _in_half(objects, half, scene.size)) is None:
@@ -199,7 +200,7 @@ def ask_table_size(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
-    """Word or number on the sign of a color."""
+    """Word or number on the sign of a given color."""
     signs = scene.of_type("sign")
     if not signs:
         return None
@@ -211,7 +212,7 @@ def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
-    """Color of the sign with a text."""
+    """Color of the sign with a given text."""
     candidates = unique(scene.of_type("sign"), lambda item: item.text)
     if not candidates:
         return None
@@ -220,7 +221,7 @@ def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_digit(scene: Scene, rng: random.Random) -> Question | None:
-    """Value of the only handwritten digit, or of the only one of a color."""
+    """Value of the only handwritten digit, or of the only one of a given color."""
     digits = scene.of_type("digit")
     if len(digits) == 1:
         return Question("digit", scene.look.say("digit"), digits[0].text, digits[0].height)
@@ -237,7 +238,7 @@ def ask_background(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_position(scene: Scene, rng: random.Random) -> Question | None:
-    """Ninth of the picture with the center of an object or sign."""
+    """Ninth of the image with the center of an object or sign."""
     named = [
         (f"{item.color} {item.shape}", item)
         for item in unique(scene.of_type("object"), lambda item: (item.color, item.shape))
@@ -273,7 +274,7 @@ ASKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "sign_color": ask_sign_color,
     "digit": ask_digit,
 }
-# Relative frequency at which question types are tried; high for reading, the only type for many pictures.
+# Relative frequency at which question types are tried; high for reading, the only type for many images.
 KINDS: dict[str, float] = {
     "background": 1,
     "dominant": 1,
@@ -304,5 +305,5 @@ def ask(scene: Scene, rng: random.Random, count: int, kinds: Mapping[str, float]
             questions[question.text] = question
             if len(questions) == count:
                 break
-    # Some pictures, of a few handwritten digits in one color, have hardly any questions.
+    # Some images, of a few handwritten digits in one color, have hardly any questions.
     return list(questions.values()) or [ask_background(scene, rng)]

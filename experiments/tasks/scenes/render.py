@@ -131,7 +131,7 @@ def _ground(scene: Scene) -> np.ndarray:
 
 
 def draw(scene: Scene, split: str) -> Image.Image:
-    """Return the scene as an RGB picture, `scene.size` pixels square, with the handwriting of `split`."""
+    """Return the scene as an RGB image, `scene.size` pixels square, with the handwriting of `split`."""
     picture = Image.fromarray(_ground(scene))
     jitter = np.random.default_rng(scene.seed + 1).integers(-14, 15, (len(scene.items), 3))
     look = scene.look

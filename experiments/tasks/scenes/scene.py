@@ -36,9 +36,9 @@ PLACES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-# Halves of the picture: (axis of the center: 0 across, 1 down; whether it is beyond the middle).
+# Halves of the image: (axis of the center: 0 across, 1 down; whether it is beyond the middle).
 HALVES = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}
-# On the largest pictures: one character per patch of a 24 x 24 grid.
+# On the largest images: one character per patch of a 24 x 24 grid.
 MAX_TABLE_SIDE = 24
 
 
@@ -73,7 +73,7 @@ class Look:
 
     Args:
         palette: RGB (0 to 255) of every color that questions name.
-        fonts: font files of matplotlib, so that a picture is the same on every machine.
+        fonts: font files of matplotlib, so that an image is the same on every machine.
         textures: textures of the ground, chosen uniformly; a texture may be listed several times.
         size: size of the items, relative to the plain look.
         wording: form -> text of the question, with fields in braces.
@@ -135,7 +135,7 @@ LOOKS = {"plain": PLAIN, "shifted": SHIFTED}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a picture. `box` is (left, top, right, bottom) in pixels; row and column count from 1."""
+    """An item of an image. `box` is (left, top, right, bottom) in pixels; row and column count from 1."""
 
     type: str  # object | character | sign | digit
     box: Box
@@ -157,7 +157,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """Description of a picture, `size` pixels square, before it is drawn."""
+    """Description of an image, `size` pixels square, before it is drawn."""
 
     layout: str
     size: int
@@ -187,7 +187,7 @@ class Question:
     """Question about a scene.
 
     `detail_size` is the height in pixels of the smallest item that has to be recognised; 0 for the whole
-    picture.
+    image.
     """
 
     kind: str

@@ -220,7 +220,7 @@ def test_it_is_said_how_much_was_timed_and_what_is_not_covered(account):
     assert all(each["low"] < each["value"] < each["high"] for each in fixed)
     assert "timings" not in collect_measure(compare(*splits, measure=replace(account, timings=None)))
     assert describe_timings(account) == (
-        "milliseconds are means over 24 pictures timed in 3 rounds (a CPU, 2 threads); their intervals cover "
+        "milliseconds are means over 24 images timed in 3 rounds (a CPU, 2 threads); their intervals cover "
         "the noise of these timings, but not drift between runs"
     )
     assert not describe_timings(replace(account, timings=None))

@@ -37,7 +37,7 @@ def test_killed_and_run_again_the_table_equals_an_undisturbed_one(tmp_path):
     assert status == 0, err
     assert {path: path.stat().st_mtime_ns for path in shards} == before
     assert f"labels: {folder}" in out
-    assert "next: python -m experiments.train task=easy_vqa backbone=local" in out
+    assert "next: tokenscale train task=easy_vqa backbone=local" in out
 
     assert finish(undisturbed)[0] == 0
     for split in ("train", "calibration", "test"):

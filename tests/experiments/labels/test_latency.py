@@ -134,7 +134,7 @@ def test_all_samples_are_kept_and_read_back(measure, backbone):
     assert job["machine"] == describe_machine() and job["num_threads"] >= 1 and job["batch_size"] == 1
     assert job["predictors"] == {"mix": "digest of mix", "reading": "digest of reading"}
     assert job["fingerprints"] == {**backbone.fingerprints, "data": "f" * 16}
-    assert "at batch size 1: 4 pictures in 3 rounds" in format_latency(latency)
+    assert "at batch size 1: 4 images in 3 rounds" in format_latency(latency)
     assert format_latency(latency).count("scale ") == num_scales
     assert format_latency(latency).count(" to ") == num_scales + 2  # an interval each, of predictors too
 
