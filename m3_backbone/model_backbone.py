@@ -271,6 +271,9 @@ class ModelBackbone(Backbone, ABC):
     def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:
         """Tokens of each image that enter the decoder at a scale; runs the vision pass where necessary."""
 
+    def encode_at(self, encoded: Sequence[Any], scale: int) -> None:
+        """Run the vision pass of a scale on the images that lack it; nothing if `encode` has run it."""
+
     @abstractmethod
     def generate_inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
@@ -310,6 +313,9 @@ class ModelBackbone(Backbone, ABC):
             )
         for question in dict.fromkeys(questions):
             self.check_question(question, scale=scale)
+
+        # For all images of the call together, before the questions are divided into batches.
+        self.encode_at(encoded, scale)
 
         def decode(groups: Sequence[list[int]]) -> list[Decoded]:
             indices = list(chain.from_iterable(groups))

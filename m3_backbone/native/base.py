@@ -135,12 +135,11 @@ class NativeBackbone(ModelBackbone):
 
     def visual_prefixes(self, encoded: Sequence[LazyImage], scale: int) -> list[VisualPrefix]:
         check_scale(scale, self.scales)
-        self._encode_missing(encoded, scale)
+        self.encode_at(encoded, scale)
         return [image.prefixes[image.coarsest[scale]] for image in encoded]
 
     @torch.no_grad()
-    def _encode_missing(self, encoded: Sequence[LazyImage], scale: int) -> None:
-        """Run the vision pass of a scale on the images that lack it."""
+    def encode_at(self, encoded: Sequence[LazyImage], scale: int) -> None:
         missing = list({id(image): image for image in encoded}.values())
         missing = [image for image in missing if image.coarsest[scale] not in image.prefixes]
         prefixes = self.encode_in_batches(
