@@ -79,8 +79,6 @@ class ResizedLlavaBackbone(LlavaBackbone):
     def answer(  # type: ignore[override]
         self, encoded: Sequence[ResizedImage], questions: Sequence[str], scale: int, **options: Any
     ) -> list[Answer]:
-        for question in dict.fromkeys(questions):
-            self.check_question(question, scale=scale)
         # For all images together, before the questions are divided into batches.
         self._run_vision(encoded, scale)
         return super().answer(encoded, questions, scale, **options)  # type: ignore[arg-type]
