@@ -1,12 +1,11 @@
-"""Check model, scorers, router and query transformer against values recorded from the official code.
+"""Check model, scorers, router and learned queries against the official code.
 
 Prints the largest deviation of each recorded quantity. The exit status is 1 if tokens, counts or texts
 differ, or a number differs by more than allowed, and 2 if the recording itself cannot be used.
 
 Examples:
-    tokenscale parity fixture=tests/fixtures/official_m3/llava15    # the model
-    tokenscale parity scoring=tests/fixtures/scoring.json           # the scorers
-    tokenscale parity router=tests/fixtures/avg_router.safetensors  # AVG-LLaVA's router
+    tokenscale parity fixture=tests/fixtures/official_m3/llava15            # the model
+    tokenscale parity scoring=tests/fixtures/scoring.json router=tests/fixtures/avg_router.safetensors
     tokenscale parity abstractor=tests/fixtures/mqt_abstractor.safetensors  # MQT-LLaVA's learned queries
 """
 

@@ -63,7 +63,12 @@ def test_each_scale_has_a_vision_pass_that_runs_once_when_it_is_needed(resized, 
     passes = []
     inner = resized.model.model
     encode = inner.encode_resized
-    monkeypatch.setattr(inner, "encode_resized", lambda pixels: passes.append(pixels.shape) or encode(pixels))
+
+    def record(pixels):
+        passes.append(pixels.shape)
+        return encode(pixels)
+
+    monkeypatch.setattr(inner, "encode_resized", record)
     patch = resized.processor.images.patch_size
     encoded = resized.encode(images[:2])
     assert not passes
