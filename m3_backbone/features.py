@@ -8,6 +8,11 @@ features of a new image, so that a predictor gets the same numbers in both cases
     tower/norm_mean, _std, _max    mean, standard deviation and maximum of the tokens' Euclidean norms
     tower/neighbour_cosine    mean cosine of horizontally or vertically adjacent tokens of the grid
 
+MQT-LLaVA, whose tokens are no grid and whose scales are prefixes rather than means, has the same norms and
+
+    tower/prefix_cosine_S     cosine of the mean of the first S tokens and the mean of all tokens
+    tower/mean_cosine         mean cosine of a token and the mean of all tokens
+
 Backbones with another resolution per scale have the norms of the tokens of the coarsest scale only.
 
 The group `image` describes the pixels and is the same for every backbone:
@@ -83,7 +88,8 @@ def count_tower_operations(num_tokens: float, hidden_size: int, num_scales: int)
     """Floating-point operations of the tower statistics of an image with `num_tokens` finest tokens.
 
     Per number: three for the variance, one and a half per coarser scale (one sum, and three operations on at
-    most a sixth of the numbers), two for norms, one to normalise and four for the two neighbours.
+    most a sixth of the numbers), two for norms, one to normalise and four for the two neighbours. The
+    statistics of learned queries take fewer.
     """
     return num_tokens * hidden_size * (10 + 1.5 * (num_scales - 1))
 

@@ -234,6 +234,10 @@ class ParitySettings(Settings):
     """JSON list of {metric, prediction, references, score}"""
     router: PathText | None
     """file of AVG-LLaVA's router and its expected values"""
+    abstractor: PathText | None
+    """file of MQT-LLaVA's query transformer and its expected values"""
+    abstractor_heads: PositiveInt | None
+    """attention heads of the query transformer"""
 
 
 class BenchAdaptiveSettings(TrainedChoice, OperatingPoint):

@@ -1,4 +1,4 @@
-"""Backbone of M3 checkpoints: all scales are pooled from one vision pass."""
+"""Backbone of M3 and MQT-LLaVA checkpoints: one vision pass serves all scales."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from m3_backbone.llava.costs import vision_flops
 from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.llava.processing import M3Processor
 from m3_backbone.llava.prompts import prompt_template
+from m3_backbone.llava.queries import describe_queries, num_queries_of
 from m3_backbone.loading.checkpoint import Checkpoint
 from m3_backbone.model_backbone import ModelBackbone
 
@@ -30,7 +31,8 @@ _FEATURE_SCALES = (1, 9, 36)
 class EncodedImage:
     """An image after the single vision pass that serves every scale.
 
-    `tokens` `[num_tiles, grid * grid, hidden]` are projected but not yet pooled.
+    `tokens` `[num_tiles, grid * grid, hidden]` are projected but not yet pooled; of an MQT-LLaVA they are
+    those of all queries, `[1, num_queries, hidden]`.
     """
 
     tokens: Tensor
@@ -42,7 +44,7 @@ class EncodedImage:
 
 
 class LlavaBackbone(ModelBackbone):
-    """Backbone of an M3 checkpoint.
+    """Backbone of an M3 or MQT-LLaVA checkpoint.
 
     The constructor reads only the configuration and the tokenizer; the weights are loaded when first needed.
     It raises ValueError for unknown devices, dtypes and attention kernels, and the errors of
@@ -120,6 +122,8 @@ class LlavaBackbone(ModelBackbone):
 
     @property
     def feature_scales(self) -> tuple[int, ...]:
+        if num_queries_of(self.checkpoint.config):
+            return self.scales[:3]
         return tuple(scale for scale in self.scales if scale in _FEATURE_SCALES) or self.scales[:1]
 
     def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
@@ -174,8 +178,12 @@ class LlavaBackbone(ModelBackbone):
         features = []
         for number, image in enumerate(encoded):
             visual = {scale: tokens[number].half().cpu().numpy() for scale, tokens in tokens_at.items()}
-            statistics = describe_tokens(image.tokens, self.scales) if "tower" in groups else {}
+            statistics = self._describe_tower(image) if "tower" in groups else {}
             if "image" in groups:
                 statistics |= describe_image(image.image)
             features.append(ImageFeatures(visual, statistics))
         return features
+
+    def _describe_tower(self, image: EncodedImage) -> dict[str, float]:
+        describe = describe_queries if num_queries_of(self.checkpoint.config) else describe_tokens
+        return describe(image.tokens, self.scales)

@@ -1,9 +1,11 @@
-"""M3 as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
+"""M3 and MQT-LLaVA as subclasses of transformers' LLaVA (one grid) and LLaVA-NeXT (tiles).
 
-`get_image_features` pools the projected grid of visual tokens before it enters the decoder; transformers does
-the rest. `token_scale` is an argument of `forward` and `generate`; it is not stored.
+`get_image_features` pools the projected grid of visual tokens, or takes the first of the learned queries,
+before they enter the decoder; transformers does the rest. `token_scale` is an argument of `forward` and
+`generate`; it is not stored.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +24,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from m3_backbone.arguments import PositiveInt, accepts
 from m3_backbone.llava.pooling import PoolingMethod, exact_scales, grid_scales, pool
 from m3_backbone.llava.preprocessing import Tiling
+from m3_backbone.llava.queries import (
+    QueryTransformer,
+    check_prefix,
+    num_heads_of,
+    num_queries_of,
+    query_scales,
+)
 from m3_backbone.loading.weights import IGNORED
 
 
@@ -84,21 +93,25 @@ class _MatryoshkaModel:
         `[num_tokens, hidden]` for each image. Raises ValueError without `token_scale`.
         """
         if token_scale is None:
-            possible = ", ".join(map(str, exact_scales(self.grid)))
+            possible = describe_scales(self.config)
             raise ValueError(f"token_scale must be given with pixel_values: one of {possible}")
         tokens = self.encode_images(pixel_values, image_sizes)
         features = self.pool_images(tokens, token_scale, image_sizes)
         return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
 
-    def _project(self, tiles: Tensor) -> Tensor:
+    def _project(self, tiles: Tensor, **tower_arguments: Any) -> Tensor:
+        return self.multi_modal_projector(self._encode_patches(tiles, **tower_arguments))
+
+    def _encode_patches(self, tiles: Tensor, **tower_arguments: Any) -> Tensor:
+        """Patch features `[num_tiles, grid * grid, width]` of the tower, without the class token."""
         # Before transformers 5.23, the input of the first layer is missing among selected hidden states: the
         # layer below is selected too, and the features are indexed from the end.
         layer = feature_layer_of(self.config)
         index = layer - (self.config.vision_config.num_hidden_layers + 1)
         pixels = tiles.to(self.vision_tower.dtype)
-        outputs = self.vision_tower(pixels, output_hidden_states=[layer - 1, layer])
-        patches = outputs.hidden_states[index][:, 1:]  # without the class token
-        return self.multi_modal_projector(patches)
+        outputs = self.vision_tower(pixels, output_hidden_states=[layer - 1, layer], **tower_arguments)
+        patches: Tensor = outputs.hidden_states[index][:, 1:]
+        return patches
 
     def forward(
         self,
@@ -139,6 +152,37 @@ class _MatryoshkaModel:
 class M3LlavaModel(_MatryoshkaModel, LlavaModel):
     """M3 without tiles. `pixel_values` are `[num_images, 3, height, width]`."""
 
+    def encode_resized(self, pixel_values: Tensor) -> Tensor:
+        """Projected tokens `[num_images, grid * grid, hidden]` of images of any size.
+
+        The tower interpolates its position embeddings to the grid of patches.
+        """
+        return self._project(pixel_values, interpolate_pos_encoding=True)
+
+
+class QueryLlavaModel(_MatryoshkaModel, LlavaModel):
+    """MQT-LLaVA: a query transformer in place of the projector. `pixel_values` as in `M3LlavaModel`."""
+
+    # Its attention reads the weights of its parts itself, so they have to be on one device.
+    _no_split_modules = ["QueryTransformer"]  # noqa: RUF012
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        del self.multi_modal_projector
+        vision: Any = config.vision_config
+        text: Any = config.get_text_config()
+        self.query_abstractor = QueryTransformer(
+            vision.hidden_size, text.hidden_size, self.config.num_queries, num_heads_of(self.config)
+        )
+
+    def _project(self, tiles: Tensor, **tower_arguments: Any) -> Tensor:
+        return self.query_abstractor(self._encode_patches(tiles, **tower_arguments))
+
+    def pool_images(
+        self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        return list(tokens[:, : check_prefix(token_scale, self.config.num_queries)])
+
 
 class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
     """M3 with tiles. `pixel_values` are `[num_images, max_tiles, 3, height, width]`, base tile first.
@@ -176,23 +220,39 @@ def _width_first(image_sizes: Tensor | None) -> list[tuple[int, int]]:
     return [(width, height) for height, width in image_sizes.tolist()]
 
 
-def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
-    """Scales in a configuration, or the scales of M3 for its grid if the configuration has none.
+def describe_scales(config: LlavaConfig | LlavaNextConfig) -> str:
+    """Scales that are possible with a configuration, such as "1, 4, 16"."""
+    num_queries = num_queries_of(config)
+    return f"1, 2, ..., {num_queries}" if num_queries else ", ".join(map(str, exact_scales(grid_of(config))))
 
-    Raises ValueError if they are not a list of positive whole numbers, or if the grid cannot be pooled to one
-    of them without remainder.
+
+def make_ladder(
+    config: LlavaConfig | LlavaNextConfig, scales: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Distinct `scales` in ascending order; if None, those of M3 for the grid, or those of MQT-LLaVA.
+
+    Raises ValueError for a scale that is not possible, as in `grid_scales` and `query_scales`.
     """
-    grid, named = grid_of(config), getattr(config, "matryoshka_vis_token_scale", None)
+    num_queries = num_queries_of(config)
+    return query_scales(num_queries, scales) if num_queries else grid_scales(grid_of(config), scales)
+
+
+def scales_of(config: LlavaConfig | LlavaNextConfig) -> tuple[int, ...]:
+    """Scales in a configuration, or those of `make_ladder` if the configuration has none.
+
+    Raises ValueError if they are not a list of positive whole numbers, or as in `make_ladder`.
+    """
+    named = getattr(config, "matryoshka_vis_token_scale", None)
     if named is None:
-        return grid_scales(grid)
+        return make_ladder(config)
     if not accepts(Annotated[list[PositiveInt], Len(1)], named):
-        possible = ", ".join(map(str, exact_scales(grid)))
+        possible = describe_scales(config)
         raise ValueError(
             f"matryoshka_vis_token_scale={named!r} is not a list of scales: give some of {possible} with "
             "backbone.scales=[...]"
         )
     try:
-        return grid_scales(grid, named)
+        return make_ladder(config, named)
     except ValueError as error:
         raise ValueError(
             f"matryoshka_vis_token_scale={named}: {error}; give other scales with backbone.scales=[...]"
@@ -261,13 +321,21 @@ class _MatryoshkaGeneration:
 
 
 class M3LlavaForConditionalGeneration(_MatryoshkaGeneration, LlavaForConditionalGeneration):
+    _inner_class: type[M3LlavaModel | QueryLlavaModel] = M3LlavaModel
+
     def __init__(self, config: LlavaConfig) -> None:
         # LlavaForConditionalGeneration's own __init__ would build a second model.
         super(LlavaForConditionalGeneration, self).__init__(config)
-        self.model = M3LlavaModel(config)
+        self.model = self._inner_class(config)
         text = config.get_text_config()
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
+
+
+class QueryLlavaForConditionalGeneration(M3LlavaForConditionalGeneration):
+    """MQT-LLaVA. The configuration has `num_queries`, and may have `num_query_heads`."""
+
+    _inner_class = QueryLlavaModel
 
 
 class M3LlavaNextForConditionalGeneration(_MatryoshkaGeneration, LlavaNextForConditionalGeneration):
@@ -280,3 +348,10 @@ class M3LlavaNextForConditionalGeneration(_MatryoshkaGeneration, LlavaNextForCon
 
 
 M3Model = M3LlavaForConditionalGeneration | M3LlavaNextForConditionalGeneration
+
+
+def model_class_of(config: LlavaConfig | LlavaNextConfig) -> type[M3Model]:
+    """Class of the model with a configuration."""
+    if isinstance(config, LlavaNextConfig):
+        return M3LlavaNextForConditionalGeneration
+    return QueryLlavaForConditionalGeneration if num_queries_of(config) else M3LlavaForConditionalGeneration

@@ -16,6 +16,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from m3_backbone.images import to_rgb
 from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.prompts import IMAGE, PromptTemplate, prompt_template
+from m3_backbone.llava.queries import QueryPreprocessor
 from m3_backbone.loading.tokenization import load_tokenizer
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.reading import check_settings, read_json
@@ -191,12 +192,13 @@ class M3Processor:
         file = Path(folder) / PROCESSOR_FILE
         content = read_json(file)
         check_settings(file, content, {"images": dict[str, Any], "prompt": str})
-        check_settings(file, content.get("images", {}), get_type_hints(ImagePreprocessor))
+        images_class = QueryPreprocessor if "num_queries" in content.get("images", {}) else ImagePreprocessor
+        check_settings(file, content.get("images", {}), get_type_hints(images_class))
         try:
             settings = content["images"]
             for name in ("resolutions", "mean", "std"):
                 settings[name] = tuple(tuple(v) if isinstance(v, list) else v for v in settings[name])
-            images, prompt = ImagePreprocessor(**settings), content["prompt"]
+            images, prompt = images_class(**settings), content["prompt"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file} was not written by this version ({error}): fetch it again") from error
         return cls(load_tokenizer(folder), images, prompt)

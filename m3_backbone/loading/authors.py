@@ -1,4 +1,4 @@
-"""Conversion of the authors' configuration files (LLaVA's) to those of transformers and this package."""
+"""Conversion of configuration files in the layout of LLaVA (M3, MQT-LLaVA) to those of this package."""
 
 import ast
 from pathlib import Path
@@ -10,8 +10,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextCo
 from m3_backbone.arguments import PositiveFloat, PositiveInt
 from m3_backbone.llava.preprocessing import CLIP_MEAN, CLIP_STD, Aspect, ImagePreprocessor, parse_resolutions
 from m3_backbone.llava.processing import M3Processor
+from m3_backbone.llava.queries import NUM_HEADS, NUM_QUERIES, QueryPreprocessor
 from m3_backbone.loading.tokenization import load_tokenizer
-from m3_backbone.loading.weights import fetch
+from m3_backbone.loading.weights import fetch, weight_names
 from m3_backbone.reading import check_settings, find_kernels, read_json
 
 MODEL_TYPE = "llava_llama"
@@ -50,13 +51,15 @@ def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextC
 
     Raises ValueError that names the file for a configuration that is not supported.
     """
-    _check(raw, folder)
+    has_queries = _has_queries(raw, folder)
+    _check(raw, folder, has_queries)
     vision: Any
     vision, settings = _read_tower(raw["mm_vision_tower"], folder)
     is_tiled = raw.get("mm_patch_merge_type", "flat") == "spatial_unpad"
     resolutions = _read_resolutions(raw, folder) if is_tiled else ()
     aspect: Aspect = "anyres" if is_tiled else "pad" if raw.get("image_aspect_ratio") == "pad" else "crop"
-    images = ImagePreprocessor(
+    images_class = QueryPreprocessor if has_queries else ImagePreprocessor
+    images = images_class(
         image_size=_side(settings.get("crop_size", vision.image_size)),
         patch_size=vision.patch_size,
         aspect=aspect,
@@ -76,25 +79,44 @@ def convert(folder: Path, raw: dict[str, Any]) -> tuple[LlavaConfig | LlavaNextC
         "vision_config": vision,
         "text_config": _read_decoder(raw, folder),
         "image_token_index": processor.image_token_id,
-        "image_seq_length": images.grid**2,
+        "image_seq_length": NUM_QUERIES if has_queries else images.grid**2,
         "vision_feature_layer": raw["mm_vision_select_layer"],
         "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         "matryoshka_vis_token_scale": raw.get("matryoshka_vis_token_scale"),
         "dtype": raw.get("torch_dtype") or raw.get("dtype"),
     }
+    if has_queries:
+        common |= {"num_queries": NUM_QUERIES, "num_query_heads": NUM_HEADS}
     if is_tiled:
         return LlavaNextConfig(**common, image_grid_pinpoints=[[h, w] for w, h in resolutions]), processor
     return LlavaConfig(**common), processor
 
 
-def _check(raw: dict[str, Any], folder: Path) -> None:
+def _has_queries(raw: dict[str, Any], folder: Path) -> bool:
+    """Whether a checkpoint has the query transformer of MQT-LLaVA in place of a projector.
+
+    The authors' training code writes `query_abstractor_type`. Their model code ignores the configuration and
+    always builds the query transformer, so the names of local weights decide too.
+    """
+    return raw.get("query_abstractor_type") is not None or any(
+        name.startswith("model.query_abstractor.") for name in weight_names(folder)
+    )
+
+
+def _check(raw: dict[str, Any], folder: Path, has_queries: bool) -> None:
     """Raise ValueError for missing keys, and for values that this code does not support."""
     supported = {
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_vision_select_feature": ("patch",),
         "mm_use_im_start_end": (False,),
+        "query_abstractor_type": ("matry_query",),
     }
-    for key in ("mm_vision_tower", "mm_vision_select_layer", "mm_projector_type"):
+    required = ["mm_vision_tower", "mm_vision_select_layer", "mm_projector_type"]
+    if has_queries:
+        # It is in the configuration, but there is no projector.
+        required.remove("mm_projector_type")
+        supported.pop("mm_projector_type")
+    for key in required:
         if key not in raw:
             raise ValueError(f"{folder / 'config.json'} lacks {key}: is this a LLaVA checkpoint?")
     check_settings(folder / "config.json", raw, _CONFIG_TYPES)
@@ -107,6 +129,8 @@ def _check(raw: dict[str, Any], folder: Path) -> None:
             f"{folder / 'config.json'} has mm_patch_merge_type={merge!r}, image_aspect_ratio={aspect!r};"
             " supported: 'flat' with 'pad' or 'square', 'spatial_unpad' with 'anyres'"
         )
+    if aspect == "anyres" and has_queries:
+        raise ValueError(f"{folder / 'config.json'} has tiles and learned queries, which is not supported")
     if aspect == "anyres" and "image_grid_pinpoints" not in raw:
         raise ValueError(f"{folder / 'config.json'} lacks image_grid_pinpoints, which 'anyres' needs")
 

@@ -13,16 +13,11 @@ import torch
 from transformers import CLIPVisionModel, LlavaConfig, LlavaNextConfig
 from transformers.utils import logging
 
-from m3_backbone.llava.modeling import (
-    M3LlavaForConditionalGeneration,
-    M3LlavaNextForConditionalGeneration,
-    M3Model,
-    grid_of,
-    scales_of,
-)
-from m3_backbone.llava.pooling import grid_scales
+from m3_backbone.arguments import PositiveInt
+from m3_backbone.llava.modeling import M3Model, make_ladder, model_class_of, scales_of
 from m3_backbone.llava.preprocessing import parse_resolutions
 from m3_backbone.llava.processing import PROCESSOR_FILE, M3Processor
+from m3_backbone.llava.queries import check_shape, num_heads_of, num_queries_of
 from m3_backbone.loading import authors
 from m3_backbone.loading.weights import (
     INDEX_FILES,
@@ -39,6 +34,8 @@ from m3_backbone.loading.weights import (
     weight_shapes,
 )
 from m3_backbone.reading import check_settings, find_kernels, read_json
+
+_CONFIG_TYPES = {"model_type": str | None, "num_queries": PositiveInt, "num_query_heads": PositiveInt}
 
 
 @contextmanager
@@ -106,7 +103,7 @@ class Checkpoint:
         if not config_file.is_file():
             raise FileNotFoundError(f"no config.json in {folder}: is this the folder of a checkpoint?")
         raw = read_json(config_file)
-        check_settings(config_file, raw, {"model_type": str | None})
+        check_settings(config_file, raw, _CONFIG_TYPES)
         for problem in find_kernels(raw):
             raise ValueError(f"{config_file}: {problem}, and no code is fetched for a checkpoint")
         config: LlavaConfig | LlavaNextConfig
@@ -132,12 +129,16 @@ class Checkpoint:
         )
         try:
             ladder = opened.scales
+            if num_queries := num_queries_of(config):
+                vision: Any = config.vision_config
+                check_shape(vision.hidden_size, num_queries, num_heads_of(config))
         except ValueError as error:
             raise ValueError(f"{config_file}: {error}") from error
         if (
             given_scales is None
             and raw.get("matryoshka_vis_token_scale") is None
             and opened.tower is not None
+            and num_queries_of(config) is None
         ):
             raise ValueError(
                 f"{config_file} names no scales of visual tokens (matryoshka_vis_token_scale), so this is a "
@@ -152,7 +153,7 @@ class Checkpoint:
         if self.given_scales is None:
             return scales_of(self.config)
         try:
-            return grid_scales(grid_of(self.config), self.given_scales)
+            return make_ladder(self.config, self.given_scales)
         except ValueError as error:
             raise ValueError(f"backbone.scales={list(self.given_scales)}: {error}") from error
 
@@ -218,10 +219,7 @@ class Checkpoint:
         attn_implementation: str | None = None,
     ) -> M3Model:
         """Build the model and load its weights. Arguments and errors as in `load_m3`."""
-        is_tiled = isinstance(self.config, LlavaNextConfig)
-        model_class: Any = (
-            M3LlavaNextForConditionalGeneration if is_tiled else M3LlavaForConditionalGeneration
-        )
+        model_class: Any = model_class_of(self.config)
         has_tower = self._check_weights(model_class)
         config = copy.deepcopy(self.config)
         if self.given_scales is not None:

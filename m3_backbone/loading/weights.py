@@ -144,6 +144,23 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def weight_names(folder: Path) -> set[str]:
+    """Return the names of the weights in the index of shards or in the header of a safetensors file.
+
+    The set is empty if the folder has neither, or if they are damaged.
+    """
+    for single, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
+        try:
+            if single.endswith(".safetensors") and (folder / single).is_file():
+                with safe_open(folder / single, framework="pt") as opened:
+                    return set(opened.keys())
+            if (folder / index).is_file():
+                return set(read_json(folder / index).get("weight_map", {}))
+        except (OSError, ValueError, TypeError, SafetensorError):
+            return set()
+    return set()
+
+
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
     """Turn errors about a damaged weight file into ValueError that names the file."""

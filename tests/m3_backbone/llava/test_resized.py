@@ -1,0 +1,129 @@
+"""Images shrunk before the tower instead of pooled tokens, on tiny_m3 and on the official checkpoint."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from m3_backbone.ladder import coinciding_scales
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.loading.checkpoint import load_m3
+from tests.paths import FIXTURES
+
+OFFICIAL = FIXTURES / "official_m3"
+QUESTIONS = ["what color is the circle?", "how many squares are there?", "is there a star?"]
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    return LlavaBackbone("tiny_m3", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def resized():
+    return ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", image_batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def images():
+    noise = np.random.default_rng(0).integers(0, 256, (150, 240, 3), dtype=np.uint8)
+    official = Image.open(OFFICIAL / "llava15" / "image0.png").convert("RGB")
+    return [Image.fromarray(noise), official, Image.new("RGB", (9, 70), "red")]
+
+
+def test_the_finest_scale_is_that_of_pooling(pooled, resized, images):
+    finest = pooled.scales[-1]
+    answers = [b.answer(b.encode(images), QUESTIONS, finest) for b in (pooled, resized)]
+    assert [dataclasses.asdict(a) for a in answers[0]] == [dataclasses.asdict(a) for a in answers[1]]
+    tokens = [b.visual_tokens(b.encode(images), finest) for b in (pooled, resized)]
+    torch.testing.assert_close(torch.stack(tokens[0]), torch.stack(tokens[1]))
+
+
+@torch.no_grad()
+def test_the_tower_sees_the_shrunk_image(resized, images):
+    """Against transformers' own interpolation of position embeddings, image by image."""
+    tower, side, patch = resized.model.model.vision_tower, 3, resized.processor.images.patch_size
+    image = images[0].crop((0, 0, 150, 150))  # a square, which needs no padding
+    small = np.asarray(image.resize((side * patch, side * patch), Image.Resampling.BICUBIC))
+    images_of = resized.processor.images
+    pixels = (small / 255 - np.array(images_of.mean)) / np.array(images_of.std)
+    pixels = torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32)
+    outputs = tower(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
+    features = outputs.hidden_states[resized.checkpoint.config.vision_feature_layer][:, 1:]
+    expected = resized.model.model.multi_modal_projector(features)[0]
+    (tokens,) = resized.visual_tokens(resized.encode([image]), side**2)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_scale_has_a_vision_pass_that_runs_once_when_it_is_needed(resized, images, monkeypatch):
+    passes = []
+    inner = resized.model.model
+    encode = inner.encode_resized
+
+    def record(pixels):
+        passes.append(pixels.shape)
+        return encode(pixels)
+
+    monkeypatch.setattr(inner, "encode_resized", record)
+    patch = resized.processor.images.patch_size
+    encoded = resized.encode(images[:2])
+    assert not passes
+    resized.compute_features(encoded, resized.feature_scales)
+    assert passes == [(2, 3, patch, patch)]
+    resized.answer([*encoded, encoded[0]], QUESTIONS, 9)
+    resized.answer(encoded, QUESTIONS[:2], 1)
+    resized.answer(encoded, QUESTIONS[:2], 9, references=[["red"]] * 2)
+    assert passes == [(2, 3, patch, patch), (2, 3, 3 * patch, 3 * patch)]
+
+
+def test_batches_change_no_answer(resized, images):
+    encoded = resized.encode(images)
+    rows = [(i, question) for question in QUESTIONS for i in range(len(images))]
+    for scale in resized.scales:
+        answers = resized.answer([encoded[i] for i, _ in rows], [q for _, q in rows], scale)
+        for (i, question), answer in zip(rows, answers, strict=True):
+            (single,) = resized.answer(resized.encode([images[i]]), [question], scale)
+            assert single.token_ids == answer.token_ids
+            assert single.confidence == pytest.approx(answer.confidence, rel=1e-4)
+
+
+def test_costs_and_description(pooled, resized, images):
+    assert resized.family == "native" and resized.scales == pooled.scales
+    assert resized.feature_scales == (1,)
+    assert coinciding_scales(resized, (9, 70)) == {scale: scale for scale in resized.scales}
+    flops = [resized.vision_flops((9, 70), scale) for scale in resized.scales]
+    assert flops == sorted(set(flops)) and flops[-1] == pooled.vision_flops((9, 70), 1)
+    for scale in resized.scales:
+        costs = [b.prefill_flops((9, 70), QUESTIONS[0], scale) for b in (pooled, resized)]
+        assert costs[0] == costs[1]
+    (features,) = resized.compute_features(resized.encode(images[:1]), [1, 9])
+    assert features.visual[9].shape == (9, resized.token_embeddings().shape[1])
+    tower = [name for name in features.statistics if name.startswith("tower/")]
+    assert tower == ["tower/norm_mean", "tower/norm_std", "tower/norm_max", "tower/neighbour_cosine"]
+    fingerprints = [b.fingerprints for b in (pooled, resized)]
+    assert {key for key in fingerprints[0] if fingerprints[0][key] != fingerprints[1][key]} == {"prompt"}
+
+
+@torch.no_grad()
+def test_vision_flops_are_those_of_the_counter():
+    folder = FIXTURES / "reference_m3" / "grouped_query_bin" / "checkpoint"  # features of the last layer
+    model, _ = load_m3(folder, scales=[1, 16], dtype=torch.float32, attn_implementation="eager")
+    backbone = ResizedLlavaBackbone(folder, scales=[1, 16, 256], device="cpu")
+    for scale in backbone.scales:
+        pixels = backbone.preprocessor_at(scale)(Image.new("RGB", (50, 20)))
+        with FlopCounterMode(display=False) as counter:
+            model.model.encode_resized(pixels)
+        assert counter.get_total_flops() == backbone.vision_flops((50, 20), scale)
+
+
+def test_scales_and_checkpoints_that_cannot_be_resized(resized, images):
+    with pytest.raises(ValueError, match="scale 5 is not possible on a 12x12 grid"):
+        resized.answer(resized.encode(images[:1]), QUESTIONS[:1], 5)
+    with pytest.raises(ValueError, match="has tiles or learned queries"):
+        ResizedLlavaBackbone(OFFICIAL / "llavanext" / "checkpoint")
+    with pytest.raises(ValueError, match="the question is empty"):
+        resized.answer(resized.encode(images[:1]), [" "], 9)
