@@ -324,8 +324,8 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
     caption = f"Parts of the cost of an answer in {measure.unit}: {measure.label}"
     if VISION_FOR_PREDICTOR in parts:
         caption += (
-            f"; not in an answer by itself: {VISION_FOR_PREDICTOR}, which reads visual tokens of the coarsest "
-            f"scale, is added to every answer of {', '.join(measure.vision_readers)} at these scales"
+            f"; {VISION_FOR_PREDICTOR} is the vision pass of the coarsest scale, which is added to the "
+            f"answers of {', '.join(measure.vision_readers)}"
         )
     if note := describe_timings(measure):
         caption += f"; {note}"
