@@ -191,8 +191,8 @@ def tabulate_non_inferiority(comparison: Comparison) -> Table:
     rows = []
     for verdict in result.verdicts:
         (baseline, margin), column = verdict.baseline, verdict.column
-        # If the best fixed scale is the finest, its rows would be duplicates.
-        if baseline != FINEST and column == len(comparison.scales) - 1:
+        # If the best fixed scale is the finest, or coincides with it, its rows would be duplicates.
+        if baseline != FINEST and (comparison.coinciding[column + 1 :] == 1).all():
             continue
         cost = result.find(reached_cost, verdict.baseline)
         rows.append(

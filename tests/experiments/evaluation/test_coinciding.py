@@ -2,12 +2,15 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from experiments.config import Provenance
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import (
     TOKENS,
@@ -21,9 +24,12 @@ from experiments.evaluation.guarantee import apply_guarantee, find_guarantee
 from experiments.evaluation.metric_table import Bound
 from experiments.evaluation.metrics import brier, calibration_error, default_cost
 from experiments.evaluation.needs import tabulate_needs
-from experiments.evaluation.policies import CascadePolicy, Paths, PredictorPolicy, ScoredSamples
+from experiments.evaluation.noise_free import list_noise_free
+from experiments.evaluation.policies import CascadePolicy, Paths, Policy, PredictorPolicy, ScoredSamples
+from experiments.labels.resampled import Resampled
 from experiments.reporting.evaluation_tables import list_tables, tabulate_parts
-from experiments.reporting.findings import Findings, write_sentences
+from experiments.reporting.findings import Findings, write_default, write_sentences
+from experiments.reporting.report import write_report
 from experiments.results.metrics_json import collect_metrics
 from predictor.cascades.cascade import Cascade
 from predictor.cascades.hybrid import Hybrid
@@ -150,14 +156,16 @@ def test_predictors_that_read_vision_are_known_by_their_features():
     assert set(flops.vision_readers) == {"visual", "tower", "shuffled", "blend", "hybrid"}
 
 
-def compare(calibration, test, estimates, measure=TOKENS, cascades=True, default=None, **more):
-    policies = [
-        PredictorPolicy("informed", *estimates, default),
-        PredictorPolicy("opposite", *estimates[::-1]),
+def compare(splits, estimates, measure=TOKENS, cascades=True, default=None, **more):
+    first, second = estimates
+    policies: list[Policy] = [
+        PredictorPolicy("informed", first, second, default),
+        PredictorPolicy("opposite", second, first),
     ]
     if cascades:
         policies.append(CascadePolicy("cascade", Cascade.fit))
     settings = {"num_resamples": 25, "num_budgets": 9, "num_prices": 40} | more
+    calibration, test = splits
     return compare_policies(calibration, test, policies, measure=measure, **settings)
 
 
@@ -183,9 +191,9 @@ def test_a_scale_that_coincides_everywhere_changes_nothing(seed, column, family,
         splits.append(dataclasses.replace(table, vision_flops=flops, family=family))
     estimates[1] = estimates[1][: len(splits[1])]
     measure = count_flops({"informed": 0.5}, ["informed"]) if in_flops else TOKENS
-    once = compare(*splits, estimates, measure)
+    once = compare(splits, estimates, measure)
     twice = compare(
-        *(repeat_scale(table, column) for table in splits),
+        [repeat_scale(table, column) for table in splits],
         [np.insert(values, column + 1, values[:, column], axis=1) for values in estimates],
         measure,
     )
@@ -229,13 +237,13 @@ def test_needs_and_guarantees_do_not_change_either():
     # The finest scale is named otherwise; the price is in the same tokens.
     longer = [dataclasses.replace(table, scales=(1, 9, 36, 100, 144)) for table in longer]
     more = [np.insert(values, 4, values[:, 3], axis=1) for values in estimates]
-    settings = {"alpha": 0.1, "delta": 0.1}
+    settings: dict[str, Any] = {"alpha": 0.1, "delta": 0.1}
     once, twice = (
         find_guarantee(values, table, **settings)
         for values, table in ((estimates[0], calibration), (more[0], longer[0]))
     )
     assert once == twice and once.price is not None
-    bootstrap = {"num_resamples": 20, "confidence": 0.9, "seed": 0}
+    bootstrap: dict[str, Any] = {"num_resamples": 20, "confidence": 0.9, "seed": 0}
     first, second = (
         apply_guarantee(once, values, table, **bootstrap)
         for values, table in ((estimates[1], test), (more[1], longer[1]))
@@ -254,20 +262,47 @@ def merged():
 
 def test_the_finest_scale_is_the_one_it_coincides_with(merged):
     ones = [np.tile([0.1, 0.2, 0.3, 0.9], (len(table), 1)) for table in merged]
-    comparison = compare(*merged, ones, cascades=False)
+    always = OperatingPoint(price=0, unit=144, cost=1, score=1)
+    comparison = compare(merged, ones, cascades=False, default=always)
     informed = comparison.find("informed")
-    # At a price of 0 it always takes the finest scale, which on a third of the samples is the next coarser.
+    # At a price of 0 it always takes the finest scale, which on a third of the samples is the next coarser
+    # one: answers there are counted as those of the coarser scale, and are still those of the best fixed one.
     np.testing.assert_allclose(informed.chosen[-1], [0, 0, 1 / 3, 2 / 3])
     assert comparison.coinciding.tolist() == [0, 0, 0, pytest.approx(1 / 3)]
     default = informed.default
-    if comparison.best_fixed == 3:
-        assert default.is_best_fixed and set(default.choice.tolist()) == {2, 3}
-    assert default.confusion.sum() == len(merged[1])
+    assert comparison.best_fixed == 3 and default.is_best_fixed
+    np.testing.assert_array_equal(default.choice, np.where(np.arange(180) // 4 % 3 == 0, 2, 3))
+    assert "informed always uses scale 144, the best on calibration" in write_default(comparison)
 
 
-def test_the_report_says_how_often_scales_coincide(merged):
+def test_sampled_answers_of_coinciding_scales_are_one(merged):
+    """Luck at a scale that coincides is not luck to choose by: only the coarser one of the two counts."""
+    rng = np.random.default_rng(0)
+    score = rng.integers(0, 2, (3, len(merged[1]), 4)).astype(float)
+    lucky, rows = score.copy(), np.arange(len(merged[1]))
+    lucky[:, rows // 4 % 3 == 0, 3] = 1
+    settings: dict[str, Any] = {"num_resamples": 5, "num_budgets": 9}
+    oracles = [
+        list_noise_free(merged[1], ScoredSamples.of(merged[1]).cost, Resampled(rows, sampled), **settings)
+        for sampled in (score, lucky)
+    ]
+    first, second = (oracle["resampled"] for oracle in oracles)
+    np.testing.assert_array_equal(first.score.value, second.score.value)
+    np.testing.assert_array_equal(first.fixed_score.value, second.fixed_score.value)
+
+
+def test_no_row_of_savings_is_there_twice():
+    splits = [repeat_scale(make_outcomes(split, 12), 3) for split in ("calibration", "test")]
+    estimates = [np.insert(estimate_outcomes(table), 4, 0.5, axis=1) for table in splits]
+    comparison = compare(splits, estimates, cascades=False)
+    assert comparison.best_fixed == 3
+    tables = {table.name: table for table in list_tables(Findings(comparison))}
+    assert {row[1] for row in tables["savings"].rows} == {"finest (145)"}
+
+
+def test_the_report_says_how_often_scales_coincide(merged, tmp_path):
     estimates = [estimate_outcomes(table) for table in merged]
-    comparison = compare(*merged, estimates)
+    comparison = compare(merged, estimates)
     findings = Findings(comparison)
     tables = {table.name: table for table in list_tables(findings)}
     assert tables["coinciding"].rows == (
@@ -279,10 +314,23 @@ def test_the_report_says_how_often_scales_coincide(merged):
         "Scales that coincide with the next coarser one count as one scale: 144 on 33.3% of the questions."
     )
     assert sentence in write_sentences(findings)
+    write_report(
+        tmp_path / "report.html",
+        findings,
+        merged[1],
+        estimates[1],
+        title="title",
+        picture=b"",
+        read_image=lambda image_id: Image.new("RGB", (8, 8)),
+        provenance=Provenance("command", "config", "now"),
+        per_category=1,
+    )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert sentence in page and tables["coinciding"].caption in page
     content = collect_metrics(comparison, merged[1], task="task", backbone="backbone")
     assert [row["coinciding"] for row in content["fixed"]] == [0, 0, 0, 0.333333]
     plain = make_outcomes("calibration", 12), make_outcomes("test", 12)
-    without = compare(*plain, [estimate_outcomes(table) for table in plain])
+    without = compare(plain, [estimate_outcomes(table) for table in plain])
     assert "coinciding" not in {table.name for table in list_tables(Findings(without))}
     assert not any("coincide" in text for text in write_sentences(Findings(without)))
     content = collect_metrics(without, plain[1], task="task", backbone="backbone")
@@ -303,7 +351,7 @@ def test_sunk_vision_is_in_the_front_and_in_the_table_of_parts():
     flops = count_flops({}, ["informed"])
     default = OperatingPoint(price=1.5, unit=144, cost=1, score=1)
     comparison, free = (
-        compare(*native, estimates, measure, default=default) for measure in (flops, count_flops({}))
+        compare(native, estimates, measure, default=default) for measure in (flops, count_flops({}))
     )
     paid, unpaid = (found.find("informed") for found in (comparison, free))
     answer = splits[1].visual_tokens + np.array([2, 8, 30, 90])
@@ -326,7 +374,7 @@ def test_milliseconds_of_a_coinciding_scale_are_not_paid_again(merged):
     """Means of timed pictures and shares of scales, against costs sample by sample."""
     timings = Timings(np.array([2.0, 4.0]), np.array([[1.0, 2, 5, 11], [3, 4, 7, 13]]), {})
     estimates = [estimate_outcomes(table) for table in merged]
-    cascade = compare(*merged, estimates, count_milliseconds(timings)).find("cascade")
+    cascade = compare(merged, estimates, count_milliseconds(timings)).find("cascade")
     kept = np.searchsorted(cascade.trace.price, cascade.front.price)
     np.testing.assert_allclose(cascade.front.cost, cascade.trace.cost[kept])
 

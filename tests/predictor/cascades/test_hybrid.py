@@ -80,11 +80,11 @@ def test_coinciding_scales_are_passed_without_an_answer():
 
 def test_where_all_scales_coincide_there_is_one():
     confidence, score, _, estimates = draw(40, 1)
-    same = [np.repeat(values[:, :1], 3, axis=1) for values in (confidence, score)]
+    confidence, score = (np.repeat(values[:, :1], 3, axis=1) for values in (confidence, score))
     cost = np.full((40, 3), 4.0)
-    fitted = Hybrid.fit(*same, cost, estimates)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
     assert fitted.cost.tolist() == [4]
-    first, last = fitted.escalate(same[0], cost, estimates)
+    first, last = fitted.escalate(confidence, cost, estimates)
     assert not first.any() and not last.any()
 
 
