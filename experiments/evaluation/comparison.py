@@ -91,12 +91,14 @@ class DefaultPrice:
     """The price that a policy uses when no budget is given, and its choices on the test samples.
 
     Training chose `price` on the calibration samples (`predictor.policy.pricing`). `choice` `[num_samples]`
-    are columns of scales; for a cascade, of the scale at which it stops. `confusion` `[num_scales + 1,
-    num_scales]` counts samples by needed scale (last row: no scale answers them) and chosen scale.
+    are columns of scales; for a cascade, of the scale at which it stops. Of coinciding scales it is the
+    coarsest. With `is_best_fixed`, every answer is that of the best fixed scale. `confusion` `[num_scales +
+    1, num_scales]` counts samples by needed scale (last row: no scale answers them) and chosen scale.
     """
 
     price: float
     choice: Columns
+    is_best_fixed: bool
     confusion: Columns
 
 
@@ -162,9 +164,10 @@ class Comparison:
     """Policies, fixed scales and oracles on one test split, in one cost measure.
 
     `best_fixed` is the column of the fixed scale that is best on calibration, `mix` the columns of the fixed
-    scales on the hull. `oracle` is the budgeted oracle's front, from cheap to expensive. `noise_free` holds
-    the noise-free oracles that can be computed from these outcomes. The p-values of `differences` are
-    corrected together. All numbers are in `metrics`.
+    scales on the hull. `coinciding` `[num_scales]` is the share of the test samples on which each scale
+    coincides with the next coarser one. `oracle` is the budgeted oracle's front, from cheap to expensive.
+    `noise_free` holds the noise-free oracles that can be computed from these outcomes. The p-values of
+    `differences` are corrected together. All numbers are in `metrics`.
     """
 
     measure: CostMeasure
@@ -178,6 +181,7 @@ class Comparison:
     budgets: Floats
     best_fixed: int
     mix: Columns
+    coinciding: Floats
     oracle: Front
     noise_free: Mapping[str, NoiseFreeOracle]
     differences: Sequence[Difference]
@@ -280,6 +284,14 @@ def compare_policies(
         overhead={policy.name: measure.overhead_of(policy.name) for policy in policies},
         num_budgets=num_budgets,
         num_prices=num_prices,
+        own_costs={
+            policy.name: (
+                ScoredSamples.of(calibration, measure, policy.name),
+                ScoredSamples.of(test, measure, policy.name),
+            )
+            for policy in policies
+            if measure.has_sunk(test, policy.name)
+        },
         timed=measure.timings is not None,
     )
     if reference is not None and reference not in table.policies:
@@ -310,6 +322,7 @@ def compare_policies(
         budgets=table.budgets,
         best_fixed=table.best_fixed,
         mix=upper_hull(fixed_cost, fixed_score),
+        coinciding=table.test.repeats.mean(axis=0),
         oracle=table.oracle,
         noise_free=list_noise_free(
             test,
@@ -467,6 +480,8 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
             )
         )
     choice = points.default_scale
+    is_best_fixed = bool((choice == table.test.coarsest[:, table.best_fixed]).all())
+    confusion = count_confusions(table.test.score, choice)
     return PolicyResult(
         name=name,
         policy=points.policy,
@@ -475,7 +490,7 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
         budgets=table.budgets,
         cost=points.realized,
         chosen=points.chosen,
-        default=DefaultPrice(points.default.price, choice, count_confusions(table.test.score, choice)),
+        default=DefaultPrice(points.default.price, choice, is_best_fixed, confusion),
         verdicts=verdicts,
         reliability=reliability,
         metrics=metrics,

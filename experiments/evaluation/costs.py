@@ -13,20 +13,39 @@ differ in length. Milliseconds are vision + prefill + decode + predictor, all me
 machine (`experiments.latency`) with a few images. Tokens are no proxy for latency: a decoder takes about as
 long for one visual token as for a hundred.
 
+The family of the backbone (`m3_backbone.ladder`) says what is paid once. Let V(s) be the vision pass and P(s)
+the prefill of an answer at scale s by itself, and 1 the coarsest scale. The scales a, ..., b that are tried
+in turn on a sample cost
+
+    pooled        V(1) + P(a) + ... + P(b)                   one vision pass serves all scales
+    thumbnail     V(a) + P(a) + ... + V(b) + P(b) - (b - a) V(1)
+                                                             each V(s) includes V(1), which is paid once
+    native        V(a) + P(a) + ... + V(b) + P(b)            each scale has a vision pass of its own
+
+Every scale has a prefill of its own in all families. A scale that coincides with the next coarser one on a
+sample costs nothing more, because it is not answered again.
+
+A predictor that reads visual tokens or statistics of them (`reads_vision`) needs the vision pass of the
+coarsest scale. For a native backbone this pass is sunk: V(1) is added to every answer of its policy
+(`VISION_FOR_PREDICTOR`), except if the first scale tried is, or coincides with, the coarsest one, which uses
+the same pass. In the other families every answer includes V(1) already. Visual tokens are not affected.
+
 A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import add
 
 import numpy as np
 
+from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.labels import Inputs
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
+from predictor.features import Features
 from predictor.policy.front import Floats
 
 log = logging.getLogger(__name__)
@@ -35,6 +54,7 @@ log = logging.getLogger(__name__)
 CostOf = Callable[[OutcomeTable], Floats]
 
 VISION, PREFILL, PREFILL_AND_DECODE = "vision", "prefill", "prefill and decode"
+VISION_FOR_PREDICTOR = "vision for predictor"
 
 # Second seed of the random numbers that resample images, so that they are independent of the test images.
 _STREAM = 0x71E5
@@ -149,8 +169,8 @@ class Timings:
 class Part:
     """A named part of a cost; `of` returns it for every sample and scale, `[num_samples, num_scales]`.
 
-    With `is_shared`, the part is paid once per sample however many scales are tried, for samples where it is
-    equal at all scales: one vision pass then serves all of them.
+    With `is_shared`, the part is the vision pass: what the tried scales share of it follows from the
+    family of the backbone.
     """
 
     name: str
@@ -162,8 +182,9 @@ class Part:
 class CostMeasure:
     """Cost of an answer: the sum of its `parts`, plus the `overhead` of the predictor.
 
-    `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing. If
-    costs are measured times, `timings` are the timed images whose means they are.
+    `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing.
+    `vision_readers` are the names of the policies whose predictor needs the vision pass of the coarsest
+    scale. If costs are measured times, `timings` are the timed images whose means they are.
     """
 
     key: str
@@ -171,28 +192,53 @@ class CostMeasure:
     label: str
     parts: Sequence[Part]
     overhead: Mapping[str, float] = field(default_factory=dict)
+    vision_readers: Collection[str] = ()
     timings: Timings | None = None
 
-    def of(self, table: OutcomeTable) -> Floats:
-        """Return the cost of every sample at every scale without overhead, `[num_samples, num_scales]`."""
-        return reduce(add, (part.of(table) for part in self.parts))
+    def of(self, table: OutcomeTable, policy: str | None = None) -> Floats:
+        """Return the cost of every sample at every scale without overhead, `[num_samples, num_scales]`.
 
-    def shared_of(self, table: OutcomeTable) -> Floats:
-        """Return the cost of each sample that is paid once for all scales tried, `[num_samples]`."""
-        shared = np.zeros(len(table))
-        for part in self.parts:
-            if part.is_shared:
-                cost = part.of(table)
-                shared += np.where((cost == cost[:, :1]).all(axis=1), cost[:, 0], 0.0)
-        return shared
+        The vision pass for the predictor of `policy` is included, if it is sunk (`sunk_of`).
+        """
+        cost = reduce(add, (part.of(table) for part in self.parts))
+        return cost + self.sunk_of(table) if self.has_sunk(table, policy) else cost
+
+    def shared_of(self, table: OutcomeTable, policy: str | None = None) -> Floats:
+        """Return the part of `of` that is paid once however many scales are tried, `[num_samples]`.
+
+        It is the vision pass of the coarsest scale. For a native backbone it is 0, unless the pass is sunk.
+        """
+        is_shared = table.family != "native" or self.has_sunk(table, policy)
+        return self._coarsest_vision(table) if is_shared else np.zeros(len(table))
+
+    def has_sunk(self, table: OutcomeTable, policy: str | None) -> bool:
+        """Return whether the vision pass for the predictor of `policy` may add to the cost of an answer."""
+        return table.family == "native" and policy in self.vision_readers
+
+    def sunk_of(self, table: OutcomeTable) -> Floats:
+        """Return what the vision pass for a predictor adds to an answer, `[num_samples, num_scales]`.
+
+        It is the vision pass of the coarsest scale, and 0 at all scales that coincide with the coarsest one.
+        """
+        return np.where(find_coarsest(table.visual_tokens) > 0, self._coarsest_vision(table)[:, None], 0.0)
+
+    def _coarsest_vision(self, table: OutcomeTable) -> Floats:
+        """Return the cost of the vision pass of the coarsest scale, `[num_samples]`."""
+        return sum((part.of(table)[:, 0] for part in self.parts if part.is_shared), np.zeros(len(table)))
 
     def overhead_of(self, policy: str) -> float:
         """Return the cost that choosing the scale adds to every answer of a policy."""
         return self.overhead.get(policy, 0.0)
 
     def mean_parts(self, table: OutcomeTable) -> dict[str, Floats]:
-        """Return the mean of each part over the samples, `[num_scales]`, by name of the part."""
-        return {part.name: part.of(table).mean(axis=0) for part in self.parts}
+        """Return the mean of each part over the samples, `[num_scales]`, by name of the part.
+
+        The sunk vision pass for predictors is included if a policy pays it.
+        """
+        parts = {part.name: part.of(table).mean(axis=0) for part in self.parts}
+        if any(self.has_sunk(table, policy) for policy in self.vision_readers):
+            parts[VISION_FOR_PREDICTOR] = self.sunk_of(table).mean(axis=0)
+        return parts
 
 
 def _visual_tokens(table: OutcomeTable) -> Floats:
@@ -213,14 +259,18 @@ TOKENS = CostMeasure(
 )
 
 
-def count_flops(overhead: Mapping[str, float]) -> CostMeasure:
-    """Return the cost measure in FLOPs; `overhead` is the GFLOPs per question of each policy's predictor."""
+def count_flops(overhead: Mapping[str, float], vision_readers: Collection[str] = ()) -> CostMeasure:
+    """Return the cost measure in FLOPs; `overhead` is the GFLOPs per question of each policy's predictor.
+
+    `vision_readers` are the policies whose predictor needs the vision pass of the coarsest scale.
+    """
     return CostMeasure(
         "flops",
         "GFLOPs",
         "mean GFLOPs of vision pass, prefill and predictor per question",
         [Part(VISION, _vision_gflops, is_shared=True), Part(PREFILL, _prefill_gflops)],
         overhead,
+        vision_readers,
     )
 
 
@@ -237,7 +287,7 @@ def count_milliseconds(timings: Timings) -> CostMeasure:
             Part(PREFILL_AND_DECODE, partial(_repeat, cost - vision)),
         ],
         {name: float(mean[0]) for name, mean in means.overhead.items()},
-        timings,
+        timings=timings,
     )
 
 
@@ -245,6 +295,11 @@ def _repeat(at_scales: Floats, table: OutcomeTable) -> Floats:
     """Repeat `[num_scales]` for every sample of a table: `[num_samples, num_scales]`."""
     assert len(at_scales) == len(table.scales)
     return np.tile(at_scales, (len(table), 1))
+
+
+def reads_vision(features: Features) -> bool:
+    """Return whether features need a vision pass: visual tokens and `tower` statistics do."""
+    return bool(features.scales) or "tower" in features.groups
 
 
 def list_cost_measures(
@@ -259,7 +314,8 @@ def list_cost_measures(
 
     `outcomes` may be of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the name
     of another policy to the predictor whose estimates it uses and whose overhead it pays. FLOPs are omitted
-    if the labels lack those of the vision pass, milliseconds if there are no `timings`.
+    if the labels lack those of the vision pass, milliseconds if there are no `timings` or if the backbone is
+    not pooled, because timings are those of one vision pass for all scales.
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
     measures = [TOKENS]
@@ -271,7 +327,17 @@ def list_cost_measures(
         )
     else:
         gflops = {name: predictor.count_flops(inputs) / 1e9 for name, predictor in predictors.items()}
-        measures.append(count_flops({policy: gflops[name] for policy, name in predictor_of.items()}))
-    if timings is not None:
+        overhead = {policy: gflops[name] for policy, name in predictor_of.items()}
+        vision_readers = [
+            policy for policy, name in predictor_of.items() if reads_vision(predictors[name].features)
+        ]
+        measures.append(count_flops(overhead, vision_readers))
+    if timings is not None and outcomes.family != "pooled":
+        log.warning(
+            "costs in milliseconds are left out: timings are those of one vision pass for all scales, and "
+            "the backbone is %s",
+            outcomes.family,
+        )
+    elif timings is not None:
         measures.append(count_milliseconds(timings.with_names(predictor_of)))
     return measures

@@ -28,6 +28,7 @@ from experiments.evaluation.policy_table import PolicyMeans
 from experiments.evaluation.schedules import Schedule
 from experiments.evaluation.statistics import Estimate, bootstrap, number_images
 from experiments.labels.resampled import Resampled
+from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.policy.front import find_unit, space_budgets
 from predictor.policy.switches import find_switches
@@ -147,7 +148,9 @@ def list_noise_free(
         expected = expect_scores(test.nll, test.reference_tokens)[None]
         oracles["likelihood"] = measure_noise_free(cost, expected, expected, test.image_id, **settings)
     if resampled is not None:
-        rows, sampled = resampled.rows, resampled.score
+        # Coinciding scales have one sampled answer per run.
+        rows, coarsest = resampled.rows, find_coarsest(test.visual_tokens[resampled.rows])
+        sampled = np.take_along_axis(resampled.score, coarsest[None], axis=2)
         by_others = leave_one_out(sampled)
         oracles["resampled"] = measure_noise_free(
             cost[rows], by_others, sampled, test.image_id[rows], **settings

@@ -1,7 +1,8 @@
 """Policies in a comparison: which scales are tried for each sample at each price.
 
 A **path** tries the scales from `start` to `stop` in turn. Its cost is that of all the scales it tries, and
-the last answer counts. A predictor answers at one scale; a cascade escalates.
+the last answer counts. A predictor answers at one scale; a cascade escalates. A scale that coincides with the
+next coarser one on a sample (`m3_backbone.ladder`) is not answered again and costs nothing more.
 
 The prices, temperatures and thresholds of a policy come from the calibration samples. For the test samples a
 policy receives only what is known without references (`PolicyInputs`), so it cannot be an oracle; oracles
@@ -10,6 +11,7 @@ take scores and are in `fronts`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from experiments.evaluation.costs import TOKENS, CostMeasure
 from experiments.evaluation.fronts import Columns, Floats, trace_prices
 from experiments.evaluation.schedules import Schedule
+from m3_backbone.ladder import find_coarsest, find_repeats
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.policy.front import choose, find_unit
 from predictor.policy.pricing import OperatingPoint
@@ -33,6 +36,8 @@ class PolicyInputs:
     `cost` is in the cost measure of the comparison, `tokens` in visual tokens. `confidence` is that of the
     answer at each scale; a policy may read it only for scales whose answers it has paid for. `shared` is the
     part of each cost that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
+    `coarsest` is the column of the coarsest scale that coincides with each scale, `repeats` whether it
+    coincides with the next coarser one.
     """
 
     cost: Floats
@@ -43,6 +48,14 @@ class PolicyInputs:
     def __len__(self) -> int:
         return len(self.cost)
 
+    @cached_property
+    def coarsest(self) -> Columns:
+        return find_coarsest(self.tokens)
+
+    @cached_property
+    def repeats(self) -> NDArray[np.bool_]:
+        return find_repeats(self.tokens)
+
 
 @dataclass(frozen=True, eq=False)
 class ScoredSamples(PolicyInputs):
@@ -51,11 +64,13 @@ class ScoredSamples(PolicyInputs):
     score: Floats
 
     @classmethod
-    def of(cls, table: OutcomeTable, measure: CostMeasure = TOKENS) -> "ScoredSamples":
-        """Return the samples of a table with their costs in `measure`."""
+    def of(
+        cls, table: OutcomeTable, measure: CostMeasure = TOKENS, policy: str | None = None
+    ) -> "ScoredSamples":
+        """Return the samples of a table with their costs in `measure`; with a `policy`, those it pays."""
         confidence, score = table.confidence.astype(np.float64), table.score.astype(np.float64)
-        shared = measure.shared_of(table)[:, None]
-        return cls(measure.of(table), TOKENS.of(table), confidence, score, shared=shared)
+        shared = measure.shared_of(table, policy)[:, None]
+        return cls(measure.of(table, policy), TOKENS.of(table), confidence, score, shared=shared)
 
     @property
     def inputs(self) -> PolicyInputs:
@@ -100,13 +115,16 @@ class Paths:
         return numbers
 
     def cost(self, samples: PolicyInputs) -> Floats:
-        """Return the cost of all the scales that each path tries, `[num_samples, num_paths]`."""
+        """Return the cost of all the scales that each path tries, `[num_samples, num_paths]`.
+
+        It is `cost(start)`, plus `cost(s) - shared` for each finer scale s up to `stop` that does not
+        coincide with the next coarser one.
+        """
         cost = samples.cost
         if (self.start == self.stop).all():
             return cost[:, self.stop]
-        cumulative = np.cumsum(cost, axis=1)
-        total = cumulative[:, self.stop] - cumulative[:, self.start] + cost[:, self.start]
-        total -= (self.stop - self.start) * samples.shared
+        cumulative = np.cumsum(np.where(samples.repeats, 0.0, cost - samples.shared), axis=1)
+        total = cost[:, self.start] + cumulative[:, self.stop] - cumulative[:, self.start]
         # For a path of one scale the exact cost is used, which has no rounding error.
         return np.where(self.start == self.stop, cost[:, self.stop], total)
 

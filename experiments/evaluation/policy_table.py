@@ -60,13 +60,15 @@ class PolicyMeans:
     """Mean costs and mean scores of policies, by key, under weights of the test images.
 
     `image` `[num_samples]` is the image number of each sample. With `timed`, mean costs are computed from the
-    milliseconds passed to each call, and the costs of samples are not used. Means of other quantities can be
-    added to `images`.
+    milliseconds passed to each call, and the costs of samples are not used. `repeats` `[num_samples,
+    num_scales]` says where a scale coincides with the next coarser one, which a path does not try again.
+    Means of other quantities can be added to `images`.
     """
 
-    def __init__(self, image: ArrayLike, *, timed: bool) -> None:
+    def __init__(self, image: ArrayLike, *, timed: bool, repeats: NDArray[np.bool_] | None = None) -> None:
         self.images = ImageMeans(image)
         self._timed = timed
+        self._repeats = repeats
         # Only for timed policies: the name under which their overhead is measured.
         self._overhead: dict[Hashable, str | None] = {}
         self._fixed: set[Hashable] = set()
@@ -96,8 +98,10 @@ class PolicyMeans:
         if not self._timed:
             self.images.add(key, schedule, cost, score)
             return
-        shares = [np.broadcast_to(is_tried, score.shape) for is_tried in paths.tried.T.astype(np.float64)]
-        self.images.add(key, schedule, *shares, score)
+        tried = np.repeat(paths.tried[None], len(score), axis=0)
+        if self._repeats is not None:
+            tried &= ~self._repeats[:, None] | (paths.start[:, None] == np.arange(tried.shape[2]))
+        self.images.add(key, schedule, *np.moveaxis(tried.astype(np.float64), 2, 0), score)
         self._overhead[key] = name
 
     def add_point(
@@ -136,16 +140,18 @@ class PolicyMeans:
 class PolicyPoints:
     """The operating points of a policy, chosen on calibration, and their choices on the test samples.
 
-    `cost` (with overhead) and `score` `[num_samples, num_paths]` are those of its paths on the test samples.
-    `points` is the schedule of its operating points, from expensive to cheap. `policy`, `plan` `[num_budgets,
-    num_points]` and `reaching` list the points from cheap to expensive: `reaching` holds per baseline the
-    probability `[num_points]` of each point, or None if no point is non-inferior on calibration. `trace` is
-    the front of all its prices on test.
+    `cost` (with overhead) and `score` `[num_samples, num_paths]` are those of its paths on the test samples,
+    `answered` `[num_samples, num_paths]` the column of the scale of the last answer: the coarsest one that
+    coincides with the last scale of the path. `points` is the schedule of its operating points, from
+    expensive to cheap. `policy`, `plan` `[num_budgets, num_points]` and `reaching` list the points from cheap
+    to expensive: `reaching` holds per baseline the probability `[num_points]` of each point, or None if no
+    point is non-inferior on calibration. `trace` is the front of all its prices on test.
     """
 
     paths: Paths
     cost: Floats
     score: Floats
+    answered: Columns
     policy: CalibratedPolicy
     plan: Floats
     reaching: Mapping[Baseline, Floats | None]
@@ -180,6 +186,7 @@ class PolicyPoints:
             paths=paths,
             cost=test_cost,
             score=test_score,
+            answered=test.coarsest[:, paths.stop],
             policy=policy,
             # A budget below the cheapest point uses that point, and is compared at the cost of that point.
             plan=policy.plan(np.maximum(budgets - overhead, policy.cost[0])),
@@ -203,26 +210,25 @@ class PolicyPoints:
     def chosen(self) -> Floats:
         """Share of the samples whose final answer comes from each scale, `[num_budgets, num_scales]`."""
         num_scales = int(self.paths.stop.max()) + 1
-        is_last = (self.paths.stop[:, None] == np.arange(num_scales)).astype(np.float64)
         shares = [
-            self.points.mean(np.broadcast_to(is_last[:, scale], self.score.shape))[::-1]
-            for scale in range(num_scales)
+            self.points.mean((self.answered == scale).astype(np.float64))[::-1] for scale in range(num_scales)
         ]
         return self.plan @ np.column_stack(shares)
 
     @cached_property
     def default_scale(self) -> Columns:
-        """Column of the scale that gives the final answer at the default price, `[num_samples]`."""
-        return self.paths.stop[self.default.choice]
+        """Columns of the scales of the final answers at the default price, `[num_samples]`."""
+        return np.take_along_axis(self.answered, self.default.choice[:, None].astype(np.int64), axis=1)[:, 0]
 
 
 class PolicyTable:
     """Policies, fixed scales and oracles on one test split, in one cost measure.
 
     `image` `[num_samples]` is the image number of each test sample; `overhead` is the cost that each policy
-    adds to every answer. With `timed`, costs are means over timed images, and `measure` takes the means
-    under each resample. `policies` are by name; `oracle` is the budgeted oracle's front, from cheap to
-    expensive.
+    adds to every answer. `own_costs` are the calibration and test samples with the costs of single policies,
+    by name, for those that pay other costs (`CostMeasure.sunk_of`). With `timed`, costs are means over timed
+    pictures, and `measure` takes the means under each resample. `policies` are by name; `oracle` is the
+    budgeted oracle's front, from cheap to expensive.
     """
 
     def __init__(
@@ -235,6 +241,7 @@ class PolicyTable:
         overhead: Mapping[str, float],
         num_budgets: int,
         num_prices: int,
+        own_costs: Mapping[str, tuple[ScoredSamples, ScoredSamples]] | None = None,
         timed: bool = False,
     ) -> None:
         self.test = test
@@ -242,13 +249,14 @@ class PolicyTable:
         self.budgets = space_budgets(calibration.cost + max(overhead.values()), num_budgets)
         self.best_fixed = int(calibration.score.mean(axis=0).argmax())
         self.baselines = {FINEST: test.cost.shape[1] - 1, BEST_FIXED: self.best_fixed}
-        self.means = PolicyMeans(image, timed=timed)
+        self.means = PolicyMeans(image, timed=timed, repeats=test.repeats)
         self._smallest = find_smallest_right(test.score)
 
         def prepare(policy: Policy) -> PolicyPoints:
-            decisions = policy.decide(calibration, test.inputs, num_prices)
+            samples = (own_costs or {}).get(policy.name, (calibration, test))
+            decisions = policy.decide(samples[0], samples[1].inputs, num_prices)
             points = PolicyPoints.from_decisions(
-                decisions, calibration, test, self.budgets, overhead[policy.name], self.baselines
+                decisions, *samples, self.budgets, overhead[policy.name], self.baselines
             )
             self._add_policy(Predictor(policy.name), points)
             return points

@@ -5,11 +5,12 @@ table needs a function here and a line in `list_tables`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.costs import CostMeasure
+from experiments.evaluation.costs import VISION_FOR_PREDICTOR, CostMeasure
 from experiments.evaluation.fronts import RULES
 from experiments.evaluation.metric_table import Bound, Family, Key, MetricTable, PolicyKey
 from experiments.evaluation.metrics import (
@@ -62,6 +63,8 @@ def list_tables(findings: Findings) -> list[Table]:
         tabulate_merits(comparison),
         tabulate_non_inferiority(comparison),
     ]
+    if comparison.coinciding.any():
+        tables.append(tabulate_coinciding(comparison))
     if comparison.noise_free:
         tables.append(tabulate_noise_free(comparison))
     tables.append(tabulate_tests(comparison))
@@ -96,6 +99,21 @@ def tabulate_scores(comparison: Comparison) -> Table:
     )
     rows = tuple((name, format_tokens(cost.value), format_score(score)) for name, cost, score in points)
     return Table(caption, ("policy", "visual tokens", "score"), rows, name="scores")
+
+
+def tabulate_coinciding(comparison: Comparison) -> Table:
+    """Tabulate the share of the samples on which each scale coincides with the next coarser one."""
+    rows = tuple(
+        (f"scale {scale}", f"scale {coarser}", f"{share:.1%}")
+        for (coarser, scale), share in zip(
+            pairwise(comparison.scales), comparison.coinciding[1:], strict=True
+        )
+    )
+    caption = (
+        "Share of the test questions on which a scale gives the image as many visual tokens as the next "
+        "coarser scale: the two have one answer, which is counted and paid once"
+    )
+    return Table(caption, ("scale", "coincides with", "share"), rows, name="coinciding")
 
 
 def tabulate_budgets(comparison: Comparison) -> Table:
@@ -173,8 +191,8 @@ def tabulate_non_inferiority(comparison: Comparison) -> Table:
     rows = []
     for verdict in result.verdicts:
         (baseline, margin), column = verdict.baseline, verdict.column
-        # If the best fixed scale is the finest, its rows would be duplicates.
-        if baseline != FINEST and column == len(comparison.scales) - 1:
+        # If the best fixed scale is the finest, or coincides with it, its rows would be duplicates.
+        if baseline != FINEST and (comparison.coinciding[column + 1 :] == 1).all():
             continue
         cost = result.find(reached_cost, verdict.baseline)
         rows.append(
@@ -304,6 +322,11 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
         rows.append((f"scale {scale}", *numbers, "", answers[column]))
     rows += [(f"overhead of {name}", *blank, cost, "") for name, cost in overhead.items()]
     caption = f"Parts of the cost of an answer in {measure.unit}: {measure.label}"
+    if VISION_FOR_PREDICTOR in parts:
+        caption += (
+            f"; {VISION_FOR_PREDICTOR} is the vision pass of the coarsest scale, which is added to the "
+            f"answers of {', '.join(measure.vision_readers)}"
+        )
     if note := describe_timings(measure):
         caption += f"; {note}"
     return Table(caption, ("", *parts, "predictor", "answer"), tuple(rows), name=f"parts_{measure.key}")

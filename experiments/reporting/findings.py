@@ -54,6 +54,8 @@ def write_sentences(findings: Findings) -> list[str]:
     """Return the headline, its scope, the result at the default price, and further sentences if any."""
     comparison = findings.comparison
     sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
+    if comparison.coinciding.any():
+        sentences.append(write_coinciding(comparison))
     if findings.guarantees:
         sentences.append(write_guarantee(findings.guarantees))
     if findings.record is not None:
@@ -147,7 +149,7 @@ def write_default(comparison: Comparison) -> str:
     cost, score = result[default_cost].value, result[default_score].value
     fixed_cost, fixed_score = comparison.fixed_cost.value[best], comparison.fixed_score.value[best]
     spent, scored = format_tokens(cost), format_percent(score)
-    if (result.default.choice == best).all() and cost == fixed_cost:
+    if result.default.is_best_fixed and cost == fixed_cost:
         return (
             f"At its default price {result.name} always uses scale {scale}, the best on calibration, which "
             f"spends {write_tokens(spent)} a question and scores {scored}%."
@@ -164,6 +166,16 @@ def write_default(comparison: Comparison) -> str:
         write_number(100 * bound, "+.1f").replace("-", MINUS) for bound in (difference.low, difference.high)
     )
     return f"{sentence} ({comparison.confidence:.0%} interval of the difference: {low} to {high} points)."
+
+
+def write_coinciding(comparison: Comparison) -> str:
+    """Return how often scales coincide, in one sentence."""
+    shares = ", ".join(
+        f"{scale} on {share:.1%}"
+        for scale, share in zip(comparison.scales, comparison.coinciding, strict=True)
+        if share
+    )
+    return f"Scales that coincide with the next coarser one count as one scale: {shares} of the questions."
 
 
 def write_tokens(number: str) -> str:

@@ -14,7 +14,8 @@ resample (`results.resamples`).
     bootstrap               num_resamples, confidence, seed (equal seeds give equal resamples in all runs)
     budgets                 [k] mean visual tokens at which predictors are compared
     fixed                   per scale: scale, cost, score; `on_mix`: it is a vertex of the mix; `best`: it is
-                            the best on calibration
+                            the best on calibration; `coinciding`, only if any scales coincide: share of the
+                            samples on which it coincides with the next coarser scale
     oracles                 authors (failures charged the coarsest scale), honest (the finest), stable (the
                             smallest scale from which on the answer stays right): cost, score
     luck_free.NAME          noise-free oracles that the outcomes allow (likelihood, resampled): num_samples,
@@ -168,8 +169,11 @@ def collect_metrics(
                 "score": metric_to_json(comparison.fixed_score, column),
                 "on_mix": column in comparison.mix,
                 "best": column == comparison.best_fixed,
+                **({"coinciding": to_json(share)} if comparison.coinciding.any() else {}),
             }
-            for column, scale in enumerate(comparison.scales)
+            for column, (scale, share) in enumerate(
+                zip(comparison.scales, comparison.coinciding, strict=True)
+            )
         ],
         "oracles": {
             name: dict(zip(("cost", "score"), map(metric_to_json, comparison.rule(rule)), strict=True))

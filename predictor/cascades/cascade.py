@@ -1,7 +1,9 @@
 """Cascades: answer at a coarse scale, escalate to the next finer one while the answer is uncertain.
 
 `confidence`, `score` and `cost` are `[num_samples, num_scales]` over one ladder, coarsest scale first. Costs
-include every scale that is tried, and the last answer is returned.
+include every scale that is tried, and the last answer is returned. Neighbouring scales of equal cost coincide
+on a sample (`m3_backbone.ladder`): they have the same answer, and only the first of them that is tried costs
+anything.
 
 A cascade stops at the first scale at which the confidence of the answer reaches a threshold (Viola and Jones
 2001; for language models FrugalGPT, arXiv 2305.05176, which tunes the sequence and its thresholds together
@@ -20,6 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from m3_backbone.ladder import find_repeats
 from predictor.policy.front import Floats, find_unit, sweep, upper_hull
 
 Columns = NDArray[np.int64]
@@ -34,6 +37,14 @@ def find_edges(confidence: Floats) -> list[Floats]:
     levels = np.arange(1, num_bins) / num_bins
     # Observed values suffice as quantiles, since a threshold between two values has the same effect.
     return [np.unique(np.quantile(column, levels, method="higher")) for column in confidence.T[:num_searched]]
+
+
+def find_further_cost(cost: Floats) -> Floats:
+    """Cost of each scale if the next coarser one was tried before; 0 if the two coincide.
+
+    `cost` and the result are `[num_samples, num_scales]`.
+    """
+    return np.where(find_repeats(cost), 0.0, cost)
 
 
 def space_prices(estimates: ArrayLike, cost: ArrayLike, unit: float, number: int) -> Floats:
@@ -77,7 +88,7 @@ def trace_cuts(
     """
     num_samples, num_scales = cost.shape
     totals = [np.zeros([1] * max(num_scales - 1, 1)) for _ in range(2)]
-    paid = np.cumsum(cost[:, start:], axis=1)
+    paid = np.cumsum(np.column_stack([cost[:, start], find_further_cost(cost)[:, start + 1 :]]), axis=1)
     for stop in range(start, num_scales):
         searched = range(start, min(stop, num_scales - 2) + 1)
         shape = [num_bins[column] for column in searched]

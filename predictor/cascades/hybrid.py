@@ -5,7 +5,7 @@ answer, its confidence is known in addition to the estimates for all scales. The
 expected score gain of the next finer scale is worth its cost at an escalation price. Costs include every
 scale that is tried, and the last answer is returned. Weighing expected score against cost before and after an
 answer is the idea of cascade routing (Dekoninck, Baader and Vechev, arXiv 2410.10347), which may also skip
-scales.
+scales. Coinciding scales count as one: the gain is that of the next scale that does not coincide.
 
 `confidence`, `score`, `cost` and `estimates` are `[num_samples, num_scales]` over one ladder, coarsest scale
 first.
@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
-from predictor.cascades.cascade import Columns, find_prices, pick_hull, space_prices
+from m3_backbone.ladder import find_coarsest, find_repeats
+from predictor.cascades.cascade import Columns, find_further_cost, find_prices, pick_hull, space_prices
 from predictor.files import damaged, get_array, read_arrays, write_arrays
 from predictor.policy.front import Floats, check_price, choose_at_prices, find_unit
 from predictor.policy.pricing import check_numbers, find_default, find_within
@@ -39,11 +40,26 @@ class ExpectedGain:
     next: Floats
 
     @classmethod
-    def fit(cls, confidence: ArrayLike, score: ArrayLike, estimates: ArrayLike) -> Self:
-        """Fit to calibration samples; each array is `[num_samples, num_scales]`."""
+    def fit(
+        cls,
+        confidence: ArrayLike,
+        score: ArrayLike,
+        estimates: ArrayLike,
+        repeats: ArrayLike | None = None,
+    ) -> Self:
+        """Fit to calibration samples; each array is `[num_samples, num_scales]`.
+
+        `repeats` says where a scale coincides with the next coarser one. The gain of a scale is fitted to the
+        samples on which it does not, or to all if there are none.
+        """
         scores = np.asarray(score, dtype=np.float64)
+        is_new = np.ones(scores.shape, dtype=bool) if repeats is None else ~np.asarray(repeats)
+        is_new |= ~is_new.any(axis=0)
         weights = [
-            [_fit_logistic(features, scores[:, column + step]) for step in (0, 1)]
+            [
+                _fit_logistic(features[is_new[:, column + 1]], scores[is_new[:, column + 1], column + step])
+                for step in (0, 1)
+            ]
             for column, features in enumerate(cls._make_features(confidence, estimates))
         ]
         current, following = np.array(weights).reshape(-1, 2, scores.shape[1] + 2).swapaxes(0, 1)
@@ -140,7 +156,7 @@ class Hybrid:
         estimate_array = _require(estimates)
         scores, costs = np.asarray(score, dtype=np.float64), np.asarray(cost, dtype=np.float64)
         unit = find_unit(costs)
-        gain = ExpectedGain.fit(confidence, scores, estimate_array)
+        gain = ExpectedGain.fit(confidence, scores, estimate_array, find_repeats(costs))
         highest_price = _find_highest_prices(gain(confidence, estimate_array), costs, unit)
         escalation_price = _space_escalation_prices(highest_price)
         starting_price = space_prices(estimate_array, costs, unit, _NUM_STARTING_PRICES)
@@ -163,16 +179,22 @@ class Hybrid:
     ) -> tuple[Columns, Columns]:
         """First and last column tried, each `[num_prices, num_samples]`.
 
-        Only the confidences at scales from the first to the last tried are read.
+        Only the confidences at scales from the first to the last tried are read. Of coinciding scales, the
+        coarsest is returned and its confidence is read.
         """
         estimate_array, costs = _require(estimates), np.asarray(cost, dtype=np.float64)
+        coarsest = find_coarsest(costs)
+        confidences = np.take_along_axis(np.asarray(confidence, dtype=np.float64), coarsest, axis=1)
         first = choose_at_prices(estimate_array, costs, self.starting_price, unit=self.unit).astype(np.int64)
-        highest_price = _find_highest_prices(self.gain(confidence, estimate_array), costs, self.unit)
-        last = [
-            _escalate(highest_price, start, price)
-            for start, price in zip(first, self.escalation_price, strict=True)
-        ]
-        return first, np.stack(last)
+        highest_price = _find_highest_prices(self.gain(confidences, estimate_array), costs, self.unit)
+        last = np.stack(
+            [
+                _escalate(highest_price, start, price)
+                for start, price in zip(first, self.escalation_price, strict=True)
+            ]
+        )
+        rows = np.arange(len(costs))
+        return coarsest[rows, first], coarsest[rows, last]
 
     @property
     def num_scales(self) -> int:
@@ -259,13 +281,19 @@ def _require(estimates: ArrayLike | None) -> Floats:
 
 
 def _find_highest_prices(gain: Floats, cost: Floats, unit: float) -> Floats:
-    """Highest prices `[num_samples, num_scales - 1]` at which a sample escalates from each scale."""
-    return gain[:, :-1] / cost[:, 1:] * unit
+    """Highest prices `[num_samples, num_scales - 1]` at which a sample escalates from each scale.
+
+    They are infinite where the next scale coincides, which costs nothing.
+    """
+    further_cost = find_further_cost(cost)[:, 1:]
+    prices = np.full(further_cost.shape, np.inf)
+    np.divide(gain[:, :-1], further_cost, out=prices, where=further_cost > 0)
+    return prices * unit
 
 
 def _space_escalation_prices(highest_price: Floats) -> Floats:
     """Escalation prices from -inf (always escalate) to inf (never), at quantiles of `highest_price`."""
-    positive = highest_price[highest_price > 0]
+    positive = highest_price[(highest_price > 0) & np.isfinite(highest_price)]
     levels = np.linspace(0, 1, _NUM_ESCALATION_PRICES)
     quantiles = np.quantile(positive, levels, method="higher") if positive.size else np.empty(0)
     return np.unique([-np.inf, 0.0, *quantiles, np.inf])
@@ -277,13 +305,14 @@ def _trace(
     """Mean cost and mean score at each escalation price of samples that start at columns `first`."""
     rows, num_prices = np.arange(len(first)), len(escalation_price)
     totals = [np.full(num_prices, values[rows, first].sum()) for values in (cost, score)]
+    further_cost = find_further_cost(cost)
     lowest = np.full(len(first), np.inf)  # lowest of the highest prices so far
     for column in range(highest_price.shape[1]):
         started = first <= column
         lowest[started] = np.minimum(lowest[started], highest_price[started, column])
         # Number of escalation prices at which a sample escalates from this scale: these are the lowest ones.
         number = np.searchsorted(escalation_price, lowest[started])
-        changes = cost[started, column + 1], score[started, column + 1] - score[started, column]
+        changes = further_cost[started, column + 1], score[started, column + 1] - score[started, column]
         for total, change in zip(totals, changes, strict=True):
             total += change.sum() - np.cumsum(np.bincount(number, change, num_prices + 1))[:-1]
     return totals[0] / len(first), totals[1] / len(first)

@@ -101,7 +101,7 @@ def test_the_vision_pass_is_paid_once_per_sample_where_one_serves_all_scales():
         [5 + 1, 5 + 10, 5 + 46, 5 + 9, 5 + 45, 5 + 36],
         [20 + 1, 20 + 10, 20 + 46, 20 + 9, 20 + 45, 20 + 36],
     ]
-    native = with_vision(table, [1, 4, 16])
+    native = dataclasses.replace(with_vision(table, [1, 4, 16]), family="native")
     assert flops.shared_of(native).tolist() == [0, 0]
     assert ways.cost(ScoredSamples.of(native, flops))[0].tolist() == [2, 15, 67, 13, 65, 52]
 

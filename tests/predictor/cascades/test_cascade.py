@@ -20,12 +20,21 @@ def draw(num_samples, seed, num_scales=3):
     return confidence, score, cost
 
 
+def coincide(arrays, seed):
+    """The arrays with every second sample's outcomes of a random scale at the next finer scale too."""
+    column = np.random.default_rng(seed).integers(0, 2, len(arrays[0]))
+    rows = np.arange(0, len(arrays[0]), 2)
+    for array in arrays:
+        array[rows, column[rows] + 1] = array[rows, column[rows]]
+    return arrays
+
+
 def follow(confidence, score, cost, start, threshold):
-    """Cost and score of one sample, scale by scale."""
+    """Cost and score of one sample, scale by scale. A scale that costs as much as the last one coincides."""
     column, paid = start, cost[start]
     while column < len(cost) - 1 and confidence[column] < threshold[column]:
         column += 1
-        paid += cost[column]
+        paid += cost[column] if cost[column] != cost[column - 1] else 0
     return paid, score[column], column
 
 
@@ -38,9 +47,10 @@ def try_everything(confidence, score, cost):
             yield tuple(np.mean([row[:2] for row in rows], axis=0))
 
 
+@pytest.mark.parametrize("coinciding", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_cascade_is_better_at_any_price(seed):
-    confidence, score, cost = draw(50, seed)
+def test_no_cascade_is_better_at_any_price(seed, coinciding):
+    confidence, score, cost = coincide(draw(50, seed), seed) if coinciding else draw(50, seed)
     fitted = Cascade.fit(confidence, score, cost)
     everything = np.array(list(try_everything(confidence, score, cost)))
     for price in np.geomspace(1e-4, 1, 30):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from m3_backbone.ladder import find_coarsest
 from predictor.cascades.hybrid import HYBRID, ExpectedGain, Hybrid
 from predictor.policy.front import choose, find_unit, sweep
+from tests.predictor.cascades.test_cascade import coincide
 
 COST = np.array([1.0, 4.0, 16.0])
 
@@ -45,6 +47,45 @@ def test_escalates_while_the_gain_is_worth_its_price():
         ]
         assert list(zip(first[row].tolist(), last[row].tolist(), strict=True)) == literal
     assert (last > first).any() and (last == first).any()
+
+
+def test_coinciding_scales_are_passed_without_an_answer():
+    """Of every second sample the middle scale is the coarsest or the finest one; each counts as one scale."""
+    confidence, score, cost, estimates = coincide(draw(200, 0), 0)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    coarsest = find_coarsest(cost)
+    first, last = fitted.escalate(confidence, cost, estimates)
+    gain, rows = fitted.gain(confidence, estimates), np.arange(len(cost))
+    assert (coarsest[rows, first] == first).all() and (coarsest[rows, last] == last).all()
+    for row, price in enumerate(fitted.escalation_price):
+        for sample in rows:
+            # The distinct scales from the first one, and the gain from each one's last column.
+            column = first[row, sample]
+            while True:
+                end = np.flatnonzero(coarsest[sample] == column).max()
+                if end == 2 or not gain[sample, end] / cost[sample, end + 1] * fitted.unit > price:
+                    break
+                column = end + 1
+            assert column == last[row, sample]
+    tried = (
+        (np.arange(3) >= first[..., None]) & (np.arange(3) <= last[..., None]) & (coarsest == np.arange(3))
+    )
+    np.testing.assert_allclose((tried * cost).sum(axis=2).mean(axis=1), fitted.cost)
+    np.testing.assert_allclose(score[rows, last].mean(axis=1), fitted.score)
+    # Confidences of scales that were not answered, or that coincide with a coarser one, are not read.
+    for row in range(len(fitted.price)):
+        again = fitted.at(row).escalate(np.where(tried[row], confidence, np.nan), cost, estimates)
+        np.testing.assert_array_equal(again[1][0], last[row])
+
+
+def test_where_all_scales_coincide_there_is_one():
+    confidence, score, _, estimates = draw(40, 1)
+    confidence, score = (np.repeat(values[:, :1], 3, axis=1) for values in (confidence, score))
+    cost = np.full((40, 3), 4.0)
+    fitted = Hybrid.fit(confidence, score, cost, estimates)
+    assert fitted.cost.tolist() == [4]
+    first, last = fitted.escalate(confidence, cost, estimates)
+    assert not first.any() and not last.any()
 
 
 def test_costs_and_scores_what_the_search_found():
