@@ -95,4 +95,5 @@ def make_inputs(
         statistic_names=names,
         token_embeddings=token_embeddings,
         visual_tokens=np.array(cost, dtype=np.int32)[image_row],
+        family=backbone.family,
     )
