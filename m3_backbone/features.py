@@ -85,13 +85,16 @@ def describe_norms(tokens: Tensor) -> dict[str, float]:
 
 
 def count_tower_operations(num_tokens: float, hidden_size: int, num_scales: int) -> float:
-    """Floating-point operations of the tower statistics of an image with `num_tokens` finest tokens.
+    """Floating-point operations of the tower statistics of an image with `num_tokens` visual tokens.
 
-    Per number: three for the variance, one and a half per coarser scale (one sum, and three operations on at
-    most a sixth of the numbers), two for norms, one to normalise and four for the two neighbours. The
+    Per number: two for norms, one to normalise and four for the two neighbours. If the statistics include the
+    variance kept at each of `num_scales` scales, of which the tokens are those of the finest one: three more
+    for the variance, and one and a half per coarser scale (one sum, and three operations on at most a sixth
+    of the numbers). `num_scales` is 0 if they do not. The
     statistics of learned queries take fewer.
     """
-    return num_tokens * hidden_size * (10 + 1.5 * (num_scales - 1))
+    per_number = 10 + 1.5 * (num_scales - 1) if num_scales else 7
+    return num_tokens * hidden_size * per_number
 
 
 def stack_statistics(images: Sequence[ImageFeatures]) -> tuple[tuple[str, ...], np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from m3_backbone.outcomes.labels import Inputs, Labels
 from predictor import folder as folders
 from predictor.calibration import Calibrator
-from predictor.features import Features
+from predictor.features import Features, resolve_positions
 from predictor.files import FolderError, add_prefix, select_arrays, shorten
 from predictor.policy.front import Floats
 
@@ -57,9 +57,10 @@ class ScalePredictor(folders.Buildable, ABC):
     A subclass keeps the arguments of its `__init__` unchanged in attributes of the same names, as estimators
     of scikit-learn do, and implements `_fit`, `_predict`, `_get_state` and `_set_state`. `features` are the
     features of a sample that it reads besides the text of the question and the name of the task; no others
-    have to be computed for it. `scales` and `fingerprints`, set by `fit`, identify the ladder, the backbone
-    and the data of training. A predictor that contains others uses only their public methods, such as
-    `state_dict` and `load_state_dict`.
+    have to be computed for it. If `Features` in the arguments name positions of scales, `fit` replaces them
+    by the scales of the training labels, so that a fitted or saved predictor names scales only. `scales` and
+    `fingerprints`, set by `fit`, identify the ladder, the backbone and the data of training. A predictor that
+    contains others uses only their public methods, such as `state_dict` and `load_state_dict`.
     """
 
     name: str
@@ -89,6 +90,7 @@ class ScalePredictor(folders.Buildable, ABC):
         if shared:
             raise ValueError(f"image {min(shared)!r} is in train and in validation: split by image")
         self.calibrator = None
+        self._resolve_positions(tuple(train.inputs.visual))
         self._fit(train, validation, context or FitContext())
         self.scales, self.fingerprints = scales, dict(train.outcomes.fingerprints)
         return self
@@ -145,7 +147,7 @@ class ScalePredictor(folders.Buildable, ABC):
     def load_state_dict(
         self, state: PredictorState, trust: Sequence[str] = (), *, source: Path | str = "this state"
     ) -> Self:
-        """Load the `state_dict` of a predictor that was made with the same arguments. Returns itself.
+        """Load the `state_dict` of a predictor that has the same `get_arguments()`. Returns itself.
 
         `trust` is as in `load`, for the class of a calibrator; `source` is the name of the state in error
         messages. Raises ValueError for a state that does not fit these arguments.
@@ -165,6 +167,9 @@ class ScalePredictor(folders.Buildable, ABC):
                 raise ValueError("the calibrator was fitted for another number of scales")
         self.scales, self.fingerprints = tuple(state["scales"]), dict(state["fingerprints"])
         self.calibrator = calibrator
+        # A folder of an earlier version leaves out features that had their default: the second scale of M3.
+        if self.features.position is not None:
+            self.features = self.features.resolve(self.scales)
         self._set_state(
             {name: array for name, array in arrays.items() if not name.startswith(CALIBRATOR)}, state["state"]
         )
@@ -232,6 +237,13 @@ class ScalePredictor(folders.Buildable, ABC):
     def get_arguments(self) -> dict[str, Any]:
         """Names and values of the arguments of `__init__`."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def _resolve_positions(self, stored: Sequence[int]) -> None:
+        """Replace positions in the arguments and in `features` by scales (`features.resolve_positions`)."""
+        for name, value in {**self.get_arguments(), "features": self.features}.items():
+            resolved = resolve_positions(value, stored)
+            if resolved is not value:
+                setattr(self, name, resolved)
 
     @abstractmethod
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None: ...

@@ -1,6 +1,6 @@
 """Batches of tensors from labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from m3_backbone.outcomes.labels import Inputs, Labels
-from predictor.features import Features, Standard
+from predictor.features import Features, Standard, fit_visual
 
 _NO_IDS = np.empty(0, dtype=np.int64)
 
@@ -41,17 +41,27 @@ class Target(NamedTuple):
 class BatchMaker:
     """Factory of batches of the `features` of samples, with statistics standardised by `standard`.
 
-    `widths` are the maximum numbers of visual tokens of a training image, per scale: with several scales, the
-    tokens of each start at the same position as in training. Raises ValueError if the inputs lack a feature.
+    `widths` are the numbers of visual tokens of training, per scale: with several scales, the tokens of each
+    start at the same position as in training. With `fixed_widths`, every image has exactly these numbers of
+    tokens (`features.fit_visual`). Raises ValueError if the inputs lack a feature.
     """
 
     def __init__(
-        self, inputs: Inputs, features: Features, standard: Standard, widths: Sequence[int] = ()
+        self,
+        inputs: Inputs,
+        features: Features,
+        standard: Standard,
+        widths: Sequence[int] = (),
+        *,
+        fixed_widths: bool = False,
     ) -> None:
         self.inputs, self.features = inputs, features
-        self.visual = [inputs.visual_at(scale) for scale in features.scales]
-        for index, width in enumerate(widths[:-1]):  # no scale starts after the last one
-            self.visual[index] = self.visual[index].fit(width, cut=False)
+        if fixed_widths:
+            self.visual = fit_visual(inputs, features.scales, widths)
+        else:
+            self.visual = [inputs.visual_at(scale) for scale in features.scales]
+            for index, width in enumerate(widths[:-1]):  # no scale starts after the last one
+                self.visual[index] = self.visual[index].fit(width, cut=False)
         self.statistics = standard.apply(features.read_statistics(inputs))
         self.sentences = features.read_sentences(inputs)
 
@@ -97,9 +107,9 @@ class BatchMaker:
 class LabelsDataset(Dataset):
     """Dataset that makes whole batches: making single samples would take longer than the networks."""
 
-    def __init__(self, labels: Labels, features: Features, standard: Standard, widths: Sequence[int]) -> None:
+    def __init__(self, labels: Labels, make_batches: Callable[[Inputs], BatchMaker]) -> None:
         self.outcomes = labels.outcomes
-        self.batches = BatchMaker(labels.inputs, features, standard, widths)
+        self.batches = make_batches(labels.inputs)
 
     def __len__(self) -> int:
         return len(self.outcomes)

@@ -1,16 +1,22 @@
 """Selection of the features of a sample that a predictor reads, and their cost."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
+import torch
 
-from m3_backbone.arguments import PositiveInt, check_argument, read_hints
+from m3_backbone.arguments import NonNegativeInt, PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
-from m3_backbone.outcomes.labels import Inputs
+from m3_backbone.outcomes.labels import Inputs, VisualTokens
 from predictor.encoders import SentenceEncoder, load_sentence_encoder
 from predictor.folder import Buildable
+
+# Largest number of tokens to which an image is resampled; more would make rows of predictors very long.
+MOST_SEGMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,11 @@ class Features(Buildable):
     """Features of a sample that a predictor reads.
 
     Args:
-        visual: one or several scales whose visual tokens are read; empty for none.
+        visual: one or several scales whose visual tokens are read; empty for none, and None for those at
+            `position`.
+        position: one or several positions among the scales whose visual tokens the labels hold: 0 for the
+            coarsest, 1 for the next one, and so on; a higher position than there are means the finest. `fit`
+            replaces positions by scales (`resolve`). Positions are dropped if `visual` is given.
         question: whether the question is read, as token ids of the decoder's frozen embeddings.
         statistics: groups of image statistics (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
@@ -28,15 +38,20 @@ class Features(Buildable):
     Raises ValueError for values of another type and for unknown statistics.
     """
 
-    visual: PositiveInt | Sequence[PositiveInt] = ()
+    visual: PositiveInt | Sequence[PositiveInt] | None = None
     question: bool = False
     statistics: str | Sequence[str] = ()
     sentences: str | Sequence[str] = ""
+    position: NonNegativeInt | Sequence[NonNegativeInt] | None = None
 
     def __post_init__(self) -> None:
         for name, annotation in read_hints(Features).items():
             check_argument(name, getattr(self, name), annotation)
-        object.__setattr__(self, "visual", tuple(sorted(set(_to_tuple(self.visual)))))
+        if self.visual is None and self.position is not None:
+            object.__setattr__(self, "position", _sort(self.position))
+        else:
+            object.__setattr__(self, "visual", _sort(self.visual))
+            object.__setattr__(self, "position", None)
         object.__setattr__(self, "statistics", _to_tuple(self.statistics))
         # A single encoder stays a string, as in the records of predictors that were trained earlier.
         encoders = tuple(dict.fromkeys(_to_tuple(self.sentences)))
@@ -47,20 +62,47 @@ class Features(Buildable):
 
     @classmethod
     def union(cls, *features: "Features") -> "Features":
-        """Return the features that any of `features` reads: the union of the values of each field."""
+        """Return the features that any of `features` reads: the union of the values of each field.
+
+        Positions are dropped if some of the features read scales and others positions.
+        """
         merged: dict[str, Any] = {}
         for field in fields(cls):
-            values = [getattr(part, field.name) for part in features]
-            if all(isinstance(value, bool) for value in values):
+            values = [value for part in features if (value := getattr(part, field.name)) is not None]
+            if values and all(isinstance(value, bool) for value in values):
                 merged[field.name] = any(values)
             else:
                 items = [item for value in values for item in _to_tuple(value)]
                 merged[field.name] = tuple(dict.fromkeys(items))
+        # None and empty differ in these two fields only.
+        merged |= {name: merged[name] or None for name in ("visual", "position")}
         return cls(**merged)
+
+    def resolve(self, stored: Iterable[int]) -> Self:
+        """Return these features with scales in place of positions among the `stored` scales.
+
+        Raises ValueError if a position is read and no scale is stored.
+        """
+        if self.visual is not None:
+            return self
+        assert isinstance(self.position, tuple)
+        ladder = sorted(stored)
+        if not ladder:
+            raise ValueError(
+                f"visual tokens at position {', '.join(map(str, self.position))} are read, but none were "
+                "kept in labelling: label again with other feature_scales"
+            )
+        last = len(ladder) - 1
+        return replace(self, visual=[ladder[min(position, last)] for position in self.position])
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Scales whose visual tokens are read, coarsest first."""
+        """Scales whose visual tokens are read, coarsest first.
+
+        Raises ValueError for positions that are not resolved.
+        """
+        if self.visual is None:
+            raise ValueError("these features name positions of scales: fit the predictor first")
         assert isinstance(self.visual, tuple)
         return self.visual
 
@@ -125,19 +167,89 @@ class Features(Buildable):
     def count_flops(self, inputs: Inputs) -> float:
         """Floating-point operations per sample of these features, besides those of the backbone.
 
-        Looking up token embeddings counts as 0. Pooling takes one addition per scale and value of the finest
-        tokens. Statistics are counted as in `m3_backbone.features`; they are computed once per image, but
-        counted for each of its questions.
+        Looking up token embeddings counts as 0. If the backbone is of the pooled family, pooling takes one
+        addition per scale and value of the finest tokens, and the tower statistics are those of the finest
+        tokens. Backbones of other families encode a scale without pooling, and their tower statistics are
+        those of the coarsest tokens. Statistics are counted as in `m3_backbone.features`; they are computed
+        once per image, but counted for each of its questions.
         """
-        num_tokens = float(inputs.visual_tokens[:, -1].mean())
-        flops = len(self.scales) * num_tokens * inputs.hidden_size
+        is_pooled = inputs.family == "pooled"
+        num_tokens = float(inputs.visual_tokens[:, -1 if is_pooled else 0].mean())
+        flops = len(self.scales) * num_tokens * inputs.hidden_size if is_pooled else 0.0
         if "tower" in self.groups:
-            flops += count_tower_operations(num_tokens, inputs.hidden_size, len(inputs.scales))
+            num_scales = len(inputs.scales) if is_pooled else 0
+            flops += count_tower_operations(num_tokens, inputs.hidden_size, num_scales)
         if "image" in self.groups:
             size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]
             pixels = inputs.statistics[inputs.image_row][:, size].astype(np.float64).prod(axis=1)
             flops += OPERATIONS_PER_PIXEL * float(pixels.mean())
         return flops + sum(encoder.count_flops(inputs.question) for encoder in self.encoders)
+
+
+def resolve_positions(argument: Any, stored: Sequence[int]) -> Any:
+    """Return an argument of a predictor with all `Features` in it resolved (`Features.resolve`).
+
+    These are the argument itself, and the arguments and default values of a class, or a partial of a class,
+    which makes an inner predictor. Other arguments are returned unchanged.
+    """
+    if isinstance(argument, Features):
+        return argument.resolve(stored)
+    target = argument.func if isinstance(argument, partial) else argument
+    if not (isinstance(target, type) and issubclass(target, Buildable)):
+        return argument
+    given = argument.keywords if isinstance(argument, partial) else {}
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    resolved = {name: resolve_positions(value, stored) for name, value in {**defaults, **given}.items()}
+    changed = {name: value for name, value in resolved.items() if value is not {**defaults, **given}[name]}
+    return partial(target, **{**given, **changed}) if changed else argument
+
+
+def fit_visual(inputs: Inputs, scales: Sequence[int], widths: Sequence[int]) -> list[VisualTokens]:
+    """Return the visual tokens at each scale, with as many tokens per image as `widths` says.
+
+    Weights of some predictors belong to positions of visual tokens. In the pooled family, tokens of all
+    images correspond by position: shorter images are padded with zeros, and longer ones are cut. In the other
+    families, where a larger image has more tokens in each row, each image is resampled: a token is the
+    average over an equal segment of the image's tokens in reading order, as in adaptive average pooling. An
+    image with the right number of tokens is unchanged.
+    """
+    tokens = [inputs.visual_at(scale) for scale in scales]
+    if inputs.family == "pooled":
+        return [visual.fit(width) for visual, width in zip(tokens, widths, strict=True)]
+    return [resample(visual, width) for visual, width in zip(tokens, widths, strict=True)]
+
+
+def choose_widths(inputs: Inputs, scales: Sequence[int]) -> list[int]:
+    """Return the numbers of visual tokens for `fit_visual`, one per scale.
+
+    This is the largest number of tokens of an image, and at most `MOST_SEGMENTS` if images are resampled.
+    """
+    longest = [inputs.visual_at(scale).mask.shape[1] for scale in scales]
+    return longest if inputs.family == "pooled" else [min(length, MOST_SEGMENTS) for length in longest]
+
+
+def resample(visual: VisualTokens, num_tokens: int) -> VisualTokens:
+    """Return the visual tokens with `num_tokens` averages per image, as in `fit_visual`."""
+    counts = visual.mask.sum(axis=1)
+    if (counts == num_tokens).all() and visual.mask.shape[1] == num_tokens:
+        return visual
+    tokens = np.zeros((len(counts), num_tokens, visual.tokens.shape[2]), dtype=visual.tokens.dtype)
+    for count in np.unique(counts[counts > 0]):
+        rows = np.flatnonzero(counts == count)
+        # At most a few hundred images at a time are kept in single precision.
+        for part in np.array_split(rows, -(-len(rows) // 256)):
+            columns = torch.from_numpy(visual.tokens[part, :count]).float().transpose(1, 2)
+            averages = torch.nn.functional.adaptive_avg_pool1d(columns, num_tokens)
+            tokens[part] = averages.transpose(1, 2).numpy()
+    return VisualTokens(tokens, np.repeat(counts[:, None] > 0, num_tokens, axis=1))
+
+
+def _sort(values: Any) -> tuple[int, ...]:
+    return tuple(sorted({values} if isinstance(values, int) else set(values or ())))
 
 
 def _to_tuple(value: Any) -> tuple[Any, ...]:

@@ -64,7 +64,12 @@ def name_class(target: type) -> str:
 
 def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        # A field that is None by default is left out, so that a new one changes no description.
+        fields = {
+            field.name: content
+            for field in dataclasses.fields(value)
+            if (content := getattr(value, field.name)) is not None or field.default is not None
+        }
         return {"object": describe(type(value), fields)}
     if not callable(value):
         return value

@@ -1,6 +1,7 @@
 """Predictor of trained networks: a small ensemble from the epoch with the best policy on validation."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ from predictor import folder as folders
 from predictor.base import FitContext, ScalePredictor
 from predictor.batches import BatchMaker
 from predictor.ensemble import Ensemble, Member
-from predictor.features import Features, Standard
+from predictor.features import Features, Standard, choose_widths
 from predictor.files import get_array, write_json
 from predictor.networks.base import InputShape, Network
 from predictor.objectives import Correctness, Objective
@@ -76,7 +77,7 @@ def _one_thread() -> Iterator[None]:
 
 
 MEAN, DEVIATION = "statistics_mean", "statistics_deviation"
-QUESTION_AND_COARSE = Features(visual=9, question=True)
+QUESTION_AND_COARSE = Features(position=1, question=True)
 IDENTITY, CHECKPOINTS = "identity.json", "checkpoints"
 MOST_TILES = 100  # largest number of tiles of an image; supported models use at most ten
 
@@ -127,10 +128,27 @@ class LearnedPredictor(ScalePredictor):
     def count_own_flops(self, inputs: Inputs) -> float:
         """Floating-point operations of the networks on the first sample; a multiply-add counts as two."""
         assert self._members is not None and self._standard is not None, "fit or load first"
-        batch = BatchMaker(inputs, self.features, self._standard, self._widths).make([0])
+        batch = self._make_batches(inputs).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             self._members(batch, inputs.token_embeddings)
         return float(counter.get_total_flops())
+
+    @property
+    def _reads_positions(self) -> bool:
+        network = self.network.func if isinstance(self.network, functools.partial) else self.network
+        return isinstance(network, type) and issubclass(network, Network) and network.reads_positions
+
+    def _choose_widths(self, inputs: Inputs) -> list[int]:
+        """Numbers of visual tokens per scale: those that an image gets, or the largest ones of an image."""
+        if self._reads_positions:
+            return choose_widths(inputs, self.features.scales)
+        return [inputs.visual_at(scale).mask.shape[1] for scale in self.features.scales]
+
+    def _make_batches(self, inputs: Inputs) -> BatchMaker:
+        assert self._standard is not None
+        return BatchMaker(
+            inputs, self.features, self._standard, self._widths, fixed_widths=self._reads_positions
+        )
 
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         # Imported here, since a trained predictor is loaded and used without Lightning.
@@ -145,7 +163,7 @@ class LearnedPredictor(ScalePredictor):
         )
 
         self._standard = Standard.fit(self.features.read_statistics(train.inputs))
-        self._widths = [train.inputs.visual_at(scale).mask.shape[1] for scale in self.features.scales]
+        self._widths = self._choose_widths(train.inputs)
         num_statistics = len(self._standard.mean) + self.features.num_sentence_columns
         self._shape = InputShape(train.inputs.hidden_size, sum(self._widths), num_statistics)
         with contextlib.ExitStack() as stack:
@@ -180,13 +198,7 @@ class LearnedPredictor(ScalePredictor):
             if trainer.world_size > 1:
                 raise ValueError(f"{self.name} is light and trains on one device: trainer=cpu or trainer=gpu")
             data = LabelsDataModule(
-                train,
-                validation,
-                self.features,
-                self._standard,
-                self._widths,
-                batch_size=self.batch_size,
-                seed=self.seed,
+                train, validation, self._make_batches, batch_size=self.batch_size, seed=self.seed
             )
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
             if self._shape.hidden_size <= _ONE_THREAD_HIDDEN_SIZE:
@@ -203,7 +215,7 @@ class LearnedPredictor(ScalePredictor):
         expected = self._shape.hidden_size
         if inputs.hidden_size != expected:
             raise ValueError(f"{self.name} reads tokens of hidden size {expected}, not {inputs.hidden_size}")
-        batches = BatchMaker(inputs, self.features, self._standard, self._widths)
+        batches = self._make_batches(inputs)
         embeddings = inputs.token_embeddings
         with torch.inference_mode():
             parts = [self._members(batch, embeddings) for batch in batches.iterate(1024)]

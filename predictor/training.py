@@ -7,7 +7,7 @@ import io
 import logging
 import signal
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from m3_backbone.outcomes.labels import Labels
+from m3_backbone.outcomes.labels import Inputs, Labels
 from m3_backbone.outcomes.shards import write_atomically
-from predictor.batches import Batch, LabelsDataset, Target
+from predictor.batches import Batch, BatchMaker, LabelsDataset, Target
 from predictor.ensemble import Ensemble
-from predictor.features import Features, Standard
 from predictor.policy.front import policy_value
 
 log = logging.getLogger(__name__)
@@ -133,17 +132,13 @@ class LabelsDataModule(lightning.LightningDataModule):
         self,
         train: Labels,
         validation: Labels,
-        features: Features,
-        standard: Standard,
-        widths: Sequence[int],
+        make_batches: Callable[[Inputs], BatchMaker],
         *,
         batch_size: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.train, self.validation = (
-            LabelsDataset(part, features, standard, widths) for part in (train, validation)
-        )
+        self.train, self.validation = (LabelsDataset(part, make_batches) for part in (train, validation))
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:

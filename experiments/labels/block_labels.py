@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
 from m3_backbone.features import ImageFeatures
+from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.table import OutcomeTable
 
 
@@ -42,7 +44,11 @@ class BlockLabels:
         self.unreadable: list[str] = []
 
     def add(self, batch: Sequence[ImageQuestions]) -> None:
-        """Answer all questions on a batch of images at every scale; each image is encoded once."""
+        """Answer all questions on a batch of images at every scale; each image is encoded once.
+
+        Scales that coincide on an image are answered once. All samples of an image that the backbone cannot
+        encode are skipped.
+        """
         answerable = [(item.image, self._find_answerable(item)) for item in batch]
         pictures = [
             (image, samples) for image, samples in answerable if samples and isinstance(image, Image.Image)
@@ -83,11 +89,10 @@ class BlockLabels:
     def _find_answerable(self, item: ImageQuestions) -> list[Sample]:
         """Return the samples of an image that the backbone can answer; add the others to `skipped`."""
         answerable = []
-        if isinstance(item.image, str):
-            self.unreadable.append(item.samples[0].image_id)
+        reason = self._check_image(item)
         for sample in item.samples:
-            if isinstance(item.image, str):
-                self._skip(sample, item.image)
+            if reason is not None:
+                self._skip(sample, reason)
                 continue
             try:
                 if not sample.references:
@@ -98,6 +103,17 @@ class BlockLabels:
             else:
                 answerable.append(sample)
         return answerable
+
+    def _check_image(self, item: ImageQuestions) -> str | None:
+        """Return the reason why an image cannot be encoded, None if it can; note an unreadable image."""
+        if isinstance(item.image, str):
+            self.unreadable.append(item.samples[0].image_id)
+            return item.image
+        try:
+            self.backbone.check_image(item.image.size)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _skip(self, sample: Sample, reason: str) -> None:
         names = {"sample_id": sample.sample_id, "image_id": sample.image_id}
@@ -146,16 +162,40 @@ class BlockLabels:
 def answer_at_scales(
     backbone: Backbone, pairs: Sequence[tuple[EncodedImage, Sample]], scales: Sequence[int]
 ) -> list[tuple[Answer, ...]]:
-    """Return the answers to each (encoded image, sample), one per scale; `scales` are ascending."""
-    by_scale: list[list[Answer]] = []
+    """Return the answers to each (encoded image, sample), one per scale; `scales` are ascending.
+
+    Scales that coincide on an image share one answer, given at the coarsest of them.
+    """
+    coarsest = find_coarsest_on(backbone, [image for image, _ in pairs], scales)
+    answers: list[dict[int, Answer]] = [{} for _ in pairs]  # column of a scale -> answer
+    drafts: dict[int, Answer] = {}
     # Finest scale first: its answer is a good draft of the answer at the next coarser scale.
-    for scale in reversed(scales):
-        answers = backbone.answer(
-            [image for image, _ in pairs],
-            [sample.question for _, sample in pairs],
-            scale,
-            references=[sample.references for _, sample in pairs],
-            drafts=by_scale[0] if by_scale else None,
-        )
-        by_scale.insert(0, answers)
-    return list(zip(*by_scale, strict=True))
+    for column in reversed(range(len(scales))):
+        rows = np.flatnonzero(coarsest[:, column] == column).tolist()
+        with_draft = [row for row in rows if row in drafts]
+        without_draft = [row for row in rows if row not in drafts]
+        for part in filter(None, (with_draft, without_draft)):
+            part_answers = backbone.answer(
+                [pairs[row][0] for row in part],
+                [pairs[row][1].question for row in part],
+                scales[column],
+                references=[pairs[row][1].references for row in part],
+                drafts=[drafts[row] for row in part] if part is with_draft else None,
+            )
+            for row, answer in zip(part, part_answers, strict=True):
+                answers[row][column] = drafts[row] = answer
+    return [
+        tuple(answers[row][column] for column in columns) for row, columns in enumerate(coarsest.tolist())
+    ]
+
+
+def find_coarsest_on(
+    backbone: Backbone, encoded: Sequence[EncodedImage], scales: Sequence[int]
+) -> NDArray[np.int64]:
+    """Column of the coarsest scale that coincides with each scale on each image, `[num_images, num_scales]`.
+
+    The columns are those of the ascending `scales`.
+    """
+    sizes = [image.size for image in encoded]
+    tokens_of = {size: [backbone.num_visual_tokens(size, scale) for scale in scales] for size in set(sizes)}
+    return find_coarsest(np.array([tokens_of[size] for size in sizes]).reshape(len(sizes), len(scales)))

@@ -6,7 +6,11 @@ order rotates from picture to picture and from round to round, so that other loa
 of them equally. All samples are stored, so that an evaluation can resample them.
 
 Nothing is reused from earlier questions: the decoder gets neither references nor answers at other scales as
-drafts. The time of a predictor is that of `AdaptiveM3.choose`: features of the encoded image, tokens of the
+drafts. If one vision pass does not serve all scales (`Backbone.family`), each step encodes the images anew:
+the time of an answer then includes the vision pass of its scale, and that of a predictor the vision pass of
+the scales that it reads; the time of the vision pass alone is that of `Backbone.encode`, which runs none.
+
+The time of a predictor is that of `AdaptiveM3.choose`: features of the encoded image, tokens of the
 question, its sentence vector and the estimates. The prompt, which is the same at every scale, is tokenised
 before the timing.
 """
@@ -227,7 +231,10 @@ def digest_job(job: Mapping[str, Any]) -> str:
 
 
 def pick_questions(task: Task, backbone: Backbone, num_images: int) -> list[Question]:
-    """Return the first `num_images` readable calibration pictures, each with its first question that fits."""
+    """Return the first `num_images` calibration pictures that can be answered, each with one question.
+
+    It is the first question that fits.
+    """
     questions: list[Question] = []
     for image_id, samples in group_by_image(task.samples("calibration")):
         if len(questions) == num_images:
@@ -236,9 +243,17 @@ def pick_questions(task: Task, backbone: Backbone, num_images: int) -> list[Ques
         if question is None:
             continue
         image = read_image(task, image_id)
-        if not isinstance(image, str):
+        if not isinstance(image, str) and _fits(backbone, image):
             questions.append((image, question))
     return questions
+
+
+def _fits(backbone: Backbone, image: Image.Image) -> bool:
+    try:
+        backbone.check_image(image.size)
+    except ValueError:
+        return False
+    return True
 
 
 def _find_question(backbone: Backbone, samples: Sequence[Sample]) -> str | None:
@@ -312,15 +327,16 @@ def _time_batch(
         backbone.check_question(question)  # tokenises the prompt, before the timing starts
     encoded, seconds = time_call(partial(backbone.encode, images))
     times: dict[Any, float] = {"vision": seconds}
-    steps: list[tuple[Any, Callable[[], Any]]] = [
-        (scale, partial(backbone.answer, encoded, questions, scale)) for scale in backbone.scales
-    ]
-    steps += [
-        (("overhead", name), partial(chooser.choose, encoded, questions, task=task))
-        for name, chooser in choosers.items()
-    ]
-    first = rotation % len(steps)
-    for key, work in (*steps[first:], *steps[:first]):
+    keys: list[Any] = [*backbone.scales, *(("overhead", name) for name in choosers)]
+    first = rotation % len(keys)
+    for key in (*keys[first:], *keys[:first]):
+        if backbone.family != "pooled":
+            encoded = backbone.encode(images)
+        work: Callable[[], Any] = (
+            partial(choosers[key[1]].choose, encoded, questions, task=task)
+            if isinstance(key, tuple)
+            else partial(backbone.answer, encoded, questions, key)
+        )
         times[key] = time_call(work)[1]
     return {key: 1000 * seconds / len(batch) for key, seconds in times.items()}
 

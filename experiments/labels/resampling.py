@@ -16,13 +16,14 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from experiments.labels.block_labels import find_coarsest_on
 from experiments.labels.blocks import Block, ImageQuestions, cut_into_blocks, group_by_image
 from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.resampled import Floats, Resampled, ResampledFolder, read_resampled
 from experiments.tasks.base import Sample, Task, check_data
 from experiments.tasks.scoring import LETTER_METRICS
 from m3_backbone.arguments import PositiveFloat, checked
-from m3_backbone.backbone import Backbone
+from m3_backbone.backbone import Backbone, EncodedImage
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.table import OutcomeTable, check_fingerprints
@@ -149,7 +150,10 @@ class ResampleJob(Job):
         self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
 
     def score_runs(self, batch: Sequence[ImageQuestions]) -> Floats:
-        """Return the scores `[num_runs, num_samples, num_scales]`; each image is encoded once."""
+        """Return the scores `[num_runs, num_samples, num_scales]`; each image is encoded once.
+
+        Scales that coincide on an image share one answer per run, given at the coarsest of them.
+        """
         pictures = []
         for item in batch:
             if not isinstance(item.image, Image.Image):
@@ -165,28 +169,35 @@ class ResampleJob(Job):
             for sample in item.samples
             for run in runs
         ]
-        scores = []
-        for scale in self.backbone.scales:
-            variants = [self.variation.vary(sample, scale, run) for _, sample, run in rows]
-            draws = [variant.draw for variant in variants if variant.draw is not None]
-            answers = self.backbone.answer(
-                [image for image, _, _ in rows],
-                [variant.question for variant in variants],
-                scale,
-                references=[
-                    (*variant.references, *self.guesses[sample.sample_id])
-                    for variant, (_, sample, _) in zip(variants, rows, strict=True)
-                ],
-                draws=draws or None,
-            )
-            varied = [
-                replace(sample, question=variant.question, references=variant.references)
+        coarsest = find_coarsest_on(self.backbone, [image for image, _, _ in rows], self.backbone.scales)
+        scores = np.zeros(coarsest.shape)
+        for column, scale in enumerate(self.backbone.scales):
+            distinct = np.flatnonzero(coarsest[:, column] == column)
+            scores[distinct, column] = self._score_at(scale, [rows[row] for row in distinct])
+        scores = np.take_along_axis(scores, coarsest, axis=1)
+        return scores.reshape(-1, self.num_runs, len(self.backbone.scales)).transpose(1, 0, 2)
+
+    def _score_at(self, scale: int, rows: Sequence[tuple[EncodedImage, Sample, int]]) -> list[float]:
+        """Return the score at `scale` of each (encoded image, sample, run)."""
+        if not rows:
+            return []
+        variants = [self.variation.vary(sample, scale, run) for _, sample, run in rows]
+        draws = [variant.draw for variant in variants if variant.draw is not None]
+        answers = self.backbone.answer(
+            [image for image, _, _ in rows],
+            [variant.question for variant in variants],
+            scale,
+            references=[
+                (*variant.references, *self.guesses[sample.sample_id])
                 for variant, (_, sample, _) in zip(variants, rows, strict=True)
-            ]
-            scores.append(
-                [self.task.score(sample, answer.text) for sample, answer in zip(varied, answers, strict=True)]
-            )
-        return np.array(scores).reshape(len(scores), -1, self.num_runs).transpose(2, 1, 0)
+            ],
+            draws=draws or None,
+        )
+        varied = [
+            replace(sample, question=variant.question, references=variant.references)
+            for variant, (_, sample, _) in zip(variants, rows, strict=True)
+        ]
+        return [self.task.score(sample, answer.text) for sample, answer in zip(varied, answers, strict=True)]
 
 
 def resample_answers(

@@ -60,6 +60,7 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
         statistic_names=first.statistic_names,
         token_embeddings=first.token_embeddings,
         visual_tokens=np.concatenate([part.visual_tokens for part in parts]),
+        family=first.family,
     )
 
 

@@ -23,6 +23,7 @@ from m3_backbone.outcomes.table import HELD_OUT
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.cascades.hybrid import HYBRID, Hybrid
+from predictor.features import resolve_positions
 from predictor.files import FolderError, check_keys, damaged, digest_file, read_json
 from predictor.folder import CONFIG, WEIGHTS, describe, list_classes
 from predictor.policy.pricing import PRICES, PriceList
@@ -168,7 +169,7 @@ def identify(
 ) -> dict[str, Any]:
     """Return the identity of a predictor trained on labels with this manifest, normalized as JSON."""
     content = {
-        **describe(type(predictor), predictor.get_arguments()),
+        **_describe(predictor, labels.get("feature_scales")),
         **identify_labels(labels),
         "validation_fraction": settings.validation_fraction,
         "seed": settings.seed,
@@ -180,6 +181,17 @@ def identify(
     if settings.trainer:
         content["trainer"] = dict(settings.trainer)
     return normalize(content)
+
+
+def _describe(predictor: ScalePredictor, feature_scales: Sequence[int] | None) -> dict[str, Any]:
+    """Return class and arguments of a predictor, with the scales that it reads in place of positions.
+
+    `feature_scales` are those of its labels; without them, positions are kept.
+    """
+    arguments = predictor.get_arguments()
+    if feature_scales:
+        arguments = {name: resolve_positions(value, feature_scales) for name, value in arguments.items()}
+    return describe(type(predictor), arguments)
 
 
 def identify_labels(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,7 +293,8 @@ def open_trained(predictors: Path, name: str, identity: Mapping[str, Any]) -> Tr
     folder = locate(predictors, name, identity)
     if (folder / MANIFEST).is_file():
         return load_trained(folder, identity)
-    closest = _describe_closest([record.identity for _, record in _list_records(predictors, name)], identity)
+    records = _list_records(predictors, name)
+    closest = _describe_closest([(record.identity, identity) for _, record in records])
     raise FileNotFoundError(
         f"no predictor {name} was trained with this configuration in {predictors}{closest}: run "
         "`tokenscale train` with it, or evaluate with the settings of that training"
@@ -303,12 +316,18 @@ def find_trained(
     `folder` selects one of several. The classes of `predictor`, and those in `trust`, are trusted besides
     tokenscale's own. Raises FileNotFoundError if there is none, ValueError if several match.
     """
-    wanted = normalize({**describe(type(predictor), predictor.get_arguments()), "seed": seed})
-    trust = (*trust, *trust_configured(wanted))
-    if (labels / "manifest.json").is_file():
-        wanted |= identify_labels(read_manifest(labels))
+    trust = (*trust, *trust_configured(_describe(predictor, None)))
+    has_labels = (labels / "manifest.json").is_file()
+    current = identify_labels(read_manifest(labels)) if has_labels else {}
+
+    def want(record: TrainingRecord) -> dict[str, Any]:
+        """Return the wanted part of the identity of a record; positions are those in its own labels."""
+        feature_scales = record.identity.get("labels", {}).get("feature_scales")
+        return {**normalize({**_describe(predictor, feature_scales), "seed": seed}), **current}
+
     if folder is not None:
         trained = load_trained(Path(folder), trust=trust)
+        wanted = want(trained.record)
         known = {key: trained.record.identity.get(key) for key in wanted}
         if known != wanted:
             other = name_differences(known, wanted)
@@ -321,11 +340,12 @@ def find_trained(
     matches = [
         (path, record)
         for path, record in records
-        if all(record.identity.get(key) == value for key, value in wanted.items())
+        if all(record.identity.get(key) == value for key, value in want(record).items())
     ]
     if not matches:
+        wanted_of = [(record.identity, want(record)) for _, record in records]
         closest = _describe_closest(
-            [{key: record.identity.get(key) for key in wanted} for _, record in records], wanted
+            [({key: identity.get(key) for key in wanted}, wanted) for identity, wanted in wanted_of]
         )
         raise FileNotFoundError(
             f"no predictor {predictor.name} was trained with these settings in {predictors}{closest}: run "
@@ -372,12 +392,12 @@ def _walk_differences(first: Any, second: Any, path: tuple[str, ...]) -> Iterato
         yield ".".join(path), first, second
 
 
-def _describe_closest(identities: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> str:
-    """Return a clause on the identity with the fewest differences from `wanted`; empty if there is none."""
-    if not identities:
+def _describe_closest(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """Return a clause on the (stored, wanted) identity with the fewest differences; empty without pairs."""
+    if not pairs:
         return ""
-    closest = min(identities, key=lambda identity: len(list_differences(identity, wanted)))
-    return f"; the closest one there has other {name_differences(closest, wanted)}"
+    stored, wanted = min(pairs, key=lambda pair: len(list_differences(*pair)))
+    return f"; the closest one there has other {name_differences(stored, wanted)}"
 
 
 def name_differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from m3_backbone.features import ImageFeatures, stack_statistics
+from m3_backbone.ladder import Family
 from m3_backbone.outcomes.manifest import EMBEDDINGS, SPLITS, find_shard, read_images, read_manifest
 from m3_backbone.outcomes.shards import naming, read_content, read_features
 from m3_backbone.outcomes.table import HeldOutAccess, OutcomeTable, Rows, take, to_index
@@ -57,8 +58,9 @@ class Inputs:
     [num_images, num_statistics] are named by `statistic_names` (see `m3_backbone.features`). `image_row` [n]
     is the row of each sample's image in both. `question_ids` are token ids of the question text, rows of
     `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is the number of visual tokens at each
-    scale, computed from the size of the image. `sentences` caches question vectors by fingerprint of the
-    sentence encoder and by text, so that predictors with the same samples encode each question once.
+    scale, computed from the size of the image. `family` is that of the backbone (`m3_backbone.ladder`).
+    `sentences` caches question vectors by fingerprint of the sentence encoder and by text, so that predictors
+    with the same samples encode each question once.
     """
 
     scales: tuple[int, ...]
@@ -71,6 +73,7 @@ class Inputs:
     statistic_names: tuple[str, ...]
     token_embeddings: Tensor
     visual_tokens: np.ndarray
+    family: Family = "pooled"
     sentences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -174,6 +177,7 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         statistic_names=names,
         token_embeddings=token_embeddings,
         visual_tokens=outcomes.visual_tokens,
+        family=outcomes.family,
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 

@@ -1,16 +1,18 @@
 """The folder of an adaptive model: `config.json`, `predictor/`, a card and perhaps `backbone/`.
 
-The configuration names a backbone from the hub or from the package. A backbone from a local folder is copied
-to `backbone/`, in safetensors. Its fingerprints are saved in both cases and checked when the folder is
-opened.
+The configuration names the class of the backbone and a checkpoint from the hub or from the package. A
+checkpoint in a local folder is copied to `backbone/`, in safetensors. The fingerprints of the backbone are
+saved in both cases and checked when the folder is opened.
 """
 
+import importlib
+import inspect
 import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from huggingface_hub import ModelCard, snapshot_download
 
@@ -35,6 +37,12 @@ from predictor.files import (
 from predictor.folder import CONFIG
 from predictor.policy.pricing import PRICES, OperatingPoint, PriceList
 
+# Base class of the backbones that are opened from a checkpoint.
+ModelBackbone = LlavaBackbone
+# Classes of backbones that a folder may name, and their modules. No other class is imported for a folder.
+BACKBONES = {"LlavaBackbone": "m3_backbone.llava.backbone"}
+_LLAVA = "m3_backbone.llava.backbone.LlavaBackbone"  # the class in folders of earlier versions
+
 FORMAT = 1
 PREDICTOR, BACKBONE, CARD = "predictor", "backbone", "README.md"
 _PATTERNS = [CONFIG, CARD, f"{PREDICTOR}/*", f"{BACKBONE}/*"]
@@ -51,9 +59,22 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _MAX_COUNT = 100_000
 
 
-def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
-    """Raise ValueError for a backbone that could not be opened again, or not with this predictor."""
-    if type(backbone) is not LlavaBackbone:
+@runtime_checkable
+class SavesArguments(Protocol):
+    """A backbone that names its arguments: `type(backbone)(checkpoint, **arguments)` opens it again."""
+
+    def saved_arguments(self) -> dict[str, Any]:
+        """Return the arguments, as JSON types, without checkpoint and device."""
+        ...
+
+
+def check_savable(backbone: Backbone, predictor: ScalePredictor) -> ModelBackbone:
+    """Return the backbone.
+
+    Raises ValueError if it could not be opened again, or not with this predictor.
+    """
+    target = type(backbone)
+    if BACKBONES.get(target.__name__) != target.__module__ or not isinstance(backbone, ModelBackbone):
         raise ValueError(f"a {type(backbone).__name__} cannot be saved: only one from a checkpoint can")
     if backbone.attn_implementation not in ATTENTIONS:
         raise ValueError(
@@ -61,6 +82,7 @@ def check_savable(backbone: Backbone, predictor: ScalePredictor) -> None:
             f"with one of {', '.join(filter(None, ATTENTIONS))}"
         )
     predictor.check_backbone(backbone.fingerprints)  # a backbone moved to another dtype could not be opened
+    return backbone
 
 
 def save(
@@ -71,8 +93,7 @@ def save(
     hybrid: Hybrid | None = None,
 ) -> None:
     """Write all files except the card. Raises ValueError as in `check_savable`."""
-    check_savable(backbone, predictor)
-    assert isinstance(backbone, LlavaBackbone)
+    opened = check_savable(backbone, predictor)
     predictor.save(folder / PREDICTOR)
     prices.save(folder / PREDICTOR)
     # Files of an earlier save are removed.
@@ -80,17 +101,18 @@ def save(
     if hybrid is not None:
         hybrid.save(folder / PREDICTOR)
     (folder / CARD).unlink(missing_ok=True)
-    source: str | None = backbone.checkpoint.source
-    if backbone.checkpoint.is_local:
-        backbone.checkpoint.copy_to(folder / BACKBONE)
+    source: str | None = opened.checkpoint.source
+    if opened.checkpoint.is_local:
+        opened.checkpoint.copy_to(folder / BACKBONE)
         source = None
     else:
         shutil.rmtree(folder / BACKBONE, ignore_errors=True)
     content = {
         "library_name": "tokenscale",
         "format": FORMAT,
+        "backbone_class": predictor_folder.name_class(type(opened)),
         "backbone_checkpoint": source,
-        "backbone_arguments": _describe(backbone),
+        "backbone_arguments": _describe(opened),
         "fingerprints": backbone.fingerprints,
         "scales": list(backbone.scales),
         "files": {
@@ -158,8 +180,11 @@ def open_backbone(
         if checkpoint is None:
             _check_backbone_folder(folder)
             checkpoint = folder / BACKBONE
+        backbone_class = _import_backbone(config["backbone_class"])
         arguments = config["backbone_arguments"]
-        backbone = LlavaBackbone(checkpoint, device=device, device_map=device_map, **arguments)
+        if unknown := sorted(arguments.keys() - inspect.signature(backbone_class).parameters.keys()):
+            raise damaged(folder / CONFIG, f"the backbone has no argument {shorten(', '.join(unknown))}")
+        backbone = backbone_class(checkpoint, device=device, device_map=device_map, **arguments)
     elif device is not None or device_map is not None:
         raise ValueError("the given backbone is already open: leave out device and device_map")
     for key, saved in config["fingerprints"].items():
@@ -169,6 +194,14 @@ def open_backbone(
                 f"{backbone.fingerprints.get(key)}: give the same checkpoint with the same settings"
             )
     return backbone
+
+
+def _import_backbone(name: str) -> type[ModelBackbone]:
+    """Return a class of `BACKBONES` by its dotted name, which `read_config` has checked."""
+    module, _, class_name = name.rpartition(".")
+    assert BACKBONES[class_name] == module
+    target: type[ModelBackbone] = getattr(importlib.import_module(module), class_name)
+    return target
 
 
 def _check_backbone_folder(folder: Path) -> None:
@@ -197,7 +230,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         saved = shorten(repr(content.get("format")), 40)
         raise FolderError(f"{path} has format {saved}, this version of tokenscale reads {FORMAT}")
-    check_keys(path, content, _KEYS, frozenset({"files", DIGEST}))
+    check_keys(path, content, _KEYS, frozenset({"backbone_class", "files", DIGEST}))
     try:
         content = unseal(content)
     except ValueError as error:
@@ -211,28 +244,42 @@ def read_config(folder: Path) -> dict[str, Any]:
     checkpoint = content["backbone_checkpoint"]
     if checkpoint is not None and not (isinstance(checkpoint, str) and _HUB_ID.fullmatch(checkpoint)):
         raise damaged(path, "backbone_checkpoint is not a hub id")
-    _check_arguments(path, content["backbone_arguments"])
+    backbone_class = content.setdefault("backbone_class", _LLAVA)
+    if backbone_class not in [f"{module}.{name}" for name, module in BACKBONES.items()]:
+        raise FolderError(
+            f"{path} names the backbone {shorten(repr(backbone_class), 100)}, which is not one of "
+            "tokenscale's own: give an open backbone"
+        )
+    _check_arguments(path, content["backbone_arguments"], is_llava=backbone_class == _LLAVA)
     return content
 
 
-def _check_arguments(path: Path, arguments: Any) -> None:
+def _check_arguments(path: Path, arguments: Any, *, is_llava: bool) -> None:
     """Raise FolderError for backbone arguments that `save` would not write."""
-    required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
-    check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
-    for name in _TEXTS:
+    if is_llava:
+        required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
+        check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
+    elif not isinstance(arguments, dict):
+        raise damaged(path, "the arguments of the backbone are not a JSON object")
+    # `from_pretrained` gives these, and a folder must not.
+    if given := sorted(arguments.keys() & {"checkpoint", "device", "device_map"}):
+        raise damaged(path, f"the backbone has no argument {', '.join(given)}")
+    for name in arguments.keys() & set(_TEXTS):
         if not isinstance(arguments[name], str) or not arguments[name]:
             raise damaged(path, f"{name} of the backbone is not a text")
-    for name in _COUNTS:
+    for name in arguments.keys() & set(_COUNTS):
         if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
             raise damaged(path, f"{name} of the backbone is not a whole number from 1 to {_MAX_COUNT}")
     # transformers would download and run any other attention name as a kernel from the hub.
     for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
-        value = arguments[name]
+        value = arguments.get(name, allowed[0])
         if not (value is None or isinstance(value, str)) or value not in allowed:
             raise damaged(path, f"{name} of the backbone is not one of {', '.join(filter(None, allowed))}")
-    if "scales" in arguments:
+    for problem in find_kernels(arguments):  # in nested settings
+        raise damaged(path, problem)
+    if arguments.get("scales") is not None:
         predictor_folder.check_scales(path, arguments["scales"])
-    sizes = arguments.get("image_grid_pinpoints", [])
+    sizes = [] if arguments.get("image_grid_pinpoints") is None else arguments["image_grid_pinpoints"]
     if not isinstance(sizes, list) or not all(
         isinstance(size, list)
         and len(size) == 2
@@ -260,6 +307,7 @@ With `escalate=True`, a hybrid of predictor and cascade checks the confidence of
 finer scale while that is worth it; costs include every scale tried. By default it uses {tokens:.1f} visual
 tokens and scores {100 * score:.1f}%.
 """
+    kind = "Matryoshka multimodal model" if backbone.family == "pooled" else "vision-language model"
     arguments = json.dumps(
         predictor_folder.describe(type(predictor), predictor.get_arguments()), indent=2, ensure_ascii=False
     )
@@ -268,22 +316,22 @@ tokens and scores {100 * score:.1f}%.
 library_name: tokenscale
 pipeline_tag: visual-question-answering
 tags:
-- matryoshka
+{"- matryoshka" if backbone.family == "pooled" else "- adaptive-resolution"}
 - visual-tokens
 - adaptive-computation
 ---
 
 # {backbone.name} with {predictor.name}
 
-A Matryoshka multimodal model that answers each question with as many visual tokens as it needs: a light
+A {kind} that answers each question with as many visual tokens as it needs: a light
 predictor ({predictor.num_parameters:,} parameters) reads image and question and chooses among
 {", ".join(map(str, backbone.scales))} visual tokens before the question is answered. The backbone,
 `{backbone.name}`, is frozen.
 
 ```python
-from predictor.adaptive.model import AdaptiveM3
+from predictor.adaptive.model import AdaptiveVLM
 
-model = AdaptiveM3.from_pretrained("PATH OR HUB ID")
+model = AdaptiveVLM.from_pretrained("PATH OR HUB ID")
 (result,) = model.answer([image], ["what color is the sign?"])              # the default price
 (result,) = model.answer([image], ["what color is the sign?"], budget=30)   # mean visual tokens
 print(result.text, result.tried, result.cost, result.choice.estimates)
@@ -315,8 +363,10 @@ def _format_point(point: OperatingPoint) -> str:
     return f"{point.price:.4f} | {point.cost:.1f} | {100 * point.score:.1f}%"
 
 
-def _describe(backbone: LlavaBackbone) -> dict[str, Any]:
+def _describe(backbone: ModelBackbone) -> dict[str, Any]:
     """Return the arguments, except the checkpoint, that open the same backbone again."""
+    if isinstance(backbone, SavesArguments):
+        return backbone.saved_arguments()
     names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
     arguments = {name: getattr(backbone, name) for name in names}
     resolutions = backbone.processor.images.resolutions

@@ -73,8 +73,10 @@ def make_inputs(
 ) -> Inputs:
     """Return the inputs of a predictor for each (encoded image, question), equal to those of labelling.
 
-    Only the selected `features` of an image are computed. Raises ValueError if they are not finite.
+    Only the selected `features` of an image are computed; positions are those among the backbone's feature
+    scales. Raises ValueError if the features are not finite.
     """
+    features = features.resolve(backbone.feature_scales)
     distinct = list({id(image): image for image in encoded}.values())
     row_of = {id(image): row for row, image in enumerate(distinct)}
     image_row = np.array([row_of[id(image)] for image in encoded], dtype=np.int64)
@@ -95,4 +97,5 @@ def make_inputs(
         statistic_names=names,
         token_embeddings=token_embeddings,
         visual_tokens=np.array(cost, dtype=np.int32)[image_row],
+        family=backbone.family,
     )

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
-from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.labels import Inputs
 from predictor.adaptive import folder as folders
+from predictor.adaptive.folder import ModelBackbone
 from predictor.adaptive.inputs import Choice, Picture, list_choices, make_inputs, pair_up
 from predictor.base import ScalePredictor
 from predictor.cascades.hybrid import Hybrid
@@ -52,13 +53,14 @@ class AdaptiveAnswer:
         return sum(self.choice.visual_tokens[self.choice.scales.index(scale)] for scale in self.tried)
 
 
-class AdaptiveM3(ModelHubMixin):
+class AdaptiveVLM(ModelHubMixin):
     """A frozen backbone that answers each question at the scale that `predictor` chooses.
 
     `prices` are the operating points: the default one, others by price or budget, and named ones such as
-    `guarantee`. One vision pass serves predictor and decoder. With a `hybrid` (`predictor.cascades.hybrid`)
-    it can also escalate to finer scales after an answer. Raises ValueError if predictor or hybrid belong to
-    another backbone.
+    `guarantee`. The scale is chosen before the backbone encodes the image at a scale that the predictor does
+    not read. With a `hybrid` (`predictor.cascades.hybrid`) it can also escalate to finer scales after an
+    answer. Of scales that coincide on an image (`m3_backbone.ladder`), only the coarsest is used. Raises
+    ValueError if predictor or hybrid belong to another backbone.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub. Weights are saved in
     safetensors, all other values in JSON and a model card. Loading runs only installed code, unpickles
@@ -188,21 +190,22 @@ class AdaptiveM3(ModelHubMixin):
         if not questions:
             return []
         estimates, inputs = self._estimate(encoded, questions, task)
+        coarsest = find_coarsest(inputs.visual_tokens)
         # The confidence is nan at scales without an answer; no question escalates from these.
         confidence = np.full(estimates.shape, np.nan)
         tried: list[list[int]] = [[] for _ in questions]
         answers: dict[int, Answer] = {}
         while True:
             (first,), (last,) = hybrid.escalate(confidence, inputs.visual_tokens, estimates)
-            scale_of = {i: inputs.scales[column] for i, column in enumerate(last)}
+            scale_of = {i: inputs.scales[coarsest[i, column]] for i, column in enumerate(last)}
             scale_of = {i: scale for i, scale in scale_of.items() if scale not in tried[i]}
             if not scale_of:
                 break
             for i, answer in self._answer(encoded, questions, scale_of).items():
-                confidence[i, last[i]] = answer.confidence
+                confidence[i, coarsest[i] == coarsest[i, last[i]]] = answer.confidence
                 tried[i].append(scale_of[i])
                 answers[i] = answer
-        choices = list_choices(first, estimates, inputs)
+        choices = list_choices(coarsest[np.arange(len(first)), first], estimates, inputs)
         return [AdaptiveAnswer(answers[i], choice, tuple(tried[i])) for i, choice in enumerate(choices)]
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
@@ -238,6 +241,7 @@ class AdaptiveM3(ModelHubMixin):
         point = point or self.prices.default
         estimates, inputs = self._estimate(encoded, questions, task)
         columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
+        columns = find_coarsest(inputs.visual_tokens)[np.arange(len(columns)), columns]
         return list_choices(columns, estimates, inputs)
 
     def _estimate(
@@ -336,12 +340,12 @@ class AdaptiveM3(ModelHubMixin):
     @property
     def device(self) -> torch.device:
         """Device of the backbone, to which its weights are loaded on first use."""
-        return self._get_llava("device").torch_device
+        return self._get_model_backbone("device").torch_device
 
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the backbone's weights."""
-        return self._get_llava("dtype").torch_dtype
+        return self._get_model_backbone("dtype").torch_dtype
 
     def to(
         self,
@@ -359,7 +363,7 @@ class AdaptiveM3(ModelHubMixin):
                 dtype = argument
             else:
                 device = argument
-        backbone, new_dtype = self._get_llava("to"), parse_dtype(dtype)
+        backbone, new_dtype = self._get_model_backbone("to"), parse_dtype(dtype)
         if new_dtype not in (None, backbone.torch_dtype):
             log.warning(
                 "%s now answers in %s, but its predictor was trained on answers in %s: estimates and prices "
@@ -377,9 +381,11 @@ class AdaptiveM3(ModelHubMixin):
         """Return itself, since backbone and predictor are never in training mode."""
         return self
 
-    def _get_llava(self, purpose: str) -> LlavaBackbone:
-        if not isinstance(self.backbone, LlavaBackbone):
-            raise ValueError(f"a {type(self.backbone).__name__} has no `{purpose}`: only a LlavaBackbone has")
+    def _get_model_backbone(self, purpose: str) -> ModelBackbone:
+        if not isinstance(self.backbone, ModelBackbone):
+            raise ValueError(
+                f"a {type(self.backbone).__name__} has no `{purpose}`: only a backbone from a checkpoint has"
+            )
         return self.backbone
 
     def __repr__(self) -> str:
@@ -395,6 +401,10 @@ class AdaptiveM3(ModelHubMixin):
             *(["escalate"] if self.hybrid is not None else []),
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+# Former name.
+AdaptiveM3 = AdaptiveVLM
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

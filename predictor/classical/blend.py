@@ -80,7 +80,6 @@ class Blend(ScalePredictor):
         share = state["share"]
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"a share must be a number from 0 to 1, not {share!r}")
-        self._set_share(share)
         assert self.scales is not None and self.fingerprints is not None
         for key, part in self._parts.items():
             part_state = PredictorState(
@@ -90,3 +89,4 @@ class Blend(ScalePredictor):
                 arrays=select_arrays(arrays, f"{key}."),
             )
             part.load_state_dict(part_state)
+        self._set_share(share)

@@ -15,7 +15,7 @@ from predictor.features import Features
 from predictor.files import get_array
 from predictor.policy.front import Floats, policy_value
 
-QUESTION_IMAGE_STATISTICS = Features(visual=9, question=True, statistics=("tower", "image"))
+QUESTION_IMAGE_STATISTICS = Features(position=1, question=True, statistics=("tower", "image"))
 
 
 class Trees(NamedTuple):

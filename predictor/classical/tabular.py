@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 
 from m3_backbone.outcomes.labels import Inputs
-from predictor.features import Features, Standard
+from predictor.features import Features, Standard, choose_widths, fit_visual
 from predictor.files import check_texts, get_array
 
 
@@ -20,8 +20,8 @@ class Table:
 
     `words` are the terms (words and word pairs) whose presence is indicated by one column each. `components`
     `[num_components, num_visual * hidden]` are the principal components of the visual tokens of the training
-    images, and `mean` is their mean. `widths` are the largest numbers of visual tokens of a training image
-    per scale; an image with fewer tokens is padded with zeros, and one with more is cut.
+    images, and `mean` is their mean. `widths` are the numbers of visual tokens per scale that every image is
+    brought to (`features.fit_visual`).
     """
 
     features: Features
@@ -45,7 +45,7 @@ class Table:
             if has_terms(vectorizer, inputs.question):
                 words = vectorizer.fit(inputs.question).get_feature_names_out().tolist()
         mean, components = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
-        widths = [inputs.visual_at(scale).mask.shape[1] for scale in features.scales]
+        widths = choose_widths(inputs, features.scales)
         images = flatten_visual(inputs, features, widths) if widths else np.zeros((0, 0), np.float32)
         if images.size and np.ptp(images, axis=0).any():
             model = PCA(min(num_components, *images.shape), svd_solver="randomized", random_state=0)
@@ -144,10 +144,9 @@ def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
 
 
 def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:
-    """Visual tokens float32, one row per image. Each scale is cut or padded with zeros to its width."""
+    """Visual tokens float32, one row per image. Each scale has the number of tokens in `widths`."""
     rows = []
-    for scale, width in zip(features.scales, widths, strict=True):
-        visual = inputs.visual_at(scale).fit(width)
+    for visual in fit_visual(inputs, features.scales, widths):
         tokens = visual.tokens * visual.mask[..., None]
         rows.append(tokens.reshape(len(tokens), -1).astype(np.float32))
     return np.concatenate(rows, axis=1)

@@ -26,6 +26,8 @@ class AVGRouter(Network):
     Module names are those of the released code, so that its state dict can be loaded.
     """
 
+    reads_positions = True
+
     @checked
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from predictor.folder import Buildable
 class InputShape:
     """Sizes of a network's inputs.
 
-    `num_visual` is the maximum number of visual tokens of a training image, each of size `hidden_size`.
-    `num_statistics` is the total size of the image statistics, the vector of a sentence encoder, and the
-    price if the objective provides one.
+    `num_visual` is the maximum number of visual tokens of a training image, each of size `hidden_size`; if
+    the network sets `reads_positions`, it is the number of every image. `num_statistics` is the total size of
+    the image statistics, the vector of a sentence encoder, and the price if the objective provides one.
     """
 
     hidden_size: int
@@ -29,7 +30,13 @@ class Network(nn.Module, Buildable, ABC):
 
     An objective can thus compute the outputs at many prices, which are part of the statistics, after encoding
     once. A subclass is constructed as `network(shape, num_outputs, **arguments)`.
+
+    Attributes:
+        reads_positions: whether weights belong to positions of visual tokens. Such a network gets the same
+            number of visual tokens for every image (`features.fit_visual`).
     """
+
+    reads_positions: ClassVar[bool] = False
 
     def __init__(self, shape: InputShape, num_outputs: int) -> None:
         super().__init__()
@@ -50,7 +57,8 @@ class Network(nn.Module, Buildable, ABC):
     def pad_visual(self, batch: Batch) -> Tensor:
         """Visual tokens `[batch, num_visual, hidden_size]`, padded with zeros.
 
-        Raises ValueError for an image with more visual tokens than any training image.
+        Raises ValueError for an image with more visual tokens than `num_visual`, which a predictor whose
+        network sets `reads_positions` does not make.
         """
         missing = self.shape.num_visual - batch.visual.shape[1]
         if missing < 0:

@@ -31,9 +31,11 @@ class MLP(Network):
     """Multilayer perceptron with `num_layers` hidden layers.
 
     Its inputs are the mean word embedding, projected to `width`, the visual tokens, each projected to
-    `token_width` and concatenated by position, and the statistics. Raises ValueError for images with more
-    visual tokens than any training image.
+    `token_width` and concatenated by position, and the statistics. Images with another number of visual
+    tokens are padded, cut or resampled (`features.fit_visual`).
     """
+
+    reads_positions = True
 
     @checked
     def __init__(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.manifest import DIGEST, seal, unseal
+from predictor.adaptive import folder as folders
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveM3
 from predictor.cascades.hybrid import HYBRID, Hybrid
@@ -210,6 +211,62 @@ def test_nothing_is_imported_that_is_not_ours(folder):
         FolderError, match=r"config\.json is built from os\.system, which is not one of tokenscale"
     ):
         AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+class DescribedBackbone(LlavaBackbone):
+    """Another class of backbones, which describes its own arguments."""
+
+    def saved_arguments(self):
+        return {"dtype": self.dtype, "name": self.name, "max_new_tokens": self.max_new_tokens}
+
+
+def test_a_folder_names_the_class_of_its_backbone(folder, image, tmp_path, monkeypatch):
+    llava = "m3_backbone.llava.backbone.LlavaBackbone"
+    assert json.loads((folder / "config.json").read_text())["backbone_class"] == llava
+    backbone = DescribedBackbone("tiny_m3", dtype="float32", device="cpu", max_new_tokens=3)
+    model = make_model(backbone, image)
+    with pytest.raises(ValueError, match="a DescribedBackbone cannot be saved"):
+        model.save_pretrained(tmp_path / "described")
+    monkeypatch.setitem(folders.BACKBONES, "DescribedBackbone", __name__)
+    model.save_pretrained(tmp_path / "described")
+    path = tmp_path / "described" / "config.json"
+    content = unseal(json.loads(path.read_text()))
+    assert content["backbone_class"] == f"{__name__}.DescribedBackbone"
+    assert content["backbone_arguments"] == {"dtype": "float32", "name": "tiny_m3", "max_new_tokens": 3}
+    loaded = AdaptiveM3.from_pretrained(tmp_path / "described", device="cpu")
+    assert type(loaded.backbone) is DescribedBackbone
+    assert loaded.answer(image, COUNT) == model.answer(image, COUNT)
+    damages: list[tuple[dict[str, Any], str]] = [
+        ({"unknown": 1}, "the backbone has no argument unknown"),
+        ({"device": "cuda"}, "the backbone has no argument device"),
+        ({"attn_implementation": "someone/kernel"}, "attn_implementation of the backbone is not one of"),
+        ({"quantization": {"attn_implementation": "a/b"}}, "attn_implementation is not one of eager"),
+    ]
+    for arguments, message in damages:
+        changed = {**content, "backbone_arguments": {**content["backbone_arguments"], **arguments}}
+        path.write_text(json.dumps(seal(changed)))
+        with pytest.raises(FolderError, match=message):
+            AdaptiveM3.from_pretrained(tmp_path / "described", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "m3_backbone.llava.random_llava.RandomLlavaBackbone", "", 1, []]
+)
+def test_no_other_class_of_backbones_is_imported(folder, name, monkeypatch):
+    path = folder / "config.json"
+    content = {**unseal(json.loads(path.read_text())), "backbone_class": name}
+    path.write_text(json.dumps(seal(content)))
+    monkeypatch.setattr("importlib.import_module", lambda *_: pytest.fail("imported"))
+    with pytest.raises(FolderError, match=r"config\.json names the backbone .* not one of tokenscale's own"):
+        AdaptiveM3.from_pretrained(folder, device="cpu")
+
+
+def test_a_folder_without_a_class_opens_as_an_earlier_version_saved_it(folder):
+    path = folder / "config.json"
+    content = unseal(json.loads(path.read_text()))
+    del content["backbone_class"]
+    path.write_text(json.dumps(seal(content)))
+    assert type(AdaptiveM3.from_pretrained(folder, device="cpu").backbone) is LlavaBackbone
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """ScalePredictor and backbone joined, on a small random checkpoint in the authors' layout."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.adaptive.inputs import make_inputs
-from predictor.adaptive.model import AdaptiveM3
+from predictor.adaptive.model import AdaptiveM3, AdaptiveVLM
 from predictor.cascades.hybrid import ExpectedGain, Hybrid
 from predictor.classical.baselines import FixedScale
 from predictor.classical.question_only import QuestionOnly
@@ -17,6 +18,7 @@ from predictor.features import Features
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from predictor.policy.pricing import OperatingPoint, PriceList
+from tests.experiments.labels.test_native_backbone import NativeBackbone
 from tests.paths import FIXTURES
 from tests.predictor.synthetic import label
 
@@ -326,7 +328,7 @@ def test_what_cannot_be_asked_is_refused(images, joined, pictures, questions, me
 
 def test_its_representation_says_what_it_is(joined):
     assert repr(joined) == (
-        "AdaptiveM3(backbone='checkpoint', scales=[1, 9, 36, 144, 576], predictor='question_only', default "
+        "AdaptiveVLM(backbone='checkpoint', scales=[1, 9, 36, 144, 576], predictor='question_only', default "
         "price 0.2 per 576 visual tokens (300.0 visual tokens, score 0.9000 on calibration), budgets from "
         "1.0 to 300.0 visual tokens, points guarantee)"
     )
@@ -356,3 +358,89 @@ def test_it_moves_like_a_module(images, caplog):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="there is no GPU"):
             model.to("cuda")
+
+
+def test_the_former_name_is_the_same_class():
+    assert AdaptiveM3 is AdaptiveVLM
+    former = pickle.dumps(AdaptiveVLM, protocol=0).replace(b"AdaptiveVLM", b"AdaptiveM3")
+    assert pickle.loads(former) is AdaptiveVLM
+
+
+class UnsureBackbone(NativeBackbone):
+    """A native backbone of three scales, of which two coincide on a small image."""
+
+    scales = (70, 140, 280)  # type: ignore[assignment]
+
+
+SMALL, MIDDLE, LARGE = (
+    Image.new("RGB", size, color)
+    for size, color in (((40, 24), "red"), ((80, 64), "blue"), ((320, 240), "red"))
+)
+
+
+def make_native(predictor, threshold=None):
+    """An adaptive model of a native backbone: SMALL has 15 tokens at every scale, MIDDLE 63 and 80 twice."""
+    backbone = UnsureBackbone()
+    encoded = backbone.encode([SMALL, MIDDLE, LARGE])
+    features = Features(visual=70, question=True, statistics="image")
+    inputs = make_inputs(
+        backbone, encoded, [COLOR, COUNT, COLOR], features, token_embeddings=backbone.token_embeddings()
+    )
+    predictor.fit(*make_parts(backbone, inputs))
+    backbone.vision_passes.clear()
+    if threshold is None:
+        return AdaptiveVLM(backbone, predictor, PriceList(FREE, (FREE,)))
+    here, beyond = np.zeros((2, 2, 5))
+    here[:, 0], beyond[:, -1] = 1, np.log(threshold / (1 - threshold))
+    one = np.zeros(1)
+    hybrid = Hybrid(
+        price=one,
+        cost=np.array([40.0]),
+        score=one,
+        starting_price=np.array([np.inf]),
+        escalation_price=one,
+        unit=280.0,
+        gain=ExpectedGain(here, beyond),
+    )
+    return AdaptiveVLM(backbone, predictor, PriceList(FREE, (FREE,)), hybrid)
+
+
+def test_a_coarse_answer_of_a_native_backbone_runs_no_fine_vision_pass():
+    network = functools.partial(CrossAttention, width=8)
+    coarse = make_native(LearnedPredictor(network=network, max_epochs=1))
+    assert coarse.predictor.features.scales == (70,)  # the only stored scale
+    choices = coarse.choose(coarse.encode([SMALL, MIDDLE, LARGE]), [COLOR, COUNT, COLOR])
+    assert coarse.backbone.vision_passes == [70] * 3
+    assert len(choices) == 3
+    dear = OperatingPoint(price=1e9, unit=1, cost=1, score=1)
+    results = coarse.answer_at(coarse.encode([LARGE, SMALL]), [COLOR, COLOR], dear)
+    assert [result.scale for result in results] == [70, 70]
+    assert set(coarse.backbone.vision_passes) == {70}
+
+
+def test_of_coinciding_scales_the_coarsest_is_used():
+    model = make_native(FixedScale(scale=280))
+    results = model.answer([SMALL, MIDDLE, LARGE], [COLOR] * 3)
+    assert [result.scale for result in results] == [70, 140, 280]
+    assert [int(result.text) for result in results] == [result.choice.cost for result in results]
+    assert model.backbone.vision_passes == [70, 140, 280]
+
+
+def test_escalation_answers_coinciding_scales_once():
+    # Every answer has a confidence of a half, so that each escalates to the finest scale.
+    model = make_native(FixedScale(scale=70), threshold=0.9)
+    results = model.answer([SMALL, MIDDLE, LARGE], [COLOR] * 3, escalate=True)
+    assert [result.tried for result in results] == [(70,), (70, 140), (70, 140, 280)]
+    tokens = [model.backbone.num_visual_tokens(LARGE.size, scale) for scale in model.backbone.scales]
+    assert results[2].cost == sum(tokens) and results[0].cost == 15
+    assert sorted(model.backbone.vision_passes) == [70] * 3 + [140] * 2 + [280]
+
+
+def test_a_backbone_without_a_checkpoint_has_no_device(tmp_path):
+    model = make_native(FixedScale(scale=280))
+    with pytest.raises(
+        ValueError, match="a UnsureBackbone has no `device`: only a backbone from a checkpoint"
+    ):
+        _ = model.device
+    with pytest.raises(ValueError, match="a UnsureBackbone cannot be saved: only one from a checkpoint can"):
+        model.save_pretrained(tmp_path)
