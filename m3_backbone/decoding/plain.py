@@ -65,9 +65,9 @@ class PlainDecoder(Decoder):
     def _prefill(  # type: ignore[override]
         self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work
     ) -> tuple[PlainRows, Tensor]:
-        """Run distinct prompts, then the drafts. Returns the prompts' rows and logits `[num_steps, vocabulary]`.
+        """Run distinct prompts, then the drafts. Returns the rows of the prompts and logits.
 
-        The logits are those of the `steps` of the prompts, in order.
+        The logits `[num_steps, vocabulary]` are those of the `steps` of the prompts, in order.
         """
         numbers: dict[tuple[int, tuple[int, ...]], int] = {}
         of_prompt = {
@@ -96,7 +96,10 @@ class PlainDecoder(Decoder):
     def _run_prompts(
         self, prompts: Sequence[tuple[VisualPrefix, Sequence[int]]], work: Work
     ) -> tuple[PlainRows, Tensor]:
-        """Run prompts, each an image and a question. Returns their rows and last logits `[batch, vocabulary]`."""
+        """Run prompts, each an image and a question. Returns their rows and last logits.
+
+        The logits are `[batch, vocabulary]`.
+        """
         placeholder = self.model.config.image_token_id
         num_system = len(self.system_ids)
         length = num_system + max(len(image) + len(question) for image, question in prompts)
@@ -123,9 +126,9 @@ class PlainDecoder(Decoder):
         return rows, logits[:, -1]
 
     def _forward(self, rows: PlainRows, ids: Tensor, positions: Tensor, **arguments: Any) -> Tensor:
-        """Run tokens `[batch, length]` behind the cache of `rows`. Returns logits `[batch, kept, vocabulary]`.
+        """Run tokens `[batch, length]` behind the cache of `rows`. Returns logits.
 
-        `positions` are `[num_axes, batch, length]`.
+        `positions` are `[num_axes, batch, length]`, logits `[batch, num_kept, vocabulary]`.
         """
         outputs = self.model(
             input_ids=ids.to(self.device),

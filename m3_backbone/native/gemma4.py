@@ -197,7 +197,7 @@ def prefill_flops(config: Any, num_tokens: int) -> int:
     Sliding layers count in full, as if every token attended to every other. With e of E experts of width x, a
     layer adds `2 t h E + 6 t e h x`. To the sum over L layers come `2 n h p L` for their inputs and
     `2 h vocabulary` for the output. Source: the modelling code of transformers; equal to
-    `torch.utils.flop_counter` under eager attention.
+    `torch.utils.flop_counter` under eager attention and eager experts.
     """
     text = config.get_text_config()
     layers = sum(sum(_layer_flops(text, layer, num_tokens)) for layer in range(text.num_hidden_layers))

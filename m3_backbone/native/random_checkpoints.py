@@ -104,7 +104,7 @@ def write_qwen_vl(
     ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
     is_newer = model_type == "qwen3_vl"
     patch_size = 16 if is_newer else 14
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
@@ -116,7 +116,7 @@ def write_qwen_vl(
         "bos_token_id": None,
         "eos_token_id": ids["eos_token"],
     }
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 3,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -126,6 +126,8 @@ def write_qwen_vl(
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
+    config_class: Any
+    model_class: Any
     if is_newer:
         text |= {"head_dim": 16}
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
@@ -134,7 +136,7 @@ def write_qwen_vl(
         vision |= {"window_size": 112, "fullatt_block_indexes": [1]}
         config_class = transformers.Qwen2_5_VLConfig
         model_class = transformers.Qwen2_5_VLForConditionalGeneration
-    config: Any = config_class(
+    config = config_class(
         text_config=text,
         vision_config=vision,
         image_token_id=ids["image_token"],
