@@ -194,6 +194,7 @@ def write_gemma4(
         "max_position_embeddings": 4096,
         "final_logit_softcapping": 30.0,
         "hidden_size_per_layer_input": 0,
+        "tie_word_embeddings": is_small,
         **{f"{name}_token_id": ids[f"{name}_token"] for name in ("pad", "eos", "bos")},
     }
     vision: dict[str, Any] = {
@@ -239,6 +240,8 @@ def write_gemma4(
             for name in ("boi", "eoi", "image", "video", "boa", "audio")
         },
         eoa_token_index=ids["eoa_token"],
+        # Tied to small embeddings, a random output layer repeats its input.
+        tie_word_embeddings=is_small,
     )
     model = transformers.Gemma4ForConditionalGeneration(config)
     image_processor = transformers.Gemma4ImageProcessorPil()
