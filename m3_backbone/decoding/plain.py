@@ -84,6 +84,11 @@ class PlainDecoder(Decoder):
     def _set_model(self, model: Any) -> None:
         self.model = model
 
+    @property
+    def _padding_id(self) -> int:
+        # Any token that is no placeholder.
+        return min(self.stop.end_ids)
+
     def image_arguments(self, images: Sequence[VisualPrefix], is_visual: Tensor) -> dict[str, Any]:
         """Arguments of the model for a batch of prompts; `is_visual` `[batch, length]` marks placeholders.
 
@@ -91,6 +96,8 @@ class PlainDecoder(Decoder):
         """
         features: Any = BaseModelOutputWithPooling()
         features.pooler_output = tuple(image.embeds for image in images)
+        if layers := list(zip(*(image.deep for image in images), strict=True)):
+            features.deepstack_features = layers
         return {"mm_encoder_outputs": {"image": features}, "mm_token_type_ids": is_visual.long()}
 
     def _prefill(  # type: ignore[override]
@@ -144,7 +151,7 @@ class PlainDecoder(Decoder):
         prompts = list(zip(images, questions, strict=True))
         length = num_system + max(len(image) + len(question) for image, question in prompts)
         num_axes = max(1 if image.positions is None else len(image.positions) for image in images)
-        ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        ids = torch.full((len(prompts), length), self._padding_id)
         mask = torch.zeros_like(ids)
         is_visual = torch.zeros_like(ids, dtype=torch.bool)
         positions = torch.zeros(num_axes, len(prompts), length, dtype=torch.long)
@@ -220,7 +227,10 @@ class PlainDecoder(Decoder):
             length = batch[-1][0]
             # No token sees the padding on the right.
             ids = torch.tensor(
-                [[*drafts[number][1], *[0] * (length - num_tokens)] for num_tokens, number in batch]
+                [
+                    [*drafts[number][1], *[self._padding_id] * (length - num_tokens)]
+                    for num_tokens, number in batch
+                ]
             )
             outputs = self._extend(rows.select([drafts[number][0] for _, number in batch]), ids, 0)
             for (num_tokens, number), row_logits in zip(batch, outputs, strict=True):

@@ -240,7 +240,7 @@ def write_gemma4(
             for name in ("boi", "eoi", "image", "video", "boa", "audio")
         },
         eoa_token_index=ids["eoa_token"],
-        # Tied to small embeddings, a random output layer repeats its input.
+        # A random output layer that is tied to the embeddings mostly repeats the last token.
         tie_word_embeddings=is_small,
     )
     model = transformers.Gemma4ForConditionalGeneration(config)
