@@ -40,7 +40,7 @@ class PlainRows:
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return a copy of some rows, which may repeat."""
-        index = torch.tensor(rows, device=self.mask.device)
+        index = torch.tensor(rows)  # on the CPU, since layers may be on several devices
         # Keys and values are replaced by selected copies, so that those of this batch stay as they are.
         cache = _copy_cache(self.cache)
         cache.batch_select_indices(index)
@@ -49,8 +49,6 @@ class PlainRows:
     @classmethod
     def join(cls, batches: Sequence[Self]) -> Self:
         """Return the rows of all batches, in order, padded to the longest."""
-        if len(batches) == 1:
-            return batches[0]
         length = max(batch.mask.shape[1] for batch in batches)
         longest = next(batch for batch in batches if batch.mask.shape[1] == length)
         cache = _copy_cache(longest.cache)
@@ -212,6 +210,8 @@ class PlainDecoder(Decoder):
             ids = torch.tensor([list(texts[number][1]) for number in group])
             logits.append(self._extend(batch, ids, 1)[:, -1])
             batches.append(batch)
+        if len(batches) == 1:
+            return batches[0], logits[0]
         order = torch.tensor([*chain.from_iterable(of_length.values())]).argsort().tolist()
         return PlainRows.join(batches).select(order), torch.cat(logits)[order]
 

@@ -143,13 +143,12 @@ class Gemma4Backbone(NativeBackbone):
         self, encoded: Sequence[Any], questions: Sequence[str], groups: Sequence[list[int]], scale: int
     ) -> list[int]:
         """Return the number of tokens of each group of equal questions; each has the image to itself."""
-        return [
-            len(self._suffix_ids(questions[first]))
-            + len(group) * self.max_new_tokens
-            + self.num_visual_tokens(encoded[first].size, scale)
-            for group in groups
-            for first in group[:1]
-        ]
+        counts = []
+        for group in groups:
+            question, image = questions[group[0]], encoded[group[0]]
+            num_text = len(self._suffix_ids(question)) + len(group) * self.max_new_tokens
+            counts.append(self.num_visual_tokens(image.size, scale) + num_text)
+        return counts
 
     def token_embeddings(self) -> Tensor:
         # Gemma multiplies its embeddings by the root of the width.
