@@ -24,11 +24,11 @@ class Gemma4Backbone(NativeBackbone):
 
     A scale of n is the budget `max_soft_tokens` of the image processor. Every image, also a small one, is
     resized to the largest area of at most n tokens that keeps its aspect ratio, with sides of whole tokens of
-    `pooling_kernel_size` x `pooling_kernel_size` patches. The vision transformer runs on n tokens' worth of
-    patches whatever the image: the rest is padding.
+    `pooling_kernel_size` x `pooling_kernel_size` patches. The vision transformer always runs on the patches
+    of n tokens: those that the image does not fill are padding, which costs as much.
 
-    Layers with sliding windows, shared keys and values and per-layer inputs are run by the model itself:
-    questions are decoded by `PlainDecoder`, each with its own copy of the image.
+    Sliding windows, shared keys and values, per-layer inputs and bidirectional attention within an image are
+    left to the model: questions are decoded by `PlainDecoder`.
 
     Args:
         checkpoint: folder or hub id.
@@ -142,7 +142,7 @@ class Gemma4Backbone(NativeBackbone):
     def _count_tokens(
         self, encoded: Sequence[Any], questions: Sequence[str], groups: Sequence[list[int]], scale: int
     ) -> list[int]:
-        """Return the number of tokens of each group of equal questions; each has the image to itself."""
+        """Return the number of tokens of each group of equal questions, with a cache of the image for each."""
         counts = []
         for group in groups:
             question, image = questions[group[0]], encoded[group[0]]
