@@ -142,7 +142,7 @@ class Gemma4Backbone(NativeBackbone):
     def _count_tokens(
         self, encoded: Sequence[Any], questions: Sequence[str], groups: Sequence[list[int]], scale: int
     ) -> list[int]:
-        """Return the number of tokens of each group of equal questions, with a cache of the image for each."""
+        """Return the number of tokens of each group of equal questions, each with a cache of its image."""
         counts = []
         for group in groups:
             question, image = questions[group[0]], encoded[group[0]]
