@@ -82,15 +82,18 @@ class Decoder:
     def __init__(
         self, model: Any, end_ids: Sequence[int], max_new_tokens: int, system_ids: Sequence[int] = ()
     ) -> None:
-        language_model = getattr(model.model, "language_model", None)
-        self.language_model = view_packed(language_model or model.model.text_model)
-        self.lm_head = model.lm_head
+        self._set_model(model)
         self.embed = model.get_input_embeddings()
         self.device: torch.device = self.embed.weight.device
         self.stop = Stop(frozenset(end_ids), max_new_tokens)
         self.system_ids = list(system_ids)
         self.work = Work()
         self._work_lock = Lock()
+
+    def _set_model(self, model: Any) -> None:
+        language_model = getattr(model.model, "language_model", None)
+        self.language_model = view_packed(language_model or model.model.text_model)
+        self.lm_head = model.lm_head
         self._system: Cache | None = None
 
     @torch.no_grad()

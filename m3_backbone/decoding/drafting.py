@@ -22,7 +22,7 @@ class Work:
     question_tokens: int = 0
     draft_tokens: int = 0
     decoded_tokens: int = 0
-    padding_tokens: int = 0  # tokens of finished rows that stay in the batch
+    padding_tokens: int = 0  # padding, and tokens of finished rows that stay in the batch
 
     @property
     def num_tokens(self) -> int:

@@ -23,9 +23,16 @@ class ChatProcessor:
         tokenizer: the tokenizer, with its chat template.
         image_text: placeholder of one image in the rendered template.
         end_ids: ids of the tokens that end an answer.
+        image_markers: texts before and after the tokens of an image, where the template leaves them out.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_text: str, end_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_text: str,
+        end_ids: Sequence[int],
+        image_markers: tuple[str, str] = ("", ""),
+    ) -> None:
         if tokenizer.chat_template is None:
             raise ValueError(
                 "the checkpoint has no chat template: add chat_template.jinja to its folder, as in the "
@@ -33,6 +40,7 @@ class ChatProcessor:
             )
         self.tokenizer = tokenizer
         self.image_text = image_text
+        self.image_markers = image_markers
         self.end_ids = list(end_ids)
         before, separator, after = self._render(_QUESTION).partition(image_text)
         if not separator or _QUESTION in before or _QUESTION not in after:
@@ -40,7 +48,7 @@ class ChatProcessor:
                 f"the chat template does not put an image ({image_text}) before the question: give a "
                 "checkpoint whose template does"
             )
-        self.text = (before, after)
+        self.text = (before + image_markers[0], image_markers[1] + after)
 
     def _render(self, question: str, answer: str | None = None) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -62,7 +70,7 @@ class ChatProcessor:
 
     def suffix_ids(self, question: str) -> list[int]:
         """Token ids of the prompt after the image."""
-        return self._tokenize(self._render(question).partition(self.image_text)[2])
+        return self._tokenize(self.image_markers[1] + self._render(question).partition(self.image_text)[2])
 
     def _tokenize(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids

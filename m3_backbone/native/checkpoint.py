@@ -46,12 +46,14 @@ _SMALL_FILES = (
 class ModelFamily:
     """The classes of transformers for one `model_type`, by name, and the placeholder of an image.
 
-    Image processors are those on Pillow: they need no torchvision.
+    Image processors are those on Pillow: they need no torchvision. `image_markers` are the texts before and
+    after the tokens of an image, where the processor of the model adds them and not the chat template.
     """
 
     model: str
     image_processor: str
     image_text: str
+    image_markers: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ class NativeCheckpoint:
             tokenizer.chat_template = content.get("chat_template")
         ends = generation.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [tokenizer.eos_token_id])
-        processor = ChatProcessor(tokenizer, family.image_text, ends)
+        processor = ChatProcessor(tokenizer, family.image_text, ends, family.image_markers)
         return cls(str(checkpoint), folder, config, processor, image_processor, family)
 
     @property

@@ -25,6 +25,13 @@ _QWEN_TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
 
 
 def train_chat_tokenizer(
@@ -146,7 +153,107 @@ def write_qwen_vl(
     write_checkpoint(folder, model_class(config), tokenizer, image_processor, eos_token_ids=ends, seed=seed)
 
 
-_WRITERS: Mapping[str, Callable[..., None]] = {"qwen2_5_vl": write_qwen_vl, "qwen3_vl": write_qwen_vl}
+def write_gemma4(
+    folder: Path, model_type: str = "gemma4", *, seed: int = 0, hidden_size: int = 64, like: str = "e2b"
+) -> None:
+    """Write a Gemma 4 with grouped queries and the architecture of a published size.
+
+    `like` is "e2b" (per-layer inputs, layers that share keys and values, audio tower), "31b" (bidirectional
+    attention within an image in sliding layers, keys equal to values in the others) or "26b_a4b" (the same
+    with experts). The sliding window is shorter than an image.
+    """
+    special = {
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "bos_token": "<bos>",
+        "turn_token": "<|turn>",
+        "end_token": "<turn|>",
+        "boi_token": "<|image>",
+        "image_token": "<|image|>",
+        "eoi_token": "<image|>",
+        "boa_token": "<|audio>",
+        "audio_token": "<|audio|>",
+        "eoa_token": "<audio|>",
+        "video_token": "<|video|>",
+    }
+    tokenizer = train_chat_tokenizer(special, _GEMMA_TEMPLATE, eos_token="<eos>")
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    is_small = like == "e2b"
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "vocab_size_per_layer_input": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_attention_heads": hidden_size // 16,
+        "num_key_value_heads": hidden_size // 32,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "layer_types": [*["sliding_attention", "full_attention"] * 2, "sliding_attention", "full_attention"],
+        "num_hidden_layers": 6,
+        "sliding_window": 32,
+        "max_position_embeddings": 4096,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 0,
+        "tie_word_embeddings": is_small,
+        **{f"{name}_token_id": ids[f"{name}_token"] for name in ("pad", "eos", "bos")},
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "position_embedding_size": 3360,
+    }
+    audio = None
+    if is_small:
+        text |= {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+        vision |= {"use_clipped_linears": True}
+        audio = {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "subsampling_conv_channels": [4, 2],
+            "output_proj_dims": 32,
+        }
+    else:
+        text |= {
+            "use_bidirectional_attention": "vision",
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": hidden_size // 64,
+        }
+        vision |= {"standardize": True}
+    if like == "26b_a4b":
+        text |= {
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": hidden_size,
+        }
+    config = transformers.Gemma4Config(
+        text_config=text,
+        vision_config=vision,
+        audio_config=audio,
+        **{
+            f"{name}_token_id": ids[f"{name}_token"]
+            for name in ("boi", "eoi", "image", "video", "boa", "audio")
+        },
+        eoa_token_index=ids["eoa_token"],
+        # A random output layer that is tied to the embeddings mostly repeats the last token.
+        tie_word_embeddings=is_small,
+    )
+    model = transformers.Gemma4ForConditionalGeneration(config)
+    image_processor = transformers.Gemma4ImageProcessorPil()
+    ends = [ids["eos_token"], ids["end_token"]]
+    write_checkpoint(folder, model, tokenizer, image_processor, eos_token_ids=ends, seed=seed)
+
+
+_WRITERS: Mapping[str, Callable[..., None]] = {
+    "qwen2_5_vl": write_qwen_vl,
+    "qwen3_vl": write_qwen_vl,
+    "gemma4": write_gemma4,
+}
 
 
 def write_random_checkpoint(folder: str | Path, model_type: str, **sizes: Any) -> Path:
