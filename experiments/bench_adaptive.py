@@ -22,10 +22,10 @@ def main(config: DictConfig) -> None:
     from experiments.bench.adaptive import measure, read_questions, report
     from experiments.bench.drawn_choices import draw_choices
     from experiments.serving.adaptive import load_adaptive
-    from m3_backbone.llava.backbone import LlavaBackbone
     from m3_backbone.llava.random_llava import RandomLlavaBackbone
+    from m3_backbone.model_backbone import ModelBackbone
 
-    backbone: LlavaBackbone = instantiate(config.backbone, _convert_="all")
+    backbone: ModelBackbone = instantiate(config.backbone, _convert_="all")
     task = instantiate(config.task, _convert_="all")
     questions = read_questions(task, config.split, config.num_questions)
     if isinstance(backbone, RandomLlavaBackbone):

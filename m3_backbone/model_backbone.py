@@ -3,7 +3,6 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -103,7 +102,9 @@ class ModelBackbone(Backbone, ABC):
     """
 
     # What `vars` may hold that another process makes again.
-    _UNPICKLED: ClassVar[frozenset[str]] = frozenset({"model", "_decoder", "_suffix_ids", "_answer_ids"})
+    _UNPICKLED: ClassVar[frozenset[str]] = frozenset(
+        {"model", "_decoder", "_suffix_ids", "_answer_ids", "_capacities"}
+    )
     _decoder_class: Callable[..., Decoder] = Decoder
 
     def __init__(
@@ -143,20 +144,15 @@ class ModelBackbone(Backbone, ABC):
         # Questions recur at every scale, and references recur with many questions.
         self._suffix_ids = lru_cache(2**16)(self.processor.suffix_ids)
         self._answer_ids = lru_cache(2**16)(self.processor.answer_ids)
-        # What did not fit on the device differs by scale and by kind of work.
-        self._question_capacity: dict[int, Capacity] = defaultdict(self._make_question_capacity)
-        self._image_capacity: dict[int, Capacity] = defaultdict(self._make_image_capacity)
+        self._capacities: dict[tuple[str, int, int], Capacity] = {}
 
-    def _make_question_capacity(self) -> Capacity:
-        return Capacity(self.batch_size if self.batch_tokens is None else self.batch_tokens)
-
-    def _make_image_capacity(self) -> Capacity:
-        return Capacity(self.image_batch_size)
+    def _capacity(self, work: str, scale: int, limit: int) -> Capacity:
+        """Return the size of the batches of one kind of work at a scale, which remembers what fitted."""
+        return self._capacities.setdefault((work, scale, limit), Capacity(limit))
 
     def __getstate__(self) -> dict[str, Any]:
         """State without model and caches: the process that unpickles it loads the weights itself."""
-        excluded = {*self._UNPICKLED, "_question_capacity", "_image_capacity"}
-        return {name: value for name, value in vars(self).items() if name not in excluded}
+        return {name: value for name, value in vars(self).items() if name not in self._UNPICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -165,7 +161,8 @@ class ModelBackbone(Backbone, ABC):
     def saved_arguments(self) -> dict[str, Any]:
         """Arguments besides the checkpoint with which the class opens this backbone again, as JSON types."""
         names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
-        return {name: getattr(self, name) for name in names}
+        tokens = {} if self.batch_tokens is None else {"batch_tokens": self.batch_tokens}
+        return {name: getattr(self, name) for name in names} | tokens
 
     @cached_property
     def system_ids(self) -> list[int]:
@@ -288,8 +285,8 @@ class ModelBackbone(Backbone, ABC):
         self, encode: Callable[[Sequence[Any]], list[Any]], images: Sequence[Any], scale: int
     ) -> list[Any]:
         """Return the results of `encode` on batches of images, in order; `scale` is theirs."""
-        device = self._decoder.device
-        batches = run_batches(encode, images, self._image_capacity[scale], device)
+        capacity = self._capacity("encode", scale, self.image_batch_size)
+        batches = run_batches(encode, images, capacity, self._decoder.device)
         return [result for _, results in batches for result in results]
 
     def answer(
@@ -336,8 +333,8 @@ class ModelBackbone(Backbone, ABC):
         sizes = None
         if self.batch_tokens is not None:
             sizes = self._count_tokens(encoded, questions, by_question, scale)
-        capacity, device = self._question_capacity[scale], self._decoder.device
-        for groups, results in run_batches(decode, by_question, capacity, device, sizes):
+        capacity = self._capacity("answer", scale, self.batch_tokens or self.batch_size)
+        for groups, results in run_batches(decode, by_question, capacity, self._decoder.device, sizes):
             for index, decoded in zip(chain.from_iterable(groups), results, strict=True):
                 answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
         return [answers[index] for index in range(len(encoded))]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from experiments.evaluation.costs import reads_vision
 from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Task
-from m3_backbone.backbone import Answer
-from m3_backbone.costs import decoder_flops_per_token
-from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.backbone import Answer, Backbone
+from m3_backbone.model_backbone import ModelBackbone
 from predictor.adaptive.inputs import Choice, make_inputs
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
 from predictor.policy.pricing import OperatingPoint
@@ -50,7 +50,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return median milliseconds per answer of each method and the predictor, paired ratios, and GFLOPs."""
     backbone = adaptive.backbone
-    assert isinstance(backbone, LlavaBackbone)
+    assert isinstance(backbone, ModelBackbone)
     methods = [Method(ADAPTIVE, partial(_answer_adaptively, adaptive, point))]
     methods += [Method(str(scale), partial(_answer_at, backbone, scale)) for scale in backbone.scales]
     for method in methods:
@@ -124,16 +124,20 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
     The tokens of an answer after the first are left out, as they cost the same at every scale.
     """
     backbone = adaptive.backbone
-    assert isinstance(backbone, LlavaBackbone)
-    vision = mean(backbone.vision_flops(image.size, backbone.scales[-1]) for image, _ in questions)
-    prefill = {
-        str(scale): mean(backbone.prefill_flops(image.size, question, scale) for image, question in questions)
-        for scale in backbone.scales
-    }
-    prefill[ADAPTIVE] = mean(
-        backbone.prefill_flops(image.size, question, choice.scale)
-        for (image, question), choice in zip(questions, choices, strict=True)
-    )
+    scales_of = {str(scale): [scale] * len(questions) for scale in backbone.scales}
+    scales_of[ADAPTIVE] = [choice.scale for choice in choices]
+    vision, prefill = {}, {}
+    for name, scales in scales_of.items():
+        sizes = [image.size for image, _ in questions]
+        vision[name] = mean(map(backbone.vision_flops, sizes, scales))
+        texts = [question for _, question in questions]
+        prefill[name] = mean(map(backbone.prefill_flops, sizes, texts, scales))
+    if backbone.family == "native" and reads_vision(adaptive.predictor.features):
+        # The predictor has read the coarsest scale, whatever it chooses.
+        vision[ADAPTIVE] += mean(
+            0 if choice.scale == backbone.scales[0] else backbone.vision_flops(image.size, backbone.scales[0])
+            for (image, _), choice in zip(questions, choices, strict=True)
+        )
     encoded = backbone.encode([image for image, _ in questions[:1]])
     inputs = make_inputs(
         backbone,
@@ -143,12 +147,12 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
         token_embeddings=backbone.token_embeddings(),
     )
     predictor_flops = adaptive.predictor.count_flops(inputs)
-    whole = {name: (vision + flops) / 1e9 for name, flops in prefill.items()}
+    whole = {name: (vision[name] + flops) / 1e9 for name, flops in prefill.items()}
     whole[ADAPTIVE] += predictor_flops / 1e9
     return whole | {
         "predictor": predictor_flops / 1e9,
-        "vision": vision / 1e9,
-        "one more token of an answer": decoder_flops_per_token(backbone.checkpoint.config) / 1e9,
+        "vision": vision[str(backbone.scales[-1])] / 1e9,
+        "one more token of an answer": backbone.decode_flops_per_token() / 1e9,
     }
 
 
@@ -157,7 +161,7 @@ def _answer_adaptively(adaptive: AdaptiveM3, point: OperatingPoint, batch: Quest
     return adaptive.answer_at(adaptive.encode(images), questions, point)
 
 
-def _answer_at(backbone: LlavaBackbone, scale: int, batch: Questions) -> list[Answer]:
+def _answer_at(backbone: Backbone, scale: int, batch: Questions) -> list[Answer]:
     images, questions = zip(*batch, strict=True)
     return backbone.answer(backbone.encode(images), questions, scale)
 

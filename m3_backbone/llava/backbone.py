@@ -107,6 +107,10 @@ class LlavaBackbone(ModelBackbone):
         self.processor: M3Processor
         if prompt is not None:
             self.processor.template = prompt_template(prompt)
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        """Raise ValueError for a checkpoint that this class cannot use."""
 
     def saved_arguments(self) -> dict[str, Any]:
         arguments = {**super().saved_arguments(), "prompt": self.processor.template.name}

@@ -45,8 +45,7 @@ class ResizedLlavaBackbone(LlavaBackbone):
 
     family: Family = "native"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _check_checkpoint(self) -> None:
         config = self.checkpoint.config
         if self.processor.images.tiling is not None or num_queries_of(config) is not None:
             raise ValueError(

@@ -12,13 +12,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from huggingface_hub import ModelCard, snapshot_download
 
 from m3_backbone.backbone import Backbone
-from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.loading.weights import is_hub_id
+from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.outcomes.manifest import DIGEST, seal, unseal
 from m3_backbone.reading import ATTENTIONS, find_kernels
 from predictor import folder as predictor_folder
@@ -37,10 +37,13 @@ from predictor.files import (
 from predictor.folder import CONFIG
 from predictor.policy.pricing import PRICES, OperatingPoint, PriceList
 
-# Base class of the backbones that are opened from a checkpoint.
-ModelBackbone = LlavaBackbone
 # Classes of backbones that a folder may name, and their modules. No other class is imported for a folder.
-BACKBONES = {"LlavaBackbone": "m3_backbone.llava.backbone"}
+BACKBONES = {
+    "LlavaBackbone": "m3_backbone.llava.backbone",
+    "ResizedLlavaBackbone": "m3_backbone.llava.resized",
+    "QwenVLBackbone": "m3_backbone.native.qwen_vl",
+    "Gemma4Backbone": "m3_backbone.native.gemma4",
+}
 _LLAVA = "m3_backbone.llava.backbone.LlavaBackbone"  # the class in folders of earlier versions
 
 FORMAT = 1
@@ -55,17 +58,9 @@ _BACKBONE_FINGERPRINTS = ("weights", "prompt", "decoding")
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _TEXTS = ("name", "prompt")
 _COUNTS = ("max_new_tokens", "batch_size", "image_batch_size")
+_OPTIONAL = frozenset({"batch_tokens", "image_grid_pinpoints", "scales"})
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _MAX_COUNT = 100_000
-
-
-@runtime_checkable
-class SavesArguments(Protocol):
-    """A backbone that names its arguments: `type(backbone)(checkpoint, **arguments)` opens it again."""
-
-    def saved_arguments(self) -> dict[str, Any]:
-        """Return the arguments, as JSON types, without checkpoint and device."""
-        ...
 
 
 def check_savable(backbone: Backbone, predictor: ScalePredictor) -> ModelBackbone:
@@ -112,7 +107,7 @@ def save(
         "format": FORMAT,
         "backbone_class": predictor_folder.name_class(type(opened)),
         "backbone_checkpoint": source,
-        "backbone_arguments": _describe(opened),
+        "backbone_arguments": opened.saved_arguments(),
         "fingerprints": backbone.fingerprints,
         "scales": list(backbone.scales),
         "files": {
@@ -258,7 +253,7 @@ def _check_arguments(path: Path, arguments: Any, *, is_llava: bool) -> None:
     """Raise FolderError for backbone arguments that `save` would not write."""
     if is_llava:
         required = frozenset({*_TEXTS, *_COUNTS, "dtype", "attn_implementation"})
-        check_keys(path, arguments, required, frozenset({"image_grid_pinpoints", "scales"}))
+        check_keys(path, arguments, required, _OPTIONAL)
     elif not isinstance(arguments, dict):
         raise damaged(path, "the arguments of the backbone are not a JSON object")
     # `from_pretrained` gives these, and a folder must not.
@@ -267,7 +262,7 @@ def _check_arguments(path: Path, arguments: Any, *, is_llava: bool) -> None:
     for name in arguments.keys() & set(_TEXTS):
         if not isinstance(arguments[name], str) or not arguments[name]:
             raise damaged(path, f"{name} of the backbone is not a text")
-    for name in arguments.keys() & set(_COUNTS):
+    for name in arguments.keys() & {*_COUNTS, "batch_tokens"}:
         if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
             raise damaged(path, f"{name} of the backbone is not a whole number from 1 to {_MAX_COUNT}")
     # transformers would download and run any other attention name as a kernel from the hub.
@@ -361,16 +356,3 @@ checked when the model is loaded.
 
 def _format_point(point: OperatingPoint) -> str:
     return f"{point.price:.4f} | {point.cost:.1f} | {100 * point.score:.1f}%"
-
-
-def _describe(backbone: ModelBackbone) -> dict[str, Any]:
-    """Return the arguments, except the checkpoint, that open the same backbone again."""
-    if isinstance(backbone, SavesArguments):
-        return backbone.saved_arguments()
-    names = ("name", "dtype", "attn_implementation", "max_new_tokens", "batch_size", "image_batch_size")
-    arguments = {name: getattr(backbone, name) for name in names}
-    resolutions = backbone.processor.images.resolutions
-    tiles = {"image_grid_pinpoints": [list(size) for size in resolutions]} if resolutions else {}
-    given = backbone.checkpoint.given_scales
-    scales = {} if given is None else {"scales": list(backbone.scales)}
-    return arguments | {"prompt": backbone.processor.template.name} | scales | tiles

@@ -35,8 +35,8 @@ def test_main_job(run_main, tmp_path, capsys):
     steps = begun.index("labelled")
     assert begun[steps : steps + 4] == ["labelled", "trained", "timed", "evaluated"]
     assert len(begun) - steps <= 25
-    # What `experiment` sets cannot be given to `answer` and `publish`.
-    assert lines[-1] == f"report: {tmp_path / 'outputs' / 'first' / 'report.html'}"
+    assert f"report: {tmp_path / 'outputs' / 'first' / 'report.html'}" in lines
+    assert lines[-1].startswith("next: tokenscale publish ") and "predictor.max_epochs=3" in lines[-1]
     made = {
         path: path.stat().st_mtime_ns
         for path in tmp_path.glob("store/**/*")
