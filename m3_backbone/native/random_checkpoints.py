@@ -116,7 +116,7 @@ def write_qwen_vl(
         "bos_token_id": None,
         "eos_token_id": ids["eos_token"],
     }
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 3,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -126,6 +126,8 @@ def write_qwen_vl(
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
+    config_class: Any
+    model_class: Any
     if is_newer:
         text |= {"head_dim": 16}
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}

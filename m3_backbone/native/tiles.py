@@ -20,6 +20,8 @@ from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
 
 # Numbers of tiles along the longest side at the default scales; published models are trained with up to 4.
 _DEFAULT_SPLITS = (1, 2, 4)
+# The vocabularies have markers for so many rows and columns.
+_MAX_SPLITS = 6
 
 
 class TiledBackbone(NativeBackbone):
@@ -87,15 +89,15 @@ class TiledBackbone(NativeBackbone):
         self._tokens_per_tile = (self._patches_per_side // config.scale_factor) ** 2
         self._splits = {
             self._tokens_per_tile * (1 if splits == 1 else splits**2 + 1): splits
-            for splits in range(1, MAX_IMAGE_SIZE // self._tile + 1)
+            for splits in range(1, min(_MAX_SPLITS, MAX_IMAGE_SIZE // self._tile) + 1)
         }
         if scales is None:
             scales = [scale for scale, splits in self._splits.items() if splits in _DEFAULT_SPLITS]
         for scale in scales:
             if scale not in self._splits:
                 raise ValueError(
-                    f"scales={list(scales)}: with tiles of {self._tokens_per_tile} visual tokens, choose from "
-                    f"{', '.join(map(str, self._splits))}"
+                    f"scales={list(scales)}: with tiles of {self._tokens_per_tile} visual tokens, "
+                    f"choose from {', '.join(map(str, self._splits))}"
                 )
         super().__init__(
             checkpoint,
@@ -151,13 +153,12 @@ class TiledBackbone(NativeBackbone):
         return rows * columns + 1
 
     def check_image(self, image_size: tuple[int, int]) -> None:
-        for scale in self.scales:
-            rows, columns = self.grid(image_size, scale)
-            if rows > 0 and columns == 0:
-                raise ValueError(
-                    f"an image of {image_size[0]}x{image_size[1]} pixels is too narrow: at scale {scale} it "
-                    "would be resized to a width of less than a pixel"
-                )
+        # The image processor fails on some images whose short side it resizes to less than a pixel.
+        if max(image_size) > self._tile * min(image_size):
+            raise ValueError(
+                f"an image of {image_size[0]}x{image_size[1]} pixels is too long: its sides may differ by a "
+                f"factor of {self._tile}"
+            )
 
     def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
         return self._num_tiles(image_size, scale) * self._tokens_per_tile
