@@ -15,6 +15,7 @@ import torch
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
@@ -24,6 +25,7 @@ from m3_backbone.ladder import coinciding_scales
 from m3_backbone.native.checkpoint import NativeCheckpoint
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 from m3_backbone.native.tiles import TiledBackbone
+from tests.paths import ROOT
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 SIZES = ((64, 48), (40, 120), (90, 80), (30, 1), (7, 7))
@@ -246,6 +248,13 @@ def test_counts_grow_with_the_scale_at_published_sizes(name: str, folders: dict[
         assert coinciding_scales(backbone, size) == {scale: scale for scale in ladder}
 
     check()
+
+
+def test_configurations_have_the_default_scales(folders: dict[str, Path]) -> None:
+    for size, name in (("256m", "256M and 500M"), ("500m", "256M and 500M"), ("2b", "2.2B")):
+        settings = OmegaConf.load(ROOT / "conf" / "backbone" / f"smolvlm_{size}.yaml")
+        checkpoint = with_tiles(folders["smolvlm"], *PUBLISHED[f"SmolVLM-{name}"][0])
+        assert tuple(settings.scales) == TiledBackbone(checkpoint).scales
 
 
 def test_counts_equal_the_processor_at_a_published_size(folders: dict[str, Path]) -> None:
