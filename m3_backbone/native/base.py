@@ -118,9 +118,12 @@ class NativeBackbone(ModelBackbone):
         pad = self.processor.end_id
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        types = (ids == self.checkpoint.config.image_token_id).long() * mask
-        prompt = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        prompt = {"input_ids": ids, "attention_mask": mask, **self._mark_visual(ids)}
         return {**prompt, **self.preprocess(images, scale)}
+
+    def _mark_visual(self, ids: Tensor) -> dict[str, Tensor]:
+        """Argument of the model that marks the placeholders among token ids, if it takes one."""
+        return {"mm_token_type_ids": (ids == self.checkpoint.config.image_token_id).long()}
 
     @abstractmethod
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:

@@ -83,7 +83,18 @@ class ChatProcessor:
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer after the prompt, end token included."""
-        return [*self.text_ids(answer.strip()), self.end_id]
+        return [*self.text_ids(self._answer_space + answer.strip()), self.end_id]
+
+    @cached_property
+    def _answer_space(self) -> str:
+        """White space that the template puts between the prompt and an answer, as in "Assistant: yes"."""
+        prompt = self._render("?")
+        try:
+            before, _, _ = self._render("?", _ANSWER).partition(_ANSWER)
+        except ValueError:  # a template for questions only
+            return ""
+        space = before.removeprefix(prompt)
+        return space if space.isspace() else ""
 
     @cached_property
     def end_id(self) -> int:
@@ -120,4 +131,5 @@ class ChatProcessor:
             "vocabulary": sorted(self.tokenizer.get_vocab().items()),
             "special": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
             "ends": self.end_ids,
+            "answer_space": self._answer_space,
         }

@@ -32,6 +32,13 @@ _GEMMA_TEMPLATE = (
     "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
+_IDEFICS_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 
 
 def train_chat_tokenizer(
@@ -249,10 +256,67 @@ def write_gemma4(
     write_checkpoint(folder, model, tokenizer, image_processor, eos_token_ids=ends, seed=seed)
 
 
+def write_idefics3(
+    folder: Path, model_type: str = "idefics3", *, seed: int = 0, hidden_size: int = 64, num_layers: int = 3
+) -> None:
+    """Write an Idefics3 or SmolVLM with grouped queries and tiles of 32 pixels and 4 visual tokens."""
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<end_of_utterance>",
+        "pad_token": "<|im_end|>",
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+    }
+    sides = range(1, 7)
+    special |= {f"row_{row}_col_{col}": f"<row_{row}_col_{col}>" for row in sides for col in sides}
+    tokenizer = train_chat_tokenizer(special, _IDEFICS_TEMPLATE, eos_token="<end_of_utterance>")
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    tile, patch_size = 32, 8
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": hidden_size // 16,
+        "num_key_value_heads": hidden_size // 32,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "bos_token_id": ids["bos_token"],
+        "eos_token_id": ids["eos_token"],
+        "pad_token_id": ids["pad_token"],
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": tile,
+        "patch_size": patch_size,
+    }
+    prefix = "SmolVLM" if model_type == "smolvlm" else "Idefics3"
+    config: Any = getattr(transformers, f"{prefix}Config")(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["image_token"],
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+    image_processor = getattr(transformers, f"{prefix}ImageProcessorPil")(
+        size={"longest_edge": 4 * tile}, max_image_size={"longest_edge": tile}
+    )
+    ends = [ids["eos_token"]]
+    write_checkpoint(folder, model, tokenizer, image_processor, eos_token_ids=ends, seed=seed)
+
+
 _WRITERS: Mapping[str, Callable[..., None]] = {
     "qwen2_5_vl": write_qwen_vl,
     "qwen3_vl": write_qwen_vl,
     "gemma4": write_gemma4,
+    "idefics3": write_idefics3,
+    "smolvlm": write_idefics3,
 }
 
 

@@ -43,6 +43,7 @@ BACKBONES = {
     "ResizedLlavaBackbone": "m3_backbone.llava.resized",
     "QwenVLBackbone": "m3_backbone.native.qwen_vl",
     "Gemma4Backbone": "m3_backbone.native.gemma4",
+    "TiledBackbone": "m3_backbone.native.tiles",
 }
 _LLAVA = "m3_backbone.llava.backbone.LlavaBackbone"  # the class in folders of earlier versions
 
