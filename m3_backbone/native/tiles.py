@@ -18,9 +18,9 @@ from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.base import LazyImage, NativeBackbone
 from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
 
-# Numbers of tiles along the longest side at the default scales; published models are trained with up to 4.
+# Numbers of tiles along the longest side at the default scales; the settings of published models give 4.
 _DEFAULT_SPLITS = (1, 2, 4)
-# The vocabularies have markers for so many rows and columns.
+# `Idefics3Processor` knows markers of so many rows and columns.
 _MAX_SPLITS = 6
 
 
