@@ -107,6 +107,15 @@ class Features(Buildable):
         return self.visual
 
     @property
+    def reads_vision(self) -> bool:
+        """Whether a vision pass is needed: for visual tokens, and for the statistics `tower`."""
+        return bool(self.scales) or "tower" in self.groups
+
+    def vision_scales(self, ladder: Sequence[int]) -> tuple[int, ...]:
+        """Scales whose vision pass is needed on a backbone that has one for each scale of `ladder`."""
+        return tuple(sorted({*self.scales, *(ladder[:1] if "tower" in self.groups else ())}))
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Groups of statistics of which at least one is read."""
         return tuple(

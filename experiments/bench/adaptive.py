@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from experiments.evaluation.costs import reads_vision
 from experiments.labels.blocks import group_by_image
 from experiments.labels.latency import describe_machine, time_call
 from experiments.reporting.tables import format_table
@@ -132,7 +131,7 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
         vision[name] = mean(map(backbone.vision_flops, sizes, scales))
         texts = [question for _, question in questions]
         prefill[name] = mean(map(backbone.prefill_flops, sizes, texts, scales))
-    if backbone.family == "native" and reads_vision(adaptive.predictor.features):
+    if backbone.family == "native" and adaptive.predictor.features.reads_vision:
         # The predictor has read the coarsest scale, whatever it chooses.
         vision[ADAPTIVE] += mean(
             0 if choice.scale == backbone.scales[0] else backbone.vision_flops(image.size, backbone.scales[0])

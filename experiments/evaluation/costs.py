@@ -25,10 +25,10 @@ in turn on a sample cost
 Every scale has a prefill of its own in all families. A scale that coincides with the next coarser one on a
 sample costs nothing more, because it is not answered again.
 
-A predictor that reads visual tokens or statistics of them (`reads_vision`) needs the vision pass of the
-coarsest scale. For a native backbone this pass is sunk: V(1) is added to every answer of its policy
-(`VISION_FOR_PREDICTOR`), except if the first scale tried is, or coincides with, the coarsest one, which uses
-the same pass. In the other families every answer includes V(1) already. Visual tokens are not affected.
+A predictor that reads visual tokens or statistics of them needs the vision pass of the coarsest scale. For a
+native backbone this pass is sunk: V(1) is added to every answer of its policy (`VISION_FOR_PREDICTOR`),
+except if the first scale tried is, or coincides with, the coarsest one, which uses the same pass. In the
+other families every answer includes V(1) already. Visual tokens are not affected.
 
 A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
 """
@@ -41,11 +41,10 @@ from operator import add
 
 import numpy as np
 
-from m3_backbone.ladder import find_coarsest
+from m3_backbone.ladder import Family, find_coarsest
 from m3_backbone.outcomes.labels import Inputs
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
-from predictor.features import Features
 from predictor.policy.front import Floats
 
 log = logging.getLogger(__name__)
@@ -66,24 +65,30 @@ class TimingMeans:
 
     `cost` `[R, num_scales]` is the time of a whole answer at each scale, the vision pass included. `shared`
     `[R]` is the part of it that is paid once however many scales are tried. `overhead` `[R]`, by name, is the
-    overhead of each predictor.
+    overhead of each predictor. `sunk` `[R]`, by name, is the vision pass of the coarsest scale, for the
+    predictors that need it beside that of the chosen scale.
     """
 
     cost: Floats
     shared: Floats
     overhead: Mapping[str, Floats]
+    sunk: Mapping[str, Floats] = field(default_factory=dict)
 
     def __getitem__(self, resamples: slice) -> "TimingMeans":
         """Return the means under some of the resamples."""
-        overhead = {name: milliseconds[resamples] for name, milliseconds in self.overhead.items()}
-        return TimingMeans(self.cost[resamples], self.shared[resamples], overhead)
+        overhead, sunk = (
+            {name: milliseconds[resamples] for name, milliseconds in part.items()}
+            for part in (self.overhead, self.sunk)
+        )
+        return TimingMeans(self.cost[resamples], self.shared[resamples], overhead, sunk)
 
     def cost_of_policy(self, tried: Sequence[Floats], name: str | None) -> Floats:
         """Return the mean milliseconds of a policy at its operating points, `[R, num_points]`.
 
         `tried` holds for each scale the share of the samples that try it, `[R, num_points]`. `name` is the
         predictor whose overhead is added to every answer, if any. The cost is the vision pass and the
-        overhead, once, plus the sum over scales of the share times prefill and decoding.
+        overhead, once, plus the sum over scales of the share times prefill and decoding. A sunk vision pass
+        is added for the samples that do not try the coarsest scale.
         """
         shared = self.shared
         if name is not None and name in self.overhead:
@@ -91,6 +96,8 @@ class TimingMeans:
         total = np.repeat(shared[:, None], tried[0].shape[1], axis=1)
         for scale, share in enumerate(tried):
             total += share * (self.cost[:, scale] - self.shared)[:, None]
+        if name is not None and name in self.sunk:
+            total += (1 - tried[0]) * self.sunk[name][:, None]
         return total
 
 
@@ -98,10 +105,12 @@ class TimingMeans:
 class Timings:
     """Milliseconds per answer of each timed image, averaged over rounds.
 
-    `vision` `[num_images]` is the time of the vision pass, `answer` `[num_images, num_scales]` of prefill and
-    decoding, `overhead` `[num_images]`, by name, of each predictor. With a `batch_size` above 1, an array row
-    stands for a batch of that many images and holds the time per image. Each row was timed in
-    `num_rounds` rounds. `machine` describes the machine, its number of threads and the type of the weights.
+    `vision` is the time of the vision pass: `[num_images]` if one serves all scales, otherwise `[num_images,
+    num_scales]`. `answer` `[num_images, num_scales]` is that of prefill and decoding, `overhead`
+    `[num_images]`, by name, of each predictor. `vision_readers` are the names of the predictors that need the
+    vision pass of the coarsest scale. With a `batch_size` above 1, an array row stands for a batch of that
+    many images and holds the time per image. Each row was timed in `num_rounds` rounds. `machine` describes
+    the machine, its number of threads and the type of the weights.
     """
 
     vision: Floats
@@ -110,6 +119,20 @@ class Timings:
     batch_size: int = 1
     num_rounds: int = 1
     machine: str = ""
+    vision_readers: Collection[str] = ()
+
+    def family_fits(self, family: Family) -> bool:
+        """Return whether a vision pass was timed for each scale exactly if each scale needs its own.
+
+        Logs a warning if not: the timings are those of an earlier version.
+        """
+        fits = (self.vision.ndim == 1) == (family == "pooled")
+        if not fits:
+            log.warning(
+                "the timings are those of an earlier version, so costs in milliseconds are left out: run "
+                "`tokenscale latency latency.overwrite=true` with the same settings"
+            )
+        return fits
 
     @property
     def num_pictures(self) -> int:
@@ -150,19 +173,28 @@ class Timings:
                 name: np.quantile(milliseconds, [level]) for name, milliseconds in means.overhead.items()
             }
             cost = np.quantile(means.cost, [level], axis=0)
-            return TimingMeans(cost, np.quantile(means.shared, [level]), overhead)
+            sunk = {name: np.quantile(milliseconds, [level]) for name, milliseconds in means.sunk.items()}
+            return TimingMeans(cost, np.quantile(means.shared, [level]), overhead, sunk)
 
         return quantile((1 - confidence) / 2), quantile((1 + confidence) / 2)
 
-    def with_names(self, trained: Mapping[str, str]) -> "Timings":
-        """Return the timings with overheads by policy; `trained` maps each policy to its predictor."""
-        return replace(self, overhead={name: self.overhead[source] for name, source in trained.items()})
+    def with_names(self, trained: Mapping[str, str], vision_readers: Collection[str] = ()) -> "Timings":
+        """Return the timings with overheads by policy.
+
+        `trained` maps each policy to its predictor; `vision_readers` are predictors.
+        """
+        overhead = {name: self.overhead[source] for name, source in trained.items()}
+        readers = [name for name, source in trained.items() if source in vision_readers]
+        return replace(self, overhead=overhead, vision_readers=readers)
 
     def _weigh(self, weights: Floats) -> TimingMeans:
         """Return the means under weights of the images `[R, num_images]`, which sum to 1."""
-        shared = weights @ self.vision
+        vision, answer = weights @ self.vision, weights @ self.answer
         overhead = {name: weights @ milliseconds for name, milliseconds in self.overhead.items()}
-        return TimingMeans(shared[:, None] + weights @ self.answer, shared, overhead)
+        if self.vision.ndim == 1:
+            return TimingMeans(vision[:, None] + answer, vision, overhead)
+        sunk = dict.fromkeys(self.vision_readers, vision[:, 0])
+        return TimingMeans(vision + answer, np.zeros(len(weights)), overhead, sunk)
 
 
 @dataclass(frozen=True)
@@ -277,17 +309,19 @@ def count_flops(overhead: Mapping[str, float], vision_readers: Collection[str] =
 def count_milliseconds(timings: Timings) -> CostMeasure:
     """Return the cost measure in milliseconds: means over timed images, the same for every sample."""
     means = timings.means()
-    (cost,), (vision,) = means.cost, means.shared
+    (cost,) = means.cost
+    vision = timings.vision.mean(axis=0) if timings.vision.ndim == 2 else np.full_like(cost, means.shared[0])
     return CostMeasure(
         "milliseconds",
         "ms",
         f"milliseconds per answer at batch size {timings.batch_size}, vision pass and predictor included",
         [
-            Part(VISION, partial(_repeat, np.full_like(cost, vision)), is_shared=True),
+            Part(VISION, partial(_repeat, vision), is_shared=True),
             Part(PREFILL_AND_DECODE, partial(_repeat, cost - vision)),
         ],
         {name: float(mean[0]) for name, mean in means.overhead.items()},
-        timings=timings,
+        timings.vision_readers,
+        timings,
     )
 
 
@@ -295,11 +329,6 @@ def _repeat(at_scales: Floats, table: OutcomeTable) -> Floats:
     """Repeat `[num_scales]` for every sample of a table: `[num_samples, num_scales]`."""
     assert len(at_scales) == len(table.scales)
     return np.tile(at_scales, (len(table), 1))
-
-
-def reads_vision(features: Features) -> bool:
-    """Return whether features need a vision pass: visual tokens and `tower` statistics do."""
-    return bool(features.scales) or "tower" in features.groups
 
 
 def list_cost_measures(
@@ -314,8 +343,7 @@ def list_cost_measures(
 
     `outcomes` may be of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the name
     of another policy to the predictor whose estimates it uses and whose overhead it pays. FLOPs are omitted
-    if the labels lack those of the vision pass, milliseconds if there are no `timings` or if the backbone is
-    not pooled, because timings are those of one vision pass for all scales.
+    if the labels lack those of the vision pass, milliseconds if there are no `timings`.
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
     measures = [TOKENS]
@@ -329,15 +357,10 @@ def list_cost_measures(
         gflops = {name: predictor.count_flops(inputs) / 1e9 for name, predictor in predictors.items()}
         overhead = {policy: gflops[name] for policy, name in predictor_of.items()}
         vision_readers = [
-            policy for policy, name in predictor_of.items() if reads_vision(predictors[name].features)
+            policy for policy, name in predictor_of.items() if predictors[name].features.reads_vision
         ]
         measures.append(count_flops(overhead, vision_readers))
-    if timings is not None and outcomes.family != "pooled":
-        log.warning(
-            "costs in milliseconds are left out: timings are those of one vision pass for all scales, and "
-            "the backbone is %s",
-            outcomes.family,
-        )
-    elif timings is not None:
-        measures.append(count_milliseconds(timings.with_names(predictor_of)))
+    if timings is not None and timings.family_fits(outcomes.family):
+        readers = [name for name, predictor in predictors.items() if predictor.features.reads_vision]
+        measures.append(count_milliseconds(timings.with_names(predictor_of, readers)))
     return measures

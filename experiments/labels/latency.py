@@ -6,13 +6,12 @@ order rotates from picture to picture and from round to round, so that other loa
 of them equally. All samples are stored, so that an evaluation can resample them.
 
 Nothing is reused from earlier questions: the decoder gets neither references nor answers at other scales as
-drafts. If one vision pass does not serve all scales (`Backbone.family`), each step encodes the images anew:
-the time of an answer then includes the vision pass of its scale, and that of a predictor the vision pass of
-the scales that it reads; the time of the vision pass alone is that of `Backbone.encode`, which runs none.
+drafts. If one vision pass does not serve all scales (`Backbone.family`), each step encodes the images anew,
+and the vision pass of every scale is timed by itself.
 
-The time of a predictor is that of `AdaptiveM3.choose`: features of the encoded image, tokens of the
-question, its sentence vector and the estimates. The prompt, which is the same at every scale, is tokenised
-before the timing.
+The time of a predictor is that of `AdaptiveVLM.choose`, after the vision pass of the scales that it reads:
+features of the encoded image, tokens of the question, its sentence vector and the estimates. The prompt,
+which is the same at every scale, is tokenised before the timing.
 """
 
 import hashlib
@@ -70,10 +69,11 @@ class TimedPredictor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Latency:
-    """Milliseconds per question of every batch of pictures in every round.
+    """Milliseconds per question of every batch of images in every round.
 
-    `vision` `[num_batches, num_rounds]` is the time of the vision pass, `answer`
-    `[num_batches, num_rounds, num_scales]` that of prefill and decoding, and `overhead` maps the name of each
+    `vision` is the time of the vision pass: `[num_batches, num_rounds]` if one serves all scales, otherwise
+    `[num_batches, num_rounds, num_scales]`. `answer` `[num_batches, num_rounds, num_scales]` is that of
+    prefill and decoding, and `overhead` maps the name of each
     predictor to its time `[num_batches, num_rounds]`. The time of a batch is divided by its `batch_size`
     pictures. `job` describes what was timed (`describe_job`).
     """
@@ -122,7 +122,9 @@ class Latency:
                 np.array(samples["answer"], dtype=np.float64),
                 {name: np.array(times, dtype=np.float64) for name, times in samples["overhead"].items()},
             )
-            shape = latency.vision.shape
+            shape = latency.vision.shape[:2]
+            if latency.vision.ndim == 3 and latency.vision.shape != latency.answer.shape:
+                raise ValueError("the vision pass lacks a scale")
             if (
                 latency.answer.shape != (*shape, len(job["scales"]))
                 or latency.overhead.keys() != job["predictors"].keys()
@@ -293,10 +295,15 @@ def time_answers(
     def collect(key: Any) -> Floats:
         return np.array([[times[key] for times in batches] for batches in rounds]).T
 
+    vision = (
+        collect("vision")
+        if backbone.family == "pooled"
+        else np.stack([collect(("vision", scale)) for scale in backbone.scales], axis=-1)
+    )
     return Latency(
         job=job,
         dtype=str(backbone.token_embeddings().dtype).removeprefix("torch."),
-        vision=collect("vision"),
+        vision=vision,
         answer=np.stack([collect(scale) for scale in backbone.scales], axis=-1),
         overhead={name: collect(("overhead", name)) for name in choosers},
     )
@@ -332,6 +339,13 @@ def _time_batch(
     for key in (*keys[first:], *keys[:first]):
         if backbone.family != "pooled":
             encoded = backbone.encode(images)
+            is_answer = not isinstance(key, tuple)
+            scales = (
+                [key] if is_answer else choosers[key[1]].predictor.features.vision_scales(backbone.scales)
+            )
+            _, seconds = time_call(partial(backbone.compute_features, encoded, scales, ()))
+            if is_answer:
+                times["vision", key] = seconds
         work: Callable[[], Any] = (
             partial(choosers[key[1]].choose, encoded, questions, task=task)
             if isinstance(key, tuple)

@@ -203,3 +203,23 @@ def test_shares_are_of_the_whole_answer_and_its_parts_are_shown(splits):
     assert parts.rows[0] == ("scale 1", "56", "1", "", "57")
     assert parts.rows[3] == ("scale 144", "56", "144", "", "200")
     assert parts.rows[4] == ("overhead of informed", "", "", "2", "")
+
+
+def test_a_vision_pass_per_scale_is_timed_per_scale_and_sunk_for_predictors_that_need_it():
+    timings = Timings(
+        vision=np.array([[1.0, 4.0], [3.0, 4.0]]),
+        answer=np.array([[1.0, 2.0], [1.0, 2.0]]),
+        overhead={"reads": np.array([0.5, 0.5]), "reads not": np.array([0.5, 0.5])},
+    )
+    names = {"reads": "reads", "hybrid": "reads", "reads not": "reads not"}
+    means = timings.with_names(names, ["reads"]).means()
+    assert means.cost.tolist() == [[3, 6]] and means.shared.tolist() == [0]
+    tried = [np.array([[0.25]]), np.array([[0.75]])]
+    expected = 0.5 + 0.25 * 3 + 0.75 * 6
+    assert means.cost_of_policy(tried, "reads not").item() == expected
+    # Three quarters of the answers need the coarsest vision pass, 2 ms, beside their own.
+    assert means.cost_of_policy(tried, "reads").item() == expected + 0.75 * 2
+    # A cascade that starts at the coarsest scale has paid it there.
+    both = [np.array([[1.0]]), np.array([[0.75]])]
+    assert means.cost_of_policy(both, "hybrid").item() == 0.5 + 3 + 0.75 * 6
+    assert timings.family_fits("native") and not timings.family_fits("pooled")
