@@ -152,6 +152,13 @@ class Timings:
         """Return the means over all images, R = 1; unlike medians, means of parts add up to the total."""
         return self._weigh(np.full((1, len(self.vision)), 1 / len(self.vision)))
 
+    def mean_vision(self) -> Floats:
+        """Return the mean time of the vision pass of each scale, `[num_scales]`."""
+        means = self.means()
+        if self.vision.ndim == 1:
+            return np.full(means.cost.shape[1], means.shared[0])
+        return self.vision.mean(axis=0)
+
     def resample(self, num_resamples: int, seed: int) -> TimingMeans:
         """Return the means under `num_resamples` resamples of the images.
 
@@ -310,7 +317,7 @@ def count_milliseconds(timings: Timings) -> CostMeasure:
     """Return the cost measure in milliseconds: means over timed images, the same for every sample."""
     means = timings.means()
     (cost,) = means.cost
-    vision = timings.vision.mean(axis=0) if timings.vision.ndim == 2 else np.full_like(cost, means.shared[0])
+    vision = timings.mean_vision()
     return CostMeasure(
         "milliseconds",
         "ms",

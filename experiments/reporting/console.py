@@ -51,7 +51,7 @@ def format_record(record: TrainingRecord) -> str:
 
 def describe_latency(latency: Latency) -> str:
     """Return the number of timed images in a few words."""
-    num_batches, num_rounds = latency.vision.shape
+    num_batches, num_rounds = latency.vision.shape[:2]
     return f"{num_batches * latency.job['batch_size']} images in {num_rounds} rounds"
 
 
@@ -60,7 +60,7 @@ def format_latency(latency: Latency) -> str:
     timings = to_timings(latency)
     means = timings.means()
     low, high = timings.bound(_NUM_RESAMPLES, seed=0)
-    (vision,), (cost,) = means.shared, means.cost
+    (cost,) = means.cost
     rows = [["", "vision", "prefill and decode", "predictor", "ms", "95% interval"]]
     rows += [
         [
@@ -71,8 +71,8 @@ def format_latency(latency: Latency) -> str:
             f"{total:.2f}",
             f"{low_total:.2f} to {high_total:.2f}",
         ]
-        for scale, total, low_total, high_total in zip(
-            latency.scales, cost, low.cost[0], high.cost[0], strict=True
+        for scale, vision, total, low_total, high_total in zip(
+            latency.scales, timings.mean_vision(), cost, low.cost[0], high.cost[0], strict=True
         )
     ]
     rows += [
@@ -86,7 +86,7 @@ def format_latency(latency: Latency) -> str:
         ]
         for name, mean in means.overhead.items()
     ]
-    num_batches, num_rounds = latency.vision.shape
+    num_batches, num_rounds = latency.vision.shape[:2]
     job = latency.job
     return (
         f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
