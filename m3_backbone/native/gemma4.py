@@ -218,8 +218,9 @@ def _input_flops(text: Any, num_tokens: int) -> int:
 def _layer_flops(text: Any, layer: int, num_tokens: int) -> tuple[int, int]:
     """Operations of the linear maps of a layer, and of its attention, on a prompt."""
     settings = text.per_layer_config[layer]
-    is_shared = text.kv_sharing_modes[layer] == "reuse"
-    num_computed = 1 if is_shared else num_tokens
+    is_shared = layer >= text.num_hidden_layers - text.num_kv_shared_layers
+    # Versions of transformers without this property run all prompt tokens through every layer.
+    num_computed = 1 if is_shared and hasattr(text, "kv_sharing_modes") else num_tokens
     query = text.num_attention_heads * settings.head_dim
     key = settings.num_key_value_heads * settings.head_dim
     is_key_value = text.attention_k_eq_v and text.layer_types[layer] == "full_attention"

@@ -207,7 +207,8 @@ class TiledBackbone(NativeBackbone):
         output = self.model.model.get_image_features(
             torch.cat(tiles)[:, None].to(self._decoder.device), return_dict=True
         )
-        features = torch.cat(output.pooler_output)
+        # One tensor per tile, or before transformers 5.20 one tensor for all of them.
+        features = torch.cat(list(output.pooler_output))
         lengths = [len(image_tiles) * self._tokens_per_tile for image_tiles in tiles]
         prefixes = []
         for grid, visual in zip(grids, features.split(lengths), strict=True):
