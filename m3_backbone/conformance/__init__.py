@@ -18,9 +18,17 @@ from m3_backbone.conformance.answers import ANSWER_CHECKS
 from m3_backbone.conformance.costs import COST_CHECKS
 from m3_backbone.conformance.inputs import INPUT_CHECKS
 from m3_backbone.conformance.state import STATE_CHECKS
-from m3_backbone.conformance.subject import Check, Failed, NotApplicable, Result, Subject, run_checks
+from m3_backbone.conformance.subject import (
+    Check,
+    Failed,
+    NotApplicable,
+    Result,
+    Subject,
+    run_checks,
+    select_checks,
+)
 from m3_backbone.conformance.vision import VISION_CHECKS
 
 CHECKS: tuple[Check, ...] = (*COST_CHECKS, *ANSWER_CHECKS, *VISION_CHECKS, *INPUT_CHECKS, *STATE_CHECKS)
 
-__all__ = ["CHECKS", "Check", "Failed", "NotApplicable", "Result", "Subject", "run_checks"]
+__all__ = ["CHECKS", "Check", "Failed", "NotApplicable", "Result", "Subject", "run_checks", "select_checks"]

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from itertools import product
 
+from PIL import Image, ImageOps
+
 from m3_backbone.backbone import Answer
 from m3_backbone.conformance.subject import Check, NotApplicable, Subject, expect
 from m3_backbone.decoding.sampling import Draw
@@ -52,7 +54,7 @@ def batches_change_nothing(subject: Subject) -> None:
         subject,
         [
             (f"image {name}", image, subject.questions[0]),
-            (f"mirrored image {name}", image.transpose(0), subject.questions[1]),
+            (f"mirrored image {name}", ImageOps.mirror(image), subject.questions[1]),
             (f"image {name} again", image.copy(), subject.questions[0]),
         ],
     )
@@ -65,7 +67,8 @@ def mixed_shapes_change_nothing(subject: Subject) -> None:
     _compare_batch(subject, [(f"image {name}", image, question) for (name, image), question in rows])
 
 
-def _compare_batch(subject: Subject, rows: list) -> None:
+def _compare_batch(subject: Subject, rows: list[tuple[str, Image.Image, str]]) -> None:
+    """Compare answers in a batch with those alone; `rows` are descriptions, images and questions."""
     backbone = subject.backbone
     for scale in subject.scales:
         encoded = backbone.encode([image for _, image, _ in rows])

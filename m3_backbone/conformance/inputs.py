@@ -1,12 +1,12 @@
 """Checks of unusual inputs: every one is answered, or refused with a sentence."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from m3_backbone.backbone import Backbone
 from m3_backbone.conformance.subject import Check, Failed, NotApplicable, Subject, draw_image, expect, fail
 from m3_backbone.images import UnreadableImage, to_rgb
 
@@ -20,8 +20,8 @@ def sizes_are_answered_or_refused(subject: Subject) -> None:
     backbone = subject.backbone
     for size in _SIZES:
         image, place = draw_image(size), f"an image of {size[0]}x{size[1]} pixels"
-        is_taken = _is_taken(lambda size=size: backbone.check_image(size), f"check_image of {place}")
-        if is_taken != _is_taken(lambda image=image: backbone.encode([image]), f"encode of {place}"):
+        is_taken = _is_taken(partial(backbone.check_image, size), f"check_image of {place}")
+        if is_taken != _is_taken(partial(backbone.encode, [image]), f"encode of {place}"):
             fail(f"{place} is {'taken' if is_taken else 'refused'} by encode as by check_image", "otherwise")
         if is_taken:
             for scale in dict.fromkeys((backbone.scales[0], backbone.scales[-1])):
@@ -45,7 +45,7 @@ def image_modes_are_converted(subject: Subject) -> None:
         try:
             rgb = to_rgb(image)
         except UnreadableImage:
-            is_taken = _is_taken(lambda image=image: backbone.encode([image]), f"encode of {mode}")
+            is_taken = _is_taken(partial(backbone.encode, [image]), f"encode of {mode}")
             expect(not is_taken, f"{mode} is refused with UnreadableImage", "encoded")
             continue
         (features,) = backbone.compute_features(backbone.encode([image]), (scale,))
@@ -97,12 +97,10 @@ def questions_are_checked(subject: Subject) -> None:
     image = next(iter(subject.images.values()))
     encoded = backbone.encode([image])
     for kind, question in refused.items():
-        _expect_refused(
-            lambda question=question: backbone.check_question(question), f"{kind} by check_question"
-        )
+        _expect_refused(partial(backbone.check_question, question), f"{kind} by check_question")
         for scale in (backbone.scales[0], backbone.scales[-1]):
             _expect_refused(
-                lambda question=question, scale=scale: backbone.answer(encoded, [question], scale),
+                partial(backbone.answer, encoded, [question], scale),
                 f"{kind} by answer at scale {scale}",
             )
 
@@ -117,13 +115,9 @@ def control_tokens_are_refused(subject: Subject) -> None:
     encoded = backbone.encode([next(iter(subject.images.values()))])
     for token in tokens:
         text = f"What is {token} here?"
-        _expect_refused(lambda text=text: backbone.check_question(text), f"{token!r} by check_question")
-        _expect_refused(
-            lambda text=text: backbone.check_question("What?", [text]), f"{token!r} in a reference"
-        )
-        _expect_refused(
-            lambda text=text: backbone.answer(encoded, [text], backbone.scales[0]), f"{token!r} by answer"
-        )
+        _expect_refused(partial(backbone.check_question, text), f"{token!r} by check_question")
+        _expect_refused(partial(backbone.check_question, "What?", [text]), f"{token!r} in a reference")
+        _expect_refused(partial(backbone.answer, encoded, [text], backbone.scales[0]), f"{token!r} by answer")
 
 
 def _list_special(tokenizer: Any) -> list[str]:

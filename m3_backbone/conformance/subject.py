@@ -1,6 +1,5 @@
 """What a check gets: a backbone with a few images and questions; what it raises; and how checks are run."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,9 +108,17 @@ def run_checks(subject: Subject, checks: Sequence[Check]) -> Iterator[Result]:
             yield Result(check.__name__, "ok")
 
 
-def describe_check(check: Check) -> str:
-    """Return the first line of the docstring of a check: what must hold."""
-    return (inspect.getdoc(check) or "").partition("\n")[0]
+def select_checks(checks: Sequence[Check], words: Sequence[str] | None) -> list[Check]:
+    """Return the checks whose names contain one of the words; all for None. Raises ValueError for none."""
+    if words is None:
+        return list(checks)
+    names = [check.__name__ for check in checks]
+    for word in words:
+        if not any(word in name for name in names):
+            raise ValueError(
+                f"checks=[{word}]: no check has this in its name, give some of {', '.join(names)}"
+            )
+    return [check for check in checks if any(word in check.__name__ for word in words)]
 
 
 def fail(expected: str, found: object) -> NoReturn:

@@ -1,7 +1,7 @@
 """Checks of vision passes and coinciding scales.
 
-Passes are counted by calls of `run_vision(images, scale)`, which `NativeBackbone` has. Any other backbone that
-has a method of this name is counted too.
+Passes are counted by calls of `run_vision(images, scale)`, which `NativeBackbone` has, and any other backbone
+may have.
 """
 
 from collections.abc import Iterator
