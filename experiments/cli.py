@@ -48,14 +48,15 @@ def exit_on_closed_output() -> Iterator[None]:
 
 @exit_on_closed_output()
 def main() -> None:
-    """Run the command in the first argument, with the arguments after it."""
-    name, *arguments = sys.argv[1:] or ["--help"]
+    """Run the command in the first argument, with the arguments after it. Hyphens count as underscores."""
+    given, *arguments = sys.argv[1:] or ["--help"]
+    name = given if given.startswith("-") else given.replace("-", "_")
     commands = list_commands()
     if name in ("-h", "--help"):
         print(format_commands())
         return
     if name not in commands:
-        print(f"error: {name}: no such command, give one of {', '.join(commands)}", file=sys.stderr)
+        print(f"error: {given}: no such command, give one of {', '.join(commands)}", file=sys.stderr)
         raise SystemExit(2)
     os.environ[_STARTED_BY_SCRIPT] = "1"
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not look into the working directory first

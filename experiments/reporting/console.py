@@ -1,9 +1,13 @@
 """Tables and lines that training and timing commands print."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from experiments.labels.latency import Latency
 from experiments.reporting.tables import format_table
 from experiments.results.timings import to_timings
 from experiments.training.trained import TrainingRecord
+from m3_backbone.conformance.subject import Result
 
 _NUM_RESAMPLES = 10_000
 
@@ -94,3 +98,13 @@ def format_latency(latency: Latency) -> str:
         f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
         "images, and do not cover drift between runs"
     )
+
+
+def format_checks(name: str, results: Sequence[Result]) -> str:
+    """Return a table of the checks of a backbone, what failed, and how many checks had which outcome."""
+    rows = [["check", "outcome"], *([result.check, result.outcome] for result in results)]
+    lines = [format_table(rows)]
+    lines += [f"{result.check}: {result.reason}" for result in results if result.reason]
+    counts = Counter(result.outcome for result in results)
+    summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("ok", "failed", "not applicable"))
+    return "\n".join([*lines, f"{name}: {summary}"])

@@ -160,6 +160,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "bench_adaptive": commands.BenchAdaptiveSettings,
     "bench_evaluation": commands.BenchEvaluationSettings,
     "bench_labelling": commands.BenchLabellingSettings,
+    "check_backbone": commands.CheckBackboneSettings,
     "compare": commands.CompareSettings,
     "evaluate": pipeline.EvaluateSettings,
     "failures": commands.FailuresSettings,

@@ -83,6 +83,15 @@ class AnswerSettings(TrainedChoice, OperatingPoint):
     """whether to retry at finer scales, given the answer, while that is worth it"""
 
 
+class CheckBackboneSettings(Settings):
+    """`experiments.check_backbone`."""
+
+    backbone: Built
+    """frozen model that is checked"""
+    checks: Annotated[list[str], Len(1)] | None
+    """words, as [drafts, fingerprints]: only checks whose names contain one of them run; null: all"""
+
+
 class PublishSettings(TrainedChoice):
     """`experiments.publish`."""
 

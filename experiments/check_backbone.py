@@ -1,0 +1,40 @@
+"""Check that a backbone keeps its contract: costs, answers, vision passes, unusual inputs, fingerprints.
+
+Each check of `m3_backbone.conformance` prints ok, failed with what was expected and found, or why it does not
+apply. The exit status is 1 if any check failed.
+
+Examples:
+    tokenscale check-backbone backbone=tiny_m3             # the embedded backbone
+    tokenscale check-backbone backbone=random_qwen_vl      # a small Qwen3-VL with random weights
+    tokenscale check-backbone 'checks=[drafts, fingerprints]'  # checks whose names contain these words
+"""
+
+from functools import partial
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from experiments.config import entry_point
+
+
+@entry_point("check_backbone")
+def main(config: DictConfig) -> None:
+    from experiments.labels.progress import show_progress
+    from experiments.reporting.console import format_checks
+    from experiments.serving.conformance import adaptive_model_is_saved_and_loaded
+    from m3_backbone.conformance import CHECKS, Subject, run_checks, select_checks
+
+    subject = Subject(partial(instantiate, config.backbone, _convert_="all"))
+    checks = select_checks((*CHECKS, adaptive_model_is_saved_and_loaded), config.checks)
+    results = []
+    with show_progress("checks", total=len(checks), unit="checks") as bar:
+        for result in run_checks(subject, checks):
+            results.append(result)
+            bar.update()
+    print(format_checks(subject.backbone.name, results))
+    if any(result.outcome == "failed" for result in results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
