@@ -5,7 +5,7 @@ apply. The exit status is 1 if any check failed.
 
 Examples:
     tokenscale check-backbone backbone=tiny_m3             # the embedded backbone
-    tokenscale check-backbone backbone=random_qwen_vl      # a small Qwen3-VL with random weights
+    tokenscale check-backbone backbone=random_vlm      # a small Qwen3-VL with random weights
     tokenscale check-backbone 'checks=[drafts, fingerprints]'  # checks whose names contain these words
 """
 

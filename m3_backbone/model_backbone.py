@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.backbone import Answer, Backbone, EncodedImage, check_scale
 from m3_backbone.costs import decoder_flops_per_token, prefill_flops
 from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
 from m3_backbone.decoding.decoding import Decoded, Decoder, VisualPrefix
@@ -357,7 +357,8 @@ class ModelBackbone(Backbone, ABC):
         if not question.strip():
             raise ValueError("the question is empty: ask something")
         self.processor.check_text("the question", question)
-        num_visual = self.max_prefix_tokens(scale or self.scales[-1])
+        finest = self.scales[-1] if scale is None else check_scale(scale, self.scales)
+        num_visual = self.max_prefix_tokens(finest)
         context = self.checkpoint.context_length
         prompt_length = len(self.system_ids) + num_visual + len(self._suffix_ids(question))
         if prompt_length + self.max_new_tokens > context:

@@ -145,8 +145,8 @@ def vision_flops_fit_the_family(subject: Subject) -> None:
 def flops_are_those_of_the_counter(subject: Subject) -> None:
     """Vision and prefill FLOPs equal `torch.utils.flop_counter` under eager attention.
 
-    The counter sees one image encoded at one scale, then the decoder on as many embeddings as the prompt has
-    tokens. Layers of a vision tower whose output is not used may run besides.
+    The counter sees one image encoded at one scale, then the decoder on as many text tokens as the prompt
+    has tokens. Layers of a vision tower whose output is not used may run besides.
     """
     backbone = subject.backbone
     if not isinstance(backbone, ModelBackbone):
@@ -154,7 +154,10 @@ def flops_are_those_of_the_counter(subject: Subject) -> None:
     if getattr(backbone, "quantization", None) is not None:
         raise NotApplicable("the counter does not know the products of quantised weights")
     model, question = backbone.model, subject.questions[0]
-    attention = model.config._attn_implementation
+    # Parts of a model may have kernels of their own.
+    parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    attention = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    attention[""] = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         for scale, name in product(subject.scales, ("wide", "tall")):
@@ -167,7 +170,7 @@ def flops_are_those_of_the_counter(subject: Subject) -> None:
             expect(stated == counted, f"{place}: vision_flops is the counted {counted}", stated)
             texts = [*backbone.system_ids, *backbone.processor.suffix_ids(question)]
             length = len(texts) + backbone.num_prefix_tokens(image.size, scale)
-            counted = _count_prefill(model, length)
+            counted = _count_prefill(model, texts[-1], length)
             stated = backbone.prefill_flops(image.size, question, scale)
             expect(stated == counted, f"{place}: prefill_flops is the counted {counted}", stated)
     finally:
@@ -175,11 +178,10 @@ def flops_are_those_of_the_counter(subject: Subject) -> None:
 
 
 @torch.no_grad()
-def _count_prefill(model: Any, length: int) -> int:
-    embedding = model.get_input_embeddings().weight
-    embeds = torch.zeros(1, length, model.config.get_text_config().hidden_size).to(embedding)
+def _count_prefill(model: Any, token_id: int, length: int) -> int:
+    ids = torch.full((1, length), token_id, device=model.device)
     with FlopCounterMode(display=False) as counter:
-        model(inputs_embeds=embeds, logits_to_keep=1, use_cache=False)
+        model(input_ids=ids, logits_to_keep=1, use_cache=False)
     return int(counter.get_total_flops())
 
 

@@ -14,7 +14,6 @@ from m3_backbone.backbone import Backbone
 from m3_backbone.conformance.subject import Check, NotApplicable, Subject, draw_image, expect
 from m3_backbone.ladder import coinciding_scales
 
-
 # Size of an image at which scales of most ladders coincide.
 _TINY = (28, 20)
 

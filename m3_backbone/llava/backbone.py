@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.arguments import PositiveInt, checked
+from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 from m3_backbone.images import to_rgb
@@ -134,6 +135,7 @@ class LlavaBackbone(ModelBackbone):
         return self.processor.images.num_visual_tokens(image_size, scale)
 
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        check_scale(scale, self.scales)
         return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
 
     def max_prefix_tokens(self, scale: int) -> int:

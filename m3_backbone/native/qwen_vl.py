@@ -1,5 +1,6 @@
 """Qwen2.5-VL and Qwen3-VL: the resolution of an image is a cap on its area."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ class QwenVLBackbone(NativeBackbone):
 
     A scale of n visual tokens caps the area of the image at n tokens, each `merge_size` x `merge_size`
     patches. The aspect ratio is kept and sides are rounded to whole tokens, so that an image has at most n
-    tokens, and fewer if it is smaller than that: pictures are never enlarged to a cap.
+    tokens, and fewer if it is smaller than that: images are not enlarged to a cap. Only an image that is
+    thinner than a token may have more.
 
     Args:
         checkpoint: folder or hub id.
@@ -85,17 +87,29 @@ class QwenVLBackbone(NativeBackbone):
         images = self.checkpoint.image_processor
         return images.patch_size * images.merge_size
 
-    def _limits(self, scale: int) -> tuple[int, int]:
-        """Smallest and largest area of the resized image, in pixels."""
-        cap = check_scale(scale, self.scales) * self._token_side**2
-        return min(self.checkpoint.image_processor.size["shortest_edge"], cap), cap
+    def _limits(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
+        """Smallest and largest area of the resized image, in pixels.
+
+        A long and thin image can get more tokens at a lower cap, because its short side is rounded up to one
+        token. It then has the finer scale's resolution at the coarser one too, so that counts ascend.
+        """
+        candidates = [cap for cap in self.scales if cap >= check_scale(scale, self.scales)]
+        limits = [self._limits_of_cap(cap) for cap in candidates]
+        return min(limits, key=lambda limit: math.prod(self._resize(image_size, *limit)))
+
+    def _limits_of_cap(self, cap: int) -> tuple[int, int]:
+        area = cap * self._token_side**2
+        return min(self.checkpoint.image_processor.size["shortest_edge"], area), area
+
+    def _resize(self, image_size: tuple[int, int], smallest: int, largest: int) -> tuple[int, int]:
+        """(rows, columns) of visual tokens within these areas, as the image processor computes them."""
+        width, height = image_size
+        resized = smart_resize(height, width, self._token_side, smallest, largest)
+        return resized[0] // self._token_side, resized[1] // self._token_side
 
     def grid(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
         """(rows, columns) of visual tokens of an image of (width, height) pixels."""
-        width, height = image_size
-        smallest, largest = self._limits(scale)
-        resized = smart_resize(height, width, self._token_side, smallest, largest)
-        return resized[0] // self._token_side, resized[1] // self._token_side
+        return self._resize(image_size, *self._limits(image_size, scale))
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         if max(image_size) > _MAX_ASPECT * min(image_size):
@@ -116,9 +130,12 @@ class QwenVLBackbone(NativeBackbone):
         return vision_flops(self._vision, self.grid(image_size, scale))
 
     def preprocess(self, images: Sequence[Image.Image], scale: int) -> dict[str, Tensor]:
-        smallest, largest = self._limits(scale)
-        size = {"shortest_edge": smallest, "longest_edge": largest}
-        return dict(self.checkpoint.image_processor(images=list(images), size=size, return_tensors="pt"))
+        parts = []
+        for image in images:
+            smallest, largest = self._limits(image.size, scale)
+            size = {"shortest_edge": smallest, "longest_edge": largest}
+            parts.append(self.checkpoint.image_processor(images=[image], size=size, return_tensors="pt"))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
         inputs = self.preprocess(images, scale)

@@ -11,15 +11,22 @@ from typing import Any
 
 from m3_backbone.arguments import PositiveInt, Seed, checked
 from m3_backbone.native.base import NativeBackbone
+from m3_backbone.native.gemma4 import Gemma4Backbone
 from m3_backbone.native.qwen_vl import QwenVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
+from m3_backbone.native.tiles import TiledBackbone
 
-_CLASSES: tuple[type[NativeBackbone], ...] = (QwenVLBackbone,)
+_CLASSES: tuple[type[NativeBackbone], ...] = (QwenVLBackbone, Gemma4Backbone, TiledBackbone)
 
 
 @checked
 def open_random_backbone(
-    *, model_type: str, name: str, scales: Sequence[PositiveInt], seed: Seed = 0, **arguments: Any
+    *,
+    model_type: str,
+    name: str,
+    scales: Sequence[PositiveInt] | None = None,
+    seed: Seed = 0,
+    **arguments: Any,
 ) -> NativeBackbone:
     """Return the backbone of a random checkpoint; equal arguments give equal weights and fingerprints.
 
@@ -29,7 +36,7 @@ def open_random_backbone(
     Args:
         model_type: type of the model, as in its `config.json`, such as `qwen3_vl`.
         name: name of the backbone in the labels that it makes.
-        scales: ladder of the backbone.
+        scales: ladder of the backbone; by default that of its class.
         seed: seed of the weights.
         arguments: further arguments of the backbone's class.
 
@@ -38,7 +45,9 @@ def open_random_backbone(
     classes = {known: backbone for backbone in _CLASSES for known in backbone.families}
     if model_type not in classes:
         raise ValueError(f"model_type={model_type}: give one of {', '.join(classes)}")
-    return classes[model_type](_write_once(model_type, seed), name=name, scales=scales, **arguments)
+    if scales is not None:
+        arguments["scales"] = scales
+    return classes[model_type](_write_once(model_type, seed), name=name, **arguments)
 
 
 @lru_cache

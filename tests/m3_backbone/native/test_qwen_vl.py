@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from m3_backbone.decoding.sampling import Draw
+from m3_backbone.ladder import coinciding_scales
 from m3_backbone.native.qwen_vl import QwenVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 
@@ -43,7 +44,7 @@ def case(request, tmp_path_factory):
 def inputs_of(backbone, image, question, scale):
     """Inputs of the model from pixels, as its own processor makes them."""
     checkpoint, config = backbone.checkpoint, backbone.checkpoint.config
-    smallest, largest = backbone._limits(scale)
+    smallest, largest = backbone._limits(image.size, scale)
     size = {"shortest_edge": smallest, "longest_edge": largest}
     pixels = checkpoint.image_processor(images=[image], size=size, return_tensors="pt")
     num_tokens = int(pixels["image_grid_thw"].prod()) // config.vision_config.spatial_merge_size**2
@@ -225,3 +226,15 @@ def test_what_cannot_be_asked_is_refused(case, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'qwen2_5_vl' or 'qwen3_vl'"):
         QwenVLBackbone(tmp_path)
+
+
+def test_thin_images_have_no_more_tokens_at_a_lower_cap(case):
+    # At a cap of 16, the image processor enlarges 640 x 20 pixels to more tokens than at a cap of 64.
+    for size in ((640, 20), (500, 16), (20, 640)):
+        counts = [case.backbone.num_visual_tokens(size, scale) for scale in SCALES]
+        assert counts == sorted(counts)
+        coinciding = coinciding_scales(case.backbone, size)
+        assert len(set(coinciding.values())) == len(set(counts))
+        (encoded,) = case.backbone.encode([Image.new("RGB", size, "red")])
+        answers = {scale: case.backbone.answer([encoded], QUESTIONS[:1], scale)[0] for scale in SCALES}
+        assert all(answers[scale] == answers[coarse] for scale, coarse in coinciding.items())
