@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from m3_backbone.backbone import Answer
 from m3_backbone.conformance.subject import Check, NotApplicable, Subject, expect
 from m3_backbone.decoding.sampling import Draw
+from m3_backbone.images import to_rgb
 
 _REFERENCES = ("yes", "a blue one")
 _HOT, _NUM_KEYS = 10.0, 8
@@ -34,6 +35,18 @@ def answers_are_well_formed(subject: Subject) -> None:
     expect(not backbone.answer([], [], subject.scales[0]), "no questions have no answers", "something")
 
 
+def answers_depend_on_the_image(subject: Subject) -> None:
+    """At the finest scale, different images have answers of different tokens or confidence."""
+    question, scale = subject.questions[0], subject.scales[-1]
+    answers = [subject.ask(image, question, scale) for image in subject.images.values()]
+    different = {(*answer.token_ids, answer.confidence) for answer in answers}
+    expect(
+        len(different) > 1 or len(answers) < 2,
+        f"{len(answers)} images have different answers to {question!r} at scale {scale}",
+        f"all {answers[0].text!r} with confidence {answers[0].confidence:.6g}",
+    )
+
+
 def answers_are_deterministic(subject: Subject) -> None:
     """An image that is encoded twice has the same answer twice, and asked again the same answer again."""
     backbone = subject.backbone
@@ -54,8 +67,8 @@ def batches_change_nothing(subject: Subject) -> None:
         subject,
         [
             (f"image {name}", image, subject.questions[0]),
-            (f"mirrored image {name}", ImageOps.mirror(image), subject.questions[1]),
             (f"image {name} again", image.copy(), subject.questions[0]),
+            (f"inverted image {name}", ImageOps.invert(to_rgb(image)), subject.questions[1]),
         ],
     )
 
@@ -181,6 +194,7 @@ def sampled_answers_follow_their_keys(subject: Subject) -> None:
 
 ANSWER_CHECKS: tuple[Check, ...] = (
     answers_are_well_formed,
+    answers_depend_on_the_image,
     answers_are_deterministic,
     batches_change_nothing,
     mixed_shapes_change_nothing,
