@@ -170,7 +170,10 @@ def references_change_nothing(subject: Subject) -> None:
 
 
 def sampled_answers_follow_their_keys(subject: Subject) -> None:
-    """A sampled answer depends on its key and not on the batch; keys differ at a high temperature."""
+    """A sampled answer depends on its key and not on the batch; keys differ at a high temperature.
+
+    With 16-bit weights, rounding may select another token: half of the first tokens have to be equal.
+    """
     backbone, question, scale = subject.backbone, subject.questions[0], subject.scales[0]
     names = list(subject.images)
     draws = [Draw(_HOT, ("check", number)) for number in range(_NUM_KEYS)]
@@ -181,9 +184,16 @@ def sampled_answers_follow_their_keys(subject: Subject) -> None:
         answers = backbone.answer(encoded, [question] * len(rows), scale, draws=[draw for _, draw in rows])
     except (ValueError, NotImplementedError) as error:
         raise NotApplicable(f"the backbone refuses sampled answers: {error}") from error
+    firsts = []
     for (name, draw), answer in list(zip(rows, answers, strict=True))[: 2 * len(names)]:
         alone = subject.ask(subject.images[name], question, scale, draws=[draw])
-        subject.expect_same(answer, alone, f"image {name} with key {draw.key} in a batch of {len(rows)}")
+        firsts.append(answer.token_ids[0] == alone.token_ids[0])
+        if not subject.has_16_bits:
+            subject.expect_same(answer, alone, f"image {name} with key {draw.key} in a batch of {len(rows)}")
+    is_most = 2 * sum(firsts) >= len(firsts)
+    expect(
+        is_most, "half of the sampled answers begin in a batch as alone", f"{sum(firsts)} of {len(firsts)}"
+    )
     different = {tuple(answer.token_ids) for answer in answers[:: len(names)]}
     expect(
         len(different) > 1,
