@@ -1,4 +1,4 @@
-"""Check that a backbone keeps its contract: costs, answers, vision passes, unusual inputs, fingerprints.
+"""Check that a backbone keeps its contract: costs, answers, unusual inputs, fingerprints.
 
 Each check of `m3_backbone.conformance` prints ok, failed with what was expected and found, or why it does not
 apply. The exit status is 1 if any check failed.
@@ -26,12 +26,12 @@ def main(config: DictConfig) -> None:
 
     subject = Subject(partial(instantiate, config.backbone, _convert_="all"))
     checks = select_checks((*CHECKS, adaptive_model_is_saved_and_loaded), config.checks)
-    results = []
+    name, results = subject.backbone.name, []
     with show_progress("checks", total=len(checks), unit="checks") as bar:
         for result in run_checks(subject, checks):
             results.append(result)
             bar.update()
-    print(format_checks(subject.backbone.name, results))
+    print(format_checks(name, results))
     if any(result.outcome == "failed" for result in results):
         raise SystemExit(1)
 

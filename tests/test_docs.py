@@ -34,11 +34,11 @@ def read_command_lines(page: str) -> list[tuple[str, list[str]]]:
         lines += block.splitlines()
     called = []
     for line in lines:
-        given = re.match(r"(?:tokenscale |python -m experiments\.)(\w+)(.*)", line, re.S)
+        given = re.match(r"(?:tokenscale |python -m experiments\.)(\w[\w-]*)(.*)", line, re.S)
         if made := re.fullmatch(r'make run ARGS="(.*?)"(?:\s+#.*)?', line):
             called.append(("run", shlex.split(made[1])))
         elif given and not PLACEHOLDER.search(line):
-            called.append((given[1], shlex.split(given[2], comments=True)))
+            called.append((given[1].replace("-", "_"), shlex.split(given[2], comments=True)))
     return called
 
 

@@ -25,6 +25,7 @@ def search_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
     sys.modules.pop(MODULE, None)
+    vars(m3_backbone).pop("color_namer", None)
 
 
 def test_the_exercise_keeps_the_contract(search_path, monkeypatch, capsys):
@@ -38,7 +39,7 @@ def test_the_exercise_is_labelled_trained_and_evaluated(search_path, monkeypatch
     arguments = [
         *("run", "backbone=color_namer", search_path, "hydra.run.dir=run", "paths.store=store"),
         *("predictor=question_only", "~predictor@baselines.per_task", "~predictor@baselines.question_only"),
-        *("task.num_images={train:40,calibration:20,test:20}"),
+        "task.num_images={train:40,calibration:20,test:20}",
         *("num_workers=1", "latency.num_images=0", "num_resamples=200", "guarantee.num_resplits=0"),
     ]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from m3_backbone.backbone import Answer
 from m3_backbone.conformance.subject import Check, NotApplicable, Subject, expect
 from m3_backbone.decoding.sampling import Draw
+from m3_backbone.images import to_rgb
 
 _REFERENCES = ("yes", "a blue one")
 _HOT, _NUM_KEYS = 10.0, 8
@@ -34,6 +35,18 @@ def answers_are_well_formed(subject: Subject) -> None:
     expect(not backbone.answer([], [], subject.scales[0]), "no questions have no answers", "something")
 
 
+def answers_depend_on_the_image(subject: Subject) -> None:
+    """At the finest scale, different images have answers of different tokens or confidence."""
+    question, scale = subject.questions[0], subject.scales[-1]
+    answers = [subject.ask(image, question, scale) for image in subject.images.values()]
+    different = {(*answer.token_ids, answer.confidence) for answer in answers}
+    expect(
+        len(different) > 1 or len(answers) < 2,
+        f"{len(answers)} images have different answers to {question!r} at scale {scale}",
+        f"all {answers[0].text!r} with confidence {answers[0].confidence:.6g}",
+    )
+
+
 def answers_are_deterministic(subject: Subject) -> None:
     """An image that is encoded twice has the same answer twice, and asked again the same answer again."""
     backbone = subject.backbone
@@ -54,8 +67,8 @@ def batches_change_nothing(subject: Subject) -> None:
         subject,
         [
             (f"image {name}", image, subject.questions[0]),
-            (f"mirrored image {name}", ImageOps.mirror(image), subject.questions[1]),
             (f"image {name} again", image.copy(), subject.questions[0]),
+            (f"inverted image {name}", ImageOps.invert(to_rgb(image)), subject.questions[1]),
         ],
     )
 
@@ -157,7 +170,10 @@ def references_change_nothing(subject: Subject) -> None:
 
 
 def sampled_answers_follow_their_keys(subject: Subject) -> None:
-    """A sampled answer depends on its key and not on the batch; keys differ at a high temperature."""
+    """A sampled answer depends on its key and not on the batch; keys differ at a high temperature.
+
+    With 16-bit weights, rounding may select another token: half of the first tokens have to be equal.
+    """
     backbone, question, scale = subject.backbone, subject.questions[0], subject.scales[0]
     names = list(subject.images)
     draws = [Draw(_HOT, ("check", number)) for number in range(_NUM_KEYS)]
@@ -168,9 +184,16 @@ def sampled_answers_follow_their_keys(subject: Subject) -> None:
         answers = backbone.answer(encoded, [question] * len(rows), scale, draws=[draw for _, draw in rows])
     except (ValueError, NotImplementedError) as error:
         raise NotApplicable(f"the backbone refuses sampled answers: {error}") from error
+    firsts = []
     for (name, draw), answer in list(zip(rows, answers, strict=True))[: 2 * len(names)]:
         alone = subject.ask(subject.images[name], question, scale, draws=[draw])
-        subject.expect_same(answer, alone, f"image {name} with key {draw.key} in a batch of {len(rows)}")
+        firsts.append(answer.token_ids[0] == alone.token_ids[0])
+        if not subject.has_16_bits:
+            subject.expect_same(answer, alone, f"image {name} with key {draw.key} in a batch of {len(rows)}")
+    is_most = 2 * sum(firsts) >= len(firsts)
+    expect(
+        is_most, "half of the sampled answers begin in a batch as alone", f"{sum(firsts)} of {len(firsts)}"
+    )
     different = {tuple(answer.token_ids) for answer in answers[:: len(names)]}
     expect(
         len(different) > 1,
@@ -181,6 +204,7 @@ def sampled_answers_follow_their_keys(subject: Subject) -> None:
 
 ANSWER_CHECKS: tuple[Check, ...] = (
     answers_are_well_formed,
+    answers_depend_on_the_image,
     answers_are_deterministic,
     batches_change_nothing,
     mixed_shapes_change_nothing,

@@ -63,6 +63,11 @@ class Subject:
         """Relative difference of two confidences that rounding explains, by the dtype of the weights."""
         return _ROUNDING.get(getattr(self.backbone, "torch_dtype", torch.float32), _FINE_ROUNDING)
 
+    @property
+    def has_16_bits(self) -> bool:
+        """Whether the weights have 16 bits, so that rounding may decide between two tokens."""
+        return self.rounding > _FINE_ROUNDING
+
     def ask(self, image: Image.Image, question: str, scale: int, **options: Any) -> Answer:
         """Answer to one question about an image that is encoded for it alone."""
         (answer,) = self.backbone.answer(self.backbone.encode([image]), [question], scale, **options)
@@ -74,7 +79,7 @@ class Subject:
         With 16-bit weights, answers may differ where a token was a near tie.
         """
         if answer.token_ids != expected.token_ids:
-            is_tie = min(abs(answer.margin), abs(expected.margin)) < self.rounding > _FINE_ROUNDING
+            is_tie = self.has_16_bits and min(abs(answer.margin), abs(expected.margin)) < self.rounding
             expect(is_tie, f"{place}: the answer is {expected.text!r} {expected.token_ids}", answer.token_ids)
         elif not math.isclose(answer.confidence, expected.confidence, rel_tol=self.rounding):
             fail(f"{place}: the confidence is {expected.confidence:.6g}", f"{answer.confidence:.6g}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_backbone.arguments import PositiveInt, Seed, checked
+from m3_backbone.loading.checkpoint import without_progress_bars
 from m3_backbone.native.base import NativeBackbone
 from m3_backbone.native.gemma4 import Gemma4Backbone
 from m3_backbone.native.qwen_vl import QwenVLBackbone
@@ -54,7 +55,8 @@ def open_random_backbone(
 def _write_once(model_type: str, seed: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"random_{model_type}_"))
     atexit.register(partial(_remove, folder, os.getpid()))
-    return write_random_checkpoint(folder, model_type, seed=seed)
+    with without_progress_bars():
+        return write_random_checkpoint(folder, model_type, seed=seed)
 
 
 def _remove(folder: Path, process: int) -> None:
