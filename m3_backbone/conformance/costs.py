@@ -1,6 +1,7 @@
 """Checks of the ladder and of costs, which a backbone states without running its model."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise, product
 from typing import Any
 
@@ -145,21 +146,16 @@ def vision_flops_fit_the_family(subject: Subject) -> None:
 def flops_are_those_of_the_counter(subject: Subject) -> None:
     """Vision and prefill FLOPs equal `torch.utils.flop_counter` under eager attention.
 
-    The counter sees one image encoded at one scale, then the decoder on as many text tokens as the prompt
-    has tokens. Layers of a vision tower whose output is not used may run besides.
+    The counter sees one image encoded at one scale, then the decoder on a text of as many tokens as the
+    prompt has. Layers of a vision tower whose output is not used may run besides.
     """
     backbone = subject.backbone
     if not isinstance(backbone, ModelBackbone):
         raise NotApplicable("the model is not in a ModelBackbone, so eager attention cannot be chosen")
     if getattr(backbone, "quantization", None) is not None:
         raise NotApplicable("the counter does not know the products of quantised weights")
-    model, question = backbone.model, subject.questions[0]
-    # Parts of a model may have kernels of their own.
-    parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
-    attention = {name: part._attn_implementation for name, part in parts.items() if part is not None}
-    attention[""] = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
+    question = subject.questions[0]
+    with _eager_kernels(backbone.model):
         for scale, name in product(subject.scales, ("wide", "tall")):
             image = subject.images.get(name, next(iter(subject.images.values())))
             place = f"image {name} at scale {scale}"
@@ -170,18 +166,37 @@ def flops_are_those_of_the_counter(subject: Subject) -> None:
             expect(stated == counted, f"{place}: vision_flops is the counted {counted}", stated)
             texts = [*backbone.system_ids, *backbone.processor.suffix_ids(question)]
             length = len(texts) + backbone.num_prefix_tokens(image.size, scale)
-            counted = _count_prefill(model, texts[-1], length)
+            counted = _count_prefill(backbone, question, length)
             stated = backbone.prefill_flops(image.size, question, scale)
             expect(stated == counted, f"{place}: prefill_flops is the counted {counted}", stated)
+
+
+@contextmanager
+def _eager_kernels(model: Any) -> Iterator[None]:
+    """Use eager attention and experts in all parts of a model, which may have different kernels otherwise."""
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    names = ("_attn_implementation", "_experts_implementation")
+    before = [
+        (config, name, getattr(config, name))
+        for config, name in product(configs.values(), names)
+        if hasattr(config, name)
+    ]
+    for config, name, _ in before:
+        setattr(config, name, "eager")
+    try:
+        yield
     finally:
-        model.set_attn_implementation(attention)
+        for config, name, kernel in before:  # a whole before its parts, as it sets those too
+            setattr(config, name, kernel)
 
 
 @torch.no_grad()
-def _count_prefill(model: Any, token_id: int, length: int) -> int:
-    ids = torch.full((1, length), token_id, device=model.device)
+def _count_prefill(backbone: ModelBackbone, question: str, length: int) -> int:
+    """Operations of the decoder on a text of `length` tokens, until the first token of an answer."""
+    token = backbone.question_ids(question)[0]
+    ids = torch.full((1, length), token, device=backbone.torch_device)
     with FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, logits_to_keep=1, use_cache=False)
+        backbone.model(input_ids=ids, logits_to_keep=1, use_cache=False)
     return int(counter.get_total_flops())
 
 
