@@ -14,6 +14,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from m3_backbone.loading.checkpoint import without_progress_bars
+
 _TEXTS = (
     "What color is the large square? How many small circles are there? Is there a red one? yes no left right",
     "The answer is a short text. 0 1 2 3 4 5 6 7 8 9 blue green yellow triangle star top bottom row column",
@@ -89,7 +91,8 @@ def write_checkpoint(
             torch.nn.init.normal_(weight, std=0.1, generator=generator)
     model.generation_config.eos_token_id = eos_token_ids
     model.generation_config.pad_token_id = eos_token_ids[0]
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
 

@@ -41,13 +41,13 @@ def open_random(model_type="qwen3_vl"):
 
 
 def test_checks_print_a_table_and_succeed(call, capsys):
-    call("backbone=random_qwen_vl", "backbone.device=cpu", "checks=[drafts, fingerprints, saved]")
+    call("backbone=random_vlm", "backbone.device=cpu", "checks=[drafts, fingerprints, saved]")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["check", "outcome"]
     assert lines[2].split() == ["drafts_change_nothing", "ok"]
     assert lines[3].split() == ["fingerprints_are_stable", "ok"]
     assert lines[4].split()[0] == "adaptive_model_is_saved_and_loaded"
-    assert lines[-1].startswith("random_qwen_vl: ") and " 0 failed, " in lines[-1]
+    assert lines[-1].startswith("random_qwen3_vl: ") and " 0 failed, " in lines[-1]
 
 
 def test_status_is_1_after_a_failed_check(call, capsys, monkeypatch):
@@ -70,7 +70,7 @@ def test_status_is_1_after_a_failed_check(call, capsys, monkeypatch):
 )
 def test_mistakes_are_named_before_a_check_runs(call, capsys, argument, message):
     with pytest.raises(SystemExit) as exit:
-        call("backbone=random_qwen_vl", argument)
+        call("backbone=random_vlm", argument)
     assert exit.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err and not printed.out
@@ -168,11 +168,11 @@ def test_random_backbone_labels_and_labels_on(tmp_path, monkeypatch, capsys):
     counts = []
     for number in (8, 9):
         arguments = [
-            *("label", "backbone=random_qwen_vl", "backbone.device=cpu", "backbone.max_new_tokens=2"),
+            *("label", "backbone=random_vlm", "backbone.device=cpu", "backbone.max_new_tokens=2"),
             *(f"limit={{train:{number},calibration:8,test:8}}", "task.questions_per_image=2"),
         ]
         monkeypatch.setattr(sys, "argv", arguments)
         label.main()
         counts.append(capsys.readouterr().out)
-    assert all("labels: outputs/store/labels/random_qwen_vl/scenes" in out for out in counts)
+    assert all("labels: outputs/store/labels/random_qwen3_vl/scenes" in out for out in counts)
     assert len(list((tmp_path / "outputs/store/labels").glob("*/scenes*"))) == 1

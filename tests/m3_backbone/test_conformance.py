@@ -37,17 +37,6 @@ OPENERS: dict[str, Callable[[], Backbone]] = {
     "qwen3_vl": lambda: open_qwen("qwen3_vl"),
     "qwen2_5_vl": lambda: open_qwen("qwen2_5_vl"),
 }
-# What these backbones are known to break. An entry that no longer fails has to be removed.
-_RIBBON = "smart_resize enlarges a ribbon whose rounded sides exceed a small cap: more tokens than uncapped"
-_NO_SCALE = "vision_flops ignores the scale, and so does check_question without tiles"
-KNOWN = {
-    **{(name, "unknown_scales_are_refused"): _NO_SCALE for name in ("tiny_m3", "tiled")},
-    **{
-        (name, check): _RIBBON
-        for name in ("qwen3_vl", "qwen2_5_vl")
-        for check in ("token_counts_ascend", "flops_ascend")
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +46,7 @@ def subjects() -> dict[str, Subject]:
 
 @pytest.mark.parametrize("name", OPENERS)
 @pytest.mark.parametrize("check", CHECKS)
-def test_backbones_of_the_package_conform(name, check, subjects, request):
-    if reason := KNOWN.get((name, check.__name__)):
-        request.applymarker(pytest.mark.xfail(strict=True, raises=Failed, reason=reason))
+def test_backbones_of_the_package_conform(name, check, subjects):
     check(subjects[name])
 
 

@@ -121,7 +121,7 @@ def test_vision_flops_are_those_of_the_counter():
 
 
 def test_scales_and_checkpoints_that_cannot_be_resized(resized, images):
-    with pytest.raises(ValueError, match="scale 5 is not possible on a 12x12 grid"):
+    with pytest.raises(ValueError, match="scale 5 is not on the ladder of this backbone: choose one of 1, 9"):
         resized.answer(resized.encode(images[:1]), QUESTIONS[:1], 5)
     with pytest.raises(ValueError, match="has tiles or learned queries"):
         ResizedLlavaBackbone(OFFICIAL / "llavanext" / "checkpoint")
