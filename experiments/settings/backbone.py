@@ -130,6 +130,8 @@ class ModelTraining(Training):
     """weight of the initial weights in the final mean"""
     scale_groups: Annotated[list[Annotated[list[PositiveInt], Len(1)]], Len(1)]
     """groups of scales; at every step one scale of each group is chosen at random"""
+    resize_images: bool
+    """shrink images to the grid of a scale instead of pooling their tokens"""
     dense_weight: NonNegativeFloat
     """weight of the dense labels in the loss"""
 

@@ -115,6 +115,8 @@ class SeeingM3Training(M3Training):
     def loss_of_tokens(self, tokens: Tensor, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
         loss = super().loss_of_tokens(tokens, batch, scales)
         labels = batch["patches"]
+        if tokens.shape[1] != labels.shape[1]:
+            return loss  # a smaller image has no label per patch
         labelled = labels[:, 0, 0] >= 0
         dense_loss, accuracy = self.patch_heads(tokens[labelled], labels[labelled])
         for name, value in accuracy.items():

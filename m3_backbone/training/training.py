@@ -2,7 +2,8 @@
 
 The optimizer is AdamW, or Muon and AdamW, with warm-up and cosine decay. The loss is the mean over the scales
 of the causal loss on the answer tokens (Cai et al., arXiv 2405.17430, equation 2). The vision tower runs
-once, and its projected grid is pooled once per scale.
+once, and its projected grid is pooled once per scale; or, for a backbone with another resolution per scale,
+it runs once per scale on a smaller image.
 """
 
 import random
@@ -14,12 +15,14 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import get_cosine_schedule_with_warmup
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3_backbone.backbone import check_scale
 from m3_backbone.llava.modeling import M3Model
+from m3_backbone.llava.pooling import pooled_side
 from m3_backbone.training.conversations import Conversation, expand_images
 
 
@@ -128,6 +131,8 @@ class M3Training(CosineTraining):
         pad_id: token id of the padding, which is masked.
         scale_groups: one scale of each group is chosen at random at every step. None: every step uses all
             scales, as in M3.
+        resize_images: shrink the images to the grid of the scale instead of pooling (see
+            `m3_backbone.llava.resized`).
         learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate: see `CosineTraining`.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
     """
@@ -137,6 +142,7 @@ class M3Training(CosineTraining):
         model: M3Model,
         pad_id: int,
         scale_groups: Sequence[Sequence[int]] | None = None,
+        resize_images: bool = False,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         num_warmup_steps: int = 100,
@@ -146,6 +152,7 @@ class M3Training(CosineTraining):
         super().__init__(learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate)
         self.model = model.train()  # models are loaded in evaluation mode
         self.pad_id = pad_id
+        self.resize_images = resize_images
         self.scale_groups = [
             [check_scale(scale, model.scales) for scale in group] for group in scale_groups or []
         ]
@@ -169,9 +176,11 @@ class M3Training(CosineTraining):
     ) -> Tensor:
         """Mean negative log-likelihood of the answer tokens at one scale.
 
-        `tokens` `[num_tiles, grid * grid, hidden]` come from `encode_images`.
+        `tokens` `[num_tiles, grid * grid, hidden]` come from `encode_images`, or with `resize_images`
+        `[num_images, scale, hidden]` from `encode_resized`.
         """
-        features = self.model.pool_images(tokens, scale, image_sizes)
+        features: Any
+        features = list(tokens) if self.resize_images else self.model.pool_images(tokens, scale, image_sizes)
         batch = expand_images(
             conversations,
             [len(image) for image in features],
@@ -191,9 +200,25 @@ class M3Training(CosineTraining):
         return outputs.loss
 
     def loss(self, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
-        """Mean over `scales` of the causal loss on a batch. The images are encoded once for all scales."""
+        """Mean over `scales` of the causal loss on a batch. Pooled images are encoded once for all scales."""
+        if self.resize_images:
+            losses = [self.loss_of_tokens(self.encode_at(batch, scale), batch, [scale]) for scale in scales]
+            return sum(losses[1:], losses[0]) / len(losses)
         tokens = self.model.encode_images(batch["pixel_values"], batch.get("image_sizes"))
         return self.loss_of_tokens(tokens, batch, scales)
+
+    def encode_at(self, batch: dict[str, Any], scale: int) -> Tensor:
+        """Tokens `[num_images, scale, hidden]` of images that are shrunk to the grid of a scale.
+
+        Shrinking normalised pixels differs from shrinking the image, as `ResizedLlavaBackbone` does, by
+        rounding only.
+        """
+        vision: Any = self.model.config.vision_config
+        size = pooled_side(scale, self.model.model.grid) * vision.patch_size
+        pixels = batch["pixel_values"]
+        if size != pixels.shape[-1]:
+            pixels = interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+        return self.model.model.encode_resized(pixels)
 
     def loss_of_tokens(self, tokens: Tensor, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
         """Loss as in `loss`, computed from the output of `encode_images`."""
