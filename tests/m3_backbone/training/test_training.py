@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from experiments.tasks.scenes import Scenes
+from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
 from m3_backbone.training.conversations import (
     IGNORED,
@@ -209,3 +211,26 @@ def test_scales_of_a_step_come_from_their_groups(fixture):
     assert drawn[0] in (1, 9) and drawn[1] == 576
     with pytest.raises(ValueError, match="100"):
         M3Training(model, processor.pad_token_id, scale_groups=[[100]])
+
+
+def test_shrunk_images_cost_what_their_backbone_answers_with():
+    """The loss at a resolution is the likelihood that `ResizedLlavaBackbone` gives the reference."""
+    model, processor = load_m3("tiny_m3", dtype=torch.float32, attn_implementation="sdpa")
+    training = M3Training(model, processor.pad_token_id, resize_images=True)
+    backbone = ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu")
+    task = Scenes(seed=3, num_images={"train": 1, "calibration": 1, "test": 1})
+    sample = next(iter(task.samples("train")))
+    image = task.image(sample.image_id)
+    conversation = tokenize_conversation(processor, [(sample.question, sample.references[0])])
+    batch = {**processor.preprocess([image]), "conversation": [conversation]}
+    (encoded,) = backbone.encode([image])
+    nlls = []
+    for scale in backbone.scales:
+        (answer,) = backbone.answer([encoded], [sample.question], scale, references=[sample.references[:1]])
+        with torch.no_grad():
+            loss = training.loss(batch, [scale]).item()
+        # Shrunk before or after normalisation: pixels differ by rounding to whole numbers, unless unchanged.
+        assert loss == pytest.approx(answer.nll, abs=1e-4 if scale == 144 else 0.05)
+        nlls.append(loss)
+    with torch.no_grad():
+        assert training.loss(batch, backbone.scales).item() == pytest.approx(sum(nlls) / len(nlls), abs=1e-4)
