@@ -249,9 +249,11 @@ class ModelBackbone(Backbone, ABC):
 
     def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
         num_text_tokens = len(self.system_ids) + len(self._suffix_ids(question))
-        return prefill_flops(
-            self.checkpoint.config, num_text_tokens + self.num_prefix_tokens(image_size, scale)
-        )
+        return self._decoder_flops(num_text_tokens + self.num_prefix_tokens(image_size, scale))
+
+    def _decoder_flops(self, num_tokens: int) -> int:
+        """Operations of the decoder on a prompt of `num_tokens` tokens."""
+        return prefill_flops(self.checkpoint.config, num_tokens)
 
     def decode_flops_per_token(self) -> int:
         return decoder_flops_per_token(self.checkpoint.config)

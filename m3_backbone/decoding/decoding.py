@@ -141,24 +141,6 @@ class Decoder:
             for row, best_reference in zip(rows, nlls, strict=True)
         ]
 
-    @torch.no_grad()
-    def read_states(
-        self, images: Sequence[VisualPrefix], owners: Sequence[int], questions: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Return the last hidden state at the end of each prompt, `[num_questions, hidden]`.
-
-        Arguments as in `decode`.
-        """
-        prompts: dict[Any, Prompt] = {}
-        keys = [(owner, tuple(question)) for owner, question in zip(owners, questions, strict=True)]
-        for owner, question in keys:
-            prompts.setdefault((owner, question), Prompt(owner, question, ()))
-        work = Work()
-        _, hidden = self._prefill(images, list(prompts.values()), work)
-        with self._work_lock:
-            self.work.add(work)
-        return hidden[torch.tensor([prompts[key].places[-1] for key in keys], device=hidden.device)]
-
     def _prefill(
         self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work
     ) -> tuple[PackedSegments, Tensor]:

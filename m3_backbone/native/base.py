@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image, describe_norms
@@ -45,30 +46,60 @@ class NativeBackbone(ModelBackbone):
 
     Args:
         checkpoint: folder or hub id.
-        scales: ladder of caps, ascending.
+        scales: ladder of caps, ascending; by default that of the family.
         quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
-        arguments: as in `ModelBackbone`.
+        name, dtype, device, device_map, attn_implementation, max_new_tokens, batch_size, image_batch_size,
+            batch_tokens: as in `ModelBackbone`.
     """
 
     family: Family = "native"
     families: ClassVar[Mapping[str, ModelFamily]]
 
+    @checked
     def __init__(
         self,
         checkpoint: str | Path | NativeCheckpoint,
         *,
-        scales: Sequence[int],
+        scales: Sequence[PositiveInt] | None = None,
         quantization: Mapping[str, Any] | None = None,
-        **arguments: Any,
+        name: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        max_new_tokens: PositiveInt = 64,
+        batch_size: PositiveInt = 16,
+        image_batch_size: PositiveInt = 4,
+        batch_tokens: PositiveInt | None = None,
     ) -> None:
         if not isinstance(checkpoint, NativeCheckpoint):
             checkpoint = NativeCheckpoint.open(checkpoint, self.families)
-        super().__init__(checkpoint, **arguments)
-        if not scales or min(scales) < 1:
-            raise ValueError(f"scales={list(scales)}: give positive numbers of visual tokens")
-        self._scales = tuple(sorted(set(scales)))
-        self.quantization = None if quantization is None else dict(quantization)
+        super().__init__(
+            checkpoint,
+            name=name,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            image_batch_size=image_batch_size,
+            batch_tokens=batch_tokens,
+        )
         self.checkpoint: NativeCheckpoint
+        self.quantization = None if quantization is None else dict(quantization)
+        ladder = self._default_scales() if scales is None else scales
+        if not ladder:
+            raise ValueError("scales=[]: give positive numbers of visual tokens")
+        self._check_scales(ladder)
+        self._scales = tuple(sorted(set(ladder)))
+
+    @abstractmethod
+    def _default_scales(self) -> Sequence[int]:
+        """Ladder of the family."""
+
+    def _check_scales(self, scales: Sequence[int]) -> None:
+        """Raise ValueError for scales that the model does not have; by default, it has any."""
 
     @property
     def scales(self) -> tuple[int, ...]:

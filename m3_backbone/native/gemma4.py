@@ -1,19 +1,17 @@
 """Gemma 4: the resolution of an image is one of five budgets of visual tokens."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
 from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
-from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.decoding.plain import PlainDecoder
 from m3_backbone.native.base import NativeBackbone
-from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
+from m3_backbone.native.checkpoint import ModelFamily
 
 # Values of `max_soft_tokens` that the image processor takes.
 BUDGETS = (70, 140, 280, 560, 1120)
@@ -30,12 +28,7 @@ class Gemma4Backbone(NativeBackbone):
     Sliding windows, shared keys and values, per-layer inputs and bidirectional attention within an image are
     left to the model: questions are decoded by `PlainDecoder`.
 
-    Args:
-        checkpoint: folder or hub id.
-        scales: budgets, any of 70, 140, 280, 560 and 1120.
-        quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
-        name, dtype, device, device_map, attn_implementation, max_new_tokens, batch_size, image_batch_size,
-            batch_tokens: as in `ModelBackbone`.
+    Arguments are those of `NativeBackbone`. Raises ValueError for scales that are no budgets.
     """
 
     families: ClassVar[Mapping[str, ModelFamily]] = {
@@ -48,42 +41,15 @@ class Gemma4Backbone(NativeBackbone):
     }
     _decoder_class = PlainDecoder
 
-    @checked
-    def __init__(
-        self,
-        checkpoint: str | Path | NativeCheckpoint,
-        *,
-        scales: Sequence[PositiveInt] = BUDGETS,
-        quantization: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        dtype: str = "auto",
-        device: str | None = None,
-        device_map: Any = None,
-        attn_implementation: str | None = None,
-        max_new_tokens: PositiveInt = 64,
-        batch_size: PositiveInt = 16,
-        image_batch_size: PositiveInt = 8,
-        batch_tokens: PositiveInt | None = None,
-    ) -> None:
+    def _default_scales(self) -> Sequence[int]:
+        return BUDGETS
+
+    def _check_scales(self, scales: Sequence[int]) -> None:
         if unknown := sorted(set(scales) - set(BUDGETS)):
             raise ValueError(
                 f"scales={list(scales)}: Gemma 4 has no budget of {', '.join(map(str, unknown))} visual "
                 f"tokens, choose from {', '.join(map(str, BUDGETS))}"
             )
-        super().__init__(
-            checkpoint,
-            scales=scales,
-            quantization=quantization,
-            name=name,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            image_batch_size=image_batch_size,
-            batch_tokens=batch_tokens,
-        )
 
     def grid(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
         """(rows, columns) of visual tokens of an image of (width, height) pixels."""
@@ -116,11 +82,8 @@ class Gemma4Backbone(NativeBackbone):
         num_patches = scale * self.checkpoint.image_processor.pooling_kernel_size**2
         return vision_flops(self.checkpoint.config, num_patches, self.num_visual_tokens(image_size, scale))
 
-    def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
-        num_text_tokens = len(self.system_ids) + len(self._suffix_ids(question))
-        return prefill_flops(
-            self.checkpoint.config, num_text_tokens + self.num_visual_tokens(image_size, scale)
-        )
+    def _decoder_flops(self, num_tokens: int) -> int:
+        return prefill_flops(self.checkpoint.config, num_tokens)
 
     def decode_flops_per_token(self) -> int:
         return decode_flops_per_token(self.checkpoint.config)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +10,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.native.base import NativeBackbone
-from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
+from m3_backbone.native.checkpoint import ModelFamily
 
 # The longest side may be this many times the shortest one, as in the image processor.
 _MAX_ASPECT = 200
@@ -29,12 +27,7 @@ class QwenVLBackbone(NativeBackbone):
     tokens, and fewer if it is smaller than that: images are not enlarged to a cap. Only an image that is
     thinner than a token may have more.
 
-    Args:
-        checkpoint: folder or hub id.
-        scales: caps on the number of visual tokens, ascending.
-        quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
-        name, dtype, device, device_map, attn_implementation, max_new_tokens, batch_size, image_batch_size,
-            batch_tokens: as in `ModelBackbone`.
+    Arguments are those of `NativeBackbone`.
     """
 
     families: ClassVar[Mapping[str, ModelFamily]] = {
@@ -45,37 +38,8 @@ class QwenVLBackbone(NativeBackbone):
         }.items()
     }
 
-    @checked
-    def __init__(
-        self,
-        checkpoint: str | Path | NativeCheckpoint,
-        *,
-        scales: Sequence[PositiveInt] = (16, 64, 256, 1024),
-        quantization: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        dtype: str = "auto",
-        device: str | None = None,
-        device_map: Any = None,
-        attn_implementation: str | None = None,
-        max_new_tokens: PositiveInt = 64,
-        batch_size: PositiveInt = 32,
-        image_batch_size: PositiveInt = 8,
-        batch_tokens: PositiveInt | None = None,
-    ) -> None:
-        super().__init__(
-            checkpoint,
-            scales=scales,
-            quantization=quantization,
-            name=name,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            image_batch_size=image_batch_size,
-            batch_tokens=batch_tokens,
-        )
+    def _default_scales(self) -> Sequence[int]:
+        return (16, 64, 256, 1024)
 
     @property
     def _vision(self) -> Any:

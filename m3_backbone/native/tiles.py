@@ -1,8 +1,7 @@
 """Idefics3 and SmolVLM: an image is split into square tiles, and a small copy of it is added."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +10,11 @@ from torch import Tensor
 from transformers.models.idefics3.image_processing_pil_idefics3 import MAX_IMAGE_SIZE
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.base import LazyImage, NativeBackbone
-from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
+from m3_backbone.native.checkpoint import ModelFamily
 
 # Numbers of tiles along the longest side at the default scales; the settings of published models give 4.
 _DEFAULT_SPLITS = (1, 2, 4)
@@ -41,12 +39,7 @@ class TiledBackbone(NativeBackbone):
     differ slightly between scales. To answer exactly as the model does, every scale encodes its own:
     `family` is native, not thumbnail.
 
-    Args:
-        checkpoint: folder or hub id.
-        scales: numbers of visual tokens t or t (k^2 + 1), ascending; by default those of k = 1, 2, 4.
-        quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
-        name, dtype, device, device_map, attn_implementation, max_new_tokens, batch_size, image_batch_size,
-            batch_tokens: as in `ModelBackbone`.
+    Arguments are those of `NativeBackbone`; `scales` are t or t (k^2 + 1), by default those of k = 1, 2, 4.
 
     Raises ValueError that lists the possible scales for another one, and for a checkpoint whose tiles cannot
     be encoded.
@@ -58,61 +51,44 @@ class TiledBackbone(NativeBackbone):
     }
     _UNPICKLED: ClassVar[frozenset[str]] = ModelBackbone._UNPICKLED | {"_prefix_ids"}
 
-    @checked
-    def __init__(
-        self,
-        checkpoint: str | Path | NativeCheckpoint,
-        *,
-        scales: Sequence[PositiveInt] | None = None,
-        quantization: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        dtype: str = "auto",
-        device: str | None = None,
-        device_map: Any = None,
-        attn_implementation: str | None = None,
-        max_new_tokens: PositiveInt = 64,
-        batch_size: PositiveInt = 32,
-        image_batch_size: PositiveInt = 4,
-        batch_tokens: PositiveInt | None = None,
-    ) -> None:
-        if not isinstance(checkpoint, NativeCheckpoint):
-            checkpoint = NativeCheckpoint.open(checkpoint, self.families)
-        config = checkpoint.config
-        self._tile = int(checkpoint.image_processor.max_image_size["longest_edge"])
-        self._patches_per_side = self._tile // config.vision_config.patch_size
-        # Sides are rounded up to an even number of pixels, which may not exceed whole tiles.
-        if self._tile % 2 or self._patches_per_side % config.scale_factor:
-            raise ValueError(
-                f"{checkpoint.source}: a tile of {self._tile} pixels has {self._patches_per_side} patches a "
-                f"side; its pixels must be a multiple of 2, and its patches of {config.scale_factor}"
-            )
-        self._tokens_per_tile = (self._patches_per_side // config.scale_factor) ** 2
-        self._splits = {
+    @cached_property
+    def _tile(self) -> int:
+        """Side of a tile in pixels."""
+        return int(self.checkpoint.image_processor.max_image_size["longest_edge"])
+
+    @cached_property
+    def _patches_per_side(self) -> int:
+        return self._tile // self.checkpoint.config.vision_config.patch_size
+
+    @cached_property
+    def _tokens_per_tile(self) -> int:
+        return (self._patches_per_side // self.checkpoint.config.scale_factor) ** 2
+
+    @cached_property
+    def _splits(self) -> dict[int, int]:
+        """Number of tiles along the longest side at each possible scale."""
+        return {
             self._tokens_per_tile * (1 if splits == 1 else splits**2 + 1): splits
             for splits in range(1, min(_MAX_SPLITS, MAX_IMAGE_SIZE // self._tile) + 1)
         }
-        if scales is None:
-            scales = [scale for scale, splits in self._splits.items() if splits in _DEFAULT_SPLITS]
+
+    def _default_scales(self) -> Sequence[int]:
+        return [scale for scale, splits in self._splits.items() if splits in _DEFAULT_SPLITS]
+
+    def _check_scales(self, scales: Sequence[int]) -> None:
+        # Sides are rounded up to an even number of pixels, which may not exceed whole tiles.
+        factor = self.checkpoint.config.scale_factor
+        if self._tile % 2 or self._patches_per_side % factor:
+            raise ValueError(
+                f"{self.checkpoint.source}: a tile of {self._tile} pixels has {self._patches_per_side} "
+                f"patches a side; its pixels must be a multiple of 2, and its patches of {factor}"
+            )
         for scale in scales:
             if scale not in self._splits:
                 raise ValueError(
                     f"scales={list(scales)}: with tiles of {self._tokens_per_tile} visual tokens, "
                     f"choose from {', '.join(map(str, self._splits))}"
                 )
-        super().__init__(
-            checkpoint,
-            scales=scales,
-            quantization=quantization,
-            name=name,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            image_batch_size=image_batch_size,
-            batch_tokens=batch_tokens,
-        )
 
     def _make_caches(self) -> None:
         super()._make_caches()
