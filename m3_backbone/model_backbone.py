@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
 from m3_backbone.decoding.decoding import Decoded, Decoder, VisualPrefix
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
+from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 
 
 class TextProcessor(Protocol):
@@ -269,6 +270,29 @@ class ModelBackbone(Backbone, ABC):
     @abstractmethod
     def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:
         """Tokens of each image that enter the decoder at a scale; runs the vision pass where necessary."""
+
+    @abstractmethod
+    def visual_tokens(self, encoded: Sequence[Any], scale: int) -> list[Tensor]:
+        """Visual tokens of each image that enter the decoder at a scale, `[num_tokens, hidden]`."""
+
+    @abstractmethod
+    def _describe_tower(self, image: Any) -> dict[str, float]:
+        """Statistics `tower/...` of an encoded image (see `m3_backbone.features`)."""
+
+    def compute_features(
+        self, encoded: Sequence[Any], scales: Collection[int], groups: Collection[str] = GROUPS
+    ) -> list[ImageFeatures]:
+        if "tower" in groups:
+            self.encode_at(encoded, self.scales[0])
+        tokens_at = {scale: self.visual_tokens(encoded, scale) for scale in scales}
+        features = []
+        for number, image in enumerate(encoded):
+            visual = {scale: tokens[number].half().cpu().numpy() for scale, tokens in tokens_at.items()}
+            statistics = self._describe_tower(image) if "tower" in groups else {}
+            if "image" in groups:
+                statistics |= describe_image(image.image)
+            features.append(ImageFeatures(visual, statistics))
+        return features
 
     def encode_at(self, encoded: Sequence[Any], scale: int) -> None:
         """Run the vision pass of a scale on the images that lack it; nothing if `encode` has run it."""

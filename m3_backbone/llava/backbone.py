@@ -1,6 +1,6 @@
 """Backbone of M3 and MQT-LLaVA checkpoints: one vision pass serves all scales."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ from torch import Tensor
 from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
-from m3_backbone.features import GROUPS, ImageFeatures, describe_image
 from m3_backbone.images import to_rgb
 from m3_backbone.ladder import Family
 from m3_backbone.llava.costs import vision_flops
@@ -176,19 +175,6 @@ class LlavaBackbone(ModelBackbone):
 
     def visual_prefixes(self, encoded: Sequence[EncodedImage], scale: int) -> list[VisualPrefix]:
         return [VisualPrefix(tokens) for tokens in self.visual_tokens(encoded, scale)]
-
-    def compute_features(  # type: ignore[override]
-        self, encoded: Sequence[EncodedImage], scales: Collection[int], groups: Collection[str] = GROUPS
-    ) -> list[ImageFeatures]:
-        tokens_at = {scale: self.visual_tokens(encoded, scale) for scale in scales}
-        features = []
-        for number, image in enumerate(encoded):
-            visual = {scale: tokens[number].half().cpu().numpy() for scale, tokens in tokens_at.items()}
-            statistics = self._describe_tower(image) if "tower" in groups else {}
-            if "image" in groups:
-                statistics |= describe_image(image.image)
-            features.append(ImageFeatures(visual, statistics))
-        return features
 
     def _describe_tower(self, image: EncodedImage) -> dict[str, float]:
         describe = describe_queries if num_queries_of(self.checkpoint.config) else describe_tokens

@@ -2,17 +2,17 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.images import to_rgb
-from m3_backbone.ladder import Family
+from m3_backbone.lazy_vision import LazyVision
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.costs import vision_flops
 from m3_backbone.llava.modeling import M3LlavaModel
@@ -21,19 +21,7 @@ from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.queries import num_queries_of
 
 
-@dataclass(frozen=True, eq=False)
-class ResizedImage:
-    """An image and its visual tokens `[num_tokens, hidden]` at the scales that were needed so far."""
-
-    image: Image.Image
-    tokens: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.image.size
-
-
-class ResizedLlavaBackbone(LlavaBackbone):
+class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # other encoded images
     """Backbone that shrinks the image so that the tower sees as many patches as the scale has tokens.
 
     The side of the shrunk image is `sqrt(scale)` patches. The tower interpolates its position embeddings, and
@@ -43,8 +31,6 @@ class ResizedLlavaBackbone(LlavaBackbone):
     learned queries.
     """
 
-    family: Family = "native"
-
     def _check_checkpoint(self) -> None:
         config = self.checkpoint.config
         if self.processor.images.tiling is not None or num_queries_of(config) is not None:
@@ -52,10 +38,6 @@ class ResizedLlavaBackbone(LlavaBackbone):
                 f"{self.checkpoint.source} has tiles or learned queries: only a checkpoint with one grid of "
                 "patches per image can be used with resized images"
             )
-
-    @property
-    def feature_scales(self) -> tuple[int, ...]:
-        return self.scales[:1]
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -65,21 +47,11 @@ class ResizedLlavaBackbone(LlavaBackbone):
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
         return vision_flops(self.checkpoint.config, side=pooled_side(scale, self.processor.images.grid))
 
-    def encode(self, images: Sequence[Image.Image]) -> list[ResizedImage]:  # type: ignore[override]
-        return [ResizedImage(to_rgb(image)) for image in images]
-
-    def visual_tokens(  # type: ignore[override]
-        self, encoded: Sequence[ResizedImage], scale: int
-    ) -> list[Tensor]:
-        self.encode_at(encoded, scale)
-        return [image.tokens[scale] for image in encoded]
-
     def generate_inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
     ) -> dict[str, Any]:
         inputs = super().generate_inputs(images, questions, scale)
-        pixels = torch.cat([self.preprocessor_at(scale)(to_rgb(image)) for image in images])
-        tokens = list(self.model.model.encode_resized(pixels.to(self._decoder.device)))
+        tokens = [prefix.embeds for prefix in self.run_vision([to_rgb(image) for image in images], scale)]
         features: Any = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         return {**prompt, "mm_encoder_outputs": {"image": features}}
@@ -91,20 +63,12 @@ class ResizedLlavaBackbone(LlavaBackbone):
         resize = None if images.resize is None else round(images.resize * side / images.grid)
         return replace(images, image_size=side * images.patch_size, resize=resize)
 
-    @torch.no_grad()
-    def encode_at(self, encoded: Sequence[ResizedImage], scale: int) -> None:
-        preprocess, device = self.preprocessor_at(scale), self._decoder.device
+    def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
+        preprocess = self.preprocessor_at(scale)
+        pixels = torch.cat([preprocess(image) for image in images]).to(self._decoder.device)
         model = self.model.model
         assert isinstance(model, M3LlavaModel)
-
-        def encode(batch: Sequence[ResizedImage]) -> list[Tensor]:
-            pixels = torch.cat([preprocess(image.image) for image in batch]).to(device)
-            return [tokens.clone() for tokens in model.encode_resized(pixels)]
-
-        missing = list({id(image): image for image in encoded if scale not in image.tokens}.values())
-        results = self.encode_in_batches(encode, missing, scale)
-        for image, tokens in zip(missing, results, strict=True):
-            image.tokens[scale] = tokens
+        return [VisualPrefix(tokens.clone()) for tokens in model.encode_resized(pixels)]
 
     def _describe_tower(self, image: Any) -> dict[str, float]:
         (tokens,) = self.visual_tokens([image], self.scales[0])

@@ -1,7 +1,7 @@
-"""Base class of backbones that encode an image at another resolution for every scale."""
+"""Base class of published vision-language models that take another resolution for every scale."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,37 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.backbone import check_scale
-from m3_backbone.decoding.decoding import VisualPrefix
-from m3_backbone.features import GROUPS, ImageFeatures, describe_image, describe_norms
 from m3_backbone.images import to_rgb
-from m3_backbone.ladder import Family, coinciding_scales
-from m3_backbone.model_backbone import ModelBackbone
+from m3_backbone.lazy_vision import LazyVision
 from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
 
 
-class LazyImage:
-    """An image whose vision pass at a scale runs when that scale is first needed.
-
-    `prefixes` are the results so far, by scale; scales that coincide share one under the coarsest of them.
-    """
-
-    def __init__(self, image: Image.Image, coarsest: Mapping[int, int]) -> None:
-        self.image = image
-        self.coarsest = coarsest
-        self.prefixes: dict[int, VisualPrefix] = {}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the image in pixels."""
-        return self.image.size
-
-
-class NativeBackbone(ModelBackbone):
+class NativeBackbone(LazyVision):
     """Backbone of a published vision-language model that encodes an image at the resolution of a scale.
 
-    A scale is a cap on the number of visual tokens. The vision pass of a scale runs when the scale is first
-    needed, for all images of a call together, and serves all questions about the image at that scale.
+    A scale is a cap on the number of visual tokens.
 
     A subclass names the classes of transformers in `families`, and implements the abstract methods.
 
@@ -52,7 +30,6 @@ class NativeBackbone(ModelBackbone):
             batch_tokens: as in `ModelBackbone`.
     """
 
-    family: Family = "native"
     families: ClassVar[Mapping[str, ModelFamily]]
 
     @checked
@@ -105,10 +82,6 @@ class NativeBackbone(ModelBackbone):
     def scales(self) -> tuple[int, ...]:
         return self._scales
 
-    @property
-    def feature_scales(self) -> tuple[int, ...]:
-        return self._scales[:1]
-
     def saved_arguments(self) -> dict[str, Any]:
         arguments = {**super().saved_arguments(), "scales": list(self._scales)}
         return arguments if self.quantization is None else {**arguments, "quantization": self.quantization}
@@ -155,54 +128,3 @@ class NativeBackbone(ModelBackbone):
     def _mark_visual(self, ids: Tensor) -> dict[str, Tensor]:
         """Argument of the model that marks the placeholders among token ids, if it takes one."""
         return {"mm_token_type_ids": (ids == self.checkpoint.config.image_token_id).long()}
-
-    @abstractmethod
-    def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
-        """Vision pass of a batch of RGB images at one scale."""
-
-    def encode(self, images: Sequence[Image.Image]) -> list[LazyImage]:
-        encoded = []
-        for image in map(to_rgb, images):
-            self.check_image(image.size)
-            encoded.append(LazyImage(image, coinciding_scales(self, image.size)))
-        return encoded
-
-    def visual_prefixes(self, encoded: Sequence[LazyImage], scale: int) -> list[VisualPrefix]:
-        check_scale(scale, self.scales)
-        self.encode_at(encoded, scale)
-        return [image.prefixes[image.coarsest[scale]] for image in encoded]
-
-    @torch.no_grad()
-    def encode_at(self, encoded: Sequence[LazyImage], scale: int) -> None:
-        missing = list({id(image): image for image in encoded}.values())
-        missing = [image for image in missing if image.coarsest[scale] not in image.prefixes]
-        prefixes = self.encode_in_batches(
-            lambda batch: self.run_vision([image.image for image in batch], scale), missing, scale
-        )
-        for image, prefix in zip(missing, prefixes, strict=True):
-            expected = self.num_prefix_tokens(image.size, scale)
-            if len(prefix) != expected:
-                raise ValueError(
-                    f"an image of {image.size[0]}x{image.size[1]} pixels has {len(prefix)} tokens at scale "
-                    f"{scale}, not {expected}: was the checkpoint's image processor changed?"
-                )
-            image.prefixes[image.coarsest[scale]] = prefix
-
-    def visual_tokens(self, encoded: Sequence[LazyImage], scale: int) -> list[Tensor]:
-        """Visual tokens of each image that enter the decoder at a scale, `[num_tokens, hidden]`."""
-        return [prefix.embeds for prefix in self.visual_prefixes(encoded, scale)]
-
-    def compute_features(  # type: ignore[override]
-        self, encoded: Sequence[LazyImage], scales: Collection[int], groups: Collection[str] = GROUPS
-    ) -> list[ImageFeatures]:
-        """Features of each image; the statistics `tower/...` describe the tokens of the coarsest scale."""
-        tokens_at = {scale: self.visual_tokens(encoded, scale) for scale in scales}
-        coarsest = self.visual_tokens(encoded, self.scales[0]) if "tower" in groups else []
-        features = []
-        for number, image in enumerate(encoded):
-            visual = {scale: tokens[number].half().cpu().numpy() for scale, tokens in tokens_at.items()}
-            statistics = describe_norms(coarsest[number]) if coarsest else {}
-            if "image" in groups:
-                statistics |= describe_image(image.image)
-            features.append(ImageFeatures(visual, statistics))
-        return features

@@ -12,8 +12,9 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
+from m3_backbone.lazy_vision import LazyImage
 from m3_backbone.model_backbone import ModelBackbone
-from m3_backbone.native.base import LazyImage, NativeBackbone
+from m3_backbone.native.base import NativeBackbone
 from m3_backbone.native.checkpoint import ModelFamily
 
 # Numbers of tiles along the longest side at the default scales; the settings of published models give 4.
