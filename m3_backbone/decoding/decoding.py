@@ -273,19 +273,27 @@ class Decoder:
             growing.lengths = growing.lengths + 1
             steps = [(row, len(row.token_ids)) for row in rows]
             chosen = self._choose(self._log_probs(hidden[:, -1]), steps)
-            for number, row in enumerate(rows):
-                if row.is_finished:
-                    work.padding_tokens += 1
-                else:
-                    work.decoded_tokens += 1
-                    row.append(chosen, number)
-            open_rows = [number for number, row in enumerate(rows) if not row.is_finished]
+            open_rows = append_chosen(rows, chosen, work)
             # Dropping rows copies the cache, so rows are dropped only when half of them are finished.
             if 2 * len(open_rows) <= len(rows):
                 rows = [rows[number] for number in open_rows]
                 if rows:
                     growing.keep(open_rows)
                     offsets = offsets[open_rows]
+
+
+def append_chosen(rows: Sequence[Row], chosen: Chosen, work: Work) -> list[int]:
+    """Append the next token to each unfinished answer, and return the indices of the still unfinished ones.
+
+    The token of rows[i] is at index i of `chosen`.
+    """
+    for number, row in enumerate(rows):
+        if row.is_finished:
+            work.padding_tokens += 1
+        else:
+            work.decoded_tokens += 1
+            row.append(chosen, number)
+    return [number for number, row in enumerate(rows) if not row.is_finished]
 
 
 def _join_deep(images: Sequence[VisualPrefix], is_visual: Tensor) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from m3_backbone.decoding.decoding import Decoder, VisualPrefix
+from m3_backbone.decoding.decoding import Decoder, VisualPrefix, append_chosen
 from m3_backbone.decoding.drafting import Prompt, Row, Work
 
 
@@ -252,13 +252,7 @@ class PlainDecoder(Decoder):
         while True:
             steps = [(row, len(row.token_ids)) for row in rows]
             chosen = self._choose(self._log_probs(logits), steps)
-            for number, row in enumerate(rows):
-                if row.is_finished:
-                    work.padding_tokens += 1
-                else:
-                    work.decoded_tokens += 1
-                    row.append(chosen, number)
-            open_rows = [number for number, row in enumerate(rows) if not row.is_finished]
+            open_rows = append_chosen(rows, chosen, work)
             if not open_rows:
                 return
             # Dropping rows copies the cache, so rows are dropped only when half of them are finished.

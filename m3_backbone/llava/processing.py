@@ -17,7 +17,7 @@ from m3_backbone.images import to_rgb
 from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.prompts import IMAGE, PromptTemplate, prompt_template
 from m3_backbone.llava.queries import QueryPreprocessor
-from m3_backbone.loading.tokenization import load_tokenizer
+from m3_backbone.loading.tokenization import check_plain, load_tokenizer
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.reading import check_settings, read_json
 
@@ -159,13 +159,7 @@ class M3Processor:
             raise ValueError(
                 f"{subject} contains {IMAGE!r}, the placeholder of the image: remove it: {text!r}"
             )
-        for token in self.tokenizer.all_special_tokens:
-            if token in text:
-                raise ValueError(f"{subject} contains {token!r}, a control token of the model: remove it")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{subject} cannot be encoded as UTF-8: {error.reason}") from error
+        check_plain(subject, text, self.tokenizer.all_special_tokens)
 
     def describe(self) -> dict[str, Any]:
         """Return all settings that determine the inputs for an image and a question, as JSON types."""

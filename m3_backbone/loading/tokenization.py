@@ -1,6 +1,7 @@
 """Tokenizers of checkpoints. LLaMA's tokenizer runs in the sentencepiece library itself."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ class SentencePieceLlamaTokenizer(SentencePieceBackend):
             else:
                 pieces.append(token)
         return text + self.sp_model.decode(pieces)
+
+
+def check_plain(subject: str, text: str, control_tokens: Iterable[str]) -> None:
+    """Raise ValueError that names `subject` for a text with control tokens or invalid characters."""
+    for token in control_tokens:
+        if token in text:
+            raise ValueError(f"{subject} contains {token!r}, a control token of the model: remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{subject} cannot be encoded as UTF-8: {error.reason}") from error
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from m3_backbone.loading.tokenization import check_plain
+
 # Stands for the question while the template is rendered; templates strip white space, so it has none.
 _QUESTION = "\ue000question\ue000"
 _ANSWER = "\ue000answer\ue000"
@@ -116,13 +118,7 @@ class ChatProcessor:
 
     def check_text(self, subject: str, text: str) -> None:
         """Raise ValueError that names `subject` for a text with control tokens or invalid characters."""
-        for token in self._control_tokens:
-            if token in text:
-                raise ValueError(f"{subject} contains {token!r}, a control token of the model: remove it")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{subject} cannot be encoded as UTF-8: {error.reason}") from error
+        check_plain(subject, text, self._control_tokens)
 
     def describe(self) -> dict[str, Any]:
         """All settings that determine the token ids of a prompt, as JSON types."""

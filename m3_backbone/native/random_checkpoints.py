@@ -97,6 +97,19 @@ def write_checkpoint(
     image_processor.save_pretrained(folder)
 
 
+def _size_decoder(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers: int) -> dict[str, Any]:
+    """Return the settings of a small decoder with grouped queries and heads of 16 numbers."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": hidden_size // 16,
+        "num_key_value_heads": hidden_size // 32,
+        "max_position_embeddings": 4096,
+    }
+
+
 def write_qwen_vl(
     folder: Path, model_type: str = "qwen3_vl", *, seed: int = 0, hidden_size: int = 64, num_layers: int = 3
 ) -> None:
@@ -115,13 +128,7 @@ def write_qwen_vl(
     is_newer = model_type == "qwen3_vl"
     patch_size = 16 if is_newer else 14
     text: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": hidden_size,
-        "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": hidden_size // 16,
-        "num_key_value_heads": hidden_size // 32,
-        "max_position_embeddings": 4096,
+        **_size_decoder(tokenizer, hidden_size, num_layers),
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
         "bos_token_id": None,
         "eos_token_id": ids["eos_token"],
@@ -190,18 +197,12 @@ def write_gemma4(
     ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
     is_small = like == "e2b"
     text: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
+        **_size_decoder(tokenizer, hidden_size, num_layers=6),
         "vocab_size_per_layer_input": len(tokenizer),
-        "hidden_size": hidden_size,
-        "intermediate_size": 2 * hidden_size,
-        "num_attention_heads": hidden_size // 16,
-        "num_key_value_heads": hidden_size // 32,
         "head_dim": 16,
         "global_head_dim": 32,
         "layer_types": [*["sliding_attention", "full_attention"] * 2, "sliding_attention", "full_attention"],
-        "num_hidden_layers": 6,
         "sliding_window": 32,
-        "max_position_embeddings": 4096,
         "final_logit_softcapping": 30.0,
         "hidden_size_per_layer_input": 0,
         "tie_word_embeddings": is_small,
@@ -278,14 +279,8 @@ def write_idefics3(
     tile, patch_size = 32, 8
     text = {
         "model_type": "llama",
-        "vocab_size": len(tokenizer),
-        "hidden_size": hidden_size,
-        "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": hidden_size // 16,
-        "num_key_value_heads": hidden_size // 32,
+        **_size_decoder(tokenizer, hidden_size, num_layers),
         "head_dim": 16,
-        "max_position_embeddings": 4096,
         "bos_token_id": ids["bos_token"],
         "eos_token_id": ids["eos_token"],
         "pad_token_id": ids["pad_token"],

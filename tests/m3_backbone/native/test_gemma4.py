@@ -13,6 +13,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import _SUPPORTED_SO
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.native.gemma4 import BUDGETS, Gemma4Backbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
+from tests.m3_backbone.native.reference import draw_noise, generate_greedily, record_vision
 
 LIKES = ("e2b", "31b", "26b_a4b")
 SIZES = ((640, 480), (100, 300), (90, 80))
@@ -43,10 +44,7 @@ class Case:
 def case(request, tmp_path_factory):
     folder = write_random_checkpoint(tmp_path_factory.mktemp(request.param), "gemma4", like=request.param)
     backbone = Gemma4Backbone(folder, device="cpu", dtype="float32", max_new_tokens=MAX_NEW_TOKENS)
-    rng = np.random.default_rng(0)
-    images = [
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES
-    ]
+    images = draw_noise(SIZES)
     return Case(backbone, images, backbone.encode(images))
 
 
@@ -70,17 +68,7 @@ def inputs_of(backbone, image, question, scale):
 def generate(backbone, image, question, scale):
     """Token ids, log-probability and margin of the greedy answer of `generate`."""
     inputs = inputs_of(backbone, image, question, scale)
-    output = backbone.model.generate(
-        **inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    log_probs = torch.cat(output.logits).log_softmax(-1)
-    best = log_probs.topk(2).values
-    return ids, log_probs[range(len(ids)), ids].sum().item(), (best[:, 0] - best[:, 1]).min().item()
+    return generate_greedily(backbone.model, inputs, MAX_NEW_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -240,14 +228,7 @@ def test_flops_equal_those_that_pytorch_counts(case):
 
 def test_a_vision_pass_runs_once_for_all_questions_and_only_at_the_scales_that_are_needed(case, monkeypatch):
     backbone = case.backbone
-    passes: list[tuple[tuple[int, int], int]] = []
-    run_vision = backbone.run_vision
-
-    def count(images, scale):
-        passes.extend((image.size, scale) for image in images)
-        return run_vision(images, scale)
-
-    monkeypatch.setattr(backbone, "run_vision", count)
+    passes = record_vision(backbone, monkeypatch)
     encoded = backbone.encode(case.images)
     backbone.compute_features(encoded, backbone.feature_scales)
     backbone.answer([image for image in encoded for _ in QUESTIONS], QUESTIONS * len(SIZES), 70)

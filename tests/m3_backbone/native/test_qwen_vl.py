@@ -12,6 +12,7 @@ from m3_backbone.decoding.sampling import Draw
 from m3_backbone.ladder import coinciding_scales
 from m3_backbone.native.qwen_vl import QwenVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
+from tests.m3_backbone.native.reference import draw_noise, generate_greedily, record_vision
 
 SIZES = ((640, 480), (100, 300), (90, 80))
 QUESTIONS = ("What color is the large square?", "How many?")
@@ -34,10 +35,7 @@ def case(request, tmp_path_factory):
     backbone = QwenVLBackbone(
         folder, scales=SCALES, device="cpu", dtype="float32", max_new_tokens=MAX_NEW_TOKENS
     )
-    rng = np.random.default_rng(0)
-    images = [
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES
-    ]
+    images = draw_noise(SIZES)
     return Case(backbone, images, backbone.encode(images))
 
 
@@ -59,25 +57,14 @@ def inputs_of(backbone, image, question, scale):
 
 
 def generate(backbone, image, question, scale):
-    """Token ids and log-probability of the greedy answer of `generate`."""
+    """Token ids, log-probability and margin of the greedy answer of `generate`."""
     inputs = inputs_of(backbone, image, question, scale)
-    output = backbone.model.generate(
-        **inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    log_probs = [
-        logits[0].log_softmax(-1)[token].item() for logits, token in zip(output.logits, ids, strict=True)
-    ]
-    return ids, sum(log_probs)
+    return generate_greedily(backbone.model, inputs, MAX_NEW_TOKENS)
 
 
 @pytest.fixture(scope="module")
 def generated(case):
-    """(token ids, log-probability) by picture, question and scale."""
+    """(token ids, log-probability, margin) by picture, question and scale."""
     return {
         (number, question, scale): generate(case.backbone, image, question, scale)
         for number, image in enumerate(case.images)
@@ -93,7 +80,7 @@ def test_a_batch_of_questions_gives_the_answers_of_generate(case, generated, sca
         [case.encoded[number] for number, _ in pairs], [question for _, question in pairs], scale
     )
     for (number, question), answer in zip(pairs, answers, strict=True):
-        ids, log_prob = generated[number, question, scale]
+        ids, log_prob, _ = generated[number, question, scale]
         assert answer.token_ids == ids
         assert np.log(answer.confidence) == pytest.approx(log_prob, abs=1e-4)
 
@@ -177,14 +164,7 @@ def test_flops_equal_those_that_pytorch_counts(case, monkeypatch):
 
 def test_a_vision_pass_runs_once_for_all_questions_and_only_at_the_scales_that_are_needed(case, monkeypatch):
     backbone = case.backbone
-    passes: list[tuple[tuple[int, int], int]] = []
-    run_vision = backbone.run_vision
-
-    def count(images, scale):
-        passes.extend((image.size, scale) for image in images)
-        return run_vision(images, scale)
-
-    monkeypatch.setattr(backbone, "run_vision", count)
+    passes = record_vision(backbone, monkeypatch)
     encoded = backbone.encode(case.images)
     backbone.compute_features(encoded, backbone.feature_scales)
     backbone.answer([image for image in encoded for _ in QUESTIONS], QUESTIONS * len(SIZES), 4)

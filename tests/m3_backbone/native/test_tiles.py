@@ -25,6 +25,7 @@ from m3_backbone.ladder import coinciding_scales
 from m3_backbone.native.checkpoint import NativeCheckpoint
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 from m3_backbone.native.tiles import TiledBackbone
+from tests.m3_backbone.native.reference import generate_greedily
 from tests.paths import ROOT
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -108,18 +109,8 @@ class Official:
     def answer(self, image: Image.Image, question: str, splits: int) -> tuple[list[int], float]:
         """Token ids of the greedy answer and their log-probability."""
         inputs = self.make_inputs(image, question, splits)
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        log_probs = [
-            logits[0].log_softmax(-1)[token] for logits, token in zip(output.logits, ids, strict=True)
-        ]
-        return ids, float(sum(log_probs))
+        ids, log_prob, _ = generate_greedily(self.model, inputs, MAX_NEW_TOKENS)
+        return ids, log_prob
 
     @torch.no_grad()
     def nll(self, image: Image.Image, question: str, splits: int, answer: str) -> float:
