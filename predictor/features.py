@@ -212,8 +212,9 @@ def resolve_positions(argument: Any, stored: Sequence[int]) -> Any:
         for name, parameter in inspect.signature(target).parameters.items()
         if parameter.default is not parameter.empty
     }
-    resolved = {name: resolve_positions(value, stored) for name, value in {**defaults, **given}.items()}
-    changed = {name: value for name, value in resolved.items() if value is not {**defaults, **given}[name]}
+    arguments = {**defaults, **given}
+    resolved = {name: resolve_positions(value, stored) for name, value in arguments.items()}
+    changed = {name: value for name, value in resolved.items() if value is not arguments[name]}
     return partial(target, **{**given, **changed}) if changed else argument
 
 

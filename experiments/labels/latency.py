@@ -73,9 +73,9 @@ class Latency:
 
     `vision` is the time of the vision pass: `[num_batches, num_rounds]` if one serves all scales, otherwise
     `[num_batches, num_rounds, num_scales]`. `answer` `[num_batches, num_rounds, num_scales]` is that of
-    prefill and decoding, and `overhead` maps the name of each
-    predictor to its time `[num_batches, num_rounds]`. The time of a batch is divided by its `batch_size`
-    pictures. `job` describes what was timed (`describe_job`).
+    prefill and decoding, and `overhead` maps the name of each predictor to its time `[num_batches,
+    num_rounds]`. The time of a batch is divided by its `batch_size` images. `job` describes what was timed
+    (`describe_job`).
     """
 
     job: Mapping[str, Any]

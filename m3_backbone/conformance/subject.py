@@ -1,4 +1,4 @@
-"""What a check gets: a backbone with a few images and questions; what it raises; and how checks are run."""
+"""Subjects of checks (a backbone with images and questions), errors of checks, and how checks are run."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage
 from m3_backbone.ladder import find_coarsest
+from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.outcomes.labels import Inputs
 from predictor.adaptive import folder as folders
-from predictor.adaptive.folder import ModelBackbone
 from predictor.adaptive.inputs import Choice, Picture, list_choices, make_inputs, pair_up
 from predictor.base import ScalePredictor
 from predictor.cascades.hybrid import Hybrid
