@@ -276,23 +276,8 @@ def compare_policies(
             raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
-    table = PolicyTable(
-        ScoredSamples.of(calibration, measure),
-        ScoredSamples.of(test, measure),
-        number_images(test.image_id),
-        policies,
-        overhead={policy.name: measure.overhead_of(policy.name) for policy in policies},
-        num_budgets=num_budgets,
-        num_prices=num_prices,
-        own_costs={
-            policy.name: (
-                ScoredSamples.of(calibration, measure, policy.name),
-                ScoredSamples.of(test, measure, policy.name),
-            )
-            for policy in policies
-            if measure.has_sunk(test, policy.name)
-        },
-        timed=measure.timings is not None,
+    table = tabulate_policies(
+        calibration, test, policies, measure, num_budgets=num_budgets, num_prices=num_prices
     )
     if reference is not None and reference not in table.policies:
         log.info("no policy is called %r: there is no reference to compare with", reference)
@@ -339,6 +324,36 @@ def compare_policies(
         policies=[_describe(name, table, metrics) for name in table.policies],
         reference=reference,
         metrics=metrics,
+    )
+
+
+def tabulate_policies(
+    calibration: OutcomeTable,
+    test: OutcomeTable,
+    policies: Sequence[Policy],
+    measure: CostMeasure,
+    *,
+    num_budgets: int,
+    num_prices: int,
+) -> PolicyTable:
+    """Return the policy table of these samples, with the costs that each policy pays in `measure`."""
+    return PolicyTable(
+        ScoredSamples.of(calibration, measure),
+        ScoredSamples.of(test, measure),
+        number_images(test.image_id),
+        policies,
+        overhead={policy.name: measure.overhead_of(policy.name) for policy in policies},
+        num_budgets=num_budgets,
+        num_prices=num_prices,
+        own_costs={
+            policy.name: (
+                ScoredSamples.of(calibration, measure, policy.name),
+                ScoredSamples.of(test, measure, policy.name),
+            )
+            for policy in policies
+            if measure.has_sunk(test, policy.name)
+        },
+        timed=measure.timings is not None,
     )
 
 

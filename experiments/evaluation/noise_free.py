@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.costs import TimingMeans, Timings
 from experiments.evaluation.curves import Curve, average
@@ -81,6 +81,55 @@ def leave_one_out(score: ArrayLike) -> Floats:
     return (scores.sum(axis=0) - scores) / (len(scores) - 1)
 
 
+class NoiseFreePoints:
+    """Operating points of the oracle that chooses by `estimates` and is scored by `score`.
+
+    Arguments are those of `measure_noise_free`. `cost` `[num_samples, num_scales]` are the costs.
+    """
+
+    def __init__(
+        self,
+        cost: ArrayLike,
+        estimates: ArrayLike,
+        score: ArrayLike,
+        image_id: ArrayLike,
+        *,
+        num_prices: int,
+        is_timed: bool,
+    ) -> None:
+        self.cost, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
+        self.num_runs = len(scores)
+        unit, paths = find_unit(self.cost), Paths.single(self.cost.shape[1])
+        self._means = PolicyMeans(number_images(image_id), timed=is_timed)
+        self._means.add_fixed(Bound.FIXED, self.cost, scores.mean(axis=0))
+        runs = [find_switches(run, self.cost) for run in np.asarray(estimates, dtype=np.float64)]
+        prices = trace_prices(runs[0], self.cost, unit=unit, num_prices=num_prices)
+        for run, switches in enumerate(runs):
+            self._means.add(run, Schedule.at_prices(switches, prices, unit), paths, self.cost, scores[run])
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of the samples."""
+        return self._means.images.num_images
+
+    def measure(
+        self, weights: np.ndarray, milliseconds: TimingMeans | None = None
+    ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """Return mean costs and scores under weights of the images, as `PolicyTable.measure` does.
+
+        The first pair, `[num_resamples, num_scales]`, is that of the fixed scales; the second,
+        `[num_resamples, num_points]`, that of the oracle, from cheap to expensive.
+        """
+        resampled = self._means(weights, milliseconds)
+        # Points run from expensive to cheap.
+        cost, score = (
+            np.mean([resampled[run][part] for run in range(self.num_runs)], axis=0)[:, ::-1]
+            for part in (0, 1)
+        )
+        fixed_cost, fixed_score = resampled[Bound.FIXED]
+        return (fixed_cost, fixed_score), (cost, score)
+
+
 def measure_noise_free(
     cost: ArrayLike,
     estimates: ArrayLike,
@@ -101,23 +150,13 @@ def measure_noise_free(
     both are `expect_scores`; for `resampled` the estimates are `leave_one_out(score)`. `timings` are those
     whose means the costs are, if costs are measured times.
     """
-    costs, scores = np.asarray(cost, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    image, unit, num_runs = number_images(image_id), find_unit(costs), len(scores)
-    means, paths = PolicyMeans(image, timed=timings is not None), Paths.single(costs.shape[1])
-    means.add_fixed(Bound.FIXED, costs, scores.mean(axis=0))
-    runs = [find_switches(run, costs) for run in np.asarray(estimates, dtype=np.float64)]
-    prices = trace_prices(runs[0], costs, unit=unit, num_prices=num_prices)
-    for run, switches in enumerate(runs):
-        means.add(run, Schedule.at_prices(switches, prices, unit), paths, costs, scores[run])
-    budgets = space_budgets(costs, num_budgets)
+    points = NoiseFreePoints(
+        cost, estimates, score, image_id, num_prices=num_prices, is_timed=timings is not None
+    )
+    budgets = space_budgets(points.cost, num_budgets)
 
     def measure(weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[str, Floats]:
-        resampled = means(weights, milliseconds)
-        # Points run from expensive to cheap.
-        cost, score = (
-            np.mean([resampled[run][part] for run in range(num_runs)], axis=0)[:, ::-1] for part in (0, 1)
-        )
-        fixed_cost, fixed_score = resampled[Bound.FIXED]
+        (fixed_cost, fixed_score), (cost, score) = points.measure(weights, milliseconds)
         at = raise_budgets(budgets, fixed_cost)
         gap = Curve.of(cost, score).at(at) - Curve.of(fixed_cost, fixed_score).hull().at(at)
         return {
@@ -130,29 +169,48 @@ def measure_noise_free(
 
     estimates_by_name = bootstrap(
         measure,
-        means.images.num_images,
+        points.num_images,
         num_resamples=num_resamples,
         seed=seed,
         confidence=confidence,
         timings=timings,
     )
-    return NoiseFreeOracle(**estimates_by_name, num_samples=len(costs), num_runs=num_runs)
+    return NoiseFreeOracle(**estimates_by_name, num_samples=len(points.cost), num_runs=points.num_runs)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedScores:
+    """Scores without outcome noise: `estimates` to choose by and `score` to be scored by.
+
+    Both are `[num_runs, num_rows, num_scales]`; `rows` selects the samples that have them.
+    """
+
+    rows: NDArray[np.int64]
+    estimates: Floats
+    score: Floats
+
+
+def list_expected_scores(test: OutcomeTable, resampled: Resampled | None) -> dict[str, ExpectedScores]:
+    """Return the expected scores that these outcomes allow, by name of the oracle (`NOISE_FREE`)."""
+    expected = {}
+    if all(len(references) == 1 for references in test.references) and set(test.metric) == {_EXACT}:
+        likelihood = expect_scores(test.nll, test.reference_tokens)[None]
+        expected["likelihood"] = ExpectedScores(np.arange(len(test)), likelihood, likelihood)
+    if resampled is not None:
+        # Coinciding scales have one sampled answer per run.
+        coarsest = find_coarsest(test.visual_tokens[resampled.rows])
+        sampled = np.take_along_axis(resampled.score, coarsest[None], axis=2)
+        expected["resampled"] = ExpectedScores(resampled.rows, leave_one_out(sampled), sampled)
+    return expected
 
 
 def list_noise_free(
     test: OutcomeTable, cost: Floats, resampled: Resampled | None, **settings: Any
 ) -> dict[str, NoiseFreeOracle]:
     """Return the oracles that these outcomes allow, by name; `settings` go to `measure_noise_free`."""
-    oracles = {}
-    if all(len(references) == 1 for references in test.references) and set(test.metric) == {_EXACT}:
-        expected = expect_scores(test.nll, test.reference_tokens)[None]
-        oracles["likelihood"] = measure_noise_free(cost, expected, expected, test.image_id, **settings)
-    if resampled is not None:
-        # Coinciding scales have one sampled answer per run.
-        rows, coarsest = resampled.rows, find_coarsest(test.visual_tokens[resampled.rows])
-        sampled = np.take_along_axis(resampled.score, coarsest[None], axis=2)
-        by_others = leave_one_out(sampled)
-        oracles["resampled"] = measure_noise_free(
-            cost[rows], by_others, sampled, test.image_id[rows], **settings
+    return {
+        name: measure_noise_free(
+            cost[expected.rows], expected.estimates, expected.score, test.image_id[expected.rows], **settings
         )
-    return oracles
+        for name, expected in list_expected_scores(test, resampled).items()
+    }

@@ -19,7 +19,7 @@ from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 
 # Placeholder that the script of the page replaces by the page's text colour, light or dark.
 PAGE_INK = "#010203"
-UPPER_LABEL, LOWER_LABEL = "mean score (%)", "points above the mix"
+UPPER_LABEL = "mean score (%)"
 _MPL_DASHES: dict[str, Any] = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (7, 3)),
     "longdashdot": (0, (7, 3, 1, 3)),
@@ -41,7 +41,7 @@ def draw_page(plot: FrontPlot) -> dict[str, Any]:
     figure.update_xaxes(**axis, zeroline=False)
     figure.update_xaxes(title=_escape(plot.cost_label), row=2)
     figure.update_yaxes(title=UPPER_LABEL, row=1, zeroline=False)
-    figure.update_yaxes(title=LOWER_LABEL, row=2, zeroline=False)
+    figure.update_yaxes(title=_escape(plot.lower_label), row=2, zeroline=False)
     figure.update_layout(
         template="none",
         margin={"l": 56, "r": 12, "t": 12, "b": 72},
@@ -143,7 +143,7 @@ def draw_paper(plot: FrontPlot, title: str) -> Figure:
 def draw_panels(plot: FrontPlot, upper: Axes, lower: Axes | None = None) -> None:
     """Draw the fronts on `upper` and, if given, the differences to the mix on `lower`."""
     panels = [(upper, plot.upper, UPPER_LABEL)]
-    panels += [(lower, plot.lower, LOWER_LABEL)] if lower is not None else []
+    panels += [(lower, plot.lower, plot.lower_label)] if lower is not None else []
     for axes, elements, label in panels:
         for element in elements:
             if element.only != "page":

@@ -5,17 +5,18 @@ list of lines, bands and marks. Both backends draw all of them, except elements 
 on HTML pages or only on paper.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from experiments.evaluation.backbones import BackboneFronts, Chooser, MatchedCosts, NoiseFree, label_of
 from experiments.evaluation.comparison import Comparison, PolicyResult
 from experiments.evaluation.costs import TOKENS
 from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import RULES, Floats
-from experiments.evaluation.metric_table import Bound
+from experiments.evaluation.metric_table import Bound, Predictor
 from experiments.evaluation.metrics import (
     default_cost,
     default_score,
@@ -120,6 +121,7 @@ class FrontPlot:
     upper: list[Element] = field(default_factory=list)
     lower: list[Element] = field(default_factory=list)
     num_legend_columns: int = 4
+    lower_label: str = "points above the mix"
 
 
 def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Floats, Floats]:
@@ -302,6 +304,82 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
             plot.upper.append(_mark_rule(rule, point["cost"]["value"], point["score"]["value"], "tokens"))
     plot.lower.append(_zero(dense))
     return plot
+
+
+# --- Several backbones -------------------------------------------------------------------------------------
+
+_CHOOSER_DASHES: Mapping[Bound, Dash] = {Bound.MIX: "dash", Bound.BUDGETED: "dot"}
+
+
+def plot_backbones(matched: MatchedCosts) -> FrontPlot:
+    """Return the plot of several backbones in one cost measure, with differences to the first one below.
+
+    For each backbone, the first policy has a band; further policies and noise-free oracles are optional.
+    """
+    first, *others = matched.backbones
+    plot = FrontPlot(
+        np.sort(np.concatenate([fronts.fixed_cost for fronts in matched.backbones])),
+        matched.label,
+        num_legend_columns=len(matched.backbones),
+        lower_label=f"points above {first.name}",
+    )
+    for order, fronts in enumerate(matched.backbones):
+        color = PALETTE[order % len(PALETTE)]
+        plot.upper.extend(_plot_backbone(fronts, matched, color))
+    for order, fronts in enumerate(others, start=1):
+        color = PALETTE[order % len(PALETTE)]
+        for chooser in _list_drawn(fronts):
+            if chooser not in first.at_budgets:
+                continue
+            difference = fronts.at_budgets[chooser].value - first.at_budgets[chooser].value
+            plot.lower.append(
+                Line(matched.budgets, 100 * difference, color, _dash_of(chooser), _width_of(chooser))
+            )
+    plot.lower.append(_zero(matched.budgets))
+    return plot
+
+
+def _list_drawn(fronts: BackboneFronts) -> list[Chooser]:
+    """Return the mix, the first policy and the budgeted oracle."""
+    policy = next(chooser for chooser in fronts.lines if isinstance(chooser, Predictor))
+    return [Bound.MIX, policy, Bound.BUDGETED]
+
+
+def _dash_of(chooser: Chooser) -> Dash:
+    if isinstance(chooser, NoiseFree):
+        return _NOISE_FREE_DASHES[chooser.name]
+    return _CHOOSER_DASHES[chooser] if isinstance(chooser, Bound) else "solid"
+
+
+def _width_of(chooser: Chooser) -> float:
+    return 3 if isinstance(chooser, Predictor) else 1.5
+
+
+def _plot_backbone(fronts: BackboneFronts, matched: MatchedCosts, color: str) -> Iterator[Element]:
+    drawn = _list_drawn(fronts)
+    yield _band(matched.budgets, fronts.at_budgets[drawn[1]], color, fronts.name)
+    for chooser, (cost, score) in fronts.lines.items():
+        cost_line, score_line = refine_line(cost, score)
+        is_drawn = chooser in drawn
+        yield Line(
+            cost_line, 100 * score_line, color, _dash_of(chooser), _width_of(chooser),
+            f"{cut_name(fronts.name)}, {cut_name(label_of(chooser))}",
+            is_optional=not is_drawn, only=None if is_drawn else "page",
+        )  # fmt: skip
+    yield Marks(
+        fronts.fixed_cost, 100 * fronts.fixed_score.value, color,
+        label=f"{cut_name(fronts.name)}, {Bound.FIXED.label}",
+        hover=[
+            (f"{fronts.name}, scale {scale}", f"{cost:.3g} {matched.unit}, {100 * score:.1f}%")
+            for scale, cost, score in zip(
+                fronts.scales, fronts.fixed_cost, fronts.fixed_score.value, strict=True
+            )
+        ],
+        low=100 * fronts.fixed_score.low, high=100 * fronts.fixed_score.high,
+    )  # fmt: skip
+
+
+# --- Parts -------------------------------------------------------------------------------------------------
 
 
 def _plot_bounds(mix: tuple[Floats, Floats], oracle: tuple[Floats, Floats]) -> Iterator[Line]:

@@ -162,6 +162,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "bench_labelling": commands.BenchLabellingSettings,
     "check_backbone": commands.CheckBackboneSettings,
     "compare": commands.CompareSettings,
+    "compare_backbones": commands.CompareBackbonesSettings,
     "evaluate": pipeline.EvaluateSettings,
     "failures": commands.FailuresSettings,
     "figure2": backbone.Figure2Settings,

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from experiments.settings.base import (
     Built,
+    Deferred,
     Described,
     FolderName,
     Labelled,
@@ -18,7 +19,7 @@ from experiments.settings.base import (
     Refusal,
     Settings,
 )
-from experiments.settings.pipeline import Guarantee, Intervals, PredictorSettings
+from experiments.settings.pipeline import Guarantee, Intervals, Latency, PredictorSettings
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -163,6 +164,48 @@ class TransferSettings(PredictorSettings, Intervals):
     """tasks that are tested on"""
     num_recalibration: PositiveInt
     """number of calibration samples of the target that prices are fitted on"""
+
+
+class BackbonePaths(Settings):
+    """Folders of the labels, predictors and timings of several backbones."""
+
+    outputs: PathText
+    """folder of all results"""
+    store: PathText
+    """folder of labels, predictors and timings"""
+    all_labels: PathText
+    """folder with one folder of labels per backbone"""
+    all_predictors: PathText
+    """folder with one folder of trained predictors per backbone"""
+    all_latencies: PathText
+    """folder with one folder of timings per backbone"""
+    evaluations: PathText
+    """folder of the records of test evaluations"""
+    labels: None = None
+    """left null, as there are several backbones: paths.all_labels"""
+    predictors: None = None
+    """left null, as there are several backbones: paths.all_predictors"""
+    latency: None = None
+    """left null, as there are several backbones: paths.all_latencies"""
+
+
+class CompareBackbonesSettings(PredictorSettings, Intervals, Printed):
+    """`experiments.compare_backbones`."""
+
+    paths: BackbonePaths
+    task: Described
+    """source of images, questions and scores"""
+    trainer: Deferred
+    """settings of Lightning's trainer, which select the trained predictors"""
+    latency: Latency
+    backbones: Annotated[list[FolderName], Len(2)]
+    """names of labelled backbones, the reference first"""
+    num_budgets: Annotated[int, Ge(2)]
+    """number of log-spaced budgets"""
+    num_prices: PositiveInt
+    """maximum number of prices on a front"""
+    bootstrap_seed: Seed
+    """seed of the resamples"""
 
 
 class Study(Settings):

@@ -89,14 +89,20 @@ def _is_environment(plugin: Any) -> bool:
     return isinstance(plugin, dict) and str(plugin.get("_target_")).startswith(_ENVIRONMENTS)
 
 
-def open_configured(config: DictConfig) -> list[TrainedPredictor]:
+def open_configured(
+    config: DictConfig, labels: Path | None = None, predictors: Path | None = None
+) -> list[TrainedPredictor]:
     """Load the trained predictors of a configuration, in the order of `make_predictors`.
 
-    Raises FileNotFoundError, which names the differences, for a predictor that was not trained with this
-    configuration.
+    The folders are `paths.labels` and `paths.predictors` unless given. Raises FileNotFoundError, which names
+    the differences, for a predictor that was not trained with this configuration.
     """
-    manifest, settings = read_manifest(Path(config.paths.labels)), read_settings(config)
+    manifest, settings = read_manifest(labels or Path(config.paths.labels)), read_settings(config)
     return [
-        open_trained(Path(config.paths.predictors), predictor.name, identify(predictor, manifest, settings))
+        open_trained(
+            predictors or Path(config.paths.predictors),
+            predictor.name,
+            identify(predictor, manifest, settings),
+        )
         for predictor in make_predictors(config)
     ]

@@ -1,0 +1,60 @@
+"""Compare backbones on one task, at equal visual tokens, FLOPs and milliseconds.
+
+Reads labels and trained predictors of each backbone, as `tokenscale run backbone=NAME` leaves them, and
+writes `backbones.html`, `backbones.json`, `tables/` and the fronts as PDF and SVG. The first backbone is the
+reference.
+
+Examples:
+    tokenscale compare_backbones backbones=[tiny_m3,tiny_native]   # pooled tokens against shrunk images
+    tokenscale compare_backbones backbones=[tiny_m3,tiny_native] predictor=mlp task=easy_vqa
+"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments.config import Provenance, entry_point
+
+
+@entry_point("compare_backbones")
+def main(config: DictConfig) -> None:
+    from experiments.labels.division import check_labels, find_label_banners
+    from experiments.reporting.backbones import PAGE, BackboneFolders, report_backbones
+    from experiments.tasks.base import SPLITS
+    from experiments.tasks.sizes import frame_banners
+    from experiments.training.configured import open_configured
+
+    task, paths = str(config.task.name), config.paths
+    folders = []
+    for name in config.backbones:
+        labels = Path(paths.all_labels) / name / task
+        check_labels(labels, ("calibration", "test"), allow_small=config.allow_small)
+        trained = open_configured(config, labels, Path(paths.all_predictors) / name / task)
+        folders.append(BackboneFolders(name, labels, trained, Path(paths.all_latencies) / name / task))
+    banners = find_label_banners(folders[0].labels, SPLITS)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    comparison, tables, sentences = report_backbones(
+        folders,
+        task=task,
+        output=output,
+        records=Path(paths.evaluations),
+        provenance=Provenance.of(config),
+        batch_size=config.latency.batch_size,
+        allow_unrecorded=config.allow_unrecorded,
+        num_budgets=config.num_budgets,
+        num_prices=config.num_prices,
+        num_resamples=config.num_resamples,
+        confidence=config.confidence,
+        bootstrap_seed=config.bootstrap_seed,
+        banners=banners,
+    )
+    printed = map(str, tables if config.print_tables else tables[: len(comparison.measures)])
+    left_out = [f"left out: {line}" for line in comparison.skipped]
+    notes = ["\n".join([*sentences, *left_out]), frame_banners(banners) if banners else ""]
+    print("\n\n".join(filter(None, [*printed, *notes])))
+    print(f"\nreport: {output.resolve() / PAGE}")
+
+
+if __name__ == "__main__":
+    main()

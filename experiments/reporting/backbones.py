@@ -1,0 +1,345 @@
+"""Comparison of backbones on one task: reading, tables, figures and a page."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Provenance
+from experiments.evaluation.backbones import (
+    BackboneComparison,
+    BackboneSamples,
+    MatchedCosts,
+    compare_backbones,
+    label_of,
+)
+from experiments.evaluation.comparison import check_settings
+from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.metric_table import Bound, Predictor
+from experiments.evaluation.policies import PredictorPolicy
+from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.labels.resampled import check_resampled, read_resampled
+from experiments.reporting.draw import draw_page, draw_paper
+from experiments.reporting.evaluation import read_unseen
+from experiments.reporting.findings import describe_record
+from experiments.reporting.front_plot import plot_backbones
+from experiments.reporting.numbers import (
+    describe_floor,
+    find_floor,
+    format_difference,
+    format_p_value,
+    format_score,
+    format_share,
+    format_tokens,
+)
+from experiments.reporting.page import encode_picture, save_figure, write_page
+from experiments.reporting.tables import Table, write_tables
+from experiments.results.timings import find_timings
+from experiments.tasks.sizes import Banner
+from experiments.training.trained import TrainedPredictor
+from m3_backbone.outcomes.manifest import read_manifest
+from predictor.files import write_json
+
+PAGE, RESULTS = "backbones.html", "backbones.json"
+
+
+@dataclass(frozen=True)
+class BackboneFolders:
+    """Where the labels, trained predictors and timings of one backbone on the task are."""
+
+    name: str
+    labels: Path
+    trained: Sequence[TrainedPredictor]
+    latency: Path
+
+
+def read_backbones(
+    folders: Sequence[BackboneFolders],
+    *,
+    records: Path,
+    provenance: Provenance,
+    batch_size: int = 1,
+    allow_unrecorded: bool = False,
+) -> tuple[list[BackboneSamples], dict[str, EvaluationRecord]]:
+    """Return the samples of every backbone, and the records of the evaluations, written before.
+
+    Raises ValueError if the backbones were labelled on different data; no test split is opened then.
+    """
+    manifests = {entry.name: read_manifest(entry.labels) for entry in folders}
+    first = folders[0].name
+    for name, manifest in manifests.items():
+        if manifest["fingerprints"]["data"] != manifests[first]["fingerprints"]["data"]:
+            raise ValueError(
+                f"{first} and {name} were labelled on different data: label the task with the same settings "
+                "for both"
+            )
+        check_resampled(folders[list(manifests).index(name)].labels, manifest["fingerprints"])
+    prepared = [(entry, *_prepare(entry, batch_size)) for entry in folders]
+    backbones, evaluations = [], {}
+    for entry, calibration, estimates, measures in prepared:
+        test, evaluations[entry.name] = open_test(
+            entry.labels,
+            records=records,
+            command=provenance.command,
+            configuration=provenance.config,
+            predictors={trained.name: trained.digest for trained in entry.trained},
+            allow_unrecorded=allow_unrecorded,
+        )
+        policies = [
+            PredictorPolicy(
+                trained.name,
+                estimates[trained.name],
+                trained.predictor.predict(test.inputs),
+                trained.prices.default,
+            )
+            for trained in entry.trained
+        ]
+        resampled = read_resampled(entry.labels, test.outcomes)
+        backbones.append(
+            BackboneSamples(entry.name, calibration, test.outcomes, policies, measures, resampled)
+        )
+    return backbones, evaluations
+
+
+def _prepare(entry: BackboneFolders, batch_size: int) -> tuple[Any, Mapping[str, Any], Sequence[Any]]:
+    """Return calibration outcomes, estimates on them by predictor, and cost measures."""
+    calibration = read_unseen(entry.labels, entry.trained)
+    predictors = {trained.name: trained.predictor for trained in entry.trained}
+    timings = find_timings(
+        entry.latency,
+        calibration.outcomes.fingerprints,
+        {trained.name: trained.digest for trained in entry.trained},
+        batch_size,
+    )
+    measures = list_cost_measures(calibration.outcomes, predictors, calibration.inputs, timings=timings)
+    estimates = {name: predictor.predict(calibration.inputs) for name, predictor in predictors.items()}
+    return calibration.outcomes, estimates, measures
+
+
+def report_backbones(
+    folders: Sequence[BackboneFolders],
+    *,
+    task: str,
+    output: Path,
+    records: Path,
+    provenance: Provenance,
+    batch_size: int = 1,
+    allow_unrecorded: bool = False,
+    num_budgets: int = 49,
+    num_prices: int = 128,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    bootstrap_seed: int = 0,
+    banners: Sequence[Banner] = (),
+) -> tuple[BackboneComparison, list[Table], list[str]]:
+    """Compare backbones on the test split of a task; return the comparison, its tables and its findings.
+
+    Writes `backbones.json`, `tables/`, a front per cost measure as PDF and SVG, and `backbones.html` into
+    `output`.
+    """
+    check_settings(
+        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
+    )
+    backbones, evaluations = read_backbones(
+        folders,
+        records=records,
+        provenance=provenance,
+        batch_size=batch_size,
+        allow_unrecorded=allow_unrecorded,
+    )
+    comparison = compare_backbones(
+        backbones,
+        num_budgets=num_budgets,
+        num_prices=num_prices,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=bootstrap_seed,
+    )
+    tables, sentences = list(list_tables(comparison)), write_sentences(comparison)
+    output.mkdir(parents=True, exist_ok=True)
+    write_tables(output / "tables", tables)
+    write_json(output / RESULTS, collect_results(comparison))
+    title = f"{' and '.join(comparison.names)} on {task}"
+    plots = {matched.unit: plot_backbones(matched) for matched in comparison.measures}
+    pictures = {}
+    for matched, plot in zip(comparison.measures, plots.values(), strict=True):
+        figure = draw_paper(plot, f"{title}, test split")
+        save_figure(figure, output / f"front_{matched.key}")
+        pictures[matched.unit] = encode_picture(figure)
+    write_page(
+        output / PAGE,
+        "backbones.html.j2",
+        title=title,
+        comparison=comparison,
+        tables=tables,
+        sentences=sentences,
+        records=[f"{name}: {describe_record(record)}" for name, record in evaluations.items()],
+        pictures=pictures,
+        charts=[draw_page(plot) for plot in plots.values()],
+        fingerprints={backbone.name: backbone.test.fingerprints for backbone in backbones},
+        provenance=provenance,
+        banners=banners,
+    )
+    return comparison, tables, sentences
+
+
+def write_sentences(comparison: BackboneComparison) -> list[str]:
+    """Return the findings: the predictors of two backbones at equal cost, and what both together could do."""
+    sentences = []
+    for matched in comparison.measures:
+        for difference in matched.differences:
+            if isinstance(difference.chooser, Predictor):
+                sentences.append(
+                    f"At equal {matched.unit} ({_format_range(matched)}), {difference.second} with "
+                    f"{difference.chooser.name} minus {difference.first} with {difference.chooser.name}: "
+                    f"{format_difference(difference.mean)} points."
+                )
+                break
+        for joint in matched.joint:
+            if joint.chooser is not Bound.BUDGETED:
+                sentences.append(
+                    f"A {label_of(joint.chooser)} over the scales of all backbones is "
+                    f"{format_difference(joint.gain)} points above the best one of a single backbone."
+                )
+                break
+    return sentences
+
+
+def _format_range(matched: MatchedCosts) -> str:
+    return f"{format_tokens(matched.budgets[0])} to {format_tokens(matched.budgets[-1])}"
+
+
+def list_tables(comparison: BackboneComparison) -> Iterator[Table]:
+    """Yield the tables of a comparison, in the order in which the page shows them."""
+    for matched in comparison.measures:
+        yield _tabulate_means(matched, comparison.num_resamples)
+    for matched in comparison.measures:
+        yield _tabulate_fixed(matched)
+    yield _tabulate_joint(comparison)
+    yield _tabulate_answered(comparison)
+
+
+def _tabulate_means(matched: MatchedCosts, num_resamples: int) -> Table:
+    first, *others = matched.backbones
+    tests = {(test.chooser, test.second): test for test in matched.differences}
+    num_tests = len(matched.differences)
+    floors = find_floor(num_resamples), find_floor(num_resamples, num_tests)
+    rows = []
+    for chooser in first.means:
+        cells = [format_score(fronts.means.get(chooser)) for fronts in matched.backbones]
+        for other in others:
+            test = tests.get((chooser, other.name))
+            cells += (
+                ["-", "-", "-"]
+                if test is None
+                else [
+                    format_difference(test.mean),
+                    format_p_value(test.p_value, floors[0]),
+                    format_p_value(test.adjusted, floors[1]),
+                ]
+            )
+        rows.append((label_of(chooser), *cells))
+    differences = [name for other in others for name in (f"{other.name} - {first.name}", "p", "p (Holm)")]
+    caption = (
+        f"Scores at equal mean {matched.unit}, averaged over log-spaced budgets that all backbones can meet "
+        f"({_format_range(matched)}). {describe_floor(num_resamples, num_tests)}"
+    )
+    header = ("scale chosen by", *(fronts.name for fronts in matched.backbones), *differences)
+    return Table(caption, header, tuple(rows), name=f"means_{matched.key}")
+
+
+def _tabulate_fixed(matched: MatchedCosts) -> Table:
+    rows = [
+        (f"{fronts.name}, scale {scale}", f"{cost:.3g}", format_score(fronts.fixed_score[column]))
+        for fronts in matched.backbones
+        for column, (scale, cost) in enumerate(zip(fronts.scales, fronts.fixed_cost, strict=True))
+    ]
+    return Table(
+        f"Fixed scales over {matched.unit}",
+        ("backbone", f"mean {matched.unit}", "score"),
+        tuple(rows),
+        name=f"fixed_{matched.key}",
+    )
+
+
+def _tabulate_joint(comparison: BackboneComparison) -> Table:
+    rows = [
+        (matched.unit, label_of(joint.chooser), format_score(joint.mean), format_difference(joint.gain))
+        for matched in comparison.measures
+        for joint in matched.joint
+    ]
+    caption = (
+        "Oracles that may choose among the scales of all backbones: score averaged over the budgets, and "
+        "gain over the best oracle of a single backbone. An oracle of greedy outcomes also gains from "
+        "further chances at a lucky answer; the noise-free oracles do not"
+    )
+    header = ("equal", "oracle", "score", "above the best single backbone")
+    return Table(caption, header, tuple(rows), name="joint")
+
+
+def _tabulate_answered(comparison: BackboneComparison) -> Table:
+    rows = [(name, format_share(share)) for name, share in comparison.answered.items()]
+    caption = "Questions that backbones answer at some scale, in greedy answers"
+    return Table(caption, ("answered by", "share"), tuple(rows), name="answered")
+
+
+def collect_results(comparison: BackboneComparison) -> dict[str, Any]:
+    """Return the content of `backbones.json`: every number of the tables, with intervals."""
+    content = {
+        "backbones": list(comparison.names),
+        "num_samples": comparison.num_samples,
+        "num_images": comparison.num_images,
+        "bootstrap": {"num_resamples": comparison.num_resamples, "confidence": comparison.confidence},
+        "answered": {name: asdict(share) for name, share in comparison.answered.items()},
+        "skipped": list(comparison.skipped),
+        "measures": {
+            matched.key: {
+                "unit": matched.unit,
+                "budgets": matched.budgets.tolist(),
+                "backbones": {
+                    fronts.name: {
+                        "scales": list(fronts.scales),
+                        "fixed": {"cost": fronts.fixed_cost.tolist(), "score": asdict(fronts.fixed_score)},
+                        "choosers": {
+                            label_of(chooser): {
+                                "cost": fronts.lines[chooser][0].tolist(),
+                                "score": fronts.lines[chooser][1].tolist(),
+                                "at_budgets": asdict(fronts.at_budgets[chooser]),
+                                "mean": asdict(mean),
+                            }
+                            for chooser, mean in fronts.means.items()
+                        },
+                    }
+                    for fronts in matched.backbones
+                },
+                "differences": [
+                    {
+                        "chooser": label_of(test.chooser),
+                        "first": test.first,
+                        "second": test.second,
+                        "mean": asdict(test.mean),
+                        "p_value": test.p_value,
+                        "adjusted": test.adjusted,
+                    }
+                    for test in matched.differences
+                ],
+                "joint": [
+                    {
+                        "oracle": label_of(joint.chooser),
+                        "mean": asdict(joint.mean),
+                        "gain": asdict(joint.gain),
+                    }
+                    for joint in matched.joint
+                ],
+            }
+            for matched in comparison.measures
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=_to_plain))
+    return plain
+
+
+def _to_plain(value: Any) -> Any:
+    """Return an array or a number of NumPy as plain numbers."""
+    return value.tolist()

@@ -1,0 +1,79 @@
+"""Command `compare_backbones`, from labels and trained predictors of two backbones to its page."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+
+from experiments.compare_backbones import main
+from experiments.train import main as train
+from tests.predictor.synthetic import make_labels, write_labels
+
+PREDICTOR = ("predictor=question_only", "~predictor@baselines.per_task", "~predictor@baselines.question_only")
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def call(command, *arguments):
+        monkeypatch.setattr(sys, "argv", [command.__module__, *arguments])
+        command()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Labels of the same images by two backbones, and of other images by a third one."""
+    folder = tmp_path_factory.mktemp("store")
+    sizes = {"train": 40, "calibration": 12, "test": 12}
+    for name in ("one", "two", "other"):
+        parts = {split: make_labels(size, size, split=split) for split, size in sizes.items()}
+        if name == "other":
+            parts = {split: with_other_data(labels) for split, labels in parts.items()}
+        write_labels(folder / "labels" / name / "scenes", parts)
+    return folder
+
+
+def with_other_data(labels):
+    fingerprints = {**labels.outcomes.fingerprints, "data": "others"}
+    return replace(labels, outcomes=replace(labels.outcomes, fingerprints=fingerprints))
+
+
+def test_page_and_numbers_of_two_backbones(store, tmp_path, call, capsys):
+    paths = [f"paths.store={store}", f"paths.outputs={tmp_path}"]
+    for name in ("one", "two"):
+        call(train, *PREDICTOR, f"backbone.name={name}", *paths)
+    capsys.readouterr()
+    call(main, *PREDICTOR, "backbones=[one,two]", "num_resamples=20", *paths)
+    output = capsys.readouterr().out
+    (page,) = tmp_path.glob("runs/*/backbones.html")
+    results = json.loads((page.parent / "backbones.json").read_text())
+    (tokens,) = (results["measures"][key] for key in ("tokens",))
+    assert [test["mean"]["value"] for test in tokens["differences"]] == [0] * 4
+    fixed = tokens["backbones"]["one"]["fixed"]["score"]["value"]
+    assert f"{100 * fixed[0]:.1f}" in (page.parent / "tables" / "fixed_tokens.md").read_text()
+    found = re.search(
+        r"At equal tokens \(.* to 36\), two with question_only minus one with question_only: 0", output
+    )
+    assert found is not None
+    assert f"report: {page}" in output
+    text = page.read_text()
+    assert (
+        re.findall(r"https?://(?!www.w3.org)[^\s\"'<]+", re.sub(r"<script.*?</script>", "", text, flags=re.S))
+        == []
+    )
+    assert {path.name for path in page.parent.glob("front_*")} >= {"front_tokens.pdf", "front_tokens.svg"}
+    # Each backbone's test split is opened under a record.
+    assert len(list((tmp_path / "evaluations").glob("*/*.jsonl"))) >= 1
+
+
+def test_labels_of_different_data_are_refused_before_the_test_split_is_opened(store, tmp_path, call, capsys):
+    paths = [f"paths.store={store}", f"paths.outputs={tmp_path}"]
+    for name in ("one", "other"):
+        call(train, *PREDICTOR, f"backbone.name={name}", *paths)
+    with pytest.raises(SystemExit):
+        call(main, *PREDICTOR, "backbones=[one,other]", *paths)
+    assert "one and other were labelled on different data" in capsys.readouterr().err
+    assert not (tmp_path / "evaluations").exists()
