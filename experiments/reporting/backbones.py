@@ -16,13 +16,13 @@ from experiments.evaluation.backbones import (
 )
 from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.costs import list_cost_measures
-from experiments.evaluation.metric_table import Bound, Predictor
+from experiments.evaluation.metric_table import Predictor
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.evaluation import read_unseen
-from experiments.reporting.findings import describe_record
+from experiments.reporting.findings import describe_difference, describe_record
 from experiments.reporting.front_plot import plot_backbones
 from experiments.reporting.numbers import (
     describe_floor,
@@ -185,24 +185,20 @@ def report_backbones(
 
 
 def write_sentences(comparison: BackboneComparison) -> list[str]:
-    """Return the findings: the predictors of two backbones at equal cost, and what both together could do."""
+    """Return the findings per cost measure: first predictors at equal cost, and what a joint choice adds."""
     sentences = []
     for matched in comparison.measures:
+        policy = next(entry for entry in matched.backbones[0].means if isinstance(entry, Predictor))
         for difference in matched.differences:
-            if isinstance(difference.chooser, Predictor):
+            if difference.chooser == policy:
+                words = describe_difference(difference.mean, difference.first, comparison.confidence)
                 sentences.append(
-                    f"At equal {matched.unit} ({_format_range(matched)}), {difference.second} with "
-                    f"{difference.chooser.name} minus {difference.first} with {difference.chooser.name}: "
-                    f"{format_difference(difference.mean)} points."
+                    f"At equal {matched.unit} ({_format_range(matched)}), with {policy.name} as the "
+                    f"predictor, {difference.second} scores {words}."
                 )
-                break
-        for joint in matched.joint:
-            if joint.chooser is not Bound.BUDGETED:
-                sentences.append(
-                    f"A {label_of(joint.chooser)} over the scales of all backbones is "
-                    f"{format_difference(joint.gain)} points above the best one of a single backbone."
-                )
-                break
+        joint = matched.joint[-1]
+        words = describe_difference(joint.gain, "the best one over a single backbone", comparison.confidence)
+        sentences.append(f"A {label_of(joint.chooser)} over the scales of all backbones scores {words}.")
     return sentences
 
 

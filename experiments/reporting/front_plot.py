@@ -314,7 +314,7 @@ _CHOOSER_DASHES: Mapping[Bound, Dash] = {Bound.MIX: "dash", Bound.BUDGETED: "dot
 def plot_backbones(matched: MatchedCosts) -> FrontPlot:
     """Return the plot of several backbones in one cost measure, with differences to the first one below.
 
-    For each backbone, the first policy has a band; further policies and noise-free oracles are optional.
+    Of the policies only the first is drawn, with a band; noise-free oracles are optional.
     """
     first, *others = matched.backbones
     plot = FrontPlot(
@@ -358,8 +358,9 @@ def _width_of(chooser: Chooser) -> float:
 def _plot_backbone(fronts: BackboneFronts, matched: MatchedCosts, color: str) -> Iterator[Element]:
     drawn = _list_drawn(fronts)
     yield _band(matched.budgets, fronts.at_budgets[drawn[1]], color, fronts.name)
-    for chooser, (cost, score) in fronts.lines.items():
-        cost_line, score_line = refine_line(cost, score)
+    noise_free = [chooser for chooser in fronts.lines if isinstance(chooser, NoiseFree)]
+    for chooser in (*drawn, *noise_free):
+        cost_line, score_line = refine_line(*fronts.lines[chooser])
         is_drawn = chooser in drawn
         yield Line(
             cost_line, 100 * score_line, color, _dash_of(chooser), _width_of(chooser),

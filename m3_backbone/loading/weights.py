@@ -22,7 +22,7 @@ from m3_backbone.arguments import accepts
 from m3_backbone.llava.processing import PROCESSOR_FILE
 from m3_backbone.reading import check_no_pointer, read_json
 
-PACKAGED = ("tiny_m3",)
+PACKAGED = ("tiny_m3", "tiny_native")
 SMALL_FILES = (
     "tokenizer.model",
     "tokenizer.json",
