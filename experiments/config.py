@@ -27,6 +27,7 @@ from experiments.cli import (
     find_config_dir,
     is_started_by_script,
 )
+from experiments.labels.devices import remember_visible, restore_visible
 from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
 
 # Errors of Optuna and SQLAlchemy: a full disk, a database of another user, no server, an unknown URL.
@@ -47,6 +48,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
             replace_unprintable()
+            restore_visible(os.environ)
             if is_started_by_script():
                 append_working_directory()
             try:
@@ -79,6 +81,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def run(config: DictConfig | None = None) -> Any:
             if config is not None:
                 return command(config)
+            remember_visible()
             arguments = sys.argv[1:] = rename_settings(sys.argv[1:])
             overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
             # With another flag, as --config-dir, Hydra prints its own help.
@@ -129,6 +132,11 @@ def format_command(entry_point: str, choices: Sequence[str]) -> str:
         [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
     )
     return shlex.join([*program, *choices])
+
+
+def is_one_after_another() -> bool:
+    """Return whether the running command is a job of a sweep whose jobs do not run at the same time."""
+    return is_sweep() and HydraConfig.get().runtime.choices.get("hydra/launcher") == "basic"
 
 
 def is_sweep() -> bool:
