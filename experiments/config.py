@@ -7,10 +7,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,6 +30,9 @@ from experiments.cli import (
 )
 from experiments.labels.devices import remember_visible, restore_visible
 from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
+
+if TYPE_CHECKING:
+    from experiments.labels.records import WorkRecord
 
 # Errors of Optuna and SQLAlchemy: a full disk, a database of another user, no server, an unknown URL.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -55,7 +59,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 # Imported here, as it would slow down --help and completion.
                 from experiments.settings.check import check_settings
 
-                return function(check_settings(config_name, config))
+                with recording_job():
+                    return function(check_settings(config_name, config))
             except KeyboardInterrupt as interrupt:
                 lost = "".join(f"{note} " for note in getattr(interrupt, "__notes__", ()))
                 print(
@@ -181,6 +186,37 @@ def format_given_command() -> str:
         arguments = list(hydra_config.overrides.task)
     command = str(hydra_config.job.config_name) if name == "__main__" else name  # the command is a package
     return format_command(command, _without_overwrite(arguments))
+
+
+def record_command() -> "WorkRecord":
+    """Return a record of the running command, or of the job of a sweep, with the command that repeats it."""
+    from experiments.labels.records import WorkRecord
+
+    hydra_config = HydraConfig.get()
+    return WorkRecord.begin(
+        command=format_command(
+            str(hydra_config.job.config_name), _without_overwrite(hydra_config.overrides.task)
+        ),
+        launcher=[text for text in hydra_config.overrides.hydra if text.startswith("hydra/launcher=")]
+        + [text for text in hydra_config.overrides.hydra if text.startswith("hydra.launcher.")],
+    )
+
+
+def recording_job() -> AbstractContextManager[None]:
+    """Keep a record of the running command in its folder, if it has one, for `tokenscale status`."""
+    if not HydraConfig.initialized() or os.environ.get("LOCAL_RANK", "0") != "0":
+        return nullcontext()
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir) / str(hydra_config.output_subdir)
+    if hydra_config.output_subdir is None or not folder.is_dir():
+        return nullcontext()
+    from experiments.labels.records import JOB_RECORD, recording
+
+    record = record_command()
+    own_folder = shlex.quote(f"hydra.run.dir={hydra_config.runtime.output_dir}")
+    return recording(
+        folder / JOB_RECORD, record.model_copy(update={"command": f"{record.command} {own_folder}"})
+    )
 
 
 def _without_overwrite(arguments: Sequence[str]) -> list[str]:

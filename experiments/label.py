@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_given_command, is_one_after_another
+from experiments.config import entry_point, format_given_command, is_one_after_another, record_command
 from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
         engine=engine,
         shard=config.shard,
         command=format_given_command(),
+        record=record_command(),
         check=partial(check_task, needed=needed, allow_small=config.allow_small),
     )
     if needed is not None:

@@ -1,7 +1,7 @@
 """Assignment of the GPUs of a node to the processes that label on it.
 
-A process uses its share of the visible GPUs, and hides the others from itself by `CUDA_VISIBLE_DEVICES` before
-CUDA starts. `device: null`, `device: cuda` and `device_map: auto` then stay within the share.
+A process uses its share of the visible GPUs, and hides the others from itself by `CUDA_VISIBLE_DEVICES`
+before CUDA starts. `device: null`, `device: cuda` and `device_map: auto` then stay within the share.
 """
 
 import logging
@@ -75,7 +75,9 @@ def _count_tasks(environment: Mapping[str, str]) -> int:
 def _read(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
     if not text.isdecimal():
-        raise ValueError(f"the variable {name} is {text!r} and not a number: unset it, or start in another way")
+        raise ValueError(
+            f"the variable {name} is {text!r} and not a number: unset it, or start in another way"
+        )
     return int(text)
 
 

@@ -102,6 +102,17 @@ class PublishSettings(TrainedChoice):
     guarantee: Guarantee
 
 
+class StatusSettings(Settings):
+    """`experiments.status`."""
+
+    folder: PathText
+    """folder of the labels of one task, of a run, of a sweep, or of runs"""
+    verify: bool
+    """whether to compare all files of finished labels with their digests"""
+    print_json: bool
+    """whether to print one JSON object in place of tables"""
+
+
 class FailuresSettings(Labelled):
     """`experiments.failures`."""
 
