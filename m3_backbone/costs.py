@@ -24,6 +24,22 @@ def prefill_flops(config: Any, num_tokens: int) -> int:
     return text.num_hidden_layers * (projections + attention + mlp) + 2 * hidden * text.vocab_size
 
 
+def cache_numbers_per_token(config: Any) -> int:
+    """Return how many numbers a decoder keeps as keys and values of one token, in all layers.
+
+    Layers that reuse the keys and values of others keep none (Gemma 4).
+    """
+    text: Any = config.get_text_config()
+    heads = text.num_attention_heads
+    own_layers = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", None) or 0)
+    settings = getattr(text, "per_layer_config", None)
+    if settings is not None:
+        layers = [settings[layer] for layer in range(own_layers)]
+        return sum(2 * layer.num_key_value_heads * layer.head_dim for layer in layers)
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * own_layers * (getattr(text, "num_key_value_heads", None) or heads) * size
+
+
 def decoder_flops_per_token(config: Any) -> int:
     """Operations of one more token in the decoder's linear layers, without attention and output layer."""
     vocabulary = 2 * config.get_text_config().hidden_size * config.get_text_config().vocab_size

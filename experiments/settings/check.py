@@ -162,6 +162,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "bench_labelling": commands.BenchLabellingSettings,
     "check_backbone": commands.CheckBackboneSettings,
     "compare": commands.CompareSettings,
+    "estimate": commands.EstimateSettings,
     "evaluate": pipeline.EvaluateSettings,
     "failures": commands.FailuresSettings,
     "figure2": backbone.Figure2Settings,

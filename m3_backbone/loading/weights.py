@@ -196,6 +196,11 @@ def check_weights(stored: Mapping[str, torch.Size], expected: Mapping[str, torch
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
 
 
+def count_weights(model: Any) -> int:
+    """Return the number of weights of a model, those that parts share counted once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     """Raise ValueError that names the first weight with nan or infinity, as loaded from `folder`."""
     for name, weight in weights:

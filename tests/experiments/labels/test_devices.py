@@ -143,8 +143,8 @@ def test_one_of_two_jobs_on_two_devices_is_killed_and_run_again(tmp_path, monkey
     monkeypatch.setenv(VISIBLE, "0,1")
     folder, rng = tmp_path / "jobs" / "labels", random.Random()
     options = [
-        *("-m", "shard=0/2,1/2", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"),
-        "shard_size=5",
+        *("shard=0/2,1/2", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"),
+        *("shard_size=5", "-m"),
     ]
     sweep = start(folder, *options)
     most = rng.randint(1, 3)
