@@ -1,7 +1,7 @@
 """Estimate the time, memory and disk of labelling, before anything runs.
 
-Counts the operations of labelling from the cost model of the backbone, the questions of the task and the sizes
-of some of its images. Nothing is answered and no weights are read: of a checkpoint on the hub, only the
+Counts the operations of labelling from the cost model of the backbone, the questions of the task and the
+sizes of some of its images. Nothing is answered and no weights are read: of a checkpoint on the hub, only the
 configuration and the tokenizer are fetched. On a CPU, layers of the model's shapes are timed for a few
 seconds; GPUs are known from their data sheets. The estimate is also written to `estimate.json`.
 

@@ -8,7 +8,7 @@ decoder will process. What the answers will be is the one thing that has to be a
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,8 @@ class LabellingWork:
     """Operations of labelling a whole task, and the passes in which they run.
 
     `prompts` are operations of the passes over prompts and drafts, `decoding` of the steps behind these;
-    `row_length` is the mean number of tokens of an image with its questions in one pass.
+    `row_length` is the mean number of tokens of an image with its questions in one pass, `largest_batch` and
+    `largest_outputs` are the most tokens and rows of logits of a pass.
     """
 
     vision: float = 0
@@ -103,12 +104,10 @@ class LabellingWork:
     decoding: float = 0
     passes: float = 0
     steps: float = 0
-    answers: float = 0
     row_length: float = 0
     rows_per_step: float = 0
     largest_batch: float = 0
     largest_outputs: float = 0
-    tokens_of_scale: dict[int, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -148,20 +147,14 @@ def count_labelling(
                 )
                 planned = planned + work
                 segments += len(part)
-                prefix = sum(backbone.num_visual_tokens(batch[number].size, scale) for number in part)
-                total.tokens_of_scale[scale] = total.tokens_of_scale.get(scale, 0) + prefix
-                total.answers += sum(len(batch[number].samples.samples) for number in part)
             answered |= set(numbers)
     total.prompts, total.decoding = per_token.count(planned)
     total.passes, total.steps = planned.passes, planned.steps
     total.row_length = planned.tokens / max(segments, 1)
     total.rows_per_step = planned.decoded_tokens / max(planned.steps, 1e-9)
     total.largest_batch, total.largest_outputs = planned.largest_batch, planned.largest_outputs
-    for name in ("vision", "prompts", "decoding", "passes", "steps", "answers"):
+    for name in ("vision", "prompts", "decoding", "passes", "steps"):
         setattr(total, name, getattr(total, name) * workload.factor)
-    total.tokens_of_scale = {
-        scale: tokens / len(images) for scale, tokens in sorted(total.tokens_of_scale.items())
-    }
     return total
 
 
@@ -193,7 +186,7 @@ def measure_rows(backbone: ModelBackbone, workload: Workload) -> float:
         for sample in image.samples.samples:
             prefill = [backbone.prefill_flops(image.size, sample.question, s) for s in backbone.scales]
             answers = [
-                Answer(next(iter(sample.references), ""), [], *rng.random(3).tolist(), 1)
+                Answer(next(iter(sample.references), ""), [], rng.random(), rng.random(), rng.random(), 1)
                 for _ in backbone.scales
             ]
             ids = backbone.question_ids(sample.question)
@@ -205,7 +198,7 @@ def measure_rows(backbone: ModelBackbone, workload: Workload) -> float:
 
 
 def measure_features(backbone: ModelBackbone, workload: Workload, scales: Sequence[int]) -> float:
-    """Return the bytes of the stored features of an image: its visual tokens at `scales` in two bytes each."""
+    """Return the bytes of the stored features of an image: its visual tokens at `scales` in float16."""
     hidden = backbone.checkpoint.config.get_text_config().hidden_size
     tokens = [backbone.num_visual_tokens(image.size, s) for image in workload.sampled for s in scales]
     return 2 * hidden * sum(tokens) / len(workload.sampled)

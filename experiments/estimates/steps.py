@@ -1,6 +1,5 @@
-"""Time, memory and disk of the steps before a report, from the work of labelling and the speed of a device."""
+"""Time, memory and disk of labelling, from its work and the speed of a device."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from experiments.estimates.throughput import (
     count_cores,
     measure_layer,
 )
-from m3_backbone.costs import cache_numbers_per_token
+from m3_backbone.costs import read_heads
 from m3_backbone.model_backbone import ModelBackbone
 
 Device = Literal["h200", "h100", "a100", "l40s", "rtx4090", "cpu"]
@@ -24,9 +23,9 @@ _MAX_LENGTH, _MAX_ROWS = 512, 16
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a command: its operations, and seconds of one device that works alone.
+    """A part of the work: its operations, seconds of one device, and bytes of memory and disk.
 
-    `reading` is the processor time of other processes, beside the device. Memory and disk are in bytes.
+    The seconds of reading images are processor time.
     """
 
     name: str
@@ -67,8 +66,8 @@ class Estimate:
 class Speed:
     """Operations per second of a device in three kinds of passes, and bytes per second of its memory.
 
-    A pass takes at least as long as reading all weights; `bandwidth` is infinite where the measured operations
-    include that.
+    A pass takes at least as long as reading all weights; `bandwidth` is infinite where the measured
+    operations include that.
     """
 
     vision: float
@@ -125,7 +124,7 @@ def estimate_labelling(
     config = backbone.checkpoint.config
     text = config.get_text_config()
     batch = work.largest_batch * (
-        cache_numbers_per_token(config) * dtype.itemsize
+        sum(2 * heads * size for heads, size in read_heads(config)) * dtype.itemsize
         # States of one layer at a time: input, queries, keys, values, output, and the MLP.
         + (6 * text.hidden_size + 3 * text.intermediate_size) * dtype.itemsize
     )
@@ -179,8 +178,9 @@ def _list_assumptions(
         "operations per second: measured on one core with layers of the model's shapes; hours are those of "
         f"processor time, and pass on {count_cores() * num_devices} cores that nothing else uses"
         if device == "cpu"
-        else f"operations per second: {mfu:.0%} of the peak of {device} in its data sheet; passes and decoding "
-        f"steps that are too small for that read all weights at {BANDWIDTH_SHARE:.0%} of its bandwidth"
+        else f"operations per second: {mfu:.0%} of the peak of {device} in its data sheet; passes and "
+        "decoding steps that are too small for that read all weights at "
+        f"{BANDWIDTH_SHARE:.0%} of its bandwidth"
     )
     reading = (
         "images are read by the same cores"
@@ -189,10 +189,11 @@ def _list_assumptions(
     )
     return [
         f"sizes, questions and references: {sample}",
-        f"{acceptance:.0%} of the answers equal a reference or the answer at a finer scale; the others are as "
-        "long as the reference",
+        f"{acceptance:.0%} of the answers equal a reference or the answer at a finer scale; the others are "
+        "as long as the reference",
         speed,
-        f"{reading}; resizing images for the model, starting, loading weights and scoring are not counted",
+        f"{reading}; resizing images for the model, starting, loading weights and scoring are not counted, "
+        "nor are training and evaluation, which take minutes on a CPU",
     ]
 
 
@@ -203,11 +204,7 @@ def check_memory(estimate: Estimate) -> str | None:
         return None
     count = -(-estimate.memory // gpu.memory)
     return (
-        f"needs {estimate.memory / 1e9:,.0f} GB and one {estimate.device} has {gpu.memory / 1e9:,.0f}: smaller "
-        f"batches (backbone.batch_size), or {count:.0f} devices for one process (backbone.device_map=auto)"
+        f"needs {estimate.memory / 1e9:,.0f} GB and one {estimate.device} has {gpu.memory / 1e9:,.0f}: "
+        f"give smaller batches with backbone.batch_size, or {count:.0f} devices to one process with "
+        "backbone.device_map=auto"
     )
-
-
-def describe_numbers(values: Mapping[int, float]) -> str:
-    """Return the mean number of visual tokens at each scale as text."""
-    return ", ".join(f"{scale}: {tokens:,.0f}" for scale, tokens in values.items())

@@ -4,12 +4,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 from torch.utils.benchmark import Timer
+
+from m3_backbone.costs import read_heads
 
 # Seconds for which each shape is measured.
 _MIN_SECONDS = 0.4
@@ -51,16 +53,15 @@ class LayerShape:
     num_heads: int
 
     @classmethod
-    def of_decoder(cls, config: Any) -> "LayerShape":
-        """Return the shape of a decoder's layers from a configuration of transformers."""
+    def of_decoder(cls, config: Any) -> Self:
+        """Return the shape of a decoder's first layer from a configuration of transformers."""
         text = config.get_text_config()
         heads = text.num_attention_heads
-        size = getattr(text, "head_dim", None) or text.hidden_size // heads
-        key_heads = getattr(text, "num_key_value_heads", None) or heads
+        key_heads, size = read_heads(config)[0]
         return cls(text.hidden_size, heads * size, key_heads * size, text.intermediate_size, heads)
 
     @classmethod
-    def of_tower(cls, config: Any) -> "LayerShape":
+    def of_tower(cls, config: Any) -> Self:
         """Return the shape of the layers of a vision tower."""
         vision = config.vision_config
         hidden = vision.hidden_size

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from experiments.config import format_command
 from experiments.labels.records import JOB_RECORD, clean, clean_command, read_record
@@ -82,10 +81,11 @@ def _list_sweep(folder: Path) -> Iterator[JobStatus]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("it is too large")
-        hydra: dict[str, Any] = yaml.safe_load(path.read_bytes())["hydra"]
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))  # interpolations stay as they are
+        hydra = content["hydra"]
         name, subfolder = str(hydra["job"]["config_name"]), str(hydra["sweep"]["subdir"])
         choices = [_expand(str(text)) for text in hydra["overrides"]["task"]]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError, HydraException, RecursionError) as error:
+    except Exception as error:  # whatever reading YAML raises
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({reason}): run that sweep again") from error
     if subfolder != _NUMBERED:

@@ -64,7 +64,10 @@ class PlannedWork:
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Operations of a decoder: of a token in its layers, of one attended pair, and of one row of logits."""
+    """Operations of a decoder: of a token in its layers, of one attended pair, and of one row of logits.
+
+    Layers that run for the last token of a prompt only (Gemma 4) count as part of the row of logits.
+    """
 
     layers: float
     pair: float
@@ -75,7 +78,7 @@ class FlopsPerToken:
         """Return the parts of the cost model of a `ModelBackbone`, which is quadratic in the tokens."""
         one, two, three = (backbone._decoder_flops(number) for number in (1, 2, 3))
         pair = (three - 2 * two + one) / 2
-        layers = backbone.decode_flops_per_token()
+        layers = two - one - 3 * pair
         return cls(layers, pair, one - layers - pair)
 
     def count(self, work: PlannedWork) -> tuple[float, float]:
@@ -165,7 +168,7 @@ def _plan_packed(
 def _plan_plain(
     prefixes: Sequence[int], questions: Sequence[PlannedQuestion], num_system: int, share_of_others: float
 ) -> PlannedWork:
-    """Return the work of the passes over prompts, which are padded to the longest, and of those over drafts."""
+    """Return the work of the padded passes over prompts and of those over drafts."""
     owners = list(dict.fromkeys(question.image for question in questions))
     lengths = {len(question.suffix) for question in questions}
     saved = sum(prefixes[question.image] for question in questions) - sum(prefixes[owner] for owner in owners)

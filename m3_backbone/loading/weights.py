@@ -52,7 +52,11 @@ def find_folder(checkpoint: str | Path) -> Path:
     try:
         config = Path(str(cached_file(name, "config.json")))
     except OSError as error:
-        raise OSError(f"{name} is not a local folder and cannot be fetched from the hub: {error}") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise OSError(
+            f"{name} is not a local folder and cannot be fetched from the hub ({reason}): name the folder of a "
+            "copy with backbone.checkpoint=FOLDER"
+        ) from error
     for small in SMALL_FILES:
         fetch(name, small)
     return config.parent
