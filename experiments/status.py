@@ -1,12 +1,13 @@
-"""Show what is done, running, failed or missing in a folder of labels, runs or sweeps, and what to run again.
+"""Show what is done, running, failed or missing, and what to run again.
 
-Reads a label folder also while processes write into it, with its sampled answers; the folder of a run or a
-sweep; or a folder of runs. The exit status is 0 if everything is complete, 1 if something is not.
+Reads a label folder, also while processes write into it, with its sampled answers; the folder of a run or of
+a sweep; or a folder of runs. Nothing is written. The exit status is 0 if everything is complete, 1 if not;
+`print_json=true` prints one JSON object with every file and job.
 
 Examples:
-    tokenscale status folder=outputs/store/labels/tiny_m3/scenes             # a label folder
-    tokenscale status folder=outputs/multirun                # all sweeps
-    tokenscale status folder=outputs/store/labels/tiny_m3/scenes print_json=true  # every file, as JSON
+    tokenscale status                                     # labels of tiny_m3 on `scenes`
+    tokenscale status task=textvqa backbone=m3_llava_7b   # the labels that `label` makes with these options
+    tokenscale status folder=outputs/multirun             # the jobs of all sweeps
 """
 
 from pathlib import Path

@@ -17,8 +17,8 @@ from m3_backbone.costs import read_heads
 from m3_backbone.model_backbone import ModelBackbone
 
 Device = Literal["h200", "h100", "a100", "l40s", "rtx4090", "cpu"]
-# Longest row and most rows that are measured on a CPU: more take longer and are as fast.
-_MAX_LENGTH, _MAX_ROWS = 512, 16
+# Longest row that is measured on a CPU, and the most operations of one measured pass.
+_MAX_LENGTH, _MAX_FLOPS = 512, 2e10
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,13 @@ def measure_cpu(backbone: ModelBackbone, work: LabellingWork) -> Speed:
     config, dtype = backbone.checkpoint.config, backbone.torch_dtype
     decoder = LayerShape.of_decoder(config)
     length = max(1, min(round(work.row_length), _MAX_LENGTH))
-    num_rows = max(1, min(round(work.largest_batch / length), _MAX_ROWS))
-    rows_per_step = max(1, min(round(work.rows_per_step), 2 * _MAX_ROWS))
+    num_rows = min(work.largest_batch / length, _MAX_FLOPS / decoder.flops(length, length))
+    tower = LayerShape.of_tower(config)
+    num_images = min(backbone.image_batch_size, _MAX_FLOPS / tower.flops(_MAX_LENGTH // 4, _MAX_LENGTH // 4))
+    rows_per_step = max(1, min(round(work.rows_per_step), 32))
     return Speed(
-        vision=measure_layer(LayerShape.of_tower(config), 4, _MAX_LENGTH // 4, dtype),
-        prompts=measure_layer(decoder, num_rows, length, dtype),
+        vision=measure_layer(tower, max(1, int(num_images)), _MAX_LENGTH // 4, dtype),
+        prompts=measure_layer(decoder, max(1, int(num_rows)), length, dtype),
         decoding=measure_layer(decoder, rows_per_step, 1, dtype),
         bandwidth=float("inf"),
     )
@@ -206,5 +208,5 @@ def check_memory(estimate: Estimate) -> str | None:
     return (
         f"needs {estimate.memory / 1e9:,.0f} GB and one {estimate.device} has {gpu.memory / 1e9:,.0f}: "
         f"give smaller batches with backbone.batch_size, or {count:.0f} devices to one process with "
-        "backbone.device_map=auto"
+        "++backbone.device_map=auto"
     )

@@ -91,10 +91,11 @@ def measure_layer(shape: LayerShape, num_rows: int, length: int, dtype: torch.dt
     output, down = weight(hidden, shape.query), weight(hidden, shape.inner)
     gate, up = (weight(shape.inner, hidden) for _ in range(2))
     states = torch.randn(num_rows * length, hidden).to(dtype)
+    scale, mask = torch.ones(hidden).to(dtype), torch.ones(length, length, dtype=torch.bool).tril()
 
     def normalize(x: Tensor) -> Tensor:
         single = x.float()
-        return (single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + 1e-6)).to(dtype)
+        return scale * (single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + 1e-6)).to(dtype)
 
     def split(x: Tensor, heads: int) -> Tensor:
         x = x.view(num_rows, length, heads, size).transpose(1, 2)
@@ -109,7 +110,7 @@ def measure_layer(shape: LayerShape, num_rows: int, length: int, dtype: torch.dt
             for w in (key, value)
         )
         parts = [
-            scaled_dot_product_attention(heads[row, None], keys[row, None], values[row, None], is_causal=True)
+            scaled_dot_product_attention(heads[row, None], keys[row, None], values[row, None], mask)
             for row in range(num_rows)
         ]
         attended = torch.cat(parts).transpose(1, 2).reshape(num_rows * length, shape.query)

@@ -117,7 +117,7 @@ class EstimateSettings(LabelSettings):
     """images whose sizes, questions and references are read"""
 
 
-class StatusSettings(Settings):
+class StatusSettings(Labelled):
     """`experiments.status`."""
 
     folder: PathText
