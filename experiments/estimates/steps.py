@@ -39,7 +39,8 @@ class Step:
 class Estimate:
     """The estimate of labelling: its steps, and what it assumes.
 
-    `device_hours` are hours of one device, of one core for `cpu`; `wall_hours` those that pass.
+    `device_hours` are hours of one device, of one core for `cpu`; `wall_hours` those that pass. `memory` is
+    that of the device, `training_memory` what `train` and `evaluate` need for the stored features.
     """
 
     backbone: str
@@ -54,6 +55,7 @@ class Estimate:
     wall_hours: float
     memory: float
     disk: float
+    training_memory: float
     throughput: dict[str, float]
     assumptions: list[str]
 
@@ -165,6 +167,7 @@ def estimate_labelling(
         wall_hours=wall / 3600,
         memory=memory,
         disk=weights + rows + features + embeddings,
+        training_memory=features + embeddings,
         throughput={name: value for name, value in asdict(speed).items() if value != float("inf")},
         assumptions=_list_assumptions(workload, device, num_devices, mfu, acceptance, num_workers),
     )
@@ -194,8 +197,8 @@ def _list_assumptions(
         f"{acceptance:.0%} of the answers equal a reference or the answer at a finer scale; the others are "
         "as long as the reference",
         speed,
-        f"{reading}; resizing images for the model, starting, loading weights and scoring are not counted, "
-        "nor are training and evaluation, which take minutes on a CPU",
+        f"{reading}; resizing images for the model, starting, loading weights and scoring are not counted",
+        "`train` and `evaluate` read the features into memory; their time is not estimated",
     ]
 
 

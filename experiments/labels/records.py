@@ -87,6 +87,13 @@ class WorkRecord(BaseModel):
         gpus = f", GPU {clean(self.gpus)}" if self.gpus else ""
         return f"process {self.process} on {clean(self.host)}{gpus}"
 
+    @property
+    def outcome(self) -> str:
+        """The process that is running, with the reason if it has failed or was killed; "" if it is done."""
+        if self.state == "done":
+            return ""
+        return f"{self.description}: {clean(self.reason)}" if self.reason else self.description
+
 
 def clean(text: str, most: int = _MAX_REASON) -> str:
     """Return text from a file in one line without control characters, of at most `most` characters."""
@@ -156,7 +163,7 @@ def read_record(path: Path) -> WorkRecord | None:
     silence = time.time() - status.st_mtime
     if silence <= GRACE and not _is_gone(record):
         return record
-    reason = f"killed: no sign of life for {_describe_seconds(silence)}"
+    reason = f"no sign of life for {_describe_seconds(silence)}"
     return record.model_copy(update={"state": "killed", "reason": reason})
 
 

@@ -192,7 +192,7 @@ def _find_states(
         if record is None:
             parts.append(PartStatus(part, "done" if states <= {"done"} else "not begun"))
         else:
-            detail = record.description if record.state == "running" else clean(record.reason)
+            detail = record.outcome
             parts.append(PartStatus(part, record.state, detail))
         if states - {"done"} and (record is None or record.state != "running"):
             to_do.append(part)
@@ -207,9 +207,7 @@ def _find_states(
 def _find_state(record: WorkRecord | None) -> tuple[BlockState, str]:
     if record is None:
         return "missing", ""
-    if record.state == "running":
-        return "running", record.description
-    return "failed", clean(record.reason)
+    return "running" if record.state == "running" else "failed", record.outcome
 
 
 def _write_commands(record: WorkRecord, to_do: list[str], count: int) -> list[str]:

@@ -31,13 +31,14 @@ def format_estimate(estimate: Estimate) -> str:
     """Return the steps of an estimate as a table, their totals, and the assumptions."""
     rows = [["estimate", "FLOPs", "time", "memory", "disk"]]
     total = Step(
-        "all",
+        "label, all",
         sum(step.flops for step in estimate.steps),
         3600 * estimate.device_hours,
         estimate.memory,
         estimate.disk,
     )
-    for step in (*estimate.steps, total):
+    later = Step("train, evaluate", memory=estimate.training_memory)
+    for step in (*estimate.steps, total, later):
         rows.append(
             [
                 step.name,

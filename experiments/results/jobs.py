@@ -69,7 +69,7 @@ def _read_job(folder: Path, overrides: str = "", command: str = "") -> JobStatus
         folder,
         record.state,
         overrides,
-        record.description if record.state == "running" else clean(record.reason),
+        record.outcome,
         clean_command(record.command) if record.state in ("failed", "killed") else "",
         clean(record.directory),
     )

@@ -11,7 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import open_dict, read_write
 
+from experiments.cli import find_config_dir
+from experiments.config import is_one_after_another
 from experiments.labels.devices import (
     LAUNCHED_WITH,
     VISIBLE,
@@ -107,6 +113,16 @@ def test_submitit_on_one_machine_does_not_hide_the_gpus(launched_with, after):
     told = {**launching, **SUBMITIT, VISIBLE: "0,1,2,3"}
     take_devices((1, 2), environment=told, count=lambda: 2)
     assert told[VISIBLE] == "2,3" and LAUNCHED_WITH in told
+
+
+@pytest.mark.parametrize(("launcher", "is_alone"), [("basic", True), ("submitit_local", False)])
+def test_jobs_that_run_one_after_another_share_nothing(launcher, is_alone):
+    with initialize_config_dir(version_base="1.3", config_dir=str(find_config_dir())):
+        config = compose("label", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    with read_write(config), open_dict(config.hydra):
+        config.hydra.mode = RunMode.MULTIRUN
+    HydraConfig.instance().set_config(config)
+    assert is_one_after_another() == is_alone
 
 
 def test_ray_starts_an_actor_for_each_gpu():
