@@ -7,10 +7,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,7 +28,11 @@ from experiments.cli import (
     find_config_dir,
     is_started_by_script,
 )
+from experiments.labels.devices import remember_visible, restore_visible
 from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
+
+if TYPE_CHECKING:
+    from experiments.labels.records import WorkRecord
 
 # Errors of Optuna and SQLAlchemy: a full disk, a database of another user, no server, an unknown URL.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -47,13 +52,15 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
             replace_unprintable()
+            restore_visible(os.environ)
             if is_started_by_script():
                 append_working_directory()
             try:
                 # Imported here, as it would slow down --help and completion.
                 from experiments.settings.check import check_settings
 
-                return function(check_settings(config_name, config))
+                with recording_job():
+                    return function(check_settings(config_name, config))
             except KeyboardInterrupt as interrupt:
                 lost = "".join(f"{note} " for note in getattr(interrupt, "__notes__", ()))
                 print(
@@ -79,6 +86,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def run(config: DictConfig | None = None) -> Any:
             if config is not None:
                 return command(config)
+            remember_visible()
             arguments = sys.argv[1:] = rename_settings(sys.argv[1:])
             overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
             # With another flag, as --config-dir, Hydra prints its own help.
@@ -131,6 +139,11 @@ def format_command(entry_point: str, choices: Sequence[str]) -> str:
     return shlex.join([*program, *choices])
 
 
+def is_one_after_another() -> bool:
+    """Return whether the running command is a job of a sweep whose jobs do not run at the same time."""
+    return is_sweep() and HydraConfig.get().runtime.choices.get("hydra/launcher") == "basic"
+
+
 def is_sweep() -> bool:
     """Return whether the running command is one job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -173,6 +186,37 @@ def format_given_command() -> str:
         arguments = list(hydra_config.overrides.task)
     command = str(hydra_config.job.config_name) if name == "__main__" else name  # the command is a package
     return format_command(command, _without_overwrite(arguments))
+
+
+def record_command() -> "WorkRecord":
+    """Return a record of the running command, or of the job of a sweep, with the command that repeats it."""
+    from experiments.labels.records import WorkRecord
+
+    hydra_config = HydraConfig.get()
+    return WorkRecord.begin(
+        command=format_command(
+            str(hydra_config.job.config_name), _without_overwrite(hydra_config.overrides.task)
+        ),
+        launcher=[text for text in hydra_config.overrides.hydra if text.startswith("hydra/launcher=")]
+        + [text for text in hydra_config.overrides.hydra if text.startswith("hydra.launcher.")],
+    )
+
+
+def recording_job() -> AbstractContextManager[None]:
+    """Keep a record of the running command in its folder, if it has one, for `tokenscale status`."""
+    if not HydraConfig.initialized() or os.environ.get("LOCAL_RANK", "0") != "0":
+        return nullcontext()
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir) / str(hydra_config.output_subdir)
+    if hydra_config.output_subdir is None or not folder.is_dir():
+        return nullcontext()
+    from experiments.labels.records import JOB_RECORD, recording
+
+    record = record_command()
+    own_folder = shlex.quote(f"hydra.run.dir={hydra_config.runtime.output_dir}")
+    return recording(
+        folder / JOB_RECORD, record.model_copy(update={"command": f"{record.command} {own_folder}"})
+    )
 
 
 def _without_overwrite(arguments: Sequence[str]) -> list[str]:

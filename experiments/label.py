@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_given_command
+from experiments.config import entry_point, format_given_command, is_one_after_another, record_command
 from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
@@ -42,10 +42,16 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
 
     `needed` are the splits that need enough images for later steps; None means those that are labelled.
     """
+    from experiments.labels.devices import take_devices
     from experiments.labels.division import check_labels
-    from experiments.labels.labelling import label
+    from experiments.labels.engines import LocalEngine
+    from experiments.labels.labelling import ShardSubset, label
     from experiments.tasks.sizes import check_task
 
+    engine = instantiate(config.engine, _convert_="all")
+    if isinstance(engine, LocalEngine) and engine.share_gpus and not is_one_after_another():
+        subset = ShardSubset.parse(config.shard)
+        take_devices((subset.index, subset.count))
     summary = label(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),
@@ -56,9 +62,10 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
         images_per_batch=config.images_per_batch,
         num_workers=config.num_workers,
         overwrite=config.overwrite,
-        engine=instantiate(config.engine, _convert_="all"),
+        engine=engine,
         shard=config.shard,
         command=format_given_command(),
+        record=record_command(),
         check=partial(check_task, needed=needed, allow_small=config.allow_small),
     )
     if needed is not None:

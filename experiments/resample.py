@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point, format_command, record_command
 
 
 @entry_point("resample")
@@ -51,6 +51,7 @@ def main(config: DictConfig) -> None:
         num_workers=config.num_workers,
         overwrite=config.overwrite,
         engine=instantiate(config.engine, _convert_="all"),
+        record=record_command(),
     )
     num_runs, num_questions, _ = resampled.score.shape
     means = ", ".join(

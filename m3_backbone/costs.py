@@ -24,6 +24,22 @@ def prefill_flops(config: Any, num_tokens: int) -> int:
     return text.num_hidden_layers * (projections + attention + mlp) + 2 * hidden * text.vocab_size
 
 
+def read_heads(config: Any) -> list[tuple[int, int]]:
+    """Return the number of key-value heads and their size in each layer of a decoder with keys of its own.
+
+    Layers that reuse the keys and values of others are left out (Gemma 4).
+    """
+    text: Any = config.get_text_config()
+    num_layers = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", None) or 0)
+    settings = getattr(text, "per_layer_config", None)
+    if settings is not None:
+        layers = [settings[layer] for layer in range(num_layers)]
+        return [(layer.num_key_value_heads, layer.head_dim) for layer in layers]
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return [(getattr(text, "num_key_value_heads", None) or heads, size)] * num_layers
+
+
 def decoder_flops_per_token(config: Any) -> int:
     """Operations of one more token in the decoder's linear layers, without attention and output layer."""
     vocabulary = 2 * config.get_text_config().hidden_size * config.get_text_config().vocab_size

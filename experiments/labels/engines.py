@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from experiments.labels.blocks import Block, ImageQuestions, decode_ahead
+from experiments.labels.devices import count_gpus
 from experiments.labels.progress import show_progress
 from experiments.tasks.base import Task
 from m3_backbone.arguments import NonNegativeFloat, PositiveInt, checked
@@ -76,7 +77,16 @@ def run_job(engine: Engine, job: Job, sizes: Mapping[str, int], done: Container[
 
 
 class LocalEngine(Engine):
-    """Runs jobs in this process, on the device of the backbone."""
+    """Runs jobs in this process, on the device of the backbone.
+
+    Args:
+        share_gpus: whether a process on one part of the work (`shard`) uses only its part of the visible GPUs
+            (`labels.devices`).
+    """
+
+    @checked
+    def __init__(self, share_gpus: bool = True) -> None:
+        self.share_gpus = share_gpus
 
     def run(self, job: Job, sizes: Mapping[str, int]) -> Iterator[int]:
         yield from job.work_on(block for block in job.blocks() if block.name in sizes)
@@ -89,8 +99,10 @@ class RayEngine(Engine):
     to be on a file system that all machines share.
 
     Args:
-        num_actors: number of actors; (least, most) lets Ray scale between these numbers.
-        num_gpus: GPUs per actor; 0 for actors on CPUs, fractions for actors that share a GPU.
+        num_actors: number of actors; (least, most) lets Ray scale between these numbers; None: as many as
+            there are GPUs for.
+        num_gpus: GPUs per actor; 0 for actors on CPUs, fractions for actors that share a GPU. Ray shows an
+            actor its own GPUs only, also with `device_map: auto`.
         num_cpus: CPU cores that Ray reserves per actor.
         address: a running cluster, as `auto` or `ray://HOST:10001`; null starts Ray on this machine.
         init: further arguments of `ray.init`.
@@ -99,13 +111,13 @@ class RayEngine(Engine):
     @checked
     def __init__(
         self,
-        num_actors: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
+        num_actors: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
         num_gpus: NonNegativeFloat = 1,
         num_cpus: NonNegativeFloat = 1,
         address: str | None = None,
         init: Mapping[str, Any] | None = None,
     ) -> None:
-        self.num_actors = num_actors if isinstance(num_actors, int) else tuple(num_actors)
+        self.num_actors = tuple(num_actors) if isinstance(num_actors, Sequence) else num_actors
         self.num_gpus, self.num_cpus = num_gpus, num_cpus
         self.address, self.init = address, dict(init or {})
 
@@ -128,7 +140,9 @@ class RayEngine(Engine):
         if self.address is not None:
             return {"address": self.address, "log_to_driver": False, **self.init}
         # Ray counts CPU cores without pinning them; without a spare core for reading its input it hangs.
-        most = self.num_actors if isinstance(self.num_actors, int) else self.num_actors[1]
+        most = self.num_actors[1] if isinstance(self.num_actors, tuple) else self.num_actors
+        if most is None:
+            most = self._count_actors(self.init.get("num_gpus", count_gpus()))
         num_cpus = max(os.cpu_count() or 1, math.ceil(most * self.num_cpus) + 2)
         return {"num_cpus": num_cpus, "include_dashboard": False, "log_to_driver": False, **self.init}
 
@@ -154,10 +168,23 @@ class RayEngine(Engine):
             raise (error.cause or error) from None
 
     def _pool(self, ray: Any) -> Any:
-        if isinstance(self.num_actors, int):
-            return ray.data.ActorPoolStrategy(size=self.num_actors)
-        least, most = self.num_actors
-        return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+        if isinstance(self.num_actors, tuple):
+            least, most = self.num_actors
+            return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+        num_gpus = ray.cluster_resources().get("GPU", 0)
+        return ray.data.ActorPoolStrategy(size=self.num_actors or self._count_actors(num_gpus))
+
+    def _count_actors(self, num_gpus: float) -> int:
+        """Return the number of actors that so many GPUs are enough for. Raises ValueError for none."""
+        if not self.num_gpus:
+            return 1
+        if num_gpus < self.num_gpus:
+            raise ValueError(
+                f"engine.num_gpus={self.num_gpus:g}: there are {num_gpus:g} GPUs for Ray: set "
+                "engine.num_gpus=0 engine.num_actors=2 for two actors on CPUs, or engine.address=ADDRESS for "
+                "a cluster"
+            )
+        return int(num_gpus / self.num_gpus)
 
 
 class _BlockActor:

@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from experiments.labels.records import WORK, WorkRecord, recording
+
 log = logging.getLogger(__name__)
 
 # Leaves room for a suffix within the 255 bytes that file systems allow.
@@ -187,6 +189,15 @@ class ShardFolder:
             with self.writing():
                 stack.enter_context(lock)
             yield
+
+    def recording(self, name: str, record: WorkRecord) -> AbstractContextManager[None]:
+        """Keep the record of the work of one process on this folder (`records.recording`)."""
+        return recording(self.path / WORK / f"part-{name}.json", record)
+
+    def recording_block(self, name: str) -> AbstractContextManager[None]:
+        """Keep a record of a block while this process works on it."""
+        path = self.path / WORK / f"block-{name}.json"
+        return recording(path, WorkRecord.begin(), is_kept=False)
 
     def remove_remains(self) -> None:
         """Remove temporary files of killed runs. The caller makes sure that no other run writes."""

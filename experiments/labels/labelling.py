@@ -10,6 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.files import refuse_parts
 from experiments.labels.folder import LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
+from experiments.labels.records import WorkRecord
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.table import HELD_OUT
@@ -66,6 +68,11 @@ class ShardSubset:
     @property
     def name(self) -> str:
         return f"-{self.index}-of-{self.count}"
+
+    @property
+    def file_name(self) -> str:
+        """Part of the name of a file about this part."""
+        return self.name.removeprefix("-")
 
     @property
     def is_whole(self) -> bool:
@@ -138,14 +145,15 @@ class LabelJob(Job):
 
     def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
         """Answer a block at every scale and write its shard."""
-        labels = BlockLabels(self.backbone, self.folder.feature_scales)
-        for batch in batches:
-            labels.add(batch)
-            yield sum(len(item.samples) for item in batch)
-        table = labels.to_table(self.folder.fingerprints, self.task.score)
-        self.folder.write_shard(
-            block.name, block.digest, table, labels.features, labels.skipped, labels.unreadable
-        )
+        with self.folder.recording_block(block.name):
+            labels = BlockLabels(self.backbone, self.folder.feature_scales)
+            for batch in batches:
+                labels.add(batch)
+                yield sum(len(item.samples) for item in batch)
+            table = labels.to_table(self.folder.fingerprints, self.task.score)
+            self.folder.write_shard(
+                block.name, block.digest, table, labels.features, labels.skipped, labels.unreadable
+            )
 
     def work_on(self, blocks: Iterable[Block]) -> Iterator[int]:
         """Label blocks, then write the token embeddings if they are missing."""
@@ -168,6 +176,7 @@ def label(
     engine: Engine | None = None,
     shard: str | None = None,
     command: str = "the same command",
+    record: WorkRecord | None = None,
     check: Callable[[Task, Limits], None] | None = None,
 ) -> LabelSummary:
     """Write the outcomes and features of every split that `folder` lacks; returns a summary of the labels.
@@ -184,6 +193,7 @@ def label(
         shard: `i/n` labels only the i-th (from 0) of n parts of the files; the run that ends last
             completes the folder.
         command: the command that resumes after an error, for messages.
+        record: record of this process with the command that does its part again, for `tokenscale status`.
         check: called with task and limits before anything is labelled; may raise ValueError.
 
     Raises ValueError for a task that is no `Task`, for labels of another backbone or other data, and for a
@@ -238,6 +248,11 @@ def label(
         )
         return work, job
 
+    def keep_record(work: Plan) -> AbstractContextManager[None]:
+        blocks = {name: (digest, work.sizes[name]) for name, digest in work.digests.items()}
+        content = {"part": str(subset), "blocks": blocks}
+        return target.recording(subset.file_name, (record or WorkRecord.begin()).model_copy(update=content))
+
     if subset.is_whole:
         # Parallel sweep jobs share labels: the first makes them, the others wait (unless overwriting).
         with target.locked(timeout=0 if overwrite else None):
@@ -247,8 +262,9 @@ def label(
                 target.remove_remains()
                 begin(overwrite=overwrite)
                 work, job = prepare()
-                run_job(engine, job, work.sizes, find_done(target, work))
-                target.finish(work)
+                with keep_record(work):
+                    run_job(engine, job, work.sizes, find_done(target, work))
+                    target.finish(work)
         return replace(summarize(target), replaced=target.replaced)
     if overwrite:
         raise ValueError(
@@ -264,11 +280,12 @@ def label(
                 refuse_parts(target.path, but=subset.name)
                 begin()
             work, job = prepare()
-        run_job(engine, job, subset.of(work.sizes), find_done(target, work))
-        with target.locked(timeout=PATIENCE):
-            missing = len(work.digests) - len(find_done(target, work))
-            if not missing and not target.has(limits):
-                target.finish(work)
+        with keep_record(work):
+            run_job(engine, job, subset.of(work.sizes), find_done(target, work))
+            with target.locked(timeout=PATIENCE):
+                missing = len(work.digests) - len(find_done(target, work))
+                if not missing and not target.has(limits):
+                    target.finish(work)
     return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from experiments.labels.block_labels import find_coarsest_on
 from experiments.labels.blocks import Block, ImageQuestions, cut_into_blocks, group_by_image
 from experiments.labels.engines import Engine, Job, LocalEngine, run_job
+from experiments.labels.records import WorkRecord
 from experiments.labels.resampled import Floats, Resampled, ResampledFolder, read_resampled
 from experiments.tasks.base import Sample, Task, check_data
 from experiments.tasks.scoring import LETTER_METRICS
@@ -142,12 +143,13 @@ class ResampleJob(Job):
 
     def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
         """Answer a block in every run and write the scores."""
-        scores: list[Floats] = []
-        for batch in batches:
-            scores.append(self.score_runs(batch))
-            yield scores[-1].shape[1]
-        samples = [sample.sample_id for sample in block.samples]
-        self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
+        with self.folder.recording_block(block.name):
+            scores: list[Floats] = []
+            for batch in batches:
+                scores.append(self.score_runs(batch))
+                yield scores[-1].shape[1]
+            samples = [sample.sample_id for sample in block.samples]
+            self.folder.write(block.name, samples, np.concatenate(scores, axis=1))
 
     def score_runs(self, batch: Sequence[ImageQuestions]) -> Floats:
         """Return the scores `[num_runs, num_samples, num_scales]`; each image is encoded once.
@@ -213,12 +215,13 @@ def resample_answers(
     num_workers: int = 0,
     overwrite: bool = False,
     engine: Engine | None = None,
+    record: WorkRecord | None = None,
 ) -> Resampled:
     """Write scores of `num_runs` answers to the questions on the first `num_images` images of `test`.
 
-    Returns all scores in `folder`. Raises ValueError for fewer than two runs, if no question has `num_runs`
-    variants, if task or backbone are not those of the labels, and if the folder holds another variation
-    (unless `overwrite`), more runs or more images.
+    Returns all scores in `folder`. `record` is as in `labels.labelling.label`. Raises ValueError for fewer
+    than two runs, if no question has `num_runs` variants, if task or backbone are not those of the labels,
+    and if the folder holds another variation (unless `overwrite`), more runs or more images.
     """
     if num_runs < 2:
         raise ValueError(f"num_runs={num_runs} leaves no second run to choose the scale by: give 2 or more")
@@ -269,6 +272,10 @@ def resample_answers(
             stack.enter_context(folder.locked())
             folder.begin(test.sample_id, overwrite=overwrite)
             folder.refuse_less(blocks, num_runs)
+            # In place of a digest, the number of runs that the file of a block has to hold.
+            planned = {name: (str(num_runs), size) for name, size in sizes.items()}
+            own_record = (record or WorkRecord.begin()).model_copy(update={"part": "0/1", "blocks": planned})
+            stack.enter_context(folder.recording("0-of-1", own_record))
         run_job(engine or LocalEngine(), job, sizes, find_done())
     resampled = read_resampled(labels, test)
     if resampled is None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Gt, Le, Len
 from pydantic import AfterValidator, Field, model_validator
 
 from experiments.settings.base import (
@@ -20,6 +20,7 @@ from experiments.settings.base import (
     Settings,
 )
 from experiments.settings.pipeline import Guarantee, Intervals, Latency, PredictorSettings
+from experiments.settings.pipeline import Guarantee, Intervals, LabelSettings, PredictorSettings
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -101,6 +102,32 @@ class PublishSettings(TrainedChoice):
     repo: str | None
     """USER/NAME on the Hugging Face hub; null: the model is not uploaded"""
     guarantee: Guarantee
+
+
+class EstimateSettings(LabelSettings):
+    """`experiments.estimate`."""
+
+    device: Literal["h200", "h100", "a100", "l40s", "rtx4090", "cpu"]
+    """device that labels; GPUs are known from their data sheets, the CPU is measured"""
+    num_devices: PositiveInt
+    """devices, or machines for cpu, that share the work"""
+    mfu: Annotated[float, Gt(0), Le(1)]
+    """share of the peak of a GPU that is reached"""
+    acceptance: ClosedFraction
+    """share of the answers that equal a reference or the answer at a finer scale"""
+    num_images: PositiveInt
+    """images whose sizes, questions and references are read"""
+
+
+class StatusSettings(Labelled):
+    """`experiments.status`."""
+
+    folder: PathText
+    """folder of the labels of one task, of a run, of a sweep, or of runs"""
+    verify: bool
+    """whether to compare all files of finished labels with their digests"""
+    print_json: bool
+    """whether to print one JSON object in place of tables"""
 
 
 class FailuresSettings(Labelled):

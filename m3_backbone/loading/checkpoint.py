@@ -27,6 +27,7 @@ from m3_backbone.loading.weights import (
     authors_name,
     check_finite,
     check_weights,
+    count_weights,
     download_weights,
     find_folder,
     fingerprint_weights,
@@ -210,6 +211,12 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hash of configuration and weights, 16 hex digits. It is computed from the files without a model."""
         return fingerprint_weights(self.config, [*self.files, *self.tower_files])
+
+    def count_weights(self) -> int:
+        """Return the number of weights of the model, from its configuration alone."""
+        model_class: Any = model_class_of(self.config)
+        with torch.device("meta"):
+            return count_weights(model_class(self.config))
 
     def load_model(
         self,

@@ -52,7 +52,11 @@ def find_folder(checkpoint: str | Path) -> Path:
     try:
         config = Path(str(cached_file(name, "config.json")))
     except OSError as error:
-        raise OSError(f"{name} is not a local folder and cannot be fetched from the hub: {error}") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise OSError(
+            f"{name} is not a local folder and cannot be fetched from the hub ({reason}): name the folder of a "
+            "copy with backbone.checkpoint=FOLDER"
+        ) from error
     for small in SMALL_FILES:
         fetch(name, small)
     return config.parent
@@ -194,6 +198,11 @@ def check_weights(stored: Mapping[str, torch.Size], expected: Mapping[str, torch
     ]
     if problems:
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+
+
+def count_weights(model: Any) -> int:
+    """Return the number of weights of a model, those that parts share counted once."""
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:

@@ -16,6 +16,7 @@ from m3_backbone.loading.checkpoint import without_progress_bars
 from m3_backbone.loading.weights import (
     INDEX_FILES,
     check_finite,
+    count_weights,
     download_weights,
     fetch,
     find_folder,
@@ -145,6 +146,12 @@ class NativeCheckpoint:
         for name in (*_SMALL_FILES, INDEX_FILES[0], *(path.name for path in files)):
             if (self.folder / name).is_file():
                 shutil.copy2(self.folder / name, folder)
+
+    def count_weights(self) -> int:
+        """Return the number of weights of the model, from its configuration alone."""
+        model_class: Any = getattr(transformers, self.family.model)
+        with torch.device("meta"):
+            return count_weights(model_class(copy.deepcopy(self.config)))
 
     def load_model(
         self,

@@ -1,0 +1,1 @@
+"""What labelling will take, calculated before anything runs."""
