@@ -144,7 +144,8 @@ def list_noise_free(
 ) -> dict[str, NoiseFreeOracle]:
     """Return the oracles that these outcomes allow, by name; `settings` go to `measure_noise_free`."""
     oracles = {}
-    if all(len(references) == 1 for references in test.references) and set(test.metric) == {_EXACT}:
+    has_one_reference = all(len(references) == 1 for references in test.references)
+    if test.options is None and has_one_reference and set(test.metric) == {_EXACT}:
         expected = expect_scores(test.nll, test.reference_tokens)[None]
         oracles["likelihood"] = measure_noise_free(cost, expected, expected, test.image_id, **settings)
     if resampled is not None:

@@ -166,6 +166,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "failures": commands.FailuresSettings,
     "figure2": backbone.Figure2Settings,
     "granularity": commands.GranularitySettings,
+    "import_outcomes": commands.ImportOutcomesSettings,
     "label": pipeline.LabelSettings,
     "latency": pipeline.LatencySettings,
     "model_card": commands.ModelCardSettings,

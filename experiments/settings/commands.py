@@ -102,6 +102,33 @@ class PublishSettings(TrainedChoice):
     guarantee: Guarantee
 
 
+class ImportOutcomesSettings(Labelled):
+    """`experiments.import_outcomes`."""
+
+    file: PathText
+    """CSV or Parquet file with one row per question"""
+    options: dict[str, dict[str, str | float | int]] | None
+    """columns of each option, {NAME: {score: ..., cost: ...}}; null: columns NAME.score and NAME.cost"""
+    columns: dict[str, str]
+    """column of each part of a row"""
+    images: PathText | None
+    """folder of the images that the column `image` names; null: there are none"""
+    cost_name: str
+    """plural noun for the costs, such as dollars"""
+    cost_unit: PositiveFloat | None
+    """unit of which costs are stored as whole numbers; null: chosen by the data"""
+    fractions: dict[str, ClosedFraction]
+    """shares of the images, if no column says the split of a row"""
+    seed: Seed
+    """seed of this division"""
+    declared: dict[str, str | None]
+    """fingerprints of what made the outcomes"""
+    overwrite: bool
+    """whether to move existing labels aside and import again"""
+    allow_small: bool
+    """whether splits of fewer than 8 images are accepted"""
+
+
 class FailuresSettings(Labelled):
     """`experiments.failures`."""
 
