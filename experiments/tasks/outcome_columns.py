@@ -116,6 +116,8 @@ def read_number(value: Any, name: str, low: float | None = None, high: float = m
 
     Without `low`, the number must be positive.
     """
+    if value is None:
+        raise BadRow(f"no {name}")
     if not isinstance(value, bool | int | float) or not math.isfinite(value):
         raise BadRow(f"{name} is {str(value)[:40]!r} and not a number")
     number = float(value)
