@@ -1,11 +1,11 @@
-"""Import outcomes made elsewhere: labels from a CSV or Parquet file with scores and costs of options.
+"""Import outcomes made elsewhere: labels from a CSV or Parquet file.
 
-`experiments.labels.importing.import_outcomes` is the function behind the command.
+`experiments.labels.importing.import_outcomes` is the function behind the command. It needs no backbone.
 
 Examples:
     tokenscale import_outcomes file=mine.csv task.name=mine  # columns question, NAME.score, NAME.cost, ...
-    tokenscale import_outcomes file=mmlu.csv task.name=mmlu columns.question=prompt \\
-      'options={small: {score: small_is_right, cost: 1}, large: {score: large_is_right, cost: 25}}'
+    tokenscale import_outcomes file=mine.parquet columns.question=prompt columns.category=domain
+    tokenscale import_outcomes file=two.csv 'options={s: {score: s, cost: 1}, l: {score: l, cost: 25}}'
 """
 
 from typing import Any

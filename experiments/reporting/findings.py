@@ -155,10 +155,11 @@ def write_default(comparison: Comparison) -> str:
             f"At its default price {result.name} always uses scale {scale}, the best on calibration, which "
             f"spends {write_tokens(spent, comparison)} a question and scores {scored}%."
         )
+    spends = f"{write_tokens(spent, comparison)} a question"
     sentence = (
-        f"At its default price {result.name} spends {write_tokens(spent, comparison)} a question and scores "
-        f"{scored}%; always using scale {scale}, the best on calibration, spends {format_tokens(fixed_cost)} and "
-        f"scores {format_percent(fixed_score)}%"
+        f"At its default price {result.name} spends {spends} and scores {scored}%; always using scale "
+        f"{scale}, the best on calibration, spends {format_tokens(fixed_cost)} and scores "
+        f"{format_percent(fixed_score)}%"
     )
     difference = result[to_best_fixed]
     if is_too_few(comparison.num_images) or not np.isfinite([difference.low, difference.high]).all():

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +33,12 @@ from predictor.objectives import LikelihoodDistillation
 from tests.held_out import grant, read_outcomes, read_split
 
 SHARED = Path(__file__).parents[4] / "shared" / "external"
-TWO_MODELS = {name: {"score": name, "cost": cost} for name, cost in (("gpt-4-1106", 25), ("mixtral-8x7b", 1))}
+TWO_MODELS: dict[str, Any] = {
+    name: {"score": name, "cost": cost} for name, cost in (("gpt-4-1106", 25), ("mixtral-8x7b", 1))
+}
 
 
-def write_csv(path: Path, rows: list[dict[str, object]]) -> Path:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -122,8 +126,16 @@ def test_the_same_file_is_kept_and_another_one_refused(routed, tmp_path):
 
 
 def test_bad_rows_are_skipped_with_their_reasons_and_bad_columns_refused(tmp_path):
-    good = {"id": 1, "question": "a?", "image": "a.png", "s": 1, "c": 2, "t": 0.5, "split": "train"}
-    changes = [
+    good: dict[str, Any] = {
+        "id": 1,
+        "question": "a?",
+        "image": "a.png",
+        "s": 1,
+        "c": 2,
+        "t": 0.5,
+        "split": "train",
+    }
+    changes: list[dict[str, Any]] = [
         {},
         {"question": ""},
         {"id": 3, "s": 2},
@@ -138,7 +150,7 @@ def test_bad_rows_are_skipped_with_their_reasons_and_bad_columns_refused(tmp_pat
     path = write_csv(tmp_path / "rows.csv", [good | change for change in changes])
     for name in ("a.png", "b.png"):
         Image.new("RGB", (20, 10)).save(tmp_path / name)
-    options = {"one": {"score": "s", "cost": "c"}, "two": {"score": "t", "cost": 7}}
+    options: dict[str, Any] = {"one": {"score": "s", "cost": "c"}, "two": {"score": "t", "cost": 7}}
     file = OutcomeFile(
         name="rows", file=path, options=options, columns={"sample_id": "id"}, images=tmp_path
     )  # fmt: skip
