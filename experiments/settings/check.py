@@ -163,6 +163,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "check_backbone": commands.CheckBackboneSettings,
     "compare": commands.CompareSettings,
     "evaluate": pipeline.EvaluateSettings,
+    "export": commands.ExportSettings,
     "failures": commands.FailuresSettings,
     "figure2": backbone.Figure2Settings,
     "granularity": commands.GranularitySettings,

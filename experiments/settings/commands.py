@@ -102,6 +102,29 @@ class PublishSettings(TrainedChoice):
     guarantee: Guarantee
 
 
+class ExportSettings(Labelled, Recorded):
+    """`experiments.export`."""
+
+    labels: PathText | None
+    """label folder; null: that of task and backbone"""
+    folder: PathText
+    """folder that is written"""
+    overwrite: bool
+    """whether files of an earlier export in the folder are replaced"""
+    splits: Annotated[list[Literal["train", "calibration", "test"]], Len(1)]
+    """splits that are exported"""
+    matrices: bool
+    """whether quality and cost are written as matrices too"""
+    images: bool
+    """whether the images of the task are copied"""
+    license: str | None
+    """licence of the questions and images; null: that of the built-in tasks, else `other`"""
+    title: str | None
+    """title of the data card; null: names of backbone and task"""
+    repo: str | None
+    """USER/NAME on the Hugging Face hub; null: the folder is not uploaded"""
+
+
 class ImportOutcomesSettings(Labelled):
     """`experiments.import_outcomes`."""
 
