@@ -24,6 +24,7 @@ EXTRAS = {
         ),
         "experiments",
     ),
+    "datasets": "data",
     "ray": "ray",
     "model2vec": "sentences",
     "wordllama": "sentences",

@@ -76,6 +76,7 @@ def write_results(config: DictConfig, findings: "Findings") -> str:
     from experiments.reporting.evaluation_tables import list_tables
     from experiments.reporting.findings import write_sentences
     from experiments.reporting.summary import write_line, write_summary
+    from experiments.tasks.imported import BACKBONE
     from experiments.tasks.sizes import frame_banners
 
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
@@ -86,7 +87,9 @@ def write_results(config: DictConfig, findings: "Findings") -> str:
         return write_line(findings, folder)
     else:
         parts = [write_summary(findings)]
-    last_lines = [f"report: {folder / REPORT}", format_next("answer", "publish", config=config)]
+    # Imported outcomes have no backbone to use.
+    following = () if config.backbone.name == BACKBONE else ("answer", "publish")
+    last_lines = [f"report: {folder / REPORT}", format_next(*following, config=config)]
     return "\n\n".join([*parts, "\n".join(filter(None, last_lines))])
 
 

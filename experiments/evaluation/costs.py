@@ -43,6 +43,7 @@ import numpy as np
 
 from m3_backbone.ladder import Family, find_coarsest
 from m3_backbone.outcomes.labels import Inputs
+from m3_backbone.outcomes.options import Options
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.policy.front import Floats
@@ -223,7 +224,8 @@ class CostMeasure:
 
     `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing.
     `vision_readers` are the names of the policies whose predictor needs the vision pass of the coarsest
-    scale. If costs are measured times, `timings` are the timed images whose means they are.
+    scale. If costs are measured times, `timings` are the timed images whose means they are. `noun` is what
+    tables call the costs of the first measure of a comparison.
     """
 
     key: str
@@ -233,6 +235,7 @@ class CostMeasure:
     overhead: Mapping[str, float] = field(default_factory=dict)
     vision_readers: Collection[str] = ()
     timings: Timings | None = None
+    noun: str = "visual tokens"
 
     def of(self, table: OutcomeTable, policy: str | None = None) -> Floats:
         """Return the cost of every sample at every scale without overhead, `[num_samples, num_scales]`.
@@ -281,7 +284,7 @@ class CostMeasure:
 
 
 def _visual_tokens(table: OutcomeTable) -> Floats:
-    return table.visual_tokens.astype(np.float64)
+    return table.cost
 
 
 def _vision_gflops(table: OutcomeTable) -> Floats:
@@ -296,6 +299,14 @@ def _prefill_gflops(table: OutcomeTable) -> Floats:
 TOKENS = CostMeasure(
     "tokens", "tokens", "mean visual tokens per question", [Part("visual tokens", _visual_tokens)]
 )
+
+
+def count_costs(options: Options) -> CostMeasure:
+    """Return the cost measure of imported outcomes, in place of visual tokens: the costs of the options."""
+    label = f"mean {options.cost} per question"
+    return replace(
+        TOKENS, unit=options.cost, label=label, parts=[Part(options.cost, _visual_tokens)], noun=options.cost
+    )
 
 
 def count_flops(overhead: Mapping[str, float], vision_readers: Collection[str] = ()) -> CostMeasure:
@@ -350,10 +361,13 @@ def list_cost_measures(
 
     `outcomes` may be of any split. The predictors' FLOPs are counted on `inputs`. `starts_from` maps the name
     of another policy to the predictor whose estimates it uses and whose overhead it pays. FLOPs are omitted
-    if the labels lack those of the vision pass, milliseconds if there are no `timings`.
+    if the labels lack those of the vision pass, milliseconds if there are no `timings`. Imported outcomes
+    have the costs of their options only.
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
-    measures = [TOKENS]
+    measures = [TOKENS if outcomes.options is None else count_costs(outcomes.options)]
+    if outcomes.options is not None:
+        return measures  # the costs of a predictor and of the options have no common unit
     if outcomes.vision_flops is None:
         log.warning(
             "the labels were made by an earlier version and lack FLOPs of the vision pass, so costs in FLOPs "

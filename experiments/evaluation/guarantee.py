@@ -230,7 +230,7 @@ class _ImageSums:
         cls, choices: NDArray[np.integer], table: OutcomeTable, most_questions: int | None
     ) -> "_ImageSums":
         """Return the sums for each row of `choices` `[num_choices, num_samples]`: columns of scales."""
-        tokens, score = table.visual_tokens.astype(np.float64), table.score.astype(np.float64)
+        tokens, score = table.cost, table.score.astype(np.float64)
         image, rows = number_images(table.image_id), np.arange(len(table))
         num_questions = np.bincount(image)
         most = most_questions or int(num_questions.max())

@@ -193,7 +193,8 @@ class ExpectedScores:
 def list_expected_scores(test: OutcomeTable, resampled: Resampled | None) -> dict[str, ExpectedScores]:
     """Return the expected scores that these outcomes allow, by name of the oracle (`NOISE_FREE`)."""
     expected = {}
-    if all(len(references) == 1 for references in test.references) and set(test.metric) == {_EXACT}:
+    has_one_reference = all(len(references) == 1 for references in test.references)
+    if test.options is None and has_one_reference and set(test.metric) == {_EXACT}:
         likelihood = expect_scores(test.nll, test.reference_tokens)[None]
         expected["likelihood"] = ExpectedScores(np.arange(len(test)), likelihood, likelihood)
     if resampled is not None:

@@ -43,12 +43,18 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
     skipped: dict[str, dict[str, Any]] = {}
     for name in shards:
         path = find_shard(folder, "outcomes", name)
-        table = read_columns(path, "image_id", "sample_id", "score", "margin")
+        header = read_header(path)
+        # Imported outcomes have no margins.
+        measured = () if "options" in header else ("margin",)
+        table = read_columns(path, "image_id", "sample_id", "score", *measured)
         ids = zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
         rows += [(name, image_id, sample_id) for image_id, sample_id in ids]
         scores.append(to_matrix(table, "score", len(scales), str(path)))
-        margins.append(to_matrix(table, "margin", len(scales), str(path)))
-        skipped |= {row["sample_id"]: row for row in get_skipped(read_header(path))}
+        if measured:
+            margins.append(to_matrix(table, "margin", len(scales), str(path)))
+        else:
+            margins.append(np.full((len(table), len(scales)), np.inf))
+        skipped |= {row["sample_id"]: row for row in get_skipped(header)}
     score, margin = np.concatenate(scores), np.concatenate(margins)
     # An image in two shards was answered again: the later shard counts.
     shard_of = {image_id: name for name, image_id, _ in rows}

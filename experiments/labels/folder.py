@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from m3_backbone.outcomes.manifest import (
     seal,
     write_splits,
 )
+from m3_backbone.outcomes.options import Options
 from m3_backbone.outcomes.shards import (
     SCHEMA_VERSION,
     digest_file,
@@ -61,6 +63,7 @@ class LabelFolder(ShardFolder):
     Args:
         data: description of the data (`tasks.base.Task.content`), to name what differs.
         division: how the images are divided into splits; a new division answers nothing again.
+        options: names and costs of the options of imported outcomes; None for those of a backbone.
         command: the command that resumes after an error, for messages.
     """
 
@@ -73,6 +76,7 @@ class LabelFolder(ShardFolder):
         feature_scales: tuple[int, ...],
         data: Mapping[str, Any] | None = None,
         division: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         command: str = "the same label command",
     ) -> None:
         super().__init__(Path(path), command)
@@ -81,6 +85,7 @@ class LabelFolder(ShardFolder):
         self.feature_scales = feature_scales
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
+        self.options = options
         self.manifest: dict[str, Any] = {}
         # The folder to which `overwrite` has moved the earlier labels.
         self.replaced: Path | None = None
@@ -183,6 +188,7 @@ class LabelFolder(ShardFolder):
         else:
             self._move_aside()
         former = {"former": self.manifest["former"]} if "former" in self.manifest else {}
+        options = {} if self.options is None else {"options": asdict(self.options)}
         self.manifest = {
             "schema": SCHEMA_VERSION,
             **names,
@@ -190,6 +196,7 @@ class LabelFolder(ShardFolder):
             "data": self.data,
             "division": self.division,
             "scales": list(self.scales),
+            **options,
             "feature_scales": list(self.feature_scales),
             "limit": dict(limit),
             "shard_size": shard_size,

@@ -108,10 +108,13 @@ class LabelSummary:
         if self.num_missing:
             return f"this part is done; {self.num_missing:,} files of other parts are still missing"
         lines = [
-            f"{'split':<12}{'samples':>9}   score in % at" + "".join(f"{scale:>7}" for scale in self.scales)
+            f"{'split':<12}{'samples':>9}   score in % at" + "".join(f" {scale:>6}" for scale in self.scales)
         ]
         for split, count in self.counts.items():
-            shares = "".join(f"{100 * share:>7.1f}" for share in self.accuracy.get(split, []))
+            shares = "".join(
+                f" {100 * share:>{max(6, len(str(scale)))}.1f}"
+                for scale, share in zip(self.scales, self.accuracy.get(split, ()), strict=False)
+            )
             if count and split == HELD_OUT:
                 shares = "held out: shown by recorded evaluations only"
             lines.append(f"{split:<12}{count:>9,}{'':>16}{shares}")

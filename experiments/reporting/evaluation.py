@@ -1,5 +1,6 @@
 """Evaluation of trained predictors, from label folder to report."""
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_bytes
 from m3_backbone.outcomes.table import OutcomeTable
+
+log = logging.getLogger(__name__)
 
 PICTURE, REPORT = "front.png", "report.html"
 
@@ -101,6 +104,10 @@ def evaluate_predictors(
         )
         for name in estimates
     }
+    options = calibration.outcomes.options
+    if options is not None and not options.has_confidence and cascades:
+        log.info("the imported outcomes have no confidences, which cascades read: cascades are left out")
+        cascades = ()
     cascades = rename_duplicates(cascades, estimates)
     check_starts(cascades, estimates)
     starts_from = {entry.name: entry.predictor for entry in cascades}
@@ -111,7 +118,7 @@ def evaluate_predictors(
         calibration.inputs,
         starts_from={name: start for name, start in starts_from.items() if start is not None},
         timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
-        if latency
+        if latency and options is None
         else None,
     )
 

@@ -98,7 +98,7 @@ def tabulate_scores(comparison: Comparison) -> Table:
         f"{comparison.num_samples:,} questions on {comparison.num_images:,} images"
     )
     rows = tuple((name, format_tokens(cost.value), format_score(score)) for name, cost, score in points)
-    return Table(caption, ("policy", "visual tokens", "score"), rows, name="scores")
+    return Table(caption, ("policy", comparison.measure.noun, "score"), rows, name="scores")
 
 
 def tabulate_coinciding(comparison: Comparison) -> Table:
@@ -132,7 +132,8 @@ def tabulate_budgets(comparison: Comparison) -> Table:
         rows.append((result.name, *scores, *differences, format_share(result.find(mean_gap_share))))
     rows.append(("budgeted oracle", *map(format_percent, oracle), *blank))
     caption = (
-        "Score within budgets of mean visual tokens; at matched tokens, averaged over log-spaced budgets: "
+        f"Score within budgets of mean {comparison.measure.noun}; at matched {comparison.measure.unit}, "
+        "averaged over log-spaced budgets: "
         "difference in points, share of the gap from mix to budgeted oracle"
     )
     header = ("policy", *_head_budgets(budgets), "to mix", *compared, "share of gap")
@@ -146,7 +147,7 @@ def tabulate_differences(comparison: Comparison) -> Table:
         (result.name, *(format_difference(result[to_mix][k]) for k in shown))
         for result in comparison.policies
     ]
-    caption = "Difference to the mix in points at matched mean visual tokens"
+    caption = f"Difference to the mix in points at matched mean {comparison.measure.noun}"
     header = ("policy", *_head_budgets(comparison.budgets[shown]))
     return Table(caption, header, tuple(rows), name="differences")
 

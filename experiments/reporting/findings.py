@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.costs import TOKENS
 from experiments.evaluation.guarantee import CheckedGuarantee
 from experiments.evaluation.metrics import (
     default_cost,
@@ -57,7 +58,7 @@ def write_sentences(findings: Findings) -> list[str]:
     if comparison.coinciding.any():
         sentences.append(write_coinciding(comparison))
     if findings.guarantees:
-        sentences.append(write_guarantee(findings.guarantees))
+        sentences.append(write_guarantee(findings.guarantees, comparison.measure.noun))
     if findings.record is not None:
         sentences.append(describe_record(findings.record))
     return sentences
@@ -104,7 +105,7 @@ def write_headline(comparison: Comparison) -> str:
     if comparison.nothing_to_gain:
         return write_no_headroom(comparison)
     difference = describe_difference(result[mean_to_mix], "mixing fixed scales", comparison.confidence)
-    sentence = f"At the same mean number of visual tokens, {result.name} scores {difference}"
+    sentence = f"At the same mean number of {comparison.measure.noun}, {result.name} scores {difference}"
     to_reference = result.find(mean_to_reference)
     if to_reference is not None:
         opponent = str(comparison.reference)
@@ -136,9 +137,9 @@ def write_scope(comparison: Comparison) -> str:
         "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
     )
     images = "1 image" if comparison.num_images == 1 else f"{comparison.num_images:,} images"
-    budgets = f"log-spaced budgets from {first} to {last} tokens"
+    budgets = f"log-spaced budgets from {first} to {last} {comparison.measure.unit}"
     if first == last:
-        budgets = f"a budget of {write_tokens(last)}"
+        budgets = f"a budget of {write_tokens(last, comparison)}"
     return f"Averaged over {budgets}, on {questions} about {images}."
 
 
@@ -152,12 +153,13 @@ def write_default(comparison: Comparison) -> str:
     if result.default.is_best_fixed and cost == fixed_cost:
         return (
             f"At its default price {result.name} always uses scale {scale}, the best on calibration, which "
-            f"spends {write_tokens(spent)} a question and scores {scored}%."
+            f"spends {write_tokens(spent, comparison)} a question and scores {scored}%."
         )
+    spends = f"{write_tokens(spent, comparison)} a question"
     sentence = (
-        f"At its default price {result.name} spends {write_tokens(spent)} a question and scores {scored}%; "
-        f"always using scale {scale}, the best on calibration, spends {format_tokens(fixed_cost)} and "
-        f"scores {format_percent(fixed_score)}%"
+        f"At its default price {result.name} spends {spends} and scores {scored}%; always using scale "
+        f"{scale}, the best on calibration, spends {format_tokens(fixed_cost)} and scores "
+        f"{format_percent(fixed_score)}%"
     )
     difference = result[to_best_fixed]
     if is_too_few(comparison.num_images) or not np.isfinite([difference.low, difference.high]).all():
@@ -178,9 +180,10 @@ def write_coinciding(comparison: Comparison) -> str:
     return f"Scales that coincide with the next coarser one count as one scale: {shares} of the questions."
 
 
-def write_tokens(number: str) -> str:
-    """Return a formatted number with its unit, visual tokens."""
-    return f"{number} visual token{'' if number == '1' else 's'}"
+def write_tokens(number: str, comparison: Comparison) -> str:
+    """Return a formatted number with its unit, such as visual tokens."""
+    noun = comparison.measure.noun
+    return f"{number} {noun.removesuffix('s') if number == '1' and noun == TOKENS.noun else noun}"
 
 
 def describe_difference(estimate: Estimate, opponent: str, confidence: float) -> str:

@@ -31,7 +31,7 @@ class ScaleAnswer:
     """Answer of the backbone at one scale, its score, and the predictor's estimate."""
 
     scale: int
-    visual_tokens: int
+    visual_tokens: int | str  # name of the option in imported outcomes
     answer: str
     score: float
     estimate: float
@@ -118,7 +118,7 @@ def build_cards(
         answers = [
             ScaleAnswer(
                 scale=scale,
-                visual_tokens=int(test.visual_tokens[row, column]),
+                visual_tokens=int(test.visual_tokens[row, column]) if test.options is None else str(scale),
                 answer=test.answer[row][column],
                 score=float(test.score[row, column]),
                 estimate=float(estimates[row, column]),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from experiments.evaluation.costs import TOKENS
 from experiments.evaluation.guarantee import (
     CheckedGuarantee,
     Guarantee,
@@ -128,7 +129,7 @@ def _write_points(alpha: float) -> str:
     return f"{100 * alpha:g} point{'' if alpha == 0.01 else 's'}"
 
 
-def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
+def write_guarantee(guarantees: Sequence[CheckedGuarantee], noun: str = TOKENS.noun) -> str:
     """Return sentences on the guarantee of the first predictor and on its result on the test split."""
     checked, guarantee = guarantees[0], guarantees[0].guarantee
     bound = f"at most {_write_points(guarantee.alpha)} below the finest scale"
@@ -141,7 +142,7 @@ def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
         f"Guarantee: with probability {1 - guarantee.delta:g}, {checked.name} scores {bound}, certified on "
         f"{guarantee.num_images:,} calibration images",
         *_list_multiplicity(guarantees),
-        _write_realized(checked.name, guarantee.alpha, checked.realized),
+        _write_realized(checked.name, guarantee.alpha, checked.realized, noun),
         *_list_large(guarantee, checked.realized),
     ]
     if checked.check is not None:
@@ -152,10 +153,10 @@ def write_guarantee(guarantees: Sequence[CheckedGuarantee]) -> str:
     return f"{'. '.join(sentences)}."
 
 
-def _write_realized(name: str, alpha: float, realized: RealizedLoss) -> str:
+def _write_realized(name: str, alpha: float, realized: RealizedLoss, noun: str) -> str:
     drop = realized.drop
     points = [write_number(100 * bound, ".1f") for bound in (drop.value, drop.low, drop.high)]
-    used = f"On the test split {name} uses {format_tokens(realized.cost.value)} visual tokens and"
+    used = f"On the test split {name} uses {format_tokens(realized.cost.value)} {noun} and"
     if not has_interval(drop):
         change = "gains" if drop.value < 0 else "loses"
         points_changed = write_number(100 * abs(drop.value), ".1f")

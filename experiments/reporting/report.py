@@ -103,7 +103,9 @@ def write_report(
             for column, scale in enumerate(comparison.scales)
             if first.reliability is not None
         ],
-        guarantee=write_guarantee(findings.guarantees) if findings.guarantees else "",
+        guarantee=write_guarantee(findings.guarantees, comparison.measure.noun)
+        if findings.guarantees
+        else "",
         record=findings.record,
         record_sentence=describe_record(findings.record) if findings.record else "",
         types=types,
@@ -149,7 +151,7 @@ def tabulate_types(test: OutcomeTable, choice: np.ndarray) -> list[TypeRow]:
     smallest = find_smallest_right(test.score)
     num_scales = len(test.scales)
     everything = np.arange(len(test))
-    chosen_score, chosen_cost = test.score[everything, choice], test.visual_tokens[everything, choice]
+    chosen_score, chosen_cost = test.score[everything, choice], test.cost[everything, choice]
 
     def tabulate(question_type: str, rows: np.ndarray) -> TypeRow:
         known = rows & (smallest >= 0)

@@ -24,7 +24,7 @@ from experiments.reporting.page import cut_name
 from experiments.reporting.tables import Table
 from experiments.tasks.sizes import frame_banners
 
-_NOTE = "score in percent; to the mix: points at equal tokens, averaged over log-spaced budgets"
+_NOTE = "score in percent; to the mix: points at equal {unit}, averaged over log-spaced budgets"
 
 
 class Steps:
@@ -57,7 +57,7 @@ def write_summary(findings: Findings) -> str:
     """Return table, findings and warnings of an evaluation, about 15 lines."""
     comparison, record = findings.comparison, findings.record
     parts = [
-        f"{summarize(findings)}\n{_NOTE}",
+        f"{summarize(findings)}\n{_NOTE.format(unit=comparison.measure.unit)}",
         f"{write_headline(comparison)}\n{write_default(comparison)}",
         frame_banners(findings.banners),
     ]
@@ -72,7 +72,7 @@ def write_line(findings: Findings, folder: Path) -> str:
     return (
         f"{cut_name(first.name)}: {format_difference(first.find(mean_to_mix))} points to the mix, "
         f"{format_share(first.find(mean_gap_share))} of the gap, "
-        f"{format_tokens(first[default_cost].value)} visual tokens by default: {folder}"
+        f"{format_tokens(first[default_cost].value)} {findings.comparison.measure.noun} by default: {folder}"
     )
 
 
@@ -86,7 +86,7 @@ def summarize(findings: Findings) -> Table:
     ]
     rows += [_describe_policy(result) for result in _list_shown(findings)]
     cost = float(first[default_cost].value)
-    mix = "mix of fixed scales, equal tokens"
+    mix = f"mix of fixed scales, equal {comparison.measure.unit}"
     rows.append((mix, format_tokens(cost), format_percent(_find_mix(comparison, cost))))
     oracle_cost, oracle_score = comparison.rule("coarsest")
     rows.append((RULES["coarsest"], format_tokens(oracle_cost.value), format_score(oracle_score)))
@@ -94,7 +94,7 @@ def summarize(findings: Findings) -> Table:
         f"{comparison.num_samples:,} test questions about {comparison.num_images:,} images, default prices, "
         f"{comparison.confidence:.0%} intervals"
     )
-    header = ("policy", "visual tokens", "score", "to the mix", "share of the gap")
+    header = ("policy", comparison.measure.noun, "score", "to the mix", "share of the gap")
     filled = [(cut_name(name), *cells, *[MISSING] * (4 - len(cells))) for name, *cells in rows]
     return Table(caption, header, tuple(filled), name="summary")
 

@@ -104,6 +104,7 @@ from experiments.evaluation.published import Published
 from experiments.evaluation.statistics import Estimate
 from experiments.results.resamples import RESAMPLES, collect_resamples, write_resamples
 from m3_backbone.outcomes.manifest import seal
+from m3_backbone.outcomes.options import NamedScale
 from m3_backbone.outcomes.shards import write_bytes, write_text
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -165,6 +166,7 @@ def collect_metrics(
         "fixed": [
             {
                 "scale": scale,
+                **({"name": str(scale)} if isinstance(scale, NamedScale) else {}),
                 "cost": metric_to_json(comparison.fixed_cost, column),
                 "score": metric_to_json(comparison.fixed_score, column),
                 "on_mix": column in comparison.mix,

@@ -84,6 +84,21 @@ def _read_reference(value: Any, metric: str, num_choices: int | None, max_chars:
     return string.ascii_uppercase[int(value)]
 
 
+def compose_question(text: str, context: Any, choices: Any, max_chars: int) -> str:
+    """Return a question as LLaVA composes it: context, question, and one line "A. text" per choice.
+
+    `context` may be blank, `choices` None. Raises BadRow for choices that are not a list of 2 to 26.
+    """
+    if not is_blank(context):
+        text = f"Context: {read_text(context, 'context', max_chars)}\n{text}"
+    if choices is not None:
+        if not isinstance(choices, list) or not 2 <= len(choices) <= len(string.ascii_uppercase):
+            raise BadRow("choices are not a list of 2 to 26")
+        for letter, choice in zip(string.ascii_uppercase, choices, strict=False):
+            text += f"\n{letter}. {read_id(choice, 'choice', max_chars)}"
+    return text
+
+
 class ReferenceIndex:
     """Index of the rows with references, by question id, or by image and question.
 
@@ -258,15 +273,8 @@ class QuestionReader:
 
     def _complete(self, text: str, row: dict[str, Any]) -> str:
         context = find_field(row, self.fields["context"])
-        if not is_blank(context):
-            text = f"Context: {read_text(context, 'context', self.max_chars)}\n{text}"
         choices = find_field(row, self.fields["choices"])
-        if choices is not None:
-            if not isinstance(choices, list) or not 2 <= len(choices) <= len(string.ascii_uppercase):
-                raise BadRow("choices are not a list of 2 to 26")
-            for letter, choice in zip(string.ascii_uppercase, choices, strict=False):
-                text += f"\n{letter}. {read_id(choice, 'choice', self.max_chars)}"
-        return text + self.suffix
+        return compose_question(text, context, choices, self.max_chars) + self.suffix
 
     def _read_references(self, row: dict[str, Any], turns: Turns | None, choices: Any) -> tuple[str, ...]:
         value = find_field(row, self.fields["references"])

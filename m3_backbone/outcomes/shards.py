@@ -46,6 +46,8 @@ OUTCOME_SCHEMA = pa.schema(
 )
 # Columns that a table may lack.
 OPTIONAL_COLUMNS = ("vision_flops",)
+# Columns that a table of imported outcomes may lack too.
+MEASURED_COLUMNS = ("nll", "reference_tokens", "margin", "prefill_flops")
 FEATURE_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -167,9 +169,14 @@ def read_shard(path: Path, schema: pa.Schema, digest: str | None = None) -> pa.T
     content = read_content(path, digest)
     with naming(path):
         table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
-    parse_header(table.schema.metadata, str(path), version_of(schema))
-    check_columns(table, schema, str(path))
+    header = parse_header(table.schema.metadata, str(path), version_of(schema))
+    check_columns(table, schema, str(path), list_optional(header))
     return table
+
+
+def list_optional(header: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns that a table with this header may lack."""
+    return (*OPTIONAL_COLUMNS, *MEASURED_COLUMNS) if "options" in header else OPTIONAL_COLUMNS
 
 
 def read_content(path: Path, digest: str | None = None) -> bytes:
@@ -229,12 +236,12 @@ def naming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_columns(table: pa.Table, schema: pa.Schema, origin: str) -> None:
+def check_columns(table: pa.Table, schema: pa.Schema, origin: str, optional: Container[str] = ()) -> None:
     """Raise ValueError for missing (unless optional) or unexpected columns, other types, and nulls."""
     expected = {column.name: column.type for column in schema}
     actual = {column.name: column.type for column in table.schema}
     problems = [
-        f"missing column {name!r}" for name in expected if name not in actual and name not in OPTIONAL_COLUMNS
+        f"missing column {name!r}" for name in expected if name not in actual and name not in optional
     ]
     problems += [f"unexpected column {name!r}" for name in actual if name not in expected]
     for name in expected.keys() & actual.keys():

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from m3_backbone.ladder import Family
 from m3_backbone.outcomes.manifest import MANIFEST, find_shard, read_images, read_manifest
+from m3_backbone.outcomes.options import Options
 from m3_backbone.outcomes.shards import (
-    OPTIONAL_COLUMNS,
+    MEASURED_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
     check_columns,
     dump_header,
+    list_optional,
     parse_header,
     read_shard,
     to_list_column,
@@ -67,6 +69,9 @@ class OutcomeTable:
     that actually entered the decoder. `prefill_flops` int64 [n, S] are the operations of the decoder on the
     whole prompt, `vision_flops` int64 [n, S] those of the vision pass, or None in tables of earlier versions.
     `family` says what one vision pass of the backbone serves (`m3_backbone.ladder`).
+    `options` describe imported outcomes, whose `visual_tokens` are costs in units of `options.unit`; None for
+    outcomes of a backbone. Imported outcomes were not measured: `nll` and `margin` are nan,
+    `reference_tokens` and `prefill_flops` 0, and none of them is stored.
     `attributes` are for analysis only. `fingerprints` identify weights, data, prompt and decoding. `origin`
     is the source of the table in error messages. Raises ValueError for inconsistent shapes, values out of
     range and duplicate sample ids.
@@ -93,6 +98,7 @@ class OutcomeTable:
     prefill_flops: np.ndarray
     vision_flops: np.ndarray | None = None
     family: Family = "pooled"
+    options: Options | None = None
     origin: str = field(default="outcome table", repr=False)
 
     def __post_init__(self) -> None:
@@ -105,12 +111,14 @@ class OutcomeTable:
                     f"{self.origin}: {name!r} has shape {shape}, not [rows, scales {self.scales}]"
                 )
         self._check("answer", [len(row) != len(self.scales) for row in self.answer], "not one per scale")
-        for name in ("score", "nll", "confidence", "margin"):
+        measured = [name for name in ("nll", "margin") if name in self._outcome_columns]
+        for name in ("score", "confidence", *measured):
             self._check(name, ~np.isfinite(getattr(self, name)).all(axis=1), "not a finite number")
         for name in ("score", "confidence"):
             values = getattr(self, name)
             self._check(name, ((values < 0) | (values > 1)).any(axis=1), "outside [0, 1]")
-        for name in ("reference_tokens", "visual_tokens", "prefill_flops"):
+        counts = [name for name in ("reference_tokens", "prefill_flops") if name in self._outcome_columns]
+        for name in ("visual_tokens", *counts):
             self._check(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
         if self.vision_flops is not None:
             self._check("vision_flops", (self.vision_flops < 0).any(axis=1), "a negative count")
@@ -128,6 +136,12 @@ class OutcomeTable:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    @property
+    def cost(self) -> np.ndarray:
+        """Visual tokens, or the costs of imported options in the user's unit, float64 [n, S]."""
+        unit = 1.0 if self.options is None else self.options.unit
+        return self.visual_tokens.astype(np.float64) * unit
 
     def select(self, rows: Rows) -> Self:
         """Return the rows of a boolean mask [n], of distinct indices or of a slice, in that order."""
@@ -156,10 +170,14 @@ class OutcomeTable:
                     f"{part.origin} is of a {part.family} backbone, {first.origin} of a {first.family} one: "
                     "their outcomes cannot be mixed"
                 )
+            if part.options != first.options:
+                raise ValueError(
+                    f"{part.origin} has other options than {first.origin}: their outcomes cannot be mixed"
+                )
             check_fingerprints(first.fingerprints, part.fingerprints, first.origin, part.origin)
         common = [name for name in _COLUMNS if all(name in part._columns for part in parts)]
         columns = {name: _join([getattr(part, name) for part in parts]) for name in common}
-        shared = {name: getattr(first, name) for name in ("scales", "fingerprints", "family", "origin")}
+        shared = {name: getattr(first, name) for name in _WHOLE_TABLE}
         return cls(**shared, **columns)
 
     @property
@@ -169,13 +187,17 @@ class OutcomeTable:
 
     @property
     def _outcome_columns(self) -> tuple[str, ...]:
-        """Names of the columns that have a number for every scale."""
-        return tuple(name for name in _OUTCOME_COLUMNS if getattr(self, name) is not None)
+        """Names of the columns that have a measured number for every scale."""
+        unmeasured = () if self.options is None else MEASURED_COLUMNS
+        names = (name for name in _OUTCOME_COLUMNS if name not in unmeasured)
+        return tuple(name for name in names if getattr(self, name) is not None)
 
     @property
     def header(self) -> dict[str, Any]:
         """Content of the Parquet metadata besides the schema version."""
-        header = {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
+        header: dict[str, Any] = {"scales": list(self.scales), "fingerprints": dict(self.fingerprints)}
+        if self.options is not None:
+            header["options"] = asdict(self.options)
         # Tables of earlier versions, all pooled, have no family.
         return header if self.family == "pooled" else {**header, "family": self.family}
 
@@ -201,11 +223,16 @@ class OutcomeTable:
         Raises ValueError that names `origin` if columns or metadata do not fit.
         """
         header = parse_header(table.schema.metadata, origin)
-        check_columns(table, OUTCOME_SCHEMA, origin)
+        check_columns(table, OUTCOME_SCHEMA, origin, list_optional(header))
         if not isinstance(header.get("scales"), list) or not isinstance(header.get("fingerprints"), dict):
             raise ValueError(f"{origin}: scales or fingerprints are missing in its metadata")
-        scales = tuple(header["scales"])
+        scales: tuple[int, ...] = tuple(header["scales"])
         columns: dict[str, Any] = {name: table[name].to_numpy() for name in _TEXT_COLUMNS}
+        options = None
+        if "options" in header:
+            options = Options.parse(header["options"], len(scales), origin)
+            scales = options.name_scales(scales)
+            columns |= fill_unmeasured(len(table), len(scales))
         columns["references"] = table["references"].to_pylist()
         columns["attributes"] = [_parse_object(text, origin) for text in table["attributes"].to_pylist()]
         columns["question_ids"] = [np.array(ids, dtype=np.int32) for ids in table["question_ids"].to_pylist()]
@@ -213,13 +240,18 @@ class OutcomeTable:
         columns |= {
             name: to_matrix(table, name, len(scales), origin)
             for name in _OUTCOME_COLUMNS
-            if name in table.column_names or name not in OPTIONAL_COLUMNS
+            if name in table.column_names
         }
         family = header.get("family", "pooled")
         if family not in get_args(Family):
             raise ValueError(f"{origin}: its metadata name an unknown family of backbones")
         return cls(
-            scales=scales, fingerprints=header["fingerprints"], family=family, origin=origin, **columns
+            scales=scales,
+            fingerprints=header["fingerprints"],
+            family=family,
+            options=options,
+            origin=origin,
+            **columns,
         )
 
     @classmethod
@@ -265,9 +297,19 @@ class OutcomeTable:
         return table.select(np.argsort([rank[image_id] for image_id in table.image_id], kind="stable"))
 
 
-_COLUMNS = tuple(
-    f.name for f in fields(OutcomeTable) if f.name not in ("scales", "fingerprints", "family", "origin")
-)
+def fill_unmeasured(num_rows: int, num_scales: int) -> dict[str, np.ndarray]:
+    """Return the columns that imported outcomes have no values of, each `[num_rows, num_scales]`."""
+    shape = (num_rows, num_scales)
+    return {
+        "nll": np.full(shape, np.nan, dtype=np.float32),
+        "margin": np.full(shape, np.nan, dtype=np.float32),
+        "reference_tokens": np.zeros(shape, dtype=np.int32),
+        "prefill_flops": np.zeros(shape, dtype=np.int64),
+    }
+
+
+_WHOLE_TABLE = ("scales", "fingerprints", "family", "options", "origin")
+_COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in _WHOLE_TABLE)
 
 
 def _parse_object(text: str, origin: str) -> dict[str, Any]:

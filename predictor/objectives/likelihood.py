@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from m3_backbone.arguments import NonNegativeFloat, checked
+from m3_backbone.outcomes.labels import Labels
 from predictor.batches import Target
 from predictor.objectives.base import Objective
 
@@ -28,6 +29,10 @@ class LikelihoodRanking(Objective):
     ) -> None:
         super().__init__(num_scales)
         self.margin, self.rank_weight, self.cross_entropy_weight = margin, rank_weight, cross_entropy_weight
+
+    def prepare(self, train: Labels) -> None:
+        """Raise ValueError for labels without likelihoods."""
+        _check_likelihoods(train)
 
     def forward(self, outputs: Tensor, target: Target) -> Tensor:
         cross_entropy = nn.functional.cross_entropy(outputs, target.nll.argmin(dim=1))
@@ -56,8 +61,20 @@ class LikelihoodDistillation(Objective):
     not depend on a single answer, so that the target has less outcome noise. The estimate is the likelihood.
     """
 
+    def prepare(self, train: Labels) -> None:
+        """Raise ValueError for labels without likelihoods."""
+        _check_likelihoods(train)
+
     def forward(self, outputs: Tensor, target: Target) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(outputs, torch.exp(-target.nll))
 
     def estimate(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
+
+
+def _check_likelihoods(train: Labels) -> None:
+    if train.outcomes.options is not None:
+        raise ValueError(
+            "this objective is trained on the likelihood of the references, which imported outcomes lack: "
+            "choose another predictor, such as question_only or linear"
+        )

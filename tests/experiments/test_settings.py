@@ -24,6 +24,8 @@ GIVEN = {
     "answer": ["image=a.png", "question=what"],
     "publish": ["folder=model"],
     "compare": ["runs=[a]"],
+    "export": ["folder=a"],
+    "import_outcomes": ["file=a.csv", "task.name=a"],
 }
 PREDICTORS = sorted(path.stem for path in CONF.glob("predictor/*.yaml") if path.stem != "fixed")
 OVERLAYS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))

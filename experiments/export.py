@@ -1,0 +1,47 @@
+"""Export labels as a data set folder: Parquet and a data card.
+
+The outcomes of the test split are part of it, so that their export is recorded as a description of the data.
+
+Examples:
+    tokenscale export labels=outputs/store/labels/tiny_m3/scenes folder=my_outcomes
+    tokenscale export labels=FOLDER folder=my_outcomes matrices=true 'splits=[train, calibration]'
+    tokenscale export task=scenes folder=my_outcomes images=true repo=USER/NAME  # with images, and uploaded
+"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import entry_point, format_command
+
+
+@entry_point("export")
+def main(config: DictConfig) -> None:
+    from experiments.labels.export import check_target, push, read_exported, write_outcomes
+    from experiments.reporting.data_card import write_card
+
+    folder, labels = (
+        Path(config.folder),
+        Path(config.paths.labels if config.labels is None else config.labels),
+    )
+    check_target(folder, config.overwrite)
+    task = instantiate(config.task, _convert_="all") if config.images else None
+    exported = read_exported(
+        labels,
+        list(config.splits),
+        records=Path(config.paths.evaluations),
+        command=format_command("export", list(HydraConfig.get().overrides.task)),
+        configuration=OmegaConf.to_yaml(config, resolve=True),
+        allow_unrecorded=config.allow_unrecorded,
+    )
+    write_outcomes(exported, folder, matrices=config.matrices, images=task)
+    write_card(exported, folder, licence=config.license, title=config.title, has_images=config.images)
+    print(f"data set: {folder}")
+    if config.repo is not None:
+        print(f"on the hub: {push(folder, config.repo)}")
+
+
+if __name__ == "__main__":
+    main()

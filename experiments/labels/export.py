@@ -1,0 +1,182 @@
+"""Export of outcomes as a data set folder that pandas, Hugging Face `datasets` and `import_outcomes` read.
+
+The folder has `outcomes.parquet`, one row per sample with the columns `NAME.score`, `NAME.cost`,
+`NAME.answer` and `NAME.confidence` of every scale or option; `quality.parquet` and `cost.parquet`, the same
+as matrices, if asked for; `images/`, if asked for; and the data card, which `reporting.data_card` writes.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.labels.held_out import open_test
+from experiments.labels.progress import show_progress
+from experiments.tasks.base import Task, check_data
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.shards import write_atomically
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable, check_split
+
+log = logging.getLogger(__name__)
+
+OUTCOMES, QUALITY, COST, IMAGES = "outcomes.parquet", "quality.parquet", "cost.parquet", "images"
+CARD = "README.md"
+TOKENS = "visual tokens"
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedOutcomes:
+    """The outcomes of each exported split, and the manifest of their label folder."""
+
+    tables: Mapping[str, OutcomeTable]
+    manifest: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the scales or options, as in the columns."""
+        return [str(scale) for scale in next(iter(self.tables.values())).scales]
+
+    @property
+    def cost_name(self) -> str:
+        """Plural noun for the costs."""
+        options = next(iter(self.tables.values())).options
+        return TOKENS if options is None else options.cost
+
+
+def read_exported(
+    labels: Path,
+    splits: list[str],
+    *,
+    records: Path,
+    command: str,
+    configuration: str,
+    allow_unrecorded: bool = False,
+) -> ExportedOutcomes:
+    """Return the outcomes of some splits. The test split is opened last, by a recorded description.
+
+    Raises ValueError for splits without samples.
+    """
+    manifest = read_manifest(labels)
+    for split in splits:
+        check_split(manifest, split, labels)
+    tables = {split: OutcomeTable.read(labels, split) for split in splits if split != HELD_OUT}
+    if HELD_OUT in splits:
+        test, _ = open_test(
+            labels,
+            records=records,
+            command=command,
+            configuration=configuration,
+            allow_unrecorded=allow_unrecorded,
+        )
+        tables[HELD_OUT] = test.outcomes
+    return ExportedOutcomes({split: tables[split] for split in splits}, manifest)
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError for a folder with files that an export would replace, unless `overwrite`."""
+    taken = [name for name in (OUTCOMES, QUALITY, COST, CARD, IMAGES) if (folder / name).exists()]
+    if taken and not overwrite:
+        raise ValueError(
+            f"folder={folder} has {', '.join(taken)} already: give another folder, or replace them with "
+            "overwrite=true"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder={folder} is a file: give a folder")
+
+
+def write_outcomes(exported: ExportedOutcomes, folder: Path, *, matrices: bool, images: Task | None) -> None:
+    """Write the tables of an export into a folder, and the images of the task if it is given.
+
+    Raises ValueError if the task is not that of the labels.
+    """
+    if images is not None:
+        check_data(images, exported.manifest, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {} if images is None else write_images(exported, folder, images)
+    tables = [tabulate(split, table, paths) for split, table in exported.tables.items()]
+    _write(folder / OUTCOMES, pa.concat_tables(tables))
+    if matrices:
+        for name, part in ((QUALITY, "score"), (COST, "cost")):
+            whole = pa.concat_tables(tables)
+            columns = [f"{option}.{part}" for option in exported.names]
+            matrix = whole.select(["sample_id", "split", *columns])
+            _write(folder / name, matrix.rename_columns(["sample_id", "split", *exported.names]))
+
+
+def tabulate(split: str, table: OutcomeTable, images: Mapping[str, str]) -> pa.Table:
+    """Return the outcomes of a split with a column per scale and part; `images` are paths by image id."""
+    columns: dict[str, Any] = {
+        "sample_id": table.sample_id.tolist(),
+        "image_id": table.image_id.tolist(),
+        "split": [split] * len(table),
+        "category": table.kind.tolist(),
+        "question": table.question.tolist(),
+        "reference": pa.array(table.references, type=pa.list_(pa.string())),
+        "metric": table.metric.tolist(),
+    }
+    if images:
+        columns["image"] = pa.array([images.get(image_id) for image_id in table.image_id], type=pa.string())
+    costs = table.visual_tokens if table.options is None else table.cost
+    has_confidence = table.options is None or table.options.has_confidence
+    for column, scale in enumerate(table.scales):
+        columns[f"{scale}.score"] = table.score[:, column]
+        columns[f"{scale}.cost"] = costs[:, column]
+        columns[f"{scale}.answer"] = [answers[column] for answers in table.answer]
+        if has_confidence:
+            columns[f"{scale}.confidence"] = table.confidence[:, column]
+    return pa.table(columns)
+
+
+def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[str, str]:
+    """Write every image as PNG, unless it is there; returns image id -> path in the folder.
+
+    An image that cannot be read any more is left out with a warning.
+    """
+    (folder / IMAGES).mkdir(exist_ok=True)
+    image_ids = list(dict.fromkeys(i for table in exported.tables.values() for i in table.image_id))
+    paths: dict[str, str] = {}
+    with show_progress("writing images", total=len(image_ids), unit="images") as progress:
+        for image_id in image_ids:
+            name = (
+                f"{IMAGES}/{hashlib.sha256(image_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.png"
+            )
+            try:
+                if not (folder / name).is_file():
+                    image = task.image(image_id)
+                    write_atomically(folder / name, partial(image.save, format="PNG"))
+                paths[image_id] = name
+            except OSError as error:
+                log.warning("left out: %s", error)
+            progress.update(1)
+    return paths
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def push(folder: Path, repo: str) -> str:
+    """Upload the folder as a data set to the Hugging Face hub; returns its address.
+
+    Raises OSError, with the reason, if that fails. The folder stays.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, repo_type="dataset", exist_ok=True)
+        api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"{folder} is written, but cannot be uploaded to {repo} ({reason}): log in with `hf auth login`, "
+            "and run the same command again with overwrite=true"
+        ) from error
+    return str(address)
