@@ -24,6 +24,7 @@ EXTRAS = {
         ),
         "experiments",
     ),
+    **dict.fromkeys(("fastapi", "httpx", "prometheus_client", "starlette", "uvicorn"), "serve"),
     "ray": "ray",
     "model2vec": "sentences",
     "wordllama": "sentences",

@@ -173,6 +173,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "publish": commands.PublishSettings,
     "resample": pipeline.ResampleSettings,
     "run": pipeline.RunSettings,
+    "serve": commands.ServeSettings,
     "train": pipeline.TrainSettings,
     "train_backbone": backbone.TrainBackboneSettings,
     "transfer": commands.TransferSettings,

@@ -66,7 +66,9 @@ class ScaleChooser:
             visual={},
             statistics=statistics,
             statistic_names=names,
-            token_embeddings=torch.zeros(1, self.backbone.hidden_size),  # networks take a row for unread words
+            token_embeddings=torch.zeros(
+                1, self.backbone.hidden_size
+            ),  # networks take a row for unread words
             visual_tokens=np.array(cost, dtype=np.int32),
             family=self.backbone.family,
         )
