@@ -35,7 +35,6 @@ class Batcher(Generic[Task, Result]):
         self._waiting: deque[tuple[Task, asyncio.Future[Result]]] = deque()
         self._changed = asyncio.Event()
         self._is_closing = False
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._runner: asyncio.Task[None] | None = None
 
     @property
@@ -45,6 +44,7 @@ class Batcher(Generic[Task, Result]):
 
     async def start(self) -> None:
         """Start to work; tasks that were submitted before are waiting."""
+        self._changed, self._is_closing = asyncio.Event(), False
         self._runner = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -53,7 +53,6 @@ class Batcher(Generic[Task, Result]):
         self._changed.set()
         if self._runner is not None:
             await self._runner
-        self._thread.shutdown()
 
     async def submit(self, task: Task) -> Result:
         """Return the result of a task, or raise its exception."""
@@ -67,25 +66,35 @@ class Batcher(Generic[Task, Result]):
                 self._waiting.remove(entry)
 
     async def _run(self) -> None:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
+            while self._waiting or not self._is_closing:
+                if not self._waiting:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    if len(self._waiting) < self.max_batch and not self._is_closing:
+                        await asyncio.sleep(self.window_ms / 1000)
+                batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
+                if batch:
+                    await self._work_on(batch, thread)
+
+    async def _work_on(
+        self, batch: list[tuple[Task, asyncio.Future[Result]]], thread: ThreadPoolExecutor
+    ) -> None:
+        """Work on a batch in the thread, and hand out its results."""
         loop = asyncio.get_running_loop()
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._waiting and len(self._waiting) < self.max_batch and not self._is_closing:
-                await asyncio.sleep(self.window_ms / 1000)
-            while self._waiting:
-                count = min(self.max_batch, len(self._waiting))
-                batch = [self._waiting.popleft() for _ in range(count)]
-                results = await loop.run_in_executor(self._thread, self._work, [task for task, _ in batch])
-                for (_, future), result in zip(batch, results, strict=True):
-                    if future.done():
-                        continue
-                    if isinstance(result, Exception):
-                        future.set_exception(result)
-                    else:
-                        future.set_result(result)
-            if self._is_closing:
-                return
+        results: Sequence[Result | Exception]
+        try:
+            results = await loop.run_in_executor(thread, self._work, [task for task, _ in batch])
+            assert len(results) == len(batch)
+        except Exception as error:  # nobody waits forever
+            results = [error] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
 
     def _work(self, tasks: list[Task]) -> Sequence[Result | Exception]:
         """Return the results of a batch; if `work` fails, each task is tried alone."""

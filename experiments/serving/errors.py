@@ -40,8 +40,10 @@ def refuse(message: str, *, param: str | None = None) -> RequestError:
 def describe_invalid(error: ValidationError) -> RequestError:
     """Return the error for the first invalid field of a request; its value is not repeated."""
     first = error.errors(include_url=False, include_input=False, include_context=True)[0]
-    # Names of the alternatives of a union are no part of the path.
-    path = [str(part) for part in first["loc"] if not (isinstance(part, str) and part[:1] in "[lf")]
+    # The kind of a part stands before its fields: content.0.text.text.
+    path = [
+        str(part) for part, before in zip(first["loc"], (None, *first["loc"]), strict=False) if part != before
+    ]
     cause = first.get("ctx", {}).get("error")
     message = str(cause) if isinstance(cause, ValueError) else first["msg"]
     param = ".".join(path) or None

@@ -15,7 +15,19 @@ from experiments.serving.errors import RequestError
 from experiments.serving.images import ImageReader
 from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
-from experiments.serving.protocol import ChatRequest, ChosenScale, Terms, Usage, format_event, parse
+from experiments.serving.protocol import (
+    AnswerChoice,
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChosenScale,
+    ChunkChoice,
+    Delta,
+    Terms,
+    Usage,
+    parse,
+)
 from experiments.serving.service import SCALE_HEADER, Service
 from experiments.serving.targets import (
     Target,
@@ -107,7 +119,7 @@ class LocalService(Service):
         check_question_text(question, self.images.limits)
         received = await self.images.read(url)
         completion = await self._batcher.submit(
-            Asked(received.image, question, target, request.limit, request.stops)
+            Asked(received.image, question, target, request.limit, tuple(request.stop or ()))
         )
         return self._respond(request, completion)
 
@@ -211,40 +223,36 @@ class LocalService(Service):
 
     def _respond(self, request: ChatRequest, completion: Completion) -> Response:
         headers = {SCALE_HEADER: str(completion.chosen.scale)}
-        common = {
+        common: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": self.backbone.name,
         }
-        chosen, usage = completion.chosen.model_dump(), completion.usage.model_dump()
         if request.stream:
-            events = _stream(common, completion, chosen, usage if request.includes_usage else None)
+            events = _stream(common, completion, includes_usage=request.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": completion.finish_reason,
-        }
-        content = {**common, "object": "chat.completion", "choices": [choice], "usage": usage}
-        return JSONResponse({**content, "tokenscale": chosen}, headers=headers)
+        choice = AnswerChoice(
+            message=AnswerMessage(content=completion.text), finish_reason=completion.finish_reason
+        )
+        content = ChatCompletion(
+            **common, choices=[choice], usage=completion.usage, tokenscale=completion.chosen
+        )
+        return JSONResponse(content.model_dump(), headers=headers)
 
 
 async def _stream(
-    common: Mapping[str, Any], completion: Completion, chosen: dict[str, Any], usage: dict[str, Any] | None
+    common: Mapping[str, Any], completion: Completion, *, includes_usage: bool
 ) -> AsyncIterator[bytes]:
     """Yield the events of a streamed response.
 
     Answers are short and are decoded in batches, so that the whole text is one event.
     """
-
-    def format_chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return format_event({**common, "object": "chat.completion.chunk", "choices": [choice], **more})
-
-    yield format_chunk({"role": "assistant", "content": ""}, tokenscale=chosen)
-    yield format_chunk({"content": completion.text})
-    yield format_chunk({}, completion.finish_reason)
-    if usage is not None:
-        yield format_event({**common, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+    first = ChunkChoice(delta=Delta(role="assistant", content=""))
+    yield ChatChunk(**common, choices=[first], tokenscale=completion.chosen).to_event()
+    text = ChunkChoice(delta=Delta(content=completion.text))
+    yield ChatChunk(**common, choices=[text]).to_event()
+    last = ChunkChoice(delta=Delta(), finish_reason=completion.finish_reason)
+    yield ChatChunk(**common, choices=[last]).to_event()
+    if includes_usage:
+        yield ChatChunk(**common, choices=[], usage=completion.usage).to_event()
     yield b"data: [DONE]\n\n"

@@ -7,7 +7,7 @@ import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from experiments.serving.errors import RequestError, describe_invalid, refuse
 from m3_backbone.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -58,11 +58,21 @@ class TextPart(BaseModel):
     text: str
 
 
+def _make_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _make_list(texts: Any) -> Any:
+    return [texts] if isinstance(texts, str) else texts
+
+
 class UserMessage(BaseModel):
     """A message of the user: text, or text and images."""
 
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Annotated[
+        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], BeforeValidator(_make_parts)
+    ]
 
 
 class StreamOptions(BaseModel):
@@ -91,7 +101,7 @@ class ChatRequest(Terms):
     max_completion_tokens: PositiveInt | None = None
     temperature: NonNegativeFloat | None = None
     n: PositiveInt | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_make_list)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: TextFormat | None = None
@@ -107,11 +117,6 @@ class ChatRequest(Terms):
     def limit(self) -> int | None:
         """Largest number of tokens of the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Texts before which the answer ends."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def includes_usage(self) -> bool:
@@ -145,15 +150,14 @@ class ChatRequest(Terms):
             message = UserMessage.model_validate(self.messages[0])
         except ValidationError as error:
             raise describe_invalid(error) from error
-        parts = message.content if isinstance(message.content, list) else []
-        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        images = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
         if len(images) != 1:
             raise refuse(
                 f"this model answers questions about one image, and the message has {len(images)}: give one "
                 "part of the type image_url",
                 param="messages",
             )
-        return "\n".join(part.text for part in parts if isinstance(part, TextPart)), images[0]
+        return "\n".join(part.text for part in message.content if isinstance(part, TextPart)), images[0]
 
 
 class Usage(BaseModel):
@@ -180,6 +184,70 @@ class ChosenScale(BaseModel):
     price: float | None
 
 
+class AnswerMessage(BaseModel):
+    """The answer of the model."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class AnswerChoice(BaseModel):
+    """The only answer of a completion; `length` says that it was cut."""
+
+    index: Literal[0] = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Response to a chat completion that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[AnswerChoice]
+    usage: Usage
+    tokenscale: ChosenScale
+
+
+class Delta(BaseModel):
+    """A piece of a streamed answer; fields that are None are left out."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """A piece of the only answer of a streamed completion."""
+
+    index: Literal[0] = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a streamed completion: the choice is in the first, the usage in the last, if at all."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    tokenscale: ChosenScale | None = None
+
+    def to_event(self) -> bytes:
+        """Return the chunk as a server-sent event."""
+        content = self.model_dump(exclude_none=True)
+        for choice in content["choices"]:
+            choice.setdefault("finish_reason", None)
+        return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
 def parse(model: type[Parsed], body: bytes | dict[str, Any]) -> Parsed:
     """Return the validated body of a request. Raises RequestError."""
     try:
@@ -201,8 +269,3 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
-
-
-def format_event(content: dict[str, Any]) -> bytes:
-    """Return one server-sent event of a stream."""
-    return b"data: " + json.dumps(content).encode() + b"\n\n"
