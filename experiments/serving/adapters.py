@@ -116,6 +116,11 @@ class ImageEmbeddings(Adapter):
                 f"{backbone.name} is no M3 checkpoint, whose visual tokens vLLM takes as embeddings: give "
                 "adapter=vllm"
             )
+        if backbone.processor.images.tiling is not None:
+            raise ValueError(
+                f"{backbone.name} has tiles, whose embeddings vLLM takes in another form: use a checkpoint "
+                "with one grid of patches per image"
+            )
 
     def adapt(self, backbone: ModelBackbone, image: EncodedImage, scale: int) -> Adapted:
         (tokens,) = backbone.visual_tokens([image], scale)

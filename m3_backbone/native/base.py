@@ -115,9 +115,9 @@ class NativeBackbone(LazyVision):
         raise ValueError(f"a {type(self).__name__} does not name the arguments of its image processor")
 
     def resized_size(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
-        """(width, height) at which an image has the tokens of a scale at every finer scale too.
+        """(width, height) that the image processor gives an image at a scale.
 
-        Raises ValueError for a model that resizes all images to sizes of its own, which is the default.
+        A processor that neither enlarges nor shrinks the resized image gives it the tokens of the scale. Raises ValueError for a model that resizes all images to sizes of its own, which is the default.
         """
         raise ValueError(
             f"{self.name} has as many visual tokens for a small image as for a large one: set the scale with "

@@ -23,6 +23,8 @@ from experiments.serving.server import make_app
 from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveVLM
+from predictor.base import PredictorState
+from predictor.classical.baselines import FixedScale
 from predictor.classical.question_only import QuestionOnly
 from predictor.policy.pricing import OperatingPoint, PriceList
 from tests.predictor.synthetic import label
@@ -129,3 +131,14 @@ def local_url(model):
     """URL of a server that answers with `model`."""
     with serve(make_local(model)) as (url, _):
         yield url
+
+
+def make_fixed(backbone, scale):
+    """A fitted predictor and prices that choose one scale of any backbone."""
+    predictor = FixedScale(scale=scale)
+    fingerprints = {**backbone.fingerprints, "data": "dd"}
+    predictor.load_state_dict(
+        PredictorState(scales=list(backbone.scales), fingerprints=fingerprints, state={}, arrays={})
+    )
+    point = OperatingPoint(price=0.0, unit=1.0, cost=1.0, score=1.0)
+    return predictor, PriceList(point, (point,))
