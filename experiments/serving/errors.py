@@ -9,7 +9,7 @@ _MAX_MESSAGE = 500
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class RequestError(Exception):
+class RequestError(ValueError):
     """A request that is answered with an error: HTTP status, message, and the parameter at fault."""
 
     def __init__(

@@ -18,8 +18,8 @@ class ScaleChooser:
     """Chooses scales from question and pixels; it runs no model and loads no weights of the backbone.
 
     `backbone` only says which scales there are and how many visual tokens an image has at each. The choices
-    equal those of `AdaptiveVLM.choose`. Raises ValueError for a predictor that was trained on another backbone
-    or that needs weights of the backbone (`ScalePredictor.reads_backbone`).
+    equal those of `AdaptiveVLM.choose`. Raises ValueError for a predictor that was trained on another
+    backbone or that needs weights of the backbone (`ScalePredictor.reads_backbone`).
     """
 
     def __init__(self, backbone: ModelBackbone, predictor: ScalePredictor, prices: PriceList) -> None:

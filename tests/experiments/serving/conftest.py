@@ -66,10 +66,10 @@ def model():
     fine = np.arange(len(backbone.scales)) == len(backbone.scales) - 1
     score = np.array([fine | (question == COLOR) for question in inputs.question], dtype=np.float32)
     fingerprints = {**backbone.fingerprints, "data": "dd"}
-    parts = [
+    train, validation = (
         label(inputs, score, image_prefix=side, fingerprints=fingerprints) for side in ("train", "validation")
-    ]
-    predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(*parts)
+    )
+    predictor = QuestionOnly(inverse_penalties=(1000.0,)).fit(train, validation)
     unit = backbone.scales[-1]
     points = (OperatingPoint(0.2, unit, 100, 0.9), OperatingPoint(4, unit, 1, 0.5))
     free = OperatingPoint(price=0, unit=1, cost=144, score=1)

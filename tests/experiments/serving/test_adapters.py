@@ -85,7 +85,7 @@ def test_longest_edges_for_tiles(smol):
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: str(image.size))
 def test_a_resized_image_has_the_pixels_of_its_scale(qwen, image):
     for scale in qwen.scales:
-        part = ResizedImage().adapt(qwen, image, scale).part
+        part = dict(ResizedImage().adapt(qwen, image, scale).part or {})
         assert part.keys() == {"type", "image_url"}
         resized = open_image(decode_data_url(part["image_url"]["url"], Limits()), Limits())
         expected = qwen.preprocess([image], scale)["pixel_values"]
@@ -99,7 +99,7 @@ def test_embeddings_are_the_visual_tokens():
     backbone = LlavaBackbone("tiny_m3", dtype="float32", device="cpu")
     encoded = backbone.encode(IMAGES[:2])
     for scale in backbone.scales:
-        part = ImageEmbeddings().adapt(backbone, encoded[1], scale).part
+        part = dict(ImageEmbeddings().adapt(backbone, encoded[1], scale).part or {})
         content = base64.b64decode(part["image_embeds"], validate=True)
         tensor = torch.load(io.BytesIO(content), weights_only=True)  # as vLLM reads it
         (tokens,) = backbone.visual_tokens(encoded[1:], scale)

@@ -95,7 +95,7 @@ def test_settings_are_the_default_of_requests(model):
 def test_the_official_client(local_url, model):
     client = OpenAI(base_url=f"{local_url}/v1", api_key="unused", max_retries=0)
     card = client.models.list().data[0]
-    assert card.id == "tiny_m3" and card.model_extra["tokenscale"]["scales"] == [1, 9, 36, 144]
+    assert card.id == "tiny_m3" and (card.model_extra or {})["tokenscale"]["scales"] == [1, 9, 36, 144]
     body = ask(COUNT, to_url(draw_picture(), "JPEG"), max_tokens=4, temperature=0)
     answer = client.chat.completions.create(**body, extra_body={"price": 4})
     assert answer.model_extra["tokenscale"]["scale"] == 1
