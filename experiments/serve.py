@@ -1,4 +1,4 @@
-"""Serve a model over HTTP like the API of OpenAI; the predictor chooses the scale of each question.
+"""Serve a model over HTTP with the API of OpenAI; the predictor chooses the scales.
 
 The backbone answers in this process, or, with `upstream`, an engine such as vLLM does. The server is reached
 from this machine only, unless `host` is changed; with a key in the environment variable TOKENSCALE_API_KEY,
