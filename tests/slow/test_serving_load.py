@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -73,7 +74,7 @@ def test_ten_minutes_of_sixteen_clients(model, tmp_path):
     colors = ("red", "green", "white", "black", "yellow")
     pictures = [draw_picture(color, (96 + 40 * n, 96)) for n, color in enumerate(colors)]
     pairs = [(picture, question) for picture in pictures for question in (COLOR, COUNT)]
-    terms = [{}, {"budget": 1}, {"scale": 9}, {"point": "guarantee"}]
+    terms: list[dict[str, Any]] = [{}, {"budget": 1}, {"scale": 9}, {"point": "guarantee"}]
     asked = [
         (ask(question, to_url(picture), **fields), picture, question, fields)
         for picture, question in pairs
@@ -138,7 +139,8 @@ def test_the_time_that_the_proxy_adds(tmp_path):
     AdaptiveVLM(backbone, *make_fixed(backbone, 16)).save_pretrained(tmp_path / "qwen")
     draw = np.random.default_rng(0)
     picture = Image.fromarray(draw.integers(0, 256, (480, 640, 3), dtype=np.uint8))
-    body = ask(COUNT, to_url(picture, "JPEG"))
+    url_of_image = to_url(picture, "JPEG")
+    body = ask(COUNT, url_of_image)
 
     def measure(client, url):
         times = []
@@ -161,7 +163,7 @@ def test_the_time_that_the_proxy_adds(tmp_path):
             numbers = dict(re.findall(r"tokenscale_predictor_milliseconds_(sum|count) (\S+)", metrics))
             predictor = float(numbers["sum"]) / float(numbers["count"])
             print(
-                f"\n{adapter}: {proxied:.2f} ms a request at the median, without the proxy {direct:.2f} ms, "
-                f"of which the predictor takes {predictor:.2f} ms; the proxy's processor time is {cpu_time:.2f} ms "
-                f"a request, for an image of {len(body['messages'][0]['content'][0]['image_url']['url'])} bytes"
+                f"\n{adapter}: {proxied:.2f} ms a request at the median, without the proxy {direct:.2f} ms; "
+                f"predictor {predictor:.2f} ms; processor time of the proxy {cpu_time:.2f} ms a request; the "
+                f"image has {len(url_of_image)} bytes"
             )
