@@ -25,6 +25,7 @@ EXTRAS = {
         "experiments",
     ),
     "datasets": "data",
+    **dict.fromkeys(("fastapi", "httpx", "prometheus_client", "starlette", "uvicorn"), "serve"),
     "ray": "ray",
     "model2vec": "sentences",
     "wordllama": "sentences",

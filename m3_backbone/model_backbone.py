@@ -237,11 +237,20 @@ class ModelBackbone(Backbone, ABC):
             model: Any = self.model
             model.to(device)
 
+    @property
+    def hidden_size(self) -> int:
+        """Size of visual tokens and token embeddings in the decoder."""
+        return int(self.checkpoint.config.get_text_config().hidden_size)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids of the tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends)
+
     @cached_property
     def _decoder(self) -> Decoder:
-        ends = self.model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else ends
-        return self._decoder_class(self.model, ends, self.max_new_tokens, self.system_ids)
+        return self._decoder_class(self.model, self.end_ids, self.max_new_tokens, self.system_ids)
 
     @property
     def work(self) -> Work:
@@ -249,8 +258,12 @@ class ModelBackbone(Backbone, ABC):
         return self._decoder.work
 
     def prefill_flops(self, image_size: tuple[int, int], question: str, scale: int) -> int:
+        return self._decoder_flops(self.num_prompt_tokens(image_size, question, scale))
+
+    def num_prompt_tokens(self, image_size: tuple[int, int], question: str, scale: int) -> int:
+        """Number of tokens of a prompt in the decoder: the text and the tokens of the image."""
         num_text_tokens = len(self.system_ids) + len(self._suffix_ids(question))
-        return self._decoder_flops(num_text_tokens + self.num_prefix_tokens(image_size, scale))
+        return num_text_tokens + self.num_prefix_tokens(image_size, scale)
 
     def _decoder_flops(self, num_tokens: int) -> int:
         """Operations of the decoder on a prompt of `num_tokens` tokens."""

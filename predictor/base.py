@@ -218,6 +218,15 @@ class ScalePredictor(folders.Buildable, ABC):
             ) from error
 
     @property
+    def reads_backbone(self) -> bool:
+        """Whether `predict` needs weights of the backbone: its vision tower or its token embeddings.
+
+        Without them remain the text of the question, sentence encoders, and statistics of the pixels. A
+        subclass that reads the question as text and not as token ids overrides this property.
+        """
+        return self.features.reads_vision or self.features.question
+
+    @property
     def num_parameters(self) -> int:
         """Number of learned values."""
         return sum(array.size for array in self._get_state()[0].values())

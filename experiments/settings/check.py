@@ -178,6 +178,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "resample": pipeline.ResampleSettings,
     "run": pipeline.RunSettings,
     "status": commands.StatusSettings,
+    "serve": commands.ServeSettings,
     "train": pipeline.TrainSettings,
     "train_backbone": backbone.TrainBackboneSettings,
     "transfer": commands.TransferSettings,

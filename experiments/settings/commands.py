@@ -1,6 +1,7 @@
 """Settings of the commands other than `run` and its steps."""
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import AfterValidator, Field, model_validator
@@ -83,6 +84,71 @@ class AnswerSettings(TrainedChoice, OperatingPoint):
     """scale to force; null: the predictor chooses"""
     escalate: bool
     """whether to retry at finer scales, given the answer, while that is worth it"""
+
+
+def _check_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise Refusal("give the URL of an engine without credentials, as http://127.0.0.1:8001, or null")
+    return url
+
+
+class LimitSettings(Settings):
+    """Limits of a request."""
+
+    body_bytes: PositiveInt
+    """largest size of a request"""
+    body_seconds: PositiveFloat
+    """time in which a request has to arrive"""
+    image_bytes: PositiveInt
+    """largest size of an image file"""
+    pixels: PositiveInt
+    """largest number of pixels of an image"""
+    question_chars: PositiveInt
+    """largest number of characters of a question"""
+
+
+class ServeSettings(TrainedChoice, OperatingPoint):
+    """`experiments.serve`."""
+
+    folder: PathText | None
+    """folder of a published model; null: backbone and predictor"""
+    host: Annotated[str, Len(1)]
+    """address that the server listens at"""
+    port: Annotated[int, Ge(0), Le(65535)]
+    """port that the server listens at; 0: any free one"""
+    upstream: Annotated[str, AfterValidator(_check_url)] | None
+    """URL of an engine that answers; null: this process answers"""
+    upstream_seconds: PositiveFloat
+    """time that the engine may take between two pieces of a response"""
+    adapter: Built
+    """form in which the engine takes a scale"""
+    scale: PositiveInt | None
+    """scale of requests that do not choose one; null: the predictor chooses"""
+    escalate: bool
+    """whether answers are retried at finer scales while that is worth it"""
+    window_ms: NonNegativeFloat
+    """milliseconds for which an idle server waits for more requests"""
+    max_batch: PositiveInt
+    """most requests that are answered together"""
+    max_requests: PositiveInt
+    """most requests in progress, waiting ones included; more are answered with 429"""
+    shutdown_seconds: PositiveInt
+    """seconds in which a server that stops finishes its requests"""
+    limits: LimitSettings
+    allow_remote_images: bool
+    """whether images by URL are fetched from remote_hosts"""
+    remote_hosts: list[Annotated[str, Len(1)]]
+    """hosts that images are fetched from"""
+
+    @model_validator(mode="after")
+    def _check_remote_hosts(self) -> Self:
+        if self.allow_remote_images != bool(self.remote_hosts):
+            raise Refusal(
+                f"allow_remote_images={str(self.allow_remote_images).lower()}, "
+                f"remote_hosts=[{','.join(self.remote_hosts)}]: give both or neither"
+            )
+        return self
 
 
 class CheckBackboneSettings(Settings):

@@ -106,6 +106,25 @@ class NativeBackbone(LazyVision):
     def preprocess(self, images: Sequence[Image.Image], scale: int) -> dict[str, Tensor]:
         """Pixels and further inputs of the vision pass for a batch of RGB images at one scale."""
 
+    def processor_arguments(self, image_size: tuple[int, int], scale: int) -> dict[str, Any]:
+        """Arguments of the image processor that give an image of (width, height) pixels a scale's tokens.
+
+        They have the names by which inference engines take them, and are JSON types. Raises ValueError for a
+        class that does not name them, which is the default.
+        """
+        raise ValueError(f"a {type(self).__name__} does not name the arguments of its image processor")
+
+    def resized_size(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
+        """(width, height) that the image processor gives an image at a scale.
+
+        A processor that neither enlarges nor shrinks the resized image gives it the tokens of the scale.
+        Raises ValueError for a model that resizes all images to sizes of its own, which is the default.
+        """
+        raise ValueError(
+            f"{self.name} has as many visual tokens for a small image as for a large one: set the scale with "
+            "arguments of the image processor"
+        )
+
     def placeholder_ids(self, image_size: tuple[int, int], scale: int) -> list[int]:
         """Token ids of an image in the prompt, with a placeholder for each visual token."""
         return [self.checkpoint.config.image_token_id] * self.num_visual_tokens(image_size, scale)

@@ -61,6 +61,9 @@ class Gemma4Backbone(NativeBackbone):
         side = images.patch_size * pooling
         return resized[0] // side, resized[1] // side
 
+    def processor_arguments(self, image_size: tuple[int, int], scale: int) -> dict[str, Any]:
+        return {"max_soft_tokens": check_scale(scale, self.scales)}
+
     def check_image(self, image_size: tuple[int, int]) -> None:
         longest_side = max(self.grid(image_size, self.scales[-1]))
         pooling = self.checkpoint.image_processor.pooling_kernel_size

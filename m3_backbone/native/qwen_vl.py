@@ -75,6 +75,14 @@ class QwenVLBackbone(NativeBackbone):
         """(rows, columns) of visual tokens of an image of (width, height) pixels."""
         return self._resize(image_size, *self._limits(image_size, scale))
 
+    def processor_arguments(self, image_size: tuple[int, int], scale: int) -> dict[str, Any]:
+        smallest, largest = self._limits(image_size, scale)
+        return {"min_pixels": smallest, "max_pixels": largest}
+
+    def resized_size(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
+        rows, columns = self.grid(image_size, scale)
+        return columns * self._token_side, rows * self._token_side
+
     def check_image(self, image_size: tuple[int, int]) -> None:
         if max(image_size) > _MAX_ASPECT * min(image_size):
             raise ValueError(

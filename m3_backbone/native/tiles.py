@@ -117,6 +117,9 @@ class TiledBackbone(NativeBackbone):
         splits = self._splits[check_scale(scale, self.scales)]
         return {"size": {"longest_edge": splits * self._tile}, "do_image_splitting": splits > 1}
 
+    def processor_arguments(self, image_size: tuple[int, int], scale: int) -> dict[str, Any]:
+        return self._image_settings(scale)
+
     def grid(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
         """(rows, columns) of tiles besides the thumbnail; (0, 0) at the coarsest scale."""
         width, height = image_size

@@ -11,9 +11,11 @@ from torch import Tensor
 from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage
 from m3_backbone.features import stack_statistics
 from m3_backbone.images import Picture, open_picture
+from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.labels import Inputs, stack_visual
 from predictor.features import Features
-from predictor.policy.front import Floats
+from predictor.policy.front import Floats, choose
+from predictor.policy.pricing import OperatingPoint
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs
         Choice(inputs.scales[column], inputs.scales, tuple(row.tolist()), tuple(cost.tolist()))
         for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
     ]
+
+
+def choose_scales(estimates: Floats, inputs: Inputs, point: OperatingPoint) -> list[Choice]:
+    """Return the choice of each question at an operating point; of scales that coincide, the coarsest."""
+    columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
+    columns = find_coarsest(inputs.visual_tokens)[np.arange(len(columns)), columns]
+    return list_choices(columns, estimates, inputs)
 
 
 def pair_up(

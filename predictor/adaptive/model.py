@@ -17,10 +17,10 @@ from m3_backbone.ladder import find_coarsest
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.outcomes.labels import Inputs
 from predictor.adaptive import folder as folders
-from predictor.adaptive.inputs import Choice, Picture, list_choices, make_inputs, pair_up
+from predictor.adaptive.inputs import Choice, Picture, choose_scales, list_choices, make_inputs, pair_up
 from predictor.base import ScalePredictor
 from predictor.cascades.hybrid import Hybrid
-from predictor.policy.front import Floats, choose
+from predictor.policy.front import Floats
 from predictor.policy.pricing import OperatingPoint, PriceList
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,12 @@ class AdaptiveVLM(ModelHubMixin):
         task: str = "",
     ) -> list[AdaptiveAnswer]:
         """Answer questions[i] about encoded[i] at an operating point of the predictor."""
-        choices = self.choose(encoded, questions, point, task)
+        return self.answer_chosen(encoded, questions, self.choose(encoded, questions, point, task))
+
+    def answer_chosen(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], choices: Sequence[Choice]
+    ) -> list[AdaptiveAnswer]:
+        """Answer questions[i] about encoded[i] at the scale of choices[i]; one batch per scale."""
         answers = self._answer(encoded, questions, {i: choice.scale for i, choice in enumerate(choices)})
         return [AdaptiveAnswer(answers[i], choice, (choice.scale,)) for i, choice in enumerate(choices)]
 
@@ -239,10 +244,7 @@ class AdaptiveVLM(ModelHubMixin):
         if not questions:
             return []
         point = point or self.prices.default
-        estimates, inputs = self._estimate(encoded, questions, task)
-        columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
-        columns = find_coarsest(inputs.visual_tokens)[np.arange(len(columns)), columns]
-        return list_choices(columns, estimates, inputs)
+        return choose_scales(*self._estimate(encoded, questions, task), point)
 
     def _estimate(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], task: str

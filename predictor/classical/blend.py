@@ -37,6 +37,10 @@ class Blend(ScalePredictor):
         self._set_share(0.5)
 
     @property
+    def reads_backbone(self) -> bool:
+        return any(part.reads_backbone for part, _ in self._weighted)
+
+    @property
     def num_parameters(self) -> int:
         return 1 + sum(part.num_parameters for part in self._parts.values())
 

@@ -148,6 +148,10 @@ class GradientBoosting(ScalePredictor):
         return float(model._baseline_prediction.item()), Trees.of(model)
 
     @property
+    def reads_backbone(self) -> bool:
+        return self.features.reads_vision  # words of the question are read as text
+
+    @property
     def num_parameters(self) -> int:
         """Number of values in components and nodes. A node has two: a column and a threshold, or a value."""
         return self._table.components.size + 2 * sum(len(trees.value) for trees in self._trees)

@@ -23,6 +23,10 @@ class Control(ScalePredictor):
         self.features = self._inner.features
 
     @property
+    def reads_backbone(self) -> bool:
+        return self._inner.reads_backbone
+
+    @property
     def num_parameters(self) -> int:
         return self._inner.num_parameters
 

@@ -39,6 +39,10 @@ class NearestNeighbours(ScalePredictor):
         self.features, self.max_words, self.num_components = features, max_words, num_components
         self.num_neighbours, self.word_weights, self.name = num_neighbours, word_weights, name
 
+    @property
+    def reads_backbone(self) -> bool:
+        return self.features.reads_vision  # words of the question are read as text
+
     def _fit(self, train: Labels, validation: Labels, context: FitContext) -> None:
         self._table = Table.fit(
             train.inputs, self.features, max_words=self.max_words, num_components=self.num_components

@@ -1,0 +1,258 @@
+"""Chat completions from an adaptive model in this process, in batches."""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from experiments.serving.batching import Batcher
+from experiments.serving.errors import RequestError
+from experiments.serving.images import ImageReader
+from experiments.serving.limits import check_question_text
+from experiments.serving.metrics import ServerMetrics
+from experiments.serving.protocol import (
+    AnswerChoice,
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChosenScale,
+    ChunkChoice,
+    Delta,
+    Terms,
+    Usage,
+    parse,
+)
+from experiments.serving.service import SCALE_HEADER, Service
+from experiments.serving.targets import (
+    Target,
+    check_answerable,
+    choose_scales,
+    describe_choice,
+    find_target,
+)
+from m3_backbone.model_backbone import ModelBackbone
+from predictor.adaptive.model import AdaptiveAnswer, AdaptiveVLM
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question about an image, with what the request says about the answer."""
+
+    image: Image.Image
+    question: str
+    target: Target
+    limit: int | None
+    stops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer as a response reports it."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    chosen: ChosenScale
+
+
+class LocalService(Service):
+    """Answers with an adaptive model, in one worker thread.
+
+    Answers equal those of `AdaptiveVLM.answer`. A batch is answered with one call per scale, whatever the
+    prices of its requests. Raises ValueError for a backbone that is not a checkpoint, and for default terms
+    that the model does not have.
+
+    Args:
+        model: the adaptive model.
+        images: reader of the images of requests.
+        metrics: counters of the server.
+        default: terms of requests that give none.
+        window_ms, max_batch: as in `Batcher`.
+    """
+
+    def __init__(
+        self,
+        model: AdaptiveVLM,
+        images: ImageReader,
+        metrics: ServerMetrics,
+        *,
+        default: Terms,
+        window_ms: float,
+        max_batch: int,
+    ) -> None:
+        if not isinstance(model.backbone, ModelBackbone):
+            raise ValueError(f"a {type(model.backbone).__name__} cannot be served: only a checkpoint can")
+        self.model, self.backbone = model, model.backbone
+        self.images, self.metrics, self.default = images, metrics, default
+        self._find_target(default)
+        self._batcher = Batcher(self._answer, window_ms=window_ms, max_batch=max_batch)
+        metrics.watch_queue(lambda: self._batcher.num_waiting)
+
+    async def start(self) -> None:
+        _ = self.backbone.model  # the first request does not wait for the weights
+        await self._batcher.start()
+
+    async def stop(self) -> None:
+        await self._batcher.stop()
+        await self.images.close()
+
+    async def complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
+        request = parse(ChatRequest, body)
+        if request.model != self.backbone.name:
+            raise RequestError(
+                404,
+                f"there is no model {request.model!r}, only {self.backbone.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        request.check_options()
+        question, url = request.read_message()
+        target = self._find_target(request.or_default(self.default))
+        check_question_text(question, self.images.limits)
+        received = await self.images.read(url)
+        completion = await self._batcher.submit(
+            Asked(received.image, question, target, request.limit, tuple(request.stop or ()))
+        )
+        return self._respond(request, completion)
+
+    async def list_models(self, headers: Mapping[str, str]) -> Response:
+        points = {"default": self.model.prices.default, **self.model.prices.named}
+        card = {
+            "id": self.backbone.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "tokenscale",
+            "tokenscale": {
+                "scales": list(self.backbone.scales),
+                "predictor": self.model.predictor.name,
+                "points": {
+                    name: {"price": point.price, "visual_tokens": point.cost, "score": point.score}
+                    for name, point in points.items()
+                },
+            },
+        }
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def check_health(self) -> Response:
+        return JSONResponse({"status": "ok", "mode": "local", "waiting": self._batcher.num_waiting})
+
+    def _find_target(self, terms: Terms) -> Target:
+        return find_target(terms, self.model.prices, self.backbone, self.model.find_hybrid)
+
+    def _answer(self, batch: Sequence[Asked]) -> list[Completion | Exception]:
+        """Answer a batch in the worker thread; requests that cannot be answered get an exception."""
+        results: dict[int, Completion | Exception] = {}
+        for row, asked in enumerate(batch):
+            try:
+                check_answerable(self.backbone, asked.image, asked.question)
+            except RequestError as error:
+                results[row] = error
+        rows = [row for row in range(len(batch)) if row not in results]
+        answers = self._answer_valid([batch[row] for row in rows])
+        for row, answer in zip(rows, answers, strict=True):
+            results[row] = self._complete(batch[row], answer)
+        self.metrics.batch_size.observe(len(batch))
+        return [results[row] for row in range(len(batch))]
+
+    def _answer_valid(self, batch: Sequence[Asked]) -> list[AdaptiveAnswer]:
+        if not batch:
+            return []
+        questions, targets = [asked.question for asked in batch], [asked.target for asked in batch]
+        started = time.perf_counter()
+        encoded = self.model.encode([asked.image for asked in batch])
+        encoded_at = time.perf_counter()
+        choices = choose_scales(
+            self.model.choose,
+            encoded,
+            questions,
+            targets,
+            lambda row: self._count_tokens(batch[row].image),
+            self.backbone.scales,
+        )
+        chosen_at = time.perf_counter()
+        rows = list(choices)
+        answered = self.model.answer_chosen(
+            [encoded[row] for row in rows], [questions[row] for row in rows], [choices[row] for row in rows]
+        )
+        answers = dict(zip(rows, answered, strict=True))
+        hybrids = {float(target.hybrid.price[0]): target.hybrid for target in targets if target.hybrid}
+        for price, hybrid in hybrids.items():
+            rows = [
+                row for row, target in enumerate(targets) if target.hybrid and target.hybrid.price == price
+            ]
+            answered = self.model.escalate(
+                [encoded[row] for row in rows], [questions[row] for row in rows], hybrid
+            )
+            answers |= zip(rows, answered, strict=True)
+        finished = time.perf_counter()
+        self.metrics.predictor.observe(1000 * (chosen_at - encoded_at))
+        self.metrics.answer.observe(1000 * (finished - chosen_at + encoded_at - started))
+        return [answers[row] for row in range(len(batch))]
+
+    def _count_tokens(self, image: Image.Image) -> tuple[int, ...]:
+        return tuple(self.backbone.num_visual_tokens(image.size, scale) for scale in self.backbone.scales)
+
+    def _complete(self, asked: Asked, answer: AdaptiveAnswer) -> Completion:
+        """Cut an answer where the request wants it to end, and count its tokens."""
+        token_ids, text = answer.answer.token_ids, answer.text
+        is_ended = bool(token_ids) and token_ids[-1] in self.backbone.end_ids
+        if asked.limit is not None and asked.limit < len(token_ids):
+            token_ids, is_ended = token_ids[: asked.limit], False
+            text = self.backbone.processor.decode(token_ids)
+        starts = [start for stop in asked.stops if stop and (start := text.find(stop)) >= 0]
+        if starts:
+            text, is_ended = text[: min(starts)], True
+        chosen = describe_choice(answer.choice, answer.tried, asked.target)
+        self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
+        num_prompt = self.backbone.num_prompt_tokens(asked.image.size, asked.question, answer.scale)
+        usage = Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=len(token_ids),
+            total_tokens=num_prompt + len(token_ids),
+            visual_tokens=chosen.visual_tokens,
+        )
+        return Completion(text, "stop" if is_ended else "length", usage, chosen)
+
+    def _respond(self, request: ChatRequest, completion: Completion) -> Response:
+        headers = {SCALE_HEADER: str(completion.chosen.scale)}
+        common: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": self.backbone.name,
+        }
+        if request.stream:
+            events = _stream(common, completion, includes_usage=request.includes_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        choice = AnswerChoice(
+            message=AnswerMessage(content=completion.text), finish_reason=completion.finish_reason
+        )
+        content = ChatCompletion(
+            **common, choices=[choice], usage=completion.usage, tokenscale=completion.chosen
+        )
+        return JSONResponse(content.model_dump(), headers=headers)
+
+
+async def _stream(
+    common: Mapping[str, Any], completion: Completion, *, includes_usage: bool
+) -> AsyncIterator[bytes]:
+    """Yield the events of a streamed response.
+
+    Answers are short and are decoded in batches, so that the whole text is one event.
+    """
+    first = ChunkChoice(delta=Delta(role="assistant", content=""))
+    yield ChatChunk(**common, choices=[first], tokenscale=completion.chosen).to_event()
+    text = ChunkChoice(delta=Delta(content=completion.text))
+    yield ChatChunk(**common, choices=[text]).to_event()
+    last = ChunkChoice(delta=Delta(), finish_reason=completion.finish_reason)
+    yield ChatChunk(**common, choices=[last]).to_event()
+    if includes_usage:
+        yield ChatChunk(**common, choices=[], usage=completion.usage).to_event()
+    yield b"data: [DONE]\n\n"

@@ -1,0 +1,317 @@
+"""Chat completions of an OpenAI-compatible engine, with a scale chosen before each request."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from PIL import Image
+from pydantic import ConfigDict
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from experiments.serving.adapters import Adapted, Adapter
+from experiments.serving.batching import Batcher
+from experiments.serving.conversations import find_picture, read_question, replace_picture
+from experiments.serving.errors import RequestError, refuse
+from experiments.serving.images import ImageReader
+from experiments.serving.limits import check_question_text
+from experiments.serving.metrics import ServerMetrics
+from experiments.serving.protocol import ChosenScale, Terms, parse, parse_object
+from experiments.serving.service import SCALE_HEADER, Service
+from experiments.serving.targets import Target, choose_scales, describe_choice, find_target
+from m3_backbone.model_backbone import ModelBackbone
+from predictor.adaptive.chooser import ScaleChooser
+from predictor.adaptive.model import AdaptiveVLM
+from predictor.base import ScalePredictor
+from predictor.policy.pricing import PriceList
+
+_COMPLETIONS = "/v1/chat/completions"
+# Headers of one connection (RFC 9110, 7.6.1), and those that this process sets itself.
+_OWN_HEADERS = frozenset(
+    (
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"),
+        *("trailer", "transfer-encoding", "upgrade"),
+        *("accept-encoding", "content-encoding", "content-length", "date", "expect", "host", "server"),
+    )
+)
+
+
+class ProxiedTerms(Terms):
+    """The fields of a request that choose its scale; all others belong to the engine."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """An image and a question whose scale is to be chosen."""
+
+    image: Image.Image
+    question: str
+    target: Target
+
+
+class ProxyService(Service):
+    """Chooses the scale of each image, rewrites the request for the engine, and hands back its response.
+
+    The image of a conversation may be in any message; the question is the text of the last one of the user.
+    Requests without an image pass unchanged. Errors, streams, usage and headers of the engine pass
+    through; the choice is added. Headers of the client, its API key among them, are sent to the engine and
+    are kept nowhere.
+
+    Args:
+        backbone: the model of the engine. Its weights are loaded only if `adapter.encodes`.
+        predictor, prices: what chooses; a predictor that reads features of the backbone needs an adapter that
+            encodes.
+        adapter: form in which the engine takes a scale.
+        upstream: URL of the engine, with or without `/v1`.
+        images: reader of the images of requests.
+        metrics: counters of the server.
+        default: terms of requests that give none.
+        upstream_seconds: time that the engine may take between two pieces of a response.
+        max_batch: largest number of choices that are made together.
+        max_response_bytes: largest response of the engine that is not streamed, and longest line of a stream.
+        transport: transport of httpx to the engine, by default over the network.
+    """
+
+    def __init__(
+        self,
+        backbone: ModelBackbone,
+        predictor: ScalePredictor,
+        prices: PriceList,
+        adapter: Adapter,
+        upstream: str,
+        images: ImageReader,
+        metrics: ServerMetrics,
+        *,
+        default: Terms,
+        upstream_seconds: float,
+        max_batch: int,
+        max_response_bytes: int = 64_000_000,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        adapter.check_backbone(backbone)
+        self.chooser: ScaleChooser | AdaptiveVLM
+        if adapter.encodes:
+            self.chooser = AdaptiveVLM(backbone, predictor, prices)
+        else:
+            self.chooser = ScaleChooser(backbone, predictor, prices)
+        self.backbone, self.adapter, self.prices = backbone, adapter, prices
+        self.images, self.metrics, self.default = images, metrics, default
+        self.max_response_bytes = max_response_bytes
+        find_target(default, prices, backbone)
+        self._batcher = Batcher(self._choose, window_ms=0, max_batch=max_batch)
+        metrics.watch_queue(lambda: self._batcher.num_waiting)
+        self._client = httpx.AsyncClient(
+            base_url=upstream.rstrip("/").removesuffix("/v1"),
+            transport=transport,
+            trust_env=False,
+            timeout=httpx.Timeout(upstream_seconds, connect=5.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+        )
+
+    async def start(self) -> None:
+        if self.adapter.encodes:
+            _ = self.backbone.model  # the first request does not wait for the weights
+        await self._batcher.start()
+
+    async def stop(self) -> None:
+        await self._batcher.stop()
+        await self.images.close()
+        await self._client.aclose()
+
+    async def complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
+        content = parse_object(body)
+        terms = parse(ProxiedTerms, content)
+        picture = find_picture(content)
+        for name in Terms.model_fields:
+            content.pop(name, None)
+        if picture is None:
+            if terms.given():
+                raise refuse("only a request with an image has a scale", param=next(iter(terms.given())))
+            return await self._send(content, headers, None)
+        target = find_target(terms.or_default(self.default), self.prices, self.backbone)
+        question = check_question_text(read_question(content), self.images.limits)
+        received = await self.images.read(picture.url)
+        adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
+        replace_picture(content, picture, adapted, received.content, chosen.scale)
+        response = await self._send(content, headers, chosen)
+        if response.status_code == 200:
+            self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
+        return response
+
+    async def list_models(self, headers: Mapping[str, str]) -> Response:
+        response = await self._call(self._client.build_request("GET", "/v1/models", headers=_pass(headers)))
+        return await self._read(response, None)
+
+    async def check_health(self) -> Response:
+        try:
+            response = await self._client.get("/health", timeout=5.0)
+        except httpx.HTTPError as error:
+            raise RequestError(503, f"the engine cannot be reached: {_explain(error)}") from error
+        is_well = response.status_code < 500
+        return JSONResponse(
+            {"status": "ok" if is_well else "engine", "mode": "proxy", "waiting": self._batcher.num_waiting},
+            status_code=200 if is_well else 503,
+        )
+
+    def _choose(self, batch: Sequence[Pending]) -> list[tuple[Adapted, ChosenScale] | Exception]:
+        """Choose and write the scales of a batch, in the worker thread."""
+        started = time.perf_counter()
+        results: dict[int, tuple[Adapted, ChosenScale] | Exception] = {}
+        for row, pending in enumerate(batch):
+            try:
+                self.backbone.check_image(pending.image.size)
+            except ValueError as error:
+                results[row] = refuse(str(error), param="messages")
+        rows = [row for row in range(len(batch)) if row not in results]
+        valid = [batch[row] for row in rows]
+        images = [pending.image for pending in valid]
+        items: Sequence[Any] = images
+        if isinstance(self.chooser, AdaptiveVLM):
+            items = self.chooser.encode(images)
+        choices = choose_scales(
+            self.chooser.choose,
+            items,
+            [pending.question for pending in valid],
+            [pending.target for pending in valid],
+            lambda number: tuple(
+                self.backbone.num_visual_tokens(images[number].size, scale) for scale in self.backbone.scales
+            ),
+            self.backbone.scales,
+        )
+        self.metrics.predictor.observe(1000 * (time.perf_counter() - started))
+        self.metrics.batch_size.observe(len(batch))
+        for number, row in enumerate(rows):
+            choice = choices[number]
+            adapted = self.adapter.adapt(self.backbone, items[number], choice.scale)
+            results[row] = adapted, describe_choice(choice, [choice.scale], valid[number].target)
+        return [results[row] for row in range(len(batch))]
+
+    async def _send(
+        self, content: dict[str, Any], headers: Mapping[str, str], chosen: ChosenScale | None
+    ) -> Response:
+        """Return the engine's response to a request, with the choice added."""
+        request = self._client.build_request(
+            "POST",
+            _COMPLETIONS,
+            content=json.dumps(content).encode(),
+            headers=_pass(headers),
+        )
+        started = time.perf_counter()
+        response = await self._call(request)
+        self.metrics.upstream.observe(1000 * (time.perf_counter() - started))
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            return RelayedResponse(
+                self._relay(response, chosen),
+                status_code=response.status_code,
+                headers=_add_scale(response, chosen),
+                release=response.aclose,
+            )
+        return await self._read(response, chosen)
+
+    async def _call(self, request: httpx.Request) -> httpx.Response:
+        """Return the open response of the engine. Raises RequestError if there is none."""
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.ConnectTimeout as error:
+            raise RequestError(502, "the engine cannot be reached: no connection") from error
+        except httpx.TimeoutException as error:
+            raise RequestError(504, "the engine did not answer in time") from error
+        except httpx.HTTPError as error:
+            raise RequestError(502, f"the engine cannot be reached: {_explain(error)}") from error
+
+    async def _read(self, response: httpx.Response, chosen: ChosenScale | None) -> Response:
+        """Return a response that is not streamed; the choice is added to a completion."""
+        pieces, size = [], 0
+        try:
+            async for piece in response.aiter_bytes():
+                size += len(piece)
+                if size > self.max_response_bytes:
+                    raise RequestError(502, f"the engine sent more than {self.max_response_bytes:,} bytes")
+                pieces.append(piece)
+        except httpx.TimeoutException as error:
+            raise RequestError(504, "the engine did not finish its answer in time") from error
+        except httpx.HTTPError as error:
+            raise RequestError(502, f"the engine broke off its answer: {_explain(error)}") from error
+        finally:
+            await response.aclose()
+        body = b"".join(pieces)
+        if chosen is not None and response.status_code == 200:
+            body = _add_choice(body, chosen, is_first=True)
+        return Response(body, response.status_code, _add_scale(response, chosen))
+
+    async def _relay(self, response: httpx.Response, chosen: ChosenScale | None) -> AsyncIterator[bytes]:
+        """Yield the events of the engine as they come; the choice is added to the first and to the usage."""
+        rest, is_first = b"", True
+        try:
+            async for piece in response.aiter_bytes():
+                *lines, rest = (rest + piece).split(b"\n")
+                if len(rest) > self.max_response_bytes:
+                    raise httpx.ReadError("a line of the stream is too long")
+                for number, line in enumerate(lines):
+                    is_chunk = line.startswith(b"data:") and line[5:].strip() not in (b"", b"[DONE]")
+                    if chosen is not None and is_chunk and (is_first or b'"usage"' in line):
+                        lines[number] = b"data: " + _add_choice(line[5:], chosen, is_first=is_first)
+                        is_first = False
+                if lines:
+                    yield b"\n".join(lines) + b"\n"
+            if rest:
+                yield rest
+        except httpx.HTTPError as error:
+            failure = RequestError(502, f"the engine broke off its answer: {_explain(error)}").to_body()
+            yield b"data: " + json.dumps(failure).encode() + b"\n\n"
+
+
+class RelayedResponse(StreamingResponse):
+    """A stream whose source is closed at the end, also if the client leaves before the first piece."""
+
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        status_code: int,
+        headers: Mapping[str, str],
+        release: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(content, status_code, headers)
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._release()
+
+
+def _pass(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a client for the engine; responses are not compressed."""
+    passed = {name: value for name, value in headers.items() if name.lower() not in _OWN_HEADERS}
+    return {**passed, "accept-encoding": "identity"}
+
+
+def _add_scale(response: httpx.Response, chosen: ChosenScale | None) -> dict[str, str]:
+    """Return the headers of the engine for the client, with the scale."""
+    passed = {name: value for name, value in response.headers.items() if name.lower() not in _OWN_HEADERS}
+    return passed if chosen is None else {**passed, SCALE_HEADER: str(chosen.scale)}
+
+
+def _add_choice(body: bytes, chosen: ChosenScale, *, is_first: bool) -> bytes:
+    """Return a completion, or a chunk of one, with the choice; anything else unchanged."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(content, dict) or "error" in content:
+        return body
+    if isinstance(content.get("usage"), dict):
+        content["usage"]["visual_tokens"] = chosen.visual_tokens
+    if is_first:
+        content["tokenscale"] = chosen.model_dump()
+    return json.dumps(content).encode()
+
+
+def _explain(error: httpx.HTTPError) -> str:
+    return str(error) or type(error).__name__

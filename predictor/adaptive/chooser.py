@@ -1,0 +1,74 @@
+"""Choice of scales without the weights of the backbone, for a backbone that runs in another process."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from m3_backbone.features import ImageFeatures, describe_image, stack_statistics
+from m3_backbone.model_backbone import ModelBackbone
+from m3_backbone.outcomes.labels import Inputs
+from predictor.adaptive.inputs import Choice, choose_scales
+from predictor.base import ScalePredictor
+from predictor.policy.pricing import OperatingPoint, PriceList
+
+
+class ScaleChooser:
+    """Chooses scales from question and pixels; it runs no model and loads no weights of the backbone.
+
+    `backbone` only says which scales there are and how many visual tokens an image has at each. The choices
+    equal those of `AdaptiveVLM.choose`. Raises ValueError for a predictor that was trained on another
+    backbone or that needs weights of the backbone (`ScalePredictor.reads_backbone`).
+    """
+
+    def __init__(self, backbone: ModelBackbone, predictor: ScalePredictor, prices: PriceList) -> None:
+        predictor.check_backbone(backbone.fingerprints)
+        if predictor.reads_backbone:
+            raise ValueError(
+                f"predictor {predictor.name} reads features of the backbone (visual tokens, tower statistics "
+                "or token embeddings), which stay in the engine: train one that reads the text of the "
+                "question and statistics of the pixels only, such as predictor=question_only"
+            )
+        self.backbone, self.predictor, self.prices = backbone, predictor, prices
+
+    def choose(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        point: OperatingPoint | None = None,
+        task: str = "",
+    ) -> list[Choice]:
+        """Choose a scale for questions[i] about the RGB image images[i]; default point: `prices.default`.
+
+        Raises ValueError for an image that the backbone cannot encode.
+        """
+        if not questions:
+            return []
+        for image in images:
+            self.backbone.check_image(image.size)
+        inputs = self._make_inputs(images, questions, task)
+        return choose_scales(self.predictor.predict(inputs), inputs, point or self.prices.default)
+
+    def _make_inputs(self, images: Sequence[Image.Image], questions: Sequence[str], task: str) -> Inputs:
+        """Return the inputs of each (image, question), without visual tokens and token embeddings."""
+        reads_pixels = "image" in self.predictor.features.groups
+        features = [ImageFeatures({}, describe_image(image) if reads_pixels else {}) for image in images]
+        names, statistics = stack_statistics(features)
+        scales = self.backbone.scales
+        cost = [[self.backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in images]
+        return Inputs(
+            scales=scales,
+            question=list(questions),
+            task=np.full(len(questions), task, dtype=object),
+            question_ids=[np.zeros(0, dtype=np.int32)] * len(questions),
+            image_row=np.arange(len(images), dtype=np.int64),
+            visual={},
+            statistics=statistics,
+            statistic_names=names,
+            token_embeddings=torch.zeros(
+                1, self.backbone.hidden_size
+            ),  # networks take a row for unread words
+            visual_tokens=np.array(cost, dtype=np.int32),
+            family=self.backbone.family,
+        )
