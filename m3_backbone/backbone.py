@@ -13,6 +13,7 @@ from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures
 from m3_backbone.ladder import Family
 
+NO_STATES = "{name} gives no states of its decoder: set decoder_state=false, also in features of predictors"
 NOT_FINITE = "the backbone returned numbers that are not finite: does its dtype overflow?"
 
 
@@ -165,21 +166,34 @@ class Backbone(Protocol):
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
-        states: bool = False,
     ) -> list[Answer]:
         """Answers to questions[i] about encoded[i]: greedy, or sampled with draws[i].
 
         Questions about the same EncodedImage share its prefix. `references` are the reference answers of
         each question, for `Answer.nll`. `drafts` are answers to the same questions at another scale; a draft
         that matches the answer makes decoding faster. Neither references nor drafts change an answer.
-        With `states`, which backbones with `has_states` take, the answers hold the decoder's states.
         """
         ...
 
     @property
     def has_states(self) -> bool:
-        """Whether the backbone gives the states of its decoder: `prefill`, and `answer` with `states`."""
+        """Whether the backbone gives the states of its decoder, by `prefill` and `answer_with_states`."""
         return False
+
+    def answer_with_states(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers as of `answer`, in the same passes, with `Answer.state`.
+
+        Raises ValueError for a backbone that gives no states.
+        """
+        raise ValueError(NO_STATES.format(name=self.name))
 
     def prefill(
         self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale: int
@@ -189,9 +203,7 @@ class Backbone(Protocol):
         The keys and values of all questions stay on the device as long as the result does. Raises ValueError
         for a backbone that gives no states.
         """
-        raise ValueError(
-            f"{self.name} gives no states of its decoder: choose a predictor without features.decoder_state"
-        )
+        raise ValueError(NO_STATES.format(name=self.name))
 
     def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
         """Raise ValueError for a question that cannot be answered at `scale`; by default, at every scale.

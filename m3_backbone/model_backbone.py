@@ -327,6 +327,33 @@ class ModelBackbone(Backbone, ABC):
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
+    ) -> list[Answer]:
+        return self._answer(encoded, questions, scale, references, drafts, draws)
+
+    @property
+    def has_states(self) -> bool:
+        return True
+
+    def answer_with_states(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
+    ) -> list[Answer]:
+        return self._answer(encoded, questions, scale, references, drafts, states=True)
+
+    def _answer(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        references: Sequence[Sequence[str]] | None,
+        drafts: Sequence[Answer] | None,
+        draws: Sequence[Draw] | None = None,
+        *,
         states: bool = False,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
@@ -353,10 +380,6 @@ class ModelBackbone(Backbone, ABC):
             for index, decoded in zip(indices, results, strict=True):
                 answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
         return [answers[index] for index in range(len(encoded))]
-
-    @property
-    def has_states(self) -> bool:
-        return True
 
     def prefill(self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale: int) -> Prefilled:
         def start(indices: Sequence[int]) -> list[StartedAnswers]:

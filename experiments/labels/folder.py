@@ -59,6 +59,7 @@ class LabelFolder(ShardFolder):
     shards that are not listed yet.
 
     Args:
+        decoder_state: whether the outcomes hold the states of the decoder at the coarsest scale.
         data: description of the data (`tasks.base.Task.content`), to name what differs.
         division: how the images are divided into splits; a new division answers nothing again.
         command: the command that resumes after an error, for messages.
@@ -71,6 +72,7 @@ class LabelFolder(ShardFolder):
         fingerprints: Mapping[str, str],
         scales: tuple[int, ...],
         feature_scales: tuple[int, ...],
+        decoder_state: bool = False,
         data: Mapping[str, Any] | None = None,
         division: Mapping[str, Any] | None = None,
         command: str = "the same label command",
@@ -79,6 +81,7 @@ class LabelFolder(ShardFolder):
         self.fingerprints = dict(fingerprints)
         self.scales = scales
         self.feature_scales = feature_scales
+        self.decoder_state = decoder_state
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
         self.manifest: dict[str, Any] = {}
@@ -99,6 +102,8 @@ class LabelFolder(ShardFolder):
         settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
         own = {**self.fingerprints, **settings}
         stored = {**manifest["fingerprints"], **{key: manifest.get(key) for key in settings}}
+        # Manifests of labels without the states do not have this key.
+        own["decoder_state"], stored["decoder_state"] = self.decoder_state, "decoder_state" in manifest
         differing = [
             key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
         ]
@@ -191,6 +196,7 @@ class LabelFolder(ShardFolder):
             "division": self.division,
             "scales": list(self.scales),
             "feature_scales": list(self.feature_scales),
+            **({"decoder_state": True} if self.decoder_state else {}),
             "limit": dict(limit),
             "shard_size": shard_size,
             **former,

@@ -1,6 +1,7 @@
 """States of the decoder after image and question: those of transformers' own forward pass from pixels."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.paths import FIXTURES
 from tests.query_checkpoint import write_query_checkpoint
 
 QUESTIONS = ("What color is the large square?", "How many?")
-SETTINGS = {"device": "cpu", "dtype": "float32", "max_new_tokens": 5}
+SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_new_tokens": 5}
 OFFICIAL = FIXTURES / "official_m3"
 
 
@@ -88,7 +89,7 @@ def test_states_are_those_of_transformers_and_cost_no_further_pass(backbone, ima
     # Drafts and references leave the state as it is, and it takes no further token.
     drafted = {"references": [["a red one"]] * 4, "drafts": plain}
     without, work = count_work(backbone, lambda: backbone.answer(*asked, scale, **drafted))
-    answers, same_work = count_work(backbone, lambda: backbone.answer(*asked, scale, **drafted, states=True))
+    answers, same_work = count_work(backbone, lambda: backbone.answer_with_states(*asked, scale, **drafted))
     assert answers == without and without[0].state is None and same_work == work
     for answer, state in zip(answers, prefilled.states, strict=True):
         torch.testing.assert_close(answer.state.hidden, state.hidden, rtol=1e-4, atol=1e-4)
