@@ -58,6 +58,7 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
         folder=config.paths.labels,
         limit=config.limit,
         feature_scales=config.feature_scales,
+        decoder_state=config.decoder_state,
         shard_size=config.shard_size,
         images_per_batch=config.images_per_batch,
         num_workers=config.num_workers,

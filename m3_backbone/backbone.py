@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
 
+from m3_backbone.decoding.decoding import DecoderState
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures
 from m3_backbone.ladder import Family
 
+NO_STATES = "{name} gives no states of its decoder: set decoder_state=false, also in features of predictors"
 NOT_FINITE = "the backbone returned numbers that are not finite: does its dtype overflow?"
 
 
@@ -34,6 +36,7 @@ class Answer:
     the smallest mean negative log-likelihood per token (nats, end token included) over the distinct
     references as written, and `reference_tokens` is the number of tokens of that reference; both are None
     without references. Other spellings that a metric accepts, such as "Yes." for "yes", are not considered.
+    `state` is the state of the decoder before the answer, if it was asked for.
     """
 
     text: str
@@ -42,11 +45,27 @@ class Answer:
     margin: float
     nll: float | None
     reference_tokens: int | None
+    state: DecoderState | None = field(default=None, repr=False, compare=False)
 
     def check_finite(self) -> None:
-        """Raise ValueError if `confidence` or `nll` is not finite."""
+        """Raise ValueError if `confidence`, `nll` or `state` is not finite."""
         if not (math.isfinite(self.confidence) and (self.nll is None or math.isfinite(self.nll))):
             raise ValueError(NOT_FINITE)
+        if self.state is not None and not self.state.is_finite():
+            raise ValueError(NOT_FINITE)
+
+
+class PrefilledQuestions(Protocol):
+    """Questions about images after the prefill at one scale, before their answers."""
+
+    @property
+    def states(self) -> list[DecoderState]:
+        """State of the decoder after each question."""
+        ...
+
+    def answer(self, numbers: Sequence[int]) -> list[Answer]:
+        """Answers to the questions of these numbers, decoded from their prefill."""
+        ...
 
 
 def check_scale(scale: int, scales: Sequence[int]) -> int:
@@ -155,6 +174,36 @@ class Backbone(Protocol):
         that matches the answer makes decoding faster. Neither references nor drafts change an answer.
         """
         ...
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the backbone gives the states of its decoder, by `prefill` and `answer_with_states`."""
+        return False
+
+    def answer_with_states(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers as of `answer`, in the same passes, with `Answer.state`.
+
+        Raises ValueError for a backbone that gives no states.
+        """
+        raise ValueError(NO_STATES.format(name=self.name))
+
+    def prefill(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale: int
+    ) -> PrefilledQuestions:
+        """Run questions[i] about encoded[i] through the decoder, for its states, without answering.
+
+        The keys and values of all questions stay on the device as long as the result does. Raises ValueError
+        for a backbone that gives no states.
+        """
+        raise ValueError(NO_STATES.format(name=self.name))
 
     def check_question(self, question: str, references: Sequence[str] = (), scale: int | None = None) -> None:
         """Raise ValueError for a question that cannot be answered at `scale`; by default, at every scale.

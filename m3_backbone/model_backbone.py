@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -17,10 +17,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from m3_backbone.backbone import Answer, Backbone, EncodedImage, check_scale
 from m3_backbone.costs import decoder_flops_per_token, prefill_flops
 from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
-from m3_backbone.decoding.decoding import Decoded, Decoder, VisualPrefix
+from m3_backbone.decoding.decoding import Decoded, Decoder, StartedAnswers, VisualPrefix
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image
+from m3_backbone.prefilled import Prefilled
+
+Result = TypeVar("Result")
 
 
 class TextProcessor(Protocol):
@@ -338,6 +341,34 @@ class ModelBackbone(Backbone, ABC):
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
     ) -> list[Answer]:
+        return self._answer(encoded, questions, scale, references, drafts, draws)
+
+    @property
+    def has_states(self) -> bool:
+        return True
+
+    def answer_with_states(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        *,
+        references: Sequence[Sequence[str]] | None = None,
+        drafts: Sequence[Answer] | None = None,
+    ) -> list[Answer]:
+        return self._answer(encoded, questions, scale, references, drafts, states=True)
+
+    def _answer(
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+        references: Sequence[Sequence[str]] | None,
+        drafts: Sequence[Answer] | None,
+        draws: Sequence[Draw] | None = None,
+        *,
+        states: bool = False,
+    ) -> list[Answer]:
         references = references or [()] * len(questions)
         draft_ids = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
         if any(
@@ -347,36 +378,68 @@ class ModelBackbone(Backbone, ABC):
                 f"{len(encoded)} images, {len(questions)} questions, {len(references)} references, "
                 f"{len(draft_ids)} drafts, {len(draws or encoded)} draws: give one of each per question"
             )
-        for question in dict.fromkeys(questions):
-            self.check_question(question, scale=scale)
 
-        # For all images of the call together, before the questions are divided into batches.
-        self.encode_at(encoded, scale)
-
-        def decode(groups: Sequence[list[int]]) -> list[Decoded]:
-            indices = list(chain.from_iterable(groups))
-            images = list({id(encoded[i]): encoded[i] for i in indices}.values())
-            number_of = {id(image): number for number, image in enumerate(images)}
+        def decode(indices: Sequence[int]) -> list[Decoded]:
             return self._decoder.decode(
-                self.visual_prefixes(images, scale),
-                [number_of[id(encoded[i])] for i in indices],
-                [self._suffix_ids(questions[i]) for i in indices],
+                *self._list_prompts(encoded, questions, indices, scale),
                 [[self._answer_ids(answer) for answer in dict.fromkeys(references[i])] for i in indices],
                 [draft_ids[i] for i in indices],
                 [draws[i] for i in indices] if draws else None,
+                states=states,
             )
 
+        answers: dict[int, Answer] = {}
+        for indices, results in self._run_questions(decode, encoded, questions, scale):
+            for index, decoded in zip(indices, results, strict=True):
+                answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
+        return [answers[index] for index in range(len(encoded))]
+
+    def prefill(self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale: int) -> Prefilled:
+        def start(indices: Sequence[int]) -> list[StartedAnswers]:
+            prompts = self._list_prompts(encoded, questions, indices, scale)
+            return [self._decoder.start(*prompts, [()] * len(indices), states=True)]
+
+        batches: list[StartedAnswers] = []
+        place_of: dict[int, tuple[int, int]] = {}
+        for indices, (started,) in self._run_questions(start, encoded, questions, scale):
+            place_of |= {index: (len(batches), row) for row, index in enumerate(indices)}
+            batches.append(started)
+        return Prefilled(self._decoder, batches, place_of, self.processor.decode)
+
+    def _list_prompts(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str], indices: Sequence[int], scale: int
+    ) -> tuple[list[VisualPrefix], list[int], list[list[int]]]:
+        """Return distinct images of the questions `indices`, the image of each, and their token ids."""
+        images = list({id(encoded[i]): encoded[i] for i in indices}.values())
+        number_of = {id(image): number for number, image in enumerate(images)}
+        prefixes = self.visual_prefixes(images, scale)
+        owners = [number_of[id(encoded[i])] for i in indices]
+        return prefixes, owners, [self._suffix_ids(questions[i]) for i in indices]
+
+    def _run_questions(
+        self,
+        run: Callable[[Sequence[int]], list[Result]],
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale: int,
+    ) -> list[tuple[list[int], list[Result]]]:
+        """Return (indices, `run(indices)`) for batches of the questions, which are checked first."""
+        for question in dict.fromkeys(questions):
+            self.check_question(question, scale=scale)
+        # For all images of the call together, before the questions are divided into batches.
+        self.encode_at(encoded, scale)
         # Questions about one image are adjacent, so that they share its prefix.
         by_question = group_indices([id(image) for image in encoded], questions)
-        answers: dict[int, Answer] = {}
         sizes = None
         if self.batch_tokens is not None:
             sizes = self._count_tokens(encoded, questions, by_question, scale)
         capacity = self._capacity("answer", scale, self.batch_tokens or self.batch_size)
-        for groups, results in run_batches(decode, by_question, capacity, self._decoder.device, sizes):
-            for index, decoded in zip(chain.from_iterable(groups), results, strict=True):
-                answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
-        return [answers[index] for index in range(len(encoded))]
+
+        def run_groups(groups: Sequence[list[int]]) -> list[Result]:
+            return run(list(chain.from_iterable(groups)))
+
+        batches = run_batches(run_groups, by_question, capacity, self._decoder.device, sizes)
+        return [(list(chain.from_iterable(groups)), results) for groups, results in batches]
 
     def _count_tokens(
         self, encoded: Sequence[Any], questions: Sequence[str], groups: Sequence[list[int]], scale: int

@@ -20,7 +20,8 @@ class Batch(NamedTuple):
     Masks are False at padding. `question_ids` are rows of the frozen embeddings, which the network gets
     besides the batch. Visual tokens of several scales are concatenated, coarsest scale first. `statistics`
     are the standardised statistics (see `Features.read_statistics`), followed by the vector of the sentence
-    encoder, if any. `cost` is the number of visual tokens at each scale.
+    encoder, if any, and the standardised decoder state, if read. `cost` is the number of visual tokens at
+    each scale (`Features.count_paid_tokens`).
     """
 
     question_ids: Tensor  # [B, T] int64
@@ -62,8 +63,12 @@ class BatchMaker:
             self.visual = [inputs.visual_at(scale) for scale in features.scales]
             for index, width in enumerate(widths[:-1]):  # no scale starts after the last one
                 self.visual[index] = self.visual[index].fit(width, cut=False)
-        self.statistics = standard.apply(features.read_statistics(inputs))
+        statistics = features.read_statistics(inputs)
+        image_standard, self._state_standard = standard.split(statistics.shape[1])
+        self.statistics = image_standard.apply(statistics)
         self.sentences = features.read_sentences(inputs)
+        self.states = features.read_states(inputs)
+        self.cost = features.count_paid_tokens(inputs)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -77,15 +82,16 @@ class BatchMaker:
         empty = np.zeros((len(index), 0, self.inputs.hidden_size), dtype=np.float32)
         tokens = [empty, *(visual.tokens[images].astype(np.float32) for visual in self.visual)]
         masks = [empty[..., 0] > 0, *(visual.mask[images] for visual in self.visual)]
+        states = self._state_standard.apply(self.states[index].astype(np.float32))
         return Batch(
             question_ids=ids,
             question_mask=mask,
             visual=torch.from_numpy(np.concatenate(tokens, axis=1)),
             visual_mask=torch.from_numpy(np.concatenate(masks, axis=1)),
             statistics=torch.from_numpy(
-                np.concatenate([self.statistics[images], self.sentences[index]], axis=1)
+                np.concatenate([self.statistics[images], self.sentences[index], states], axis=1)
             ),
-            cost=torch.from_numpy(self.inputs.visual_tokens[index].astype(np.float32)),
+            cost=torch.from_numpy(self.cost[index].astype(np.float32)),
         )
 
     def iterate(self, batch_size: int) -> Iterator[Batch]:

@@ -11,10 +11,13 @@ import torch
 
 from m3_backbone.arguments import NonNegativeInt, PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
+from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.labels import Inputs, VisualTokens
 from predictor.encoders import SentenceEncoder, load_sentence_encoder
 from predictor.folder import Buildable
 
+# Probabilities of tokens are kept this far from 0 and 1, so that their log-odds are finite.
+_LEAST = 1e-6
 # Largest number of tokens to which an image is resampled; more would make rows of predictors very long.
 MOST_SEGMENTS = 16
 
@@ -34,6 +37,9 @@ class Features(Buildable):
             `m3_backbone.features`.
         sentences: sentence encoders whose concatenated vectors of the question are read: `wordllama`, or
             folders or hub ids of other encoders; "" for none. See `predictor.encoders`.
+        decoder_state: whether the decoder's hidden state after image and question at the coarsest scale is
+            read, with the probability of the answer's first token. It costs the vision pass and the prefill
+            of that scale.
 
     Raises ValueError for values of another type and for unknown statistics.
     """
@@ -43,6 +49,7 @@ class Features(Buildable):
     statistics: str | Sequence[str] = ()
     sentences: str | Sequence[str] = ""
     position: NonNegativeInt | Sequence[NonNegativeInt] | None = None
+    decoder_state: bool | None = None
 
     def __post_init__(self) -> None:
         for name, annotation in read_hints(Features).items():
@@ -52,6 +59,8 @@ class Features(Buildable):
         else:
             object.__setattr__(self, "visual", _sort(self.visual))
             object.__setattr__(self, "position", None)
+        # None, not False, which would change the identity of predictors that were trained earlier.
+        object.__setattr__(self, "decoder_state", self.decoder_state or None)
         object.__setattr__(self, "statistics", _to_tuple(self.statistics))
         # A single encoder stays a string, as in the records of predictors that were trained earlier.
         encoders = tuple(dict.fromkeys(_to_tuple(self.sentences)))
@@ -74,6 +83,7 @@ class Features(Buildable):
             else:
                 items = [item for value in values for item in _to_tuple(value)]
                 merged[field.name] = tuple(dict.fromkeys(items))
+        merged["decoder_state"] = any(part.decoder_state for part in features)
         # None and empty differ in these two fields only.
         merged |= {name: merged[name] or None for name in ("visual", "position")}
         return cls(**merged)
@@ -108,12 +118,13 @@ class Features(Buildable):
 
     @property
     def reads_vision(self) -> bool:
-        """Whether a vision pass is needed: for visual tokens, and for the statistics `tower`."""
-        return bool(self.scales) or "tower" in self.groups
+        """Whether a vision pass is needed: for visual tokens, statistics `tower` and the decoder's state."""
+        return bool(self.scales) or "tower" in self.groups or bool(self.decoder_state)
 
     def vision_scales(self, ladder: Sequence[int]) -> tuple[int, ...]:
         """Scales whose vision pass is needed on a backbone that has one for each scale of `ladder`."""
-        return tuple(sorted({*self.scales, *(ladder[:1] if "tower" in self.groups else ())}))
+        reads_coarsest = "tower" in self.groups or self.decoder_state
+        return tuple(sorted({*self.scales, *(ladder[:1] if reads_coarsest else ())}))
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -140,6 +151,44 @@ class Features(Buildable):
     def read_statistics(self, inputs: Inputs) -> np.ndarray:
         """Selected statistics of the images, float32 `[num_images, num_statistics]`."""
         return inputs.statistics[:, self.statistic_columns(inputs)]
+
+    def read_states(self, inputs: Inputs) -> np.ndarray:
+        """Decoder states, float16 `[num_samples, hidden + 1]`; no columns if they are not read.
+
+        The last column is the log-odds of the probability of the answer's first token. Raises ValueError if
+        the labels do not hold the states.
+        """
+        if not self.decoder_state:
+            return np.zeros((len(inputs), 0), dtype=np.float16)
+        if inputs.decoder_state is None or inputs.first_probability is None:
+            raise ValueError(
+                "features.decoder_state=true reads states of the decoder, but these labels hold none: run "
+                "`tokenscale label decoder_state=true paths.labels=FOLDER` for labels in another folder, or "
+                "with overwrite=true for labels in place of these"
+            )
+        probability = inputs.first_probability.astype(np.float64).clip(_LEAST, 1 - _LEAST)
+        log_odds = np.log(probability / (1 - probability))
+        return np.column_stack([inputs.decoder_state, log_odds.astype(np.float16)])
+
+    def fit_standard(self, inputs: Inputs) -> "Standard":
+        """Fit a `Standard` to the statistics of the images, followed by the decoder states if read."""
+        parts = [Standard.fit(self.read_statistics(inputs))]
+        if self.decoder_state:
+            parts.append(Standard.fit(self.read_states(inputs).astype(np.float32)))
+        return Standard(
+            np.concatenate([part.mean for part in parts]), np.concatenate([part.deviation for part in parts])
+        )
+
+    def count_paid_tokens(self, inputs: Inputs) -> np.ndarray:
+        """Visual tokens that an answer at each scale costs with these features, `[num_samples, num_scales]`.
+
+        If the decoder's state is read, the tokens of the coarsest scale are added at all scales that do not
+        coincide with it, since that scale was prefilled for the state.
+        """
+        tokens = inputs.visual_tokens
+        if not self.decoder_state:
+            return tokens
+        return tokens + np.where(find_coarsest(tokens) > 0, tokens[:, :1], 0)
 
     @property
     def encoders(self) -> tuple[SentenceEncoder, ...]:
@@ -271,7 +320,7 @@ def _to_tuple(value: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Standard:
-    """Mean and standard deviation of statistics over the training images, `[num_statistics]` each."""
+    """Mean and standard deviation of numbers over the training images or samples, `[num_columns]` each."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -287,6 +336,13 @@ class Standard:
         return cls(
             mean.astype(np.float32),
             np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, 1).astype(np.float32),
+        )
+
+    def split(self, num_columns: int) -> tuple["Standard", "Standard"]:
+        """Return those of the first `num_columns` columns and of the others."""
+        first, rest = slice(num_columns), slice(num_columns, None)
+        return Standard(self.mean[first], self.deviation[first]), Standard(
+            self.mean[rest], self.deviation[rest]
         )
 
     def apply(self, statistics: np.ndarray) -> np.ndarray:

@@ -162,7 +162,7 @@ class LearnedPredictor(ScalePredictor):
             fit_module,
         )
 
-        self._standard = Standard.fit(self.features.read_statistics(train.inputs))
+        self._standard = self.features.fit_standard(train.inputs)
         self._widths = self._choose_widths(train.inputs)
         num_statistics = len(self._standard.mean) + self.features.num_sentence_columns
         self._shape = InputShape(train.inputs.hidden_size, sum(self._widths), num_statistics)

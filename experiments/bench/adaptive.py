@@ -137,6 +137,14 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
             0 if choice.scale == backbone.scales[0] else backbone.vision_flops(image.size, backbone.scales[0])
             for (image, _), choice in zip(questions, choices, strict=True)
         )
+    if adaptive.predictor.features.decoder_state:
+        # The decoder has read the coarsest scale, too; an answer there is decoded from the same prefill.
+        prefill[ADAPTIVE] += mean(
+            0
+            if choice.scale == backbone.scales[0]
+            else backbone.prefill_flops(image.size, question, backbone.scales[0])
+            for (image, question), choice in zip(questions, choices, strict=True)
+        )
     encoded = backbone.encode([image for image, _ in questions[:1]])
     inputs = make_inputs(
         backbone,

@@ -30,6 +30,10 @@ native backbone this pass is sunk: V(1) is added to every answer of its policy (
 except if the first scale tried is, or coincides with, the coarsest one, which uses the same pass. In the
 other families every answer includes V(1) already. Visual tokens are not affected.
 
+A predictor that reads the state of the decoder after the coarsest scale needs the prefill of that scale too.
+Its visual tokens, its FLOPs P(1) or its milliseconds are added in the same way in every family
+(`PREFILL_FOR_PREDICTOR`): an answer at the coarsest scale is decoded from the same prefill.
+
 A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
 """
 
@@ -54,7 +58,7 @@ log = logging.getLogger(__name__)
 CostOf = Callable[[OutcomeTable], Floats]
 
 VISION, PREFILL, PREFILL_AND_DECODE = "vision", "prefill", "prefill and decode"
-VISION_FOR_PREDICTOR = "vision for predictor"
+VISION_FOR_PREDICTOR, PREFILL_FOR_PREDICTOR = "vision for predictor", "prefill for predictor"
 
 # Second seed of the random numbers that resample images, so that they are independent of the test images.
 _STREAM = 0x71E5
@@ -66,8 +70,8 @@ class TimingMeans:
 
     `cost` `[R, num_scales]` is the time of a whole answer at each scale, the vision pass included. `shared`
     `[R]` is the part of it that is paid once however many scales are tried. `overhead` `[R]`, by name, is the
-    overhead of each predictor. `sunk` `[R]`, by name, is the vision pass of the coarsest scale, for the
-    predictors that need it beside that of the chosen scale.
+    overhead of each predictor. `sunk` `[R]`, by name, is the vision pass or the prefill of the coarsest
+    scale, or both, for the predictors that need them beside those of the chosen scale.
     """
 
     cost: Floats
@@ -88,7 +92,7 @@ class TimingMeans:
 
         `tried` holds for each scale the share of the samples that try it, `[R, num_points]`. `name` is the
         predictor whose overhead is added to every answer, if any. The cost is the vision pass and the
-        overhead, once, plus the sum over scales of the share times prefill and decoding. A sunk vision pass
+        overhead, once, plus the sum over scales of the share times prefill and decoding. What is sunk
         is added for the samples that do not try the coarsest scale.
         """
         shared = self.shared
@@ -109,7 +113,8 @@ class Timings:
     `vision` is the time of the vision pass: `[num_images]` if one serves all scales, otherwise `[num_images,
     num_scales]`. `answer` `[num_images, num_scales]` is that of prefill and decoding, `overhead`
     `[num_images]`, by name, of each predictor. `vision_readers` are the names of the predictors that need the
-    vision pass of the coarsest scale. With a `batch_size` above 1, an array row stands for a batch of that
+    vision pass of the coarsest scale, `state_readers` those that need its prefill, which takes `prefill`
+    `[num_images]`. With a `batch_size` above 1, an array row stands for a batch of that
     many images and holds the time per image. Each row was timed in `num_rounds` rounds. `machine` describes
     the machine, its number of threads and the type of the weights.
     """
@@ -121,6 +126,8 @@ class Timings:
     num_rounds: int = 1
     machine: str = ""
     vision_readers: Collection[str] = ()
+    state_readers: Collection[str] = ()
+    prefill: Floats | None = None
 
     def family_fits(self, family: Family) -> bool:
         """Return whether a vision pass was timed for each scale exactly if each scale needs its own.
@@ -186,22 +193,34 @@ class Timings:
 
         return quantile((1 - confidence) / 2), quantile((1 + confidence) / 2)
 
-    def with_names(self, trained: Mapping[str, str], vision_readers: Collection[str] = ()) -> "Timings":
+    def with_names(
+        self,
+        trained: Mapping[str, str],
+        vision_readers: Collection[str] = (),
+        state_readers: Collection[str] = (),
+    ) -> "Timings":
         """Return the timings with overheads by policy.
 
-        `trained` maps each policy to its predictor; `vision_readers` are predictors.
+        `trained` maps each policy to its predictor; `vision_readers` and `state_readers` are predictors.
         """
         overhead = {name: self.overhead[source] for name, source in trained.items()}
-        readers = [name for name, source in trained.items() if source in vision_readers]
-        return replace(self, overhead=overhead, vision_readers=readers)
+        of_vision, of_states = (
+            [name for name, source in trained.items() if source in readers]
+            for readers in (vision_readers, state_readers)
+        )
+        return replace(self, overhead=overhead, vision_readers=of_vision, state_readers=of_states)
 
     def _weigh(self, weights: Floats) -> TimingMeans:
         """Return the means under weights of the images `[R, num_images]`, which sum to 1."""
         vision, answer = weights @ self.vision, weights @ self.answer
         overhead = {name: weights @ milliseconds for name, milliseconds in self.overhead.items()}
-        if self.vision.ndim == 1:
-            return TimingMeans(vision[:, None] + answer, vision, overhead)
-        sunk = dict.fromkeys(self.vision_readers, vision[:, 0])
+        is_pooled = self.vision.ndim == 1
+        sunk = {} if is_pooled else dict.fromkeys(self.vision_readers, vision[:, 0])
+        if self.prefill is not None:
+            prefill = weights @ self.prefill
+            sunk |= {name: sunk.get(name, 0.0) + prefill for name in self.state_readers}
+        if is_pooled:
+            return TimingMeans(vision[:, None] + answer, vision, overhead, sunk)
         return TimingMeans(vision + answer, np.zeros(len(weights)), overhead, sunk)
 
 
@@ -224,8 +243,9 @@ class CostMeasure:
 
     `overhead`, by name of a policy, is added to every answer; a policy without an entry adds nothing.
     `vision_readers` are the names of the policies whose predictor needs the vision pass of the coarsest
-    scale. If costs are measured times, `timings` are the timed images whose means they are. `noun` is what
-    tables call the costs of the first measure of a comparison.
+    scale, `state_readers` those whose predictor needs its prefill, which costs `coarsest_prefill`
+    `[num_samples]`. If costs are measured times, `timings` are the timed images whose means they are.
+    `noun` is what tables call the costs of the first measure of a comparison.
     """
 
     key: str
@@ -235,34 +255,52 @@ class CostMeasure:
     overhead: Mapping[str, float] = field(default_factory=dict)
     vision_readers: Collection[str] = ()
     timings: Timings | None = None
+    state_readers: Collection[str] = ()
+    coarsest_prefill: Callable[[OutcomeTable], Floats] | None = None
     noun: str = "visual tokens"
 
     def of(self, table: OutcomeTable, policy: str | None = None) -> Floats:
         """Return the cost of every sample at every scale without overhead, `[num_samples, num_scales]`.
 
-        The vision pass for the predictor of `policy` is included, if it is sunk (`sunk_of`).
+        What the predictor of `policy` needs is included, if it is sunk (`sunk_of`).
         """
         cost = reduce(add, (part.of(table) for part in self.parts))
-        return cost + self.sunk_of(table) if self.has_sunk(table, policy) else cost
+        return cost + self.sunk_of(table, policy) if self.has_sunk(table, policy) else cost
 
     def shared_of(self, table: OutcomeTable, policy: str | None = None) -> Floats:
         """Return the part of `of` that is paid once however many scales are tried, `[num_samples]`.
 
-        It is the vision pass of the coarsest scale. For a native backbone it is 0, unless the pass is sunk.
+        It is the vision pass of the coarsest scale. For a native backbone it is 0, unless the pass is sunk. A
+        sunk prefill is added.
         """
-        is_shared = table.family != "native" or self.has_sunk(table, policy)
-        return self._coarsest_vision(table) if is_shared else np.zeros(len(table))
+        is_shared = table.family != "native" or policy in self.vision_readers
+        vision = self._coarsest_vision(table) if is_shared else np.zeros(len(table))
+        return vision + self.prefill_of(table, policy)
 
     def has_sunk(self, table: OutcomeTable, policy: str | None) -> bool:
-        """Return whether the vision pass for the predictor of `policy` may add to the cost of an answer."""
-        return table.family == "native" and policy in self.vision_readers
+        """Return whether what the predictor of `policy` needs may add to the cost of an answer."""
+        return policy in self.state_readers or (table.family == "native" and policy in self.vision_readers)
 
-    def sunk_of(self, table: OutcomeTable) -> Floats:
-        """Return what the vision pass for a predictor adds to an answer, `[num_samples, num_scales]`.
+    def sunk_of(self, table: OutcomeTable, policy: str | None) -> Floats:
+        """Return what the predictor of `policy` adds to an answer, `[num_samples, num_scales]`.
 
-        It is the vision pass of the coarsest scale, and 0 at all scales that coincide with the coarsest one.
+        It is the vision pass of the coarsest scale, if not every answer includes it, and the prefill of that
+        scale, if the predictor reads the state of the decoder. At all scales that coincide with the coarsest
+        one it is 0.
         """
-        return np.where(find_coarsest(table.visual_tokens) > 0, self._coarsest_vision(table)[:, None], 0.0)
+        needed = self.prefill_of(table, policy)
+        if table.family == "native" and policy in self.vision_readers:
+            needed = needed + self._coarsest_vision(table)
+        return _beyond_coarsest(table, needed)
+
+    def prefill_of(self, table: OutcomeTable, policy: str | None) -> Floats:
+        """Return the prefill of the coarsest scale for the predictor of `policy`, `[num_samples]`.
+
+        It is 0 for a predictor that does not read the state of the decoder.
+        """
+        if self.coarsest_prefill is None or policy not in self.state_readers:
+            return np.zeros(len(table))
+        return self.coarsest_prefill(table)
 
     def _coarsest_vision(self, table: OutcomeTable) -> Floats:
         """Return the cost of the vision pass of the coarsest scale, `[num_samples]`."""
@@ -275,12 +313,21 @@ class CostMeasure:
     def mean_parts(self, table: OutcomeTable) -> dict[str, Floats]:
         """Return the mean of each part over the samples, `[num_scales]`, by name of the part.
 
-        The sunk vision pass for predictors is included if a policy pays it.
+        The sunk vision pass and the sunk prefill for predictors are included if a policy pays them.
         """
         parts = {part.name: part.of(table).mean(axis=0) for part in self.parts}
-        if any(self.has_sunk(table, policy) for policy in self.vision_readers):
-            parts[VISION_FOR_PREDICTOR] = self.sunk_of(table).mean(axis=0)
+        if table.family == "native" and self.vision_readers:
+            vision = _beyond_coarsest(table, self._coarsest_vision(table))
+            parts[VISION_FOR_PREDICTOR] = vision.mean(axis=0)
+        for policy in list(self.state_readers)[:1]:
+            prefill = _beyond_coarsest(table, self.prefill_of(table, policy))
+            parts[PREFILL_FOR_PREDICTOR] = prefill.mean(axis=0)
         return parts
+
+
+def _beyond_coarsest(table: OutcomeTable, cost: Floats) -> Floats:
+    """Return a cost per sample at all scales that do not coincide with the coarsest one, and 0 there."""
+    return np.where(find_coarsest(table.visual_tokens) > 0, cost[:, None], 0.0)
 
 
 def _visual_tokens(table: OutcomeTable) -> Floats:
@@ -296,8 +343,17 @@ def _prefill_gflops(table: OutcomeTable) -> Floats:
     return table.prefill_flops / 1e9
 
 
+def _coarsest(of: CostOf, table: OutcomeTable) -> Floats:
+    """Return a cost at the coarsest scale, `[num_samples]`."""
+    return of(table)[:, 0]
+
+
 TOKENS = CostMeasure(
-    "tokens", "tokens", "mean visual tokens per question", [Part("visual tokens", _visual_tokens)]
+    "tokens",
+    "tokens",
+    "mean visual tokens per question",
+    [Part("visual tokens", _visual_tokens)],
+    coarsest_prefill=partial(_coarsest, _visual_tokens),
 )
 
 
@@ -309,10 +365,15 @@ def count_costs(options: Options) -> CostMeasure:
     )
 
 
-def count_flops(overhead: Mapping[str, float], vision_readers: Collection[str] = ()) -> CostMeasure:
+def count_flops(
+    overhead: Mapping[str, float],
+    vision_readers: Collection[str] = (),
+    state_readers: Collection[str] = (),
+) -> CostMeasure:
     """Return the cost measure in FLOPs; `overhead` is the GFLOPs per question of each policy's predictor.
 
-    `vision_readers` are the policies whose predictor needs the vision pass of the coarsest scale.
+    `vision_readers` are the policies whose predictor needs the vision pass of the coarsest scale,
+    `state_readers` those whose predictor needs its prefill.
     """
     return CostMeasure(
         "flops",
@@ -321,6 +382,8 @@ def count_flops(overhead: Mapping[str, float], vision_readers: Collection[str] =
         [Part(VISION, _vision_gflops, is_shared=True), Part(PREFILL, _prefill_gflops)],
         overhead,
         vision_readers,
+        state_readers=state_readers,
+        coarsest_prefill=partial(_coarsest, _prefill_gflops),
     )
 
 
@@ -340,7 +403,14 @@ def count_milliseconds(timings: Timings) -> CostMeasure:
         {name: float(mean[0]) for name, mean in means.overhead.items()},
         timings.vision_readers,
         timings,
+        timings.state_readers,
+        None if timings.prefill is None else partial(_repeat_once, float(timings.prefill.mean())),
     )
+
+
+def _repeat_once(value: float, table: OutcomeTable) -> Floats:
+    """Repeat a number for every sample of a table: `[num_samples]`."""
+    return np.full(len(table), value)
 
 
 def _repeat(at_scales: Floats, table: OutcomeTable) -> Floats:
@@ -365,9 +435,15 @@ def list_cost_measures(
     have the costs of their options only.
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
-    measures = [TOKENS if outcomes.options is None else count_costs(outcomes.options)]
     if outcomes.options is not None:
-        return measures  # the costs of a predictor and of the options have no common unit
+        return [count_costs(outcomes.options)]  # costs of predictors and of options have no common unit
+    vision_readers = [
+        policy for policy, name in predictor_of.items() if predictors[name].features.reads_vision
+    ]
+    state_readers = [
+        policy for policy, name in predictor_of.items() if predictors[name].features.decoder_state
+    ]
+    measures = [replace(TOKENS, state_readers=state_readers) if state_readers else TOKENS]
     if outcomes.vision_flops is None:
         log.warning(
             "the labels were made by an earlier version and lack FLOPs of the vision pass, so costs in FLOPs "
@@ -377,11 +453,9 @@ def list_cost_measures(
     else:
         gflops = {name: predictor.count_flops(inputs) / 1e9 for name, predictor in predictors.items()}
         overhead = {policy: gflops[name] for policy, name in predictor_of.items()}
-        vision_readers = [
-            policy for policy, name in predictor_of.items() if predictors[name].features.reads_vision
-        ]
-        measures.append(count_flops(overhead, vision_readers))
+        measures.append(count_flops(overhead, vision_readers, state_readers))
     if timings is not None and timings.family_fits(outcomes.family):
         readers = [name for name, predictor in predictors.items() if predictor.features.reads_vision]
-        measures.append(count_milliseconds(timings.with_names(predictor_of, readers)))
+        of_states = [name for name, predictor in predictors.items() if predictor.features.decoder_state]
+        measures.append(count_milliseconds(timings.with_names(predictor_of, readers, of_states)))
     return measures

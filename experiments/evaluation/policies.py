@@ -10,7 +10,7 @@ take scores and are in `fronts`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -33,9 +33,11 @@ Choices = NDArray[np.int8]
 class PolicyInputs:
     """What a policy may know of samples; each array is `[num_samples, num_scales]`.
 
-    `cost` is in the cost measure of the comparison, `tokens` in visual tokens. `confidence` is that of the
+    `cost` is in the cost measure of the comparison, `tokens` in visual tokens, with those that the predictor
+    itself needs. `confidence` is that of the
     answer at each scale; a policy may read it only for scales whose answers it has paid for. `shared` is the
     part of each cost that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
+    `prefilled` is the part of `shared` that is the prefill of the coarsest scale for the predictor.
     `coarsest` is the column of the coarsest scale that coincides with each scale, `repeats` whether it
     coincides with the next coarser one.
     """
@@ -44,6 +46,7 @@ class PolicyInputs:
     tokens: Floats
     confidence: Floats
     shared: Floats | float = field(default=0.0, kw_only=True)
+    prefilled: Floats | float = field(default=0.0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -51,6 +54,15 @@ class PolicyInputs:
     @cached_property
     def coarsest(self) -> Columns:
         return find_coarsest(self.tokens)
+
+    @property
+    def further(self) -> Floats:
+        """Cost of trying each scale, `[num_samples, num_scales]`, for the decisions of a cascade.
+
+        The shared cost is paid in any case, so it does not affect them, with one exception: costs have to be
+        positive, so an answer from a prefill that the predictor has paid for is taken to cost that prefill.
+        """
+        return self.cost - self.shared + np.where(self.coarsest == 0, self.prefilled, 0.0)
 
     @cached_property
     def repeats(self) -> NDArray[np.bool_]:
@@ -69,13 +81,17 @@ class ScoredSamples(PolicyInputs):
     ) -> "ScoredSamples":
         """Return the samples of a table with their costs in `measure`; with a `policy`, those it pays."""
         confidence, score = table.confidence.astype(np.float64), table.score.astype(np.float64)
-        shared = measure.shared_of(table, policy)[:, None]
-        return cls(measure.of(table, policy), TOKENS.of(table), confidence, score, shared=shared)
+        shared, prefilled = (of(table, policy)[:, None] for of in (measure.shared_of, measure.prefill_of))
+        cost = measure.of(table, policy)
+        tokens = replace(TOKENS, state_readers=measure.state_readers).of(table, policy)
+        return cls(cost, tokens, confidence, score, shared=shared, prefilled=prefilled)
 
     @property
     def inputs(self) -> PolicyInputs:
         """The samples without their scores."""
-        return PolicyInputs(self.cost, self.tokens, self.confidence, shared=self.shared)
+        return PolicyInputs(
+            self.cost, self.tokens, self.confidence, shared=self.shared, prefilled=self.prefilled
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +259,7 @@ class CascadePolicy:
 
     def decide(self, calibration: ScoredSamples, test: PolicyInputs, num_prices: int) -> Decisions:
         on_calibration, on_test = self.estimates or (None, None)
-        # The shared cost is paid in any case, so it does not affect the decisions.
-        calibration_cost, test_cost = calibration.cost - calibration.shared, test.cost - test.shared
+        calibration_cost, test_cost = calibration.further, test.further
         cascade = self.fit(
             calibration.confidence, calibration.score, calibration_cost, on_calibration, num_prices
         )

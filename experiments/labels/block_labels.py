@@ -32,11 +32,15 @@ class BlockLabels:
     """Collects the outcomes, image features and skipped samples of one block.
 
     `skipped` are dicts with sample_id, image_id and reason; `unreadable` are the ids of images that could not
-    be read, which a later labelling tries again.
+    be read, which a later labelling tries again. With `decoder_state`, the states of the decoder at the
+    coarsest scale are kept.
     """
 
-    def __init__(self, backbone: Backbone, feature_scales: Sequence[int]) -> None:
+    def __init__(
+        self, backbone: Backbone, feature_scales: Sequence[int], *, decoder_state: bool = False
+    ) -> None:
         self.backbone = backbone
+        self.decoder_state = decoder_state
         self.feature_scales = feature_scales
         self.answered: list[AnsweredSample] = []
         self.features: dict[str, ImageFeatures] = {}
@@ -57,7 +61,7 @@ class BlockLabels:
             return
         encoded = self.backbone.encode([image for image, _ in pictures])
         pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
-        by_sample = answer_at_scales(self.backbone, pairs, self.backbone.scales)
+        by_sample = answer_at_scales(self.backbone, pairs, self.backbone.scales, states=self.decoder_state)
         answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
         all_features = self.backbone.compute_features(encoded, self.feature_scales)
         for features, (picture, samples) in zip(all_features, pictures, strict=True):
@@ -156,15 +160,30 @@ class BlockLabels:
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
             prefill_flops=numbers([row.prefill_flops for row in rows], np.int64),
             vision_flops=numbers([row.vision_flops for row in rows], np.int64),
+            **(self._stack_states() if self.decoder_state else {}),
         )
+
+    def _stack_states(self) -> dict[str, np.ndarray]:
+        """Return the columns of the decoder's states at the coarsest scale."""
+        states = [row.answers[0].state for row in self.answered]
+        hidden = [state.hidden.half().numpy() for state in states if state is not None]
+        probability = [state.probability for state in states if state is not None]
+        assert len(hidden) == len(states)
+        stacked = np.stack(hidden) if hidden else np.zeros((0, 0), np.float16)
+        return {"decoder_state": stacked, "first_probability": np.array(probability, dtype=np.float32)}
 
 
 def answer_at_scales(
-    backbone: Backbone, pairs: Sequence[tuple[EncodedImage, Sample]], scales: Sequence[int]
+    backbone: Backbone,
+    pairs: Sequence[tuple[EncodedImage, Sample]],
+    scales: Sequence[int],
+    *,
+    states: bool = False,
 ) -> list[tuple[Answer, ...]]:
     """Return the answers to each (encoded image, sample), one per scale; `scales` are ascending.
 
-    Scales that coincide on an image share one answer, given at the coarsest of them.
+    Scales that coincide on an image share one answer, given at the coarsest of them. With `states`, the
+    answers at the first scale have the state of the decoder.
     """
     coarsest = find_coarsest_on(backbone, [image for image, _ in pairs], scales)
     answers: list[dict[int, Answer]] = [{} for _ in pairs]  # column of a scale -> answer
@@ -175,15 +194,16 @@ def answer_at_scales(
         with_draft = [row for row in rows if row in drafts]
         without_draft = [row for row in rows if row not in drafts]
         for part in filter(None, (with_draft, without_draft)):
-            part_answers = backbone.answer(
+            answer = backbone.answer_with_states if states and column == 0 else backbone.answer
+            part_answers = answer(
                 [pairs[row][0] for row in part],
                 [pairs[row][1].question for row in part],
                 scales[column],
                 references=[pairs[row][1].references for row in part],
                 drafts=[drafts[row] for row in part] if part is with_draft else None,
             )
-            for row, answer in zip(part, part_answers, strict=True):
-                answers[row][column] = drafts[row] = answer
+            for row, row_answer in zip(part, part_answers, strict=True):
+                answers[row][column] = drafts[row] = row_answer
     return [
         tuple(answers[row][column] for column in columns) for row, columns in enumerate(coarsest.tolist())
     ]

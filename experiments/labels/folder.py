@@ -61,6 +61,7 @@ class LabelFolder(ShardFolder):
     shards that are not listed yet.
 
     Args:
+        decoder_state: whether the outcomes hold the states of the decoder at the coarsest scale.
         data: description of the data (`tasks.base.Task.content`), to name what differs.
         division: how the images are divided into splits; a new division answers nothing again.
         options: names and costs of the options of imported outcomes; None for those of a backbone.
@@ -74,6 +75,7 @@ class LabelFolder(ShardFolder):
         fingerprints: Mapping[str, str],
         scales: tuple[int, ...],
         feature_scales: tuple[int, ...],
+        decoder_state: bool = False,
         data: Mapping[str, Any] | None = None,
         division: Mapping[str, Any] | None = None,
         options: Options | None = None,
@@ -83,6 +85,7 @@ class LabelFolder(ShardFolder):
         self.fingerprints = dict(fingerprints)
         self.scales = scales
         self.feature_scales = feature_scales
+        self.decoder_state = decoder_state
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
         self.options = options
@@ -104,6 +107,8 @@ class LabelFolder(ShardFolder):
         settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
         own = {**self.fingerprints, **settings}
         stored = {**manifest["fingerprints"], **{key: manifest.get(key) for key in settings}}
+        # Manifests of labels without the states do not have this key.
+        own["decoder_state"], stored["decoder_state"] = self.decoder_state, "decoder_state" in manifest
         differing = [
             key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
         ]
@@ -198,6 +203,7 @@ class LabelFolder(ShardFolder):
             "scales": list(self.scales),
             **options,
             "feature_scales": list(self.feature_scales),
+            **({"decoder_state": True} if self.decoder_state else {}),
             "limit": dict(limit),
             "shard_size": shard_size,
             **former,

@@ -35,7 +35,7 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.labels.records import WorkRecord
 from experiments.tasks.base import SPLITS, Task
-from m3_backbone.backbone import Backbone
+from m3_backbone.backbone import NO_STATES, Backbone
 from m3_backbone.outcomes.table import HELD_OUT
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,9 @@ class LabelJob(Job):
     def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
         """Answer a block at every scale and write its shard."""
         with self.folder.recording_block(block.name):
-            labels = BlockLabels(self.backbone, self.folder.feature_scales)
+            labels = BlockLabels(
+                self.backbone, self.folder.feature_scales, decoder_state=self.folder.decoder_state
+            )
             for batch in batches:
                 labels.add(batch)
                 yield sum(len(item.samples) for item in batch)
@@ -172,6 +174,7 @@ def label(
     folder: str | Path,
     limit: Limits | None = None,
     feature_scales: Sequence[int] | None = None,
+    decoder_state: bool = False,
     shard_size: int = 1000,
     images_per_batch: int = 32,
     num_workers: int = 1,
@@ -188,6 +191,8 @@ def label(
         limit: number of images per split; None, or a split that is not named, means all.
         feature_scales: scales of the visual tokens stored for predictors; by default those of the
             backbone (`Backbone.feature_scales`).
+        decoder_state: whether the state of the decoder after image and question at the coarsest scale is
+            stored for predictors.
         shard_size: samples per file; a killed run loses the work on at most one file.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in this process.
@@ -207,6 +212,8 @@ def label(
             f"{type(task).__name__} is not derived from experiments.tasks.base.Task: derive it from that "
             "class, which scores answers by the metric of each sample where the task has no score of its own"
         )
+    if decoder_state and not backbone.has_states:
+        raise ValueError(NO_STATES.format(name=backbone.name))
     subset = ShardSubset.parse(shard)
     limits = _complete_limits(limit or {})
     target = LabelFolder(
@@ -214,6 +221,7 @@ def label(
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=backbone.scales,
         feature_scales=choose_feature_scales(feature_scales, backbone),
+        decoder_state=decoder_state,
         data=task.content,
         division=task.division,
         command=command,

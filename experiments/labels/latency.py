@@ -9,7 +9,8 @@ Nothing is reused from earlier questions: the decoder gets neither references no
 drafts. If one vision pass does not serve all scales (`Backbone.family`), each step encodes the images anew,
 and the vision pass of every scale is timed by itself.
 
-The time of a predictor is that of `AdaptiveVLM.choose`, after the vision pass of the scales that it reads:
+The time of a predictor is that of `AdaptiveVLM.choose`, after the vision pass of the scales that it reads
+and, if it reads the state of the decoder, after the prefill of the coarsest scale, which is timed by itself:
 features of the encoded image, tokens of the question, its sentence vector and the estimates. The prompt,
 which is the same at every scale, is tokenised before the timing.
 """
@@ -74,8 +75,9 @@ class Latency:
     `vision` is the time of the vision pass: `[num_batches, num_rounds]` if one serves all scales, otherwise
     `[num_batches, num_rounds, num_scales]`. `answer` `[num_batches, num_rounds, num_scales]` is that of
     prefill and decoding, and `overhead` maps the name of each predictor to its time `[num_batches,
-    num_rounds]`. The time of a batch is divided by its `batch_size` images. `job` describes what was timed
-    (`describe_job`).
+    num_rounds]`. `prefill` `[num_batches, num_rounds]` is the time of the prefill of the coarsest scale, if a
+    predictor reads the state of the decoder after it. The time of a batch is divided by its `batch_size`
+    images. `job` describes what was timed (`describe_job`).
     """
 
     job: Mapping[str, Any]
@@ -83,6 +85,7 @@ class Latency:
     vision: Floats
     answer: Floats
     overhead: Mapping[str, Floats]
+    prefill: Floats | None = None
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -103,6 +106,7 @@ class Latency:
                 "vision": _to_list(self.vision),
                 "answer": _to_list(self.answer),
                 "overhead": {name: _to_list(samples) for name, samples in self.overhead.items()},
+                **({} if self.prefill is None else {"prefill": _to_list(self.prefill)}),
             },
         }
         write_text(path, json.dumps(seal(content)) + "\n")
@@ -121,6 +125,7 @@ class Latency:
                 np.array(samples["vision"], dtype=np.float64),
                 np.array(samples["answer"], dtype=np.float64),
                 {name: np.array(times, dtype=np.float64) for name, times in samples["overhead"].items()},
+                np.array(samples["prefill"], dtype=np.float64) if "prefill" in samples else None,
             )
             shape = latency.vision.shape[:2]
             if latency.vision.ndim == 3 and latency.vision.shape != latency.answer.shape:
@@ -132,7 +137,10 @@ class Latency:
                 raise ValueError("shapes or names do not match")
             if not len(latency.vision) or any(times.shape != shape for times in latency.overhead.values()):
                 raise ValueError("samples are missing")
-            for times in (latency.vision, latency.answer, *latency.overhead.values()):
+            prefill = [] if latency.prefill is None else [latency.prefill]
+            if any(times.shape != shape for times in prefill):
+                raise ValueError("shapes do not match")
+            for times in (latency.vision, latency.answer, *latency.overhead.values(), *prefill):
                 if not (np.isfinite(times) & (times >= 0)).all():
                     raise ValueError("a time is negative or not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -306,6 +314,7 @@ def time_answers(
         vision=vision,
         answer=np.stack([collect(scale) for scale in backbone.scales], axis=-1),
         overhead={name: collect(("overhead", name)) for name in choosers},
+        prefill=collect("prefill") if any("prefill" in times for times in rounds[0]) else None,
     )
 
 
@@ -346,11 +355,13 @@ def _time_batch(
             _, seconds = time_call(partial(backbone.compute_features, encoded, scales, ()))
             if is_answer:
                 times["vision", key] = seconds
-        work: Callable[[], Any] = (
-            partial(choosers[key[1]].choose, encoded, questions, task=task)
-            if isinstance(key, tuple)
-            else partial(backbone.answer, encoded, questions, key)
-        )
+        work: Callable[[], Any] = partial(backbone.answer, encoded, questions, key)
+        if isinstance(key, tuple):
+            prefilled = None
+            if choosers[key[1]].predictor.features.decoder_state:
+                prefill = partial(backbone.prefill, encoded, questions, backbone.scales[0])
+                prefilled, times["prefill"] = time_call(prefill)
+            work = partial(choosers[key[1]].choose, encoded, questions, task=task, prefilled=prefilled)
         times[key] = time_call(work)[1]
     return {key: 1000 * seconds / len(batch) for key, seconds in times.items()}
 

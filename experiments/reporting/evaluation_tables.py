@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.costs import VISION_FOR_PREDICTOR, CostMeasure
+from experiments.evaluation.costs import PREFILL_FOR_PREDICTOR, VISION_FOR_PREDICTOR, CostMeasure
 from experiments.evaluation.fronts import RULES
 from experiments.evaluation.metric_table import Bound, Family, Key, MetricTable, PolicyKey
 from experiments.evaluation.metrics import (
@@ -327,6 +327,11 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
         caption += (
             f"; {VISION_FOR_PREDICTOR} is the vision pass of the coarsest scale, which is added to the "
             f"answers of {', '.join(measure.vision_readers)}"
+        )
+    if PREFILL_FOR_PREDICTOR in parts:
+        caption += (
+            f"; {PREFILL_FOR_PREDICTOR} is the prefill of the coarsest scale, which is added to the "
+            f"answers of {', '.join(measure.state_readers)}"
         )
     if note := describe_timings(measure):
         caption += f"; {note}"

@@ -56,4 +56,5 @@ def to_timings(latency: Latency) -> Timings:
         latency.job["batch_size"],
         latency.vision.shape[1],
         f"{latency.job['machine']}, {latency.job['num_threads']} threads, {latency.dtype}",
+        prefill=None if latency.prefill is None else latency.prefill.mean(axis=1),
     )

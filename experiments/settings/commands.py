@@ -20,8 +20,7 @@ from experiments.settings.base import (
     Refusal,
     Settings,
 )
-from experiments.settings.pipeline import Guarantee, Intervals, Latency, PredictorSettings
-from experiments.settings.pipeline import Guarantee, Intervals, LabelSettings, PredictorSettings
+from experiments.settings.pipeline import Guarantee, Intervals, LabelSettings, Latency, PredictorSettings
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -194,6 +193,8 @@ class StatusSettings(Labelled):
     """whether to compare all files of finished labels with their digests"""
     print_json: bool
     """whether to print one JSON object in place of tables"""
+
+
 class ExportSettings(Labelled, Recorded):
     """`experiments.export`."""
 

@@ -82,6 +82,8 @@ class LabelSettings(Labelled, Reading):
     limit: Limit
     feature_scales: list[PositiveInt] | None
     """scales of the visual tokens stored for predictors; null: the backbone's own (M3: 1, 9, 36)"""
+    decoder_state: bool
+    """whether the decoder's hidden state at the coarsest scale is stored for predictors"""
     shard_size: PositiveInt
     """samples per file"""
     shard: Annotated[str, AfterValidator(_check_shard)] | None

@@ -61,7 +61,15 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
         token_embeddings=first.token_embeddings,
         visual_tokens=np.concatenate([part.visual_tokens for part in parts]),
         family=first.family,
+        decoder_state=_join_optional([part.decoder_state for part in parts]),
+        first_probability=_join_optional([part.first_probability for part in parts]),
     )
+
+
+def _join_optional(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Join arrays; None if a part has none."""
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if len(present) == len(parts) else None
 
 
 def _join_visual(parts: Sequence[VisualTokens]) -> VisualTokens:

@@ -159,7 +159,7 @@ def _train(
     estimates = predictor.predict(calibration.inputs)
     prices = PriceList.from_calibration(
         estimates,
-        calibration.inputs.visual_tokens,
+        predictor.features.count_paid_tokens(calibration.inputs),
         calibration.outcomes.score,
         settings.budget,
         settings.tolerance,
@@ -170,7 +170,11 @@ def _train(
     mix_value, oracle_value = value_bounds(train, validation)
     record = TrainingRecord(
         name=predictor.name,
-        value=policy_value(predictor.predict(validation.inputs), cost, score),
+        value=policy_value(
+            predictor.predict(validation.inputs),
+            predictor.features.count_paid_tokens(validation.inputs),
+            score,
+        ),
         mix_value=mix_value,
         oracle_value=oracle_value,
         scales=list(validation.outcomes.scales),

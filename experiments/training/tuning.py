@@ -120,6 +120,7 @@ class _Trials:
             raise
         shutil.rmtree(checkpoint_dir, ignore_errors=True)
         estimates = predictor.predict(validation.inputs)
+        cost = predictor.features.count_paid_tokens(validation.inputs)
         values = {
             "recovered": (policy_value(estimates, cost, score) - mix) / gap,
             "tokens": choose_price(estimates, cost, score, tolerance=self.tolerance).cost,

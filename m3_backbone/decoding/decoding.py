@@ -26,6 +26,23 @@ from m3_backbone.decoding.sampling import Draw
 _ROOM = 16
 
 
+@dataclass(frozen=True, eq=False)
+class DecoderState:
+    """State of the decoder after image and question, before the first token of the answer.
+
+    `hidden` float32 `[hidden_size]` is the last hidden state at the last position of the prompt, after the
+    final normalisation, as in `output_hidden_states` of transformers. `probability` is that of the first
+    token of the answer.
+    """
+
+    hidden: Tensor
+    probability: float
+
+    def is_finite(self) -> bool:
+        """Return whether all numbers are finite, `hidden` also in half precision, in which it is stored."""
+        return math.isfinite(self.probability) and bool(self.hidden.half().isfinite().all())
+
+
 @dataclass(frozen=True)
 class Decoded:
     """An answer as token ids; the fields are those of `m3_backbone.backbone.Answer`."""
@@ -35,6 +52,7 @@ class Decoded:
     margin: float
     nll: float | None
     reference_tokens: int | None
+    state: DecoderState | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +83,31 @@ class VisualPrefix:
         visual = torch.arange(len(self))[None] if self.positions is None else self.positions.cpu()
         text = (self.text_start + text_depths).expand(len(visual), -1)
         return torch.cat([visual, text], dim=1)
+
+
+@dataclass(eq=False)
+class StartedAnswers:
+    """Answers to a batch of questions after the prefill, in the order of the questions.
+
+    `layout` holds the keys and values of the prompts, from which `Decoder.finish` decodes further.
+    `last_states` `[num_questions, hidden]` are the last hidden states of the prompts, if they are kept.
+    """
+
+    layout: Any
+    images: Sequence[VisualPrefix]
+    rows: list[Row]
+    nlls: list[tuple[float | None, int | None]]
+    num_prompts: int
+    last_states: Tensor | None
+
+    @property
+    def states(self) -> list[DecoderState]:
+        """State of the decoder after each question."""
+        assert self.last_states is not None, "start with states=True"
+        hidden = self.last_states.float().cpu()
+        return [
+            DecoderState(state, row.first_probability) for state, row in zip(hidden, self.rows, strict=True)
+        ]
 
 
 class Decoder:
@@ -105,8 +148,25 @@ class Decoder:
         references: Sequence[Sequence[Sequence[int]]],
         drafts: Sequence[Sequence[Sequence[int]]] | None = None,
         draws: Sequence[Draw] | None = None,
+        *,
+        states: bool = False,
     ) -> list[Decoded]:
-        """Return the answer to each question, in order.
+        """Return the answer to each question, in order; the arguments are those of `start`."""
+        return self.finish(self.start(images, owners, questions, references, drafts, draws, states=states))
+
+    @torch.no_grad()
+    def start(
+        self,
+        images: Sequence[VisualPrefix],
+        owners: Sequence[int],
+        questions: Sequence[Sequence[int]],
+        references: Sequence[Sequence[Sequence[int]]],
+        drafts: Sequence[Sequence[Sequence[int]]] | None = None,
+        draws: Sequence[Draw] | None = None,
+        *,
+        states: bool = False,
+    ) -> StartedAnswers:
+        """Run the prompts and the drafts, and accept the drafts as far as they match.
 
         Args:
             images: visual tokens of each image.
@@ -116,6 +176,7 @@ class Decoder:
             drafts: token ids of further drafts of each answer.
             draws: how each answer is sampled; greedy if None. Questions that differ only in `draws` share a
                 prompt.
+            states: whether the states of the decoder after the questions are kept.
         """
         prompts: dict[Any, Prompt] = {}
         rows: list[Row] = []
@@ -128,23 +189,42 @@ class Decoder:
             prompt = prompts.setdefault((owner, tuple(question), prompt.drafts), prompt)
             rows.append(Row(prompt, self.stop, draw))
         work = Work(num_answers=len(rows))
-        layout, hidden = self._prefill(images, list(prompts.values()), work)
+        layout, hidden = self._prefill(images, list(prompts.values()), work, states=states)
         nlls = self._verify(list(prompts.values()), rows, hidden, references, work)
-        open_rows = [row for row in rows if not row.is_finished]
-        # A question may have many sampled answers; at most as many rows as prompts are decoded at a time.
-        for start in range(0, len(open_rows), len(prompts)):
-            self._decode_rest(layout, images, open_rows[start : start + len(prompts)], work)
+        last_states = self._last_states(layout, hidden, [row.prompt for row in rows]) if states else None
         with self._work_lock:
             self.work.add(work)
+        return StartedAnswers(layout, images, rows, nlls, len(prompts), last_states)
+
+    @torch.no_grad()
+    def finish(self, started: StartedAnswers, numbers: Sequence[int] | None = None) -> list[Decoded]:
+        """Return the answers to the questions of these numbers; by default, to all."""
+        numbers = range(len(started.rows)) if numbers is None else numbers
+        open_rows = [started.rows[i] for i in numbers if not started.rows[i].is_finished]
+        work = Work()
+        # A question may have many sampled answers; at most as many rows as prompts are decoded at a time.
+        for start in range(0, len(open_rows), started.num_prompts):
+            part = open_rows[start : start + started.num_prompts]
+            self._decode_rest(started.layout, started.images, part, work)
+        with self._work_lock:
+            self.work.add(work)
+        states = [None] * len(started.rows) if started.last_states is None else started.states
         return [
-            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *best_reference)
-            for row, best_reference in zip(rows, nlls, strict=True)
+            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *started.nlls[i], states[i])
+            for i, row in ((i, started.rows[i]) for i in numbers)
         ]
 
+    def _last_states(self, layout: Any, hidden: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Return the last hidden state of each prompt, `[num_prompts, hidden]`."""
+        return hidden[torch.tensor([prompt.places[-1] for prompt in prompts], device=hidden.device)]
+
     def _prefill(
-        self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work
+        self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work, *, states: bool = False
     ) -> tuple[PackedSegments, Tensor]:
-        """Run images, questions and drafts in one pass. Returns layout and states `[num_tokens, hidden]`."""
+        """Run images, questions and drafts in one pass. Returns layout and states `[num_tokens, hidden]`.
+
+        The states are there whatever `states`, which is for decoders that get logits alone.
+        """
         system = self._system_cache()
         num_system = len(self.system_ids)
         prompts_of: list[list[Prompt]] = [[] for _ in images]

@@ -155,6 +155,7 @@ class Row:
     cached: list[int] = field(default_factory=list)
     log_prob: float = 0.0
     margin: float = math.inf
+    first_probability: float = 0.0  # of the first token of the answer
 
     @property
     def is_finished(self) -> bool:
@@ -174,6 +175,7 @@ class Row:
         ]
         self.num_accepted = max(num_matching, default=0)
         path = [start]
+        self.first_probability = math.exp(chosen.log_probs[start])
         if self.num_accepted:
             number = num_matching.index(self.num_accepted)
             path = paths[number]

@@ -10,6 +10,7 @@ that they leave are dropped, because a cache of sliding layers forgets tokens an
 """
 
 import copy
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -28,7 +29,8 @@ class PlainRows:
     """A batch of cached sequences, padded on the left.
 
     `mask` `[batch, length]` is 1 at tokens and 0 at padding. `next_positions` `[batch]` are the rotary
-    positions of the next tokens, on each of `num_axes` axes. `numbers` are the rows of prompts.
+    positions of the next tokens, on each of `num_axes` axes. `numbers` are the rows of prompts. `states`
+    `[batch, hidden]` are the last hidden states after the latest pass, if `keeps_states`.
     """
 
     def __init__(self, mask: Tensor, next_positions: Tensor, num_axes: int, cache: Any = None) -> None:
@@ -37,6 +39,8 @@ class PlainRows:
         self.num_axes = num_axes
         self.cache = cache
         self.numbers: dict[Prompt, int] = {}
+        self.keeps_states = False
+        self.states: Tensor | None = None
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return a copy of some rows, which may repeat."""
@@ -44,7 +48,10 @@ class PlainRows:
         # Keys and values are replaced by selected copies, so that those of this batch stay as they are.
         cache = _copy_cache(self.cache)
         cache.batch_select_indices(index)
-        return type(self)(self.mask[index], self.next_positions[index], self.num_axes, cache)
+        selected = type(self)(self.mask[index], self.next_positions[index], self.num_axes, cache)
+        selected.keeps_states = self.keeps_states
+        selected.states = None if self.states is None else self.states[index.to(self.states.device)]
+        return selected
 
     @classmethod
     def join(cls, batches: Sequence[Self]) -> Self:
@@ -62,7 +69,21 @@ class PlainRows:
                 setattr(layer, name, torch.cat(padded))
         mask = torch.cat([pad(batch.mask, (length - batch.mask.shape[1], 0)) for batch in batches])
         positions = torch.cat([batch.next_positions for batch in batches])
-        return cls(mask, positions, longest.num_axes, cache)
+        joined = cls(mask, positions, longest.num_axes, cache)
+        if states := [batch.states for batch in batches if batch.states is not None]:
+            joined.states = torch.cat(states)
+        return joined
+
+
+class _HeadInput(threading.local):
+    """Input of the output layer, the last hidden states, in the latest pass of a thread if it is kept."""
+
+    is_kept = False
+    hidden: Tensor | None = None
+
+    def record(self, layer: Any, arguments: tuple[Tensor, ...]) -> None:
+        """Keep the input of the output layer; a forward pre-hook."""
+        self.hidden = arguments[0] if self.is_kept else None
 
 
 class PlainDecoder(Decoder):
@@ -81,6 +102,9 @@ class PlainDecoder(Decoder):
 
     def _set_model(self, model: Any) -> None:
         self.model = model
+        self._head_input = _HeadInput()
+        # With `output_hidden_states`, layers that share keys and values would compute all tokens.
+        model.get_output_embeddings().register_forward_pre_hook(self._head_input.record)
 
     @property
     def _padding_id(self) -> int:
@@ -99,7 +123,7 @@ class PlainDecoder(Decoder):
         return {"mm_encoder_outputs": {"image": features}, "mm_token_type_ids": is_visual.long()}
 
     def _prefill(  # type: ignore[override]
-        self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work
+        self, images: Sequence[VisualPrefix], prompts: Sequence[Prompt], work: Work, *, states: bool = False
     ) -> tuple[PlainRows, Tensor]:
         """Run distinct prompts, then the drafts. Returns the rows of the prompts and logits.
 
@@ -107,7 +131,8 @@ class PlainDecoder(Decoder):
         """
         keys = [(prompt.owner, tuple(prompt.question)) for prompt in prompts]
         number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        rows, last = self._run_prompts(images, list(number_of), work)
+        rows, last = self._run_prompts(images, list(number_of), work, states)
+        rows.keeps_states = False
         rows.numbers = {prompt: number_of[key] for prompt, key in zip(prompts, keys, strict=True)}
         drafts = [(rows.numbers[prompt], draft[:-1]) for prompt in prompts for draft in prompt.drafts]
         draft_logits = iter(self._run_drafts(rows, last, drafts, work))
@@ -125,7 +150,11 @@ class PlainDecoder(Decoder):
         return rows, torch.cat(logits)
 
     def _run_prompts(
-        self, images: Sequence[VisualPrefix], prompts: Sequence[tuple[int, Sequence[int]]], work: Work
+        self,
+        images: Sequence[VisualPrefix],
+        prompts: Sequence[tuple[int, Sequence[int]]],
+        work: Work,
+        states: bool,
     ) -> tuple[PlainRows, Tensor]:
         """Run prompts, each the number of an image and a question. Returns their rows and last logits.
 
@@ -136,12 +165,17 @@ class PlainDecoder(Decoder):
         num_passes = len({len(question) for _, question in prompts})
         num_saved = sum(len(images[owner]) for owner, _ in prompts) - sum(len(images[o]) for o in owners)
         if num_saved <= num_passes * self.pass_tokens:
-            return self._run_images([images[owner] for owner, _ in prompts], [q for _, q in prompts], work)
-        rows, _ = self._run_images([images[owner] for owner in owners], [()] * len(owners), work)
+            questions = [question for _, question in prompts]
+            return self._run_images([images[owner] for owner, _ in prompts], questions, work, states)
+        rows, _ = self._run_images([images[owner] for owner in owners], [()] * len(owners), work, states)
         return self._append(rows, [(owners.index(owner), question) for owner, question in prompts])
 
     def _run_images(
-        self, images: Sequence[VisualPrefix], questions: Sequence[Sequence[int]], work: Work
+        self,
+        images: Sequence[VisualPrefix],
+        questions: Sequence[Sequence[int]],
+        work: Work,
+        states: bool,
     ) -> tuple[PlainRows, Tensor]:
         """Run images, each followed by a question. Returns their rows and logits `[batch, vocabulary]`."""
         placeholder = self.model.config.image_token_id
@@ -166,6 +200,7 @@ class PlainDecoder(Decoder):
             work.padding_tokens += start
         ends = [num_system + image.text_start + len(question) for image, question in prompts]
         rows = PlainRows(mask.to(self.device), torch.tensor(ends, device=self.device), num_axes)
+        rows.keeps_states = states
         arguments = self.image_arguments(images, is_visual.to(self.device))
         return rows, self._forward(rows, ids, positions, logits_to_keep=1, **arguments)[:, -1]
 
@@ -174,6 +209,7 @@ class PlainDecoder(Decoder):
 
         `positions` are `[num_axes, batch, length]`, logits `[batch, num_kept, vocabulary]`.
         """
+        self._head_input.is_kept = rows.keeps_states
         outputs = self.model(
             input_ids=ids.to(self.device),
             attention_mask=rows.mask,
@@ -183,8 +219,16 @@ class PlainDecoder(Decoder):
             **arguments,
         )
         rows.cache = outputs.past_key_values
+        if rows.keeps_states:
+            assert self._head_input.hidden is not None
+            rows.states = self._head_input.hidden[:, -1].to(self.device)
+            self._head_input.hidden = None
         logits: Tensor = outputs.logits.to(self.device)
         return logits
+
+    def _last_states(self, layout: PlainRows, hidden: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        assert layout.states is not None, "the prompts were run without their states"
+        return layout.states[[layout.numbers[prompt] for prompt in prompts]]
 
     def _extend(self, rows: PlainRows, ids: Tensor, num_logits: int) -> Tensor:
         """Append text tokens `[batch, length]` to `rows`. Returns the last `num_logits` logits; all for 0."""

@@ -59,6 +59,8 @@ class Inputs:
     is the row of each sample's image in both. `question_ids` are token ids of the question text, rows of
     `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is the number of visual tokens at each
     scale, computed from the size of the image. `family` is that of the backbone (`m3_backbone.ladder`).
+    `decoder_state` float16 [n, hidden] and `first_probability` float32 [n] are those of the outcome table, or
+    None if labelling did not keep them: the decoder computes them from image and question, without an answer.
     `sentences` caches question vectors by fingerprint of the sentence encoder and by text, so that predictors
     with the same samples encode each question once.
     """
@@ -74,6 +76,8 @@ class Inputs:
     token_embeddings: Tensor
     visual_tokens: np.ndarray
     family: Family = "pooled"
+    decoder_state: np.ndarray | None = None
+    first_probability: np.ndarray | None = None
     sentences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -112,11 +116,14 @@ class Inputs:
         """Return the samples of a boolean mask [n], of indices or of a slice. Image data are shared."""
         index = to_index(rows, len(self))
         columns = {name: take(getattr(self, name), index) for name in _ROW_COLUMNS}
-        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROW_COLUMNS}
+        optional = {name: getattr(self, name) for name in _OPTIONAL_COLUMNS}
+        columns |= {name: values if values is None else values[index] for name, values in optional.items()}
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in columns}
         return type(self)(**shared, **columns)
 
 
 _ROW_COLUMNS = ("question", "task", "question_ids", "image_row", "visual_tokens")
+_OPTIONAL_COLUMNS = ("decoder_state", "first_probability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +185,8 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         token_embeddings=token_embeddings,
         visual_tokens=outcomes.visual_tokens,
         family=outcomes.family,
+        decoder_state=outcomes.decoder_state,
+        first_probability=outcomes.first_probability,
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 

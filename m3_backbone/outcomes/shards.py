@@ -48,6 +48,8 @@ OUTCOME_SCHEMA = pa.schema(
 OPTIONAL_COLUMNS = ("vision_flops",)
 # Columns that a table of imported outcomes may lack too.
 MEASURED_COLUMNS = ("nll", "reference_tokens", "margin", "prefill_flops")
+# Columns that a table has besides if labelling was asked for the states of the decoder.
+STATE_SCHEMA = pa.schema([("decoder_state", pa.list_(pa.float16())), ("first_probability", pa.float32())])
 FEATURE_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -239,10 +241,12 @@ def naming(path: Path) -> Iterator[None]:
 def check_columns(table: pa.Table, schema: pa.Schema, origin: str, optional: Container[str] = ()) -> None:
     """Raise ValueError for missing (unless optional) or unexpected columns, other types, and nulls."""
     expected = {column.name: column.type for column in schema}
+    further = {column.name: column.type for column in STATE_SCHEMA if schema.equals(OUTCOME_SCHEMA)}
     actual = {column.name: column.type for column in table.schema}
     problems = [
         f"missing column {name!r}" for name in expected if name not in actual and name not in optional
     ]
+    expected |= further
     problems += [f"unexpected column {name!r}" for name in actual if name not in expected]
     for name in expected.keys() & actual.keys():
         if actual[name] != expected[name]:
@@ -253,13 +257,13 @@ def check_columns(table: pa.Table, schema: pa.Schema, origin: str, optional: Con
         raise ValueError(f"{origin}: {'; '.join(sorted(problems))}")
 
 
-def to_matrix(table: pa.Table, name: str, width: int, origin: str) -> np.ndarray:
+def to_matrix(table: pa.Table, name: str, width: int, origin: str, other: str = "the ladder") -> np.ndarray:
     """Return a list column as an array [num_rows, width]. Raises ValueError if a list has another length."""
     lengths = pc.list_value_length(table[name]).to_numpy()
     for row in np.flatnonzero(lengths != width)[:1]:
         raise ValueError(
             f"{origin}: {name!r} of sample {table['sample_id'][row].as_py()!r} has {lengths[row]} values, "
-            f"the ladder has {width} scales"
+            + (f"the ladder has {width} scales" if other == "the ladder" else f"{other} has {width}")
         )
     values = pc.list_flatten(table[name])
     if values.null_count:

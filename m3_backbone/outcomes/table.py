@@ -17,6 +17,7 @@ from m3_backbone.outcomes.shards import (
     MEASURED_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
+    STATE_SCHEMA,
     check_columns,
     dump_header,
     list_optional,
@@ -68,6 +69,9 @@ class OutcomeTable:
     the answer and the next best one; rounding decides near ties. `visual_tokens` int32 [n, S] is the number
     that actually entered the decoder. `prefill_flops` int64 [n, S] are the operations of the decoder on the
     whole prompt, `vision_flops` int64 [n, S] those of the vision pass, or None in tables of earlier versions.
+    `decoder_state` float16 [n, hidden] is the last hidden state of the decoder after image and question at
+    the coarsest scale, and `first_probability` float32 [n] the probability of the first token of the answer
+    there; both are None unless labelling was asked for them.
     `family` says what one vision pass of the backbone serves (`m3_backbone.ladder`).
     `options` describe imported outcomes, whose `visual_tokens` are costs in units of `options.unit`; None for
     outcomes of a backbone. Imported outcomes were not measured: `nll` and `margin` are nan,
@@ -97,6 +101,8 @@ class OutcomeTable:
     visual_tokens: np.ndarray
     prefill_flops: np.ndarray
     vision_flops: np.ndarray | None = None
+    decoder_state: np.ndarray | None = None
+    first_probability: np.ndarray | None = None
     family: Family = "pooled"
     options: Options | None = None
     origin: str = field(default="outcome table", repr=False)
@@ -122,6 +128,12 @@ class OutcomeTable:
             self._check(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
         if self.vision_flops is not None:
             self._check("vision_flops", (self.vision_flops < 0).any(axis=1), "a negative count")
+        if self.decoder_state is not None and self.first_probability is not None:
+            self._check("decoder_state", ~np.isfinite(self.decoder_state).all(axis=1), "not a finite number")
+            is_probability = (self.first_probability >= 0) & (self.first_probability <= 1 + 1e-6)
+            self._check("first_probability", ~is_probability, "not a probability")
+        elif self.decoder_state is not None or self.first_probability is not None:
+            raise ValueError(f"{self.origin}: it has one of 'decoder_state' and 'first_probability' only")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()
             duplicate = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -129,7 +141,8 @@ class OutcomeTable:
 
     def _check(self, name: str, bad: npt.ArrayLike, reason: str) -> None:
         for row in np.flatnonzero(np.asarray(bad, dtype=bool))[:1]:
-            values = list(getattr(self, name)[row])
+            values = np.asarray(getattr(self, name)[row]).tolist()
+            values = values[:8] if isinstance(values, list) else values
             raise ValueError(
                 f"{self.origin}: {name!r} of sample {self.sample_id[row]!r} is {reason}: {values}"
             )
@@ -211,9 +224,14 @@ class OutcomeTable:
         columns["attributes"] = [
             json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.attributes
         ]
-        for name in self._outcome_columns:
-            columns[name] = to_list_column(getattr(self, name), OUTCOME_SCHEMA.field(name).type)
-        schema = pa.schema([column for column in OUTCOME_SCHEMA if column.name in columns])
+        fields_of = {column.name: column for column in (*OUTCOME_SCHEMA, *STATE_SCHEMA)}
+        lists = self._outcome_columns
+        if self.decoder_state is not None:
+            lists += ("decoder_state",)
+            columns["first_probability"] = self.first_probability
+        for name in lists:
+            columns[name] = to_list_column(getattr(self, name), fields_of[name].type)
+        schema = pa.schema([column for column in fields_of.values() if column.name in columns])
         return pa.Table.from_pydict(columns, schema=schema.with_metadata(dump_header(self.header)))
 
     @classmethod
@@ -242,6 +260,11 @@ class OutcomeTable:
             for name in _OUTCOME_COLUMNS
             if name in table.column_names
         }
+        if "decoder_state" in table.column_names:
+            width = len(table["decoder_state"][0]) if len(table) else 0
+            columns["decoder_state"] = to_matrix(table, "decoder_state", width, origin, "the first one")
+        if "first_probability" in table.column_names:
+            columns["first_probability"] = table["first_probability"].to_numpy()
         family = header.get("family", "pooled")
         if family not in get_args(Family):
             raise ValueError(f"{origin}: its metadata name an unknown family of backbones")

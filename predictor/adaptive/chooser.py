@@ -48,7 +48,8 @@ class ScaleChooser:
         for image in images:
             self.backbone.check_image(image.size)
         inputs = self._make_inputs(images, questions, task)
-        return choose_scales(self.predictor.predict(inputs), inputs, point or self.prices.default)
+        estimates = self.predictor.predict(inputs)
+        return choose_scales(estimates, inputs, point or self.prices.default, self.predictor.features)
 
     def _make_inputs(self, images: Sequence[Image.Image], questions: Sequence[str], task: str) -> Inputs:
         """Return the inputs of each (image, question), without visual tokens and token embeddings."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage
+from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage, PrefilledQuestions
 from m3_backbone.features import stack_statistics
 from m3_backbone.images import Picture, open_picture
 from m3_backbone.ladder import find_coarsest
@@ -20,30 +20,50 @@ from predictor.policy.pricing import OperatingPoint
 
 @dataclass(frozen=True)
 class Choice:
-    """A scale chosen before answering, with estimates and visual tokens of all scales."""
+    """A scale chosen before answering, with estimates and visual tokens of all scales.
+
+    `prefilled_tokens` are the visual tokens of the coarsest scale if the predictor read the decoder's state
+    there and that scale was not chosen, and 0 otherwise.
+    """
 
     scale: int
     scales: tuple[int, ...]
     estimates: tuple[float, ...]
     visual_tokens: tuple[int, ...]
+    prefilled_tokens: int = 0
 
     @property
     def cost(self) -> int:
-        """Visual tokens of the answer."""
-        return self.visual_tokens[self.scales.index(self.scale)]
+        """Visual tokens of the answer and of the predictor."""
+        return self.visual_tokens[self.scales.index(self.scale)] + self.prefilled_tokens
 
 
 def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs) -> list[Choice]:
-    """Return one choice per question from the chosen columns `[num_questions]` of the ladder."""
+    """Return one choice per question from the chosen columns `[num_questions]` of the ladder.
+
+    A column is that of the coarsest scale among those that coincide.
+    """
+    is_prefilled = inputs.decoder_state is not None
     return [
-        Choice(inputs.scales[column], inputs.scales, tuple(row.tolist()), tuple(cost.tolist()))
+        Choice(
+            inputs.scales[column],
+            inputs.scales,
+            tuple(row.tolist()),
+            tuple(cost.tolist()),
+            int(cost[0]) if is_prefilled and column > 0 else 0,
+        )
         for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
     ]
 
 
-def choose_scales(estimates: Floats, inputs: Inputs, point: OperatingPoint) -> list[Choice]:
-    """Return the choice of each question at an operating point; of scales that coincide, the coarsest."""
-    columns = choose(estimates, inputs.visual_tokens, point.price, unit=point.unit)
+def choose_scales(
+    estimates: Floats, inputs: Inputs, point: OperatingPoint, features: Features
+) -> list[Choice]:
+    """Return the choice of each question at an operating point; of scales that coincide, the coarsest.
+
+    `features` are those that the predictor reads, which may cost visual tokens too.
+    """
+    columns = choose(estimates, features.count_paid_tokens(inputs), point.price, unit=point.unit)
     columns = find_coarsest(inputs.visual_tokens)[np.arange(len(columns)), columns]
     return list_choices(columns, estimates, inputs)
 
@@ -79,8 +99,12 @@ def make_inputs(
     *,
     task: str = "",
     token_embeddings: Tensor,
+    prefilled: PrefilledQuestions | None = None,
 ) -> Inputs:
     """Return the inputs of a predictor for each (encoded image, question), equal to those of labelling.
+
+    If the features read the state of the decoder, it is that of `prefilled`, the questions after the prefill
+    of the coarsest scale, or of a prefill that runs here.
 
     Only the selected `features` of an image are computed; positions are those among the backbone's feature
     scales. Raises ValueError if the features are not finite.
@@ -95,6 +119,13 @@ def make_inputs(
     names, statistics = stack_statistics(images)
     scales = backbone.scales
     cost = [[backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in distinct]
+    decoder_state = first_probability = None
+    if features.decoder_state:
+        states = (prefilled or backbone.prefill(encoded, questions, scales[0])).states
+        if not all(state.is_finite() for state in states):
+            raise ValueError(NOT_FINITE)
+        decoder_state = np.stack([state.hidden.half().numpy() for state in states])
+        first_probability = np.array([state.probability for state in states], dtype=np.float32)
     return Inputs(
         scales=scales,
         question=list(questions),
@@ -107,4 +138,6 @@ def make_inputs(
         token_embeddings=token_embeddings,
         visual_tokens=np.array(cost, dtype=np.int32)[image_row],
         family=backbone.family,
+        decoder_state=decoder_state,
+        first_probability=first_probability,
     )

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 from torch import Tensor
 
-from m3_backbone.backbone import Answer, Backbone, EncodedImage
+from m3_backbone.backbone import Answer, Backbone, EncodedImage, PrefilledQuestions
 from m3_backbone.ladder import find_coarsest
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.outcomes.labels import Inputs
@@ -49,8 +49,9 @@ class AdaptiveAnswer:
 
     @property
     def cost(self) -> int:
-        """Visual tokens of all scales tried."""
-        return sum(self.choice.visual_tokens[self.choice.scales.index(scale)] for scale in self.tried)
+        """Visual tokens of all scales tried, and of the predictor."""
+        tried = sum(self.choice.visual_tokens[self.choice.scales.index(scale)] for scale in self.tried)
+        return tried + self.choice.prefilled_tokens
 
 
 class AdaptiveVLM(ModelHubMixin):
@@ -178,13 +179,23 @@ class AdaptiveVLM(ModelHubMixin):
         task: str = "",
     ) -> list[AdaptiveAnswer]:
         """Answer questions[i] about encoded[i] at an operating point of the predictor."""
-        return self.answer_chosen(encoded, questions, self.choose(encoded, questions, point, task))
+        prefilled = self._prefill(encoded, questions)
+        choices = self.choose(encoded, questions, point, task, prefilled=prefilled)
+        return self.answer_chosen(encoded, questions, choices, prefilled)
 
     def answer_chosen(
-        self, encoded: Sequence[EncodedImage], questions: Sequence[str], choices: Sequence[Choice]
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        choices: Sequence[Choice],
+        prefilled: PrefilledQuestions | None = None,
     ) -> list[AdaptiveAnswer]:
-        """Answer questions[i] about encoded[i] at the scale of choices[i]; one batch per scale."""
-        answers = self._answer(encoded, questions, {i: choice.scale for i, choice in enumerate(choices)})
+        """Answer questions[i] about encoded[i] at the scale of choices[i]; one batch per scale.
+
+        Answers at the coarsest scale are decoded from `prefilled`, if the predictor needed it.
+        """
+        scale_of = {i: choice.scale for i, choice in enumerate(choices)}
+        answers = self._answer(encoded, questions, scale_of, prefilled)
         return [AdaptiveAnswer(answers[i], choice, (choice.scale,)) for i, choice in enumerate(choices)]
 
     def escalate(
@@ -194,7 +205,8 @@ class AdaptiveVLM(ModelHubMixin):
         assert len(hybrid.price) == 1, "select one row: Hybrid.at"
         if not questions:
             return []
-        estimates, inputs = self._estimate(encoded, questions, task)
+        prefilled = self._prefill(encoded, questions)
+        estimates, inputs = self._estimate(encoded, questions, task, prefilled)
         coarsest = find_coarsest(inputs.visual_tokens)
         # The confidence is nan at scales without an answer; no question escalates from these.
         confidence = np.full(estimates.shape, np.nan)
@@ -206,7 +218,7 @@ class AdaptiveVLM(ModelHubMixin):
             scale_of = {i: scale for i, scale in scale_of.items() if scale not in tried[i]}
             if not scale_of:
                 break
-            for i, answer in self._answer(encoded, questions, scale_of).items():
+            for i, answer in self._answer(encoded, questions, scale_of, prefilled).items():
                 confidence[i, coarsest[i] == coarsest[i, last[i]]] = answer.confidence
                 tried[i].append(scale_of[i])
                 answers[i] = answer
@@ -220,13 +232,22 @@ class AdaptiveVLM(ModelHubMixin):
         return [encoded_of[id(image)] for image in images]
 
     def _answer(
-        self, encoded: Sequence[EncodedImage], questions: Sequence[str], scale_of: Mapping[int, int]
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        scale_of: Mapping[int, int],
+        prefilled: PrefilledQuestions | None = None,
     ) -> dict[int, Answer]:
-        """Answer the questions in `scale_of` (index of a question -> scale); one batch per scale."""
+        """Answer the questions in `scale_of` (index of a question -> scale); one batch per scale.
+
+        Answers at the coarsest scale are decoded from `prefilled`, if the predictor needed it.
+        """
         answers: dict[int, Answer] = {}
         for scale in self.backbone.scales:
             indices = [i for i, chosen_scale in scale_of.items() if chosen_scale == scale]
-            if indices:
+            if indices and prefilled is not None and scale == self.backbone.scales[0]:
+                answers.update(zip(indices, prefilled.answer(indices), strict=True))
+            elif indices:
                 images, texts = [encoded[i] for i in indices], [questions[i] for i in indices]
                 answers.update(zip(indices, self.backbone.answer(images, texts, scale), strict=True))
         for answer in answers.values():
@@ -239,15 +260,34 @@ class AdaptiveVLM(ModelHubMixin):
         questions: Sequence[str],
         point: OperatingPoint | None = None,
         task: str = "",
+        *,
+        prefilled: PrefilledQuestions | None = None,
     ) -> list[Choice]:
-        """Choose a scale for questions[i] about encoded[i] without answering; default: `prices.default`."""
+        """Choose a scale for questions[i] about encoded[i] without answering; default: `prices.default`.
+
+        `prefilled` are the questions after the prefill of the coarsest scale, for a predictor that reads the
+        state of the decoder; without it, the prefill runs here.
+        """
         if not questions:
             return []
         point = point or self.prices.default
-        return choose_scales(*self._estimate(encoded, questions, task), point)
+        estimates, inputs = self._estimate(encoded, questions, task, prefilled)
+        return choose_scales(estimates, inputs, point, self.predictor.features)
+
+    def _prefill(
+        self, encoded: Sequence[EncodedImage], questions: Sequence[str]
+    ) -> PrefilledQuestions | None:
+        """Run the prefill of the coarsest scale if the predictor reads the state of the decoder."""
+        if not (questions and self.predictor.features.decoder_state):
+            return None
+        return self.backbone.prefill(encoded, questions, self.backbone.scales[0])
 
     def _estimate(
-        self, encoded: Sequence[EncodedImage], questions: Sequence[str], task: str
+        self,
+        encoded: Sequence[EncodedImage],
+        questions: Sequence[str],
+        task: str,
+        prefilled: PrefilledQuestions | None = None,
     ) -> tuple[Floats, Inputs]:
         """Return estimates `[num_questions, num_scales]` and the inputs of the predictor."""
         if self._token_embeddings is None:
@@ -259,6 +299,7 @@ class AdaptiveVLM(ModelHubMixin):
             self.predictor.features,
             task=task,
             token_embeddings=self._token_embeddings,
+            prefilled=prefilled,
         )
         return self.predictor.predict(inputs), inputs
 

@@ -63,7 +63,7 @@ class Blend(ScalePredictor):
             folder = context.folder / key if context.folder else None
             part.fit(train, validation, FitContext(folder, context.make_trainer))
         first, second = (part.predict(validation.inputs) for part in self._parts.values())
-        cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+        cost, score = self.features.count_paid_tokens(validation.inputs), validation.outcomes.score
         values = [policy_value(share * first + (1 - share) * second, cost, score) for share in self.shares]
         self._set_share(self.shares[int(np.argmax(values))])
 

@@ -121,7 +121,7 @@ class GradientBoosting(ScalePredictor):
         grown = [self._grow(rows, score) for score in train.outcomes.score.T]
         validation_rows = self._table.apply(validation.inputs)
         sums = [base + np.cumsum(trees.evaluate(validation_rows), axis=1) for base, trees in grown]
-        cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+        cost, score = self.features.count_paid_tokens(validation.inputs), validation.outcomes.score
         numbers = np.unique(np.ceil(np.linspace(self.max_trees / 10, self.max_trees, 10)).astype(int))
         values = [
             policy_value(expit(np.stack([_at(logits, number) for logits in sums], axis=1)), cost, score)

@@ -95,8 +95,15 @@ class RandomChoice(Control):
         return labels
 
 
+def _randomize_states(inputs: Inputs, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if inputs.decoder_state is None:
+        return {}
+    noise = rng.normal(size=inputs.decoder_state.shape).astype(np.float16)
+    return {"decoder_state": noise, "first_probability": rng.random(len(inputs)).astype(np.float32)}
+
+
 def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
-    """Return the samples with random visual tokens, statistics, questions and token ids.
+    """Return the samples with random visual tokens, statistics, decoder states, questions and token ids.
 
     The lengths of questions are permuted too, since the number of words depends on the question type.
     """
@@ -112,5 +119,6 @@ def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
         visual=noise,
         statistics=rng.normal(size=inputs.statistics.shape).astype(np.float32),
         question_ids=ids,
+        **_randomize_states(inputs, rng),
         question=[" ".join(f"w{token}" for token in question) for question in ids],
     )

@@ -57,7 +57,7 @@ class NearestNeighbours(ScalePredictor):
             neighbours = model.kneighbors(validation_rows * scale, return_distance=False)
             for number in self.num_neighbours:
                 estimates = self._score[neighbours[:, :number]].mean(axis=1)
-                cost, score = validation.inputs.visual_tokens, validation.outcomes.score
+                cost, score = self.features.count_paid_tokens(validation.inputs), validation.outcomes.score
                 value = policy_value(estimates, cost, score)
                 if value > best:
                     best, self._number, self._scale = value, min(number, max_number), scale

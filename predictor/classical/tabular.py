@@ -53,18 +53,24 @@ class Table:
             # A few images span fewer directions than `num_components`; the rest would be rounding errors.
             kept = model.explained_variance_ > 1e-6 * model.explained_variance_[0]
             mean, components = model.mean_.astype(np.float32), model.components_[kept].astype(np.float32)
-        return cls(features, words, widths, mean, components, Standard.fit(features.read_statistics(inputs)))
+        return cls(features, words, widths, mean, components, features.fit_standard(inputs))
 
     def apply(self, inputs: Inputs) -> np.ndarray:
-        """Return rows float32 `[num_samples, num_columns]`: words, sentence, components, statistics."""
+        """Return rows float32 `[num_samples, num_columns]`: words, sentence, components, statistics.
+
+        The statistics include the decoder state, if it is read.
+        """
         columns = [self.features.read_sentences(inputs)]
         if self.words:
             columns.insert(0, self._vectorizer.transform(inputs.question).toarray().astype(np.float32))
-        images = [self.standard.apply(self.features.read_statistics(inputs))]
+        statistics = self.features.read_statistics(inputs)
+        image_standard, state_standard = self.standard.split(statistics.shape[1])
+        images = [image_standard.apply(statistics)]
         if len(self.components):
             visual = flatten_visual(inputs, self.features, self.widths) - self.mean
             images.insert(0, visual @ self.components.T)
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
+        columns.append(state_standard.apply(self.features.read_states(inputs).astype(np.float32)))
         rows = np.concatenate(columns, axis=1)
         # Estimators need at least one column: without features, a constant one is added.
         return rows if rows.shape[1] else np.zeros((len(inputs), 1), dtype=np.float32)
