@@ -24,7 +24,10 @@ EXTRAS = {
         ),
         "experiments",
     ),
+    "mlflow": "mlflow",
     "ray": "ray",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "model2vec": "sentences",
     "wordllama": "sentences",
 }

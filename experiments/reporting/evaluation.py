@@ -31,7 +31,7 @@ from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.tables import write_tables
-from experiments.results.metrics_json import collect_extras, collect_metrics, write_results
+from experiments.results.metrics_json import PICTURE, collect_extras, collect_metrics, write_results
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
 from experiments.training.trained import TrainedPredictor
@@ -40,7 +40,7 @@ from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_bytes
 from m3_backbone.outcomes.table import OutcomeTable
 
-PICTURE, REPORT = "front.png", "report.html"
+REPORT = "report.html"
 
 
 def evaluate_predictors(

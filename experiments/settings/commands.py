@@ -18,7 +18,7 @@ from experiments.settings.base import (
     Refusal,
     Settings,
 )
-from experiments.settings.pipeline import Guarantee, Intervals, PredictorSettings
+from experiments.settings.pipeline import Guarantee, Intervals, PredictorSettings, Tracked
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -204,7 +204,7 @@ class Space(Settings):
     """parameters {name, type, low, high, log, choices}, as in conf/tune/"""
 
 
-class TuneSettings(Labelled, PredictorSettings):
+class TuneSettings(Labelled, PredictorSettings, Tracked):
     """`experiments.tune`."""
 
     trainer: Built
