@@ -24,6 +24,7 @@ EXTRAS = {
         ),
         "experiments",
     ),
+    "av": "video",
     "mlflow": "mlflow",
     "ray": "ray",
     "tensorboard": "tensorboard",
