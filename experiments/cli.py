@@ -26,7 +26,11 @@ EXTRAS = {
     ),
     "datasets": "data",
     **dict.fromkeys(("fastapi", "httpx", "prometheus_client", "starlette", "uvicorn"), "serve"),
+    "av": "video",
+    "mlflow": "mlflow",
     "ray": "ray",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "model2vec": "sentences",
     "wordllama": "sentences",
 }

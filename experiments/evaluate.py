@@ -10,18 +10,21 @@ Examples:
     tokenscale evaluate num_resamples=1000 gallery=0                     # a faster one, without a gallery
 """
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import Provenance, entry_point, is_sweep
 from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
     from experiments.reporting.findings import Findings
+
+log = logging.getLogger(__name__)
 
 
 @entry_point("evaluate")
@@ -36,19 +39,21 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     """Evaluate the predictors of a configuration; return the findings and its validation metric."""
     from experiments.labels.division import check_labels
     from experiments.reporting.evaluation import evaluate_predictors
-    from experiments.training.configured import open_configured
+    from experiments.results.tracked import show_evaluation
+    from experiments.training.configured import make_tracker, open_configured
     from experiments.training.trained import VALIDATION_METRICS
 
     measure = VALIDATION_METRICS[config.optimized_metric]
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
-    trained = open_configured(config)
+    trained, tracker = open_configured(config), make_tracker(config)
+    output = Path(HydraConfig.get().runtime.output_dir)
     findings = evaluate_predictors(
         trained,
         labels=Path(config.paths.labels),
         latency=Path(config.paths.latency),
         batch_size=config.latency.batch_size,
         task=instantiate(config.task, _convert_="all"),
-        output=Path(HydraConfig.get().runtime.output_dir),
+        output=output,
         records=Path(config.paths.evaluations),
         allow_unrecorded=config.allow_unrecorded,
         provenance=Provenance.of(config),
@@ -67,6 +72,11 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
         gallery=config.gallery,
         seed=config.seed,
     )
+    if tracker is not None and is_sweep():
+        log.info("a tracker shows no evaluation of a sweep, as a search must not read the test split")
+    elif tracker is not None:
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        show_evaluation(tracker, output, name=config.predictor.name, configuration=settings)
     return findings, measure(trained[0].record)
 
 

@@ -34,12 +34,13 @@ def main(config: DictConfig) -> float:
     from experiments.reporting.summary import Steps, describe_comparison
     from experiments.results.run_folders import check_link, point_link
     from experiments.tasks.base import SPLITS
-    from experiments.training.configured import make_predictors
+    from experiments.training.configured import make_predictors, make_tracker
     from experiments.training.trainer import quiet_lightning
 
     quiet_lightning()
     # Objects that cannot be built are refused before hours of labelling.
     make_predictors(config)
+    make_tracker(config)
     instantiate(config.trainer)
     latest, folder = Path(config.latest), Path(HydraConfig.get().runtime.output_dir)
     check_link(latest, folder)

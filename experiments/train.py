@@ -44,7 +44,7 @@ def main(config: DictConfig) -> float:
 def train_configured(config: DictConfig) -> "list[TrainingRecord]":
     """Train the predictors of a configuration that are not trained yet; return the records of all."""
     from experiments.labels.division import check_labels
-    from experiments.training.configured import make_predictors, make_trainer, read_settings
+    from experiments.training.configured import make_predictors, make_tracker, make_trainer, read_settings
     from experiments.training.trainer import quiet_lightning, train_predictors
 
     quiet_lightning()
@@ -55,6 +55,7 @@ def train_configured(config: DictConfig) -> "list[TrainingRecord]":
         folder=Path(config.paths.predictors),
         settings=read_settings(config),
         make_trainer=partial(make_trainer, config.trainer),
+        tracker=make_tracker(config),
     )
 
 

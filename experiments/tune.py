@@ -30,6 +30,7 @@ def main(config: DictConfig) -> float:
     from experiments.labels.division import check_labels
     from experiments.reporting.study import conclude
     from experiments.settings.check import check_settings
+    from experiments.training.configured import make_tracker
     from experiments.training.space import find_defaults, read_space
     from experiments.training.trainer import quiet_lightning
     from experiments.training.tuning import SEARCH_GROUPS, search
@@ -69,6 +70,7 @@ def main(config: DictConfig) -> float:
         defaults=find_defaults(space, config),
         around=OmegaConf.to_container(config.predictor, resolve=True),
         make_trainer=partial(instantiate, config.trainer),
+        tracker=make_tracker(config),
     )
     fixed = [text for text in given if re.split(r"\W", text.lstrip("+~"))[0] not in SEARCH_GROUPS]
     return conclude(study, folder, config.study.name, list(config.study.objectives), fixed)

@@ -50,7 +50,7 @@ def make_quiet_trainer(**arguments: Any) -> "lightning.Trainer":
         accelerator="cpu",
         devices=1,
         plugins=[LightningEnvironment()],
-        logger=False,
+        logger=arguments.pop("logger", False),
         enable_model_summary=False,
         enable_progress_bar=False,
         **arguments,

@@ -172,7 +172,14 @@ def test_what_stands_beside_is_in_the_declared_ranges(neighbour):
 def test_extras_of_modules_are_those_of_the_declaration():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = {
-        (extra, re.split(r"[^\w.-]", requirement)[0].lower().replace("-", "_").removesuffix("_core"))
+        (
+            extra,
+            re.split(r"[^\w.-]", requirement)[0]
+            .lower()
+            .replace("-", "_")
+            .removesuffix("_core")
+            .removesuffix("_skinny"),
+        )
         for extra in set(EXTRAS.values())
         for requirement in project["optional-dependencies"][extra]
     }

@@ -32,7 +32,7 @@ from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.tables import write_tables
-from experiments.results.metrics_json import collect_extras, collect_metrics, write_results
+from experiments.results.metrics_json import PICTURE, collect_extras, collect_metrics, write_results
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
 from experiments.training.trained import TrainedPredictor
@@ -43,7 +43,7 @@ from m3_backbone.outcomes.table import OutcomeTable
 
 log = logging.getLogger(__name__)
 
-PICTURE, REPORT = "front.png", "report.html"
+REPORT = "report.html"
 
 
 def evaluate_predictors(

@@ -109,6 +109,7 @@ from m3_backbone.outcomes.shards import write_bytes, write_text
 from m3_backbone.outcomes.table import OutcomeTable
 
 METRICS, MILLISECONDS, TABLE = "metrics.json", "milliseconds.json", "metric_table.parquet"
+PICTURE = "front.png"
 SCHEMA_VERSION = 5
 _DECIMALS = 6
 

@@ -21,6 +21,7 @@ from experiments.settings.base import (
     Settings,
 )
 from experiments.settings.pipeline import Guarantee, Intervals, LabelSettings, Latency, PredictorSettings
+from experiments.settings.pipeline import Guarantee, Intervals, PredictorSettings, Tracked
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,
@@ -389,7 +390,7 @@ class Space(Settings):
     """parameters {name, type, low, high, log, choices}, as in conf/tune/"""
 
 
-class TuneSettings(Labelled, PredictorSettings):
+class TuneSettings(Labelled, PredictorSettings, Tracked):
     """`experiments.tune`."""
 
     trainer: Built

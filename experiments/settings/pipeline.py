@@ -121,7 +121,14 @@ class PredictorSettings(Settings):
     """whether splits of fewer than 8 images are accepted"""
 
 
-class TrainSettings(Labelled, PredictorSettings):
+class Tracked(Settings):
+    """Settings shared by the commands whose runs a tracker can show."""
+
+    logger: Built | None
+    """tracker that shows curves, configuration and results; null: none"""
+
+
+class TrainSettings(Labelled, PredictorSettings, Tracked):
     """`experiments.train`."""
 
     trainer: Deferred
@@ -191,7 +198,7 @@ class Intervals(Recorded):
     """coverage of the intervals; 0.95: 95%"""
 
 
-class EvaluateSettings(Labelled, PredictorSettings, Intervals, Printed):
+class EvaluateSettings(Labelled, PredictorSettings, Tracked, Intervals, Printed):
     """`conf/settings/evaluate.yaml`."""
 
     task: Built

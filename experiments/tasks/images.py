@@ -32,7 +32,7 @@ def open_image(
     A path that leads out of the folder, by `..`, from the root or through a symbolic link, is refused.
     """
     return open_picture(
-        _locate(Path(folder), name),
+        locate_file(Path(folder), name),
         name=name,
         apply_orientation=apply_orientation,
         max_pixels=max_pixels,
@@ -40,7 +40,7 @@ def open_image(
     )
 
 
-def _locate(folder: Path, name: str) -> Path:
+def locate_file(folder: Path, name: str) -> Path:
     """Return the path of the regular file `name` inside of `folder`. Raises UnreadableImage."""
     try:
         root = folder.resolve()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -28,7 +29,7 @@ from experiments.tasks.base import (
     check_split,
     digest_content,
     divide_images,
-    order_images,
+    draw_uniform,
 )
 from experiments.tasks.images import MAX_PIXELS, UnreadableImage, check_present, find_similar, open_image
 from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, ReferenceIndex, merge_fields
@@ -97,6 +98,10 @@ class LlavaJsonl(Task):
     Raises OSError for missing files and ValueError for arguments out of range.
     """
 
+    # Option that names the folder, for messages; attributes of every sample besides the question type.
+    folder_option = "task.images"
+    attributes: Mapping[str, Any] = MappingProxyType({})
+
     @checked
     def __init__(
         self,
@@ -129,7 +134,7 @@ class LlavaJsonl(Task):
         question_paths = [path for paths in by_split.values() for path in _listed(paths)]
         reference_paths = [] if references is None else _listed(references)
         files = {"task.questions": question_paths, "task.references": reference_paths}
-        check_present(name, files, {"task.images": self.images})
+        check_present(name, files, {self.folder_option: self.images})
         row_keys = {name.partition(".")[0] for names in all_fields.values() for name in names}
         row_keys.update(CONVERSATIONS)
         self._files = [RowFile(path, row_keys) for path in question_paths]
@@ -205,7 +210,7 @@ class LlavaJsonl(Task):
                     question=question.text,
                     references=question.references,
                     metric=self.metric,
-                    attributes={"kind": question.kind},
+                    attributes={"kind": question.kind, **self.attributes},
                 )
 
     def image(self, image_id: str) -> Image.Image:
@@ -295,12 +300,19 @@ class LlavaJsonl(Task):
         free = [image_id for image_id, split in own_splits.items() if split is None]
         given_train = [image_id for image_id, split in own_splits.items() if split == "train"]
         split_of = {image_id: split for image_id, split in own_splits.items() if split is not None}
-        split_of |= divide_images(free, self._fractions, self._seed)
-        split_of |= carve_calibration(given_train, share, self._seed)
+        name = self._name_for_division
+        divided = divide_images(map(name, free), self._fractions, self._seed)
+        carved = carve_calibration(map(name, given_train), share, self._seed)
+        split_of |= {image_id: divided[name(image_id)] for image_id in free}
+        split_of |= {image_id: carved[name(image_id)] for image_id in given_train}
         images: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        for image_id in order_images(own_splits, self._seed):
+        for image_id in sorted(own_splits, key=lambda key: (draw_uniform(name(key), self._seed), key)):
             images[split_of[image_id]].append(image_id)
         return images
+
+    def _name_for_division(self, image_id: str) -> str:
+        """Return the name whose hash places an image; images with one name are in one split."""
+        return image_id
 
     def _read(self, place: Place, row: dict[str, Any]) -> Question:
         question = self._reader.read(row, place.number, self._files[place.file])

@@ -8,12 +8,15 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.training.trackers.base import Tracker
 from experiments.training.trained import TrainedPredictor, TrainingSettings, identify, open_trained
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import ScalePredictor
 
 # Trainer settings that only change its output, and default values of those that change weights.
-_OUTPUT_OF_TRAINER = ("logger", "enable_model_summary", "enable_progress_bar", "enable_checkpointing")
+_OUTPUT_OF_TRAINER = (
+    *("logger", "log_every_n_steps", "enable_model_summary", "enable_progress_bar", "enable_checkpointing"),
+)
 _ENVIRONMENTS = "lightning.pytorch.plugins.environments."
 _DEFAULT_TRAINER = {
     "_target_": "lightning.Trainer",
@@ -54,6 +57,15 @@ def read_settings(config: DictConfig) -> TrainingSettings:
         calibrator=instantiate(config.get("calibrator")),
         trainer=read_trainer(config.get("trainer")),
     )
+
+
+def make_tracker(config: DictConfig) -> Tracker | None:
+    """Return the tracker of a configuration; None if it has none.
+
+    Raises an error that names the package to install if the tracker's own one is missing.
+    """
+    tracker: Tracker | None = instantiate(config.get("logger"))
+    return tracker
 
 
 def make_trainer(settings: DictConfig, **arguments: Any) -> Any:

@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -16,8 +16,10 @@ import numpy as np
 
 from experiments.labels.files import wait_for_lock
 from experiments.training.configured import check_names
+from experiments.training.trackers.base import Tracker, track_fit
 from experiments.training.trained import (
     MANIFEST,
+    VALIDATION_METRICS,
     IncompleteTraining,
     TrainingRecord,
     TrainingSettings,
@@ -42,6 +44,16 @@ if TYPE_CHECKING:
     import lightning
 
 log = logging.getLogger(__name__)
+
+# Final numbers of a training in a tracker.
+_SHOWN_RESULTS: Mapping[str, Callable[[TrainingRecord], float]] = {
+    **VALIDATION_METRICS,
+    "validation/mix_value": lambda record: record.mix_value,
+    "validation/oracle_value": lambda record: record.oracle_value,
+    "num_parameters": lambda record: record.num_parameters,
+    "flops": lambda record: record.flops,
+    "seconds": lambda record: record.seconds,
+}
 
 
 class TrainingLabels:
@@ -69,14 +81,16 @@ def train_predictors(
     folder: Path,
     settings: TrainingSettings,
     make_trainer: "Callable[..., lightning.Trainer] | None" = None,
+    tracker: Tracker | None = None,
 ) -> list[TrainingRecord]:
     """Fit each predictor on the train split and save it below `folder`, with prices, hybrid and record.
 
     Validation is part of the train split. A copy of the calibrator, if the settings have one, is fitted on
     one half of the calibration images (`predictor.splitting.calibrator_half`); prices and hybrid are fitted
     on the other samples. Each identity has a folder of its own (`experiments.training.trained`): a finished
-    training that can be loaded is kept, and an interrupted one resumes from its last checkpoint. Returns one
-    record per predictor. Raises ValueError for duplicate names, OSError for a folder that cannot be written.
+    training that can be loaded is kept, and an interrupted one resumes from its last checkpoint. Each
+    training is a run of `tracker`, with curves, identity and results on validation. Returns one record per
+    predictor. Raises ValueError for duplicate names, OSError for a folder that cannot be written.
     """
     check_names([predictor.name for predictor in predictors])
     source = TrainingLabels(labels, settings.validation_fraction, settings.seed)
@@ -87,7 +101,7 @@ def train_predictors(
         # A finished folder may be read-only: the lock is taken only if something is to be written.
         record = read_finished(target, identity)
         if record is None:
-            record = _train_alone(predictor, source, target, identity, settings, make_trainer)
+            record = _train_alone(predictor, source, target, identity, settings, make_trainer, tracker)
         else:
             log.info("%s is up to date in %s", predictor.name, target)
         records.append(record)
@@ -101,6 +115,7 @@ def _train_alone(
     identity: dict[str, Any],
     settings: TrainingSettings,
     make_trainer: "Callable[..., lightning.Trainer] | None",
+    tracker: Tracker | None,
 ) -> TrainingRecord:
     """Train into `target` under a lock; a training that another process has finished meanwhile is kept."""
     with ExitStack() as stack:
@@ -114,7 +129,13 @@ def _train_alone(
                 f"({error.strerror or error}): give another folder with paths.predictors=FOLDER"
             ) from error
         record = read_finished(target, identity)
-        return record or _train(predictor, source, target, identity, settings, make_trainer)
+        if record is not None:
+            return record
+        unfinished = target.with_name(f"{target.name}.run")
+        with track_fit(tracker, "train", predictor.name, identity, unfinished=unfinished) as runs:
+            record = _train(predictor, source, target, identity, settings, runs.wrap(make_trainer))
+            runs.show_results({name: read(record) for name, read in _SHOWN_RESULTS.items()})
+        return record
 
 
 def read_finished(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:
@@ -248,5 +269,6 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         "Checkpoint directory .* exists",
         ".*LeafSpec.*deprecated",
+        ".*smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -13,6 +13,7 @@ import optuna
 
 from experiments.training.space import Parameter, suggest
 from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
+from experiments.training.trackers.base import FitRuns, Tracker, track_fit
 from experiments.training.trained import identify_labels, normalize
 from experiments.training.trainer import TrainingLabels, value_bounds
 from predictor.base import FitContext, ScalePredictor
@@ -44,13 +45,15 @@ def search(
     defaults: Mapping[str, Any] | None = None,
     around: Any = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
+    tracker: Tracker | None = None,
 ) -> optuna.Study:
     """Run trials until the study `name` has `num_trials` finished ones, together with other workers.
 
     `make_predictor` makes the predictor for the overrides of a trial. `objectives` are names in `OBJECTIVES`;
     with a single one, trials are pruned by the value of each epoch. `defaults` are tried first. `around` are
-    the settings that all trials share, as JSON. Returns the study. Raises ValueError for unknown objectives
-    and for a study that was begun with other settings, labels or another space.
+    the settings that all trials share, as JSON. Each trial is a run of `tracker`, with values on validation.
+    Returns the study. Raises ValueError for unknown objectives and for a study that was begun with other
+    settings, labels or another space.
     """
     if unknown := set(objectives) - OBJECTIVES.keys():
         raise ValueError(f"study.objectives has {min(unknown)!r}: give some of {', '.join(OBJECTIVES)}")
@@ -84,7 +87,9 @@ def search(
         )
     shared.study.set_user_attr("made_of", settings)
     shared.begin_with(dict(defaults or {}))
-    trials = _Trials(make_predictor, space, source, folder / "trials", objectives, tolerance, make_trainer)
+    trials = _Trials(
+        make_predictor, space, source, folder / "trials", objectives, tolerance, make_trainer, tracker
+    )
     shared.run(trials.run, num_trials)
     return shared.study
 
@@ -100,19 +105,40 @@ class _Trials:
     objectives: Sequence[str]
     tolerance: float
     make_trainer: Callable[..., lightning.Trainer] | None
+    tracker: Tracker | None
 
     def run(self, trial: optuna.Trial) -> tuple[float, ...]:
         predictor = self.make_predictor(suggest(trial, self.space))
+        # Named after the first attempt, so that a retry resumes from its last epoch.
+        origin = find_origin(trial)
+        name = f"{trial.study.study_name}-trial-{origin}"
+        settings = {**trial.study.user_attrs["made_of"], "parameters": trial.params}
+        with track_fit(
+            self.tracker,
+            "tune",
+            name,
+            settings,
+            unfinished=self.folder / f"{origin}.run",
+            ends_with=optuna.TrialPruned,
+        ) as runs:
+            values = self._measure(trial, predictor, self.folder / str(origin), runs)
+            runs.show_results({f"validation/{key}": value for key, value in values.items()})
+        for key, value in values.items():
+            trial.set_user_attr(key, value)
+        return tuple(values[objective] for objective in self.objectives)
+
+    def _measure(
+        self, trial: optuna.Trial, predictor: ScalePredictor, checkpoint_dir: Path, runs: FitRuns
+    ) -> dict[str, float]:
+        """Train the predictor of a trial and return the value of every objective."""
         train, validation = self.source.parts
         cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
         mix, oracle = value_bounds(train, validation)
         gap = max(oracle - mix, 1e-9)
 
-        make_trainer = self.make_trainer
+        make_trainer = runs.wrap(self.make_trainer)
         if make_trainer is not None and len(self.objectives) == 1 and self.objectives[0] == "recovered":
             make_trainer = partial(_make_pruned, make_trainer, _Pruning(trial, mix, gap))
-        # Named after the first attempt, so that a retry resumes from its last epoch.
-        checkpoint_dir = self.folder / str(find_origin(trial))
         try:
             predictor.fit(train, validation, FitContext(checkpoint_dir, make_trainer))
         except optuna.TrialPruned:
@@ -121,15 +147,12 @@ class _Trials:
         shutil.rmtree(checkpoint_dir, ignore_errors=True)
         estimates = predictor.predict(validation.inputs)
         cost = predictor.features.count_paid_tokens(validation.inputs)
-        values = {
+        return {
             "recovered": (policy_value(estimates, cost, score) - mix) / gap,
             "tokens": choose_price(estimates, cost, score, tolerance=self.tolerance).cost,
             "flops": predictor.count_flops(validation.inputs),
             "parameters": float(predictor.num_parameters),
         }
-        for key, value in values.items():
-            trial.set_user_attr(key, value)
-        return tuple(values[objective] for objective in self.objectives)
 
 
 class _Pruning(lightning.Callback):
