@@ -360,7 +360,9 @@ class ModelBackbone(Backbone, ABC):
         if self.batch_tokens is not None:
             sizes = self._count_tokens(encoded, questions, by_question, scale)
         capacity = self._capacity("answer", scale, self.batch_tokens or self.batch_size)
-        for groups, results in run_batches(decode, by_question, capacity, self._decoder.device, sizes):
+        owners = [id(encoded[first]) for first, *_ in by_question]
+        batches = run_batches(decode, by_question, capacity, self._decoder.device, sizes, owners)
+        for groups, results in batches:
             for index, decoded in zip(chain.from_iterable(groups), results, strict=True):
                 answers[index] = Answer(self.processor.decode(decoded.token_ids), **vars(decoded))
         return [answers[index] for index in range(len(encoded))]
