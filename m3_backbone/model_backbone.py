@@ -438,7 +438,8 @@ class ModelBackbone(Backbone, ABC):
         def run_groups(groups: Sequence[list[int]]) -> list[Result]:
             return run(list(chain.from_iterable(groups)))
 
-        batches = run_batches(run_groups, by_question, capacity, self._decoder.device, sizes)
+        owners = [id(encoded[first]) for first, *_ in by_question]
+        batches = run_batches(run_groups, by_question, capacity, self._decoder.device, sizes, owners)
         return [(list(chain.from_iterable(groups)), results) for groups, results in batches]
 
     def _count_tokens(

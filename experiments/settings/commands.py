@@ -20,8 +20,14 @@ from experiments.settings.base import (
     Refusal,
     Settings,
 )
-from experiments.settings.pipeline import Guarantee, Intervals, LabelSettings, Latency, PredictorSettings
-from experiments.settings.pipeline import Guarantee, Intervals, PredictorSettings, Tracked
+from experiments.settings.pipeline import (
+    Guarantee,
+    Intervals,
+    LabelSettings,
+    Latency,
+    PredictorSettings,
+    Tracked,
+)
 from m3_backbone.arguments import (
     ClosedFraction,
     HalfOpenFraction,

@@ -45,18 +45,27 @@ class Capacity:
             )
             self.limit = smaller
 
-    def fill(self, sizes: Sequence[int], limit: int | None = None) -> int:
+    def fill(self, sizes: Sequence[int], owners: Sequence[int], limit: int | None = None) -> int:
         """Return how many of the first items form the next batch: as many as fit, and at least one.
 
-        `limit` replaces that of the object if it is smaller.
+        Adjacent items of one owner are not divided unless they exceed a batch. `limit` replaces that of the
+        object if it is smaller.
         """
         limit = self.limit if limit is None else min(limit, self.limit)
         total = 0
         for number, size in enumerate(sizes):
             total += size
             if total > limit and number:
-                return number
+                return find_boundary(owners, number)
         return len(sizes)
+
+
+def find_boundary(owners: Sequence[int], end: int) -> int:
+    """Return the last index up to `end` at which the owner changes; `end` if there is none but 0."""
+    start = end
+    while 0 < start < len(owners) and owners[start - 1] == owners[start]:
+        start -= 1
+    return start or end
 
 
 def run_batches(
@@ -65,31 +74,36 @@ def run_batches(
     capacity: Capacity,
     device: torch.device,
     sizes: Sequence[int] | None = None,
+    owners: Sequence[int] | None = None,
 ) -> list[tuple[Sequence[Item], list[Result]]]:
     """Return (batch, `work(batch)`) for batches within `capacity`; `sizes` of the items are 1 by default.
+
+    Adjacent items with equal `owners` share work, and are in one batch if they fit.
 
     On a CPU, several smaller batches of together at most the capacity run at the same time: PyTorch's own
     threads wait for each other after every operation, which is slow when other processes use the cores.
     `work` is called from several threads. Raises torch.OutOfMemoryError if a single item does not fit.
     """
     item_sizes = [1] * len(items) if sizes is None else list(sizes)
+    owners = range(len(items)) if owners is None else owners
     num_threads = torch.get_num_threads()
     num_parts = 1
     if device.type == "cpu":
         num_parts = min(num_threads, _MAX_AT_ONCE, 2 * sum(item_sizes) // capacity.limit, len(items))
     if num_parts <= 1:
-        return list(halve_until_it_fits(work, items, item_sizes, capacity))
+        return list(halve_until_it_fits(work, items, item_sizes, owners, capacity))
 
     @torch.no_grad()
     def run(part: slice) -> list[tuple[Sequence[Item], list[Result]]]:
         torch.set_num_threads(num_threads // num_parts)
         limit = max(1, capacity.limit // num_parts)
-        return list(halve_until_it_fits(work, items[part], item_sizes[part], capacity, limit))
+        return list(halve_until_it_fits(work, items[part], item_sizes[part], owners[part], capacity, limit))
 
     length = math.ceil(len(items) / num_parts)
+    ends = [find_boundary(owners, end) for end in range(length, len(items), length)]
     try:
         with ThreadPoolExecutor(num_parts) as pool:
-            parts = pool.map(run, [slice(start, start + length) for start in range(0, len(items), length)])
+            parts = pool.map(run, map(slice, [0, *ends], [*ends, len(items)]))
             return [batch for part in parts for batch in part]
     finally:
         torch.set_num_threads(num_threads)
@@ -99,6 +113,7 @@ def halve_until_it_fits(
     work: Callable[[Sequence[Item]], list[Result]],
     items: Sequence[Item],
     sizes: Sequence[int],
+    owners: Sequence[int],
     capacity: Capacity,
     limit: int | None = None,
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
@@ -108,7 +123,7 @@ def halve_until_it_fits(
     """
     start = 0
     while start < len(items):
-        end = start + capacity.fill(sizes[start:], limit)
+        end = start + capacity.fill(sizes[start:], owners[start:], limit)
         try:
             results = work(items[start:end])
         except torch.OutOfMemoryError:

@@ -107,10 +107,11 @@ def plan_work(
     is_plain = isinstance(backbone._decoder_class, type) and issubclass(backbone._decoder_class, PlainDecoder)
     capacity = Capacity(backbone.batch_tokens or backbone.batch_size)
     sizes = _measure(backbone, prefixes, questions, is_plain)
+    owners = [question.image for question in questions]
     total = PlannedWork()
     start = 0
     while start < len(questions):
-        end = start + capacity.fill(sizes[start:])
+        end = start + capacity.fill(sizes[start:], owners[start:])
         plan = _plan_plain if is_plain else _plan_packed
         batch = questions[start:end]
         work = plan(prefixes, batch, num_system, 0.0 if is_finest else 1 - acceptance)

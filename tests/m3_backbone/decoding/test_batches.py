@@ -7,7 +7,7 @@ from m3_backbone.decoding.batches import Capacity, run_batches
 CPU = torch.device("cpu")
 
 
-def run(sizes, capacity, fits=lambda batch: True):
+def run(sizes, capacity, fits=lambda batch: True, owners=None, num_threads=1):
     """Return the batches that ran, of items that are their own sizes."""
 
     def work(batch):
@@ -16,9 +16,9 @@ def run(sizes, capacity, fits=lambda batch: True):
         return [10 * item for item in batch]
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(num_threads)
     try:
-        batches = run_batches(work, sizes, capacity, CPU, sizes)
+        batches = run_batches(work, sizes, capacity, CPU, sizes, owners)
     finally:
         torch.set_num_threads(threads)
     assert [result for _, results in batches for result in results] == [10 * size for size in sizes]
@@ -31,6 +31,13 @@ def test_batches_are_filled_up_to_the_capacity():
 
 def test_an_item_above_the_capacity_is_a_batch_of_its_own():
     assert run([2, 50, 2, 2], Capacity(10)) == [[2], [50], [2, 2]]
+
+
+def test_items_of_one_owner_are_divided_only_if_they_exceed_a_batch():
+    assert run([3, 3, 3, 3, 3], Capacity(10), owners=[1, 1, 2, 2, 3]) == [[3, 3], [3, 3, 3]]
+    assert run([3, 3, 3, 3, 3], Capacity(10), owners=[1, 1, 1, 1, 2]) == [[3, 3, 3], [3, 3]]
+    # Two threads with half the capacity each; their parts begin with an owner, too.
+    assert run([2, 2, 2, 2], Capacity(8), owners=[1, 2, 2, 2], num_threads=2) == [[2], [2, 2], [2]]
 
 
 def test_what_did_not_fit_is_remembered():
