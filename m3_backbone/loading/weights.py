@@ -54,8 +54,8 @@ def find_folder(checkpoint: str | Path) -> Path:
     except OSError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise OSError(
-            f"{name} is not a local folder and cannot be fetched from the hub ({reason}): name the folder of a "
-            "copy with backbone.checkpoint=FOLDER"
+            f"{name} is not a local folder and cannot be fetched from the hub ({reason}): name the folder of "
+            "a copy with backbone.checkpoint=FOLDER"
         ) from error
     for small in SMALL_FILES:
         fetch(name, small)
