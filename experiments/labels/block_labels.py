@@ -135,6 +135,7 @@ class BlockLabels:
         def numbers(values: list[list[Any]], dtype: type) -> np.ndarray:
             return np.array(values, dtype=dtype).reshape(len(rows), len(self.backbone.scales))
 
+        decoder_state, first_probability = self._stack_states() if self.decoder_state else (None, None)
         scores = [[score(row.sample, answer.text) for answer in row.answers] for row in rows]
         return OutcomeTable(
             scales=self.backbone.scales,
@@ -160,17 +161,18 @@ class BlockLabels:
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
             prefill_flops=numbers([row.prefill_flops for row in rows], np.int64),
             vision_flops=numbers([row.vision_flops for row in rows], np.int64),
-            **(self._stack_states() if self.decoder_state else {}),
+            decoder_state=decoder_state,
+            first_probability=first_probability,
         )
 
-    def _stack_states(self) -> dict[str, np.ndarray]:
+    def _stack_states(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the columns of the decoder's states at the coarsest scale."""
         states = [row.answers[0].state for row in self.answered]
         hidden = [state.hidden.half().numpy() for state in states if state is not None]
         probability = [state.probability for state in states if state is not None]
         assert len(hidden) == len(states)
         stacked = np.stack(hidden) if hidden else np.zeros((0, 0), np.float16)
-        return {"decoder_state": stacked, "first_probability": np.array(probability, dtype=np.float32)}
+        return stacked, np.array(probability, dtype=np.float32)
 
 
 def answer_at_scales(

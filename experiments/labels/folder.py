@@ -105,10 +105,13 @@ class LabelFolder(ShardFolder):
     def refuse_other(self, manifest: Mapping[str, Any], ignored: Container[str] = ()) -> None:
         """Raise ValueError, naming the differences, for the manifest of another backbone or other data."""
         settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
-        own = {**self.fingerprints, **settings}
-        stored = {**manifest["fingerprints"], **{key: manifest.get(key) for key in settings}}
-        # Manifests of labels without the states do not have this key.
-        own["decoder_state"], stored["decoder_state"] = self.decoder_state, "decoder_state" in manifest
+        # Manifests of labels without decoder states do not have this key.
+        own = {**self.fingerprints, **settings, "decoder_state": self.decoder_state}
+        stored = {
+            **manifest["fingerprints"],
+            **{key: manifest.get(key) for key in settings},
+            "decoder_state": manifest.get("decoder_state", False),
+        }
         differing = [
             key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
         ]

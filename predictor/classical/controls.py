@@ -95,13 +95,6 @@ class RandomChoice(Control):
         return labels
 
 
-def _randomize_states(inputs: Inputs, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if inputs.decoder_state is None:
-        return {}
-    noise = rng.normal(size=inputs.decoder_state.shape).astype(np.float16)
-    return {"decoder_state": noise, "first_probability": rng.random(len(inputs)).astype(np.float32)}
-
-
 def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
     """Return the samples with random visual tokens, statistics, decoder states, questions and token ids.
 
@@ -112,6 +105,7 @@ def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
         scale: VisualTokens(rng.normal(size=visual.tokens.shape).astype(np.float16), visual.mask)
         for scale, visual in inputs.visual.items()
     }
+    states = inputs.decoder_state
     lengths = rng.permutation([len(question) for question in inputs.question_ids])
     ids = [rng.choice(vocabulary, length).astype(np.int32) for length in lengths]
     return replace(
@@ -119,6 +113,7 @@ def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
         visual=noise,
         statistics=rng.normal(size=inputs.statistics.shape).astype(np.float32),
         question_ids=ids,
-        **_randomize_states(inputs, rng),
+        decoder_state=None if states is None else rng.normal(size=states.shape).astype(np.float16),
+        first_probability=None if states is None else rng.random(len(inputs)).astype(np.float32),
         question=[" ".join(f"w{token}" for token in question) for question in ids],
     )

@@ -32,6 +32,7 @@ from experiments.tasks.scoring import score
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.costs import vision_flops
 from m3_backbone.outcomes.manifest import unseal
+from tests.experiments.labels.test_native_backbone import NativeBackbone
 from tests.experiments.tasks.question_files import make_task
 from tests.held_out import read_outcomes, read_split
 from tests.paths import FIXTURES
@@ -158,6 +159,41 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
         assert labels.inputs.statistic_names == tuple(statistics)
         assert np.allclose(labels.inputs.statistics[image_row], list(statistics.values()), rtol=1e-4)
     assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())
+
+
+def test_states_of_the_decoder_are_kept_if_asked_and_take_no_further_pass(
+    undisturbed, task, backbone, tmp_path
+):
+    plain, with_states = make_backbone(), make_backbone()
+    label_some(task, plain, tmp_path / "plain")
+    folder = tmp_path / "states"
+    label_some(task, with_states, folder, decoder_state=True)
+    assert with_states.work == plain.work
+    for split in SPLITS:
+        ours, theirs = read_split(folder, split), read_split(undisturbed, split)
+        assert theirs.inputs.decoder_state is None and theirs.outcomes.decoder_state is None
+        bare = dataclasses.replace(ours.outcomes, decoder_state=None, first_probability=None)
+        assert bare.to_arrow().equals(theirs.outcomes.to_arrow())
+        asked = {sample.sample_id: sample for sample in task.samples(split)}
+        samples = [asked[sample_id] for sample_id in ours.outcomes.sample_id]
+        encoded = backbone.encode([task.image(sample.image_id) for sample in samples])
+        states = backbone.prefill(encoded, [sample.question for sample in samples], 1).states
+        assert ours.inputs.decoder_state is not None and ours.inputs.first_probability is not None
+        assert ours.inputs.decoder_state.dtype == np.float16
+        hidden = torch.stack([state.hidden for state in states]).numpy()
+        np.testing.assert_allclose(ours.inputs.decoder_state, hidden, atol=5e-3, rtol=1e-3)
+        probability = [state.probability for state in states]
+        np.testing.assert_allclose(ours.inputs.first_probability, probability, rtol=1e-3)
+        assert (ours.inputs.first_probability >= ours.outcomes.confidence[:, 0] * (1 - 1e-5)).all()
+    assert json.loads((folder / "manifest.json").read_text())["decoder_state"] is True
+    assert "decoder_state" not in json.loads((undisturbed / "manifest.json").read_text())
+    with pytest.raises(ValueError, match=r"decoder_state \(True there, False here\)"):
+        label_some(task, backbone, folder)
+    with pytest.raises(ValueError, match=r"decoder_state \(False there, True here\)"):
+        label_some(task, backbone, undisturbed, decoder_state=True)
+    with pytest.raises(ValueError, match="native gives no states of its decoder: set decoder_state=false"):
+        label_some(task, NativeBackbone(), tmp_path / "none", decoder_state=True)  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
 
 
 def test_every_sample_within_the_limits_has_one_row(undisturbed, task):

@@ -118,6 +118,28 @@ def test_pictures_that_cannot_be_asked_about_are_passed_over(backbone):
     assert len(pick_questions(Pictures(), backbone, 99)) == NUM_IMAGES
 
 
+def test_the_prefill_for_a_predictor_is_timed_by_itself(backbone, tmp_path):
+    features = Features(visual=[], decoder_state=True)
+    questions = pick_questions(Pictures(), backbone, NUM_IMAGES)
+    encoded = backbone.encode([image for image, _ in questions])
+    texts = [question for _, question in questions]
+    inputs = make_inputs(backbone, encoded, texts, features, token_embeddings=backbone.token_embeddings())
+    prints = {**backbone.fingerprints, "data": Pictures().fingerprint}
+    score = np.random.default_rng(0).integers(0, 2, inputs.visual_tokens.shape).astype(np.float32)
+    train, validation = (
+        label(inputs, score, image_prefix=prefix, fingerprints=prints) for prefix in ("train", "validation")
+    )
+    gate = Loaded("gate", "digest", NearestNeighbours(features=features).fit(train, validation))
+    settings: dict[str, Any] = {"num_images": 4, "num_rounds": 2, "folder": tmp_path / "latency"}
+    path, latency = measure_latency(task=Pictures(), backbone=backbone, predictors=[gate], **settings)
+    assert latency.prefill is not None and latency.prefill.shape == (4, 2) and latency.prefill.min() > 0
+    again = Latency.read(path)
+    assert again.prefill is not None
+    np.testing.assert_allclose(again.prefill, latency.prefill, atol=1e-4)
+    timings = find(tmp_path / "latency", backbone, [gate])
+    np.testing.assert_allclose(timings.prefill, again.prefill.mean(axis=1))
+
+
 def test_all_samples_are_kept_and_read_back(measure, backbone):
     path, latency = measure()
     num_scales = len(backbone.scales)
