@@ -91,6 +91,7 @@ def run_parts(
     a damaged file, and for results of another `identity`, unless `overwrite`.
     """
     saved = {} if overwrite else _read(path, identity)
+    path.parent.mkdir(parents=True, exist_ok=True)
     results = dict(saved)
     is_broken = False
     with show_progress("gpu-check", total=len(parts), unit="parts") as bar:

@@ -33,6 +33,12 @@ _SMALL: dict[str, Any] = {
 }
 
 
+# Share of each scale among the choices, about that of a predictor at a tenth of the cost.
+_SHARES = {1: 0.35, 9: 0.25, 36: 0.2, 144: 0.15, 576: 0.05}
+# Length of all answers, end token included.
+NUM_TOKENS = 6
+
+
 def choose_device(device: str | None, size: str) -> str:
     """Return the device to check, by default a GPU if there is one.
 
@@ -91,7 +97,18 @@ class SpeedBench:
     def backbone(self) -> RandomLlavaBackbone:
         if not self.is_small and (free := torch.cuda.mem_get_info()[0] / GIB) < NEEDED_GIB:
             raise NotHere(f"7B shapes need about {NEEDED_GIB} GiB of memory and {free:.0f} GiB are free")
-        return RandomLlavaBackbone(device=self.device, **(_SMALL if self.is_small else {}))
+        return self._open(NUM_TOKENS)
+
+    @cached_property
+    def one_token_backbone(self) -> RandomLlavaBackbone:
+        """The same weights, with answers of one token, to time the first token."""
+        first = self._open(1)
+        first.model = self.backbone.model
+        return first
+
+    def _open(self, num_tokens: int) -> RandomLlavaBackbone:
+        shapes = _SMALL if self.is_small else {}
+        return RandomLlavaBackbone(device=self.device, answer_lengths=(num_tokens, num_tokens), **shapes)
 
     def _start_memory(self) -> None:
         if self.device != "cpu":
@@ -103,33 +120,40 @@ class SpeedBench:
         self._start_memory()
         pictures = labelling_bench.read_pictures(self.task, "test", num_images, questions_per_image)
         results = labelling_bench.measure(backbone, pictures, num_naive=4 if self.is_small else 32, repeats=3)
-        names = ("questions_per_second", "times_as_fast_as_one_by_one", "share_of_matrix_peak")
+        names = ("questions_per_second", "median_ratio_to_one_by_one", "share_of_matrix_peak")
         return {name: results[name] for name in (*names, "peak_memory_gib")}
 
     def measure_adaptive(self, batch_size: int) -> Values:
-        """Return times of adaptive answers and of answers at every fixed scale, in one batch size."""
-        backbone = self.backbone
-        shares = {1: 0.35, 9: 0.25, 36: 0.2, 144: 0.15, 576: 0.05}
-        questions = adaptive_bench.read_questions(self.task, "calibration", max(batch_size, 8))
-        model = draw_choices(backbone, self.make_predictor(), questions, shares, seed=0)
+        """Return times of adaptive answers and of answers at every fixed scale, in one batch size.
+
+        The first token is timed with answers of one token, and the others by the difference.
+        """
         self._start_memory()
-        results = adaptive_bench.measure(
-            model,
-            model.prices.default,
-            questions,
-            batch_sizes=[batch_size],
-            repeats=2 if self.is_small else 5,
-        )[f"batch_size_{batch_size}"]
+        whole, first = (
+            self._time_adaptive(backbone, batch_size) for backbone in (self.backbone, self.one_token_backbone)
+        )
         methods = {
             name: {
-                "milliseconds_per_answer": took,
+                "ttft_milliseconds": first["milliseconds"][name] * batch_size,
+                "tpot_milliseconds": _divide_rest(took - first["milliseconds"][name], batch_size),
                 "end_to_end_milliseconds": took * batch_size,
                 "questions_per_second": 1000 / took,
-                "adaptive_is_faster": results["times_as_fast_as"].get(name),
+                "adaptive_is_faster": whole["times_as_fast_as"].get(name),
             }
-            for name, took in results["milliseconds"].items()
+            for name, took in whole["milliseconds"].items()
         }
         return {"methods": methods, "peak_memory_gib": labelling_bench.measure_memory()}
+
+    def _time_adaptive(self, backbone: RandomLlavaBackbone, batch_size: int) -> Values:
+        questions = adaptive_bench.read_questions(self.task, "calibration", max(batch_size, 8))
+        # Equal seeds give equal choices to both backbones.
+        model = draw_choices(backbone, self.make_predictor(), questions, _SHARES, seed=0)
+        repeats = 2 if self.is_small else 5
+        sizes = [batch_size]
+        results = adaptive_bench.measure(
+            model, model.prices.default, questions, batch_sizes=sizes, repeats=repeats
+        )
+        return results[f"batch_size_{batch_size}"]
 
     def compare_attention(self, kind: str, num_questions: int) -> Values:
         """Compare an attention kernel with the engine's at the shapes of this size."""
@@ -148,6 +172,13 @@ class SpeedBench:
         )
         attend = prepare_varlen(inputs) if kind == "varlen" else prepare_flex(inputs, is_compiled=is_gpu)
         return compare_attention(inputs, attend, is_timed=is_gpu)
+
+
+def _divide_rest(milliseconds: float, batch_size: int) -> float | str:
+    """Return the time per step after the first token, given the difference of times per answer."""
+    if milliseconds <= 0:
+        return "not here, because answers of one token took as long: other load on the machine"
+    return milliseconds * batch_size / (NUM_TOKENS - 1)
 
 
 def list_parts(
