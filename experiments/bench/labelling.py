@@ -83,6 +83,9 @@ def measure(
         "draft_acceptance": work.num_drafted / work.num_answers,
         "times_as_fast_as_one_by_one": naive / ours,
         "times_as_fast_as_batched": batched / ours,
+        "median_ratio_to_one_by_one": median(
+            other / own for own, other in zip(seconds[methods[0].name], seconds[methods[3].name], strict=True)
+        ),
         "times_the_finest_scale": ours / finest,
         "answers_that_differ": None
         if plain.is_forced

@@ -158,6 +158,7 @@ def read_signature(target: Callable[..., Any]) -> Signature:
 SETTINGS: Mapping[str, type[Settings]] = {
     "answer": commands.AnswerSettings,
     "bench_adaptive": commands.BenchAdaptiveSettings,
+    "gpu_check": commands.GpuCheckSettings,
     "bench_evaluation": commands.BenchEvaluationSettings,
     "bench_labelling": commands.BenchLabellingSettings,
     "check_backbone": commands.CheckBackboneSettings,

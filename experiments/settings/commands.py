@@ -477,6 +477,27 @@ class BenchLabellingSettings(Settings):
     """repetitions of the whole measurement"""
 
 
+class GpuCheckSettings(Settings):
+    """`experiments.gpu_check`."""
+
+    size: Literal["small", "7b"]
+    """shapes of the benchmarks"""
+    device: str | None
+    """cpu, cuda or cuda:N; null: a GPU if there is one"""
+    steps: Annotated[list[str], Len(1)] | None
+    """words, as [parity, attention]: only parts whose names contain one of them run; null: all"""
+    folder: PathText
+    """folder of the page and the JSON file"""
+    overwrite: bool
+    """whether to replace the results in the folder instead of resuming them"""
+    task: Built
+    """source of images and questions"""
+    predictor: Built
+    """predictor that is timed with drawn choices"""
+    seed: Seed
+    """seed of the predictor"""
+
+
 class BenchEvaluationSettings(Settings):
     """`experiments.bench_evaluation`."""
 

@@ -1,0 +1,1 @@
+"""Checks of the engine on a device, in parts that are saved one by one."""

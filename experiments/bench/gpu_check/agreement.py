@@ -1,0 +1,97 @@
+"""Agreement of answers and logits on a device with the CPU, and conformance of every family."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from experiments.bench.gpu_check.parts import Values
+from m3_backbone.conformance import CHECKS, Subject, run_checks
+from m3_backbone.conformance.subject import QUESTIONS, SIZES, draw_image
+from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.model_backbone import ModelBackbone
+from m3_backbone.native.random_backbone import open_random_backbone
+
+# Allowed largest difference of logits, as a share of the largest logit of the reference.
+ALLOWED = {"float32": 1e-4, "bfloat16": 0.1}
+MAX_NEW_TOKENS = 4
+_NATIVE = ("qwen2_5_vl", "qwen3_vl", "gemma4", "smolvlm", "idefics3")
+# The larger budgets of Gemma 4 take minutes on a CPU.
+_SCALES = {"gemma4": (70, 140)}
+
+Opener = Callable[..., ModelBackbone]
+
+
+def list_families() -> dict[str, Opener]:
+    """Return functions that open a small backbone of each family, given `device` and `dtype`."""
+    families: dict[str, Opener] = {
+        "m3": partial(LlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
+        "m3_resized": partial(ResizedLlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
+    }
+    for name in _NATIVE:
+        families[name] = partial(
+            open_random_backbone,
+            model_type=name,
+            name=name,
+            scales=_SCALES.get(name),
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+    return families
+
+
+def compare_with_cpu(open_backbone: Opener, device: str, dtype: str) -> Values:
+    """Compare a backbone on `device` in `dtype` with the same weights on the CPU in float32.
+
+    Compares the greedy answers of the engine, and the logits of the model after the prompt, at the coarsest
+    and the finest scale. Answers may differ where the margin between two tokens is at most twice the allowed
+    difference of logits.
+    """
+    reference = open_backbone(device="cpu", dtype="float32")
+    backbone = open_backbone(device=device, dtype=dtype)
+    images = [draw_image(size) for size in list(SIZES.values())[:2]]
+    questions = list(QUESTIONS[: len(images)])
+    largest = largest_logit = 0.0
+    pairs = []
+    for scale in (backbone.scales[0], backbone.scales[-1]):
+        for image, question in zip(images, questions, strict=True):
+            expected = _compute_logits(reference, image, question, scale)
+            difference = (_compute_logits(backbone, image, question, scale) - expected).abs()
+            largest = max(largest, difference.nan_to_num(nan=torch.inf).max().item())
+            largest_logit = max(largest_logit, expected.abs().max().item())
+        answers = [b.answer(b.encode(images), questions, scale) for b in (backbone, reference)]
+        pairs += zip(*answers, strict=True)
+    allowed = ALLOWED[dtype] * largest_logit
+    different = [(a, b) for a, b in pairs if a.token_ids != b.token_ids]
+    num_ties = sum(expected.margin <= 2 * allowed for _, expected in different)
+    return {
+        "agrees": largest <= allowed and num_ties == len(different),
+        "answers": len(pairs),
+        "same_answers": len(pairs) - len(different),
+        "near_ties": num_ties,
+        "largest_difference": largest,
+        "allowed_difference": allowed,
+    }
+
+
+@torch.no_grad()
+def _compute_logits(backbone: ModelBackbone, image: Any, question: str, scale: int) -> torch.Tensor:
+    """Return the logits `[vocabulary]` after the prompt, float32 on the CPU, by the model's own forward."""
+    inputs = backbone.generate_inputs([image], [question], scale)
+    model: Any = backbone.model
+    inputs = {name: x.to(model.device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    return model(**inputs).logits[0, -1].float().cpu()
+
+
+def check_conformance(open_backbone: Opener, device: str) -> Values:
+    """Run all conformance checks on a backbone on `device` in float32."""
+    subject = Subject(partial(open_backbone, device=device, dtype="float32"))
+    results = list(run_checks(subject, CHECKS))
+    failures = [f"{result.check}: {result.reason}"[:400] for result in results if result.outcome == "failed"]
+    return {
+        "agrees": not failures,
+        "passed": sum(result.outcome == "ok" for result in results),
+        "not_applicable": sum(result.outcome == "not applicable" for result in results),
+        "failures": failures,
+    }
