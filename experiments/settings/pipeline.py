@@ -237,6 +237,17 @@ class RunSettings(LabelSettings, TrainSettings, LatencySettings, EvaluateSetting
     latest: PathText
     """link to the folder of the latest finished run"""
 
+    @model_validator(mode="after")
+    def _check_states(self) -> Self:
+        for part in (self.predictor, *self.baselines.values()):
+            features = part.get("features") or {}
+            if features.get("decoder_state") and not self.decoder_state:
+                raise Refusal(
+                    f"predictor {part.get('name')} reads the decoder's state, which labelling does not keep: "
+                    "set decoder_state=true"
+                )
+        return self
+
 
 class ResampleSettings(Labelled, Reading, Recorded):
     """`experiments.resample`."""
