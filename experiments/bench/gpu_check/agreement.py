@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from experiments.bench.gpu_check.parts import Values
+from m3_backbone.backbone import Answer
 from m3_backbone.conformance import CHECKS, Subject, run_checks
 from m3_backbone.conformance.subject import QUESTIONS, SIZES, draw_image
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -53,7 +54,7 @@ def compare_with_cpu(open_backbone: Opener, device: str, dtype: str) -> Values:
     images = [draw_image(size) for size in list(SIZES.values())[:2]]
     questions = list(QUESTIONS[: len(images)])
     largest = largest_logit = 0.0
-    pairs = []
+    pairs: list[tuple[Answer, Answer]] = []
     for scale in (backbone.scales[0], backbone.scales[-1]):
         for image, question in zip(images, questions, strict=True):
             expected = _compute_logits(reference, image, question, scale)

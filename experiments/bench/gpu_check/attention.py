@@ -48,8 +48,11 @@ class PackedInputs:
         question = torch.cat([torch.full((num_visual,), -1), number]).repeat(num_images).to(device)
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(3, 1, heads, num_images * length, size, generator=generator).to(device, dtype)
+        query, key, value = states
         return cls(
-            *states,
+            query=query,
+            key=key,
+            value=value,
             image=torch.arange(num_images, device=device).repeat_interleave(length),
             question=question,
             segments=(Segment(length, num_visual, mask),) * num_images,
@@ -91,8 +94,10 @@ def prepare_varlen(inputs: PackedInputs) -> Callable[[], Tensor]:
     longest = max(segment.length for segment in inputs.segments)
 
     def attend() -> Tensor:
-        states = (x[0].transpose(0, 1) for x in (inputs.query, inputs.key, inputs.value))
-        output = varlen_attn(*states, ends, ends, longest, longest, window_size=(-1, 0), scale=inputs.scaling)
+        query, key, value = (x[0].transpose(0, 1) for x in (inputs.query, inputs.key, inputs.value))
+        output = varlen_attn(
+            query, key, value, ends, ends, longest, longest, window_size=(-1, 0), scale=inputs.scaling
+        )
         assert isinstance(output, Tensor)
         return output.transpose(0, 1)[None]
 

@@ -96,10 +96,11 @@ def run_parts(
     is_broken = False
     with show_progress("gpu-check", total=len(parts), unit="parts") as bar:
         for part in parts:
-            if is_broken:
+            is_finished = part.key in saved and saved[part.key].status != "failed"
+            if is_broken and not is_finished:
                 reason = "the GPU stopped working in an earlier part: run the command again"
                 results[part.key] = PartResult(part.step, part.name, "failed", reason)
-            elif part.key not in saved or saved[part.key].status == "failed":
+            elif not is_finished:
                 results[part.key] = run_part(part)
                 is_broken = not _works()
             content = {"format": FORMAT, "identity": dict(identity)}

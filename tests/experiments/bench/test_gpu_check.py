@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -49,7 +50,7 @@ def test_finished_parts_are_kept_and_failed_ones_run_again(tmp_path):
             raise RuntimeError("<b>out of memory</b>")
         return {"agrees": True}
 
-    parts = [Part("parity", name, lambda name=name: run(name)) for name in ("bad", "good")]
+    parts = [Part("parity", name, partial(run, name)) for name in ("bad", "good")]
     path = tmp_path / "gpu_check.json"
     first = run_parts(parts, path, IDENTITY, overwrite=False)
     assert [result.status for result in first] == ["failed", "agrees"]
