@@ -61,7 +61,7 @@ def measure(
         "predictor": adaptive.predictor.name,
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
-        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "dtype": str(backbone.torch_dtype).removeprefix("torch."),
         "scales": list(backbone.scales),
         "num_questions": len(questions),
         "repeats": repeats,

@@ -66,12 +66,12 @@ def measure(
     ours, finest, batched, naive = medians.values()
     reference = [answers[methods[0].name][row] for row in rows]
     work, flops = engine.work, engine.flops
-    peak = measure_peak(backbone.model.dtype, backbone.model.device)
+    peak = measure_peak(backbone.torch_dtype, backbone.model.device)
     return {
         "backbone": backbone.name,
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
-        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "dtype": str(backbone.torch_dtype).removeprefix("torch."),
         "scales": list(backbone.scales),
         "num_images": len(pictures),
         "num_questions": len(questions),

@@ -103,7 +103,10 @@ class _MatryoshkaModel:
         return self.multi_modal_projector(self._encode_patches(tiles, **tower_arguments))
 
     def _encode_patches(self, tiles: Tensor, **tower_arguments: Any) -> Tensor:
-        """Patch features `[num_tiles, grid * grid, width]` of the tower, without the class token."""
+        """Patch features `[num_tiles, grid * grid, width]` of the tower, without the class token.
+
+        They have the dtype of the language model, also if that of the tower is another one.
+        """
         # Before transformers 5.23, the input of the first layer is missing among selected hidden states: the
         # layer below is selected too, and the features are indexed from the end.
         layer = feature_layer_of(self.config)
@@ -111,7 +114,7 @@ class _MatryoshkaModel:
         pixels = tiles.to(self.vision_tower.dtype)
         outputs = self.vision_tower(pixels, output_hidden_states=[layer - 1, layer], **tower_arguments)
         patches: Tensor = outputs.hidden_states[index][:, 1:]
-        return patches
+        return patches.to(self.get_input_embeddings().weight.dtype)
 
     def forward(
         self,

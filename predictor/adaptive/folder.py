@@ -59,7 +59,7 @@ _BACKBONE_FINGERPRINTS = ("weights", "prompt", "decoding")
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _TEXTS = ("name", "prompt")
 _COUNTS = ("max_new_tokens", "batch_size", "image_batch_size")
-_OPTIONAL = frozenset({"batch_tokens", "image_grid_pinpoints", "scales"})
+_OPTIONAL = frozenset({"batch_tokens", "image_grid_pinpoints", "scales", "vision_dtype"})
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _MAX_COUNT = 100_000
 
@@ -267,7 +267,12 @@ def _check_arguments(path: Path, arguments: Any, *, is_llava: bool) -> None:
         if type(arguments[name]) is not int or not 1 <= arguments[name] <= _MAX_COUNT:
             raise damaged(path, f"{name} of the backbone is not a whole number from 1 to {_MAX_COUNT}")
     # transformers would download and run any other attention name as a kernel from the hub.
-    for name, allowed in (("attn_implementation", ATTENTIONS), ("dtype", _DTYPES)):
+    allowed_texts = {
+        "attn_implementation": ATTENTIONS,
+        "dtype": _DTYPES,
+        "vision_dtype": (None, *_DTYPES[1:]),
+    }
+    for name, allowed in allowed_texts.items():
         value = arguments.get(name, allowed[0])
         if not (value is None or isinstance(value, str)) or value not in allowed:
             raise damaged(path, f"{name} of the backbone is not one of {', '.join(filter(None, allowed))}")

@@ -247,3 +247,36 @@ def test_other_mistakes_are_named(plain):
     with pytest.raises(ValueError, match="device or device_map"):
         LlavaBackbone(plain.folder / "checkpoint", device="cpu", device_map="auto")
     assert plain.backbone.answer([], [], 9) == []
+
+
+def test_the_vision_tower_may_have_a_dtype_of_its_own(plain):
+    folder, images = plain.folder / "checkpoint", plain.images[:2]
+    usual = LlavaBackbone(folder, dtype="float32", device="cpu")
+    mixed = LlavaBackbone(folder, dtype="float32", device="cpu", vision_dtype="bfloat16")
+    half = LlavaBackbone(folder, dtype="bfloat16", device="cpu")
+    assert (
+        mixed.model.model.vision_tower.dtype == torch.bfloat16
+        and mixed.model.lm_head.weight.dtype == torch.float32
+    )
+    with torch.no_grad():
+        pixels = mixed.processor.preprocess(images)["pixel_values"]
+        patches = half.model.model._encode_patches(pixels).float()
+        expected = usual.model.model.multi_modal_projector(patches)
+    tokens = torch.stack([image.tokens[0] for image in mixed.encode(images)])
+    assert tokens.dtype == torch.float32 and torch.equal(tokens, expected)
+    assert not torch.equal(tokens[0], usual.encode(images)[0].tokens[0])
+    differing = {key for key in usual.fingerprints if usual.fingerprints[key] != mixed.fingerprints[key]}
+    assert differing == {"decoding"} and mixed.fingerprints != half.fingerprints
+    assert mixed.saved_arguments() == {**usual.saved_arguments(), "vision_dtype": "bfloat16"}
+
+
+def test_the_dtype_of_the_model_is_no_other_dtype_of_the_tower(plain):
+    folder = plain.folder / "checkpoint"
+    usual = LlavaBackbone(folder, dtype="float32")
+    assert LlavaBackbone(folder, dtype="float32", vision_dtype="float32").fingerprints == usual.fingerprints
+
+
+@pytest.mark.parametrize("dtype", ["int8", "auto", "half a float", "Tensor"])
+def test_other_dtypes_of_the_tower_are_refused(plain, dtype):
+    with pytest.raises(ValueError, match=f"vision_dtype={dtype}: give one of float32, bfloat16, float16"):
+        LlavaBackbone(plain.folder / "checkpoint", vision_dtype=dtype)

@@ -241,6 +241,7 @@ def test_a_folder_names_the_class_of_its_backbone(folder, image, tmp_path, monke
         ({"device": "cuda"}, "the backbone has no argument device"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation of the backbone is not one of"),
         ({"quantization": {"attn_implementation": "a/b"}}, "attn_implementation is not one of eager"),
+        ({"vision_dtype": "int8"}, "vision_dtype of the backbone is not one of float32"),
     ]
     for arguments, message in damages:
         changed = {**content, "backbone_arguments": {**content["backbone_arguments"], **arguments}}
