@@ -5,8 +5,9 @@ writes `backbones.html`, `backbones.json`, `tables/` and the fronts as PDF and S
 reference.
 
 Examples:
-    tokenscale compare_backbones backbones=[tiny_m3,tiny_native]   # pooled tokens against shrunk images
-    tokenscale compare_backbones backbones=[tiny_m3,tiny_native] predictor=mlp task=easy_vqa
+    tokenscale compare_backbones backbones=[tiny_m3,tiny_native]  # pooled tokens against shrunk images
+    tokenscale compare_backbones backbones=[qwen3_vl_4b,gemma4_e2b] task=textvqa  # published models
+    tokenscale compare_backbones backbones=[tiny_m3,tiny_native] predictor=mlp print_tables=true
 """
 
 from pathlib import Path

@@ -24,6 +24,7 @@ GIVEN = {
     "answer": ["image=a.png", "question=what"],
     "publish": ["folder=model"],
     "compare": ["runs=[a]"],
+    "compare_backbones": ["backbones=[a,b]"],
     "export": ["folder=a"],
     "import_outcomes": ["file=a.csv", "task.name=a"],
 }
@@ -176,6 +177,7 @@ WRONG = [
     ("tune", "study.sampler.n_startup_trials=abc", "study.sampler.n_startup_trials=abc: give a whole number"),
     ("answer", "escalate=perhaps", "escalate=perhaps: give true or false"),
     ("publish", "guarantee.alpha=2", "guarantee.alpha=2: give a number from 0 to 1"),
+    ("compare_backbones", "backbones=[a]", "backbones=[a]: give a list [...] whose items are each text, at least 2"),
     ("compare", "runs=[]", "runs=[]: give a list [...]"),
     ("train_backbone", "model.batch_size=0", "model.batch_size=0: give a whole number from 1 up"),
     ("train_backbone", "decoder.num_heads=5", "decoder.num_heads=5: give a divisor of hidden_size=192"),
@@ -244,7 +246,8 @@ def test_overlays_meet_the_settings(overlay):
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_the_short_overlay_works_with_every_predictor(predictor):
-    config = check("run", "experiment=embedded_short", f"predictor={predictor}")
+    stored = ["decoder_state=true"] if predictor == "decoder_gate" else []
+    config = check("run", "experiment=embedded_short", f"predictor={predictor}", *stored)
     made, *_ = make_predictors(config)
     assert made.name == predictor
     assert config.predictor.get("max_epochs", 3) == 3

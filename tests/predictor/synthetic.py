@@ -11,6 +11,7 @@ An answer at the needed scale or a finer one is right with chance 0.9, at a coar
 So the best estimates are known, with the picture (`true_estimates`) and without it (`blind_estimates`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,17 @@ def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
         }
         shards[f"{split}-00000"] = (split, labels.outcomes, images)
     write_label_folder(folder, shards, next(iter(splits.values())).inputs.token_embeddings)
+
+
+def with_states(labels: Labels) -> Labels:
+    """The labels with decoder states, of which the second number says whether the finest scale is right."""
+    rng = np.random.default_rng(len(labels))
+    state = rng.normal(size=(len(labels), 4)).astype(np.float16)
+    state[:, 1] = 100 + 10 * labels.outcomes.score[:, -1]
+    probability = rng.random(len(labels)).astype(np.float32)
+    states = {"decoder_state": state, "first_probability": probability}
+    return replace(
+        labels,
+        inputs=replace(labels.inputs, **states),
+        outcomes=replace(labels.outcomes, **states),
+    )

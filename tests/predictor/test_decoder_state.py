@@ -16,23 +16,9 @@ from predictor.features import Features
 from predictor.folder import describe
 from predictor.learned import LearnedPredictor
 from predictor.networks.pooled import MLP
-from tests.predictor.synthetic import make_labels
+from tests.predictor.synthetic import make_labels, with_states
 
 GATE = Features(visual=[], decoder_state=True)
-
-
-def with_states(labels):
-    """States of which the second number says whether the finest scale is right."""
-    rng = np.random.default_rng(len(labels))
-    state = rng.normal(size=(len(labels), 4)).astype(np.float16)
-    state[:, 1] = 100 + 10 * labels.outcomes.score[:, -1]
-    probability = rng.random(len(labels)).astype(np.float32)
-    states = {"decoder_state": state, "first_probability": probability}
-    return dataclasses.replace(
-        labels,
-        inputs=dataclasses.replace(labels.inputs, **states),
-        outcomes=dataclasses.replace(labels.outcomes, **states),
-    )
 
 
 @pytest.fixture(scope="module")

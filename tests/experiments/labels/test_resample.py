@@ -225,7 +225,8 @@ def test_cold_draws_have_the_scores_of_the_labels(bench):
 
 def test_batches_workers_and_files_do_not_change_the_scores(undisturbed, bench):
     assert_same(bench.resample(batch_size=3, images_per_batch=1, num_workers=1), undisturbed)
-    assert len(list((bench.labels / RESAMPLED).iterdir())) == 4
+    files = [path for path in (bench.labels / RESAMPLED).iterdir() if path.is_file()]
+    assert len(files) == 4
     other = bench.resample(seed=1, overwrite=True)
     assert not np.array_equal(other.score, undisturbed.score)
 
