@@ -1,4 +1,4 @@
-"""Check that the engine is right on a GPU and measure its speed, in one page and one JSON file.
+"""Check the engine on a GPU, and measure its speed: one page and one JSON file.
 
 Runs parity with the CPU, conformance of every family, and the benchmarks of labelling, adaptive answers and
 attention, with random or embedded weights only. Results are saved after each part; the same command resumes,
