@@ -177,7 +177,11 @@ WRONG = [
     ("tune", "study.sampler.n_startup_trials=abc", "study.sampler.n_startup_trials=abc: give a whole number"),
     ("answer", "escalate=perhaps", "escalate=perhaps: give true or false"),
     ("publish", "guarantee.alpha=2", "guarantee.alpha=2: give a number from 0 to 1"),
-    ("compare_backbones", "backbones=[a]", "backbones=[a]: give a list [...] whose items are each text, at least 2"),
+    (
+        "compare_backbones",
+        "backbones=[a]",
+        "backbones=[a]: give a list [...] whose items are each text, at least 2",
+    ),
     ("compare", "runs=[]", "runs=[]: give a list [...]"),
     ("train_backbone", "model.batch_size=0", "model.batch_size=0: give a whole number from 1 up"),
     ("train_backbone", "decoder.num_heads=5", "decoder.num_heads=5: give a divisor of hidden_size=192"),

@@ -135,6 +135,7 @@ SOME: dict[str, Any] = {
     "statistics": "tower",
     "sentences": "wordllama",
     "position": 1,
+    "decoder_state": True,
 }
 OTHER: dict[str, Any] = {
     "visual": 1,
@@ -142,6 +143,7 @@ OTHER: dict[str, Any] = {
     "statistics": "image",
     "sentences": "another",
     "position": 0,
+    "decoder_state": True,
 }
 BOTH: dict[str, Any] = {
     "visual": [1, 9],
@@ -149,6 +151,7 @@ BOTH: dict[str, Any] = {
     "statistics": ["tower", "image"],
     "sentences": ["wordllama", "another"],
     "position": [0, 1],
+    "decoder_state": True,
 }
 
 
