@@ -12,7 +12,8 @@ import torch
 from m3_backbone.arguments import NonNegativeInt, PositiveInt, check_argument, read_hints
 from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
 from m3_backbone.ladder import find_coarsest
-from m3_backbone.outcomes.labels import Inputs, VisualTokens
+from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.encoders import SentenceEncoder, load_sentence_encoder
 from predictor.folder import Buildable
 
@@ -189,6 +190,12 @@ class Features(Buildable):
         if not self.decoder_state:
             return tokens
         return tokens + np.where(find_coarsest(tokens) > 0, tokens[:, :1], 0)
+
+    def charge(self, labels: Labels) -> OutcomeTable:
+        """Return the outcomes with the visual tokens of `count_paid_tokens` in place of the answers' own."""
+        if not self.decoder_state:
+            return labels.outcomes
+        return replace(labels.outcomes, visual_tokens=self.count_paid_tokens(labels.inputs))
 
     @property
     def encoders(self) -> tuple[SentenceEncoder, ...]:

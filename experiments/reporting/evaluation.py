@@ -94,15 +94,15 @@ def evaluate_predictors(
     calibration = read_unseen(labels, trained)
     estimates = {entry.name: entry.predictor.predict(calibration.inputs) for entry in trained}
     guarantees = {
-        name: find_guarantee(
-            estimates[name],
-            calibration.outcomes,
+        entry.name: find_guarantee(
+            estimates[entry.name],
+            entry.predictor.features.charge(calibration),
             alpha=alpha,
             delta=delta,
             num_joint=len(trained) if joint else 1,
             most_questions=most_questions,
         )
-        for name in estimates
+        for entry in trained
     }
     options = calibration.outcomes.options
     if options is not None and not options.has_confidence and cascades:
@@ -164,7 +164,7 @@ def evaluate_predictors(
                 apply_guarantee(
                     guarantees[policy.name],
                     policy.test,
-                    test.outcomes,
+                    entry.predictor.features.charge(test),
                     num_resamples=num_resamples,
                     confidence=confidence,
                     seed=bootstrap_seed,
@@ -172,13 +172,13 @@ def evaluate_predictors(
                 check_guarantee(
                     guarantees[policy.name],
                     policy.test,
-                    test.outcomes,
+                    entry.predictor.features.charge(test),
                     num_resplits=num_resplits,
                     confidence=confidence,
                     seed=bootstrap_seed,
                 ),
             )
-            for policy in policies
+            for entry, policy in zip(trained, policies, strict=True)
         ],
         starts_from=starts_from,
         units={entry.name: entry.prices.default.unit for entry in trained},

@@ -86,7 +86,8 @@ def certify(
     """Return the certified operating point; None, with a warning, if no price can be certified."""
     model.predictor.check_backbone(calibration.outcomes.fingerprints)
     rows = find_unseen(model.predictor, calibration.outcomes)
-    unseen, estimates = calibration.outcomes.select(rows), model.predictor.predict(calibration.inputs)[rows]
+    unseen = model.predictor.features.charge(calibration.select(rows))
+    estimates = model.predictor.predict(calibration.inputs)[rows]
     guarantee = find_guarantee(estimates, unseen, alpha=alpha, delta=delta, most_questions=most_questions)
     if guarantee.price is None:
         log.warning(

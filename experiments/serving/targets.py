@@ -82,7 +82,7 @@ def describe_choice(choice: Choice, tried: Sequence[int], target: Target) -> Cho
     return ChosenScale(
         scale=tried[-1],
         tried=list(tried),
-        visual_tokens=sum(tokens[scale] for scale in tried),
+        visual_tokens=sum(tokens[scale] for scale in tried) + choice.prefilled_tokens,
         finest_visual_tokens=choice.visual_tokens[-1],
         estimates=dict(zip(choice.scales, choice.estimates, strict=True)) if choice.estimates else None,
         price=price,

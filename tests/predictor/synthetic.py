@@ -150,7 +150,7 @@ def with_states(labels: Labels) -> Labels:
     state = rng.normal(size=(len(labels), 4)).astype(np.float16)
     state[:, 1] = 100 + 10 * labels.outcomes.score[:, -1]
     probability = rng.random(len(labels)).astype(np.float32)
-    states = {"decoder_state": state, "first_probability": probability}
+    states: dict[str, Any] = {"decoder_state": state, "first_probability": probability}
     return replace(
         labels,
         inputs=replace(labels.inputs, **states),

@@ -107,3 +107,10 @@ def test_prices_pay_the_tokens_of_the_coarsest_scale(parts):
     inputs = dataclasses.replace(inputs, visual_tokens=coinciding)
     assert GATE.count_paid_tokens(inputs).tolist() == [[1, 9 + 1, 36 + 1], [9, 9, 36 + 9]]
     assert Features(visual=9).count_paid_tokens(inputs) is coinciding
+
+
+def test_outcomes_are_charged_with_the_prefill_of_the_predictor(parts):
+    labels, _ = parts
+    assert labels.outcomes.visual_tokens[0].tolist() == [1, 9, 36]
+    assert GATE.charge(labels).visual_tokens[0].tolist() == [1, 10, 37]
+    assert Features(visual=1).charge(labels) is labels.outcomes
