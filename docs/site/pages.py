@@ -30,6 +30,7 @@ DOCUMENTS = {
     "project/changelog.md": "CHANGELOG.md",
     "project/log.md": "LOG.md",
     "project/model_card.md": "m3_backbone/assets/tiny_m3/README.md",
+    "project/model_card_native.md": "m3_backbone/assets/tiny_native/README.md",
     "project/training_log.md": "m3_backbone/assets/TRAINING_LOG.md",
 }
 ASSETS = ("site.css", "favicon.svg", "iframe-worker.js")
