@@ -10,7 +10,7 @@ from annotated_types import Len
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from experiments.serving.errors import RequestError, describe_invalid, refuse
-from m3_backbone.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
+from m3_backbone.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, show
 
 # Values with which a parameter that is not known asks for nothing.
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -137,7 +137,9 @@ class ChatRequest(Terms):
             raise refuse("only a streamed response has stream_options", param="stream_options")
         for name, value in (self.model_extra or {}).items():
             if value not in _NEUTRAL:
-                raise refuse("this server does not have the parameter: leave it out", param=name)
+                raise refuse(
+                    f"this server does not have the parameter {show(name[:64])}: leave it out", param=name
+                )
 
     def read_message(self) -> tuple[str, str]:
         """Return the question and the URL of the image. Raises RequestError unless there is one of each."""
