@@ -18,7 +18,7 @@ from experiments.evaluation.costs import CostMeasure, TimingMeans
 from experiments.evaluation.curves import Curve, average
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metric_table import Bound, Predictor
-from experiments.evaluation.noise_free import NOISE_FREE, NoiseFreePoints, list_expected_scores
+from experiments.evaluation.noise_free import NOISE_FREE, OraclePoints, list_expected_scores
 from experiments.evaluation.policies import Policy
 from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import (
@@ -180,7 +180,7 @@ def compare_backbones(
             continue
         budgets = np.geomspace(low, high, num_budgets)
         measured = [table.resample(budgets, bootstrap) for table in tables]
-        joint = _measure_joint(backbones, tables, measured, budgets, num_prices, bootstrap)
+        joint = _measure_joint(backbones[0].test.image_id, tables, measured, budgets, num_prices, bootstrap)
         measures.append(
             MatchedCosts(
                 measure.key,
@@ -246,8 +246,13 @@ class _MeasuredBackbone:
         )
         self.cost = self.table.test.cost
         # Sampled answers may cover a part of the samples only, which another backbone may lack.
+        self.expected = {
+            NoiseFree(name): expected
+            for name, expected in list_expected_scores(test, backbone.resampled).items()
+            if len(expected.rows) == len(test)
+        }
         self.noise_free = {
-            NoiseFree(name): NoiseFreePoints(
+            chooser: OraclePoints(
                 self.cost,
                 expected.estimates,
                 expected.score,
@@ -255,8 +260,7 @@ class _MeasuredBackbone:
                 num_prices=num_prices,
                 is_timed=measure.timings is not None,
             )
-            for name, expected in list_expected_scores(test, backbone.resampled).items()
-            if len(expected.rows) == len(test)
+            for chooser, expected in self.expected.items()
         }
         timings = measure.timings
         ones = np.ones((1, self.table.num_images))
@@ -338,7 +342,7 @@ def _test_differences(
 
 
 def _measure_joint(
-    backbones: Sequence[BackboneSamples],
+    image_id: np.ndarray,
     tables: Sequence[_MeasuredBackbone],
     measured: Sequence[Mapping[Chooser, Bootstrapped]],
     budgets: Floats,
@@ -349,23 +353,22 @@ def _measure_joint(
     cost = np.concatenate([table.cost for table in tables], axis=1)
     greedy = np.concatenate([table.table.test.score for table in tables], axis=1)[None]
     choices: dict[Chooser, tuple[Floats, Floats]] = {Bound.BUDGETED: (greedy, greedy)}
-    for name in NOISE_FREE:
-        if all(NoiseFree(name) in table.noise_free for table in tables):
-            expected = [list_expected_scores(entry.test, entry.resampled)[name] for entry in backbones]
-            if len({len(part.score) for part in expected}) == 1:
-                choices[NoiseFree(name)] = (
-                    np.concatenate([part.estimates for part in expected], axis=2),
-                    np.concatenate([part.score for part in expected], axis=2),
-                )
+    for oracle in tables[0].expected:
+        expected = [table.expected[oracle] for table in tables if oracle in table.expected]
+        if len(expected) == len(tables) and len({len(part.score) for part in expected}) == 1:
+            choices[oracle] = (
+                np.concatenate([part.estimates for part in expected], axis=2),
+                np.concatenate([part.score for part in expected], axis=2),
+            )
     # The finest scale, whose mean cost is the unit of prices, is the last column.
     order = np.argsort(cost.mean(axis=0), kind="stable")
-    joint = {}
+    joint: dict[Chooser, tuple[Bootstrapped, Bootstrapped]] = {}
     for chooser, (estimates, score) in choices.items():
-        points = NoiseFreePoints(
+        points = OraclePoints(
             cost[:, order],
             estimates[..., order],
             score[..., order],
-            backbones[0].test.image_id,
+            image_id,
             num_prices=num_prices,
             is_timed=False,
         )
@@ -382,7 +385,7 @@ def _measure_joint(
 
 
 def _score_at(
-    points: NoiseFreePoints, budgets: Floats, chooser: Chooser, weights: np.ndarray
+    points: OraclePoints, budgets: Floats, chooser: Chooser, weights: np.ndarray
 ) -> dict[Chooser, Floats]:
     """Return the scores of an oracle at the budgets, `[num_resamples, num_budgets]`."""
     _, line = points.measure(weights)

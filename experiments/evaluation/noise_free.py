@@ -81,8 +81,8 @@ def leave_one_out(score: ArrayLike) -> Floats:
     return (scores.sum(axis=0) - scores) / (len(scores) - 1)
 
 
-class NoiseFreePoints:
-    """Operating points of the oracle that chooses by `estimates` and is scored by `score`.
+class OraclePoints:
+    """Operating points of an oracle that chooses by `estimates` and is scored by `score`.
 
     Arguments are those of `measure_noise_free`. `cost` `[num_samples, num_scales]` are the costs.
     """
@@ -150,7 +150,7 @@ def measure_noise_free(
     both are `expect_scores`; for `resampled` the estimates are `leave_one_out(score)`. `timings` are those
     whose means the costs are, if costs are measured times.
     """
-    points = NoiseFreePoints(
+    points = OraclePoints(
         cost, estimates, score, image_id, num_prices=num_prices, is_timed=timings is not None
     )
     budgets = space_budgets(points.cost, num_budgets)

@@ -1,10 +1,12 @@
 """Comparison of backbones on one task: reading, tables, figures and a page."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.config import Provenance
 from experiments.evaluation.backbones import (
@@ -15,13 +17,12 @@ from experiments.evaluation.backbones import (
     label_of,
 )
 from experiments.evaluation.comparison import check_settings
-from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.costs import CostMeasure, list_cost_measures
 from experiments.evaluation.metric_table import Predictor
-from experiments.evaluation.policies import PredictorPolicy
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.draw import draw_page, draw_paper
-from experiments.reporting.evaluation import read_unseen
+from experiments.reporting.evaluation import list_policies, read_unseen
 from experiments.reporting.findings import describe_difference, describe_record
 from experiments.reporting.front_plot import plot_backbones
 from experiments.reporting.numbers import (
@@ -39,6 +40,7 @@ from experiments.results.timings import find_timings
 from experiments.tasks.sizes import Banner
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.files import write_json
 
 PAGE, RESULTS = "backbones.html", "backbones.json"
@@ -66,15 +68,15 @@ def read_backbones(
 
     Raises ValueError if the backbones were labelled on different data; no test split is opened then.
     """
-    manifests = {entry.name: read_manifest(entry.labels) for entry in folders}
-    first = folders[0].name
-    for name, manifest in manifests.items():
-        if manifest["fingerprints"]["data"] != manifests[first]["fingerprints"]["data"]:
+    first, *others = [(entry.name, read_manifest(entry.labels)["fingerprints"]) for entry in folders]
+    for name, fingerprints in others:
+        if fingerprints["data"] != first[1]["data"]:
             raise ValueError(
-                f"{first} and {name} were labelled on different data: label the task with the same settings "
-                "for both"
+                f"{first[0]} and {name} were labelled on different data: label the task with the same "
+                "settings for both"
             )
-        check_resampled(folders[list(manifests).index(name)].labels, manifest["fingerprints"])
+    for entry, (_, fingerprints) in zip(folders, (first, *others), strict=True):
+        check_resampled(entry.labels, fingerprints)
     prepared = [(entry, *_prepare(entry, batch_size)) for entry in folders]
     backbones, evaluations = [], {}
     for entry, calibration, estimates, measures in prepared:
@@ -86,15 +88,7 @@ def read_backbones(
             predictors={trained.name: trained.digest for trained in entry.trained},
             allow_unrecorded=allow_unrecorded,
         )
-        policies = [
-            PredictorPolicy(
-                trained.name,
-                estimates[trained.name],
-                trained.predictor.predict(test.inputs),
-                trained.prices.default,
-            )
-            for trained in entry.trained
-        ]
+        policies = list_policies(entry.trained, estimates, test)
         resampled = read_resampled(entry.labels, test.outcomes)
         backbones.append(
             BackboneSamples(entry.name, calibration, test.outcomes, policies, measures, resampled)
@@ -102,7 +96,9 @@ def read_backbones(
     return backbones, evaluations
 
 
-def _prepare(entry: BackboneFolders, batch_size: int) -> tuple[Any, Mapping[str, Any], Sequence[Any]]:
+def _prepare(
+    entry: BackboneFolders, batch_size: int
+) -> tuple[OutcomeTable, dict[str, np.ndarray], list[CostMeasure]]:
     """Return calibration outcomes, estimates on them by predictor, and cost measures."""
     calibration = read_unseen(entry.labels, entry.trained)
     predictors = {trained.name: trained.predictor for trained in entry.trained}

@@ -1,7 +1,7 @@
 """Evaluation of trained predictors, from label folder to report."""
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,12 +130,7 @@ def evaluate_predictors(
         predictors=digests,
         allow_unrecorded=allow_unrecorded,
     )
-    policies = [
-        PredictorPolicy(
-            entry.name, estimates[entry.name], entry.predictor.predict(test.inputs), entry.prices.default
-        )
-        for entry in trained
-    ]
+    policies = list_policies(trained, estimates, test)
     on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
     resampled = read_resampled(labels, test.outcomes)
     comparison, *others = (
@@ -218,6 +213,18 @@ def evaluate_predictors(
         seed=seed,
     )
     return findings
+
+
+def list_policies(
+    trained: Sequence[TrainedPredictor], estimates: Mapping[str, np.ndarray], test: Labels
+) -> list[PredictorPolicy]:
+    """Return the policies of predictors, given their estimates on the calibration samples by name."""
+    return [
+        PredictorPolicy(
+            entry.name, estimates[entry.name], entry.predictor.predict(test.inputs), entry.prices.default
+        )
+        for entry in trained
+    ]
 
 
 def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
