@@ -194,7 +194,8 @@ def write_sentences(comparison: BackboneComparison) -> list[str]:
                 )
         joint = matched.joint[-1]
         words = describe_difference(joint.gain, "the best one over a single backbone", comparison.confidence)
-        sentences.append(f"A {label_of(joint.chooser)} over the scales of all backbones scores {words}.")
+        oracle = label_of(joint.chooser)
+        sentences.append(f"An oracle over the scales of all backbones ({oracle}) scores {words}.")
     return sentences
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveVLM
 from predictor.cascades.hybrid import ExpectedGain, Hybrid
@@ -14,19 +13,9 @@ from predictor.classical.nearest import NearestNeighbours
 from predictor.features import Features
 from predictor.policy.pricing import OperatingPoint, PriceList
 from tests.experiments.labels.test_native_backbone import NativeBackbone
-from tests.predictor.adaptive.test_model import COLOR, COUNT, FIXTURE, make_parts
+from tests.predictor.adaptive.test_model import COLOR, COUNT, make_parts
 
 GATE = Features(visual=[], decoder_state=True)
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return [Image.open(FIXTURE / f"image{i}.png").convert("RGB") for i in range(2)]
 
 
 @pytest.fixture(scope="module")

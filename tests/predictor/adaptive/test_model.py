@@ -29,16 +29,6 @@ FREE = OperatingPoint(price=0, unit=1, cost=1, score=1)
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return LlavaBackbone(FIXTURE / "checkpoint", dtype="float32", device="cpu", max_new_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return [Image.open(FIXTURE / f"image{i}.png").convert("RGB") for i in range(2)]
-
-
-@pytest.fixture(scope="module")
 def inputs(backbone, images):
     encoded = backbone.encode(images)
     return make_inputs(
