@@ -7,7 +7,7 @@ plots as PDF and SVG.
 Examples:
     tokenscale evaluate  # the predictors that `tokenscale train` trained
     tokenscale evaluate predictor=mlp task=textvqa backbone=m3_llava_7b  # others of each
-    tokenscale evaluate num_resamples=1000 gallery=0                     # a faster one, without a gallery
+    tokenscale evaluate sensitive.only=sensitive  # only questions that need resolution, after `resample`
 """
 
 import logging
@@ -37,6 +37,7 @@ def main(config: DictConfig) -> float:
 
 def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     """Evaluate the predictors of a configuration; return the findings and its validation metric."""
+    from experiments.evaluation.sensitive_groups import Deciding
     from experiments.labels.division import check_labels
     from experiments.reporting.evaluation import evaluate_predictors
     from experiments.results.tracked import show_evaluation
@@ -69,6 +70,7 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
         joint=config.guarantee.joint,
         most_questions=config.guarantee.most_questions,
         num_resplits=config.guarantee.num_resplits,
+        deciding=Deciding(**config.sensitive),
         gallery=config.gallery,
         seed=config.seed,
     )

@@ -92,12 +92,15 @@ class DefaultPrice:
 
     Training chose `price` on the calibration samples (`predictor.policy.pricing`). `choice` `[num_samples]`
     are columns of scales; for a cascade, of the scale at which it stops. Of coinciding scales it is the
-    coarsest. With `is_best_fixed`, every answer is that of the best fixed scale. `confusion` `[num_scales +
-    1, num_scales]` counts samples by needed scale (last row: no scale answers them) and chosen scale.
+    coarsest. `cost` and `score` `[num_samples]` are those of each sample, overhead included. With
+    `is_best_fixed`, every answer is that of the best fixed scale. `confusion` `[num_scales + 1, num_scales]`
+    counts samples by needed scale (last row: no scale answers them) and chosen scale.
     """
 
     price: float
     choice: Columns
+    cost: Floats
+    score: Floats
     is_best_fixed: bool
     confusion: Columns
 
@@ -497,6 +500,7 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
     choice = points.default_scale
     is_best_fixed = bool((choice == table.test.coarsest[:, table.best_fixed]).all())
     confusion = count_confusions(table.test.score, choice)
+    samples = np.arange(len(choice))
     return PolicyResult(
         name=name,
         policy=points.policy,
@@ -505,7 +509,14 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
         budgets=table.budgets,
         cost=points.realized,
         chosen=points.chosen,
-        default=DefaultPrice(points.default.price, choice, is_best_fixed, confusion),
+        default=DefaultPrice(
+            points.default.price,
+            choice,
+            points.cost[samples, points.default.choice],
+            points.score[samples, points.default.choice],
+            is_best_fixed,
+            confusion,
+        ),
         verdicts=verdicts,
         reliability=reliability,
         metrics=metrics,

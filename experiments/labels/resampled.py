@@ -33,6 +33,15 @@ class Resampled:
     rows: NDArray[np.int64]
     score: Floats
 
+    def select(self, samples: NDArray[np.int64]) -> "Resampled | None":
+        """Return the scores for the test table of these samples alone; None if they have none."""
+        row_of = {int(sample): row for row, sample in enumerate(samples)}
+        kept = [column for column, row in enumerate(self.rows) if int(row) in row_of]
+        if not kept:
+            return None
+        rows = np.array([row_of[int(self.rows[column])] for column in kept])
+        return Resampled(rows, self.score[:, kept])
+
 
 @dataclass(frozen=True, eq=False)
 class Part:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from experiments.evaluation.guarantee import (
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
 from experiments.evaluation.published import find_published, relate
+from experiments.evaluation.sensitive_groups import BY_SAMPLED, Deciding, find_membership
+from experiments.evaluation.sensitivity import divide_by_sensitivity
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled
@@ -31,10 +34,18 @@ from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
+from experiments.reporting.sensitive import find_other_labels, read_other, select_group, write_subset
 from experiments.reporting.tables import write_tables
-from experiments.results.metrics_json import PICTURE, collect_extras, collect_metrics, write_results
+from experiments.results.metrics_json import (
+    PICTURE,
+    collect_extras,
+    collect_metrics,
+    collect_sensitive,
+    write_results,
+)
 from experiments.results.timings import find_timings
-from experiments.tasks.base import SPLITS, Task, check_data
+from experiments.tasks.base import Task, check_data
+from experiments.tasks.sizes import find_banners
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
@@ -69,6 +80,7 @@ def evaluate_predictors(
     joint: bool = False,
     most_questions: int | None = None,
     num_resplits: int = 1000,
+    deciding: Deciding = BY_SAMPLED,
     gallery: int = 6,
     seed: int = 0,
 ) -> Findings:
@@ -80,7 +92,10 @@ def evaluate_predictors(
     has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
     `latency`, if it has timings of these predictors on this machine. Writes metrics, tables, figures and
     report into `output`. `task` provides the images of the gallery. Images are resampled with
-    `bootstrap_seed`; only runs with the same one can be compared. `seed` selects the samples of the gallery.
+    `bootstrap_seed`; only runs with the same one can be compared. `deciding` says whose answers divide the
+    test questions by their need of resolution; labels of other backbones are read beside `labels`. If only
+    one group of them is evaluated, there are no guarantees, which hold for all questions together. `seed`
+    selects the samples of the gallery.
     Raises ValueError if labels, predictors and task do not belong together.
     """
     check_settings(
@@ -91,6 +106,7 @@ def evaluate_predictors(
     check_data(task, manifest, labels)
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
+    other_labels = find_other_labels(labels, deciding)
     calibration = read_unseen(labels, trained)
     estimates = {entry.name: entry.predictor.predict(calibration.inputs) for entry in trained}
     guarantees = {
@@ -122,17 +138,24 @@ def evaluate_predictors(
         else None,
     )
 
-    test, record = open_test(
-        labels,
-        records=records,
-        command=provenance.command,
-        configuration=provenance.config,
-        predictors=digests,
-        allow_unrecorded=allow_unrecorded,
-    )
+    opening: dict[str, Any] = {
+        "records": records,
+        "command": provenance.command,
+        "configuration": provenance.config,
+        "allow_unrecorded": allow_unrecorded,
+    }
+    test, record = open_test(labels, predictors=digests, **opening)
+    resampled = read_resampled(labels, test.outcomes)
+
+    read_other_outcomes = read_other(other_labels, lambda folder: open_test(folder, **opening)[0])
+    membership = find_membership(test.outcomes, resampled, deciding, read_other_outcomes)
+    subset = ""
+    if deciding.only is not None and membership is not None:
+        rows, subset = select_group(membership, deciding), write_subset(membership, deciding)
+        test, guarantees, membership = test.select(rows), {}, None
+        resampled = None if resampled is None else resampled.select(rows)
     policies = list_policies(trained, estimates, test)
     on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
-    resampled = read_resampled(labels, test.outcomes)
     comparison, *others = (
         compare_policies(
             calibration.outcomes,
@@ -174,6 +197,7 @@ def evaluate_predictors(
                 ),
             )
             for entry, policy in zip(trained, policies, strict=True)
+            if policy.name in guarantees
         ],
         starts_from=starts_from,
         units={entry.name: entry.prices.default.unit for entry in trained},
@@ -183,7 +207,14 @@ def evaluate_predictors(
             manifest.get("limit", {}).get("test"),
         ),
         record=record,
-        banners=find_label_banners(labels, SPLITS),
+        banners=[
+            *find_label_banners(labels, ("train", "calibration")),
+            *find_banners(test_images=comparison.num_images),
+        ],
+        subset=subset,
+        sensitive=None
+        if membership is None
+        else divide_by_sensitivity(comparison, test.outcomes, membership),
         cost_parts={measure.key: measure.mean_parts(test.outcomes) for measure in measures},
     )
     seeds = {entry.name: entry.seed for entry in trained}
@@ -197,6 +228,8 @@ def evaluate_predictors(
     )
     output.mkdir(parents=True, exist_ok=True)
     metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
+    if findings.sensitive is not None:
+        metrics["sensitive"] = collect_sensitive(findings.sensitive)
     write_results(output, metrics, comparison, others, findings.guarantees)
     title = f"{manifest['backbone']} on {manifest['task']}"
     write_tables(output / "tables", list_tables(findings))

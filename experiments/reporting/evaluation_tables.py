@@ -47,6 +47,7 @@ from experiments.reporting.numbers import (
     format_tokens,
 )
 from experiments.reporting.published_table import tabulate_published
+from experiments.reporting.sensitive import tabulate_sensitive
 from experiments.reporting.tables import Table
 from experiments.tasks.sizes import is_too_few
 
@@ -67,6 +68,8 @@ def list_tables(findings: Findings) -> list[Table]:
         tables.append(tabulate_coinciding(comparison))
     if comparison.noise_free:
         tables.append(tabulate_noise_free(comparison))
+    if findings.sensitive is not None:
+        tables.append(tabulate_sensitive(findings.sensitive, comparison))
     tables.append(tabulate_tests(comparison))
     if others:
         tables.append(tabulate_costs(others))

@@ -16,6 +16,7 @@ from experiments.evaluation.metrics import (
     to_best_fixed,
 )
 from experiments.evaluation.published import Published
+from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.guarantees import write_guarantee
@@ -27,6 +28,7 @@ from experiments.reporting.numbers import (
     is_known,
     write_number,
 )
+from experiments.reporting.sensitive import write_sensitive
 from experiments.tasks.sizes import Banner, is_too_few
 
 
@@ -37,7 +39,8 @@ class Findings:
     `others` are the same comparison in other cost measures. `starts_from` names, for each cascade, the
     predictor that it starts from, if any. Default prices of predictors are per `units` visual tokens, by
     name. `banners` warn of small numbers of images and samples. `cost_parts` holds, by cost measure and part,
-    the mean cost of that part of an answer at each scale, `[num_scales]`.
+    the mean cost of that part of an answer at each scale, `[num_scales]`. `sensitive` has the results on
+    questions that need resolution; `subset` says which test questions were evaluated, if not all.
     """
 
     comparison: Comparison
@@ -49,12 +52,18 @@ class Findings:
     record: EvaluationRecord | None = None
     banners: Sequence[Banner] = ()
     cost_parts: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    sensitive: SensitiveSplit | None = None
+    subset: str = ""
 
 
 def write_sentences(findings: Findings) -> list[str]:
     """Return the headline, its scope, the result at the default price, and further sentences if any."""
     comparison = findings.comparison
     sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
+    if findings.subset:
+        sentences.insert(0, findings.subset)
+    if findings.sensitive is not None:
+        sentences.append(write_sensitive(findings.sensitive, comparison))
     if comparison.coinciding.any():
         sentences.append(write_coinciding(comparison))
     if findings.guarantees:

@@ -58,7 +58,7 @@ def write_summary(findings: Findings) -> str:
     comparison, record = findings.comparison, findings.record
     parts = [
         f"{summarize(findings)}\n{_NOTE.format(unit=comparison.measure.unit)}",
-        f"{write_headline(comparison)}\n{write_default(comparison)}",
+        "\n".join(filter(None, [findings.subset, write_headline(comparison), write_default(comparison)])),
         frame_banners(findings.banners),
     ]
     if record is not None and not (record.is_recorded and record.is_new and record.evaluation == 1):

@@ -63,6 +63,10 @@ resample (`results.resamples`).
     published               only if there are published values: source, table, checkpoint, split, relation of
                             our test split to it (same, part, other, unknown), scores by scale, oracle_scale,
                             oracle_score (`evaluation.published`)
+    sensitive               only if answers decide about it (`evaluation.sensitivity`): num_divided questions,
+                            finest, downsampled (the deciding answers); per group (sensitive, insensitive,
+                            unanswered) num_samples, share, fixed (cost, score per scale), and per policy
+                            cost, score, to_finest at its default price
     flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (its
                             overhead per answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
@@ -101,6 +105,8 @@ from experiments.evaluation.metrics import (
 from experiments.evaluation.needs import list_types
 from experiments.evaluation.noise_free import NoiseFreeOracle
 from experiments.evaluation.published import Published
+from experiments.evaluation.sensitive_groups import GROUPS
+from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
 from experiments.results.resamples import RESAMPLES, collect_resamples, write_resamples
 from m3_backbone.outcomes.manifest import seal
@@ -389,6 +395,34 @@ def collect_extras(
             "oracle_score": published.oracle_score,
         }
     return content
+
+
+def collect_sensitive(split: SensitiveSplit) -> dict[str, Any]:
+    """Return the part `sensitive` of `metrics.json`."""
+
+    def collect_group(group: int) -> dict[str, Any]:
+        fixed = {"cost": split.fixed_cost, "score": split.fixed_score}
+        of_policies = {"cost": split.cost, "score": split.score, "to_finest": split.to_finest}
+        return {
+            "num_samples": int(split.num_samples[group]),
+            "share": metric_to_json(split.share[group]),
+            "fixed": [
+                {name: metric_to_json(values[group, column]) for name, values in fixed.items()}
+                for column in range(split.fixed_cost.value.shape[1])
+            ],
+            "predictors": {
+                policy: {name: metric_to_json(values[policy][group]) for name, values in of_policies.items()}
+                for policy in split.cost
+            },
+        }
+
+    membership = split.membership
+    return {
+        "num_divided": split.num_divided,
+        "finest": membership.finest,
+        "downsampled": membership.downsampled,
+        **{name: collect_group(group) for group, name in enumerate(GROUPS)},
+    }
 
 
 def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:

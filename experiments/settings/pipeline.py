@@ -1,6 +1,6 @@
 """Settings of `run` and its steps, and of `resample`."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge
 from pydantic import AfterValidator, Field, model_validator
@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from experiments.settings.base import (
     Built,
     Deferred,
+    FolderName,
     Labelled,
     NumImages,
     NumResamples,
@@ -198,6 +199,19 @@ class Intervals(Recorded):
     """coverage of the intervals; 0.95: 95%"""
 
 
+class Sensitive(Settings):
+    """Answers that decide which test questions need resolution."""
+
+    finest: FolderName
+    """whose answer at the finest scale decides: sampled, or a backbone with labels of the task"""
+    downsampled: FolderName
+    """whose answer at a coarser scale decides: sampled, or a backbone with labels of the task"""
+    scale: PositiveInt | None
+    """scale of the downsampled answer; null: the finest with at most a quarter of the visual tokens"""
+    only: Literal["sensitive", "insensitive"] | None
+    """group of questions that alone is evaluated; null: all questions"""
+
+
 class EvaluateSettings(Labelled, PredictorSettings, Tracked, Intervals, Printed):
     """`conf/settings/evaluate.yaml`."""
 
@@ -217,6 +231,7 @@ class EvaluateSettings(Labelled, PredictorSettings, Tracked, Intervals, Printed)
     bootstrap_seed: Seed
     """seed of the resamples"""
     guarantee: CheckedGuarantee
+    sensitive: Sensitive
     gallery: NonNegativeInt
     """samples in the gallery per type of success and failure; 0: none"""
 

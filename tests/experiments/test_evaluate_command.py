@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from experiments.config import Provenance
 from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry
+from experiments.evaluation.sensitive_groups import Deciding
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.reporting.findings import write_sentences
@@ -21,6 +23,7 @@ from experiments.tasks.base import Task
 from experiments.training.trained import TrainingSettings, identify, open_trained
 from experiments.training.trainer import train_predictors
 from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.cascades.cascade import Cascade
 from predictor.cascades.hybrid import Hybrid
 from predictor.classical.baselines import BestScalePerTask
@@ -75,6 +78,14 @@ def find_all(store):
 def count_records(store):
     path = store / "evaluations" / "small" / "synthetic.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def read_split(store):
+    """The test outcomes of the store."""
+    shards = sorted((store / "labels" / "outcomes").glob("*.parquet"))
+    tables = [OutcomeTable.from_arrow(pq.read_table(shard)) for shard in shards]
+    table = OutcomeTable.concat(tables)
+    return table.select([row for row, name in enumerate(table.image_id) if name.startswith("test")])
 
 
 def evaluate(store, output, **arguments):
@@ -241,4 +252,41 @@ def test_stale_resampled_answers_are_refused_before_the_test_split_is_read(store
             evaluate(store, tmp_path)
     finally:
         (stale.path / "test-00000.safetensors").unlink()
+    assert count_records(store) == before
+
+
+def test_sensitive_questions_have_a_table_and_can_be_evaluated_alone(store, tmp_path):
+    outcomes = read_split(store)
+    sampled = ResampledFolder(store / "labels", FINGERPRINTS, {"seed": 0})
+    sampled.begin(outcomes.sample_id)
+    score = np.zeros((2, len(outcomes), len(outcomes.scales)))
+    # The first 40 questions need resolution, the others are right at every scale.
+    score[:, :40, -1], score[:, 40:] = 1, 1
+    sampled.write("test-00000", list(outcomes.sample_id), score)
+    try:
+        findings = evaluate(store, tmp_path / "all")
+        metrics = json.loads((tmp_path / "all" / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["sensitive"]["sensitive"]["num_samples"] == 40
+        assert metrics["sensitive"]["insensitive"]["share"]["value"] == pytest.approx(1 - 40 / len(outcomes))
+        assert metrics["sensitive"]["sensitive"]["fixed"][-1]["score"]["value"] == pytest.approx(
+            outcomes.score[:40, -1].mean(), abs=1e-6
+        )
+        assert (tmp_path / "all" / "tables" / "sensitive.csv").is_file()
+        assert any("of the questions need resolution" in sentence for sentence in write_sentences(findings))
+        alone = evaluate(store, tmp_path / "alone", deciding=Deciding(only="sensitive"))
+        assert alone.comparison.num_samples == 40 and not alone.guarantees
+        assert f"Only 40 of {len(outcomes)} test questions are evaluated, the sensitive" in write_summary(
+            alone
+        )
+        np.testing.assert_allclose(alone.comparison.fixed_score.value, outcomes.score[:40].mean(axis=0))
+    finally:
+        (sampled.path / "test-00000.safetensors").unlink()
+
+
+def test_backbone_that_decides_needs_labels(store, tmp_path):
+    before = count_records(store)
+    with pytest.raises(
+        ValueError, match=r"sensitive\.downsampled=other: there are no labels of it in .*`token"
+    ):
+        evaluate(store, tmp_path, deciding=Deciding(downsampled="other"))
     assert count_records(store) == before

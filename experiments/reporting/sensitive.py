@@ -1,0 +1,135 @@
+"""The sensitive split of an evaluation: labels that decide about it, and its table and sentences."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.sensitive_groups import GROUPS, SAMPLED, Deciding, Membership
+from experiments.evaluation.sensitivity import SensitiveSplit
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.numbers import format_difference, format_score, format_tokens, has_interval
+from experiments.reporting.tables import Table
+from m3_backbone.outcomes.labels import Labels
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.table import OutcomeTable
+
+SENSITIVE, INSENSITIVE = (GROUPS.index(group) for group in ("sensitive", "insensitive"))
+_SHOWN = {"sensitive": SENSITIVE, "insensitive": INSENSITIVE}
+
+
+def find_other_labels(labels: Path, deciding: Deciding) -> dict[str, Path]:
+    """Return the label folders of the backbones whose answers decide, by name: those beside `labels`.
+
+    Raises ValueError if one of them has no labels of the task, or labels of other data.
+    """
+    own = read_manifest(labels)
+    folders = {}
+    for setting in ("finest", "downsampled"):
+        if (name := getattr(deciding, setting)) == SAMPLED:
+            continue
+        folder = labels.parent.parent / name / labels.name
+        try:
+            manifest = read_manifest(folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"sensitive.{setting}={name}: there are no labels of it in {folder}: run "
+                f"`tokenscale label backbone={name} task={own['task']}`, or give sampled"
+            ) from error
+        if manifest["fingerprints"]["data"] != own["fingerprints"]["data"]:
+            raise ValueError(
+                f"sensitive.{setting}={name}: the labels in {folder} are of other data than {labels}: label "
+                "both with the same settings of the task"
+            )
+        folders[name] = folder
+    return folders
+
+
+def read_other(
+    folders: dict[str, Path], open_test: Callable[[Path], Labels]
+) -> Callable[[str], OutcomeTable]:
+    """Return the function that reads the test outcomes of a backbone by its name."""
+    return lambda name: open_test(folders[name]).outcomes
+
+
+def select_group(membership: Membership, deciding: Deciding) -> np.ndarray:
+    """Return the test samples that are evaluated alone. Raises ValueError if there is none."""
+    assert deciding.only is not None
+    rows = membership.rows_of(deciding.only)
+    if not len(rows):
+        raise ValueError(
+            f"sensitive.only={deciding.only}: no test question is {_describe(deciding.only, membership)}"
+        )
+    return rows
+
+
+def _describe(group: str, membership: Membership) -> str:
+    downsampled = "wrong" if group == "sensitive" else "right"
+    return f"right by {membership.finest} and {downsampled} by {membership.downsampled}"
+
+
+def write_subset(membership: Membership, deciding: Deciding) -> str:
+    """Return the sentence that says which test questions alone were evaluated."""
+    assert deciding.only is not None
+    number = len(membership.rows_of(deciding.only))
+    return (
+        f"Only {number:,} of {len(membership.rows):,} test questions are evaluated, the {deciding.only} "
+        f"ones: {_describe(deciding.only, membership)}. Prices come from all calibration questions."
+    )
+
+
+def write_sensitive(split: SensitiveSplit, comparison: Comparison) -> str:
+    """Return the share of the sensitive questions, and what the first policy loses in each group."""
+    share = split.share[SENSITIVE]
+    groups = _describe("sensitive", split.membership)
+    sentence = f"{format_score(share)}% of the questions need resolution ({groups})"
+    name = comparison.policies[0].name
+    losses = [
+        f"{format_difference(split.to_finest[name][group])} points on {text}"
+        for group, text in ((SENSITIVE, "them"), (INSENSITIVE, "questions that do not need it"))
+        if split.num_samples[group] and has_interval(split.to_finest[name][group])
+    ]
+    if not losses:
+        return f"{sentence}."
+    return (
+        f"{sentence}; at its default price {name} scores, against the finest scale, {' and '.join(losses)}."
+    )
+
+
+def tabulate_sensitive(split: SensitiveSplit, comparison: Comparison) -> Table:
+    """Tabulate costs and scores of fixed scales and policies on sensitive and on insensitive questions."""
+    groups = [group for group in _SHOWN.values() if split.num_samples[group]]
+
+    def show(cost: Estimate, score: Estimate, to_finest: Estimate | None) -> tuple[str, ...]:
+        cells: list[str] = []
+        for group in groups:
+            difference = "-" if to_finest is None else format_difference(to_finest[group])
+            cells += [format_tokens(cost.value[group]), format_score(score[group]), difference]
+        return tuple(cells)
+
+    rows = [
+        (f"scale {scale}", *show(split.fixed_cost[:, column], split.fixed_score[:, column], None))
+        for column, scale in enumerate(comparison.scales)
+    ]
+    rows += [
+        (
+            f"{policy.name}, default price",
+            *show(*(values[policy.name] for values in (split.cost, split.score, split.to_finest))),
+        )
+        for policy in comparison.policies
+    ]
+    counts = "; ".join(
+        f"{group}: {_describe(group, split.membership)}, {split.num_samples[column]:,} questions, "
+        f"{format_score(split.share[column])}%"
+        for group, column in _SHOWN.items()
+    )
+    caption = (
+        f"Sensitive split of {split.num_divided:,} questions ({counts}): mean {comparison.measure.noun}, "
+        "score in percent, and difference to the finest scale in points"
+    )
+    header = ["policy"]
+    for group, column in _SHOWN.items():
+        if column in groups:
+            header += [f"{group}: {comparison.measure.unit}", f"{group}: score", f"{group}: to finest"]
+    return Table(caption, tuple(header), tuple(rows), name="sensitive")
