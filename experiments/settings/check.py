@@ -179,6 +179,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "resample": pipeline.ResampleSettings,
     "run": pipeline.RunSettings,
     "status": commands.StatusSettings,
+    "paper": commands.PaperSettings,
     "serve": commands.ServeSettings,
     "train": pipeline.TrainSettings,
     "train_backbone": backbone.TrainBackboneSettings,

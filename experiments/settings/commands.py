@@ -202,6 +202,54 @@ class StatusSettings(Labelled):
     """whether to print one JSON object in place of tables"""
 
 
+class PaperPaths(Settings):
+    """Folders of a paper, whose steps have labels and predictors of their own."""
+
+    outputs: PathText
+    """folder of all results"""
+    store: PathText
+    """not used: labels and predictors of a paper are in its folder"""
+    evaluations: PathText
+    """folder of the records of test evaluations"""
+    labels: None = None
+    """left null, as there are several tasks"""
+    predictors: None = None
+    """left null, as there are several tasks"""
+    latency: None = None
+    """left null, as there are several tasks"""
+
+
+class PaperStep(Settings):
+    """One command of a paper."""
+
+    command: str
+    """name of the command"""
+    arguments: list[str] = Field(default=[])
+    """its options; with -m it is a sweep"""
+    title: str = ""
+    """what the step shows; empty: it prepares others, as labelling does"""
+    needs: list[str] = Field(default=[])
+    """names of the steps whose results it reads"""
+    tables: list[str] = Field(default=[])
+    """names of tables in the folder of its run"""
+    figures: list[str] = Field(default=[])
+    """names of figures in the folder of its run"""
+
+
+class PaperSettings(Settings):
+    """`experiments.paper`."""
+
+    paths: PaperPaths
+    folder: PathText
+    """folder of tables, figures, page, labels and predictors"""
+    steps: list[str] | None
+    """names of steps to run, with those that they need; null: all"""
+    settings: list[str]
+    """options that every command gets if it has them"""
+    list_of_steps: Annotated[dict[str, PaperStep], Len(1)]
+    """steps by name: command, arguments, title, needs, tables and figures"""
+
+
 class ExportSettings(Labelled, Recorded):
     """`experiments.export`."""
 

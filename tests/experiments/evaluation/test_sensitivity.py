@@ -48,6 +48,7 @@ def test_sampled_answers_decide_for_the_questions_that_have_them(labels):
     score = np.zeros((4, 3, len(test.scales)))
     score[:3, :2, -1], score[:1, 0, 1], score[:3, 1, 1] = 1, 1, 1
     membership = find_membership(test, Resampled(rows, score), Deciding(scale=test.scales[1]), read_none)
+    assert membership is not None
     assert membership.rows.tolist() == [2, 5, 7]
     assert membership.group.tolist() == [1, 2, 0]
     assert membership.finest == f"4 sampled answers at scale {test.scales[-1]}"
@@ -69,6 +70,7 @@ def test_another_backbone_decides_but_not_with_the_scored_answers(labels):
         find_membership(test, None, deciding, lambda name: other)
     other.score[:] = np.roll(other.score, 1, axis=0)
     membership = find_membership(test, None, deciding, lambda name: other)
+    assert membership is not None
     assert membership.rows.tolist() == list(range(len(test) - 5))
     by_id = dict(zip(other.sample_id, other.score, strict=True))
     expected = find_groups(*np.array([by_id[sample][[-1, 0]] for sample in test.sample_id[:-5]]).T)
@@ -85,7 +87,7 @@ def test_finest_scale_is_no_downsampled_answer(labels):
 def test_results_of_each_group(labels):
     calibration, test = labels
     estimates = [np.random.default_rng(seed).random(table.score.shape) for seed, table in enumerate(labels)]
-    policy = PredictorPolicy("first", *estimates, None)
+    policy = PredictorPolicy("first", estimates[0], estimates[1])
     comparison = compare_policies(calibration, test, [policy], reference=None, num_resamples=200)
     rows = np.arange(3, len(test))
     group = np.random.default_rng(2).integers(0, 2, len(rows))
