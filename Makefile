@@ -10,7 +10,7 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check docs format clean
+.PHONY: help install run paper test test-slow check docs format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 run: $(INSTALLED) ## the embedded main job: label, train, evaluate; ends with where the report is
 	$(BIN)/python -m experiments.run $(ARGS)
+
+paper: $(INSTALLED) ## every table and figure of docs/results.md; ARGS="paper=short" for a look
+	$(BIN)/python -m experiments.paper $(ARGS)
 
 # One thread a worker: two workers with a thread pool each would fight over the same cores.
 test: $(INSTALLED) ## the tests, offline, on the CPU

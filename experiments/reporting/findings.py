@@ -28,7 +28,7 @@ from experiments.reporting.numbers import (
     is_known,
     write_number,
 )
-from experiments.reporting.sensitive import write_sensitive
+from experiments.reporting.sensitive import INSENSITIVE, SENSITIVE, describe_group
 from experiments.tasks.sizes import Banner, is_too_few
 
 
@@ -61,7 +61,7 @@ def write_sentences(findings: Findings) -> list[str]:
     comparison = findings.comparison
     sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
     if findings.subset:
-        sentences.insert(0, findings.subset)
+        sentences.insert(1, findings.subset)
     if findings.sensitive is not None:
         sentences.append(write_sensitive(findings.sensitive, comparison))
     if comparison.coinciding.any():
@@ -177,6 +177,26 @@ def write_default(comparison: Comparison) -> str:
         write_number(100 * bound, "+.1f").replace("-", MINUS) for bound in (difference.low, difference.high)
     )
     return f"{sentence} ({comparison.confidence:.0%} interval of the difference: {low} to {high} points)."
+
+
+def write_sensitive(split: SensitiveSplit, comparison: Comparison) -> str:
+    """Return the share of the questions that need resolution, and what the first policy loses on them."""
+    share, first = split.share[SENSITIVE], comparison.policies[0]
+    interval = ""
+    if has_interval(share):
+        low, high = (format_percent(bound) for bound in (share.low, share.high))
+        interval = f" ({comparison.confidence:.0%} interval {low} to {high})"
+    text = (
+        f"{format_percent(share.value)}% of the questions{interval} need resolution: they are "
+        f"{describe_group('sensitive', split.membership)}."
+    )
+    to_finest, confidence = split.to_finest[first.name], comparison.confidence
+    losses = [
+        f"{place} it scores {describe_difference(to_finest[group], 'the finest scale', confidence)}"
+        for group, place in ((SENSITIVE, "on them"), (INSENSITIVE, "on questions that do not need it"))
+        if split.num_samples[group]
+    ]
+    return f"{text} At the default price of {first.name}, {', '.join(losses)}." if losses else text
 
 
 def write_coinciding(comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.sensitive_groups import GROUPS, SAMPLED, Deciding, Membership
 from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
-from experiments.reporting.numbers import format_difference, format_score, format_tokens, has_interval
+from experiments.reporting.numbers import format_difference, format_score, format_tokens
 from experiments.reporting.tables import Table
 from m3_backbone.outcomes.labels import Labels
 from m3_backbone.outcomes.manifest import read_manifest
@@ -59,12 +59,13 @@ def select_group(membership: Membership, deciding: Deciding) -> np.ndarray:
     rows = membership.rows_of(deciding.only)
     if not len(rows):
         raise ValueError(
-            f"sensitive.only={deciding.only}: no test question is {_describe(deciding.only, membership)}"
+            f"sensitive.only={deciding.only}: no test question is {describe_group(deciding.only, membership)}"
         )
     return rows
 
 
-def _describe(group: str, membership: Membership) -> str:
+def describe_group(group: str, membership: Membership) -> str:
+    """Return which answers are right and which wrong in a group."""
     downsampled = "wrong" if group == "sensitive" else "right"
     return f"right by {membership.finest} and {downsampled} by {membership.downsampled}"
 
@@ -75,25 +76,7 @@ def write_subset(membership: Membership, deciding: Deciding) -> str:
     number = len(membership.rows_of(deciding.only))
     return (
         f"Only {number:,} of {len(membership.rows):,} test questions are evaluated, the {deciding.only} "
-        f"ones: {_describe(deciding.only, membership)}. Prices come from all calibration questions."
-    )
-
-
-def write_sensitive(split: SensitiveSplit, comparison: Comparison) -> str:
-    """Return the share of the sensitive questions, and what the first policy loses in each group."""
-    share = split.share[SENSITIVE]
-    groups = _describe("sensitive", split.membership)
-    sentence = f"{format_score(share)}% of the questions need resolution ({groups})"
-    name = comparison.policies[0].name
-    losses = [
-        f"{format_difference(split.to_finest[name][group])} points on {text}"
-        for group, text in ((SENSITIVE, "them"), (INSENSITIVE, "questions that do not need it"))
-        if split.num_samples[group] and has_interval(split.to_finest[name][group])
-    ]
-    if not losses:
-        return f"{sentence}."
-    return (
-        f"{sentence}; at its default price {name} scores, against the finest scale, {' and '.join(losses)}."
+        f"ones: {describe_group(deciding.only, membership)}. Prices come from all calibration questions."
     )
 
 
@@ -120,7 +103,7 @@ def tabulate_sensitive(split: SensitiveSplit, comparison: Comparison) -> Table:
         for policy in comparison.policies
     ]
     counts = "; ".join(
-        f"{group}: {_describe(group, split.membership)}, {split.num_samples[column]:,} questions, "
+        f"{group}: {describe_group(group, split.membership)}, {split.num_samples[column]:,} questions, "
         f"{format_score(split.share[column])}%"
         for group, column in _SHOWN.items()
     )
