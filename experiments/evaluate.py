@@ -71,6 +71,7 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
         most_questions=config.guarantee.most_questions,
         num_resplits=config.guarantee.num_resplits,
         deciding=Deciding(**config.sensitive),
+        tariff=instantiate(config.tariff, _convert_="all") if config.get("tariff") else None,
         gallery=config.gallery,
         seed=config.seed,
     )

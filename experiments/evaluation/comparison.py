@@ -44,7 +44,7 @@ from experiments.evaluation.metrics import (
     score_at_budgets,
 )
 from experiments.evaluation.noise_free import NoiseFreeOracle, list_noise_free
-from experiments.evaluation.policies import Policy, ScoredSamples
+from experiments.evaluation.policies import Paths, Policy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import (
     Bootstrapped,
@@ -92,13 +92,16 @@ class DefaultPrice:
 
     Training chose `price` on the calibration samples (`predictor.policy.pricing`). `choice` `[num_samples]`
     are columns of scales; for a cascade, of the scale at which it stops. Of coinciding scales it is the
-    coarsest. `cost` and `score` `[num_samples]` are those of each sample, overhead included. With
-    `is_best_fixed`, every answer is that of the best fixed scale. `confusion` `[num_scales + 1, num_scales]`
-    counts samples by needed scale (last row: no scale answers them) and chosen scale.
+    coarsest. `path` `[num_samples]` are numbers of `paths`: the scales that are tried. `cost` and `score`
+    `[num_samples]` are those of each sample, overhead included. With `is_best_fixed`, every answer is that of
+    the best fixed scale. `confusion` `[num_scales + 1, num_scales]` counts samples by needed scale (last row:
+    no scale answers them) and chosen scale.
     """
 
     price: float
     choice: Columns
+    paths: Paths
+    path: Columns
     cost: Floats
     score: Floats
     is_best_fixed: bool
@@ -512,6 +515,8 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
         default=DefaultPrice(
             points.default.price,
             choice,
+            points.paths,
+            points.default.choice,
             points.cost[samples, points.default.choice],
             points.score[samples, points.default.choice],
             is_best_fixed,

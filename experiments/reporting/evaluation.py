@@ -23,6 +23,7 @@ from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.sensitive_groups import BY_SAMPLED, Deciding, find_membership
 from experiments.evaluation.sensitivity import divide_by_sensitivity
+from experiments.evaluation.tariff import Tariff, measure_savings
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled
@@ -40,6 +41,7 @@ from experiments.results.metrics_json import (
     PICTURE,
     collect_extras,
     collect_metrics,
+    collect_savings,
     collect_sensitive,
     write_results,
 )
@@ -81,6 +83,7 @@ def evaluate_predictors(
     most_questions: int | None = None,
     num_resplits: int = 1000,
     deciding: Deciding = BY_SAMPLED,
+    tariff: Tariff | None = None,
     gallery: int = 6,
     seed: int = 0,
 ) -> Findings:
@@ -94,7 +97,8 @@ def evaluate_predictors(
     report into `output`. `task` provides the images of the gallery. Images are resampled with
     `bootstrap_seed`; only runs with the same one can be compared. `deciding` says whose answers divide the
     test questions by their need of resolution; labels of other backbones are read beside `labels`. If only
-    one group of them is evaluated, there are no guarantees, which hold for all questions together. `seed`
+    one group of them is evaluated, there are no guarantees, which hold for all questions together. With a
+    `tariff`, costs are also measured by it. `seed`
     selects the samples of the gallery.
     Raises ValueError if labels, predictors and task do not belong together.
     """
@@ -144,6 +148,13 @@ def evaluate_predictors(
         "configuration": provenance.config,
         "allow_unrecorded": allow_unrecorded,
     }
+    by_length = []
+    if tariff is not None:
+        if options is not None:
+            raise ValueError("tariff: imported outcomes have costs of their own: leave it out")
+        by_length = tariff.list_measures(next((m for m in measures if m.key == "flops"), None))
+        measures.append(by_length[0])
+
     test, record = open_test(labels, predictors=digests, **opening)
     resampled = read_resampled(labels, test.outcomes)
 
@@ -215,6 +226,7 @@ def evaluate_predictors(
         sensitive=None
         if membership is None
         else divide_by_sensitivity(comparison, test.outcomes, membership),
+        savings=None if tariff is None else measure_savings(comparison, test.outcomes, tariff, by_length),
         cost_parts={measure.key: measure.mean_parts(test.outcomes) for measure in measures},
     )
     seeds = {entry.name: entry.seed for entry in trained}
@@ -230,6 +242,8 @@ def evaluate_predictors(
     metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
     if findings.sensitive is not None:
         metrics["sensitive"] = collect_sensitive(findings.sensitive)
+    if findings.savings is not None:
+        metrics["output_lengths"] = collect_savings(findings.savings)
     write_results(output, metrics, comparison, others, findings.guarantees)
     title = f"{manifest['backbone']} on {manifest['task']}"
     write_tables(output / "tables", list_tables(findings))

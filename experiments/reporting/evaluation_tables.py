@@ -5,7 +5,7 @@ table needs a function here and a line in `list_tables`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from experiments.evaluation.metrics import (
 from experiments.evaluation.noise_free import NOISE_FREE
 from experiments.evaluation.policy_table import FINEST
 from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.tariff import Savings
 from experiments.reporting.calibration_display import tabulate_calibration
 from experiments.reporting.findings import Findings
 from experiments.reporting.guarantees import tabulate_guarantees
@@ -76,6 +77,8 @@ def list_tables(findings: Findings) -> list[Table]:
     for other in others:
         if parts := findings.cost_parts.get(other.measure.key):
             tables.append(tabulate_parts(other, parts))
+    if findings.savings is not None:
+        tables.append(tabulate_savings(findings.savings))
     if any(result.reliability is not None for result in comparison.policies):
         tables.append(tabulate_calibration(comparison))
     if findings.guarantees:
@@ -295,6 +298,24 @@ def tabulate_costs(comparisons: Sequence[Comparison]) -> Table:
     notes = [describe_timings(comparison.measure) for comparison in comparisons]
     caption = "; ".join([caption, *filter(None, notes)])
     return Table(caption, tuple(header), tuple(map(tuple, rows)), name="costs")
+
+
+def tabulate_savings(savings: Savings) -> Table:
+    """Tabulate costs by a tariff and what they save of the finest scale's, by length of the answers."""
+    lengths = savings.tariff.output_tokens
+    rows = [("finest scale", *(cell for cost in savings.finest.value for cell in (format_small(cost), "-")))]
+    for name, cost in savings.cost.items():
+        cells = [
+            (format_small(cost.value[position]), format_share(savings.saved[name][position]))
+            for position in range(len(lengths))
+        ]
+        rows.append((f"{name}, default price", *chain.from_iterable(cells)))
+    header = [text for number in lengths for text in (f"{number:,} output: cost", "saved")]
+    caption = (
+        f"Mean {savings.tariff.unit} per question by the tariff {savings.tariff.name}, and the share of the "
+        "finest scale's that is saved, by number of output tokens of every answer"
+    )
+    return Table(caption, ("policy", *header), tuple(rows), name="output_lengths")
 
 
 def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> Table:

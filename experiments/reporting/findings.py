@@ -18,6 +18,7 @@ from experiments.evaluation.metrics import (
 from experiments.evaluation.published import Published
 from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.tariff import Savings
 from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import (
@@ -41,6 +42,7 @@ class Findings:
     name. `banners` warn of small numbers of images and samples. `cost_parts` holds, by cost measure and part,
     the mean cost of that part of an answer at each scale, `[num_scales]`. `sensitive` has the results on
     questions that need resolution; `subset` says which test questions were evaluated, if not all.
+    `savings` has the costs by a tariff for answers of several lengths.
     """
 
     comparison: Comparison
@@ -54,6 +56,7 @@ class Findings:
     cost_parts: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     sensitive: SensitiveSplit | None = None
     subset: str = ""
+    savings: Savings | None = None
 
 
 def write_sentences(findings: Findings) -> list[str]:

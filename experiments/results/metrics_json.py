@@ -67,6 +67,10 @@ resample (`results.resamples`).
                             finest, downsampled (the deciding answers); per group (sensitive, insensitive,
                             unanswered) num_samples, share, fixed (cost, score per scale), and per policy
                             cost, score, to_finest at its default price
+    output_lengths          only with a tariff (`evaluation.tariff`): tariff, unit; per number of output
+                            tokens finest (cost), and per policy cost and saved (share of that cost)
+    tariff                  only with a tariff: the same comparison in its unit, as `flops`, for answers
+                            of its first number of output tokens
     flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (its
                             overhead per answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
@@ -108,6 +112,7 @@ from experiments.evaluation.published import Published
 from experiments.evaluation.sensitive_groups import GROUPS
 from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.tariff import Savings
 from experiments.results.resamples import RESAMPLES, collect_resamples, write_resamples
 from m3_backbone.outcomes.manifest import seal
 from m3_backbone.outcomes.options import NamedScale
@@ -422,6 +427,28 @@ def collect_sensitive(split: SensitiveSplit) -> dict[str, Any]:
         "finest": membership.finest,
         "downsampled": membership.downsampled,
         **{name: collect_group(group) for group, name in enumerate(GROUPS)},
+    }
+
+
+def collect_savings(savings: Savings) -> dict[str, Any]:
+    """Return the part `output_lengths` of `metrics.json`."""
+    return {
+        "tariff": savings.tariff.name,
+        "unit": savings.tariff.unit,
+        "lengths": [
+            {
+                "output_tokens": number,
+                "finest": metric_to_json(savings.finest, position),
+                "predictors": {
+                    name: {
+                        "cost": metric_to_json(savings.cost[name], position),
+                        "saved": metric_to_json(savings.saved[name], position),
+                    }
+                    for name in savings.cost
+                },
+            }
+            for position, number in enumerate(savings.tariff.output_tokens)
+        ],
     }
 
 

@@ -232,6 +232,8 @@ class EvaluateSettings(Labelled, PredictorSettings, Tracked, Intervals, Printed)
     """seed of the resamples"""
     guarantee: CheckedGuarantee
     sensitive: Sensitive
+    tariff: Built | None = None
+    """prices of tokens and operations, for costs in currency or joules; null: none"""
     gallery: NonNegativeInt
     """samples in the gallery per type of success and failure; 0: none"""
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,8 @@ def test_every_step_of_the_committed_lists_is_a_valid_command(name):
     conf = find_config_dir()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         config = compose("paper", [f"paper={name}"])
-    steps = read_steps(OmegaConf.to_container(config.list_of_steps, resolve=True))
+    entries: Any = OmegaConf.to_container(config.list_of_steps, resolve=True)
+    steps = read_steps(entries)
     for step in steps:
         words = write_command(step, Path("folder"), list(config.settings), Path("records"))
         assert find_wrong_argument(conf, step.command, words[2:]) is None, step.name

@@ -1,0 +1,165 @@
+"""Costs by a tariff, in currency or joules, and what is left of a saving when answers are long.
+
+A tariff is linear in what an answer uses. The cost of an answer of n tokens at scale s is
+
+    request + input_token * (visual tokens(s) + question tokens) + gflop * GFLOPs(s) + output_token * n
+
+with GFLOPs of vision pass, prefill and predictor. Visual tokens are saved once and output tokens are paid at
+every scale, so the share that a coarser scale saves falls with n. An answer that a cascade tries and rejects
+has n tokens too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Len
+
+from experiments.evaluation.comparison import Comparison
+from experiments.evaluation.costs import PREFILL, CostMeasure, Part
+from experiments.evaluation.fronts import Floats
+from experiments.evaluation.policies import ScoredSamples
+from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from m3_backbone.arguments import NonNegativeFloat, PositiveInt
+from m3_backbone.outcomes.table import OutcomeTable
+
+DECODE = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tariff:
+    """Prices in `unit` of one request, one input token, one output token and one GFLOP.
+
+    Questions are counted without the rest of the prompt, which is the same at every scale: its price belongs
+    to `request`. `output_tokens` are the lengths of answers that are compared; fronts are drawn for the
+    first. Raises ValueError if everything is free, or if lengths are not increasing.
+    """
+
+    name: str
+    unit: str
+    request: NonNegativeFloat = 0.0
+    input_token: NonNegativeFloat = 0.0
+    output_token: NonNegativeFloat = 0.0
+    gflop: NonNegativeFloat = 0.0
+    output_tokens: Annotated[Sequence[PositiveInt], Len(1)] = (1, 30, 300, 3000)
+
+    def __post_init__(self) -> None:
+        if not self.input_token and not self.gflop:
+            raise ValueError(
+                f"tariff {self.name}: every scale costs the same: give a price for input_token or for gflop"
+            )
+        if list(self.output_tokens) != sorted(set(self.output_tokens)):
+            raise ValueError(f"tariff.output_tokens={list(self.output_tokens)}: give increasing numbers")
+
+    def list_measures(self, flops: CostMeasure | None) -> list[CostMeasure]:
+        """Return the cost measure for each length of the answers.
+
+        `flops` are the costs in GFLOPs. Raises ValueError if they are not known and have a price.
+        """
+        if self.gflop and flops is None:
+            raise ValueError(
+                f"tariff {self.name} has a price for a GFLOP, and the labels have no FLOPs: run `tokenscale "
+                "label` again with the same settings, or choose a tariff of tokens"
+            )
+        return [self._measure(number, flops) for number in self.output_tokens]
+
+    def _measure(self, num_output: int, flops: CostMeasure | None) -> CostMeasure:
+        parts = [
+            Part("input tokens", partial(_price_tokens, self.request, self.input_token)),
+            Part(DECODE, partial(_price_answer, self.output_token * num_output)),
+        ]
+        measure = CostMeasure(
+            "tariff",
+            self.unit,
+            f"mean {self.unit} per question by the tariff {self.name}, {num_output:,} output "
+            f"token{'s' if num_output > 1 else ''}",
+            parts,
+        )
+        if flops is None or not self.gflop:
+            return measure
+        priced = [replace(part, of=partial(_scale, self.gflop, part.of)) for part in flops.parts]
+        assert PREFILL in {part.name for part in priced}
+        prefill = flops.coarsest_prefill
+        return replace(
+            measure,
+            parts=[*priced, *parts],
+            overhead={name: self.gflop * gflops for name, gflops in flops.overhead.items()},
+            vision_readers=flops.vision_readers,
+            state_readers=flops.state_readers,
+            coarsest_prefill=None if prefill is None else partial(_scale, self.gflop, prefill),
+        )
+
+
+def _price_tokens(request: float, input_token: float, table: OutcomeTable) -> Floats:
+    question = np.array([len(ids) for ids in table.question_ids], dtype=np.float64)
+    return request + input_token * (table.cost + question[:, None])
+
+
+def _price_answer(price: float, table: OutcomeTable) -> Floats:
+    return np.full((len(table), len(table.scales)), price)
+
+
+def _scale(factor: float, of: Any, table: OutcomeTable) -> Floats:
+    scaled: Floats = factor * of(table)
+    return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Savings:
+    """Mean costs by a tariff at each length of the answers, with intervals over images.
+
+    `finest` `[num_lengths]` are those of the finest scale; `cost` and `saved`, by policy, `[num_lengths]`
+    those of its default price, and one minus their ratio.
+    """
+
+    tariff: Tariff
+    finest: Estimate
+    cost: Mapping[str, Estimate]
+    saved: Mapping[str, Estimate]
+
+
+def measure_savings(
+    comparison: Comparison, test: OutcomeTable, tariff: Tariff, measures: Sequence[CostMeasure]
+) -> Savings:
+    """Return the costs of the policies of a comparison at their default prices.
+
+    `measures` are those of the tariff (`Tariff.list_measures`), `test` the samples of the comparison.
+    Intervals use as many resamples, and the same seed, as the comparison.
+    """
+    image, samples = number_images(test.image_id), np.arange(len(test))
+    costs: dict[str, list[Floats]] = {"": [measure.of(test)[:, -1] for measure in measures]}
+    for policy in comparison.policies:
+        default = policy.default
+        costs[policy.name] = [
+            default.paths.cost(ScoredSamples.of(test, measure, policy.name))[samples, default.path]
+            + measure.overhead_of(policy.name)
+            for measure in measures
+        ]
+    sums = {
+        name: np.column_stack([np.bincount(image, weights=cost) for cost in by_length])
+        for name, by_length in costs.items()
+    }
+    counts = np.bincount(image).astype(np.float64)
+
+    def measure_all(weights: Floats) -> dict[Any, Floats]:
+        number = (weights @ counts)[:, None]
+        means = {name: (weights @ summed) / number for name, summed in sums.items()}
+        saved = {("saved", name): 1 - mean / means[""] for name, mean in means.items() if name}
+        return {("cost", name): mean for name, mean in means.items()} | saved
+
+    estimates = bootstrap(
+        measure_all,
+        len(counts),
+        num_resamples=comparison.num_resamples,
+        seed=comparison.bootstrap_seed,
+        confidence=comparison.confidence,
+    )
+    names = [policy.name for policy in comparison.policies]
+    return Savings(
+        tariff,
+        estimates["cost", ""],
+        {name: estimates["cost", name] for name in names},
+        {name: estimates["saved", name] for name in names},
+    )
