@@ -97,6 +97,7 @@ def test_script_runs_the_installed_command_beside_other_experiments(script, own_
     assert str(ROOT) not in done.stdout
 
 
+@pytest.mark.slow
 def test_script_finds_the_modules_of_the_user(script, own_experiments):
     done = run_script(script, own_experiments, "bench_labelling", "task._target_=my_task.MyTask")
     assert done.returncode == 2
@@ -109,6 +110,7 @@ def test_script_names_an_unknown_command(script, tmp_path):
     assert done.stderr.startswith("error: lable: no such command, give one of answer, ")
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_run_the_installed_command_beside_other_experiments(script, own_experiments):
     """Submitit starts them with `python -m`, which otherwise looks into the working directory first."""
     arguments = ("compare", "-m", "hydra/launcher=submitit_local", "runs=nowhere,elsewhere")

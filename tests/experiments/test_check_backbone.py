@@ -136,6 +136,7 @@ class Answers(torch.utils.data.Dataset):
         return torch.tensor(self.backbone.answer(self.backbone.encode([IMAGE]), ["Why?"], 16)[0].token_ids)
 
 
+@pytest.mark.slow
 def test_random_backbone_answers_the_same_in_a_worker():
     backbone = open_random()
     folder = backbone.checkpoint.folder
@@ -147,6 +148,7 @@ def test_random_backbone_answers_the_same_in_a_worker():
     assert folder.is_dir()  # the end of the worker did not remove it
 
 
+@pytest.mark.slow
 def test_the_folder_is_removed_with_its_process_and_not_with_a_fork():
     code = """
 import os

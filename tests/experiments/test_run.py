@@ -59,6 +59,7 @@ def test_main_job(run_main, tmp_path, capsys):
     assert run_main("outputs/from_scratch", "another_store") == first
 
 
+@pytest.mark.slow
 def test_timing_is_left_out_where_it_is_not_asked_for(tmp_path, monkeypatch, caplog):
     """As on a machine that evaluates what another one labelled, and need not load the backbone."""
     monkeypatch.chdir(tmp_path)

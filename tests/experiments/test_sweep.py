@@ -38,6 +38,7 @@ def sweep(labels, store, *overrides):
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.slow), "submitit_local"])
+@pytest.mark.slow
 def test_jobs_at_the_same_time_leave_predictors_of_their_own(labels, tmp_path, launcher):
     parallel = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=5"]
     made = sweep(labels, tmp_path, f"hydra/launcher={launcher}", *parallel)
@@ -80,7 +81,9 @@ def search(command, output, *overrides):
     return {trial.params["words"]: trial.value for trial in study.trials}
 
 
-@pytest.mark.parametrize("metric", ["validation/gap_share", "validation/value"])
+@pytest.mark.parametrize(
+    "metric", ["validation/gap_share", pytest.param("validation/value", marks=pytest.mark.slow)]
+)
 def test_an_optimising_sweep_sees_validation_alone(tmp_path, metric):
     """Two label folders that differ in their test split alone: Optuna sees the same values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -208,6 +208,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_the_memory_of_any_picture_is_bounded_for_every_preprocessing(tmp_path):
     """1 x 16384 at 336 to the shorter side would be 5.5 million rows of 336 pixels: 7.4 gigabytes."""
     sizes = [(1, 16_384), (16_384, 1), (2, 12_000), (4000, 3000)]

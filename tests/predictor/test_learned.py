@@ -55,6 +55,7 @@ def trained():
     return fit(train=TRAIN, validation=VALIDATION, max_epochs=14)
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_question_alone_cannot_tell(trained):
     """Bounds are known: the value of the true chances, and of the best estimates without the picture.
 

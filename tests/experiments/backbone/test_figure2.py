@@ -150,6 +150,7 @@ def test_models_that_answered_other_questions_are_not_compared():
         compare_variants(VARIANTS, tables, (0,), num_resamples=10)
 
 
+@pytest.mark.slow
 def test_the_whole_command_at_a_tiny_size(tmp_path, capsys):
     overrides = [
         "image={image_size: 64, patch_size: 16}",

@@ -32,6 +32,7 @@ def train(folder, *overrides):
     return folder / "checkpoint"
 
 
+@pytest.mark.slow
 def test_trains_a_backbone_that_answers_goes_on_and_serves_as_a_start(tmp_path, capsys):
     checkpoint = train(tmp_path / "first")
     assert f"backbone.checkpoint={checkpoint}" in capsys.readouterr().out
@@ -132,6 +133,7 @@ def test_stream_depends_on_the_number_of_the_picture_alone(processor):
     assert all(len(whole[index]["conversation"].turns.unique()) > 1 for index in range(30))
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_the_piece_and_not_the_training(tmp_path, capsys):
     pieces = 0
     while not (tmp_path / "checkpoint").is_dir():
@@ -147,6 +149,7 @@ def test_a_time_limit_ends_the_piece_and_not_the_training(tmp_path, capsys):
     assert torch.load(tmp_path / "model" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_gpu_runs_at_a_small_size(tmp_path):
     one_epoch = "num_pictures: 4, pictures_per_epoch: 4, batch_size: 2, num_workers: 0"
     checkpoint = train(

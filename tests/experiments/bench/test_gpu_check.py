@@ -27,6 +27,7 @@ def call(monkeypatch, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_command_writes_page_and_results(call, capsys, tmp_path):
     call("steps=[facts, 'parity/m3, float32', varlen, 'labelling/1']")
     assert "report: out/gpu_check.html" in capsys.readouterr().out

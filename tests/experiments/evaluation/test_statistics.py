@@ -17,6 +17,7 @@ NUM_DATA_SETS = 500
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0], ids=["questions apart", "questions of an image alike"])
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say(spread):
     """Difference between a policy and a fixed scale, 150 images with one to seven questions on each.
 
@@ -119,6 +120,7 @@ def test_p_values_by_hand():
     assert Bootstrapped(np.array(1.0), np.ones(1)).floor == 1
 
 
+@pytest.mark.slow
 def test_p_values_are_as_rare_as_they_say():
     """Of differences that are noise alone, 5% have a p-value of at most 0.05 (three standard errors)."""
     rng = np.random.default_rng(3)
@@ -198,6 +200,7 @@ def test_what_shares_its_seeds_draws_the_same_ones():
     assert (renamed.resamples - one.resamples).var() == pytest.approx(2 * luck.var() / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_intervals_over_seeds_cover_what_training_gives_on_average():
     """Six seeds spread their mean somewhat more than the images do; that has to be in the interval."""
     covered = {"seeds": 0, "fixed": 0}

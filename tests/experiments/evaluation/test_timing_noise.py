@@ -125,11 +125,13 @@ def simulate(*, timed: bool) -> dict[str, float]:
     return {name: count / NUM_SIMULATED for name, count in covered.items()}
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_when_timings_are_noisy():
     covered = simulate(timed=True)
     assert all(0.92 <= share <= 0.98 for share in covered.values()), covered
 
 
+@pytest.mark.slow
 def test_intervals_that_take_timings_as_exact_do_not():
     covered = simulate(timed=False)
     # Of a fixed scale they are one number.

@@ -18,6 +18,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_the_table_equals_an_undisturbed_one(tmp_path):
     undisturbed = start(tmp_path / "undisturbed" / "labels")
     folder = tmp_path / "killed" / "labels"

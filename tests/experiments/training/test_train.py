@@ -189,6 +189,7 @@ def test_the_command_says_what_is_missing(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_as_undisturbed(labels, tmp_path):
     """SIGKILL once a checkpoint is there; the second run goes on from it and leaves the same weights."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

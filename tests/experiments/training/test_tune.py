@@ -88,6 +88,7 @@ def kill_during_a_trial(worker, path):
 @pytest.mark.parametrize(
     ("storage", "num_trials"), [pytest.param(None, 40, marks=pytest.mark.slow), ("shared.journal", 40)]
 )
+@pytest.mark.slow
 def test_two_workers_one_killed_end_with_all_trials_finished(labels, tmp_path, storage, num_trials):
     folder = tmp_path / "study"
     path = f"{tmp_path / storage}" if storage else f"sqlite:///{folder / 'study.db'}"
