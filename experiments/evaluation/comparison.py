@@ -92,12 +92,14 @@ class DefaultPrice:
 
     Training chose `price` on the calibration samples (`predictor.policy.pricing`). `choice` `[num_samples]`
     are columns of scales; for a cascade, of the scale at which it stops. Of coinciding scales it is the
-    coarsest. With `is_best_fixed`, every answer is that of the best fixed scale. `confusion` `[num_scales +
+    coarsest. `start` `[num_samples]` are the columns of the scales that are tried first: `choice`, except for
+    a cascade. With `is_best_fixed`, every answer is that of the best fixed scale. `confusion` `[num_scales +
     1, num_scales]` counts samples by needed scale (last row: no scale answers them) and chosen scale.
     """
 
     price: float
     choice: Columns
+    start: Columns
     is_best_fixed: bool
     confusion: Columns
 
@@ -505,7 +507,7 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
         budgets=table.budgets,
         cost=points.realized,
         chosen=points.chosen,
-        default=DefaultPrice(points.default.price, choice, is_best_fixed, confusion),
+        default=DefaultPrice(points.default.price, choice, points.default_start, is_best_fixed, confusion),
         verdicts=verdicts,
         reliability=reliability,
         metrics=metrics,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from experiments.config import Provenance
 from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
@@ -30,8 +31,9 @@ from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
-from experiments.reporting.report import write_report
+from experiments.reporting.report import FailuresLink, write_report
 from experiments.reporting.tables import write_tables
+from experiments.reporting.views import CardViews, GridRule, Viewer, view_sample
 from experiments.results.metrics_json import PICTURE, collect_extras, collect_metrics, write_results
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
@@ -71,6 +73,8 @@ def evaluate_predictors(
     num_resplits: int = 1000,
     gallery: int = 6,
     seed: int = 0,
+    viewer: Viewer | None = None,
+    failures: FailuresLink = FailuresLink(),
 ) -> Findings:
     """Compare trained predictors, the first of which is the main one of the report, and return the findings.
 
@@ -80,7 +84,8 @@ def evaluate_predictors(
     has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
     `latency`, if it has timings of these predictors on this machine. Writes metrics, tables, figures and
     report into `output`. `task` provides the images of the gallery. Images are resampled with
-    `bootstrap_seed`; only runs with the same one can be compared. `seed` selects the samples of the gallery.
+    `bootstrap_seed`; only runs with the same one can be compared. `seed` selects the samples of the gallery, whose images `viewer` shows as
+    the backbone sees them.
     Raises ValueError if labels, predictors and task do not belong together.
     """
     check_settings(
@@ -200,18 +205,30 @@ def evaluate_predictors(
     write_results(output, metrics, comparison, others, findings.guarantees)
     title = f"{manifest['backbone']} on {manifest['task']}"
     write_tables(output / "tables", list_tables(findings))
-    write_report(
+    picture, figures = write_figures(output, comparison, test.outcomes, title)
+    rule = GridRule.of(test)
+
+    def view(row: int, image: Image.Image) -> CardViews:
+        return view_sample(
+            image, test.outcomes.scales, test.outcomes.visual_tokens[row].tolist(), rule, viewer
+        )
+
+    page_tables = write_report(
         output / REPORT,
         findings,
         test.outcomes,
         policies[0].test,
         title=title,
-        picture=write_figures(output, comparison, test.outcomes, title),
+        picture=picture,
         read_image=task.image,
         provenance=provenance,
         per_category=gallery,
         seed=seed,
+        view=view,
+        figures=figures,
+        failures=failures,
     )
+    write_tables(output / "tables", page_tables)
     return findings
 
 
@@ -261,17 +278,19 @@ def rename_duplicates(cascades: Sequence[CascadeEntry], taken: Iterable[str]) ->
     return renamed
 
 
-def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:
-    """Write every figure as PDF and SVG, and the front also as PNG; return the PNG."""
+def write_figures(
+    output: Path, comparison: Comparison, test: OutcomeTable, title: str
+) -> tuple[bytes, dict[str, list[Path]]]:
+    """Write every figure as PDF and SVG, the front also as PNG; return the PNG, and the others by figure."""
     front = draw_paper(plot_comparison(comparison), f"{title}, test split")
-    save_figure(front, output / "front")
+    files = {"front": save_figure(front, output / "front")}
     maps = map_attributes(test)
     needs = draw_needs(tabulate_needs(test), maps, test.scales, f"{title}, test split")
-    save_figure(needs, output / "granularity")
+    files["granularity"] = save_figure(needs, output / "granularity")
     first = comparison.policies[0]
     if first.reliability is not None:
         diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
-        save_figure(diagrams, output / "calibration")
+        files["calibration"] = save_figure(diagrams, output / "calibration")
     picture = render_figure(front, "png")
     write_bytes(output / PICTURE, picture)
-    return picture
+    return picture, files
