@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from experiments.config import Provenance
 from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
@@ -27,13 +26,14 @@ from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
-from experiments.reporting.report import FailuresLink, write_report
+from experiments.reporting.report import write_report
 from experiments.reporting.tables import write_tables
-from experiments.reporting.views import CardViews, GridRule, Viewer, view_sample
+from experiments.reporting.views import Viewer, make_view
 from experiments.results.metrics_json import PICTURE, collect_extras, collect_metrics, write_results
 from experiments.results.timings import find_timings
 from experiments.tasks.base import SPLITS, Task, check_data
@@ -74,7 +74,7 @@ def evaluate_predictors(
     gallery: int = 6,
     seed: int = 0,
     viewer: Viewer | None = None,
-    failures: FailuresLink = FailuresLink(),
+    failures: FailuresLink | None = None,
 ) -> Findings:
     """Compare trained predictors, the first of which is the main one of the report, and return the findings.
 
@@ -84,8 +84,9 @@ def evaluate_predictors(
     has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
     `latency`, if it has timings of these predictors on this machine. Writes metrics, tables, figures and
     report into `output`. `task` provides the images of the gallery. Images are resampled with
-    `bootstrap_seed`; only runs with the same one can be compared. `seed` selects the samples of the gallery, whose images `viewer` shows as
-    the backbone sees them.
+    `bootstrap_seed`; only runs with the same one can be compared. `seed` selects the samples of the gallery,
+    whose images `viewer` shows as the backbone sees them. `failures` says where the report links to images
+    with wrong answers.
     Raises ValueError if labels, predictors and task do not belong together.
     """
     check_settings(
@@ -206,13 +207,6 @@ def evaluate_predictors(
     title = f"{manifest['backbone']} on {manifest['task']}"
     write_tables(output / "tables", list_tables(findings))
     picture, figures = write_figures(output, comparison, test.outcomes, title)
-    rule = GridRule.of(test)
-
-    def view(row: int, image: Image.Image) -> CardViews:
-        return view_sample(
-            image, test.outcomes.scales, test.outcomes.visual_tokens[row].tolist(), rule, viewer
-        )
-
     page_tables = write_report(
         output / REPORT,
         findings,
@@ -224,7 +218,7 @@ def evaluate_predictors(
         provenance=provenance,
         per_category=gallery,
         seed=seed,
-        view=view,
+        view=make_view(test.outcomes, viewer, test.inputs.statistic_names),
         figures=figures,
         failures=failures,
     )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
 from experiments.evaluation.comparison import DefaultPrice
+from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
 from experiments.evaluation.needs import list_types, split_by_type
 from experiments.reporting.views import CardViews, shrink_image
 from m3_backbone.ladder import find_repeats
@@ -27,7 +27,7 @@ CATEGORIES = {
 
 @dataclass(frozen=True)
 class ScaleAnswer:
-    """Answer of the backbone at one scale, its score, and the predictor's estimate.
+    """Answer of the backbone at one scale, its score, and the predictor's estimate, if there is a predictor.
 
     `confidence` is that of the backbone in its answer, None if imported outcomes have none. `views` are JSON
     for the lightbox (`views.View`).
@@ -37,7 +37,7 @@ class ScaleAnswer:
     visual_tokens: int | str  # name of the option in imported outcomes
     answer: str
     score: float
-    estimate: float
+    estimate: float | None
     is_chosen: bool
     confidence: float | None = None
     views: str = "[]"
@@ -134,7 +134,7 @@ def build_cards(
     rows: list[int],
     *,
     choice: Columns,
-    estimates: Floats,
+    estimates: Floats | None,
     read_image: Callable[[str], Image.Image],
     view: Callable[[int, Image.Image], CardViews] | None = None,
     cascades: Mapping[str, DefaultPrice] | None = None,
@@ -160,7 +160,7 @@ def build_cards(
                 visual_tokens=int(test.visual_tokens[row, column]) if test.options is None else str(scale),
                 answer=test.answer[row][column],
                 score=float(test.score[row, column]),
-                estimate=float(estimates[row, column]),
+                estimate=None if estimates is None else float(estimates[row, column]),
                 is_chosen=bool(column == choice[row]),
                 confidence=float(test.confidence[row, column]) if has_confidence else None,
                 views=json.dumps([shown.to_json() for shown in views.at_scales[column]])

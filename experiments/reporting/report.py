@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -14,23 +13,23 @@ from experiments.evaluation.needs import LEAST_SAMPLES, describe_left_out, map_a
 from experiments.reporting.calibration_display import list_dots
 from experiments.reporting.draw import draw_page
 from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings, describe_record, write_sentences
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.operating_points import find_start, list_points, tabulate_points
 from experiments.reporting.page import attach_files, write_page
+from experiments.reporting.tables import Table
 from experiments.reporting.type_tables import (
     count_confusion_rows,
     list_type_tables,
     shorten_map,
     tabulate_types,
 )
-from experiments.reporting.tables import Table
 from experiments.reporting.views import CardViews
 from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes.table import OutcomeTable
-
 
 # Tables that are folded, by section: their names, and a prefix of names.
 _FOLDED = {
@@ -57,17 +56,6 @@ def list_links(tables: Collection[str], *, has_estimates: bool) -> list[tuple[st
     return [(anchor, words) for anchor, words in sections.items() if words]
 
 
-@dataclass(frozen=True)
-class FailuresLink:
-    """Where a report refers to failures: the relative path of the latest page, and the command that makes one.
-
-    Both are empty if not known.
-    """
-
-    path: str = ""
-    command: str = ""
-
-
 def write_report(
     path: Path,
     findings: Findings,
@@ -82,7 +70,7 @@ def write_report(
     seed: int = 0,
     view: Callable[[int, Image.Image], CardViews] | None = None,
     figures: Mapping[str, Iterable[Path]] | None = None,
-    failures: FailuresLink = FailuresLink(),
+    failures: FailuresLink | None = None,
 ) -> list[Table]:
     """Write the report of the findings, and return the tables that only the report has.
 

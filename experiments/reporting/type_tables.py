@@ -1,4 +1,4 @@
-"""Question types in the report: scores per scale, needed scales, choices and errors of the first predictor."""
+"""Question types in the report: scores, needed scales, choices and errors of the first predictor."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -155,8 +155,10 @@ def list_type_tables(
     tables.append(
         Table(
             f"Choices of {name} at its default price, shares in percent of the questions of each type",
-            ("question type", "questions", *(f"chose {scale}" for scale in scales), unit)
-            + ("score", "smallest sufficient", "too fine", "too coarse", "no scale is correct"),
+            (
+                *("question type", "questions", *(f"chose {scale}" for scale in scales), unit),
+                *("score", "smallest sufficient", "too fine", "too coarse", "no scale is correct"),
+            ),
             tuple(
                 (
                     row.question_type,
@@ -186,7 +188,13 @@ def list_type_tables(
 
 def _tabulate_map(need_map: NeedMap, scales: Sequence[int]) -> Table:
     rows = tuple(
-        (name, *(MISSING if cell is None else f"{scales[cell.column]} (n = {cell.num_samples})" for cell in cells))
+        (
+            name,
+            *(
+                MISSING if cell is None else f"{scales[cell.column]} (n = {cell.num_samples})"
+                for cell in cells
+            ),
+        )
         for name, cells in need_map.needs.items()
     )
     return Table(

@@ -13,10 +13,13 @@ from math import isqrt, log
 from typing import Any, Protocol, Self
 
 import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from PIL import Image
 
 from m3_backbone.images import to_rgb
-from m3_backbone.outcomes.labels import Labels
+from m3_backbone.outcomes.table import OutcomeTable
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ Grid = tuple[int, int]
 
 
 class Panel(Protocol):
-    """A picture that a vision pass reads, and the grid (rows, columns) of its visual tokens, if they have one.
+    """A picture that a vision pass reads, and the grid (rows, columns) of its visual tokens, if any.
 
     `box` is the part of the picture with tokens, (left, top, right, bottom) in pixels; None for all of it.
     """
@@ -79,7 +82,11 @@ class CardViews:
 
 
 def view_sample(
-    image: Image.Image, scales: Sequence[int], visual_tokens: Sequence[int], rule: "GridRule", viewer: Viewer | None
+    image: Image.Image,
+    scales: Sequence[int],
+    visual_tokens: Sequence[int],
+    rule: "GridRule",
+    viewer: Viewer | None,
 ) -> CardViews:
     """Return the views of an image with these numbers of visual tokens `[num_scales]`.
 
@@ -119,9 +126,12 @@ class GridRule:
     shape: str
 
     @classmethod
-    def of(cls, labels: Labels) -> Self:
-        """Return the rule for labels; grids are square if all numbers of tokens are the nominal squares."""
-        table, tokens = labels.outcomes, labels.outcomes.visual_tokens
+    def of(cls, table: OutcomeTable, statistic_names: Sequence[str] | None) -> Self:
+        """Return the rule for outcomes; grids are square if all numbers of tokens are the nominal squares.
+
+        `statistic_names` are those of the labels (`Inputs`). Without them, pooled grids are unknown.
+        """
+        tokens = table.visual_tokens
         sides = [isqrt(int(scale)) for scale in table.scales]
         is_square = (
             bool((tokens == np.array(table.scales, dtype=np.int64)).all())
@@ -129,7 +139,9 @@ class GridRule:
             and all(sides[-1] % side == 0 for side in sides)
         )
         # Learned queries have no place in the image; their statistics name prefixes of them.
-        has_queries = any("prefix_cosine" in name for name in labels.inputs.statistic_names)
+        has_queries = table.family == "pooled" and (
+            statistic_names is None or any("prefix_cosine" in name for name in statistic_names)
+        )
         # Tiles have a constant number of tokens each, which all counts are multiples of.
         is_tiled = bool((tokens % tokens.min() == 0).all()) and tokens.min() > 1
         if table.options is not None or has_queries:
@@ -157,18 +169,31 @@ class GridRule:
         return CardViews((), tuple((View(None, grid),) if grid else () for grid in grids))
 
 
-def find_viewer(checkpoint: Any, open_backbone: Callable[[], Any]) -> Viewer | None:
+def make_view(
+    table: OutcomeTable, viewer: Viewer | None, statistic_names: Sequence[str] | None = None
+) -> Callable[[int, Image.Image], CardViews]:
+    """Return the function from a row of a table and its image to the views of the row."""
+    rule = GridRule.of(table, statistic_names)
+
+    def view(row: int, image: Image.Image) -> CardViews:
+        return view_sample(image, table.scales, table.visual_tokens[row].tolist(), rule, viewer)
+
+    return view
+
+
+def find_configured_viewer(backbone: DictConfig) -> Viewer | None:
     """Return the backbone of a configuration to show images, without its weights; None if it cannot.
 
-    Nothing is downloaded: `open_backbone` is called only if the `checkpoint` is on this machine.
+    Nothing is downloaded: the backbone is opened only if its checkpoint is on this machine.
     """
     from m3_backbone.loading.weights import is_hub_id
 
+    checkpoint = backbone.get("checkpoint")
     if not isinstance(checkpoint, str) or is_hub_id(checkpoint):
         return None
     try:
-        backbone = open_backbone()
-    except (OSError, ValueError) as error:
+        opened = instantiate(backbone, _convert_="all")
+    except (OSError, ValueError, InstantiationException) as error:
         logger.info("the gallery shows token grids from the labels alone: %s", error)
         return None
-    return backbone if hasattr(backbone, "view_image") else None
+    return opened if hasattr(opened, "view_image") else None

@@ -18,7 +18,7 @@ function press(button) {
 // --- Chart -------------------------------------------------------------------------------------------------
 
 const chart = byId("chart");
-const source = byId("chart-data").textContent;
+const source = byId("chart-data")?.textContent;
 let shown = 0;
 let point = null; // the operating point of the budget, {cost, score}
 
@@ -86,7 +86,7 @@ if (budgetForm) {
     const cells = [...row.cells].map((cell) => cell.textContent);
     const [, least, cost, score, saved, options] = cells;
     byId("budget-cost").textContent = cost;
-    byId("budget-score").textContent = `${score} %`;
+    byId("budget-score").textContent = score;
     byId("budget-saved").textContent = saved;
     byId("budget-options").textContent = options;
     const following = next && within.length ? ` The next finer point needs a budget of ${next.cells[1].textContent}.` : "";
@@ -133,7 +133,7 @@ function saveFile(name) {
   link.href = URL.createObjectURL(new Blob([content], { type: "application/octet-stream" }));
   link.download = name;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the browser may not have read it yet
 }
 
 for (const button of all("[data-file]")) {
@@ -289,7 +289,9 @@ function showScale(card, row, button) {
   byId("viewer-stage").replaceChildren(...panels);
   const kind = shownViews[0].picture === null ? "The image" : "What the model reads";
   byId("viewer-note").textContent = `${kind}: ${shownViews.map(describeView).join("; ")}`;
-  byId("viewer-answer").textContent = [...row.cells].slice(1).map((cell) => cell.textContent.trim().replace(/\s+/g, " ")).join(" · ");
+  const heads = all("thead th", card).map((cell) => cell.textContent);
+  const cells = [...row.cells].map((cell) => cell.textContent.trim().replace(/\s+/g, " "));
+  byId("viewer-answer").textContent = heads.map((head, index) => `${head}: ${cells[index]}`).join(" · ");
 }
 
 function openViewer(card) {
