@@ -80,8 +80,8 @@ def _tabulate(
         )
     caption = (
         f"Costs in {unit}: mean at the default price, overhead of the predictor in it, score there; and, "
-        f"at matched {unit} over log-spaced budgets, points above the mix and share of the gap. Means over runs, "
-        "with their range in brackets"
+        f"at matched {unit} over log-spaced budgets, points above the mix and share of the gap. Means over "
+        "runs, with their range in brackets"
     )
     header = ("policy", unit, "overhead", "score", f"to mix, {unit}", "share of gap")
     return Table(caption, header, tuple(rows), name=f"costs_{key}")

@@ -211,14 +211,11 @@ def tabulate(rows: Sequence[Row]) -> Table:
         *("tested on, trained on", "share of gap", "points above the mix", "default tokens", "to best fixed"),
         *(f"above the mix, {other.measure.unit}" for other in rows[0].others),
     )
+    where = "columns on the default and to the best fixed scale" if rows[0].others else "last two columns"
     caption = (
         "At matched mean visual tokens, averaged over log-spaced budgets: share of the gap from mix to "
-        "budgeted oracle, and points above the mix; last two columns: at the default price"
+        f"budgeted oracle, and points above the mix; {where}: at the default price"
     )
-    if rows[0].others:
-        caption = (
-            caption.replace("last two", "next two") + "; then points above the mix at other matched costs"
-        )
     return Table(caption, header, tuple(cells), "transfer")
 
 
