@@ -143,9 +143,10 @@ class PolicyPoints:
     `cost` (with overhead) and `score` `[num_samples, num_paths]` are those of its paths on the test samples,
     `answered` `[num_samples, num_paths]` the column of the scale of the last answer: the coarsest one that
     coincides with the last scale of the path. `tried_first` is the same for the first scale. `points` is the
-    schedule of its operating points, from expensive to cheap. `policy`, `plan` `[num_budgets, num_points]` and `reaching` list the points from cheap
-    to expensive: `reaching` holds per baseline the probability `[num_points]` of each point, or None if no
-    point is non-inferior on calibration. `trace` is the front of all its prices on test.
+    schedule of its operating points, from expensive to cheap. `policy`, `plan` `[num_budgets, num_points]`
+    and `reaching` list the points from cheap to expensive: `reaching` holds per baseline the probability
+    `[num_points]` of each point, or None if no point is non-inferior on calibration. `trace` is the front of
+    all its prices on test.
     """
 
     paths: Paths

@@ -83,7 +83,7 @@ def write_finding(table: OutcomeTable, column: int, split: str) -> str:
     share = rescued.sum() / max(int(wrong.sum()), 1)
     questions = "1 question" if len(table) == 1 else f"{len(table):,} questions"
     return (
-        f"{format_percent(wrong.mean())}% of {questions} of {split} are not answered correctly at scale "
+        f"{format_percent(wrong.mean())}% of {questions} of the {split} split are not answered correctly at scale "
         f"{table.scales[column]}; another scale answers {format_percent(share)}% of these."
     )
 
