@@ -83,8 +83,8 @@ def write_finding(table: OutcomeTable, column: int, split: str) -> str:
     share = rescued.sum() / max(int(wrong.sum()), 1)
     questions = "1 question" if len(table) == 1 else f"{len(table):,} questions"
     return (
-        f"{format_percent(wrong.mean())}% of {questions} of the {split} split are not answered correctly at scale "
-        f"{table.scales[column]}; another scale answers {format_percent(share)}% of these."
+        f"{format_percent(wrong.mean())}% of {questions} of the {split} split are not answered correctly at "
+        f"scale {table.scales[column]}; another scale answers {format_percent(share)}% of these."
     )
 
 

@@ -46,7 +46,8 @@ def _describe_rival(pair: Pair, p_value: float, num_tests: int) -> str:
     num_resamples = pair.first.runs[0].metrics["bootstrap"]["num_resamples"]
     written = format_p_value(p_value, find_floor(num_resamples, num_tests))
     sign = "" if written.startswith("<") else "= "
-    return f"{words}, the best of the others (p {sign}{written}, corrected for {num_tests:,} tests)"
+    tests = "1 test" if num_tests == 1 else f"{num_tests:,} tests"
+    return f"{words}, the best of the others (p {sign}{written}, corrected for {tests})"
 
 
 def find_seed_banners(entries: Sequence[Entry]) -> list[Banner]:

@@ -57,7 +57,7 @@ def test_learned_queries_have_no_grid_and_without_statistics_nobody_knows():
 
 @dataclass
 class Halves:
-    """A backbone that sees the left half of an image, shrunk to `scale` pixels, with tokens in its top half."""
+    """A backbone that sees the left half of an image, `scale` pixels wide, with tokens in its top half."""
 
     num_tokens: int = 2
 
