@@ -39,7 +39,7 @@ pytestmark = [
 
 IMAGES = [
     f"task.num_images.{split}={number}"
-    for split, number in (("train", 60), ("calibration", 40), ("test", 40))
+    for split, number in (("train", 24), ("calibration", 10), ("test", 10))
 ]
 PREDICTOR = ["predictor=question_only", "baselines={}", "num_resamples=100"]
 

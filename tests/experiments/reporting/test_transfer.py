@@ -103,7 +103,14 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     assert "One training (seed) of &lt;b&gt;mine" in page
     charts = json.loads(content)
     axes = [chart["layout"]["xaxis2"]["title"]["text"] for chart in charts]
-    assert axes == ["mean visual tokens per question", "mean GFLOPs per question"] * 2
+    assert (
+        axes
+        == [
+            "mean visual tokens per question",
+            "mean GFLOPs of vision pass, prefill and predictor per question",
+        ]
+        * 2
+    )
     for chart, target in zip(charts, ("same", "same", "swapped", "swapped"), strict=True):
         legend = [trace["name"] for trace in chart["data"] if "name" in trace]
         names = ["trained on home", f"trained on home, prices from 100 of {target}", f"trained on {target}"]
