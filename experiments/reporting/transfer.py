@@ -211,7 +211,7 @@ def tabulate(rows: Sequence[Row]) -> Table:
         *("tested on, trained on", "share of gap", "points above the mix", "default tokens", "to best fixed"),
         *(f"above the mix, {other.measure.unit}" for other in rows[0].others),
     )
-    where = "columns on the default and to the best fixed scale" if rows[0].others else "last two columns"
+    where = "default tokens and to best fixed" if rows[0].others else "last two columns"
     caption = (
         "At matched mean visual tokens, averaged over log-spaced budgets: share of the gap from mix to "
         f"budgeted oracle, and points above the mix; {where}: at the default price"

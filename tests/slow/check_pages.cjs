@@ -118,7 +118,11 @@ async function checkPage(browser, file, shots) {
         await page.keyboard.press("Escape");
       }
       result.problems.push(...new Set(problems.map((problem) => `${width} ${scheme}: ${problem}`)));
-      if (shots && width === 1280 && scheme === "light") await page.pdf({ path: path.join(shots, `${name}.pdf`), format: "A4" });
+      if (shots && width === 1280 && scheme === "light") {
+        await page.emulateMedia({ media: "print" });
+        await page.setViewportSize({ width: 720, height: 1000 }); // A4 with its margins
+        await page.screenshot({ path: path.join(shots, `${name}-print.png`), fullPage: true });
+      }
       await page.context().close();
     }
   }

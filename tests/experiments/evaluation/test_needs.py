@@ -1,5 +1,6 @@
 """What questions need, on outcomes that can be counted by hand, and who can tell it."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -289,6 +290,9 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
     """The description of the test split and the evaluation of the models are recorded separately."""
     folder, output = tmp_path / "labels", tmp_path / "output"
     write_labels(folder, dict(zip(("train", "calibration", "test"), stated, strict=True)))
+    manifest = folder / "manifest.json"
+    names = {"backbone": "toy", "task": "toy"}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | names), encoding="utf-8")
     fit, seen = granularity.fit_models, []
 
     def look_and_fit(labels, seed, progress):
