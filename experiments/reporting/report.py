@@ -31,11 +31,9 @@ from experiments.reporting.views import CardViews
 from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes.table import OutcomeTable
 
-# Tables that are folded, by section: their names, and a prefix of names.
-_FOLDED = {
-    "merits": (("merits", "savings", "tests", "luck"), "\0"),
-    "tables": (("differences", "coinciding", "costs"), "parts_"),
-}
+# Names of the tables that are folded, by section. The parts of costs are folded too.
+_FOLDED = {"merits": ("merits", "savings", "tests", "luck"), "tables": ("differences", "coinciding", "costs")}
+_PARTS = "parts_"
 
 
 def list_links(tables: Collection[str], *, has_estimates: bool) -> list[tuple[str, str]]:
@@ -103,6 +101,10 @@ def write_report(
         ),
     ]
     tables = {table.name: table for table in [*list_tables(findings), *page_tables]}
+    folded = {
+        section: [tables[name] for name in names if name in tables] for section, names in _FOLDED.items()
+    }
+    folded["tables"] += [table for name, table in tables.items() if name.startswith(_PARTS)]
     write_page(
         path,
         "report.html.j2",
@@ -115,10 +117,7 @@ def write_report(
         picture=base64.b64encode(picture).decode("ascii"),
         links=list_links(tables, has_estimates=first.reliability is not None),
         tables=tables,
-        folded={
-            section: [table for name, table in tables.items() if name in names or name.startswith(prefix)]
-            for section, (names, prefix) in _FOLDED.items()
-        },
+        folded=folded,
         map_tables=[table for table in page_tables if table.name.startswith("needed_by_")],
         points=points,
         start=find_start(findings),

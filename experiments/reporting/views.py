@@ -13,8 +13,7 @@ from math import isqrt, log
 from typing import Any, Protocol, Self
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -93,8 +92,16 @@ def view_sample(
     A viewer that gives the image other numbers is another backbone than that of the labels, and not used.
     """
     counts = list(map(int, visual_tokens))
-    if viewer is None or [viewer.num_visual_tokens(image.size, scale) for scale in scales] != counts:
-        return rule.view(counts, image.size)
+    try:
+        if viewer is not None and [viewer.num_visual_tokens(image.size, scale) for scale in scales] == counts:
+            return _view_image(image, scales, viewer)
+    except ValueError as error:  # a backbone that refuses the image or a scale
+        logger.info("an image is shown without its backbone: %s", error)
+    return rule.view(counts, image.size)
+
+
+def _view_image(image: Image.Image, scales: Sequence[int], viewer: Viewer) -> CardViews:
+    """Return the views of an image that its backbone shows."""
     pictures: dict[str, int] = {}
     at_scales = []
     for scale in scales:
@@ -192,8 +199,10 @@ def find_configured_viewer(backbone: DictConfig) -> Viewer | None:
     if not isinstance(checkpoint, str) or is_hub_id(checkpoint):
         return None
     try:
-        opened = instantiate(backbone, _convert_="all")
-    except (OSError, ValueError, InstantiationException) as error:
+        if not hasattr(get_object(backbone._target_), "view_image"):
+            return None
+        opened: Viewer = instantiate(backbone, _convert_="all")
+    except Exception as error:  # whatever opening a checkpoint raises, the evaluation goes on
         logger.info("the gallery shows token grids from the labels alone: %s", error)
         return None
-    return opened if hasattr(opened, "view_image") else None
+    return opened

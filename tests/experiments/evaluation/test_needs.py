@@ -313,8 +313,7 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
     )
     ((printed, files),) = seen
     assert "smallest scale within 1 of the best" in printed and "Policies by their features" not in printed
-    names = [f"granularity.{kind}" for kind in ("md", "pdf", "png", "svg")]
-    assert files == [*names, "tables"]
+    assert files == [*(f"granularity.{kind}" for kind in ("md", "pdf", "png", "svg")), "tables"]
     captured = capsys.readouterr()
     assert "Policies by their features" in captured.out and "models of the needed scale: " in captured.err
     text = (output / "granularity.md").read_text()

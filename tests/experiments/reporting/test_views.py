@@ -1,6 +1,7 @@
 """Shapes of token grids from labels, and pictures as a backbone shows them."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ TOWER = ("tower/variance_kept_1", "image/width")
 def make_table(scales, tokens, family="pooled"):
     """Outcomes with these numbers of visual tokens, one list for each sample."""
     table = make_outcomes("test", 1, questions_per_image=len(tokens))
-    columns = {name: np.resize(getattr(table, name), (len(tokens), len(scales))) for name in COLUMNS}
+    columns: dict[str, Any] = {
+        name: np.resize(getattr(table, name), (len(tokens), len(scales))) for name in COLUMNS
+    }
     columns["visual_tokens"] = np.array(tokens, dtype=np.int32)
     answers = [["a"] * len(scales)] * len(tokens)
     return replace(table, scales=tuple(scales), answer=answers, family=family, vision_flops=None, **columns)
