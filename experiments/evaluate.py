@@ -52,7 +52,8 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     output = Path(HydraConfig.get().runtime.output_dir)
     runs = (output.parent, Path(config.paths.outputs) / "runs")
     failures = FailuresLink(
-        find_failures(runs, read_manifest(Path(config.paths.labels))["fingerprints"], output),
+        find_failures(runs, read_manifest(Path(config.paths.labels))["fingerprints"]),
+        output,
         format_next(*_list_next(config)[:1], config=config).removeprefix("next: "),
     )
     findings = evaluate_predictors(

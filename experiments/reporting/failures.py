@@ -28,13 +28,27 @@ _HEAD_BYTES = 2000
 
 @dataclass(frozen=True)
 class FailuresLink:
-    """Where a report refers to failures: relative path of the latest page, and the command that makes one.
+    """Where a report refers to failures: their latest page, if there is one, and the command that makes one.
 
-    The path is empty if there is no page.
+    `folder` is that of the report. The relative path does not lead to the page if the report is opened
+    through a symbolic link, such as `outputs/latest`; the script of the report then uses the absolute one.
     """
 
-    path: str
+    page: Path | None
+    folder: Path
     command: str
+
+    @property
+    def path(self) -> str:
+        """Path of the page relative to the folder of the report, quoted as a URL; empty without a page."""
+        if self.page is None:
+            return ""
+        return quote(Path(os.path.relpath(self.page.resolve(), self.folder.resolve())).as_posix())
+
+    @property
+    def uri(self) -> str:
+        """Absolute URI of the page; empty without a page."""
+        return "" if self.page is None else self.page.resolve().as_uri()
 
 
 def write_failures(
@@ -114,15 +128,12 @@ def digest_labels(fingerprints: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(fingerprints), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def find_failures(folders: Sequence[Path], fingerprints: Mapping[str, str], start: Path) -> str:
-    """Return the path, relative to the folder `start`, of the latest page about these labels.
-
-    Runs are looked for directly below `folders`. The path is quoted as a URL; empty if there is no page.
-    """
+def find_failures(folders: Sequence[Path], fingerprints: Mapping[str, str]) -> Path | None:
+    """Return the latest page about these labels in runs directly below `folders`; None if there is none."""
     mark = f'name="{_MARK}" content="{digest_labels(fingerprints)}"'.encode()
     pages = {page.resolve() for folder in folders for page in folder.glob(f"*/{PAGE}")}
     for page in sorted(pages, key=lambda page: page.stat().st_mtime, reverse=True):
         with page.open("rb") as file:
             if mark in file.read(_HEAD_BYTES):
-                return quote(Path(os.path.relpath(page, start.resolve())).as_posix())
-    return ""
+                return page
+    return None

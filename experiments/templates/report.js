@@ -170,6 +170,12 @@ window.addEventListener("beforeprint", () => {
   for (const details of all("details")) details.open = true;
 });
 
+// Through a symbolic link to the folder of the report, the relative path leads elsewhere.
+const failures = byId("failures-link");
+if (failures && decodeURIComponent(location.pathname).split("/").at(-2) !== failures.dataset.folder) {
+  failures.href = failures.dataset.uri;
+}
+
 // --- Gallery -----------------------------------------------------------------------------------------------
 
 const STEP = 12;

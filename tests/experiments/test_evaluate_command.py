@@ -257,7 +257,7 @@ def evaluated(store, tmp_path_factory):
     """Findings and folder of an evaluation with cascades."""
     folder = tmp_path_factory.mktemp("evaluated")
     cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Hybrid.fit, "question_only")]
-    link = FailuresLink("", "tokenscale failures task=x")
+    link = FailuresLink(None, folder, "tokenscale failures task=x")
     return evaluate(store, folder, cascades=cascades, failures=link), folder
 
 
@@ -335,8 +335,13 @@ def test_the_report_links_to_the_latest_failures_of_its_labels(store, tmp_path):
         (folder / "failures.html").write_text(head.format(digest))
         os.utime(folder / "failures.html", (number, number))
     output = tmp_path / "runs" / "new"
-    path = find_failures([tmp_path / "runs", tmp_path / "nowhere"], fingerprints, output)
-    assert path == "../a%20%26%20b/failures.html"
-    assert find_failures([tmp_path], fingerprints, output) == ""
-    evaluate(store, output, failures=FailuresLink(path, "command"))
-    assert f'<a href="{path}">' in (output / "report.html").read_text(encoding="utf-8")
+    page = find_failures([tmp_path / "runs", tmp_path / "nowhere"], fingerprints)
+    assert page == (tmp_path / "runs" / "a & b" / "failures.html").resolve()
+    assert find_failures([tmp_path], fingerprints) is None
+    link = FailuresLink(page, output, "command")
+    assert link.path == "../a%20%26%20b/failures.html" and link.uri.endswith(
+        "/runs/a%20%26%20b/failures.html"
+    )
+    evaluate(store, output, failures=link)
+    text = (output / "report.html").read_text(encoding="utf-8")
+    assert f'<a href="{link.path}" id="failures-link" data-folder="new" data-uri="{link.uri}">' in text

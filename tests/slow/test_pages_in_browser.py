@@ -72,7 +72,8 @@ def pages(tmp_path_factory):
     second = run(folder, "evaluate", *IMAGES, *PREDICTOR, "seed=1")
     compared = run(folder, "compare", f"runs=[{reports[0]},{second}]")
     backbones = run(folder, "compare_backbones", "backbones=[tiny_m3,tiny_native]", *IMAGES, *PREDICTOR)
-    transferred = run(folder, "transfer", "targets=[scenes_shifted]", *PREDICTOR[:1], *PREDICTOR[2:])
+    transfer = ["targets=[scenes_shifted]", "num_recalibration=40", PREDICTOR[0], PREDICTOR[2]]
+    transferred = run(folder, "transfer", *transfer)
     return [
         *(report / "report.html" for report in reports),
         failures / "failures.html",
@@ -98,7 +99,7 @@ def test_pages_in_browser(pages):
         files = read_downloads(page.read_text(encoding="utf-8"))
         assert result["used"]["files"] == {name: len(content) for name, content in files.items()}
     text = pages[0].read_text(encoding="utf-8")
-    assert re.search(r'<a href="\.\./0_failures/failures\.html">', text)
+    assert re.search(r'<a href="\.\./0_failures/failures\.html"', text)
     rows = list(csv.reader(read_downloads(text)["points.csv"].decode().splitlines()))[1:]
     assert len(results[0]["used"]["budgets"]) > 7
     for shown in results[0]["used"]["budgets"]:
