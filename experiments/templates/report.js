@@ -89,7 +89,7 @@ if (budgetForm) {
     byId("budget-score").textContent = score;
     byId("budget-saved").textContent = saved;
     byId("budget-options").textContent = options;
-    const following = next && within.length ? ` The next finer point needs a budget of ${next.cells[1].textContent}.` : "";
+    const following = next && within.length ? ` The next point needs a budget of ${next.cells[1].textContent}.` : "";
     byId("budget-note").textContent = within.length
       ? `Operating point with a mean of ${least} on the calibration samples, measured on the test samples.${following}`
       : `No operating point is within this budget; the cheapest needs ${least} on the calibration samples.`;

@@ -71,7 +71,7 @@ async function useControls(page, problems) {
   for (let index = 0; index < (await buttons.count()); index += 1) {
     const name = await buttons.nth(index).getAttribute("data-file");
     const [download] = await Promise.all([
-      page.waitForEvent("download", { timeout: 5000 }),
+      page.waitForEvent("download", { timeout: 30_000 }),
       buttons.nth(index).click(), // Chromium drops some downloads that no click of a user has begun
     ]).catch((error) => [{ suggestedFilename: () => `no download: ${error.message}`, path: async () => null }]);
     const saved = await download.path();
