@@ -63,7 +63,7 @@ def pages(tmp_path_factory):
         for task in ("scenes", "scenes_shifted") if backbone == "tiny_m3" else ("scenes",):
             run(folder, "label", f"backbone={backbone}", f"task={task}", *IMAGES)
         run(folder, "train", f"backbone={backbone}", *IMAGES, *PREDICTOR[:2])
-    failures = run(folder, "failures", *IMAGES)
+    failures = run(folder, "failures", "scale=9", *IMAGES)  # few images are answered wrongly at finer scales
     reports = [
         run(folder, "evaluate", f"backbone={backbone}", *IMAGES, *PREDICTOR)
         for backbone in ("tiny_m3", "tiny_native")
