@@ -40,14 +40,23 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     from experiments.evaluation.sensitive_groups import Deciding
     from experiments.labels.division import check_labels
     from experiments.reporting.evaluation import evaluate_predictors
+    from experiments.reporting.failures import FailuresLink, find_failures
+    from experiments.reporting.views import find_configured_viewer
     from experiments.results.tracked import show_evaluation
     from experiments.training.configured import make_tracker, open_configured
     from experiments.training.trained import VALIDATION_METRICS
+    from m3_backbone.outcomes.manifest import read_manifest
 
     measure = VALIDATION_METRICS[config.optimized_metric]
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     trained, tracker = open_configured(config), make_tracker(config)
     output = Path(HydraConfig.get().runtime.output_dir)
+    runs = (output.parent, Path(config.paths.outputs) / "runs")
+    failures = FailuresLink(
+        find_failures(runs, read_manifest(Path(config.paths.labels))["fingerprints"]),
+        output,
+        format_next(*_list_next(config)[:1], config=config).removeprefix("next: "),
+    )
     findings = evaluate_predictors(
         trained,
         labels=Path(config.paths.labels),
@@ -74,6 +83,8 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
         tariff=instantiate(config.tariff, _convert_="all") if config.get("tariff") else None,
         gallery=config.gallery,
         seed=config.seed,
+        viewer=find_configured_viewer(config.backbone),
+        failures=failures,
     )
     if tracker is not None and is_sweep():
         log.info("a tracker shows no evaluation of a sweep, as a search must not read the test split")
@@ -83,13 +94,19 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     return findings, measure(trained[0].record)
 
 
+def _list_next(config: DictConfig) -> tuple[str, ...]:
+    """Return the commands that may come next; imported outcomes have no backbone to use."""
+    from experiments.tasks.imported import BACKBONE
+
+    return () if config.backbone.name == BACKBONE else ("failures", "answer", "publish")
+
+
 def write_results(config: DictConfig, findings: "Findings") -> str:
     """Return the terminal output of an evaluation: a summary, one line in a sweep, or all tables."""
     from experiments.reporting.evaluation import REPORT
     from experiments.reporting.evaluation_tables import list_tables
     from experiments.reporting.findings import write_sentences
     from experiments.reporting.summary import write_line, write_summary
-    from experiments.tasks.imported import BACKBONE
     from experiments.tasks.sizes import frame_banners
 
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
@@ -100,9 +117,7 @@ def write_results(config: DictConfig, findings: "Findings") -> str:
         return write_line(findings, folder)
     else:
         parts = [write_summary(findings)]
-    # Imported outcomes have no backbone to use.
-    following = () if config.backbone.name == BACKBONE else ("answer", "publish")
-    last_lines = [f"report: {folder / REPORT}", format_next(*following, config=config)]
+    last_lines = [f"report: {folder / REPORT}", format_next(*_list_next(config), config=config)]
     return "\n\n".join([*parts, "\n".join(filter(None, last_lines))])
 
 

@@ -1,6 +1,7 @@
 """Show images of what a backbone answers wrong, by question type.
 
-One page of images, with one row per question type; the types with the most failures come first.
+Writes `failures.html`, with every shown image, question and answer, and one figure of the images with one row
+per question type; the types with the most failures come first. Reports of later evaluations link to the page.
 
 Examples:
     tokenscale failures                                                # the finest scale, calibration split
@@ -14,13 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.config import Provenance, entry_point
 
 
 @entry_point("failures")
 def main(config: DictConfig) -> None:
+    from experiments.reporting.failures import PAGE, write_failures
     from experiments.reporting.failures_display import draw_failures, pick_failures
     from experiments.reporting.page import save_figure
+    from experiments.reporting.views import find_configured_viewer, make_view
     from experiments.tasks.base import check_data
     from m3_backbone.outcomes.manifest import read_manifest
     from m3_backbone.outcomes.table import OutcomeTable
@@ -40,7 +43,18 @@ def main(config: DictConfig) -> None:
     figure = draw_failures(table, picked, column, task.image, title)
     output = Path(HydraConfig.get().runtime.output_dir)
     save_figure(figure, output / "failures", ("png", "pdf"))
-    print(f"failures by question type: {output / 'failures.*'}")
+    write_failures(
+        output,
+        table,
+        picked,
+        column,
+        title=title,
+        split=config.split,
+        read_image=task.image,
+        provenance=Provenance.of(config),
+        view=make_view(table, find_configured_viewer(config.backbone)),
+    )
+    print(f"failures by question type: {output / 'failures.*'}\nreport: {output.resolve() / PAGE}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ _TRAINING = (
 _NEXT: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": ((*_LABELS, "experiment"), ()),
     "evaluate": ((*_PREDICTOR, *_TRAINING, "baselines"), ()),
+    "failures": (_LABELS, ()),
     "answer": (_PREDICTOR, ("image=FILE", "question=what is it?")),
     "publish": (_PREDICTOR, ("folder=FOLDER",)),
 }
@@ -42,8 +43,8 @@ def suggest_command(command: str, options: Sequence[str]) -> str:
 def format_next(*commands: str, config: DictConfig | None = None) -> str:
     """Return lines with the commands that may come next, on the same labels and predictor.
 
-    `answer` and `publish` have no settings of training. If the running command was given one, their lines
-    have the options that select the labels and the predictor of `config`, its configuration after
+    `failures`, `answer` and `publish` have no settings of training. If the running command was given one,
+    their lines have the options that select the labels and the predictor of `config`, its configuration after
     `check_settings`. A line is left out if there is no `config`, or if no options select them.
     """
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -72,6 +73,7 @@ def _find_options(command: str, config: DictConfig, given: Sequence[str]) -> lis
 
     `given` are options of the running command. Config groups precede them, single values follow.
     """
+    shared_names = [name for name in _PREDICTOR if name in _NEXT[command][0]]
     required = [f"{option.partition('=')[0]}=x" for option in _NEXT[command][1]]
     options = list(given)
 
@@ -80,7 +82,7 @@ def _find_options(command: str, config: DictConfig, given: Sequence[str]) -> lis
 
     try:
         choices, other_choices = HydraConfig.get().runtime.choices, compose_next().hydra.runtime.choices
-        groups = ("backbone", "task", "predictor")
+        groups = [group for group in ("backbone", "task", "predictor") if group in shared_names]
         options[:0] = [
             f"{group}={choices[group]}" for group in groups if choices[group] != other_choices[group]
         ]
@@ -88,7 +90,7 @@ def _find_options(command: str, config: DictConfig, given: Sequence[str]) -> lis
         # Compared with interpolations as text: a changed `paths.store` changes the paths below it.
         keys = [
             key
-            for name in _PREDICTOR
+            for name in shared_names
             for key in _list_differences(_to_values(config[name]), _to_values(other[name]), name)
         ]
         for key in keys:
@@ -97,7 +99,7 @@ def _find_options(command: str, config: DictConfig, given: Sequence[str]) -> lis
         other = compose_next()
         is_same = all(
             _to_values(config[name], resolve=True) == _to_values(other[name], resolve=True)
-            for name in _PREDICTOR
+            for name in shared_names
         )
     except (HydraException, OmegaConfBaseException, ValueError):
         return None

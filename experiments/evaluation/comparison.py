@@ -4,8 +4,10 @@ import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.costs import TOKENS, CostMeasure, TimingMeans
@@ -92,7 +94,8 @@ class DefaultPrice:
 
     Training chose `price` on the calibration samples (`predictor.policy.pricing`). `choice` `[num_samples]`
     are columns of scales; for a cascade, of the scale at which it stops. Of coinciding scales it is the
-    coarsest. `path` `[num_samples]` are numbers of `paths`: the scales that are tried. `cost` and `score`
+    coarsest. `path` `[num_samples]` are numbers of `paths`: the scales that are tried, of which `start`
+    `[num_samples]` are the columns of the first: `choice`, except for a cascade. `cost` and `score`
     `[num_samples]` are those of each sample, overhead included. With `is_best_fixed`, every answer is that of
     the best fixed scale. `confusion` `[num_scales + 1, num_scales]` counts samples by needed scale (last row:
     no scale answers them) and chosen scale.
@@ -101,7 +104,8 @@ class DefaultPrice:
     price: float
     choice: Columns
     paths: Paths
-    path: Columns
+    path: NDArray[np.integer[Any]]
+    start: Columns
     cost: Floats
     score: Floats
     is_best_fixed: bool
@@ -517,6 +521,7 @@ def _describe(name: str, table: PolicyTable, metrics: MetricTable) -> PolicyResu
             choice,
             points.paths,
             points.default.choice,
+            points.default_start,
             points.cost[samples, points.default.choice],
             points.score[samples, points.default.choice],
             is_best_fixed,

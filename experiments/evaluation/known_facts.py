@@ -15,7 +15,7 @@ significant is no evidence of equivalence. Intervals cover test images; the mode
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -131,18 +131,21 @@ class ScaleClassifiers:
     digests: Mapping[str, str]
 
     @classmethod
-    def fit(cls, train: Labels, seed: int = 0) -> Self:
-        """Fit on the training samples that some scale answers; raise UnusableSamples if there are none."""
+    def fit(cls, train: Labels, seed: int = 0, on_fit: Callable[[], object] | None = None) -> Self:
+        """Fit on the training samples that some scale answers; raise UnusableSamples if there are none.
+
+        `on_fit` is called after each model.
+        """
         answered = _select_answered(train, "train")
         smallest = find_smallest_right(answered.outcomes.score)
         columns = KnownColumns(answered, seed)
         varies = len(np.unique(smallest)) > 1
-        models = {
-            name: HistGradientBoostingClassifier(**CLASSIFIER, random_state=seed).fit(values, smallest)
-            if varies
-            else None
-            for name, values in columns.encode(answered).items()
-        }
+        models = {}
+        for name, values in columns.encode(answered).items():
+            model = HistGradientBoostingClassifier(**CLASSIFIER, random_state=seed)
+            models[name] = model.fit(values, smallest) if varies else None
+            if on_fit is not None:
+                on_fit()
         digests = {
             f"classifier, {name}": digest_model(train, "classifier", name, CLASSIFIER, seed)
             for name in (COMMONEST, *columns.names)
@@ -173,16 +176,17 @@ class ScoreRegressions:
     digests: Mapping[str, str]
 
     @classmethod
-    def fit(cls, train: Labels, seed: int = 0) -> Self:
-        """Fit one regression per set of features and scale on the training samples."""
+    def fit(cls, train: Labels, seed: int = 0, on_fit: Callable[[], object] | None = None) -> Self:
+        """Fit one regression per set of features and scale; `on_fit` is called after each model."""
         columns = KnownColumns(train, seed)
-        models = {
-            name: [
-                HistGradientBoostingRegressor(**REGRESSOR, random_state=seed).fit(values, score)
-                for score in train.outcomes.score.T
-            ]
-            for name, values in columns.encode(train).items()
-        }
+        models: dict[str, list[HistGradientBoostingRegressor]] = {}
+        for name, values in columns.encode(train).items():
+            models[name] = []
+            for score in train.outcomes.score.T:
+                model = HistGradientBoostingRegressor(**REGRESSOR, random_state=seed)
+                models[name].append(model.fit(values, score))
+                if on_fit is not None:
+                    on_fit()
         digests = {
             f"policy, {name}": digest_model(train, "policy", name, REGRESSOR, seed) for name in columns.names
         }

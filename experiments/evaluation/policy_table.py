@@ -142,16 +142,18 @@ class PolicyPoints:
 
     `cost` (with overhead) and `score` `[num_samples, num_paths]` are those of its paths on the test samples,
     `answered` `[num_samples, num_paths]` the column of the scale of the last answer: the coarsest one that
-    coincides with the last scale of the path. `points` is the schedule of its operating points, from
-    expensive to cheap. `policy`, `plan` `[num_budgets, num_points]` and `reaching` list the points from cheap
-    to expensive: `reaching` holds per baseline the probability `[num_points]` of each point, or None if no
-    point is non-inferior on calibration. `trace` is the front of all its prices on test.
+    coincides with the last scale of the path. `tried_first` is the same for the first scale. `points` is the
+    schedule of its operating points, from expensive to cheap. `policy`, `plan` `[num_budgets, num_points]`
+    and `reaching` list the points from cheap to expensive: `reaching` holds per baseline the probability
+    `[num_points]` of each point, or None if no point is non-inferior on calibration. `trace` is the front of
+    all its prices on test.
     """
 
     paths: Paths
     cost: Floats
     score: Floats
     answered: Columns
+    tried_first: Columns
     policy: CalibratedPolicy
     plan: Floats
     reaching: Mapping[Baseline, Floats | None]
@@ -187,6 +189,7 @@ class PolicyPoints:
             cost=test_cost,
             score=test_score,
             answered=test.coarsest[:, paths.stop],
+            tried_first=test.coarsest[:, paths.start],
             policy=policy,
             # A budget below the cheapest point uses that point, and is compared at the cost of that point.
             plan=policy.plan(np.maximum(budgets - overhead, policy.cost[0])),
@@ -218,7 +221,16 @@ class PolicyPoints:
     @cached_property
     def default_scale(self) -> Columns:
         """Columns of the scales of the final answers at the default price, `[num_samples]`."""
-        return np.take_along_axis(self.answered, self.default.choice[:, None].astype(np.int64), axis=1)[:, 0]
+        return self._at_default(self.answered)
+
+    @cached_property
+    def default_start(self) -> Columns:
+        """Columns of the scales that are tried first at the default price, `[num_samples]`."""
+        return self._at_default(self.tried_first)
+
+    def _at_default(self, columns: Columns) -> Columns:
+        """Return the entries `[num_samples]` of `columns` `[num_samples, num_paths]` at the default price."""
+        return np.take_along_axis(columns, self.default.choice[:, None].astype(np.int64), axis=1)[:, 0]
 
 
 class PolicyTable:

@@ -34,7 +34,8 @@ from experiments.reporting.numbers import (
     format_share,
     format_tokens,
 )
-from experiments.reporting.page import encode_picture, save_figure, write_page
+from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
+from experiments.reporting.run_findings import write_seed_warning
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.timings import find_timings
 from experiments.tasks.sizes import Banner
@@ -158,10 +159,10 @@ def report_backbones(
     write_json(output / RESULTS, collect_results(comparison))
     title = f"{' and '.join(comparison.names)} on {task}"
     plots = {matched.unit: plot_backbones(matched) for matched in comparison.measures}
-    pictures = {}
+    pictures, files = {}, {}
     for matched, plot in zip(comparison.measures, plots.values(), strict=True):
         figure = draw_paper(plot, f"{title}, test split")
-        save_figure(figure, output / f"front_{matched.key}")
+        files[matched.unit] = attach_files(save_figure(figure, output / f"front_{matched.key}"))
         pictures[matched.unit] = encode_picture(figure)
     write_page(
         output / PAGE,
@@ -172,12 +173,21 @@ def report_backbones(
         sentences=sentences,
         records=[f"{name}: {describe_record(record)}" for name, record in evaluations.items()],
         pictures=pictures,
+        files=files,
         charts=[draw_page(plot) for plot in plots.values()],
         fingerprints={backbone.name: backbone.test.fingerprints for backbone in backbones},
         provenance=provenance,
-        banners=banners,
+        banners=[*banners, *_warn_of_trainings(folders)],
     )
     return comparison, tables, sentences
+
+
+def _warn_of_trainings(folders: Sequence[BackboneFolders]) -> list[Banner]:
+    """Return a warning that each predictor was trained once, if any was trained with a seed."""
+    names = dict.fromkeys(
+        entry.name for folder in folders for entry in folder.trained if entry.seed is not None
+    )
+    return [Banner(write_seed_warning(1, list(names)), is_loud=False)] if names else []
 
 
 def write_sentences(comparison: BackboneComparison) -> list[str]:

@@ -25,6 +25,7 @@ from experiments.evaluation.statistics import Estimate
 from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.front_plot import MOST_DRAWN, plot_runs
 from experiments.reporting.numbers import (
+    MINUS,
     describe_floor,
     find_floor,
     format_difference,
@@ -36,7 +37,9 @@ from experiments.reporting.numbers import (
     write_estimate,
     write_number,
 )
-from experiments.reporting.page import encode_picture, save_figure, write_page
+from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
+from experiments.reporting.run_costs import tabulate_run_costs
+from experiments.reporting.run_findings import find_seed_banners, write_finding
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.entries import (
     MOST_FOR_ALL_PAIRS,
@@ -275,6 +278,21 @@ def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
     return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="guarantee")
 
 
+def tabulate_runs(runs: Sequence[Run]) -> Table:
+    """Tabulate folder, predictor, seed and settings of every run."""
+    rows = tuple(
+        (
+            str(number),
+            run.folder.name,
+            run.about,
+            MINUS if run.seed is None else str(run.seed),
+            " ".join(run.settings) or MINUS,
+        )
+        for number, run in enumerate(runs, start=1)
+    )
+    return Table("Compared runs", ("run", "folder", "predictor", "seed", "settings"), rows, name="runs")
+
+
 PAGE = "compare.html"
 MOST_PRINTED_ROWS = 30
 
@@ -290,13 +308,15 @@ def compare_runs(
     runs = find_runs(folders)
     entries = list_entries(runs)
     tables, notes = build_comparison_tables(entries), write_notes(entries, runs)
+    tables += tabulate_run_costs(entries, runs)
     metrics = runs[0].metrics
-    banners = find_banners(test_images=metrics["split"]["num_images"])
+    num_images = metrics["split"]["num_images"]
+    banners = find_banners(test_images=num_images)
     title = f"{metrics['backbone']} on {metrics['task']}"
     output.mkdir(parents=True, exist_ok=True)
     plot = plot_runs(entries)
     figure = draw_paper(plot, f"{title}, test split")
-    save_figure(figure, output / "front")
+    files = save_figure(figure, output / "front")
     write_tables(output / "tables", tables)
     write_page(
         output / PAGE,
@@ -306,7 +326,10 @@ def compare_runs(
         runs=runs,
         split=metrics["split"],
         num_resamples=metrics["bootstrap"]["num_resamples"],
-        banners=banners,
+        banners=[*banners, *find_seed_banners(entries)],
+        finding=write_finding(entries, num_images),
+        files=attach_files(files),
+        runs_table=tabulate_runs(runs),
         most_for_all_pairs=MOST_FOR_ALL_PAIRS,
         tables=tables,
         notes=notes,

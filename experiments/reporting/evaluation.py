@@ -30,6 +30,7 @@ from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
@@ -37,6 +38,7 @@ from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.sensitive import find_other_labels, read_other, select_group, write_subset
 from experiments.reporting.tables import write_tables
+from experiments.reporting.views import Viewer, make_view
 from experiments.results.metrics_json import (
     PICTURE,
     collect_extras,
@@ -86,6 +88,8 @@ def evaluate_predictors(
     tariff: Tariff | None = None,
     gallery: int = 6,
     seed: int = 0,
+    viewer: Viewer | None = None,
+    failures: FailuresLink | None = None,
 ) -> Findings:
     """Compare trained predictors, the first of which is the main one of the report, and return the findings.
 
@@ -98,8 +102,8 @@ def evaluate_predictors(
     `bootstrap_seed`; only runs with the same one can be compared. `deciding` says whose answers divide the
     test questions by their need of resolution; labels of other backbones are read beside `labels`. If only
     one group of them is evaluated, there are no guarantees, which hold for all questions together. With a
-    `tariff`, costs are also measured by it. `seed`
-    selects the samples of the gallery.
+    `tariff`, costs are also measured by it. `seed` selects the samples of the gallery, whose images `viewer`
+    shows as the backbone sees them. `failures` says where the report links to images with wrong answers.
     Raises ValueError if labels, predictors and task do not belong together.
     """
     check_settings(
@@ -247,18 +251,23 @@ def evaluate_predictors(
     write_results(output, metrics, comparison, others, findings.guarantees)
     title = f"{manifest['backbone']} on {manifest['task']}"
     write_tables(output / "tables", list_tables(findings))
-    write_report(
+    picture, figures = write_figures(output, comparison, test.outcomes, title)
+    page_tables = write_report(
         output / REPORT,
         findings,
         test.outcomes,
         policies[0].test,
         title=title,
-        picture=write_figures(output, comparison, test.outcomes, title),
+        picture=picture,
         read_image=task.image,
         provenance=provenance,
         per_category=gallery,
         seed=seed,
+        view=make_view(test.outcomes, viewer, test.inputs.statistic_names),
+        figures=figures,
+        failures=failures,
     )
+    write_tables(output / "tables", page_tables)
     return findings
 
 
@@ -308,17 +317,19 @@ def rename_duplicates(cascades: Sequence[CascadeEntry], taken: Iterable[str]) ->
     return renamed
 
 
-def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> bytes:
-    """Write every figure as PDF and SVG, and the front also as PNG; return the PNG."""
+def write_figures(
+    output: Path, comparison: Comparison, test: OutcomeTable, title: str
+) -> tuple[bytes, dict[str, list[Path]]]:
+    """Write every figure as PDF and SVG, the front also as PNG; return the PNG, and the others by figure."""
     front = draw_paper(plot_comparison(comparison), f"{title}, test split")
-    save_figure(front, output / "front")
+    files = {"front": save_figure(front, output / "front")}
     maps = map_attributes(test)
     needs = draw_needs(tabulate_needs(test), maps, test.scales, f"{title}, test split")
-    save_figure(needs, output / "granularity")
+    files["granularity"] = save_figure(needs, output / "granularity")
     first = comparison.policies[0]
     if first.reliability is not None:
         diagrams = draw_reliability(first.reliability, comparison.scales, f"{first.name}, {title}")
-        save_figure(diagrams, output / "calibration")
+        files["calibration"] = save_figure(diagrams, output / "calibration")
     picture = render_figure(front, "png")
     write_bytes(output / PICTURE, picture)
-    return picture
+    return picture, files

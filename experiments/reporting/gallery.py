@@ -1,20 +1,19 @@
 """Gallery of test samples for the report, in the style of M3's Figure 4 and with a predictor."""
 
-import base64
-import io
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from experiments.evaluation.comparison import DefaultPrice
 from experiments.evaluation.fronts import Columns, Floats, find_smallest_right
-from experiments.evaluation.needs import split_by_type
-from m3_backbone.images import to_rgb
+from experiments.evaluation.needs import list_types, split_by_type
+from experiments.reporting.views import CardViews, shrink_image
+from m3_backbone.ladder import find_repeats
 from m3_backbone.outcomes.table import OutcomeTable
-
-_LONGEST_SIDE = 320
 
 # Categories of samples and their labels in the report, in the order in which samples are selected.
 CATEGORIES = {
@@ -28,19 +27,37 @@ CATEGORIES = {
 
 @dataclass(frozen=True)
 class ScaleAnswer:
-    """Answer of the backbone at one scale, its score, and the predictor's estimate."""
+    """Answer of the backbone at one scale, its score, and the predictor's estimate, if there is a predictor.
+
+    `confidence` is that of the backbone in its answer, None if imported outcomes have none. `views` are JSON
+    for the lightbox (`views.View`).
+    """
 
     scale: int
     visual_tokens: int | str  # name of the option in imported outcomes
     answer: str
     score: float
-    estimate: float
+    estimate: float | None
     is_chosen: bool
+    confidence: float | None = None
+    views: str = "[]"
+
+
+@dataclass(frozen=True)
+class TriedPath:
+    """Scales that a cascade tries for a sample at its default price, by visual tokens, and the last score."""
+
+    name: str
+    tried: tuple[str, ...]
+    score: float
 
 
 @dataclass(frozen=True)
 class Card:
-    """A sample of the gallery; `picture` is a data URI, or None if the image has a `problem`."""
+    """A sample of the gallery; `picture` is a data URI, or None if the image has a `problem`.
+
+    `pictures` are further data URIs, which `views` of the answers show. `paths` are those of cascades.
+    """
 
     sample_id: str
     question_type: str
@@ -52,6 +69,19 @@ class Card:
     width: int
     height: int
     problem: str
+    pictures: tuple[str, ...] = ()
+    paths: tuple[TriedPath, ...] = ()
+
+    @property
+    def chosen(self) -> ScaleAnswer:
+        """The answer at the scale that the predictor chooses."""
+        return next(answer for answer in self.answers if answer.is_chosen)
+
+    @property
+    def outcome(self) -> str:
+        """Whether the chosen answer is `right`, `partly` right or `wrong`."""
+        score = self.chosen.score
+        return "right" if score >= 1 else "partly" if score > 0 else "wrong"
 
 
 def find_categories(score: Floats, choice: Columns) -> dict[str, np.ndarray]:
@@ -104,15 +134,24 @@ def build_cards(
     rows: list[int],
     *,
     choice: Columns,
-    estimates: Floats,
+    estimates: Floats | None,
     read_image: Callable[[str], Image.Image],
+    view: Callable[[int, Image.Image], CardViews] | None = None,
+    cascades: Mapping[str, DefaultPrice] | None = None,
 ) -> list[Card]:
-    """Return the cards of samples; an image that cannot be read (OSError) is replaced by the message."""
-    categories = find_categories(test.score, choice)
+    """Return the cards of samples; an image that cannot be read (OSError) is replaced by the message.
+
+    `view` returns the views of a row's image. `cascades` are default prices by name, whose paths are shown.
+    """
+    categories, types = find_categories(test.score, choice), list_types(test)
+    has_confidence = test.options is None or test.options.has_confidence
     cards = []
     for row in rows:
+        views = CardViews((), ())
         try:
-            picture, (width, height), problem = *embed_image(read_image(test.image_id[row])), ""
+            image = read_image(test.image_id[row])
+            picture, (width, height), problem = *shrink_image(image), ""
+            views = view(row, image) if view is not None else views
         except OSError as error:
             picture, (width, height), problem = None, (0, 0), str(error)
         answers = [
@@ -121,15 +160,19 @@ def build_cards(
                 visual_tokens=int(test.visual_tokens[row, column]) if test.options is None else str(scale),
                 answer=test.answer[row][column],
                 score=float(test.score[row, column]),
-                estimate=float(estimates[row, column]),
+                estimate=None if estimates is None else float(estimates[row, column]),
                 is_chosen=bool(column == choice[row]),
+                confidence=float(test.confidence[row, column]) if has_confidence else None,
+                views=json.dumps([shown.to_json() for shown in views.at_scales[column]])
+                if views.at_scales
+                else "[]",
             )
             for column, scale in enumerate(test.scales)
         ]
         cards.append(
             Card(
                 sample_id=test.sample_id[row],
-                question_type=test.kind[row] or test.task[row],
+                question_type=str(types[row]),
                 question=test.question[row],
                 references=tuple(dict.fromkeys(test.references[row])),
                 categories=tuple(name for name, shown in categories.items() if shown[row]),
@@ -138,18 +181,25 @@ def build_cards(
                 width=width,
                 height=height,
                 problem=problem,
+                pictures=views.pictures,
+                paths=tuple(
+                    trace_path(test, row, name, default) for name, default in (cascades or {}).items()
+                ),
             )
         )
     return cards
 
 
-def embed_image(image: Image.Image) -> tuple[str, tuple[int, int]]:
-    """Return an image as a data URI of at most 320 pixels per side, and its size in pixels."""
-    small = to_rgb(image).copy()
-    small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, format="WEBP", quality=88, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), small.size
+def trace_path(test: OutcomeTable, row: int, name: str, default: DefaultPrice) -> TriedPath:
+    """Return the scales that a cascade tries for a sample; coinciding scales are tried once."""
+    start, stop = int(default.start[row]), int(default.choice[row])
+    repeats = find_repeats(test.visual_tokens[[row]])[0]
+    tried = [column for column in range(start, stop + 1) if column == start or not repeats[column]]
+    labels = [
+        str(test.scales[column] if test.options is not None else test.visual_tokens[row, column])
+        for column in tried
+    ]
+    return TriedPath(name, tuple(labels), float(test.score[row, stop]))
 
 
 def _interleave(queues: list[list[int]]) -> Iterator[int]:

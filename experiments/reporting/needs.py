@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.known_facts import (
     LEVEL,
+    PARTS,
     Equivalence,
     ScaleClassifiers,
     ScoreRegressions,
@@ -35,6 +37,9 @@ from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
 from experiments.reporting.tables import Table
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -162,11 +167,18 @@ def _draw_map(ax: Axes, needs: NeedMap, types: Sequence[str], scales: Sequence[i
     ax.tick_params(length=0)
 
 
-def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
+def count_models(labels: Labels) -> int:
+    """Return the largest number of models that `fit_models` fits: 1 + num_scales per set of features."""
+    return len(PARTS) * (1 + len(labels.outcomes.scales))
+
+
+def fit_models(
+    labels: Path, seed: int, progress: "tqdm[Any] | None" = None
+) -> tuple[ScaleClassifiers, ScoreRegressions] | None:
     """Return models of the needed scale, fitted on the training split; None if that is impossible.
 
     Labels of a test split alone suffice for the table of needs, but not for models. Logs a warning with the
-    reason if it returns None.
+    reason if it returns None. `progress` counts the models.
     """
     counts = read_manifest(labels)["counts"]
     if missing := [split for split in ("train", "calibration") if not counts.get(split)]:
@@ -174,7 +186,8 @@ def fit_models(labels: Path, seed: int) -> tuple[ScaleClassifiers, ScoreRegressi
         return None
     train = read_labels(labels, "train")
     try:
-        return ScaleClassifiers.fit(train, seed), ScoreRegressions.fit(train, seed)
+        on_fit = None if progress is None else progress.update
+        return ScaleClassifiers.fit(train, seed, on_fit), ScoreRegressions.fit(train, seed, on_fit)
     except UnusableSamples as error:
         log.warning("models of the needed scale are left out: %s", error)
         return None

@@ -6,8 +6,9 @@ import hashlib
 import io
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,19 @@ def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "sv
 def encode_picture(figure: Figure) -> str:
     """Return a figure as a base64-encoded PNG."""
     return base64.b64encode(render_figure(figure, "png")).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file that a page carries for a download: its name, and its content, base64-encoded."""
+
+    name: str
+    content: str
+
+
+def attach_files(paths: Iterable[Path]) -> list[Attachment]:
+    """Return files as attachments of a page."""
+    return [Attachment(path.name, base64.b64encode(path.read_bytes()).decode("ascii")) for path in paths]
 
 
 _PACKAGES = (

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.config import Provenance
 from experiments.evaluation.comparison import Comparison, PolicyResult, check_settings, compare_policies
+from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metrics import default_cost, mean_gap_share, mean_to_mix, to_best_fixed
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.statistics import Estimate
@@ -24,7 +25,8 @@ from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.findings import describe_record
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.numbers import format_difference, format_share, format_tokens, is_known
-from experiments.reporting.page import encode_picture, save_figure, write_page
+from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
+from experiments.reporting.run_findings import write_seed_warning
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
 from experiments.training.joining import join_labels
@@ -44,7 +46,8 @@ PAGE, FIGURES = "transfer.html", "transfer.json"
 class Row:
     """Result of a predictor on a target task, by the tasks it was trained on and the samples of its prices.
 
-    `comparison` is that of this predictor alone on the target's test split, in visual tokens.
+    `comparison` is that of this predictor alone on the target's test split, in visual tokens; `others` are
+    the same in further cost measures.
     """
 
     target: str
@@ -52,6 +55,7 @@ class Row:
     priced_on: str
     comparison: Comparison
     record: EvaluationRecord | None = None
+    others: Sequence[Comparison] = ()
 
     @property
     def name(self) -> str:
@@ -99,26 +103,35 @@ def write_transfer(
             name: estimate and asdict(estimate)
             for name, estimate in (("gap_share", row.gap_share), ("to_mix", row.to_mix))
         }
+        | {other.measure.key: _summarize_other(other) for other in row.others}
         for row in rows
     ]
     write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))
-    comparisons, pictures = join_rows(rows), {}
+    comparisons = join_rows(rows)
+    charts, pictures, files = {}, {}, {}
     for target, comparison in comparisons.items():
-        figure = draw_paper(plot_comparison(comparison), f"{predictor}, {backbone} on {target}, test split")
-        save_figure(figure, output / quote(target, safe=""))
-        pictures[target] = encode_picture(figure)
+        for number, in_measure in enumerate([comparison, *join_others(rows, target)]):
+            measure = in_measure.measure
+            label = f"{target}, {measure.unit}" if rows[0].others else target
+            plot = plot_comparison(in_measure)
+            figure = draw_paper(plot, f"{predictor}, {backbone} on {target}, test split")
+            name = quote(target, safe="") + (f"_{measure.key}" if number else "")
+            files[label] = attach_files(save_figure(figure, output / name))
+            charts[label], pictures[label] = draw_page(plot), encode_picture(figure)
     write_page(
         output / PAGE,
         "transfer.html.j2",
         title=f"{predictor} of {backbone}",
         comparisons=comparisons,
         pictures=pictures,
+        files=files,
         table=table,
-        sentences=[*write_sentences(comparisons), *write_records(rows)],
-        charts=[draw_page(plot_comparison(comparison)) for comparison in comparisons.values()],
+        sentences=write_sentences(comparisons),
+        records=write_records(rows),
+        charts=list(charts.values()),
         fingerprints=fingerprints,
         provenance=provenance,
-        banners=banners,
+        banners=[*banners, Banner(write_seed_warning(1, [predictor]), is_loud=False)],
     )
     return table
 
@@ -132,6 +145,27 @@ def join_rows(rows: Sequence[Row]) -> dict[str, Comparison]:
         target: replace(rows[0].comparison, policies=[row.result.rename(row.name) for row in rows])
         for target, rows in targets.items()
     }
+
+
+def join_others(rows: Sequence[Row], target: str) -> list[Comparison]:
+    """Return one comparison per further cost measure with the results of all rows of a target."""
+    of_target = [row for row in rows if row.target == target]
+    return [
+        replace(
+            same_measure[0],
+            policies=[
+                other.policies[0].rename(row.name) for row, other in zip(of_target, same_measure, strict=True)
+            ],
+        )
+        for same_measure in zip(*(row.others for row in of_target), strict=True)
+    ]
+
+
+def _summarize_other(comparison: Comparison) -> dict[str, Any]:
+    """Return the metrics of a row in another cost measure, for `transfer.json`."""
+    (result,) = comparison.policies
+    share = result.find(mean_gap_share)
+    return {"gap_share": share and asdict(share), "to_mix": asdict(result[mean_to_mix])}
 
 
 def write_records(rows: Sequence[Row]) -> list[str]:
@@ -170,14 +204,17 @@ def tabulate(rows: Sequence[Row]) -> Table:
                 format_difference(row.to_mix),
                 format_tokens(row.result[default_cost].value),
                 format_difference(row.result[to_best_fixed]),
+                *(format_difference(other.policies[0].find(mean_to_mix)) for other in row.others),
             )
         )
     header = (
-        "tested on, trained on", "share of gap", "points above the mix", "default tokens", "to best fixed"
-    )  # fmt: skip
+        *("tested on, trained on", "share of gap", "points above the mix", "default tokens", "to best fixed"),
+        *(f"above the mix, {other.measure.unit}" for other in rows[0].others),
+    )
+    where = "default tokens and to best fixed" if rows[0].others else "last two columns"
     caption = (
         "At matched mean visual tokens, averaged over log-spaced budgets: share of the gap from mix to "
-        "budgeted oracle, and points above the mix; last two columns: at the default price"
+        f"budgeted oracle, and points above the mix; {where}: at the default price"
     )
     return Table(caption, header, tuple(cells), "transfer")
 
@@ -284,16 +321,21 @@ def transfer(
         for trained_on, priced_on, predictor, calibration, fitted, estimates, _ in evaluated:
             predictor.check_backbone(test.outcomes.fingerprints)
             predictor.calibrator = fitted
-            comparison = compare_policies(
-                calibration.outcomes,
-                test.outcomes,
-                [PredictorPolicy(name, estimates, predictor.predict(test.inputs))],
-                reference=None,
-                num_resamples=num_resamples,
-                confidence=confidence,
-                seed=seed,
+            policy = PredictorPolicy(name, estimates, predictor.predict(test.inputs))
+            comparison, *others = (
+                compare_policies(
+                    calibration.outcomes,
+                    test.outcomes,
+                    [policy],
+                    measure=measure,
+                    reference=None,
+                    num_resamples=num_resamples,
+                    confidence=confidence,
+                    seed=seed,
+                )
+                for measure in list_cost_measures(calibration.outcomes, {name: predictor}, calibration.inputs)
             )
-            rows.append(Row(target, trained_on, priced_on, comparison, record))
+            rows.append(Row(target, trained_on, priced_on, comparison, record, others))
     return rows
 
 

@@ -253,6 +253,27 @@ def test_the_next_commands_are_about_the_same_labels_and_predictor(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "options"),
     [
+        (("task=easy_vqa", "predictor=mlp", "gallery=0", "seed=3"), "task=easy_vqa"),
+        (
+            ("experiment=embedded_short", "seed=3"),
+            "task.num_images.train=60 task.num_images.calibration=20 task.num_images.test=30 "
+            "paths.store=outputs/short",
+        ),
+        ((), ""),
+    ],
+)
+def test_failures_are_those_of_the_same_labels(monkeypatch, overrides, options):
+    monkeypatch.delenv("TOKENSCALE_STORE", raising=False)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("run", list(overrides), return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    line = format_next("failures", config=check_settings("run", compose_run(*overrides)))
+    assert line == f"next: tokenscale failures {options}".strip()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
         (
             ("experiment=embedded_short", "seed=3"),
             "seed=3 task.num_images.train=60 task.num_images.calibration=20 task.num_images.test=30 "

@@ -1,9 +1,12 @@
 """Evaluation from folder to report: labels and predictors on disk in, metrics, picture and report out."""
 
+import csv
+import io
 import json
+import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,12 @@ from experiments.config import Provenance
 from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry
 from experiments.evaluation.sensitive_groups import Deciding
+from experiments.labels.held_out import open_test
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
+from experiments.reporting.failures import FailuresLink, digest_labels, find_failures
 from experiments.reporting.findings import write_sentences
+from experiments.reporting.operating_points import list_points, write_options
 from experiments.reporting.summary import summarize, write_line, write_summary
 from experiments.tasks.base import Task
 from experiments.training.trained import TrainingSettings, identify, open_trained
@@ -28,6 +34,8 @@ from predictor.cascades.cascade import Cascade
 from predictor.cascades.hybrid import Hybrid
 from predictor.classical.baselines import BestScalePerTask
 from predictor.classical.question_only import QuestionOnly
+from predictor.policy.front import choose
+from tests.pages import check_downloads, check_structure, read_downloads
 from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
 
 SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
@@ -290,3 +298,98 @@ def test_backbone_that_decides_needs_labels(store, tmp_path):
     ):
         evaluate(store, tmp_path, deciding=Deciding(downsampled="other"))
     assert count_records(store) == before
+
+
+@pytest.fixture(scope="module")
+def evaluated(store, tmp_path_factory):
+    """Findings and folder of an evaluation with cascades."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Hybrid.fit, "question_only")]
+    link = FailuresLink(None, folder, "tokenscale failures task=x")
+    return evaluate(store, folder, cascades=cascades, failures=link), folder
+
+
+def test_the_report_is_sound_and_its_slider_shows_the_numbers_of_metrics_json(evaluated):
+    findings, tmp_path = evaluated
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_structure(text)
+    assert "<code>tokenscale failures task=x</code>" in text
+    files = read_downloads(text)
+    check_downloads(files)
+    figures = {
+        f"{name}.{kind}" for name in ("front", "granularity", "calibration") for kind in ("pdf", "svg")
+    }
+    assert {name for name in files if name.endswith(("pdf", "svg"))} == figures
+    for name, content in files.items():
+        stored = tmp_path / ("" if name in figures else "tables") / name
+        assert content.strip() == stored.read_bytes().strip()
+
+    # One row for each operating point, from cheap to expensive: the slider shows the cells of a row.
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    finest = metrics["fixed"][-1]["cost"]["value"]
+    expected = []
+    for name, policy in metrics["predictors"].items():
+        for point in policy["front"]:
+            score = point["score"]
+            interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+            saved = finest - point["cost"]["value"]
+            cells = [name, f"{point['calibration_cost']:.3g}", f"{point['cost']['value']:.3g}"]
+            cells += [f"{100 * score['value']:.1f} {interval}", f"{saved:.3g} ({saved / finest:.0%})"]
+            expected.append((cells, point["price"]))
+    rows = list(csv.reader(io.StringIO(files["points.csv"].decode())))[1:]
+    assert [row[:5] for row in rows] == [cells for cells, _ in expected]
+    assert len(rows) > 20
+    for row, (_, price) in zip(rows, expected, strict=True):
+        option = {"hybrid": "escalate=true price=", "cascade": "-"}.get(row[0], "price=")
+        assert row[5].startswith(option)
+        if row[0] != "cascade":
+            # Rounded up, so that no sample gets a finer scale than at the point.
+            assert 0 <= float(row[5].removeprefix(option)) - price <= 1.5e-6
+    assert findings.units["question_only"] == findings.comparison.policies[0].policy.unit
+
+
+def test_the_price_of_a_point_makes_the_choices_of_the_point(store, evaluated, tmp_path):
+    """At the price that the slider shows, `choose` spends what the point spends."""
+    findings, _ = evaluated
+    trained = find_all(store)[0]
+    test, _ = open_test(store / "labels", records=tmp_path, command="", configuration="", predictors={})
+    estimates = trained.predictor.predict(test.inputs)
+    tokens = test.inputs.visual_tokens
+    rows = [row for row in list_points(findings) if row.policy == trained.name]
+    for row in rows:
+        price = float(row.options.removeprefix("price="))
+        chosen = choose(estimates, tokens, price, unit=trained.prices.default.unit)
+        assert tokens[np.arange(len(tokens)), chosen].mean() == pytest.approx(float(row.cost.value))
+    assert [row.budget for row in rows] == sorted(row.budget for row in rows)
+
+
+def test_prices_of_other_units_are_converted_and_rounded_up(evaluated):
+    """A point at price p per unit u of the evaluation is at p * v / u per unit v of training."""
+    findings, _ = evaluated
+    result = findings.comparison.policies[0]
+    other = replace(findings, units={result.name: 3 * result.policy.unit})
+    assert write_options(result, 0.1234561, other) == "price=0.370369"
+    assert write_options(result, 0.0, other) == "price=0"
+
+
+def test_the_report_links_to_the_latest_failures_of_its_labels(store, tmp_path):
+    fingerprints = read_manifest(store / "labels")["fingerprints"]
+    head = '<meta name="tokenscale-labels" content="{}">'
+    for number, (name, digest) in enumerate(
+        [("first", digest_labels(fingerprints)), ("a & b", digest_labels(fingerprints)), ("other", "0" * 16)]
+    ):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "failures.html").write_text(head.format(digest))
+        os.utime(folder / "failures.html", (number, number))
+    output = tmp_path / "runs" / "new"
+    page = find_failures([tmp_path / "runs", tmp_path / "nowhere"], fingerprints)
+    assert page == (tmp_path / "runs" / "a & b" / "failures.html").resolve()
+    assert find_failures([tmp_path], fingerprints) is None
+    link = FailuresLink(page, output, "command")
+    assert link.path == "../a%20%26%20b/failures.html" and link.uri.endswith(
+        "/runs/a%20%26%20b/failures.html"
+    )
+    evaluate(store, output, failures=link)
+    text = (output / "report.html").read_text(encoding="utf-8")
+    assert f'<a href="{link.path}" id="failures-link" data-folder="new" data-uri="{link.uri}">' in text

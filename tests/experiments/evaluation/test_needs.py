@@ -1,5 +1,6 @@
 """What questions need, on outcomes that can be counted by hand, and who can tell it."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.held_out import EvaluationLog, open_test
+from experiments.reporting import granularity
 from experiments.reporting import needs as needs_tables
 from experiments.reporting.needs import (
     draw_needs,
@@ -282,6 +284,43 @@ def test_the_comparison_of_models_is_recorded(tmp_path, stated):
         bootstrap_seed=0,
     )
     assert [table.name for table in tables] == ["classifiers", "policies", "equivalence"]
+
+
+def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, capsys, monkeypatch):
+    """The description of the test split and the evaluation of the models are recorded separately."""
+    folder, output = tmp_path / "labels", tmp_path / "output"
+    write_labels(folder, dict(zip(("train", "calibration", "test"), stated, strict=True)))
+    manifest = folder / "manifest.json"
+    names = {"backbone": "toy", "task": "toy"}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | names), encoding="utf-8")
+    fit, seen = granularity.fit_models, []
+
+    def look_and_fit(labels, seed, progress):
+        seen.append((capsys.readouterr().out, sorted(path.name for path in output.iterdir())))
+        return fit(labels, seed, progress)
+
+    monkeypatch.setattr(granularity, "fit_models", look_and_fit)
+    granularity.report_granularity(
+        folder,
+        output,
+        margin=0.01,
+        equivalence_margin=0.005,
+        num_resamples=50,
+        confidence=0.95,
+        bootstrap_seed=0,
+        seed=0,
+        opening={"records": tmp_path / "records", "command": "granularity", "configuration": ""},
+    )
+    ((printed, files),) = seen
+    assert "smallest scale within 1 of the best" in printed and "Policies by their features" not in printed
+    assert files == [*(f"granularity.{kind}" for kind in ("md", "pdf", "png", "svg")), "tables"]
+    captured = capsys.readouterr()
+    assert "Policies by their features" in captured.out and "models of the needed scale: " in captured.err
+    text = (output / "granularity.md").read_text()
+    assert "smallest scale within 1 of the best" in text and "Policies by their features" in text
+    (path,) = (tmp_path / "records").glob("*/*.jsonl")
+    described, evaluated = EvaluationLog(path).read()
+    assert described["predictors"] == {} and len(evaluated["predictors"]) == 11
 
 
 def test_the_models_of_a_model_card_are_recorded(tmp_path, stated):

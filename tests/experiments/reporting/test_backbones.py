@@ -9,6 +9,7 @@ import pytest
 
 from experiments.compare_backbones import main
 from experiments.train import main as train
+from tests.pages import check_downloads, check_structure, read_downloads
 from tests.predictor.synthetic import make_labels, write_labels
 
 PREDICTOR = ("predictor=question_only", "~predictor@baselines.per_task", "~predictor@baselines.question_only")
@@ -63,6 +64,9 @@ def test_page_and_numbers_of_two_backbones(store, tmp_path, call, capsys):
         re.findall(r"https?://(?!www.w3.org)[^\s\"'<]+", re.sub(r"<script.*?</script>", "", text, flags=re.S))
         == []
     )
+    check_structure(text)
+    check_downloads(read_downloads(text))
+    assert "One training (seed) of question_only" in text
     assert {path.name for path in page.parent.glob("front_*")} >= {"front_tokens.pdf", "front_tokens.svg"}
     # Each backbone's test split is opened under a record.
     assert len(list((tmp_path / "evaluations").glob("*/*.jsonl"))) >= 1

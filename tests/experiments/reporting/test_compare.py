@@ -28,6 +28,8 @@ from experiments.reporting.comparison import (
     write_notes,
 )
 from experiments.reporting.front_plot import MOST_DRAWN
+from experiments.reporting.run_costs import tabulate_run_costs
+from experiments.reporting.run_findings import find_seed_banners, write_finding
 from experiments.results.entries import Entry, Pair, find_p_values, list_entries, list_pairs
 from experiments.results.metrics_json import collect_metrics, write_metrics
 from experiments.results.resamples import (
@@ -42,6 +44,7 @@ from m3_backbone.outcomes.manifest import unseal
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare
 from tests.experiments.reporting.test_report import HOSTILE, Page
+from tests.pages import check_downloads, check_structure, read_downloads
 
 HEADLINE = ("predictors", "informed", "mean_to_mix")
 Found = TypeVar("Found")
@@ -501,12 +504,81 @@ def test_page_and_files_show_every_run_and_text_as_text(tmp_path, found, capsys)
     page = Page((output / "compare.html").read_text(encoding="utf-8"))
     assert not any("alert(1)" in text for attrs, text in page.scripts if "type" not in attrs)
     assert page.text.count(HOSTILE) >= 6 and "informed" in page.text
+    check_structure((output / "compare.html").read_text(encoding="utf-8"))
+    check_downloads(read_downloads((output / "compare.html").read_text(encoding="utf-8")))
     (chart,) = json.loads(page.scripts[0][1])
     names = [trace["name"] for trace in chart["data"] if "name" in trace]
     assert {"informed", "mix of fixed scales", "budgeted oracle", "stable oracle"} <= set(names)
     assert not any("<script" in name for name in names)
     assert {path.name for path in output.iterdir()} == {"compare.html", "front.pdf", "front.svg", "tables"}
     assert {path.suffix for path in (output / "tables").iterdir()} == {".csv", ".md", ".tex"}
+
+
+def with_costs(found, cost, gain):
+    """Metrics with GFLOPs: `cost` at the default price, `gain` above the mix."""
+    figures = {
+        name: {
+            "own": 0.5,
+            "default": {"cost": {"value": cost}, "score": {"value": 0.75}},
+            "mean_to_mix": {"value": gain},
+            "mean_gap_share": None,
+        }
+        for name in found[0]["predictors"]
+    }
+    part = {"unit": "GFLOPs", "fixed": [1.0, 2.0, 3.0, 4.0], "predictors": figures}
+    resamples = {
+        name_tensor("flops", "predictors", name, "mean_to_mix"): found[1]["/".join(HEADLINE)]
+        for name in found[0]["predictors"]
+    }
+    return found[0] | {"flops": part}, found[1] | resamples
+
+
+def test_other_cost_measures_have_means_and_ranges_over_runs(tmp_path, found, caplog):
+    for seed, (cost, gain) in enumerate([(2.0, 0.01), (3.0, 0.03)]):
+        folder = write_results(tmp_path / str(seed), with_costs(found, cost, gain), seed=seed)
+        content = {**with_costs(found, 10 * cost, gain)[0]["flops"], "unit": "ms"}
+        write_metrics(folder / "milliseconds.json", content)
+    runs = find_runs([tmp_path])
+    entries = list_entries(runs)
+    flops, milliseconds = tabulate_run_costs(entries, runs)
+    assert flops.name == "costs_flops" and milliseconds.header[1] == "ms"
+    assert flops.rows[0][:2] == ("scale 1", "1")
+    assert flops.rows[4] == ("informed", "2.5 [2, 3]", "0.5", "75.0", "+2.0 [+1.0, +3.0]", "-")
+    assert milliseconds.rows[4][1] == "25 [20, 30]"
+    # A measure that some run lacks, or has damaged, is left out.
+    (tmp_path / "0" / "milliseconds.json").write_text("{}")
+    assert [table.name for table in tabulate_run_costs(entries, runs)] == ["costs_flops"]
+    assert "milliseconds.json is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "warning"),
+    [
+        (1, "One training (seed) of informed, question_only: intervals and p-values cover other test images"),
+        (2, "2 trainings (seeds) of informed, question_only: they tell little about the spread"),
+        (5, ""),
+    ],
+)
+def test_few_seeds_are_warned_of(tmp_path, found, num_seeds, warning):
+    for seed in range(num_seeds):
+        write_results(tmp_path / str(seed), found, seed=seed, shift=0.01 * seed)
+    banners = find_seed_banners(list_entries(find_runs([tmp_path])))
+    assert [banner.text.startswith(warning) for banner in banners] == [True] * bool(warning)
+
+
+def test_the_finding_compares_the_first_policy_with_the_mix_and_the_best_other(tmp_path, found):
+    write_results(tmp_path / "one", found)
+    entries = list_entries(find_runs([tmp_path]))
+    own = sure(entries[0].find(mean_to_mix)).estimate
+    difference = sure(Pair(*entries).estimate(mean_to_mix))
+    text = write_finding(entries, 50)
+    assert text.startswith(
+        f"At the same mean number of visual tokens, informed scores {100 * own.value:.1f} points more than "
+        "mixing fixed scales (95% interval "
+    )
+    assert f"{100 * difference.value:.1f} points more than question_only (95% interval" in text
+    assert "the best of the others (p " in text and text.endswith(", corrected for 1 test).")
+    assert write_finding(entries, 29).startswith("No finding: 29 test images are too few to compare informed")
 
 
 def end_sweep(folder):

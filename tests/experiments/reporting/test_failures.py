@@ -8,12 +8,17 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from experiments.cli import find_config_dir
+from experiments.config import Provenance
 from experiments.failures import main
+from experiments.reporting.failures import tabulate_failures, write_failures
 from experiments.reporting.failures_display import draw_failures, pick_failures
+from experiments.reporting.views import make_view
 from experiments.tasks.base import check_data
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from tests.experiments.evaluation.synthetic import make_outcomes
+from tests.experiments.reporting.test_report import HOSTILE
+from tests.pages import Elements, check_downloads, check_structure, read_downloads
 
 
 def test_only_wrong_answers_are_shown_the_worst_kind_first():
@@ -66,3 +71,60 @@ def test_failures_on_the_test_split_are_not_browsed(capsys):
         main(config)
     printed = capsys.readouterr().err
     assert "split=test: give one of train, calibration (split that the samples are from; not test" in printed
+
+
+def test_the_page_of_failures_shows_text_as_text_and_every_sample(tmp_path):
+    table = make_outcomes("calibration", 30)
+    table.question[:] = HOSTILE
+    picked = pick_failures(table, 3, per_kind=2, seed=0)
+    rows = [row for rows in picked.values() for row in rows]
+
+    def read_image(image_id):
+        if image_id == table.image_id[rows[0]]:
+            raise UnreadableImage(HOSTILE, "no such file")
+        return Image.new("RGB", (48, 32))
+
+    write_failures(
+        tmp_path,
+        table,
+        picked,
+        3,
+        title=HOSTILE,
+        split="calibration",
+        read_image=read_image,
+        provenance=Provenance(HOSTILE, f"key: {HOSTILE}", "now"),
+        view=make_view(table, None, ("tower/norm_mean",)),
+    )
+    text = (tmp_path / "failures.html").read_text(encoding="utf-8")
+    check_structure(text)
+    check_downloads(read_downloads(text))
+    page = Elements(text)
+    assert len(page.select("script")) == 1 and page.select("h1")[0].text.startswith(
+        f"{wrong_share(table)}% of "
+    )
+    cards = page.select("article")
+    assert len(cards) == len(rows) and all(HOSTILE in card.text for card in cards)
+    assert [card.attributes["data-type"] for card in cards] == [str(table.kind[row]) for row in rows]
+    assert "The image cannot be read" in cards[0].text and "The image cannot be read" not in cards[-1].text
+    # A scale whose answer is shown as wrong is that of the page.
+    shown = [row for row in page.select("tr") if "data-scale" in row.attributes]
+    marked = [row.attributes["data-scale"] for row in shown if row.attributes.get("class") == "chosen"]
+    assert marked == [str(table.scales[3])] * len(rows)
+
+
+def wrong_share(table):
+    return f"{100 * (table.score[:, 3] < 1).mean():.1f}"
+
+
+def test_wrong_answers_are_counted_by_question_type():
+    table = make_outcomes("calibration", 30)
+    wrong, rescued = table.score[:, 0] < 1, table.score.max(axis=1) >= 1
+    rows = tabulate_failures(table, 0).rows
+    assert rows[0][1:] == (
+        str(len(table)),
+        str(wrong.sum()),
+        f"{100 * wrong.mean():.1f}",
+        str((wrong & rescued).sum()),
+    )
+    assert sum(int(row[2]) for row in rows[1:]) == wrong.sum()
+    assert [int(row[2]) for row in rows[1:]] == sorted((int(row[2]) for row in rows[1:]), reverse=True)

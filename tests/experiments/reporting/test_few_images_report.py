@@ -106,6 +106,10 @@ def test_few_test_images_stand_under_a_banner_and_allow_no_finding(tmp_path):
     assert '<p class="banner loud">Only 29 test images: intervals and differences mean nothing.</p>' in page
     assert "<h1>No finding: 29 test images are too few" in page
     assert 'cell best"' not in page and 'cell best needed"' not in page
+    # Cells of types with fewer than 25 questions are marked, with their number.
+    few = [count for count in np.unique(test.kind.astype(str), return_counts=True)[1] if count < 25]
+    assert few and all(f"<small>n = {count}</small>" in page for count in few)
+    assert page.count('class="cell few') >= len(few) * len(test.scales)
     assert "interval" not in " ".join(write_sentences(Findings(comparison)))
     (savings,) = (table for table in list_tables(Findings(comparison)) if table.name == "savings")
     shown = savings.header.index("shown")
@@ -114,6 +118,8 @@ def test_few_test_images_stand_under_a_banner_and_allow_no_finding(tmp_path):
     comparison = compare_constant(CALIBRATION, TEST)
     page, _ = write(tmp_path / "more.html", comparison, TEST)
     assert "banner" not in page and "No finding" not in page and " best" in page
+    assert min(np.unique(TEST.kind.astype(str), return_counts=True)[1]) >= 25
+    assert 'class="cell few"' not in re.sub(r'<section id="errors">.*?</section>', "", page, flags=re.S)
 
 
 def test_a_difference_that_rounds_to_nothing_is_no_finding():

@@ -25,6 +25,7 @@ from experiments.reporting.page import cut_name, render_figure
 from experiments.reporting.report import write_report
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare
+from tests.pages import check_downloads, check_structure, read_downloads
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} ${x} %{y} <!-- </style> & \"quoted\" 'too'"
 
@@ -163,6 +164,13 @@ def test_page_loads_nothing(page):
         assert attrs.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in attrs)
     assert "@import" not in page.split("</style>")[0] and "url(" not in page.split("</style>")[0]
+
+
+def test_hostile_names_leave_the_page_and_its_downloads_whole(page):
+    check_structure(page)
+    files = read_downloads(page)
+    check_downloads(files)
+    assert HOSTILE in files["points.csv"].decode().replace('""', '"')
 
 
 def test_unreadable_image_leaves_its_reason(hostile_test, comparison):

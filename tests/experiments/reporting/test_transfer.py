@@ -17,6 +17,7 @@ from experiments.transfer import main
 from m3_backbone.outcomes.labels import Labels
 from predictor.calibration import Temperature
 from predictor.classical.question_only import QuestionOnly
+from tests.pages import check_downloads, check_structure, read_downloads
 from tests.predictor.synthetic import KINDS, make_labels, write_labels
 
 
@@ -90,12 +91,27 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     written = json.loads((tmp_path / "transfer.json").read_text())
     assert [row["gap_share"]["value"] for row in written] == pytest.approx(values)
     assert (tmp_path / "tables" / "transfer.csv").read_text() == table.to_csv()
-    assert {path.name for path in tmp_path.glob("*.pdf")} == {"same.pdf", "swapped.pdf"}
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {
+        *("same.pdf", "swapped.pdf"),
+        *("same_flops.pdf", "swapped_flops.pdf"),
+    }
     page = (tmp_path / "transfer.html").read_text(encoding="utf-8")
     assert "<b>mine" not in page and "&lt;b&gt;mine" in page
     (content,) = re.findall(r'id="chart-data">(.*?)</script>', page)
+    check_structure(page)
+    check_downloads(read_downloads(page))
+    assert "One training (seed) of &lt;b&gt;mine" in page
     charts = json.loads(content)
-    for chart, target in zip(charts, ("same", "swapped"), strict=True):
+    axes = [chart["layout"]["xaxis2"]["title"]["text"] for chart in charts]
+    assert (
+        axes
+        == [
+            "mean visual tokens per question",
+            "mean GFLOPs of vision pass, prefill and predictor per question",
+        ]
+        * 2
+    )
+    for chart, target in zip(charts, ("same", "same", "swapped", "swapped"), strict=True):
         legend = [trace["name"] for trace in chart["data"] if "name" in trace]
         names = ["trained on home", f"trained on home, prices from 100 of {target}", f"trained on {target}"]
         assert legend[:3] == names
@@ -131,6 +147,9 @@ def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, fol
         "dear.v1.svg",
         "dear.v2.svg",
         "set%2Fa%20%26%20b.svg",
+        "dear.v1_flops.svg",
+        "dear.v2_flops.svg",
+        "set%2Fa%20%26%20b_flops.svg",
     }
     from_home, _, native = rows[:3]
     assert native.result.budgets[-1] == pytest.approx(3 * from_home.result.budgets[-1])

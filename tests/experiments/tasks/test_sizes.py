@@ -9,7 +9,7 @@ from PIL import Image
 from experiments.evaluation.needs import describe_left_out, pick_frequent, split_by_type
 from experiments.labels.division import check_labels, find_label_banners
 from experiments.reporting.failures_display import pick_failures
-from experiments.reporting.report import tabulate_types
+from experiments.reporting.type_tables import tabulate_types
 from experiments.tasks.base import Split
 from experiments.tasks.sizes import check_task, find_banners, frame_banners
 from m3_backbone.outcomes.manifest import list_images
