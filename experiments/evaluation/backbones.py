@@ -369,7 +369,7 @@ def _test_fixed_scales(
     for column, cost in enumerate(first[0].fixed_cost):
         reference = _take(first[1], column)
         for backbone, fixed in others:
-            for equal in np.flatnonzero(np.isclose(backbone.fixed_cost, cost, rtol=1e-9)):
+            for equal in np.flatnonzero(np.isclose(backbone.fixed_cost, cost, rtol=1e-9)).tolist():
                 pairs.append((float(cost), backbone.name, _take(fixed, equal), reference))
     differences = [_subtract(score, reference) for _, _, score, reference in pairs]
     p_values = [float(difference.p_value()) for difference in differences]

@@ -172,13 +172,13 @@ class M3LlavaModel(_MatryoshkaModel, LlavaModel):
         """
         return self._project(pixel_values, interpolate_pos_encoding=True)
 
-    def encode_with_input(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens as of `encode_images`, and the input of the layer that gives the patch features.
+    def encode_patches(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch features, which the projector turns into tokens, and the input of the layer that gives them.
 
-        The input is `[num_images, 1 + grid * grid, width]`, class token first.
+        `[num_images, grid * grid, width]` and `[num_images, 1 + grid * grid, width]`, class token first.
         """
         states, index = self._run_tower(pixel_values)
-        return self.multi_modal_projector(self._drop_class_token(states[index])), states[index - 1]
+        return self._drop_class_token(states[index]), states[index - 1]
 
 
 class QueryLlavaModel(_MatryoshkaModel, LlavaModel):

@@ -1,6 +1,6 @@
 """Pruning of an M3 or LLaVA checkpoint: some visual tokens of the grid are kept, and none are pooled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +20,11 @@ from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.pruning import (
     PruningMethod,
+    count_contextual,
     find_layer,
     keep,
     measure_attention,
+    merge,
     pruning_flops,
     rank_at_random,
     rank_by_attention,
@@ -33,9 +35,14 @@ from m3_backbone.loading.checkpoint import Checkpoint
 
 @dataclass(frozen=True, eq=False)
 class PrunedImage(EncodedImage):
-    """An image after its vision pass; `order` `[grid * grid]` ranks the tokens of the grid."""
+    """An image after its vision pass.
+
+    `order` `[grid * grid]` ranks the tokens of the grid. `contextual` has the contextual tokens
+    `[num_tokens, hidden]` of the scales that have some.
+    """
 
     order: Tensor
+    contextual: Mapping[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,14 +108,16 @@ class PrunedLlavaBackbone(LlavaBackbone):
         return check_scale(scale, self.scales)
 
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
-        ranking = pruning_flops(self.checkpoint.config, self.pruning)
+        ranking = pruning_flops(self.checkpoint.config, self.pruning, self.scales)
         return super().vision_flops(image_size, scale) + ranking
 
     def _encode_batch(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         model = self.model.model
         assert isinstance(model, M3LlavaModel)
         pixels = self.processor.preprocess(images)["pixel_values"].to(self._decoder.device)
-        tokens, hidden = model.encode_with_input(pixels)
+        features, hidden = model.encode_patches(pixels)
+        tokens = model.multi_modal_projector(features)
+        keys = None
         match self.pruning:
             case "random":
                 order = torch.stack([rank_at_random(image, tokens.shape[1]) for image in images])
@@ -116,17 +125,37 @@ class PrunedLlavaBackbone(LlavaBackbone):
                 order = rank_by_diversity(tokens)
             case method:
                 layer = find_layer(model.vision_tower, self.checkpoint.config)
-                of_class_token = method == "class_attention"
-                order = rank_by_attention(measure_attention(layer, hidden, of_class_token=of_class_token))
+                attention, keys = measure_attention(layer, hidden, of_class_token=method != "patch_attention")
+                order = rank_by_attention(attention)
         order = order.to(tokens.device)
-        return [
-            PrunedImage(tokens[row : row + 1].clone(), image, order[row]) for row, image in enumerate(images)
-        ]
+        encoded: list[EncodedImage] = []
+        for row, image in enumerate(images):
+            contextual = {}
+            if self.pruning == "visionzip" and keys is not None:
+                contextual = self._merge_others(features[row], keys[row], order[row])
+            encoded.append(PrunedImage(tokens[row : row + 1].clone(), image, order[row], contextual))
+        return encoded
+
+    def _merge_others(self, features: Tensor, keys: Tensor, order: Tensor) -> dict[int, Tensor]:
+        """Return the contextual tokens of an image at each scale that has some."""
+        counts = {scale: count_contextual(scale, len(order)) for scale in self.scales}
+        merged = {
+            scale: merge(features, keys, order, scale - count, count)
+            for scale, count in counts.items()
+            if count
+        }
+        project = self.model.model.multi_modal_projector
+        return {scale: project(others) for scale, others in merged.items()}
 
     def visual_tokens(self, encoded: Sequence[Any], scale: int) -> list[Tensor]:
         """Visual tokens of each image that enter the decoder at a scale, `[scale, hidden]`."""
         check_scale(scale, self.scales)
-        return [keep(image.tokens[0], image.order, scale) for image in encoded]
+        visual = []
+        for image in encoded:
+            contextual = image.contextual.get(scale, image.tokens[0, :0])
+            kept = keep(image.tokens[0], image.order, scale - len(contextual))
+            visual.append(torch.cat([kept, contextual]))
+        return visual
 
     @torch.no_grad()
     def generate_inputs(

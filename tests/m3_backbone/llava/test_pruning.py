@@ -15,7 +15,10 @@ from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.costs import vision_flops
 from m3_backbone.llava.pruned import PrunedLlavaBackbone
 from m3_backbone.llava.pruning import (
+    PruningMethod,
+    count_contextual,
     keep,
+    merge,
     pruning_flops,
     rank_at_random,
     rank_by_attention,
@@ -24,7 +27,7 @@ from m3_backbone.llava.pruning import (
 from tests.paths import FIXTURES
 from tests.query_checkpoint import write_query_checkpoint
 
-METHODS = ("class_attention", "patch_attention", "diversity", "random")
+METHODS = ("class_attention", "patch_attention", "diversity", "random", "visionzip")
 PLAIN = FIXTURES / "official_m3" / "llava15" / "checkpoint"  # features of the last layer but one
 QUESTIONS = ["what color is the circle?", "how many squares are there?"]
 
@@ -116,7 +119,38 @@ def test_attention_is_that_of_transformers(checkpoint, method, images):
         torch.testing.assert_close(ranked, received.sort(descending=True).values, rtol=1e-4, atol=1e-7)
 
 
-def test_a_coarser_set_is_part_of_the_finer_one_and_in_the_order_of_the_grid(pruned, images):
+def test_contextual_tokens_by_hand():
+    """Of six patches, 4 and 1 are dominant. Among 0, 2, 3 and 5, every second one starts a group: 0 and 3."""
+    features = torch.tensor([[1.0], [9.0], [3.0], [5.0], [9.0], [7.0]])
+    keys = torch.tensor([[1.0, 0], [0, 0], [0.1, 2], [0, 1], [0, 0], [3, 0.1]])
+    order = torch.tensor([4, 1, 0, 5, 3, 2])
+    # Patch 2 is closer in direction to 3, patch 5 to 0.
+    assert merge(features, keys, order, 2, 2).tolist() == [[4.0], [4.0]]
+    assert merge(features, keys, order, 2, 1).tolist() == [[4.0]]
+    assert [count_contextual(scale, 576) for scale in (1, 3, 4, 9, 36, 64, 128, 192, 576)] == [
+        0, 0, 1, 1, 6, 10, 20, 30, 0
+    ]  # fmt: skip
+
+
+def test_visionzip_adds_means_of_the_other_patches(images):
+    merged, dominant = (open_pruned(pruning=method) for method in ("visionzip", "class_attention"))
+    tokens, kept = (
+        [b.visual_tokens(b.encode(images), scale)[0] for scale in (9, 36)] for b in (merged, dominant)
+    )
+    grid = LlavaBackbone("tiny_m3", dtype="float32", device="cpu")
+    (mean,) = grid.visual_tokens(grid.encode(images[:1]), 1)
+    for own, others, count in zip(tokens, kept, (1, 6), strict=True):
+        assert len(own) == len(others)
+        # The dominant tokens are among those that are kept without contextual ones.
+        assert all((others == token).all(dim=1).any() for token in own[:-count])
+        assert not any((others == token).all(dim=1).any() for token in own[-count:])
+    # The one contextual token of nine is nearly the mean of all patches; the projector is not linear.
+    assert torch.cosine_similarity(tokens[0][-1], mean[0], dim=0) > 0.9
+
+
+@pytest.mark.parametrize("method", METHODS[:4])
+def test_a_coarser_set_is_part_of_the_finer_one_and_in_the_order_of_the_grid(method, images):
+    pruned = open_pruned(pruning=method)
     grid = LlavaBackbone("tiny_m3", dtype="float32", device="cpu")
     whole = grid.visual_tokens(grid.encode(images), 144)
     encoded = pruned.encode(images)
@@ -150,16 +184,19 @@ def test_answers_are_those_of_generate(pruned, images):
 def test_flops_of_the_ranking_by_hand():
     """tiny_m3 has 144 patches, 192 wide in the tower and in the decoder."""
     num_patches, width = 144, 192
-    expected = {
+    expected: dict[PruningMethod, int] = {
         "class_attention": 2 * 146 * width**2 + 2 * 145 * width,
         "patch_attention": 4 * 145 * width**2 + 2 * 145**2 * width,
         "diversity": 2 * num_patches**2 * width,
         "random": 0,
     }
+    # One contextual token of 9 from 136 patches, and 6 of 36 from 114; a head has a size of 64.
+    similarities = 2 * 64 * (1 * 136 + 6 * 114)
+    expected["visionzip"] = expected["class_attention"] + similarities + 2 * 7 * 2 * width**2
     for method, flops in expected.items():
         backbone = open_pruned(pruning=method)
         config = backbone.checkpoint.config
-        assert pruning_flops(config, method) == flops
+        assert pruning_flops(config, method, backbone.scales) == flops
         assert backbone.vision_flops((9, 70), 1) == vision_flops(config) + flops
 
 
@@ -190,7 +227,7 @@ def test_settings_and_fingerprints():
 
 
 def test_what_cannot_be_pruned(tmp_path):
-    with pytest.raises(ValueError, match="pruning=best: give one of class_attention, patch_attention"):
+    with pytest.raises(ValueError, match="pruning=best: give one of class_attention, visionzip, patch_att"):
         open_pruned(pruning="best")
     with pytest.raises(ValueError, match="scale 145 is not possible with 144 tokens: choose from 1 to 144"):
         open_pruned(pruning="random", scales=[9, 145])
