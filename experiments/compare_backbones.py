@@ -8,6 +8,7 @@ Examples:
     tokenscale compare_backbones backbones=[tiny_m3,tiny_native]  # pooled tokens against shrunk images
     tokenscale compare_backbones backbones=[qwen3_vl_4b,gemma4_e2b] task=textvqa  # published models
     tokenscale compare_backbones backbones=[tiny_m3,tiny_native] predictor=mlp print_tables=true
+    tokenscale compare_backbones backbones=[tiny_m3,tiny_m3_diversity] fixed_only=true  # needs labels alone
 """
 
 from pathlib import Path
@@ -31,7 +32,8 @@ def main(config: DictConfig) -> None:
     for name in config.backbones:
         labels = Path(paths.all_labels) / name / task
         check_labels(labels, ("calibration", "test"), allow_small=config.allow_small)
-        trained = open_configured(config, labels, Path(paths.all_predictors) / name / task)
+        predictors = Path(paths.all_predictors) / name / task
+        trained = [] if config.fixed_only else open_configured(config, labels, predictors)
         folders.append(BackboneFolders(name, labels, trained, Path(paths.all_latencies) / name / task))
     banners = find_label_banners(folders[0].labels, SPLITS)
     output = Path(HydraConfig.get().runtime.output_dir)

@@ -102,6 +102,22 @@ class BackboneDifference:
     adjusted: float
 
 
+@dataclass(frozen=True)
+class FixedDifference:
+    """Score of a fixed scale of backbone `second` minus that of a scale of `first` with the same mean `cost`.
+
+    `p_value` and `adjusted` as in `BackboneDifference`.
+    """
+
+    cost: float
+    first: str
+    second: str
+    score: Estimate
+    difference: Estimate
+    p_value: float
+    adjusted: float
+
+
 @dataclass(frozen=True, eq=False)
 class JointOracle:
     """The oracle that may choose among the scales of all backbones, at the shared budgets.
@@ -125,6 +141,7 @@ class MatchedCosts:
     budgets: Floats
     backbones: Sequence[BackboneFronts]
     differences: Sequence[BackboneDifference]
+    fixed: Sequence[FixedDifference]
     joint: Sequence[JointOracle]
 
 
@@ -181,14 +198,16 @@ def compare_backbones(
         budgets = np.geomspace(low, high, num_budgets)
         measured = [table.resample(budgets, bootstrap) for table in tables]
         joint = _measure_joint(backbones[0].test.image_id, tables, measured, budgets, num_prices, bootstrap)
+        fronts = [table.describe(scores, confidence) for table, scores in zip(tables, measured, strict=True)]
         measures.append(
             MatchedCosts(
                 measure.key,
                 measure.unit,
                 measure.label,
                 budgets,
-                [table.describe(scores, confidence) for table, scores in zip(tables, measured, strict=True)],
+                fronts,
                 _test_differences([backbone.name for backbone in backbones], measured, confidence),
+                _test_fixed_scales(fronts, [scores[Bound.FIXED] for scores in measured], confidence),
                 [
                     JointOracle(chooser, mean.estimate(confidence), gain.estimate(confidence))
                     for chooser, (mean, gain) in joint.items()
@@ -339,6 +358,40 @@ def _test_differences(
             pairs, p_values, adjust_p_values(p_values), strict=True
         )
     ]
+
+
+def _test_fixed_scales(
+    fronts: Sequence[BackboneFronts], scores: Sequence[Bootstrapped], confidence: float
+) -> list[FixedDifference]:
+    """Return the differences of the fixed scales of every backbone to those of the first of equal cost."""
+    first, *others = zip(fronts, scores, strict=True)
+    pairs = []
+    for column, cost in enumerate(first[0].fixed_cost):
+        reference = _take(first[1], column)
+        for backbone, fixed in others:
+            for equal in np.flatnonzero(np.isclose(backbone.fixed_cost, cost, rtol=1e-9)).tolist():
+                pairs.append((float(cost), backbone.name, _take(fixed, equal), reference))
+    differences = [_subtract(score, reference) for _, _, score, reference in pairs]
+    p_values = [float(difference.p_value()) for difference in differences]
+    return [
+        FixedDifference(
+            cost,
+            first[0].name,
+            name,
+            score.estimate(confidence),
+            difference.estimate(confidence),
+            p_value,
+            float(adjusted),
+        )
+        for (cost, name, score, _), difference, p_value, adjusted in zip(
+            pairs, differences, p_values, adjust_p_values(p_values), strict=True
+        )
+    ]
+
+
+def _take(scores: Bootstrapped, column: int) -> Bootstrapped:
+    """Return the score of one fixed scale."""
+    return Bootstrapped(scores.value[column], scores.resamples[:, column], scores.has_interval)
 
 
 def _measure_joint(

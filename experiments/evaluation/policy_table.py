@@ -258,7 +258,7 @@ class PolicyTable:
     ) -> None:
         self.test = test
         # The highest overhead is included, so that every policy can meet these budgets.
-        self.budgets = space_budgets(calibration.cost + max(overhead.values()), num_budgets)
+        self.budgets = space_budgets(calibration.cost + max(overhead.values(), default=0.0), num_budgets)
         self.best_fixed = int(calibration.score.mean(axis=0).argmax())
         self.baselines = {FINEST: test.cost.shape[1] - 1, BEST_FIXED: self.best_fixed}
         self.means = PolicyMeans(image, timed=timed, repeats=test.repeats)

@@ -18,7 +18,7 @@ from experiments.evaluation.backbones import (
 )
 from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.costs import CostMeasure, list_cost_measures
-from experiments.evaluation.metric_table import Predictor
+from experiments.evaluation.metric_table import Bound, Predictor
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.draw import draw_page, draw_paper
@@ -169,6 +169,7 @@ def report_backbones(
         "backbones.html.j2",
         title=title,
         comparison=comparison,
+        has_predictors=bool(folders[0].trained),
         tables=tables,
         sentences=sentences,
         records=[f"{name}: {describe_record(record)}" for name, record in evaluations.items()],
@@ -191,16 +192,21 @@ def _warn_of_trainings(folders: Sequence[BackboneFolders]) -> list[Banner]:
 
 
 def write_sentences(comparison: BackboneComparison) -> list[str]:
-    """Return the findings per cost measure: first predictors at equal cost, and what a joint choice adds."""
+    """Return the findings per cost measure: first predictors at equal cost, and what a joint choice adds.
+
+    Without predictors the first findings are about the mix of fixed scales.
+    """
     sentences = []
     for matched in comparison.measures:
-        policy = next(entry for entry in matched.backbones[0].means if isinstance(entry, Predictor))
+        policies = [entry for entry in matched.backbones[0].means if isinstance(entry, Predictor)]
+        policy = policies[0] if policies else Bound.MIX
+        choice = f"{policies[0].name} as the predictor" if policies else f"a {label_of(policy)}"
         for difference in matched.differences:
             if difference.chooser == policy:
                 words = describe_difference(difference.mean, difference.first, comparison.confidence)
                 sentences.append(
-                    f"At equal {matched.unit} ({_format_range(matched)}), with {policy.name} as the "
-                    f"predictor, {difference.second} scores {words}."
+                    f"At equal {matched.unit} ({_format_range(matched)}), with {choice}, "
+                    f"{difference.second} scores {words}."
                 )
         joint = matched.joint[-1]
         words = describe_difference(joint.gain, "the best one over a single backbone", comparison.confidence)
@@ -219,6 +225,9 @@ def list_tables(comparison: BackboneComparison) -> Iterator[Table]:
         yield _tabulate_means(matched, comparison.num_resamples)
     for matched in comparison.measures:
         yield _tabulate_fixed(matched)
+    for matched in comparison.measures:
+        if matched.fixed:
+            yield _tabulate_equal(matched, comparison.num_resamples)
     yield _tabulate_joint(comparison)
     yield _tabulate_answered(comparison)
 
@@ -264,6 +273,29 @@ def _tabulate_fixed(matched: MatchedCosts) -> Table:
         tuple(rows),
         name=f"fixed_{matched.key}",
     )
+
+
+def _tabulate_equal(matched: MatchedCosts, num_resamples: int) -> Table:
+    num_tests = len(matched.fixed)
+    floors = find_floor(num_resamples), find_floor(num_resamples, num_tests)
+    rows = [
+        (
+            f"{test.cost:.3g}",
+            test.second,
+            format_score(test.score),
+            format_difference(test.difference),
+            format_p_value(test.p_value, floors[0]),
+            format_p_value(test.adjusted, floors[1]),
+        )
+        for test in matched.fixed
+    ]
+    name = matched.backbones[0].name
+    caption = (
+        f"Fixed scales that cost as many {matched.unit} on average as one of {name}, and their scores minus "
+        f"those of {name}. {describe_floor(num_resamples, num_tests)}"
+    )
+    header = (f"mean {matched.unit}", "backbone", "score", f"minus {name}", "p", "p (Holm)")
+    return Table(caption, header, tuple(rows), name=f"equal_{matched.key}")
 
 
 def _tabulate_joint(comparison: BackboneComparison) -> Table:
@@ -327,6 +359,7 @@ def collect_results(comparison: BackboneComparison) -> dict[str, Any]:
                     }
                     for test in matched.differences
                 ],
+                "fixed_differences": [asdict(test) for test in matched.fixed],
                 "joint": [
                     {
                         "oracle": label_of(joint.chooser),

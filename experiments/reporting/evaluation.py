@@ -291,6 +291,8 @@ def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
     calibration = read_labels(labels, "calibration")
     for entry in trained:
         entry.predictor.check_backbone(calibration.outcomes.fingerprints)
+    if not trained:
+        return calibration
     unseen = [find_unseen(entry.predictor, calibration.outcomes) for entry in trained]
     return calibration.select(np.logical_and.reduce(unseen))
 

@@ -314,7 +314,8 @@ _CHOOSER_DASHES: Mapping[Bound, Dash] = {Bound.MIX: "dash", Bound.BUDGETED: "dot
 def plot_backbones(matched: MatchedCosts) -> FrontPlot:
     """Return the plot of several backbones in one cost measure, with differences to the first one below.
 
-    Of the policies only the first is drawn, with a band; noise-free oracles are optional.
+    Of the policies only the first is drawn, with a band; noise-free oracles are optional. Without policies,
+    the mix has the band, and all oracles are optional.
     """
     first, *others = matched.backbones
     plot = FrontPlot(
@@ -340,9 +341,9 @@ def plot_backbones(matched: MatchedCosts) -> FrontPlot:
 
 
 def _list_drawn(fronts: BackboneFronts) -> list[Chooser]:
-    """Return the mix, the first policy and the budgeted oracle."""
-    policy = next(chooser for chooser in fronts.lines if isinstance(chooser, Predictor))
-    return [Bound.MIX, policy, Bound.BUDGETED]
+    """Return the mix, the first policy and the budgeted oracle; the mix alone if there is no policy."""
+    policies = [chooser for chooser in fronts.lines if isinstance(chooser, Predictor)]
+    return [Bound.MIX, policies[0], Bound.BUDGETED] if policies else [Bound.MIX]
 
 
 def _dash_of(chooser: Chooser) -> Dash:
@@ -357,9 +358,12 @@ def _width_of(chooser: Chooser) -> float:
 
 def _plot_backbone(fronts: BackboneFronts, matched: MatchedCosts, color: str) -> Iterator[Element]:
     drawn = _list_drawn(fronts)
-    yield _band(matched.budgets, fronts.at_budgets[drawn[1]], color, fronts.name)
-    noise_free = [chooser for chooser in fronts.lines if isinstance(chooser, NoiseFree)]
-    for chooser in (*drawn, *noise_free):
+    banded = drawn[1] if len(drawn) > 1 else Bound.MIX
+    yield _band(matched.budgets, fronts.at_budgets[banded], color, fronts.name)
+    oracles = [
+        chooser for chooser in fronts.lines if isinstance(chooser, NoiseFree) or chooser == Bound.BUDGETED
+    ]
+    for chooser in dict.fromkeys((*drawn, *oracles)):
         cost_line, score_line = refine_line(*fronts.lines[chooser])
         is_drawn = chooser in drawn
         yield Line(

@@ -397,6 +397,8 @@ class CompareBackbonesSettings(PredictorSettings, Intervals, Printed):
     latency: Latency
     backbones: Annotated[list[FolderName], Len(2)]
     """names of labelled backbones, the reference first"""
+    fixed_only: bool
+    """whether fixed scales, their mix and oracles are compared without predictors"""
     num_budgets: Annotated[int, Ge(2)]
     """number of log-spaced budgets"""
     num_prices: PositiveInt

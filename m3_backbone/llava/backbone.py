@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import check_scale
@@ -26,6 +27,15 @@ from m3_backbone.model_backbone import ModelBackbone
 _VISION_DTYPES = ("float32", "bfloat16", "float16")
 # Scales of M3 that are cheap to store and to read.
 _FEATURE_SCALES = (1, 9, 36)
+
+
+def check_single_grid(checkpoint: Checkpoint, use: str) -> None:
+    """Raise ValueError for a checkpoint with tiles or learned queries; `use` ends the message."""
+    if checkpoint.processor.images.tiling is not None or num_queries_of(checkpoint.config) is not None:
+        raise ValueError(
+            f"{checkpoint.source} has tiles or learned queries: only a checkpoint with one grid of patches "
+            f"per image can be {use}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,18 +179,13 @@ class LlavaBackbone(ModelBackbone):
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         images = [to_rgb(image) for image in images]
+        return self.encode_in_batches(self._encode_batch, images, self.scales[-1])
 
-        def encode(batch: Sequence[Image.Image]) -> list[EncodedImage]:
-            inputs = {
-                name: x.to(self._decoder.device) for name, x in self.processor.preprocess(batch).items()
-            }
-            tokens = self.model.encode_images(**inputs)
-            counts = [self.processor.images.num_tiles(image.size) for image in batch]
-            return [
-                EncodedImage(t.clone(), image) for t, image in zip(tokens.split(counts), batch, strict=True)
-            ]
-
-        return self.encode_in_batches(encode, images, self.scales[-1])
+    def _encode_batch(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        inputs = {name: x.to(self._decoder.device) for name, x in self.processor.preprocess(images).items()}
+        tokens = self.model.encode_images(**inputs)
+        counts = [self.processor.images.num_tiles(image.size) for image in images]
+        return [EncodedImage(t.clone(), image) for t, image in zip(tokens.split(counts), images, strict=True)]
 
     @torch.no_grad()
     def visual_tokens(self, encoded: Sequence[EncodedImage], scale: int) -> list[Tensor]:
@@ -195,6 +200,15 @@ class LlavaBackbone(ModelBackbone):
     ) -> dict[str, Any]:
         prompts = [self.processor.template.format(question) for question in questions]
         return {**self.processor(images, prompts, scale), "token_scale": scale}
+
+    def join_inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str], scale: int, tokens: list[Tensor]
+    ) -> dict[str, Any]:
+        """Inputs as of `generate_inputs` with the visual tokens of each image, `[num_tokens, hidden]`."""
+        inputs = LlavaBackbone.generate_inputs(self, images, questions, scale)
+        prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        features: Any = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]
+        return {**prompt, "mm_encoder_outputs": {"image": features}}
 
     def visual_prefixes(self, encoded: Sequence[EncodedImage], scale: int) -> list[VisualPrefix]:
         return [VisualPrefix(tokens) for tokens in self.visual_tokens(encoded, scale)]

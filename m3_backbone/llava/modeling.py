@@ -107,14 +107,24 @@ class _MatryoshkaModel:
 
         They have the dtype of the language model, also if that of the tower is another one.
         """
+        states, index = self._run_tower(tiles, **tower_arguments)
+        return self._drop_class_token(states[index])
+
+    def _drop_class_token(self, features: Tensor) -> Tensor:
+        return features[:, 1:].to(self.get_input_embeddings().weight.dtype)
+
+    def _run_tower(self, tiles: Tensor, **tower_arguments: Any) -> tuple[Sequence[Tensor], int]:
+        """Hidden states of the tower, and the index among them of the one that gives the features.
+
+        A state is `[num_tiles, 1 + grid * grid, width]`. Only that with the index and the one below exist.
+        """
         # Before transformers 5.23, the input of the first layer is missing among selected hidden states: the
         # layer below is selected too, and the features are indexed from the end.
         layer = feature_layer_of(self.config)
         index = layer - (self.config.vision_config.num_hidden_layers + 1)
         pixels = tiles.to(self.vision_tower.dtype)
         outputs = self.vision_tower(pixels, output_hidden_states=[layer - 1, layer], **tower_arguments)
-        patches: Tensor = outputs.hidden_states[index][:, 1:]
-        return patches.to(self.get_input_embeddings().weight.dtype)
+        return outputs.hidden_states, index
 
     def forward(
         self,
@@ -161,6 +171,14 @@ class M3LlavaModel(_MatryoshkaModel, LlavaModel):
         The tower interpolates its position embeddings to the grid of patches.
         """
         return self._project(pixel_values, interpolate_pos_encoding=True)
+
+    def encode_patches(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch features, which the projector turns into tokens, and the input of the layer that gives them.
+
+        `[num_images, grid * grid, width]` and `[num_images, 1 + grid * grid, width]`, class token first.
+        """
+        states, index = self._run_tower(pixel_values)
+        return self._drop_class_token(states[index]), states[index - 1]
 
 
 class QueryLlavaModel(_MatryoshkaModel, LlavaModel):

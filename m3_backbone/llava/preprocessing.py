@@ -168,11 +168,14 @@ class ImagePreprocessor:
         if self.tiling is not None:
             base = image.resize((self._shorter_side, self._shorter_side))
             tiles = [base, *cut(fit(image, self.tiling.resolution(image.size)), self.image_size)]
-            return torch.stack([self._normalise(self._resize_and_crop(tile)) for tile in tiles])
-        resized = (
-            self._resize_and_crop_padded(image) if self.aspect == "pad" else self._resize_and_crop(image)
-        )
-        return self._normalise(resized)[None]
+            return torch.stack([self.normalise(self._resize_and_crop(tile)) for tile in tiles])
+        return self.normalise(self.resize_grid(image))[None]
+
+    def resize_grid(self, image: Image.Image) -> Image.Image:
+        """Image of `image_size` x `image_size` pixels that a tower without tiles sees, before `normalise`."""
+        if self.aspect == "pad":
+            return self._resize_and_crop_padded(image)
+        return self._resize_and_crop(image)
 
     @property
     def _shorter_side(self) -> int:
@@ -196,7 +199,7 @@ class ImagePreprocessor:
         square = resize_padded(image, self.mean, self._shorter_side, self.resample)
         return crop_middle(square, self.image_size)
 
-    def _normalise(self, image: Image.Image) -> Tensor:
+    def normalise(self, image: Image.Image) -> Tensor:
         """Pixels `[3, height, width]` minus the mean of each channel, divided by its standard deviation."""
         mean, std = (np.array(value, dtype=np.float32)[:, None, None] for value in (self.mean, self.std))
         # Transposing first and computing in place takes a fifth of the time that copies take.

@@ -41,6 +41,7 @@ from predictor.policy.pricing import PRICES, OperatingPoint, PriceList
 BACKBONES = {
     "LlavaBackbone": "m3_backbone.llava.backbone",
     "ResizedLlavaBackbone": "m3_backbone.llava.resized",
+    "PrunedLlavaBackbone": "m3_backbone.llava.pruned",
     "QwenVLBackbone": "m3_backbone.native.qwen_vl",
     "Gemma4Backbone": "m3_backbone.native.gemma4",
     "TiledBackbone": "m3_backbone.native.tiles",
@@ -178,7 +179,7 @@ def open_backbone(
             checkpoint = folder / BACKBONE
         backbone_class = _import_backbone(config["backbone_class"])
         arguments = config["backbone_arguments"]
-        if unknown := sorted(arguments.keys() - inspect.signature(backbone_class).parameters.keys()):
+        if unknown := sorted(arguments.keys() - _list_arguments(backbone_class)):
             raise damaged(folder / CONFIG, f"the backbone has no argument {shorten(', '.join(unknown))}")
         backbone = backbone_class(checkpoint, device=device, device_map=device_map, **arguments)
     elif device is not None or device_map is not None:
@@ -198,6 +199,13 @@ def _import_backbone(name: str) -> type[ModelBackbone]:
     assert BACKBONES[class_name] == module
     target: type[ModelBackbone] = getattr(importlib.import_module(module), class_name)
     return target
+
+
+def _list_arguments(backbone_class: type[ModelBackbone]) -> set[str]:
+    """Return the names of a constructor's arguments, also of those that it passes on to its base class."""
+    own = [vars(base)["__init__"] for base in backbone_class.__mro__[:-1] if "__init__" in vars(base)]
+    parameters = [parameter for init in own for parameter in inspect.signature(init).parameters.values()]
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _check_backbone_folder(folder: Path) -> None:

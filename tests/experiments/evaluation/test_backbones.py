@@ -14,7 +14,7 @@ from tests.predictor.synthetic import make_labels
 BOOTSTRAP = {"num_resamples": 40, "num_budgets": 9}
 
 
-def make_backbone(name, score, tokens=(1, 2, 4), vision=0, num_images=12):
+def make_backbone(name, score, tokens=(1, 2, 4), vision=0, num_images=12, has_policy=True):
     """A backbone with the scores `[num_scales]` of each second sample; samples differ in image."""
     splits = []
     for split in ("calibration", "test"):
@@ -35,7 +35,8 @@ def make_backbone(name, score, tokens=(1, 2, 4), vision=0, num_images=12):
         )
     calibration, test = splits
     policy = PredictorPolicy("blind", calibration.score * 0 + 0.5, test.score * 0 + 0.5)
-    return BackboneSamples(name, calibration, test, [policy], [TOKENS, count_flops({})])
+    policies = [policy] if has_policy else []
+    return BackboneSamples(name, calibration, test, policies, [TOKENS, count_flops({})])
 
 
 def average_line(budgets, score):
@@ -106,6 +107,26 @@ def test_budgets_are_those_that_every_backbone_can_meet():
     comparison = compare_backbones([first, third], **BOOTSTRAP)
     assert [matched.unit for matched in comparison.measures] == ["tokens"]
     assert comparison.skipped == ["GFLOPs: the costs of the backbones do not overlap"]
+
+
+def test_fixed_scales_of_equal_cost_are_compared_without_predictors():
+    """At 2 tokens the better backbone answers the other half too; a scale of 3 tokens has no counterpart."""
+    first = make_backbone("a", [[1, 1, 1], [0, 0, 1]], has_policy=False)
+    second = make_backbone("b", [[1, 1, 1], [0, 1, 1]], tokens=(2, 3, 4), has_policy=False)
+    tokens = compare_backbones([first, second], **BOOTSTRAP).measures[0]
+    assert [(test.cost, test.first, test.second) for test in tokens.fixed] == [(2, "a", "b"), (4, "a", "b")]
+    assert [float(test.score.value) for test in tokens.fixed] == [0.5, 1]
+    assert [float(test.difference.value) for test in tokens.fixed] == [0, 0]
+    better = make_backbone("b", [[1, 1, 1], [0, 1, 1]], has_policy=False)
+    tokens = compare_backbones([first, better], **BOOTSTRAP).measures[0]
+    assert [float(test.difference.value) for test in tokens.fixed] == [0, 0.5, 0]
+    half = tokens.fixed[1]
+    # Half of the questions: at least one of twelve images of each kind is in every resample of this seed.
+    assert 0 < half.difference.low < 0.5 < half.difference.high < 1
+    assert half.p_value < half.adjusted < 0.2 and tokens.fixed[0].adjusted == 1
+    assert [test.chooser for test in tokens.differences] == [
+        Bound.MIX, Bound.BUDGETED, NoiseFree("likelihood")
+    ]  # fmt: skip
 
 
 def test_samples_and_names_must_fit():

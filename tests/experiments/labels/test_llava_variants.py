@@ -1,4 +1,4 @@
-"""Labels of learned queries and of resized images, and predictors in front of both."""
+"""Labels of learned queries, resized images and pruned tokens, and predictors in front of them."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from experiments.labels.block_labels import BlockLabels
 from experiments.labels.blocks import Block, ImageQuestions
 from experiments.tasks.base import Sample
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.pruned import PrunedLlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveM3
@@ -31,7 +32,18 @@ def resized():
     return ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", max_new_tokens=3)
 
 
-@pytest.fixture(params=["queries", "resized"])
+@pytest.fixture(scope="module")
+def pruned():
+    arguments = {"dtype": "float32", "device": "cpu", "max_new_tokens": 3}
+    return PrunedLlavaBackbone("tiny_m3", pruning="class_attention", scales=[5, 128], **arguments)
+
+
+@pytest.fixture(scope="module")
+def enlarged():
+    return ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", max_new_tokens=3, enlarge=True)
+
+
+@pytest.fixture(params=["queries", "resized", "pruned"])
 def backbone(request):
     return request.getfixturevalue(request.param)
 
@@ -113,11 +125,13 @@ def test_a_coarse_answer_runs_no_fine_vision_pass(resized, pictures, monkeypatch
     assert set(sides) == {resized.processor.images.patch_size}
 
 
-def test_an_adaptive_model_with_learned_queries_is_saved_and_loaded(queries, pictures, tmp_path):
-    model = make_model(queries, pictures)
+@pytest.mark.parametrize("name", ["queries", "pruned", "enlarged"])
+def test_an_adaptive_model_is_saved_and_loaded(name, pictures, tmp_path, request):
+    opened = request.getfixturevalue(name)
+    model = make_model(opened, pictures)
     model.save_pretrained(tmp_path / "saved")
     loaded = AdaptiveM3.from_pretrained(tmp_path / "saved", device="cpu")
-    assert loaded.backbone.fingerprints == queries.fingerprints
-    assert loaded.backbone.scales == queries.scales
+    assert loaded.backbone.fingerprints == opened.fingerprints
+    assert loaded.backbone.scales == opened.scales
     answers = [m.answer(list(pictures.values()), QUESTIONS) for m in (model, loaded)]
     assert [(a.text, a.tried) for a in answers[0]] == [(a.text, a.tried) for a in answers[1]]

@@ -72,6 +72,21 @@ def test_page_and_numbers_of_two_backbones(store, tmp_path, call, capsys):
     assert len(list((tmp_path / "evaluations").glob("*/*.jsonl"))) >= 1
 
 
+def test_fixed_scales_need_no_predictors(store, tmp_path, call, capsys):
+    paths = [f"paths.store={store}", f"paths.outputs={tmp_path}"]
+    call(main, "backbones=[one,two]", "fixed_only=true", "num_resamples=20", *paths)
+    assert re.search(
+        r"At equal tokens \(.*\), with a mix of fixed scales, two scores ", capsys.readouterr().out
+    )
+    (page,) = tmp_path.glob("runs/*/backbones.html")
+    tokens = json.loads((page.parent / "backbones.json").read_text())["measures"]["tokens"]
+    scores = tokens["backbones"]["one"]["fixed"]["score"]["value"]
+    assert [test["score"]["value"] for test in tokens["fixed_differences"]] == scores
+    assert {test["difference"]["value"] for test in tokens["fixed_differences"]} == {0}
+    assert "| two " in (page.parent / "tables" / "equal_tokens.md").read_text()
+    assert "dashed lines are the mix of its fixed scales with a 95% bootstrap band" in page.read_text()
+
+
 def test_labels_of_different_data_are_refused_before_the_test_split_is_opened(store, tmp_path, call, capsys):
     paths = [f"paths.store={store}", f"paths.outputs={tmp_path}"]
     for name in ("one", "other"):

@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from m3_backbone.conformance.costs import flops_are_those_of_the_counter, vision_flops_fit_the_family
+from m3_backbone.conformance.subject import Subject, draw_image
+from m3_backbone.conformance.vision import vision_runs_for_the_scale_alone
 from m3_backbone.ladder import coinciding_scales
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
@@ -57,6 +60,37 @@ def test_the_tower_sees_the_shrunk_image(resized, images):
     expected = resized.model.model.multi_modal_projector(features)[0]
     (tokens,) = resized.visual_tokens(resized.encode([image]), side**2)
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_enlarged_images_are_encoded_whole_and_pooled(pooled, resized, images):
+    """Against Pillow and the pooled backbone; at the finest scale nothing is lost."""
+    enlarged = ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", enlarge=True)
+    square = images[0].crop((0, 0, 150, 150))  # needs no padding
+    size, patch = resized.processor.images.image_size, resized.processor.images.patch_size
+    for scale, side in ((9, 3), (144, 12)):
+        small = square.resize((side * patch, side * patch), Image.Resampling.BICUBIC)
+        (expected,) = pooled.visual_tokens(
+            pooled.encode([small.resize((size, size), Image.Resampling.BICUBIC)]), scale
+        )
+        (tokens,) = enlarged.visual_tokens(enlarged.encode([square]), scale)
+        torch.testing.assert_close(tokens, expected)
+    finest = [b.visual_tokens(b.encode(images), 144) for b in (pooled, enlarged)]
+    torch.testing.assert_close(torch.stack(finest[0]), torch.stack(finest[1]))
+    costs = {enlarged.vision_flops((9, 70), scale) for scale in enlarged.scales}
+    assert costs == {pooled.vision_flops((9, 70), 1)} and enlarged.family == "native"
+    assert len({b.fingerprints["prompt"] for b in (pooled, resized, enlarged)}) == 3
+    assert "enlarge" not in resized.saved_arguments() and enlarged.saved_arguments()["enlarge"] is True
+
+
+@pytest.mark.parametrize(
+    "check", [vision_flops_fit_the_family, flops_are_those_of_the_counter, vision_runs_for_the_scale_alone]
+)
+def test_enlarged_images_conform(check):
+    def open_enlarged():
+        return ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", enlarge=True)
+
+    check(Subject(open_enlarged, {"wide": draw_image((448, 320))}))
 
 
 def test_each_scale_has_a_vision_pass_that_runs_once_when_it_is_needed(resized, images, monkeypatch):
