@@ -1,0 +1,432 @@
+"""Label curve as figure, tables, sentences, JSON, CSV and page."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.config import Provenance
+from experiments.evaluation.label_curve import (
+    FittedCurve,
+    estimate_over_seeds,
+    fit_curve,
+    interpolate_share,
+)
+from experiments.evaluation.statistics import Estimate
+from experiments.reporting.front_plot import PALETTE
+from experiments.reporting.numbers import MISSING, format_difference, format_share, has_interval
+from experiments.reporting.page import cut_name, encode_picture, save_figure, write_page
+from experiments.reporting.tables import Table, write_tables
+from experiments.tasks.sizes import Banner
+from experiments.training.label_curve import CurveLabels, Measurement
+from m3_backbone.outcomes.manifest import read_manifest
+from m3_backbone.outcomes.shards import write_text
+from predictor.files import write_json
+
+PAGE, FIGURES = "label_curve.html", "label_curve.json"
+# A curve counts as nearly complete at this share of its value with all images.
+_NEARLY = 0.9
+
+
+class Series(NamedTuple):
+    """What the points of one curve have in common."""
+
+    predictor: str
+    questions_per_image: int | None
+    soft: bool
+
+    @property
+    def label(self) -> str:
+        """Name in legends and tables."""
+        number = self.questions_per_image
+        questions = "" if number is None else f", {number} question{'s' * (number > 1)} an image"
+        return f"{self.predictor}{questions}{', soft targets' * self.soft}"
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesCurve:
+    """One curve over numbers of images: shares `[num_seeds, num_sizes]` of the seeds that have all sizes.
+
+    `num_samples` and `num_answers` `[num_seeds, num_sizes]` are those of the trainings. `share` is the mean
+    over seeds, with interval; `fit` is None for too few sizes.
+    """
+
+    series: Series
+    sizes: list[int]
+    seeds: list[int]
+    shares: np.ndarray
+    num_samples: np.ndarray
+    num_answers: np.ndarray
+    share: Estimate
+    fit: FittedCurve | None
+
+
+@dataclass(frozen=True, eq=False)
+class SoftDifference:
+    """Share with soft targets minus that with greedy outcomes, over the same seeds.
+
+    `equal_images` compares the same questions, which as soft targets cost several answers each.
+    `equal_answers` compares the same number of answers, with greedy outcomes of more images, and
+    `more_questions` the same number with greedy outcomes of all questions of each image; both are
+    interpolated on the greedy curve of the seed, and None where it does not have this number of answers.
+    """
+
+    series: Series
+    num_images: int
+    num_answers: float
+    equal_images: Estimate | None
+    equal_answers: Estimate | None
+    more_questions: Estimate | None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCurve:
+    """All curves of one label folder."""
+
+    task: str
+    backbone: str
+    confidence: float
+    num_validation_images: int
+    measurements: Sequence[Measurement]
+    curves: Sequence[SeriesCurve]
+    soft: Sequence[SoftDifference]
+
+
+def collect(
+    measurements: Sequence[Measurement], labels: Path, confidence: float, validation_fraction: float
+) -> LabelCurve:
+    """Gather measurements into curves. Raises ValueError if there are none."""
+    if not measurements:
+        raise ValueError("no training succeeded, so that there is no curve: see the messages above")
+    groups: dict[Series, list[Measurement]] = {}
+    for measurement in measurements:
+        series = Series(measurement.predictor, measurement.questions_per_image, measurement.soft)
+        groups.setdefault(series, []).append(measurement)
+    curves = {series: _make_curve(series, group, confidence) for series, group in groups.items()}
+    manifest = read_manifest(labels)
+    validation = CurveLabels.divide(labels, validation_fraction, 0, soft=False).validation
+    return LabelCurve(
+        task=str(manifest["task"]),
+        backbone=str(manifest["backbone"]),
+        confidence=confidence,
+        num_validation_images=len(set(validation.outcomes.image_id)),
+        measurements=measurements,
+        curves=[curve for curve in curves.values() if curve is not None],
+        soft=_compare_soft({series: curve for series, curve in curves.items() if curve}, confidence),
+    )
+
+
+def _make_curve(series: Series, group: Sequence[Measurement], confidence: float) -> SeriesCurve | None:
+    """Return the curve of the seeds that have all sizes; None if a failure left no such seed."""
+    sizes = sorted({measurement.num_images for measurement in group})
+    by_key = {(measurement.seed, measurement.num_images): measurement for measurement in group}
+    seeds = sorted({measurement.seed for measurement in group})
+    seeds = [seed for seed in seeds if all((seed, size) in by_key for size in sizes)]
+    if not seeds:
+        return None
+    rows = [[by_key[seed, size] for size in sizes] for seed in seeds]
+    shares, num_samples, num_answers = (
+        np.array([[getattr(measurement, name) for measurement in row] for row in rows], dtype=np.float64)
+        for name in ("share", "num_samples", "num_answers")
+    )
+    return SeriesCurve(
+        series=series,
+        sizes=sizes,
+        seeds=seeds,
+        shares=shares,
+        num_samples=num_samples,
+        num_answers=num_answers,
+        share=estimate_over_seeds(shares, confidence),
+        fit=fit_curve(sizes, shares, confidence),
+    )
+
+
+def _compare_soft(curves: dict[Series, SeriesCurve], confidence: float) -> list[SoftDifference]:
+    differences = []
+    for series, curve in curves.items():
+        greedy = curves.get(series._replace(soft=False))
+        all_questions = curves.get(series._replace(soft=False, questions_per_image=None))
+        if not series.soft or greedy is None or greedy.seeds != curve.seeds:
+            continue
+        for column, size in enumerate(curve.sizes):
+            share, answers = curve.shares[:, column], curve.num_answers[:, column]
+            same = share - greedy.shares[:, greedy.sizes.index(size)] if size in greedy.sizes else None
+            differences.append(
+                SoftDifference(
+                    series=series,
+                    num_images=size,
+                    num_answers=float(answers.mean()),
+                    equal_images=None if same is None else estimate_over_seeds(same, confidence),
+                    equal_answers=_subtract(share, answers, greedy, confidence),
+                    more_questions=None
+                    if all_questions in (None, greedy) or all_questions.seeds != curve.seeds
+                    else _subtract(share, answers, all_questions, confidence),
+                )
+            )
+    return differences
+
+
+def _subtract(
+    share: np.ndarray, num_answers: np.ndarray, greedy: SeriesCurve, confidence: float
+) -> Estimate | None:
+    """Return the difference to a greedy curve at equal numbers of answers; None outside its range."""
+    at_equal_cost = [
+        interpolate_share(greedy.num_answers[row], greedy.shares[row], num_answers[row])
+        for row in range(len(share))
+    ]
+    difference = share - np.array(at_equal_cost)
+    return estimate_over_seeds(difference, confidence) if np.isfinite(difference).all() else None
+
+
+def tabulate_shares(curve: LabelCurve) -> Table:
+    """Tabulate the share of the gap of every curve, by number of images."""
+    sizes = sorted({size for line in curve.curves for size in line.sizes})
+    rows = []
+    for line in curve.curves:
+        cells = [
+            format_share(line.share[line.sizes.index(size)]) if size in line.sizes else MISSING
+            for size in sizes
+        ]
+        rows.append((line.series.label, *cells))
+    num_seeds = max(len(line.seeds) for line in curve.curves)
+    caption = (
+        f"Share of the gap from mix to budgeted oracle by number of labelled training images, on "
+        f"{curve.num_validation_images:,} images that are not trained on: means over {num_seeds} seeds with "
+        f"{curve.confidence:.0%} intervals over seeds"
+    )
+    return Table(caption, ("predictor", *(f"{size:,} images" for size in sizes)), tuple(rows), "shares")
+
+
+def tabulate_fits(curve: LabelCurve) -> Table | None:
+    """Tabulate the fitted power laws; None if there are none."""
+    rows = []
+    for line in curve.curves:
+        if line.fit is None:
+            continue
+        law, largest = line.fit.law, line.sizes[-1]
+        nearly = law.find_size(_NEARLY * float(law.at(largest)), largest)
+        rows.append(
+            (
+                line.series.label,
+                format_share(line.fit.limit),
+                f"{law.loss:.3g}",
+                f"{law.exponent:.2f}",
+                f"{100 * line.fit.residual:+.1f} at {line.fit.residual_size:,}",
+                f"{max(nearly, line.sizes[0]):,.0f}" if np.isfinite(nearly) else MISSING,
+                "; ".join(line.fit.problems) or "good",
+            )
+        )
+    caption = (
+        "Fitted curve, share(n) = a - b * n^-c for n images, by least squares over all seeds; a is the mean "
+        "of the fits of single seeds; the law holds between the smallest and the largest measured number of "
+        "images"
+    )
+    header = (
+        "predictor",
+        "a",
+        "b",
+        "c",
+        "largest residual, points",
+        f"images for {_NEARLY:.0%} of the last share",
+        "fit",
+    )
+    return Table(caption, header, tuple(rows), "fits") if rows else None
+
+
+def tabulate_soft(curve: LabelCurve) -> Table | None:
+    """Tabulate soft targets against greedy outcomes; None if they were not compared."""
+    rows = [
+        (
+            f"{line.series.label}, {line.num_images:,} images",
+            f"{line.num_answers:,.0f}",
+            format_difference(line.equal_images),
+            format_difference(line.equal_answers),
+            format_difference(line.more_questions),
+        )
+        for line in curve.soft
+    ]
+    caption = (
+        "Share of the gap with soft targets minus that with greedy outcomes, in points of the share, paired "
+        "over seeds: about the same questions, for several times the answers; with the same number of greedy "
+        "answers, about more images; with the same number of greedy answers, about all questions of each "
+        "image. At equal answers the greedy curve of the seed is interpolated"
+    )
+    header = ("soft targets", "answers per scale", "same questions", "same answers, more images")
+    return Table(caption, (*header, "same answers, all questions"), tuple(rows), "soft") if rows else None
+
+
+def write_sentences(curve: LabelCurve) -> list[str]:
+    """Return one sentence per curve of greedy outcomes with all questions."""
+    sentences = []
+    for line in curve.curves:
+        if line.series.soft or line.series.questions_per_image is not None:
+            continue
+        first, last = (format_share(line.share[column]) for column in (0, -1))
+        text = (
+            f"{line.series.predictor} recovers {first} of the gap with {line.sizes[0]:,} labelled images and "
+            f"{last} with {line.sizes[-1]:,}"
+        )
+        if line.fit is not None:
+            target = _NEARLY * float(line.fit.law.at(line.sizes[-1]))
+            size = line.fit.law.find_size(target, line.sizes[-1])
+            if np.isfinite(size):
+                text += (
+                    f"; the fitted curve has {_NEARLY:.0%} of the latter at {max(size, line.sizes[0]):,.0f}"
+                )
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def draw_label_curve(curve: LabelCurve) -> Figure:
+    """Draw share of the gap over labelled images (log): means with intervals, and fitted curves."""
+    numbers = sorted(
+        {line.series.questions_per_image for line in curve.curves}, key=lambda number: number or 10**9
+    )
+    figure = Figure(figsize=(1.2 + 4.6 * len(numbers), 4.2), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(line.series.predictor for line in curve.curves))
+    for ax, number in zip(panels, numbers, strict=True):
+        lines = [line for line in curve.curves if line.series.questions_per_image == number]
+        for line in lines:
+            color = PALETTE[names.index(line.series.predictor) % len(PALETTE)]
+            _draw_curve(ax, line, color)
+        ticks = sorted({size for line in lines for size in line.sizes})
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{size:,}" for size in ticks])
+        ax.minorticks_off()
+        title = "all questions" if number is None else f"{number} question{'s' * (number > 1)} an image"
+        ax.set(xlabel="labelled training images")
+        ax.set_title(title, fontsize="medium", parse_math=False)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e6e6e6", lw=0.7)
+        ax.set_axisbelow(True)
+    panels[0].set_ylabel("share of the gap (%)")
+    handles = {}
+    for ax in panels:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small", frameon=False
+    )
+    return figure
+
+
+def _draw_curve(ax: Axes, line: SeriesCurve, color: str) -> None:
+    value, label = 100 * line.share.value, cut_name(line.series._replace(questions_per_image=None).label)
+    style: dict[str, Any] = {"color": color, "mfc": "white" if line.series.soft else color, "ms": 5}
+    marker = "s" if line.series.soft else "o"
+    if has_interval(line.share):
+        spread = np.abs(100 * np.array([line.share.low, line.share.high]) - value)
+        ax.errorbar(line.sizes, value, yerr=spread, fmt=marker, capsize=2, lw=0.9, label=label, **style)
+    else:
+        ax.plot(line.sizes, value, marker, label=label, **style)
+    dashes = "--" if line.series.soft else "-"
+    if line.fit is None:
+        ax.plot(line.sizes, value, dashes, color=color, lw=1.2)
+    else:
+        grid = np.geomspace(line.sizes[0], line.sizes[-1], 200)
+        ax.plot(grid, 100 * line.fit.law.at(grid), dashes, color=color, lw=1.6)
+
+
+def to_json(curve: LabelCurve) -> dict[str, Any]:
+    """Return means, intervals and fits as JSON types; shares are fractions."""
+    return {
+        "task": curve.task,
+        "backbone": curve.backbone,
+        "confidence": curve.confidence,
+        "num_validation_images": curve.num_validation_images,
+        "curves": [
+            {
+                **line.series._asdict(),
+                "seeds": line.seeds,
+                "num_images": line.sizes,
+                "num_samples": _round(line.num_samples.mean(axis=0)),
+                "num_answers": _round(line.num_answers.mean(axis=0)),
+                **{name: _round(getattr(line.share, name)) for name in ("value", "low", "high")},
+                "fit": None if line.fit is None else _fit_to_json(line.fit),
+            }
+            for line in curve.curves
+        ],
+        "soft": [
+            {
+                **line.series._asdict(),
+                "num_images": line.num_images,
+                "num_answers": line.num_answers,
+                **{
+                    name: None if estimate is None else [_round(part) for part in asdict(estimate).values()]
+                    for name in ("equal_images", "equal_answers", "more_questions")
+                    for estimate in (getattr(line, name),)
+                },
+            }
+            for line in curve.soft
+        ],
+    }
+
+
+def _fit_to_json(fit: FittedCurve) -> dict[str, Any]:
+    return {
+        **asdict(fit.law),
+        "limit_interval": [_round(fit.limit.low), _round(fit.limit.high)],
+        "residual": _round(fit.residual),
+        "residual_at": fit.residual_size,
+        "problems": list(fit.problems),
+    }
+
+
+def _round(values: Any) -> Any:
+    """Return numbers with six decimals, None for nan, as JSON types."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim:
+        return [_round(value) for value in array]
+    return round(float(array), 6) if np.isfinite(array) else None
+
+
+def to_csv(measurements: Sequence[Measurement]) -> str:
+    """Return one line per training, with full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [column.name for column in fields(Measurement)]
+    writer.writerow(names)
+    writer.writerows([getattr(measurement, name) for name in names] for measurement in measurements)
+    return text.getvalue()
+
+
+def write_label_curve(
+    curve: LabelCurve,
+    output: Path,
+    failures: Sequence[str],
+    *,
+    provenance: Provenance,
+    banners: Sequence[Banner] = (),
+) -> str:
+    """Write page, JSON, CSV, tables and figure into `output`; return tables and sentences as text."""
+    output.mkdir(parents=True, exist_ok=True)
+    tables = [
+        table for table in (tabulate_shares(curve), tabulate_fits(curve), tabulate_soft(curve)) if table
+    ]
+    write_tables(output / "tables", tables)
+    write_json(output / FIGURES, to_json(curve))
+    write_text(output / "measurements.csv", to_csv(curve.measurements))
+    figure = draw_label_curve(curve)
+    save_figure(figure, output / "label_curve", ("png", "pdf", "svg"))
+    sentences = write_sentences(curve)
+    failed = [f"not trained: {line}" for line in failures]
+    write_page(
+        output / PAGE,
+        "label_curve.html.j2",
+        title=f"Label curve of {curve.backbone} on {curve.task}",
+        curve=curve,
+        sentences=sentences,
+        failures=failed,
+        tables=tables,
+        picture=encode_picture(figure),
+        provenance=provenance,
+        banners=banners,
+    )
+    return "\n\n".join([*map(str, tables), "\n".join([*sentences, *failed])])
