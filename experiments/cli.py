@@ -18,18 +18,9 @@ SCRIPT = "tokenscale"
 EXTRAS = {
     **dict.fromkeys(
         (
-            *(
-                "coral_pytorch",
-                "easy_vqa",
-                "filelock",
-                "hydra",
-                "joblib",
-                "lightning",
-                "markupsafe",
-                "matplotlib",
-            ),
+            *("coral_pytorch", "easy_vqa", "filelock", "hydra", "lightning", "markupsafe", "matplotlib"),
             *("omegaconf", "optuna", "plotly", "pydantic", "rapidfuzz", "sqlalchemy", "threadpoolctl"),
-            "tqdm",
+            *("joblib", "tqdm"),
         ),
         "experiments",
     ),

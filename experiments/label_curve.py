@@ -28,7 +28,13 @@ def main(config: DictConfig) -> None:
     from experiments.reporting.label_curve import PAGE, collect, write_label_curve
     from experiments.tasks.sizes import frame_banners
     from experiments.training.configured import check_names
-    from experiments.training.label_curve import CurveTraining, measure_curve, plan_subsets
+    from experiments.training.label_curve import (
+        CurveTraining,
+        count_validation,
+        measure_curve,
+        plan_subsets,
+    )
+    from m3_backbone.outcomes.manifest import read_manifest
 
     labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
     check_labels(labels, ("train",), allow_small=config.allow_small)
@@ -38,6 +44,7 @@ def main(config: DictConfig) -> None:
         num_images=list(config.num_images),
         questions_per_image=list(config.questions_per_image),
         soft=list(config.soft),
+        seeds=list(config.seeds),
         validation_fraction=config.validation_fraction,
     )
     trainings = []
@@ -59,7 +66,14 @@ def main(config: DictConfig) -> None:
         ]
     measurements, failures = measure_curve(trainings, config.num_processes)
     banners = find_label_banners(labels, ("train",))
-    curve = collect(measurements, labels, config.confidence, config.validation_fraction)
+    manifest = read_manifest(labels)
+    curve = collect(
+        measurements,
+        task=manifest["task"],
+        backbone=manifest["backbone"],
+        confidence=config.confidence,
+        num_validation_images=count_validation(labels, config.validation_fraction),
+    )
     text = write_label_curve(curve, output, failures, provenance=Provenance.of(config), banners=banners)
     print("\n\n".join(filter(None, [text, frame_banners(banners) if banners else ""])))
     print(f"\nreport: {output.resolve() / PAGE}, beside label_curve.json, measurements.csv and tables/")

@@ -24,8 +24,7 @@ from experiments.reporting.numbers import MISSING, format_difference, format_sha
 from experiments.reporting.page import cut_name, encode_picture, save_figure, write_page
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner
-from experiments.training.label_curve import CurveLabels, Measurement
-from m3_backbone.outcomes.manifest import read_manifest
+from experiments.training.label_curve import Measurement
 from m3_backbone.outcomes.shards import write_text
 from predictor.files import write_json
 
@@ -99,7 +98,12 @@ class LabelCurve:
 
 
 def collect(
-    measurements: Sequence[Measurement], labels: Path, confidence: float, validation_fraction: float
+    measurements: Sequence[Measurement],
+    *,
+    task: str,
+    backbone: str,
+    confidence: float,
+    num_validation_images: int,
 ) -> LabelCurve:
     """Gather measurements into curves. Raises ValueError if there are none."""
     if not measurements:
@@ -109,13 +113,11 @@ def collect(
         series = Series(measurement.predictor, measurement.questions_per_image, measurement.soft)
         groups.setdefault(series, []).append(measurement)
     curves = {series: _make_curve(series, group, confidence) for series, group in groups.items()}
-    manifest = read_manifest(labels)
-    validation = CurveLabels.divide(labels, validation_fraction, 0, soft=False).validation
     return LabelCurve(
-        task=str(manifest["task"]),
-        backbone=str(manifest["backbone"]),
+        task=task,
+        backbone=backbone,
         confidence=confidence,
-        num_validation_images=len(set(validation.outcomes.image_id)),
+        num_validation_images=num_validation_images,
         measurements=measurements,
         curves=[curve for curve in curves.values() if curve is not None],
         soft=_compare_soft({series: curve for series, curve in curves.items() if curve}, confidence),

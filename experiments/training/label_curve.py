@@ -67,16 +67,22 @@ class CurveLabels:
         """Divide the train split; with `soft`, the pool has only images with sampled answers."""
         labels = _read(folder, soft=False).labels
         images = order_images(labels.outcomes.image_id, seed)
-        num_validation = max(1, round(validation_fraction * len(images)))
-        is_measured = np.isin(labels.outcomes.image_id.astype(str), images[-num_validation:])
+        measured = images[-count_validation(folder, validation_fraction) :]
+        is_measured = np.isin(labels.outcomes.image_id.astype(str), measured)
         split = _read(folder, soft=soft)
-        in_pool = ~np.isin(split.labels.outcomes.image_id.astype(str), images[-num_validation:])
+        in_pool = ~np.isin(split.labels.outcomes.image_id.astype(str), measured)
         return cls(split.labels.select(in_pool), labels.select(is_measured), split)
 
     @property
     def num_images(self) -> int:
         """Number of images that can be trained on."""
         return len(set(self.pool.outcomes.image_id))
+
+
+def count_validation(folder: Path, validation_fraction: float) -> int:
+    """Return the number of images of the train split on which results are measured."""
+    num_images = len(set(_read(folder, soft=False).labels.outcomes.image_id))
+    return max(1, round(validation_fraction * num_images))
 
 
 @functools.lru_cache(maxsize=2)
@@ -170,19 +176,22 @@ def plan_subsets(
     num_images: Sequence[int | None],
     questions_per_image: Sequence[int | None],
     soft: Sequence[bool],
+    seeds: Sequence[int],
     validation_fraction: float,
 ) -> list[Subset]:
-    """Return the subsets of all combinations; None images are all that can be trained on.
+    """Return the subsets of all combinations; None images are all that can be trained on with every seed.
 
     Raises ValueError for more images than there are, before anything is trained.
     """
     subsets = []
     for is_soft in soft:
-        available = CurveLabels.divide(labels, validation_fraction, 0, soft=is_soft).num_images
+        divisions = [CurveLabels.divide(labels, validation_fraction, seed, soft=is_soft) for seed in seeds]
+        available = min(division.num_images for division in divisions)
         if too_many := [number for number in num_images if number is not None and number > available]:
             raise ValueError(
-                f"num_images={max(too_many)}, but besides those for validation {labels} has {available} "
-                f"images to train on{' with sampled answers' * is_soft}: give at most as many, or null for all"
+                f"num_images={max(too_many)}, but {labels} has {available} images to train on"
+                f"{' with sampled answers' * is_soft} besides those for validation: give at most as many, "
+                "or null for all"
             )
         numbers = sorted({number or available for number in num_images})
         subsets += [
