@@ -189,7 +189,7 @@ def test_the_files_of_a_curve(labels, tmp_path):
     assert len(rows) == len(measurements) == 16
     first = content["curves"][0]
     shares = [float(row["share"]) for row in rows if row["num_images"] == "8" and row["soft"] == "False"]
-    assert first["value"][0] == pytest.approx(np.mean(shares[::2]), abs=1e-6)
+    assert first["value"][0] == pytest.approx(np.mean(shares), abs=1e-6)
     (soft, *_) = content["soft"]
     assert soft["num_images"] == 8 and soft["num_answers"] == 8 * 4 * NUM_RUNS
     assert soft["equal_answers"] is None  # 128 answers: more than the 96 of 24 images with greedy outcomes
