@@ -12,11 +12,9 @@ Examples:
     tokenscale label_curve soft=[false,true]  # means of sampled answers against greedy outcomes
 """
 
-from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point
@@ -24,47 +22,16 @@ from experiments.config import Provenance, entry_point
 
 @entry_point("label_curve")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.label_curve import collect
     from experiments.labels.division import check_labels, find_label_banners
-    from experiments.reporting.label_curve import PAGE, collect, write_label_curve
+    from experiments.reporting.label_curve import PAGE, write_label_curve
     from experiments.tasks.sizes import frame_banners
-    from experiments.training.configured import check_names
-    from experiments.training.label_curve import (
-        CurveTraining,
-        count_validation,
-        measure_curve,
-        plan_subsets,
-    )
+    from experiments.training.label_curve import count_validation, make_trainings, measure_curve
     from m3_backbone.outcomes.manifest import read_manifest
 
     labels, output = Path(config.paths.labels), Path(HydraConfig.get().runtime.output_dir)
     check_labels(labels, ("train",), allow_small=config.allow_small)
-    check_names([str(part.name) for part in config.predictors.values()])
-    subsets = plan_subsets(
-        labels,
-        num_images=list(config.num_images),
-        questions_per_image=list(config.questions_per_image),
-        soft=list(config.soft),
-        seeds=list(config.seeds),
-        validation_fraction=config.validation_fraction,
-    )
-    trainings = []
-    for seed in config.seeds:
-        config.seed = seed  # predictors interpolate it
-        trainings += [
-            CurveTraining(
-                instantiate(part, _convert_="all"),
-                subset,
-                seed,
-                labels,
-                Path(config.folder),
-                config.validation_fraction,
-                config.stopping_fraction,
-                partial(instantiate, config.trainer),
-            )
-            for part in config.predictors.values()
-            for subset in subsets
-        ]
-    measurements, failures = measure_curve(trainings, config.num_processes)
+    measurements, failures = measure_curve(make_trainings(config, labels), config.num_processes)
     banners = find_label_banners(labels, ("train",))
     manifest = read_manifest(labels)
     curve = collect(

@@ -3,22 +3,16 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.config import Provenance
-from experiments.evaluation.label_curve import (
-    FittedCurve,
-    estimate_over_seeds,
-    fit_curve,
-    interpolate_share,
-)
-from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.label_curve import FittedCurve, LabelCurve, SeriesCurve
 from experiments.reporting.front_plot import PALETTE
 from experiments.reporting.numbers import MISSING, format_difference, format_share, has_interval
 from experiments.reporting.page import cut_name, encode_picture, save_figure, write_page
@@ -31,159 +25,6 @@ from predictor.files import write_json
 PAGE, FIGURES = "label_curve.html", "label_curve.json"
 # A curve counts as nearly complete at this share of its value with all images.
 _NEARLY = 0.9
-
-
-class Series(NamedTuple):
-    """What the points of one curve have in common."""
-
-    predictor: str
-    questions_per_image: int | None
-    soft: bool
-
-    @property
-    def label(self) -> str:
-        """Name in legends and tables."""
-        number = self.questions_per_image
-        questions = "" if number is None else f", {number} question{'s' * (number > 1)} an image"
-        return f"{self.predictor}{questions}{', soft targets' * self.soft}"
-
-
-@dataclass(frozen=True, eq=False)
-class SeriesCurve:
-    """One curve over numbers of images: shares `[num_seeds, num_sizes]` of the seeds that have all sizes.
-
-    `num_samples` and `num_answers` `[num_seeds, num_sizes]` are those of the trainings. `share` is the mean
-    over seeds, with interval; `fit` is None for too few sizes.
-    """
-
-    series: Series
-    sizes: list[int]
-    seeds: list[int]
-    shares: np.ndarray
-    num_samples: np.ndarray
-    num_answers: np.ndarray
-    share: Estimate
-    fit: FittedCurve | None
-
-
-@dataclass(frozen=True, eq=False)
-class SoftDifference:
-    """Share with soft targets minus that with greedy outcomes, over the same seeds.
-
-    `equal_images` compares the same questions, which as soft targets cost several answers each.
-    `equal_answers` compares the same number of answers, with greedy outcomes of more images, and
-    `more_questions` the same number with greedy outcomes of all questions of each image; both are
-    interpolated on the greedy curve of the seed, and None where it does not have this number of answers.
-    """
-
-    series: Series
-    num_images: int
-    num_answers: float
-    equal_images: Estimate | None
-    equal_answers: Estimate | None
-    more_questions: Estimate | None
-
-
-@dataclass(frozen=True, eq=False)
-class LabelCurve:
-    """All curves of one label folder."""
-
-    task: str
-    backbone: str
-    confidence: float
-    num_validation_images: int
-    measurements: Sequence[Measurement]
-    curves: Sequence[SeriesCurve]
-    soft: Sequence[SoftDifference]
-
-
-def collect(
-    measurements: Sequence[Measurement],
-    *,
-    task: str,
-    backbone: str,
-    confidence: float,
-    num_validation_images: int,
-) -> LabelCurve:
-    """Gather measurements into curves. Raises ValueError if there are none."""
-    if not measurements:
-        raise ValueError("no training succeeded, so that there is no curve: see the messages above")
-    groups: dict[Series, list[Measurement]] = {}
-    for measurement in measurements:
-        series = Series(measurement.predictor, measurement.questions_per_image, measurement.soft)
-        groups.setdefault(series, []).append(measurement)
-    curves = {series: _make_curve(series, group, confidence) for series, group in groups.items()}
-    return LabelCurve(
-        task=task,
-        backbone=backbone,
-        confidence=confidence,
-        num_validation_images=num_validation_images,
-        measurements=measurements,
-        curves=[curve for curve in curves.values() if curve is not None],
-        soft=_compare_soft({series: curve for series, curve in curves.items() if curve}, confidence),
-    )
-
-
-def _make_curve(series: Series, group: Sequence[Measurement], confidence: float) -> SeriesCurve | None:
-    """Return the curve of the seeds that have all sizes; None if a failure left no such seed."""
-    sizes = sorted({measurement.num_images for measurement in group})
-    by_key = {(measurement.seed, measurement.num_images): measurement for measurement in group}
-    seeds = sorted({measurement.seed for measurement in group})
-    seeds = [seed for seed in seeds if all((seed, size) in by_key for size in sizes)]
-    if not seeds:
-        return None
-    rows = [[by_key[seed, size] for size in sizes] for seed in seeds]
-    shares, num_samples, num_answers = (
-        np.array([[getattr(measurement, name) for measurement in row] for row in rows], dtype=np.float64)
-        for name in ("share", "num_samples", "num_answers")
-    )
-    return SeriesCurve(
-        series=series,
-        sizes=sizes,
-        seeds=seeds,
-        shares=shares,
-        num_samples=num_samples,
-        num_answers=num_answers,
-        share=estimate_over_seeds(shares, confidence),
-        fit=fit_curve(sizes, shares, confidence),
-    )
-
-
-def _compare_soft(curves: dict[Series, SeriesCurve], confidence: float) -> list[SoftDifference]:
-    differences = []
-    for series, curve in curves.items():
-        greedy = curves.get(series._replace(soft=False))
-        all_questions = curves.get(series._replace(soft=False, questions_per_image=None))
-        if not series.soft or greedy is None or greedy.seeds != curve.seeds:
-            continue
-        for column, size in enumerate(curve.sizes):
-            share, answers = curve.shares[:, column], curve.num_answers[:, column]
-            same = share - greedy.shares[:, greedy.sizes.index(size)] if size in greedy.sizes else None
-            differences.append(
-                SoftDifference(
-                    series=series,
-                    num_images=size,
-                    num_answers=float(answers.mean()),
-                    equal_images=None if same is None else estimate_over_seeds(same, confidence),
-                    equal_answers=_subtract(share, answers, greedy, confidence),
-                    more_questions=None
-                    if all_questions in (None, greedy) or all_questions.seeds != curve.seeds
-                    else _subtract(share, answers, all_questions, confidence),
-                )
-            )
-    return differences
-
-
-def _subtract(
-    share: np.ndarray, num_answers: np.ndarray, greedy: SeriesCurve, confidence: float
-) -> Estimate | None:
-    """Return the difference to a greedy curve at equal numbers of answers; None outside its range."""
-    at_equal_cost = [
-        interpolate_share(greedy.num_answers[row], greedy.shares[row], num_answers[row])
-        for row in range(len(share))
-    ]
-    difference = share - np.array(at_equal_cost)
-    return estimate_over_seeds(difference, confidence) if np.isfinite(difference).all() else None
 
 
 def tabulate_shares(curve: LabelCurve) -> Table:
@@ -309,12 +150,17 @@ def draw_label_curve(curve: LabelCurve) -> Figure:
         ax.grid(color="#e6e6e6", lw=0.7)
         ax.set_axisbelow(True)
     panels[0].set_ylabel("share of the gap (%)")
-    handles = {}
+    handles: dict[str, Any] = {}
     for ax in panels:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small", frameon=False
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+        frameon=False,
     )
     return figure
 

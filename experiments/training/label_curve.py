@@ -5,6 +5,7 @@ part, on which results are measured and which no training sees; a training gets 
 these n, a share is held back for early stopping, so that n counts all images that a training needs labels of.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -18,9 +19,12 @@ from typing import Any, Self
 import joblib
 import lightning
 import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from experiments.labels.files import to_file_name
 from experiments.labels.progress import show_progress
+from experiments.training.configured import check_names
 from experiments.training.subset import Subset, TrainSplit, read_soft
 from experiments.training.trained import TrainingSettings, identify
 from experiments.training.trainer import quiet_lightning, value_bounds
@@ -198,6 +202,42 @@ def plan_subsets(
             Subset(number, per_image, is_soft) for per_image in questions_per_image for number in numbers
         ]
     return subsets
+
+
+def make_trainings(config: DictConfig, labels: Path) -> list[CurveTraining]:
+    """Return the trainings of the configuration of `label_curve`, seed by seed.
+
+    Raises ValueError for predictors of the same name, and as `plan_subsets`.
+    """
+    check_names([str(part.name) for part in config.predictors.values()])
+    seeds = list(dict.fromkeys(config.seeds))
+    subsets = plan_subsets(
+        labels,
+        num_images=list(config.num_images),
+        questions_per_image=list(dict.fromkeys(config.questions_per_image)),
+        soft=list(dict.fromkeys(config.soft)),
+        seeds=seeds,
+        validation_fraction=config.validation_fraction,
+    )
+    trainings, config = [], copy.deepcopy(config)
+    for seed in seeds:
+        config.seed = seed  # the predictors interpolate it
+        for part in config.predictors.values():
+            predictor = instantiate(part, _convert_="all")
+            trainings += [
+                CurveTraining(
+                    predictor=copy.deepcopy(predictor),
+                    subset=subset,
+                    seed=seed,
+                    labels=labels,
+                    results=Path(config.folder),
+                    validation_fraction=config.validation_fraction,
+                    stopping_fraction=config.stopping_fraction,
+                    make_trainer=functools.partial(instantiate, config.trainer),
+                )
+                for subset in subsets
+            ]
+    return trainings
 
 
 def measure_curve(

@@ -27,7 +27,8 @@ def make_splits(nll_of_wrong=None):
 
 def compare(splits, estimates, **arguments):
     policy = PredictorPolicy("policy", *estimates)
-    return compare_policies(*splits, [policy], reference=None, num_resamples=50, **arguments)
+    calibration, test = splits
+    return compare_policies(calibration, test, [policy], reference=None, num_resamples=50, **arguments)
 
 
 def test_the_oracle_itself_recovers_all_of_its_gap_and_the_mix_nothing():

@@ -4,13 +4,15 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments.config import Provenance
+from experiments.evaluation.label_curve import collect
 from experiments.labels.resampled import ResampledFolder
-from experiments.reporting.label_curve import collect, write_label_curve
+from experiments.reporting.label_curve import write_label_curve
 from experiments.training.label_curve import CurveLabels, CurveTraining, measure_curve, plan_subsets
 from experiments.training.subset import SUBSET, Subset
 from experiments.training.trained import TrainingSettings, find_trained, identify, open_trained
@@ -34,7 +36,7 @@ def labels(tmp_path_factory):
     runs[0] = 1 - runs[0]
     answers = ResampledFolder(folder, FINGERPRINTS, {"seed": 0}, split="train")
     answers.begin(sampled.sample_id)
-    answers.write("train-00000", sampled.sample_id, runs.astype(np.float64))
+    answers.write("train-00000", sampled.sample_id.tolist(), runs.astype(np.float64))
     return folder
 
 
@@ -161,7 +163,7 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(labels, tmp_path):
 
 
 def test_too_many_images_are_refused_before_anything_is_trained(labels):
-    arguments = {"questions_per_image": [None], "seeds": [0], "validation_fraction": 0.2}
+    arguments: dict[str, Any] = {"questions_per_image": [None], "seeds": [0], "validation_fraction": 0.2}
     with pytest.raises(ValueError, match=r"num_images=49, but .* has 48 images to train on besides"):
         plan_subsets(labels, num_images=[8, 49], soft=[False], **arguments)
     with pytest.raises(ValueError, match="with sampled answers"):
