@@ -25,6 +25,8 @@ from predictor.files import write_json
 PAGE, FIGURES = "label_curve.html", "label_curve.json"
 # A curve counts as nearly complete at this share of its value with all images.
 _NEARLY = 0.9
+# Smallest share in percent that the figure shows.
+_LOWEST = -10.0
 
 
 def tabulate_shares(curve: LabelCurve) -> Table:
@@ -150,6 +152,8 @@ def draw_label_curve(curve: LabelCurve) -> Figure:
         ax.grid(color="#e6e6e6", lw=0.7)
         ax.set_axisbelow(True)
     panels[0].set_ylabel("share of the gap (%)")
+    # A predictor that is far worse than the mix would leave no room for the others.
+    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], _LOWEST))
     handles: dict[str, Any] = {}
     for ax in panels:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
