@@ -20,7 +20,7 @@ EXTRAS = {
         (
             *("coral_pytorch", "easy_vqa", "filelock", "hydra", "lightning", "markupsafe", "matplotlib"),
             *("omegaconf", "optuna", "plotly", "pydantic", "rapidfuzz", "sqlalchemy", "threadpoolctl"),
-            "tqdm",
+            *("joblib", "tqdm"),
         ),
         "experiments",
     ),

@@ -22,6 +22,7 @@ _TRAINING = (
     "trainer",
     "max_epochs",
     "validation_fraction",
+    "labels",
     "budget",
     "tolerance",
 )
@@ -56,7 +57,11 @@ def format_next(*commands: str, config: DictConfig | None = None) -> str:
             text for name, text in zip(names, overrides, strict=True) if name in shared_names
         ]
         if any(name in _TRAINING and name not in shared_names for name in names):
-            options = _find_options(command, config, options or []) if config is not None else None
+            # A predictor of a part of the labels is found by its folder only.
+            if config is None or "labels" in names:
+                options = None
+            else:
+                options = _find_options(command, config, options or [])
         if options is not None:
             lines.append(f"next: {suggest_command(command, [*options, *required])}")
     return "\n".join(lines)

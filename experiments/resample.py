@@ -1,13 +1,14 @@
-"""Answer test questions several times, to correct the oracle for outcome noise.
+"""Answer questions several times: test questions for the noise-free oracle, training ones as soft targets.
 
 An oracle that takes the best of noisy outcomes is optimistic. With several runs, the scale is chosen on all
 runs but one and scored on that one (`experiments.evaluation.fronts`), also for tasks without a meaningful
-likelihood. The scores are stored beside the labels, and later evaluations show the noise-free oracle. Running
-the command again, also with more images, makes only what is missing.
+likelihood. The scores are stored beside the labels, and later evaluations show the noise-free oracle. With
+split=train, the means over the runs are soft targets for `tokenscale train labels.soft=true`. Running the
+command again, also with more images, makes only what is missing.
 
 Examples:
-    tokenscale resample  # 100 images, four answers to every question
-    tokenscale resample num_images=null num_runs=8  # all test images, eight answers
+    tokenscale resample num_images=null num_runs=8  # all test images, eight answers to every question
+    tokenscale resample split=train num_images=300  # soft targets: four answers to each training question
     tokenscale resample task=scienceqa backbone=m3_llava_7b variation=rotated  # options in another order
 """
 
@@ -26,25 +27,32 @@ def main(config: DictConfig) -> None:
     from experiments.labels.resampled import ResampledFolder
     from experiments.labels.resampling import Variation, resample_answers
     from experiments.reporting.findings import describe_record
+    from m3_backbone.outcomes.labels import read_labels
+    from m3_backbone.outcomes.table import HELD_OUT
 
     labels, hydra = Path(config.paths.labels), HydraConfig.get()
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
-    test_labels, record = open_test(
-        labels,
-        records=Path(config.paths.evaluations),
-        command=command,
-        configuration=OmegaConf.to_yaml(config, resolve=True),
-        allow_unrecorded=config.allow_unrecorded,
-    )
-    test = test_labels.outcomes
+    record = None
+    if config.split == HELD_OUT:
+        split_labels, record = open_test(
+            labels,
+            records=Path(config.paths.evaluations),
+            command=command,
+            configuration=OmegaConf.to_yaml(config, resolve=True),
+            allow_unrecorded=config.allow_unrecorded,
+        )
+    else:
+        split_labels = read_labels(labels, config.split)
+    table = split_labels.outcomes
     variation: Variation = instantiate(config.variation)
-    folder = ResampledFolder(labels, test.fingerprints, variation.identity, command)
+    folder = ResampledFolder(labels, table.fingerprints, variation.identity, command, config.split)
     resampled = resample_answers(
         instantiate(config.backbone, _convert_="all"),
         instantiate(config.task, _convert_="all"),
-        test,
+        table,
         folder,
         variation,
+        split=config.split,
         num_images=config.num_images,
         num_runs=config.num_runs,
         images_per_batch=config.images_per_batch,
@@ -56,10 +64,12 @@ def main(config: DictConfig) -> None:
     num_runs, num_questions, _ = resampled.score.shape
     means = ", ".join(
         f"{scale}: {100 * value:.1f}%"
-        for scale, value in zip(test.scales, resampled.score.mean((0, 1)), strict=True)
+        for scale, value in zip(table.scales, resampled.score.mean((0, 1)), strict=True)
     )
     print(f"{num_questions:,} questions, {num_runs} answers each; scores {means}")
-    print(f"{describe_record(record)}\n{folder.path}")
+    if record is not None:
+        print(describe_record(record))
+    print(folder.path)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main(config: DictConfig) -> None:
     from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
     from experiments.tasks.base import SPLITS
     from experiments.tasks.sizes import frame_banners
+    from experiments.training.configured import read_subset
     from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
 
@@ -48,6 +49,7 @@ def main(config: DictConfig) -> None:
         num_recalibration=config.num_recalibration,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
+        subset=read_subset(config),
         make_trainer=partial(instantiate, config.trainer),
         calibrator=instantiate(config.get("calibrator")),
         records=Path(config.paths.evaluations),

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> float:
     from experiments.labels.division import check_labels
     from experiments.reporting.study import conclude
     from experiments.settings.check import check_settings
-    from experiments.training.configured import make_tracker
+    from experiments.training.configured import make_tracker, read_subset
     from experiments.training.space import find_defaults, read_space
     from experiments.training.trainer import quiet_lightning
     from experiments.training.tuning import SEARCH_GROUPS, search
@@ -67,6 +67,7 @@ def main(config: DictConfig) -> float:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         tolerance=config.tolerance,
+        subset=read_subset(config),
         defaults=find_defaults(space, config),
         around=OmegaConf.to_container(config.predictor, resolve=True),
         make_trainer=partial(instantiate, config.trainer),

@@ -42,6 +42,32 @@ def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
     return labels.select(~mask), labels.select(mask)
 
 
+def order_images(image_id: np.ndarray, seed: int) -> list[str]:
+    """Return the distinct images in the order of a hash of seed and id.
+
+    The first n images for one seed are among the first m > n, and the order of two images does not depend on
+    the others.
+    """
+    images = np.unique(image_id.astype(str)).tolist()
+    return sorted(images, key=lambda image: _hash_to_unit(f"order/{seed}/{image}"))
+
+
+def take_questions(labels: Labels, questions_per_image: int, seed: int) -> Labels:
+    """Return at most `questions_per_image` questions about each image.
+
+    They are the first ones in the order of a hash of seed and sample id, so that the questions of a smaller
+    number are among those of a larger one.
+    """
+    hashes = [_hash_to_unit(f"question/{seed}/{sample}") for sample in labels.outcomes.sample_id]
+    num_taken: dict[str, int] = {}
+    is_taken = np.zeros(len(labels), dtype=bool)
+    for row in np.argsort(hashes, kind="stable"):
+        image = str(labels.outcomes.image_id[row])
+        num_taken[image] = num_taken.get(image, 0) + 1
+        is_taken[row] = num_taken[image] <= questions_per_image
+    return labels.select(is_taken)
+
+
 def calibrator_half(image_id: np.ndarray) -> np.ndarray:
     """Return a mask `[num_samples]` of the samples whose images are in the half for calibrators.
 

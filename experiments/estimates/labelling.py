@@ -37,7 +37,8 @@ class SampledImage:
 class Workload:
     """All images and samples of a task, and a sample of its images.
 
-    `reading_seconds` is the mean processor time of reading and describing an image.
+    `reading_seconds` is the mean processor time of reading and describing an image, `num_train_images` the
+    number of images of the train split.
     """
 
     num_images: int
@@ -45,6 +46,7 @@ class Workload:
     sampled: list[SampledImage]
     num_unreadable: int
     reading_seconds: float
+    num_train_images: int = 0
 
     @property
     def num_sampled(self) -> int:
@@ -87,7 +89,8 @@ def read_workload(task: Task, limit: Limits, num_images: int) -> Workload:
         )
     num_samples = sum(len(item.samples) for item in images)
     num_unreadable = len(chosen) - len(sampled)
-    return Workload(len(images), num_samples, sampled, num_unreadable, seconds / len(chosen))
+    num_train = sum(item.split == "train" for item in images)
+    return Workload(len(images), num_samples, sampled, num_unreadable, seconds / len(chosen), num_train)
 
 
 @dataclass

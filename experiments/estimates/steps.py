@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from experiments.estimates.label_curve import describe_label_curve
 from experiments.estimates.labelling import LabellingWork, Workload, measure_features, measure_rows
 from experiments.estimates.throughput import (
     BANDWIDTH_SHARE,
@@ -41,6 +42,7 @@ class Estimate:
 
     `device_hours` are hours of one device, of one core for `cpu`; `wall_hours` those that pass. `memory` is
     that of the device, `training_memory` what `train` and `evaluate` need for the stored features.
+    `label_curve` is a sentence on what predictors recovered with as many labelled images.
     """
 
     backbone: str
@@ -58,6 +60,7 @@ class Estimate:
     training_memory: float
     throughput: dict[str, float]
     assumptions: list[str]
+    label_curve: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types; hours, FLOPs, bytes."""
@@ -170,6 +173,7 @@ def estimate_labelling(
         training_memory=features + embeddings,
         throughput={name: value for name, value in asdict(speed).items() if value != float("inf")},
         assumptions=_list_assumptions(workload, device, num_devices, mfu, acceptance, num_workers),
+        label_curve=describe_label_curve(workload.num_train_images),
     )
 
 

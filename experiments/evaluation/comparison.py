@@ -48,6 +48,7 @@ from experiments.evaluation.metrics import (
 from experiments.evaluation.noise_free import NoiseFreeOracle, list_noise_free
 from experiments.evaluation.policies import Paths, Policy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable
+from experiments.evaluation.reachable import ReachableGap
 from experiments.evaluation.statistics import (
     Bootstrapped,
     Estimate,
@@ -289,11 +290,14 @@ def compare_policies(
     table = tabulate_policies(
         calibration, test, policies, measure, num_budgets=num_budgets, num_prices=num_prices
     )
+    reachable = ReachableGap.list_all(
+        table, test, resampled, num_prices=num_prices, is_timed=measure.timings is not None
+    )
     if reference is not None and reference not in table.policies:
         log.info("no policy is called %r: there is no reference to compare with", reference)
         reference = None
     bootstrapped = resample(
-        partial(measure_table, table, reference),
+        partial(measure_table, table, reference, reachable=reachable),
         table.num_images,
         num_resamples=num_resamples,
         seed=seed,
@@ -406,19 +410,29 @@ def list_pairs(table: PolicyTable) -> list[tuple[Predictor, Opponent]]:
 
 
 def measure_table(
-    table: PolicyTable, reference: str | None, weights: np.ndarray, milliseconds: TimingMeans | None = None
+    table: PolicyTable,
+    reference: str | None,
+    weights: np.ndarray,
+    milliseconds: TimingMeans | None = None,
+    reachable: Mapping[str, ReachableGap] | None = None,
 ) -> dict[Key, Floats]:
     """Return every metric, `[num_resamples, ...]`, under image weights `[num_resamples, num_images]`.
 
-    If costs are timed, `milliseconds` are the means under the same resamples.
+    If costs are timed, `milliseconds` are the means under the same resamples. `reachable` are the gaps to the
+    noise-free oracles, by name.
     """
-    return dict(_measure(table, reference, weights, milliseconds))
+    return dict(_measure(table, reference, weights, milliseconds, reachable or {}))
 
 
 def _measure(
-    table: PolicyTable, reference: str | None, weights: np.ndarray, milliseconds: TimingMeans | None
+    table: PolicyTable,
+    reference: str | None,
+    weights: np.ndarray,
+    milliseconds: TimingMeans | None,
+    reachable: Mapping[str, ReachableGap],
 ) -> Iterator[tuple[Key, Floats]]:
     pairs = list_pairs(table)
+    gains = {name: gap.measure(weights, milliseconds) for name, gap in reachable.items()}
     resampled = table.measure(weights, milliseconds)
     fixed = resampled.points(Bound.FIXED)
     policies = list(map(Predictor, table.policies))
@@ -460,6 +474,7 @@ def _measure(
                 calibration=resampled.calibration(policy),
                 opponents=tuple(second for first, second in pairs if first == policy),
                 reference=None if reference is None else Predictor(reference),
+                reachable={name: gain[policy.name] for name, gain in gains.items()},
             )
         )
 

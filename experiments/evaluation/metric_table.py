@@ -84,6 +84,7 @@ class Family(Enum):
     POINTS = "front"
     PAIRS = "differences"
     HEADROOM = "headroom"
+    REACHABLE = "reachable"
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ shown if the whole interval of the difference on test is at or above minus the m
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -80,7 +80,8 @@ class PolicyView(FrontView):
     scale, a coarser and a finer one. `reaching` holds per baseline the probability of each point in the
     cheapest mixture that is non-inferior on calibration, or None; `baselines` are the columns of the fixed
     scales by role. `calibration` are Brier score and calibration error, `[R, num_scales]`, None without
-    estimates.
+    estimates. `reachable` holds, by noise-free oracle, the gains of policy and oracle over the mix in
+    expected scores, `[R, num_budgets]` (`reachable.Gain`).
     """
 
     policy: Predictor
@@ -97,6 +98,7 @@ class PolicyView(FrontView):
     calibration: tuple[Floats, Floats] | None
     opponents: tuple[Opponent, ...]
     reference: Predictor | None
+    reachable: Mapping[str, Pair] = field(default_factory=dict)
 
     @cached_property
     def planned(self) -> Pair:
@@ -426,6 +428,34 @@ def point_cost(view: PolicyView) -> Floats:
 def point_score(view: PolicyView) -> Floats:
     """Mean score at each operating point; for fixed scales and oracles, of each."""
     return view.points[1]
+
+
+# --- Without outcome noise ---------------------------------------------------------------------------------
+
+
+def _list_noise_free(view: PolicyView) -> Iterable[str]:
+    return view.reachable
+
+
+@metric("to mix, expected", Form.POINTS, Family.REACHABLE, name="to_mix", over=_list_noise_free)
+def expected_to_mix(view: PolicyView, oracle: str) -> Floats:
+    """Expected score minus the mix's at the same mean cost, averaged over budgets.
+
+    Expected scores are those of the noise-free oracle (`noise_free`); operating points and choices of the
+    policy are those of all other metrics.
+    """
+    return average(view.reachable[oracle][0])
+
+
+@metric("share of reachable gap", Form.SHARE, Family.REACHABLE, name="gap_share", over=_list_noise_free)
+def reachable_gap_share(view: PolicyView, oracle: str) -> Floats:
+    """`expected_to_mix`, divided by the same gain of the noise-free oracle at the same mean costs.
+
+    Policy, oracle and mix are scored by the same expected scores of the same samples. The gap to the budgeted
+    oracle (`mean_gap_share`) includes outcome noise, which no predictor can recover; this one does not.
+    """
+    gain, gap = view.reachable[oracle]
+    return divide(average(gain), average(gap))
 
 
 # --- Headroom ----------------------------------------------------------------------------------------------

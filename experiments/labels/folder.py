@@ -252,7 +252,7 @@ class LabelFolder(ShardFolder):
     def _move_aside(self) -> None:
         """Move the labels in this folder, if any, into a folder beside it."""
         shards = [path for kind in SHARD_KINDS for path in sorted((self.path / kind).glob("*.parquet"))]
-        answers = sorted((self.path / RESAMPLED).glob("*.safetensors"))
+        answers = sorted(self.path.glob(f"{RESAMPLED}*/*.safetensors"))
         # Records of test evaluations, locks and unknown files stay. The manifest is moved last, so that an
         # interrupted move is noticed.
         names = (SKIPPED_FILE, OLD_SKIPPED_FILE, EMBEDDINGS, SPLITS_FILE, _OLD_LATENCY, MANIFEST)

@@ -1,4 +1,7 @@
-"""Scores of sampled answers to test questions, stored beside their labels, for the noise-free oracle."""
+"""Scores of sampled answers, stored beside their labels.
+
+Those of test questions are for the noise-free oracle, those of training questions are soft targets.
+"""
 
 import hashlib
 import json
@@ -16,7 +19,7 @@ from safetensors.numpy import save_file
 
 from experiments.labels.files import RESAMPLED, ShardFolder, wait_for_lock
 from m3_backbone.outcomes.shards import write_atomically
-from m3_backbone.outcomes.table import OutcomeTable, check_fingerprints
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable, check_fingerprints
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ _ORIGIN = ("fingerprints", "variation", "samples")
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Scores of sampled answers: `score` `[num_runs, num_rows, num_scales]` for `rows` of the test table."""
+    """Scores of sampled answers: `score` `[num_runs, num_rows, num_scales]` for `rows` of a table."""
 
     rows: NDArray[np.int64]
     score: Floats
@@ -106,13 +109,14 @@ def _digest(origin: Mapping[str, Any], score: np.ndarray) -> str:
 
 
 class ResampledFolder(ShardFolder):
-    """Folder with the scores of sampled answers, one file per block of test samples, complete or absent.
+    """Folder with the scores of sampled answers, one file per block of samples, complete or absent.
 
     Args:
-        labels: the label folder; the files are in its subfolder `RESAMPLED`.
+        labels: the label folder; the files are in a subfolder (`locate_resampled`).
         fingerprints: the fingerprints of the labels.
         variation: identity of the variation (`experiments.labels.resampling.Variation`).
         command: the command that resumes after an error, for messages.
+        split: split of the samples.
     """
 
     def __init__(
@@ -121,8 +125,9 @@ class ResampledFolder(ShardFolder):
         fingerprints: Mapping[str, str],
         variation: Mapping[str, float | str],
         command: str = "the same resample command",
+        split: str = HELD_OUT,
     ) -> None:
-        super().__init__(labels / RESAMPLED, command)
+        super().__init__(locate_resampled(labels, split), command)
         self.fingerprints = dict(fingerprints)
         self.variation = dict(variation)
 
@@ -148,7 +153,7 @@ class ResampledFolder(ShardFolder):
     def find_unusable(self, sample_ids: Iterable[str], *, overwrite: bool = False) -> list[Path]:
         """Return files that are damaged, of other labels, or have samples outside of `sample_ids`.
 
-        `sample_ids` are those of the test split. With `overwrite`, files of another variation are returned
+        `sample_ids` are those of the split. With `overwrite`, files of another variation are returned
         too; without it, they raise ValueError, which names what differs.
         """
         unusable = []
@@ -207,9 +212,32 @@ class ResampledFolder(ShardFolder):
         return self.path / f"{name}.safetensors"
 
 
-def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
+def locate_resampled(labels: Path, split: str) -> Path:
+    """Return the folder of the sampled answers to the questions of a split, which need not exist."""
+    return labels / (RESAMPLED if split == HELD_OUT else f"{RESAMPLED}_{split}")
+
+
+def digest_resampled(labels: Path, split: str) -> str:
+    """Return a digest of all sampled answers to the questions of a split.
+
+    Raises FileNotFoundError if there are none.
+    """
+    content = hashlib.sha256()
+    paths = _list_files(locate_resampled(labels, split))
+    for path in paths:
+        with _opening(path) as file:
+            content.update(f"{path.name} {file.metadata()['digest']}\n".encode())
+    if not paths:
+        raise FileNotFoundError(
+            f"{labels} has no sampled answers to {split} questions: make them with `tokenscale resample "
+            f"split={split}`, or give labels.soft=false"
+        )
+    return content.hexdigest()[:16]
+
+
+def check_resampled(labels: Path, fingerprints: Mapping[str, str], split: str = HELD_OUT) -> None:
     """Raise ValueError for files that are damaged or of other labels, without reading scores."""
-    for path in _list_files(labels / RESAMPLED):
+    for path in _list_files(locate_resampled(labels, split)):
         with _opening(path) as file:
             origin = _read_origin(file)
         check_fingerprints(
@@ -217,21 +245,22 @@ def check_resampled(labels: Path, fingerprints: Mapping[str, str]) -> None:
         )
 
 
-def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
-    """Read all scores of sampled answers in a label folder, for the runs that all files have.
+def read_resampled(labels: Path, table: OutcomeTable, split: str = HELD_OUT) -> Resampled | None:
+    """Read all scores of sampled answers to the questions of a split, for the runs that all files have.
 
-    Returns None if there are none. Questions that are no longer in the test split, after another division of
-    the images, are left out with a warning. Raises ValueError for damaged files and those of other labels.
+    `table` are the outcomes of the split. Returns None if there are none. Questions that are no longer in the
+    split, after another division of the images, are left out with a warning. Raises ValueError for damaged
+    files and those of other labels.
     """
-    check_resampled(labels, test.fingerprints)
-    row_of = {sample: row for row, sample in enumerate(test.sample_id)}
+    check_resampled(labels, table.fingerprints, split)
+    row_of = {sample: row for row, sample in enumerate(table.sample_id)}
     scores: dict[int, Floats] = {}
     num_others = 0
-    for path in _list_files(labels / RESAMPLED):
+    for path in _list_files(locate_resampled(labels, split)):
         part = Part.read(path)
-        if part.score.shape[2] != len(test.scales):
+        if part.score.shape[2] != len(table.scales):
             raise ValueError(
-                f"{path} has scores at {part.score.shape[2]} scales, the labels have {len(test.scales)}: "
+                f"{path} has scores at {part.score.shape[2]} scales, the labels have {len(table.scales)}: "
                 "delete it, or resample again"
             )
         num_others += sum(sample not in row_of for sample in part.samples)
@@ -241,7 +270,7 @@ def read_resampled(labels: Path, test: OutcomeTable) -> Resampled | None:
             if sample in row_of
         }
     if num_others:
-        log.warning("%d resampled questions are not in the test split now and do not count", num_others)
+        log.warning("%d resampled questions are not in the %s split now and do not count", num_others, split)
     if not scores:
         return None
     num_runs = min(map(len, scores.values()))

@@ -1,4 +1,4 @@
-"""Several answers to each test question, under variations that should not affect the score.
+"""Several answers to each question of a split, under variations that should not affect the score.
 
 A cross-fitted oracle needs runs that are equally good and differ by chance only: answers sampled at a
 temperature, or greedy answers to a multiple-choice question with its options in another order.
@@ -21,7 +21,7 @@ from experiments.labels.blocks import Block, ImageQuestions, cut_into_blocks, gr
 from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.records import WorkRecord
 from experiments.labels.resampled import Floats, Resampled, ResampledFolder, read_resampled
-from experiments.tasks.base import Sample, Task, check_data
+from experiments.tasks.base import Sample, Split, Task, check_data
 from experiments.tasks.scoring import LETTER_METRICS
 from m3_backbone.arguments import PositiveFloat, checked
 from m3_backbone.backbone import Backbone, EncodedImage
@@ -123,7 +123,7 @@ SHARD_SIZE = 250
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ResampleJob(Job):
-    """Job that answers each test sample in several runs and writes the scores.
+    """Job that answers each sample in several runs and writes the scores.
 
     `guesses` maps sample_id to likely answers, used as drafts: they speed up decoding and change no answer.
     """
@@ -134,10 +134,11 @@ class ResampleJob(Job):
     guesses: Mapping[str, Sequence[str]]
     num_images: int | None
     num_runs: int
+    split: Split = "test"
 
     def blocks(self) -> Iterator[Block]:
-        """Yield all blocks of the test samples, in order."""
-        names = (f"test-{number:05d}" for number in itertools.count())
+        """Yield all blocks of the samples, in order."""
+        names = (f"{self.split}-{number:05d}" for number in itertools.count())
         images = itertools.islice(group_by_image(self.samples), self.num_images)
         return cut_into_blocks(names, (samples for _, samples in images), SHARD_SIZE)
 
@@ -205,10 +206,11 @@ class ResampleJob(Job):
 def resample_answers(
     backbone: Backbone,
     task: Task,
-    test: OutcomeTable,
+    table: OutcomeTable,
     folder: ResampledFolder,
     variation: Variation,
     *,
+    split: Split = "test",
     num_images: int | None = None,
     num_runs: int = 4,
     images_per_batch: int = 32,
@@ -217,36 +219,37 @@ def resample_answers(
     engine: Engine | None = None,
     record: WorkRecord | None = None,
 ) -> Resampled:
-    """Write scores of `num_runs` answers to the questions on the first `num_images` images of `test`.
+    """Write scores of `num_runs` answers to the questions on the first `num_images` images of `table`.
 
-    Returns all scores in `folder`. `record` is as in `labels.labelling.label`. Raises ValueError for fewer
-    than two runs, if no question has `num_runs` variants, if task or backbone are not those of the labels,
-    and if the folder holds another variation (unless `overwrite`), more runs or more images.
+    `table` are the outcomes of `split`. Returns all scores in `folder`. `record` is as in
+    `labels.labelling.label`. Raises ValueError for fewer than two runs, if no question has `num_runs`
+    variants, if task or backbone are not those of the labels, and if the folder holds another variation
+    (unless `overwrite`), more runs or more images.
     """
     if num_runs < 2:
         raise ValueError(f"num_runs={num_runs} leaves no second run to choose the scale by: give 2 or more")
     labels = folder.path.parent
     check_data(task, read_manifest(labels), labels)
-    own = {key: test.fingerprints[key] for key in backbone.fingerprints}
+    own = {key: table.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
-    test_samples = list_samples(test)
-    samples = [sample for sample in test_samples if variation.suits(sample, num_runs)]
+    split_samples = list_samples(table, split)
+    samples = [sample for sample in split_samples if variation.suits(sample, num_runs)]
     if not samples:
         raise ValueError(
-            f"no test question of {labels} has {num_runs} different variants: give a smaller num_runs or "
+            f"no {split} question of {labels} has {num_runs} different variants: give a smaller num_runs or "
             "another variation"
         )
-    if len(samples) < len(test_samples):
-        num_left_out = len(test_samples) - len(samples)
+    if len(samples) < len(split_samples):
+        num_left_out = len(split_samples) - len(samples)
         log.info(
             "left out: %d of %d questions have fewer than %d variants",
             num_left_out,
-            len(test_samples),
+            len(split_samples),
             num_runs,
         )
     # Besides the references, the greedy answers are the likeliest ones.
     guesses = {
-        sample.sample_id: tuple(answers) for sample, answers in zip(test_samples, test.answer, strict=True)
+        sample.sample_id: tuple(answers) for sample, answers in zip(split_samples, table.answer, strict=True)
     }
     job = ResampleJob(
         task=task,
@@ -259,6 +262,7 @@ def resample_answers(
         guesses=guesses,
         num_images=num_images,
         num_runs=num_runs,
+        split=split,
     )
     blocks = {block.name: [sample.sample_id for sample in block.samples] for block in job.blocks()}
     sizes = {name: len(ids) for name, ids in blocks.items()}
@@ -268,16 +272,16 @@ def resample_answers(
 
     with ExitStack() as stack:
         # A finished folder may be read-only: the lock is taken only if something is to be written.
-        if folder.find_unusable(test.sample_id, overwrite=overwrite) or find_done() != blocks.keys():
+        if folder.find_unusable(table.sample_id, overwrite=overwrite) or find_done() != blocks.keys():
             stack.enter_context(folder.locked())
-            folder.begin(test.sample_id, overwrite=overwrite)
+            folder.begin(table.sample_id, overwrite=overwrite)
             folder.refuse_less(blocks, num_runs)
             # In place of a digest, the number of runs that the file of a block has to hold.
             planned = {name: (str(num_runs), size) for name, size in sizes.items()}
             own_record = (record or WorkRecord.begin()).model_copy(update={"part": "0/1", "blocks": planned})
             stack.enter_context(folder.recording("0-of-1", own_record))
         run_job(engine or LocalEngine(), job, sizes, find_done())
-    resampled = read_resampled(labels, test)
+    resampled = read_resampled(labels, table, split)
     if resampled is None:
         raise ValueError(
             f"num_images={num_images} of {labels} have no question to sample: give a larger num_images"
@@ -285,14 +289,14 @@ def resample_answers(
     return resampled
 
 
-def list_samples(table: OutcomeTable) -> list[Sample]:
-    """Return the samples of an outcome table of the test split."""
+def list_samples(table: OutcomeTable, split: Split) -> list[Sample]:
+    """Return the samples of an outcome table of a split."""
     return [
         Sample(
             sample_id=table.sample_id[row],
             image_id=table.image_id[row],
             task=table.task[row],
-            split="test",
+            split=split,
             question=table.question[row],
             references=tuple(table.references[row]),
             metric=table.metric[row],

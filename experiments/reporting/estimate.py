@@ -58,4 +58,6 @@ def format_estimate(estimate: Estimate) -> str:
     ]
     if warning := check_memory(estimate):
         lines.append(f"memory: {warning}")
+    if estimate.label_curve:
+        lines.append(estimate.label_curve)
     return "\n".join([*lines, "assumptions:", *(f"- {text}" for text in estimate.assumptions)])

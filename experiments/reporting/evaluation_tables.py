@@ -21,6 +21,7 @@ from experiments.evaluation.metrics import (
     mean_gap_share,
     mean_to_mix,
     mean_to_reference,
+    reachable_gap_share,
     reached_cost,
     reached_difference,
     reached_saving,
@@ -232,6 +233,7 @@ def tabulate_noise_free(comparison: Comparison) -> Table:
     def show_ends(scores: Estimate) -> Iterable[str]:
         return map(format_score, (scores[0], scores[-1]))
 
+    first = comparison.policies[0]
     rows = [
         (
             "budgeted oracle",
@@ -239,17 +241,20 @@ def tabulate_noise_free(comparison: Comparison) -> Table:
             f"{comparison.num_samples:,}",
             *show_ends(comparison.fixed_score),
             format_difference(comparison.oracle_gap),
+            format_share(first.find(mean_gap_share)),
         )
     ]
     for name, oracle in comparison.noise_free.items():
         scores = f"of {oracle.num_runs} answers" if oracle.num_runs > 1 else "expected"
         labels = (NOISE_FREE[name], scores, f"{oracle.num_samples:,}")
-        rows.append((*labels, *show_ends(oracle.fixed_score), format_difference(oracle.gap)))
+        share = format_share(first.find(reachable_gap_share, name))
+        rows.append((*labels, *show_ends(oracle.fixed_score), format_difference(oracle.gap), share))
     caption = (
         "Headroom: budgeted oracle minus mix in points, averaged over log-spaced budgets, with and without "
-        "outcome noise; scores of the coarsest and the finest scale in the same terms"
+        "outcome noise; scores of the coarsest and the finest scale in the same terms; last column: the "
+        f"share that {first.name} recovers at its own mean costs, in the same terms, if all samples have them"
     )
-    header = ("oracle", "scores", "samples", "coarsest", "finest", "gap")
+    header = ("oracle", "scores", "samples", "coarsest", "finest", "gap", "recovered")
     return Table(caption, header, tuple(rows), name="luck")
 
 

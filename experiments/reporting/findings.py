@@ -11,10 +11,13 @@ from experiments.evaluation.guarantee import CheckedGuarantee
 from experiments.evaluation.metrics import (
     default_cost,
     default_score,
+    mean_gap_share,
     mean_to_mix,
     mean_to_reference,
+    reachable_gap_share,
     to_best_fixed,
 )
+from experiments.evaluation.noise_free import NOISE_FREE
 from experiments.evaluation.published import Published
 from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
@@ -62,9 +65,8 @@ class Findings:
 def write_sentences(findings: Findings) -> list[str]:
     """Return the headline, its scope, the result at the default price, and further sentences if any."""
     comparison = findings.comparison
-    sentences = [write_headline(comparison), write_scope(comparison), write_default(comparison)]
-    if findings.subset:
-        sentences.insert(1, findings.subset)
+    sentences = [write_headline(comparison), *filter(None, [findings.subset]), *write_shares(comparison)]
+    sentences += [write_scope(comparison), write_default(comparison)]
     if findings.sensitive is not None:
         sentences.append(write_sensitive(findings.sensitive, comparison))
     if comparison.coinciding.any():
@@ -123,6 +125,31 @@ def write_headline(comparison: Comparison) -> str:
         opponent = str(comparison.reference)
         sentence += f" and {describe_difference(to_reference, opponent, comparison.confidence)}"
     return f"{sentence}."
+
+
+def write_shares(comparison: Comparison) -> list[str]:
+    """Return a sentence on the share of the gap of the first predictor, with and without outcome noise.
+
+    Returns none without a noise-free oracle of all test samples, and where there is no finding.
+    """
+    result = comparison.policies[0]
+    reachable = [
+        f"{_describe_share(share, comparison.confidence)} of the gap to the {NOISE_FREE[name]}"
+        for name in comparison.noise_free
+        if is_known(share := result.find(reachable_gap_share, name)) and share is not None
+    ]
+    raw = result.find(mean_gap_share)
+    if is_too_few(comparison.num_images) or comparison.nothing_to_gain or raw is None or not reachable:
+        return []
+    return [
+        f"{result.name} recovers {_describe_share(raw, comparison.confidence)} of the gap from mix to "
+        f"budgeted oracle, which includes outcome noise, and in expected scores {' and '.join(reachable)}."
+    ]
+
+
+def _describe_share(share: Estimate, confidence: float) -> str:
+    value, low, high = (f"{100 * float(part):.0f}" for part in (share.value, share.low, share.high))
+    return f"{value}% ({confidence:.0%} interval {low} to {high}%)"
 
 
 def write_no_headroom(comparison: Comparison) -> str:

@@ -11,7 +11,13 @@ import numpy as np
 from experiments.evaluation.comparison import Comparison, PolicyResult
 from experiments.evaluation.fronts import RULES
 from experiments.evaluation.metrics import default_cost, default_score, mean_gap_share, mean_to_mix
-from experiments.reporting.findings import Findings, describe_record, write_default, write_headline
+from experiments.reporting.findings import (
+    Findings,
+    describe_record,
+    write_default,
+    write_headline,
+    write_shares,
+)
 from experiments.reporting.numbers import (
     MISSING,
     format_difference,
@@ -58,7 +64,14 @@ def write_summary(findings: Findings) -> str:
     comparison, record = findings.comparison, findings.record
     parts = [
         f"{summarize(findings)}\n{_NOTE.format(unit=comparison.measure.unit)}",
-        "\n".join(filter(None, [findings.subset, write_headline(comparison), write_default(comparison)])),
+        "\n".join(
+            [
+                *filter(None, [findings.subset]),
+                write_headline(comparison),
+                *write_shares(comparison),
+                write_default(comparison),
+            ]
+        ),
         frame_banners(findings.banners),
     ]
     if record is not None and not (record.is_recorded and record.is_new and record.evaluation == 1):

@@ -30,6 +30,7 @@ from experiments.reporting.run_findings import write_seed_warning
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner, is_too_few
 from experiments.training.joining import join_labels
+from experiments.training.subset import Subset
 from experiments.training.trained import digest_files, join_digests
 from m3_backbone.outcomes.labels import Labels, read_labels
 from predictor.base import FitContext, ScalePredictor
@@ -234,6 +235,7 @@ def transfer(
     num_recalibration: int,
     validation_fraction: float,
     seed: int,
+    subset: Subset | None = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     calibrator: Calibrator | None = None,
     command: str = "",
@@ -245,7 +247,7 @@ def transfer(
 ) -> list[Row]:
     """Train a predictor on all `sources` and evaluate it on each of `targets`.
 
-    The labels of a task are in `labels/<task>`.
+    The labels of a task are in `labels/<task>`; `subset` is the part of each train split.
 
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
     with prices from `num_recalibration` samples of the target's calibration split; and a predictor trained on
@@ -260,7 +262,7 @@ def transfer(
             raise ValueError(f"{name} must be distinct tasks, at least one, got {list(tasks)}")
 
     def train_on(tasks: Sequence[str]) -> tuple[ScalePredictor, Labels]:
-        parts = {task: read_labels(labels / task, "train") for task in tasks}
+        parts = {task: (subset or Subset()).read(labels / task, seed) for task in tasks}
         train, validation = split_validation(join_labels(parts), validation_fraction, seed)
         predictor = make_predictor()
         log.info("training %s on %s, %d samples", predictor.name, " + ".join(tasks), len(train))

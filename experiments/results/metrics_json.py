@@ -35,6 +35,8 @@ resample (`results.resamples`).
     predictors.NAME         the main predictor of the report comes first
         seed, starts_from   training seed; predictor that a cascade starts from; or null
         mean_to_mix, mean_to_reference, mean_gap_share      over log-spaced budgets
+        reachable.NAME      per noise-free oracle that all test samples have: to_mix in expected scores, and
+                            gap_share, the share of the oracle's gain
         at_budgets          per budget: budget, cost, chosen, score, to_mix, to_reference, gap_share
         merits              average_quality (AIQ), average_gap_recovered (APGR), hypervolume,
                             call_shares (CPT) by share of the gap recovered
@@ -98,13 +100,14 @@ import pyarrow.parquet as pq
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.comparison import Comparison, Difference, PolicyResult
 from experiments.evaluation.guarantee import CheckedGuarantee, ResplitCheck
-from experiments.evaluation.metric_table import Bound, Family, MetricTable, PolicyKey
+from experiments.evaluation.metric_table import Bound, Family, Key, MetricTable, PolicyKey
 from experiments.evaluation.metrics import (
     default_cost,
     default_score,
     list_metrics,
     point_cost,
     point_score,
+    reachable_gap_share,
 )
 from experiments.evaluation.needs import list_types
 from experiments.evaluation.noise_free import NoiseFreeOracle
@@ -256,6 +259,11 @@ def _policy(result: PolicyResult, comparison: Comparison) -> dict[str, Any]:
     trace = zip(result.trace.price, result.trace.cost, result.trace.score, strict=True)
     return {
         **_family(result, Family.MEANS),
+        "reachable": {
+            name: _family(result, Family.REACHABLE, name)
+            for name in comparison.noise_free
+            if Key(result.key, reachable_gap_share, name) in result.metrics
+        },
         "at_budgets": [
             {
                 "budget": to_json(budget),

@@ -119,6 +119,7 @@ NumResamples = Annotated[int, Ge(2), Le(1_000_000)]
 NumImages = Annotated[int, Ge(0), Le(1_000_000_000)]
 # Each worker is a separate process.
 NumWorkers = Annotated[int, Ge(0), Le(256)]
+NumProcesses = Annotated[int, Ge(1), Le(256)]
 
 
 class Settings(BaseModel):

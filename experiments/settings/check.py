@@ -172,6 +172,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "granularity": commands.GranularitySettings,
     "import_outcomes": commands.ImportOutcomesSettings,
     "label": pipeline.LabelSettings,
+    "label_curve": commands.LabelCurveSettings,
     "latency": pipeline.LatencySettings,
     "model_card": commands.ModelCardSettings,
     "parity": commands.ParitySettings,

@@ -12,6 +12,7 @@ from experiments.settings.base import (
     Described,
     FolderName,
     Labelled,
+    NumProcesses,
     NumResamples,
     Paths,
     PathText,
@@ -454,6 +455,37 @@ class TuneSettings(Labelled, PredictorSettings, Tracked):
     study: Study
     tune: Space
     """search space"""
+
+
+class LabelCurveSettings(Labelled):
+    """`experiments.label_curve`."""
+
+    trainer: Built
+    """settings of Lightning's trainer"""
+    predictors: Annotated[dict[str, Built], Len(1)]
+    """predictors to train"""
+    num_images: Annotated[list[Annotated[int, Ge(4)] | None], Len(1)]
+    """numbers of labelled training images; null: all but those for validation"""
+    questions_per_image: Annotated[list[PositiveInt | None], Len(1)]
+    """numbers of questions about each image; null: all"""
+    soft: Annotated[list[bool], Len(1)]
+    """targets: false, greedy outcomes; true, means of sampled answers"""
+    seeds: Annotated[list[Seed], Len(1)]
+    """seeds of images, validation part and training"""
+    seed: Seed
+    """replaced by each of seeds"""
+    validation_fraction: OpenFraction
+    """share of the images on which results are measured"""
+    stopping_fraction: OpenFraction
+    """share of the labelled images that is kept for early stopping"""
+    confidence: OpenFraction
+    """coverage of the intervals over seeds; 0.95: 95%"""
+    num_processes: NumProcesses
+    """trainings at the same time"""
+    folder: PathText
+    """folder of the result of each training"""
+    allow_small: bool
+    """whether a train split of fewer than 8 images is accepted"""
 
 
 class CompareSettings(Printed):

@@ -97,6 +97,17 @@ class LabelSettings(Labelled, Reading):
     """execution backend"""
 
 
+class LabelSubset(Settings):
+    """The part of the train split that predictors are trained on."""
+
+    num_images: Annotated[int, Ge(2)] | None
+    """images, validation included; null: all"""
+    questions_per_image: PositiveInt | None
+    """questions about each image; null: all"""
+    soft: bool
+    """whether the targets are mean scores of sampled answers (`resample split=train`)"""
+
+
 class PredictorSettings(Settings):
     """`conf/settings/train.yaml`, and the predictors to train."""
 
@@ -112,6 +123,7 @@ class PredictorSettings(Settings):
     """maximum number of epochs of every predictor; null: that in conf/predictor"""
     validation_fraction: OpenFraction
     """share of the training images that is kept for early stopping"""
+    labels: LabelSubset
     budget: PositiveFloat | None
     """mean visual tokens that the default price may spend; null: chosen by tolerance"""
     tolerance: NonNegativeFloat
@@ -277,8 +289,10 @@ class ResampleSettings(Labelled, Reading, Recorded):
     """how the runs of one question differ"""
     engine: Built
     """execution backend"""
+    split: Literal["train", "test"]
+    """split of the questions"""
     num_images: PositiveInt | None
-    """number of test images, taken from the start of the split; null: all"""
+    """number of images, taken from the start of the split; null: all"""
     num_runs: Annotated[int, Ge(2)]
     """answers per question: one is scored, the others choose the scale"""
     overwrite: bool

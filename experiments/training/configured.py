@@ -8,6 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.training.subset import Subset
 from experiments.training.trackers.base import Tracker
 from experiments.training.trained import TrainedPredictor, TrainingSettings, identify, open_trained
 from m3_backbone.outcomes.manifest import read_manifest
@@ -56,7 +57,13 @@ def read_settings(config: DictConfig) -> TrainingSettings:
         tolerance=config.tolerance,
         calibrator=instantiate(config.get("calibrator")),
         trainer=read_trainer(config.get("trainer")),
+        subset=read_subset(config),
     )
+
+
+def read_subset(config: DictConfig) -> Subset:
+    """Return the part of the train split that a configuration trains on; all of it without the setting."""
+    return Subset(**(config.get("labels") or {}))
 
 
 def make_tracker(config: DictConfig) -> Tracker | None:
@@ -109,12 +116,13 @@ def open_configured(
     The folders are `paths.labels` and `paths.predictors` unless given. Raises FileNotFoundError, which names
     the differences, for a predictor that was not trained with this configuration.
     """
-    manifest, settings = read_manifest(labels or Path(config.paths.labels)), read_settings(config)
+    folder = labels or Path(config.paths.labels)
+    manifest, settings = read_manifest(folder), read_settings(config)
     return [
         open_trained(
             predictors or Path(config.paths.predictors),
             predictor.name,
-            identify(predictor, manifest, settings),
+            identify(predictor, manifest, settings, folder),
         )
         for predictor in make_predictors(config)
     ]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.labels.files import to_file_name
+from experiments.training.subset import SUBSET, Subset
 from m3_backbone.outcomes.manifest import DIGEST, read_manifest, unseal
 from m3_backbone.outcomes.table import HELD_OUT
 from predictor.base import ScalePredictor
@@ -154,6 +155,7 @@ class TrainingSettings:
 
     `budget` and `tolerance` choose the default price (`predictor.policy.pricing.choose_price`). `trainer`
     has the trainer settings that change weights and differ from the defaults (`training.configured`).
+    `subset` is the part of the train split that is used.
     """
 
     seed: int
@@ -162,12 +164,19 @@ class TrainingSettings:
     tolerance: float = 0.01
     calibrator: Calibrator | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    subset: Subset = field(default_factory=Subset)
 
 
 def identify(
-    predictor: ScalePredictor, labels: Mapping[str, Any], settings: TrainingSettings
+    predictor: ScalePredictor,
+    labels: Mapping[str, Any],
+    settings: TrainingSettings,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Return the identity of a predictor trained on labels with this manifest, normalized as JSON."""
+    """Return the identity of a predictor trained on labels with this manifest, normalized as JSON.
+
+    `folder` is the label folder, which has the sampled answers of soft targets.
+    """
     content = {
         **_describe(predictor, labels.get("feature_scales")),
         **identify_labels(labels),
@@ -180,6 +189,8 @@ def identify(
         content["calibrator"] = describe(type(settings.calibrator), {})
     if settings.trainer:
         content["trainer"] = dict(settings.trainer)
+    if settings.subset != Subset():
+        content[SUBSET] = settings.subset.identify(folder)
     return normalize(content)
 
 
@@ -323,7 +334,9 @@ def find_trained(
     def want(record: TrainingRecord) -> dict[str, Any]:
         """Return the wanted part of the identity of a record; positions are those in its own labels."""
         feature_scales = record.identity.get("labels", {}).get("feature_scales")
-        return {**normalize({**_describe(predictor, feature_scales), "seed": seed}), **current}
+        # One that was trained on part of the labels is used only if its folder is given.
+        whole = {SUBSET: None} if folder is None else {}
+        return {**normalize({**_describe(predictor, feature_scales), "seed": seed}), **current, **whole}
 
     if folder is not None:
         trained = load_trained(Path(folder), trust=trust)

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.labels.files import wait_for_lock
 from experiments.training.configured import check_names
+from experiments.training.subset import Subset, TrainSplit
 from experiments.training.trackers.base import Tracker, track_fit
 from experiments.training.trained import (
     MANIFEST,
@@ -59,14 +60,28 @@ _SHOWN_RESULTS: Mapping[str, Callable[[TrainingRecord], float]] = {
 class TrainingLabels:
     """Splits of a label folder for training, each read once, on first access."""
 
-    def __init__(self, folder: Path, validation_fraction: float, seed: int) -> None:
+    def __init__(
+        self, folder: Path, validation_fraction: float, seed: int, subset: Subset | None = None
+    ) -> None:
         self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
+        self.subset = subset or Subset()
         self.manifest = read_manifest(folder)
 
     @cached_property
+    def _split(self) -> TrainSplit:
+        return TrainSplit.read(self.folder, soft=self.subset.soft)
+
+    @cached_property
+    def measured_parts(self) -> tuple[Labels, Labels]:
+        """(train, validation): two parts of the subset of the train split, divided by image."""
+        labels = self.subset.take(self._split.labels, self.seed)
+        return split_validation(labels, self.validation_fraction, self.seed)
+
+    @cached_property
     def parts(self) -> tuple[Labels, Labels]:
-        """(train, validation): two parts of the train split, divided by image."""
-        return split_validation(read_labels(self.folder, "train"), self.validation_fraction, self.seed)
+        """(train, validation) as predictors are fitted on them: with soft targets if the subset has them."""
+        train, validation = self.measured_parts
+        return self._split.soften(train), self._split.soften(validation)
 
     @cached_property
     def calibration(self) -> Labels:
@@ -93,10 +108,10 @@ def train_predictors(
     predictor. Raises ValueError for duplicate names, OSError for a folder that cannot be written.
     """
     check_names([predictor.name for predictor in predictors])
-    source = TrainingLabels(labels, settings.validation_fraction, settings.seed)
+    source = TrainingLabels(labels, settings.validation_fraction, settings.seed, settings.subset)
     records = []
     for predictor in predictors:
-        identity = identify(predictor, source.manifest, settings)
+        identity = identify(predictor, source.manifest, settings, labels)
         target = locate(folder, predictor.name, identity)
         # A finished folder may be read-only: the lock is taken only if something is to be written.
         record = read_finished(target, identity)
@@ -187,6 +202,8 @@ def _train(
     )
     prices.save(staging)
     fit_hybrid(estimates, calibration.outcomes, settings.budget, settings.tolerance).save(staging)
+    # With soft targets too, results are those of the greedy answers.
+    train, validation = source.measured_parts
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
     mix_value, oracle_value = value_bounds(train, validation)
     record = TrainingRecord(

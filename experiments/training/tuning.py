@@ -13,6 +13,7 @@ import optuna
 
 from experiments.training.space import Parameter, suggest
 from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
+from experiments.training.subset import SUBSET, Subset
 from experiments.training.trackers.base import FitRuns, Tracker, track_fit
 from experiments.training.trained import identify_labels, normalize
 from experiments.training.trainer import TrainingLabels, value_bounds
@@ -42,6 +43,7 @@ def search(
     heartbeat: int = 10,
     grace: int = 40,
     tolerance: float = 0.01,
+    subset: Subset | None = None,
     defaults: Mapping[str, Any] | None = None,
     around: Any = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
@@ -51,13 +53,13 @@ def search(
 
     `make_predictor` makes the predictor for the overrides of a trial. `objectives` are names in `OBJECTIVES`;
     with a single one, trials are pruned by the value of each epoch. `defaults` are tried first. `around` are
-    the settings that all trials share, as JSON. Each trial is a run of `tracker`, with values on validation.
-    Returns the study. Raises ValueError for unknown objectives and for a study that was begun with other
-    settings, labels or another space.
+    the settings that all trials share, as JSON. `subset` is the part of the train split that is used. Each
+    trial is a run of `tracker`, with values on validation. Returns the study. Raises ValueError for unknown
+    objectives and for a study that was begun with other settings, labels or another space.
     """
     if unknown := set(objectives) - OBJECTIVES.keys():
         raise ValueError(f"study.objectives has {min(unknown)!r}: give some of {', '.join(OBJECTIVES)}")
-    source = TrainingLabels(labels, validation_fraction, seed)
+    source = TrainingLabels(labels, validation_fraction, seed, subset)
     shared = SharedStudy(
         name,
         folder,
@@ -77,6 +79,7 @@ def search(
             "tolerance": tolerance,
             "predictor": around,
             "space": [asdict(parameter) for parameter in space],
+            **({} if source.subset == Subset() else {SUBSET: source.subset.identify(labels)}),
         }
     )
     stored = shared.study.user_attrs.get("made_of", settings)
@@ -132,8 +135,8 @@ class _Trials:
     ) -> dict[str, float]:
         """Train the predictor of a trial and return the value of every objective."""
         train, validation = self.source.parts
-        cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
-        mix, oracle = value_bounds(train, validation)
+        score = self.source.measured_parts[1].outcomes.score.astype(np.float64)
+        mix, oracle = value_bounds(*self.source.measured_parts)
         gap = max(oracle - mix, 1e-9)
 
         make_trainer = runs.wrap(self.make_trainer)
