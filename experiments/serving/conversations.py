@@ -1,5 +1,7 @@
 """The image and the question of a conversation that an engine answers."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +90,33 @@ def replace_picture(
                 param="mm_processor_kwargs",
             )
         content["mm_processor_kwargs"] = {**given, **adapted.arguments}
+
+
+def copy_messages(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a request in which an image can be replaced; texts and images are shared."""
+    messages = [
+        {**message, "content": list(parts)} if isinstance(parts := message.get("content"), list) else message
+        for message in _list_messages(content)
+    ]
+    return {**content, "messages": messages}
+
+
+def read_answer(chunks: Sequence[bytes]) -> str:
+    """Return the text of the only answer in a completion, or in all chunks of a streamed one.
+
+    Raises ValueError if there is none.
+    """
+    pieces: list[str] = []
+    for chunk in chunks:
+        content = json.loads(chunk)
+        choices = content.get("choices") if isinstance(content, dict) else None
+        for choice in choices if isinstance(choices, list) else []:
+            message = choice.get("message", choice.get("delta")) if isinstance(choice, dict) else None
+            text = message.get("content") if isinstance(message, dict) else None
+            pieces += [text] if isinstance(text, str) else []
+    if not pieces:
+        raise ValueError("the response has no answer")
+    return "".join(pieces)
 
 
 def _list_messages(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -114,6 +114,27 @@ class LimitSettings(Settings):
     """largest number of characters of a question"""
 
 
+class DriftSettings(Settings):
+    """Comparison of answers with the finest scale's."""
+
+    share: ClosedFraction
+    """share of the answers that are compared in the background; 0: none"""
+    delta: OpenFraction
+    """largest probability of a warning while the stated disagreement holds"""
+    max_queue: PositiveInt
+    """comparisons that may wait; more are dropped"""
+    record: PathText | None
+    """file that compared answers, at all scales, are appended to; null: none"""
+    record_bytes: PositiveInt
+    """largest size of this file"""
+
+    @model_validator(mode="after")
+    def _check_record(self) -> Self:
+        if self.record is not None and not self.share:
+            raise Refusal(f"drift.record={self.record}, drift.share=0: give a share above 0, as 0.02")
+        return self
+
+
 class ServeSettings(TrainedChoice, OperatingPoint):
     """`experiments.serve`."""
 
@@ -141,6 +162,7 @@ class ServeSettings(TrainedChoice, OperatingPoint):
     """most requests in progress, waiting ones included; more are answered with 429"""
     shutdown_seconds: PositiveInt
     """seconds in which a server that stops finishes its requests"""
+    drift: DriftSettings
     limits: LimitSettings
     allow_remote_images: bool
     """whether images by URL are fetched from remote_hosts"""

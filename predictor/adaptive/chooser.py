@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from m3_backbone.features import ImageFeatures, describe_image, stack_statistics
+from m3_backbone.features import ImageFeatures, describe_image, make_thumbnail, stack_statistics
 from m3_backbone.model_backbone import ModelBackbone
-from m3_backbone.outcomes.labels import Inputs
+from m3_backbone.outcomes.labels import Inputs, stack_thumbnails
 from predictor.adaptive.inputs import Choice, choose_scales
 from predictor.base import ScalePredictor
 from predictor.policy.pricing import OperatingPoint, PriceList
@@ -28,7 +28,7 @@ class ScaleChooser:
             raise ValueError(
                 f"predictor {predictor.name} reads features of the backbone (visual tokens, tower statistics "
                 "or token embeddings), which stay in the engine: train one that reads the text of the "
-                "question and statistics of the pixels only, such as predictor=question_only"
+                "question and the pixels only, such as predictor=thumbnail or predictor=question_only"
             )
         self.backbone, self.predictor, self.prices = backbone, predictor, prices
 
@@ -54,7 +54,15 @@ class ScaleChooser:
     def _make_inputs(self, images: Sequence[Image.Image], questions: Sequence[str], task: str) -> Inputs:
         """Return the inputs of each (image, question), without visual tokens and token embeddings."""
         reads_pixels = "image" in self.predictor.features.groups
-        features = [ImageFeatures({}, describe_image(image) if reads_pixels else {}) for image in images]
+        side = self.predictor.features.thumbnail
+        features = [
+            ImageFeatures(
+                {},
+                describe_image(image) if reads_pixels else {},
+                None if side is None else make_thumbnail(image, side),
+            )
+            for image in images
+        ]
         names, statistics = stack_statistics(features)
         scales = self.backbone.scales
         cost = [[self.backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in images]
@@ -72,4 +80,5 @@ class ScaleChooser:
             ),  # networks take a row for unread words
             visual_tokens=np.array(cost, dtype=np.int32),
             family=self.backbone.family,
+            thumbnails=stack_thumbnails(features),
         )
