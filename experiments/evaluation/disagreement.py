@@ -17,7 +17,7 @@ from predictor.policy.front import choose
 from predictor.policy.pricing import OperatingPoint, PriceList
 
 # Bounds that are tested, from the largest on, until one is not certified.
-BOUNDS: Floats = np.linspace(0.995, 0.005, 199)
+BOUNDS: Floats = np.geomspace(0.95, 0.004, 80)
 
 
 def score_agreement(table: OutcomeTable) -> OutcomeTable:
@@ -38,9 +38,13 @@ def bound_disagreement(
         return np.ones(len(choices))
     sums = ImageSums.of_choices(choices, score_agreement(table), most_questions)
     order = order_images(table.image_id)
-    passed = np.array([certify(sums.to_values(bound)[:, order], bound, delta) for bound in BOUNDS])
-    num_passed = np.where(passed.all(axis=0), len(BOUNDS), passed.argmin(axis=0))
-    return np.concatenate([[1.0], BOUNDS])[num_passed]
+    bounds, is_certified = np.ones(len(choices)), np.ones(len(choices), dtype=bool)
+    for bound in BOUNDS:
+        is_certified &= certify(sums.to_values(bound)[:, order], bound, delta)
+        if not is_certified.any():
+            break
+        bounds[is_certified] = bound
+    return bounds
 
 
 def add_disagreement(
