@@ -18,7 +18,7 @@ from experiments.config import entry_point
 @entry_point("publish")
 def main(config: DictConfig) -> None:
     from experiments.labels.division import find_label_banners
-    from experiments.serving.adaptive import load_adaptive, state_bounds
+    from experiments.serving.adaptive import estimate_unseen, load_adaptive, state_bounds
     from experiments.tasks.sizes import frame_banners
     from m3_backbone.outcomes.labels import read_labels
     from predictor.adaptive.model import AdaptiveM3
@@ -27,8 +27,8 @@ def main(config: DictConfig) -> None:
     model = load_adaptive(backbone, config)
     calibration = read_labels(config.paths.labels, "calibration")
     prices = state_bounds(
-        model,
-        calibration,
+        model.prices,
+        *estimate_unseen(model.predictor, calibration),
         alpha=config.guarantee.alpha,
         delta=config.guarantee.delta,
         most_questions=config.guarantee.most_questions,

@@ -281,7 +281,27 @@ def apply_guarantee(
         choice = np.full(len(test), len(test.scales) - 1)
     else:
         choice = choose(estimates, test.visual_tokens, guarantee.price, unit=guarantee.unit)
-    sums = ImageSums.of_choices(choice[None], test, guarantee.most_questions)
+    return measure_loss(
+        choice,
+        test,
+        guarantee.most_questions,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def measure_loss(
+    choice: NDArray[np.integer],
+    test: OutcomeTable,
+    most_questions: int | None,
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> RealizedLoss:
+    """Return tokens and drop on samples of which `choice` `[num_samples]` are the columns of the scales."""
+    sums = ImageSums.of_choices(choice[None], test, most_questions)
 
     def measure(weights: NDArray[np.generic]) -> dict[str, Floats]:
         image_weights = weights.astype(np.float64)

@@ -91,32 +91,36 @@ def estimate_unseen(predictor: ScalePredictor, calibration: Labels) -> tuple[Flo
 
 
 def state_bounds(
-    model: AdaptiveM3,
-    calibration: Labels,
+    prices: PriceList,
+    estimates: Floats,
+    unseen: OutcomeTable,
     *,
     alpha: float,
     delta: float,
     most_questions: int | None = None,
 ) -> PriceList:
-    """Return the prices with the point `guarantee`, if it can be certified, and all disagreements bounded."""
-    point = certify(model, calibration, alpha=alpha, delta=delta, most_questions=most_questions)
-    others = {name: other for name, other in model.prices.named.items() if name != "guarantee"}
-    named = others if point is None else {**others, "guarantee": point}
-    estimates, unseen = estimate_unseen(model.predictor, calibration)
-    prices = PriceList(model.prices.default, model.prices.points, named)
+    """Return the prices with the point `guarantee`, if it can be certified, and all disagreements bounded.
+
+    `estimates` and outcomes are those of `estimate_unseen`.
+    """
+    unit = prices.default.unit
+    point = certify(estimates, unseen, unit, alpha=alpha, delta=delta, most_questions=most_questions)
+    named = {name: other for name, other in prices.named.items() if name != "guarantee"}
+    named |= {} if point is None else {"guarantee": point}
+    prices = PriceList(prices.default, prices.points, named)
     return add_disagreement(prices, estimates, unseen, delta=delta, most_questions=most_questions)
 
 
 def certify(
-    model: AdaptiveM3,
-    calibration: Labels,
+    estimates: Floats,
+    unseen: OutcomeTable,
+    unit: float,
     *,
     alpha: float,
     delta: float,
     most_questions: int | None = None,
 ) -> OperatingPoint | None:
-    """Return the certified operating point; None, with a warning, if no price can be certified."""
-    estimates, unseen = estimate_unseen(model.predictor, calibration)
+    """Return the certified operating point, its price per `unit`; None, with a warning, if there is none."""
     guarantee = find_guarantee(estimates, unseen, alpha=alpha, delta=delta, most_questions=most_questions)
     if guarantee.price is None:
         log.warning(
@@ -126,7 +130,6 @@ def certify(
             explain_infeasible(guarantee),
         )
         return None
-    unit = model.prices.default.unit
     choice = choose(estimates, unseen.visual_tokens, guarantee.price, unit=guarantee.unit)[:, None]
     cost, score = (
         float(np.take_along_axis(values, choice, axis=1).mean(dtype=np.float64))

@@ -198,6 +198,26 @@ class PublishSettings(TrainedChoice):
     guarantee: Guarantee
 
 
+class RecalibrateSettings(TrainedChoice):
+    """`experiments.recalibrate`."""
+
+    folder: PathText | None
+    """folder of a published model; null: backbone and predictor"""
+    output: PathText
+    """folder that is written"""
+    calibrator: Built | None = None
+    """recalibration of the estimates on half of the images; null: that of the predictor stays"""
+    record: PathText | None
+    """answers that a server has recorded; null: the labels of backbone and task"""
+    num_images: PositiveInt | None
+    """images whose samples are used; null: all"""
+    budget: PositiveFloat | None
+    """mean visual tokens that the default price may spend; null: chosen by tolerance"""
+    tolerance: NonNegativeFloat
+    """score that the default price may lose to the best fixed scale; 0.01: one point"""
+    guarantee: Guarantee
+
+
 class EstimateSettings(LabelSettings):
     """`experiments.estimate`."""
 

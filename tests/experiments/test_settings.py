@@ -23,6 +23,7 @@ CONF = find_config_dir()
 GIVEN = {
     "answer": ["image=a.png", "question=what"],
     "publish": ["folder=model"],
+    "recalibrate": ["output=model"],
     "compare": ["runs=[a]"],
     "compare_backbones": ["backbones=[a,b]"],
     "export": ["folder=a"],
