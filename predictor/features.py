@@ -139,6 +139,20 @@ class Features(Buildable):
         """Whether a vision pass is needed: for visual tokens, statistics `tower` and the decoder's state."""
         return bool(self.scales) or "tower" in self.groups or bool(self.decoder_state)
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether an image has to be decoded for statistics of its pixels or a thumbnail.
+
+        Width and height are known without.
+        """
+        return self.reads_statistics or self.thumbnail is not None
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether statistics of the pixels are read, besides width and height."""
+        of_pixels = {name for name in self.statistics if name.split("/")[0] == "image"}
+        return bool(of_pixels - {"image/width", "image/height"})
+
     def vision_scales(self, ladder: Sequence[int]) -> tuple[int, ...]:
         """Scales whose vision pass is needed on a backbone that has one for each scale of `ladder`."""
         reads_coarsest = "tower" in self.groups or self.decoder_state
@@ -278,7 +292,7 @@ class Features(Buildable):
         if "tower" in self.groups:
             num_scales = len(inputs.scales) if is_pooled else 0
             flops += count_tower_operations(num_tokens, inputs.hidden_size, num_scales)
-        per_pixel = OPERATIONS_PER_PIXEL if "image" in self.groups else 0
+        per_pixel = OPERATIONS_PER_PIXEL if self.reads_statistics else 0
         per_pixel += THUMBNAIL_OPERATIONS_PER_PIXEL if self.thumbnail else 0
         if per_pixel:
             size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from experiments.serving.adapters import Adapted
 from experiments.serving.errors import refuse
@@ -99,6 +100,23 @@ def copy_messages(content: dict[str, Any]) -> dict[str, Any]:
         for message in _list_messages(content)
     ]
     return {**content, "messages": messages}
+
+
+def encode_request(content: dict[str, Any]) -> bytes:
+    """Return a request as JSON; the data URL of its image, which is most of it, is copied as it is."""
+    picture = find_picture(content)
+    url = "" if picture is None else picture.url
+    if picture is None or not url.startswith("data:") or not url.isascii() or '"' in url or "\\" in url:
+        return json.dumps(content).encode()
+    if not url.isprintable():  # control characters have to be escaped
+        return json.dumps(content).encode()
+    mark = uuid4().hex
+    copy = copy_messages(content)
+    part = dict(copy["messages"][picture.message]["content"][picture.part])
+    source = part["image_url"]
+    part["image_url"] = {**source, "url": mark} if isinstance(source, dict) else mark
+    copy["messages"][picture.message]["content"][picture.part] = part
+    return json.dumps(copy).encode().replace(mark.encode(), url.encode(), 1)
 
 
 def read_answer(chunks: Sequence[bytes]) -> str:

@@ -128,6 +128,7 @@ class LocalService(Service):
         target = self._find_target(request.or_default(self.default))
         check_question_text(question, self.images.limits)
         received = await self.images.read(url)
+        assert isinstance(received.image, Image.Image)
         asked = Asked(received.image, question, target, request.limit, tuple(request.stop or ()))
         completion = await self._batcher.submit(asked)
         response = self._respond(request, completion)

@@ -19,6 +19,7 @@ from experiments.serving.batching import Batcher
 from experiments.serving.conversations import (
     Picture,
     copy_messages,
+    encode_request,
     find_picture,
     read_answer,
     read_question,
@@ -26,7 +27,7 @@ from experiments.serving.conversations import (
 )
 from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError, refuse
-from experiments.serving.images import ImageReader, ReceivedImage
+from experiments.serving.images import ImageReader, ReceivedImage, UndecodedImage
 from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
 from experiments.serving.protocol import ChosenScale, Terms, parse, parse_object
@@ -59,7 +60,7 @@ class ProxiedTerms(Terms):
 class Pending:
     """An image and a question whose scale is to be chosen."""
 
-    image: Image.Image
+    image: Image.Image | UndecodedImage
     question: str
     target: Target
 
@@ -132,6 +133,7 @@ class ProxyService(Service):
         self.backbone, self.adapter, self.prices = backbone, adapter, prices
         self.images, self.metrics, self.default, self.drift = images, metrics, default, drift
         self.max_response_bytes = max_response_bytes
+        self._reads_pixels = adapter.reads_pixels or predictor.reads_pixels
         find_target(default, prices, backbone)
         self._batcher = Batcher(self._choose, window_ms=0, max_batch=max_batch)
         metrics.watch_queue(lambda: self._batcher.num_waiting)
@@ -169,7 +171,7 @@ class ProxyService(Service):
             return await self._send(content, headers, None)
         target = find_target(terms.or_default(self.default), self.prices, self.backbone)
         question = check_question_text(read_question(content), self.images.limits)
-        received = await self.images.read(picture.url)
+        received = await self.images.read(picture.url, pixels=self._reads_pixels)
         adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
         selected = self._select(content, headers, picture, received, target)
         replace_picture(content, picture, adapted, received.content, chosen.scale)
@@ -207,7 +209,7 @@ class ProxyService(Service):
                 results[row] = refuse(str(error), param="messages")
         rows = [row for row in range(len(batch)) if row not in results]
         valid = [batch[row] for row in rows]
-        images = [pending.image for pending in valid]
+        images: list[Any] = [pending.image for pending in valid]
         items: Sequence[Any] = images
         if isinstance(self.chooser, AdaptiveVLM):
             items = self.chooser.encode(images)
@@ -280,11 +282,11 @@ class ProxyService(Service):
             raise RequestError(502, f"the engine answered with status {response.status_code}")
         return read_answer([bytes(response.body)])
 
-    def _adapt(self, image: Image.Image, scale: int) -> Adapted:
+    def _adapt(self, image: Image.Image | UndecodedImage, scale: int) -> Adapted:
         """Return the parts of a request with an image at a scale, in the worker thread."""
         item: Any = image
         if isinstance(self.chooser, AdaptiveVLM):
-            (item,) = self.chooser.encode([image])
+            (item,) = self.chooser.encode([item])
         return self.adapter.adapt(self.backbone, item, scale)
 
     async def _send(
@@ -298,7 +300,7 @@ class ProxyService(Service):
         request = self._client.build_request(
             "POST",
             _COMPLETIONS,
-            content=json.dumps(content).encode(),
+            content=encode_request(content),
             headers=_pass(headers),
         )
         started = time.perf_counter()

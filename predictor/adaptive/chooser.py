@@ -1,6 +1,7 @@
 """Choice of scales without the weights of the backbone, for a backbone that runs in another process."""
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,15 @@ from m3_backbone.outcomes.labels import Inputs, stack_thumbnails
 from predictor.adaptive.inputs import Choice, choose_scales
 from predictor.base import ScalePredictor
 from predictor.policy.pricing import OperatingPoint, PriceList
+
+
+class SizedImage(Protocol):
+    """An image of which only the size is known."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        ...
 
 
 class ScaleChooser:
@@ -34,13 +44,14 @@ class ScaleChooser:
 
     def choose(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image | SizedImage],
         questions: Sequence[str],
         point: OperatingPoint | None = None,
         task: str = "",
     ) -> list[Choice]:
         """Choose a scale for questions[i] about the RGB image images[i]; default point: `prices.default`.
 
+        For a predictor that reads no pixels (`ScalePredictor.reads_pixels`), the sizes of images are enough.
         Raises ValueError for an image that the backbone cannot encode.
         """
         if not questions:
@@ -51,18 +62,11 @@ class ScaleChooser:
         estimates = self.predictor.predict(inputs)
         return choose_scales(estimates, inputs, point or self.prices.default, self.predictor.features)
 
-    def _make_inputs(self, images: Sequence[Image.Image], questions: Sequence[str], task: str) -> Inputs:
+    def _make_inputs(
+        self, images: Sequence[Image.Image | SizedImage], questions: Sequence[str], task: str
+    ) -> Inputs:
         """Return the inputs of each (image, question), without visual tokens and token embeddings."""
-        reads_pixels = "image" in self.predictor.features.groups
-        side = self.predictor.features.thumbnail
-        features = [
-            ImageFeatures(
-                {},
-                describe_image(image) if reads_pixels else {},
-                None if side is None else make_thumbnail(image, side),
-            )
-            for image in images
-        ]
+        features = [self._describe(image) for image in images]
         names, statistics = stack_statistics(features)
         scales = self.backbone.scales
         cost = [[self.backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in images]
@@ -82,3 +86,14 @@ class ScaleChooser:
             family=self.backbone.family,
             thumbnails=stack_thumbnails(features),
         )
+
+    def _describe(self, image: Any) -> ImageFeatures:
+        """Return the features of an image that the predictor reads."""
+        features = self.predictor.features
+        thumbnail = None if features.thumbnail is None else make_thumbnail(image, features.thumbnail)
+        if "image" not in features.groups:
+            return ImageFeatures({}, {}, thumbnail)
+        if features.reads_statistics:
+            return ImageFeatures({}, describe_image(image), thumbnail)
+        width, height = image.size
+        return ImageFeatures({}, {"image/width": width, "image/height": height}, thumbnail)
