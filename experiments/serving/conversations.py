@@ -102,21 +102,30 @@ def copy_messages(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "messages": messages}
 
 
-def encode_request(content: dict[str, Any]) -> bytes:
-    """Return a request as JSON; the data URL of its image, which is most of it, is copied as it is."""
-    picture = find_picture(content)
-    url = "" if picture is None else picture.url
-    if picture is None or not url.startswith("data:") or not url.isascii() or '"' in url or "\\" in url:
-        return json.dumps(content).encode()
-    if not url.isprintable():  # control characters have to be escaped
+def encode_request(content: dict[str, Any], picture: Picture | None) -> bytes:
+    """Return a request as JSON. `picture` is the place of its image, if that was read from it.
+
+    The data URL of the image, which is most of a request, is copied: it has been decoded, so that it has no
+    character that JSON escapes.
+    """
+    part = _find_part(content, picture)
+    source = part.get("image_url")
+    url = source.get("url") if isinstance(source, dict) else source
+    if picture is None or not isinstance(url, str) or not url.startswith("data:"):
         return json.dumps(content).encode()
     mark = uuid4().hex
     copy = copy_messages(content)
-    part = dict(copy["messages"][picture.message]["content"][picture.part])
-    source = part["image_url"]
-    part["image_url"] = {**source, "url": mark} if isinstance(source, dict) else mark
-    copy["messages"][picture.message]["content"][picture.part] = part
+    marked = {**source, "url": mark} if isinstance(source, dict) else mark
+    copy["messages"][picture.message]["content"][picture.part] = {**part, "image_url": marked}
     return json.dumps(copy).encode().replace(mark.encode(), url.encode(), 1)
+
+
+def _find_part(content: dict[str, Any], picture: Picture | None) -> dict[str, Any]:
+    """Return the part of a request at the place of its image; empty if it has none."""
+    if picture is None:
+        return {}
+    part: dict[str, Any] = content["messages"][picture.message]["content"][picture.part]
+    return part
 
 
 def read_answer(chunks: Sequence[bytes]) -> str:

@@ -168,14 +168,14 @@ class ProxyService(Service):
         if picture is None:
             if terms.given():
                 raise refuse("only a request with an image has a scale", param=next(iter(terms.given())))
-            return await self._send(content, headers, None)
+            return await self._send(content, None, headers, None)
         target = find_target(terms.or_default(self.default), self.prices, self.backbone)
         question = check_question_text(read_question(content), self.images.limits)
         received = await self.images.read(picture.url, pixels=self._reads_pixels)
         adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
         selected = self._select(content, headers, picture, received, target)
         replace_picture(content, picture, adapted, received.content, chosen.scale)
-        response = await self._send(content, headers, chosen, selected)
+        response = await self._send(content, picture, headers, chosen, selected)
         if response.status_code == 200:
             self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
             if selected is not None and self.drift is not None:
@@ -277,7 +277,7 @@ class ProxyService(Service):
         adapted = await self._batcher.run_when_idle(partial(self._adapt, selected.received.image, scale))
         body = copy_messages(selected.body)
         replace_picture(body, selected.picture, adapted, selected.received.content, scale)
-        response = await self._send(body, selected.headers, None)
+        response = await self._send(body, selected.picture, selected.headers, None)
         if response.status_code != 200:
             raise RequestError(502, f"the engine answered with status {response.status_code}")
         return read_answer([bytes(response.body)])
@@ -292,6 +292,7 @@ class ProxyService(Service):
     async def _send(
         self,
         content: dict[str, Any],
+        picture: Picture | None,
         headers: Mapping[str, str],
         chosen: ChosenScale | None,
         selected: Selected | None = None,
@@ -300,7 +301,7 @@ class ProxyService(Service):
         request = self._client.build_request(
             "POST",
             _COMPLETIONS,
-            content=encode_request(content),
+            content=encode_request(content, picture),
             headers=_pass(headers),
         )
         started = time.perf_counter()
