@@ -1,0 +1,26 @@
+"""docs/serving.md says of every predictor whether it can choose scales in front of an engine."""
+
+import re
+
+import pytest
+
+from tests.experiments.training.test_predictor_configs import NAMES, TRAIN, VALIDATION, make_predictor
+from tests.paths import ROOT
+
+
+def read_table():
+    text = (ROOT / "docs" / "serving.md").read_text()
+    return dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", text, re.M))
+
+
+def test_the_table_has_every_predictor():
+    assert sorted(read_table()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_says_what_the_class_says(name):
+    overrides = ["predictor.scale=9"] if name == "fixed" else []
+    predictor = make_predictor(name, *overrides)
+    if predictor.features.visual is None or name == "blend":  # its parts are known once it is fitted
+        predictor.fit(TRAIN, VALIDATION)
+    assert read_table()[name] == ("no" if predictor.reads_backbone else "yes")
