@@ -145,6 +145,8 @@ def run(app: FastAPI, listener: socket.socket, *, shutdown_seconds: int) -> None
         log_config=None,
         log_level="warning",
         timeout_graceful_shutdown=shutdown_seconds,
+        # Longer than clients keep a connection, so that none is closed while a request is on its way.
+        timeout_keep_alive=75,
         server_header=False,
     )
     host, port = listener.getsockname()[:2]
