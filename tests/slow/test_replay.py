@@ -17,9 +17,8 @@ from hydra import compose, initialize_config_dir
 from experiments.cli import find_config_dir
 from experiments.labels.held_out import open_test
 from experiments.reporting.tables import format_table
-from experiments.serving.adaptive import load_adaptive
+from experiments.serving.configured import load_model
 from experiments.tasks.scenes import Scenes
-from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.policy.front import choose
 from tests.experiments.serving.conftest import ask, make_local, serve, to_url
 
@@ -38,7 +37,7 @@ def test_the_server_reaches_the_points_of_the_evaluation(tmp_path):
     trained = os.environ.get("REPLAY_TRAINED")
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = compose("serve", [f"trained={trained}"] if trained else [])
-    model = load_adaptive(LlavaBackbone("tiny_m3"), config)
+    model = load_model(config)
     test, _ = open_test(
         LABELS,
         records=tmp_path / "evaluations",

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.experiments.training.test_predictor_configs import NAMES, TRAIN, VALIDATION, make_predictor
+from tests.experiments.training.test_predictor_configs import NAMES, make_predictor
 from tests.paths import ROOT
 
 
@@ -21,6 +21,9 @@ def test_the_table_has_every_predictor():
 def test_the_table_says_what_the_class_says(name):
     overrides = ["predictor.scale=9"] if name == "fixed" else []
     predictor = make_predictor(name, *overrides)
-    if predictor.features.visual is None or name == "blend":  # its parts are known once it is fitted
-        predictor.fit(TRAIN, VALIDATION)
-    assert read_table()[name] == ("no" if predictor.reads_backbone else "yes")
+    try:
+        reads_backbone = predictor.reads_backbone
+    except ValueError as error:  # visual tokens at a position of the ladder, which a fit replaces by scales
+        assert "name positions of scales" in str(error)
+        reads_backbone = True
+    assert read_table()[name] == ("no" if reads_backbone else "yes")
