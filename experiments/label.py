@@ -59,6 +59,7 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
         limit=config.limit,
         feature_scales=config.feature_scales,
         decoder_state=config.decoder_state,
+        thumbnail_size=config.thumbnail_size,
         shard_size=config.shard_size,
         images_per_batch=config.images_per_batch,
         num_workers=config.num_workers,

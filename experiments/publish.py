@@ -18,27 +18,22 @@ from experiments.config import entry_point
 @entry_point("publish")
 def main(config: DictConfig) -> None:
     from experiments.labels.division import find_label_banners
-    from experiments.serving.adaptive import certify, load_adaptive
+    from experiments.serving.adaptive import estimate_unseen, load_adaptive, state_bounds
     from experiments.tasks.sizes import frame_banners
     from m3_backbone.outcomes.labels import read_labels
     from predictor.adaptive.model import AdaptiveM3
-    from predictor.policy.pricing import PriceList
 
     backbone = instantiate(config.backbone, _convert_="all")
     model = load_adaptive(backbone, config)
     calibration = read_labels(config.paths.labels, "calibration")
-    point = certify(
-        model,
-        calibration,
+    prices = state_bounds(
+        model.prices,
+        *estimate_unseen(model.predictor, calibration),
         alpha=config.guarantee.alpha,
         delta=config.guarantee.delta,
         most_questions=config.guarantee.most_questions,
     )
-    if point is not None:
-        prices = PriceList(
-            model.prices.default, model.prices.points, {**model.prices.named, "guarantee": point}
-        )
-        model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
+    model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
     model.save_pretrained(config.folder)
     if banners := find_label_banners(config.paths.labels, ("calibration",)):
         print(frame_banners(banners))

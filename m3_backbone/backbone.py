@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -156,6 +157,13 @@ class Backbone(Protocol):
     ) -> list[ImageFeatures]:
         """Features of each image for predictors: visual tokens at `scales` and statistics of `groups`."""
         ...
+
+    def make_thumbnails(self, encoded: Sequence[EncodedImage], side: int) -> list[np.ndarray]:
+        """Each image resized to a square, uint8 `[side, side, 3]` (`m3_backbone.features.make_thumbnail`).
+
+        Only predictors that read thumbnails need it.
+        """
+        raise ValueError(f"{self.name} has no make_thumbnails, which a predictor that reads thumbnails needs")
 
     def answer(
         self,

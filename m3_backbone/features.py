@@ -23,6 +23,8 @@ The group `image` describes the pixels and is the same for every backbone:
     image/edge_density        share of pixels whose grey level differs by more than 32 of 255 from the pixel
                               to the right or below
     image/colorfulness        Hasler and Süsstrunk, Measuring colourfulness in natural images (SPIE 2003)
+
+A thumbnail is the whole image, resized to a small square, for predictors with an image encoder of their own.
 """
 
 import io
@@ -38,14 +40,20 @@ JPEG_QUALITY = 75
 EDGE = 32
 # Rough count for all image statistics: colour conversion, cosine transform, histograms and differences.
 OPERATIONS_PER_PIXEL = 100
+# Of a thumbnail, whose first pass reads each pixel about twice: three channels, a product and a sum.
+THUMBNAIL_OPERATIONS_PER_PIXEL = 12
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """Features of one image: scale -> float16 `[num_tokens, hidden]`, and statistic -> value."""
+    """Features of one image: scale -> float16 `[num_tokens, hidden]`, and statistic -> value.
+
+    `thumbnail` is uint8 `[side, side, 3]` (`make_thumbnail`), or None.
+    """
 
     visual: dict[int, np.ndarray]
     statistics: dict[str, float]
+    thumbnail: np.ndarray | None = None
 
     def is_finite(self) -> bool:
         """Return whether all features are finite."""
@@ -75,6 +83,12 @@ def describe_image(image: Image.Image) -> dict[str, float]:
         "colorfulness": np.hypot(*spread) + 0.3 * np.hypot(*shift),
     }
     return {f"image/{name}": float(value) for name, value in statistics.items()}
+
+
+def make_thumbnail(image: Image.Image, side: int) -> np.ndarray:
+    """Return the RGB image resized to a square, uint8 `[side, side, 3]`; its proportions are lost."""
+    square = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(square, dtype=np.uint8)
 
 
 def describe_norms(tokens: Tensor) -> dict[str, float]:

@@ -94,6 +94,23 @@ def open_picture(
         return _decode(_find_file(Path(picture).expanduser(), name), name, convert)
 
 
+def read_size(content: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> tuple[int, int]:
+    """Return (width, height) of the image in a file, from its header alone.
+
+    Raises UnreadableImage for a file without a header, and for an image that is too large.
+    """
+    sizes: list[tuple[int, int]] = []
+
+    def keep_size(image: Image.Image) -> Image.Image:
+        _check_size(None, image.size, max_pixels, max_side)
+        sizes.append(image.size)
+        return Image.new("L", (1, 1))  # in place of the decoded image
+
+    with _naming(None):
+        _decode(content, None, keep_size)
+    return sizes[-1]
+
+
 def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
     """Return the image as 8-bit RGB, unchanged if it is RGB without transparency. Raises UnreadableImage.
 

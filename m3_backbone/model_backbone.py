@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,7 @@ from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
 from m3_backbone.decoding.decoding import Decoded, Decoder, StartedAnswers, VisualPrefix
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
-from m3_backbone.features import GROUPS, ImageFeatures, describe_image
+from m3_backbone.features import GROUPS, ImageFeatures, describe_image, make_thumbnail
 from m3_backbone.prefilled import Prefilled
 
 Result = TypeVar("Result")
@@ -309,6 +310,9 @@ class ModelBackbone(Backbone, ABC):
                 statistics |= describe_image(image.image)
             features.append(ImageFeatures(visual, statistics))
         return features
+
+    def make_thumbnails(self, encoded: Sequence[Any], side: int) -> list[np.ndarray]:
+        return [make_thumbnail(image.image, side) for image in encoded]
 
     def encode_at(self, encoded: Sequence[Any], scale: int) -> None:
         """Run the vision pass of a scale on the images that lack it; nothing if `encode` has run it."""

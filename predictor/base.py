@@ -227,6 +227,11 @@ class ScalePredictor(folders.Buildable, ABC):
         return self.features.reads_vision or self.features.question
 
     @property
+    def reads_pixels(self) -> bool:
+        """Whether `predict` needs the pixels of an image, besides what `reads_backbone` says."""
+        return self.features.reads_pixels
+
+    @property
     def num_parameters(self) -> int:
         """Number of learned values."""
         return sum(array.size for array in self._get_state()[0].values())

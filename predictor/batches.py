@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     besides the batch. Visual tokens of several scales are concatenated, coarsest scale first. `statistics`
     are the standardised statistics (see `Features.read_statistics`), followed by the vector of the sentence
     encoder, if any, and the standardised decoder state, if read. `cost` is the number of visual tokens at
-    each scale (`Features.count_paid_tokens`).
+    each scale (`Features.count_paid_tokens`). `thumbnails` are those of the images, if they are read.
     """
 
     question_ids: Tensor  # [B, T] int64
@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     visual_mask: Tensor  # [B, V] bool
     statistics: Tensor  # [B, F] float32
     cost: Tensor  # [B, S] float32
+    thumbnails: Tensor | None = None  # [B, side, side, 3] uint8
 
 
 class Target(NamedTuple):
@@ -69,6 +70,7 @@ class BatchMaker:
         self.sentences = features.read_sentences(inputs)
         self.states = features.read_states(inputs)
         self.cost = features.count_paid_tokens(inputs)
+        self.thumbnails = features.read_thumbnails(inputs)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -92,6 +94,7 @@ class BatchMaker:
                 np.concatenate([self.statistics[images], self.sentences[index], states], axis=1)
             ),
             cost=torch.from_numpy(self.cost[index].astype(np.float32)),
+            thumbnails=None if self.thumbnails is None else torch.from_numpy(self.thumbnails[images]),
         )
 
     def iterate(self, batch_size: int) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 The vector of a question is the normalised mean of its token vectors. These are either the last hidden states
 of a transformer (Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084, as in `sentence-transformers` models
 with mean pooling) or rows of a table of static embeddings (Model2Vec, WordLlama), which cost almost nothing.
+`HashedWords` needs no weights at all.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from safetensors.numpy import load_file
 
 # Package (MIT licence) with a table of static embeddings: 256 numbers for each of Llama 2's 32,000 tokens.
 WORDLLAMA = "wordllama"
+# Name of `HashedWords`.
+HASHED_WORDS = "hashed_words"
 _WORDLLAMA_FILES = ("weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json")
 _EXTRA = "install the extra: pip install 'tokenscale[sentences]', in a clone make install"
 
@@ -160,6 +163,34 @@ class StaticEncoder(SentenceEncoder):
         return self.width * sum(lengths) / len(lengths) if lengths else 0.0
 
 
+class HashedWords(SentenceEncoder):
+    """Presence of words and word pairs, each hashed to one of `width` columns, without a vocabulary.
+
+    Source: Weinberger et al., Feature hashing for large scale multitask learning (ICML 2009).
+    """
+
+    width = 512
+
+    def __init__(self) -> None:
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        self._vectorizer = HashingVectorizer(
+            n_features=self.width, ngram_range=(1, 2), token_pattern=r"\w+", binary=True, norm="l2"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{HASHED_WORDS}/{self.width}"
+
+    def _run(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray(self._vectorizer.transform(texts).toarray(), dtype=np.float32)
+
+    def count_flops(self, texts: Sequence[str]) -> float:
+        """One addition per word and word pair."""
+        analyze = self._vectorizer.build_analyzer()
+        return sum(len(analyze(text)) for text in texts) / len(texts) if texts else 0.0
+
+
 def _read_wordllama() -> tuple[np.ndarray, Any]:
     """Table and tokenizer of WordLlama, which is not imported since it configures logging on import."""
     from tokenizers import Tokenizer
@@ -209,4 +240,6 @@ def is_static(source: str) -> bool:
 @lru_cache(2)
 def load_sentence_encoder(source: str) -> SentenceEncoder:
     """Load an encoder, shared by all predictors that read it. Raises ValueError if there is none."""
+    if source == HASHED_WORDS:
+        return HashedWords()
     return StaticEncoder(source) if is_static(source) else TransformerEncoder(source)

@@ -10,7 +10,12 @@ import numpy as np
 import torch
 
 from m3_backbone.arguments import NonNegativeInt, PositiveInt, check_argument, read_hints
-from m3_backbone.features import GROUPS, OPERATIONS_PER_PIXEL, count_tower_operations
+from m3_backbone.features import (
+    GROUPS,
+    OPERATIONS_PER_PIXEL,
+    THUMBNAIL_OPERATIONS_PER_PIXEL,
+    count_tower_operations,
+)
 from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
 from m3_backbone.outcomes.table import OutcomeTable
@@ -36,11 +41,13 @@ class Features(Buildable):
         question: whether the question is read, as token ids of the decoder's frozen embeddings.
         statistics: groups of image statistics (`tower`, `image`) or single ones (`image/entropy`); see
             `m3_backbone.features`.
-        sentences: sentence encoders whose concatenated vectors of the question are read: `wordllama`, or
-            folders or hub ids of other encoders; "" for none. See `predictor.encoders`.
+        sentences: sentence encoders whose concatenated vectors of the question are read: `hashed_words`,
+            `wordllama`, or folders or hub ids of other encoders; "" for none. See `predictor.encoders`.
         decoder_state: whether the decoder's hidden state after image and question at the coarsest scale is
             read, with the probability of the answer's first token. It costs the vision pass and the prefill
             of that scale.
+        thumbnail: pixels a side of the square thumbnail that is read, for networks with an image encoder of
+            their own; None for none.
 
     Raises ValueError for values of another type and for unknown statistics.
     """
@@ -51,6 +58,7 @@ class Features(Buildable):
     sentences: str | Sequence[str] = ""
     position: NonNegativeInt | Sequence[NonNegativeInt] | None = None
     decoder_state: bool | None = None
+    thumbnail: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         for name, annotation in read_hints(Features).items():
@@ -74,10 +82,19 @@ class Features(Buildable):
     def union(cls, *features: "Features") -> "Features":
         """Return the features that any of `features` reads: the union of the values of each field.
 
-        Positions are dropped if some of the features read scales and others positions.
+        Positions are dropped if some of the features read scales and others positions. Raises ValueError for
+        thumbnails of different sizes.
         """
-        merged: dict[str, Any] = {}
+        sides = {part.thumbnail for part in features} - {None}
+        if len(sides) > 1:
+            raise ValueError(
+                f"parts of a predictor read thumbnails of {sorted(filter(None, sides))} pixels a side, and "
+                "labels hold one size: give all of them the same"
+            )
+        merged: dict[str, Any] = {"thumbnail": next(iter(sides), None)}
         for field in fields(cls):
+            if field.name == "thumbnail":
+                continue
             values = [value for part in features if (value := getattr(part, field.name)) is not None]
             if values and all(isinstance(value, bool) for value in values):
                 merged[field.name] = any(values)
@@ -121,6 +138,20 @@ class Features(Buildable):
     def reads_vision(self) -> bool:
         """Whether a vision pass is needed: for visual tokens, statistics `tower` and the decoder's state."""
         return bool(self.scales) or "tower" in self.groups or bool(self.decoder_state)
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether an image has to be decoded for statistics of its pixels or a thumbnail.
+
+        Width and height are known without.
+        """
+        return self.reads_statistics or self.thumbnail is not None
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether statistics of the pixels are read, besides width and height."""
+        of_pixels = {name for name in self.statistics if name.split("/")[0] == "image"}
+        return bool(of_pixels - {"image/width", "image/height"})
 
     def vision_scales(self, ladder: Sequence[int]) -> tuple[int, ...]:
         """Scales whose vision pass is needed on a backbone that has one for each scale of `ladder`."""
@@ -170,6 +201,23 @@ class Features(Buildable):
         probability = inputs.first_probability.astype(np.float64).clip(_LEAST, 1 - _LEAST)
         log_odds = np.log(probability / (1 - probability))
         return np.column_stack([inputs.decoder_state, log_odds.astype(np.float16)])
+
+    def read_thumbnails(self, inputs: Inputs) -> np.ndarray | None:
+        """Thumbnails of the images, uint8 `[num_images, side, side, 3]`; None if they are not read.
+
+        Raises ValueError if the labels do not hold them, or of another size.
+        """
+        if self.thumbnail is None:
+            return None
+        present = 0 if inputs.thumbnails is None else inputs.thumbnails.shape[1]
+        if present != self.thumbnail:
+            raise ValueError(
+                f"features.thumbnail={self.thumbnail} reads thumbnails, but these labels hold "
+                f"{f'those of {present} pixels a side' if present else 'none'}: run `tokenscale label "
+                f"thumbnail_size={self.thumbnail} paths.labels=FOLDER` for labels in another folder, or with "
+                "overwrite=true for labels in place of these"
+            )
+        return inputs.thumbnails
 
     def fit_standard(self, inputs: Inputs) -> "Standard":
         """Fit a `Standard` to the statistics of the images, followed by the decoder states if read."""
@@ -244,10 +292,12 @@ class Features(Buildable):
         if "tower" in self.groups:
             num_scales = len(inputs.scales) if is_pooled else 0
             flops += count_tower_operations(num_tokens, inputs.hidden_size, num_scales)
-        if "image" in self.groups:
+        per_pixel = OPERATIONS_PER_PIXEL if self.reads_statistics else 0
+        per_pixel += THUMBNAIL_OPERATIONS_PER_PIXEL if self.thumbnail else 0
+        if per_pixel:
             size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]
             pixels = inputs.statistics[inputs.image_row][:, size].astype(np.float64).prod(axis=1)
-            flops += OPERATIONS_PER_PIXEL * float(pixels.mean())
+            flops += per_pixel * float(pixels.mean())
         return flops + sum(encoder.count_flops(inputs.question) for encoder in self.encoders)
 
 

@@ -135,8 +135,12 @@ class LearnedPredictor(ScalePredictor):
 
     @property
     def _reads_positions(self) -> bool:
+        return getattr(self._network_class, "reads_positions", False)
+
+    @property
+    def _network_class(self) -> type[Network] | None:
         network = self.network.func if isinstance(self.network, functools.partial) else self.network
-        return isinstance(network, type) and issubclass(network, Network) and network.reads_positions
+        return network if isinstance(network, type) and issubclass(network, Network) else None
 
     def _choose_widths(self, inputs: Inputs) -> list[int]:
         """Numbers of visual tokens per scale: those that an image gets, or the largest ones of an image."""
@@ -162,6 +166,9 @@ class LearnedPredictor(ScalePredictor):
             fit_module,
         )
 
+        if getattr(self._network_class, "reads_thumbnails", False) and self.features.thumbnail is None:
+            raise ValueError(f"{self.name} reads thumbnails: set predictor.features.thumbnail, such as 64")
+        self.features.read_thumbnails(train.inputs)  # fails before anything is written
         self._standard = self.features.fit_standard(train.inputs)
         self._widths = self._choose_widths(train.inputs)
         num_statistics = len(self._standard.mean) + self.features.num_sentence_columns

@@ -7,6 +7,8 @@ those of STaR-Bets (Voracek & Orabona, 2025): each bet would reach the goal with
 the variance so far. It has by far the highest power of the tests compared (Hoeffding-Bentkus, Maurer &
 Pontil's empirical Bernstein, predictable plug-in and mixed bets), and not much less than a test that assumes
 a normal distribution.
+
+`SequentialTest` is the same test without a fixed number of values: it may be looked at after each of them.
 """
 
 from math import ceil, log
@@ -21,6 +23,42 @@ _PRIOR_VARIANCE, _BOLDEST = 0.25, 0.999
 # `find_num_needed`: required share of passing resamples, their number and seed, and the largest multiple of
 # the present number of images to try.
 _POWER, _RESAMPLES, _SEED, _MOST_TIMES = 0.8, 200, 0, 64
+
+
+# Shares of the capital that the strategies of `SequentialTest` bet; 0 keeps capital for later changes.
+_SHARES = np.array([0.0, *2.0 ** -np.arange(5, 0, -1)])
+
+
+class SequentialTest:
+    """Test of whether values exceed their bounds on average, valid at any time and for any number of values.
+
+    Values x are in [0, 1], each with a bound b > 0 that is fixed before it is known. While the mean of each
+    value, given all values before, is at most its bound, the capital, 1 at the start, ever reaches
+    `1 / delta` with probability at most `delta` (Ville's inequality). Strategies multiply their part of the
+    capital by `1 + share * (x - b) / b`; the t-th update first moves `1 / (t + 1)` of each part to all
+    (fixed-share mixing, Herbster & Warmuth 1998), so that a change is found after a long time without one.
+    """
+
+    def __init__(self, delta: float) -> None:
+        self.delta, self.num_values = delta, 0
+        self.is_rejected = False
+        self._parts = np.full(len(_SHARES), 1 / len(_SHARES))
+
+    @property
+    def capital(self) -> float:
+        """Capital so far; the evidence against the bounds. It stops to change when they are rejected."""
+        return float(self._parts.sum())
+
+    def update(self, value: float, bound: float) -> bool:
+        """Add a value; returns whether the bounds are rejected now or were before."""
+        assert 0 <= value <= 1 and bound > 0
+        self.num_values += 1
+        if not self.is_rejected:
+            moved = 1 / (self.num_values + 1)
+            parts = (1 - moved) * self._parts + moved * self._parts.mean()
+            self._parts = parts * (1 + _SHARES * (value - bound) / bound)
+            self.is_rejected = self.capital >= 1 / self.delta
+        return self.is_rejected
 
 
 def certify(values: ArrayLike, alpha: float, delta: float) -> NDArray[np.bool_]:

@@ -181,7 +181,7 @@ def find_guarantee(
     unit = find_nominal_unit(calibration.scales)
     if not len(calibration):
         return Guarantee(alpha, delta, num_joint, most_questions or 1, None, unit, 0, None, None, None)
-    sums = _ImageSums.at_prices(estimates, calibration, most_questions)
+    sums = ImageSums.at_prices(estimates, calibration, most_questions)
     values = sums.to_values(alpha)[:, order_images(calibration.image_id)]
     num_certified = _count_to_first_failure(certify(values, alpha, delta / num_joint))
     row = max(num_certified - 1, 0)
@@ -212,7 +212,7 @@ def order_images(image_id: ArrayLike) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class _ImageSums:
+class ImageSums:
     """Drops and visual tokens `[num_choices, num_images]`, summed over the questions of each image.
 
     `counts` `[num_images]` are numbers of questions. All three are weighted so that an image with more than
@@ -228,7 +228,7 @@ class _ImageSums:
     @classmethod
     def of_choices(
         cls, choices: NDArray[np.integer], table: OutcomeTable, most_questions: int | None
-    ) -> "_ImageSums":
+    ) -> "ImageSums":
         """Return the sums for each row of `choices` `[num_choices, num_samples]`: columns of scales."""
         tokens, score = table.cost, table.score.astype(np.float64)
         image, rows = number_images(table.image_id), np.arange(len(table))
@@ -243,7 +243,7 @@ class _ImageSums:
         return cls(add_up(score[:, -1:] - score), add_up(tokens), weights * num_questions, most, num_large)
 
     @classmethod
-    def at_prices(cls, estimates: ArrayLike, table: OutcomeTable, most_questions: int | None) -> "_ImageSums":
+    def at_prices(cls, estimates: ArrayLike, table: OutcomeTable, most_questions: int | None) -> "ImageSums":
         """Return the sums at every price of `PRICES`."""
         unit = find_nominal_unit(table.scales)
         choices = choose_at_prices(estimates, table.visual_tokens, PRICES, unit=unit)
@@ -281,7 +281,27 @@ def apply_guarantee(
         choice = np.full(len(test), len(test.scales) - 1)
     else:
         choice = choose(estimates, test.visual_tokens, guarantee.price, unit=guarantee.unit)
-    sums = _ImageSums.of_choices(choice[None], test, guarantee.most_questions)
+    return measure_loss(
+        choice,
+        test,
+        guarantee.most_questions,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def measure_loss(
+    choice: NDArray[np.integer],
+    test: OutcomeTable,
+    most_questions: int | None,
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> RealizedLoss:
+    """Return tokens and drop on samples of which `choice` `[num_samples]` are the columns of the scales."""
+    sums = ImageSums.of_choices(choice[None], test, most_questions)
 
     def measure(weights: NDArray[np.generic]) -> dict[str, Floats]:
         image_weights = weights.astype(np.float64)
@@ -314,7 +334,7 @@ def check_guarantee(
     """
     if not (num_resplits and guarantee.num_images):
         return None
-    sums = _ImageSums.at_prices(estimates, test, guarantee.most_questions)
+    sums = ImageSums.at_prices(estimates, test, guarantee.most_questions)
     values, num_population = sums.to_values(guarantee.alpha), len(sums.counts)
     rng = np.random.default_rng(seed)
     num_at_once = max(1, min(_NUM_AT_ONCE, _MOST_VALUES // (len(PRICES) * guarantee.num_images)))

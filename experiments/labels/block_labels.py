@@ -1,7 +1,7 @@
 """Labels of one block of samples, answered at every scale in batches of images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
-from m3_backbone.features import ImageFeatures
+from m3_backbone.features import ImageFeatures, make_thumbnail
 from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -33,14 +33,19 @@ class BlockLabels:
 
     `skipped` are dicts with sample_id, image_id and reason; `unreadable` are the ids of images that could not
     be read, which a later labelling tries again. With `decoder_state`, the states of the decoder at the
-    coarsest scale are kept.
+    coarsest scale are kept; with `thumbnail_size`, squares of that many pixels a side are.
     """
 
     def __init__(
-        self, backbone: Backbone, feature_scales: Sequence[int], *, decoder_state: bool = False
+        self,
+        backbone: Backbone,
+        feature_scales: Sequence[int],
+        *,
+        decoder_state: bool = False,
+        thumbnail_size: int | None = None,
     ) -> None:
         self.backbone = backbone
-        self.decoder_state = decoder_state
+        self.decoder_state, self.thumbnail_size = decoder_state, thumbnail_size
         self.feature_scales = feature_scales
         self.answered: list[AnsweredSample] = []
         self.features: dict[str, ImageFeatures] = {}
@@ -65,6 +70,8 @@ class BlockLabels:
         answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
         all_features = self.backbone.compute_features(encoded, self.feature_scales)
         for features, (picture, samples) in zip(all_features, pictures, strict=True):
+            if self.thumbnail_size is not None:
+                features = replace(features, thumbnail=make_thumbnail(picture, self.thumbnail_size))
             costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.scales]
             vision = [self.backbone.vision_flops(picture.size, scale) for scale in self.backbone.scales]
             for sample in samples:

@@ -62,6 +62,7 @@ class LabelFolder(ShardFolder):
 
     Args:
         decoder_state: whether the outcomes hold the states of the decoder at the coarsest scale.
+        thumbnail_size: pixels a side of the thumbnails that the features hold; None: they hold none.
         data: description of the data (`tasks.base.Task.content`), to name what differs.
         division: how the images are divided into splits; a new division answers nothing again.
         options: names and costs of the options of imported outcomes; None for those of a backbone.
@@ -76,6 +77,7 @@ class LabelFolder(ShardFolder):
         scales: tuple[int, ...],
         feature_scales: tuple[int, ...],
         decoder_state: bool = False,
+        thumbnail_size: int | None = None,
         data: Mapping[str, Any] | None = None,
         division: Mapping[str, Any] | None = None,
         options: Options | None = None,
@@ -85,7 +87,7 @@ class LabelFolder(ShardFolder):
         self.fingerprints = dict(fingerprints)
         self.scales = scales
         self.feature_scales = feature_scales
-        self.decoder_state = decoder_state
+        self.decoder_state, self.thumbnail_size = decoder_state, thumbnail_size
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
         self.options = options
@@ -105,12 +107,18 @@ class LabelFolder(ShardFolder):
     def refuse_other(self, manifest: Mapping[str, Any], ignored: Container[str] = ()) -> None:
         """Raise ValueError, naming the differences, for the manifest of another backbone or other data."""
         settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
-        # Manifests of labels without decoder states do not have this key.
-        own = {**self.fingerprints, **settings, "decoder_state": self.decoder_state}
+        # Manifests of labels without decoder states or thumbnails do not have these keys.
+        own = {
+            **self.fingerprints,
+            **settings,
+            "decoder_state": self.decoder_state,
+            "thumbnail_size": self.thumbnail_size,
+        }
         stored = {
             **manifest["fingerprints"],
             **{key: manifest.get(key) for key in settings},
             "decoder_state": manifest.get("decoder_state", False),
+            "thumbnail_size": manifest.get("thumbnail_size"),
         }
         differing = [
             key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
@@ -207,6 +215,7 @@ class LabelFolder(ShardFolder):
             **options,
             "feature_scales": list(self.feature_scales),
             **({"decoder_state": True} if self.decoder_state else {}),
+            **({} if self.thumbnail_size is None else {"thumbnail_size": self.thumbnail_size}),
             "limit": dict(limit),
             "shard_size": shard_size,
             **former,

@@ -150,7 +150,10 @@ class LabelJob(Job):
         """Answer a block at every scale and write its shard."""
         with self.folder.recording_block(block.name):
             labels = BlockLabels(
-                self.backbone, self.folder.feature_scales, decoder_state=self.folder.decoder_state
+                self.backbone,
+                self.folder.feature_scales,
+                decoder_state=self.folder.decoder_state,
+                thumbnail_size=self.folder.thumbnail_size,
             )
             for batch in batches:
                 labels.add(batch)
@@ -175,6 +178,7 @@ def label(
     limit: Limits | None = None,
     feature_scales: Sequence[int] | None = None,
     decoder_state: bool = False,
+    thumbnail_size: int | None = None,
     shard_size: int = 1000,
     images_per_batch: int = 32,
     num_workers: int = 1,
@@ -193,6 +197,8 @@ def label(
             backbone (`Backbone.feature_scales`).
         decoder_state: whether the state of the decoder after image and question at the coarsest scale is
             stored for predictors.
+        thumbnail_size: pixels a side of the square to which each image is resized and stored for predictors;
+            None: no thumbnails.
         shard_size: samples per file; a killed run loses the work on at most one file.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in this process.
@@ -222,6 +228,7 @@ def label(
         scales=backbone.scales,
         feature_scales=choose_feature_scales(feature_scales, backbone),
         decoder_state=decoder_state,
+        thumbnail_size=thumbnail_size,
         data=task.content,
         division=task.division,
         command=command,

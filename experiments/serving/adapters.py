@@ -41,9 +41,11 @@ class Adapter(ABC):
     """Writes the scale of an image into a request, in the form of one engine.
 
     `encodes` says whether the vision tower runs in this process; predictors may then read its features.
+    `reads_pixels` says whether an image has to be decoded; otherwise only its size is read.
     """
 
     encodes: ClassVar[bool] = False
+    reads_pixels: ClassVar[bool] = True
 
     @abstractmethod
     def check_backbone(self, backbone: ModelBackbone) -> None:
@@ -56,6 +58,8 @@ class Adapter(ABC):
 
 class ImageArguments(Adapter):
     """Arguments of the image processor, flat in `mm_processor_kwargs`, as vLLM takes them."""
+
+    reads_pixels: ClassVar[bool] = False
 
     def check_backbone(self, backbone: ModelBackbone) -> None:
         _as_native(backbone, "arguments of an image processor").processor_arguments(

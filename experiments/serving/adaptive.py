@@ -7,17 +7,21 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from experiments.evaluation.disagreement import add_disagreement
+from experiments.evaluation.fronts import Floats
 from experiments.evaluation.guarantee import find_guarantee, find_unseen
 from experiments.reporting.guarantees import explain_infeasible
 from experiments.reporting.tables import format_table
 from experiments.training.trained import find_trained
 from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.outcomes.labels import Labels
+from m3_backbone.outcomes.table import OutcomeTable
 from predictor.adaptive.inputs import Choice
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveM3
+from predictor.base import ScalePredictor
 from predictor.cascades.hybrid import Hybrid
 from predictor.policy.front import choose
-from predictor.policy.pricing import OperatingPoint
+from predictor.policy.pricing import OperatingPoint, PriceList
 
 log = logging.getLogger(__name__)
 
@@ -75,19 +79,48 @@ def format_answers(
     return format_table(rows)
 
 
+def estimate_unseen(predictor: ScalePredictor, calibration: Labels) -> tuple[Floats, OutcomeTable]:
+    """Return estimates `[num_samples, num_scales]` and outcomes of the samples its calibrator has not seen.
+
+    The visual tokens of the outcomes include those of the predictor. Raises ValueError for labels of another
+    backbone.
+    """
+    predictor.check_backbone(calibration.outcomes.fingerprints)
+    rows = find_unseen(predictor, calibration.outcomes)
+    return predictor.predict(calibration.inputs)[rows], predictor.features.charge(calibration.select(rows))
+
+
+def state_bounds(
+    prices: PriceList,
+    estimates: Floats,
+    unseen: OutcomeTable,
+    *,
+    alpha: float,
+    delta: float,
+    most_questions: int | None = None,
+) -> PriceList:
+    """Return the prices with the point `guarantee`, if it can be certified, and all disagreements bounded.
+
+    `estimates` and outcomes are those of `estimate_unseen`.
+    """
+    unit = prices.default.unit
+    point = certify(estimates, unseen, unit, alpha=alpha, delta=delta, most_questions=most_questions)
+    named = {name: other for name, other in prices.named.items() if name != "guarantee"}
+    named |= {} if point is None else {"guarantee": point}
+    prices = PriceList(prices.default, prices.points, named)
+    return add_disagreement(prices, estimates, unseen, delta=delta, most_questions=most_questions)
+
+
 def certify(
-    model: AdaptiveM3,
-    calibration: Labels,
+    estimates: Floats,
+    unseen: OutcomeTable,
+    unit: float,
     *,
     alpha: float,
     delta: float,
     most_questions: int | None = None,
 ) -> OperatingPoint | None:
-    """Return the certified operating point; None, with a warning, if no price can be certified."""
-    model.predictor.check_backbone(calibration.outcomes.fingerprints)
-    rows = find_unseen(model.predictor, calibration.outcomes)
-    unseen = model.predictor.features.charge(calibration.select(rows))
-    estimates = model.predictor.predict(calibration.inputs)[rows]
+    """Return the certified operating point, its price per `unit`; None, with a warning, if there is none."""
     guarantee = find_guarantee(estimates, unseen, alpha=alpha, delta=delta, most_questions=most_questions)
     if guarantee.price is None:
         log.warning(
@@ -97,7 +130,6 @@ def certify(
             explain_infeasible(guarantee),
         )
         return None
-    unit = model.prices.default.unit
     choice = choose(estimates, unseen.visual_tokens, guarantee.price, unit=guarantee.unit)[:, None]
     cost, score = (
         float(np.take_along_axis(values, choice, axis=1).mean(dtype=np.float64))

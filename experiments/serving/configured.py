@@ -4,13 +4,16 @@ import logging
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.serving.adaptive import load_adaptive
+from experiments.evaluation.disagreement import add_disagreement
+from experiments.serving.adaptive import estimate_unseen, load_adaptive
+from experiments.serving.drift import DriftMonitor, Record, identify_model
 from experiments.serving.images import ImageReader
 from experiments.serving.limits import Limits
 from experiments.serving.local import LocalService
@@ -21,6 +24,8 @@ from experiments.serving.remote_images import RemoteImages
 from experiments.serving.server import LOOPBACK
 from experiments.serving.service import Service
 from m3_backbone.model_backbone import ModelBackbone
+from m3_backbone.outcomes.labels import read_labels
+from m3_backbone.outcomes.manifest import MANIFEST
 from predictor.adaptive.model import AdaptiveVLM
 
 log = logging.getLogger(__name__)
@@ -34,12 +39,22 @@ def make_service(config: DictConfig, limits: Limits, metrics: ServerMetrics) -> 
     Raises ValueError for a model that cannot be served so.
     """
     model = load_model(config)
+    drift = None
+    if config.drift.share:
+        model = _require_bounds(model, config)
+        drift = make_monitor(config, model, metrics)
     remote = RemoteImages(config.remote_hosts, limits) if config.allow_remote_images else None
     images = ImageReader(limits, remote)
     default = Terms(**{name: config[name] for name in Terms.model_fields})
     if config.upstream is None:
         return LocalService(
-            model, images, metrics, default=default, window_ms=config.window_ms, max_batch=config.max_batch
+            model,
+            images,
+            metrics,
+            default=default,
+            window_ms=config.window_ms,
+            max_batch=config.max_batch,
+            drift=drift,
         )
     if not isinstance(model.backbone, ModelBackbone):
         raise ValueError(f"a {type(model.backbone).__name__} cannot be proxied: only a checkpoint can")
@@ -54,7 +69,45 @@ def make_service(config: DictConfig, limits: Limits, metrics: ServerMetrics) -> 
         default=default,
         upstream_seconds=config.upstream_seconds,
         max_batch=config.max_batch,
+        drift=drift,
     )
+
+
+def make_monitor(config: DictConfig, model: AdaptiveVLM, metrics: ServerMetrics) -> DriftMonitor:
+    """Return what compares a share of the answers; raises ValueError for a record that cannot be written."""
+    settings = config.drift
+    record = None
+    if settings.record is not None:
+        identity = identify_model(model.backbone, model.predictor)
+        record = Record(Path(settings.record), identity, settings.record_bytes)
+    return DriftMonitor(
+        metrics,
+        share=settings.share,
+        delta=settings.delta,
+        max_queue=settings.max_queue,
+        record=record,
+        seed=config.seed,
+    )
+
+
+def _require_bounds(model: AdaptiveVLM, config: DictConfig) -> AdaptiveVLM:
+    """Return the model with bounds of its disagreement; warns if there are none.
+
+    A published model has them. For a trained predictor, they are computed from its calibration labels.
+    """
+    if model.prices.default.disagreement is not None:
+        return model
+    labels = Path(config.paths.labels)
+    if config.folder is None and (labels / MANIFEST).is_file():
+        estimates, unseen = estimate_unseen(model.predictor, read_labels(labels, "calibration"))
+        prices = add_disagreement(model.prices, estimates, unseen, delta=config.drift.delta)
+        return AdaptiveVLM(model.backbone, model.predictor, prices, model.hybrid)
+    log.warning(
+        "drift.share=%g: the operating points state no disagreement, so that answers are compared and no "
+        "warning can be given: publish or recalibrate the model with this version",
+        config.drift.share,
+    )
+    return model
 
 
 def load_model(config: DictConfig) -> AdaptiveVLM:
@@ -92,6 +145,8 @@ def run(app: FastAPI, listener: socket.socket, *, shutdown_seconds: int) -> None
         log_config=None,
         log_level="warning",
         timeout_graceful_shutdown=shutdown_seconds,
+        # Longer than clients keep a connection, so that none is closed while a request is on its way.
+        timeout_keep_alive=75,
         server_header=False,
     )
     host, port = listener.getsockname()[:2]

@@ -1,7 +1,10 @@
 """The image and the question of a conversation that an engine answers."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from experiments.serving.adapters import Adapted
 from experiments.serving.errors import refuse
@@ -88,6 +91,59 @@ def replace_picture(
                 param="mm_processor_kwargs",
             )
         content["mm_processor_kwargs"] = {**given, **adapted.arguments}
+
+
+def copy_messages(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a request in which an image can be replaced; texts and images are shared."""
+    messages = [
+        {**message, "content": list(parts)} if isinstance(parts := message.get("content"), list) else message
+        for message in _list_messages(content)
+    ]
+    return {**content, "messages": messages}
+
+
+def encode_request(content: dict[str, Any], picture: Picture | None) -> bytes:
+    """Return a request as JSON. `picture` is the place of its image, if that was read from it.
+
+    The data URL of the image, which is most of a request, is copied: it has been decoded, so that it has no
+    character that JSON escapes.
+    """
+    part = _find_part(content, picture)
+    source = part.get("image_url")
+    url = source.get("url") if isinstance(source, dict) else source
+    if picture is None or not isinstance(url, str) or not url.startswith("data:"):
+        return json.dumps(content).encode()
+    mark = uuid4().hex
+    copy = copy_messages(content)
+    marked = {**source, "url": mark} if isinstance(source, dict) else mark
+    copy["messages"][picture.message]["content"][picture.part] = {**part, "image_url": marked}
+    return json.dumps(copy).encode().replace(mark.encode(), url.encode(), 1)
+
+
+def _find_part(content: dict[str, Any], picture: Picture | None) -> dict[str, Any]:
+    """Return the part of a request at the place of its image; empty if it has none."""
+    if picture is None:
+        return {}
+    part: dict[str, Any] = content["messages"][picture.message]["content"][picture.part]
+    return part
+
+
+def read_answer(chunks: Sequence[bytes]) -> str:
+    """Return the text of the only answer in a completion, or in all chunks of a streamed one.
+
+    Raises ValueError if there is none.
+    """
+    pieces: list[str] = []
+    for chunk in chunks:
+        content = json.loads(chunk)
+        choices = content.get("choices") if isinstance(content, dict) else None
+        for choice in choices if isinstance(choices, list) else []:
+            message = choice.get("message", choice.get("delta")) if isinstance(choice, dict) else None
+            text = message.get("content") if isinstance(message, dict) else None
+            pieces += [text] if isinstance(text, str) else []
+    if not pieces:
+        raise ValueError("the response has no answer")
+    return "".join(pieces)
 
 
 def _list_messages(content: dict[str, Any]) -> list[dict[str, Any]]:

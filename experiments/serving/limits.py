@@ -10,7 +10,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
 from experiments.serving.errors import RequestError, refuse
-from m3_backbone.images import UnreadableImage, open_picture
+from m3_backbone.images import UnreadableImage, open_picture, read_size
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|jpg|webp);base64,", re.IGNORECASE)
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -91,15 +91,29 @@ def encode_data_url(content: bytes) -> str:
 
 def open_image(content: bytes, limits: Limits) -> Image.Image:
     """Return the RGB image in a PNG, JPEG or WebP file. Raises RequestError; sizes are checked first."""
+    _check_kind(content, limits)
+    try:
+        return open_picture(content, max_pixels=limits.pixels)
+    except UnreadableImage as error:
+        raise refuse(str(error), param="messages") from error
+
+
+def find_size(content: bytes, limits: Limits) -> tuple[int, int]:
+    """Return (width, height) of the image in a file, not decoded. Raises RequestError as `open_image`."""
+    _check_kind(content, limits)
+    try:
+        return read_size(content, max_pixels=limits.pixels)
+    except UnreadableImage as error:
+        raise refuse(str(error), param="messages") from error
+
+
+def _check_kind(content: bytes, limits: Limits) -> None:
+    """Raise RequestError for a file that is too large, or no PNG, JPEG or WebP file."""
     if len(content) > limits.image_bytes:
         raise _too_many_bytes(limits)
     is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     if not (is_webp or content.startswith((_PNG, _JPEG))):
         raise refuse("the image is not a PNG, JPEG or WebP file", param="messages")
-    try:
-        return open_picture(content, max_pixels=limits.pixels)
-    except UnreadableImage as error:
-        raise refuse(str(error), param="messages") from error
 
 
 def _too_many_bytes(limits: Limits) -> RequestError:

@@ -5,12 +5,15 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
+from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from experiments.serving.batching import Batcher
+from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError
 from experiments.serving.images import ImageReader
 from experiments.serving.limits import check_question_text
@@ -55,12 +58,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer as a response reports it."""
+    """An answer as a response reports it; `answer` is the whole one."""
 
     text: str
     finish_reason: Literal["stop", "length"]
     usage: Usage
     chosen: ChosenScale
+    answer: AdaptiveAnswer
 
 
 class LocalService(Service):
@@ -76,6 +80,7 @@ class LocalService(Service):
         metrics: counters of the server.
         default: terms of requests that give none.
         window_ms, max_batch: as in `Batcher`.
+        drift: what compares answers with the finest scale's; None: nothing does.
     """
 
     def __init__(
@@ -87,11 +92,12 @@ class LocalService(Service):
         default: Terms,
         window_ms: float,
         max_batch: int,
+        drift: DriftMonitor | None = None,
     ) -> None:
         if not isinstance(model.backbone, ModelBackbone):
             raise ValueError(f"a {type(model.backbone).__name__} cannot be served: only a checkpoint can")
         self.model, self.backbone = model, model.backbone
-        self.images, self.metrics, self.default = images, metrics, default
+        self.images, self.metrics, self.default, self.drift = images, metrics, default, drift
         self._find_target(default)
         self._batcher = Batcher(self._answer, window_ms=window_ms, max_batch=max_batch)
         metrics.watch_queue(lambda: self._batcher.num_waiting)
@@ -99,8 +105,12 @@ class LocalService(Service):
     async def start(self) -> None:
         _ = self.backbone.model  # the first request does not wait for the weights
         await self._batcher.start()
+        if self.drift is not None:
+            await self.drift.start()
 
     async def stop(self) -> None:
+        if self.drift is not None:
+            await self.drift.stop()
         await self._batcher.stop()
         await self.images.close()
 
@@ -118,10 +128,14 @@ class LocalService(Service):
         target = self._find_target(request.or_default(self.default))
         check_question_text(question, self.images.limits)
         received = await self.images.read(url)
-        completion = await self._batcher.submit(
-            Asked(received.image, question, target, request.limit, tuple(request.stop or ()))
-        )
-        return self._respond(request, completion)
+        assert isinstance(received.image, Image.Image)
+        asked = Asked(received.image, question, target, request.limit, tuple(request.stop or ()))
+        completion = await self._batcher.submit(asked)
+        response = self._respond(request, completion)
+        if self.drift is not None and self.drift.selects():
+            compare = partial(self._compare, asked, completion, digest_image(received.content))
+            response.background = BackgroundTask(self.drift.submit, compare)
+        return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
         points = {"default": self.model.prices.default, **self.model.prices.named}
@@ -219,7 +233,29 @@ class LocalService(Service):
             total_tokens=num_prompt + len(token_ids),
             visual_tokens=chosen.visual_tokens,
         )
-        return Completion(text, "stop" if is_ended else "length", usage, chosen)
+        return Completion(text, "stop" if is_ended else "length", usage, chosen, answer)
+
+    async def _compare(self, asked: Asked, completion: Completion, image: str) -> ComparedAnswer:
+        """Return the answer beside those at other scales, which are given while no request waits."""
+        assert self.drift is not None
+        answers = {completion.answer.scale: completion.answer.text}
+        scales = [scale for scale in self.drift.list_scales(self.backbone.scales) if scale not in answers]
+        for scale in scales:
+            answers[scale] = await self._batcher.run_when_idle(partial(self._answer_at, asked, scale))
+        choice, point = completion.answer.choice, asked.target.point
+        return ComparedAnswer(
+            completion.chosen,
+            choice.scales,
+            choice.visual_tokens,
+            answers,
+            None if point is None else point.disagreement,
+            image,
+        )
+
+    def _answer_at(self, asked: Asked, scale: int) -> str:
+        """Answer a question at a scale, in the worker thread."""
+        (answer,) = self.backbone.answer(self.model.encode([asked.image]), [asked.question], scale)
+        return answer.text
 
     def _respond(self, request: ChatRequest, completion: Completion) -> Response:
         headers = {SCALE_HEADER: str(completion.chosen.scale)}

@@ -1,6 +1,6 @@
 """Metrics of a server in the format of Prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -21,6 +21,7 @@ class ServerMetrics:
     batch_size             requests per batch
     queue_length           requests that wait for a batch
     requests_in_progress   requests that were accepted and are not finished
+    drift_*                answers compared with the finest scale's (`experiments.serving.drift`)
 
     All names begin with `tokenscale_`.
     """
@@ -40,12 +41,21 @@ class ServerMetrics:
         self.batch_size = self._time("batch_size", "Requests per batch", _SIZES)
         self.queue_length = self._gauge("queue_length", "Requests that wait for a batch")
         self.in_progress = self._gauge("requests_in_progress", "Requests that are not finished")
+        self.compared = self._count("drift_answers", "Answers compared with the finest scale's", ["scale"])
+        self.disagreements = self._count("drift_disagreements", "Those with another text", ["scale"])
+        self.disagreement = self._gauge(
+            "drift_disagreement", "Their share, with a 95% interval (Clopper-Pearson)", ["scale", "value"]
+        )
+        self.promised = self._gauge("drift_promised", "Mean of the stated bounds of the disagreement")
+        self.evidence = self._gauge("drift_evidence", "Evidence against the bounds; warning at 1 / delta")
+        self.drifted = self._gauge("drift_warning", "1 if the stated bounds are no longer supported")
+        self.not_compared = self._count("drift_skipped", "Answers that were to be compared", ["reason"])
 
     def _count(self, name: str, meaning: str, labels: list[str]) -> Counter:
         return Counter(f"tokenscale_{name}", meaning, labels, registry=self.registry)
 
-    def _gauge(self, name: str, meaning: str) -> Gauge:
-        return Gauge(f"tokenscale_{name}", meaning, registry=self.registry)
+    def _gauge(self, name: str, meaning: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"tokenscale_{name}", meaning, labels, registry=self.registry)
 
     def _time(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"tokenscale_{name}", meaning, registry=self.registry, buckets=buckets)

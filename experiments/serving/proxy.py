@@ -3,20 +3,31 @@
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
 from PIL import Image
 from pydantic import ConfigDict
+from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from experiments.serving.adapters import Adapted, Adapter
 from experiments.serving.batching import Batcher
-from experiments.serving.conversations import find_picture, read_question, replace_picture
+from experiments.serving.conversations import (
+    Picture,
+    copy_messages,
+    encode_request,
+    find_picture,
+    read_answer,
+    read_question,
+    replace_picture,
+)
+from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError, refuse
-from experiments.serving.images import ImageReader
+from experiments.serving.images import ImageReader, ReceivedImage, UndecodedImage
 from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
 from experiments.serving.protocol import ChosenScale, Terms, parse, parse_object
@@ -49,9 +60,26 @@ class ProxiedTerms(Terms):
 class Pending:
     """An image and a question whose scale is to be chosen."""
 
-    image: Image.Image
+    image: Image.Image | UndecodedImage
     question: str
     target: Target
+
+
+@dataclass(eq=False)
+class Selected:
+    """A request whose answer is compared with the finest scale's.
+
+    `body` is the request before its image was adapted. `chunks` are the parts of the engine's response that
+    may contain the answer: the whole response, or lines of a stream.
+    """
+
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+    picture: Picture
+    received: ReceivedImage
+    target: Target
+    visual_tokens: tuple[int, ...]
+    chunks: list[bytes] = field(default_factory=list)
 
 
 class ProxyService(Service):
@@ -73,6 +101,8 @@ class ProxyService(Service):
         default: terms of requests that give none.
         upstream_seconds: time that the engine may take between two pieces of a response.
         max_batch: largest number of choices that are made together.
+        drift: what compares answers with the finest scale's, by further requests to the engine; None:
+            nothing does.
         max_response_bytes: largest response of the engine that is not streamed, and longest line of a stream.
         transport: transport of httpx to the engine, by default over the network.
     """
@@ -90,6 +120,7 @@ class ProxyService(Service):
         default: Terms,
         upstream_seconds: float,
         max_batch: int,
+        drift: DriftMonitor | None = None,
         max_response_bytes: int = 64_000_000,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -100,8 +131,9 @@ class ProxyService(Service):
         else:
             self.chooser = ScaleChooser(backbone, predictor, prices)
         self.backbone, self.adapter, self.prices = backbone, adapter, prices
-        self.images, self.metrics, self.default = images, metrics, default
+        self.images, self.metrics, self.default, self.drift = images, metrics, default, drift
         self.max_response_bytes = max_response_bytes
+        self._reads_pixels = adapter.reads_pixels or predictor.reads_pixels
         find_target(default, prices, backbone)
         self._batcher = Batcher(self._choose, window_ms=0, max_batch=max_batch)
         metrics.watch_queue(lambda: self._batcher.num_waiting)
@@ -117,8 +149,12 @@ class ProxyService(Service):
         if self.adapter.encodes:
             _ = self.backbone.model  # the first request does not wait for the weights
         await self._batcher.start()
+        if self.drift is not None:
+            await self.drift.start()
 
     async def stop(self) -> None:
+        if self.drift is not None:
+            await self.drift.stop()
         await self._batcher.stop()
         await self.images.close()
         await self._client.aclose()
@@ -132,15 +168,19 @@ class ProxyService(Service):
         if picture is None:
             if terms.given():
                 raise refuse("only a request with an image has a scale", param=next(iter(terms.given())))
-            return await self._send(content, headers, None)
+            return await self._send(content, None, headers, None)
         target = find_target(terms.or_default(self.default), self.prices, self.backbone)
         question = check_question_text(read_question(content), self.images.limits)
-        received = await self.images.read(picture.url)
+        received = await self.images.read(picture.url, pixels=self._reads_pixels)
         adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
+        selected = self._select(content, headers, picture, received, target)
         replace_picture(content, picture, adapted, received.content, chosen.scale)
-        response = await self._send(content, headers, chosen)
+        response = await self._send(content, picture, headers, chosen, selected)
         if response.status_code == 200:
             self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
+            if selected is not None and self.drift is not None:
+                compare = partial(self._compare, selected, chosen)
+                response.background = BackgroundTask(self.drift.submit, compare)
         return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
@@ -169,7 +209,7 @@ class ProxyService(Service):
                 results[row] = refuse(str(error), param="messages")
         rows = [row for row in range(len(batch)) if row not in results]
         valid = [batch[row] for row in rows]
-        images = [pending.image for pending in valid]
+        images: list[Any] = [pending.image for pending in valid]
         items: Sequence[Any] = images
         if isinstance(self.chooser, AdaptiveVLM):
             items = self.chooser.encode(images)
@@ -191,14 +231,77 @@ class ProxyService(Service):
             results[row] = adapted, describe_choice(choice, [choice.scale], valid[number].target)
         return [results[row] for row in range(len(batch))]
 
+    def _select(
+        self,
+        content: dict[str, Any],
+        headers: Mapping[str, str],
+        picture: Picture,
+        received: ReceivedImage,
+        target: Target,
+    ) -> Selected | None:
+        """Return a copy of a request whose answer is to be compared; None for others.
+
+        Answers that are sampled, or several, differ by chance: they are never compared.
+        """
+        is_greedy = content.get("temperature") == 0 and content.get("n") in (None, 1)
+        if self.drift is None or not is_greedy or not self.drift.selects():
+            return None
+        body = copy_messages(content)
+        for name in ("stream", "stream_options"):
+            body.pop(name, None)
+        scales, size = self.backbone.scales, received.image.size
+        tokens = tuple(self.backbone.num_visual_tokens(size, scale) for scale in scales)
+        return Selected(body, headers, picture, received, target, tokens)
+
+    async def _compare(self, selected: Selected, chosen: ChosenScale) -> ComparedAnswer:
+        """Return the answer of the engine beside those at other scales, which it is asked for now."""
+        assert self.drift is not None
+        scales = self.backbone.scales
+        answers = {chosen.scale: read_answer(selected.chunks)}
+        tokens_of = dict(zip(scales, selected.visual_tokens, strict=True))
+        for scale in self.drift.list_scales(scales):
+            same = [known for known in answers if tokens_of[known] == tokens_of[scale]]
+            answers[scale] = answers[same[0]] if same else await self._ask_at(selected, scale)
+        point = selected.target.point
+        return ComparedAnswer(
+            chosen,
+            scales,
+            selected.visual_tokens,
+            answers,
+            None if point is None else point.disagreement,
+            digest_image(selected.received.content),
+        )
+
+    async def _ask_at(self, selected: Selected, scale: int) -> str:
+        """Return the engine's answer to a request with its image at a scale."""
+        adapted = await self._batcher.run_when_idle(partial(self._adapt, selected.received.image, scale))
+        body = copy_messages(selected.body)
+        replace_picture(body, selected.picture, adapted, selected.received.content, scale)
+        response = await self._send(body, selected.picture, selected.headers, None)
+        if response.status_code != 200:
+            raise RequestError(502, f"the engine answered with status {response.status_code}")
+        return read_answer([bytes(response.body)])
+
+    def _adapt(self, image: Image.Image | UndecodedImage, scale: int) -> Adapted:
+        """Return the parts of a request with an image at a scale, in the worker thread."""
+        item: Any = image
+        if isinstance(self.chooser, AdaptiveVLM):
+            (item,) = self.chooser.encode([item])
+        return self.adapter.adapt(self.backbone, item, scale)
+
     async def _send(
-        self, content: dict[str, Any], headers: Mapping[str, str], chosen: ChosenScale | None
+        self,
+        content: dict[str, Any],
+        picture: Picture | None,
+        headers: Mapping[str, str],
+        chosen: ChosenScale | None,
+        selected: Selected | None = None,
     ) -> Response:
         """Return the engine's response to a request, with the choice added."""
         request = self._client.build_request(
             "POST",
             _COMPLETIONS,
-            content=json.dumps(content).encode(),
+            content=encode_request(content, picture),
             headers=_pass(headers),
         )
         started = time.perf_counter()
@@ -206,12 +309,12 @@ class ProxyService(Service):
         self.metrics.upstream.observe(1000 * (time.perf_counter() - started))
         if response.headers.get("content-type", "").startswith("text/event-stream"):
             return RelayedResponse(
-                self._relay(response, chosen),
+                self._relay(response, chosen, selected),
                 status_code=response.status_code,
                 headers=_add_scale(response, chosen),
                 release=response.aclose,
             )
-        return await self._read(response, chosen)
+        return await self._read(response, chosen, selected)
 
     async def _call(self, request: httpx.Request) -> httpx.Response:
         """Return the open response of the engine. Raises RequestError if there is none."""
@@ -224,7 +327,9 @@ class ProxyService(Service):
         except httpx.HTTPError as error:
             raise RequestError(502, f"the engine cannot be reached: {_explain(error)}") from error
 
-    async def _read(self, response: httpx.Response, chosen: ChosenScale | None) -> Response:
+    async def _read(
+        self, response: httpx.Response, chosen: ChosenScale | None, selected: Selected | None = None
+    ) -> Response:
         """Return a response that is not streamed; the choice is added to a completion."""
         pieces, size = [], 0
         try:
@@ -240,11 +345,15 @@ class ProxyService(Service):
         finally:
             await response.aclose()
         body = b"".join(pieces)
+        if selected is not None:
+            selected.chunks.append(body)
         if chosen is not None and response.status_code == 200:
             body = _add_choice(body, chosen, is_first=True)
         return Response(body, response.status_code, _add_scale(response, chosen))
 
-    async def _relay(self, response: httpx.Response, chosen: ChosenScale | None) -> AsyncIterator[bytes]:
+    async def _relay(
+        self, response: httpx.Response, chosen: ChosenScale | None, selected: Selected | None
+    ) -> AsyncIterator[bytes]:
         """Yield the events of the engine as they come; the choice is added to the first and to the usage."""
         rest, is_first = b"", True
         try:
@@ -254,6 +363,8 @@ class ProxyService(Service):
                     raise httpx.ReadError("a line of the stream is too long")
                 for number, line in enumerate(lines):
                     is_chunk = line.startswith(b"data:") and line[5:].strip() not in (b"", b"[DONE]")
+                    if selected is not None and is_chunk:
+                        selected.chunks.append(line[5:])
                     if chosen is not None and is_chunk and (is_first or b'"usage"' in line):
                         lines[number] = b"data: " + _add_choice(line[5:], chosen, is_first=is_first)
                         is_first = False

@@ -107,13 +107,15 @@ def make_app(
         api_key=api_key,
     )
 
-    @app.post(_COMPLETIONS)
     async def complete(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # pages of other sites can send other types without being asked
             raise RequestError(415, "send the body as application/json")
         body = await read_body(request, limits)
         return await _run_while_connected(request, service.complete(body, request.headers))
+
+    # A route of Starlette: FastAPI's would look for parameters and dependencies in each request.
+    app.add_route(_COMPLETIONS, complete, methods=["POST"])
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> Response:

@@ -177,6 +177,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "model_card": commands.ModelCardSettings,
     "parity": commands.ParitySettings,
     "publish": commands.PublishSettings,
+    "recalibrate": commands.RecalibrateSettings,
     "resample": pipeline.ResampleSettings,
     "run": pipeline.RunSettings,
     "status": commands.StatusSettings,

@@ -115,6 +115,27 @@ class LimitSettings(Settings):
     """largest number of characters of a question"""
 
 
+class DriftSettings(Settings):
+    """Comparison of answers with the finest scale's."""
+
+    share: ClosedFraction
+    """share of the answers that are compared in the background; 0: none"""
+    delta: OpenFraction
+    """largest probability of a warning while the stated disagreement holds"""
+    max_queue: PositiveInt
+    """comparisons that may wait; more are dropped"""
+    record: PathText | None
+    """file that compared answers, at all scales, are appended to; null: none"""
+    record_bytes: PositiveInt
+    """largest size of this file"""
+
+    @model_validator(mode="after")
+    def _check_record(self) -> Self:
+        if self.record is not None and not self.share:
+            raise Refusal(f"drift.record={self.record}, drift.share=0: give a share above 0, as 0.02")
+        return self
+
+
 class ServeSettings(TrainedChoice, OperatingPoint):
     """`experiments.serve`."""
 
@@ -142,6 +163,7 @@ class ServeSettings(TrainedChoice, OperatingPoint):
     """most requests in progress, waiting ones included; more are answered with 429"""
     shutdown_seconds: PositiveInt
     """seconds in which a server that stops finishes its requests"""
+    drift: DriftSettings
     limits: LimitSettings
     allow_remote_images: bool
     """whether images by URL are fetched from remote_hosts"""
@@ -174,6 +196,26 @@ class PublishSettings(TrainedChoice):
     """folder that the model is written to"""
     repo: str | None
     """USER/NAME on the Hugging Face hub; null: the model is not uploaded"""
+    guarantee: Guarantee
+
+
+class RecalibrateSettings(TrainedChoice):
+    """`experiments.recalibrate`."""
+
+    folder: PathText | None
+    """folder of a published model; null: backbone and predictor"""
+    output: PathText
+    """folder that is written"""
+    calibrator: Built | None = None
+    """recalibration of the estimates on half of the images; null: that of the predictor stays"""
+    record: PathText | None
+    """answers that a server has recorded; null: the labels of backbone and task"""
+    num_images: PositiveInt | None
+    """images whose samples are used; null: all"""
+    budget: PositiveFloat | None
+    """mean visual tokens that the default price may spend; null: chosen by tolerance"""
+    tolerance: NonNegativeFloat
+    """score that the default price may lose to the best fixed scale; 0.01: one point"""
     guarantee: Guarantee
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import AfterValidator, Field, model_validator
 
 from experiments.settings.base import (
@@ -85,6 +85,8 @@ class LabelSettings(Labelled, Reading):
     """scales of the visual tokens stored for predictors; null: the backbone's own (M3: 1, 9, 36)"""
     decoder_state: bool
     """whether the decoder's hidden state at the coarsest scale is stored for predictors"""
+    thumbnail_size: Annotated[int, Ge(8), Le(512)] | None
+    """pixels a side of the thumbnails stored for predictors; null: none are stored"""
     shard_size: PositiveInt
     """samples per file"""
     shard: Annotated[str, AfterValidator(_check_shard)] | None
@@ -274,6 +276,12 @@ class RunSettings(LabelSettings, TrainSettings, LatencySettings, EvaluateSetting
                 raise Refusal(
                     f"predictor {part.get('name')} reads the decoder's state, which labelling does not keep: "
                     "set decoder_state=true"
+                )
+            side = features.get("thumbnail")
+            if side is not None and side != self.thumbnail_size:
+                raise Refusal(
+                    f"predictor {part.get('name')} reads thumbnails of {side} pixels a side, and labelling "
+                    f"keeps {self.thumbnail_size or 'none'}: set thumbnail_size={side}"
                 )
         return self
 

@@ -63,6 +63,7 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
         family=first.family,
         decoder_state=_join_optional([part.decoder_state for part in parts]),
         first_probability=_join_optional([part.first_probability for part in parts]),
+        thumbnails=_join_optional([part.thumbnails for part in parts]),
     )
 
 

@@ -15,7 +15,7 @@ from m3_backbone.outcomes.manifest import EMBEDDINGS, SPLITS, find_shard, read_i
 from m3_backbone.outcomes.shards import naming, read_content, read_features
 from m3_backbone.outcomes.table import HeldOutAccess, OutcomeTable, Rows, take, to_index
 
-__all__ = ["SPLITS", "Inputs", "Labels", "VisualTokens", "read_labels", "stack_visual"]
+__all__ = ["SPLITS", "Inputs", "Labels", "VisualTokens", "read_labels", "stack_thumbnails", "stack_visual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class Inputs:
     scale, computed from the size of the image. `family` is that of the backbone (`m3_backbone.ladder`).
     `decoder_state` float16 [n, hidden] and `first_probability` float32 [n] are those of the outcome table, or
     None if labelling did not keep them: the decoder computes them from image and question, without an answer.
+    `thumbnails` uint8 [num_images, side, side, 3] are the images resized to squares, or None likewise.
     `sentences` caches question vectors by fingerprint of the sentence encoder and by text, so that predictors
     with the same samples encode each question once.
     """
@@ -78,6 +79,7 @@ class Inputs:
     family: Family = "pooled"
     decoder_state: np.ndarray | None = None
     first_probability: np.ndarray | None = None
+    thumbnails: np.ndarray | None = None
     sentences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -187,6 +189,7 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         family=outcomes.family,
         decoder_state=outcomes.decoder_state,
         first_probability=outcomes.first_probability,
+        thumbnails=stack_thumbnails(images),
     )
     return Labels(inputs=inputs, outcomes=outcomes)
 
@@ -197,3 +200,16 @@ def stack_visual(images: Sequence[ImageFeatures]) -> dict[int, VisualTokens]:
     if any(list(image.visual) != scales for image in images):
         raise ValueError("the images have visual tokens of different scales: label all of them again")
     return {scale: VisualTokens.pad([image.visual[scale] for image in images]) for scale in scales}
+
+
+def stack_thumbnails(images: Sequence[ImageFeatures]) -> np.ndarray | None:
+    """Return thumbnails uint8 [num_images, side, side, 3]; None if an image has none.
+
+    Raises ValueError if they differ in size.
+    """
+    thumbnails = [image.thumbnail for image in images if image.thumbnail is not None]
+    if len(thumbnails) < len(images):
+        return None
+    if len({thumbnail.shape for thumbnail in thumbnails}) > 1:
+        raise ValueError("the images have thumbnails of different sizes: label all of them again")
+    return np.stack(thumbnails)

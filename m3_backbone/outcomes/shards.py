@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import stat
 import uuid
@@ -50,6 +51,8 @@ OPTIONAL_COLUMNS = ("vision_flops",)
 MEASURED_COLUMNS = ("nll", "reference_tokens", "margin", "prefill_flops")
 # Columns that a table has besides if labelling was asked for the states of the decoder.
 STATE_SCHEMA = pa.schema([("decoder_state", pa.list_(pa.float16())), ("first_probability", pa.float32())])
+# Column that a table of features has besides if labelling was asked for thumbnails: bytes of [side, side, 3].
+THUMBNAIL_SCHEMA = pa.schema([("thumbnail", pa.binary())])
 FEATURE_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -241,7 +244,8 @@ def naming(path: Path) -> Iterator[None]:
 def check_columns(table: pa.Table, schema: pa.Schema, origin: str, optional: Container[str] = ()) -> None:
     """Raise ValueError for missing (unless optional) or unexpected columns, other types, and nulls."""
     expected = {column.name: column.type for column in schema}
-    further = {column.name: column.type for column in STATE_SCHEMA if schema.equals(OUTCOME_SCHEMA)}
+    optional_schema = STATE_SCHEMA if schema.equals(OUTCOME_SCHEMA) else THUMBNAIL_SCHEMA
+    further = {column.name: column.type for column in optional_schema}
     actual = {column.name: column.type for column in table.schema}
     problems = [
         f"missing column {name!r}" for name in expected if name not in actual and name not in optional
@@ -281,7 +285,7 @@ def to_list_column(matrix: np.ndarray, list_type: pa.ListType) -> pa.ListArray:
 
 
 def to_feature_table(images: Mapping[str, ImageFeatures]) -> pa.Table:
-    """Return a table of `FEATURE_SCHEMA` from image id -> features."""
+    """Return a table of `FEATURE_SCHEMA` from image id -> features, with thumbnails if all have one."""
     columns: dict[str, list[Any]] = {
         "image_id": list(images),
         "hidden_size": [],
@@ -293,7 +297,12 @@ def to_feature_table(images: Mapping[str, ImageFeatures]) -> pa.Table:
         tokens = {s: np.ascontiguousarray(t, dtype="<f2").tobytes() for s, t in image.visual.items()}
         columns["visual"].append(list(tokens.items()))
         columns["statistics"].append(list(image.statistics.items()))
-    return pa.Table.from_pydict(columns, schema=FEATURE_SCHEMA)
+    schema = FEATURE_SCHEMA
+    thumbnails = [image.thumbnail.tobytes() for image in images.values() if image.thumbnail is not None]
+    if thumbnails and len(thumbnails) == len(images):
+        columns["thumbnail"] = thumbnails
+        schema = pa.schema([*FEATURE_SCHEMA, *THUMBNAIL_SCHEMA])
+    return pa.Table.from_pydict(columns, schema=schema)
 
 
 def read_features(
@@ -309,13 +318,24 @@ def read_features(
         table = table.filter(
             pa.array([name in image_ids for name in table["image_id"].to_pylist()], type=pa.bool_())
         )
-    rows = zip(*(table[name].to_pylist() for name in FEATURE_SCHEMA.names), strict=True)
+    has_thumbnails = "thumbnail" in table.schema.names
+    thumbnails = table["thumbnail"].to_pylist() if has_thumbnails else [None] * len(table)
+    rows = zip(*(table[name].to_pylist() for name in FEATURE_SCHEMA.names), thumbnails, strict=True)
     features: dict[str, ImageFeatures] = {}
-    for image_id, hidden_size, visual, statistics in rows:
+    for image_id, hidden_size, visual, statistics, thumbnail in rows:
         if any(hidden_size < 1 or len(data) % (2 * hidden_size) for _, data in visual):
             raise ValueError(f"{path}: the visual tokens of image {image_id!r} are cut short: label again")
         tokens = {scale: np.frombuffer(data, dtype="<f2").reshape(-1, hidden_size) for scale, data in visual}
-        features[image_id] = ImageFeatures(tokens, dict(statistics))
+        pixels = None if thumbnail is None else _to_pixels(thumbnail, f"{path}: image {image_id!r}")
+        features[image_id] = ImageFeatures(tokens, dict(statistics), pixels)
         if not features[image_id].is_finite():
             raise ValueError(f"{path}: a feature of image {image_id!r} is not a finite number: label again")
     return features
+
+
+def _to_pixels(content: bytes, origin: str) -> np.ndarray:
+    """Return a thumbnail uint8 `[side, side, 3]`. Raises ValueError if the bytes are no square."""
+    side = math.isqrt(len(content) // 3)
+    if not side or 3 * side * side != len(content):
+        raise ValueError(f"{origin} has a thumbnail of {len(content)} bytes, which is no square: label again")
+    return np.frombuffer(content, dtype=np.uint8).reshape(side, side, 3)

@@ -119,6 +119,9 @@ def make_inputs(
     names, statistics = stack_statistics(images)
     scales = backbone.scales
     cost = [[backbone.num_visual_tokens(image.size, scale) for scale in scales] for image in distinct]
+    thumbnails = None
+    if features.thumbnail is not None:
+        thumbnails = np.stack(backbone.make_thumbnails(distinct, features.thumbnail))
     decoder_state = first_probability = None
     if features.decoder_state:
         states = (prefilled or backbone.prefill(encoded, questions, scales[0])).states
@@ -140,4 +143,5 @@ def make_inputs(
         family=backbone.family,
         decoder_state=decoder_state,
         first_probability=first_probability,
+        thumbnails=thumbnails,
     )

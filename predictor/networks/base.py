@@ -34,9 +34,11 @@ class Network(nn.Module, Buildable, ABC):
     Attributes:
         reads_positions: whether weights belong to positions of visual tokens. Such a network gets the same
             number of visual tokens for every image (`features.fit_visual`).
+        reads_thumbnails: whether the network needs thumbnails (`Features.thumbnail`).
     """
 
     reads_positions: ClassVar[bool] = False
+    reads_thumbnails: ClassVar[bool] = False
 
     def __init__(self, shape: InputShape, num_outputs: int) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ PRICES = "prices.json"
 # Former name of an operating point -> name.
 _FORMER_NAMES = {"risk": "guarantee"}
 _POINT = frozenset({"price", "unit", "cost", "score"})
+_OPTIONAL = frozenset({"disagreement"})
 # A mean of scores that are stored in single precision may exceed 1 by a rounding error.
 _ROUNDING = 1e-6
 NUM_POINTS = 100
@@ -23,12 +24,17 @@ NUM_POINTS = 100
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A price per `unit` of cost (see `policy`), and its mean cost and score on the calibration split."""
+    """A price per `unit` of cost (see `policy`), and its mean cost and score on the calibration split.
+
+    `disagreement` is an upper bound of the share of answers that differ from those at the finest scale
+    (`experiments.evaluation.disagreement`); None if it was not stored.
+    """
 
     price: float
     unit: float
     cost: float
     score: float
+    disagreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +101,24 @@ class PriceList:
         return self.points[find_within([point.cost for point in self.points], budget)]
 
     def at_price(self, price: float) -> OperatingPoint:
-        """Return a point of this price with cost and score of the listed point with the next lower price."""
+        """Return a point of this price with cost and score of the listed point with the next lower price.
+
+        The bound of its disagreement is that of the next higher price, whose scales are coarser.
+        """
         check_price(price)
         below = [point for point in self.points if point.price <= price]
-        return replace(below[-1] if below else self.points[0], price=price)
+        above = [point.disagreement for point in self.points if point.price >= price]
+        return replace(
+            below[-1] if below else self.points[0], price=price, disagreement=above[0] if above else None
+        )
 
     def save(self, folder: Path) -> None:
-        """Write `prices.json` atomically."""
-        write_json(folder / PRICES, asdict(self))
+        """Write `prices.json` atomically. A point without a bound of its disagreement has no such key."""
+        content = asdict(self)
+        for point in (content["default"], *content["points"], *content["named"].values()):
+            if point["disagreement"] is None:
+                del point["disagreement"]
+        write_json(folder / PRICES, content)
 
     @classmethod
     def load(cls, folder: Path, root: Path | None = None) -> Self:
@@ -134,7 +150,7 @@ class PriceList:
 
 def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
     """Return an operating point from JSON. Raises FolderError with its name if a number is out of range."""
-    numbers = check_keys(path, content, _POINT)
+    numbers = check_keys(path, content, _POINT, _OPTIONAL)
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
             raise damaged(path, f"{key} of {name} is not a finite number")
@@ -143,6 +159,8 @@ def _read_point(path: Path, name: str, content: Any) -> OperatingPoint:
         raise damaged(path, f"price, unit or cost of {name} is below 0, or a unit or cost is 0")
     if not -_ROUNDING <= point.score <= 1 + _ROUNDING:
         raise damaged(path, f"the score of {name} is not between 0 and 1")
+    if not 0 < numbers.get("disagreement", 1) <= 1:
+        raise damaged(path, f"the disagreement of {name} is not above 0 and at most 1")
     return point
 
 

@@ -23,6 +23,7 @@ CONF = find_config_dir()
 GIVEN = {
     "answer": ["image=a.png", "question=what"],
     "publish": ["folder=model"],
+    "recalibrate": ["output=model"],
     "compare": ["runs=[a]"],
     "compare_backbones": ["backbones=[a,b]"],
     "export": ["folder=a"],
@@ -256,6 +257,7 @@ def test_overlays_meet_the_settings(overlay):
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_the_short_overlay_works_with_every_predictor(predictor):
     stored = ["decoder_state=true"] if predictor == "decoder_gate" else []
+    stored += ["thumbnail_size=64"] if predictor == "thumbnail" else []
     config = check("run", "experiment=embedded_short", f"predictor={predictor}", *stored)
     made, *_ = make_predictors(config)
     assert made.name == predictor

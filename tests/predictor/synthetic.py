@@ -156,3 +156,13 @@ def with_states(labels: Labels) -> Labels:
         inputs=replace(labels.inputs, **states),
         outcomes=replace(labels.outcomes, **states),
     )
+
+
+def with_thumbnails(labels: Labels, side: int = 64) -> Labels:
+    """The labels with thumbnails, of which the brightness says whether the coarsest scale is right."""
+    inputs, score = labels.inputs, labels.outcomes.score
+    noise = np.random.default_rng(0).integers(0, 60, size=(len(inputs.statistics), side, side, 3))
+    is_easy = np.zeros(len(noise), dtype=bool)
+    is_easy[inputs.image_row] = score[:, 0] > 0.5
+    thumbnails = (noise + np.where(is_easy, 180, 0)[:, None, None, None]).astype(np.uint8)
+    return replace(labels, inputs=replace(inputs, thumbnails=thumbnails))

@@ -136,6 +136,7 @@ SOME: dict[str, Any] = {
     "sentences": "wordllama",
     "position": 1,
     "decoder_state": True,
+    "thumbnail": 64,
 }
 OTHER: dict[str, Any] = {
     "visual": 1,
@@ -144,6 +145,7 @@ OTHER: dict[str, Any] = {
     "sentences": "another",
     "position": 0,
     "decoder_state": True,
+    "thumbnail": 64,
 }
 BOTH: dict[str, Any] = {
     "visual": [1, 9],
@@ -152,6 +154,7 @@ BOTH: dict[str, Any] = {
     "sentences": ["wordllama", "another"],
     "position": [0, 1],
     "decoder_state": True,
+    "thumbnail": 64,
 }
 
 

@@ -83,7 +83,7 @@ class Engine:
 
 
 def make_proxy(upstream, backbone, chooser, adapter, *, limits=None, transport=None, **options):
-    limits, metrics = limits or Limits(), ServerMetrics()
+    limits, metrics = limits or Limits(), options.pop("metrics", None) or ServerMetrics()
     settings = {"default": Terms(), "upstream_seconds": 20.0, "max_batch": 8}
     predictor, prices = chooser
     service = ProxyService(

@@ -12,11 +12,11 @@ from predictor.base import ScalePredictor
 from predictor.calibration import Isotonic, Temperature
 from predictor.features import Features
 from tests.paths import ROOT
-from tests.predictor.synthetic import make_labels, with_states
+from tests.predictor.synthetic import make_labels, with_states, with_thumbnails
 
 CONF = ROOT / "conf"
 NAMES = sorted(path.stem for path in (CONF / "predictor").glob("*.yaml"))
-TRAIN, VALIDATION, CALIBRATION = (with_states(make_labels(40, seed)) for seed in range(3))
+TRAIN, VALIDATION, CALIBRATION = (with_thumbnails(with_states(make_labels(40, seed))) for seed in range(3))
 
 
 def make_predictor(name, *overrides):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from m3_backbone.features import make_thumbnail
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.labels import VisualTokens
 from predictor.adaptive.chooser import ScaleChooser
@@ -22,6 +23,7 @@ from predictor.features import Features
 from predictor.learned import LearnedPredictor
 from predictor.networks.cross_attention import CrossAttention
 from predictor.networks.pooled import MLP
+from predictor.networks.thumbnail import ThumbnailCNN
 from predictor.policy.pricing import OperatingPoint, PriceList
 from tests.predictor.synthetic import label
 
@@ -39,6 +41,12 @@ BLIND = {
     "neighbours": partial(NearestNeighbours, features=PIXELS_AND_WORDS),
     "network on pixels": partial(
         LearnedPredictor, network=partial(MLP, width=8), features=PIXELS, max_epochs=1, num_members=1
+    ),
+    "network on thumbnails": partial(
+        LearnedPredictor,
+        network=partial(ThumbnailCNN, width=8, num_blocks=3),
+        features=Features(visual=[], sentences="hashed_words", thumbnail=16, statistics=["image/width"]),
+        max_epochs=1,
     ),
     "blend": partial(
         Blend,
@@ -97,6 +105,7 @@ def parts(backbone, images):
     needed = np.array([(image + question) % 4 for image, question in pairs])
     score = (np.arange(4) >= needed[:, None]).astype(np.float32)
     fingerprints = {**backbone.fingerprints, "data": "dd"}
+    inputs = replace(inputs, thumbnails=np.stack([make_thumbnail(image, 16) for image in images]))
     return [label(inputs, score, image_prefix=side, fingerprints=fingerprints) for side in ("a", "b")]
 
 
