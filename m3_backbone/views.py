@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw
 
 _GAP = 8  # pixels between pictures that stand side by side
 _GROUND = (255, 255, 255)
-_LIGHT, _DARK = (255, 255, 255, 190), (0, 0, 0, 110)
+_LIGHT, _DARK = (255, 255, 255, 230), (0, 0, 0, 200)
 _SHADE = (0, 0, 0, 130)
-_MIN_CELL = 10  # pixels of a cell from which its lines are drawn twice as wide
+_MIN_CELL = 16  # pixels of a cell from which its lines are drawn twice as wide
 
 
 @dataclass(frozen=True, eq=False)

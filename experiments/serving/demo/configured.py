@@ -4,7 +4,7 @@ import logging
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -15,6 +15,7 @@ from experiments.serving.configured import load_model, serve_socket
 from experiments.serving.demo.examples import find_offer
 from experiments.serving.demo.handlers import Demo
 from experiments.serving.demo.page import check_gradio, make_app
+from experiments.serving.demo.trial import try_scales
 from experiments.serving.limits import Limits
 from experiments.serving.server import LOOPBACK
 
@@ -32,6 +33,9 @@ def open_demo(config: DictConfig) -> Iterator[ASGIApp]:
     check_gradio()
     model = load_model(config)
     offer = find_offer(instantiate(config.task, _convert_="all"), config.num_examples)
+    for example in offer.examples[:1]:  # the first question does not wait for the weights
+        with suppress(ValueError):
+            try_scales(model, example.image, example.question)
     if config.host not in LOOPBACK:
         log.warning("host=%s: everybody who reaches this machine can ask and upload", config.host)
     with tempfile.TemporaryDirectory(prefix="tokenscale_demo_") as folder:

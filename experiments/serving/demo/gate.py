@@ -31,7 +31,8 @@ HEADERS = {
     b"content-security-policy": (
         b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
         b"'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-        b"connect-src 'self' data: blob:; worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
+        b"connect-src 'self' data: blob:; worker-src 'self' blob:; frame-ancestors 'self'; "
+        b"form-action 'self'; base-uri 'self'"
     ),
     b"referrer-policy": b"no-referrer",
     b"x-content-type-options": b"nosniff",

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from experiments.serving.demo.examples import Offer
 from experiments.serving.demo.gate import Gate
 from experiments.serving.demo.handlers import BUDGET, MAX_PRICE, PRICE, Demo, Terms
-from experiments.serving.demo.rendering import render_intro, render_questions
+from experiments.serving.demo.rendering import render_heading, render_intro, render_questions
 from experiments.serving.demo.trial import Trial
 from experiments.serving.server import LOOPBACK
 from m3_backbone.loading.weights import PACKAGED
@@ -20,6 +20,7 @@ from m3_backbone.model_backbone import ModelBackbone
 
 _KEPT_SECONDS = 3600  # of uploads and trials
 _CLEANING_SECONDS = 600
+_GALLERY_HEIGHT = 250  # pixels
 _CSS = Path(__file__).with_name("demo.css")
 
 
@@ -79,6 +80,7 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
             )
         )
         trial = gr.State(time_to_live=_KEPT_SECONDS)
+        call = {"preprocess": False, "api_visibility": "private"}
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 picture = gr.Image(
@@ -97,12 +99,19 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
                 )
                 button = gr.Button("Ask at every scale", variant="primary")
                 if offer.examples:
-                    gr.Examples(
+                    gr.HTML(render_heading("Pictures to ask about"))
+                    gallery = gr.Gallery(
                         _save_examples(gr, demo, offer),
-                        [picture, question],
+                        show_label=False,
                         label="Pictures to ask about",
-                        examples_per_page=20,
+                        columns=4,
+                        height=_GALLERY_HEIGHT,
+                        object_fit="contain",
+                        allow_preview=False,
+                        interactive=False,
+                        buttons=[],
                     )
+                    gallery.select(_make_picker(gr, demo, offer), None, [picture, question], **call)
                 if offer.questions:
                     with gr.Accordion("Questions by type", open=False):
                         gr.HTML(render_questions(offer.questions))
@@ -110,7 +119,6 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
                 terms = _build_terms(gr, demo)
                 answers = gr.HTML()
                 views = gr.HTML()
-        call = {"preprocess": False, "api_visibility": "private"}
 
         def ask(picture: object, question: object, *values: object) -> tuple[Trial | None, str, str]:
             return demo.ask(picture, question, _read(values))
@@ -173,14 +181,28 @@ def _read(values: Sequence[object]) -> Terms:
     return Terms(mode=mode, budget=budget, price=price, escalates=escalates)
 
 
-def _save_examples(gr: Any, demo: Demo, offer: Offer) -> list[list[str]]:
-    """Write the offered pictures into the folder of uploads, and return their rows for Gradio."""
+def _make_picker(gr: Any, demo: Demo, offer: Offer) -> Any:
+    """Return the function that puts an offered picture and its question into the form."""
+
+    def pick(event: Any) -> tuple[str | None, str]:
+        number = event.index
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(offer.examples):
+            return None, ""
+        return str(_find_example(demo, number)), offer.examples[number].question
+
+    pick.__annotations__["event"] = gr.SelectData  # by which Gradio passes the event
+    return pick
+
+
+def _find_example(demo: Demo, number: int) -> Path:
+    return demo.folder / "offered" / f"picture_{number}.png"
+
+
+def _save_examples(gr: Any, demo: Demo, offer: Offer) -> list[str]:
+    """Write the offered pictures into the folder of uploads, and return their paths."""
     folder = demo.folder / "offered"
     folder.mkdir()
-    rows = []
-    for number, example in enumerate(offer.examples, 1):
-        path = folder / f"picture_{number}.png"
-        example.image.save(path)
-        rows.append([str(path), example.question])
     gr.set_static_paths([folder])
-    return rows
+    for number, example in enumerate(offer.examples):
+        example.image.save(_find_example(demo, number))
+    return [str(_find_example(demo, number)) for number in range(len(offer.examples))]

@@ -85,6 +85,11 @@ def render_intro(name: str, num_scales: int, predictor: str, *, is_embedded: boo
     return _render("intro", name=name, num_scales=num_scales, predictor=predictor, is_embedded=is_embedded)
 
 
+def render_heading(text: str) -> str:
+    """Return a heading within the form."""
+    return _render("heading", text=text)
+
+
 def render_questions(questions: Mapping[str, str]) -> str:
     """Return a list of questions by question type."""
     return _render("questions", questions=questions)
