@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from starlette.types import ASGIApp
 
 from experiments.serving.configured import load_model, serve_socket
-from experiments.serving.demo.examples import find_offer
+from experiments.serving.demo.examples import Offer, find_offer
 from experiments.serving.demo.handlers import Demo
 from experiments.serving.demo.page import check_gradio, make_app
 from experiments.serving.demo.trial import try_scales
@@ -32,7 +32,9 @@ def open_demo(config: DictConfig) -> Iterator[ASGIApp]:
     """
     check_gradio()
     model = load_model(config)
-    offer = find_offer(instantiate(config.task, _convert_="all"), config.num_examples)
+    offer = Offer()
+    if config.num_examples:
+        offer = find_offer(instantiate(config.task, _convert_="all"), config.num_examples)
     for example in offer.examples[:1]:  # the first question does not wait for the weights
         with suppress(ValueError):
             try_scales(model, example.image, example.question)
