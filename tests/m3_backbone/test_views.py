@@ -1,5 +1,7 @@
 """Pictures of an image as each family sees it: pixels are those of the processors, cells are the tokens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,7 @@ def test_queries_have_no_place(tmp_path):
 def test_qwen_pixels_are_those_of_its_processor():
     backbone = open_random_backbone(model_type="qwen3_vl", name="q", scales=[16, 64])
     (panel,) = backbone.view_image(WIDE, 16)
+    assert panel.grid is not None
     rows, columns = panel.grid
     assert panel.num_cells == backbone.num_visual_tokens(WIDE.size, 16) and panel.image.size[0] < WIDE.width
     images = backbone.checkpoint.image_processor
@@ -102,7 +105,7 @@ def test_gemma_pixels_are_those_of_its_processor():
 
 
 def test_smolvlm_shows_its_thumbnail_and_its_tiles():
-    backbone = open_random_backbone(model_type="smolvlm", name="s")
+    backbone: Any = open_random_backbone(model_type="smolvlm", name="s")
     coarse, fine = (backbone.view_image(WIDE, scale) for scale in (backbone.scales[0], backbone.scales[-1]))
     assert len(coarse) == 1 and len(fine) == 2
     for panels, scale in ((coarse, backbone.scales[0]), (fine, backbone.scales[-1])):

@@ -6,7 +6,7 @@ here to what the page needs, and are read before Gradio decodes them.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -39,6 +39,14 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class Call:
+    """A function of the page: its number of values, and the positions of pictures among them."""
+
+    num_values: int
+    files: tuple[int, ...] = ()
+
+
 class Gate:
     """Middleware that passes on the requests of the page, with bodies of limited size.
 
@@ -51,7 +59,7 @@ class Gate:
         limits: sizes of files and questions.
         folder: folder of uploaded and offered files.
         hosts: names under which the page is reached; empty: any.
-        files: positions of the pictures among the values of a call, by the number of the call.
+        calls: functions of the page by number.
     """
 
     def __init__(
@@ -61,9 +69,9 @@ class Gate:
         limits: Limits,
         folder: Path,
         hosts: Sequence[str] = (),
-        files: Mapping[int, Sequence[int]],
+        calls: Mapping[int, Call],
     ) -> None:
-        self.app, self.limits, self.folder, self.hosts, self.files = app, limits, folder, hosts, files
+        self.app, self.limits, self.folder, self.hosts, self.calls = app, limits, folder, hosts, calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -127,16 +135,19 @@ class Gate:
     def _check_call(self, body: bytes) -> None:
         """Raise RequestError for a call that is no JSON object, and for pictures that are no uploads."""
         try:
-            call = json.loads(body)
+            content = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise refuse("the request is not JSON") from error
-        if not isinstance(call, dict) or not isinstance(call.get("data"), list):
+        if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise refuse("the request has no list of values")
-        number, values = call.get("fn_index"), call["data"]
-        if isinstance(number, bool) or not isinstance(number, int) or number not in self.files:
+        number, values = content.get("fn_index"), content["data"]
+        if isinstance(number, bool) or not isinstance(number, int) or number not in self.calls:
             raise RequestError(404, "there is no such function")
-        for position in self.files[number]:
-            if position < len(values) and values[position] is not None:
+        call = self.calls[number]
+        if len(values) != call.num_values:
+            raise refuse(f"the request has {len(values)} values, and this function takes {call.num_values}")
+        for position in call.files:
+            if values[position] is not None:
                 find_upload(values[position], self.folder)
         for value in _walk(values):  # also where no picture belongs
             if "path" in value:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from experiments.serving.demo.examples import Offer
-from experiments.serving.demo.gate import Gate
+from experiments.serving.demo.gate import Call, Gate
 from experiments.serving.demo.handlers import BUDGET, MAX_PRICE, PRICE, Demo, Terms
 from experiments.serving.demo.rendering import render_heading, render_intro, render_questions
 from experiments.serving.demo.trial import Trial
@@ -41,10 +41,10 @@ def make_app(demo: Demo, offer: Offer, *, host: str, max_waiting: int) -> ASGIAp
     gr = importlib.import_module("gradio")
     blocks = _build(gr, demo, offer)
     blocks.queue(max_size=max_waiting, api_open=False, default_concurrency_limit=1)
-    files = {
-        number: [i for i, block in enumerate(function.inputs) if isinstance(block, gr.Image)]
-        for number, function in blocks.fns.items()
-    }
+    calls = {}
+    for number, function in blocks.fns.items():
+        files = tuple(i for i, block in enumerate(function.inputs) if isinstance(block, gr.Image))
+        calls[number] = Call(len(function.inputs), files)
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app,
@@ -62,7 +62,7 @@ def make_app(demo: Demo, offer: Offer, *, host: str, max_waiting: int) -> ASGIAp
         css=_CSS.read_text(encoding="utf-8"),
     )
     hosts = LOOPBACK if host in LOOPBACK else ()
-    return Gate(app, limits=demo.limits, folder=demo.folder, hosts=hosts, files=files)
+    return Gate(app, limits=demo.limits, folder=demo.folder, hosts=hosts, calls=calls)
 
 
 def _build(gr: Any, demo: Demo, offer: Offer) -> Any:

@@ -8,11 +8,11 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from experiments.serving.demo.gate import Gate
+from experiments.serving.demo.gate import Call, Gate
 from experiments.serving.limits import Limits
 from experiments.serving.server import LOOPBACK
 
-FILES = {0: [0], 1: []}
+CALLS = {0: Call(2, (0,)), 1: Call(1)}
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def send(tmp_path):
         await PlainTextResponse(body, headers={"referrer-policy": "unsafe-url"})(scope, receive, send)
 
     gate = Gate(
-        echo, limits=Limits(image_bytes=1000, question_chars=10), folder=tmp_path, hosts=LOOPBACK, files=FILES
+        echo, limits=Limits(image_bytes=1000, question_chars=10), folder=tmp_path, hosts=LOOPBACK, calls=CALLS
     )
 
     def request(method, path, **options):
@@ -116,11 +116,16 @@ def test_calls_keep_their_body(send, tmp_path):
         (call(number=7), 404, "there is no such function"),
         (call(number=True), 404, "there is no such function"),
         (call(number="0"), 404, "there is no such function"),
-        (call("text"), 400, "the picture is not an uploaded file: upload it"),
-        (call({"path": "/etc/passwd"}), 404, "the picture is not among the uploaded files: upload it again"),
-        (call({"path": "https://example.org/a"}), 400, "remote pictures are not fetched: upload the file"),
+        (call(None), 400, "the request has 1 values, and this function takes 2"),
+        (call("text", "what?"), 400, "the picture is not an uploaded file: upload it"),
         (
-            call(None, [{"a": {"path": "https://example.org/a"}}], number=1),
+            call({"path": "/etc/passwd"}, 1),
+            404,
+            "the picture is not among the uploaded files: upload it again",
+        ),
+        (call({"path": "https://example.org/a"}, 1), 400, "remote pictures are not fetched: upload the file"),
+        (
+            call([{"a": {"path": "https://example.org/a"}}], number=1),
             400,
             "remote pictures are not fetched: upload the file",
         ),

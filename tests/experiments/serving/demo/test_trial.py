@@ -52,7 +52,7 @@ def test_answers_and_costs_are_those_of_the_backbone(escalating):
         )
 
 
-def test_coinciding_scales_are_answered_once():
+def test_coinciding_scales_are_answered_once(monkeypatch):
     """A picture of 60 x 60 pixels has 4 tokens of 32 pixels at scales 16 and 64, and 1 at scale 1."""
     backbone = open_random_backbone(
         model_type="qwen3_vl", name="q", scales=[1, 16, 64], dtype="float32", device="cpu", max_new_tokens=2
@@ -60,9 +60,12 @@ def test_coinciding_scales_are_answered_once():
     model = AdaptiveVLM(backbone, *make_fixed(backbone, 64))
     asked = []
     answer = backbone.answer
-    backbone.answer = lambda encoded, questions, scale: (
-        asked.append(scale) or answer(encoded, questions, scale)
-    )
+
+    def count(encoded, questions, scale):
+        asked.append(scale)
+        return answer(encoded, questions, scale)
+
+    monkeypatch.setattr(backbone, "answer", count)
     trial = try_scales(model, draw_picture(size=(60, 60)), COUNT)
     assert asked == [1, 16]
     assert [item.visual_tokens for item in trial.answers] == [1, 4, 4]
