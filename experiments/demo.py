@@ -1,4 +1,4 @@
-"""Ask about pictures in a browser: answers at every scale, with estimates, costs and the token grid.
+"""Ask about pictures in a browser: answers at every scale, with costs and the token grid.
 
 The predictor chooses the scale; sliders set its budget or its price. The page is reached from this machine
 only, unless `host` is changed. It sends nothing elsewhere. It needs the extra `demo`.

@@ -93,7 +93,7 @@ class Demo:
         if terms.escalates:
             hybrid = self.model.find_hybrid(price=price, budget=budget, point=name)
             chosen = trial.escalate(hybrid)
-            return render_answers(trial, chosen, describe_escalation(hybrid, chosen))
+            return render_answers(trial, chosen, describe_escalation(hybrid, chosen), shows_path=True)
         point = self.model.prices.find(price=price, budget=budget, name=name)
         chosen = trial.choose(point)
         return render_answers(trial, chosen, describe_point(point, chosen.choice))

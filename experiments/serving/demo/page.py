@@ -20,7 +20,6 @@ from m3_backbone.model_backbone import ModelBackbone
 
 _KEPT_SECONDS = 3600  # of uploads and trials
 _CLEANING_SECONDS = 600
-_GALLERY_HEIGHT = 250  # pixels
 _CSS = Path(__file__).with_name("demo.css")
 
 
@@ -105,7 +104,8 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
                         show_label=False,
                         label="Pictures to ask about",
                         columns=4,
-                        height=_GALLERY_HEIGHT,
+                        height=None,
+                        elem_classes="ts-gallery",
                         object_fit="contain",
                         allow_preview=False,
                         interactive=False,

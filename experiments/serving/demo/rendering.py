@@ -20,8 +20,11 @@ _VIEW_SIDE = 360  # pixels
 _MAX_ANSWER = 500  # characters
 
 
-def render_answers(trial: Trial, chosen: AdaptiveAnswer, reason: str) -> str:
-    """Return the answer that was chosen, why, and a table of all scales."""
+def render_answers(trial: Trial, chosen: AdaptiveAnswer, reason: str, *, shows_path: bool = False) -> str:
+    """Return the answer that was chosen, why, and a table of all scales.
+
+    With `shows_path`, the scales that were tried are listed with their confidences.
+    """
     finest = trial.answers[-1].visual_tokens
     rows = [
         {
@@ -43,7 +46,7 @@ def render_answers(trial: Trial, chosen: AdaptiveAnswer, reason: str) -> str:
         question=trial.question,
         answer=_shorten(chosen.text),
         scale=chosen.scale,
-        path=[(scale, f"{confidence[scale]:.3f}") for scale in chosen.tried],
+        path=[(scale, f"{confidence[scale]:.3f}") for scale in chosen.tried if shows_path],
         cost=chosen.cost,
         saved=finest - chosen.cost,
         finest=finest,
