@@ -11,6 +11,7 @@ from experiments.tasks.scenes import Scenes
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.labels import read_labels
 from predictor.classical.question_only import QuestionOnly
+from predictor.splitting import split_validation
 from tests.paths import ROOT
 
 CELLS = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text("utf-8"))["cells"]
@@ -26,7 +27,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     task = Scenes(num_images={"train": 12, "calibration": 8, "test": 8}, questions_per_image=3)
     label(task=task, backbone=backbone, folder=labels)
     train = read_labels(labels, "train")
-    trained = QuestionOnly().fit(train, train)
+    trained = QuestionOnly().fit(*split_validation(train, 0.3, seed=0))
     trained.save(store / "predictors" / "tiny_m3" / "scenes" / "cross_attention")
     monkeypatch.setenv("TOKENSCALE_STORE", str(store))
     monkeypatch.chdir(tmp_path)
