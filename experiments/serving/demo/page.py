@@ -57,11 +57,24 @@ def make_app(demo: Demo, offer: Offer, *, host: str, max_waiting: int) -> ASGIAp
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_make_theme(gr),
         css=_CSS.read_text(encoding="utf-8"),
     )
     hosts = LOOPBACK if host in LOOPBACK else ()
     return Gate(app, limits=demo.limits, folder=demo.folder, hosts=hosts, calls=calls)
+
+
+def _make_theme(gr: Any) -> Any:
+    """Return Gradio's theme with fonts of the system, and white on a blue that is dark enough for it."""
+    theme = gr.themes.Default(
+        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    return theme.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+    )
 
 
 def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
