@@ -1,6 +1,7 @@
 """Demo of a configuration: its model, its page and its folder of uploads."""
 
 import logging
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -47,4 +48,6 @@ def open_demo(config: DictConfig) -> Iterator[ASGIApp]:
 
 def run(app: ASGIApp, listener: socket.socket) -> None:
     """Serve the page until a signal arrives."""
+    # uvicorn raises the signal again when it has stopped; the uploads are deleted after that.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve_socket(app, listener, "demo at http://{address}", shutdown_seconds=_SHUTDOWN_SECONDS)
