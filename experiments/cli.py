@@ -25,6 +25,7 @@ EXTRAS = {
         "experiments",
     ),
     "datasets": "data",
+    "gradio": "demo",
     **dict.fromkeys(("fastapi", "httpx", "prometheus_client", "starlette", "uvicorn"), "serve"),
     "av": "video",
     "mlflow": "mlflow",

@@ -12,7 +12,9 @@ from torch import Tensor
 from m3_backbone.decoding.decoding import DecoderState
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures
+from m3_backbone.images import to_rgb
 from m3_backbone.ladder import Family
+from m3_backbone.views import Panel
 
 NO_STATES = "{name} gives no states of its decoder: set decoder_state=false, also in features of predictors"
 NOT_FINITE = "the backbone returned numbers that are not finite: does its dtype overflow?"
@@ -151,6 +153,15 @@ class Backbone(Protocol):
         Raises UnreadableImage if `to_rgb` fails on one, ValueError as in `check_image`.
         """
         ...
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        """Pictures that the vision pass of a scale reads, with their grids of visual tokens, for people.
+
+        By default the image itself, without a grid. Raises ValueError as in `check_image`.
+        """
+        check_scale(scale, self.scales)
+        self.check_image(image.size)
+        return (Panel(to_rgb(image)),)
 
     def compute_features(
         self, encoded: Sequence[EncodedImage], scales: Collection[int], groups: Collection[str] = GROUPS

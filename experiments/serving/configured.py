@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from starlette.types import ASGIApp
 
 from experiments.evaluation.disagreement import add_disagreement
 from experiments.serving.adaptive import estimate_unseen, load_adaptive
@@ -139,6 +140,12 @@ def read_key(host: str) -> str | None:
 def run(app: FastAPI, listener: socket.socket, *, shutdown_seconds: int) -> None:
     """Serve until a signal arrives, then finish the requests in progress."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to an engine otherwise
+    text = "serving at http://{address}/v1; metrics at http://{address}/metrics"
+    serve_socket(app, listener, text, shutdown_seconds=shutdown_seconds)
+
+
+def serve_socket(app: ASGIApp, listener: socket.socket, text: str, *, shutdown_seconds: int) -> None:
+    """Serve at a socket until a signal arrives; `text` is printed, with `{address}` filled in."""
     settings = uvicorn.Config(
         app,
         access_log=False,
@@ -151,9 +158,7 @@ def run(app: FastAPI, listener: socket.socket, *, shutdown_seconds: int) -> None
     )
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    print(
-        f"serving at http://{address}/v1; metrics at http://{address}/metrics; stop with Ctrl-C", flush=True
-    )
+    print(f"{text.format(address=address)}; stop with Ctrl-C", flush=True)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listener])
     print("stopped")

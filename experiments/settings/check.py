@@ -164,6 +164,7 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "check_backbone": commands.CheckBackboneSettings,
     "compare": commands.CompareSettings,
     "compare_backbones": commands.CompareBackbonesSettings,
+    "demo": commands.DemoSettings,
     "estimate": commands.EstimateSettings,
     "evaluate": pipeline.EvaluateSettings,
     "export": commands.ExportSettings,

@@ -180,6 +180,37 @@ class ServeSettings(TrainedChoice, OperatingPoint):
         return self
 
 
+class DemoLimits(Settings):
+    """Limits of a question in the demo."""
+
+    body_seconds: PositiveFloat
+    """time in which an upload has to arrive"""
+    image_bytes: PositiveInt
+    """largest size of an image file"""
+    pixels: PositiveInt
+    """largest number of pixels of an image"""
+    question_chars: PositiveInt
+    """largest number of characters of a question"""
+
+
+class DemoSettings(TrainedChoice):
+    """`experiments.demo`."""
+
+    task: Built
+    """task whose training pictures are offered"""
+    folder: PathText | None
+    """folder of a published model; null: backbone and predictor"""
+    host: Annotated[str, Len(1)]
+    """address that the page is served at"""
+    port: Annotated[int, Ge(0), Le(65535)]
+    """port that the page is served at; 0: any free one"""
+    num_examples: Annotated[int, Ge(0), Le(20)]
+    """pictures that are offered"""
+    max_waiting: PositiveInt
+    """most questions that wait for an answer; more are refused"""
+    limits: DemoLimits
+
+
 class CheckBackboneSettings(Settings):
     """`experiments.check_backbone`."""
 

@@ -6,6 +6,7 @@ may have.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -99,4 +100,22 @@ def coinciding_scales_are_one(subject: Subject) -> None:
         raise NotApplicable("no scales coincide on these images")
 
 
-VISION_CHECKS: tuple[Check, ...] = (vision_runs_for_the_scale_alone, coinciding_scales_are_one)
+def views_have_at_most_the_tokens(subject: Subject) -> None:
+    """The pictures of an image at a scale are RGB, and have at most one cell for each visual token."""
+    backbone = subject.backbone
+    for (name, image), scale in product(subject.images.items(), backbone.scales):
+        panels = backbone.view_image(image, scale)
+        place = f"the pictures of image {name} at scale {scale}"
+        expect(bool(panels), f"{place} are at least one", "none")
+        modes = {panel.image.mode for panel in panels}
+        expect(modes == {"RGB"}, f"{place} are RGB", ", ".join(sorted(modes)))
+        num_cells = sum(panel.num_cells for panel in panels)
+        num_tokens = backbone.num_visual_tokens(image.size, scale)
+        expect(num_cells <= num_tokens, f"{place} have at most {num_tokens} cells", num_cells)
+
+
+VISION_CHECKS: tuple[Check, ...] = (
+    vision_runs_for_the_scale_alone,
+    coinciding_scales_are_one,
+    views_have_at_most_the_tokens,
+)

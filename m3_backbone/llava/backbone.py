@@ -23,6 +23,7 @@ from m3_backbone.llava.prompts import prompt_template
 from m3_backbone.llava.queries import describe_queries, num_queries_of
 from m3_backbone.loading.checkpoint import Checkpoint
 from m3_backbone.model_backbone import ModelBackbone
+from m3_backbone.views import Panel
 
 _VISION_DTYPES = ("float32", "bfloat16", "float16")
 # Scales of M3 that are cheap to store and to read.
@@ -175,6 +176,9 @@ class LlavaBackbone(ModelBackbone):
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         """Do nothing: images of every size are resized to the size of the tower."""
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        return self.processor.images.view(image, check_scale(scale, self.scales))
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:

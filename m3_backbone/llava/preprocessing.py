@@ -19,6 +19,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from m3_backbone.images import MAX_PIXELS, to_rgb
 from m3_backbone.llava.pooling import pooled_side
+from m3_backbone.views import Panel
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,18 @@ class Tiling:
         joined = joined[self._unpadded(image_size, side)]
         ends = newline.to(joined).expand(len(joined), 1, -1)
         return torch.cat([tiles[0], torch.cat([joined, ends], dim=1).flatten(0, 1)])
+
+    def view(self, tiles: Sequence[Image.Image], image_size: tuple[int, int], side: int) -> Panel:
+        """Join the tiles of a grid; `side` is that of the tokens of a tile. Padding has no tokens."""
+        tile_rows, tile_columns = self.shape(image_size)
+        joined = Image.new("RGB", (tile_columns * self.tile_size, tile_rows * self.tile_size))
+        for number, tile in enumerate(tiles):
+            row, column = divmod(number, tile_columns)
+            joined.paste(tile, (column * self.tile_size, row * self.tile_size))
+        rows, columns = self._unpadded(image_size, side)
+        step = self.tile_size / side
+        box = (columns.start * step, rows.start * step, columns.stop * step, rows.stop * step)
+        return Panel(joined, (rows.stop - rows.start, columns.stop - columns.start), box)
 
 
 def parse_resolutions(pinpoints: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
@@ -164,12 +177,26 @@ class ImagePreprocessor:
         Raises UnreadableImage for an image without pixels, or with pixels of unknown range. Additional memory
         is bounded by `MAX_WHOLE_PIXELS` and the largest of `resolutions`, whatever the shape of the image.
         """
-        image = to_rgb(image)
+        return torch.stack([self.normalise(tile) for tile in self._cut_tiles(to_rgb(image))])
+
+    def view(self, image: Image.Image, token_scale: int) -> tuple[Panel, ...]:
+        """Return the pixels of `__call__` as pictures, with the grid of visual tokens at a scale.
+
+        With `anyres`, they are the base tile and the joined other tiles. The newline token at the end of each
+        row of the latter has no cell.
+        """
+        side = pooled_side(token_scale, self.grid)
+        base, *tiles = self._cut_tiles(to_rgb(image))
+        whole = Panel(base, (side, side))
+        return (whole,) if self.tiling is None else (whole, self.tiling.view(tiles, image.size, side))
+
+    def _cut_tiles(self, image: Image.Image) -> list[Image.Image]:
+        """Return the tiles of an RGB image, each of `image_size` x `image_size` pixels, base tile first."""
         if self.tiling is not None:
             base = image.resize((self._shorter_side, self._shorter_side))
             tiles = [base, *cut(fit(image, self.tiling.resolution(image.size)), self.image_size)]
-            return torch.stack([self.normalise(self._resize_and_crop(tile)) for tile in tiles])
-        return self.normalise(self.resize_grid(image))[None]
+            return [self._resize_and_crop(tile) for tile in tiles]
+        return [self.resize_grid(image)]
 
     def resize_grid(self, image: Image.Image) -> Image.Image:
         """Image of `image_size` x `image_size` pixels that a tower without tiles sees, before `normalise`."""

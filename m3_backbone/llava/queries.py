@@ -20,10 +20,13 @@ from math import isqrt
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
+from m3_backbone.images import to_rgb
 from m3_backbone.llava.preprocessing import ImagePreprocessor
+from m3_backbone.views import Panel
 
 NUM_QUERIES = 256
 NUM_HEADS = 16
@@ -133,6 +136,11 @@ class QueryPreprocessor(ImagePreprocessor):
 
     def num_visual_tokens(self, image_size: tuple[int, int], token_scale: int) -> int:
         return check_prefix(token_scale, self.num_queries)
+
+    def view(self, image: Image.Image, token_scale: int) -> tuple[Panel, ...]:
+        """Return the pixels of `__call__` as a picture; every query reads all of it."""
+        check_prefix(token_scale, self.num_queries)
+        return tuple(map(Panel, self._cut_tiles(to_rgb(image))))
 
 
 @torch.no_grad()

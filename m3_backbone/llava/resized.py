@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from m3_backbone.arguments import checked
+from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.images import to_rgb
 from m3_backbone.lazy_vision import LazyVision
@@ -20,6 +21,7 @@ from m3_backbone.llava.modeling import M3LlavaModel
 from m3_backbone.llava.pooling import describe_tokens, pooled_side
 from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.loading.checkpoint import Checkpoint
+from m3_backbone.views import Panel
 
 
 class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # other encoded images
@@ -73,6 +75,9 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         side = pooled_side(scale, images.grid)
         resize = None if images.resize is None else round(images.resize * side / images.grid)
         return replace(images, image_size=side * images.patch_size, resize=resize)
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        return self.preprocessor_at(check_scale(scale, self.scales)).view(image, scale)
 
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
         shrink, full = self.preprocessor_at(scale), self.processor.images

@@ -13,6 +13,7 @@ from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.images import to_rgb
 from m3_backbone.lazy_vision import LazyVision
 from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
+from m3_backbone.views import Panel
 
 
 class NativeBackbone(LazyVision):
@@ -124,6 +125,15 @@ class NativeBackbone(LazyVision):
             f"{self.name} has as many visual tokens for a small image as for a large one: set the scale with "
             "arguments of the image processor"
         )
+
+    def view_resized(self, image: Image.Image, grid: tuple[int, int], token_side: int) -> tuple[Panel, ...]:
+        """Return the image resized to `grid` (rows, columns) of squares of `token_side` pixels.
+
+        The pixels are those of the image processor.
+        """
+        rows, columns = grid
+        size = (columns * token_side, rows * token_side)
+        return (Panel(to_rgb(image).resize(size, self.checkpoint.image_processor.resample), grid),)
 
     def placeholder_ids(self, image_size: tuple[int, int], scale: int) -> list[int]:
         """Token ids of an image in the prompt, with a placeholder for each visual token."""

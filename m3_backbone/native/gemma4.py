@@ -12,6 +12,7 @@ from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.decoding.plain import PlainDecoder
 from m3_backbone.native.base import NativeBackbone
 from m3_backbone.native.checkpoint import ModelFamily
+from m3_backbone.views import Panel
 
 # Values of `max_soft_tokens` that the image processor takes.
 BUDGETS = (70, 140, 280, 560, 1120)
@@ -63,6 +64,12 @@ class Gemma4Backbone(NativeBackbone):
 
     def processor_arguments(self, image_size: tuple[int, int], scale: int) -> dict[str, Any]:
         return {"max_soft_tokens": check_scale(scale, self.scales)}
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        self.check_image(image.size)
+        images = self.checkpoint.image_processor
+        token_side = images.patch_size * images.pooling_kernel_size
+        return self.view_resized(image, self.grid(image.size, scale), token_side)
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         longest_side = max(self.grid(image_size, self.scales[-1]))

@@ -14,6 +14,7 @@ from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
 from m3_backbone.native.base import NativeBackbone
 from m3_backbone.native.checkpoint import ModelFamily
+from m3_backbone.views import Panel
 
 # The longest side may be this many times the shortest one, as in the image processor.
 _MAX_ASPECT = 200
@@ -82,6 +83,10 @@ class QwenVLBackbone(NativeBackbone):
     def resized_size(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
         rows, columns = self.grid(image_size, scale)
         return columns * self._token_side, rows * self._token_side
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        self.check_image(image.size)
+        return self.view_resized(image, self.grid(image.size, scale), self._token_side)
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         if max(image_size) > _MAX_ASPECT * min(image_size):

@@ -12,10 +12,12 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
+from m3_backbone.images import to_rgb
 from m3_backbone.lazy_vision import LazyImage
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.base import NativeBackbone
 from m3_backbone.native.checkpoint import ModelFamily
+from m3_backbone.views import Panel
 
 # Numbers of tiles along the longest side at the default scales; the settings of published models give 4.
 _DEFAULT_SPLITS = (1, 2, 4)
@@ -159,6 +161,26 @@ class TiledBackbone(NativeBackbone):
         return dict(
             self.checkpoint.image_processor(images=batch, return_tensors="pt", **self._image_settings(scale))
         )
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        self.check_image(image.size)
+        rows, columns = self.grid(image.size, scale)
+        side = self._patches_per_side // self.checkpoint.config.scale_factor
+        *tiles, thumbnail = map(self._to_picture, self.preprocess([to_rgb(image)], scale)["pixel_values"][0])
+        panels = [Panel(thumbnail, (side, side))]
+        if tiles:
+            joined = Image.new("RGB", (columns * self._tile, rows * self._tile))
+            for number, tile in enumerate(tiles):
+                joined.paste(tile, (number % columns * self._tile, number // columns * self._tile))
+            panels.append(Panel(joined, (rows * side, columns * side)))
+        return tuple(panels)
+
+    def _to_picture(self, pixels: Tensor) -> Image.Image:
+        """Return the picture of normalised pixels `[3, height, width]`."""
+        images = self.checkpoint.image_processor
+        mean, std = (torch.tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
+        levels = ((pixels * std + mean) * 255).round().clamp(0, 255).byte()
+        return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
     def placeholder_ids(self, image_size: tuple[int, int], scale: int) -> list[int]:
         return self._prefix_ids(*self.grid(image_size, scale)).tolist()

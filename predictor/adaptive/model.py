@@ -206,7 +206,7 @@ class AdaptiveVLM(ModelHubMixin):
         if not questions:
             return []
         prefilled = self._prefill(encoded, questions)
-        estimates, inputs = self._estimate(encoded, questions, task, prefilled)
+        estimates, inputs = self.estimate(encoded, questions, task, prefilled)
         coarsest = find_coarsest(inputs.visual_tokens)
         # The confidence is nan at scales without an answer; no question escalates from these.
         confidence = np.full(estimates.shape, np.nan)
@@ -271,7 +271,7 @@ class AdaptiveVLM(ModelHubMixin):
         if not questions:
             return []
         point = point or self.prices.default
-        estimates, inputs = self._estimate(encoded, questions, task, prefilled)
+        estimates, inputs = self.estimate(encoded, questions, task, prefilled)
         return choose_scales(estimates, inputs, point, self.predictor.features)
 
     def _prefill(
@@ -282,7 +282,7 @@ class AdaptiveVLM(ModelHubMixin):
             return None
         return self.backbone.prefill(encoded, questions, self.backbone.scales[0])
 
-    def _estimate(
+    def estimate(
         self,
         encoded: Sequence[EncodedImage],
         questions: Sequence[str],

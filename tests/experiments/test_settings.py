@@ -197,6 +197,8 @@ WRONG = [
         "start.pictures_per_epoch=100000",
         "start.num_pictures=83200: give at least pictures_per_epoch=",
     ),
+    ("demo", "port=70000", "port=70000: give a whole number from 0 to 65535"),
+    ("demo", "num_examples=99", "num_examples=99: give a whole number from 0 to 20"),
     ("bench_adaptive", "batch_sizes=[0]", "batch_sizes=[0]: give a list [...] whose items are each a whole"),
     ("bench_labelling", "split=nope", "split=nope: give one of train, calibration, test"),
     ("bench_evaluation", "num_scales=1", "num_scales=1: give a whole number from 2 to 32"),

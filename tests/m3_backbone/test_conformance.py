@@ -22,6 +22,7 @@ from m3_backbone.conformance.subject import draw_image, select_checks
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
+from m3_backbone.views import Panel
 from tests.pages import write_blocks
 from tests.paths import FIXTURES, ROOT
 from tests.query_checkpoint import write_query_checkpoint
@@ -312,6 +313,19 @@ def draws_depend_on_the_place(toy):
         return toy.answer(self, encoded, questions, scale, draws=placed, **options)
 
     return {"answer": answer}
+
+
+@breaks("views_have_at_most_the_tokens")
+def views_with_more_cells(toy):
+    def view_image(self, image, scale):
+        return (Panel(image, (self.num_visual_tokens(image.size, scale), 2)),)
+
+    return {"view_image": view_image}
+
+
+@breaks("views_have_at_most_the_tokens")
+def gray_views(toy):
+    return {"view_image": lambda self, image, scale: (Panel(image.convert("L")),)}
 
 
 @breaks("vision_runs_for_the_scale_alone")
