@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
-from loguru import logger
+from lmms_eval.utils import eval_logger
 from PIL import Image
 from tqdm import tqdm
 
@@ -118,7 +118,7 @@ class AdaptiveLmms(lmms):
         self.scale = None if scale is None else check_scale(scale, backbone.scales)
         self.hybrid = self.model.find_hybrid(price=price, budget=budget, point=point) if escalate else None
         self.point = None if escalate else self.model.prices.find(price=price, budget=budget, name=point)
-        logger.info(f"{self.model!r}; {self._describe_rule()}")
+        eval_logger.info(f"{self.model!r}; {self._describe_rule()}")
 
     def _place(self, device: str | None) -> str | None:
         """Return the device of this process, one of several under `accelerate launch`."""
@@ -128,7 +128,7 @@ class AdaptiveLmms(lmms):
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         if device is not None and device.startswith("cuda"):
             if not torch.cuda.is_available():
-                logger.warning(f"device is {device}, and there is no GPU: the model runs on the CPU")
+                eval_logger.warning(f"device is {device}, and there is no GPU: the model runs on the CPU")
                 return "cpu"
             if accelerator.num_processes > 1:
                 return f"cuda:{accelerator.local_process_index}"
@@ -176,7 +176,7 @@ class AdaptiveLmms(lmms):
                 raise ValueError(f"no question can be answered: {_list(reasons)}")
         bar.close()
         if reasons:
-            logger.warning(
+            eval_logger.warning(
                 f"{reasons.total()} of {len(requests)} questions have no answer and count as answered wrong: "
                 f"{_list(reasons)}"
             )

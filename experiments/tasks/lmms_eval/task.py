@@ -235,7 +235,7 @@ class LmmsEval(Task):
             splits["test"] = splits.pop("validation")
         if "test" not in splits:
             raise ValueError(
-                f"task {self.name}: its data have no split to evaluate: give task.splits.test=NAME"
+                f"task {self.name}: no split of its data is evaluated: give task.splits.test=NAME"
             )
         own_splits: dict[Split, str] = {}
         for role, own in _ROLES.items():
