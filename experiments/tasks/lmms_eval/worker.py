@@ -55,9 +55,6 @@ class TaskServer:
             raise Refused(f"its output_type is {self.task.OUTPUT_TYPE}, and only generate_until has answers")
         self.metric = self._choose_metric()
         self.filter = self._choose_filter()
-        self._check_judge(config.process_results or self.task.process_results)
-        if settings["aggregate_each"]:
-            self._check_judge(self.task.aggregation()[self.metric])
         self._read_document = lru_cache(64)(self._read_text_document)
         self._connections = watch_connections()
 
@@ -156,14 +153,6 @@ class TaskServer:
             raise Refused(f"lmms-eval gives it no {self.metric} but {given}: choose one with task.metric")
         return result
 
-    def _check_judge(self, scorer: Any) -> None:
-        judge = None if self.settings["judge_free"] else find_judge([scorer], find_roots(self.settings))
-        if judge is not None:
-            raise Refused(
-                f"its metric {self.metric} asks a judge model ({judge}): choose another task.metric or "
-                "another task; task.judge_free=true if this metric asks none, which every score then checks"
-            )
-
     def _read_score(self, result: dict[str, Any]) -> float:
         value = result[self.metric]
         if isinstance(value, dict) and isinstance(value.get(self.task.config.score_key), int | float):
@@ -173,7 +162,6 @@ class TaskServer:
         if hasattr(value, "item"):  # a number of numpy
             value = value.item()
         if not isinstance(value, int | float):
-            self._check_judge(self.task.aggregation()[self.metric])
             raise Refused(
                 f"{self.metric} is no score of a sample but {type(value).__name__}: choose another "
                 "task.metric, or take the aggregate of each single sample with task.aggregate_each=true"
@@ -224,6 +212,7 @@ class TaskServer:
 def load_task(settings: dict[str, Any]) -> Any:
     """Load a task with the given data. Raises Refused for a name that lmms-eval does not have."""
     from lmms_eval.tasks import TaskManager
+    from lmms_eval.utils import load_yaml_config
 
     name, include_path = settings["name"], settings["include_path"]
     # lmms-eval's own tasks are thousands of files, and a task of one's own may be found without them.
@@ -239,6 +228,11 @@ def load_task(settings: dict[str, Any]) -> Any:
         similar = [known for known in manager.all_subtasks if str(name).lower() in known.lower()][:8]
         hint = f": there are {', '.join(similar)}" if similar else ""
         raise Refused(f"lmms-eval {find_version()} has no such task{hint}")
+    try:
+        config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="full")
+    except Exception as error:
+        raise Refused(f"lmms-eval cannot load it: {explain(error)}") from error
+    check_judge(config, settings)
     changes: dict[str, Any] = {}
     if settings["data_path"] is not None:
         changes = override_data(Path(settings["data_path"]), settings["data_config"])
@@ -249,6 +243,19 @@ def load_task(settings: dict[str, Any]) -> Any:
         return manager.load_task_or_group([{"task": name, **changes}], task_type="chat")[name]
     except Exception as error:
         raise Refused(f"lmms-eval cannot load it: {explain(error)}") from error
+
+
+def check_judge(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise Refused, before any data are loaded, for a task whose chosen metric asks a judge model."""
+    metrics = {row.get("metric"): row.get("aggregation") for row in config.get("metric_list") or ()}
+    metric = settings["metric"] or next(iter(metrics), None)
+    scorers = [scorer for scorer in (config.get("process_results"), metrics.get(metric)) if callable(scorer)]
+    judge = None if settings["judge_free"] else find_judge(scorers, find_roots(settings))
+    if judge is not None:
+        raise Refused(
+            f"its metric {metric} asks a judge model ({judge}): choose another task.metric or another task; "
+            "task.judge_free=true if this metric asks none, which every score then checks"
+        )
 
 
 def override_data(path: Path, config: str | None) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def open_task():
     tasks = []
 
     def open_one(name: str, **arguments: Any) -> LmmsEval:
-        tasks.append(LmmsEval(name=name, **{"python": sys.executable, "timeout": 30.0} | arguments))
+        given: dict[str, Any] = {"python": sys.executable, "timeout": 30.0, **arguments}
+        tasks.append(LmmsEval(name=name, **given))
         return tasks[-1]
 
     yield open_one
