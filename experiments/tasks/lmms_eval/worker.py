@@ -18,6 +18,7 @@ import inspect
 import io
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -50,7 +51,6 @@ class TaskServer:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.name = settings, str(settings["name"])
         self.task = load_task(settings)
-        config = self.task.config
         if self.task.OUTPUT_TYPE != "generate_until":
             raise Refused(f"its output_type is {self.task.OUTPUT_TYPE}, and only generate_until has answers")
         self.metric = self._choose_metric()
@@ -92,7 +92,7 @@ class TaskServer:
     def score(self, split: str, number: int, answer: str) -> float:
         """Score of an answer, computed by the filters and `process_results` of the task."""
         document = self._read_document(split, number)
-        return self._read_score(self._process(document, answer))
+        return self._read_score(self._process(document, answer, f"{split} {number}"))
 
     def _describe_row(self, split: str, number: int) -> dict[str, Any]:
         try:
@@ -102,7 +102,8 @@ class TaskServer:
                 raise Refused(f"{len(images) or 'no'} images, and the backbone takes one a question")
             text_document = self._read_document(split, number)
             references = self._read_references(text_document)
-            result = self._process(text_document, "")
+            # A reference shows what the task scores, and whether it can score this row.
+            result = self._process(text_document, references[0], f"{split} {number}")
             self._read_score(result)
         except Exception as error:  # their code, on data of any kind
             return {"error": explain(error)}
@@ -134,10 +135,15 @@ class TaskServer:
         """Row without its media, which is what lmms-eval scores with."""
         return self.task.dataset_no_image[split][number]
 
-    def _process(self, document: Any, answer: str) -> dict[str, Any]:
-        """Return what `process_results` gives for an answer. The document stays as it is."""
+    def _process(self, document: Any, answer: str, place: str) -> dict[str, Any]:
+        """Return what `process_results` gives for an answer. The document stays as it is.
+
+        Some scorers draw a choice for an answer that they cannot parse: the draw depends on the row alone, so
+        that the answers at several scales do not get several draws.
+        """
         from lmms_eval.api.instance import Instance
 
+        random.seed(place)
         document = copy.deepcopy(document)
         metadata = {"task": self.name, "doc_id": 0, "repeats": 1}
         instance = Instance(request_type="generate_until", arguments=(), idx=0, metadata=metadata)

@@ -138,7 +138,7 @@ REFUSED = [
     ("clusters", {"metric": "loss"}, "its metric loss is a loss"),
     ("clusters", {"filter": "x"}, "it has no filter x: give task.filter as one of none, lowercase"),
     ("judged", {}, "its metric exact asks a judge model (openai): choose another task.metric"),
-    ("percent", {"metric": "loss"}, "its metric loss is a loss"),
+    ("percent", {}, "40 x exact is 100 times task.max_score, and a score lies in [0, 1]: give its largest"),
     ("several", {}, "no row can be used: 40 x 2 images, and the backbone takes one a question"),
     ("later", {}, "no row can be used: 40 x exact is no score of a sample but dict"),
     ("connected", {}, "40 x exact wanted to connect to judge.example.org: does it ask a judge?"),
@@ -185,13 +185,16 @@ def test_scores_of_aggregates_percentages_and_filters(open_task):
     percent = open_task("percent", max_score=100)
     sample = next(percent.samples("train"))
     assert [percent.score(sample, answer) for answer in (sample.references[0], "?")] == [1, 0]
-    # Every usable row scored 0 at first: what is larger shows with the first right answer.
-    percent = open_task("percent")
-    with pytest.raises(ValueError, match=r"exact is 100 times task.max_score, and a score lies in \[0, 1\]"):
-        percent.score(sample, sample.references[0])
     plain = open_task("plain", filter="lowercase")
     sample = next(plain.samples("train"))
     assert plain.score(sample, sample.references[0].upper()) == 1
+
+
+def test_a_score_that_draws_is_the_same_for_all_answers_of_a_sample(open_task):
+    task = open_task("drawn")
+    first, second = list_samples(task)[:2]
+    draws = [task.score(sample, answer) for sample in (first, second, first) for answer in ("a", "b")]
+    assert draws[0] == draws[1] == draws[4] == draws[5] != draws[2] == draws[3]
 
 
 def test_a_crash_and_a_time_out_are_one_sentence(open_task):
