@@ -99,9 +99,7 @@ class AdaptiveLmms(lmms):
             raise ValueError("model tokenscale needs pretrained=FOLDER, as `tokenscale publish` writes one")
         given = {"price": price, "budget": budget, "point": point, "scale": scale}
         if sum(value is not None for value in given.values()) > 1 or (escalate and scale is not None):
-            raise ValueError(
-                "give one of price, budget, point and scale, and escalate without point and scale"
-            )
+            raise ValueError("give one of price, budget, point and scale; escalate goes with price or budget")
         if not isinstance(escalate, bool):
             raise ValueError(f"escalate={escalate}: give true or false")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
