@@ -51,10 +51,10 @@ class TaskServer:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.name = settings, str(settings["name"])
         self.task = load_task(settings)
-        if self.task.OUTPUT_TYPE != "generate_until":
-            raise Refused(f"its output_type is {self.task.OUTPUT_TYPE}, and only generate_until has answers")
+        check_output(self.task.OUTPUT_TYPE)
         self.metric = self._choose_metric()
         self.filter = self._choose_filter()
+        self._is_stateless = False  # as far as is known
         self._read_document = lru_cache(64)(self._read_text_document)
         self._connections = watch_connections()
 
@@ -165,6 +165,10 @@ class TaskServer:
             value = value[self.task.config.score_key]
         elif self.settings["aggregate_each"]:
             value = self._aggregate(value)
+            if not self._is_stateless:
+                self._is_stateless = self._aggregate(result[self.metric]) == value
+            if not self._is_stateless:
+                raise Refused(f"the aggregate of {self.metric} differs from call to call: choose another one")
         if hasattr(value, "item"):  # a number of numpy
             value = value.item()
         if not isinstance(value, int | float):
@@ -237,7 +241,11 @@ def load_task(settings: dict[str, Any]) -> Any:
     try:
         config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="full")
     except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if package in JUDGES:
+            raise Refused(f"it asks a judge model ({package}): choose another task") from error
         raise Refused(f"lmms-eval cannot load it: {explain(error)}") from error
+    check_output(config.get("output_type", "generate_until"))
     check_judge(config, settings)
     changes: dict[str, Any] = {}
     if settings["data_path"] is not None:
@@ -249,6 +257,12 @@ def load_task(settings: dict[str, Any]) -> Any:
         return manager.load_task_or_group([{"task": name, **changes}], task_type="chat")[name]
     except Exception as error:
         raise Refused(f"lmms-eval cannot load it: {explain(error)}") from error
+
+
+def check_output(output_type: str) -> None:
+    """Raise Refused for a task whose models do not generate one answer."""
+    if output_type != "generate_until":
+        raise Refused(f"its output_type is {output_type}, and only generate_until has answers")
 
 
 def check_judge(config: dict[str, Any], settings: dict[str, Any]) -> None:

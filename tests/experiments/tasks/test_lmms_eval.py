@@ -141,6 +141,7 @@ REFUSED = [
     ("percent", {}, "40 x exact is 100 times task.max_score, and a score lies in [0, 1]: give its largest"),
     ("several", {}, "no row can be used: 40 x 2 images, and the backbone takes one a question"),
     ("later", {}, "no row can be used: 40 x exact is no score of a sample but dict"),
+    ("stateful", {"aggregate_each": True}, "40 x the aggregate of exact differs from call to call: choose"),
     ("connected", {}, "40 x exact wanted to connect to judge.example.org: does it ask a judge?"),
     ("clusters", {"splits": {"test": "nope"}}, "no split of its data is evaluated"),
 ]
