@@ -310,10 +310,8 @@ def read_messages(task: Any, document: Any) -> tuple[str, list[Any]]:
 
 def strip_reasoning(task: Any, answer: str) -> str:
     """Return the answer without what the command line of lmms-eval takes for reasoning."""
-    try:
-        from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
-    except ImportError:  # other versions
-        return answer
+    from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
+
     default = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
     tags = parse_reasoning_tags_config(cli_value=default, task_value=task.config.reasoning_tags)
     return answer if tags is None else str(strip_reasoning_tags(answer, tags))
@@ -370,16 +368,8 @@ def find_roots(settings: dict[str, Any]) -> list[str]:
 
 
 # Packages that ask models over the network.
-JUDGES: tuple[str, ...] = (
-    "openai",
-    "anthropic",
-    "google.genai",
-    "google.generativeai",
-    "dashscope",
-    "requests",
-    "httpx",
-)
-JUDGES += ("lmms_eval.llm_judge", "lmms_eval.verifiers.openai")
+JUDGES = {"openai", "anthropic", "google.genai", "google.generativeai", "dashscope", "requests", "httpx"}
+JUDGES |= {"lmms_eval.llm_judge", "lmms_eval.verifiers.openai"}
 
 
 def find_judge(scorers: list[Any], roots: list[str]) -> str | None:
@@ -397,19 +387,23 @@ def find_judge(scorers: list[Any], roots: list[str]) -> str | None:
         seen.add(id(function))
         is_plain = inspect.isroutine(function) or inspect.isclass(function)
         owner = function if is_plain else type(function)
-        names = {function.__name__ if inspect.ismodule(function) else str(owner.__module__)}
-        if inspect.isfunction(function):
-            if not str(Path(function.__code__.co_filename).resolve()).startswith(tuple(roots)):
-                continue
+        module = function.__name__ if inspect.ismodule(function) else str(owner.__module__)
+        parts = module.split(".")
+        packages = {".".join(parts[: number + 1]) for number in range(len(parts))}
+        if inspect.isclass(owner):
+            pending += [member for member in vars(owner).values() if inspect.isfunction(member)]
+        elif inspect.isfunction(function) and is_below(function.__code__.co_filename, roots):
             read = collect_names(function.__code__)
             pending += [function.__globals__[name] for name in read if name in function.__globals__]
-            names |= read & set(JUDGES)  # imported inside of the function
-        elif inspect.isclass(owner):
-            pending += [member for member in vars(owner).values() if inspect.isfunction(member)]
-        for name in names:
-            if name.startswith(tuple(f"{judge}." for judge in JUDGES)) or name in JUDGES:
-                return name
+            packages |= read  # among them what is imported inside of the function
+        if judges := packages & JUDGES:
+            return min(judges)
     return None
+
+
+def is_below(file: str, folders: list[str]) -> bool:
+    """Whether a file is in one of the folders."""
+    return str(Path(file).resolve()).startswith(tuple(folders))
 
 
 def collect_names(code: Any) -> set[str]:

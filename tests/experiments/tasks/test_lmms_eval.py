@@ -68,6 +68,8 @@ def test_samples_images_and_scores(open_task):
     assert image.getpixel((0, 0)) == (0, 0, 255)
     # The scorer changes its document: a score must not depend on the scores before it.
     assert [task.score(sample, answer) for answer in ("22", "21", " 22 ", "22")] == [1, 0, 1, 1]
+    # The command line of lmms-eval removes this, too.
+    assert task.score(sample, "<think>2 + 20</think>22") == 1
     counts = {split: {sample.image_id for sample in task.samples(split)} for split in SPLITS}
     assert {split: len(images) for split, images in counts.items()} == {
         "train": 12,
