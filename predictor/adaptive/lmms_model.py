@@ -119,7 +119,7 @@ class AdaptiveLmms(lmms):
         eval_logger.info(f"{self.model!r}; {self._describe_rule()}")
 
     def _place(self, device: str | None) -> str | None:
-        """Return the device of this process, one of several under `accelerate launch`."""
+        """Return the device of this process, which may be one of several that share the questions."""
         accelerator = Accelerator()
         if accelerator.num_processes > 1:
             self.accelerator = accelerator

@@ -103,7 +103,7 @@ class WorkerProcess:
         self._process, self._input = process, process.stdin
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=_read_lines, args=(process.stdout, self._lines), daemon=True).start()
-        self._owner = os.getpid()
+        self._owner, self._description = os.getpid(), {}
         self._end = weakref.finalize(self, _end_process, process)
         self._description = self._exchange(self.settings, self.start_seconds, "task.start_timeout")
 
@@ -118,6 +118,9 @@ class WorkerProcess:
                     f"lmms-eval gave no answer within {seconds:g} seconds: raise {option}"
                 ) from error
             line = b""
+        except KeyboardInterrupt:
+            self._stop()  # its answer would be taken for that of the next call
+            raise
         if not line.endswith(b"\n"):
             raise self._fail("lmms-eval's process ended" if not line else "lmms-eval's answer is too long")
         response = json.loads(line)
