@@ -282,3 +282,23 @@ def write_realworldqa(root: Path) -> Path:
     ]
     features = {name: Image() if name == "image" else STRING for name in rows[0]}
     return write(root / "realworldqa" / "data" / "test-00000-of-00001.parquet", features, rows)
+
+
+def write_hrbench(root: Path) -> Path:
+    """Images in base64, each question in two orders of its choices."""
+    rows = [
+        {
+            "index": number,
+            "question": f"What is the number on sign {number // 2}?",
+            "answer": "AB"[number % 2],
+            "category": "single" if number < 6 else "cross",
+            **dict(zip("ABCD", ("1", "2", "3", "4"), strict=True)),
+            "cycle_category": str(number % 2),
+            "image": encode(paint(number // 2)),
+        }
+        for number in range(12)
+    ]
+    features = {name: INT if name == "index" else STRING for name in rows[0]}
+    path = root / "hrbench" / "data" / "hr_bench_4k.parquet"
+    name = "hrbench_version_split"
+    return write(path, features, rows, configuration(name, "hrbench_4k", "data/hr_bench_4k.parquet"))

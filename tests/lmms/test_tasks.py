@@ -146,6 +146,15 @@ CASES = {
         "",
         skipped=(4,),
     ),
+    "hrbench4k": Case(
+        "hrbench4k",
+        data.write_hrbench,
+        ("A", "(B)", "A. 1", "C", "B"),
+        "average",
+        "What is the number on sign 0?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer the option letter directly.",
+        ("task.judge_free=true",),
+        "hrbench_version_split",
+    ),
     "realworldqa": Case(
         "realworldqa",
         data.write_realworldqa,

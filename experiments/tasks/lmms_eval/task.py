@@ -89,7 +89,8 @@ class LmmsEval(Task):
         metric: name of the task's metric that scores a sample; None: the first one.
         filter: name of the task's filter of answers; None: the first one.
         aggregate_each: whether a metric without a score of each sample is computed on each sample alone.
-        judge_free: True: the metric asks no judge model although its code has one. Every score is checked.
+        judge_free: True: the metric asks no judge model although its code has one; answers about which it
+            would ask count as wrong.
         max_score: largest value of the metric, by which scores are divided.
         references: field of the data, or dotted path, with the reference answers, whose likelihood is
             recorded; None: the target that the task names. Scores do not use it.
@@ -153,6 +154,7 @@ class LmmsEval(Task):
         }
         self._worker = WorkerProcess(python, self._settings, start_seconds=start_timeout, seconds=timeout)
         self.skipped: list[dict[str, Any]] = []
+        self._warned = False
 
     @property
     def fingerprint(self) -> str:
@@ -221,7 +223,15 @@ class LmmsEval(Task):
         """Return the score that lmms-eval gives an answer. Raises ValueError if it gives none."""
         record = self._index.by_sample[sample.sample_id]
         score = self._worker.call("score", split=record.split, number=record.number, answer=answer)
-        return float(score)
+        if score is None and not self._warned:
+            self._warned = True
+            log.warning(
+                "task %s: lmms-eval would ask a judge model about answers that its rules cannot read, such "
+                "as that of %s: they count as wrong",
+                self.name,
+                sample.sample_id,
+            )
+        return 0.0 if score is None else float(score)
 
     def close(self) -> None:
         """End the worker process; a later use starts another one."""

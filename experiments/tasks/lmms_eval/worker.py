@@ -41,6 +41,10 @@ class Refused(Exception):
     """A task or a row that cannot be used. The message is the reason."""
 
 
+class JudgeWanted(Refused):
+    """A score that needs a connection."""
+
+
 class TaskServer:
     """One task of lmms-eval, loaded as the chat models of lmms-eval get it.
 
@@ -89,10 +93,18 @@ class TaskServer:
         (image if image.mode in PNG_MODES else image.convert("RGB")).save(file, "PNG", compress_level=1)
         return base64.b64encode(file.getvalue()).decode()
 
-    def score(self, split: str, number: int, answer: str) -> float:
-        """Score of an answer, computed by the filters and `process_results` of the task."""
+    def score(self, split: str, number: int, answer: str) -> float | None:
+        """Score of an answer, computed by the filters and `process_results` of the task.
+
+        None with `judge_free`, if the rules of the task cannot read the answer and would ask a judge.
+        """
         document = self._read_document(split, number)
-        return self._read_score(self._process(document, answer, f"{split} {number}"))
+        try:
+            return self._read_score(self._process(document, answer, f"{split} {number}"))
+        except JudgeWanted:
+            if self.settings["judge_free"]:
+                return None
+            raise
 
     def _describe_row(self, split: str, number: int) -> dict[str, Any]:
         try:
@@ -152,8 +164,10 @@ class TaskServer:
         self._connections.clear()
         # Without the retries, which wait seconds before they repeat an error.
         process = getattr(type(self.task).process_results, "__wrapped__", type(self.task).process_results)
-        result: dict[str, Any] = process(self.task, document, [instance.filtered_resps[self.filter.name]])
-        self._check_offline()
+        try:
+            result: dict[str, Any] = process(self.task, document, [instance.filtered_resps[self.filter.name]])
+        finally:
+            self._check_offline()
         if self.metric not in result:
             given = ", ".join(map(str, result))
             raise Refused(f"lmms-eval gives it no {self.metric} but {given}: choose one with task.metric")
@@ -198,7 +212,9 @@ class TaskServer:
 
     def _check_offline(self) -> None:
         if self._connections:
-            raise Refused(f"{self.metric} wanted to connect to {self._connections[0]}: does it ask a judge?")
+            raise JudgeWanted(
+                f"{self.metric} wanted to connect to {self._connections[0]}: does it ask a judge?"
+            )
 
     def _choose_metric(self) -> str:
         known = list(self.task.aggregation())
@@ -274,7 +290,7 @@ def check_judge(config: dict[str, Any], settings: dict[str, Any]) -> None:
     if judge is not None:
         raise Refused(
             f"its metric {metric} asks a judge model ({judge}): choose another task.metric or another task; "
-            "task.judge_free=true if this metric asks none, which every score then checks"
+            "with task.judge_free=true it asks none, and answers that its rules cannot read count as wrong"
         )
 
 

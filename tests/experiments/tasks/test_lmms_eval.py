@@ -143,6 +143,7 @@ REFUSED = [
     ("percent", {}, "40 x exact is 100 times task.max_score, and a score lies in [0, 1]: give its largest"),
     ("several", {}, "no row can be used: 40 x 2 images, and the backbone takes one a question"),
     ("later", {}, "no row can be used: 40 x exact is no score of a sample but dict"),
+    ("rules", {}, "its metric exact asks a judge model (requests)"),
     ("stateful", {"aggregate_each": True}, "40 x the aggregate of exact differs from call to call: choose"),
     ("connected", {}, "40 x exact wanted to connect to judge.example.org: does it ask a judge?"),
     ("clusters", {"splits": {"test": "nope"}}, "no split of its data is evaluated"),
@@ -191,6 +192,17 @@ def test_scores_of_aggregates_percentages_and_filters(open_task):
     plain = open_task("plain", filter="lowercase")
     sample = next(plain.samples("train"))
     assert plain.score(sample, sample.references[0].upper()) == 1
+
+
+def test_without_the_judge_unreadable_answers_are_wrong(open_task, caplog):
+    task = open_task("rules", judge_free=True)
+    sample = next(task.samples("train"))
+    assert [task.score(sample, answer) for answer in (sample.references[0], "red or blue", "it depends")] == [
+        1,
+        0,
+        0,
+    ]
+    assert caplog.text.count(f"such as that of {sample.sample_id}: they count as wrong") == 1
 
 
 def test_a_score_that_draws_is_the_same_for_all_answers_of_a_sample(open_task):
