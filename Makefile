@@ -7,13 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
+# lmms-eval cannot share tokenscale's environment: its requirements contradict those of Hydra and wandb.
+LMMS := .venv-lmms
+LMMS_INSTALLED := $(LMMS)/.installed
 CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install run paper test test-slow check docs format clean
+.PHONY: help install run paper test test-slow lmms-env lmms-test check docs format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'PYTHON=python3.12 picks the interpreter of the environment; ARGS="task=easy_vqa seed=1" goes to `make run`, ARGS="-k fronts" to `make test`.'
 
 install: $(INSTALLED) ## make .venv and install into it under the constraints
@@ -39,6 +42,18 @@ test: $(INSTALLED) ## the tests, offline, on the CPU
 
 test-slow: $(INSTALLED) ## tests that take minutes each: commands killed at random moments, flipped bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m slow $(ARGS)
+
+lmms-env: $(LMMS_INSTALLED) ## make .venv-lmms with lmms-eval and tokenscale's library half (2.4 GB)
+
+$(LMMS_INSTALLED): pyproject.toml constraints-lmms.txt
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --constraint constraints-lmms.txt torch
+	$(LMMS)/bin/python -m pip install --quiet --constraint constraints-lmms.txt lmms-eval levenshtein --editable .
+	$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+lmms-test: $(INSTALLED) $(LMMS_INSTALLED) ## tests with lmms-eval itself, in .venv-lmms (minutes)
+	TOKENSCALE_LMMS_PYTHON=$(abspath $(LMMS)/bin/python) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m lmms tests/lmms $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/ruff check $(CODE)

@@ -241,6 +241,21 @@ class ModelBackbone(Backbone, ABC):
             model: Any = self.model
             model.to(device)
 
+    def limit_answers(self, max_new_tokens: int) -> None:
+        """Set the largest number of tokens of an answer, which changes the fingerprint of `decoding`."""
+        self.max_new_tokens = max_new_tokens
+        for name in ("_decoder", "fingerprints"):
+            vars(self).pop(name, None)
+
+    def count_room(self, question: str, scale: int | None = None) -> int:
+        """Number of tokens of the context that a question about an image of any size leaves to an answer.
+
+        By default, that at the finest scale. It may be negative.
+        """
+        finest = self.scales[-1] if scale is None else check_scale(scale, self.scales)
+        num_text = len(self.system_ids) + len(self._suffix_ids(question))
+        return self.checkpoint.context_length - num_text - self.max_prefix_tokens(finest)
+
     @property
     def hidden_size(self) -> int:
         """Size of visual tokens and token embeddings in the decoder."""
@@ -467,7 +482,7 @@ class ModelBackbone(Backbone, ABC):
         finest = self.scales[-1] if scale is None else check_scale(scale, self.scales)
         num_visual = self.max_prefix_tokens(finest)
         context = self.checkpoint.context_length
-        prompt_length = len(self.system_ids) + num_visual + len(self._suffix_ids(question))
+        prompt_length = context - self.count_room(question, finest)
         if prompt_length + self.max_new_tokens > context:
             raise ValueError(
                 f"the question is too long: with {num_visual} visual tokens and {self.max_new_tokens} for an "

@@ -67,7 +67,10 @@ def script(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("installed")
     wheel.extractall(folder)
     (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
-    assert entry_points.read_text() == "[console_scripts]\ntokenscale = experiments.cli:main\n"
+    assert entry_points.read_text() == (
+        "[console_scripts]\ntokenscale = experiments.cli:main\n\n"
+        "[lmms_eval.models]\ntokenscale = predictor.adaptive:make_manifest\n"
+    )
     path = folder / "bin" / "tokenscale"
     path.parent.mkdir()
     path.write_text("import sys\nfrom experiments.cli import main\nsys.exit(main())\n")
@@ -190,8 +193,9 @@ def test_extras_of_modules_are_those_of_the_declaration():
 
 
 def test_models_are_used_without_the_extras():
-    """All of the model and of the predictors but what trains them."""
-    code = """
+    """All of the model and of the predictors but what trains them; one module runs inside of lmms-eval."""
+    code = f"import sys; sys.path.append({str(ROOT / 'tests/fixtures/fake_lmms_eval')!r})"
+    code += """
 import importlib, pkgutil, m3_backbone, predictor
 for package in (m3_backbone, predictor):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):

@@ -199,6 +199,27 @@ def carve_calibration(image_ids: Iterable[str], fraction: float, seed: int = 0) 
     return divide_images(image_ids, {"train": 1 - fraction, "calibration": fraction, "test": 0.0}, seed)
 
 
+def assign_own_splits(
+    own_splits: Mapping[str, Split | None], fractions: Mapping[Split, float], seed: int, *, carve: bool
+) -> dict[Split, list[str]]:
+    """Return the images of each split, in the order of `order_images`.
+
+    `own_splits` maps each image to the split that the data set gives it; images with None are divided by
+    `fractions`. If all have a split and `carve` is set, calibration is taken out of train by its share.
+    """
+    undivided = [image_id for image_id, own in own_splits.items() if own is None]
+    split_of = divide_images(undivided, fractions, seed)
+    split_of |= {image_id: own for image_id, own in own_splits.items() if own is not None}
+    train, calibration = fractions["train"], fractions["calibration"]
+    if carve and not undivided and calibration:
+        own_train = [image_id for image_id, own in own_splits.items() if own == "train"]
+        split_of |= carve_calibration(own_train, calibration / (train + calibration), seed)
+    images: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    for image_id in order_images(own_splits, seed):
+        images[split_of[image_id]].append(image_id)
+    return images
+
+
 def check_fractions(fractions: Mapping[str, float]) -> dict[Split, float]:
     """Return the fractions of all splits, 0 for missing ones. Raises ValueError unless they sum to 1."""
     complete: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)

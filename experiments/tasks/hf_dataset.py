@@ -14,17 +14,14 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from experiments.tasks.base import (
-    SPLITS,
     OfficialSplit,
     Sample,
     Split,
     Task,
-    carve_calibration,
+    assign_own_splits,
     check_fractions,
     check_split,
     digest_content,
-    divide_images,
-    order_images,
 )
 from experiments.tasks.hf_source import HfSource, digest_image, find_content
 from experiments.tasks.images import MAX_PIXELS, UnreadableImage
@@ -280,22 +277,9 @@ class HfDataset(Task):
             reasons = Counter(row["reason"] for row in self.skipped).most_common(3)
             listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it is empty"
             raise ValueError(f"task {self.name}: no row can be used: {listed}")
-        return Index(places, self._divide(own_splits), digest.hexdigest()[:16])
-
-    def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
-        """Return the images of each split: by the data set's splits, or by `fractions`."""
-        split_of = divide_images(
-            [i for i, own in own_splits.items() if own is None], self._fractions, self._seed
-        )
-        split_of |= {image_id: own for image_id, own in own_splits.items() if own is not None}
-        train, calibration = self._fractions["train"], self._fractions["calibration"]
-        if None not in self._own_splits and "calibration" not in self._own_splits and calibration:
-            own_train = [image_id for image_id, own in own_splits.items() if own == "train"]
-            split_of |= carve_calibration(own_train, calibration / (train + calibration), self._seed)
-        images: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        for image_id in order_images(own_splits, self._seed):
-            images[split_of[image_id]].append(image_id)
-        return images
+        carve = "calibration" not in self._own_splits
+        images = assign_own_splits(own_splits, self._fractions, self._seed, carve=carve)
+        return Index(places, images, digest.hexdigest()[:16])
 
     def _read(self, texts: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         """Return the complete question and the references of a row. Raises BadRow."""

@@ -438,7 +438,11 @@ def test_a_value_that_the_grammar_does_not_read_is_one_line_with_its_quoted_form
         ("label", ["limit.trian=3"], "limit.trian=3: no such setting, give one of calibration, test, train"),
         ("label", ["task.nope=3"], "task.nope=3: no such setting, give one of _target_, image_size, name"),
         ("train", ["seed=1", "nope=3"], "nope=3: no such setting, give one of allow_small, backbone"),
-        ("label", ["task=nope"], "task=nope: there is no task/nope, give one of chartqa, docvqa, easy_vqa"),
+        (
+            "label",
+            ["task=nope"],
+            "task=nope: there is no task/nope, give one of ai2d, chartqa, charxiv, docvqa, easy_vqa",
+        ),
         (
             "train",
             ["experiment=nope"],
