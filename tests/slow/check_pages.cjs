@@ -70,10 +70,15 @@ async function useControls(page, problems) {
   const buttons = page.locator("[data-file]");
   for (let index = 0; index < (await buttons.count()); index += 1) {
     const name = await buttons.nth(index).getAttribute("data-file");
-    const [download] = await Promise.all([
-      page.waitForEvent("download", { timeout: 30_000 }),
-      buttons.nth(index).click(), // Chromium drops some downloads that no click of a user has begun
-    ]).catch((error) => [{ suggestedFilename: () => `no download: ${error.message}`, path: async () => null }]);
+    const save = async () => {
+      const waiting = page.waitForEvent("download", { timeout: 5000 });
+      await buttons.nth(index).click();
+      return waiting;
+    };
+    // Chromium drops a download after ten within a short time.
+    const again = async () => page.waitForTimeout(2000).then(save);
+    const failed = (error) => ({ suggestedFilename: () => `no download: ${error.message}`, path: async () => null });
+    const download = await save().catch(again).catch(failed);
     const saved = await download.path();
     if (download.suggestedFilename() !== name || !saved) problems.push(`controls: ${name}: ${download.suggestedFilename()}`);
     else used.files[name] = fs.statSync(saved).size;
