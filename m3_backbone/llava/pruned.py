@@ -31,6 +31,7 @@ from m3_backbone.llava.pruning import (
     rank_by_diversity,
 )
 from m3_backbone.loading.checkpoint import Checkpoint
+from m3_backbone.views import Panel
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,10 @@ class PrunedPreprocessor(ImagePreprocessor):
                 f"{self.grid**2}"
             )
         return token_scale
+
+    def view(self, image: Image.Image, token_scale: int) -> tuple[Panel, ...]:
+        """Return the whole picture: which tokens are kept is known only after the vision pass."""
+        return (Panel(self.resize_grid(to_rgb(image))),)
 
 
 class PrunedLlavaBackbone(LlavaBackbone):
