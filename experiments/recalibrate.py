@@ -5,7 +5,7 @@ answers that a server has recorded (`tokenscale serve drift.record=FILE`). Write
 prints what the operating points state and lose before and after.
 
 Examples:
-    tokenscale recalibrate folder=my_model output=mine task=llava_jsonl  # labels of your own task
+    tokenscale recalibrate folder=my_model output=mine task=scenes_shifted  # labels of another task
     tokenscale recalibrate folder=my_model output=mine record=answers.jsonl  # what a server has recorded
     tokenscale recalibrate task=scenes_shifted trained=FOLDER output=mine num_images=200  # not yet published
 """
