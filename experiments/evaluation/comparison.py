@@ -52,7 +52,9 @@ from experiments.evaluation.reachable import ReachableGap
 from experiments.evaluation.statistics import (
     Bootstrapped,
     Estimate,
+    Measure,
     adjust_p_values,
+    bootstrap,
     check_confidence,
     number_images,
     resample,
@@ -249,6 +251,16 @@ class Comparison:
     def find(self, name: str) -> PolicyResult:
         """Return the result of the policy of that name."""
         return next(result for result in self.policies if result.name == name)
+
+    def bootstrap(self, measure: Measure[Any], num_images: int) -> dict[Any, Estimate]:
+        """Return metrics with intervals as of this comparison: the same resamples of the same images."""
+        return bootstrap(
+            measure,
+            num_images,
+            num_resamples=self.num_resamples,
+            seed=self.bootstrap_seed,
+            confidence=self.confidence,
+        )
 
     def list_positions(self, number: int) -> list[int]:
         """Return the positions of `number` evenly spaced budgets inside the range, for tables."""

@@ -22,7 +22,7 @@ from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.curves import divide
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.sensitive_groups import GROUPS, Membership
-from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.statistics import Estimate, number_images
 from m3_backbone.outcomes.table import OutcomeTable
 
 
@@ -95,13 +95,7 @@ def divide_by_sensitivity(
             measured[policy.name, "to finest"] = measured[policy.name, "score"] - finest
         return measured
 
-    estimates = bootstrap(
-        measure,
-        len(counts),
-        num_resamples=comparison.num_resamples,
-        seed=comparison.bootstrap_seed,
-        confidence=comparison.confidence,
-    )
+    estimates = comparison.bootstrap(measure, len(counts))
     names = [policy.name for policy in comparison.policies]
     return SensitiveSplit(
         membership,

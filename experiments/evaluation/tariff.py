@@ -21,7 +21,7 @@ from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.costs import PREFILL, CostMeasure, Part
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.policies import ScoredSamples
-from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.statistics import Estimate, number_images
 from m3_backbone.arguments import NonNegativeFloat, PositiveInt
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -149,13 +149,7 @@ def measure_savings(
         saved = {("saved", name): 1 - mean / means[""] for name, mean in means.items() if name}
         return {("cost", name): mean for name, mean in means.items()} | saved
 
-    estimates = bootstrap(
-        measure_all,
-        len(counts),
-        num_resamples=comparison.num_resamples,
-        seed=comparison.bootstrap_seed,
-        confidence=comparison.confidence,
-    )
+    estimates = comparison.bootstrap(measure_all, len(counts))
     names = [policy.name for policy in comparison.policies]
     return Savings(
         tariff,
