@@ -280,6 +280,7 @@ def test_sensitive_questions_have_a_table_and_can_be_evaluated_alone(store, tmp_
             outcomes.score[:40, -1].mean(), abs=1e-6
         )
         assert (tmp_path / "all" / "tables" / "sensitive.csv").is_file()
+        assert "Sensitive, insensitive" in (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
         assert any("of the questions need resolution" in sentence for sentence in write_sentences(findings))
         alone = evaluate(store, tmp_path / "alone", deciding=Deciding(only="sensitive"))
         assert alone.comparison.num_samples == 40 and not alone.guarantees
