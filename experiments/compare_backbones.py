@@ -7,7 +7,6 @@ reference.
 Examples:
     tokenscale compare_backbones backbones=[tiny_m3,tiny_native]  # pooled tokens against shrunk images
     tokenscale compare_backbones backbones=[qwen3_vl_4b,gemma4_e2b] task=textvqa  # published models
-    tokenscale compare_backbones backbones=[tiny_m3,tiny_native] predictor=mlp print_tables=true
     tokenscale compare_backbones backbones=[tiny_m3,tiny_m3_diversity] fixed_only=true  # needs labels alone
 """
 

@@ -1,4 +1,4 @@
-"""Fit prices, guarantee and calibrator of a trained predictor on samples of your own, without training.
+"""Fit prices, guarantee and calibrator on samples of your own, without training.
 
 The samples are labels of a task of your own (`tokenscale label`, `tokenscale import_outcomes`), or the
 answers that a server has recorded (`tokenscale serve drift.record=FILE`). Writes a new published folder, and

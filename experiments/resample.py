@@ -1,4 +1,4 @@
-"""Answer questions several times: test questions for the noise-free oracle, training ones as soft targets.
+"""Answer questions several times, for the noise-free oracle or as soft targets.
 
 An oracle that takes the best of noisy outcomes is optimistic. With several runs, the scale is chosen on all
 runs but one and scored on that one (`experiments.evaluation.fronts`), also for tasks without a meaningful

@@ -141,7 +141,7 @@ sys.meta_path.insert(0, Blocked())
 def run_without_experiments(code):
     """Run code where no module of the extra `experiments` can be imported."""
     blocked = {module for module, extra in EXTRAS.items() if extra == "experiments"}
-    blocked -= {"filelock", "tqdm", "threadpoolctl", "markupsafe"}  # others' requirements too
+    blocked -= {"filelock", "joblib", "tqdm", "threadpoolctl", "markupsafe"}  # others' requirements too
     command = [sys.executable, "-c", f"{BLOCKED.format(blocked=blocked)}\n{code}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 

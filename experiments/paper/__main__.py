@@ -1,11 +1,11 @@
-"""Make every table and figure of the paper (docs/results.md) from a committed list of commands.
+"""Make every table and figure of the results from a committed list of commands.
 
-Runs the commands of `conf/paper` one after another, each in a process of its own, with labels and predictors
-in one folder. Commands that are done are not run again. Ends with `index.html`, the tables as LaTeX and CSV
-in `tables/`, and the figures as PDF in `figures/`.
+The results are those of docs/results.md. Runs the commands of `conf/paper` one after another, each in a
+process of its own, with labels and predictors in one folder. Commands that are done are not run again. Ends
+with `index.html`, the tables as LaTeX and CSV in `tables/`, and the figures as PDF in `figures/`.
 
 Examples:
-    tokenscale paper                       # the embedded backbones; docs/results.md says how long it takes
+    tokenscale paper                       # the results on the embedded backbones
     tokenscale paper paper=short           # the same steps with few images and resamples, for a look
     tokenscale paper steps=[main,noise]    # two of the steps
 """

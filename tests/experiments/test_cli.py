@@ -61,7 +61,8 @@ def call(monkeypatch):
 
     def call(name: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *arguments])
-        importlib.import_module(f"experiments.{name}{'.__main__' if name == 'parity' else ''}").main()
+        module = f"{name}.__main__" if name in ("paper", "parity") else name
+        importlib.import_module(f"experiments.{module}").main()
 
     return call
 

@@ -281,7 +281,8 @@ def test_sensitive_questions_have_a_table_and_can_be_evaluated_alone(store, tmp_
         )
         assert (tmp_path / "all" / "tables" / "sensitive.csv").is_file()
         assert "Sensitive, insensitive" in (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
-        assert any("of the questions need resolution" in sentence for sentence in write_sentences(findings))
+        text = " ".join(write_sentences(findings))
+        assert "need resolution: they are right by 2 sampled answers at scale 36" in text
         alone = evaluate(store, tmp_path / "alone", deciding=Deciding(only="sensitive"))
         assert alone.comparison.num_samples == 40 and not alone.guarantees
         assert f"Only 40 of {len(outcomes)} test questions are evaluated, the sensitive" in write_summary(

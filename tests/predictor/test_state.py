@@ -153,7 +153,7 @@ def list_classes():
     root = Path(inspect.getfile(predictor)).parent
     for path in sorted(root.rglob("*.py")):
         name = ".".join(path.relative_to(root.parent).with_suffix("").parts)
-        if path.stem == "__init__":
+        if path.stem in ("__init__", "lmms_model"):  # the latter needs lmms-eval
             continue
         for value in vars(importlib.import_module(name)).values():
             if isinstance(value, type) and value.__module__ == name:

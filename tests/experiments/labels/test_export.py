@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.metric_table import Family
 from experiments.evaluation.policies import CascadePolicy, PredictorPolicy
 from experiments.labels.export import check_target, push, read_exported, write_outcomes
 from experiments.labels.importing import import_outcomes
@@ -82,6 +83,8 @@ def test_an_import_of_the_export_has_the_same_metric_table(labels, folder, tmp_p
     file = OutcomeFile(name="made|up", file=folder / "outcomes.parquet", cost_name="visual tokens")
     import_outcomes(file, tmp_path / "again")
     first, second = compare(labels), compare(tmp_path / "again")
+    # Exported tables have no likelihoods of references, from which these are computed.
+    first = {key: first[key] for key in first if key.metric.family is not Family.REACHABLE}
     assert list(first) == list(second) and len(list(first)) > 50
     for key in first:
         for bound in ("value", "low", "high"):
