@@ -59,7 +59,7 @@ def run_steps(
         place = folder / "steps" / step.name
         words = write_command(step, folder, settings, evaluations)
         is_fresh = all(states[name].was_done for name in step.needs)
-        finished = _read_done(place / DONE, words) if is_fresh else None
+        finished = read_done(place / DONE, words) if is_fresh else None
         if finished is not None:
             states[step.name] = finished
             continue
@@ -90,7 +90,7 @@ def _accepts(command: str, setting: str) -> bool:
     return find_wrong_argument(find_config_dir(), command, [setting]) is None
 
 
-def _read_done(path: Path, words: Sequence[str]) -> StepState | None:
+def read_done(path: Path, words: Sequence[str]) -> StepState | None:
     """Return the state of a step that is done with this command line, or None."""
     try:
         content: Any = json.loads(path.read_text("utf-8"))

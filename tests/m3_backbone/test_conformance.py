@@ -20,6 +20,7 @@ from m3_backbone.backbone import Backbone
 from m3_backbone.conformance import CHECKS, Check, Failed, NotApplicable, Result, Subject, run_checks
 from m3_backbone.conformance.subject import draw_image, select_checks
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.pruned import PrunedLlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
 from m3_backbone.views import Panel
@@ -56,7 +57,12 @@ OPENERS: dict[str, Callable[[], Backbone]] = {
     # At its finer scales the tower sees up to 10,080 patches: minutes on a CPU.
     "gemma4": lambda: open_random("gemma4", 70, 140),
     "smolvlm": lambda: open_random("smolvlm"),
+    "enlarged": lambda: ResizedLlavaBackbone("tiny_m3", enlarge=True, dtype="float32", **SHORT),
+    "diversity": lambda: PrunedLlavaBackbone("tiny_m3", pruning="diversity", dtype="float32", **SHORT),
+    "visionzip": lambda: PrunedLlavaBackbone("tiny_m3", pruning="visionzip", dtype="float32", **SHORT),
 }
+# Ladders of the same weights and code as tiny_m3.
+SLOW = ("resized", "enlarged", "diversity", "visionzip")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,9 @@ def subjects() -> dict[str, Subject]:
     return {name: Subject(opener, IMAGES) for name, opener in OPENERS.items()}
 
 
-@pytest.mark.parametrize("name", OPENERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPENERS]
+)
 @pytest.mark.parametrize("check", CHECKS)
 def test_backbones_of_the_package_conform(name, check, subjects, request):
     if (name, check.__name__) == ("queries", "unknown_scales_are_refused"):
