@@ -58,12 +58,15 @@ def run_steps(
             continue
         place = folder / "steps" / step.name
         words = write_command(step, folder, settings, evaluations)
-        is_fresh = all(states[name].was_done for name in step.needs)
-        finished = read_done(place / DONE, words) if is_fresh else None
+        finished = read_done(place / DONE, words)
         if finished is not None:
             states[step.name] = finished
             continue
         log.info("step %d of %d, %s: %s", number, len(steps), step.name, shlex.join(words))
+        # Before it runs, so that this holds if it is interrupted.
+        for later in steps[number:]:
+            if step.name in later.needs:
+                (folder / "steps" / later.name / DONE).unlink(missing_ok=True)
         states[step.name] = _run(words, place)
         if states[step.name].status == "failed":
             log.warning("step %s failed: %s", step.name, states[step.name].reason)

@@ -36,7 +36,7 @@ from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import write_report
-from experiments.reporting.sensitive import find_other_labels, read_other, select_group, write_subset
+from experiments.reporting.sensitive import find_other_labels, select_group, write_subset
 from experiments.reporting.tables import write_tables
 from experiments.reporting.views import Viewer, make_view
 from experiments.results.metrics_json import (
@@ -162,8 +162,10 @@ def evaluate_predictors(
     test, record = open_test(labels, predictors=digests, **opening)
     resampled = read_resampled(labels, test.outcomes)
 
-    read_other_outcomes = read_other(other_labels, lambda folder: open_test(folder, **opening)[0])
-    membership = find_membership(test.outcomes, resampled, deciding, read_other_outcomes)
+    def read_outcomes_of(backbone: str) -> OutcomeTable:
+        return open_test(other_labels[backbone], **opening)[0].outcomes
+
+    membership = find_membership(test.outcomes, resampled, deciding, read_outcomes_of)
     subset = ""
     if deciding.only is not None and membership is not None:
         rows, subset = select_group(membership, deciding), write_subset(membership, deciding)

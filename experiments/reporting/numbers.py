@@ -99,6 +99,11 @@ def format_milliseconds(value: float, low: float, high: float) -> str:
     return f"{format_tokens(value)} [{format_tokens(low)}, {format_tokens(high)}]"
 
 
+def format_minutes(seconds: int) -> str:
+    """Return a duration in minutes and seconds, or in seconds below one minute."""
+    return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+
+
 def find_floor(num_resamples: int, num_tests: int = 1) -> float:
     """Return the smallest possible p-value after Holm's correction for `num_tests`.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.config import Provenance
 from experiments.paper.running import StepState
 from experiments.paper.steps import Step
+from experiments.reporting.numbers import format_minutes
 from experiments.reporting.page import write_page
 from experiments.reporting.tables import Table, format_table
 from m3_backbone.outcomes.shards import write_bytes
@@ -123,4 +124,4 @@ def format_duration(seconds: float) -> str:
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+    return format_minutes(whole)

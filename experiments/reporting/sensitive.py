@@ -1,6 +1,5 @@
 """The sensitive split of an evaluation: labels that decide about it, and its table and sentences."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,7 @@ from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.numbers import format_difference, format_score, format_tokens
 from experiments.reporting.tables import Table
-from m3_backbone.outcomes.labels import Labels
 from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.table import OutcomeTable
 
 SENSITIVE, INSENSITIVE = (GROUPS.index(group) for group in ("sensitive", "insensitive"))
 _SHOWN = {"sensitive": SENSITIVE, "insensitive": INSENSITIVE}
@@ -44,13 +41,6 @@ def find_other_labels(labels: Path, deciding: Deciding) -> dict[str, Path]:
             )
         folders[name] = folder
     return folders
-
-
-def read_other(
-    folders: dict[str, Path], open_test: Callable[[Path], Labels]
-) -> Callable[[str], OutcomeTable]:
-    """Return the function that reads the test outcomes of a backbone by its name."""
-    return lambda name: open_test(folders[name]).outcomes
 
 
 def select_group(membership: Membership, deciding: Deciding) -> np.ndarray:

@@ -13,12 +13,13 @@ from math import isqrt, log
 from typing import Any, Protocol, Self
 
 import numpy as np
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
 from m3_backbone.images import to_rgb
 from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.views import Panel
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +30,6 @@ _LOSSLESS_SIDE = 96
 _ASPECT_FACTOR = 1.5
 
 Grid = tuple[int, int]
-
-
-class Panel(Protocol):
-    """A picture that a vision pass reads, and the grid (rows, columns) of its visual tokens, if any.
-
-    `box` is the part of the picture with tokens, (left, top, right, bottom) in pixels; None for all of it.
-    """
-
-    @property
-    def image(self) -> Image.Image: ...
-
-    @property
-    def grid(self) -> Grid | None: ...
-
-    @property
-    def box(self) -> tuple[float, float, float, float] | None: ...
 
 
 class Viewer(Protocol):
@@ -199,8 +184,6 @@ def find_configured_viewer(backbone: DictConfig) -> Viewer | None:
     if not isinstance(checkpoint, str) or is_hub_id(checkpoint):
         return None
     try:
-        if not hasattr(get_object(backbone._target_), "view_image"):
-            return None
         opened: Viewer = instantiate(backbone, _convert_="all")
     except Exception as error:  # whatever opening a checkpoint raises, the evaluation goes on
         logger.info("the gallery shows token grids from the labels alone: %s", error)

@@ -12,7 +12,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.guarantee import find_guarantee, find_unseen
 from experiments.reporting.guarantees import explain_infeasible
 from experiments.reporting.tables import format_table
-from experiments.training.trained import find_trained
+from experiments.training.trained import TrainedPredictor, find_trained
 from m3_backbone.backbone import Answer, Backbone
 from m3_backbone.outcomes.labels import Labels
 from m3_backbone.outcomes.table import OutcomeTable
@@ -26,9 +26,9 @@ from predictor.policy.pricing import OperatingPoint, PriceList
 log = logging.getLogger(__name__)
 
 
-def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
-    """Return the backbone with the trained predictor of a configuration (`training.trained`)."""
-    trained = find_trained(
+def find_configured(config: DictConfig) -> TrainedPredictor:
+    """Return the trained predictor of a configuration (`training.trained.find_trained`)."""
+    return find_trained(
         Path(config.paths.predictors),
         instantiate(config.predictor, _convert_="all"),
         Path(config.paths.labels),
@@ -36,6 +36,11 @@ def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
         folder=config.trained,
         trust=tuple(config.trust),
     )
+
+
+def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
+    """Return the backbone with the trained predictor of a configuration."""
+    trained = find_configured(config)
     return AdaptiveM3(backbone, trained.predictor, trained.prices, trained.hybrid)
 
 

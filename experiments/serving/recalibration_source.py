@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from experiments.serving.adaptive import find_configured
 from experiments.serving.configured import load_model
 from experiments.serving.drift import identify_model
 from experiments.serving.recalibration import Samples, read_label_samples, read_record
 from experiments.tasks.imported import BACKBONE as IMPORTED
-from experiments.training.trained import find_trained
 from m3_backbone.backbone import Backbone
 from m3_backbone.outcomes.labels import read_labels
 from predictor.adaptive import folder as folders
@@ -46,14 +45,7 @@ def open_source(config: DictConfig) -> Source:
     if config.folder is not None and Path(config.folder).resolve() == output.resolve():
         raise ValueError(f"output={output} is the folder that is read: give another one")
     if config.folder is None and config.backbone.name == IMPORTED:
-        trained = find_trained(
-            Path(config.paths.predictors),
-            instantiate(config.predictor, _convert_="all"),
-            Path(config.paths.labels),
-            seed=config.seed,
-            folder=config.trained,
-            trust=tuple(config.trust),
-        )
+        trained = find_configured(config)
 
         def save_alone(prices: PriceList, hybrid: Hybrid | None) -> None:
             trained.predictor.save(output)

@@ -46,7 +46,12 @@ def test_done_steps_are_not_run_again_and_failed_ones_stop_those_that_need_them(
         Step("after", "status", needs=("prompt",)),
     ]
     arguments = {"settings": [], "evaluations": tmp_path / "records"}
+    # Results that a step read before it ran again do not count.
+    stale = tmp_path / "steps" / "after" / "done.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text(json.dumps({"command": write_command(steps[1], tmp_path, **arguments), "seconds": 1.0}))
     states = run_steps(steps, tmp_path, **arguments)
+    assert not stale.exists()
     assert states["prompt"].status == "failed" and "it holds no labels and no runs" in states["prompt"].reason
     assert states["after"] == StepState("skipped", reason="it needs prompt, which is not done")
 
