@@ -42,6 +42,7 @@ def measure_configured(config: DictConfig) -> "tuple[Path, Latency]":
         num_images=config.latency.num_images,
         num_rounds=config.latency.num_rounds,
         batch_size=config.latency.batch_size,
+        output_tokens=config.latency.output_tokens,
         overwrite=config.latency.overwrite,
     )
 

@@ -66,8 +66,11 @@ class PrefilledQuestions(Protocol):
         """State of the decoder after each question."""
         ...
 
-    def answer(self, numbers: Sequence[int]) -> list[Answer]:
-        """Answers to the questions of these numbers, decoded from their prefill."""
+    def answer(self, numbers: Sequence[int], num_tokens: int | None = None) -> list[Answer]:
+        """Answers to the questions of these numbers, decoded from their prefill.
+
+        With `num_tokens`, each answer has that many tokens, whatever they are: for timings of long answers.
+        """
         ...
 
 

@@ -24,13 +24,13 @@ class Prefilled:
         states = [batch.states for batch in self.batches]
         return [states[batch][row] for _, (batch, row) in sorted(self.place_of.items())]
 
-    def answer(self, numbers: Sequence[int]) -> list[Answer]:
+    def answer(self, numbers: Sequence[int], num_tokens: int | None = None) -> list[Answer]:
         answers: dict[int, Answer] = {}
         for batch, started in enumerate(self.batches):
             rows = {
                 number: row for number in numbers for place, row in [self.place_of[number]] if place == batch
             }
-            decoded = self.decoder.finish(started, list(rows.values()))
+            decoded = self.decoder.finish(started, list(rows.values()), num_tokens)
             answers |= {
                 number: Answer(self.decode_text(result.token_ids), **vars(result))
                 for number, result in zip(rows, decoded, strict=True)

@@ -114,9 +114,10 @@ class Timings:
     num_scales]`. `answer` `[num_images, num_scales]` is that of prefill and decoding, `overhead`
     `[num_images]`, by name, of each predictor. `vision_readers` are the names of the predictors that need the
     vision pass of the coarsest scale, `state_readers` those that need its prefill, which takes `prefill`
-    `[num_images]`. With a `batch_size` above 1, an array row stands for a batch of that
-    many images and holds the time per image. Each row was timed in `num_rounds` rounds. `machine` describes
-    the machine, its number of threads and the type of the weights.
+    `[num_images]`. If long answers were timed, `first_token` and `per_token` `[num_images, num_scales]` are
+    the times of the prefill and of each further token. With a `batch_size` above 1, an array row stands for a
+    batch of that many images and holds the time per image. Each row was timed in `num_rounds` rounds.
+    `machine` describes the machine, its number of threads and the type of the weights.
     """
 
     vision: Floats
@@ -128,6 +129,21 @@ class Timings:
     vision_readers: Collection[str] = ()
     state_readers: Collection[str] = ()
     prefill: Floats | None = None
+    first_token: Floats | None = None
+    per_token: Floats | None = None
+
+    def with_length(self, num_output: int) -> "Timings":
+        """Return the timings of answers of `num_output` tokens, from those of long answers.
+
+        They are linear in the length: the prefill, and `num_output - 1` further tokens. Raises ValueError if
+        long answers were not timed.
+        """
+        if self.first_token is None or self.per_token is None:
+            raise ValueError(
+                "the timings have no long answers: run `tokenscale latency latency.output_tokens=30` with "
+                "the same settings"
+            )
+        return replace(self, answer=self.first_token + (num_output - 1) * self.per_token)
 
     def family_fits(self, family: Family) -> bool:
         """Return whether a vision pass was timed for each scale exactly if each scale needs its own.

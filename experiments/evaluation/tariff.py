@@ -1,4 +1,4 @@
-"""Costs by a tariff, in currency or joules, and what is left of a saving when answers are long.
+"""Costs by a tariff, in currency, joules or milliseconds, and what is left of a saving when answers are long.
 
 A tariff is linear in what an answer uses. The cost of an answer of n tokens at scale s is
 
@@ -7,6 +7,9 @@ A tariff is linear in what an answer uses. The cost of an answer of n tokens at 
 with GFLOPs of vision pass, prefill and predictor. Visual tokens are saved once and output tokens are paid at
 every scale, so the share that a coarser scale saves falls with n. An answer that a cascade tries and rejects
 has n tokens too.
+
+Milliseconds are measured instead (`tokenscale latency latency.output_tokens=N`): vision pass, prefill at s
+and n - 1 times the time of a further token at s. For n = 1 this is the time to the first token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,7 @@ import numpy as np
 from annotated_types import Len
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.costs import PREFILL, CostMeasure, Part
+from experiments.evaluation.costs import PREFILL, CostMeasure, Part, Timings, count_milliseconds
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.policies import ScoredSamples
 from experiments.evaluation.statistics import Estimate, number_images
@@ -26,6 +29,17 @@ from m3_backbone.arguments import NonNegativeFloat, PositiveInt
 from m3_backbone.outcomes.table import OutcomeTable
 
 DECODE = "decode"
+
+
+def check_lengths(output_tokens: Sequence[int]) -> None:
+    """Raise ValueError if lengths of answers are not increasing."""
+    if list(output_tokens) != sorted(set(output_tokens)):
+        raise ValueError(f"tariff.output_tokens={list(output_tokens)}: give increasing numbers")
+
+
+def find_measure(measures: Sequence[CostMeasure], key: str) -> CostMeasure | None:
+    """Return the cost measure with this key, None if it is not among `measures`."""
+    return next((measure for measure in measures if measure.key == key), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +64,15 @@ class Tariff:
             raise ValueError(
                 f"tariff {self.name}: every scale costs the same: give a price for input_token or for gflop"
             )
-        if list(self.output_tokens) != sorted(set(self.output_tokens)):
-            raise ValueError(f"tariff.output_tokens={list(self.output_tokens)}: give increasing numbers")
+        check_lengths(self.output_tokens)
 
-    def list_measures(self, flops: CostMeasure | None) -> list[CostMeasure]:
+    def list_measures(self, measures: Sequence[CostMeasure]) -> list[CostMeasure]:
         """Return the cost measure for each length of the answers.
 
-        `flops` are the costs in GFLOPs. Raises ValueError if they are not known and have a price.
+        `measures` are the other costs of an evaluation. Raises ValueError if GFLOPs are not among them and
+        have a price.
         """
+        flops = find_measure(measures, "flops")
         if self.gflop and flops is None:
             raise ValueError(
                 f"tariff {self.name} has a price for a GFLOP, and the labels have no FLOPs: run `tokenscale "
@@ -92,6 +107,43 @@ class Tariff:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredTariff:
+    """Milliseconds of answers of several lengths, from the timings of long answers.
+
+    `output_tokens` are the lengths that are compared; fronts are drawn for the first.
+    """
+
+    name: str = "milliseconds"
+    unit: str = "ms"
+    output_tokens: Annotated[Sequence[PositiveInt], Len(1)] = (1, 30, 300, 3000)
+
+    def __post_init__(self) -> None:
+        check_lengths(self.output_tokens)
+
+    def list_measures(self, measures: Sequence[CostMeasure]) -> list[CostMeasure]:
+        """Return the cost measure for each length of the answers.
+
+        Raises ValueError if `measures` have no milliseconds, or no timings of long answers.
+        """
+        milliseconds = find_measure(measures, "milliseconds")
+        if milliseconds is None or milliseconds.timings is None:
+            raise ValueError(
+                f"tariff {self.name}: there are no timings of these predictors on this machine: run "
+                "`tokenscale latency latency.output_tokens=30` with the same settings"
+            )
+        return [self._measure(number, milliseconds.timings) for number in self.output_tokens]
+
+    def _measure(self, num_output: int, timings: Timings) -> CostMeasure:
+        length = "the first token" if num_output == 1 else f"token {num_output:,}"
+        return replace(
+            count_milliseconds(timings.with_length(num_output)),
+            key="tariff",
+            label=f"milliseconds to {length} at batch size {timings.batch_size}, vision pass and predictor "
+            "included",
+        )
+
+
 def _price_tokens(request: float, input_token: float, table: OutcomeTable) -> Floats:
     question = np.array([len(ids) for ids in table.question_ids], dtype=np.float64)
     return request + input_token * (table.cost + question[:, None])
@@ -114,19 +166,23 @@ class Savings:
     those of its default price, and one minus their ratio.
     """
 
-    tariff: Tariff
+    tariff: Tariff | MeasuredTariff
     finest: Estimate
     cost: Mapping[str, Estimate]
     saved: Mapping[str, Estimate]
 
 
 def measure_savings(
-    comparison: Comparison, test: OutcomeTable, tariff: Tariff, measures: Sequence[CostMeasure]
+    comparison: Comparison,
+    test: OutcomeTable,
+    tariff: Tariff | MeasuredTariff,
+    measures: Sequence[CostMeasure],
 ) -> Savings:
     """Return the costs of the policies of a comparison at their default prices.
 
     `measures` are those of the tariff (`Tariff.list_measures`), `test` the samples of the comparison.
-    Intervals use as many resamples, and the same seed, as the comparison.
+    Intervals use as many resamples, and the same seed, as the comparison; they cover test images, not the
+    noise of timings.
     """
     image, samples = number_images(test.image_id), np.arange(len(test))
     costs: dict[str, list[Floats]] = {"": [measure.of(test)[:, -1] for measure in measures]}

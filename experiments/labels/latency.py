@@ -13,6 +13,9 @@ The time of a predictor is that of `AdaptiveVLM.choose`, after the vision pass o
 and, if it reads the state of the decoder, after the prefill of the coarsest scale, which is timed by itself:
 features of the encoded image, tokens of the question, its sentence vector and the estimates. The prompt,
 which is the same at every scale, is tokenised before the timing.
+
+With `output_tokens`, long answers are timed too: at every scale, the prefill until the first token, and the
+further tokens of an answer of that length, which the tokens that usually end an answer do not end.
 """
 
 import hashlib
@@ -76,8 +79,10 @@ class Latency:
     `[num_batches, num_rounds, num_scales]`. `answer` `[num_batches, num_rounds, num_scales]` is that of
     prefill and decoding, and `overhead` maps the name of each predictor to its time `[num_batches,
     num_rounds]`. `prefill` `[num_batches, num_rounds]` is the time of the prefill of the coarsest scale, if a
-    predictor reads the state of the decoder after it. The time of a batch is divided by its `batch_size`
-    images. `job` describes what was timed (`describe_job`).
+    predictor reads the state of the decoder after it. If long answers were timed, `first_token` and
+    `per_token` `[num_batches, num_rounds, num_scales]` are the times of the prefill and of each further
+    token. The time of a batch is divided by its `batch_size` images. `job` describes what was timed
+    (`describe_job`).
     """
 
     job: Mapping[str, Any]
@@ -86,6 +91,8 @@ class Latency:
     answer: Floats
     overhead: Mapping[str, Floats]
     prefill: Floats | None = None
+    first_token: Floats | None = None
+    per_token: Floats | None = None
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -95,6 +102,12 @@ class Latency:
     def predictors(self) -> Mapping[str, str]:
         """Name -> digest of the predictors that were timed."""
         return self.job["predictors"]
+
+    @property
+    def optional(self) -> dict[str, Floats]:
+        """The times by name that not every measurement takes, if this one did."""
+        times = {"prefill": self.prefill, "first_token": self.first_token, "per_token": self.per_token}
+        return {name: samples for name, samples in times.items() if samples is not None}
 
     def write(self, path: Path) -> None:
         """Write a JSON file atomically."""
@@ -106,7 +119,7 @@ class Latency:
                 "vision": _to_list(self.vision),
                 "answer": _to_list(self.answer),
                 "overhead": {name: _to_list(samples) for name, samples in self.overhead.items()},
-                **({} if self.prefill is None else {"prefill": _to_list(self.prefill)}),
+                **{name: _to_list(times) for name, times in self.optional.items()},
             },
         }
         write_text(path, json.dumps(seal(content)) + "\n")
@@ -125,7 +138,11 @@ class Latency:
                 np.array(samples["vision"], dtype=np.float64),
                 np.array(samples["answer"], dtype=np.float64),
                 {name: np.array(times, dtype=np.float64) for name, times in samples["overhead"].items()},
-                np.array(samples["prefill"], dtype=np.float64) if "prefill" in samples else None,
+                **{
+                    name: np.array(samples[name], dtype=np.float64)
+                    for name in ("prefill", "first_token", "per_token")
+                    if name in samples
+                },
             )
             shape = latency.vision.shape[:2]
             if latency.vision.ndim == 3 and latency.vision.shape != latency.answer.shape:
@@ -137,10 +154,15 @@ class Latency:
                 raise ValueError("shapes or names do not match")
             if not len(latency.vision) or any(times.shape != shape for times in latency.overhead.values()):
                 raise ValueError("samples are missing")
-            prefill = [] if latency.prefill is None else [latency.prefill]
-            if any(times.shape != shape for times in prefill):
-                raise ValueError("shapes do not match")
-            for times in (latency.vision, latency.answer, *latency.overhead.values(), *prefill):
+            for name, times in latency.optional.items():
+                if times.shape != (shape if name == "prefill" else latency.answer.shape):
+                    raise ValueError("shapes do not match")
+            for times in (
+                latency.vision,
+                latency.answer,
+                *latency.overhead.values(),
+                *latency.optional.values(),
+            ):
                 if not (np.isfinite(times) & (times >= 0)).all():
                     raise ValueError("a time is negative or not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -164,13 +186,16 @@ def measure_latency(
     num_images: int = 96,
     num_rounds: int = 2,
     batch_size: int = 1,
+    output_tokens: int | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, Latency]:
     """Time backbone and predictors and write the times to a file in `folder`; returns (path, times).
 
     The name of the file is a digest of backbone, predictors, data, machine and these numbers. An existing
     undamaged file is returned as it is, unless `overwrite`. One process at a time measures into a folder.
-    Raises ValueError for numbers below 1, and if fewer than `batch_size` pictures have a question that fits.
+    With `output_tokens`, answers of that many tokens are timed too. Raises ValueError for numbers below 1 (2
+    for `output_tokens`), if fewer than `batch_size` pictures have a question that fits, and for long answers
+    of a backbone that does not divide an answer into prefill and decoding.
     """
     for name, number in {
         "num_images": num_images,
@@ -184,10 +209,18 @@ def measure_latency(
             f"latency.num_images={num_images} pictures do not fill a batch of {batch_size}: give at least "
             f"{batch_size}"
         )
+    if output_tokens is not None and output_tokens < 2:
+        raise ValueError(f"latency.output_tokens={output_tokens}: give 2 or more, or null")
+    if output_tokens is not None and not backbone.has_states:
+        raise ValueError(
+            f"latency.output_tokens={output_tokens}: {backbone.name} does not divide an answer into prefill "
+            "and decoding: leave it out"
+        )
     job = describe_job(task, backbone, predictors) | {
         "num_images": num_images,
         "num_rounds": num_rounds,
         "batch_size": batch_size,
+        **({} if output_tokens is None else {"output_tokens": output_tokens}),
     }
     path = folder / f"{digest_job(job)}.json"
     # No lock: the folder may be read-only.
@@ -289,32 +322,33 @@ def time_answers(
         for start in range(0, len(questions) - batch_size + 1, batch_size)
     ]
     choosers = {trained.name: _make_chooser(backbone, trained.predictor) for trained in predictors}
+    output_tokens = job.get("output_tokens")
+    time_batch = partial(_time_batch, backbone, choosers, task=job["task"], output_tokens=output_tokens)
     for batch in batches[:NUM_WARMUPS] * (1 if len(batches) >= NUM_WARMUPS else NUM_WARMUPS):
-        _time_batch(backbone, choosers, batch, job["task"], 0)
+        time_batch(batch, rotation=0)
     rounds: list[list[dict[Any, float]]] = []
     name = f"timing {backbone.name} on {job['task']}"
     with show_progress(name, total=num_rounds * len(batches), unit="batches") as progress:
         for round_number in range(num_rounds):
             rounds.append([])
             for number, batch in enumerate(batches):
-                rounds[-1].append(_time_batch(backbone, choosers, batch, job["task"], number + round_number))
+                rounds[-1].append(time_batch(batch, rotation=number + round_number))
                 progress.update()
 
     def collect(key: Any) -> Floats:
         return np.array([[times[key] for times in batches] for batches in rounds]).T
 
-    vision = (
-        collect("vision")
-        if backbone.family == "pooled"
-        else np.stack([collect(("vision", scale)) for scale in backbone.scales], axis=-1)
-    )
+    def collect_at_scales(part: str) -> Floats:
+        return np.stack([collect((part, scale)) for scale in backbone.scales], axis=-1)
+
     return Latency(
         job=job,
         dtype=str(backbone.token_embeddings().dtype).removeprefix("torch."),
-        vision=vision,
+        vision=collect("vision") if backbone.family == "pooled" else collect_at_scales("vision"),
         answer=np.stack([collect(scale) for scale in backbone.scales], axis=-1),
         overhead={name: collect(("overhead", name)) for name in choosers},
         prefill=collect("prefill") if any("prefill" in times for times in rounds[0]) else None,
+        **({name: collect_at_scales(name) for name in ("first_token", "per_token")} if output_tokens else {}),
     )
 
 
@@ -331,12 +365,15 @@ def _time_batch(
     backbone: Backbone,
     choosers: Mapping[str, "AdaptiveM3"],
     batch: Sequence[Question],
+    *,
     task: str,
     rotation: int,
+    output_tokens: int | None,
 ) -> dict[Any, float]:
     """Return the milliseconds per picture of one batch, by part: vision pass, each scale, each predictor.
 
-    The order of scales and predictors is rotated by `rotation` places.
+    With `output_tokens`, they include the prefill and each further token of an answer of that length, at each
+    scale. The order of scales and predictors is rotated by `rotation` places.
     """
     images, questions = [image for image, _ in batch], [question for _, question in batch]
     for question in questions:
@@ -363,6 +400,12 @@ def _time_batch(
                 prefilled, times["prefill"] = time_call(prefill)
             work = partial(choosers[key[1]].choose, encoded, questions, task=task, prefilled=prefilled)
         times[key] = time_call(work)[1]
+        if output_tokens is not None and not isinstance(key, tuple):
+            prefilled, times["first_token", key] = time_call(
+                partial(backbone.prefill, encoded, questions, key)
+            )
+            _, seconds = time_call(partial(prefilled.answer, range(len(batch)), output_tokens))
+            times["per_token", key] = seconds / (output_tokens - 1)
     return {key: 1000 * seconds / len(batch) for key, seconds in times.items()}
 
 

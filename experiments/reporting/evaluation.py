@@ -23,7 +23,7 @@ from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.sensitive_groups import BY_SAMPLED, Deciding, find_membership
 from experiments.evaluation.sensitivity import divide_by_sensitivity
-from experiments.evaluation.tariff import Tariff, measure_savings
+from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import check_resampled, read_resampled
@@ -85,7 +85,7 @@ def evaluate_predictors(
     most_questions: int | None = None,
     num_resplits: int = 1000,
     deciding: Deciding = BY_SAMPLED,
-    tariff: Tariff | None = None,
+    tariff: Tariff | MeasuredTariff | None = None,
     gallery: int = 6,
     seed: int = 0,
     viewer: Viewer | None = None,
@@ -141,7 +141,13 @@ def evaluate_predictors(
         {entry.name: entry.predictor for entry in trained},
         calibration.inputs,
         starts_from={name: start for name, start in starts_from.items() if start is not None},
-        timings=find_timings(latency, calibration.outcomes.fingerprints, digests, batch_size)
+        timings=find_timings(
+            latency,
+            calibration.outcomes.fingerprints,
+            digests,
+            batch_size,
+            long_answers=isinstance(tariff, MeasuredTariff),
+        )
         if latency and options is None
         else None,
     )
@@ -156,7 +162,7 @@ def evaluate_predictors(
     if tariff is not None:
         if options is not None:
             raise ValueError("tariff: imported outcomes have costs of their own: leave it out")
-        by_length = tariff.list_measures(next((m for m in measures if m.key == "flops"), None))
+        by_length = tariff.list_measures(measures)
         measures.append(by_length[0])
 
     test, record = open_test(labels, predictors=digests, **opening)

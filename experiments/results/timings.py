@@ -13,13 +13,19 @@ log = logging.getLogger(__name__)
 
 
 def find_timings(
-    folder: Path, fingerprints: Mapping[str, str], predictors: Mapping[str, str], batch_size: int = 1
+    folder: Path,
+    fingerprints: Mapping[str, str],
+    predictors: Mapping[str, str],
+    batch_size: int = 1,
+    *,
+    long_answers: bool = False,
 ) -> Timings | None:
     """Return the timings of this machine, backbone and predictors in `folder`; None if there are none.
 
     `fingerprints` are those of the labels; `predictors` maps names to digests. A file may hold timings of
     further predictors. Only timings with this batch size and this process's number of threads count; among
-    several files the one with the most measurements is used. Logs a warning if there are none.
+    several files the one with the most measurements is used, among those with timings of long answers if
+    `long_answers` and there are any. Logs a warning if there are none.
     """
     machine = describe_machine()
 
@@ -44,6 +50,8 @@ def find_timings(
             folder,
         )
         return None
+    if long_answers:
+        timed = [latency for latency in timed if latency.per_token is not None] or timed
     return to_timings(max(timed, key=lambda latency: latency.vision.size))
 
 
@@ -56,5 +64,5 @@ def to_timings(latency: Latency) -> Timings:
         latency.job["batch_size"],
         latency.vision.shape[1],
         f"{latency.job['machine']}, {latency.job['num_threads']} threads, {latency.dtype}",
-        prefill=None if latency.prefill is None else latency.prefill.mean(axis=1),
+        **{name: samples.mean(axis=1) for name, samples in latency.optional.items()},
     )

@@ -159,6 +159,8 @@ class Latency(Settings):
     """number of times that each image is timed"""
     batch_size: PositiveInt
     """questions that are answered together"""
+    output_tokens: Annotated[int, Ge(2)] | None
+    """length of long answers that are timed too, in tokens; null: none"""
     overwrite: bool
     """whether to measure existing timings again"""
 

@@ -197,9 +197,17 @@ class Decoder:
         return StartedAnswers(layout, images, rows, nlls, len(prompts), last_states)
 
     @torch.no_grad()
-    def finish(self, started: StartedAnswers, numbers: Sequence[int] | None = None) -> list[Decoded]:
-        """Return the answers to the questions of these numbers; by default, to all."""
+    def finish(
+        self, started: StartedAnswers, numbers: Sequence[int] | None = None, num_tokens: int | None = None
+    ) -> list[Decoded]:
+        """Return the answers to the questions of these numbers; by default, to all.
+
+        With `num_tokens`, no token ends an answer before it has that many.
+        """
         numbers = range(len(started.rows)) if numbers is None else numbers
+        if num_tokens is not None:
+            for number in numbers:
+                started.rows[number].stop = Stop(frozenset(), num_tokens)
         open_rows = [started.rows[i] for i in numbers if not started.rows[i].is_finished]
         work = Work()
         # A question may have many sampled answers; at most as many rows as prompts are decoded at a time.

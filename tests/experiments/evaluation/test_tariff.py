@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.costs import count_flops
+from experiments.evaluation.costs import Timings, count_flops, count_milliseconds
 from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
-from experiments.evaluation.tariff import Tariff, measure_savings
+from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
 from predictor.cascades.cascade import Cascade
 from tests.predictor.synthetic import make_labels
 
@@ -29,7 +29,7 @@ def compared():
 def test_cost_of_tokens(compared):
     comparison, test = compared
     tariff = Tariff(name="a", unit="cents", request=3, input_token=2, output_token=5, output_tokens=(1, 30))
-    measures = tariff.list_measures(None)
+    measures = tariff.list_measures([])
     questions = np.array([len(ids) for ids in test.question_ids])[:, None]
     expected = 3 + 2 * (test.visual_tokens + questions)
     np.testing.assert_allclose(measures[0].of(test), expected + 5)
@@ -53,7 +53,7 @@ def test_a_cascade_pays_for_every_answer(compared):
     stop = np.where(np.arange(len(test)) % 2, len(test.scales) - 1, 0)
     default = replace(cascade.default, path=cascade.default.paths.find(np.zeros_like(stop), stop))
     comparison = replace(comparison, policies=[first, replace(cascade, default=default)])
-    savings = measure_savings(comparison, test, tariff, tariff.list_measures(None))
+    savings = measure_savings(comparison, test, tariff, tariff.list_measures([]))
     num_answers = default.paths.tried[default.path].sum(axis=1)
     assert num_answers.max() == len(test.scales)
     added = np.diff(savings.cost["cascade"].value)[0]
@@ -63,16 +63,46 @@ def test_a_cascade_pays_for_every_answer(compared):
 def test_operations_have_the_parts_and_the_overhead_of_flops(compared):
     _, test = compared
     flops = count_flops({"first": 0.5}, vision_readers=["first"])
-    (measure,) = Tariff(name="a", unit="J", gflop=4, output_tokens=(1,)).list_measures(flops)
+    (measure,) = Tariff(name="a", unit="J", gflop=4, output_tokens=(1,)).list_measures([flops])
     np.testing.assert_allclose(measure.of(test), 4 * flops.of(test))
     np.testing.assert_allclose(measure.shared_of(test), 4 * flops.shared_of(test))
     assert measure.overhead_of("first") == 2.0
 
 
+def test_milliseconds_of_long_answers_are_linear_in_the_length(compared):
+    """Two images: means over them of the vision pass, the prefill and each further token."""
+    _, test = compared
+    num_scales = len(test.scales)
+    first, further = np.arange(1.0, 1 + num_scales), np.linspace(0.1, 0.2, num_scales)
+    timings = Timings(
+        vision=np.array([3.0, 5.0]),
+        answer=np.full((2, num_scales), np.nan),  # of the answers as they are
+        overhead={"first": np.array([0.5, 1.5])},
+        first_token=np.stack([first - 0.5, first + 0.5]),
+        per_token=np.stack([further, further]),
+    )
+    measures = MeasuredTariff(output_tokens=(1, 30)).list_measures([count_milliseconds(timings)])
+    for measure, number in zip(measures, (1, 30), strict=True):
+        np.testing.assert_allclose(measure.of(test)[0], 4 + first + (number - 1) * further)
+        assert measure.key == "tariff" and measure.overhead_of("first") == 1
+        np.testing.assert_allclose(measure.shared_of(test), 4)
+    assert measures[0].label.startswith("milliseconds to the first token at batch size 1")
+    assert measures[1].label.startswith("milliseconds to token 30 at")
+
+
 def test_what_is_refused():
+    again = "run `tokenscale latency latency.output_tokens=30` with the same settings"
+    with pytest.raises(
+        ValueError, match=f"there are no timings of these predictors on this machine: {again}"
+    ):
+        MeasuredTariff().list_measures([])
+    with pytest.raises(ValueError, match=f"the timings have no long answers: {again}"):
+        MeasuredTariff().list_measures([count_milliseconds(Timings(np.ones(2), np.ones((2, 3)), {}))])
+    with pytest.raises(ValueError, match=r"output_tokens=\[2, 1\]: give increasing numbers"):
+        MeasuredTariff(output_tokens=(2, 1))
     with pytest.raises(ValueError, match="tariff a: every scale costs the same"):
         Tariff(name="a", unit="J", output_token=1)
     with pytest.raises(ValueError, match=r"output_tokens=\[30, 1\]: give increasing numbers"):
         Tariff(name="a", unit="J", input_token=1, output_tokens=(30, 1))
     with pytest.raises(ValueError, match="the labels have no FLOPs: run `tokenscale label` again"):
-        Tariff(name="a", unit="J", gflop=1).list_measures(None)
+        Tariff(name="a", unit="J", gflop=1).list_measures([])

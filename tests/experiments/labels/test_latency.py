@@ -102,9 +102,10 @@ def measure(backbone, predictors, tmp_path):
     )
 
 
-def find(folder, backbone, predictors, **changed):
+def find(folder, backbone, predictors, *, long_answers=False, **changed):
     prints = {**backbone.fingerprints, "data": Pictures().fingerprint, **changed}
-    return find_timings(folder, prints, {each.name: each.digest for each in predictors})
+    digests = {each.name: each.digest for each in predictors}
+    return find_timings(folder, prints, digests, long_answers=long_answers)
 
 
 def test_pictures_that_cannot_be_asked_about_are_passed_over(backbone):
@@ -138,6 +139,30 @@ def test_the_prefill_for_a_predictor_is_timed_by_itself(backbone, tmp_path):
     np.testing.assert_allclose(again.prefill, latency.prefill, atol=1e-4)
     timings = find(tmp_path / "latency", backbone, [gate])
     np.testing.assert_allclose(timings.prefill, again.prefill.mean(axis=1))
+
+
+def test_long_answers_are_timed_at_every_scale(measure, backbone, predictors, tmp_path):
+    path, latency = measure(output_tokens=4)
+    shape = (4, 3, len(backbone.scales))
+    assert latency.first_token.shape == latency.per_token.shape == shape
+    assert min(latency.first_token.min(), latency.per_token.min()) > 0
+    again = Latency.read(path)
+    assert again.first_token is not None and again.per_token is not None
+    np.testing.assert_allclose(again.per_token, latency.per_token, atol=1e-4)
+    # More images without long answers: an evaluation takes these unless it needs long answers.
+    measure(num_images=5)
+    assert find(tmp_path / "latency", backbone, predictors).per_token is None
+    timings = find(tmp_path / "latency", backbone, predictors, long_answers=True)
+    np.testing.assert_allclose(timings.first_token, again.first_token.mean(axis=1))
+    np.testing.assert_allclose(timings.with_length(11).answer, timings.first_token + 10 * timings.per_token)
+
+
+def test_long_answers_that_are_refused(measure, backbone, monkeypatch):
+    with pytest.raises(ValueError, match=r"latency\.output_tokens=1: give 2 or more, or null"):
+        measure(output_tokens=1)
+    monkeypatch.setattr(type(backbone), "has_states", False)
+    with pytest.raises(ValueError, match="does not divide an answer into prefill and decoding: leave it out"):
+        measure(output_tokens=4)
 
 
 def test_all_samples_are_kept_and_read_back(measure, backbone):
