@@ -60,6 +60,7 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
         feature_scales=config.feature_scales,
         decoder_state=config.decoder_state,
         thumbnail_size=config.thumbnail_size,
+        self_asking=config.self_asking_prompt if config.self_asking else None,
         shard_size=config.shard_size,
         images_per_batch=config.images_per_batch,
         num_workers=config.num_workers,

@@ -39,7 +39,9 @@ class Answer:
     the smallest mean negative log-likelihood per token (nats, end token included) over the distinct
     references as written, and `reference_tokens` is the number of tokens of that reference; both are None
     without references. Other spellings that a metric accepts, such as "Yes." for "yes", are not considered.
-    `state` is the state of the decoder before the answer, if it was asked for.
+    `state` is the state of the decoder before the answer, if it was asked for. `entropy`, in nats, is the
+    mean over the tokens of the entropy of the distribution from which each was chosen (mean token entropy,
+    Fomicheva et al., TACL 2020); None for backbones that do not give it.
     """
 
     text: str
@@ -49,10 +51,11 @@ class Answer:
     nll: float | None
     reference_tokens: int | None
     state: DecoderState | None = field(default=None, repr=False, compare=False)
+    entropy: float | None = None
 
     def check_finite(self) -> None:
-        """Raise ValueError if `confidence`, `nll` or `state` is not finite."""
-        if not (math.isfinite(self.confidence) and (self.nll is None or math.isfinite(self.nll))):
+        """Raise ValueError if `confidence`, `nll`, `entropy` or `state` is not finite."""
+        if not all(math.isfinite(number or 0.0) for number in (self.confidence, self.nll, self.entropy)):
             raise ValueError(NOT_FINITE)
         if self.state is not None and not self.state.is_finite():
             raise ValueError(NOT_FINITE)

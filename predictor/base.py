@@ -90,7 +90,7 @@ class ScalePredictor(folders.Buildable, ABC):
         if shared:
             raise ValueError(f"image {min(shared)!r} is in train and in validation: split by image")
         self.calibrator = None
-        self._resolve_positions(tuple(train.inputs.visual))
+        self._resolve_positions(tuple(train.inputs.visual), train.inputs.asking_prompt)
         self._fit(train, validation, context or FitContext())
         self.scales, self.fingerprints = scales, dict(train.outcomes.fingerprints)
         return self
@@ -252,10 +252,10 @@ class ScalePredictor(folders.Buildable, ABC):
         """Names and values of the arguments of `__init__`."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def _resolve_positions(self, stored: Sequence[int]) -> None:
-        """Replace positions in the arguments and in `features` by scales (`features.resolve_positions`)."""
+    def _resolve_positions(self, stored: Sequence[int], asking_prompt: str | None) -> None:
+        """Resolve the features in the arguments and in `features` (`features.resolve_positions`)."""
         for name, value in {**self.get_arguments(), "features": self.features}.items():
-            resolved = resolve_positions(value, stored)
+            resolved = resolve_positions(value, stored, asking_prompt)
             if resolved is not value:
                 setattr(self, name, resolved)
 

@@ -46,6 +46,9 @@ class Features(Buildable):
         decoder_state: whether the decoder's hidden state after image and question at the coarsest scale is
             read, with the probability of the answer's first token. It costs the vision pass and the prefill
             of that scale.
+        self_asking: whether the log-odds with which the model says that it can answer from the coarsest scale
+            are read. `fit` replaces True by the prompt of the labels, so that a fitted predictor asks in the
+            same words. It costs the vision pass of that scale and a prefill of its own.
         thumbnail: pixels a side of the square thumbnail that is read, for networks with an image encoder of
             their own; None for none.
 
@@ -58,6 +61,7 @@ class Features(Buildable):
     sentences: str | Sequence[str] = ""
     position: NonNegativeInt | Sequence[NonNegativeInt] | None = None
     decoder_state: bool | None = None
+    self_asking: bool | str | None = None
     thumbnail: PositiveInt | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +74,7 @@ class Features(Buildable):
             object.__setattr__(self, "position", None)
         # None, not False, which would change the identity of predictors that were trained earlier.
         object.__setattr__(self, "decoder_state", self.decoder_state or None)
+        object.__setattr__(self, "self_asking", self.self_asking or None)
         object.__setattr__(self, "statistics", _to_tuple(self.statistics))
         # A single encoder stays a string, as in the records of predictors that were trained earlier.
         encoders = tuple(dict.fromkeys(_to_tuple(self.sentences)))
@@ -83,7 +88,7 @@ class Features(Buildable):
         """Return the features that any of `features` reads: the union of the values of each field.
 
         Positions are dropped if some of the features read scales and others positions. Raises ValueError for
-        thumbnails of different sizes.
+        thumbnails of different sizes, and for self-asking with different prompts.
         """
         sides = {part.thumbnail for part in features} - {None}
         if len(sides) > 1:
@@ -91,9 +96,18 @@ class Features(Buildable):
                 f"parts of a predictor read thumbnails of {sorted(filter(None, sides))} pixels a side, and "
                 "labels hold one size: give all of them the same"
             )
-        merged: dict[str, Any] = {"thumbnail": next(iter(sides), None)}
+        prompts = {part.self_asking for part in features} - {None}
+        if len(prompts) > 1:
+            raise ValueError(
+                "parts of a predictor read self-asking with different prompts, and labels hold one: give "
+                "all of them self_asking=true"
+            )
+        merged: dict[str, Any] = {
+            "thumbnail": next(iter(sides), None),
+            "self_asking": next(iter(prompts), None),
+        }
         for field in fields(cls):
-            if field.name == "thumbnail":
+            if field.name in merged:
                 continue
             values = [value for part in features if (value := getattr(part, field.name)) is not None]
             if values and all(isinstance(value, bool) for value in values):
@@ -106,11 +120,14 @@ class Features(Buildable):
         merged |= {name: merged[name] or None for name in ("visual", "position")}
         return cls(**merged)
 
-    def resolve(self, stored: Iterable[int]) -> Self:
+    def resolve(self, stored: Iterable[int], asking_prompt: str | None = None) -> Self:
         """Return these features with scales in place of positions among the `stored` scales.
 
-        Raises ValueError if a position is read and no scale is stored.
+        `self_asking` becomes `asking_prompt`, if it is True and there is one. Raises ValueError if a position
+        is read and no scale is stored.
         """
+        if self.self_asking is True and asking_prompt is not None:
+            return replace(self, self_asking=asking_prompt).resolve(stored)
         if self.visual is not None:
             return self
         assert isinstance(self.position, tuple)
@@ -136,8 +153,13 @@ class Features(Buildable):
 
     @property
     def reads_vision(self) -> bool:
-        """Whether a vision pass is needed: for visual tokens, statistics `tower` and the decoder's state."""
-        return bool(self.scales) or "tower" in self.groups or bool(self.decoder_state)
+        """Whether a vision pass is needed: for visual tokens, statistics `tower`, or the decoder."""
+        return bool(self.scales) or "tower" in self.groups or self.reads_decoder
+
+    @property
+    def reads_decoder(self) -> bool:
+        """Whether the decoder's state or self-asking is read (`read_states`)."""
+        return bool(self.decoder_state or self.self_asking)
 
     @property
     def reads_pixels(self) -> bool:
@@ -155,7 +177,7 @@ class Features(Buildable):
 
     def vision_scales(self, ladder: Sequence[int]) -> tuple[int, ...]:
         """Scales whose vision pass is needed on a backbone that has one for each scale of `ladder`."""
-        reads_coarsest = "tower" in self.groups or self.decoder_state
+        reads_coarsest = "tower" in self.groups or self.reads_decoder
         return tuple(sorted({*self.scales, *(ladder[:1] if reads_coarsest else ())}))
 
     @property
@@ -185,11 +207,31 @@ class Features(Buildable):
         return inputs.statistics[:, self.statistic_columns(inputs)]
 
     def read_states(self, inputs: Inputs) -> np.ndarray:
-        """Decoder states, float16 `[num_samples, hidden + 1]`; no columns if they are not read.
+        """What is read of the decoder, float16 `[num_samples, num_columns]`; no columns if nothing is.
 
-        The last column is the log-odds of the probability of the answer's first token. Raises ValueError if
-        the labels do not hold the states.
+        The decoder's state has hidden + 1 columns, the last of which is the log-odds of the probability of
+        the answer's first token. A column of self-asking follows. Raises ValueError if the labels do not hold
+        what is read.
         """
+        return np.column_stack([self._read_decoder_state(inputs), self._read_self_asking(inputs)])
+
+    def _read_self_asking(self, inputs: Inputs) -> np.ndarray:
+        if not self.self_asking:
+            return np.zeros((len(inputs), 0), dtype=np.float16)
+        if inputs.yes_log_odds is None:
+            raise ValueError(
+                "features.self_asking=true reads whether the model says that it can answer, but it was not "
+                "asked for these labels: run `tokenscale label self_asking=true paths.labels=FOLDER` for "
+                "labels in another folder, or with overwrite=true for labels in place of these"
+            )
+        if self.self_asking not in (True, inputs.asking_prompt):
+            raise ValueError(
+                f"the predictor reads self-asking with the prompt {self.self_asking!r}, and these labels "
+                f"were made with {inputs.asking_prompt!r}: label or train again with the same prompt"
+            )
+        return inputs.yes_log_odds.astype(np.float16)[:, None]
+
+    def _read_decoder_state(self, inputs: Inputs) -> np.ndarray:
         if not self.decoder_state:
             return np.zeros((len(inputs), 0), dtype=np.float16)
         if inputs.decoder_state is None or inputs.first_probability is None:
@@ -220,9 +262,9 @@ class Features(Buildable):
         return inputs.thumbnails
 
     def fit_standard(self, inputs: Inputs) -> "Standard":
-        """Fit a `Standard` to the statistics of the images, followed by the decoder states if read."""
+        """Fit a `Standard` to the statistics of the images, followed by the columns of `read_states`."""
         parts = [Standard.fit(self.read_statistics(inputs))]
-        if self.decoder_state:
+        if self.reads_decoder:
             parts.append(Standard.fit(self.read_states(inputs).astype(np.float32)))
         return Standard(
             np.concatenate([part.mean for part in parts]), np.concatenate([part.deviation for part in parts])
@@ -232,16 +274,18 @@ class Features(Buildable):
         """Visual tokens that an answer at each scale costs with these features, `[num_samples, num_scales]`.
 
         If the decoder's state is read, the tokens of the coarsest scale are added at all scales that do not
-        coincide with it, since that scale was prefilled for the state.
+        coincide with it, since that scale was prefilled for the state. If self-asking is read, they are added
+        at all scales, since it has a prompt of its own.
         """
         tokens = inputs.visual_tokens
-        if not self.decoder_state:
-            return tokens
-        return tokens + np.where(find_coarsest(tokens) > 0, tokens[:, :1], 0)
+        paid = tokens
+        if self.decoder_state:
+            paid = paid + np.where(find_coarsest(tokens) > 0, tokens[:, :1], 0)
+        return paid + tokens[:, :1] if self.self_asking else paid
 
     def charge(self, labels: Labels) -> OutcomeTable:
         """Return the outcomes with the visual tokens of `count_paid_tokens` in place of the answers' own."""
-        if not self.decoder_state:
+        if not self.reads_decoder:
             return labels.outcomes
         return replace(labels.outcomes, visual_tokens=self.count_paid_tokens(labels.inputs))
 
@@ -284,7 +328,7 @@ class Features(Buildable):
         addition per scale and value of the finest tokens, and the tower statistics are those of the finest
         tokens. Backbones of other families encode a scale without pooling, and their tower statistics are
         those of the coarsest tokens. Statistics are counted as in `m3_backbone.features`; they are computed
-        once per image, but counted for each of its questions.
+        once per image, but counted for each of its questions. Self-asking counts in full.
         """
         is_pooled = inputs.family == "pooled"
         num_tokens = float(inputs.visual_tokens[:, -1 if is_pooled else 0].mean())
@@ -298,17 +342,19 @@ class Features(Buildable):
             size = [inputs.statistic_names.index(f"image/{side}") for side in ("width", "height")]
             pixels = inputs.statistics[inputs.image_row][:, size].astype(np.float64).prod(axis=1)
             flops += per_pixel * float(pixels.mean())
+        if self.self_asking and inputs.asking_flops is not None:
+            flops += float(inputs.asking_flops.mean())
         return flops + sum(encoder.count_flops(inputs.question) for encoder in self.encoders)
 
 
-def resolve_positions(argument: Any, stored: Sequence[int]) -> Any:
+def resolve_positions(argument: Any, stored: Sequence[int], asking_prompt: str | None = None) -> Any:
     """Return an argument of a predictor with all `Features` in it resolved (`Features.resolve`).
 
     These are the argument itself, and the arguments and default values of a class, or a partial of a class,
     which makes an inner predictor. Other arguments are returned unchanged.
     """
     if isinstance(argument, Features):
-        return argument.resolve(stored)
+        return argument.resolve(stored, asking_prompt)
     target = argument.func if isinstance(argument, partial) else argument
     if not (isinstance(target, type) and issubclass(target, Buildable)):
         return argument
@@ -319,7 +365,7 @@ def resolve_positions(argument: Any, stored: Sequence[int]) -> Any:
         if parameter.default is not parameter.empty
     }
     arguments = {**defaults, **given}
-    resolved = {name: resolve_positions(value, stored) for name, value in arguments.items()}
+    resolved = {name: resolve_positions(value, stored, asking_prompt) for name, value in arguments.items()}
     changed = {name: value for name, value in resolved.items() if value is not arguments[name]}
     return partial(target, **{**given, **changed}) if changed else argument
 

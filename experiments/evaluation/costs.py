@@ -7,11 +7,11 @@ A cost has named parts:
     decode      the decoder on the further tokens of the answer
     predictor   the overhead: features, question encoder and estimates of the policy that chooses the scale
 
-Visual tokens are the usual measure in the literature; a predictor adds none. FLOPs are vision + prefill +
-predictor, by formula (`m3_backbone.costs`). They are counted up to the first token of the answer, as answers
-differ in length. Milliseconds are vision + prefill + decode + predictor, all measured in one process on one
-machine (`experiments.latency`) with a few images. Tokens are no proxy for latency: a decoder takes about as
-long for one visual token as for a hundred.
+Visual tokens are the usual measure in the literature; a predictor adds none unless the decoder runs for
+it. FLOPs are vision + prefill + predictor, by formula (`m3_backbone.costs`). They are counted up to the first
+token of the answer, as answers differ in length. Milliseconds are vision + prefill + decode + predictor, all
+measured in one process on one machine (`experiments.latency`) with a few images. Tokens are no proxy for
+latency: a decoder takes about as long for one visual token as for a hundred.
 
 The family of the backbone (`m3_backbone.ladder`) says what is paid once. Let V(s) be the vision pass and P(s)
 the prefill of an answer at scale s by itself, and 1 the coarsest scale. The scales a, ..., b that are tried
@@ -33,6 +33,10 @@ other families every answer includes V(1) already. Visual tokens are not affecte
 A predictor that reads the state of the decoder after the coarsest scale needs the prefill of that scale too.
 Its visual tokens, its FLOPs P(1) or its milliseconds are added in the same way in every family
 (`PREFILL_FOR_PREDICTOR`): an answer at the coarsest scale is decoded from the same prefill.
+
+A predictor that reads self-asking needs a prefill of the coarsest scale with a prompt of its own, and one
+token more. Their visual tokens and FLOPs are part of its overhead at every scale: no answer is decoded from
+them.
 
 A new cost measure is a function that returns a `CostMeasure`, and a line in `list_cost_measures`.
 """
@@ -459,7 +463,13 @@ def list_cost_measures(
     state_readers = [
         policy for policy, name in predictor_of.items() if predictors[name].features.decoder_state
     ]
-    measures = [replace(TOKENS, state_readers=state_readers) if state_readers else TOKENS]
+    coarsest = float(inputs.visual_tokens[:, 0].mean())
+    asking = {
+        policy: coarsest for policy, name in predictor_of.items() if predictors[name].features.self_asking
+    }
+    measures = [TOKENS]
+    if state_readers or asking:
+        measures = [replace(TOKENS, state_readers=state_readers, overhead=asking)]
     if outcomes.vision_flops is None:
         log.warning(
             "the labels were made by an earlier version and lack FLOPs of the vision pass, so costs in FLOPs "

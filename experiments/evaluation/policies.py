@@ -12,7 +12,7 @@ take scores and are in `fronts`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,9 +34,9 @@ class PolicyInputs:
     """What a policy may know of samples; each array is `[num_samples, num_scales]`.
 
     `cost` is in the cost measure of the comparison, `tokens` in visual tokens, with those that the predictor
-    itself needs. `confidence` is that of the
-    answer at each scale; a policy may read it only for scales whose answers it has paid for. `shared` is the
-    part of each cost that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
+    itself needs. `confidence` is that of the answer at each scale, `entropy` the mean entropy of its tokens
+    if the labels hold it; a policy may read them only for scales whose answers it has paid for. `shared` is
+    the part of each cost that is paid once however many scales are tried: a number, or `[num_samples, 1]`.
     `prefilled` is the part of `shared` that is the prefill of the coarsest scale for the predictor.
     `coarsest` is the column of the coarsest scale that coincides with each scale, `repeats` whether it
     coincides with the next coarser one.
@@ -47,6 +47,7 @@ class PolicyInputs:
     confidence: Floats
     shared: Floats | float = field(default=0.0, kw_only=True)
     prefilled: Floats | float = field(default=0.0, kw_only=True)
+    entropy: Floats | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -84,13 +85,19 @@ class ScoredSamples(PolicyInputs):
         shared, prefilled = (of(table, policy)[:, None] for of in (measure.shared_of, measure.prefill_of))
         cost = measure.of(table, policy)
         tokens = replace(TOKENS, state_readers=measure.state_readers).of(table, policy)
-        return cls(cost, tokens, confidence, score, shared=shared, prefilled=prefilled)
+        entropy = None if table.entropy is None else table.entropy.astype(np.float64)
+        return cls(cost, tokens, confidence, score, shared=shared, prefilled=prefilled, entropy=entropy)
 
     @property
     def inputs(self) -> PolicyInputs:
         """The samples without their scores."""
         return PolicyInputs(
-            self.cost, self.tokens, self.confidence, shared=self.shared, prefilled=self.prefilled
+            self.cost,
+            self.tokens,
+            self.confidence,
+            shared=self.shared,
+            prefilled=self.prefilled,
+            entropy=self.entropy,
         )
 
 
@@ -219,6 +226,25 @@ class PredictorPolicy:
         )
 
 
+Signal = Literal["confidence", "entropy"]
+
+
+def read_signal(samples: PolicyInputs | OutcomeTable, signal: Signal) -> Floats:
+    """Return how certain each answer is by a signal, in [0, 1], `[num_samples, num_scales]`.
+
+    It is the confidence, or exp(-entropy), on which a threshold is one on the entropy. Raises ValueError if
+    the labels hold no entropy.
+    """
+    if signal == "confidence":
+        return samples.confidence
+    if samples.entropy is None:
+        raise ValueError(
+            "a cascade reads the entropy of answers, which these labels lack: label again with `tokenscale "
+            "label overwrite=true`, or leave out the cascade with signal=entropy"
+        )
+    return np.exp(-samples.entropy)
+
+
 class FittedCascade(Protocol):
     """A fitted cascade: after each answer it stops or escalates, depending on the answer's confidence."""
 
@@ -250,27 +276,26 @@ class CascadeFit(Protocol):
 class CascadePolicy:
     """Policy of a cascade, which `fit` makes from calibration samples.
 
-    `estimates` of a predictor, if any, are those on (calibration, test).
+    `estimates` of a predictor, if any, are those on (calibration, test). `signal` is what the cascade takes
+    for the confidence of an answer (`read_signal`).
     """
 
     name: str
     fit: CascadeFit
     estimates: tuple[Floats, Floats] | None = None
+    signal: Signal = "confidence"
 
     def decide(self, calibration: ScoredSamples, test: PolicyInputs, num_prices: int) -> Decisions:
         on_calibration, on_test = self.estimates or (None, None)
         calibration_cost, test_cost = calibration.further, test.further
-        cascade = self.fit(
-            calibration.confidence, calibration.score, calibration_cost, on_calibration, num_prices
-        )
+        certainty = read_signal(calibration, self.signal)
+        cascade = self.fit(certainty, calibration.score, calibration_cost, on_calibration, num_prices)
         paths = Paths.escalating(calibration.cost.shape[1])
         return Decisions(
             paths,
             cascade.price,
-            Schedule.of(
-                paths.find(*cascade.escalate(calibration.confidence, calibration_cost, on_calibration))
-            ),
-            Schedule.of(paths.find(*cascade.escalate(test.confidence, test_cost, on_test))),
+            Schedule.of(paths.find(*cascade.escalate(certainty, calibration_cost, on_calibration))),
+            Schedule.of(paths.find(*cascade.escalate(read_signal(test, self.signal), test_cost, on_test))),
         )
 
 
@@ -278,13 +303,20 @@ class CascadePolicy:
 class CascadeEntry:
     """A cascade of a configuration, to be fitted once calibration samples are available.
 
-    `predictor` names the trained predictor whose estimates say where it starts, if any.
+    `predictor` names the trained predictor whose estimates say where it starts, if any; `signal` is that of
+    `CascadePolicy`. Raises ValueError for an unknown signal.
     """
 
     name: str
     fit: CascadeFit
     predictor: str | None = None
+    signal: Signal = "confidence"
+
+    def __post_init__(self) -> None:
+        if self.signal not in get_args(Signal):
+            raise ValueError(f"signal={self.signal}: give one of {', '.join(get_args(Signal))}")
 
     def enter(self, estimates: Mapping[str, tuple[Floats, Floats]]) -> CascadePolicy:
         """Return the policy, given the estimates of all predictors on (calibration, test)."""
-        return CascadePolicy(self.name, self.fit, estimates[self.predictor] if self.predictor else None)
+        starts = estimates[self.predictor] if self.predictor else None
+        return CascadePolicy(self.name, self.fit, starts, self.signal)

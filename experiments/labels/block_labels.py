@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments.labels.blocks import ImageQuestions
 from experiments.tasks.base import Sample
+from m3_backbone.asking import ask_whether, check_asking, count_asking_flops
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
 from m3_backbone.features import ImageFeatures, make_thumbnail
 from m3_backbone.ladder import find_coarsest
@@ -26,6 +27,8 @@ class AnsweredSample:
     prefill_flops: list[int]
     vision_flops: list[int]
     answers: Sequence[Answer]
+    yes_log_odds: float | None = None
+    asking_flops: int | None = None
 
 
 class BlockLabels:
@@ -33,7 +36,8 @@ class BlockLabels:
 
     `skipped` are dicts with sample_id, image_id and reason; `unreadable` are the ids of images that could not
     be read, which a later labelling tries again. With `decoder_state`, the states of the decoder at the
-    coarsest scale are kept; with `thumbnail_size`, squares of that many pixels a side are.
+    coarsest scale are kept; with `thumbnail_size`, squares of that many pixels a side are. With
+    `self_asking`, the model is asked with this prompt whether it can answer (`m3_backbone.asking`).
     """
 
     def __init__(
@@ -43,9 +47,11 @@ class BlockLabels:
         *,
         decoder_state: bool = False,
         thumbnail_size: int | None = None,
+        self_asking: str | None = None,
     ) -> None:
         self.backbone = backbone
         self.decoder_state, self.thumbnail_size = decoder_state, thumbnail_size
+        self.self_asking = self_asking
         self.feature_scales = feature_scales
         self.answered: list[AnsweredSample] = []
         self.features: dict[str, ImageFeatures] = {}
@@ -68,6 +74,11 @@ class BlockLabels:
         pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
         by_sample = answer_at_scales(self.backbone, pairs, self.backbone.scales, states=self.decoder_state)
         answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
+        log_odds: dict[str, float] = {}
+        if self.self_asking is not None:
+            images, questions = [image for image, _ in pairs], [sample.question for _, sample in pairs]
+            asked = ask_whether(self.backbone, images, questions, self.self_asking).tolist()
+            log_odds = dict(zip((sample.sample_id for _, sample in pairs), asked, strict=True))
         all_features = self.backbone.compute_features(encoded, self.feature_scales)
         for features, (picture, samples) in zip(all_features, pictures, strict=True):
             if self.thumbnail_size is not None:
@@ -85,6 +96,10 @@ class BlockLabels:
                     ],
                     vision,
                     answers[sample.sample_id],
+                    log_odds.get(sample.sample_id),
+                    None
+                    if self.self_asking is None
+                    else count_asking_flops(self.backbone, picture.size, sample.question, self.self_asking),
                 )
                 try:
                     if not features.is_finite():
@@ -109,6 +124,8 @@ class BlockLabels:
                 if not sample.references:
                     raise ValueError("the sample has no references")
                 self.backbone.check_question(sample.question, sample.references)
+                if self.self_asking is not None:
+                    check_asking(self.backbone, sample.question, self.self_asking)
             except ValueError as error:
                 self._skip(sample, str(error))
             else:
@@ -142,6 +159,10 @@ class BlockLabels:
         def numbers(values: list[list[Any]], dtype: type) -> np.ndarray:
             return np.array(values, dtype=dtype).reshape(len(rows), len(self.backbone.scales))
 
+        log_odds = [row.yes_log_odds for row in rows]
+        asking_flops = [row.asking_flops for row in rows]
+        entropies = [[answer.entropy for answer in row.answers] for row in rows]
+        has_entropy = all(entropy is not None for row in entropies for entropy in row)
         decoder_state, first_probability = self._stack_states() if self.decoder_state else (None, None)
         scores = [[score(row.sample, answer.text) for answer in row.answers] for row in rows]
         return OutcomeTable(
@@ -168,8 +189,11 @@ class BlockLabels:
             visual_tokens=numbers([row.visual_tokens for row in rows], np.int32),
             prefill_flops=numbers([row.prefill_flops for row in rows], np.int64),
             vision_flops=numbers([row.vision_flops for row in rows], np.int64),
+            entropy=numbers(entropies, np.float32) if has_entropy else None,
             decoder_state=decoder_state,
             first_probability=first_probability,
+            yes_log_odds=None if self.self_asking is None else np.array(log_odds, dtype=np.float32),
+            asking_flops=None if self.self_asking is None else np.array(asking_flops, dtype=np.int64),
         )
 
     def _stack_states(self) -> tuple[np.ndarray, np.ndarray]:

@@ -63,6 +63,7 @@ class LabelFolder(ShardFolder):
     Args:
         decoder_state: whether the outcomes hold the states of the decoder at the coarsest scale.
         thumbnail_size: pixels a side of the thumbnails that the features hold; None: they hold none.
+        self_asking: prompt with which the model was asked whether it can answer; None: it was not asked.
         data: description of the data (`tasks.base.Task.content`), to name what differs.
         division: how the images are divided into splits; a new division answers nothing again.
         options: names and costs of the options of imported outcomes; None for those of a backbone.
@@ -78,6 +79,7 @@ class LabelFolder(ShardFolder):
         feature_scales: tuple[int, ...],
         decoder_state: bool = False,
         thumbnail_size: int | None = None,
+        self_asking: str | None = None,
         data: Mapping[str, Any] | None = None,
         division: Mapping[str, Any] | None = None,
         options: Options | None = None,
@@ -88,6 +90,7 @@ class LabelFolder(ShardFolder):
         self.scales = scales
         self.feature_scales = feature_scales
         self.decoder_state, self.thumbnail_size = decoder_state, thumbnail_size
+        self.self_asking = self_asking
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
         self.options = options
@@ -107,18 +110,20 @@ class LabelFolder(ShardFolder):
     def refuse_other(self, manifest: Mapping[str, Any], ignored: Container[str] = ()) -> None:
         """Raise ValueError, naming the differences, for the manifest of another backbone or other data."""
         settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
-        # Manifests of labels without decoder states or thumbnails do not have these keys.
+        # Manifests of labels without decoder states, thumbnails or self-asking do not have these keys.
         own = {
             **self.fingerprints,
             **settings,
             "decoder_state": self.decoder_state,
             "thumbnail_size": self.thumbnail_size,
+            "self_asking": self.self_asking,
         }
         stored = {
             **manifest["fingerprints"],
             **{key: manifest.get(key) for key in settings},
             "decoder_state": manifest.get("decoder_state", False),
             "thumbnail_size": manifest.get("thumbnail_size"),
+            "self_asking": manifest.get("self_asking"),
         }
         differing = [
             key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
@@ -216,6 +221,7 @@ class LabelFolder(ShardFolder):
             "feature_scales": list(self.feature_scales),
             **({"decoder_state": True} if self.decoder_state else {}),
             **({} if self.thumbnail_size is None else {"thumbnail_size": self.thumbnail_size}),
+            **({} if self.self_asking is None else {"self_asking": self.self_asking}),
             "limit": dict(limit),
             "shard_size": shard_size,
             **former,

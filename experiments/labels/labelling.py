@@ -35,6 +35,7 @@ from experiments.labels.folder import LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.labels.records import WorkRecord
 from experiments.tasks.base import SPLITS, Task
+from m3_backbone.asking import check_prompt
 from m3_backbone.backbone import NO_STATES, Backbone
 from m3_backbone.outcomes.table import HELD_OUT
 
@@ -154,6 +155,7 @@ class LabelJob(Job):
                 self.folder.feature_scales,
                 decoder_state=self.folder.decoder_state,
                 thumbnail_size=self.folder.thumbnail_size,
+                self_asking=self.folder.self_asking,
             )
             for batch in batches:
                 labels.add(batch)
@@ -179,6 +181,7 @@ def label(
     feature_scales: Sequence[int] | None = None,
     decoder_state: bool = False,
     thumbnail_size: int | None = None,
+    self_asking: str | None = None,
     shard_size: int = 1000,
     images_per_batch: int = 32,
     num_workers: int = 1,
@@ -199,6 +202,8 @@ def label(
             stored for predictors.
         thumbnail_size: pixels a side of the square to which each image is resized and stored for predictors;
             None: no thumbnails.
+        self_asking: prompt in which the model is asked at the coarsest scale whether it can answer, with
+            `{question}` for the question (`m3_backbone.asking`); None: it is not asked.
         shard_size: samples per file; a killed run loses the work on at most one file.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in this process.
@@ -220,6 +225,8 @@ def label(
         )
     if decoder_state and not backbone.has_states:
         raise ValueError(NO_STATES.format(name=backbone.name))
+    if self_asking is not None:
+        check_prompt(self_asking)
     subset = ShardSubset.parse(shard)
     limits = _complete_limits(limit or {})
     target = LabelFolder(
@@ -229,6 +236,7 @@ def label(
         feature_scales=choose_feature_scales(feature_scales, backbone),
         decoder_state=decoder_state,
         thumbnail_size=thumbnail_size,
+        self_asking=self_asking,
         data=task.content,
         division=task.division,
         command=command,

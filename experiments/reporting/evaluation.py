@@ -19,7 +19,7 @@ from experiments.evaluation.guarantee import (
     find_unseen,
 )
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
+from experiments.evaluation.policies import CascadeEntry, PredictorPolicy, read_signal
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.sensitive_groups import BY_SAMPLED, Deciding, find_membership
 from experiments.evaluation.sensitivity import divide_by_sensitivity
@@ -134,6 +134,8 @@ def evaluate_predictors(
         cascades = ()
     cascades = rename_duplicates(cascades, estimates)
     check_starts(cascades, estimates)
+    for entry in cascades:
+        read_signal(calibration.outcomes, entry.signal)  # refuses labels without it
     starts_from = {entry.name: entry.predictor for entry in cascades}
     digests = {entry.name: entry.digest for entry in trained}
     measures = list_cost_measures(

@@ -87,6 +87,10 @@ class LabelSettings(Labelled, Reading):
     """whether the decoder's hidden state at the coarsest scale is stored for predictors"""
     thumbnail_size: Annotated[int, Ge(8), Le(512)] | None
     """pixels a side of the thumbnails stored for predictors; null: none are stored"""
+    self_asking: bool
+    """whether the model is asked at the coarsest scale if it can answer, for predictors"""
+    self_asking_prompt: str
+    """prompt in which it is asked; {question} stands for the question"""
     shard_size: PositiveInt
     """samples per file"""
     shard: Annotated[str, AfterValidator(_check_shard)] | None
@@ -278,6 +282,11 @@ class RunSettings(LabelSettings, TrainSettings, LatencySettings, EvaluateSetting
                 raise Refusal(
                     f"predictor {part.get('name')} reads the decoder's state, which labelling does not keep: "
                     "set decoder_state=true"
+                )
+            if features.get("self_asking") and not self.self_asking:
+                raise Refusal(
+                    f"predictor {part.get('name')} reads whether the model says that it can answer, which "
+                    "labelling does not ask: set self_asking=true"
                 )
             side = features.get("thumbnail")
             if side is not None and side != self.thumbnail_size:

@@ -48,6 +48,7 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
             )
     num_images = [len(part.statistics) for part in parts]
     before = np.cumsum([0, *num_images[:-1]])
+    is_same_prompt = len({part.asking_prompt for part in parts}) == 1
     shared = [scale for scale in first.visual if all(scale in part.visual for part in parts)]
     return Inputs(
         scales=first.scales,
@@ -63,6 +64,9 @@ def _join_inputs(parts: Sequence[Inputs], names: Sequence[str]) -> Inputs:
         family=first.family,
         decoder_state=_join_optional([part.decoder_state for part in parts]),
         first_probability=_join_optional([part.first_probability for part in parts]),
+        yes_log_odds=_join_optional([part.yes_log_odds for part in parts]) if is_same_prompt else None,
+        asking_flops=_join_optional([part.asking_flops for part in parts]) if is_same_prompt else None,
+        asking_prompt=first.asking_prompt if is_same_prompt else None,
         thumbnails=_join_optional([part.thumbnails for part in parts]),
     )
 

@@ -16,9 +16,9 @@ _HOT, _NUM_KEYS = 10.0, 8
 
 
 def answers_are_well_formed(subject: Subject) -> None:
-    """An answer has text, tokens, a confidence in [0, 1] and a finite margin of at least 0.
+    """An answer has text, tokens, a confidence in [0, 1], and finite margin and entropy of at least 0.
 
-    Without references it has no likelihood.
+    The entropy may be None. Without references the answer has no likelihood.
     """
     backbone = subject.backbone
     for (name, image), scale in product(subject.images.items(), subject.scales):
@@ -29,6 +29,8 @@ def answers_are_well_formed(subject: Subject) -> None:
         is_list = isinstance(ids, list) and bool(ids) and all(type(token) is int for token in ids)
         expect(is_list, f"{place} has token ids", ids)
         expect(0 <= answer.confidence <= 1, f"{place} has a confidence in [0, 1]", answer.confidence)
+        entropy = 0.0 if answer.entropy is None else answer.entropy
+        expect(0 <= entropy < math.inf, f"{place} has a finite entropy of at least 0, or none", entropy)
         expect(0 <= answer.margin < math.inf, f"{place} has a margin of at least 0", answer.margin)
         no_likelihood = (answer.nll, answer.reference_tokens) == (None, None)
         expect(no_likelihood, f"{place} has no nll without references", answer.nll)

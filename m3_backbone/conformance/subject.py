@@ -74,7 +74,7 @@ class Subject:
         return answer
 
     def expect_same(self, answer: Answer, expected: Answer, place: str) -> None:
-        """Raise Failed if two answers differ in tokens or, beyond rounding, in confidence.
+        """Raise Failed if two answers differ in tokens or, beyond rounding, in confidence or entropy.
 
         With 16-bit weights, answers may differ where a token was a near tie.
         """
@@ -83,6 +83,10 @@ class Subject:
             expect(is_tie, f"{place}: the answer is {expected.text!r} {expected.token_ids}", answer.token_ids)
         elif not math.isclose(answer.confidence, expected.confidence, rel_tol=self.rounding):
             fail(f"{place}: the confidence is {expected.confidence:.6g}", f"{answer.confidence:.6g}")
+        else:
+            entropies = [0.0 if one.entropy is None else one.entropy for one in (answer, expected)]
+            is_same = math.isclose(*entropies, rel_tol=self.rounding, abs_tol=self.rounding)
+            expect(is_same, f"{place}: the entropy is {entropies[1]:.6g}", f"{entropies[0]:.6g}")
 
 
 Check = Callable[[Subject], None]

@@ -53,6 +53,7 @@ class Decoded:
     nll: float | None
     reference_tokens: int | None
     state: DecoderState | None = None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +219,14 @@ class Decoder:
             self.work.add(work)
         states = [None] * len(started.rows) if started.last_states is None else started.states
         return [
-            Decoded(row.token_ids, math.exp(row.log_prob), row.margin, *started.nlls[i], states[i])
+            Decoded(
+                row.token_ids,
+                math.exp(row.log_prob),
+                row.margin,
+                *started.nlls[i],
+                states[i],
+                row.total_entropy / len(row.token_ids),
+            )
             for i, row in ((i, started.rows[i]) for i in numbers)
         ]
 

@@ -48,7 +48,9 @@ class Stop:
 
 
 class Chosen:
-    """Next tokens of answers, their log-probabilities, and their margins over the best other token (nats).
+    """Next tokens of answers, with log-probabilities, margins over the best other token, and entropies.
+
+    All are in nats. The entropy is that of the distribution of which the token was chosen, at temperature 1.
 
     Args:
         log_probs: `[num_steps, vocabulary]`.
@@ -69,6 +71,8 @@ class Chosen:
         self.tokens: list[int] = tokens.tolist()
         self.log_probs: list[float] = token_log_probs.tolist()
         self.margins: list[float] = (token_log_probs - best_other).tolist()
+        entropies = torch.special.entr(log_probs.exp()).sum(-1).clamp(min=0)
+        self.entropies: list[float] = entropies.tolist()
 
 
 class TokenTree:
@@ -155,6 +159,7 @@ class Row:
     cached: list[int] = field(default_factory=list)
     log_prob: float = 0.0
     margin: float = math.inf
+    total_entropy: float = 0.0  # sum over the tokens
     first_probability: float = 0.0  # of the first token of the answer
 
     @property
@@ -205,3 +210,4 @@ class Row:
     def _add_likelihood(self, chosen: Chosen, step: int) -> None:
         self.log_prob += chosen.log_probs[step]
         self.margin = min(self.margin, chosen.margins[step])
+        self.total_entropy += chosen.entropies[step]

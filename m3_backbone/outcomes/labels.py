@@ -61,6 +61,8 @@ class Inputs:
     scale, computed from the size of the image. `family` is that of the backbone (`m3_backbone.ladder`).
     `decoder_state` float16 [n, hidden] and `first_probability` float32 [n] are those of the outcome table, or
     None if labelling did not keep them: the decoder computes them from image and question, without an answer.
+    `yes_log_odds` float32 [n] and `asking_flops` int64 [n] are likewise those of the outcome table, and
+    `asking_prompt` is the prompt with which the model was asked (`m3_backbone.asking`).
     `thumbnails` uint8 [num_images, side, side, 3] are the images resized to squares, or None likewise.
     `sentences` caches question vectors by fingerprint of the sentence encoder and by text, so that predictors
     with the same samples encode each question once.
@@ -79,6 +81,9 @@ class Inputs:
     family: Family = "pooled"
     decoder_state: np.ndarray | None = None
     first_probability: np.ndarray | None = None
+    yes_log_odds: np.ndarray | None = None
+    asking_flops: np.ndarray | None = None
+    asking_prompt: str | None = None
     thumbnails: np.ndarray | None = None
     sentences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
@@ -125,7 +130,7 @@ class Inputs:
 
 
 _ROW_COLUMNS = ("question", "task", "question_ids", "image_row", "visual_tokens")
-_OPTIONAL_COLUMNS = ("decoder_state", "first_probability")
+_OPTIONAL_COLUMNS = ("decoder_state", "first_probability", "yes_log_odds", "asking_flops")
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +194,9 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         family=outcomes.family,
         decoder_state=outcomes.decoder_state,
         first_probability=outcomes.first_probability,
+        yes_log_odds=outcomes.yes_log_odds,
+        asking_flops=outcomes.asking_flops,
+        asking_prompt=manifest.get("self_asking"),
         thumbnails=stack_thumbnails(images),
     )
     return Labels(inputs=inputs, outcomes=outcomes)

@@ -43,14 +43,17 @@ OUTCOME_SCHEMA = pa.schema(
         ("visual_tokens", pa.list_(pa.int32())),
         ("prefill_flops", pa.list_(pa.int64())),
         ("vision_flops", pa.list_(pa.int64())),
+        ("entropy", pa.list_(pa.float32())),
     ]
 )
 # Columns that a table may lack.
-OPTIONAL_COLUMNS = ("vision_flops",)
+OPTIONAL_COLUMNS = ("vision_flops", "entropy")
 # Columns that a table of imported outcomes may lack too.
 MEASURED_COLUMNS = ("nll", "reference_tokens", "margin", "prefill_flops")
 # Columns that a table has besides if labelling was asked for the states of the decoder.
 STATE_SCHEMA = pa.schema([("decoder_state", pa.list_(pa.float16())), ("first_probability", pa.float32())])
+# Columns that a table has besides if the model was asked whether it can answer.
+ASKING_SCHEMA = pa.schema([("yes_log_odds", pa.float32()), ("asking_flops", pa.int64())])
 # Column that a table of features has besides if labelling was asked for thumbnails: bytes of [side, side, 3].
 THUMBNAIL_SCHEMA = pa.schema([("thumbnail", pa.binary())])
 FEATURE_SCHEMA = pa.schema(
@@ -244,7 +247,8 @@ def naming(path: Path) -> Iterator[None]:
 def check_columns(table: pa.Table, schema: pa.Schema, origin: str, optional: Container[str] = ()) -> None:
     """Raise ValueError for missing (unless optional) or unexpected columns, other types, and nulls."""
     expected = {column.name: column.type for column in schema}
-    optional_schema = STATE_SCHEMA if schema.equals(OUTCOME_SCHEMA) else THUMBNAIL_SCHEMA
+    of_outcomes = schema.equals(OUTCOME_SCHEMA)
+    optional_schema = (*STATE_SCHEMA, *ASKING_SCHEMA) if of_outcomes else tuple(THUMBNAIL_SCHEMA)
     further = {column.name: column.type for column in optional_schema}
     actual = {column.name: column.type for column in table.schema}
     problems = [

@@ -14,6 +14,7 @@ from m3_backbone.ladder import Family
 from m3_backbone.outcomes.manifest import MANIFEST, find_shard, read_images, read_manifest
 from m3_backbone.outcomes.options import Options
 from m3_backbone.outcomes.shards import (
+    ASKING_SCHEMA,
     MEASURED_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
@@ -39,6 +40,7 @@ _OUTCOME_COLUMNS = (
     "visual_tokens",
     "prefill_flops",
     "vision_flops",
+    "entropy",
 )
 
 # Only recorded evaluations may read this split.
@@ -69,9 +71,13 @@ class OutcomeTable:
     the answer and the next best one; rounding decides near ties. `visual_tokens` int32 [n, S] is the number
     that actually entered the decoder. `prefill_flops` int64 [n, S] are the operations of the decoder on the
     whole prompt, `vision_flops` int64 [n, S] those of the vision pass, or None in tables of earlier versions.
+    `entropy` float32 [n, S] (nats) is the mean entropy of the answer's token distributions; None in tables of
+    earlier versions, of imported outcomes, and of backbones that do not give it.
     `decoder_state` float16 [n, hidden] is the last hidden state of the decoder after image and question at
     the coarsest scale, and `first_probability` float32 [n] the probability of the first token of the answer
-    there; both are None unless labelling was asked for them.
+    there; both are None unless labelling was asked for them. Likewise `yes_log_odds` float32 [n], of the
+    answer that the model can answer the question from the coarsest scale, and `asking_flops` int64 [n], the
+    operations of asking it (`m3_backbone.asking`).
     `family` says what one vision pass of the backbone serves (`m3_backbone.ladder`).
     `options` describe imported outcomes, whose `visual_tokens` are costs in units of `options.unit`; None for
     outcomes of a backbone. Imported outcomes were not measured: `nll` and `margin` are nan,
@@ -101,8 +107,11 @@ class OutcomeTable:
     visual_tokens: np.ndarray
     prefill_flops: np.ndarray
     vision_flops: np.ndarray | None = None
+    entropy: np.ndarray | None = None
     decoder_state: np.ndarray | None = None
     first_probability: np.ndarray | None = None
+    yes_log_odds: np.ndarray | None = None
+    asking_flops: np.ndarray | None = None
     family: Family = "pooled"
     options: Options | None = None
     origin: str = field(default="outcome table", repr=False)
@@ -128,12 +137,20 @@ class OutcomeTable:
             self._check(name, (getattr(self, name) < 1).any(axis=1), "not a positive count")
         if self.vision_flops is not None:
             self._check("vision_flops", (self.vision_flops < 0).any(axis=1), "a negative count")
+        if self.entropy is not None:
+            is_entropy = np.isfinite(self.entropy) & (self.entropy >= 0)
+            self._check("entropy", ~is_entropy.all(axis=1), "not a finite number of at least 0")
         if self.decoder_state is not None and self.first_probability is not None:
             self._check("decoder_state", ~np.isfinite(self.decoder_state).all(axis=1), "not a finite number")
             is_probability = (self.first_probability >= 0) & (self.first_probability <= 1 + 1e-6)
             self._check("first_probability", ~is_probability, "not a probability")
         elif self.decoder_state is not None or self.first_probability is not None:
             raise ValueError(f"{self.origin}: it has one of 'decoder_state' and 'first_probability' only")
+        if self.yes_log_odds is not None and self.asking_flops is not None:
+            self._check("yes_log_odds", ~np.isfinite(self.yes_log_odds), "not a finite number")
+            self._check("asking_flops", self.asking_flops < 1, "not a positive count")
+        elif self.yes_log_odds is not None or self.asking_flops is not None:
+            raise ValueError(f"{self.origin}: it has one of 'yes_log_odds' and 'asking_flops' only")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()
             duplicate = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -224,11 +241,13 @@ class OutcomeTable:
         columns["attributes"] = [
             json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.attributes
         ]
-        fields_of = {column.name: column for column in (*OUTCOME_SCHEMA, *STATE_SCHEMA)}
+        fields_of = {column.name: column for column in (*OUTCOME_SCHEMA, *STATE_SCHEMA, *ASKING_SCHEMA)}
         lists = self._outcome_columns
         if self.decoder_state is not None:
             lists += ("decoder_state",)
             columns["first_probability"] = self.first_probability
+        if self.yes_log_odds is not None:
+            columns |= {name: getattr(self, name) for name in ASKING_SCHEMA.names}
         for name in lists:
             columns[name] = to_list_column(getattr(self, name), fields_of[name].type)
         schema = pa.schema([column for column in fields_of.values() if column.name in columns])
@@ -263,8 +282,9 @@ class OutcomeTable:
         if "decoder_state" in table.column_names:
             width = len(table["decoder_state"][0]) if len(table) else 0
             columns["decoder_state"] = to_matrix(table, "decoder_state", width, origin, "the first one")
-        if "first_probability" in table.column_names:
-            columns["first_probability"] = table["first_probability"].to_numpy()
+        for name in ("first_probability", *ASKING_SCHEMA.names):
+            if name in table.column_names:
+                columns[name] = table[name].to_numpy()
         family = header.get("family", "pooled")
         if family not in get_args(Family):
             raise ValueError(f"{origin}: its metadata name an unknown family of backbones")

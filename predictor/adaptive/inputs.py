@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from m3_backbone.asking import ask_whether, count_asking_flops
 from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage, PrefilledQuestions
 from m3_backbone.features import stack_statistics
 from m3_backbone.images import Picture, open_picture
@@ -22,8 +23,8 @@ from predictor.policy.pricing import OperatingPoint
 class Choice:
     """A scale chosen before answering, with estimates and visual tokens of all scales.
 
-    `prefilled_tokens` are the visual tokens of the coarsest scale if the predictor read the decoder's state
-    there and that scale was not chosen, and 0 otherwise.
+    `prefilled_tokens` are the visual tokens of the coarsest scale that the predictor needed: for the
+    decoder's state if that scale was not chosen, and for self-asking in any case; 0 otherwise.
     """
 
     scale: int
@@ -43,14 +44,14 @@ def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs
 
     A column is that of the coarsest scale among those that coincide.
     """
-    is_prefilled = inputs.decoder_state is not None
+    is_prefilled, is_asked = inputs.decoder_state is not None, inputs.yes_log_odds is not None
     return [
         Choice(
             inputs.scales[column],
             inputs.scales,
             tuple(row.tolist()),
             tuple(cost.tolist()),
-            int(cost[0]) if is_prefilled and column > 0 else 0,
+            int(cost[0]) * ((is_prefilled and column > 0) + is_asked),
         )
         for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
     ]
@@ -129,6 +130,14 @@ def make_inputs(
             raise ValueError(NOT_FINITE)
         decoder_state = np.stack([state.hidden.half().numpy() for state in states])
         first_probability = np.array([state.probability for state in states], dtype=np.float32)
+    yes_log_odds = asking_flops = None
+    if isinstance(prompt := features.self_asking, str):
+        yes_log_odds = ask_whether(backbone, encoded, questions, prompt)
+        sizes = [image.size for image in encoded]
+        asking_flops = np.array(
+            [count_asking_flops(backbone, *asked, prompt) for asked in zip(sizes, questions, strict=True)],
+            dtype=np.int64,
+        )
     return Inputs(
         scales=scales,
         question=list(questions),
@@ -143,5 +152,8 @@ def make_inputs(
         family=backbone.family,
         decoder_state=decoder_state,
         first_probability=first_probability,
+        yes_log_odds=yes_log_odds,
+        asking_flops=asking_flops,
+        asking_prompt=prompt if isinstance(prompt, str) else None,
         thumbnails=thumbnails,
     )

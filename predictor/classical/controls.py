@@ -105,7 +105,7 @@ def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
         scale: VisualTokens(rng.normal(size=visual.tokens.shape).astype(np.float16), visual.mask)
         for scale, visual in inputs.visual.items()
     }
-    states = inputs.decoder_state
+    states, asked = inputs.decoder_state, inputs.yes_log_odds
     lengths = rng.permutation([len(question) for question in inputs.question_ids])
     ids = [rng.choice(vocabulary, length).astype(np.int32) for length in lengths]
     return replace(
@@ -115,5 +115,6 @@ def randomize(inputs: Inputs, rng: np.random.Generator) -> Inputs:
         question_ids=ids,
         decoder_state=None if states is None else rng.normal(size=states.shape).astype(np.float16),
         first_probability=None if states is None else rng.random(len(inputs)).astype(np.float32),
+        yes_log_odds=None if asked is None else rng.normal(size=asked.shape).astype(np.float32),
         question=[" ".join(f"w{token}" for token in question) for question in ids],
     )

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from m3_backbone.arguments import checked
 from m3_backbone.outcomes.labels import Labels
 from predictor.batches import Batch, Target
 from predictor.folder import Buildable
@@ -55,10 +56,25 @@ class Objective(nn.Module, Buildable, ABC):
 
 
 class Correctness(Objective):
-    """Binary cross-entropy per scale against the score, which may be fractional (a soft target)."""
+    """Binary cross-entropy per scale against the score, which may be fractional (a soft target).
+
+    With `consistent_only`, only samples are trained on whose score does not fall from any scale to a finer
+    one, the consistency filter of Q-Zoom (arXiv 2604.06912).
+    """
+
+    @checked
+    def __init__(self, num_scales: int, *, consistent_only: bool = False) -> None:
+        super().__init__(num_scales)
+        self.consistent_only = consistent_only
 
     def forward(self, outputs: Tensor, target: Target) -> Tensor:
-        return nn.functional.binary_cross_entropy_with_logits(outputs, target.score)
+        score = target.score
+        if self.consistent_only:
+            kept = (score.diff(dim=1) >= 0).all(dim=1)
+            if not kept.any():
+                return 0.0 * outputs.sum()
+            outputs, score = outputs[kept], score[kept]
+        return nn.functional.binary_cross_entropy_with_logits(outputs, score)
 
     def estimate(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()

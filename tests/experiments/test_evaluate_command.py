@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from PIL import Image
 
 from experiments.config import Provenance
 from experiments.evaluation.metrics import mean_to_mix, to_mix
-from experiments.evaluation.policies import CascadeEntry
+from experiments.evaluation.policies import CascadeEntry, CascadePolicy, ScoredSamples, Signal
 from experiments.evaluation.sensitive_groups import Deciding
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import ResampledFolder
@@ -231,6 +231,29 @@ def test_cascades_stand_beside_the_predictors(store, tmp_path):
     }
     assert metrics["bootstrap"]["seed"] == 0
     assert "hybrid" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_cascade_by_entropy_stops_where_the_entropy_is_low():
+    """With entropies of minus the log of the confidences, it is the cascade by confidence."""
+    table = make_labels(60, 0).outcomes
+    confidence = np.random.default_rng(0).uniform(0.1, 1, table.score.shape).astype(np.float32)
+    samples = ScoredSamples.of(replace(table, confidence=confidence, entropy=-np.log(confidence)))
+    by_confidence, by_entropy = (
+        CascadePolicy("cascade", Cascade.fit, signal=signal).decide(samples, samples.inputs, 16)
+        for signal in get_args(Signal)
+    )
+    np.testing.assert_allclose(by_entropy.price, by_confidence.price)
+    for point in range(len(by_confidence.price)):
+        np.testing.assert_array_equal(by_entropy.test.at(point), by_confidence.test.at(point))
+
+
+def test_a_cascade_by_entropy_is_refused_on_labels_without_it(store, tmp_path):
+    cascades = [CascadeEntry("entropy_cascade", Cascade.fit, signal="entropy")]
+    with pytest.raises(ValueError, match="these labels lack: label again with `tokenscale label overwrite"):
+        evaluate(store, tmp_path, cascades=cascades)
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(ValueError, match="signal=margin: give one of confidence, entropy"):
+        CascadeEntry("cascade", Cascade.fit, signal="margin")  # type: ignore[arg-type]
 
 
 def test_the_summary_is_short_and_says_what_it_is_about(store, tmp_path):

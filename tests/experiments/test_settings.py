@@ -258,8 +258,7 @@ def test_overlays_meet_the_settings(overlay):
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_the_short_overlay_works_with_every_predictor(predictor):
-    stored = ["decoder_state=true"] if predictor == "decoder_gate" else []
-    stored += ["thumbnail_size=64"] if predictor == "thumbnail" else []
+    stored = ["decoder_state=true", "self_asking=true", "thumbnail_size=64"]
     config = check("run", "experiment=embedded_short", f"predictor={predictor}", *stored)
     made, *_ = make_predictors(config)
     assert made.name == predictor

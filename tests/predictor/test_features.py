@@ -136,6 +136,7 @@ SOME: dict[str, Any] = {
     "sentences": "wordllama",
     "position": 1,
     "decoder_state": True,
+    "self_asking": True,
     "thumbnail": 64,
 }
 OTHER: dict[str, Any] = {
@@ -145,6 +146,7 @@ OTHER: dict[str, Any] = {
     "sentences": "another",
     "position": 0,
     "decoder_state": True,
+    "self_asking": True,
     "thumbnail": 64,
 }
 BOTH: dict[str, Any] = {
@@ -154,6 +156,7 @@ BOTH: dict[str, Any] = {
     "sentences": ["wordllama", "another"],
     "position": [0, 1],
     "decoder_state": True,
+    "self_asking": True,
     "thumbnail": 64,
 }
 

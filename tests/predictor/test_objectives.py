@@ -79,6 +79,22 @@ def test_smallest_sufficient_scale_takes_no_further_gain():
     # Chances 0.2, 0.5, 0.3: the expected position is 1.1, so scale 1 has 0.9 and scale 2 is the first with 1.
     outputs = torch.log(torch.tensor([[0.2, 0.5, 0.3]]))
     np.testing.assert_allclose(objective.estimate(outputs), [[0, 0.9, 1]], atol=1e-6)
+    # Sides 1, 3 and 6: the expected side is 3.5, a sixth of the way from 3 to 6.
+    by_side = SmallestSufficientScale(3, resolution="side")
+    tokens = torch.tensor([[1.0, 9.0, 36.0]])
+    np.testing.assert_allclose(by_side.estimate_by_side(outputs, tokens), [[0, 5 / 6, 1]], atol=1e-6)
+    # The second scale coincides with the first: the expected side is 1 + 0.3 * 5, three tenths of the step.
+    tokens = torch.tensor([[1.0, 1.0, 36.0]])
+    np.testing.assert_allclose(by_side.estimate_by_side(outputs, tokens), [[0.7, 1, 1]], atol=1e-6)
+
+
+def test_inconsistent_samples_are_left_out_of_the_loss():
+    outputs = torch.tensor([[0.0, 2.0, -1.0], [1.0, 1.0, 1.0]])
+    consistent, inconsistent = [0.0, 1.0, 1.0], [1.0, 0.0, 1.0]
+    objective = Correctness(3, consistent_only=True)
+    alone = Correctness(3)(outputs[:1], target([consistent]))
+    assert objective(outputs, target([consistent, inconsistent])).item() == pytest.approx(alone.item())
+    assert objective(outputs[1:], target([inconsistent])).item() == 0
 
 
 def test_likelihood_ranking_is_avg_llavas():

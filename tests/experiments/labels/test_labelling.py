@@ -29,6 +29,7 @@ from experiments.labels.labelling import LabelSummary, label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
 from experiments.tasks.scoring import score
+from m3_backbone.asking import ask_whether, count_asking_flops
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.costs import vision_flops
 from m3_backbone.outcomes.manifest import unseal
@@ -196,6 +197,25 @@ def test_states_of_the_decoder_are_kept_if_asked_and_take_no_further_pass(
     assert not (tmp_path / "none").exists()
 
 
+def test_the_model_is_asked_whether_it_can_answer_if_wanted(undisturbed, task, backbone, tmp_path):
+    prompt, folder = "Can you see it: {question}", tmp_path / "asked"
+    label_some(task, backbone, folder, self_asking=prompt)
+    ours, theirs = read_split(folder, "train"), read_split(undisturbed, "train")
+    assert theirs.inputs.yes_log_odds is None and theirs.inputs.asking_prompt is None
+    bare = dataclasses.replace(ours.outcomes, yes_log_odds=None, asking_flops=None)
+    assert bare.to_arrow().equals(theirs.outcomes.to_arrow())
+    encoded = backbone.encode([task.image(image_id) for image_id in ours.outcomes.image_id])
+    log_odds = ask_whether(backbone, encoded, ours.inputs.question, prompt)
+    np.testing.assert_allclose(ours.inputs.yes_log_odds, log_odds, atol=1e-4)
+    flops = [count_asking_flops(backbone, (40, 30), text, prompt) for text in ours.inputs.question]
+    assert ours.inputs.asking_flops is not None and ours.inputs.asking_flops.tolist() == flops
+    assert ours.inputs.asking_prompt == prompt
+    with pytest.raises(ValueError, match=r"self_asking \(Can you see it: {question} there, None here\)"):
+        label_some(task, backbone, folder)
+    with pytest.raises(ValueError, match=r"self_asking_prompt=Really: write \{question\}"):
+        label_some(task, backbone, tmp_path / "none", self_asking="Really")
+
+
 def test_every_sample_within_the_limits_has_one_row(undisturbed, task):
     for split in SPLITS:
         samples = list(task.samples(split))
@@ -212,7 +232,9 @@ def test_batches_workers_and_shards_do_not_change_the_table(arguments, task, bac
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
         assert np.allclose(ours.confidence, theirs.confidence, atol=1e-5)
         assert np.allclose(ours.margin, theirs.margin, atol=1e-4)
-        same = dataclasses.replace(ours, nll=theirs.nll, confidence=theirs.confidence, margin=theirs.margin)
+        assert np.allclose(ours.entropy, theirs.entropy, atol=1e-4)
+        measured = {name: getattr(theirs, name) for name in ("nll", "confidence", "margin", "entropy")}
+        same = dataclasses.replace(ours, **measured)
         assert same.to_arrow().equals(theirs.to_arrow())
 
 

@@ -42,5 +42,6 @@ def test_plain_and_packed_batches_give_the_same_answers(tmp_path, monkeypatch, m
         assert plain.token_ids == packed.token_ids
         assert plain.confidence == pytest.approx(packed.confidence, rel=1e-4)
         assert plain.margin == pytest.approx(packed.margin, abs=1e-4)
+        assert plain.entropy == pytest.approx(packed.entropy, rel=1e-4)
         assert plain.nll == pytest.approx(packed.nll, abs=1e-4)
         assert plain.reference_tokens == packed.reference_tokens

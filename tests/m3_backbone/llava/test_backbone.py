@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Categorical
 
 from m3_backbone.backbone import check_scale
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -50,6 +51,8 @@ def test_shared_prefixes_give_what_generate_gives_alone(recording, scale):
         assert answer.token_ids == ids
         probabilities = [s[0].softmax(-1)[i].item() for s, i in zip(outputs.scores, ids, strict=True)]
         assert answer.confidence == pytest.approx(math.prod(probabilities), rel=1e-4)
+        entropies = [Categorical(logits=scores[0]).entropy().item() for scores in outputs.scores]
+        assert answer.entropy == pytest.approx(np.mean(entropies), rel=1e-4)
 
 
 def test_an_answer_ends_with_its_end_token(tiled):
@@ -123,6 +126,7 @@ def test_drafts_change_no_answer(recording, scale):
             for answer, expected in zip(answers, plain, strict=True):
                 assert answer.confidence == pytest.approx(expected.confidence, rel=1e-4)
                 assert answer.margin == pytest.approx(expected.margin, abs=1e-4)
+                assert answer.entropy == pytest.approx(expected.entropy, rel=1e-4)
             assert [a.nll for a in answers] == (pytest.approx(alone, abs=1e-5) if given else [None] * 16)
 
 

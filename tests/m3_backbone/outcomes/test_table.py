@@ -59,6 +59,7 @@ def make_table(num_rows: int = 6, split: str = "test", **changes: Any) -> Outcom
         "visual_tokens": np.array([SCALES] * num_rows, dtype=np.int32),
         "prefill_flops": 10**10 * np.array([SCALES] * num_rows, dtype=np.int64),
         "vision_flops": np.full((num_rows, 3), 10**11, dtype=np.int64),
+        "entropy": np.full((num_rows, 3), 0.5, dtype=np.float32),
     }
     return OutcomeTable(scales=SCALES, fingerprints=FINGERPRINTS, **{**text, **columns, **changes})
 
@@ -113,16 +114,17 @@ def test_parquet_round_trip_keeps_every_value(tmp_path):
     assert again.visual_tokens.dtype == np.int32
 
 
-def test_a_table_without_vision_flops_keeps_being_one(tmp_path):
-    table = make_table(vision_flops=None)
-    assert "vision_flops" not in table.to_arrow().column_names
+@pytest.mark.parametrize("name", ["vision_flops", "entropy"])
+def test_a_table_without_an_optional_column_keeps_being_one(name, tmp_path):
+    lacking: dict[str, Any] = {name: None}
+    table = make_table(**lacking)
+    assert name not in table.to_arrow().column_names
     write_shard(tmp_path / "shard.parquet", table.to_arrow(), table.header)
     again = OutcomeTable.from_arrow(read_shard(tmp_path / "shard.parquet", OUTCOME_SCHEMA))
-    assert again.vision_flops is None
+    assert getattr(again, name) is None
     assert_equal(again.select([1, 0]).select([1, 0]), table.select([0, 1]))
-    assert (
-        OutcomeTable.concat([make_table(), make_table(split="train", vision_flops=None)]).vision_flops is None
-    )
+    joined = OutcomeTable.concat([make_table(), make_table(split="train", **lacking)])
+    assert getattr(joined, name) is None
 
 
 def test_select_takes_masks_indices_and_slices():
@@ -158,6 +160,7 @@ def test_tables_of_different_ladders_are_not_mixed():
         ("nll", float("inf"), "'nll' of sample 'test-2' is not a finite number"),
         ("visual_tokens", 0, "'visual_tokens' of sample 'test-2' is not a positive count"),
         ("vision_flops", -1, "'vision_flops' of sample 'test-2' is a negative count"),
+        ("entropy", -0.1, "'entropy' of sample 'test-2' is not a finite number of at least 0"),
     ],
 )
 def test_impossible_outcomes_are_refused(column, value, message):
