@@ -433,6 +433,14 @@ class TransferSettings(PredictorSettings, Intervals):
     """tasks that are trained on"""
     targets: Annotated[list[FolderName], Len(1)] | FolderName
     """tasks that are tested on"""
+    source_backbones: list[FolderName]
+    """backbones whose labels are trained on; []: the backbone itself"""
+    leave_one_out: bool
+    """whether a target is left out of its own sources"""
+    native: bool
+    """whether a predictor is trained on each target too"""
+    split: Literal["test", "calibration"]
+    """split of the targets that is evaluated"""
     num_recalibration: PositiveInt
     """number of calibration samples of the target that prices are fitted on"""
 

@@ -11,7 +11,8 @@ import pytest
 
 from experiments.config import Provenance
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.transfer import draw_samples, transfer, write_transfer
+from experiments.reporting.transfer import write_transfer
+from experiments.results.transfer import Source, draw_samples, transfer
 from experiments.training.joining import join_labels
 from experiments.transfer import main
 from m3_backbone.outcomes.labels import Labels
@@ -55,8 +56,8 @@ def read_records(folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    def run(make_predictor=QuestionOnly, **arguments):
-        return transfer(make_predictor, **{**settings, **arguments})
+    def run(make_predictor=QuestionOnly, *, sources, **arguments):
+        return transfer(make_predictor, sources=list(map(Source, sources)), **{**settings, **arguments})
 
     settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
     settings |= {"num_resamples": 50, "records": tmp_path / "evaluations"}
@@ -79,7 +80,7 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     assert values[0] == pytest.approx(values[2], abs=0.08) and values[2] > 0.15
     assert values[3] < 0 < 0.15 < values[5]
 
-    table = write_transfer(
+    (table,) = write_transfer(
         rows,
         tmp_path,
         predictor="<b>mine",
