@@ -62,6 +62,7 @@ def main(config: DictConfig) -> None:
         leave_one_out=config.leave_one_out,
         native=config.native,
         split=config.split,
+        outcomes_of=config.outcomes_of,
         subset=read_subset(config),
         make_trainer=partial(instantiate, config.trainer),
         calibrator=instantiate(config.get("calibrator")),

@@ -39,7 +39,7 @@ class Stability:
 def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int64] | None:
     """Return the row of `original` for each row of `changed`, `[num_samples]`, for two versions of a task.
 
-    Ids that `experiments.training.joining` has prefixed with the name of a task are compared without it. None
+    Ids are compared without a prefix up to `/`, as `training.joining` adds the name of the task. None
     unless all samples of `changed` are in `original` with the same references.
     """
     row_of = {_strip(sample_id): row for row, sample_id in enumerate(original.sample_id)}
@@ -53,7 +53,7 @@ def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int6
 
 
 def _strip(sample_id: str) -> str:
-    return str(sample_id).partition("/")[2]
+    return str(sample_id).partition("/")[2] or str(sample_id)
 
 
 def measure_stability(

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -131,6 +131,7 @@ def transfer(
     leave_one_out: bool = False,
     native: bool = True,
     split: str = "test",
+    outcomes_of: str | None = None,
     subset: Subset | None = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     calibrator: Calibrator | None = None,
@@ -146,8 +147,9 @@ def transfer(
     The labels of a task are in `labels/<task>`, those of another backbone in `labels/../<backbone>/<task>`;
     `subset` is the part of each train split. With `leave_one_out` a target is left out of its own sources.
     Images are divided into training and validation by task, so that an image of several versions of a task is
-    on one side in all of them. With sources of another backbone all sources are read as in `as_backbone`, and
-    predictors that read features of the backbone are refused.
+    on one side in all of them. Sources that are other versions of the samples of the source `outcomes_of`
+    get its outcomes, so that other words or images augment its inputs. With sources of another backbone all
+    sources are read as in `as_backbone`, and predictors that read features of the backbone are refused.
 
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
     with prices from `num_recalibration` samples of the target's calibration split; and, if `native`, a
@@ -185,6 +187,8 @@ def transfer(
     def read(source: Source, split: str) -> Labels:
         folder = source.find(labels)
         part = (subset or Subset()).read(folder, seed) if split == "train" else read_labels(folder, split)
+        if outcomes_of is not None and source.task != outcomes_of:
+            part = take_outcomes(part, read_labels(source.find(labels).parent / outcomes_of, split))
         return as_backbone(part, like) if is_foreign else part
 
     trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = {}
@@ -263,6 +267,14 @@ def transfer(
             yield Row(target, trained_on, priced_on, comparison, test.outcomes, record, others)
 
     return [row for target in targets for row in evaluate(target)]
+
+
+def take_outcomes(version: Labels, original: Labels) -> Labels:
+    """Return labels with the scores and likelihoods of `original` if they are a version of its samples."""
+    if (rows := find_pairs(original.outcomes, version.outcomes)) is None:
+        return version
+    columns = {name: getattr(original.outcomes, name)[rows] for name in ("score", "nll")}
+    return replace(version, outcomes=replace(version.outcomes, **columns))
 
 
 def read_calibration(

@@ -12,10 +12,10 @@ import pytest
 from experiments.config import Provenance
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
-from experiments.results.transfer import Source, compare_versions, draw_samples, transfer
+from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
 from experiments.training.joining import join_labels
 from experiments.transfer import main
-from m3_backbone.outcomes.labels import Labels
+from m3_backbone.outcomes.labels import Labels, read_labels
 from predictor.calibration import Temperature
 from predictor.classical.boosting import GradientBoosting
 from predictor.classical.question_only import QuestionOnly
@@ -371,6 +371,14 @@ def test_versions_of_the_same_samples_are_compared(folder, run, tmp_path):
     assert (
         stability.lost.value == pytest.approx(stability.lost_by_choices.value) and stability.lost.value > 0.02
     )
+    # As another wording of `home` it teaches both meanings of the words; without pairs nothing changes.
+    home, again = (read_labels(folder / task, "train") for task in ("home", "again"))
+    home = replace(home, outcomes=replace(home.outcomes, score=1 - home.outcomes.score))
+    np.testing.assert_array_equal(take_outcomes(again, home).outcomes.score, 1 - again.outcomes.score)
+    assert take_outcomes(again, read_labels(folder / "same", "train")) is again
+    (augmented, _) = run(sources=["home", "again"], targets=["again"], outcomes_of="home", native=False)
+    assert augmented.gap_share.value > rows[2].gap_share.value
+
     tables = write_transfer(
         rows,
         tmp_path / "out",
