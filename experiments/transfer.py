@@ -2,13 +2,14 @@
 
 Compares three predictors on each target task: trained on the source tasks, prices included; the same with
 prices, and the calibrator if there is one, fitted on a few samples of the target; and, as the reference,
-trained on the target itself. Writes `transfer.html`, `transfer.json`, `tables/`
-and a front of each target as PDF and SVG.
+trained on the target itself. Sources may be labels of another backbone. For targets that are other versions
+of a source that is a target too (other words, corrupted images), it reports which choices change. Writes
+`transfer.html`, `transfer.json`, `tables/` and a front of each target as PDF and SVG.
 
 Examples:
     tokenscale transfer  # from `scenes` to `scenes_shifted` and `easy_vqa`
     tokenscale transfer sources=[textvqa,gqa] targets=docvqa backbone=m3_llava_7b  # two sources, one target
-    tokenscale transfer predictor=mlp num_recalibration=50  # another predictor, fewer samples
+    tokenscale transfer 'targets=[scenes,scenes_noise]' native=false  # choices on noisy images
 """
 
 from functools import partial
@@ -24,22 +25,31 @@ from experiments.config import Provenance, entry_point
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
     from experiments.labels.division import check_labels, find_label_banners
-    from experiments.reporting.transfer import PAGE, list_tasks, transfer, write_transfer
-    from experiments.tasks.base import SPLITS
+    from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
+    from experiments.results.transfer import list_sources, transfer
+    from experiments.tasks.base import SPLITS, Split
     from experiments.tasks.sizes import frame_banners
     from experiments.training.configured import read_subset
     from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
 
     quiet_lightning()
-    small, sources = config.allow_small, list_tasks(config.sources)
     hydra = HydraConfig.get()
     labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
     targets = list_tasks(config.targets)
-    for task in dict.fromkeys([*sources, *targets]):
-        check_labels(
-            labels / task, SPLITS if task in targets else ("train", "calibration"), allow_small=small
-        )
+    sources = list_sources(
+        list_tasks(config.sources), list_tasks(config.source_backbones), config.backbone.name
+    )
+    needed: dict[Path, tuple[str, tuple[Split, ...]]] = {
+        source.find(labels): (source.name, ("train", "calibration")) for source in sources
+    }
+    evaluated: tuple[Split, ...] = ("calibration", "test")
+    needed |= {
+        labels / target: (target, SPLITS if config.native or labels / target in needed else evaluated)
+        for target in targets
+    }
+    for folder, (_, splits) in needed.items():
+        check_labels(folder, splits, allow_small=config.allow_small)
     provenance = Provenance.of(config)
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
@@ -49,6 +59,10 @@ def main(config: DictConfig) -> None:
         num_recalibration=config.num_recalibration,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
+        leave_one_out=config.leave_one_out,
+        native=config.native,
+        split=config.split,
+        outcomes_of=config.outcomes_of,
         subset=read_subset(config),
         make_trainer=partial(instantiate, config.trainer),
         calibrator=instantiate(config.get("calibrator")),
@@ -58,28 +72,27 @@ def main(config: DictConfig) -> None:
         allow_unrecorded=config.allow_unrecorded,
         num_resamples=config.num_resamples,
         confidence=config.confidence,
-        allow_small=small,
+        allow_small=config.allow_small,
     )
-    manifests = {target: read_manifest(labels / target) for target in targets}
     banners = [
         banner
-        for task in dict.fromkeys([*targets, *sources])
-        for banner in find_label_banners(
-            labels / task, SPLITS if task in targets else ("train", "calibration"), task
-        )
+        for folder, (name, splits) in needed.items()
+        for banner in find_label_banners(folder, splits, name)
     ]
-    table = write_transfer(
+    tables = write_transfer(
         rows,
         output,
         predictor=config.predictor.name,
         backbone=config.backbone.name,
-        fingerprints={target: manifest["fingerprints"] for target, manifest in manifests.items()},
+        fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in targets},
         provenance=provenance,
         banners=sorted(banners, key=lambda banner: not banner.is_loud),
+        split=config.split,
     )
     if banners:
         print(f"{frame_banners(banners)}\n")
-    print(f"{table}\n\nreport: {output / PAGE}, beside transfer.json, tables/ and fronts as PDF and SVG")
+    print(*tables, sep="\n\n")
+    print(f"\nreport: {output / PAGE}, beside transfer.json, tables/ and fronts as PDF and SVG")
 
 
 if __name__ == "__main__":

@@ -433,8 +433,25 @@ class TransferSettings(PredictorSettings, Intervals):
     """tasks that are trained on"""
     targets: Annotated[list[FolderName], Len(1)] | FolderName
     """tasks that are tested on"""
+    source_backbones: list[FolderName]
+    """backbones whose labels are trained on; []: the backbone itself"""
+    leave_one_out: bool
+    """whether a target is left out of its own sources"""
+    native: bool
+    """whether a predictor is trained on each target too"""
+    split: Literal["test", "calibration"]
+    """split of the targets that is evaluated"""
+    outcomes_of: FolderName | None
+    """source whose outcomes the other versions of its samples get in training; null: each has its own"""
     num_recalibration: PositiveInt
     """number of calibration samples of the target that prices are fitted on"""
+
+    @model_validator(mode="after")
+    def _check_outcomes(self) -> Self:
+        sources = [self.sources] if isinstance(self.sources, str) else self.sources
+        if self.outcomes_of is not None and self.outcomes_of not in sources:
+            raise Refusal(f"outcomes_of={self.outcomes_of}: give one of the sources, or null")
+        return self
 
 
 class BackbonePaths(Settings):

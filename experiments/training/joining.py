@@ -1,8 +1,9 @@
-"""Joint labels of several tasks, to train one predictor on all of them."""
+"""Joint labels of several tasks or backbones, to train one predictor on all of them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 
@@ -33,6 +34,43 @@ def join_labels(parts: Mapping[str, Labels]) -> Labels:
         for name, table in zip(names, tables, strict=True)
     )
     return Labels(inputs=_join_inputs([part.inputs for part in parts.values()], names), outcomes=outcomes)
+
+
+def as_backbone(labels: Labels, like: Labels) -> Labels:
+    """Return labels as if the backbone of `like` had answered: the scale of each outcome is that of its rank.
+
+    Only inputs that no backbone computes are kept: the text of the question, statistics of the pixels and
+    thumbnails. Raises ValueError for ladders of different lengths.
+    """
+    outcomes, other = labels.outcomes, like.outcomes
+    if len(outcomes.scales) != len(other.scales):
+        raise ValueError(
+            f"{outcomes.origin} has {len(outcomes.scales)} scales, {other.origin} {len(other.scales)}: "
+            "scales are mapped by rank, which needs as many of both, so choose other source_backbones"
+        )
+    backbone = {key: value for key, value in other.fingerprints.items() if key != "data"}
+    columns = [name.split("/")[0] == "image" for name in labels.inputs.statistic_names]
+    inputs = replace(
+        labels.inputs,
+        scales=other.scales,
+        family=other.family,
+        question_ids=[np.zeros(0, dtype=np.int64)] * len(labels),
+        visual={},
+        statistics=labels.inputs.statistics[:, columns],
+        statistic_names=tuple(compress(labels.inputs.statistic_names, columns)),
+        token_embeddings=like.inputs.token_embeddings,
+        decoder_state=None,
+        first_probability=None,
+    )
+    outcomes = replace(
+        outcomes,
+        scales=other.scales,
+        family=other.family,
+        fingerprints={**outcomes.fingerprints, **backbone},
+        decoder_state=None,
+        first_probability=None,
+    )
+    return Labels(inputs=inputs, outcomes=outcomes)
 
 
 def _rename(task: str, names: np.ndarray) -> np.ndarray:

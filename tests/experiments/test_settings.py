@@ -174,6 +174,7 @@ WRONG = [
     ("granularity", "equivalence_margin=0", "equivalence_margin=0: give a number above 0 and below 1"),
     ("failures", "split=test", "split=test: give one of train, calibration"),
     ("transfer", "num_recalibration=0", "num_recalibration=0: give a whole number from 1 up"),
+    ("transfer", "outcomes_of=gqa", "outcomes_of=gqa: give one of the sources, or null"),
     ("transfer", "sources=[../x]", "sources=[../x]: it names a folder, so give text without /"),
     ("tune", "study.num_trials=0", "study.num_trials=0: give a whole number from 1 up"),
     ("tune", "study.name=a/b", "study.name=a/b: it names a folder, so give text without /"),

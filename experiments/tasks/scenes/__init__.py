@@ -9,6 +9,7 @@ position from an edge, and signs by their color.
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import PIL
@@ -16,14 +17,18 @@ from PIL import Image
 
 from experiments.tasks.base import SPLITS, Sample, Split, Task, digest_content
 from experiments.tasks.images import UnreadableImage
-from experiments.tasks.scenes.layout import LAYOUTS, compose
+from experiments.tasks.scenes.corruption import CORRUPTIONS, corrupt
+from experiments.tasks.scenes.layout import LAYOUTS, compose, restyle
 from experiments.tasks.scenes.questions import KINDS, Question, ask
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import LOOKS, Scene
-from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
+from experiments.tasks.scenes.wordings import WORDINGS
+from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, checked
 
 # Increased whenever the same arguments give another image or question.
 VERSION = 1
+# Arguments that change the questions' words or the images, but no sample id and no reference.
+VARIATIONS = ("wording", "rendering", "corruption", "strength")
 
 
 class Scenes(Task):
@@ -37,8 +42,15 @@ class Scenes(Task):
         layouts: relative frequency of each layout; 0 for those left out.
         kinds: relative frequency of question types, where it differs from `KINDS`.
         look: `plain`, or `shifted`: other colors, fonts, textures, sizes and wordings, not used in training.
+        wording: the same questions in other words: `plain`, `varied` (three wordings) or `shifted`; None for
+            that of the look.
+        rendering: the same scenes drawn in another look, for the same questions; None for `look`.
+        corruption: what the images are corrupted with: `noise`, `blur` or `jpeg`; None for nothing.
+        strength: standard deviation of the noise on values of 0 to 255 or of the blur in pixels, or quality
+            of the JPEG; None for that of `CORRUPTIONS`.
 
-    Raises ValueError for unknown splits, layouts, question types or looks, and for smaller images.
+    Samples that differ in the last four only have equal ids and references. Raises ValueError for unknown
+    splits, layouts, question types, looks, wordings or corruptions, and for smaller images.
     """
 
     @checked
@@ -52,6 +64,10 @@ class Scenes(Task):
         layouts: Mapping[str, NonNegativeFloat] = LAYOUTS,
         kinds: Mapping[str, NonNegativeFloat] | None = None,
         look: str = "plain",
+        wording: str | None = None,
+        rendering: str | None = None,
+        corruption: str | None = None,
+        strength: PositiveFloat | None = None,
     ) -> None:
         self.num_images = dict(num_images or {"train": 1000, "calibration": 250, "test": 500})
         if unknown := set(self.num_images) - set(SPLITS):
@@ -64,9 +80,22 @@ class Scenes(Task):
             raise ValueError(f"unknown layouts {sorted(unknown)}: layouts are {', '.join(LAYOUTS)}")
         if unknown := set(kinds or {}) - set(KINDS):
             raise ValueError(f"unknown kinds {sorted(unknown)}: question types are {', '.join(KINDS)}")
-        if look not in LOOKS:
-            raise ValueError(f"unknown look {look!r}: looks are {', '.join(LOOKS)}")
+        choices = (
+            ("look", look, LOOKS),
+            ("wording", wording, WORDINGS),
+            ("rendering", rendering, LOOKS),
+            ("corruption", corruption, CORRUPTIONS),
+        )
+        for argument, value, known in choices:
+            if value is not None and value not in known:
+                raise ValueError(f"unknown {argument} {value!r}: {argument}s are {', '.join(known)}")
+        if strength is not None and corruption is None:
+            raise ValueError(f"strength={strength} is that of a corruption: give corruption, or no strength")
+        if corruption == "jpeg" and strength is not None and not 1 <= strength <= 95:
+            raise ValueError(f"strength={strength} is no quality of a JPEG: give 1 to 95")
         self.look = look
+        self.wording, self.rendering, self.corruption = wording, rendering, corruption
+        self.strength = strength or (CORRUPTIONS[corruption] if corruption else None)
         self.name = name
         self.layouts = dict(layouts)
         self.kinds = {**KINDS, **(kinds or {})}
@@ -93,6 +122,8 @@ class Scenes(Task):
             "look": self.look,
             "version": VERSION,
             "pillow": PIL.__version__,
+            # Left out where they are None, as in labels that were made before they existed.
+            **{name: getattr(self, name) for name in VARIATIONS if getattr(self, name) is not None},
         }
 
     @property
@@ -109,8 +140,12 @@ class Scenes(Task):
         """Return the scene of image `index` of a split, and its questions."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
         handwriting = handwriting_of(split)[1].tolist()
-        scene = compose(rng, self.image_size, handwriting, self.layouts, LOOKS[self.look])
-        return scene, ask(scene, rng, self.questions_per_image, self.kinds)
+        look = LOOKS[self.look]
+        if self.wording is not None:
+            look = replace(look, wordings=WORDINGS[self.wording])
+        scene = compose(rng, self.image_size, handwriting, self.layouts, look)
+        questions = ask(scene, rng, self.questions_per_image, self.kinds)
+        return restyle(scene, LOOKS[self.rendering]) if self.rendering else scene, questions
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """Yield the samples of a split, image by image."""
@@ -139,4 +174,9 @@ class Scenes(Task):
         split, _, index = image_id.partition("-")
         if split not in SPLITS or not index.isdecimal():
             raise UnreadableImage(image_id, "no scene has this id: ids look like test-000123")
-        return draw(self.scene(split, int(index))[0], split)
+        scene, _ = self.scene(split, int(index))
+        image = draw(scene, split)
+        if self.corruption is None:
+            return image
+        assert self.strength is not None
+        return corrupt(image, self.corruption, self.strength, scene.seed)

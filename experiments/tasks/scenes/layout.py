@@ -47,6 +47,17 @@ def compose(
     return Scene(name, size, ground, texture, seed, items, rows, columns, look)
 
 
+def restyle(scene: Scene, look: Look) -> Scene:
+    """Return the same items in another look: palette, fonts, texture and sizes.
+
+    Ground and colors were chosen for the contrast of the former palette; black on brown is the only pair far
+    below `LEAST_CONTRAST` (61) in the shifted one.
+    """
+    items = [replace(item, box=_scale(item.box, look.size / scene.look.size)) for item in scene.items]
+    texture = random.Random(scene.seed).choice(look.textures)
+    return replace(scene, look=look, texture=texture, items=items)
+
+
 def colors_on(ground: str, look: Look) -> list[str]:
     """Return the colors with enough contrast to the ground: red on brown cannot be read, for example."""
     inks = look.palette

@@ -32,7 +32,7 @@ def ask_dominant(scene: Scene, rng: random.Random) -> Question | None:
         items = scene.of_type(type)
         ranking = Counter(item.color for item in items).most_common(2)
         if len(items) >= 3 and ranking[0][1] >= 1.5 * (ranking[1][1] if len(ranking) > 1 else 0):
-            return Question("dominant", scene.look.say("dominant", noun=noun), ranking[0][0], smallest(items))
+            return Question("dominant", scene.say("dominant", noun=noun), ranking[0][0], smallest(items))
     return None
 
 
@@ -50,7 +50,7 @@ def ask_existence(scene: Scene, rng: random.Random) -> Question | None:
         near_misses = set(product({color for color, _ in present}, {shape for _, shape in present})) - present
         color, shape = rng.choice(sorted(near_misses or set(product(COLORS, SHAPES)) - present))
         answer = "no"
-    text = scene.look.say("existence", thing=_with_article(color, shape))
+    text = scene.say("existence", thing=_with_article(color, shape))
     return Question("existence", text, answer, smallest(objects))
 
 
@@ -66,7 +66,7 @@ def ask_existence_half(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     color, shape = rng.choice(sorted(candidates))
-    text = scene.look.say("existence_half", thing=_with_article(color, shape), half=half)
+    text = scene.say("existence_half", thing=_with_article(color, shape), half=half)
     return Question("existence_half", text, answer, smallest(objects))
 
 
@@ -99,7 +99,7 @@ def ask_count(scene: Scene, rng: random.Random) -> Question | None:
     count = sum(map(fits, objects))
     if count > MAX_COUNT:
         return None
-    return Question("count", scene.look.say("count", noun=noun), str(count), smallest(objects))
+    return Question("count", scene.say("count", noun=noun), str(count), smallest(objects))
 
 
 def ask_count_half(scene: Scene, rng: random.Random) -> Question | None:
@@ -112,7 +112,7 @@ def ask_count_half(scene: Scene, rng: random.Random) -> Question | None:
     count = sum(map(fits, inside))
     if count > MAX_COUNT:
         return None
-    text = scene.look.say("count_half", noun=noun, half=half)
+    text = scene.say("count_half", noun=noun, half=half)
     return Question("count_half", text, str(count), smallest(objects))
 
 
@@ -121,7 +121,7 @@ def ask_total(scene: Scene, rng: random.Random) -> Question | None:
     for type, noun in (("object", "objects"), ("sign", "signs"), ("digit", "handwritten digits")):
         items = scene.of_type(type)
         if items and rng.random() < 0.6:
-            return Question("total", scene.look.say("count", noun=noun), str(len(items)), smallest(items))
+            return Question("total", scene.say("count", noun=noun), str(len(items)), smallest(items))
     return None
 
 
@@ -131,7 +131,7 @@ def ask_shape(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("shape", scene.look.say("shape", color=item.color), item.shape, item.height)
+    return Question("shape", scene.say("shape", color=item.color), item.shape, item.height)
 
 
 def ask_color(scene: Scene, rng: random.Random) -> Question | None:
@@ -140,7 +140,7 @@ def ask_color(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("color", scene.look.say("color", shape=item.shape), item.color, item.height)
+    return Question("color", scene.say("color", shape=item.shape), item.color, item.height)
 
 
 def ask_neighbor(scene: Scene, rng: random.Random) -> Question | None:
@@ -155,7 +155,7 @@ def ask_neighbor(scene: Scene, rng: random.Random) -> Question | None:
         return None
     item, relation, other = rng.choice(pairs)
     what, answer = ("color", other.color) if rng.random() < 0.5 else ("shape", other.shape)
-    text = scene.look.say(f"neighbor_{what}", relation=relation, name=f"{item.color} {item.shape}")
+    text = scene.say(f"neighbor_{what}", relation=relation, name=f"{item.color} {item.shape}")
     return Question("neighbor", text, answer, min(item.height, other.height))
 
 
@@ -179,7 +179,7 @@ def ask_cell(scene: Scene, rng: random.Random) -> Question | None:
     else:
         item = rng.choice(characters)
         row_name, column_name = f"row {item.row}", f"column {item.column}"
-    text = scene.look.say("cell", row=row_name, column=column_name)
+    text = scene.say("cell", row=row_name, column=column_name)
     return Question("cell", text, item.text, item.height)
 
 
@@ -196,7 +196,7 @@ def ask_table_size(scene: Scene, rng: random.Random) -> Question | None:
     if scene.layout != "table":
         return None
     what, count = rng.choice((("rows", scene.num_rows), ("columns", scene.num_columns)))
-    return Question("table_size", scene.look.say("count", noun=what), str(count), scene.items[0].height)
+    return Question("table_size", scene.say("count", noun=what), str(count), scene.items[0].height)
 
 
 def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
@@ -206,9 +206,7 @@ def ask_sign(scene: Scene, rng: random.Random) -> Question | None:
         return None
     item = rng.choice(signs)
     what = "number" if item.text.isdigit() else "word"
-    return Question(
-        f"sign_{what}", scene.look.say("sign", what=what, color=item.color), item.text, item.height
-    )
+    return Question(f"sign_{what}", scene.say("sign", what=what, color=item.color), item.text, item.height)
 
 
 def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
@@ -217,24 +215,24 @@ def ask_sign_color(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("sign_color", scene.look.say("sign_color", text=item.text), item.color, item.height)
+    return Question("sign_color", scene.say("sign_color", text=item.text), item.color, item.height)
 
 
 def ask_digit(scene: Scene, rng: random.Random) -> Question | None:
     """Value of the only handwritten digit, or of the only one of a given color."""
     digits = scene.of_type("digit")
     if len(digits) == 1:
-        return Question("digit", scene.look.say("digit"), digits[0].text, digits[0].height)
+        return Question("digit", scene.say("digit"), digits[0].text, digits[0].height)
     candidates = unique(digits, lambda item: item.color)
     if not candidates:
         return None
     item = rng.choice(candidates)
-    return Question("digit", scene.look.say("digit_color", color=item.color), item.text, item.height)
+    return Question("digit", scene.say("digit_color", color=item.color), item.text, item.height)
 
 
 def ask_background(scene: Scene, rng: random.Random) -> Question:
     """Color of the background."""
-    return Question("background", scene.look.say("background"), scene.ground)
+    return Question("background", scene.say("background"), scene.ground)
 
 
 def ask_position(scene: Scene, rng: random.Random) -> Question | None:
@@ -253,7 +251,7 @@ def ask_position(scene: Scene, rng: random.Random) -> Question | None:
     if not candidates:
         return None
     name, item, place = rng.choice(candidates)
-    return Question("position", scene.look.say("position", name=name), place, item.height)
+    return Question("position", scene.say("position", name=name), place, item.height)
 
 
 ASKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from zlib import crc32
+
+from experiments.tasks.scenes.wordings import WORDINGS, Wording
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
@@ -47,26 +50,6 @@ Box = tuple[int, int, int, int]
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
-_PLAIN_WORDING = {
-    "background": "What color is the background?",
-    "dominant": "What color are most {noun}?",
-    "existence": "Is there {thing}?",
-    "existence_half": "Is there {thing} in the {half} half?",
-    "count": "How many {noun} are there?",
-    "count_half": "How many {noun} are in the {half} half?",
-    "shape": "What shape is the {color} object?",
-    "color": "What color is the {shape}?",
-    "position": "Where is the {name}?",
-    "neighbor_color": "What color is the object {relation} the {name}?",
-    "neighbor_shape": "What shape is the object {relation} the {name}?",
-    "cell": "What character is in {row}, {column}?",
-    "sign": "What {what} is on the {color} sign?",
-    "sign_color": "What color is the sign that says {text}?",
-    "digit": "What digit is handwritten?",
-    "digit_color": "What digit is handwritten in {color}?",
-}
-
-
 @dataclass(frozen=True)
 class Look:
     """Style of a data set.
@@ -76,24 +59,19 @@ class Look:
         fonts: font files of matplotlib, so that an image is the same on every machine.
         textures: textures of the ground, chosen uniformly; a texture may be listed several times.
         size: size of the items, relative to the plain look.
-        wording: form -> text of the question, with fields in braces.
+        wordings: wordings of the questions, of which each question gets one.
     """
 
     palette: Mapping[str, tuple[int, int, int]] = field(default_factory=lambda: COLORS)
     fonts: tuple[str, ...] = ("DejaVuSans-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif-Bold.ttf")
     textures: tuple[str, ...] = ("plain", "plain", "noise", "stripes", "checker", "gradient")
     size: float = 1.0
-    wording: Mapping[str, str] = field(default_factory=lambda: _PLAIN_WORDING)
-
-    def say(self, form: str, **about: object) -> str:
-        """Return the text of a question, as `say("sign", what="word", color="red")`."""
-        return self.wording[form].format(**about)
+    wordings: tuple[Wording, ...] = WORDINGS["plain"]
 
 
 PLAIN = Look()
 
-# Palette, fonts, textures and wordings that are not used in training. The wordings only have words of
-# `scenes` and `easy_vqa`, as new words would test vocabulary rather than vision.
+# Palette, fonts, textures and wordings that are not used in training.
 SHIFTED = Look(
     palette={
         "red": (168, 22, 44),
@@ -111,24 +89,7 @@ SHIFTED = Look(
     fonts=("STIXGeneralBol.ttf", "cmb10.ttf", "DejaVuSans-BoldOblique.ttf"),
     textures=("dots", "waves", "blotches"),
     size=0.85,
-    wording={
-        "background": "what is the color of the background?",
-        "dominant": "what is the color of most {noun}?",
-        "existence": "does the image contain {thing}?",
-        "existence_half": "does the {half} half of the image contain {thing}?",
-        "count": "how many {noun} are in the image?",
-        "count_half": "how many {noun} are in the {half} half of the image?",
-        "shape": "what is the shape of the {color} object?",
-        "color": "what is the color of the {shape}?",
-        "position": "where is the {name} in the image?",
-        "neighbor_color": "what is the color of the object {relation} the {name}?",
-        "neighbor_shape": "what is the shape of the object {relation} the {name}?",
-        "cell": "what character does {row}, {column} contain?",
-        "sign": "what {what} does the {color} sign contain?",
-        "sign_color": "what is the color of the sign that says {text}?",
-        "digit": "what handwritten digit is present?",
-        "digit_color": "what is the digit handwritten in {color}?",
-    },
+    wordings=WORDINGS["shifted"],
 )
 LOOKS = {"plain": PLAIN, "shifted": SHIFTED}
 
@@ -168,6 +129,15 @@ class Scene:
     num_rows: int = 0
     num_columns: int = 0
     look: Look = PLAIN
+
+    def say(self, form: str, **about: object) -> str:
+        """Return the text of a question, as `say("sign", what="word", color="red")`.
+
+        A hash of scene and question chooses among several wordings, so that they leave `rng` unchanged.
+        """
+        wordings = self.look.wordings
+        number = crc32(f"{self.seed} {form} {about}".encode()) % len(wordings)
+        return wordings[number][form].format(**about)
 
     def of_type(self, type: str) -> list[Item]:
         return [item for item in self.items if item.type == type]

@@ -11,11 +11,13 @@ import pytest
 
 from experiments.config import Provenance
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.transfer import draw_samples, transfer, write_transfer
+from experiments.reporting.transfer import write_transfer
+from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
 from experiments.training.joining import join_labels
 from experiments.transfer import main
-from m3_backbone.outcomes.labels import Labels
+from m3_backbone.outcomes.labels import Labels, read_labels
 from predictor.calibration import Temperature
+from predictor.classical.boosting import GradientBoosting
 from predictor.classical.question_only import QuestionOnly
 from tests.pages import check_downloads, check_structure, read_downloads
 from tests.predictor.synthetic import KINDS, make_labels, write_labels
@@ -55,8 +57,9 @@ def read_records(folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    def run(make_predictor=QuestionOnly, **arguments):
-        return transfer(make_predictor, **{**settings, **arguments})
+    def run(make_predictor=QuestionOnly, *, sources, **arguments):
+        sources = [source if isinstance(source, Source) else Source(source) for source in sources]
+        return transfer(make_predictor, sources=sources, **{**settings, **arguments})
 
     settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
     settings |= {"num_resamples": 50, "records": tmp_path / "evaluations"}
@@ -79,7 +82,7 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     assert values[0] == pytest.approx(values[2], abs=0.08) and values[2] > 0.15
     assert values[3] < 0 < 0.15 < values[5]
 
-    table = write_transfer(
+    (table,) = write_transfer(
         rows,
         tmp_path,
         predictor="<b>mine",
@@ -284,6 +287,109 @@ def test_labels_of_another_backbone_are_not_joined():
     second = Labels(inputs=second.inputs, outcomes=replace(second.outcomes, fingerprints=other))
     with pytest.raises(ValueError, match="labels of b were made with different weights"):
         join_labels({"a": first, "b": second})
+
+
+def test_a_target_is_left_out_of_its_own_sources(run):
+    rows = run(sources=["home", "swapped"], targets=["home", "swapped"], leave_one_out=True, native=False)
+    assert [(row.target, row.trained_on) for row in rows] == [
+        *[("home", "swapped")] * 2,
+        *[("swapped", "home")] * 2,
+    ]
+    with pytest.raises(ValueError, match="leave_one_out=true leaves no source for home"):
+        run(sources=["home"], targets=["home"], leave_one_out=True)
+
+
+def test_the_rest_of_the_calibration_split_is_evaluated_without_a_record(run, tmp_path):
+    rows = run(sources=["home"], targets=["swapped"], split="calibration", num_recalibration=100)
+    assert [row.priced_on for row in rows] == ["home", "100 of swapped", "100 of swapped"]
+    # 25 of 150 images with 4 questions each are those of the recalibration.
+    assert {row.comparison.num_images for row in rows} == {125}
+    assert rows[0].gap_share.value < 0 < rows[2].gap_share.value
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_labels_of_another_backbone_are_read_by_rank_of_scale(run, folder):
+    """The same world at scales 2, 10 and 40 of another backbone: as good as trained at home."""
+    for name, scales in (("other", (2, 10, 40)), ("short", (2, 10))):
+        parts = {}
+        for seed, split in enumerate(("train", "calibration", "test")):
+            part = make_labels(200, 70 + seed, split=split)
+            taken = slice(0, len(scales))
+            inputs = replace(
+                part.inputs,
+                scales=scales,
+                visual={},
+                visual_tokens=np.tile(np.array(scales, dtype=np.int32), (len(part), 1)),
+            )
+            columns = {
+                column: getattr(part.outcomes, column)[:, taken]
+                for column in (
+                    *("score", "nll", "reference_tokens", "confidence", "margin"),
+                    *("prefill_flops", "vision_flops"),
+                )
+            }
+            outcomes = replace(
+                part.outcomes,
+                scales=scales,
+                answer=[row[taken] for row in part.outcomes.answer],
+                visual_tokens=inputs.visual_tokens,
+                fingerprints={**part.outcomes.fingerprints, "weights": name},
+                **columns,
+            )
+            parts[split] = Labels(inputs=inputs, outcomes=outcomes)
+        write_labels(folder.parent / name / "home", parts)
+    labels = folder.parent / "mine"
+    if not labels.exists():
+        labels.symlink_to(folder)
+    settings = {"targets": ["same"], "labels": labels, "native": False}
+    own, foreign, both = (
+        run(sources=sources, **settings)
+        for sources in (["home"], [Source("home", "other")], ["home", Source("home", "other")])
+    )
+    assert foreign[0].trained_on == "home of other" and both[0].trained_on == "home + home of other"
+    for rows in (foreign, both):
+        assert rows[0].gap_share.value == pytest.approx(own[0].gap_share.value, abs=0.08)
+    with pytest.raises(ValueError, match="mapped by rank, which needs as many of both"):
+        run(sources=[Source("home", "short")], **settings)
+    with pytest.raises(ValueError, match="gradient_boosting reads tokens of the backbone"):
+        run(GradientBoosting, sources=[Source("home", "other")], **settings)
+
+
+def test_versions_of_the_same_samples_are_compared(folder, run, tmp_path):
+    """`again` is `home` with the same samples in words that mislead."""
+    words = dict(zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True))
+    parts = {
+        split: rename(make_labels(size, seed, split=split), words, data="again")
+        for seed, (split, size) in enumerate({"train": 300, "calibration": 150, "test": 400}.items())
+    }
+    write_labels(folder / "again", parts)
+    rows = run(sources=["home"], targets=["home", "again"], native=False)
+    ((pair, stability),) = compare_versions(rows).items()
+    assert pair == ("home", "again") and stability.num_images == 400
+    # Every third of the questions is taken for another kind; the answers are as good as before.
+    assert stability.same_scale.value < 0.7 and stability.lost_finest.value == 0
+    assert (
+        stability.lost.value == pytest.approx(stability.lost_by_choices.value) and stability.lost.value > 0.02
+    )
+    # As another wording of `home` it teaches both meanings of the words; without pairs nothing changes.
+    home, again = (read_labels(folder / task, "train") for task in ("home", "again"))
+    home = replace(home, outcomes=replace(home.outcomes, score=1 - home.outcomes.score))
+    np.testing.assert_array_equal(take_outcomes(again, home).outcomes.score, 1 - again.outcomes.score)
+    assert take_outcomes(again, read_labels(folder / "same", "train")) is again
+    (augmented, _) = run(sources=["home", "again"], targets=["again"], outcomes_of="home", native=False)
+    assert augmented.gap_share.value > rows[2].gap_share.value
+
+    tables = write_transfer(
+        rows,
+        tmp_path / "out",
+        predictor="mine",
+        backbone="toy",
+        fingerprints={target: {} for target in ("home", "again")},
+        provenance=Provenance("transfer", "a: 1", "today"),
+    )
+    assert [table.name for table in tables] == ["transfer", "stability"]
+    assert "again, 1,600 samples of home" in (tmp_path / "out" / "tables" / "stability.csv").read_text()
+    assert "lost by changed choices" in (tmp_path / "out" / "transfer.html").read_text(encoding="utf-8")
 
 
 def test_command_composes_all_that_it_reads(folder, tmp_path, monkeypatch, capsys):

@@ -9,11 +9,13 @@ from collections import Counter
 import numpy as np
 import PIL
 import pytest
+from PIL import Image
 
 from experiments.tasks import scenes
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
+from experiments.tasks.scenes.corruption import CORRUPTIONS, corrupt
 from experiments.tasks.scenes.dense import BODY, CENTER, HEADS, TYPES, label_patches
 from experiments.tasks.scenes.layout import colors_on
 from experiments.tasks.scenes.questions import (
@@ -29,6 +31,7 @@ from experiments.tasks.scenes.questions import (
 )
 from experiments.tasks.scenes.render import draw, handwriting_of
 from experiments.tasks.scenes.scene import CHARACTERS, COLORS, LOOKS, PLAIN, SHAPES, SHIFTED, Item, Scene
+from experiments.tasks.scenes.wordings import WORDINGS
 from experiments.tasks.scoring import score
 
 
@@ -259,13 +262,60 @@ def test_the_shifted_look_changes_pixels_and_words_and_nothing_that_is_asked_for
     # Not all: a bright pixel may be as bright as can be in both.
     assert np.mean(changed) > 0.95
     # Every form has its words, with the same blanks.
-    blanks = {form: set(re.findall(r"{(\w+)}", text)) for form, text in PLAIN.wording.items()}
-    assert blanks == {form: set(re.findall(r"{(\w+)}", text)) for form, text in SHIFTED.wording.items()}
+    blanks = [
+        {form: set(re.findall(r"{(\w+)}", text)) for form, text in wording.items()}
+        for wordings in WORDINGS.values()
+        for wording in wordings
+    ]
+    assert all(each == blanks[0] for each in blanks)
+    # No wording of one set is in another: `shifted` stays new to what is trained on the others.
+    texts = [
+        text.lower() for wordings in WORDINGS.values() for wording in wordings for text in wording.values()
+    ]
+    assert len(texts) == len(set(texts))
     assert set(SHIFTED.palette) == set(COLORS) and len(SHIFTED.fonts) == len(PLAIN.fonts)
     # Layouts strew up to seven colors over any ground.
     assert all(len(colors_on(ground, look)) >= 7 for look in LOOKS.values() for ground in look.palette)
     with pytest.raises(ValueError, match="unknown look 'new': looks are plain, shifted"):
         Scenes(look="new")
+
+
+VARIATIONS = (
+    {"wording": "shifted"},
+    {"wording": "varied"},
+    {"rendering": "shifted"},
+    *({"corruption": kind} for kind in CORRUPTIONS),
+)
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=lambda variation: "-".join(*variation.items()))
+def test_a_variation_keeps_samples_and_references_and_changes_words_or_pixels(variation):
+    sizes = {"train": 4, "calibration": 4, "test": 24}
+    plain, varied = Scenes(num_images=sizes), Scenes(num_images=sizes, **variation)
+    assert plain.fingerprint != varied.fingerprint
+    before, after = list(plain.samples("test")), list(varied.samples("test"))
+    assert [(s.sample_id, s.references) for s in before] == [(s.sample_id, s.references) for s in after]
+    same_words = [first.question == second.question for first, second in zip(before, after, strict=True)]
+    ids = [f"test-{index:06d}" for index in range(12)]
+    same_pixels = [plain.image(name).tobytes() == varied.image(name).tobytes() for name in ids]
+    assert varied.image(ids[0]).size == (192, 192) and varied.image(ids[0]).mode == "RGB"
+    assert varied.image(ids[0]).tobytes() == varied.image(ids[0]).tobytes()
+    rewords = "wording" in variation
+    assert (any(same_words), all(same_pixels)) == ((False, True) if rewords else (True, False))
+    assert rewords or (all(same_words) and not any(same_pixels))
+
+
+def test_noise_has_its_strength():
+    gray = np.asarray(corrupt(Image.new("RGB", (96, 96), (128, 128, 128)), "noise", 20.0, seed=0), float)
+    assert gray.mean() == pytest.approx(128, abs=1) and gray.std() == pytest.approx(20, abs=1)
+    for settings, told in (
+        ({"corruption": "rain"}, "unknown corruption 'rain': corruptions are noise, blur, jpeg"),
+        ({"wording": "new"}, "unknown wording 'new'"),
+        ({"strength": 2.0}, "give corruption, or no strength"),
+        ({"corruption": "jpeg", "strength": 100.0}, "strength=100.0 is no quality of a JPEG: give 1 to 95"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Scenes(**settings)
 
 
 def test_layouts_are_drawn_as_often_as_asked():

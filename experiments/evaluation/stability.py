@@ -1,0 +1,96 @@
+"""Stability of choices: one predictor at one price on two versions of the same test samples.
+
+The versions have the same samples and references, but other words or other images, so that choices can be
+compared sample by sample, and losses are paired.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.evaluation.fronts import Columns, Floats
+from experiments.evaluation.schedules import ImageMeans
+from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from m3_backbone.outcomes.table import OutcomeTable
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """What changes from the original to the changed version of test samples, at one price.
+
+    `same_scale` and `within_one_step` are shares of the samples. `tokens` is the difference in mean visual
+    tokens, changed minus original; the others are differences in mean score, original minus changed: `lost`
+    with the choices of each version, `lost_finest` with the finest scale for all samples. `lost_by_choices`
+    is what the changed choices lose on the changed version: the score there with the choices of the original
+    minus that with its own.
+    """
+
+    num_samples: int
+    num_images: int
+    same_scale: Estimate
+    within_one_step: Estimate
+    tokens: Estimate
+    lost: Estimate
+    lost_finest: Estimate
+    lost_by_choices: Estimate
+
+
+def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int64] | None:
+    """Return the row of `original` for each row of `changed`, `[num_samples]`, for two versions of a task.
+
+    Ids are compared without a prefix up to `/`, as `training.joining` adds the name of the task. None
+    unless all samples of `changed` are in `original` with the same references.
+    """
+    row_of = {_strip(sample_id): row for row, sample_id in enumerate(original.sample_id)}
+    rows = [row_of.get(_strip(sample_id)) for sample_id in changed.sample_id]
+    if not rows or any(
+        row is None or original.references[row] != references
+        for row, references in zip(rows, changed.references, strict=True)
+    ):
+        return None
+    return np.array(rows, dtype=np.int64)
+
+
+def _strip(sample_id: str) -> str:
+    return str(sample_id).partition("/")[2] or str(sample_id)
+
+
+def measure_stability(
+    original: OutcomeTable,
+    changed: OutcomeTable,
+    choices: tuple[Columns, Columns],
+    rows: NDArray[np.int64],
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> Stability:
+    """Measure the stability of the `choices` (columns of scales) on the original and the changed version.
+
+    `rows` are those of `find_pairs`. Images are resampled.
+    """
+    before, after = choices[0][rows].astype(np.int64), choices[1].astype(np.int64)
+    former = {name: getattr(original, name)[rows].astype(np.float64) for name in ("score", "cost")}
+    score, cost = changed.score.astype(np.float64), changed.cost
+    sample = np.arange(len(rows))
+    columns: Floats = np.column_stack(
+        [
+            before == after,
+            abs(before - after) <= 1,
+            cost[sample, after] - former["cost"][sample, before],
+            former["score"][sample, before] - score[sample, after],
+            former["score"][:, -1] - score[:, -1],
+            score[sample, before] - score[sample, after],
+        ]
+    ).astype(np.float64)
+    means = ImageMeans(number_images(changed.image_id))
+    means.add_columns("all", columns)
+    estimates = bootstrap(
+        lambda weights: {"all": means(weights)["all"][0]},
+        means.num_images,
+        num_resamples=num_resamples,
+        seed=seed,
+        confidence=confidence,
+    )["all"]
+    return Stability(len(rows), means.num_images, *(estimates[column] for column in range(6)))

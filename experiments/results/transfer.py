@@ -1,0 +1,322 @@
+"""Transfer of predictors from some tasks or another backbone to other tasks: training and evaluation."""
+
+import copy
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning
+import numpy as np
+
+from experiments.evaluation.comparison import Comparison, PolicyResult, check_settings, compare_policies
+from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
+from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.stability import Stability, find_pairs, measure_stability
+from experiments.evaluation.statistics import Estimate
+from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.training.joining import as_backbone, join_labels
+from experiments.training.subset import Subset
+from experiments.training.trained import digest_files, join_digests
+from m3_backbone.outcomes.labels import Labels, read_labels
+from m3_backbone.outcomes.table import OutcomeTable
+from predictor.base import FitContext, ScalePredictor
+from predictor.calibration import Calibrator
+from predictor.splitting import split_for_calibrator, split_validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Result of a predictor on a target task, by the tasks it was trained on and the samples of its prices.
+
+    `comparison` is that of this predictor alone on the evaluated samples `outcomes` of the target, in visual
+    tokens; `others` are the same in further cost measures.
+    """
+
+    target: str
+    trained_on: str
+    priced_on: str
+    comparison: Comparison
+    outcomes: OutcomeTable
+    record: EvaluationRecord | None = None
+    others: Sequence[Comparison] = ()
+
+    @property
+    def name(self) -> str:
+        """Label for legends and tables."""
+        if self.trained_on == self.priced_on:
+            return f"trained on {self.trained_on}"
+        return f"trained on {self.trained_on}, prices from {self.priced_on}"
+
+    @property
+    def result(self) -> PolicyResult:
+        return self.comparison.policies[0]
+
+    @property
+    def gap_share(self) -> Estimate | None:
+        """Share of the gap from mix to budgeted oracle over log-spaced budgets; None if there is no gap."""
+        return self.result.find(mean_gap_share)
+
+    @property
+    def to_mix(self) -> Estimate:
+        """Score above the mix at matched mean visual tokens, averaged over log-spaced budgets."""
+        return self.result[mean_to_mix]
+
+
+def compare_versions(rows: Sequence[Row]) -> dict[tuple[str, str], Stability]:
+    """Return (original, changed task) -> stability of the choices at the default price of the sources.
+
+    Pairs are targets with the same samples and references (`find_pairs`) and the same predictor. The original
+    is a task that was trained on.
+    """
+    priced = [row for row in rows if row.trained_on == row.priced_on]
+    pairs = {}
+    for original in priced:
+        if original.target not in original.trained_on.split(" + "):
+            continue
+        for changed in priced:
+            if changed.target == original.target or changed.trained_on != original.trained_on:
+                continue
+            if (paired := find_pairs(original.outcomes, changed.outcomes)) is not None:
+                pairs[original.target, changed.target] = measure_stability(
+                    original.outcomes,
+                    changed.outcomes,
+                    (original.result.default.choice, changed.result.default.choice),
+                    paired,
+                    num_resamples=changed.comparison.num_resamples,
+                    confidence=changed.comparison.confidence,
+                    seed=changed.comparison.bootstrap_seed,
+                )
+    return pairs
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labels that are trained on: of a task, by another backbone if `backbone` is given."""
+
+    task: str
+    backbone: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.task if self.backbone is None else f"{self.task} of {self.backbone}"
+
+    def find(self, labels: Path) -> Path:
+        """Return the label folder, given the folder `labels` of the evaluated backbone's tasks."""
+        return (labels if self.backbone is None else labels.parent / self.backbone) / self.task
+
+
+def list_sources(tasks: Sequence[str], backbones: Sequence[str], backbone: str) -> list[Source]:
+    """Return the sources of every backbone, by default of `backbone`, the one that is evaluated."""
+    return [
+        Source(task, None if name == backbone else name) for name in backbones or [backbone] for task in tasks
+    ]
+
+
+def transfer(
+    make_predictor: Callable[[], ScalePredictor],
+    *,
+    sources: Sequence[Source],
+    targets: Sequence[str],
+    labels: Path,
+    records: Path,
+    num_recalibration: int,
+    validation_fraction: float,
+    seed: int,
+    leave_one_out: bool = False,
+    native: bool = True,
+    split: str = "test",
+    outcomes_of: str | None = None,
+    subset: Subset | None = None,
+    make_trainer: Callable[..., lightning.Trainer] | None = None,
+    calibrator: Calibrator | None = None,
+    command: str = "",
+    configuration: str = "",
+    allow_unrecorded: bool = False,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    allow_small: bool = False,
+) -> list[Row]:
+    """Train a predictor on all `sources` and evaluate it on each of `targets`.
+
+    The labels of a task are in `labels/<task>`, those of another backbone in `labels/../<backbone>/<task>`;
+    `subset` is the part of each train split. With `leave_one_out` a target is left out of its own sources.
+    Images are divided into training and validation by task, so that an image of several versions of a task is
+    on one side in all of them. Sources that are other versions of the samples of the source `outcomes_of`
+    get its outcomes, so that other words or images augment its inputs. With sources of another backbone all
+    sources are read as in `as_backbone`, and predictors that read features of the backbone are refused.
+
+    Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
+    with prices from `num_recalibration` samples of the target's calibration split; and, if `native`, a
+    predictor trained on the target. The samples are of images chosen at random with `seed`; with
+    `allow_small`, all samples are used if there are fewer. A copy of `calibrator` is fitted on one half of
+    the images, prices come from the other half. Evaluations of the test split are recorded in the folder
+    `records` (`labels.held_out`). With `split="calibration"` the other images of the target's calibration
+    split are evaluated instead, to choose by; the native row then has its prices from the few samples too.
+    Raises ValueError if labels come from different backbones, or if sources or targets are empty or not
+    distinct.
+    """
+    check_settings(num_budgets=1, num_prices=1, num_resamples=num_resamples, confidence=confidence)
+    for name, given in (("sources", [source.name for source in sources]), ("targets", list(targets))):
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
+    sources_of = {
+        target: [source for source in sources if not (leave_one_out and source.task == target)]
+        for target in targets
+    }
+    if alone := [target for target, parts in sources_of.items() if not parts]:
+        raise ValueError(f"leave_one_out=true leaves no source for {alone[0]}: name further tasks in sources")
+    # Missing or too few samples are refused before anything is trained.
+    targets_few = {
+        target: read_calibration(labels / target, target, num_recalibration, seed, allow_small=allow_small)
+        for target in targets
+    }
+    if calibrator is not None:
+        for _, few in targets_few.values():
+            split_for_calibrator(few)
+    is_foreign = any(source.backbone for source in sources)
+    like = targets_few[targets[0]][0]
+    if is_foreign:
+        check_outside(make_predictor())
+
+    def read(source: Source, split: str) -> Labels:
+        folder = source.find(labels)
+        part = (subset or Subset()).read(folder, seed) if split == "train" else read_labels(folder, split)
+        if outcomes_of is not None and source.task != outcomes_of:
+            part = take_outcomes(part, read_labels(source.find(labels).parent / outcomes_of, split))
+        return as_backbone(part, like) if is_foreign else part
+
+    trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = {}
+
+    def train_on(parts: Sequence[Source]) -> tuple[ScalePredictor, Labels]:
+        if (key := tuple(parts)) not in trained:
+            halves = {
+                part.name: split_validation(read(part, "train"), validation_fraction, seed) for part in parts
+            }
+            train, validation = (
+                join_labels({name: half[side] for name, half in halves.items()}) for side in (0, 1)
+            )
+            predictor = make_predictor()
+            log.info("training %s on %s, %d samples", predictor.name, " + ".join(halves), len(train))
+            predictor.fit(train, validation, FitContext(None, make_trainer))
+            trained[key] = predictor, join_labels({part.name: read(part, "calibration") for part in parts})
+        return trained[key]
+
+    def price(
+        predictor: ScalePredictor, samples: Labels
+    ) -> tuple[Labels, Calibrator | None, np.ndarray, str]:
+        """Return samples for prices, the fitted calibrator, estimates on them, and a digest of all."""
+        predictor.calibrator = None
+        if calibrator is not None:
+            seen, samples = split_for_calibrator(samples)
+            predictor.calibrate(seen, copy.deepcopy(calibrator))
+        ids = hashlib.sha256("\n".join(samples.outcomes.sample_id).encode()).hexdigest()
+        digest = f"{digest_predictor(predictor)}-{ids[:8]}"
+        return samples, predictor.calibrator, predictor.predict(samples.inputs), digest
+
+    def evaluate(target: str) -> Iterator[Row]:
+        parts, (calibration, few) = sources_of[target], targets_few[target]
+        predictor, source_calibration = train_on(parts)
+        source, few_name = " + ".join(part.name for part in parts), f"{len(few)} of {target}"
+        evaluated = [
+            (source, source, predictor, *price(predictor, source_calibration)),
+            (source, few_name, predictor, *price(predictor, few)),
+        ]
+        if native and parts != [Source(target)]:
+            own, own_calibration = train_on([Source(target)])
+            on_test = split == "test"
+            priced_on, samples = (target, own_calibration) if on_test else (few_name, few)
+            evaluated.append((target, priced_on, own, *price(own, samples)))
+        # A change of predictor, calibrator or prices is another evaluation: the digests cover all three.
+        names = [f"{predictor.name} from {row[0]}, prices from {row[1]}" for row in evaluated]
+        if split == "test":
+            test, record = open_test(
+                labels / target,
+                records=records,
+                command=command,
+                configuration=configuration,
+                predictors=dict(zip(names, (row[-1] for row in evaluated), strict=True)),
+                allow_unrecorded=allow_unrecorded,
+            )
+            test = join_labels({target: test})
+        else:
+            is_rest = ~np.isin(calibration.outcomes.image_id.astype(str), few.outcomes.image_id.astype(str))
+            test, record = calibration.select(is_rest), None
+        for trained_on, priced_on, fitted, samples, fitted_calibrator, estimates, _ in evaluated:
+            fitted.check_backbone(test.outcomes.fingerprints)
+            fitted.calibrator = fitted_calibrator
+            policy = PredictorPolicy(fitted.name, estimates, fitted.predict(test.inputs))
+            comparison, *others = (
+                compare_policies(
+                    samples.outcomes,
+                    test.outcomes,
+                    [policy],
+                    measure=measure,
+                    reference=None,
+                    num_resamples=num_resamples,
+                    confidence=confidence,
+                    seed=seed,
+                )
+                for measure in list_cost_measures(samples.outcomes, {fitted.name: fitted}, samples.inputs)
+            )
+            yield Row(target, trained_on, priced_on, comparison, test.outcomes, record, others)
+
+    return [row for target in targets for row in evaluate(target)]
+
+
+def take_outcomes(version: Labels, original: Labels) -> Labels:
+    """Return labels with the scores and likelihoods of `original` if they are a version of its samples."""
+    if (rows := find_pairs(original.outcomes, version.outcomes)) is None:
+        return version
+    columns = {name: getattr(original.outcomes, name)[rows] for name in ("score", "nll")}
+    return replace(version, outcomes=replace(version.outcomes, **columns))
+
+
+def read_calibration(
+    folder: Path, target: str, num_recalibration: int, seed: int, *, allow_small: bool
+) -> tuple[Labels, Labels]:
+    """Return the calibration split of a target, and the few samples for recalibration."""
+    split = join_labels({target: read_labels(folder, "calibration")})
+    number = min(num_recalibration, len(split)) if allow_small else num_recalibration
+    return split, split.select(draw_samples(split.outcomes.image_id, number, seed))
+
+
+def check_outside(predictor: ScalePredictor) -> None:
+    """Raise ValueError for a predictor that reads what only the backbone computes."""
+    is_resolved = predictor.features.visual is not None
+    if not is_resolved or predictor.reads_backbone:
+        raise ValueError(
+            f"{predictor.name} reads tokens of the backbone, and another backbone has others: with "
+            "source_backbones choose predictor=question_only, image_statistics or thumbnail, or features "
+            "without visual tokens, question ids and tower statistics"
+        )
+
+
+def digest_predictor(predictor: ScalePredictor) -> str:
+    """Return a digest of the files that a predictor is saved as."""
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.save(folder)
+        return join_digests(digest_files(Path(folder)))
+
+
+def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Return the sorted indices of `number` samples of images chosen at random; the last may be incomplete.
+
+    Raises ValueError if `number` is below 1 or there are fewer samples.
+    """
+    if number < 1:
+        raise ValueError(f"num_recalibration must be at least 1, got {number}")
+    if number > len(image_id):
+        raise ValueError(
+            f"the calibration split has {len(image_id)} samples, fewer than num_recalibration={number}: "
+            f"label more, or set num_recalibration={len(image_id)} or lower"
+        )
+    images = np.random.default_rng(seed).permutation(np.unique(image_id.astype(str)))
+    rank = {image: position for position, image in enumerate(images)}
+    order = np.argsort([rank[str(image)] for image in image_id], kind="stable")
+    return np.sort(order[:number])
