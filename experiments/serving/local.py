@@ -1,5 +1,6 @@
 """Chat completions from an adaptive model in this process, in batches."""
 
+import json
 import logging
 import time
 import uuid
@@ -18,19 +19,7 @@ from experiments.serving.errors import RequestError
 from experiments.serving.images import ImageReader
 from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
-from experiments.serving.protocol import (
-    AnswerChoice,
-    AnswerMessage,
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    ChosenScale,
-    ChunkChoice,
-    Delta,
-    Terms,
-    Usage,
-    parse,
-)
+from experiments.serving.protocol import ChatRequest, ChosenScale, Terms, parse
 from experiments.serving.service import SCALE_HEADER, Service
 from experiments.serving.targets import (
     Target,
@@ -58,11 +47,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer as a response reports it; `answer` is the whole one."""
+    """An answer as a response reports it; `answer` is the whole one.
+
+    `finish_reason` is `length` for an answer that was cut. The visual tokens of `usage` are those of all
+    scales that were tried.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"]
-    usage: Usage
+    usage: dict[str, int]
     chosen: ChosenScale
     answer: AdaptiveAnswer
 
@@ -227,12 +220,12 @@ class LocalService(Service):
         chosen = describe_choice(answer.choice, answer.tried, asked.target)
         self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
         num_prompt = self.backbone.num_prompt_tokens(asked.image.size, asked.question, answer.scale)
-        usage = Usage(
-            prompt_tokens=num_prompt,
-            completion_tokens=len(token_ids),
-            total_tokens=num_prompt + len(token_ids),
-            visual_tokens=chosen.visual_tokens,
-        )
+        usage = {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": len(token_ids),
+            "total_tokens": num_prompt + len(token_ids),
+            "visual_tokens": chosen.visual_tokens,
+        }
         return Completion(text, "stop" if is_ended else "length", usage, chosen, answer)
 
     async def _compare(self, asked: Asked, completion: Completion, image: str) -> ComparedAnswer:
@@ -267,13 +260,14 @@ class LocalService(Service):
         if request.stream:
             events = _stream(common, completion, includes_usage=request.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        choice = AnswerChoice(
-            message=AnswerMessage(content=completion.text), finish_reason=completion.finish_reason
-        )
-        content = ChatCompletion(
-            **common, choices=[choice], usage=completion.usage, tokenscale=completion.chosen
-        )
-        return JSONResponse(content.model_dump(), headers=headers)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": completion.finish_reason,
+        }
+        content = {**common, "object": "chat.completion", "choices": [choice], "usage": completion.usage}
+        return JSONResponse({**content, "tokenscale": completion.chosen.model_dump()}, headers=headers)
 
 
 async def _stream(
@@ -283,12 +277,16 @@ async def _stream(
 
     Answers are short and are decoded in batches, so that the whole text is one event.
     """
-    first = ChunkChoice(delta=Delta(role="assistant", content=""))
-    yield ChatChunk(**common, choices=[first], tokenscale=completion.chosen).to_event()
-    text = ChunkChoice(delta=Delta(content=completion.text))
-    yield ChatChunk(**common, choices=[text]).to_event()
-    last = ChunkChoice(delta=Delta(), finish_reason=completion.finish_reason)
-    yield ChatChunk(**common, choices=[last]).to_event()
+
+    def make_event(delta: dict[str, str] | None, finish_reason: str | None = None, **others: Any) -> bytes:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+        chunk = {**common, "object": "chat.completion.chunk", "choices": choices, **others}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+    chosen = completion.chosen.model_dump(exclude_none=True)
+    yield make_event({"role": "assistant", "content": ""}, tokenscale=chosen)
+    yield make_event({"content": completion.text})
+    yield make_event({}, completion.finish_reason)
     if includes_usage:
-        yield ChatChunk(**common, choices=[], usage=completion.usage).to_event()
+        yield make_event(None, usage=completion.usage)
     yield b"data: [DONE]\n\n"

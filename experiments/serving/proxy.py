@@ -28,7 +28,7 @@ from experiments.serving.conversations import (
 from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError, refuse
 from experiments.serving.images import ImageReader, ReceivedImage, UndecodedImage
-from experiments.serving.limits import check_question_text
+from experiments.serving.limits import check_question_text, join_pieces
 from experiments.serving.metrics import ServerMetrics
 from experiments.serving.protocol import ChosenScale, Terms, parse, parse_object
 from experiments.serving.service import SCALE_HEADER, Service
@@ -331,20 +331,15 @@ class ProxyService(Service):
         self, response: httpx.Response, chosen: ChosenScale | None, selected: Selected | None = None
     ) -> Response:
         """Return a response that is not streamed; the choice is added to a completion."""
-        pieces, size = [], 0
+        too_large = RequestError(502, f"the engine sent more than {self.max_response_bytes:,} bytes")
         try:
-            async for piece in response.aiter_bytes():
-                size += len(piece)
-                if size > self.max_response_bytes:
-                    raise RequestError(502, f"the engine sent more than {self.max_response_bytes:,} bytes")
-                pieces.append(piece)
+            body = await join_pieces(response.aiter_bytes(), self.max_response_bytes, too_large)
         except httpx.TimeoutException as error:
             raise RequestError(504, "the engine did not finish its answer in time") from error
         except httpx.HTTPError as error:
             raise RequestError(502, f"the engine broke off its answer: {_explain(error)}") from error
         finally:
             await response.aclose()
-        body = b"".join(pieces)
         if selected is not None:
             selected.chunks.append(body)
         if chosen is not None and response.status_code == 200:
