@@ -10,10 +10,8 @@ from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
-from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from experiments.serving.batching import Batcher
 from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError
 from experiments.serving.images import ImageReader
@@ -65,15 +63,7 @@ class LocalService(Service):
 
     Answers equal those of `AdaptiveVLM.answer`. A batch is answered with one call per scale, whatever the
     prices of its requests. Raises ValueError for a backbone that is not a checkpoint, and for default terms
-    that the model does not have.
-
-    Args:
-        model: the adaptive model.
-        images: reader of the images of requests.
-        metrics: counters of the server.
-        default: terms of requests that give none.
-        window_ms, max_batch: as in `Batcher`.
-        drift: what compares answers with the finest scale's; None: nothing does.
+    that the model does not have. `model` is the adaptive model; other arguments are those of `Service`.
     """
 
     def __init__(
@@ -89,23 +79,10 @@ class LocalService(Service):
     ) -> None:
         if not isinstance(model.backbone, ModelBackbone):
             raise ValueError(f"a {type(model.backbone).__name__} cannot be served: only a checkpoint can")
-        self.model, self.backbone = model, model.backbone
-        self.images, self.metrics, self.default, self.drift = images, metrics, default, drift
+        batches: dict[str, Any] = {"window_ms": window_ms, "max_batch": max_batch}
+        super().__init__(model.backbone, images, metrics, default=default, drift=drift, **batches)
+        self.model = model
         self._find_target(default)
-        self._batcher = Batcher(self._answer, window_ms=window_ms, max_batch=max_batch)
-        metrics.watch_queue(lambda: self._batcher.num_waiting)
-
-    async def start(self) -> None:
-        _ = self.backbone.model  # the first request does not wait for the weights
-        await self._batcher.start()
-        if self.drift is not None:
-            await self.drift.start()
-
-    async def stop(self) -> None:
-        if self.drift is not None:
-            await self.drift.stop()
-        await self._batcher.stop()
-        await self.images.close()
 
     async def complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
         request = parse(ChatRequest, body)
@@ -126,8 +103,8 @@ class LocalService(Service):
         completion = await self._batcher.submit(asked)
         response = self._respond(request, completion)
         if self.drift is not None and self.drift.selects():
-            compare = partial(self._compare, asked, completion, digest_image(received.content))
-            response.background = BackgroundTask(self.drift.submit, compare)
+            digest = digest_image(received.content)
+            self._compare_later(response, partial(self._compare, asked, completion, digest))
         return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
@@ -154,7 +131,7 @@ class LocalService(Service):
     def _find_target(self, terms: Terms) -> Target:
         return find_target(terms, self.model.prices, self.backbone, self.model.find_hybrid)
 
-    def _answer(self, batch: Sequence[Asked]) -> list[Completion | Exception]:
+    def _work(self, batch: Sequence[Asked]) -> list[Completion | Exception]:
         """Answer a batch in the worker thread; requests that cannot be answered get an exception."""
         results: dict[int, Completion | Exception] = {}
         for row, asked in enumerate(batch):
@@ -181,8 +158,8 @@ class LocalService(Service):
             encoded,
             questions,
             targets,
-            lambda row: self._count_tokens(batch[row].image),
-            self.backbone.scales,
+            [asked.image.size for asked in batch],
+            self.backbone,
         )
         chosen_at = time.perf_counter()
         rows = list(choices)
@@ -203,9 +180,6 @@ class LocalService(Service):
         self.metrics.predictor.observe(1000 * (chosen_at - encoded_at))
         self.metrics.answer.observe(1000 * (finished - chosen_at + encoded_at - started))
         return [answers[row] for row in range(len(batch))]
-
-    def _count_tokens(self, image: Image.Image) -> tuple[int, ...]:
-        return tuple(self.backbone.num_visual_tokens(image.size, scale) for scale in self.backbone.scales)
 
     def _complete(self, asked: Asked, answer: AdaptiveAnswer) -> Completion:
         """Cut an answer where the request wants it to end, and count its tokens."""
@@ -235,15 +209,8 @@ class LocalService(Service):
         scales = [scale for scale in self.drift.list_scales(self.backbone.scales) if scale not in answers]
         for scale in scales:
             answers[scale] = await self._batcher.run_when_idle(partial(self._answer_at, asked, scale))
-        choice, point = completion.answer.choice, asked.target.point
-        return ComparedAnswer(
-            completion.chosen,
-            choice.scales,
-            choice.visual_tokens,
-            answers,
-            None if point is None else point.disagreement,
-            image,
-        )
+        choice, bound = completion.answer.choice, asked.target.bound
+        return ComparedAnswer(completion.chosen, choice.scales, choice.visual_tokens, answers, bound, image)
 
     def _answer_at(self, asked: Asked, scale: int) -> str:
         """Answer a question at a scale, in the worker thread."""
