@@ -47,9 +47,9 @@ class Adapter(ABC):
     encodes: ClassVar[bool] = False
     reads_pixels: ClassVar[bool] = True
 
-    @abstractmethod
     def check_backbone(self, backbone: ModelBackbone) -> None:
         """Raise ValueError if scales of the backbone cannot be written in this form."""
+        self.adapt(backbone, Image.new("RGB", _EXAMPLE), backbone.scales[0])
 
     @abstractmethod
     def adapt(self, backbone: ModelBackbone, image: Any, scale: int) -> Adapted:
@@ -61,11 +61,6 @@ class ImageArguments(Adapter):
 
     reads_pixels: ClassVar[bool] = False
 
-    def check_backbone(self, backbone: ModelBackbone) -> None:
-        _as_native(backbone, "arguments of an image processor").processor_arguments(
-            _EXAMPLE, backbone.scales[0]
-        )
-
     def adapt(self, backbone: ModelBackbone, image: Image.Image, scale: int) -> Adapted:
         native = _as_native(backbone, "arguments of an image processor")
         return Adapted(arguments=native.processor_arguments(image.size, scale))
@@ -74,17 +69,14 @@ class ImageArguments(Adapter):
 class ImageArgumentsByModality(ImageArguments):
     """`min_pixels` and `max_pixels` below `image` in `mm_processor_kwargs`, as LMDeploy takes them."""
 
-    def check_backbone(self, backbone: ModelBackbone) -> None:
-        native = _as_native(backbone, "arguments of an image processor")
-        arguments = native.processor_arguments(_EXAMPLE, backbone.scales[0])
+    def adapt(self, backbone: ModelBackbone, image: Image.Image, scale: int) -> Adapted:
+        arguments = super().adapt(backbone, image, scale).arguments
         if arguments.keys() != {"min_pixels", "max_pixels"}:
             raise ValueError(
                 f"LMDeploy takes min_pixels and max_pixels only, and {backbone.name} needs "
                 f"{', '.join(arguments)}: give adapter=vllm"
             )
-
-    def adapt(self, backbone: ModelBackbone, image: Image.Image, scale: int) -> Adapted:
-        return Adapted(arguments={"image": super().adapt(backbone, image, scale).arguments})
+        return Adapted(arguments={"image": arguments})
 
 
 class ResizedImage(Adapter):
@@ -93,9 +85,6 @@ class ResizedImage(Adapter):
     The engine's own limits must leave the image as it is: its smallest area at most that of the coarsest
     scale, its largest at least that of the finest.
     """
-
-    def check_backbone(self, backbone: ModelBackbone) -> None:
-        _as_native(backbone, "sizes of images").resized_size(_EXAMPLE, backbone.scales[0])
 
     def adapt(self, backbone: ModelBackbone, image: Image.Image, scale: int) -> Adapted:
         size = _as_native(backbone, "sizes of images").resized_size(image.size, scale)

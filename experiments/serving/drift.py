@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,18 +133,16 @@ class DriftMonitor:
         record: Record | None = None,
         seed: int | None = None,
     ) -> None:
-        self.metrics, self.share, self.max_queue, self.record = metrics, share, max_queue, record
+        self.metrics, self.share, self.record = metrics, share, record
         self.test = SequentialTest(delta)
         self._random = random.Random(seed)
         self._counts: dict[int, tuple[int, int]] = {}
         self._sum_of_bounds = 0.0
-        self._waiting: deque[Compare] = deque()
-        self._changed = asyncio.Event()
+        self._waiting: asyncio.Queue[Compare] = asyncio.Queue(max_queue)
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start to compare."""
-        self._changed = asyncio.Event()
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
@@ -165,11 +162,10 @@ class DriftMonitor:
 
     async def submit(self, compare: Compare) -> None:
         """Add a comparison, unless too many wait. It never fails."""
-        if len(self._waiting) >= self.max_queue:
+        try:
+            self._waiting.put_nowait(compare)
+        except asyncio.QueueFull:
             self.skip("queue")
-            return
-        self._waiting.append(compare)
-        self._changed.set()
 
     def skip(self, reason: str) -> None:
         """Count an answer that was selected and is not compared."""
@@ -177,16 +173,13 @@ class DriftMonitor:
 
     async def _work(self) -> None:
         while True:
-            while self._waiting:
-                compare = self._waiting.popleft()
-                try:
-                    self.add(await compare())
-                except Exception as error:  # the next ones are still compared
-                    self.skip("error")
-                    # The message might repeat an answer.
-                    log.warning("an answer could not be compared: %s", type(error).__name__)
-            self._changed.clear()
-            await self._changed.wait()
+            compare = await self._waiting.get()
+            try:
+                self.add(await compare())
+            except Exception as error:  # the next ones are still compared
+                self.skip("error")
+                # The message might repeat an answer.
+                log.warning("an answer could not be compared: %s", type(error).__name__)
 
     def add(self, compared: ComparedAnswer) -> None:
         """Count compared answers, test the bounds, and record the answers."""

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import re
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 
 from PIL import Image
@@ -38,21 +39,25 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.body_bytes:
         raise too_large
-    pieces, size = [], 0
     try:
         async with asyncio.timeout(limits.body_seconds):
-            async for piece in request.stream():
-                size += len(piece)
-                if size > limits.body_bytes:
-                    raise too_large
-                pieces.append(piece)
+            return await join_pieces(request.stream(), limits.body_bytes, too_large)
     except TimeoutError as error:
         raise RequestError(
             408, f"the request did not arrive within {limits.body_seconds:g} seconds"
         ) from error
     except ClientDisconnect as error:
         raise RequestError(499, "the client closed the connection") from error
-    return b"".join(pieces)
+
+
+async def join_pieces(pieces: AsyncIterable[bytes], max_bytes: int, too_large: RequestError) -> bytes:
+    """Return the pieces of a body as one. Raises `too_large` as soon as they have more than `max_bytes`."""
+    body = bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
 
 
 def check_question_text(question: str, limits: Limits) -> str:
@@ -76,7 +81,7 @@ def decode_data_url(url: str, limits: Limits) -> bytes:
         )
     encoded = url[prefix.end() :]
     if len(encoded) * 3 // 4 > limits.image_bytes + 2:
-        raise _too_many_bytes(limits)
+        raise too_many_bytes(limits)
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -110,11 +115,12 @@ def find_size(content: bytes, limits: Limits) -> tuple[int, int]:
 def _check_kind(content: bytes, limits: Limits) -> None:
     """Raise RequestError for a file that is too large, or no PNG, JPEG or WebP file."""
     if len(content) > limits.image_bytes:
-        raise _too_many_bytes(limits)
+        raise too_many_bytes(limits)
     is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     if not (is_webp or content.startswith((_PNG, _JPEG))):
         raise refuse("the image is not a PNG, JPEG or WebP file", param="messages")
 
 
-def _too_many_bytes(limits: Limits) -> RequestError:
+def too_many_bytes(limits: Limits) -> RequestError:
+    """Return the error of an image file that is too large."""
     return RequestError(413, f"the image file is larger than {limits.image_bytes:,} bytes", param="messages")

@@ -1,5 +1,6 @@
 """Chat completions from an adaptive model in this process, in batches."""
 
+import json
 import logging
 import time
 import uuid
@@ -9,28 +10,14 @@ from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
-from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from experiments.serving.batching import Batcher
 from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError
 from experiments.serving.images import ImageReader
 from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
-from experiments.serving.protocol import (
-    AnswerChoice,
-    AnswerMessage,
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    ChosenScale,
-    ChunkChoice,
-    Delta,
-    Terms,
-    Usage,
-    parse,
-)
+from experiments.serving.protocol import ChatRequest, ChosenScale, Terms, parse
 from experiments.serving.service import SCALE_HEADER, Service
 from experiments.serving.targets import (
     Target,
@@ -58,11 +45,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer as a response reports it; `answer` is the whole one."""
+    """An answer as a response reports it; `answer` is the whole one.
+
+    `finish_reason` is `length` for an answer that was cut. The visual tokens of `usage` are those of all
+    scales that were tried.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"]
-    usage: Usage
+    usage: dict[str, int]
     chosen: ChosenScale
     answer: AdaptiveAnswer
 
@@ -72,15 +63,7 @@ class LocalService(Service):
 
     Answers equal those of `AdaptiveVLM.answer`. A batch is answered with one call per scale, whatever the
     prices of its requests. Raises ValueError for a backbone that is not a checkpoint, and for default terms
-    that the model does not have.
-
-    Args:
-        model: the adaptive model.
-        images: reader of the images of requests.
-        metrics: counters of the server.
-        default: terms of requests that give none.
-        window_ms, max_batch: as in `Batcher`.
-        drift: what compares answers with the finest scale's; None: nothing does.
+    that the model does not have. `model` is the adaptive model; other arguments are those of `Service`.
     """
 
     def __init__(
@@ -96,23 +79,10 @@ class LocalService(Service):
     ) -> None:
         if not isinstance(model.backbone, ModelBackbone):
             raise ValueError(f"a {type(model.backbone).__name__} cannot be served: only a checkpoint can")
-        self.model, self.backbone = model, model.backbone
-        self.images, self.metrics, self.default, self.drift = images, metrics, default, drift
+        batches: dict[str, Any] = {"window_ms": window_ms, "max_batch": max_batch}
+        super().__init__(model.backbone, images, metrics, default=default, drift=drift, **batches)
+        self.model = model
         self._find_target(default)
-        self._batcher = Batcher(self._answer, window_ms=window_ms, max_batch=max_batch)
-        metrics.watch_queue(lambda: self._batcher.num_waiting)
-
-    async def start(self) -> None:
-        _ = self.backbone.model  # the first request does not wait for the weights
-        await self._batcher.start()
-        if self.drift is not None:
-            await self.drift.start()
-
-    async def stop(self) -> None:
-        if self.drift is not None:
-            await self.drift.stop()
-        await self._batcher.stop()
-        await self.images.close()
 
     async def complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
         request = parse(ChatRequest, body)
@@ -133,8 +103,8 @@ class LocalService(Service):
         completion = await self._batcher.submit(asked)
         response = self._respond(request, completion)
         if self.drift is not None and self.drift.selects():
-            compare = partial(self._compare, asked, completion, digest_image(received.content))
-            response.background = BackgroundTask(self.drift.submit, compare)
+            digest = digest_image(received.content)
+            self._compare_later(response, partial(self._compare, asked, completion, digest))
         return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
@@ -161,7 +131,7 @@ class LocalService(Service):
     def _find_target(self, terms: Terms) -> Target:
         return find_target(terms, self.model.prices, self.backbone, self.model.find_hybrid)
 
-    def _answer(self, batch: Sequence[Asked]) -> list[Completion | Exception]:
+    def _work(self, batch: Sequence[Asked]) -> list[Completion | Exception]:
         """Answer a batch in the worker thread; requests that cannot be answered get an exception."""
         results: dict[int, Completion | Exception] = {}
         for row, asked in enumerate(batch):
@@ -188,8 +158,8 @@ class LocalService(Service):
             encoded,
             questions,
             targets,
-            lambda row: self._count_tokens(batch[row].image),
-            self.backbone.scales,
+            [asked.image.size for asked in batch],
+            self.backbone,
         )
         chosen_at = time.perf_counter()
         rows = list(choices)
@@ -211,9 +181,6 @@ class LocalService(Service):
         self.metrics.answer.observe(1000 * (finished - chosen_at + encoded_at - started))
         return [answers[row] for row in range(len(batch))]
 
-    def _count_tokens(self, image: Image.Image) -> tuple[int, ...]:
-        return tuple(self.backbone.num_visual_tokens(image.size, scale) for scale in self.backbone.scales)
-
     def _complete(self, asked: Asked, answer: AdaptiveAnswer) -> Completion:
         """Cut an answer where the request wants it to end, and count its tokens."""
         token_ids, text = answer.answer.token_ids, answer.text
@@ -227,12 +194,12 @@ class LocalService(Service):
         chosen = describe_choice(answer.choice, answer.tried, asked.target)
         self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
         num_prompt = self.backbone.num_prompt_tokens(asked.image.size, asked.question, answer.scale)
-        usage = Usage(
-            prompt_tokens=num_prompt,
-            completion_tokens=len(token_ids),
-            total_tokens=num_prompt + len(token_ids),
-            visual_tokens=chosen.visual_tokens,
-        )
+        usage = {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": len(token_ids),
+            "total_tokens": num_prompt + len(token_ids),
+            "visual_tokens": chosen.visual_tokens,
+        }
         return Completion(text, "stop" if is_ended else "length", usage, chosen, answer)
 
     async def _compare(self, asked: Asked, completion: Completion, image: str) -> ComparedAnswer:
@@ -242,15 +209,8 @@ class LocalService(Service):
         scales = [scale for scale in self.drift.list_scales(self.backbone.scales) if scale not in answers]
         for scale in scales:
             answers[scale] = await self._batcher.run_when_idle(partial(self._answer_at, asked, scale))
-        choice, point = completion.answer.choice, asked.target.point
-        return ComparedAnswer(
-            completion.chosen,
-            choice.scales,
-            choice.visual_tokens,
-            answers,
-            None if point is None else point.disagreement,
-            image,
-        )
+        choice, bound = completion.answer.choice, asked.target.bound
+        return ComparedAnswer(completion.chosen, choice.scales, choice.visual_tokens, answers, bound, image)
 
     def _answer_at(self, asked: Asked, scale: int) -> str:
         """Answer a question at a scale, in the worker thread."""
@@ -267,13 +227,14 @@ class LocalService(Service):
         if request.stream:
             events = _stream(common, completion, includes_usage=request.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        choice = AnswerChoice(
-            message=AnswerMessage(content=completion.text), finish_reason=completion.finish_reason
-        )
-        content = ChatCompletion(
-            **common, choices=[choice], usage=completion.usage, tokenscale=completion.chosen
-        )
-        return JSONResponse(content.model_dump(), headers=headers)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": completion.finish_reason,
+        }
+        content = {**common, "object": "chat.completion", "choices": [choice], "usage": completion.usage}
+        return JSONResponse({**content, "tokenscale": completion.chosen.model_dump()}, headers=headers)
 
 
 async def _stream(
@@ -283,12 +244,16 @@ async def _stream(
 
     Answers are short and are decoded in batches, so that the whole text is one event.
     """
-    first = ChunkChoice(delta=Delta(role="assistant", content=""))
-    yield ChatChunk(**common, choices=[first], tokenscale=completion.chosen).to_event()
-    text = ChunkChoice(delta=Delta(content=completion.text))
-    yield ChatChunk(**common, choices=[text]).to_event()
-    last = ChunkChoice(delta=Delta(), finish_reason=completion.finish_reason)
-    yield ChatChunk(**common, choices=[last]).to_event()
+
+    def make_event(delta: dict[str, str] | None, finish_reason: str | None = None, **others: Any) -> bytes:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+        chunk = {**common, "object": "chat.completion.chunk", "choices": choices, **others}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+    chosen = completion.chosen.model_dump(exclude_none=True)
+    yield make_event({"role": "assistant", "content": ""}, tokenscale=chosen)
+    yield make_event({"content": completion.text})
+    yield make_event({}, completion.finish_reason)
     if includes_usage:
-        yield ChatChunk(**common, choices=[], usage=completion.usage).to_event()
+        yield make_event(None, usage=completion.usage)
     yield b"data: [DONE]\n\n"

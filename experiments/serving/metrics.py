@@ -1,6 +1,6 @@
 """Metrics of a server in the format of Prometheus."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -59,10 +59,6 @@ class ServerMetrics:
 
     def _time(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"tokenscale_{name}", meaning, registry=self.registry, buckets=buckets)
-
-    def watch_queue(self, length: Callable[[], int]) -> None:
-        """Read the length of the queue from a function whenever the metrics are read."""
-        self.queue_length.set_function(length)
 
     def count_choice(self, scale: int, visual_tokens: int, finest: int) -> None:
         """Count one answer with its scale and visual tokens, and those of the finest scale."""

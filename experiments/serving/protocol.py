@@ -162,15 +162,6 @@ class ChatRequest(Terms):
         return "\n".join(part.text for part in message.content if isinstance(part, TextPart)), images[0]
 
 
-class Usage(BaseModel):
-    """Numbers of tokens of a response; `visual_tokens` are those of all scales that were tried."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    visual_tokens: int
-
-
 class ChosenScale(BaseModel):
     """The choice of a scale, in the field `tokenscale` of a response.
 
@@ -184,70 +175,6 @@ class ChosenScale(BaseModel):
     finest_visual_tokens: int
     estimates: dict[int, float] | None
     price: float | None
-
-
-class AnswerMessage(BaseModel):
-    """The answer of the model."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class AnswerChoice(BaseModel):
-    """The only answer of a completion; `length` says that it was cut."""
-
-    index: Literal[0] = 0
-    message: AnswerMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    """Response to a chat completion that is not streamed."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[AnswerChoice]
-    usage: Usage
-    tokenscale: ChosenScale
-
-
-class Delta(BaseModel):
-    """A piece of a streamed answer; fields that are None are left out."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    """A piece of the only answer of a streamed completion."""
-
-    index: Literal[0] = 0
-    delta: Delta
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class ChatChunk(BaseModel):
-    """One event of a streamed completion: the choice is in the first, the usage in the last, if at all."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-    tokenscale: ChosenScale | None = None
-
-    def to_event(self) -> bytes:
-        """Return the chunk as a server-sent event."""
-        content = self.model_dump(exclude_none=True)
-        for choice in content["choices"]:
-            choice.setdefault("finish_reason", None)
-        return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
 def parse(model: type[Parsed], body: bytes | dict[str, Any]) -> Parsed:

@@ -10,12 +10,10 @@ from typing import Any
 import httpx
 from PIL import Image
 from pydantic import ConfigDict
-from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from experiments.serving.adapters import Adapted, Adapter
-from experiments.serving.batching import Batcher
 from experiments.serving.conversations import (
     Picture,
     copy_messages,
@@ -28,11 +26,11 @@ from experiments.serving.conversations import (
 from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
 from experiments.serving.errors import RequestError, refuse
 from experiments.serving.images import ImageReader, ReceivedImage, UndecodedImage
-from experiments.serving.limits import check_question_text
+from experiments.serving.limits import check_question_text, join_pieces
 from experiments.serving.metrics import ServerMetrics
 from experiments.serving.protocol import ChosenScale, Terms, parse, parse_object
 from experiments.serving.service import SCALE_HEADER, Service
-from experiments.serving.targets import Target, choose_scales, describe_choice, find_target
+from experiments.serving.targets import Target, choose_scales, count_tokens, describe_choice, find_target
 from m3_backbone.model_backbone import ModelBackbone
 from predictor.adaptive.chooser import ScaleChooser
 from predictor.adaptive.model import AdaptiveVLM
@@ -96,13 +94,9 @@ class ProxyService(Service):
             encodes.
         adapter: form in which the engine takes a scale.
         upstream: URL of the engine, with or without `/v1`.
-        images: reader of the images of requests.
-        metrics: counters of the server.
-        default: terms of requests that give none.
+        images, metrics, default, max_batch, drift: as in `Service`; `drift` makes further requests to the
+            engine.
         upstream_seconds: time that the engine may take between two pieces of a response.
-        max_batch: largest number of choices that are made together.
-        drift: what compares answers with the finest scale's, by further requests to the engine; None:
-            nothing does.
         max_response_bytes: largest response of the engine that is not streamed, and longest line of a stream.
         transport: transport of httpx to the engine, by default over the network.
     """
@@ -125,18 +119,17 @@ class ProxyService(Service):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         adapter.check_backbone(backbone)
+        batches: dict[str, Any] = {"window_ms": 0, "max_batch": max_batch}
+        super().__init__(backbone, images, metrics, default=default, drift=drift, **batches)
         self.chooser: ScaleChooser | AdaptiveVLM
         if adapter.encodes:
             self.chooser = AdaptiveVLM(backbone, predictor, prices)
         else:
             self.chooser = ScaleChooser(backbone, predictor, prices)
-        self.backbone, self.adapter, self.prices = backbone, adapter, prices
-        self.images, self.metrics, self.default, self.drift = images, metrics, default, drift
+        self.adapter, self.prices = adapter, prices
         self.max_response_bytes = max_response_bytes
         self._reads_pixels = adapter.reads_pixels or predictor.reads_pixels
         find_target(default, prices, backbone)
-        self._batcher = Batcher(self._choose, window_ms=0, max_batch=max_batch)
-        metrics.watch_queue(lambda: self._batcher.num_waiting)
         self._client = httpx.AsyncClient(
             base_url=upstream.rstrip("/").removesuffix("/v1"),
             transport=transport,
@@ -145,18 +138,12 @@ class ProxyService(Service):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
-    async def start(self) -> None:
-        if self.adapter.encodes:
-            _ = self.backbone.model  # the first request does not wait for the weights
-        await self._batcher.start()
-        if self.drift is not None:
-            await self.drift.start()
+    @property
+    def runs_model(self) -> bool:
+        return self.adapter.encodes
 
     async def stop(self) -> None:
-        if self.drift is not None:
-            await self.drift.stop()
-        await self._batcher.stop()
-        await self.images.close()
+        await super().stop()
         await self._client.aclose()
 
     async def complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
@@ -178,9 +165,8 @@ class ProxyService(Service):
         response = await self._send(content, picture, headers, chosen, selected)
         if response.status_code == 200:
             self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
-            if selected is not None and self.drift is not None:
-                compare = partial(self._compare, selected, chosen)
-                response.background = BackgroundTask(self.drift.submit, compare)
+            if selected is not None:
+                self._compare_later(response, partial(self._compare, selected, chosen))
         return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
@@ -198,7 +184,7 @@ class ProxyService(Service):
             status_code=200 if is_well else 503,
         )
 
-    def _choose(self, batch: Sequence[Pending]) -> list[tuple[Adapted, ChosenScale] | Exception]:
+    def _work(self, batch: Sequence[Pending]) -> list[tuple[Adapted, ChosenScale] | Exception]:
         """Choose and write the scales of a batch, in the worker thread."""
         started = time.perf_counter()
         results: dict[int, tuple[Adapted, ChosenScale] | Exception] = {}
@@ -218,10 +204,8 @@ class ProxyService(Service):
             items,
             [pending.question for pending in valid],
             [pending.target for pending in valid],
-            lambda number: tuple(
-                self.backbone.num_visual_tokens(images[number].size, scale) for scale in self.backbone.scales
-            ),
-            self.backbone.scales,
+            [image.size for image in images],
+            self.backbone,
         )
         self.metrics.predictor.observe(1000 * (time.perf_counter() - started))
         self.metrics.batch_size.observe(len(batch))
@@ -249,8 +233,7 @@ class ProxyService(Service):
         body = copy_messages(content)
         for name in ("stream", "stream_options"):
             body.pop(name, None)
-        scales, size = self.backbone.scales, received.image.size
-        tokens = tuple(self.backbone.num_visual_tokens(size, scale) for scale in scales)
+        tokens = count_tokens(self.backbone, received.image.size)
         return Selected(body, headers, picture, received, target, tokens)
 
     async def _compare(self, selected: Selected, chosen: ChosenScale) -> ComparedAnswer:
@@ -262,15 +245,8 @@ class ProxyService(Service):
         for scale in self.drift.list_scales(scales):
             same = [known for known in answers if tokens_of[known] == tokens_of[scale]]
             answers[scale] = answers[same[0]] if same else await self._ask_at(selected, scale)
-        point = selected.target.point
-        return ComparedAnswer(
-            chosen,
-            scales,
-            selected.visual_tokens,
-            answers,
-            None if point is None else point.disagreement,
-            digest_image(selected.received.content),
-        )
+        digest = digest_image(selected.received.content)
+        return ComparedAnswer(chosen, scales, selected.visual_tokens, answers, selected.target.bound, digest)
 
     async def _ask_at(self, selected: Selected, scale: int) -> str:
         """Return the engine's answer to a request with its image at a scale."""
@@ -331,20 +307,15 @@ class ProxyService(Service):
         self, response: httpx.Response, chosen: ChosenScale | None, selected: Selected | None = None
     ) -> Response:
         """Return a response that is not streamed; the choice is added to a completion."""
-        pieces, size = [], 0
+        too_large = RequestError(502, f"the engine sent more than {self.max_response_bytes:,} bytes")
         try:
-            async for piece in response.aiter_bytes():
-                size += len(piece)
-                if size > self.max_response_bytes:
-                    raise RequestError(502, f"the engine sent more than {self.max_response_bytes:,} bytes")
-                pieces.append(piece)
+            body = await join_pieces(response.aiter_bytes(), self.max_response_bytes, too_large)
         except httpx.TimeoutException as error:
             raise RequestError(504, "the engine did not finish its answer in time") from error
         except httpx.HTTPError as error:
             raise RequestError(502, f"the engine broke off its answer: {_explain(error)}") from error
         finally:
             await response.aclose()
-        body = b"".join(pieces)
         if selected is not None:
             selected.chunks.append(body)
         if chosen is not None and response.status_code == 200:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Collection
 
 import httpx
 
-from experiments.serving.errors import RequestError, refuse
-from experiments.serving.limits import Limits
+from experiments.serving.errors import refuse
+from experiments.serving.limits import Limits, join_pieces, too_many_bytes
 
 # Returns the addresses of a host.
 Resolve = Callable[[str], Awaitable[list[str]]]
@@ -87,14 +87,8 @@ class RemoteImages:
                 raise refuse(
                     f"the image cannot be fetched: the host answers {response.status_code}", param="messages"
                 )
-            pieces, size = [], 0
-            async for piece in response.aiter_raw():
-                size += len(piece)
-                if size > self.limits.image_bytes:
-                    message = f"the image file is larger than {self.limits.image_bytes:,} bytes"
-                    raise RequestError(413, message, param="messages")
-                pieces.append(piece)
-            return b"".join(pieces)
+            too_large = too_many_bytes(self.limits)
+            return await join_pieces(response.aiter_raw(), self.limits.image_bytes, too_large)
         finally:
             await response.aclose()
 

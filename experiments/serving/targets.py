@@ -26,6 +26,11 @@ class Target:
     hybrid: Hybrid | None = None
     scale: int | None = None
 
+    @property
+    def bound(self) -> float | None:
+        """Stated disagreement of the point, if there are both."""
+        return None if self.point is None else self.point.disagreement
+
 
 def find_target(
     terms: Terms, prices: PriceList, backbone: Backbone, find_hybrid: FindHybrid | None = None
@@ -55,24 +60,30 @@ def choose_scales(
     items: Sequence[Any],
     questions: Sequence[str],
     targets: Sequence[Target],
-    count_tokens: Callable[[int], tuple[int, ...]],
-    scales: tuple[int, ...],
+    sizes: Sequence[tuple[int, int]],
+    backbone: Backbone,
 ) -> dict[int, Choice]:
     """Return the choices by index; requests with a hybrid have none. One call of `choose` per point.
 
-    `count_tokens(i)` are the visual tokens of items[i] at each of `scales`.
+    `sizes` are (width, height) of the images in pixels.
     """
     choices: dict[int, Choice] = {}
     rows_of: dict[OperatingPoint, list[int]] = {}
     for row, target in enumerate(targets):
         if target.scale is not None:
-            choices[row] = Choice(target.scale, scales, (), count_tokens(row))
+            counts = count_tokens(backbone, sizes[row])
+            choices[row] = Choice(target.scale, backbone.scales, (), counts)
         elif target.point is not None:
             rows_of.setdefault(target.point, []).append(row)
     for point, rows in rows_of.items():
         chosen = choose([items[row] for row in rows], [questions[row] for row in rows], point)
         choices.update(zip(rows, chosen, strict=True))
     return choices
+
+
+def count_tokens(backbone: Backbone, size: tuple[int, int]) -> tuple[int, ...]:
+    """Return the visual tokens of an image of (width, height) pixels at each scale."""
+    return tuple(backbone.num_visual_tokens(size, scale) for scale in backbone.scales)
 
 
 def describe_choice(choice: Choice, tried: Sequence[int], target: Target) -> ChosenScale:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,12 +58,15 @@ class Task(ABC):
     skipped: Sequence[Mapping[str, Any]] = ()
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of the data and of every setting that changes a sample, except for the division.
 
-        Images in a folder enter it by name only, so that it needs no pass over the images.
+        It is that of `content`, unless a task overrides it. Images in a folder enter it by name only, so that
+        it needs no pass over the images.
         """
+        if not self.content:
+            raise NotImplementedError(f"{type(self).__name__} has neither content nor a fingerprint")
+        return digest_content(self.content)
 
     @abstractmethod
     def samples(self, split: Split) -> Iterator[Sample]:
@@ -83,9 +86,9 @@ class Task(ABC):
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """JSON object that determines the samples; its digest is the fingerprint (`digest_content`).
+        """JSON object that determines the samples; its digest is the fingerprint.
 
-        Messages use it to name the argument that differs. Empty by default.
+        Messages use it to name the argument that differs. Empty for a task that overrides `fingerprint`.
         """
         return {}
 
@@ -200,23 +203,28 @@ def carve_calibration(image_ids: Iterable[str], fraction: float, seed: int = 0) 
 
 
 def assign_own_splits(
-    own_splits: Mapping[str, Split | None], fractions: Mapping[Split, float], seed: int, *, carve: bool
+    own_splits: Mapping[str, Split | None],
+    fractions: Mapping[Split, float],
+    seed: int,
+    *,
+    carve: bool,
+    name: Callable[[str], str] = str,
 ) -> dict[Split, list[str]]:
     """Return the images of each split, in the order of `order_images`.
 
     `own_splits` maps each image to the split that the data set gives it; images with None are divided by
-    `fractions`. If all have a split and `carve` is set, calibration is taken out of train by its share.
+    `fractions`. With `carve`, calibration is taken out of the images whose own split is train, by its share.
+    An image is placed by the hash of its `name`; images of the same name are in one split.
     """
-    undivided = [image_id for image_id, own in own_splits.items() if own is None]
-    split_of = divide_images(undivided, fractions, seed)
-    split_of |= {image_id: own for image_id, own in own_splits.items() if own is not None}
     train, calibration = fractions["train"], fractions["calibration"]
-    if carve and not undivided and calibration:
-        own_train = [image_id for image_id, own in own_splits.items() if own == "train"]
-        split_of |= carve_calibration(own_train, calibration / (train + calibration), seed)
+    share = calibration / (train + calibration) if carve and calibration else 0.0
+    divided = divide_images((name(key) for key, own in own_splits.items() if own is None), fractions, seed)
+    carved = carve_calibration((name(key) for key, own in own_splits.items() if own == "train"), share, seed)
     images: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    for image_id in order_images(own_splits, seed):
-        images[split_of[image_id]].append(image_id)
+    for key in sorted(own_splits, key=lambda key: (draw_uniform(name(key), seed), key)):
+        own = own_splits[key]
+        split = divided[name(key)] if own is None else carved[name(key)] if own == "train" else own
+        images[split].append(key)
     return images
 
 

@@ -18,7 +18,6 @@ from experiments.tasks.base import (
     Task,
     carve_calibration,
     check_split,
-    digest_content,
     order_images,
 )
 from experiments.tasks.images import UnreadableImage, open_image
@@ -55,11 +54,6 @@ class EasyVqa(Task):
         self.seed = seed
         self.skipped: list[dict[str, Any]] = []  # the package has no bad rows
         self._folder = _find_data()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the questions of the package and the arguments that change a sample."""
-        return digest_content(self.content)
 
     @property
     def content(self) -> dict[str, Any]:

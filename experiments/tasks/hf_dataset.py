@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import string
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,21 +20,20 @@ from experiments.tasks.base import (
     assign_own_splits,
     check_fractions,
     check_split,
-    digest_content,
 )
 from experiments.tasks.hf_source import HfSource, digest_image, find_content
 from experiments.tasks.images import MAX_PIXELS, UnreadableImage
-from experiments.tasks.questions import IMAGE_PLACEHOLDER, compose_question, read_references
+from experiments.tasks.questions import compose_question, read_question, read_references
 from experiments.tasks.rows import (
     MAX_NAME_CHARS,
     BadRow,
     describe_value,
     find_field,
     is_blank,
+    list_reasons,
     read_id,
-    read_text,
 )
-from experiments.tasks.scoring import LETTER_METRICS, check_metric, check_references
+from experiments.tasks.scoring import LETTER_METRICS, check_metric
 from m3_backbone.arguments import PositiveInt, PromptText, checked
 from m3_backbone.images import open_picture
 
@@ -120,20 +118,9 @@ class HfDataset(Task):
     ) -> None:
         check_metric(metric)
         self.name, self.metric, self.suffix = name, metric, suffix
-        self._fields = {
-            "question": question,
-            "answer": answer,
-            "image": image,
-            **{
-                field: column
-                for field, column in (
-                    ("context", context),
-                    ("question_id", question_id),
-                    ("category", category),
-                )
-                if column is not None
-            },
-        }
+        optional = {"context": context, "question_id": question_id, "category": category}
+        self._fields = {"question": question, "answer": answer, "image": image}
+        self._fields |= {field: column for field, column in optional.items() if column is not None}
         self._choices = [choices] if isinstance(choices, str) else list(choices or ())
         self._has_choice_list = isinstance(choices, str)
         self._fractions, self._seed = check_fractions(fractions or FRACTIONS), seed
@@ -169,11 +156,6 @@ class HfDataset(Task):
                 )
         texts = [_head(column, source.columns) for field, column in options if field != "image"]
         source.select(self._fields["image"], list(dict.fromkeys(texts)))
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the content of the rows and of every argument that changes a sample."""
-        return digest_content(self.content)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -274,31 +256,23 @@ class HfDataset(Task):
                 parts = json.dumps([sample_id, image_id, content, self._read_kind(texts), own_split])
                 digest.update(parts.encode())
         if not places:
-            reasons = Counter(row["reason"] for row in self.skipped).most_common(3)
-            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it is empty"
-            raise ValueError(f"task {self.name}: no row can be used: {listed}")
+            raise ValueError(
+                f"task {self.name}: no row can be used: {list_reasons(self.skipped) or 'it is empty'}"
+            )
         carve = "calibration" not in self._own_splits
         images = assign_own_splits(own_splits, self._fractions, self._seed, carve=carve)
         return Index(places, images, digest.hexdigest()[:16])
 
     def _read(self, texts: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         """Return the complete question and the references of a row. Raises BadRow."""
-        text = read_text(self._get(texts, "question"), "question", self._max_chars)
-        text = text.replace(IMAGE_PLACEHOLDER, "").strip() if IMAGE_PLACEHOLDER in text else text
-        if not text.strip():
-            raise BadRow("the question is empty")
+        text = read_question(self._get(texts, "question"), self._max_chars)
         choices = self._read_choices(texts)
         question = compose_question(text, self._get(texts, "context"), choices, self._max_chars) + self.suffix
         answer = self._get(texts, "answer")
         if self.metric in LETTER_METRICS and choices and isinstance(answer, str) and answer in choices:
             answer = string.ascii_uppercase[choices.index(answer)]
         num_choices = len(choices) if choices else None
-        references = read_references(answer, self.metric, num_choices, self._max_chars)
-        try:
-            check_references(self.metric, references)
-        except ValueError as error:
-            raise BadRow(str(error)) from error
-        return question, references
+        return question, read_references(answer, self.metric, num_choices, self._max_chars)
 
     def _read_choices(self, texts: Mapping[str, Any]) -> list[Any] | None:
         if not self._choices:

@@ -19,21 +19,17 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from experiments.tasks.base import (
-    SPLITS,
     OfficialSplit,
     Sample,
     Split,
     Task,
-    carve_calibration,
+    assign_own_splits,
     check_fractions,
     check_split,
-    digest_content,
-    divide_images,
-    draw_uniform,
 )
 from experiments.tasks.images import MAX_PIXELS, UnreadableImage, check_present, find_similar, open_image
 from experiments.tasks.questions import CONVERSATIONS, Question, QuestionReader, ReferenceIndex, merge_fields
-from experiments.tasks.rows import BadRow, RowFile
+from experiments.tasks.rows import BadRow, RowFile, list_reasons
 from experiments.tasks.scoring import check_metric
 from m3_backbone.arguments import PositiveInt, PromptText, checked
 from m3_backbone.outcomes.shards import digest_file
@@ -158,11 +154,6 @@ class LlavaJsonl(Task):
         self.notes: list[str] = []
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hex digest of the contents of the files and of every argument that changes a sample."""
-        return digest_content(self.content)
-
-    @cached_property
     def content(self) -> dict[str, Any]:
         """JSON object that determines the samples."""
         return {
@@ -261,9 +252,8 @@ class LlavaJsonl(Task):
                         unused["no question_id (its number in the file is used instead)"] += 1
                     places.setdefault(question.image_id, []).append(place)
         if not places:
-            reasons = Counter(row["reason"] for row in self.skipped).most_common(3)
-            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "they are empty"
-            listed += self._suggest_fields(reasons)
+            listed = list_reasons(self.skipped)
+            listed = (listed or "they are empty") + self._suggest_fields(listed)
             raise ValueError(f"task {self.name}: no row of {', '.join(self._prefixes)} can be used: {listed}")
         self.notes[:] = [
             f"{count:,} {'row has' if count == 1 else 'rows have'} {content}"
@@ -271,19 +261,19 @@ class LlavaJsonl(Task):
         ]
         for note in self.notes:
             log.warning("task %s: %s", self.name, note)
-        return Index(self._divide(own_splits), own_splits, places)
+        images = assign_own_splits(
+            own_splits,
+            self._fractions,
+            self._seed,
+            carve="calibration" not in own_splits.values(),
+            name=self._name_for_division,
+        )
+        return Index(images, own_splits, places)
 
-    def _suggest_fields(self, reasons: Sequence[tuple[str, int]]) -> str:
+    def _suggest_fields(self, reasons: str) -> str:
         """Return advice with the field names of the first row, if no row has some needed field."""
-        absent = [
-            field
-            for field, missing in (
-                ("image", "image"),
-                ("question", "question"),
-                ("references", "reference answer"),
-            )
-            if any(reason.startswith(f"no {missing}") for reason, _ in reasons)
-        ]
+        names_of = {"image": "image", "question": "question", "references": "reference answer"}
+        absent = [field for field, name in names_of.items() if f" x no {name}" in reasons]
         contents = (row.content for file in self._files for row in file)
         names = next((list(content) for content in contents if isinstance(content, dict)), [])
         if not absent or not names:
@@ -291,24 +281,6 @@ class LlavaJsonl(Task):
         listed = ", ".join(repr(name[:40]) for name in names[:20])
         options = " ".join(f"+task.fields.{field}=NAME" for field in absent)
         return f"; the first row has the fields {listed}: name the right one with {options}"
-
-    def _divide(self, own_splits: Mapping[str, Split | None]) -> dict[Split, list[str]]:
-        """Return the images of each split: by their own split, or by `fractions` if they have none."""
-        train, calibration = self._fractions["train"], self._fractions["calibration"]
-        has_calibration = "calibration" in own_splits.values()
-        share = 0.0 if has_calibration or not calibration else calibration / (train + calibration)
-        free = [image_id for image_id, split in own_splits.items() if split is None]
-        given_train = [image_id for image_id, split in own_splits.items() if split == "train"]
-        split_of = {image_id: split for image_id, split in own_splits.items() if split is not None}
-        name = self._name_for_division
-        divided = divide_images(map(name, free), self._fractions, self._seed)
-        carved = carve_calibration(map(name, given_train), share, self._seed)
-        split_of |= {image_id: divided[name(image_id)] for image_id in free}
-        split_of |= {image_id: carved[name(image_id)] for image_id in given_train}
-        images: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        for image_id in sorted(own_splits, key=lambda key: (draw_uniform(name(key), self._seed), key)):
-            images[split_of[image_id]].append(image_id)
-        return images
 
     def _name_for_division(self, image_id: str) -> str:
         """Return the name whose hash places an image; images with one name are in one split."""

@@ -15,16 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.tasks.base import (
-    SPLITS,
-    Sample,
-    Split,
-    Task,
-    carve_calibration,
-    check_fractions,
-    digest_content,
-    divide_images,
-)
+from experiments.tasks.base import Sample, Split, Task, assign_own_splits, check_fractions
 from experiments.tasks.images import UnreadableImage, open_image
 from experiments.tasks.outcome_columns import (
     find_options,
@@ -133,11 +124,6 @@ class OutcomeFile(Task):
         """Return the column of a field, or None."""
         name = self._renamed.get(field, field)
         return name if name in self._present else None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hex digest of the file and of every argument that changes a sample or an outcome."""
-        return digest_content(self.content)
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -262,15 +248,10 @@ class OutcomeFile(Task):
     def _images_of(self) -> dict[Split, list[str]]:
         """Images of each split, in the order of the file; sets `split` of the samples."""
         own = {image_id: rows[0].own_split for image_id, rows in self._rows_of.items()}
-        train, calibration = self._fractions["train"], self._fractions["calibration"]
-        split_of = {image_id: split for image_id, split in own.items() if split is not None}
-        split_of |= divide_images(
-            [i for i, split in own.items() if split is None], self._fractions, self._seed
-        )
-        if calibration and "calibration" not in own.values():
-            given = [image_id for image_id, split in own.items() if split == "train"]
-            split_of |= carve_calibration(given, calibration / (train + calibration), self._seed)
-        return {split: [i for i in own if split_of[i] == split] for split in SPLITS}
+        carve = "calibration" not in own.values()
+        images = assign_own_splits(own, self._fractions, self._seed, carve=carve)
+        number_of = {image_id: number for number, image_id in enumerate(own)}
+        return {split: sorted(image_ids, key=number_of.__getitem__) for split, image_ids in images.items()}
 
     @cached_property
     def _rows_of(self) -> dict[str, list[Row]]:

@@ -51,12 +51,22 @@ _LIKE_ANSWERS = re.compile(
 )
 
 
+def read_question(value: Any, max_chars: int) -> str:
+    """Return a question as text without placeholders of images. Raises BadRow, also if it is empty."""
+    text = read_text(value, "question", max_chars)
+    if IMAGE_PLACEHOLDER in text:
+        text = text.replace(IMAGE_PLACEHOLDER, "").strip()
+    if not text.strip():
+        raise BadRow("the question is empty")
+    return text
+
+
 def read_references(value: Any, metric: str, num_choices: int | None, max_chars: int) -> tuple[str, ...]:
     """Return the reference answers as text without surrounding white space, as answers are stripped too.
 
     `value` is text, a number, a list of these, or VQA's list of {"answer": text}. For metrics of option
     letters, an integer is the index of the correct choice, from 0; `num_choices` is None if unknown. Raises
-    BadRow.
+    BadRow, also for references with which no answer could score 1.
     """
     values = value if isinstance(value, list) else [value]
     references = tuple(_read_reference(item, metric, num_choices, max_chars).strip() for item in values)
@@ -69,6 +79,10 @@ def read_references(value: Any, metric: str, num_choices: int | None, max_chars:
                 raise BadRow(
                     f"the answer is {reference!r} and there are {num_choices} choices, A to {letters[-1:]}"
                 )
+    try:
+        check_references(metric, references)
+    except ValueError as error:
+        raise BadRow(str(error)) from error
     return references
 
 
@@ -264,11 +278,7 @@ class QuestionReader:
             if not turns.pairs:
                 raise BadRow("the conversation has no turn of a human")
             value = turns.pairs[0][0]
-        text = read_text(value, "question", self.max_chars)
-        if IMAGE_PLACEHOLDER in text:
-            text = text.replace(IMAGE_PLACEHOLDER, "").strip()
-        if not text.strip():
-            raise BadRow("the question is empty")
+        text = read_question(value, self.max_chars)
         return text.capitalize() if self.capitalize else text
 
     def _complete(self, text: str, row: dict[str, Any]) -> str:
@@ -286,10 +296,6 @@ class QuestionReader:
         references = read_references(value, self.metric, num_choices, self.max_chars)
         if any(IMAGE_PLACEHOLDER in reference for reference in references):
             raise BadRow(f"a reference answer holds {IMAGE_PLACEHOLDER}, which no answer can")
-        try:
-            check_references(self.metric, references)
-        except ValueError as error:
-            raise BadRow(str(error)) from error
         return references
 
     def _reads_turns(self, field: str) -> bool:

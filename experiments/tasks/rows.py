@@ -5,7 +5,8 @@ A bad row does not end a run, and a long line does not fill the memory.
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +189,12 @@ def _is_list_of_objects(value: Any) -> bool:
 
 def _describe_encoding(error: UnicodeDecodeError) -> str:
     return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}): save the file as UTF-8"
+
+
+def list_reasons(skipped: Iterable[Mapping[str, Any]]) -> str:
+    """Return the three most frequent reasons of skipped rows, with their counts; empty for none."""
+    reasons = Counter(row["reason"] for row in skipped).most_common(3)
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons)
 
 
 def find_field(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.serving.adaptive import describe_escalation, describe_point
-from experiments.serving.demo.rendering import render_answers, render_error, render_views
+from experiments.serving.demo.rendering import render, render_answers, render_views
 from experiments.serving.demo.trial import Trial, try_scales
 from experiments.serving.demo.uploads import read_upload
 from experiments.serving.errors import RequestError, refuse
@@ -124,7 +124,7 @@ def _answer(work: Callable[[], Result], fail: Callable[[str], Result]) -> Result
         if isinstance(error, OSError) and not isinstance(error, ValueError):  # has paths of this machine
             log.exception("a file could not be read")
             message = "the picture cannot be read: upload it again"
-        return fail(render_error(message[:_MAX_MESSAGE]))
+        return fail(render("error", message=message[:_MAX_MESSAGE]))
     except Exception:
         log.exception("a question could not be answered")
-        return fail(render_error("Internal error: see the log of the server."))
+        return fail(render("error", message="Internal error: see the log of the server."))

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from experiments.serving.demo.examples import Offer
 from experiments.serving.demo.gate import Call, Gate
 from experiments.serving.demo.handlers import BUDGET, MAX_PRICE, PRICE, Demo, Terms
-from experiments.serving.demo.rendering import render_heading, render_intro, render_questions
+from experiments.serving.demo.rendering import render
 from experiments.serving.demo.trial import Trial
 from experiments.serving.server import LOOPBACK
 from m3_backbone.loading.weights import PACKAGED
@@ -87,8 +87,12 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
     ) as blocks:
         is_embedded = isinstance(backbone, ModelBackbone) and backbone.checkpoint.source in PACKAGED
         gr.HTML(
-            render_intro(
-                backbone.name, len(backbone.scales), demo.model.predictor.name, is_embedded=is_embedded
+            render(
+                "intro",
+                name=backbone.name,
+                num_scales=len(backbone.scales),
+                predictor=demo.model.predictor.name,
+                is_embedded=is_embedded,
             )
         )
         trial = gr.State(time_to_live=_KEPT_SECONDS)
@@ -111,7 +115,7 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
                 )
                 button = gr.Button("Ask at every scale", variant="primary")
                 if offer.examples:
-                    gr.HTML(render_heading("Pictures to ask about"))
+                    gr.HTML(render("heading", text="Pictures to ask about"))
                     gallery = gr.Gallery(
                         _save_examples(gr, demo, offer),
                         show_label=False,
@@ -127,7 +131,7 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
                     gallery.select(_make_picker(gr, demo, offer), None, [picture, question], **call)
                 if offer.questions:
                     with gr.Accordion("Questions by type", open=False):
-                        gr.HTML(render_questions(offer.questions))
+                        gr.HTML(render("questions", questions=offer.questions))
             with gr.Column(scale=3, min_width=300):
                 terms = _build_terms(gr, demo)
                 answers = gr.HTML()

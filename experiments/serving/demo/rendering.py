@@ -1,16 +1,15 @@
 """HTML of the demo. All texts are escaped; pictures are part of the HTML."""
 
-import base64
 import functools
 import io
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from experiments.serving.demo.trial import Trial
+from experiments.serving.limits import encode_data_url
 from m3_backbone.backbone import Backbone
 from m3_backbone.views import Panel, draw_view
 from predictor.adaptive.model import AdaptiveAnswer
@@ -41,7 +40,7 @@ def render_answers(trial: Trial, chosen: AdaptiveAnswer, reason: str, *, shows_p
         for item in trial.answers
     ]
     confidence = {item.scale: item.answer.confidence for item in trial.answers}
-    return _render(
+    return render(
         "answers",
         question=trial.question,
         answer=_shorten(chosen.text),
@@ -61,53 +60,29 @@ def render_views(backbone: Backbone, image: Image.Image) -> str:
     views = []
     for scale in backbone.scales:
         panels = backbone.view_image(image, scale)
+        file = io.BytesIO()
+        draw_view(panels, _VIEW_SIDE).save(file, "JPEG", quality=85)
         views.append(
             {
                 "scale": scale,
                 "tokens": backbone.num_visual_tokens(image.size, scale),
-                "detail": describe_panels(panels),
-                "picture": to_data_url(draw_view(panels, _VIEW_SIDE)),
+                "detail": " and ".join(map(_describe, panels)),
+                "picture": encode_data_url(file.getvalue()),
             }
         )
-    return _render("views", views=views)
+    return render("views", views=views)
 
 
-def describe_panels(panels: tuple[Panel, ...]) -> str:
-    """Return text with the pixels and the grid of each picture, such as `192 x 192 pixels, grid 3 x 3`."""
-    texts = []
-    for panel in panels:
-        text = f"{panel.image.width} x {panel.image.height} pixels"
-        if panel.grid is not None:
-            text += f", grid {panel.grid[1]} x {panel.grid[0]}"
-        texts.append(text)
-    return " and ".join(texts)
+def render(part: str, **values: Any) -> str:
+    """Return the macro `part` of the template, called with these values."""
+    module: Any = _environment().get_template(_TEMPLATE).module
+    return str(getattr(module, part)(**values))
 
 
-def render_intro(name: str, num_scales: int, predictor: str, *, is_embedded: bool) -> str:
-    """Return the introduction of the page."""
-    return _render("intro", name=name, num_scales=num_scales, predictor=predictor, is_embedded=is_embedded)
-
-
-def render_heading(text: str) -> str:
-    """Return a heading within the form."""
-    return _render("heading", text=text)
-
-
-def render_questions(questions: Mapping[str, str]) -> str:
-    """Return a list of questions by question type."""
-    return _render("questions", questions=questions)
-
-
-def render_error(message: str) -> str:
-    """Return a message that says why there is no answer."""
-    return _render("error", message=" ".join(message.split()))
-
-
-def to_data_url(image: Image.Image) -> str:
-    """Return an RGB picture as a data URL, as JPEG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _describe(panel: Panel) -> str:
+    """Return text with the pixels and the grid of a picture, such as `192 x 192 pixels, grid 3 x 3`."""
+    grid = "" if panel.grid is None else f", grid {panel.grid[1]} x {panel.grid[0]}"
+    return f"{panel.image.width} x {panel.image.height} pixels{grid}"
 
 
 def _shorten(text: str) -> str:
@@ -123,9 +98,3 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = lambda value: f"{math.floor(value * 1000 + 0.5) / 10:g}"
     return environment
-
-
-def _render(part: str, **values: Any) -> str:
-    """Return the macro `part` of the template, called with these values."""
-    module: Any = _environment().get_template(_TEMPLATE).module
-    return str(getattr(module, part)(**values))

@@ -5,7 +5,6 @@ import binascii
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +21,11 @@ from experiments.tasks.base import (
     assign_own_splits,
     check_fractions,
     check_split,
-    digest_content,
 )
 from experiments.tasks.images import MAX_PIXELS, UnreadableImage
 from experiments.tasks.lmms_eval.process import CallRefused, WorkerProcess
-from experiments.tasks.questions import IMAGE_PLACEHOLDER
-from experiments.tasks.rows import MAX_NAME_CHARS, BadRow, describe_value, read_id, read_text
+from experiments.tasks.questions import read_question
+from experiments.tasks.rows import MAX_NAME_CHARS, BadRow, describe_value, list_reasons, read_id, read_text
 from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
 from m3_backbone.images import open_picture
 
@@ -155,11 +153,6 @@ class LmmsEval(Task):
         self._worker = WorkerProcess(python, self._settings, start_seconds=start_timeout, seconds=timeout)
         self.skipped: list[dict[str, Any]] = []
         self._warned = False
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the version of lmms-eval, the task's configuration and the content of the rows."""
-        return digest_content(self.content)
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -321,19 +314,13 @@ class LmmsEval(Task):
         return records, digest.hexdigest()[:16]
 
     def _refuse(self) -> ValueError:
-        reasons = Counter(row["reason"] for row in self.skipped).most_common(3)
-        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "there is none"
-        return ValueError(f"task {self.name}: no row can be used: {listed}")
+        reasons = list_reasons(self.skipped) or "there is none"
+        return ValueError(f"task {self.name}: no row can be used: {reasons}")
 
     def _read_row(self, row: Mapping[str, Any], split: str, number: int) -> Record:
         """Return the record of a row. Raises BadRow."""
         if "error" in row:
             raise BadRow(str(row["error"]))
-        question = read_text(row["question"], "question", self._max_chars)
-        if IMAGE_PLACEHOLDER in question:
-            question = question.replace(IMAGE_PLACEHOLDER, "").strip()
-        if not question.strip():
-            raise BadRow("the question is empty")
         references = tuple(read_text(text, "a reference", self._max_chars) for text in row["references"])
         part = f"{split}/" if "train" in self._own_splits else ""
         return Record(
@@ -342,7 +329,7 @@ class LmmsEval(Task):
             sample_id=f"{self.name}/{part}row-{number + 1}",
             picture=str(row["image"]),
             cluster=None if row["cluster"] is None else read_id(row["cluster"], "cluster", MAX_NAME_CHARS),
-            question=question,
+            question=read_question(row["question"], self._max_chars),
             references=references,
             kind=describe_value(row["category"]) or "default",
         )

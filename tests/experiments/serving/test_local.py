@@ -5,10 +5,8 @@ import base64
 import io
 import json
 import socket
-import struct
 import threading
 import time
-import zlib
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,6 +16,7 @@ from openai import AuthenticationError, BadRequestError, OpenAI
 from experiments.serving.limits import Limits
 from experiments.serving.local import LocalService
 from experiments.serving.protocol import Terms
+from tests.bombs import make_png
 from tests.experiments.serving.conftest import (
     COLOR,
     COUNT,
@@ -143,22 +142,6 @@ def test_other_requests_of_a_batch_are_answered(model):
     assert responses[2].json()["error"]["message"] == "the question is empty: ask something"
 
 
-def make_bomb():
-    """The header of a PNG file of 12,000 x 12,000 pixels."""
-
-    def chunk(kind, content):
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
 def wrap(content, kind="png"):
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -220,7 +203,7 @@ REFUSED = [
     (ask(COUNT, wrap(b"%!PS-Adobe")), 400, "not a PNG, JPEG or WebP file"),
     (ask(COUNT, wrap(render("GIF"))), 400, "not a PNG, JPEG or WebP file"),
     (ask(COUNT, wrap(render("PNG")[:200])), 400, "cannot read the image: damaged"),
-    (ask(COUNT, wrap(make_bomb())), 400, "too large: 12000 x 12000 pixels"),
+    (ask(COUNT, wrap(make_png(12_000, 12_000))), 400, "too large: 12000 x 12000 pixels"),
     (ask(COUNT, wrap(b"\xff\xd8\xff" + b"0" * 70_000)), 413, "the image file is larger than 60,000 bytes"),
     (ask(COUNT, "data:image/png;base64," + "0" * 400_000), 413, "the request is larger than 200,000 bytes"),
 ]
@@ -287,10 +270,10 @@ class PausedService(LocalService):
         super().__init__(*arguments, **options)
         self.proceed, self.batches = threading.Event(), []
 
-    def _answer(self, batch):
+    def _work(self, batch):
         self.batches.append([asked.question for asked in batch])
         assert self.proceed.wait(20)
-        return super()._answer(batch)
+        return super()._work(batch)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Hugging Face data sets as tasks, from local files."""
 
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from experiments.tasks.scenes import Scenes
 from m3_backbone.images import UnreadableImage
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.table import OutcomeTable
+from tests.bombs import make_png
 from tests.held_out import read_outcomes
 
 datasets = pytest.importorskip("datasets")
@@ -128,17 +127,6 @@ def test_the_same_samples_come_from_arrow_and_from_saved_data_and_image_folders(
     assert all(content == contents[0] for content in contents) and len(contents[0]) == 3
 
 
-def make_bomb() -> bytes:
-    """A PNG of 20,000 x 20,000 pixels in a few hundred bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(b"0"))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
-
-
 def test_bad_rows_are_skipped_with_their_reasons(tmp_path):
     image = {"bytes": paint("red"), "path": None}
     rows: list[dict[str, Any]] = [
@@ -149,7 +137,11 @@ def test_bad_rows_are_skipped_with_their_reasons(tmp_path):
         {"image": image, "question": "unanswered?", "answer": None},
         {"image": {"bytes": None, "path": "../secret.png"}, "question": "out?", "answer": "red"},
         {"image": {"bytes": None, "path": "gone.png"}, "question": "gone?", "answer": "red"},
-        {"image": {"bytes": make_bomb(), "path": None}, "question": "bomb?", "answer": "red"},
+        {
+            "image": {"bytes": make_png(20_000, 20_000, b"0"), "path": None},
+            "question": "bomb?",
+            "answer": "red",
+        },
     ]
     path = write(tmp_path / "bad.parquet", rows)
     task = HfDataset(name="bad", path=path, metric="exact", max_image_bytes=1_000_000)

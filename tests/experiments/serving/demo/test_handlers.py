@@ -2,12 +2,11 @@
 
 import io
 import re
-import struct
-import zlib
 
 import pytest
 from PIL import Image
 
+from tests.bombs import make_png
 from tests.experiments.serving.conftest import COLOR, COUNT, draw_picture
 from tests.experiments.serving.demo.conftest import make_terms
 
@@ -27,18 +26,6 @@ def write(image, form, **options):
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
-
-
-def write_bomb():
-    """A PNG of a few kilobytes whose header says 9,000 x 9,000 pixels."""
-
-    def chunk(kind, content):
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", 9_000, 9_000, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 100_000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def test_a_question_is_answered_at_every_scale(demo, upload):
@@ -124,7 +111,10 @@ def test_links_and_paths_out_of_the_folder_are_refused(demo, upload, tmp_path):
         (write(draw_picture(), "GIF"), NO_FORMAT),
         (b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', NO_FORMAT),
         (b"%PDF-1.7", NO_FORMAT),
-        (write_bomb(), "cannot read the image: too large: 9000 x 9000 pixels (at most 1,000,000 pixels"),
+        (
+            make_png(9_000, 9_000, b"\0" * 100_000),
+            "cannot read the image: too large: 9000 x 9000 pixels (at most 1,000,000 pixels",
+        ),
         (write(Image.new("RGB", (20_000, 1)), "PNG"), "cannot read the image: too large: 20000 x 1 pixels"),
         (b"\xff\xd8\xff" + b"x" * 100, "cannot read the image: "),
     ],
