@@ -53,11 +53,6 @@ def split_docstring(command: str) -> tuple[str, list[str]]:
     return description.strip(), textwrap.dedent(examples).strip().splitlines()
 
 
-def read_examples(command: str) -> list[str]:
-    """Return the examples of a command without their comments."""
-    return [line.partition("  #")[0].strip() for line in split_docstring(command)[1]]
-
-
 @dataclass(frozen=True)
 class Option:
     """One option: its name as typed, its value as typed, and what it means."""

@@ -133,6 +133,11 @@ class Backbone(Protocol):
         """Number of visual tokens that enter the decoder for an image of (width, height) pixels."""
         ...
 
+    @property
+    def has_equal_passes(self) -> bool:
+        """Whether the vision passes of all scales cost the same; by default, that of a pooled backbone."""
+        return self.family == "pooled"
+
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
         """Floating-point operations of the vision pass that an answer at `scale` needs by itself.
 

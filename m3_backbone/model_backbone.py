@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone, EncodedImage, check_scale
 from m3_backbone.costs import decoder_flops_per_token, prefill_flops
 from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
@@ -112,19 +113,20 @@ class ModelBackbone(Backbone, ABC):
     )
     _decoder_class: Callable[..., Decoder] = Decoder
 
+    @checked
     def __init__(
         self,
         checkpoint: OpenedCheckpoint,
         *,
-        name: str | None,
-        dtype: str,
-        device: str | None,
-        device_map: Any,
-        attn_implementation: str | None,
-        max_new_tokens: int,
-        batch_size: int,
-        image_batch_size: int,
-        batch_tokens: int | None = None,
+        name: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        max_new_tokens: PositiveInt = 64,
+        batch_size: PositiveInt = 16,
+        image_batch_size: PositiveInt = 4,
+        batch_tokens: PositiveInt | None = None,
     ) -> None:
         if device is not None and device_map is not None:
             raise ValueError("give device or device_map, not both")

@@ -131,20 +131,15 @@ def count_gflops(adaptive: AdaptiveM3, questions: Questions, choices: Sequence[C
         vision[name] = mean(map(backbone.vision_flops, sizes, scales))
         texts = [question for _, question in questions]
         prefill[name] = mean(map(backbone.prefill_flops, sizes, texts, scales))
+    # A predictor that reads features has read the coarsest scale, whatever it chooses.
+    coarsest = backbone.scales[0]
+    others = [pair for pair, choice in zip(questions, choices, strict=True) if choice.scale != coarsest]
     if backbone.family == "native" and adaptive.predictor.features.reads_vision:
-        # The predictor has read the coarsest scale, whatever it chooses.
-        vision[ADAPTIVE] += mean(
-            0 if choice.scale == backbone.scales[0] else backbone.vision_flops(image.size, backbone.scales[0])
-            for (image, _), choice in zip(questions, choices, strict=True)
-        )
-    if adaptive.predictor.features.decoder_state:
-        # The decoder has read the coarsest scale, too; an answer there is decoded from the same prefill.
-        prefill[ADAPTIVE] += mean(
-            0
-            if choice.scale == backbone.scales[0]
-            else backbone.prefill_flops(image.size, question, backbone.scales[0])
-            for (image, question), choice in zip(questions, choices, strict=True)
-        )
+        passes = [backbone.vision_flops(image.size, coarsest) for image, _ in others]
+        vision[ADAPTIVE] += sum(passes) / len(questions)
+    if adaptive.predictor.features.decoder_state:  # an answer there is decoded from the same prefill
+        prefills = [backbone.prefill_flops(image.size, question, coarsest) for image, question in others]
+        prefill[ADAPTIVE] += sum(prefills) / len(questions)
     encoded = backbone.encode([image for image, _ in questions[:1]])
     inputs = make_inputs(
         backbone,

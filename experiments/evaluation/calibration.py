@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.schedules import ImageMeans
-from experiments.evaluation.statistics import Estimate, bootstrap
+from experiments.evaluation.statistics import Estimate
 
 NUM_BINS = 10
 
@@ -92,29 +92,3 @@ class Binned:
     def describe(self, brier: Estimate, error: Estimate) -> Reliability:
         """Return the bins, with the two metrics and their intervals."""
         return Reliability(brier, error, self.edges, self.count, self.estimate, self.score)
-
-
-def measure_calibration(
-    estimates: ArrayLike,
-    score: ArrayLike,
-    image: ArrayLike,
-    *,
-    num_resamples: int,
-    confidence: float = 0.95,
-    seed: int = 0,
-    num_bins: int = NUM_BINS,
-) -> Reliability:
-    """Return the calibration of `estimates` against `score`, both `[num_samples, num_scales]`.
-
-    `image` `[num_samples]` is the image number of each sample; intervals are over images (`statistics`).
-    """
-    binned, means = Binned(estimates, score, image, num_bins), ImageMeans(image)
-    binned.add_to(means)
-    brier_and_error = bootstrap(
-        lambda weights: dict(enumerate(binned.measure(means(weights)))),
-        means.num_images,
-        num_resamples=num_resamples,
-        seed=seed,
-        confidence=confidence,
-    )
-    return binned.describe(brier_and_error[0], brier_and_error[1])

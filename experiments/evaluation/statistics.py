@@ -37,7 +37,7 @@ class Estimate:
     """A metric on the test samples with its interval over resamples; the three arrays have one shape.
 
     In an array, a metric that does not exist is nan in all three. A single metric that does not exist is
-    represented by None (`or_none`). Both bounds are nan if there are too few images for an interval.
+    represented by None. Both bounds are nan if there are too few images for an interval.
     """
 
     value: Floats
@@ -46,10 +46,6 @@ class Estimate:
 
     def __getitem__(self, index: Any) -> "Estimate":
         return Estimate(self.value[index], self.low[index], self.high[index])
-
-    def or_none(self) -> "Estimate | None":
-        """Return this single metric, or None if it does not exist."""
-        return None if np.isnan(self.value) else self
 
 
 def check_confidence(confidence: float) -> None:

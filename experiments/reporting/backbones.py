@@ -1,6 +1,5 @@
 """Comparison of backbones on one task: reading, tables, figures and a page."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,12 +26,12 @@ from experiments.reporting.findings import describe_difference, describe_record
 from experiments.reporting.front_plot import plot_backbones
 from experiments.reporting.numbers import (
     describe_floor,
-    find_floor,
     format_difference,
-    format_p_value,
+    format_p_values,
     format_score,
     format_share,
     format_tokens,
+    to_plain,
 )
 from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
 from experiments.reporting.run_findings import write_seed_warning
@@ -236,7 +235,6 @@ def _tabulate_means(matched: MatchedCosts, num_resamples: int) -> Table:
     first, *others = matched.backbones
     tests = {(test.chooser, test.second): test for test in matched.differences}
     num_tests = len(matched.differences)
-    floors = find_floor(num_resamples), find_floor(num_resamples, num_tests)
     rows = []
     for chooser in first.means:
         cells = [format_score(fronts.means.get(chooser)) for fronts in matched.backbones]
@@ -247,8 +245,7 @@ def _tabulate_means(matched: MatchedCosts, num_resamples: int) -> Table:
                 if test is None
                 else [
                     format_difference(test.mean),
-                    format_p_value(test.p_value, floors[0]),
-                    format_p_value(test.adjusted, floors[1]),
+                    *format_p_values(test.p_value, test.adjusted, num_resamples, num_tests),
                 ]
             )
         rows.append((label_of(chooser), *cells))
@@ -277,15 +274,13 @@ def _tabulate_fixed(matched: MatchedCosts) -> Table:
 
 def _tabulate_equal(matched: MatchedCosts, num_resamples: int) -> Table:
     num_tests = len(matched.fixed)
-    floors = find_floor(num_resamples), find_floor(num_resamples, num_tests)
     rows = [
         (
             f"{test.cost:.3g}",
             test.second,
             format_score(test.score),
             format_difference(test.difference),
-            format_p_value(test.p_value, floors[0]),
-            format_p_value(test.adjusted, floors[1]),
+            *format_p_values(test.p_value, test.adjusted, num_resamples, num_tests),
         )
         for test in matched.fixed
     ]
@@ -372,10 +367,5 @@ def collect_results(comparison: BackboneComparison) -> dict[str, Any]:
             for matched in comparison.measures
         },
     }
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=_to_plain))
+    plain: dict[str, Any] = to_plain(content)
     return plain
-
-
-def _to_plain(value: Any) -> Any:
-    """Return an array or a number of NumPy as plain numbers."""
-    return value.tolist()

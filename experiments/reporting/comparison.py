@@ -27,10 +27,9 @@ from experiments.reporting.front_plot import MOST_DRAWN, plot_runs
 from experiments.reporting.numbers import (
     MINUS,
     describe_floor,
-    find_floor,
     format_difference,
     format_metric,
-    format_p_value,
+    format_p_values,
     format_score,
     format_share,
     format_tokens,
@@ -149,7 +148,6 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
 def _tabulate_differences(entries: Sequence[Entry]) -> Table:
     pairs, rows = list_pairs(entries), []
     num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
-    floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, len(pairs))
     for pair, (p_value, adjusted) in zip(pairs, find_p_values(pairs), strict=True):
         share = pair.estimate(mean_gap_share)
         tokens = pair.estimate(default_cost)
@@ -157,8 +155,7 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
             (
                 f"{pair.first.label} - {pair.second.label}",
                 format_difference(pair.estimate(mean_to_mix)),
-                format_p_value(p_value, floor),
-                format_p_value(adjusted, adjusted_floor),
+                *format_p_values(p_value, adjusted, num_resamples, len(pairs)),
                 "-" if share is None else format_share(share),
                 format_difference(pair.estimate(default_score)),
                 "-" if tokens is None else _format_tokens(tokens),

@@ -90,13 +90,10 @@ def format_latency(latency: Latency) -> str:
         ]
         for name, mean in means.overhead.items()
     ]
-    num_batches, num_rounds = latency.vision.shape[:2]
-    job = latency.job
     return (
         f"{format_table(rows)}\nmean milliseconds per answer at batch size {timings.batch_size}: "
-        f"{num_batches * timings.batch_size} images in {num_rounds} rounds, {job['machine']}, "
-        f"{job['num_threads']} threads, {latency.dtype}; intervals are over "
-        "images, and do not cover drift between runs"
+        f"{describe_latency(latency)}, {timings.machine}; intervals are over images, and do not cover drift "
+        "between runs"
     )
 
 

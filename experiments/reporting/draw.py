@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from experiments.reporting.front_plot import INK, Band, Element, FrontPlot, Line, Marks
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name
+from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name, style_axes
 
 # Placeholder that the script of the page replaces by the page's text colour, light or dark.
 PAGE_INK = "#010203"
@@ -120,7 +120,7 @@ def _write_hover(title: str, *lines: str) -> str:
 @mpl.rc_context(PLAIN_TEXT)
 def draw_paper(plot: FrontPlot, title: str) -> Figure:
     """Return the plot as a figure for paper: fronts above, differences to the mix below."""
-    with plt.style.context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+    with plt.style.context({"font.size": 11}):
         figure = Figure(figsize=(8, 7), layout="constrained", facecolor="white")
         upper, lower = figure.subplots(2, height_ratios=(2.4, 1), sharex=True)
         draw_panels(plot, upper, lower)
@@ -135,8 +135,7 @@ def draw_paper(plot: FrontPlot, title: str) -> Figure:
             frameon=False,
         )
         for axes in (upper, lower):
-            axes.grid(color="#e6e6e6", lw=0.7)
-            axes.set_axisbelow(True)
+            style_axes(axes)
     return figure
 
 

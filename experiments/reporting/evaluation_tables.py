@@ -36,12 +36,12 @@ from experiments.reporting.calibration_display import tabulate_calibration
 from experiments.reporting.findings import Findings
 from experiments.reporting.guarantees import tabulate_guarantees
 from experiments.reporting.numbers import (
+    count_noun,
     describe_floor,
-    find_floor,
     format_difference,
     format_metric,
     format_milliseconds,
-    format_p_value,
+    format_p_values,
     format_percent,
     format_score,
     format_share,
@@ -261,13 +261,11 @@ def tabulate_noise_free(comparison: Comparison) -> Table:
 def tabulate_tests(comparison: Comparison) -> Table:
     """Tabulate the tested differences with their p-values."""
     num_resamples, num_tests = comparison.num_resamples, len(comparison.differences)
-    floor, adjusted_floor = find_floor(num_resamples), find_floor(num_resamples, num_tests)
     rows = [
         (
             difference.label,
             format_difference(difference.mean),
-            format_p_value(difference.p_value, floor),
-            format_p_value(difference.adjusted, adjusted_floor),
+            *format_p_values(difference.p_value, difference.adjusted, num_resamples, num_tests),
         )
         for difference in comparison.differences
     ]
@@ -372,10 +370,7 @@ def describe_timings(measure: CostMeasure) -> str:
     timings = measure.timings
     if timings is None:
         return ""
-    pictures, rounds = (
-        f"{number:,} {noun}{'' if number == 1 else 's'}"
-        for number, noun in ((timings.num_pictures, "image"), (timings.num_rounds, "round"))
-    )
+    pictures, rounds = count_noun(timings.num_pictures, "image"), count_noun(timings.num_rounds, "round")
     machine = timings.machine and f" ({timings.machine})"
     return (
         f"milliseconds are means over {pictures} timed in {rounds}{machine}; their intervals cover the noise "

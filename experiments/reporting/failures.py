@@ -14,7 +14,7 @@ from PIL import Image
 from experiments.config import Provenance
 from experiments.evaluation.needs import split_by_type
 from experiments.reporting.gallery import build_cards
-from experiments.reporting.numbers import format_percent
+from experiments.reporting.numbers import count_noun, format_percent
 from experiments.reporting.page import write_page
 from experiments.reporting.tables import Table, write_tables
 from experiments.reporting.views import CardViews
@@ -95,7 +95,7 @@ def write_finding(table: OutcomeTable, column: int, split: str) -> str:
     wrong = table.score[:, column] < 1
     rescued = wrong & (table.score.max(axis=1) >= 1)
     share = rescued.sum() / max(int(wrong.sum()), 1)
-    questions = "1 question" if len(table) == 1 else f"{len(table):,} questions"
+    questions = count_noun(len(table), "question")
     return (
         f"{format_percent(wrong.mean())}% of {questions} of the {split} split are not answered correctly at "
         f"scale {table.scales[column]}; another scale answers {format_percent(share)}% of these."

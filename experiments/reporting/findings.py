@@ -26,6 +26,7 @@ from experiments.labels.held_out import EvaluationRecord
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import (
     MINUS,
+    count_noun,
     format_percent,
     format_tokens,
     has_interval,
@@ -83,7 +84,7 @@ def describe_record(record: EvaluationRecord) -> str:
     if record.evaluation == 0:
         text = "No evaluation of predictors is recorded on this test split."
     elif not record.is_new:
-        number = f"{record.evaluation:,} evaluation{'s' if record.evaluation > 1 else ''} of new predictors"
+        number = f"{count_noun(record.evaluation, 'evaluation')} of new predictors"
         text = f"These predictors were evaluated on this test split before; {number} are recorded."
     elif record.evaluation == 1:
         text = "This is the first recorded evaluation on this test split."
@@ -112,10 +113,7 @@ def write_headline(comparison: Comparison) -> str:
     """
     result = comparison.policies[0]
     if is_too_few(comparison.num_images):
-        images = (
-            "1 test image is" if comparison.num_images == 1 else f"{comparison.num_images} test images are"
-        )
-        return f"No finding: {images} too few to compare {result.name} with mixing fixed scales."
+        return write_too_few(comparison.num_images, result.name, "mixing fixed scales")
     if comparison.nothing_to_gain:
         return write_no_headroom(comparison)
     difference = describe_difference(result[mean_to_mix], "mixing fixed scales", comparison.confidence)
@@ -125,6 +123,12 @@ def write_headline(comparison: Comparison) -> str:
         opponent = str(comparison.reference)
         sentence += f" and {describe_difference(to_reference, opponent, comparison.confidence)}"
     return f"{sentence}."
+
+
+def write_too_few(num_images: int, name: str, others: str) -> str:
+    """Return the sentence in place of a finding on too few test images (`tasks.sizes`)."""
+    images = f"{count_noun(num_images, 'test image')} {'is' if num_images == 1 else 'are'}"
+    return f"No finding: {images} too few to compare {name} with {others}."
 
 
 def write_shares(comparison: Comparison) -> list[str]:
@@ -157,25 +161,18 @@ def write_no_headroom(comparison: Comparison) -> str:
     cost, score = comparison.fixed_cost.value, comparison.fixed_score.value
     if len(comparison.scales) == 1:
         return f"These labels have scale {comparison.scales[0]} only: there is nothing to choose."
-    if _cost_the_same(comparison):
+    if cost.max() - cost.min() <= 1e-9 * cost.max():
         return "On this task all scales cost the same: there is nothing to save."
     if score[0] >= score.max() - 1e-12 and cost[0] <= cost.min() * (1 + 1e-9):
         return "On this task finer scales do not help: there is nothing to gain."
     return "On this task no choice of scales beats mixing fixed scales: there is nothing to gain."
 
 
-def _cost_the_same(comparison: Comparison) -> bool:
-    cost = comparison.fixed_cost.value
-    return bool(cost.max() - cost.min() <= 1e-9 * cost.max())
-
-
 def write_scope(comparison: Comparison) -> str:
     """Return the scope of the headline in one sentence: budgets, questions and images."""
     first, last = (format_tokens(budget) for budget in comparison.budgets[[0, -1]])
-    questions = (
-        "1 test question" if comparison.num_samples == 1 else f"{comparison.num_samples:,} test questions"
-    )
-    images = "1 image" if comparison.num_images == 1 else f"{comparison.num_images:,} images"
+    questions = count_noun(comparison.num_samples, "test question")
+    images = count_noun(comparison.num_images, "image")
     budgets = f"log-spaced budgets from {first} to {last} {comparison.measure.unit}"
     if first == last:
         budgets = f"a budget of {write_tokens(last, comparison)}"

@@ -6,7 +6,7 @@ on HTML pages or only on paper.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -162,22 +162,8 @@ def plot_comparison(comparison: Comparison) -> FrontPlot:
     mix = refine_line(fixed_cost.value[comparison.mix], fixed_score.value[comparison.mix])
     oracle = refine_line(comparison.oracle.cost, comparison.oracle.score)
     plot.upper.extend(_plot_bounds(mix, oracle))
-    plot.upper.append(
-        Marks(
-            fixed_cost.value,
-            100 * fixed_score.value,
-            INK,
-            label=Bound.FIXED.label,
-            hover=[
-                (f"scale {scale}", f"{cost:.3g} {comparison.measure.unit}, {100 * score:.1f}%")
-                for scale, cost, score in zip(
-                    comparison.scales, fixed_cost.value, fixed_score.value, strict=True
-                )
-            ],
-            low=100 * fixed_score.low,
-            high=100 * fixed_score.high,
-        )
-    )
+    names = [f"scale {scale}" for scale in comparison.scales]
+    plot.upper.append(_mark_fixed(names, fixed_cost.value, fixed_score, comparison.measure.unit))
     for rule in RULES:
         cost, score = (float(estimate.value) for estimate in comparison.rule(rule))
         plot.upper.append(_mark_rule(rule, cost, score, comparison.measure.unit))
@@ -289,15 +275,9 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
     oracle_cost, oracle_score = (np.array(oracle[name], dtype=np.float64) for name in ("cost", "score"))
     oracle_line = refine_line(oracle_cost, oracle_score)
     plot.upper.extend(_plot_bounds((dense, mix), oracle_line))
-    plot.upper.append(
-        Marks(
-            fixed_cost, 100 * fixed_score, INK, label=Bound.FIXED.label,
-            hover=[
-                ("fixed scale", f"{cost:.3g} tokens, {100 * score:.1f}%")
-                for cost, score in zip(fixed_cost, fixed_score, strict=True)
-            ],
-        )
-    )  # fmt: skip
+    names = ["fixed scale"] * len(fixed_cost)
+    marks = _mark_fixed(names, fixed_cost, Estimate(fixed_score, fixed_score, fixed_score), "tokens")
+    plot.upper.append(replace(marks, low=None, high=None))
     for name, rule in _RULES_IN_METRICS.items():
         point = metrics["oracles"].get(name)
         if point is not None:
@@ -371,17 +351,9 @@ def _plot_backbone(fronts: BackboneFronts, matched: MatchedCosts, color: str) ->
             f"{cut_name(fronts.name)}, {cut_name(label_of(chooser))}",
             is_optional=not is_drawn, only=None if is_drawn else "page",
         )  # fmt: skip
-    yield Marks(
-        fronts.fixed_cost, 100 * fronts.fixed_score.value, color,
-        label=f"{cut_name(fronts.name)}, {Bound.FIXED.label}",
-        hover=[
-            (f"{fronts.name}, scale {scale}", f"{cost:.3g} {matched.unit}, {100 * score:.1f}%")
-            for scale, cost, score in zip(
-                fronts.scales, fronts.fixed_cost, fronts.fixed_score.value, strict=True
-            )
-        ],
-        low=100 * fronts.fixed_score.low, high=100 * fronts.fixed_score.high,
-    )  # fmt: skip
+    names = [f"{fronts.name}, scale {scale}" for scale in fronts.scales]
+    marks = _mark_fixed(names, fronts.fixed_cost, fronts.fixed_score, matched.unit)
+    yield replace(marks, color=color, label=f"{cut_name(fronts.name)}, {Bound.FIXED.label}")
 
 
 # --- Parts -------------------------------------------------------------------------------------------------
@@ -391,6 +363,15 @@ def _plot_bounds(mix: tuple[Floats, Floats], oracle: tuple[Floats, Floats]) -> I
     """Yield the lines of the mix and the budgeted oracle, each given as (mean costs, mean scores)."""
     yield Line(mix[0], 100 * mix[1], INK, "dash", 1.5, Bound.MIX.label)
     yield Line(oracle[0], 100 * oracle[1], NEUTRAL, "dot", 2, Bound.BUDGETED.label)
+
+
+def _mark_fixed(names: Sequence[str], cost: Floats, score: Estimate, unit: str) -> Marks:
+    """Return the marks of fixed scales with error bars; `names` are the titles of their hover texts."""
+    hover = [
+        (name, f"{x:.3g} {unit}, {100 * y:.1f}%") for name, x, y in zip(names, cost, score.value, strict=True)
+    ]
+    value, low, high = (100 * part for part in (score.value, score.low, score.high))
+    return Marks(cost, value, INK, label=Bound.FIXED.label, hover=hover, low=low, high=high)
 
 
 def _mark_rule(rule: str, cost: float, score: float, unit: str) -> Marks:

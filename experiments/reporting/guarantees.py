@@ -12,6 +12,7 @@ from experiments.evaluation.guarantee import (
 )
 from experiments.reporting.numbers import (
     MINUS,
+    count_noun,
     format_difference,
     format_tokens,
     has_interval,
@@ -181,7 +182,7 @@ def _write_realized(name: str, alpha: float, realized: RealizedLoss, noun: str) 
 
 def explain_infeasible(guarantee: Guarantee) -> str:
     """Return the reason why no price is certified, as a clause."""
-    number = f"{guarantee.num_images:,} calibration image{'' if guarantee.num_images == 1 else 's'}"
+    number = count_noun(guarantee.num_images, "calibration image")
     if guarantee.drop is None:
         return "its calibrator was fitted on every calibration image"
     if guarantee.num_needed is None and guarantee.drop < guarantee.alpha:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from experiments.config import Provenance
 from experiments.evaluation.label_curve import FittedCurve, LabelCurve, SeriesCurve
 from experiments.reporting.front_plot import PALETTE
-from experiments.reporting.numbers import MISSING, format_difference, format_share, has_interval
-from experiments.reporting.page import cut_name, encode_picture, save_figure, write_page
+from experiments.reporting.numbers import MISSING, count_noun, format_difference, format_share, has_interval
+from experiments.reporting.page import cut_name, encode_picture, save_figure, style_axes, write_page
 from experiments.reporting.tables import Table, write_tables
 from experiments.tasks.sizes import Banner
 from experiments.training.label_curve import Measurement
@@ -145,12 +145,10 @@ def draw_label_curve(curve: LabelCurve) -> Figure:
         ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{size:,}" for size in ticks])
         ax.minorticks_off()
-        title = "all questions" if number is None else f"{number} question{'s' * (number > 1)} an image"
+        title = "all questions" if number is None else f"{count_noun(number, 'question')} an image"
         ax.set(xlabel="labelled training images")
         ax.set_title(title, fontsize="medium", parse_math=False)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#e6e6e6", lw=0.7)
-        ax.set_axisbelow(True)
+        style_axes(ax)
     panels[0].set_ylabel("share of the gap (%)")
     # A predictor that is far worse than the mix would leave no room for the others.
     panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], _LOWEST))
@@ -242,10 +240,10 @@ def _round(values: Any) -> Any:
 def to_csv(measurements: Sequence[Measurement]) -> str:
     """Return one line per training, with full precision."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [column.name for column in fields(Measurement)]
-    writer.writerow(names)
-    writer.writerows([getattr(measurement, name) for name in names] for measurement in measurements)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, measurements))
     return text.getvalue()
 
 

@@ -24,7 +24,6 @@ from experiments.evaluation.known_facts import (
 )
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import Need, NeedMap, describe_left_out, pick_frequent
-from experiments.reporting import needs as needs_tables
 from experiments.reporting.numbers import (
     describe_floor,
     find_floor,
@@ -207,7 +206,7 @@ def judge_models(
     """Return tables of accuracies, policies and equivalence; impossible ones are omitted with a warning."""
     tables = []
     try:
-        tables.append(needs_tables.tabulate_classifiers(classifiers.measure(test)))
+        tables.append(tabulate_classifiers(classifiers.measure(test)))
     except UnusableSamples as error:
         log.warning("accuracies of the needed scale are left out: %s", error)
     try:
@@ -222,8 +221,8 @@ def judge_models(
     except UnusableSamples as error:
         log.warning("policies by their features are left out: %s", error)
         return tables
-    tables.append(needs_tables.tabulate_policies(comparison))
+    tables.append(tabulate_policies(comparison))
     equivalences = find_equivalences(comparison, equivalence_margin)
     if equivalences:
-        tables.append(needs_tables.tabulate_equivalences(equivalences, num_resamples))
+        tables.append(tabulate_equivalences(equivalences, num_resamples))
     return tables

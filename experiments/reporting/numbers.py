@@ -1,7 +1,9 @@
 """Formatting of numbers in tables, plots and sentences."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +101,16 @@ def format_milliseconds(value: float, low: float, high: float) -> str:
     return f"{format_tokens(value)} [{format_tokens(low)}, {format_tokens(high)}]"
 
 
+def count_noun(number: int, noun: str) -> str:
+    """Return a number with a noun, in the plural unless there is one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def to_plain(content: Any) -> Any:
+    """Return JSON data with arrays and numbers of NumPy as lists and plain numbers."""
+    return json.loads(json.dumps(content, default=lambda value: value.tolist()))
+
+
 def format_minutes(seconds: int) -> str:
     """Return a duration in minutes and seconds, or in seconds below one minute."""
     return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
@@ -124,6 +136,12 @@ def format_p_value(p_value: float, floor: float) -> str:
     return f"{p_value:.3f}" if p_value >= 0.01 else _write_significant(p_value)
 
 
+def format_p_values(p_value: float, adjusted: float, num_resamples: int, num_tests: int) -> tuple[str, str]:
+    """Return a p-value of one of `num_tests` tests as text, before and after Holm's correction."""
+    alone, together = (find_floor(num_resamples, count) for count in (1, num_tests))
+    return format_p_value(p_value, alone), format_p_value(adjusted, together)
+
+
 def format_floor(floor: float) -> str:
     """Return a floor, rounded up to two significant digits."""
     step = 10.0 ** (math.floor(math.log10(floor)) - 1)
@@ -134,10 +152,9 @@ def format_floor(floor: float) -> str:
 def describe_floor(num_resamples: int, num_tests: int) -> str:
     """Return a sentence about the resolution of p-values, for captions of tables with Holm's correction."""
     alone, together = (format_floor(find_floor(num_resamples, count)) for count in (1, num_tests))
-    tests = "1 test" if num_tests == 1 else f"{num_tests:,} tests"
     return (
         f"{num_resamples:,} resamples resolve no p-value below {alone}, and after Holm's correction for "
-        f"{tests} none below {together}"
+        f"{count_noun(num_tests, 'test')} none below {together}"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.evaluation.comparison import PolicyResult
-from experiments.evaluation.metrics import default_cost, point_cost, point_score
+from experiments.evaluation.metrics import point_cost, point_score
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.findings import Findings
 from experiments.reporting.numbers import MISSING, format_score, format_tokens
@@ -97,8 +97,3 @@ def tabulate_points(rows: Sequence[PointRow], findings: Findings) -> Table:
     )
     header = ("policy", "budget", comparison.measure.noun, "score", "saved", "options")
     return Table(caption, header, tuple((row.policy, *row.cells) for row in rows), name="points")
-
-
-def find_start(findings: Findings) -> str:
-    """Return the budget at which the slider starts: the mean cost of the first policy's default price."""
-    return format_tokens(findings.comparison.policies[0][default_cost].value)

@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
@@ -82,6 +83,13 @@ def save_figure(figure: Figure, path: Path, kinds: tuple[str, ...] = ("pdf", "sv
     for file, kind in zip(paths, kinds, strict=True):
         write_bytes(file, render_figure(figure, kind))
     return paths
+
+
+def style_axes(axes: Axes) -> None:
+    """Draw a light grid below the content, and no frame above and on the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", lw=0.7)
+    axes.set_axisbelow(True)
 
 
 def encode_picture(figure: Figure) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from experiments.evaluation.metrics import mean_to_mix
-from experiments.reporting.findings import describe_difference
-from experiments.reporting.numbers import find_floor, format_p_value
+from experiments.reporting.findings import describe_difference, write_too_few
+from experiments.reporting.numbers import count_noun, find_floor, format_p_value
 from experiments.results.entries import Entry, Pair, find_p_values, list_pairs
 from experiments.tasks.sizes import Banner, is_too_few
 
@@ -20,8 +20,7 @@ def write_finding(entries: Sequence[Entry], num_images: int) -> str:
     """
     first = entries[0]
     if is_too_few(num_images):
-        images = "1 test image is" if num_images == 1 else f"{num_images} test images are"
-        return f"No finding: {images} too few to compare {first.label} with other policies."
+        return write_too_few(num_images, first.label, "other policies")
     to_mix = first.find(mean_to_mix)
     if to_mix is None:
         return f"No finding: {first.label} has no cost at which it can be compared with mixing fixed scales."
@@ -46,7 +45,7 @@ def _describe_rival(pair: Pair, p_value: float, num_tests: int) -> str:
     num_resamples = pair.first.runs[0].metrics["bootstrap"]["num_resamples"]
     written = format_p_value(p_value, find_floor(num_resamples, num_tests))
     sign = "" if written.startswith("<") else "= "
-    tests = "1 test" if num_tests == 1 else f"{num_tests:,} tests"
+    tests = count_noun(num_tests, "test")
     return f"{words}, the best of the others (p {sign}{written}, corrected for {tests})"
 
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from experiments.next_commands import suggest_command
 from experiments.reporting.front_plot import NEUTRAL, PALETTE
-from experiments.reporting.page import save_figure
+from experiments.reporting.page import save_figure, style_axes
 from experiments.reporting.tables import format_table
 from experiments.training.space import format_overrides, write_experiment
 from experiments.training.study import FINISHED, OBJECTIVES
@@ -31,9 +31,7 @@ def draw_study(study: optuna.Study, labels: Sequence[str]) -> Figure:
         _draw_history(ax, study, labels[0])
     else:
         _draw_pareto(ax, study, labels)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color="#e6e6e6", lw=0.7)
-    ax.set_axisbelow(True)
+    style_axes(ax)
     ax.legend(fontsize="small", frameon=False)
     return figure
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,9 @@ from experiments.reporting.numbers import (
     format_p_value,
     format_score,
     format_tokens,
+    to_plain,
 )
+from experiments.reporting.page import style_axes
 from experiments.reporting.tables import Table
 
 
@@ -36,9 +38,7 @@ def draw_variants(comparison: VariantComparison) -> Figure:
         ax.plot(row.visual_tokens, 100 * row.accuracy.value, marker, color=NEUTRAL, ms=8, label=label)
     mark_scales(ax, np.array([row.visual_tokens for row in comparison.of(NESTED)]))
     ax.set(xlabel="visual tokens", ylabel="accuracy (%)")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color="#e6e6e6", lw=0.7)
-    ax.set_axisbelow(True)
+    style_axes(ax)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     return figure
 
@@ -172,13 +172,4 @@ def to_csv(comparison: VariantComparison) -> str:
 
 def to_json(comparison: VariantComparison) -> dict[str, Any]:
     """Return a comparison and its findings as JSON-compatible data."""
-    content: dict[str, Any] = _to_plain(asdict(comparison))
-    return {**content, "findings": write_findings(comparison)}
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    return float(value) if isinstance(value, np.ndarray | np.floating) else value
+    return {**to_plain(asdict(comparison)), "findings": write_findings(comparison)}

@@ -129,7 +129,9 @@ _DECIMALS = 6
 
 
 def to_json(values: Any) -> Any:
-    """Return a rounded number or nested lists of them; nan becomes None and -0.0 becomes 0.0."""
+    """Return a rounded number or nested lists of them, None as it is; nan becomes None, -0.0 becomes 0.0."""
+    if values is None:
+        return None
     if np.ndim(values):
         return [to_json(value) for value in values]
     value = float(values)
@@ -351,18 +353,16 @@ def _reliability(reliability: Reliability | None) -> dict[str, Any] | None:
 
 
 def _noise_free(oracle: NoiseFreeOracle) -> dict[str, Any]:
-    fixed, front = (
-        [
-            {"cost": cost, "score": score}
-            for cost, score in zip(metrics_to_json(costs), metrics_to_json(scores), strict=True)
-        ]
-        for costs, scores in ((oracle.fixed_cost, oracle.fixed_score), (oracle.cost, oracle.score))
-    )
+
+    def pair(costs: Estimate, scores: Estimate) -> list[dict[str, Any]]:
+        pairs = zip(metrics_to_json(costs), metrics_to_json(scores), strict=True)
+        return [{"cost": cost, "score": score} for cost, score in pairs]
+
     return {
         "num_samples": oracle.num_samples,
         "num_runs": oracle.num_runs,
-        "fixed": fixed,
-        "front": front,
+        "fixed": pair(oracle.fixed_cost, oracle.fixed_score),
+        "front": pair(oracle.cost, oracle.score),
         "gap": metric_to_json(oracle.gap),
     }
 
@@ -464,13 +464,13 @@ def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
     """Return a guarantee with its price per `unit` visual tokens."""
     guarantee, realized = checked.guarantee, checked.realized
     return {
-        "price": _to_json_or_none(guarantee.price_per(unit)),
+        "price": to_json(guarantee.price_per(unit)),
         "unit": to_json(unit),
         "num_images": guarantee.num_images,
         "num_needed": guarantee.num_needed,
         "most_questions": guarantee.most_questions,
-        "calibration_cost": _to_json_or_none(guarantee.cost),
-        "calibration_drop": _to_json_or_none(guarantee.drop),
+        "calibration_cost": to_json(guarantee.cost),
+        "calibration_drop": to_json(guarantee.drop),
         "cost": metric_to_json(realized.cost),
         "drop": metric_to_json(realized.drop),
         "resplit_check": checked.check and _resplit_check(checked.check),
@@ -479,19 +479,12 @@ def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
 
 def _resplit_check(check: ResplitCheck) -> dict[str, Any]:
     low, high = check.interval
+    names = ("num_resplits", "num_images", "num_population", "num_certified", "num_failed")
     return {
-        "num_resplits": check.num_resplits,
-        "num_images": check.num_images,
-        "num_population": check.num_population,
-        "num_certified": check.num_certified,
-        "num_failed": check.num_failed,
+        **{name: getattr(check, name) for name in names},
         "failed": {"value": to_json(check.failed), "low": to_json(low), "high": to_json(high)},
-        "cost": _to_json_or_none(check.cost),
+        "cost": to_json(check.cost),
     }
-
-
-def _to_json_or_none(value: float | None) -> Any:
-    return None if value is None else to_json(value)
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

@@ -100,11 +100,9 @@ def _check_url(url: str) -> str:
     return url
 
 
-class LimitSettings(Settings):
-    """Limits of a request."""
+class DemoLimits(Settings):
+    """Limits of a question in the demo."""
 
-    body_bytes: PositiveInt
-    """largest size of a request"""
     body_seconds: PositiveFloat
     """time in which a request has to arrive"""
     image_bytes: PositiveInt
@@ -113,6 +111,13 @@ class LimitSettings(Settings):
     """largest number of pixels of an image"""
     question_chars: PositiveInt
     """largest number of characters of a question"""
+
+
+class LimitSettings(DemoLimits):
+    """Limits of a request."""
+
+    body_bytes: PositiveInt
+    """largest size of a request"""
 
 
 class DriftSettings(Settings):
@@ -178,19 +183,6 @@ class ServeSettings(TrainedChoice, OperatingPoint):
                 f"remote_hosts=[{','.join(self.remote_hosts)}]: give both or neither"
             )
         return self
-
-
-class DemoLimits(Settings):
-    """Limits of a question in the demo."""
-
-    body_seconds: PositiveFloat
-    """time in which an upload has to arrive"""
-    image_bytes: PositiveInt
-    """largest size of an image file"""
-    pixels: PositiveInt
-    """largest number of pixels of an image"""
-    question_chars: PositiveInt
-    """largest number of characters of a question"""
 
 
 class DemoSettings(TrainedChoice):
@@ -276,21 +268,21 @@ class StatusSettings(Labelled):
     """whether to print one JSON object in place of tables"""
 
 
-class PaperPaths(Settings):
-    """Folders of a paper, whose steps have labels and predictors of their own."""
+class SharedPaths(Settings):
+    """Folders of a command that has several tasks or backbones, and so no folder for one of them."""
 
     outputs: PathText
     """folder of all results"""
     store: PathText
-    """not used: labels and predictors of a paper are in its folder"""
+    """folder of labels, predictors and timings; those of a paper are in its own folder"""
     evaluations: PathText
     """folder of the records of test evaluations"""
     labels: None = None
-    """left null, as there are several tasks"""
+    """left null, as there are several"""
     predictors: None = None
-    """left null, as there are several tasks"""
+    """left null, as there are several"""
     latency: None = None
-    """left null, as there are several tasks"""
+    """left null, as there are several"""
 
 
 class PaperStep(Settings):
@@ -313,7 +305,7 @@ class PaperStep(Settings):
 class PaperSettings(Settings):
     """`experiments.paper`."""
 
-    paths: PaperPaths
+    paths: SharedPaths
     folder: PathText
     """folder of tables, figures, page, labels and predictors"""
     steps: list[str] | None
@@ -402,23 +394,11 @@ class GranularitySettings(Labelled, Intervals):
     """seed of the resamples"""
 
 
-class TransferPaths(Settings):
+class TransferPaths(SharedPaths):
     """Folders of the labels of several tasks."""
 
-    outputs: PathText
-    """folder of all results"""
-    store: PathText
-    """folder of labels, predictors and timings"""
     all_labels: PathText
     """folder of the label folders of all tasks"""
-    evaluations: PathText
-    """folder of the records of test evaluations"""
-    labels: None = None
-    """left null, as the command reads the labels of several tasks from paths.all_labels"""
-    predictors: None = None
-    """left null, as the command trains its predictors itself"""
-    latency: None = None
-    """left null, as the command measures no latency"""
 
 
 class TransferSettings(PredictorSettings, Intervals):
@@ -454,27 +434,15 @@ class TransferSettings(PredictorSettings, Intervals):
         return self
 
 
-class BackbonePaths(Settings):
+class BackbonePaths(SharedPaths):
     """Folders of the labels, predictors and timings of several backbones."""
 
-    outputs: PathText
-    """folder of all results"""
-    store: PathText
-    """folder of labels, predictors and timings"""
     all_labels: PathText
     """folder with one folder of labels per backbone"""
     all_predictors: PathText
     """folder with one folder of trained predictors per backbone"""
     all_latencies: PathText
     """folder with one folder of timings per backbone"""
-    evaluations: PathText
-    """folder of the records of test evaluations"""
-    labels: None = None
-    """left null, as there are several backbones: paths.all_labels"""
-    predictors: None = None
-    """left null, as there are several backbones: paths.all_predictors"""
-    latency: None = None
-    """left null, as there are several backbones: paths.all_latencies"""
 
 
 class CompareBackbonesSettings(PredictorSettings, Intervals, Printed):

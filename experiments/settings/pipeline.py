@@ -64,6 +64,15 @@ class Limit(Settings):
         return self
 
 
+class Asking(Labelled):
+    """Settings shared by the commands that ask the backbone."""
+
+    backbone: Built
+    """frozen model that answers"""
+    task: Built
+    """source of images, questions and scores"""
+
+
 class Reading(Settings):
     """Reading and batching of images."""
 
@@ -73,13 +82,9 @@ class Reading(Settings):
     """processes that read images ahead of the model; 0: none"""
 
 
-class LabelSettings(Labelled, Reading):
+class LabelSettings(Asking, Reading):
     """`conf/settings/label.yaml`."""
 
-    backbone: Built
-    """frozen model that answers"""
-    task: Built
-    """source of images, questions and scores"""
     limit: Limit
     feature_scales: list[PositiveInt] | None
     """scales of the visual tokens stored for predictors; null: the backbone's own (M3: 1, 9, 36)"""
@@ -178,13 +183,9 @@ class Latency(Settings):
         return self
 
 
-class LatencySettings(Labelled, PredictorSettings):
+class LatencySettings(Asking, PredictorSettings):
     """`experiments.latency`."""
 
-    backbone: Built
-    """frozen model that answers"""
-    task: Built
-    """source of images, questions and scores"""
     trainer: Deferred
     """settings of Lightning's trainer"""
     latency: Latency
@@ -297,13 +298,9 @@ class RunSettings(LabelSettings, TrainSettings, LatencySettings, EvaluateSetting
         return self
 
 
-class ResampleSettings(Labelled, Reading, Recorded):
+class ResampleSettings(Asking, Reading, Recorded):
     """`experiments.resample`."""
 
-    backbone: Built
-    """frozen model that answers"""
-    task: Built
-    """source of images, questions and scores"""
     variation: Built
     """how the runs of one question differ"""
     engine: Built

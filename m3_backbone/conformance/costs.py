@@ -12,7 +12,6 @@ from m3_backbone.backbone import Backbone
 from m3_backbone.conformance.subject import Check, NotApplicable, Subject, expect, fail, format_size
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.costs import vision_flops
-from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.model_backbone import ModelBackbone
 
 _SIDES = (1, 16, 20, 30, 48, 64, 100, 150, 224, 336, 500, 640, 1000, 1500, 3000)
@@ -121,22 +120,16 @@ def flops_ascend(subject: Subject) -> None:
 
 
 def vision_flops_fit_the_family(subject: Subject) -> None:
-    """The vision FLOPs of a pooled backbone are the same at every scale.
+    """The vision FLOPs of a pooled backbone, or another with equal passes, are the same at every scale.
 
-    Those of other families differ between scales that give an image different numbers of visual tokens; only
-    if images are enlarged to one size, every scale has an equal pass of its own.
+    Those of other native backbones differ between scales that give an image different numbers of tokens.
     """
     backbone = subject.backbone
-    is_enlarged = isinstance(backbone, ResizedLlavaBackbone) and backbone.enlarge
     for name, image in subject.images.items():
         flops = {scale: backbone.vision_flops(image.size, scale) for scale in backbone.scales}
-        if is_enlarged:
-            expect(len(set(flops.values())) == 1, f"image {name}: enlarged images have equal passes", flops)
-            continue
-        if backbone.family == "pooled":
-            expect(
-                len(set(flops.values())) == 1, f"image {name}: a pooled backbone has one vision pass", flops
-            )
+        if backbone.has_equal_passes:
+            is_one = len(set(flops.values())) == 1
+            expect(is_one, f"image {name}: the vision passes of all scales cost the same", flops)
             continue
         counts = [backbone.num_visual_tokens(image.size, scale) for scale in backbone.scales]
         values = list(flops.values())

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -111,17 +110,14 @@ def control_tokens_are_refused(subject: Subject) -> None:
     tokenizer = getattr(getattr(backbone, "processor", None), "tokenizer", None)
     if tokenizer is None:
         raise NotApplicable("the backbone has no processor.tokenizer that says what its control tokens are")
-    tokens = dict.fromkeys([*tokenizer.all_special_tokens, *_list_special(tokenizer)])
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = dict.fromkeys([*tokenizer.all_special_tokens, *added])
     encoded = backbone.encode([next(iter(subject.images.values()))])
     for token in tokens:
         text = f"What is {token} here?"
         _expect_refused(partial(backbone.check_question, text), f"{token!r} by check_question")
         _expect_refused(partial(backbone.check_question, "What?", [text]), f"{token!r} in a reference")
         _expect_refused(partial(backbone.answer, encoded, [text], backbone.scales[0]), f"{token!r} by answer")
-
-
-def _list_special(tokenizer: Any) -> list[str]:
-    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def unknown_scales_are_refused(subject: Subject) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 from unittest import SkipTest
 
 import numpy as np
@@ -90,6 +90,7 @@ class Subject:
 
 
 Check = Callable[[Subject], None]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,24 @@ def run_checks(subject: Subject, checks: Sequence[Check]) -> Iterator[Result]:
 
 
 def select_checks(checks: Sequence[Check], words: Sequence[str] | None) -> list[Check]:
-    """Return the checks whose names contain one of the words; all for None. Raises ValueError for none."""
+    """Return the checks whose names contain one of the words, as `select_by_words`."""
+    return select_by_words({check.__name__: check for check in checks}, words, "checks", "check")
+
+
+def select_by_words(
+    items: Mapping[str, Item], words: Sequence[str] | None, option: str, noun: str
+) -> list[Item]:
+    """Return the items whose names contain one of the words; all for None.
+
+    Raises ValueError for a word that no name contains; `option` gives the words, `noun` names an item.
+    """
     if words is None:
-        return list(checks)
-    names = [check.__name__ for check in checks]
+        return list(items.values())
     for word in words:
-        if not any(word in name for name in names):
-            raise ValueError(
-                f"checks=[{word}]: no check has this in its name, give some of {', '.join(names)}"
-            )
-    return [check for check in checks if any(word in check.__name__ for word in words)]
+        if not any(word in name for name in items):
+            known = ", ".join(items)
+            raise ValueError(f"{option}=[{word}]: no {noun} has this in its name, give some of {known}")
+    return [item for name, item in items.items() if any(word in name for word in words)]
 
 
 def fail(expected: str, found: object) -> NoReturn:

@@ -64,21 +64,14 @@ class LlavaBackbone(ModelBackbone):
 
     Args:
         checkpoint: folder, hub id, `tiny_m3`, or an opened `Checkpoint`.
-        name: name of the backbone in the labels that it makes; by default the last part of `checkpoint`.
-        dtype: dtype of the weights, such as `float32` or `bfloat16`; `auto` uses that of the checkpoint.
-        device: device of the model; by default a GPU if there is one. Excludes `device_map`.
-        device_map: distribution of the model over devices, as in `from_pretrained` (needs accelerate).
-        attn_implementation: attention kernel, as in `from_pretrained`.
         scales: scales that replace those in the checkpoint's configuration. The checkpoint must have been
             trained for them.
         image_grid_pinpoints: other grids of tiles for a tiled checkpoint, (width, height) in pixels.
         prompt: name of the prompt template; by default that of the checkpoint.
-        max_new_tokens: largest number of tokens of an answer.
-        batch_size: number of questions that are answered together.
-        image_batch_size: number of images that are encoded together.
-        batch_tokens: number of visual and text tokens that are decoded together, in place of `batch_size`.
+        max_new_tokens, batch_size, image_batch_size: as in `ModelBackbone`.
         vision_dtype: dtype of the vision tower, `float32`, `bfloat16` or `float16`; by default that of the
             model. Another dtype changes visual tokens slightly, and the fingerprint of `decoding`.
+        arguments: further arguments of `ModelBackbone`.
     """
 
     family: Family = "pooled"
@@ -88,19 +81,14 @@ class LlavaBackbone(ModelBackbone):
         self,
         checkpoint: str | Path | Checkpoint,
         *,
-        name: str | None = None,
-        dtype: str = "auto",
-        device: str | None = None,
-        device_map: Any = None,
-        attn_implementation: str | None = None,
         scales: Sequence[PositiveInt] | None = None,
         image_grid_pinpoints: Sequence[Sequence[PositiveInt]] | None = None,
         prompt: str | None = None,
         max_new_tokens: PositiveInt = 16,
         batch_size: PositiveInt = 64,
         image_batch_size: PositiveInt = 16,
-        batch_tokens: PositiveInt | None = None,
         vision_dtype: str | None = None,
+        **arguments: Any,
     ) -> None:
         if vision_dtype not in (None, *_VISION_DTYPES):
             raise ValueError(
@@ -114,15 +102,10 @@ class LlavaBackbone(ModelBackbone):
             checkpoint = replace(checkpoint, given_scales=tuple(scales))
         super().__init__(
             checkpoint,
-            name=name,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             image_batch_size=image_batch_size,
-            batch_tokens=batch_tokens,
+            **arguments,
         )
         self.checkpoint: Checkpoint
         self.processor: M3Processor

@@ -59,6 +59,10 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         change = "enlarged" if self.enlarge else "resized"
         return {**pooled, "prompt": hashlib.sha256(f"{change} {pooled['prompt']}".encode()).hexdigest()[:16]}
 
+    @property
+    def has_equal_passes(self) -> bool:
+        return self.enlarge
+
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
         side = pooled_side(scale, self.processor.images.grid)
         return vision_flops(self.checkpoint.config, side=None if self.enlarge else side)

@@ -27,8 +27,7 @@ class NativeBackbone(LazyVision):
         checkpoint: folder or hub id.
         scales: ladder of caps, ascending; by default that of the family.
         quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
-        name, dtype, device, device_map, attn_implementation, max_new_tokens, batch_size, image_batch_size,
-            batch_tokens: as in `ModelBackbone`.
+        arguments: those of `ModelBackbone`.
     """
 
     families: ClassVar[Mapping[str, ModelFamily]]
@@ -40,30 +39,11 @@ class NativeBackbone(LazyVision):
         *,
         scales: Sequence[PositiveInt] | None = None,
         quantization: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        dtype: str = "auto",
-        device: str | None = None,
-        device_map: Any = None,
-        attn_implementation: str | None = None,
-        max_new_tokens: PositiveInt = 64,
-        batch_size: PositiveInt = 16,
-        image_batch_size: PositiveInt = 4,
-        batch_tokens: PositiveInt | None = None,
+        **arguments: Any,
     ) -> None:
         if not isinstance(checkpoint, NativeCheckpoint):
             checkpoint = NativeCheckpoint.open(checkpoint, self.families)
-        super().__init__(
-            checkpoint,
-            name=name,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            image_batch_size=image_batch_size,
-            batch_tokens=batch_tokens,
-        )
+        super().__init__(checkpoint, **arguments)
         self.checkpoint: NativeCheckpoint
         self.quantization = None if quantization is None else dict(quantization)
         ladder = self._default_scales() if scales is None else scales

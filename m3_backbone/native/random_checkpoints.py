@@ -42,6 +42,8 @@ _IDEFICS_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
+_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
 
 def train_chat_tokenizer(
     special: Mapping[str, str], template: str, *, eos_token: str, vocab_size: int = 384
@@ -143,17 +145,13 @@ def write_qwen_vl(
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
-    config_class: Any
-    model_class: Any
     if is_newer:
         text |= {"head_dim": 16}
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-        config_class, model_class = transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration
     else:
         vision |= {"window_size": 112, "fullatt_block_indexes": [1]}
-        config_class = transformers.Qwen2_5_VLConfig
-        model_class = transformers.Qwen2_5_VLForConditionalGeneration
-    config = config_class(
+    prefix = "Qwen3VL" if is_newer else "Qwen2_5_VL"
+    config: Any = getattr(transformers, f"{prefix}Config")(
         text_config=text,
         vision_config=vision,
         image_token_id=ids["image_token"],
@@ -166,8 +164,9 @@ def write_qwen_vl(
         patch_size=patch_size,
         size={"shortest_edge": 4 * (2 * patch_size) ** 2, "longest_edge": 2**14 * (2 * patch_size) ** 2},
     )
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
     ends = [ids["eos_token"], ids["end_token"]]
-    write_checkpoint(folder, model_class(config), tokenizer, image_processor, eos_token_ids=ends, seed=seed)
+    write_checkpoint(folder, model, tokenizer, image_processor, eos_token_ids=ends, seed=seed)
 
 
 def write_gemma4(
@@ -209,10 +208,7 @@ def write_gemma4(
         **{f"{name}_token_id": ids[f"{name}_token"] for name in ("pad", "eos", "bos")},
     }
     vision: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        **_TOWER,
         "num_key_value_heads": 2,
         "head_dim": 16,
         "position_embedding_size": 3360,
@@ -285,14 +281,7 @@ def write_idefics3(
         "eos_token_id": ids["eos_token"],
         "pad_token_id": ids["pad_token"],
     }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": tile,
-        "patch_size": patch_size,
-    }
+    vision = {**_TOWER, "image_size": tile, "patch_size": patch_size}
     prefix = "SmolVLM" if model_type == "smolvlm" else "Idefics3"
     config: Any = getattr(transformers, f"{prefix}Config")(
         text_config=text,

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from experiments.answer import quote_free_text
 from experiments.cli import find_config_dir, format_commands
 from experiments.config import entry_point
-from experiments.help import list_options, read_examples
+from experiments.help import list_options, split_docstring
 from experiments.next_commands import format_next
 from experiments.settings.check import check_settings
 from experiments.settings.command_line import find_wrong_argument, rename_settings
@@ -159,7 +159,7 @@ def test_commands_are_listed_with_a_line_each():
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_examples_of_the_help_are_accepted(name):
-    examples = read_examples(name)
+    examples = [line.partition("  #")[0].strip() for line in split_docstring(name)[1]]
     assert len(examples) == 3
     for example in examples:
         program, command, *arguments = shlex.split(example)

@@ -25,11 +25,18 @@ def encode(image: Images.Image) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def write(path: Path, features: dict[str, Any], rows: list[dict[str, Any]], readme: str = "") -> Path:
-    """Write rows as a Parquet file of a data set, whose folder has a README if it names configurations."""
+def write(path: Path, rows: list[dict[str, Any]], readme: str = "", **types: Any) -> Path:
+    """Write rows as a Parquet file of a data set, whose folder has a README if it names configurations.
+
+    Columns are text, and `image` an image, unless `types` says otherwise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    dataset = Dataset.from_list(rows, features=Features(features))
-    dataset.to_parquet(str(path))
+    features = {
+        **dict.fromkeys(rows[0], STRING),
+        **({"image": Image()} if "image" in rows[0] else {}),
+        **types,
+    }
+    Dataset.from_list(rows, features=Features(features)).to_parquet(str(path))
     folder = path.parents[1]
     if readme:
         (folder / "README.md").write_text(f"---\nconfigs:\n{readme}---\n")
@@ -53,16 +60,9 @@ def write_textvqa(root: Path) -> Path:
         }
         for number in range(12)
     ]
-    features = {
-        "image_id": STRING,
-        "question_id": Value("int32"),
-        "question": STRING,
-        "image": Image(),
-        "answers": List(STRING),
-        "ocr_tokens": List(STRING),
-        "set_name": STRING,
-    }
-    return write(root / "textvqa" / "data" / "validation-00000-of-00001.parquet", features, rows)
+    path = root / "textvqa" / "data" / "validation-00000-of-00001.parquet"
+    lists = {"answers": List(STRING), "ocr_tokens": List(STRING)}
+    return write(path, rows, question_id=Value("int32"), **lists)
 
 
 def write_documents(root: Path, name: str, config: str) -> Path:
@@ -77,24 +77,18 @@ def write_documents(root: Path, name: str, config: str) -> Path:
         }
         for number in range(12)
     ]
-    features: dict[str, Any] = {
-        "questionId": STRING,
-        "question": STRING,
-        "image": Image(),
-        "answers": List(STRING),
-        "data_split": STRING,
-    }
+    types: dict[str, Any] = {"answers": List(STRING)}
     if config == "DocVQA":
-        features["question_types"] = List(STRING)
+        types["question_types"] = List(STRING)
         rows = [
             row | {"question_types": ["form", "layout"][: 1 + number % 2]} for number, row in enumerate(rows)
         ]
     else:
-        features |= {"answer_type": List(STRING), "operation/reasoning": List(STRING), "ocr": STRING}
+        types |= {"answer_type": List(STRING), "operation/reasoning": List(STRING)}
         extra = {"answer_type": ["single span"], "operation/reasoning": [], "ocr": "{}"}
         rows = [row | extra for row in rows]
     path = root / name / config / "validation-00000-of-00001.parquet"
-    return write(path, features, rows, configuration(config, "validation", f"{config}/validation-*"))
+    return write(path, rows, configuration(config, "validation", f"{config}/validation-*"), **types)
 
 
 def write_chartqa(root: Path) -> Path:
@@ -107,8 +101,7 @@ def write_chartqa(root: Path) -> Path:
         }
         for number in range(12)
     ]
-    features = {"type": STRING, "question": STRING, "answer": STRING, "image": Image()}
-    return write(root / "chartqa" / "data" / "test-00000-of-00001.parquet", features, rows)
+    return write(root / "chartqa" / "data" / "test-00000-of-00001.parquet", rows)
 
 
 def write_ai2d(root: Path) -> Path:
@@ -121,8 +114,8 @@ def write_ai2d(root: Path) -> Path:
         }
         for number in range(12)
     ]
-    features = {"question": STRING, "options": List(STRING), "answer": STRING, "image": Image()}
-    return write(root / "ai2d" / "data" / "test-00000-of-00001.parquet", features, rows)
+    path = root / "ai2d" / "data" / "test-00000-of-00001.parquet"
+    return write(path, rows, options=List(STRING))
 
 
 def write_pope(root: Path) -> Path:
@@ -138,8 +131,7 @@ def write_pope(root: Path) -> Path:
         }
         for number in range(18)
     ]
-    features = {name: Image() if name == "image" else STRING for name in rows[0]}
-    return write(root / "pope" / "data" / "test-00000-of-00001.parquet", features, rows)
+    return write(root / "pope" / "data" / "test-00000-of-00001.parquet", rows)
 
 
 def write_ocrbench(root: Path) -> Path:
@@ -153,14 +145,8 @@ def write_ocrbench(root: Path) -> Path:
         }
         for number in range(10)
     ]
-    features = {
-        "dataset": STRING,
-        "question": STRING,
-        "question_type": STRING,
-        "answer": List(STRING),
-        "image": Image(),
-    }
-    return write(root / "ocrbench" / "data" / "test-00000-of-00001.parquet", features, rows)
+    path = root / "ocrbench" / "data" / "test-00000-of-00001.parquet"
+    return write(path, rows, answer=List(STRING))
 
 
 def write_vstar_bench(root: Path) -> Path:
@@ -174,8 +160,7 @@ def write_vstar_bench(root: Path) -> Path:
         }
         for number in range(10)
     ]
-    features = {name: Image() if name == "image" else STRING for name in rows[0]}
-    return write(root / "vstar_bench" / "data" / "test-00000-of-00001.parquet", features, rows)
+    return write(root / "vstar_bench" / "data" / "test-00000-of-00001.parquet", rows)
 
 
 def write_mmstar(root: Path) -> Path:
@@ -190,9 +175,8 @@ def write_mmstar(root: Path) -> Path:
         }
         for number in range(10)
     ]
-    features = {name: {"image": Image(), "index": INT}.get(name, STRING) for name in rows[0]}
     path = root / "mmstar" / "data" / "mmstar.parquet"
-    return write(path, features, rows, configuration("val", "val", "data/mmstar.parquet"))
+    return write(path, rows, configuration("val", "val", "data/mmstar.parquet"), index=INT)
 
 
 def write_mmbench(root: Path) -> Path:
@@ -217,9 +201,8 @@ def write_mmbench(root: Path) -> Path:
         for number in range(6)
         for turn in range(2)
     ]
-    features = {name: {"image": Image(), "index": INT}.get(name, STRING) for name in rows[0]}
     path = root / "mmbench" / "en" / "dev-00000-of-00001.parquet"
-    return write(path, features, rows, configuration("en", "dev", "en/dev-*"))
+    return write(path, rows, configuration("en", "dev", "en/dev-*"), index=INT)
 
 
 def write_seedbench(root: Path) -> Path:
@@ -240,10 +223,9 @@ def write_seedbench(root: Path) -> Path:
         }
         for number in range(10)
     ]
-    features: dict[str, Any] = dict.fromkeys(rows[0], STRING)
-    features |= {"data_id": List(STRING), "question_type_id": Value("int16"), "image": List(Image())}
-    features["segment"] = List(INT)
-    return write(root / "seedbench" / "data" / "test-00000-of-00001.parquet", features, rows)
+    path = root / "seedbench" / "data" / "test-00000-of-00001.parquet"
+    lists = {"data_id": List(STRING), "image": List(Image()), "segment": List(INT)}
+    return write(path, rows, question_type_id=Value("int16"), **lists)
 
 
 def write_mmmu(root: Path) -> Path:
@@ -266,8 +248,8 @@ def write_mmmu(root: Path) -> Path:
                 "subfield": "Geometry",
             }
         )
-    features = {name: Image() if name.startswith("image_") else STRING for name in rows[0]}
-    return write(root / "mmmu" / "data" / "validation-00000-of-00001.parquet", features, rows)
+    path = root / "mmmu" / "data" / "validation-00000-of-00001.parquet"
+    return write(path, rows, **{f"image_{place}": Image() for place in range(1, 8)})
 
 
 def write_realworldqa(root: Path) -> Path:
@@ -280,8 +262,7 @@ def write_realworldqa(root: Path) -> Path:
         }
         for number in range(10)
     ]
-    features = {name: Image() if name == "image" else STRING for name in rows[0]}
-    return write(root / "realworldqa" / "data" / "test-00000-of-00001.parquet", features, rows)
+    return write(root / "realworldqa" / "data" / "test-00000-of-00001.parquet", rows)
 
 
 def write_hrbench(root: Path) -> Path:
@@ -298,7 +279,7 @@ def write_hrbench(root: Path) -> Path:
         }
         for number in range(12)
     ]
-    features = {name: INT if name == "index" else STRING for name in rows[0]}
     path = root / "hrbench" / "data" / "hr_bench_4k.parquet"
     name = "hrbench_version_split"
-    return write(path, features, rows, configuration(name, "hrbench_4k", "data/hr_bench_4k.parquet"))
+    readme = configuration(name, "hrbench_4k", "data/hr_bench_4k.parquet")
+    return write(path, rows, readme, index=INT, image=STRING)

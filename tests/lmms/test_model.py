@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Image, Value
 
 from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS
@@ -74,8 +73,7 @@ def folder(scenes, tmp_path_factory):
         }
         for sample in scenes.samples("test")
     ]
-    features = {name: Image() if name == "image" else Value("string") for name in rows[0]}
-    data.write(root / "data" / "scenes.parquet", features, rows)
+    data.write(root / "data" / "scenes.parquet", rows)
     (root / "data" / "scenes.parquet").rename(root / "scenes.parquet")
     return root
 

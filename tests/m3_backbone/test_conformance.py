@@ -140,36 +140,6 @@ def register_answers(check: str, name: str, change: Callable[..., Any]) -> None:
     BREAKS.append((name, check, change_answers(change)))
 
 
-@breaks("scales_ascend")
-def descending_scales(toy):
-    return {"__init__": lambda self: toy.__init__(self, scales=(16, 1))}
-
-
-@breaks("scales_ascend")
-def unknown_feature_scale(toy):
-    return {"feature_scales": (2,)}
-
-
-@breaks("scales_ascend")
-def unknown_family(toy):
-    return {"family": "grid"}
-
-
-@breaks("token_counts_ascend")
-def fewer_tokens_at_finer_scales(toy):
-    return {"num_visual_tokens": lambda self, size, scale: 300 - scale}
-
-
-@breaks("token_counts_ascend")
-def no_tokens(toy):
-    return {"num_visual_tokens": lambda self, size, scale: 0}
-
-
-@breaks("token_counts_ascend")
-def more_tokens_than_the_cap(toy):
-    return {"num_visual_tokens": lambda self, size, scale: scale + 1}
-
-
 @breaks("token_counts_are_those_used")
 def wrong_token_count(toy):
     def num_visual_tokens(self, size, scale):
@@ -178,34 +148,72 @@ def wrong_token_count(toy):
     return {"num_visual_tokens": num_visual_tokens}
 
 
-@breaks("flops_ascend")
-def prefill_without_the_question(toy):
-    return {"prefill_flops": lambda self, size, question, scale: toy.prefill_flops(self, size, "", scale)}
-
-
-@breaks("flops_ascend")
-def fractions_of_operations(toy):
-    return {"vision_flops": lambda self, size, scale: toy.vision_flops(self, size, scale) / 2}
-
-
-@breaks("flops_ascend")
-def other_costs_at_coinciding_scales(toy):
-    return {"vision_flops": lambda self, size, scale: toy.vision_flops(self, size, scale) + scale}
-
-
-@breaks("flops_ascend")
-def free_decoding(toy):
-    return {"decode_flops_per_token": lambda self: 0}
-
-
-@breaks("vision_flops_fit_the_family")
-def pooled_with_a_pass_per_scale(toy):
-    return {"family": "pooled"}
-
-
-@breaks("vision_flops_fit_the_family")
-def native_with_one_pass(toy):
-    return {"vision_flops": lambda self, size, scale: 1000}
+# By check, the name of each break and the members that make it.
+MEMBERS: dict[str, dict[str, Break]] = {
+    "scales_ascend": {
+        "descending_scales": lambda toy: {"__init__": lambda self: toy.__init__(self, scales=(16, 1))},
+        "unknown_feature_scale": lambda toy: {"feature_scales": (2,)},
+        "unknown_family": lambda toy: {"family": "grid"},
+    },
+    "token_counts_ascend": {
+        "fewer_tokens_at_finer_scales": lambda toy: {
+            "num_visual_tokens": lambda self, size, scale: 300 - scale
+        },
+        "no_tokens": lambda toy: {"num_visual_tokens": lambda self, size, scale: 0},
+        "more_tokens_than_the_cap": lambda toy: {"num_visual_tokens": lambda self, size, scale: scale + 1},
+    },
+    "flops_ascend": {
+        "prefill_without_the_question": lambda toy: {
+            "prefill_flops": lambda self, size, question, scale: toy.prefill_flops(self, size, "", scale)
+        },
+        "fractions_of_operations": lambda toy: {
+            "vision_flops": lambda self, size, scale: toy.vision_flops(self, size, scale) / 2
+        },
+        "other_costs_at_coinciding_scales": lambda toy: {
+            "vision_flops": lambda self, size, scale: toy.vision_flops(self, size, scale) + scale
+        },
+        "free_decoding": lambda toy: {"decode_flops_per_token": lambda self: 0},
+    },
+    "vision_flops_fit_the_family": {
+        "pooled_with_a_pass_per_scale": lambda toy: {"family": "pooled"},
+        "native_with_one_pass": lambda toy: {"vision_flops": lambda self, size, scale: 1000},
+    },
+    "views_have_at_most_the_tokens": {
+        "gray_views": lambda toy: {"view_image": lambda self, image, scale: (Panel(image.convert("L")),)},
+    },
+    "image_modes_are_converted": {
+        "transparency_is_dropped": lambda toy: {
+            "encode": lambda self, images: toy.encode(self, [image.convert("RGB") for image in images])
+        },
+    },
+    "unknown_scales_are_refused": {
+        "any_scale_has_a_count": lambda toy: {"num_visual_tokens": lambda self, size, scale: scale},
+        "unknown_scale_raises_key_error": lambda toy: {
+            "vision_flops": lambda self, size, scale: dict.fromkeys(self.scales, 1)[scale]
+        },
+    },
+    "fingerprints_are_stable": {
+        "fingerprints_of_the_object": lambda toy: {
+            "fingerprints": property(lambda self: {**toy.fingerprints.fget(self), "weights": str(id(self))})
+        },
+        "no_fingerprint_of_decoding": lambda toy: {"fingerprints": {"weights": "0", "prompt": "0"}},
+    },
+    "features_are_well_formed": {
+        "nan_in_features": lambda toy: {
+            "run_vision": lambda self, images, scale: [
+                tokens * np.nan for tokens in toy.run_vision(self, images, scale)
+            ]
+        },
+    },
+    "token_embeddings_fit_question_ids": {
+        "ids_beyond_the_embeddings": lambda toy: {"question_ids": lambda self, question: [10**6]},
+        "embeddings_are_trainable": lambda toy: {
+            "token_embeddings": lambda self: torch.ones(1000, 8, requires_grad=True)
+        },
+        "no_question_ids": lambda toy: {"question_ids": lambda self, question: []},
+    },
+}
+BREAKS += [(name, check, make) for check, breaks_of in MEMBERS.items() for name, make in breaks_of.items()]
 
 
 def _always(**fields):
@@ -331,11 +339,6 @@ def views_with_more_cells(toy):
     return {"view_image": view_image}
 
 
-@breaks("views_have_at_most_the_tokens")
-def gray_views(toy):
-    return {"view_image": lambda self, image, scale: (Panel(image.convert("L")),)}
-
-
 @breaks("vision_runs_for_the_scale_alone")
 def all_scales_are_encoded_at_once(toy):
     def encode(self, images):
@@ -437,11 +440,6 @@ def ribbons_break_the_answer(toy):
 
 
 @breaks("image_modes_are_converted")
-def transparency_is_dropped(toy):
-    return {"encode": lambda self, images: toy.encode(self, [image.convert("RGB") for image in images])}
-
-
-@breaks("image_modes_are_converted")
 def only_rgb_is_read(toy):
     def encode(self, images):
         assert all(image.mode == "RGB" for image in images)
@@ -492,16 +490,6 @@ def short_questions_are_refused(toy):
 
 
 @breaks("unknown_scales_are_refused")
-def any_scale_has_a_count(toy):
-    return {"num_visual_tokens": lambda self, size, scale: scale}
-
-
-@breaks("unknown_scales_are_refused")
-def unknown_scale_raises_key_error(toy):
-    return {"vision_flops": lambda self, size, scale: dict.fromkeys(self.scales, 1)[scale]}
-
-
-@breaks("unknown_scales_are_refused")
 def message_does_not_list_the_scales(toy):
     def grid(self, size, scale):
         if scale not in self.scales:
@@ -511,16 +499,6 @@ def message_does_not_list_the_scales(toy):
     return {"grid": grid}
 
 
-@breaks("fingerprints_are_stable")
-def fingerprints_of_the_object(toy):
-    return {"fingerprints": property(lambda self: {**toy.fingerprints.fget(self), "weights": str(id(self))})}
-
-
-@breaks("fingerprints_are_stable")
-def no_fingerprint_of_decoding(toy):
-    return {"fingerprints": {"weights": "0", "prompt": "0"}}
-
-
 @breaks("pickled_backbone_answers_the_same")
 def cannot_be_pickled(toy):
     def __init__(self):
@@ -528,15 +506,6 @@ def cannot_be_pickled(toy):
         self.hook = lambda: None
 
     return {"__init__": __init__}
-
-
-@breaks("features_are_well_formed")
-def nan_in_features(toy):
-    return {
-        "run_vision": lambda self, images, scale: [
-            tokens * np.nan for tokens in toy.run_vision(self, images, scale)
-        ]
-    }
 
 
 def _change_features(change: Callable[..., Any]) -> Break:
@@ -576,21 +545,6 @@ BREAKS += [
         "features_of_some_images": _change_features(lambda features, _: features[:1]),
     }.items()
 ]
-
-
-@breaks("token_embeddings_fit_question_ids")
-def ids_beyond_the_embeddings(toy):
-    return {"question_ids": lambda self, question: [10**6]}
-
-
-@breaks("token_embeddings_fit_question_ids")
-def embeddings_are_trainable(toy):
-    return {"token_embeddings": lambda self: torch.ones(1000, 8, requires_grad=True)}
-
-
-@breaks("token_embeddings_fit_question_ids")
-def no_question_ids(toy):
-    return {"question_ids": lambda self, question: []}
 
 
 @pytest.mark.parametrize(("check", "make"), [pytest.param(c, m, id=name) for name, c, m in BREAKS])

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from experiments.labels.progress import show_progress
+from m3_backbone.conformance.subject import select_by_words
 from m3_backbone.outcomes.manifest import seal, unseal
 from m3_backbone.outcomes.shards import write_text
 
@@ -51,17 +52,8 @@ class PartResult:
 
 
 def select_parts(parts: Sequence[Part], words: Sequence[str] | None) -> list[Part]:
-    """Return the parts whose `step/name` contains one of the words; all for None.
-
-    Raises ValueError for a word that no part has.
-    """
-    if words is None:
-        return list(parts)
-    for word in words:
-        if not any(word in part.key for part in parts):
-            known = ", ".join(part.key for part in parts)
-            raise ValueError(f"steps=[{word}]: no part has this in its name, give some of {known}")
-    return [part for part in parts if any(word in part.key for word in words)]
+    """Return the parts whose `step/name` contains one of the words, as `select_by_words`."""
+    return select_by_words({part.key: part for part in parts}, words, "steps", "part")
 
 
 def run_part(part: Part) -> PartResult:

@@ -22,16 +22,12 @@ from m3_backbone.outcomes.shards import write_bytes, write_text
 CURVES, CONFIGURATION = "curves.csv", "configuration.json"
 
 
-class CsvLogger(Logger):
-    """Logger that appends every value to `curves.csv` as step, metric, value.
+class RunLogger(Logger):
+    """Base class of loggers of our own, with the name of a run and its id as the version."""
 
-    Lightning's CSVLogger deletes the values of a run that it continues.
-    """
-
-    def __init__(self, folder: Path, run: Run) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.folder, self._run = folder, run
-        folder.mkdir(parents=True, exist_ok=True)
+        self._run = run
 
     @property
     def name(self) -> str:
@@ -40,6 +36,18 @@ class CsvLogger(Logger):
     @property
     def version(self) -> str:
         return self._run.id
+
+
+class CsvLogger(RunLogger):
+    """Logger that appends every value to `curves.csv` as step, metric, value.
+
+    Lightning's CSVLogger deletes the values of a run that it continues.
+    """
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        super().__init__(run)
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         path = self.folder / CURVES

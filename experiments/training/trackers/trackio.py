@@ -17,24 +17,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from experiments.training.trackers.base import Run, Status, Tracker, check_installed
+from experiments.training.trackers.files import RunLogger
 from m3_backbone.arguments import checked
 from m3_backbone.images import open_picture
 
 
-class TrackioLogger(Logger):
+class TrackioLogger(RunLogger):
     """Logger of one run of Trackio; `experiment` is the run of Trackio."""
 
     def __init__(self, experiment: Any, run: Run) -> None:
-        super().__init__()
-        self.experiment, self._run = experiment, run
-
-    @property
-    def name(self) -> str:
-        return self._run.name
-
-    @property
-    def version(self) -> str:
-        return self._run.id
+        super().__init__(run)
+        self.experiment = experiment
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         tensors = {name: value.item() for name, value in metrics.items() if isinstance(value, Tensor)}

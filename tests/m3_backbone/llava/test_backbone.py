@@ -191,20 +191,6 @@ def test_costs_are_known_beforehand(recording):
         backbone.num_visual_tokens((5, 5), 5)
 
 
-def test_features_of_a_batch_are_those_of_each_image_alone(recording):
-    backbone = recording.backbone
-    for image, features in zip(
-        recording.encoded, backbone.compute_features(recording.encoded, (1, 36)), strict=True
-    ):
-        (alone,) = backbone.compute_features([image], (1, 36))
-        assert features.statistics == alone.statistics and list(features.visual) == [1, 36]
-        for scale, tokens in features.visual.items():
-            assert tokens.dtype == np.float16
-            np.testing.assert_array_equal(tokens, alone.visual[scale])
-    (bare,) = backbone.compute_features(recording.encoded[:1], (), ["image"])
-    assert not bare.visual and {name.split("/")[0] for name in bare.statistics} == {"image"}
-
-
 def test_a_scale_beside_the_ladder_names_the_possible_ones():
     assert check_scale(9, (1, 9, 144)) == 9
     with pytest.raises(ValueError, match=r"scale 4 .* 1, 9, 144"):
@@ -235,14 +221,6 @@ def test_fingerprints_tell_what_changes_outcomes(plain, tiled):
     assert changed(prompt="short") == {"prompt"}
     assert changed(dtype="float32") == set()  # the checkpoint's own
     assert LlavaBackbone(tiled.folder / "checkpoint").fingerprints["weights"] != base["weights"]
-
-
-def test_questions_that_cannot_be_asked(plain):
-    plain.backbone.check_question("How many boxes are there?")
-    with pytest.raises(ValueError, match="the question is too long"):
-        plain.backbone.check_question("many words " * 2000)
-    with pytest.raises(ValueError, match="the placeholder of the image"):
-        plain.backbone.check_question("<image>\nWhat?")
 
 
 def test_other_mistakes_are_named(plain):

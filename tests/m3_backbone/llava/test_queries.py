@@ -8,12 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionModel
 
 from m3_backbone.ladder import coinciding_scales
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.costs import vision_flops
 from m3_backbone.llava.queries import QueryTransformer, describe_queries, query_scales
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.loading.checkpoint import Checkpoint, load_m3
@@ -100,18 +98,6 @@ def test_statistics_of_tokens_by_hand():
     assert describe_queries(torch.cat([tokens, 9 * tokens], dim=1), [1, 2, 4]) == statistics
 
 
-@pytest.mark.parametrize("side", [16, 24])
-@torch.no_grad()
-def test_vision_flops_are_those_of_the_counter(backbone, folder, side):
-    model, _ = load_m3(folder, dtype=torch.float32, attn_implementation="eager")
-    size = side * model.config.vision_config.patch_size
-    with FlopCounterMode(display=False) as counter:
-        model.model._project(torch.randn(2, 3, size, size), interpolate_pos_encoding=True)
-    # The checkpoint takes the features of the last layer, so all layers are needed.
-    assert counter.get_total_flops() == 2 * vision_flops(model.config, side=side)
-    assert {backbone.vision_flops((50, 60), scale) for scale in LADDER} == {vision_flops(model.config)}
-
-
 def test_the_ladder_costs_and_features(backbone, images):
     assert backbone.scales == LADDER == backbone.model.scales
     assert backbone.feature_scales == (2, 4, 8) and backbone.family == "pooled"
@@ -154,15 +140,6 @@ def test_answers_are_those_of_generate_at_every_scale_and_in_every_batch(backbon
         inputs = backbone.processor(images[i], backbone.processor.template.format(question), scale)
         output = backbone.model.generate(**inputs, token_scale=scale, max_new_tokens=6, do_sample=False)
         assert output[0, inputs["input_ids"].shape[1] :].tolist() == answers[scale % len(rows)].token_ids
-
-
-def test_drafts_of_a_coarser_scale_change_nothing(backbone, images):
-    encoded = backbone.encode(images)
-    coarse = backbone.answer(encoded, QUESTIONS, 2)
-    plain = backbone.answer(encoded, QUESTIONS, 36, references=[["red"]] * 3)
-    drafted = backbone.answer(encoded, QUESTIONS, 36, references=[["red"]] * 3, drafts=coarse)
-    for one, other in zip(plain, drafted, strict=True):
-        assert one.token_ids == other.token_ids and one.nll == pytest.approx(other.nll, rel=1e-4)
 
 
 def test_a_scale_beyond_the_queries_is_refused(backbone, images):

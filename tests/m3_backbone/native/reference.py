@@ -28,14 +28,25 @@ def generate_greedily(model, inputs, max_new_tokens):
     return ids, log_probs[range(len(ids)), ids].sum().item(), (best[:, 0] - best[:, 1]).min().item()
 
 
-def record_vision(backbone, monkeypatch):
-    """A list to which every vision pass appends (size of the picture, scale)."""
-    passes: list[tuple[tuple[int, int], int]] = []
-    run_vision = backbone.run_vision
+def make_prompt(backbone, question, placeholder, expanded):
+    """Inputs of the text of a question; the placeholder of the image is replaced by that of its tokens."""
+    tokenizer = backbone.processor.tokenizer
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    text = text.replace(placeholder, expanded)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    types = (ids == backbone.checkpoint.config.image_token_id).long()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
 
-    def record(images, scale):
-        passes.extend((image.size, scale) for image in images)
-        return run_vision(images, scale)
 
-    monkeypatch.setattr(backbone, "run_vision", record)
-    return passes
+@torch.no_grad()
+def score_reference(backbone, inputs, reference):
+    """Mean negative log-likelihood of the token ids of a reference after a prompt."""
+    length, inputs = inputs["input_ids"].shape[1], dict(inputs)
+    for name, value in (("input_ids", reference), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+        more = torch.tensor(value).expand(1, len(reference))
+        inputs[name] = torch.cat([inputs[name], more], dim=1)
+    log_probs = backbone.model(**inputs).logits[0, length - 1 : -1].log_softmax(-1)
+    return -log_probs[range(len(reference)), reference].mean().item()

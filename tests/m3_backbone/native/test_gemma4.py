@@ -13,7 +13,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import _SUPPORTED_SO
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.native.gemma4 import BUDGETS, Gemma4Backbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
-from tests.m3_backbone.native.reference import draw_noise, generate_greedily, record_vision
+from tests.m3_backbone.native.reference import draw_noise, generate_greedily, make_prompt, score_reference
 
 # The dense 31b differs from the mixture of experts in less than the small ones do.
 LIKES = ("e2b", pytest.param("31b", marks=pytest.mark.slow), "26b_a4b")
@@ -54,16 +54,9 @@ def inputs_of(backbone, image, question, scale):
     checkpoint = backbone.checkpoint
     pixels = dict(checkpoint.image_processor(images=[image], max_soft_tokens=scale, return_tensors="pt"))
     num_tokens = int(pixels.pop("num_soft_tokens_per_image")[0])
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    tokenizer = backbone.processor.tokenizer
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
     # `Gemma4Processor.replace_image_token` adds the markers.
-    text = text.replace("<|image|>", f"<|image>{'<|image|>' * num_tokens}<image|>")
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    types = (ids == checkpoint.config.image_token_id).long()
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types, **pixels}
+    expanded = f"<|image>{'<|image|>' * num_tokens}<image|>"
+    return {**make_prompt(backbone, question, "<|image|>", expanded), **pixels}
 
 
 def generate(backbone, image, question, scale):
@@ -106,13 +99,7 @@ def test_references_have_the_likelihood_that_the_model_gives_them(case):
         nlls = []
         for reference in references:
             inputs = inputs_of(backbone, case.images[number], question, 70)
-            length = inputs["input_ids"].shape[1]
-            for name, value in (("input_ids", reference), ("attention_mask", 1), ("mm_token_type_ids", 0)):
-                more = torch.tensor(value).expand(1, len(reference))
-                inputs[name] = torch.cat([inputs[name], more], dim=1)
-            with torch.no_grad():
-                log_probs = backbone.model(**inputs).logits[0, length - 1 : -1].log_softmax(-1)
-            nlls.append((-log_probs[range(len(reference)), reference].mean().item(), len(reference)))
+            nlls.append((score_reference(backbone, inputs, reference), len(reference)))
         expected.append(min(nlls))
     answers = case.answer(70, references=[texts] * len(case.pairs))
     for answer, (nll, num_tokens) in zip(answers, expected, strict=True):
@@ -225,27 +212,6 @@ def test_flops_equal_those_that_pytorch_counts(case):
     )
     output_layer = 2 * text.hidden_size * text.vocab_size
     assert backbone.decode_flops_per_token() == step.get_total_flops() - attention - output_layer
-
-
-def test_a_vision_pass_runs_once_for_all_questions_and_only_at_the_scales_that_are_needed(case, monkeypatch):
-    backbone = case.backbone
-    passes = record_vision(backbone, monkeypatch)
-    encoded = backbone.encode(case.images)
-    backbone.compute_features(encoded, backbone.feature_scales)
-    backbone.answer([image for image in encoded for _ in QUESTIONS], QUESTIONS * len(SIZES), 70)
-    assert sorted(passes) == sorted((size, 70) for size in SIZES)
-    passes.clear()
-    for _ in QUESTIONS:
-        backbone.answer(encoded[:1], QUESTIONS[:1], 140)
-    assert passes == [(SIZES[0], 140)]
-
-
-def test_what_cannot_be_asked_is_refused(case):
-    for question, reason in (("", "empty"), ("<|image|> hi", "control token"), ("a " * 5000, "too long")):
-        with pytest.raises(ValueError, match=reason):
-            case.backbone.answer(case.encoded[:1], [question], 70)
-    with pytest.raises(ValueError, match="control token"):
-        case.backbone.check_question("What?", ["<turn|>"])
 
 
 def test_an_image_without_positions_for_its_patches_is_refused(tmp_path):

@@ -335,16 +335,6 @@ def test_vision_pass_runs_once_and_only_for_what_is_asked(smolvlm: TiledBackbone
         hook.remove()
 
 
-def test_features_describe_visual_tokens_without_markers(smolvlm: TiledBackbone) -> None:
-    encoded = smolvlm.encode(make_images())
-    features = smolvlm.compute_features(encoded, smolvlm.scales)
-    for image, values in zip(encoded, features, strict=True):
-        for scale in smolvlm.scales:
-            assert len(values.visual[scale]) == smolvlm.num_visual_tokens(image.size, scale)
-        norms = np.linalg.norm(values.visual[4].astype(np.float64), axis=1)
-        assert values.statistics["tower/norm_mean"] == pytest.approx(norms.mean(), rel=1e-2)
-
-
 def test_images_that_would_vanish_are_refused(smolvlm: TiledBackbone) -> None:
     images = make_images(((32, 1), (1, 32), (3, 96), (2000, 63)))
     answers = smolvlm.answer(smolvlm.encode(images), [QUESTIONS[0]] * len(images), 68)

@@ -133,28 +133,6 @@ def test_large_files_are_refused_before_they_are_opened(demo, upload):
 
 
 @pytest.mark.parametrize(
-    "image",
-    [
-        Image.new("RGB", (1, 1)),
-        Image.new("RGBA", (3, 500)),
-        Image.new("I;16", (20, 20)),
-        Image.new("1", (9, 9)),
-    ],
-    ids=lambda image: f"{image.mode} {image.width}x{image.height}",
-)
-def test_odd_pictures_are_answered(demo, upload, image):
-    trial, _, views = demo.ask(upload(image), COLOR, make_terms())
-    assert len(trial.answers) == views.count("<img") == 4
-
-
-def test_the_first_frame_of_an_animation_is_read(demo, upload):
-    frames = [draw_picture("red"), draw_picture("green")]
-    content = write(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-    trial, _, _ = demo.ask(upload(content, "a.webp"), COLOR, make_terms())
-    assert trial.answers[0].answer.text == demo.model.answer(draw_picture("red"), COLOR).text
-
-
-@pytest.mark.parametrize(
     ("question", "message"),
     [
         ("", "the question is empty: ask something"),
