@@ -122,6 +122,7 @@ def test_asking_is_paid_at_every_scale(parts, backbone):
     encoded, questions = backbone.encode([IMAGES["large"]]), ["How many?"]
     asked = make_inputs(backbone, encoded, questions, features, token_embeddings=backbone.token_embeddings())
     expected = ask_whether(backbone, encoded, questions, PROMPT)
+    assert asked.yes_log_odds is not None
     np.testing.assert_allclose(asked.yes_log_odds, expected, rtol=1e-5)
     estimates = np.zeros((1, len(backbone.scales)))
     (choice,) = choose_scales(estimates, asked, OperatingPoint(0.1, 1.0, 1.0, 1.0), features)

@@ -206,6 +206,7 @@ def test_the_model_is_asked_whether_it_can_answer_if_wanted(undisturbed, task, b
     assert bare.to_arrow().equals(theirs.outcomes.to_arrow())
     encoded = backbone.encode([task.image(image_id) for image_id in ours.outcomes.image_id])
     log_odds = ask_whether(backbone, encoded, ours.inputs.question, prompt)
+    assert ours.inputs.yes_log_odds is not None
     np.testing.assert_allclose(ours.inputs.yes_log_odds, log_odds, atol=1e-4)
     flops = [count_asking_flops(backbone, (40, 30), text, prompt) for text in ours.inputs.question]
     assert ours.inputs.asking_flops is not None and ours.inputs.asking_flops.tolist() == flops
@@ -232,6 +233,7 @@ def test_batches_workers_and_shards_do_not_change_the_table(arguments, task, bac
         assert np.allclose(ours.nll, theirs.nll, atol=1e-5)
         assert np.allclose(ours.confidence, theirs.confidence, atol=1e-5)
         assert np.allclose(ours.margin, theirs.margin, atol=1e-4)
+        assert ours.entropy is not None and theirs.entropy is not None
         assert np.allclose(ours.entropy, theirs.entropy, atol=1e-4)
         measured = {name: getattr(theirs, name) for name in ("nll", "confidence", "margin", "entropy")}
         same = dataclasses.replace(ours, **measured)
