@@ -29,7 +29,7 @@ def make_versions(num_images=12):
 def test_choices_and_losses_are_paired_by_sample():
     original, changed = make_versions()
     rows = find_pairs(original, changed)
-    assert rows.tolist() == list(range(12))[::-1]
+    assert rows is not None and rows.tolist() == list(range(12))[::-1]
     # Scale 9 (column 1) for all; on the changed version, three go up by one step and three down by one.
     before, after = np.ones(12, dtype=int), np.array([2] * 3 + [0] * 3 + [1] * 6)
     stability = measure_stability(
@@ -51,5 +51,6 @@ def test_samples_with_other_references_are_no_pairs():
     original, changed = make_versions()
     assert find_pairs(original, replace(changed, references=[["no"]] * 12)) is None
     some = changed.select(np.arange(5))
-    assert find_pairs(original, some).tolist() == [11, 10, 9, 8, 7]
+    rows = find_pairs(original, some)
+    assert rows is not None and rows.tolist() == [11, 10, 9, 8, 7]
     assert find_pairs(some, original) is None
