@@ -269,10 +269,10 @@ def test_the_shifted_look_changes_pixels_and_words_and_nothing_that_is_asked_for
     ]
     assert all(each == blanks[0] for each in blanks)
     # No wording of one set is in another: `shifted` stays new to what is trained on the others.
-    all_texts = [
+    forms = [
         text.lower() for wordings in WORDINGS.values() for wording in wordings for text in wording.values()
     ]
-    assert len(all_texts) == len(set(all_texts))
+    assert len(forms) == len(set(forms))
     assert set(SHIFTED.palette) == set(COLORS) and len(SHIFTED.fonts) == len(PLAIN.fonts)
     # Layouts strew up to seven colors over any ground.
     assert all(len(colors_on(ground, look)) >= 7 for look in LOOKS.values() for ground in look.palette)
