@@ -133,7 +133,7 @@ def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Tab
         column = [flops_of[image_id] for image_id in table["image_id"].to_pylist()]
         field = OUTCOME_SCHEMA.field(_VISION_FLOPS)
         table = table.append_column(field, pa.array(column, type=field.type))
-    check_columns(table, OUTCOME_SCHEMA, str(path))
+    check_columns(table, OUTCOME_SCHEMA, str(path), ("entropy",))
     return table
 
 
