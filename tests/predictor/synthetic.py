@@ -158,6 +158,18 @@ def with_states(labels: Labels) -> Labels:
     )
 
 
+def with_asking(labels: Labels) -> Labels:
+    """The labels with self-asking, whose log-odds say whether the coarsest scale is right."""
+    score = labels.outcomes.score[:, 0]
+    noise = np.random.default_rng(1).normal(size=len(score))
+    asked: dict[str, Any] = {
+        "yes_log_odds": (2 * score - 1 + noise).astype(np.float32),
+        "asking_flops": np.full(len(score), 10**9, dtype=np.int64),
+    }
+    inputs = replace(labels.inputs, **asked, asking_prompt="Can you answer {question}?")
+    return replace(labels, inputs=inputs, outcomes=replace(labels.outcomes, **asked))
+
+
 def with_thumbnails(labels: Labels, side: int = 64) -> Labels:
     """The labels with thumbnails, of which the brightness says whether the coarsest scale is right."""
     inputs, score = labels.inputs, labels.outcomes.score

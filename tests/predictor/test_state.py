@@ -41,8 +41,9 @@ SMALL_TREES: Any = functools.partial(
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    # Networks compute in single precision, whose rounding differs between processors.
-    [("network", 1e-6), ("blend", 1e-6), ("control", 1e-9), ("neighbours", 1e-9)],
+    # Networks compute in single precision, whose rounding differs between processors: by 2.8e-6 between the
+    # one that wrote the estimates and an AMD EPYC.
+    [("network", 1e-5), ("blend", 1e-5), ("control", 1e-9), ("neighbours", 1e-9)],
 )
 def test_a_folder_of_an_earlier_version_loads_and_is_written_alike(name, tolerance, tmp_path):
     loaded = ScalePredictor.load(SAVED / name)

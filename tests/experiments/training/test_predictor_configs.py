@@ -12,11 +12,13 @@ from predictor.base import ScalePredictor
 from predictor.calibration import Isotonic, Temperature
 from predictor.features import Features
 from tests.paths import ROOT
-from tests.predictor.synthetic import make_labels, with_states, with_thumbnails
+from tests.predictor.synthetic import make_labels, with_asking, with_states, with_thumbnails
 
 CONF = ROOT / "conf"
 NAMES = sorted(path.stem for path in (CONF / "predictor").glob("*.yaml"))
-TRAIN, VALIDATION, CALIBRATION = (with_thumbnails(with_states(make_labels(40, seed))) for seed in range(3))
+TRAIN, VALIDATION, CALIBRATION = (
+    with_asking(with_thumbnails(with_states(make_labels(40, seed)))) for seed in range(3)
+)
 
 
 def make_predictor(name, *overrides):
@@ -83,7 +85,10 @@ def test_it_takes_any_number_of_visual_tokens(name, family, tmp_path):
     if name in ("random_choice", "random_features"):
         return
     alone = [predictor.predict(others.inputs.select([row])) for row in range(4)]
-    np.testing.assert_allclose(np.concatenate(alone), together[:4], atol=1e-5)
+    # Rounding, which differs between batches and processors, decides which of two rows that are equally far
+    # away is the tenth neighbour: one of ten scores may differ.
+    tolerance = 0.1 + 1e-5 if name == "nearest_neighbours" else 1e-5
+    np.testing.assert_allclose(np.concatenate(alone), together[:4], atol=tolerance)
 
 
 def test_positions_are_those_among_the_stored_scales():

@@ -16,7 +16,7 @@ from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
 from predictor.training import make_schedule
 from tests.experiments.training.test_predictor_configs import NAMES, make_predictor
-from tests.predictor.synthetic import label, make_labels, with_states, with_thumbnails
+from tests.predictor.synthetic import label, make_labels, with_asking, with_states, with_thumbnails
 
 
 def rewrite(labels, question, question_ids):
@@ -85,7 +85,7 @@ def test_hardly_any_training_data(name, tmp_path):
     overrides = ["predictor.scale=9"] if name == "fixed" else []
     for number, (num_images, num_questions, change) in enumerate(CASES.values()):
         train, validation, calibration = (
-            with_thumbnails(with_states(change(make_labels(num_images, seed, num_questions))))
+            with_asking(with_thumbnails(with_states(change(make_labels(num_images, seed, num_questions)))))
             for seed in range(3)
         )
         predictor = make_predictor(name, *overrides).fit(train, validation)
