@@ -24,6 +24,7 @@ from m3_backbone.images import UnreadableImage
 from m3_backbone.outcomes.manifest import MANIFEST, digest_samples, find_shard, load_manifest
 from m3_backbone.outcomes.shards import (
     MIGRATED_VERSION,
+    OPTIONAL_COLUMNS,
     OUTCOME_SCHEMA,
     SCHEMA_VERSION,
     check_columns,
@@ -133,7 +134,7 @@ def _read_outcomes(target: LabelFolder, backbone: Backbone, name: str) -> pa.Tab
         column = [flops_of[image_id] for image_id in table["image_id"].to_pylist()]
         field = OUTCOME_SCHEMA.field(_VISION_FLOPS)
         table = table.append_column(field, pa.array(column, type=field.type))
-    check_columns(table, OUTCOME_SCHEMA, str(path), ("entropy",))
+    check_columns(table, OUTCOME_SCHEMA, str(path), OPTIONAL_COLUMNS)
     return table
 
 

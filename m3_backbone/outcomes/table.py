@@ -144,13 +144,12 @@ class OutcomeTable:
             self._check("decoder_state", ~np.isfinite(self.decoder_state).all(axis=1), "not a finite number")
             is_probability = (self.first_probability >= 0) & (self.first_probability <= 1 + 1e-6)
             self._check("first_probability", ~is_probability, "not a probability")
-        elif self.decoder_state is not None or self.first_probability is not None:
-            raise ValueError(f"{self.origin}: it has one of 'decoder_state' and 'first_probability' only")
         if self.yes_log_odds is not None and self.asking_flops is not None:
             self._check("yes_log_odds", ~np.isfinite(self.yes_log_odds), "not a finite number")
             self._check("asking_flops", self.asking_flops < 1, "not a positive count")
-        elif self.yes_log_odds is not None or self.asking_flops is not None:
-            raise ValueError(f"{self.origin}: it has one of 'yes_log_odds' and 'asking_flops' only")
+        for pair in (STATE_SCHEMA.names, ASKING_SCHEMA.names):
+            if len({getattr(self, name) is None for name in pair}) > 1:
+                raise ValueError(f"{self.origin}: it has one of {' and '.join(map(repr, pair))} only")
         if len(set(self.sample_id)) < len(self):
             seen: set[str] = set()
             duplicate = next(name for name in self.sample_id if name in seen or seen.add(name))  # type: ignore[func-returns-value]
