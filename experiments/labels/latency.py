@@ -56,6 +56,8 @@ Question = tuple[Image.Image, str]
 FORMAT = 1
 NUM_WARMUPS = 2
 DECIMALS = 4  # of a millisecond
+# Times that not every measurement takes.
+OPTIONAL = ("prefill", "first_token", "per_token")
 
 
 class TimedPredictor(Protocol):
@@ -105,9 +107,8 @@ class Latency:
 
     @property
     def optional(self) -> dict[str, Floats]:
-        """The times by name that not every measurement takes, if this one did."""
-        times = {"prefill": self.prefill, "first_token": self.first_token, "per_token": self.per_token}
-        return {name: samples for name, samples in times.items() if samples is not None}
+        """Those of the `OPTIONAL` times, by name, that this measurement took."""
+        return {name: times for name in OPTIONAL if (times := getattr(self, name)) is not None}
 
     def write(self, path: Path) -> None:
         """Write a JSON file atomically."""
@@ -138,11 +139,7 @@ class Latency:
                 np.array(samples["vision"], dtype=np.float64),
                 np.array(samples["answer"], dtype=np.float64),
                 {name: np.array(times, dtype=np.float64) for name, times in samples["overhead"].items()},
-                **{
-                    name: np.array(samples[name], dtype=np.float64)
-                    for name in ("prefill", "first_token", "per_token")
-                    if name in samples
-                },
+                **{name: np.array(samples[name], dtype=np.float64) for name in OPTIONAL if name in samples},
             )
             shape = latency.vision.shape[:2]
             if latency.vision.ndim == 3 and latency.vision.shape != latency.answer.shape:
