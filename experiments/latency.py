@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @entry_point("latency")
 def main(config: DictConfig) -> None:
-    from experiments.reporting.console import format_latency
+    from experiments.reporting.latency import format_latency
 
     path, timings = measure_configured(config)
     print(f"{format_latency(timings)}\nlatency: {path}")

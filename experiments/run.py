@@ -70,7 +70,7 @@ def main(config: DictConfig) -> float:
 
 def measure(config: DictConfig, steps: "Steps") -> None:
     """Time backbone and predictors; a folder that cannot be written is only logged."""
-    from experiments.reporting.console import describe_latency, format_latency
+    from experiments.reporting.latency import describe_latency, format_latency
 
     try:
         path, timings = latency.measure_configured(config)

@@ -3,18 +3,21 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from m3_backbone.decoding.decoding import DecoderState
-from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures
 from m3_backbone.images import to_rgb
 from m3_backbone.ladder import Family
 from m3_backbone.views import Panel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from m3_backbone.decoding.decoding import DecoderState
+    from m3_backbone.decoding.sampling import Draw
 
 NO_STATES = "{name} gives no states of its decoder: set decoder_state=false, also in features of predictors"
 NOT_FINITE = "the backbone returned numbers that are not finite: does its dtype overflow?"
@@ -50,7 +53,7 @@ class Answer:
     margin: float
     nll: float | None
     reference_tokens: int | None
-    state: DecoderState | None = field(default=None, repr=False, compare=False)
+    state: "DecoderState | None" = field(default=None, repr=False, compare=False)
     entropy: float | None = None
 
     def check_finite(self) -> None:
@@ -65,7 +68,7 @@ class PrefilledQuestions(Protocol):
     """Questions about images after the prefill at one scale, before their answers."""
 
     @property
-    def states(self) -> list[DecoderState]:
+    def states(self) -> "list[DecoderState]":
         """State of the decoder after each question."""
         ...
 
@@ -195,7 +198,7 @@ class Backbone(Protocol):
         *,
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
-        draws: Sequence[Draw] | None = None,
+        draws: "Sequence[Draw] | None" = None,
     ) -> list[Answer]:
         """Answers to questions[i] about encoded[i]: greedy, or sampled with draws[i].
 
@@ -247,6 +250,6 @@ class Backbone(Protocol):
         """Token ids of the question alone, without special tokens."""
         ...
 
-    def token_embeddings(self) -> Tensor:
+    def token_embeddings(self) -> "Tensor":
         """Frozen input embeddings of the decoder, `[vocabulary, hidden]`, on the CPU."""
         ...

@@ -30,10 +30,13 @@ A thumbnail is the whole image, resized to a small square, for predictors with a
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GROUPS = ("tower", "image")
 JPEG_QUALITY = 75
@@ -91,7 +94,7 @@ def make_thumbnail(image: Image.Image, side: int) -> np.ndarray:
     return np.array(square, dtype=np.uint8)
 
 
-def describe_norms(tokens: Tensor) -> dict[str, float]:
+def describe_norms(tokens: "Tensor") -> dict[str, float]:
     """The statistics `tower/norm_...` of visual tokens `[..., num_tokens, hidden]`."""
     norm = tokens.float().norm(dim=-1)
     statistics = {"mean": norm.mean(), "std": norm.std(correction=0), "max": norm.max()}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -68,7 +67,7 @@ class TransformerEncoder(SentenceEncoder):
     """
 
     def __init__(self, source: str) -> None:
-        # Imported here, since most predictors read no sentence vectors and transformers loads slowly.
+        # Imported here, as torch is in other methods: both load slowly, and few predictors read sentences.
         from transformers import AutoModel, AutoTokenizer
 
         try:
@@ -88,18 +87,20 @@ class TransformerEncoder(SentenceEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        return _hash(
-            self.tokenizer.get_vocab(),
-            {name: p.detach().contiguous().view(torch.uint8).numpy() for name, p in self._weights.items()},
-        )
+        import torch
 
-    @torch.inference_mode()
+        weights = {name: p.detach().contiguous().view(torch.uint8) for name, p in self._weights.items()}
+        return _hash(self.tokenizer.get_vocab(), {name: values.numpy() for name, values in weights.items()})
+
     def _run(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
         batch = self._tokenize(texts, padding=True, return_tensors="pt")
-        states = self.model(**batch).last_hidden_state.float()
-        weights = batch["attention_mask"][..., None].float()
-        means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return torch.nn.functional.normalize(means, dim=-1).numpy()
+        with torch.inference_mode():
+            states = self.model(**batch).last_hidden_state.float()
+            weights = batch["attention_mask"][..., None].float()
+            means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+            return torch.nn.functional.normalize(means, dim=-1).numpy()
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
         """Tokenize texts, cut at the maximum length. "[SEP]" in a text is tokenized as text."""

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from m3_backbone.arguments import NonNegativeInt, PositiveInt, check_argument, read_hints
 from m3_backbone.features import (
@@ -399,13 +398,17 @@ def resample(visual: VisualTokens, num_tokens: int) -> VisualTokens:
     counts = visual.mask.sum(axis=1)
     if (counts == num_tokens).all() and visual.mask.shape[1] == num_tokens:
         return visual
+    # Most predictors average no tokens, and torch takes seconds to import.
+    from torch import from_numpy
+    from torch.nn.functional import adaptive_avg_pool1d
+
     tokens = np.zeros((len(counts), num_tokens, visual.tokens.shape[2]), dtype=visual.tokens.dtype)
     for count in np.unique(counts[counts > 0]):
         rows = np.flatnonzero(counts == count)
         # At most a few hundred images at a time are kept in single precision.
         for part in np.array_split(rows, -(-len(rows) // 256)):
-            columns = torch.from_numpy(visual.tokens[part, :count]).float().transpose(1, 2)
-            averages = torch.nn.functional.adaptive_avg_pool1d(columns, num_tokens)
+            columns = from_numpy(visual.tokens[part, :count]).float().transpose(1, 2)
+            averages = adaptive_avg_pool1d(columns, num_tokens)
             tokens[part] = averages.transpose(1, 2).numpy()
     return VisualTokens(tokens, np.repeat(counts[:, None] > 0, num_tokens, axis=1))
 

@@ -130,7 +130,7 @@ class LearnedPredictor(ScalePredictor):
         assert self._members is not None and self._standard is not None, "fit or load first"
         batch = self._make_batches(inputs).make([0])
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            self._members(batch, inputs.token_embeddings)
+            self._members(batch, inputs.token_embeddings.tensor)
         return float(counter.get_total_flops())
 
     @property
@@ -184,7 +184,7 @@ class LearnedPredictor(ScalePredictor):
                 member.objective.prepare(train)
             module = ScaleModule(
                 members,
-                train.inputs.token_embeddings,
+                train.inputs.token_embeddings.tensor,
                 learning_rate=self.learning_rate,
                 weight_decay=self.weight_decay,
                 seed=self.seed,
@@ -223,7 +223,7 @@ class LearnedPredictor(ScalePredictor):
         if inputs.hidden_size != expected:
             raise ValueError(f"{self.name} reads tokens of hidden size {expected}, not {inputs.hidden_size}")
         batches = self._make_batches(inputs)
-        embeddings = inputs.token_embeddings
+        embeddings = inputs.token_embeddings.tensor
         with torch.inference_mode():
             parts = [self._members(batch, embeddings) for batch in batches.iterate(1024)]
         return torch.cat(parts).numpy()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from experiments.labels.blocks import group_by_image
-from experiments.labels.latency import describe_machine, time_call
+from experiments.labels.machine import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer, Backbone

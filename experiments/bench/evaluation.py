@@ -14,7 +14,7 @@ from experiments.evaluation.fronts import Floats
 from experiments.evaluation.policies import Policy, PredictorPolicy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import resample
-from experiments.labels.latency import describe_machine
+from experiments.labels.machine import describe_machine
 from experiments.reporting.tables import format_table
 
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments.labels.block_labels import answer_at_scales
 from experiments.labels.blocks import group_by_image
-from experiments.labels.latency import describe_machine, time_call
+from experiments.labels.machine import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Sample, Task
 from m3_backbone.decoding.drafting import Work

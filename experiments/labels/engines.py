@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from experiments.labels.blocks import Block, ImageQuestions, decode_ahead
+from experiments.labels.blocks import Block, ImageQuestions
 from experiments.labels.devices import count_gpus
 from experiments.labels.progress import show_progress
+from experiments.labels.reading_ahead import decode_ahead
 from experiments.tasks.base import Task
 from m3_backbone.arguments import NonNegativeFloat, PositiveInt, checked
 from m3_backbone.backbone import Backbone

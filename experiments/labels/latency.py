@@ -21,22 +21,19 @@ further tokens of an answer of that length, which the tokens that usually end an
 import hashlib
 import json
 import logging
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from experiments.labels.blocks import group_by_image, read_image
 from experiments.labels.files import wait_for_lock
+from experiments.labels.machine import count_threads, describe_machine, time_call
 from experiments.labels.progress import show_progress
 from experiments.tasks.base import Sample, Task
 from m3_backbone.backbone import Backbone
@@ -256,7 +253,7 @@ def describe_job(task: Task, backbone: Backbone, predictors: Sequence[TimedPredi
     """Return a JSON object of what is timed: backbone, data, digests of predictors, machine, threads."""
     return {
         "machine": describe_machine(),
-        "num_threads": torch.get_num_threads(),
+        "num_threads": count_threads(),
         "backbone": backbone.name,
         "task": task.name,
         "fingerprints": {**backbone.fingerprints, "data": task.fingerprint},
@@ -404,32 +401,3 @@ def _time_batch(
             _, seconds = time_call(partial(prefilled.answer, range(len(batch)), output_tokens))
             times["per_token", key] = seconds / (output_tokens - 1)
     return {key: 1000 * seconds / len(batch) for key, seconds in times.items()}
-
-
-def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Return (result of `work`, its run time in seconds); waits until a GPU has finished.
-
-    `torch.utils.benchmark.Timer` waits too, but repeats the work and drops its result.
-    """
-    start = perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, perf_counter() - start
-
-
-def describe_machine() -> str:
-    """Return the name of the GPU, or of the CPU with its number of cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{_name_processor()}, {os.cpu_count()} cores"
-
-
-def _name_processor() -> str:
-    """Return the model of the CPU if the system reports it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

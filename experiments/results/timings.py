@@ -4,10 +4,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from experiments.evaluation.costs import Timings
-from experiments.labels.latency import Latency, describe_machine
+from experiments.labels.latency import Latency
+from experiments.labels.machine import count_threads, describe_machine
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def find_timings(
         timed_fingerprints = latency.job["fingerprints"]
         return (
             latency.job["machine"] == machine
-            and latency.job["num_threads"] == torch.get_num_threads()
+            and latency.job["num_threads"] == count_threads()
             and latency.job["batch_size"] == batch_size
             and all(timed_fingerprints.get(key) == value for key, value in fingerprints.items())
             and predictors.items() <= latency.predictors.items()
@@ -45,7 +44,7 @@ def find_timings(
             "no timings of these predictors, this backbone and this machine with %d threads in batches of %d "
             "in %s, so costs in milliseconds are left out: run `tokenscale latency` with the same "
             "settings",
-            torch.get_num_threads(),
+            count_threads(),
             batch_size,
             folder,
         )

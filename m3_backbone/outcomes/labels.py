@@ -2,20 +2,34 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from safetensors.torch import load
-from torch import Tensor
+from safetensors import safe_open
 
 from m3_backbone.features import ImageFeatures, stack_statistics
 from m3_backbone.ladder import Family
 from m3_backbone.outcomes.manifest import EMBEDDINGS, SPLITS, find_shard, read_images, read_manifest
-from m3_backbone.outcomes.shards import naming, read_content, read_features
+from m3_backbone.outcomes.shards import check_content, naming, read_features
 from m3_backbone.outcomes.table import HeldOutAccess, OutcomeTable, Rows, take, to_index
 
-__all__ = ["SPLITS", "Inputs", "Labels", "VisualTokens", "read_labels", "stack_thumbnails", "stack_visual"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_EMBEDDINGS_KEY = "token_embeddings"
+
+__all__ = [
+    "SPLITS",
+    "Inputs",
+    "Labels",
+    "TokenEmbeddings",
+    "VisualTokens",
+    "read_labels",
+    "stack_thumbnails",
+    "stack_visual",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +64,58 @@ class VisualTokens:
         return type(self)(tokens[:, :num_tokens], mask[:, :num_tokens]) if cut else type(self)(tokens, mask)
 
 
+class TokenEmbeddings:
+    """The decoder's frozen token embeddings `[vocab, hidden]`.
+
+    Those of large models take up to gigabytes, and few predictors read them: `load` is called when `tensor`
+    is first used.
+    """
+
+    def __init__(self, hidden_size: int, load: "Callable[[], Tensor]") -> None:
+        self.hidden_size = hidden_size
+        self._load = load
+
+    @classmethod
+    def hold(cls, tensor: "Tensor") -> Self:
+        """Return embeddings that are in memory already."""
+        return cls(tensor.shape[1], lambda: tensor)
+
+    @classmethod
+    def open(cls, path: Path, digest: str) -> Self:
+        """Return the embeddings in a file of a label folder.
+
+        Raises ValueError that names the file if its SHA-256 is not `digest` or if it has no embeddings;
+        `tensor` raises it for embeddings that are not finite.
+        """
+        check_content(path, digest)
+        with naming(path), safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            shape = file.get_slice(_EMBEDDINGS_KEY).get_shape() if _EMBEDDINGS_KEY in names else []
+        if len(shape) != 2:
+            raise ValueError(_describe_missing_embeddings(path))
+        return cls(shape[1], partial(_load_embeddings, path))
+
+    @cached_property
+    def tensor(self) -> "Tensor":
+        """The embeddings `[vocab, hidden]` in the data type of the decoder."""
+        return self._load()
+
+
+def _load_embeddings(path: Path) -> "Tensor":
+    with naming(path), safe_open(path, framework="pt") as file:
+        embeddings: Tensor = file.get_tensor(_EMBEDDINGS_KEY)
+    if not embeddings.isfinite().all():
+        raise ValueError(_describe_missing_embeddings(path))
+    return embeddings
+
+
+def _describe_missing_embeddings(path: Path) -> str:
+    return (
+        f"{path} has no token embeddings [vocab, hidden] of finite numbers: delete it and run the label "
+        "command again"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """Inputs that a policy may see of n samples before they are answered.
@@ -57,7 +123,7 @@ class Inputs:
     `visual` holds the visual tokens of the images at the scales that were kept. `statistics` float32
     [num_images, num_statistics] are named by `statistic_names` (see `m3_backbone.features`). `image_row` [n]
     is the row of each sample's image in both. `question_ids` are token ids of the question text, rows of
-    `token_embeddings` [vocab, hidden]. `visual_tokens` int32 [n, S] is the number of visual tokens at each
+    `token_embeddings`. `visual_tokens` int32 [n, S] is the number of visual tokens at each
     scale, computed from the size of the image. `family` is that of the backbone (`m3_backbone.ladder`).
     `decoder_state` float16 [n, hidden] and `first_probability` float32 [n] are those of the outcome table, or
     None if labelling did not keep them: the decoder computes them from image and question, without an answer.
@@ -76,7 +142,7 @@ class Inputs:
     visual: Mapping[int, VisualTokens]
     statistics: np.ndarray
     statistic_names: tuple[str, ...]
-    token_embeddings: Tensor
+    token_embeddings: TokenEmbeddings
     visual_tokens: np.ndarray
     family: Family = "pooled"
     decoder_state: np.ndarray | None = None
@@ -93,7 +159,7 @@ class Inputs:
     @property
     def hidden_size(self) -> int:
         """Size of visual tokens and of token embeddings."""
-        return self.token_embeddings.shape[1]
+        return self.token_embeddings.hidden_size
 
     def visual_at(self, scale: int) -> VisualTokens:
         """Return the visual tokens of a scale. Raises ValueError that lists the kept scales for others."""
@@ -170,16 +236,6 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         )
     images = [features[image_id] for image_id in row_of]
     names, statistics = stack_statistics(images)
-    embeddings_file = folder / EMBEDDINGS
-    content = read_content(embeddings_file, manifest["files"][EMBEDDINGS])
-    with naming(embeddings_file):
-        tensors = load(content)
-    token_embeddings = tensors.get("token_embeddings")
-    if token_embeddings is None or token_embeddings.ndim != 2 or not token_embeddings.isfinite().all():
-        raise ValueError(
-            f"{embeddings_file} has no token embeddings [vocab, hidden] of finite numbers: delete it and "
-            "run the label command again"
-        )
     inputs = Inputs(
         scales=outcomes.scales,
         question=outcomes.question.tolist(),
@@ -189,7 +245,7 @@ def read_labels(folder: str | Path, split: str, access: HeldOutAccess | None = N
         visual=stack_visual(images),
         statistics=statistics,
         statistic_names=names,
-        token_embeddings=token_embeddings,
+        token_embeddings=TokenEmbeddings.open(folder / EMBEDDINGS, manifest["files"][EMBEDDINGS]),
         visual_tokens=outcomes.visual_tokens,
         family=outcomes.family,
         decoder_state=outcomes.decoder_state,

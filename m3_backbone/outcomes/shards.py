@@ -192,15 +192,27 @@ def read_content(path: Path, digest: str | None = None) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is missing: run the same label command again, which makes only what is missing"
-        ) from error
+        raise FileNotFoundError(_describe_absence(path)) from error
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(describe_damage(path))
+        raise ValueError(_describe_damage(path))
     return content
 
 
-def describe_damage(path: Path) -> str:
+def check_content(path: Path, digest: str) -> None:
+    """Raise the errors of `read_content` without keeping the content in memory."""
+    try:
+        is_whole = digest_file(path) == digest
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_describe_absence(path)) from error
+    if not is_whole:
+        raise ValueError(_describe_damage(path))
+
+
+def _describe_absence(path: Path) -> str:
+    return f"{path} is missing: run the same label command again, which makes only what is missing"
+
+
+def _describe_damage(path: Path) -> str:
     """Return an error message for a file whose digest is not that in the manifest."""
     return (
         f"{path} does not have the digest that the manifest gives it: run the same label command again, "

@@ -9,7 +9,7 @@ from PIL import Image
 
 from m3_backbone.features import ImageFeatures, describe_image, make_thumbnail, stack_statistics
 from m3_backbone.model_backbone import ModelBackbone
-from m3_backbone.outcomes.labels import Inputs, stack_thumbnails
+from m3_backbone.outcomes.labels import Inputs, TokenEmbeddings, stack_thumbnails
 from predictor.adaptive.inputs import Choice, choose_scales
 from predictor.base import ScalePredictor
 from predictor.policy.pricing import OperatingPoint, PriceList
@@ -79,9 +79,8 @@ class ScaleChooser:
             visual={},
             statistics=statistics,
             statistic_names=names,
-            token_embeddings=torch.zeros(
-                1, self.backbone.hidden_size
-            ),  # networks take a row for unread words
+            # Networks take a row for words that they do not read.
+            token_embeddings=TokenEmbeddings.hold(torch.zeros(1, self.backbone.hidden_size)),
             visual_tokens=np.array(cost, dtype=np.int32),
             family=self.backbone.family,
             thumbnails=stack_thumbnails(features),

@@ -13,7 +13,7 @@ from m3_backbone.backbone import NOT_FINITE, Backbone, EncodedImage, PrefilledQu
 from m3_backbone.features import stack_statistics
 from m3_backbone.images import Picture, open_picture
 from m3_backbone.ladder import find_coarsest
-from m3_backbone.outcomes.labels import Inputs, stack_visual
+from m3_backbone.outcomes.labels import Inputs, TokenEmbeddings, stack_visual
 from predictor.features import Features
 from predictor.policy.front import Floats, choose
 from predictor.policy.pricing import OperatingPoint
@@ -147,7 +147,7 @@ def make_inputs(
         visual=stack_visual(images),
         statistics=statistics,
         statistic_names=names,
-        token_embeddings=token_embeddings,
+        token_embeddings=TokenEmbeddings.hold(token_embeddings),
         visual_tokens=np.array(cost, dtype=np.int32)[image_row],
         family=backbone.family,
         decoder_state=decoder_state,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from m3_backbone.features import ImageFeatures
-from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.labels import Inputs, Labels, TokenEmbeddings, VisualTokens
 from m3_backbone.outcomes.table import OutcomeTable
 from tests.label_folders import write_label_folder
 
@@ -80,7 +80,7 @@ def make_labels(num_images: int, seed: int, questions_per_image: int = 4, split:
             [crowding + draw.normal(0, 0.5, num_images), draw.integers(30, 60, (num_images, 2))]
         ).astype(np.float32),
         statistic_names=STATISTICS,
-        token_embeddings=torch.from_numpy(embeddings),
+        token_embeddings=TokenEmbeddings.hold(torch.from_numpy(embeddings)),
         visual_tokens=np.tile(np.array(SCALES, dtype=np.int32), (num_samples, 1)),
     )
     chance = np.where(np.arange(3) >= find_needed(kind, crowding[image_row])[:, None], RIGHT, WRONG)
@@ -141,7 +141,7 @@ def write_labels(folder: Path, splits: dict[str, Labels]) -> None:
             for row, image_id in enumerate(dict.fromkeys(labels.outcomes.image_id))
         }
         shards[f"{split}-00000"] = (split, labels.outcomes, images)
-    write_label_folder(folder, shards, next(iter(splits.values())).inputs.token_embeddings)
+    write_label_folder(folder, shards, next(iter(splits.values())).inputs.token_embeddings.tensor)
 
 
 def with_states(labels: Labels) -> Labels:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from m3_backbone.outcomes.labels import TokenEmbeddings
 from predictor.base import FitContext, ScalePredictor
 from predictor.classical.question_only import QuestionOnly
 from predictor.learned import LearnedPredictor
@@ -162,7 +163,8 @@ def test_a_checkpoint_of_another_fit_is_not_taken_up(tmp_path):
 
 
 def test_another_hidden_size_is_refused(trained):
-    inputs = dataclasses.replace(TEST.inputs, token_embeddings=TEST.inputs.token_embeddings[:, :12])
+    narrow = TokenEmbeddings.hold(TEST.inputs.token_embeddings.tensor[:, :12])
+    inputs = dataclasses.replace(TEST.inputs, token_embeddings=narrow)
     with pytest.raises(ValueError, match="tokens of hidden size 24, not 12"):
         trained.predict(inputs)
 

@@ -14,7 +14,7 @@ from tests.predictor.synthetic import HIDDEN, NUM_COARSE, make_labels
 LABELS = make_labels(12, seed=0)
 FEATURES = Features(visual=NUM_COARSE, question=True, statistics=("tower", "image"))
 STANDARD = Standard.fit(FEATURES.read_statistics(LABELS.inputs))
-EMBEDDINGS = LABELS.inputs.token_embeddings
+EMBEDDINGS = LABELS.inputs.token_embeddings.tensor
 SHAPE = InputShape(HIDDEN, NUM_COARSE, 3)
 
 

@@ -110,7 +110,7 @@ def read_labels(labels: Path) -> Any:
     for split in SPLITS:
         part = read_split(labels, split)
         visual = [part.inputs.visual_at(scale).tokens.tobytes() for scale in manifest["feature_scales"]]
-        embeddings = part.inputs.token_embeddings.numpy().tobytes()
+        embeddings = part.inputs.token_embeddings.tensor.numpy().tobytes()
         outcomes = part.outcomes.to_arrow().to_pydict()
         values += [outcomes, visual, part.inputs.statistics.tobytes(), embeddings]
     return values

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from experiments.bench.gpu_check.parts import NotHere, Values
-from experiments.labels.latency import time_call
+from experiments.labels.machine import time_call
 from m3_backbone.decoding.packing import PackedSegments, Segment
 
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}

@@ -18,7 +18,7 @@ from experiments.bench.gpu_check.attention import (
     prepare_varlen,
 )
 from experiments.bench.gpu_check.parts import NotHere, Part, Values
-from experiments.labels.latency import describe_machine, time_call
+from experiments.labels.machine import describe_machine, time_call
 from experiments.tasks.base import Task
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from predictor.base import ScalePredictor

@@ -34,7 +34,7 @@ from experiments.reporting.needs import (
     tabulate_equivalences,
     tabulate_policies,
 )
-from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
+from m3_backbone.outcomes.labels import Inputs, Labels, TokenEmbeddings, VisualTokens
 from tests.experiments.evaluation.synthetic import SCALES, make_outcomes
 from tests.predictor.synthetic import write_labels
 
@@ -133,7 +133,7 @@ def labels_of(split, num_images, seed):
         visual={9: VisualTokens(visual, np.ones((num_images, 3), bool))},
         statistics=np.zeros((num_images, 0), np.float32),
         statistic_names=(),
-        token_embeddings=torch.zeros(1, 1),
+        token_embeddings=TokenEmbeddings.hold(torch.zeros(1, 1)),
         visual_tokens=outcomes.visual_tokens,
     )
     score = (np.arange(4) >= first[:, None]).astype(np.float32)

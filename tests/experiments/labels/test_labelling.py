@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from experiments.labels import blocks
+from experiments.labels import reading_ahead
 from experiments.labels.folder import LabelFolder
 from experiments.labels.labelling import LabelSummary, label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
@@ -119,7 +119,7 @@ def assert_same_labels(first: Path, second: Path) -> None:
         for scale, visual in ours.inputs.visual.items():
             assert np.array_equal(visual.tokens, theirs.inputs.visual[scale].tokens)
         assert np.array_equal(ours.inputs.statistics, theirs.inputs.statistics)
-        assert torch.equal(ours.inputs.token_embeddings, theirs.inputs.token_embeddings)
+        assert torch.equal(ours.inputs.token_embeddings.tensor, theirs.inputs.token_embeddings.tensor)
     assert (first / "skipped.jsonl").read_text() == (second / "skipped.jsonl").read_text()
 
 
@@ -159,7 +159,7 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
         statistics = backbone.compute_features([image], ())[0].statistics
         assert labels.inputs.statistic_names == tuple(statistics)
         assert np.allclose(labels.inputs.statistics[image_row], list(statistics.values()), rtol=1e-4)
-    assert torch.equal(labels.inputs.token_embeddings, backbone.token_embeddings().cpu())
+    assert torch.equal(labels.inputs.token_embeddings.tensor, backbone.token_embeddings().cpu())
 
 
 def test_states_of_the_decoder_are_kept_if_asked_and_take_no_further_pass(
@@ -614,7 +614,7 @@ class TestAfterAccidents:
         def die(self: Any, image_id: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        monkeypatch.setattr(blocks._Images, "__getitem__", die)
+        monkeypatch.setattr(reading_ahead._Images, "__getitem__", die)
         with pytest.raises(OSError, match=r"a process that reads images died.*num_workers=0"):
             label_some(task, backbone, tmp_path, num_workers=1)
 

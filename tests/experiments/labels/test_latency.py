@@ -12,8 +12,9 @@ from PIL import Image
 from experiments.evaluation.costs import count_milliseconds
 from experiments.evaluation.policies import Paths, ScoredSamples
 from experiments.labels import latency as module
-from experiments.labels.latency import Latency, describe_machine, measure_latency, pick_questions
-from experiments.reporting.console import format_latency
+from experiments.labels.latency import Latency, measure_latency, pick_questions
+from experiments.labels.machine import describe_machine
+from experiments.reporting.latency import format_latency
 from experiments.results.timings import find_timings, to_timings
 from experiments.tasks.base import Sample, Task
 from experiments.tasks.images import UnreadableImage

@@ -57,6 +57,21 @@ def run(*arguments):
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
 
 
+def test_a_predictor_without_a_network_is_trained_without_torch(labels, tmp_path):
+    """Importing torch and transformers takes most of the time of such a training."""
+    arguments = ["train", "~backbone", "predictor=question_only", f"paths.labels={labels}"]
+    arguments += [f"paths.predictors={tmp_path}", f"paths.outputs={tmp_path}", "allow_small=true"]
+    code = f"""
+import runpy, sys
+sys.argv = {arguments}
+runpy.run_module("experiments.train", run_name="__main__")
+print("LOADED", sorted({{"torch", "transformers", "lightning", "matplotlib"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["LOADED []"], done.stderr
+    assert list(tmp_path.glob("question_only/*/manifest.json"))
+
+
 def test_predictors_are_written_with_prices_and_record(labels, tmp_path):
     settings = replace(SETTINGS, budget=20)
     records = train_with([QuestionOnly(), Mix()], labels=labels, folder=tmp_path, settings=settings)

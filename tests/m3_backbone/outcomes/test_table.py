@@ -268,7 +268,7 @@ def test_labels_join_outcomes_and_features_row_by_row(tmp_path):
     assert inputs.statistics[inputs.image_row, 0].tolist() == [10, 10, 11, 11, 12, 12]
     with pytest.raises(ValueError, match=r"scale 36 were not kept .*kept: 9"):
         inputs.visual_at(36)
-    assert inputs.token_embeddings.shape == (4, 4)
+    assert inputs.token_embeddings.tensor.shape == (4, 4)
 
     some = labels.select([5, 0])
     assert list(some.outcomes.sample_id) == ["test-5", "test-0"]
@@ -407,7 +407,7 @@ def test_token_embeddings_that_are_none_are_refused_even_if_the_manifest_agrees(
     manifest["files"][path.name] = digest_file(path)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=re.escape(f"{path} has no token embeddings [vocab, hidden]")):
-        read_split(tmp_path, "test")
+        _ = read_split(tmp_path, "test").inputs.token_embeddings.tensor
 
 
 @pytest.mark.parametrize("attributes", ["{", "[1]", "[" * 100_000])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from m3_backbone.features import make_thumbnail
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.outcomes.labels import VisualTokens
+from m3_backbone.outcomes.labels import TokenEmbeddings, VisualTokens
 from predictor.adaptive.chooser import ScaleChooser
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveVLM
@@ -159,7 +159,7 @@ def test_what_such_a_predictor_does_not_read_has_no_effect(name, parts):
             scale: VisualTokens(noise.normal(size=visual.tokens.shape).astype(np.float16), visual.mask)
             for scale, visual in inputs.visual.items()
         },
-        token_embeddings=torch.randn(inputs.token_embeddings.shape),
+        token_embeddings=TokenEmbeddings.hold(torch.randn(inputs.token_embeddings.tensor.shape)),
         statistics=statistics,
     )
     np.testing.assert_allclose(predictor.predict(other), predictor.predict(inputs), atol=1e-6)
