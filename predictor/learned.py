@@ -59,6 +59,8 @@ def make_quiet_trainer(**arguments: Any) -> "lightning.Trainer":
 
 # Up to this hidden size of the visual tokens, operations are too small to divide among threads.
 _ONE_THREAD_HIDDEN_SIZE = 512
+# Samples of a batch in `predict`: larger ones are no faster, and take memory that evaluation does not need.
+_PREDICTION_BATCH = 256
 
 
 @contextlib.contextmanager
@@ -225,7 +227,7 @@ class LearnedPredictor(ScalePredictor):
         batches = self._make_batches(inputs)
         embeddings = inputs.token_embeddings.tensor
         with torch.inference_mode():
-            parts = [self._members(batch, embeddings) for batch in batches.iterate(1024)]
+            parts = [self._members(batch, embeddings) for batch in batches.iterate(_PREDICTION_BATCH)]
         return torch.cat(parts).numpy()
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -35,7 +35,7 @@ from predictor.splitting import calibrator_half
 # Per `find_nominal_unit`: from choosing the scale with the highest estimate to nearly always the coarsest.
 PRICES: Floats = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 81)])
 # Limits on re-split replicates (for the processor cache) and on values (for memory) tested at once.
-_NUM_AT_ONCE, _MOST_VALUES = 128, 2**24
+_NUM_AT_ONCE, _MOST_VALUES = 128, 2**22
 
 
 @dataclass(frozen=True)
