@@ -6,7 +6,7 @@ and runs failed parts again. The exit status is 1 if a part failed or differs.
 
 Examples:
     tokenscale gpu-check                       # small shapes, also on a CPU
-    tokenscale gpu-check size=7b               # shapes of LLaVA-1.5-7B, on a GPU
+    tokenscale gpu-check size=7b recordings=tests/fixtures/official_m3  # shapes of LLaVA-1.5-7B, on a GPU
     tokenscale gpu-check 'steps=[attention]'   # parts whose names contain this word
 """
 
@@ -29,8 +29,9 @@ def main(config: DictConfig) -> None:
     quiet_lightning()
     device = choose_device(config.device, config.size)
     task = instantiate(config.task, _convert_="all")
+    recordings = None if config.recordings is None else Path(config.recordings)
     make_predictor = partial(instantiate, config.predictor, _convert_="all")
-    parts = select_parts(list_parts(device, config.size, task, make_predictor), config.steps)
+    parts = select_parts(list_parts(device, config.size, task, make_predictor, recordings), config.steps)
     folder = Path(config.folder)
     identity = describe(device, config.size)
     results = run_parts(parts, folder / "gpu_check.json", identity, overwrite=config.overwrite)

@@ -63,7 +63,7 @@ def compare_tensors(
     """Return the largest absolute difference; infinite if shapes differ or a value is not a number."""
     size = torch.inf
     if computed.shape == recorded.shape:
-        size = (computed.float() - recorded.float()).abs().nan_to_num(nan=torch.inf).max().item()
+        size = (computed.float().cpu() - recorded.float()).abs().nan_to_num(nan=torch.inf).max().item()
     return Deviation(quantity, where, size, allowed)
 
 

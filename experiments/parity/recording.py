@@ -25,6 +25,7 @@ from predictor.objectives.likelihood import rank_by_likelihood
 
 HALF = 2e-3  # allowed deviation of pixel values, which are recorded as float16
 RECORDED_IMAGE = -200  # placeholder of the image in the recorded token ids
+EXPECTED = "expected.json"
 CASE_KEYS = (
     "image",
     "question",
@@ -49,10 +50,10 @@ def compare_scorers(file: Path) -> Iterator[Deviation]:
         yield Deviation.of_number(f"score: {row['metric']}", f"row {number}", computed, row["score"])
 
 
-def compare_model(folder: Path) -> Iterator[Deviation]:
-    """Yield the deviations for everything recorded in a folder; its checkpoint runs on the CPU in float32."""
-    recorded = _read_json(folder / "expected.json")
-    _require(recorded, ("cases", "training_loss_image0"), folder / "expected.json")
+def compare_model(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Iterator[Deviation]:
+    """Yield the deviations of the checkpoint in a folder from everything recorded there."""
+    recorded = _read_json(folder / EXPECTED)
+    _require(recorded, ("cases", "training_loss_image0"), folder / EXPECTED)
     cases: list[dict[str, Any]] = recorded["cases"]
     for number, case in enumerate(cases):
         _require(case, CASE_KEYS, f"case {number} of {folder / 'expected.json'}")
@@ -62,8 +63,8 @@ def compare_model(folder: Path) -> Iterator[Deviation]:
     backbone = LlavaBackbone(
         folder / "checkpoint",
         scales=sorted({case["scale"] for case in cases}),
-        dtype="float32",
-        device="cpu",
+        dtype=dtype,
+        device=device,
         max_new_tokens=max(len(case["generated_ids"]) for case in cases),
     )
     encoded = dict(zip(images, backbone.encode(list(images.values())), strict=True))
@@ -128,8 +129,9 @@ def _run_model(backbone: LlavaBackbone, image: Image.Image, case: Mapping[str, A
     input_ids = torch.cat([inputs.pop("input_ids"), answer], dim=1)
     labels = input_ids.clone()
     labels[:, :prompt_length] = -100
-    inputs["attention_mask"] = torch.ones_like(input_ids)
-    outputs = backbone.model(input_ids=input_ids, labels=labels, token_scale=case["scale"], **inputs)
+    inputs |= {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(input_ids)}
+    on_device = {name: values.to(backbone.model.device) for name, values in inputs.items()}
+    outputs = backbone.model(token_scale=case["scale"], **on_device)
     return outputs.logits[0, prompt_length - 1], float(outputs.loss)
 
 

@@ -12,6 +12,7 @@ from experiments.reporting.tables import Table, format_table
 _TITLES = {
     "device": "Device: memory, best of ten matrix products (TFLOP/s) and copies (GB/s)",
     "parity": "Parity: greedy answers and logits against float32 on the CPU, with the same weights",
+    "recordings": "Recordings: values that the M3 authors' code computed on a CPU, in float32",
     "conformance": "Conformance: checks of the contract of backbones, in float32",
     "labelling": "Labelling at all scales, against one call of generate per question and scale",
     "adaptive": "Adaptive answers against every fixed scale; times of a batch from images to answers",

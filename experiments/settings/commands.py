@@ -626,6 +626,8 @@ class GpuCheckSettings(Settings):
     """cpu, cuda or cuda:N; null: a GPU if there is one"""
     steps: Annotated[list[str], Len(1)] | None
     """words, as [parity, attention]: only parts whose names contain one of them run; null: all"""
+    recordings: PathText | None
+    """folder with recordings of the authors' code, as tests/fixtures/official_m3; null: none are compared"""
     folder: PathText
     """folder of the page and the JSON file"""
     overwrite: bool

@@ -1,12 +1,15 @@
 """Agreement of answers and logits on a device with the CPU, and conformance of every family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.bench.gpu_check.parts import Values
+from experiments.bench.gpu_check.parts import NotHere, Values
+from experiments.parity.deviations import EXACT
+from experiments.parity.recording import EXPECTED, compare_model
 from m3_backbone.backbone import Answer
 from m3_backbone.conformance import CHECKS, Subject, run_checks
 from m3_backbone.conformance.subject import QUESTIONS, SIZES, draw_image
@@ -82,6 +85,41 @@ def compare_with_cpu(open_backbone: Opener, device: str, dtype: str) -> Values:
         "largest_difference": largest,
         "allowed_difference": allowed,
     }
+
+
+def find_recordings(folder: Path) -> list[Path]:
+    """Return the folders in `folder` with recordings of the authors' code.
+
+    Raises ValueError if there are none.
+    """
+    recordings = sorted(path.parent for path in folder.glob(f"*/{EXPECTED}"))
+    if not recordings:
+        raise ValueError(
+            f"recordings={folder}: no folder in it has {EXPECTED}: give tests/fixtures/official_m3 of a clone"
+        )
+    return recordings
+
+
+def compare_with_recordings(folders: Sequence[Path], device: str, dtype: str) -> Values:
+    """Compare checkpoints on `device` in `dtype` with what the authors' code computed, as `parity fixture=`.
+
+    Everything has to agree in float32. Differences in bfloat16 are measured only, as the recordings, which
+    are in float32, do not tell how large they may be.
+    """
+    if not folders:
+        raise NotHere("no recordings=DIR was given: a clone has them in tests/fixtures/official_m3")
+    by_folder: dict[str, Values] = {}
+    for folder in folders:
+        deviations = list(compare_model(folder, device=device, dtype=dtype))
+        differing = {deviation.quantity for deviation in deviations if deviation.size > deviation.allowed}
+        numbers = [deviation.size for deviation in deviations if deviation.allowed != EXACT]
+        by_folder[folder.name] = {
+            "values_compared": len(deviations),
+            "differing_quantities": sorted(differing),
+            "largest_difference": max(numbers, default=0.0),
+        }
+    agrees = not any(values["differing_quantities"] for values in by_folder.values())
+    return {"methods": by_folder, **({"agrees": agrees} if dtype == "float32" else {})}
 
 
 @torch.no_grad()

@@ -79,8 +79,8 @@ def run_parts(
 ) -> list[PartResult]:
     """Run the parts that `path` does not have yet, and save all results to it after each part.
 
-    Failed parts run again. If the GPU stops working, the remaining parts are not here. Raises ValueError for
-    a damaged file, and for results of another `identity`, unless `overwrite`.
+    Parts that failed or were not here run again. If the GPU stops working, the remaining parts are not here.
+    Raises ValueError for a damaged file, and for results of another `identity`, unless `overwrite`.
     """
     saved = {} if overwrite else _read(path, identity)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def run_parts(
     is_broken = False
     with show_progress("gpu-check", total=len(parts), unit="parts") as bar:
         for part in parts:
-            is_finished = part.key in saved and saved[part.key].status != "failed"
+            is_finished = part.key in saved and saved[part.key].status not in ("failed", "not here")
             if is_broken and not is_finished:
                 reason = "the GPU stopped working in an earlier part: run the command again"
                 results[part.key] = PartResult(part.step, part.name, "failed", reason)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,13 @@ import torch
 from experiments.bench import adaptive as adaptive_bench
 from experiments.bench import labelling as labelling_bench
 from experiments.bench.drawn_choices import draw_choices
-from experiments.bench.gpu_check.agreement import check_conformance, compare_with_cpu, list_families
+from experiments.bench.gpu_check.agreement import (
+    check_conformance,
+    compare_with_cpu,
+    compare_with_recordings,
+    find_recordings,
+    list_families,
+)
 from experiments.bench.gpu_check.attention import (
     PackedInputs,
     compare_attention,
@@ -182,15 +189,25 @@ def _divide_rest(milliseconds: float, batch_size: int) -> float | str:
 
 
 def list_parts(
-    device: str, size: str, task: Task, make_predictor: Callable[[], ScalePredictor]
+    device: str,
+    size: str,
+    task: Task,
+    make_predictor: Callable[[], ScalePredictor],
+    recordings: Path | None = None,
 ) -> list[Part]:
-    """Return all parts in the order in which they run."""
+    """Return all parts in the order in which they run.
+
+    Raises ValueError if `recordings` is a folder without recordings.
+    """
+    recorded = [] if recordings is None else find_recordings(recordings)
     families: Mapping[str, Any] = list_families()
     bench = SpeedBench(device, size, task, make_predictor)
     parts = [Part("device", "facts", partial(measure_device, device))]
     for dtype in ("float32", "bfloat16"):
         for name, opener in families.items():
             parts.append(Part("parity", f"{name}, {dtype}", partial(compare_with_cpu, opener, device, dtype)))
+    for dtype in ("float32", "bfloat16"):
+        parts.append(Part("recordings", dtype, partial(compare_with_recordings, recorded, device, dtype)))
     for name, opener in families.items():
         parts.append(Part("conformance", name, partial(check_conformance, opener, device)))
     for number in (1, 5):

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from experiments import gpu_check
+from experiments.bench.gpu_check import agreement
+from experiments.bench.gpu_check.agreement import compare_with_recordings, find_recordings
 from experiments.bench.gpu_check.attention import PackedInputs, attend_packed, compare_attention, prepare_flex
 from experiments.bench.gpu_check.parts import NotHere, Part, run_parts, select_parts
+from experiments.parity.deviations import EXACT, NUMBER, Deviation
 from experiments.reporting.gpu_check import summarize, tabulate
+from tests.paths import FIXTURES
 
 IDENTITY = {"machine": "here"}
 
@@ -40,6 +44,23 @@ def test_command_writes_page_and_results(call, capsys, tmp_path):
     page = (tmp_path / "out/gpu_check.html").read_text()
     assert "runs on GPUs only" in page and "<script" not in page
     HTMLParser().feed(page)
+
+
+def test_recordings_of_the_authors_code_have_to_agree_in_float32(monkeypatch):
+    """What `compare_model` computes is tested with `tokenscale parity`."""
+    with pytest.raises(NotHere, match="no recordings=DIR was given"):
+        compare_with_recordings([], "cpu", "float32")
+    with pytest.raises(ValueError, match=r"recordings=.*scoring.*no folder in it has expected\.json"):
+        find_recordings(FIXTURES / "scoring.json")
+    folders = find_recordings(FIXTURES / "official_m3")
+    found = [Deviation("logits", "image0", 2e-3, NUMBER), Deviation("prompt", "image0", 0.0, EXACT)]
+    monkeypatch.setattr(agreement, "compare_model", lambda folder, **arguments: found)
+    values = {"values_compared": 2, "differing_quantities": ["logits"], "largest_difference": 2e-3}
+    both = {"llava15": values, "llavanext": values}
+    assert compare_with_recordings(folders, "cpu", "float32") == {"methods": both, "agrees": False}
+    assert compare_with_recordings(folders, "cpu", "bfloat16") == {"methods": both}
+    found[0] = Deviation("logits", "image0", 9e-5, NUMBER)
+    assert compare_with_recordings(folders, "cpu", "float32")["agrees"]
 
 
 def test_finished_parts_are_kept_and_failed_ones_run_again(tmp_path):
