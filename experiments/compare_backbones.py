@@ -20,6 +20,8 @@ from experiments.config import Provenance, entry_point
 
 @entry_point("compare_backbones")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.fronts import Grid
+    from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
     from experiments.reporting.backbones import PAGE, BackboneFolders, report_backbones
     from experiments.tasks.base import SPLITS
@@ -44,11 +46,8 @@ def main(config: DictConfig) -> None:
         provenance=Provenance.of(config),
         batch_size=config.latency.batch_size,
         allow_unrecorded=config.allow_unrecorded,
-        num_budgets=config.num_budgets,
-        num_prices=config.num_prices,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
-        bootstrap_seed=config.bootstrap_seed,
+        grid=Grid(config.num_budgets, config.num_prices),
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         banners=banners,
     )
     printed = map(str, tables if config.print_tables else tables[: len(comparison.measures)])

@@ -37,7 +37,9 @@ def main(config: DictConfig) -> float:
 
 def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     """Evaluate the predictors of a configuration; return the findings and its validation metric."""
+    from experiments.evaluation.fronts import Grid
     from experiments.evaluation.sensitive_groups import Deciding
+    from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels
     from experiments.reporting.evaluation import evaluate_predictors
     from experiments.reporting.failures import FailuresLink, find_failures
@@ -69,11 +71,8 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
         provenance=Provenance.of(config),
         cascades=[instantiate(entry) for entry in config.get("cascades", {}).values()],
         reference=config.reference,
-        num_budgets=config.num_budgets,
-        num_prices=config.num_prices,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
-        bootstrap_seed=config.bootstrap_seed,
+        grid=Grid(config.num_budgets, config.num_prices),
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         alpha=config.guarantee.alpha,
         delta=config.guarantee.delta,
         joint=config.guarantee.joint,

@@ -24,6 +24,7 @@ from experiments.config import Provenance, entry_point
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
     from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
     from experiments.results.transfer import list_sources, transfer
@@ -70,8 +71,7 @@ def main(config: DictConfig) -> None:
         command=provenance.command,
         configuration=provenance.config,
         allow_unrecorded=config.allow_unrecorded,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
         allow_small=config.allow_small,
     )
     banners = [

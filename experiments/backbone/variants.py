@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.backbone.training import train_checkpoint
 from experiments.config import format_command
+from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.labels.labelling import label
@@ -114,9 +115,8 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
         )
         tables[key] = test.outcomes
         records[key] = record
-    comparison = compare_variants(
-        variants, tables, seeds, num_resamples=config.num_resamples, confidence=config.confidence
-    )
+    bootstrap = Bootstrap(config.num_resamples, config.confidence)
+    comparison = compare_variants(variants, tables, seeds, bootstrap)
     write_comparison(comparison, folder)
     print(describe_record(records[variants[0].name, seeds[0]]))
     print("", tabulate_variants(comparison), "", *write_findings(comparison), sep="\n")

@@ -26,6 +26,22 @@ ORACLES: dict[Convention, str] = {
 _ROUNDING = 1e-9
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Number of log-spaced budgets, and largest number of prices on a front.
+
+    Raises ValueError for numbers below 1.
+    """
+
+    num_budgets: int = 49
+    num_prices: int = 128
+
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if number < 1:
+                raise ValueError(f"{name} is at least 1, got {number}")
+
+
 def raise_budgets(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:
     """Return `budgets` `[num_budgets]`, raised to at least the cost of the cheapest scale.
 

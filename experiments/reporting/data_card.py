@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader
 
 from experiments.evaluation.fronts import find_smallest_right
 from experiments.evaluation.metrics import point_score
-from experiments.evaluation.statistics import bootstrap, number_images
+from experiments.evaluation.statistics import Bootstrap, number_images
 from experiments.labels.export import CARD, OUTCOMES, ExportedOutcomes
 from experiments.reporting.numbers import format_score, format_tokens
 from experiments.reporting.tables import escape_markdown, format_markdown
@@ -85,7 +85,7 @@ def tabulate_scores(table: OutcomeTable) -> str:
         counted = weights.astype(np.float64)
         return {point_score: (counted @ sums) / (counted @ counts)[:, None]}
 
-    score = bootstrap(measure, num_images, num_resamples=NUM_RESAMPLES, seed=0)[point_score]
+    score = Bootstrap(NUM_RESAMPLES).estimate(measure, num_images)[point_score]
     rows = [["scale", "mean cost", "score"]]
     for column, scale in enumerate(table.scales):
         cost = format_tokens(table.cost[:, column].mean())

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments.config import Provenance
-from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
+from experiments.evaluation.comparison import Comparison, check_names, compare_policies
 from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.guarantee import (
     CheckedGuarantee,
     apply_guarantee,
@@ -23,6 +24,7 @@ from experiments.evaluation.policies import CascadeEntry, PredictorPolicy, read_
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.sensitive_groups import BY_SAMPLED, Deciding, find_membership
 from experiments.evaluation.sensitivity import divide_by_sensitivity
+from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
@@ -74,11 +76,8 @@ def evaluate_predictors(
     allow_unrecorded: bool = False,
     cascades: Sequence[CascadeEntry] = (),
     reference: str | None = "question_only",
-    num_budgets: int = 49,
-    num_prices: int = 128,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    bootstrap_seed: int = 0,
+    grid: Grid = Grid(),
+    bootstrap: Bootstrap = Bootstrap(),
     alpha: float = 0.02,
     delta: float = 0.1,
     joint: bool = False,
@@ -106,9 +105,6 @@ def evaluate_predictors(
     shows as the backbone sees them. `failures` says where the report links to images with wrong answers.
     Raises ValueError if labels, predictors and task do not belong together.
     """
-    check_settings(
-        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
-    )
     check_names([predictor.name for predictor in trained])
     manifest = read_manifest(labels)
     check_data(task, manifest, labels)
@@ -189,11 +185,8 @@ def evaluate_predictors(
             measure=measure,
             resampled=resampled,
             reference=reference,
-            num_budgets=num_budgets,
-            num_prices=num_prices,
-            seed=bootstrap_seed,
-            num_resamples=num_resamples,
-            confidence=confidence,
+            grid=grid,
+            bootstrap=bootstrap,
         )
         for measure in measures
     )
@@ -208,17 +201,15 @@ def evaluate_predictors(
                     guarantees[policy.name],
                     policy.test,
                     entry.predictor.features.charge(test),
-                    num_resamples=num_resamples,
-                    confidence=confidence,
-                    seed=bootstrap_seed,
+                    bootstrap,
                 ),
                 check_guarantee(
                     guarantees[policy.name],
                     policy.test,
                     entry.predictor.features.charge(test),
                     num_resplits=num_resplits,
-                    confidence=confidence,
-                    seed=bootstrap_seed,
+                    confidence=bootstrap.confidence,
+                    seed=bootstrap.seed,
                 ),
             )
             for entry, policy in zip(trained, policies, strict=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation.needs import map_attributes, tabulate_needs
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import open_test
 from experiments.labels.progress import show_progress
@@ -28,9 +29,7 @@ def report_granularity(
     *,
     margin: float,
     equivalence_margin: float,
-    num_resamples: int,
-    confidence: float,
-    bootstrap_seed: int,
+    bootstrap: Bootstrap,
     seed: int,
     opening: Mapping[str, Any],
 ) -> None:
@@ -63,15 +62,8 @@ def report_granularity(
             return
         digests = {**models[0].digests, **models[1].digests}
         test, record = open_test(labels, predictors=digests, **opening)
-        compared = judge_models(
-            *models,
-            read_labels(labels, "calibration"),
-            test,
-            equivalence_margin=equivalence_margin,
-            num_resamples=num_resamples,
-            confidence=confidence,
-            bootstrap_seed=bootstrap_seed,
-        )
+        calibration = read_labels(labels, "calibration")
+        compared = judge_models(*models, calibration, test, bootstrap, equivalence_margin)
         progress.update(num_models - progress.n)
     notes = [describe_record(record), banners]
     _write(output, [*tables, *compared], notes)

@@ -11,12 +11,12 @@ from pathlib import Path
 import lightning
 import numpy as np
 
-from experiments.evaluation.comparison import Comparison, PolicyResult, check_settings, compare_policies
+from experiments.evaluation.comparison import Comparison, PolicyResult, compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.stability import Stability, find_pairs, measure_stability
-from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.labels.held_out import EvaluationRecord, open_test
 from experiments.training.joining import as_backbone, join_labels
 from experiments.training.subset import Subset
@@ -88,9 +88,7 @@ def compare_versions(rows: Sequence[Row]) -> dict[tuple[str, str], Stability]:
                     changed.outcomes,
                     (original.result.default.choice, changed.result.default.choice),
                     paired,
-                    num_resamples=changed.comparison.num_resamples,
-                    confidence=changed.comparison.confidence,
-                    seed=changed.comparison.bootstrap_seed,
+                    changed.comparison.bootstrap,
                 )
     return pairs
 
@@ -138,8 +136,7 @@ def transfer(
     command: str = "",
     configuration: str = "",
     allow_unrecorded: bool = False,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
+    bootstrap: Bootstrap = Bootstrap(),
     allow_small: bool = False,
 ) -> list[Row]:
     """Train a predictor on all `sources` and evaluate it on each of `targets`.
@@ -161,7 +158,6 @@ def transfer(
     Raises ValueError if labels come from different backbones, or if sources or targets are empty or not
     distinct.
     """
-    check_settings(num_budgets=1, num_prices=1, num_resamples=num_resamples, confidence=confidence)
     for name, given in (("sources", [source.name for source in sources]), ("targets", list(targets))):
         if not given or len(set(given)) < len(given):
             raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
@@ -258,9 +254,7 @@ def transfer(
                     [policy],
                     measure=measure,
                     reference=None,
-                    num_resamples=num_resamples,
-                    confidence=confidence,
-                    seed=seed,
+                    bootstrap=bootstrap,
                 )
                 for measure in list_cost_measures(samples.outcomes, {fitted.name: fitted}, samples.inputs)
             )

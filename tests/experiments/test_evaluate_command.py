@@ -18,6 +18,7 @@ from experiments.config import Provenance
 from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry, CascadePolicy, ScoredSamples, Signal
 from experiments.evaluation.sensitive_groups import Deciding
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import open_test
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.evaluation import evaluate_predictors
@@ -105,9 +106,9 @@ def evaluate(store, output, **arguments):
         output=output,
         records=store / "evaluations",
         provenance=Provenance("python -m experiments.evaluate", "seed: 0", "now"),
-        num_resamples=50,
         gallery=2,
         **arguments,
+        bootstrap=Bootstrap(50),
     )
 
 

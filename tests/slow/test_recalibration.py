@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments.cli import find_config_dir
 from experiments.evaluation.guarantee import measure_loss
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import open_test
 from experiments.publish import main as publish
 from experiments.recalibrate import main as recalibrate
@@ -73,7 +74,7 @@ def test_recalibration_mends_prices_on_another_task(tmp_path):
         estimates = model.predictor.predict(test.inputs)
         for point_name, point in {"default": model.prices.default, **model.prices.named}.items():
             choice = choose(estimates, test.inputs.visual_tokens, point.price, unit=point.unit)
-            loss = measure_loss(choice, test.outcomes, None, num_resamples=1000, confidence=0.95, seed=0)
+            loss = measure_loss(choice, test.outcomes, None, bootstrap=Bootstrap(1000))
             losses[name, point_name] = float(loss.drop.value)
             bound = "2.0" if point_name == "guarantee" else "-"
             tokens = format_tokens(loss.cost.value)

@@ -14,6 +14,7 @@ from experiments.evaluation.sensitive_groups import (
     find_membership,
 )
 from experiments.evaluation.sensitivity import divide_by_sensitivity
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.resampled import Resampled
 from tests.predictor.synthetic import make_labels
 
@@ -88,7 +89,7 @@ def test_results_of_each_group(labels):
     calibration, test = labels
     estimates = [np.random.default_rng(seed).random(table.score.shape) for seed, table in enumerate(labels)]
     policy = PredictorPolicy("first", estimates[0], estimates[1])
-    comparison = compare_policies(calibration, test, [policy], reference=None, num_resamples=200)
+    comparison = compare_policies(calibration, test, [policy], reference=None, bootstrap=Bootstrap(200))
     rows = np.arange(3, len(test))
     group = np.random.default_rng(2).integers(0, 2, len(rows))
     split = divide_by_sensitivity(comparison, test, Membership(rows, group, "a", "b"))

@@ -18,6 +18,7 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metric_table import Family
 from experiments.evaluation.policies import CascadePolicy, PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.export import check_target, push, read_exported, write_outcomes
 from experiments.labels.importing import import_outcomes
 from experiments.labels.labelling import label
@@ -75,7 +76,7 @@ def compare(folder: Path) -> Any:
         test.outcomes,
         [PredictorPolicy("words", on_calibration, on_test), CascadePolicy("cascade", Cascade.fit)],
         measure=list_cost_measures(calibration.outcomes, {"words": predictor}, calibration.inputs)[0],
-        num_resamples=100,
+        bootstrap=Bootstrap(100),
     ).metrics
 
 

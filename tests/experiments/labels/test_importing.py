@@ -17,6 +17,7 @@ from experiments.evaluation.comparison import PolicyResult, compare_policies
 from experiments.evaluation.costs import count_costs
 from experiments.evaluation.metrics import average_gap_recovered, average_quality, call_share, mean_gap_share
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.importing import import_outcomes
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.tasks.imported import Imported, refuse_backbone
@@ -94,9 +95,9 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
         output=tmp_path / "report",
         records=tmp_path / "records",
         provenance=Provenance("command", "configuration", "now"),
-        num_resamples=50,
         num_resplits=0,
         gallery=2,
+        bootstrap=Bootstrap(50),
     )
     # Choosing small for easy questions and large for hard ones is the best that any choice reaches.
     first = findings.comparison.policies[0]
@@ -253,7 +254,7 @@ def compare_real(folder: Path, name: str, estimate) -> tuple[PolicyResult, np.nd
         test.outcomes,
         [PredictorPolicy("real", on_calibration, on_test)],
         measure=count_costs(options),
-        num_resamples=100,
+        bootstrap=Bootstrap(100),
     )
     return comparison.policies[0], on_test, test.outcomes
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.config import Provenance
-from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.findings import (
@@ -66,7 +66,7 @@ def compare_constant(calibration, test):
         calibration,
         test,
         estimators={"constant": lambda table: np.full(table.score.shape, 0.5)},
-        num_resamples=20,
+        bootstrap=Bootstrap(20),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.config import Provenance
+from experiments.evaluation.statistics import Bootstrap
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
 from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
@@ -62,7 +63,7 @@ def run(folder, tmp_path):
         return transfer(make_predictor, sources=sources, **{**settings, **arguments})
 
     settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
-    settings |= {"num_resamples": 50, "records": tmp_path / "evaluations"}
+    settings |= {"bootstrap": Bootstrap(50), "records": tmp_path / "evaluations"}
     return run
 
 
@@ -188,8 +189,6 @@ def test_a_target_that_cannot_be_is_told_of_before_anything_is_trained(run):
 
     with pytest.raises(ValueError, match="fewer than num_recalibration="):
         run(train, sources=["home"], targets=["same", "swapped"], num_recalibration=10_000)
-    with pytest.raises(ValueError, match="an interval needs confidence"):
-        run(train, sources=["home"], targets=["same"], confidence=2)
     with pytest.raises((ValueError, OSError), match="nowhere"):
         run(train, sources=["home"], targets=["same", "nowhere"])
 
