@@ -15,7 +15,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.config import Provenance, entry_point, make_recorder
 
 
 @entry_point("compare_backbones")
@@ -42,10 +42,9 @@ def main(config: DictConfig) -> None:
         folders,
         task=task,
         output=output,
-        records=Path(paths.evaluations),
+        recorder=make_recorder(config),
         provenance=Provenance.of(config),
         batch_size=config.latency.batch_size,
-        allow_unrecorded=config.allow_unrecorded,
         grid=Grid(config.num_budgets, config.num_prices),
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         banners=banners,

@@ -18,9 +18,9 @@ Examples:
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point, make_recorder
 
 
 @entry_point("granularity")
@@ -37,12 +37,7 @@ def main(config: DictConfig) -> None:
         equivalence_margin=config.equivalence_margin,
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         seed=config.seed,
-        opening={
-            "records": Path(config.paths.evaluations),
-            "allow_unrecorded": config.allow_unrecorded,
-            "command": format_command("granularity", list(HydraConfig.get().overrides.task)),
-            "configuration": OmegaConf.to_yaml(config, resolve=True),
-        },
+        recorder=make_recorder(config),
     )
 
 

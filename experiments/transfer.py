@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.config import Provenance, entry_point, make_recorder
 
 
 @entry_point("transfer")
@@ -51,7 +51,6 @@ def main(config: DictConfig) -> None:
     }
     for folder, (_, splits) in needed.items():
         check_labels(folder, splits, allow_small=config.allow_small)
-    provenance = Provenance.of(config)
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
         sources=sources,
@@ -67,10 +66,7 @@ def main(config: DictConfig) -> None:
         subset=read_subset(config),
         make_trainer=partial(instantiate, config.trainer),
         calibrator=instantiate(config.get("calibrator")),
-        records=Path(config.paths.evaluations),
-        command=provenance.command,
-        configuration=provenance.config,
-        allow_unrecorded=config.allow_unrecorded,
+        recorder=make_recorder(config),
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
         allow_small=config.allow_small,
     )
@@ -85,7 +81,7 @@ def main(config: DictConfig) -> None:
         predictor=config.predictor.name,
         backbone=config.backbone.name,
         fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in targets},
-        provenance=provenance,
+        provenance=Provenance.of(config),
         banners=sorted(banners, key=lambda banner: not banner.is_loud),
         split=config.split,
     )

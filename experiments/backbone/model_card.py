@@ -21,7 +21,7 @@ from experiments.evaluation.needs import (
     pick_frequent,
     split_by_type,
 )
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.findings import describe_record
 from experiments.reporting.tables import escape_markdown
 from experiments.tasks.scoring import score
@@ -35,26 +35,11 @@ BLIND = "blind answerer"
 BLIND_SETTINGS = {"C": 10, "max_iter": 300}
 
 
-def judge(
-    name: str,
-    labels: Path,
-    *,
-    records: Path,
-    command: str,
-    configuration: str,
-    allow_unrecorded: bool = False,
-) -> dict[str, object]:
+def judge(name: str, labels: Path, recorder: EvaluationRecorder) -> dict[str, object]:
     """Return the content of the card for a task; the test evaluation is recorded first."""
     seen = [read_labels(labels, split) for split in SEEN]
     classifiers = ScaleClassifiers.fit(seen[0])
-    test, record = open_test(
-        labels,
-        records=records,
-        allow_unrecorded=allow_unrecorded,
-        command=command,
-        configuration=configuration,
-        predictors={**classifiers.digests, BLIND: digest_blind(seen)},
-    )
+    test, record = recorder.open_test(labels, {**classifiers.digests, BLIND: digest_blind(seen)})
     print(f"{name}: {describe_record(record)}")
     return tabulate(name, seen, test, classifiers)
 

@@ -143,6 +143,22 @@ class CheckedGuarantee:
     check: ResplitCheck | None = None
 
 
+@dataclass(frozen=True)
+class GuaranteeTerms:
+    """What is guaranteed, and how it is checked: settings `guarantee` of `evaluate`.
+
+    With probability 1 - `delta`, the mean score is at most `alpha` below that of the finest scale; with
+    `joint`, this holds for all predictors together. One image counts for at most `most_questions` questions;
+    None: the largest number on calibration. `num_resplits` samples of the test images check it; 0: none.
+    """
+
+    alpha: float = 0.02
+    delta: float = 0.1
+    joint: bool = False
+    most_questions: int | None = None
+    num_resplits: int = 1000
+
+
 def find_nominal_unit(scales: tuple[int, ...]) -> float:
     """Return the nominal number of tokens of the finest scale, a unit that does not depend on samples."""
     return float(scales[-1])

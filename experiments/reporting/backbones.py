@@ -19,7 +19,7 @@ from experiments.evaluation.costs import CostMeasure, list_cost_measures
 from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metric_table import Bound, Predictor
 from experiments.evaluation.statistics import Bootstrap
-from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.evaluation import list_policies, read_unseen
@@ -58,12 +58,7 @@ class BackboneFolders:
 
 
 def read_backbones(
-    folders: Sequence[BackboneFolders],
-    *,
-    records: Path,
-    provenance: Provenance,
-    batch_size: int = 1,
-    allow_unrecorded: bool = False,
+    folders: Sequence[BackboneFolders], recorder: EvaluationRecorder, batch_size: int = 1
 ) -> tuple[list[BackboneSamples], dict[str, EvaluationRecord]]:
     """Return the samples of every backbone, and the records of the evaluations, written before.
 
@@ -81,14 +76,8 @@ def read_backbones(
     prepared = [(entry, *_prepare(entry, batch_size)) for entry in folders]
     backbones, evaluations = [], {}
     for entry, calibration, estimates, measures in prepared:
-        test, evaluations[entry.name] = open_test(
-            entry.labels,
-            records=records,
-            command=provenance.command,
-            configuration=provenance.config,
-            predictors={trained.name: trained.digest for trained in entry.trained},
-            allow_unrecorded=allow_unrecorded,
-        )
+        digests = {trained.name: trained.digest for trained in entry.trained}
+        test, evaluations[entry.name] = recorder.open_test(entry.labels, digests)
         policies = list_policies(entry.trained, estimates, test)
         resampled = read_resampled(entry.labels, test.outcomes)
         backbones.append(
@@ -119,10 +108,9 @@ def report_backbones(
     *,
     task: str,
     output: Path,
-    records: Path,
+    recorder: EvaluationRecorder,
     provenance: Provenance,
     batch_size: int = 1,
-    allow_unrecorded: bool = False,
     grid: Grid,
     bootstrap: Bootstrap,
     banners: Sequence[Banner] = (),
@@ -132,13 +120,7 @@ def report_backbones(
     Writes `backbones.json`, `tables/`, a front per cost measure as PDF and SVG, and `backbones.html` into
     `output`.
     """
-    backbones, evaluations = read_backbones(
-        folders,
-        records=records,
-        provenance=provenance,
-        batch_size=batch_size,
-        allow_unrecorded=allow_unrecorded,
-    )
+    backbones, evaluations = read_backbones(folders, recorder, batch_size)
     comparison = compare_backbones(backbones, grid, bootstrap)
     tables, sentences = list(list_tables(comparison)), write_sentences(comparison)
     output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.stability import Stability, find_pairs, measure_stability
 from experiments.evaluation.statistics import Bootstrap, Estimate
-from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.training.joining import as_backbone, join_labels
 from experiments.training.subset import Subset
 from experiments.training.trained import digest_files, join_digests
@@ -122,7 +122,7 @@ def transfer(
     sources: Sequence[Source],
     targets: Sequence[str],
     labels: Path,
-    records: Path,
+    recorder: EvaluationRecorder,
     num_recalibration: int,
     validation_fraction: float,
     seed: int,
@@ -133,9 +133,6 @@ def transfer(
     subset: Subset | None = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     calibrator: Calibrator | None = None,
-    command: str = "",
-    configuration: str = "",
-    allow_unrecorded: bool = False,
     bootstrap: Bootstrap = Bootstrap(),
     allow_small: bool = False,
 ) -> list[Row]:
@@ -152,11 +149,10 @@ def transfer(
     with prices from `num_recalibration` samples of the target's calibration split; and, if `native`, a
     predictor trained on the target. The samples are of images chosen at random with `seed`; with
     `allow_small`, all samples are used if there are fewer. A copy of `calibrator` is fitted on one half of
-    the images, prices come from the other half. Evaluations of the test split are recorded in the folder
-    `records` (`labels.held_out`). With `split="calibration"` the other images of the target's calibration
-    split are evaluated instead, to choose by; the native row then has its prices from the few samples too.
-    Raises ValueError if labels come from different backbones, or if sources or targets are empty or not
-    distinct.
+    the images, prices come from the other half. Evaluations of the test split are recorded. With
+    `split="calibration"` the other images of the target's calibration split are evaluated instead, to choose
+    by; the native row then has its prices from the few samples too. Raises ValueError if labels come from
+    different backbones, or if sources or targets are empty or not distinct.
     """
     for name, given in (("sources", [source.name for source in sources]), ("targets", list(targets))):
         if not given or len(set(given)) < len(given):
@@ -231,14 +227,8 @@ def transfer(
         # A change of predictor, calibrator or prices is another evaluation: the digests cover all three.
         names = [f"{predictor.name} from {row[0]}, prices from {row[1]}" for row in evaluated]
         if split == "test":
-            test, record = open_test(
-                labels / target,
-                records=records,
-                command=command,
-                configuration=configuration,
-                predictors=dict(zip(names, (row[-1] for row in evaluated), strict=True)),
-                allow_unrecorded=allow_unrecorded,
-            )
+            digests = dict(zip(names, (row[-1] for row in evaluated), strict=True))
+            test, record = recorder.open_test(labels / target, digests)
             test = join_labels({target: test})
         else:
             is_rest = ~np.isin(calibration.outcomes.image_id.astype(str), few.outcomes.image_id.astype(str))

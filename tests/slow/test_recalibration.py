@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from experiments.cli import find_config_dir
 from experiments.evaluation.guarantee import measure_loss
 from experiments.evaluation.statistics import Bootstrap
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.publish import main as publish
 from experiments.recalibrate import main as recalibrate
 from experiments.reporting.numbers import format_difference, format_tokens
@@ -61,13 +61,8 @@ def test_recalibration_mends_prices_on_another_task(tmp_path):
                 *([] if calibrator is None else [f"calibrator={calibrator}"]),
             )
     models = {name: AdaptiveVLM.from_pretrained(folder) for name, folder in folders.items()}
-    test, _ = open_test(
-        LABELS,
-        records=tmp_path / "evaluations",
-        command="tests/slow/test_recalibration.py",
-        configuration="",
-        predictors={name: str(number) for number, name in enumerate(models)},
-    )
+    recorder = EvaluationRecorder(tmp_path / "evaluations", "tests/slow/test_recalibration.py")
+    test, _ = recorder.open_test(LABELS, {name: str(number) for number, name in enumerate(models)})
     rows = [["prices", "point", "stated bound, points", "visual tokens", "loss to the finest scale, points"]]
     losses = {}
     for name, model in models.items():

@@ -31,7 +31,8 @@ from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.resampled import Resampled
 from experiments.reporting.evaluation_tables import list_tables, tabulate_parts
 from experiments.reporting.findings import Findings, write_default, write_sentences
-from experiments.reporting.report import write_report
+from experiments.reporting.gallery import Gallery
+from experiments.reporting.report import Figures, write_report
 from experiments.results.metrics_json import collect_metrics
 from predictor.cascades.cascade import Cascade
 from predictor.cascades.hybrid import Hybrid
@@ -322,10 +323,9 @@ def test_the_report_says_how_often_scales_coincide(merged, tmp_path):
         merged[1],
         estimates[1],
         title="title",
-        picture=b"",
-        read_image=lambda image_id: Image.new("RGB", (8, 8)),
+        figures=Figures(b""),
+        gallery=Gallery(lambda image_id: Image.new("RGB", (8, 8)), per_category=1),
         provenance=Provenance("command", "config", "now"),
-        per_category=1,
     )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert sentence in page and tables["coinciding"].caption in page

@@ -24,7 +24,7 @@ from experiments.evaluation.metric_table import Key, Predictor
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
 from experiments.evaluation.statistics import Bootstrap, Estimate
-from experiments.labels.held_out import EvaluationLog, open_test
+from experiments.labels.held_out import EvaluationLog, EvaluationRecorder
 from experiments.reporting import granularity
 from experiments.reporting import needs as needs_tables
 from experiments.reporting.needs import (
@@ -269,9 +269,7 @@ def test_the_comparison_of_models_is_recorded(tmp_path, stated):
     assert models is not None
     digests = {**models[0].digests, **models[1].digests}
     records = tmp_path / "evaluations"
-    test, record = open_test(
-        folder, records=records, command="granularity", configuration="", predictors=digests
-    )
+    test, record = EvaluationRecorder(records, "granularity").open_test(folder, digests)
     assert record.evaluation == 1 and len(record.predictors) == 11
     assert EvaluationLog(record.path).read()[0]["predictors"] == digests
     tables = judge_models(
@@ -301,7 +299,7 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
         equivalence_margin=0.005,
         bootstrap=Bootstrap(50),
         seed=0,
-        opening={"records": tmp_path / "records", "command": "granularity", "configuration": ""},
+        recorder=EvaluationRecorder(tmp_path / "records", "granularity"),
     )
     ((printed, files),) = seen
     assert "smallest scale within 1 of the best" in printed and "Policies by their features" not in printed
@@ -317,9 +315,7 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
 
 def test_the_models_of_a_model_card_are_recorded(tmp_path, stated):
     write_labels(tmp_path / "labels", dict(zip(("train", "calibration", "test"), stated, strict=True)))
-    card: Any = judge_card(
-        "toy", tmp_path / "labels", records=tmp_path / "records", command="model_card", configuration=""
-    )
+    card: Any = judge_card("toy", tmp_path / "labels", EvaluationRecorder(tmp_path / "records"))
     assert card["accuracy"]["question and image"] > 95
     (path,) = (tmp_path / "records").glob("*/*.jsonl")
     (read,) = EvaluationLog(path).read()

@@ -6,7 +6,6 @@ import pytest
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.sensitive_groups import (
-    BY_SAMPLED,
     Deciding,
     Membership,
     find_downsampled,
@@ -57,7 +56,7 @@ def test_sampled_answers_decide_for_the_questions_that_have_them(labels):
 
 
 def test_without_sampled_answers_there_are_no_groups(labels):
-    assert find_membership(labels[1], None, BY_SAMPLED, read_none) is None
+    assert find_membership(labels[1], None, Deciding(), read_none) is None
     with pytest.raises(ValueError, match="run `tokenscale resample`, or name a backbone"):
         find_membership(labels[1], None, Deciding(only="sensitive"), read_none)
 

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.config import Provenance
 from experiments.evaluation.statistics import Bootstrap
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
 from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
@@ -63,7 +64,7 @@ def run(folder, tmp_path):
         return transfer(make_predictor, sources=sources, **{**settings, **arguments})
 
     settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
-    settings |= {"bootstrap": Bootstrap(50), "records": tmp_path / "evaluations"}
+    settings |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations")}
     return run
 
 
