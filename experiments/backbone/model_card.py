@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -23,7 +22,7 @@ from experiments.evaluation.needs import (
 )
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.findings import describe_record
-from experiments.reporting.tables import escape_markdown
+from experiments.reporting.page import render_markdown
 from experiments.tasks.scoring import score
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.table import OutcomeTable
@@ -46,9 +45,7 @@ def judge(name: str, labels: Path, recorder: EvaluationRecorder) -> dict[str, ob
 
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
     """Return the card as Markdown."""
-    environment = Environment(loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = escape_markdown
-    return environment.get_template("model_card.md").render(tables=tables, **facts)
+    return render_markdown("model_card.md", tables=tables, **facts)
 
 
 def tabulate(
