@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     from experiments.results.transfer import list_sources, transfer
     from experiments.tasks.base import SPLITS, Split
     from experiments.tasks.sizes import frame_banners
-    from experiments.training.configured import read_subset
+    from experiments.training.configured import read_settings
     from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
 
@@ -57,15 +57,12 @@ def main(config: DictConfig) -> None:
         targets=targets,
         labels=labels,
         num_recalibration=config.num_recalibration,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
+        settings=read_settings(config),
         leave_one_out=config.leave_one_out,
         native=config.native,
         split=config.split,
         outcomes_of=config.outcomes_of,
-        subset=read_subset(config),
         make_trainer=partial(instantiate, config.trainer),
-        calibrator=instantiate(config.get("calibrator")),
         recorder=make_recorder(config),
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
         allow_small=config.allow_small,

@@ -16,6 +16,7 @@ from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
 from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
 from experiments.training.joining import join_labels
+from experiments.training.trained import TrainingSettings
 from experiments.transfer import main
 from m3_backbone.outcomes.labels import Labels, read_labels
 from predictor.calibration import Temperature
@@ -59,12 +60,13 @@ def read_records(folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    def run(make_predictor=QuestionOnly, *, sources, **arguments):
+    def run(make_predictor=QuestionOnly, *, sources, calibrator=None, **arguments):
         sources = [source if isinstance(source, Source) else Source(source) for source in sources]
-        return transfer(make_predictor, sources=sources, **{**settings, **arguments})
+        settings = TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator)
+        return transfer(make_predictor, sources=sources, settings=settings, **{**others, **arguments})
 
-    settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
-    settings |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations")}
+    others = {"labels": folder, "num_recalibration": 100}
+    others |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations")}
     return run
 
 
