@@ -245,7 +245,7 @@ def compare(case: Case):
         CascadePolicy("cascade", Cascade.fit),
         CascadePolicy("hybrid", Hybrid.fit, tuple(np.clip(each, 0, 1) for each in estimates)),
     ]
-    settings = {"bootstrap": Bootstrap(40), "grid": Grid(9, 20)} | (case.settings or {})
+    settings: dict[str, Any] = {"bootstrap": Bootstrap(40), "grid": Grid(9, 20)} | (case.settings or {})
     return compare_policies(calibration, test, contenders, **settings), test
 
 

@@ -140,7 +140,7 @@ def test_fit_learns_and_leaves_frozen_weights_alone(fixture):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(training, DataLoader([batch], batch_size=None))
+    trainer.fit(training, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
     with torch.no_grad():
         after = training.eval().loss(batch, [1, 9]).item()
     assert after < before - 1
