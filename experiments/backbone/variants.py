@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.backbone.training import train_checkpoint
 from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants
+from experiments.labels.folder import KeptInputs
 from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.labels.labelling import label
 from experiments.reporting.findings import describe_record
@@ -129,7 +130,7 @@ def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
         backbone=backbone,
         folder=folder / "labels",
         limit={"train": 0, "calibration": 0, "test": num_images},
-        feature_scales=(backbone.scales[0],),
+        kept=KeptInputs((backbone.scales[0],)),
         num_workers=0,
     )
     return folder / "labels"
