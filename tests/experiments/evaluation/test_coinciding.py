@@ -167,7 +167,7 @@ def compare(splits, estimates, measure=TOKENS, cascades=True, default=None, **mo
     ]
     if cascades:
         policies.append(CascadePolicy("cascade", Cascade.fit))
-    settings = {"bootstrap": Bootstrap(25), "grid": Grid(9, 40)} | more
+    settings: dict[str, Any] = {"bootstrap": Bootstrap(25), "grid": Grid(9, 40)} | more
     calibration, test = splits
     return compare_policies(calibration, test, policies, measure=measure, **settings)
 
