@@ -1,7 +1,7 @@
 """Evaluation of trained predictors, from label folder to report."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ from experiments.evaluation.guarantee import (
     find_unseen,
 )
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.policies import CascadeEntry, PredictorPolicy, read_signal
+from experiments.evaluation.policies import (
+    CascadeEntry,
+    PredictorPolicy,
+    check_starts,
+    read_signal,
+    rename_duplicates,
+)
 from experiments.evaluation.published import find_published, relate
 from experiments.evaluation.sensitive_groups import Deciding, Membership, find_membership
 from experiments.evaluation.sensitivity import divide_by_sensitivity
@@ -133,12 +139,11 @@ def evaluate_predictors(
     outcomes = test.labels.outcomes
     policies = list_policies(trained, prepared.estimates, test.labels)
     comparison, *others = _compare(policies, prepared, test, plan)
-    starts_from = {entry.name: entry.predictor for entry in prepared.cascades}
     findings = Findings(
         comparison,
         others,
         guarantees=[] if test.subset else _check_guarantees(trained, policies, prepared, test.labels, plan),
-        starts_from=starts_from,
+        starts_from={entry.name: entry.predictor for entry in prepared.cascades},
         units={entry.name: entry.prices.default.unit for entry in trained},
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
@@ -159,20 +164,29 @@ def evaluate_predictors(
         else measure_savings(comparison, outcomes, plan.tariff, prepared.by_length),
         cost_parts={measure.key: measure.mean_parts(outcomes) for measure in prepared.measures},
     )
-    seeds = {entry.name: entry.seed for entry in trained}
+    metrics = _collect(findings, outcomes, manifest, {entry.name: entry.seed for entry in trained})
+    return Evaluation(findings, metrics, test.labels, policies[0].test)
+
+
+def _collect(
+    findings: Findings, test: OutcomeTable, manifest: Mapping[str, Any], seeds: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """Return the content of `metrics.json`; a cascade has the seed of the predictor that it starts from."""
+    starts_from = findings.starts_from
     metrics = collect_metrics(
-        comparison,
-        outcomes,
+        findings.comparison,
+        test,
         task=manifest["task"],
         backbone=manifest["backbone"],
-        seeds=seeds | {name: seeds.get(str(start)) for name, start in starts_from.items()},
+        seeds={**seeds, **{name: seeds.get(str(start)) for name, start in starts_from.items()}},
         starts_from=starts_from,
-    ) | collect_extras(findings.guarantees, findings.units, findings.published)
+    )
+    metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
     if findings.sensitive is not None:
         metrics["sensitive"] = collect_sensitive(findings.sensitive)
     if findings.savings is not None:
         metrics["output_lengths"] = collect_savings(findings.savings)
-    return Evaluation(findings, metrics, test.labels, policies[0].test)
+    return metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,28 +359,6 @@ def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
         return calibration
     unseen = [find_unseen(entry.predictor, calibration.outcomes) for entry in trained]
     return calibration.select(np.logical_and.reduce(unseen))
-
-
-def check_starts(cascades: Sequence[CascadeEntry], predictors: Collection[str]) -> None:
-    """Raise ValueError if a cascade starts from a predictor that is not compared."""
-    for entry in cascades:
-        if entry.predictor not in (None, *predictors):
-            raise ValueError(
-                f"{entry.name} starts from {entry.predictor!r}, which is not among the compared predictors: "
-                f"{', '.join(predictors)}"
-            )
-
-
-def rename_duplicates(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
-    """Return the cascades, renamed if they share the name of a predictor or of an earlier cascade."""
-    names, renamed = set(taken), []
-    for entry in cascades:
-        name = entry.name
-        while name in names:
-            name = f"{name} (cascade)"
-        names.add(name)
-        renamed.append(replace(entry, name=name))
-    return renamed
 
 
 def write_evaluation(
