@@ -15,11 +15,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.config import Provenance, entry_point, make_recorder
 
 
 @entry_point("compare_backbones")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.fronts import Grid
+    from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
     from experiments.reporting.backbones import PAGE, BackboneFolders, report_backbones
     from experiments.tasks.base import SPLITS
@@ -40,15 +42,11 @@ def main(config: DictConfig) -> None:
         folders,
         task=task,
         output=output,
-        records=Path(paths.evaluations),
+        recorder=make_recorder(config),
         provenance=Provenance.of(config),
         batch_size=config.latency.batch_size,
-        allow_unrecorded=config.allow_unrecorded,
-        num_budgets=config.num_budgets,
-        num_prices=config.num_prices,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
-        bootstrap_seed=config.bootstrap_seed,
+        grid=Grid(config.num_budgets, config.num_prices),
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         banners=banners,
     )
     printed = map(str, tables if config.print_tables else tables[: len(comparison.measures)])

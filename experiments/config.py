@@ -32,6 +32,7 @@ from experiments.labels.devices import remember_visible, restore_visible
 from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
 
 if TYPE_CHECKING:
+    from experiments.labels.held_out import EvaluationRecorder
     from experiments.labels.records import WorkRecord
 
 # Errors of Optuna and SQLAlchemy: a full disk, a database of another user, no server, an unknown URL.
@@ -166,6 +167,16 @@ class Provenance:
             OmegaConf.to_yaml(config, resolve=True),
             f"{datetime.now():%Y-%m-%d %H:%M}",
         )
+
+
+def make_recorder(config: DictConfig) -> "EvaluationRecorder":
+    """Return what opens the test splits of the running command, after it has recorded the evaluation."""
+    from experiments.labels.held_out import EvaluationRecorder
+
+    provenance = Provenance.of(config)
+    return EvaluationRecorder(
+        Path(config.paths.evaluations), provenance.command, provenance.config, config.allow_unrecorded
+    )
 
 
 def format_given_command() -> str:

@@ -1,8 +1,8 @@
 """Evaluate trained predictors on the test split: fronts, intervals, a report.
 
-`evaluate_predictors` is the function behind the command: it reads labels and predictors, and writes
-`metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in `tables/` and its
-plots as PDF and SVG.
+`evaluate_predictors` and `write_evaluation` are the functions behind the command: they read labels and
+predictors, and write `metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in
+`tables/` and its plots as PDF and SVG.
 
 Examples:
     tokenscale evaluate  # the predictors that `tokenscale train` trained
@@ -18,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import Provenance, entry_point, is_sweep
+from experiments.config import Provenance, entry_point, is_sweep, make_recorder
 from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
+    from experiments.reporting.evaluation import EvaluationPlan
     from experiments.reporting.findings import Findings
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ def main(config: DictConfig) -> float:
 
 def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     """Evaluate the predictors of a configuration; return the findings and its validation metric."""
-    from experiments.evaluation.sensitive_groups import Deciding
     from experiments.labels.division import check_labels
-    from experiments.reporting.evaluation import evaluate_predictors
+    from experiments.reporting.evaluation import evaluate_predictors, write_evaluation
     from experiments.reporting.failures import FailuresLink, find_failures
+    from experiments.reporting.gallery import Gallery
     from experiments.reporting.views import find_configured_viewer
     from experiments.results.tracked import show_evaluation
     from experiments.training.configured import make_tracker, open_configured
@@ -50,48 +51,53 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     measure = VALIDATION_METRICS[config.optimized_metric]
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     trained, tracker = open_configured(config), make_tracker(config)
-    output = Path(HydraConfig.get().runtime.output_dir)
-    runs = (output.parent, Path(config.paths.outputs) / "runs")
-    failures = FailuresLink(
-        find_failures(runs, read_manifest(Path(config.paths.labels))["fingerprints"]),
-        output,
-        format_next(*_list_next(config)[:1], config=config).removeprefix("next: "),
-    )
-    findings = evaluate_predictors(
+    task = instantiate(config.task, _convert_="all")
+    evaluation = evaluate_predictors(
         trained,
         labels=Path(config.paths.labels),
+        task=task,
+        recorder=make_recorder(config),
+        plan=read_plan(config),
         latency=Path(config.paths.latency),
         batch_size=config.latency.batch_size,
-        task=instantiate(config.task, _convert_="all"),
-        output=output,
-        records=Path(config.paths.evaluations),
-        allow_unrecorded=config.allow_unrecorded,
+    )
+    output = Path(HydraConfig.get().runtime.output_dir)
+    runs = (output.parent, Path(config.paths.outputs) / "runs")
+    fingerprints = read_manifest(Path(config.paths.labels))["fingerprints"]
+    next_failures = format_next(*_list_next(config)[:1], config=config).removeprefix("next: ")
+    write_evaluation(
+        evaluation,
+        output,
         provenance=Provenance.of(config),
-        cascades=[instantiate(entry) for entry in config.get("cascades", {}).values()],
-        reference=config.reference,
-        num_budgets=config.num_budgets,
-        num_prices=config.num_prices,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
-        bootstrap_seed=config.bootstrap_seed,
-        alpha=config.guarantee.alpha,
-        delta=config.guarantee.delta,
-        joint=config.guarantee.joint,
-        most_questions=config.guarantee.most_questions,
-        num_resplits=config.guarantee.num_resplits,
-        deciding=Deciding(**config.sensitive),
-        tariff=instantiate(config.tariff, _convert_="all") if config.get("tariff") else None,
-        gallery=config.gallery,
-        seed=config.seed,
+        gallery=Gallery(task.image, config.gallery, config.seed),
         viewer=find_configured_viewer(config.backbone),
-        failures=failures,
+        failures=FailuresLink(find_failures(runs, fingerprints), output, next_failures),
     )
     if tracker is not None and is_sweep():
         log.info("a tracker shows no evaluation of a sweep, as a search must not read the test split")
     elif tracker is not None:
         settings: Any = OmegaConf.to_container(config, resolve=True)
         show_evaluation(tracker, output, name=config.predictor.name, configuration=settings)
-    return findings, measure(trained[0].record)
+    return evaluation.findings, measure(trained[0].record)
+
+
+def read_plan(config: DictConfig) -> "EvaluationPlan":
+    """Return what a configuration compares, and how."""
+    from experiments.evaluation.fronts import Grid
+    from experiments.evaluation.guarantee import GuaranteeTerms
+    from experiments.evaluation.sensitive_groups import Deciding
+    from experiments.evaluation.statistics import Bootstrap
+    from experiments.reporting.evaluation import EvaluationPlan
+
+    return EvaluationPlan(
+        cascades=[instantiate(entry) for entry in config.get("cascades", {}).values()],
+        reference=config.reference,
+        grid=Grid(config.num_budgets, config.num_prices),
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
+        guarantee=GuaranteeTerms(**config.guarantee),
+        deciding=Deciding(**config.sensitive),
+        tariff=instantiate(config.tariff, _convert_="all") if config.get("tariff") else None,
+    )
 
 
 def _list_next(config: DictConfig) -> tuple[str, ...]:

@@ -10,11 +10,10 @@ Examples:
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point, make_recorder
 
 
 @entry_point("export")
@@ -28,14 +27,7 @@ def main(config: DictConfig) -> None:
     )
     check_target(folder, config.overwrite)
     task = instantiate(config.task, _convert_="all") if config.images else None
-    exported = read_exported(
-        labels,
-        list(config.splits),
-        records=Path(config.paths.evaluations),
-        command=format_command("export", list(HydraConfig.get().overrides.task)),
-        configuration=OmegaConf.to_yaml(config, resolve=True),
-        allow_unrecorded=config.allow_unrecorded,
-    )
+    exported = read_exported(labels, list(config.splits), make_recorder(config))
     write_outcomes(exported, folder, matrices=config.matrices, images=task)
     write_card(exported, folder, licence=config.license, title=config.title, has_images=config.images)
     print(f"data set: {folder}")

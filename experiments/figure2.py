@@ -15,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.config import entry_point, make_recorder
 
 
 @entry_point("figure2")
@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
     for number, seed in enumerate(seeds):
         for variant in variants:
             train_variant(config, variant, seed, start, folder / variant.name / str(seed))
-        report(config, variants, seeds[: number + 1], folder)
+        report(config, variants, seeds[: number + 1], folder, make_recorder(config))
 
 
 if __name__ == "__main__":

@@ -18,36 +18,26 @@ Examples:
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point, make_recorder
 
 
 @entry_point("granularity")
 def main(config: DictConfig) -> None:
-    from experiments.evaluation.comparison import check_settings
     from experiments.evaluation.known_facts import check_margin
+    from experiments.evaluation.statistics import Bootstrap
     from experiments.reporting.granularity import report_granularity
 
-    check_settings(
-        num_budgets=1, num_prices=1, num_resamples=config.num_resamples, confidence=config.confidence
-    )
     check_margin(config.equivalence_margin)
     report_granularity(
         Path(config.paths.labels),
         Path(HydraConfig.get().runtime.output_dir),
         margin=config.margin,
         equivalence_margin=config.equivalence_margin,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
-        bootstrap_seed=config.bootstrap_seed,
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         seed=config.seed,
-        opening={
-            "records": Path(config.paths.evaluations),
-            "allow_unrecorded": config.allow_unrecorded,
-            "command": format_command("granularity", list(HydraConfig.get().overrides.task)),
-            "configuration": OmegaConf.to_yaml(config, resolve=True),
-        },
+        recorder=make_recorder(config),
     )
 
 

@@ -45,6 +45,7 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
     from experiments.labels.devices import take_devices
     from experiments.labels.division import check_labels
     from experiments.labels.engines import LocalEngine
+    from experiments.labels.folder import KeptInputs
     from experiments.labels.labelling import ShardSubset, label
     from experiments.tasks.sizes import check_task
 
@@ -57,10 +58,12 @@ def label_configured(config: DictConfig, needed: "Sequence[Split] | None" = None
         backbone=instantiate(config.backbone, _convert_="all"),
         folder=config.paths.labels,
         limit=config.limit,
-        feature_scales=config.feature_scales,
-        decoder_state=config.decoder_state,
-        thumbnail_size=config.thumbnail_size,
-        self_asking=config.self_asking_prompt if config.self_asking else None,
+        kept=KeptInputs(
+            None if config.feature_scales is None else tuple(config.feature_scales),
+            config.decoder_state,
+            config.thumbnail_size,
+            config.self_asking_prompt if config.self_asking else None,
+        ),
         shard_size=config.shard_size,
         images_per_batch=config.images_per_batch,
         num_workers=config.num_workers,

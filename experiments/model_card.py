@@ -13,10 +13,9 @@ Examples:
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command
+from experiments.config import entry_point, make_recorder
 
 
 @entry_point("model_card")
@@ -24,19 +23,8 @@ def main(config: DictConfig) -> None:
     from experiments.backbone.model_card import judge, render_card
     from m3_backbone.outcomes.shards import write_text
 
-    command = format_command("model_card", list(HydraConfig.get().overrides.task))
-    configuration = OmegaConf.to_yaml(config.labels, resolve=True)
-    tables = [
-        judge(
-            name,
-            Path(folder),
-            records=Path(config.paths.evaluations),
-            command=command,
-            configuration=configuration,
-            allow_unrecorded=config.allow_unrecorded,
-        )
-        for name, folder in config.labels.items()
-    ]
+    recorder = make_recorder(config)
+    tables = [judge(name, Path(folder), recorder) for name, folder in config.labels.items()]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
     write_text(path, render_card(tables, facts))

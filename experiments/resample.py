@@ -16,14 +16,13 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command, record_command
+from experiments.config import entry_point, format_command, make_recorder, record_command
 
 
 @entry_point("resample")
 def main(config: DictConfig) -> None:
-    from experiments.labels.held_out import open_test
     from experiments.labels.resampled import ResampledFolder
     from experiments.labels.resampling import Variation, resample_answers
     from experiments.reporting.findings import describe_record
@@ -34,13 +33,7 @@ def main(config: DictConfig) -> None:
     command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
     record = None
     if config.split == HELD_OUT:
-        split_labels, record = open_test(
-            labels,
-            records=Path(config.paths.evaluations),
-            command=command,
-            configuration=OmegaConf.to_yaml(config, resolve=True),
-            allow_unrecorded=config.allow_unrecorded,
-        )
+        split_labels, record = make_recorder(config).open_test(labels)
     else:
         split_labels = read_labels(labels, config.split)
     table = split_labels.outcomes

@@ -19,17 +19,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.config import Provenance, entry_point, make_recorder
 
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
+    from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
     from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
     from experiments.results.transfer import list_sources, transfer
     from experiments.tasks.base import SPLITS, Split
     from experiments.tasks.sizes import frame_banners
-    from experiments.training.configured import read_subset
+    from experiments.training.configured import read_settings
     from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
 
@@ -50,28 +51,20 @@ def main(config: DictConfig) -> None:
     }
     for folder, (_, splits) in needed.items():
         check_labels(folder, splits, allow_small=config.allow_small)
-    provenance = Provenance.of(config)
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
         sources=sources,
         targets=targets,
         labels=labels,
         num_recalibration=config.num_recalibration,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
+        settings=read_settings(config),
         leave_one_out=config.leave_one_out,
         native=config.native,
         split=config.split,
         outcomes_of=config.outcomes_of,
-        subset=read_subset(config),
         make_trainer=partial(instantiate, config.trainer),
-        calibrator=instantiate(config.get("calibrator")),
-        records=Path(config.paths.evaluations),
-        command=provenance.command,
-        configuration=provenance.config,
-        allow_unrecorded=config.allow_unrecorded,
-        num_resamples=config.num_resamples,
-        confidence=config.confidence,
+        recorder=make_recorder(config),
+        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
         allow_small=config.allow_small,
     )
     banners = [
@@ -85,7 +78,7 @@ def main(config: DictConfig) -> None:
         predictor=config.predictor.name,
         backbone=config.backbone.name,
         fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in targets},
-        provenance=provenance,
+        provenance=Provenance.of(config),
         banners=sorted(banners, key=lambda banner: not banner.is_loud),
         split=config.split,
     )

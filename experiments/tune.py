@@ -30,8 +30,9 @@ def main(config: DictConfig) -> float:
     from experiments.labels.division import check_labels
     from experiments.reporting.study import conclude
     from experiments.settings.check import check_settings
-    from experiments.training.configured import make_tracker, read_subset
+    from experiments.training.configured import make_tracker, read_settings
     from experiments.training.space import find_defaults, read_space
+    from experiments.training.study import SharedStudy
     from experiments.training.trainer import quiet_lightning
     from experiments.training.tuning import SEARCH_GROUPS, search
     from predictor.base import ScalePredictor
@@ -55,19 +56,18 @@ def main(config: DictConfig) -> float:
         make_predictor,
         space,
         labels=Path(config.paths.labels),
-        folder=folder,
-        name=config.study.name,
-        objectives=list(config.study.objectives),
+        worker=SharedStudy(
+            config.study.name,
+            folder,
+            objectives=list(config.study.objectives),
+            storage=config.study.storage,
+            sampler=instantiate(config.study.sampler),
+            pruner=instantiate(config.study.pruner),
+            heartbeat=config.study.heartbeat,
+            grace=config.study.grace,
+        ),
+        settings=read_settings(config),
         num_trials=config.study.num_trials,
-        storage=config.study.storage,
-        sampler=instantiate(config.study.sampler),
-        pruner=instantiate(config.study.pruner),
-        heartbeat=config.study.heartbeat,
-        grace=config.study.grace,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        tolerance=config.tolerance,
-        subset=read_subset(config),
         defaults=find_defaults(space, config),
         around=OmegaConf.to_container(config.predictor, resolve=True),
         make_trainer=partial(instantiate, config.trainer),

@@ -10,6 +10,7 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.metric_table import Bound
 from experiments.evaluation.metrics import METRICS
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.reporting.evaluation_tables import tabulate_merits
 from experiments.results.metrics_json import collect_measure, collect_metrics
 from experiments.results.resamples import collect_resamples, name_tensor
@@ -37,7 +38,7 @@ def test_each_is_one_function(page):
     )
     policy = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
     comparison, joules = (
-        compare_policies(calibration, test, [policy], num_resamples=20, **more)
+        compare_policies(calibration, test, [policy], **more, bootstrap=Bootstrap(20))
         for more in ({}, {"measure": page["count_joules"]({"informed": 0.5})})
     )
     result, metric = comparison.find("informed"), page["share_of_finest"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -21,9 +20,9 @@ from experiments.evaluation.needs import (
     pick_frequent,
     split_by_type,
 )
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.findings import describe_record
-from experiments.reporting.tables import escape_markdown
+from experiments.reporting.page import render_markdown
 from experiments.tasks.scoring import score
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.table import OutcomeTable
@@ -35,35 +34,18 @@ BLIND = "blind answerer"
 BLIND_SETTINGS = {"C": 10, "max_iter": 300}
 
 
-def judge(
-    name: str,
-    labels: Path,
-    *,
-    records: Path,
-    command: str,
-    configuration: str,
-    allow_unrecorded: bool = False,
-) -> dict[str, object]:
+def judge(name: str, labels: Path, recorder: EvaluationRecorder) -> dict[str, object]:
     """Return the content of the card for a task; the test evaluation is recorded first."""
     seen = [read_labels(labels, split) for split in SEEN]
     classifiers = ScaleClassifiers.fit(seen[0])
-    test, record = open_test(
-        labels,
-        records=records,
-        allow_unrecorded=allow_unrecorded,
-        command=command,
-        configuration=configuration,
-        predictors={**classifiers.digests, BLIND: digest_blind(seen)},
-    )
+    test, record = recorder.open_test(labels, {**classifiers.digests, BLIND: digest_blind(seen)})
     print(f"{name}: {describe_record(record)}")
     return tabulate(name, seen, test, classifiers)
 
 
 def render_card(tables: Sequence[Mapping[str, object]], facts: Mapping[str, str]) -> str:
     """Return the card as Markdown."""
-    environment = Environment(loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = escape_markdown
-    return environment.get_template("model_card.md").render(tables=tables, **facts)
+    return render_markdown("model_card.md", tables=tables, **facts)
 
 
 def tabulate(

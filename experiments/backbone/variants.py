@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.backbone.training import train_checkpoint
-from experiments.config import format_command
+from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.variants import Variant, VariantComparison, compare_variants
-from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.labels.folder import KeptInputs
+from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.labels.labelling import label
 from experiments.reporting.findings import describe_record
 from experiments.reporting.page import save_figure
@@ -88,7 +88,13 @@ def check_recipe(recipe: dict[str, Any], path: Path) -> None:
 
 
 @rank_zero_only
-def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
+def report(
+    config: DictConfig,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    folder: Path,
+    recorder: EvaluationRecorder,
+) -> None:
     """Answer the test pictures with every model, and write table, findings and plot."""
     task = instantiate(config.test, _convert_="all")
     folders = {
@@ -100,23 +106,14 @@ def report(config: DictConfig, variants: Sequence[Variant], seeds: Sequence[int]
         f"{name} {seed}": str(read_manifest(labels)["fingerprints"]["weights"])
         for (name, seed), labels in folders.items()
     }
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     tables: dict[tuple[str, int], OutcomeTable] = {}
     records: dict[tuple[str, int], EvaluationRecord] = {}
     for key, labels in folders.items():
-        test, record = open_test(
-            labels,
-            records=Path(config.paths.evaluations),
-            command=format_command("figure2", overrides),
-            configuration=OmegaConf.to_yaml(config),
-            predictors=models,
-            allow_unrecorded=config.allow_unrecorded,
-        )
+        test, record = recorder.open_test(labels, models)
         tables[key] = test.outcomes
         records[key] = record
-    comparison = compare_variants(
-        variants, tables, seeds, num_resamples=config.num_resamples, confidence=config.confidence
-    )
+    bootstrap = Bootstrap(config.num_resamples, config.confidence)
+    comparison = compare_variants(variants, tables, seeds, bootstrap)
     write_comparison(comparison, folder)
     print(describe_record(records[variants[0].name, seeds[0]]))
     print("", tabulate_variants(comparison), "", *write_findings(comparison), sep="\n")
@@ -133,7 +130,7 @@ def label_test(task: Task, folder: Path, num_images: int | None) -> Path:
         backbone=backbone,
         folder=folder / "labels",
         limit={"train": 0, "calibration": 0, "test": num_images},
-        feature_scales=(backbone.scales[0],),
+        kept=KeptInputs((backbone.scales[0],)),
         num_workers=0,
     )
     return folder / "labels"

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.evaluation.comparison import measure_table
-from experiments.evaluation.fronts import Floats
+from experiments.evaluation.fronts import Floats, Grid
 from experiments.evaluation.policies import Policy, PredictorPolicy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable
-from experiments.evaluation.statistics import resample
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.machine import describe_machine
 from experiments.reporting.tables import format_table
 
@@ -62,17 +62,13 @@ def measure(
             image,
             policies,
             overhead=dict.fromkeys(("keen", "dull"), 0.0),
-            num_budgets=num_budgets,
-            num_prices=num_prices,
+            grid=Grid(num_budgets, num_prices),
         )
 
     _, plain = _time(lambda: measure_table(prepare(policies[:1]), None, np.ones((1, num_images))))
     table = prepare(policies)
-    metrics, bands = _time(
-        lambda: resample(
-            partial(measure_table, table, "dull"), num_images, num_resamples=num_resamples, seed=seed
-        )
-    )
+    bootstrap = Bootstrap(num_resamples, seed=seed)
+    metrics, bands = _time(lambda: bootstrap.resample(partial(measure_table, table, "dull"), num_images))
     return {
         "num_samples": len(image),
         "num_images": num_images,

@@ -17,6 +17,7 @@ from PIL import Image
 
 from experiments.labels.block_labels import AnsweredSample, BlockLabels
 from experiments.labels.blocks import ImageSamples, Limits, iterate_images, read_image
+from experiments.labels.folder import KeptInputs
 from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer
 from m3_backbone.decoding.planning import FlopsPerToken, PlannedQuestion, PlannedWork, plan_work
@@ -182,7 +183,7 @@ def count_vision(backbone: ModelBackbone, size: tuple[int, int], scales: Sequenc
 def measure_rows(backbone: ModelBackbone, workload: Workload) -> float:
     """Return the bytes of a row of the outcome table on disk: rows of the sample with made-up numbers."""
     rng = np.random.default_rng(0)
-    labels = BlockLabels(backbone, ())
+    labels = BlockLabels(backbone, KeptInputs())
     for image in workload.sampled:
         costs = [backbone.num_visual_tokens(image.size, scale) for scale in backbone.scales]
         vision = [backbone.vision_flops(image.size, scale) for scale in backbone.scales]

@@ -6,7 +6,7 @@ with and without a choice of scales. At each budget, scores of two backbones are
 resamples of images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,23 +16,20 @@ import numpy as np
 from experiments.evaluation.comparison import tabulate_policies
 from experiments.evaluation.costs import CostMeasure, TimingMeans
 from experiments.evaluation.curves import Curve, average
-from experiments.evaluation.fronts import Floats, find_smallest_right
+from experiments.evaluation.fronts import Floats, Grid, find_smallest_right
 from experiments.evaluation.metric_table import Bound, Predictor
 from experiments.evaluation.noise_free import NOISE_FREE, OraclePoints, list_expected_scores
 from experiments.evaluation.policies import Policy
 from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.statistics import (
+    Bootstrap,
     Bootstrapped,
     Estimate,
     adjust_p_values,
     number_images,
-    resample,
 )
 from experiments.labels.resampled import Resampled
 from m3_backbone.outcomes.table import OutcomeTable
-
-# `statistics.resample` with a number of resamples and a seed.
-Resampler = Callable[..., dict[Any, Bootstrapped]]
 
 
 @dataclass(frozen=True)
@@ -159,18 +156,13 @@ class BackboneComparison:
     skipped: Sequence[str]
     num_samples: int
     num_images: int
-    num_resamples: int
-    confidence: float
+    bootstrap: Bootstrap
 
 
 def compare_backbones(
     backbones: Sequence[BackboneSamples],
-    *,
-    num_budgets: int = 49,
-    num_prices: int = 128,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    grid: Grid,
+    bootstrap: Bootstrap,
 ) -> BackboneComparison:
     """Compare backbones in every cost measure that all of them have; the first one is the reference.
 
@@ -178,7 +170,7 @@ def compare_backbones(
     equal names, and for samples that differ.
     """
     check_samples(backbones)
-    bootstrap = partial(resample, num_resamples=num_resamples, seed=seed)
+    confidence = bootstrap.confidence
     measures, skipped = [], []
     for measure in backbones[0].measures:
         own = [_find_measure(backbone, measure.key) for backbone in backbones]
@@ -186,7 +178,7 @@ def compare_backbones(
             skipped.append(f"{measure.unit}: not known for every backbone")
             continue
         tables = [
-            _MeasuredBackbone(backbone, candidate, num_budgets=num_budgets, num_prices=num_prices)
+            _MeasuredBackbone(backbone, candidate, grid)
             for backbone, candidate in zip(backbones, own, strict=True)
             if candidate is not None
         ]
@@ -195,9 +187,11 @@ def compare_backbones(
         if low >= high:
             skipped.append(f"{measure.unit}: the costs of the backbones do not overlap")
             continue
-        budgets = np.geomspace(low, high, num_budgets)
+        budgets = np.geomspace(low, high, grid.num_budgets)
         measured = [table.resample(budgets, bootstrap) for table in tables]
-        joint = _measure_joint(backbones[0].test.image_id, tables, measured, budgets, num_prices, bootstrap)
+        joint = _measure_joint(
+            backbones[0].test.image_id, tables, measured, budgets, grid.num_prices, bootstrap
+        )
         fronts = [table.describe(scores, confidence) for table, scores in zip(tables, measured, strict=True)]
         measures.append(
             MatchedCosts(
@@ -224,8 +218,7 @@ def compare_backbones(
         skipped=skipped,
         num_samples=len(first),
         num_images=int(number_images(first.image_id).max()) + 1,
-        num_resamples=num_resamples,
-        confidence=confidence,
+        bootstrap=bootstrap,
     )
 
 
@@ -250,18 +243,11 @@ def _find_measure(backbone: BackboneSamples, key: str) -> CostMeasure | None:
 class _MeasuredBackbone:
     """One backbone in one cost measure: its policy table, and its noise-free oracles."""
 
-    def __init__(
-        self, backbone: BackboneSamples, measure: CostMeasure, *, num_budgets: int, num_prices: int
-    ) -> None:
+    def __init__(self, backbone: BackboneSamples, measure: CostMeasure, grid: Grid) -> None:
         self._measure, test = measure, backbone.test
         self.name, self.scales = backbone.name, test.scales
         self.table: PolicyTable = tabulate_policies(
-            backbone.calibration,
-            test,
-            backbone.policies,
-            measure,
-            num_budgets=num_budgets,
-            num_prices=num_prices,
+            backbone.calibration, test, backbone.policies, measure, grid
         )
         self.cost = self.table.test.cost
         # Sampled answers may cover a part of the samples only, which another backbone may lack.
@@ -276,7 +262,7 @@ class _MeasuredBackbone:
                 expected.estimates,
                 expected.score,
                 test.image_id,
-                num_prices=num_prices,
+                num_prices=grid.num_prices,
                 is_timed=measure.timings is not None,
             )
             for chooser, expected in self.expected.items()
@@ -304,7 +290,7 @@ class _MeasuredBackbone:
             lines[chooser] = points.measure(weights, milliseconds)[1]
         return fixed, lines
 
-    def resample(self, budgets: Floats, bootstrap: Resampler) -> Mapping[Chooser, Bootstrapped]:
+    def resample(self, budgets: Floats, bootstrap: Bootstrap) -> Mapping[Chooser, Bootstrapped]:
         """Return the scores of every chooser at `budgets`, and of the fixed scales, on the resamples."""
 
         def measure(weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[Chooser, Floats]:
@@ -315,7 +301,7 @@ class _MeasuredBackbone:
             }
             return {**scores, Bound.FIXED: fixed[1]}
 
-        return bootstrap(measure, self.table.num_images, timings=self._measure.timings)
+        return bootstrap.resample(measure, self.table.num_images, self._measure.timings)
 
     def describe(self, scores: Mapping[Chooser, Bootstrapped], confidence: float) -> BackboneFronts:
         """Return the fronts of this backbone, given its resampled scores."""
@@ -400,7 +386,7 @@ def _measure_joint(
     measured: Sequence[Mapping[Chooser, Bootstrapped]],
     budgets: Floats,
     num_prices: int,
-    bootstrap: Resampler,
+    bootstrap: Bootstrap,
 ) -> dict[Chooser, tuple[Bootstrapped, Bootstrapped]]:
     """Return mean and gain of each joint oracle; costs in milliseconds are means, held fixed."""
     cost = np.concatenate([table.cost for table in tables], axis=1)
@@ -425,7 +411,7 @@ def _measure_joint(
             num_prices=num_prices,
             is_timed=False,
         )
-        resampled = bootstrap(partial(_score_at, points, budgets, chooser), points.num_images)
+        resampled = bootstrap.resample(partial(_score_at, points, budgets, chooser), points.num_images)
         mean = _average(resampled[chooser])
         single = [_average(entry[chooser]) for entry in measured]
         best = Bootstrapped(
@@ -445,7 +431,7 @@ def _score_at(
     return {chooser: Curve.of(*line).at(np.repeat(budgets[None], len(weights), axis=0))}
 
 
-def _share_answered(backbones: Sequence[BackboneSamples], bootstrap: Resampler) -> dict[str, Bootstrapped]:
+def _share_answered(backbones: Sequence[BackboneSamples], bootstrap: Bootstrap) -> dict[str, Bootstrapped]:
     """Return the shares of samples that all, none or only one of the backbones answers at some scale."""
     answered = np.stack([find_smallest_right(backbone.test.score) >= 0 for backbone in backbones], axis=1)
     groups: dict[str, Any] = {"all": answered.all(axis=1), "none": ~answered.any(axis=1)}
@@ -459,4 +445,4 @@ def _share_answered(backbones: Sequence[BackboneSamples], bootstrap: Resampler) 
         total = weights @ counts
         return {name: (weights @ per_image) / total for name, per_image in sums.items()}
 
-    return bootstrap(measure, len(counts))
+    return bootstrap.resample(measure, len(counts))

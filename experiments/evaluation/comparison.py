@@ -17,6 +17,7 @@ from experiments.evaluation.fronts import (
     CalibratedPolicy,
     Columns,
     Floats,
+    Grid,
     find_smallest_right,
     raise_budgets,
 )
@@ -50,14 +51,11 @@ from experiments.evaluation.policies import Paths, Policy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable
 from experiments.evaluation.reachable import ReachableGap
 from experiments.evaluation.statistics import (
+    Bootstrap,
     Bootstrapped,
     Estimate,
-    Measure,
     adjust_p_values,
-    bootstrap,
-    check_confidence,
     number_images,
-    resample,
 )
 from experiments.labels.resampled import Resampled
 from m3_backbone.outcomes.table import OutcomeTable
@@ -188,9 +186,7 @@ class Comparison:
     num_samples: int
     num_images: int
     num_calibration_samples: int
-    confidence: float
-    num_resamples: int
-    bootstrap_seed: int
+    bootstrap: Bootstrap
     budgets: Floats
     best_fixed: int
     mix: Columns
@@ -201,6 +197,11 @@ class Comparison:
     policies: Sequence[PolicyResult]
     reference: str | None
     metrics: MetricTable
+
+    @property
+    def confidence(self) -> float:
+        """Coverage of the intervals."""
+        return self.bootstrap.confidence
 
     @property
     def fixed_cost(self) -> Estimate:
@@ -252,16 +253,6 @@ class Comparison:
         """Return the result of the policy of that name."""
         return next(result for result in self.policies if result.name == name)
 
-    def bootstrap(self, measure: Measure[Any], num_images: int) -> dict[Any, Estimate]:
-        """Return metrics with intervals as of this comparison: the same resamples of the same images."""
-        return bootstrap(
-            measure,
-            num_images,
-            num_resamples=self.num_resamples,
-            seed=self.bootstrap_seed,
-            confidence=self.confidence,
-        )
-
     def list_positions(self, number: int) -> list[int]:
         """Return the positions of `number` evenly spaced budgets inside the range, for tables."""
         return [round(i * (len(self.budgets) - 1) / (number + 1)) for i in range(1, number + 1)]
@@ -275,47 +266,34 @@ def compare_policies(
     measure: CostMeasure = TOKENS,
     resampled: Resampled | None = None,
     reference: str | None = "question_only",
-    num_budgets: int = 49,
-    num_prices: int = 128,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    grid: Grid = Grid(),
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> Comparison:
     """Compare policies on the test samples; the first policy is the main one.
 
     `reference` names the policy that the others are compared with; it is ignored if no policy has that name.
-    At most `num_prices` prices are traced. Costs and budgets are in `measure`. `resampled` holds scores of
-    sampled answers, for a noise-free oracle. `seed` is that of the bootstrap: on the same test samples, equal
-    seeds give the same resamples for all policies and cost measures. If the cost measure has timings, the
-    timed images are resampled too. Raises ValueError if an image is in both splits, a split is empty, there
-    is no policy, or two policies share a name.
+    Costs and the budgets of `grid` are in `measure`. `resampled` holds scores of sampled answers, for a
+    noise-free oracle. All policies and cost measures have the same resamples of the test samples. If the cost
+    measure has timings, the timed images are resampled too. Raises ValueError if an image is in both splits,
+    a split is empty, there is no policy, or two policies share a name.
     """
-    check_settings(
-        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
-    )
     check_names([policy.name for policy in policies])
     for split, outcomes in (("calibration", calibration), ("test", test)):
         if not len(outcomes):
             raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
     if shared := set(calibration.image_id) & set(test.image_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
-    table = tabulate_policies(
-        calibration, test, policies, measure, num_budgets=num_budgets, num_prices=num_prices
-    )
+    table = tabulate_policies(calibration, test, policies, measure, grid)
     reachable = ReachableGap.list_all(
-        table, test, resampled, num_prices=num_prices, is_timed=measure.timings is not None
+        table, test, resampled, num_prices=grid.num_prices, is_timed=measure.timings is not None
     )
     if reference is not None and reference not in table.policies:
         log.info("no policy is called %r: there is no reference to compare with", reference)
         reference = None
-    bootstrapped = resample(
-        partial(measure_table, table, reference, reachable=reachable),
-        table.num_images,
-        num_resamples=num_resamples,
-        seed=seed,
-        timings=measure.timings,
+    bootstrapped = bootstrap.resample(
+        partial(measure_table, table, reference, reachable=reachable), table.num_images, measure.timings
     )
-    metrics = MetricTable.from_bootstrap(bootstrapped, confidence)
+    metrics = MetricTable.from_bootstrap(bootstrapped, bootstrap.confidence)
     differences = _test_differences(list_pairs(table), bootstrapped, metrics)
     del bootstrapped
     fixed_cost, fixed_score = (
@@ -327,24 +305,14 @@ def compare_policies(
         num_samples=len(test),
         num_images=table.num_images,
         num_calibration_samples=len(calibration),
-        confidence=confidence,
-        num_resamples=num_resamples,
-        bootstrap_seed=seed,
+        bootstrap=bootstrap,
         budgets=table.budgets,
         best_fixed=table.best_fixed,
         mix=upper_hull(fixed_cost, fixed_score),
         coinciding=table.test.repeats.mean(axis=0),
         oracle=table.oracle,
         noise_free=list_noise_free(
-            test,
-            table.test.cost,
-            resampled,
-            num_budgets=num_budgets,
-            num_prices=num_prices,
-            num_resamples=num_resamples,
-            confidence=confidence,
-            seed=seed,
-            timings=measure.timings,
+            test, table.test.cost, resampled, grid=grid, bootstrap=bootstrap, timings=measure.timings
         ),
         differences=differences,
         policies=[_describe(name, table, metrics) for name in table.policies],
@@ -358,9 +326,7 @@ def tabulate_policies(
     test: OutcomeTable,
     policies: Sequence[Policy],
     measure: CostMeasure,
-    *,
-    num_budgets: int,
-    num_prices: int,
+    grid: Grid,
 ) -> PolicyTable:
     """Return the policy table of these samples, with the costs that each policy pays in `measure`."""
     return PolicyTable(
@@ -369,8 +335,7 @@ def tabulate_policies(
         number_images(test.image_id),
         policies,
         overhead={policy.name: measure.overhead_of(policy.name) for policy in policies},
-        num_budgets=num_budgets,
-        num_prices=num_prices,
+        grid=grid,
         own_costs={
             policy.name: (
                 ScoredSamples.of(calibration, measure, policy.name),
@@ -381,15 +346,6 @@ def tabulate_policies(
         },
         timed=measure.timings is not None,
     )
-
-
-def check_settings(*, num_budgets: int, num_prices: int, num_resamples: int, confidence: float) -> None:
-    """Raise ValueError for counts below 1 and for a confidence outside (0, 1)."""
-    check_confidence(confidence)
-    counts = {"num_budgets": num_budgets, "num_prices": num_prices, "num_resamples": num_resamples}
-    for name, number in counts.items():
-        if number < 1:
-            raise ValueError(f"{name} is at least 1, got {number}")
 
 
 def check_names(names: Sequence[str]) -> None:

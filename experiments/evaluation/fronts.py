@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from predictor.policy.front import Floats, Front, choose, find_unit, sweep, upper_hull
-from predictor.policy.switches import Switches, find_switches
+from predictor.policy.front import Floats, Front, upper_hull
+from predictor.policy.switches import Switches
 
 Columns = NDArray[np.int64]
 # The scale that an oracle is charged for on samples that no scale answers.
@@ -24,6 +24,22 @@ ORACLES: dict[Convention, str] = {
 
 # Relative tolerance for rounding: mean costs are sums divided by counts.
 _ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Number of log-spaced budgets, and largest number of prices on a front.
+
+    Raises ValueError for numbers below 1.
+    """
+
+    num_budgets: int = 49
+    num_prices: int = 128
+
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if number < 1:
+                raise ValueError(f"{name} is at least 1, got {number}")
 
 
 def raise_budgets(budgets: ArrayLike, fixed_cost: ArrayLike) -> Floats:
@@ -63,16 +79,6 @@ def choose_as_oracle(score: ArrayLike, cost: ArrayLike, failures: Convention) ->
     return np.where(smallest >= 0, smallest, charged)
 
 
-def find_budgeted_oracle(cost: ArrayLike, score: ArrayLike) -> Front:
-    """Return the front of the highest mean scores that any choice of scales reaches: an exact bound.
-
-    The points of each sample have an upper concave envelope. Spending first on the steepest segment over all
-    samples is optimal for a concave separable problem (marginal analysis, Fox 1966), which is what a policy
-    does whose estimates are the scores. Between two points of the front one sample chooses at random.
-    """
-    return sweep(score, cost, score)
-
-
 def trace_prices(switches: Switches, cost: Floats, *, unit: float, num_prices: int) -> Floats:
     """Return ascending prices, at most `num_prices`, at which a policy's choices on these samples change.
 
@@ -110,27 +116,10 @@ class CalibratedPolicy:
     unit: float
 
     @classmethod
-    def from_calibration(
-        cls, estimates: ArrayLike, cost: ArrayLike, score: ArrayLike, *, num_prices: int = 128
-    ) -> "CalibratedPolicy":
-        """Choose the operating points from estimates, costs and scores, each `[num_samples, num_scales]`."""
-        costs = np.asarray(cost, dtype=np.float64)
-        unit = find_unit(costs)
-        switches = find_switches(np.asarray(estimates, dtype=np.float64), costs)
-        prices = trace_prices(switches, costs, unit=unit, num_prices=num_prices)
-        return cls.from_front(sweep(estimates, cost, score, prices, unit=unit), unit)
-
-    @classmethod
     def from_front(cls, front: Front, unit: float) -> "CalibratedPolicy":
         """Choose the operating points among those that were traced on calibration samples."""
         hull = upper_hull(front.cost, front.score)
         return cls(front.price[hull], front.cost[hull], front.score[hull], unit)
-
-    def choose(self, estimates: ArrayLike, cost: ArrayLike) -> NDArray[np.int8]:
-        """Return the choices for any samples at every operating point, `[num_points, num_samples]`."""
-        return np.stack([choose(estimates, cost, price, unit=self.unit) for price in self.price]).astype(
-            np.int8
-        )
 
     def plan(self, budgets: ArrayLike) -> Floats:
         """Return the probability of each operating point under each budget, `[num_budgets, num_points]`.

@@ -26,7 +26,7 @@ from scipy.stats import binomtest
 
 from experiments.evaluation.betting import certify, find_num_needed
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.statistics import Estimate, number_images, resample
+from experiments.evaluation.statistics import Bootstrap, Estimate, number_images
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.policy.front import choose, choose_at_prices
@@ -141,6 +141,22 @@ class CheckedGuarantee:
     guarantee: Guarantee
     realized: RealizedLoss
     check: ResplitCheck | None = None
+
+
+@dataclass(frozen=True)
+class GuaranteeTerms:
+    """What is guaranteed, and how it is checked: settings `guarantee` of `evaluate`.
+
+    With probability 1 - `delta`, the mean score is at most `alpha` below that of the finest scale; with
+    `joint`, this holds for all predictors together. One image counts for at most `most_questions` questions;
+    None: the largest number on calibration. `num_resplits` samples of the test images check it; 0: none.
+    """
+
+    alpha: float = 0.02
+    delta: float = 0.1
+    joint: bool = False
+    most_questions: int | None = None
+    num_resplits: int = 1000
 
 
 def find_nominal_unit(scales: tuple[int, ...]) -> float:
@@ -268,37 +284,21 @@ def _count_to_first_failure(passed: NDArray[np.bool_]) -> int:
 
 
 def apply_guarantee(
-    guarantee: Guarantee,
-    estimates: ArrayLike,
-    test: OutcomeTable,
-    *,
-    num_resamples: int,
-    confidence: float,
-    seed: int,
+    guarantee: Guarantee, estimates: ArrayLike, test: OutcomeTable, bootstrap: Bootstrap
 ) -> RealizedLoss:
     """Return tokens and drop on the test samples at the certified price, or else at the finest scale."""
     if guarantee.price is None:
         choice = np.full(len(test), len(test.scales) - 1)
     else:
         choice = choose(estimates, test.visual_tokens, guarantee.price, unit=guarantee.unit)
-    return measure_loss(
-        choice,
-        test,
-        guarantee.most_questions,
-        num_resamples=num_resamples,
-        confidence=confidence,
-        seed=seed,
-    )
+    return measure_loss(choice, test, guarantee.most_questions, bootstrap)
 
 
 def measure_loss(
     choice: NDArray[np.integer],
     test: OutcomeTable,
     most_questions: int | None,
-    *,
-    num_resamples: int,
-    confidence: float,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> RealizedLoss:
     """Return tokens and drop on samples of which `choice` `[num_samples]` are the columns of the scales."""
     sums = ImageSums.of_choices(choice[None], test, most_questions)
@@ -311,9 +311,9 @@ def measure_loss(
             "drop": image_weights @ sums.drops[0] / num_questions,
         }
 
-    bootstrapped = resample(measure, len(sums.counts), num_resamples=num_resamples, seed=seed)
-    cost, drop = (bootstrapped[metric].estimate(confidence) for metric in ("cost", "drop"))
-    return RealizedLoss(cost, drop, bootstrapped["drop"].resamples, confidence, sums.num_large)
+    resampled = bootstrap.resample(measure, len(sums.counts))
+    cost, drop = (resampled[metric].estimate(bootstrap.confidence) for metric in ("cost", "drop"))
+    return RealizedLoss(cost, drop, resampled["drop"].resamples, bootstrap.confidence, sums.num_large)
 
 
 def check_guarantee(

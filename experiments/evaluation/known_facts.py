@@ -30,7 +30,7 @@ from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metric_table import Key, Metric
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.policies import PredictorPolicy
-from experiments.evaluation.statistics import Bootstrapped, Estimate, adjust_p_values
+from experiments.evaluation.statistics import Bootstrap, Bootstrapped, Estimate, adjust_p_values
 from experiments.tasks.sizes import allows_interval
 from m3_backbone.outcomes.labels import Labels, VisualTokens
 from m3_backbone.outcomes.table import OutcomeTable
@@ -277,10 +277,7 @@ def compare_known(
     regressions: ScoreRegressions,
     calibration: Labels,
     test: Labels,
-    *,
-    num_resamples: int,
-    confidence: float,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> Comparison:
     """Compare policies that use different features: prices from calibration, metrics from test samples.
 
@@ -293,9 +290,7 @@ def compare_known(
         test.outcomes,
         [PredictorPolicy(name, on_calibration[name], on_test[name]) for name in names],
         reference=None,
-        num_resamples=num_resamples,
-        confidence=confidence,
-        seed=seed,
+        bootstrap=bootstrap,
     )
     if not comparison.oracle_gap.value > 0:
         raise UnusableSamples(

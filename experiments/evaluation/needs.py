@@ -141,14 +141,14 @@ def pick_frequent(counts: Mapping[str, int], most: int = MOST_SHOWN) -> list[str
     return [name for name in counts if name in frequent]
 
 
-def describe_left_out(num_types: int, rest: str = "", most: int = MOST_SHOWN) -> str:
+def describe_left_out(num_types: int, rest: str = "") -> str:
     """Return a sentence that says how many question types are shown; empty if all are.
 
     `rest` is a clause that says where to find the others.
     """
-    if num_types <= most:
+    if num_types <= MOST_SHOWN:
         return ""
-    return f"The {most} most frequent of {num_types:,} question types are shown{rest and f'; {rest}'}."
+    return f"The {MOST_SHOWN} most frequent of {num_types:,} question types are shown{rest and f'; {rest}'}."
 
 
 def name_total(label: str, types: Iterable[str]) -> str:

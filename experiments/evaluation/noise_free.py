@@ -21,12 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.evaluation.costs import TimingMeans, Timings
 from experiments.evaluation.curves import Curve, average
-from experiments.evaluation.fronts import Floats, raise_budgets, trace_prices
+from experiments.evaluation.fronts import Floats, Grid, raise_budgets, trace_prices
 from experiments.evaluation.metric_table import Bound
 from experiments.evaluation.policies import Paths
 from experiments.evaluation.policy_table import PolicyMeans
 from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.statistics import Bootstrap, Estimate, number_images
 from experiments.labels.resampled import Resampled
 from m3_backbone.ladder import find_coarsest
 from m3_backbone.outcomes.table import OutcomeTable
@@ -136,11 +136,8 @@ def measure_noise_free(
     score: ArrayLike,
     image_id: ArrayLike,
     *,
-    num_budgets: int = 49,
-    num_prices: int = 128,
-    num_resamples: int,
-    confidence: float = 0.95,
-    seed: int = 0,
+    grid: Grid = Grid(),
+    bootstrap: Bootstrap = Bootstrap(),
     timings: Timings | None = None,
 ) -> NoiseFreeOracle:
     """Return the oracle that chooses by `estimates` and is scored by `score`.
@@ -151,9 +148,9 @@ def measure_noise_free(
     whose means the costs are, if costs are measured times.
     """
     points = OraclePoints(
-        cost, estimates, score, image_id, num_prices=num_prices, is_timed=timings is not None
+        cost, estimates, score, image_id, num_prices=grid.num_prices, is_timed=timings is not None
     )
-    budgets = space_budgets(points.cost, num_budgets)
+    budgets = space_budgets(points.cost, grid.num_budgets)
 
     def measure(weights: np.ndarray, milliseconds: TimingMeans | None = None) -> dict[str, Floats]:
         (fixed_cost, fixed_score), (cost, score) = points.measure(weights, milliseconds)
@@ -167,14 +164,7 @@ def measure_noise_free(
             "gap": average(gap),
         }
 
-    estimates_by_name = bootstrap(
-        measure,
-        points.num_images,
-        num_resamples=num_resamples,
-        seed=seed,
-        confidence=confidence,
-        timings=timings,
-    )
+    estimates_by_name = bootstrap.estimate(measure, points.num_images, timings)
     return NoiseFreeOracle(**estimates_by_name, num_samples=len(points.cost), num_runs=points.num_runs)
 
 

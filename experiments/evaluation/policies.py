@@ -9,7 +9,7 @@ policy receives only what is known without references (`PolicyInputs`), so it ca
 take scores and are in `fronts`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args
@@ -320,3 +320,25 @@ class CascadeEntry:
         """Return the policy, given the estimates of all predictors on (calibration, test)."""
         starts = estimates[self.predictor] if self.predictor else None
         return CascadePolicy(self.name, self.fit, starts, self.signal)
+
+
+def check_starts(cascades: Sequence[CascadeEntry], predictors: Collection[str]) -> None:
+    """Raise ValueError if a cascade starts from a predictor that is not compared."""
+    for entry in cascades:
+        if entry.predictor not in (None, *predictors):
+            raise ValueError(
+                f"{entry.name} starts from {entry.predictor!r}, which is not among the compared predictors: "
+                f"{', '.join(predictors)}"
+            )
+
+
+def rename_duplicates(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
+    """Return the cascades, renamed if they share the name of a predictor or of an earlier cascade."""
+    names, renamed = set(taken), []
+    for entry in cascades:
+        name = entry.name
+        while name in names:
+            name = f"{name} (cascade)"
+        names.add(name)
+        renamed.append(replace(entry, name=name))
+    return renamed

@@ -28,6 +28,7 @@ from experiments.evaluation.fronts import (
     CalibratedPolicy,
     Columns,
     Floats,
+    Grid,
     choose_by_rule,
     find_smallest_right,
     trace_prices,
@@ -251,14 +252,13 @@ class PolicyTable:
         policies: Sequence[Policy],
         *,
         overhead: Mapping[str, float],
-        num_budgets: int,
-        num_prices: int,
+        grid: Grid,
         own_costs: Mapping[str, tuple[ScoredSamples, ScoredSamples]] | None = None,
         timed: bool = False,
     ) -> None:
         self.test = test
         # The highest overhead is included, so that every policy can meet these budgets.
-        self.budgets = space_budgets(calibration.cost + max(overhead.values(), default=0.0), num_budgets)
+        self.budgets = space_budgets(calibration.cost + max(overhead.values(), default=0.0), grid.num_budgets)
         self.best_fixed = int(calibration.score.mean(axis=0).argmax())
         self.baselines = {FINEST: test.cost.shape[1] - 1, BEST_FIXED: self.best_fixed}
         self.means = PolicyMeans(image, timed=timed, repeats=test.repeats)
@@ -266,7 +266,7 @@ class PolicyTable:
 
         def prepare(policy: Policy) -> PolicyPoints:
             samples = (own_costs or {}).get(policy.name, (calibration, test))
-            decisions = policy.decide(samples[0], samples[1].inputs, num_prices)
+            decisions = policy.decide(samples[0], samples[1].inputs, grid.num_prices)
             points = PolicyPoints.from_decisions(
                 decisions, *samples, self.budgets, overhead[policy.name], self.baselines
             )
@@ -275,7 +275,7 @@ class PolicyTable:
 
         # NumPy releases the interpreter lock for most of this; two threads limit the memory.
         with ThreadPoolExecutor(max_workers=2) as pool:
-            oracle = pool.submit(self._add_bounds, num_prices)
+            oracle = pool.submit(self._add_bounds, grid.num_prices)
             prepared = list(pool.map(prepare, policies))
             self.oracle = oracle.result()
         self.policies = {policy.name: points for policy, points in zip(policies, prepared, strict=True)}

@@ -77,9 +77,6 @@ class Deciding:
     only: Group | None = None
 
 
-BY_SAMPLED = Deciding()
-
-
 @dataclass(frozen=True, eq=False)
 class _Answers:
     """Mean scores `[num_rows, num_scales]` of deciding answers to the test samples `rows`."""

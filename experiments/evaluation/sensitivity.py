@@ -95,7 +95,7 @@ def divide_by_sensitivity(
             measured[policy.name, "to finest"] = measured[policy.name, "score"] - finest
         return measured
 
-    estimates = comparison.bootstrap(measure, len(counts))
+    estimates = comparison.bootstrap.estimate(measure, len(counts))
     names = [policy.name for policy in comparison.policies]
     return SensitiveSplit(
         membership,

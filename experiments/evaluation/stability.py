@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from experiments.evaluation.fronts import Columns, Floats
 from experiments.evaluation.schedules import ImageMeans
-from experiments.evaluation.statistics import Estimate, bootstrap, number_images
+from experiments.evaluation.statistics import Bootstrap, Estimate, number_images
 from m3_backbone.outcomes.table import OutcomeTable
 
 
@@ -61,10 +61,7 @@ def measure_stability(
     changed: OutcomeTable,
     choices: tuple[Columns, Columns],
     rows: NDArray[np.int64],
-    *,
-    num_resamples: int,
-    confidence: float,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> Stability:
     """Measure the stability of the `choices` (columns of scales) on the original and the changed version.
 
@@ -86,11 +83,5 @@ def measure_stability(
     ).astype(np.float64)
     means = ImageMeans(number_images(changed.image_id))
     means.add_columns("all", columns)
-    estimates = bootstrap(
-        lambda weights: {"all": means(weights)["all"][0]},
-        means.num_images,
-        num_resamples=num_resamples,
-        seed=seed,
-        confidence=confidence,
-    )["all"]
+    estimates = bootstrap.estimate(lambda weights: {"all": means(weights)["all"][0]}, means.num_images)["all"]
     return Stability(len(rows), means.num_images, *(estimates[column] for column in range(6)))

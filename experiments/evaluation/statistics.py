@@ -3,7 +3,7 @@
 Questions about one image are not independent, so images are resampled, not questions. All policies use the
 same resamples, so that common noise cancels in their differences. Labels, predictors and prices are held
 fixed: an interval covers test images, not training runs. If several seeds were trained, `combine_seeds`
-resamples the seeds too. If costs are measured in milliseconds, `resample` also resamples the timed images,
+resamples the seeds too. If costs are measured in milliseconds, the timed images are resampled too,
 independently of the test images. Fewer than 8 images (`tasks.sizes`) give no interval: with two images that
 were both answered correctly it would be [100, 100].
 """
@@ -24,7 +24,7 @@ from experiments.tasks.sizes import allows_interval
 from predictor.policy.front import Floats
 
 Key = TypeVar("Key", bound=Hashable)
-# Returns metrics, given weights of the images and, if `resample` has timings, mean milliseconds.
+# Returns metrics, given weights of the images and, if a bootstrap has timings, mean milliseconds.
 Measure = Callable[..., Mapping[Key, Floats]]
 
 # Limits on memory, which do not change results: resamples measured together, bytes of their weights, and
@@ -46,12 +46,6 @@ class Estimate:
 
     def __getitem__(self, index: Any) -> "Estimate":
         return Estimate(self.value[index], self.low[index], self.high[index])
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise ValueError unless `confidence` lies in (0, 1)."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"an interval needs confidence in (0, 1): {confidence}")
 
 
 def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
@@ -105,7 +99,7 @@ class Bootstrapped:
             none = np.full_like(self.value, np.nan, dtype=np.float64)
             return Estimate(np.where(self.exists, self.value, np.nan), none, none)
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-        # Resamples on the last axis, as `resample` stores those of one metric contiguously.
+        # Resamples on the last axis, as `Bootstrap` stores those of one metric contiguously.
         resamples = np.moveaxis(self.resamples, 0, -1)
         if not np.isnan(self.resamples).any() and not np.isnan(self.value).any():
             return Estimate(self.value, *np.quantile(resamples, tails, axis=-1))
@@ -138,37 +132,60 @@ class Bootstrapped:
         return min(1.0, 2 / (len(self.resamples) + 1))
 
 
-def resample(
-    measure: Measure[Key], num_images: int, *, num_resamples: int, seed: int, timings: Timings | None = None
-) -> dict[Key, Bootstrapped]:
-    """Return every metric of `measure` on the samples and on resamples of their images.
+@dataclass(frozen=True)
+class Bootstrap:
+    """How images are resampled: equal values give the same resamples of the same images.
 
-    `measure` takes weights of the images `[num_resamples, num_images]` and returns metrics whose first
-    dimension is `num_resamples`; weights of 1 give the metric on the samples. With `timings` it also takes
-    mean milliseconds under as many resamples of the timed images. These use separate random numbers, so the
-    resamples of images are the same with and without timings. With too few images there is no interval
-    (`allows_interval`). Raises ValueError if `num_resamples` is below 1.
+    `confidence` is the coverage of the intervals. Raises ValueError if there is no resample, or if
+    `confidence` lies outside (0, 1).
     """
-    if num_resamples < 1:
-        raise ValueError(f"an interval needs num_resamples >= 1: {num_resamples}")
-    milliseconds = None if timings is None else timings.resample(num_resamples, seed)
-    point = measure(np.ones((1, num_images)), *(() if timings is None else (timings.means(),)))
-    resamples = {key: np.empty((*values.shape[1:], num_resamples)) for key, values in point.items()}
-    start = 0
-    # The products are so small that BLAS threads would spend most of the time waiting for each other.
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=1) as drawer:
-        chunks = draw_weights(num_images, num_resamples, seed)
-        upcoming = drawer.submit(next, chunks, None)
-        while (weights := upcoming.result()) is not None:
-            # The next chunk is computed while this one is measured.
+
+    num_resamples: int = 10_000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"an interval needs confidence in (0, 1): {self.confidence}")
+        if self.num_resamples < 1:
+            raise ValueError(f"num_resamples is at least 1, got {self.num_resamples}")
+
+    def resample(
+        self, measure: Measure[Key], num_images: int, timings: Timings | None = None
+    ) -> dict[Key, Bootstrapped]:
+        """Return every metric of `measure` on the samples and on resamples of their images.
+
+        `measure` takes weights of the images `[num_resamples, num_images]` and returns metrics whose first
+        dimension is `num_resamples`; weights of 1 give the metric on the samples. With `timings` it also
+        takes mean milliseconds under as many resamples of the timed images. These use separate random
+        numbers, so the resamples of images are the same with and without timings. With too few images there
+        is no interval (`allows_interval`).
+        """
+        milliseconds = None if timings is None else timings.resample(self.num_resamples, self.seed)
+        point = measure(np.ones((1, num_images)), *(() if timings is None else (timings.means(),)))
+        resamples = {key: np.empty((*values.shape[1:], self.num_resamples)) for key, values in point.items()}
+        start = 0
+        # The products are so small that BLAS threads would spend most of the time waiting for each other.
+        with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=1) as drawer:
+            chunks = draw_weights(num_images, self.num_resamples, self.seed)
             upcoming = drawer.submit(next, chunks, None)
-            stop = start + len(weights)
-            chunk_milliseconds = () if milliseconds is None else (milliseconds[start:stop],)
-            for key, values in measure(weights, *chunk_milliseconds).items():
-                resamples[key][..., start:stop] = np.moveaxis(values, 0, -1)
-            start = stop
-    enough = allows_interval(num_images)
-    return {key: Bootstrapped(point[key][0], np.moveaxis(resamples[key], -1, 0), enough) for key in point}
+            while (weights := upcoming.result()) is not None:
+                # The next chunk is computed while this one is measured.
+                upcoming = drawer.submit(next, chunks, None)
+                stop = start + len(weights)
+                chunk_milliseconds = () if milliseconds is None else (milliseconds[start:stop],)
+                for key, values in measure(weights, *chunk_milliseconds).items():
+                    resamples[key][..., start:stop] = np.moveaxis(values, 0, -1)
+                start = stop
+        enough = allows_interval(num_images)
+        return {key: Bootstrapped(point[key][0], np.moveaxis(resamples[key], -1, 0), enough) for key in point}
+
+    def estimate(
+        self, measure: Measure[Key], num_images: int, timings: Timings | None = None
+    ) -> dict[Key, Estimate]:
+        """Return every metric of `measure` (see `resample`) with its percentile interval."""
+        resampled = self.resample(measure, num_images, timings)
+        return {key: values.estimate(self.confidence) for key, values in resampled.items()}
 
 
 def combine_seeds(by_seed: Mapping[int, Bootstrapped], *, seed: int) -> Bootstrapped:
@@ -198,20 +215,6 @@ def combine_seeds(by_seed: Mapping[int, Bootstrapped], *, seed: int) -> Bootstra
         total += np.where(share > 0, share * training.resamples, 0.0)
     has_interval = all(training.has_interval for training in trainings)
     return Bootstrapped(np.mean([training.value for training in trainings], axis=0), total, has_interval)
-
-
-def bootstrap(
-    measure: Measure[Key],
-    num_images: int,
-    *,
-    num_resamples: int,
-    seed: int,
-    confidence: float = 0.95,
-    timings: Timings | None = None,
-) -> dict[Key, Estimate]:
-    """Return every metric of `measure` (see `resample`) with its percentile interval."""
-    bootstrapped = resample(measure, num_images, num_resamples=num_resamples, seed=seed, timings=timings)
-    return {key: values.estimate(confidence) for key, values in bootstrapped.items()}
 
 
 def adjust_p_values(p_values: ArrayLike) -> Floats:

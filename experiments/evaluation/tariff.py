@@ -205,7 +205,7 @@ def measure_savings(
         saved = {("saved", name): 1 - mean / means[""] for name, mean in means.items() if name}
         return {("cost", name): mean for name, mean in means.items()} | saved
 
-    estimates = comparison.bootstrap(measure_all, len(counts))
+    estimates = comparison.bootstrap.estimate(measure_all, len(counts))
     names = [policy.name for policy in comparison.policies]
     return Savings(
         tariff,

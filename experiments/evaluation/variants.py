@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from experiments.evaluation.fronts import ORACLES, Floats, choose_as_oracle
 from experiments.evaluation.statistics import (
+    Bootstrap,
     Bootstrapped,
     Estimate,
     adjust_p_values,
     combine_seeds,
     number_images,
-    resample,
 )
 from m3_backbone.llava.pooling import PoolingMethod
 from m3_backbone.outcomes.table import OutcomeTable
@@ -79,8 +79,7 @@ class VariantComparison:
     seeds: tuple[int, ...]
     num_questions: int
     num_images: int
-    confidence: float
-    num_resamples: int
+    bootstrap: Bootstrap
 
     @property
     def num_tests(self) -> int:
@@ -95,9 +94,7 @@ def compare_variants(
     variants: Sequence[Variant],
     tables: Mapping[tuple[str, int], OutcomeTable],
     seeds: Sequence[int],
-    *,
-    num_resamples: int,
-    confidence: float = 0.95,
+    bootstrap: Bootstrap,
 ) -> VariantComparison:
     """Compare models that answered the same questions; `tables` is keyed by (name of a variant, seed).
 
@@ -109,7 +106,7 @@ def compare_variants(
             raise ValueError(f"{name} of seed {seed} answered other questions than {variants[0].name}")
     keys, scores, costs = _collect(variants, tables, seeds)
     image = number_images(first.image_id)
-    accuracy = _resample_accuracies(scores, image, seeds, num_resamples)
+    accuracy = _resample_accuracies(scores, image, seeds, bootstrap)
     nested = {scale: row for row, (series, scale) in enumerate(keys) if series == NESTED}
     compared = [row for row, (series, scale) in enumerate(keys) if series != NESTED and scale is not None]
     base = [nested[keys[row][1]] for row in compared]
@@ -119,7 +116,7 @@ def compare_variants(
         accuracy.has_interval,
     )
     p_values = adjust_p_values(to_nested.p_value()).tolist()
-    accuracies, differences = accuracy.estimate(confidence), to_nested.estimate(confidence)
+    accuracies, differences = (part.estimate(bootstrap.confidence) for part in (accuracy, to_nested))
     number_of = {row: number for number, row in enumerate(compared)}
     per_seed = scores.mean(axis=2)
     rows = [
@@ -136,11 +133,11 @@ def compare_variants(
         for row, (series, scale) in enumerate(keys)
     ]
     num_images = int(image.max()) + 1
-    return VariantComparison(rows, tuple(seeds), len(first), num_images, confidence, num_resamples)
+    return VariantComparison(rows, tuple(seeds), len(first), num_images, bootstrap)
 
 
 def _resample_accuracies(
-    scores: Floats, image: NDArray[np.int64], seeds: Sequence[int], num_resamples: int
+    scores: Floats, image: NDArray[np.int64], seeds: Sequence[int], bootstrap: Bootstrap
 ) -> Bootstrapped:
     """Return accuracies `[num_rows]` over the seeds, from scores `[num_rows, num_seeds, num_questions]`."""
     counts = np.bincount(image).astype(np.float64)
@@ -154,7 +151,7 @@ def _resample_accuracies(
         num_questions = (weights @ counts)[:, None]
         return {seed: (weights @ sums.T) / num_questions for seed, sums in sums_by_seed.items()}
 
-    return combine_seeds(resample(measure, len(counts), num_resamples=num_resamples, seed=0), seed=0)
+    return combine_seeds(bootstrap.resample(measure, len(counts)), seed=bootstrap.seed)
 
 
 def _collect(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from experiments.labels.blocks import ImageQuestions
+from experiments.labels.folder import KeptInputs
 from experiments.tasks.base import Sample
 from m3_backbone.asking import ask_whether, check_asking, count_asking_flops
 from m3_backbone.backbone import NOT_FINITE, Answer, Backbone, EncodedImage
@@ -35,24 +36,11 @@ class BlockLabels:
     """Collects the outcomes, image features and skipped samples of one block.
 
     `skipped` are dicts with sample_id, image_id and reason; `unreadable` are the ids of images that could not
-    be read, which a later labelling tries again. With `decoder_state`, the states of the decoder at the
-    coarsest scale are kept; with `thumbnail_size`, squares of that many pixels a side are. With
-    `self_asking`, the model is asked with this prompt whether it can answer (`m3_backbone.asking`).
+    be read, which a later labelling tries again. `kept` says what else is kept for predictors.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        feature_scales: Sequence[int],
-        *,
-        decoder_state: bool = False,
-        thumbnail_size: int | None = None,
-        self_asking: str | None = None,
-    ) -> None:
-        self.backbone = backbone
-        self.decoder_state, self.thumbnail_size = decoder_state, thumbnail_size
-        self.self_asking = self_asking
-        self.feature_scales = feature_scales
+    def __init__(self, backbone: Backbone, kept: KeptInputs) -> None:
+        self.backbone, self.kept = backbone, kept
         self.answered: list[AnsweredSample] = []
         self.features: dict[str, ImageFeatures] = {}
         self.skipped: list[dict[str, Any]] = []
@@ -72,17 +60,20 @@ class BlockLabels:
             return
         encoded = self.backbone.encode([image for image, _ in pictures])
         pairs = [(e, sample) for e, (_, samples) in zip(encoded, pictures, strict=True) for sample in samples]
-        by_sample = answer_at_scales(self.backbone, pairs, self.backbone.scales, states=self.decoder_state)
+        by_sample = answer_at_scales(
+            self.backbone, pairs, self.backbone.scales, states=self.kept.decoder_state
+        )
         answers = dict(zip((sample.sample_id for _, sample in pairs), by_sample, strict=True))
         log_odds: dict[str, float] = {}
-        if self.self_asking is not None:
+        prompt = self.kept.self_asking
+        if prompt is not None:
             images, questions = [image for image, _ in pairs], [sample.question for _, sample in pairs]
-            asked = ask_whether(self.backbone, images, questions, self.self_asking).tolist()
+            asked = ask_whether(self.backbone, images, questions, prompt).tolist()
             log_odds = dict(zip((sample.sample_id for _, sample in pairs), asked, strict=True))
-        all_features = self.backbone.compute_features(encoded, self.feature_scales)
+        all_features = self.backbone.compute_features(encoded, self.kept.feature_scales or ())
         for features, (picture, samples) in zip(all_features, pictures, strict=True):
-            if self.thumbnail_size is not None:
-                features = replace(features, thumbnail=make_thumbnail(picture, self.thumbnail_size))
+            if self.kept.thumbnail_size is not None:
+                features = replace(features, thumbnail=make_thumbnail(picture, self.kept.thumbnail_size))
             costs = [self.backbone.num_visual_tokens(picture.size, scale) for scale in self.backbone.scales]
             vision = [self.backbone.vision_flops(picture.size, scale) for scale in self.backbone.scales]
             for sample in samples:
@@ -98,8 +89,10 @@ class BlockLabels:
                     answers[sample.sample_id],
                     log_odds.get(sample.sample_id),
                     None
-                    if self.self_asking is None
-                    else count_asking_flops(self.backbone, picture.size, sample.question, self.self_asking),
+                    if self.kept.self_asking is None
+                    else count_asking_flops(
+                        self.backbone, picture.size, sample.question, self.kept.self_asking
+                    ),
                 )
                 try:
                     if not features.is_finite():
@@ -124,8 +117,8 @@ class BlockLabels:
                 if not sample.references:
                     raise ValueError("the sample has no references")
                 self.backbone.check_question(sample.question, sample.references)
-                if self.self_asking is not None:
-                    check_asking(self.backbone, sample.question, self.self_asking)
+                if self.kept.self_asking is not None:
+                    check_asking(self.backbone, sample.question, self.kept.self_asking)
             except ValueError as error:
                 self._skip(sample, str(error))
             else:
@@ -163,7 +156,7 @@ class BlockLabels:
         asking_flops = [row.asking_flops for row in rows]
         entropies = [[answer.entropy for answer in row.answers] for row in rows]
         has_entropy = all(entropy is not None for row in entropies for entropy in row)
-        decoder_state, first_probability = self._stack_states() if self.decoder_state else (None, None)
+        decoder_state, first_probability = self._stack_states() if self.kept.decoder_state else (None, None)
         scores = [[score(row.sample, answer.text) for answer in row.answers] for row in rows]
         return OutcomeTable(
             scales=self.backbone.scales,
@@ -192,8 +185,8 @@ class BlockLabels:
             entropy=numbers(entropies, np.float32) if has_entropy else None,
             decoder_state=decoder_state,
             first_probability=first_probability,
-            yes_log_odds=None if self.self_asking is None else np.array(log_odds, dtype=np.float32),
-            asking_flops=None if self.self_asking is None else np.array(asking_flops, dtype=np.int64),
+            yes_log_odds=None if self.kept.self_asking is None else np.array(log_odds, dtype=np.float32),
+            asking_flops=None if self.kept.self_asking is None else np.array(asking_flops, dtype=np.int64),
         )
 
     def _stack_states(self) -> tuple[np.ndarray, np.ndarray]:

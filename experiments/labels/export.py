@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.progress import show_progress
 from experiments.tasks.base import Task, check_data
 from m3_backbone.outcomes.manifest import read_manifest
@@ -49,15 +49,7 @@ class ExportedOutcomes:
         return TOKENS if options is None else options.cost
 
 
-def read_exported(
-    labels: Path,
-    splits: list[str],
-    *,
-    records: Path,
-    command: str,
-    configuration: str,
-    allow_unrecorded: bool = False,
-) -> ExportedOutcomes:
+def read_exported(labels: Path, splits: list[str], recorder: EvaluationRecorder) -> ExportedOutcomes:
     """Return the outcomes of some splits. The test split is opened last, by a recorded description.
 
     Raises ValueError for splits without samples.
@@ -67,14 +59,7 @@ def read_exported(
         check_split(manifest, split, labels)
     tables = {split: OutcomeTable.read(labels, split) for split in splits if split != HELD_OUT}
     if HELD_OUT in splits:
-        test, _ = open_test(
-            labels,
-            records=records,
-            command=command,
-            configuration=configuration,
-            allow_unrecorded=allow_unrecorded,
-        )
-        tables[HELD_OUT] = test.outcomes
+        tables[HELD_OUT] = recorder.open_test(labels)[0].outcomes
     return ExportedOutcomes({split: tables[split] for split in splits}, manifest)
 
 

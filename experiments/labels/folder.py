@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ _OLD_LATENCY = "latency.json"  # earlier versions timed answers while labelling
 SHARD_KINDS = ("features", "outcomes")
 
 
+@dataclass(frozen=True)
+class KeptInputs:
+    """What labelling keeps for predictors, besides the answers.
+
+    `feature_scales` are the scales of the visual tokens; None: `Backbone.feature_scales`. With
+    `decoder_state`, the state of the decoder after image and question at the coarsest scale is kept; with
+    `thumbnail_size`, images resized to squares of that many pixels a side are. `self_asking` is the prompt in
+    which the model is asked at the coarsest scale whether it can answer, with `{question}` for the question
+    (`m3_backbone.asking`); None: it is not asked.
+    """
+
+    feature_scales: tuple[int, ...] | None = None
+    decoder_state: bool = False
+    thumbnail_size: int | None = None
+    self_asking: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {**asdict(self), "feature_scales": list(self.feature_scales or ())}
+
+
 class LabelFolder(ShardFolder):
     """Writer of a label folder, which refuses labels of another backbone or other data.
 
@@ -61,9 +82,6 @@ class LabelFolder(ShardFolder):
     shards that are not listed yet.
 
     Args:
-        decoder_state: whether the outcomes hold the states of the decoder at the coarsest scale.
-        thumbnail_size: pixels a side of the thumbnails that the features hold; None: they hold none.
-        self_asking: prompt with which the model was asked whether it can answer; None: it was not asked.
         data: description of the data (`tasks.base.Task.content`), to name what differs.
         division: how the images are divided into splits; a new division answers nothing again.
         options: names and costs of the options of imported outcomes; None for those of a backbone.
@@ -76,10 +94,7 @@ class LabelFolder(ShardFolder):
         *,
         fingerprints: Mapping[str, str],
         scales: tuple[int, ...],
-        feature_scales: tuple[int, ...],
-        decoder_state: bool = False,
-        thumbnail_size: int | None = None,
-        self_asking: str | None = None,
+        kept: KeptInputs,
         data: Mapping[str, Any] | None = None,
         division: Mapping[str, Any] | None = None,
         options: Options | None = None,
@@ -88,9 +103,7 @@ class LabelFolder(ShardFolder):
         super().__init__(Path(path), command)
         self.fingerprints = dict(fingerprints)
         self.scales = scales
-        self.feature_scales = feature_scales
-        self.decoder_state, self.thumbnail_size = decoder_state, thumbnail_size
-        self.self_asking = self_asking
+        self.kept = kept
         self.data = json.loads(json.dumps(data or {}))
         self.division = json.loads(json.dumps(division or {}))
         self.options = options
@@ -109,21 +122,11 @@ class LabelFolder(ShardFolder):
 
     def refuse_other(self, manifest: Mapping[str, Any], ignored: Container[str] = ()) -> None:
         """Raise ValueError, naming the differences, for the manifest of another backbone or other data."""
-        settings = {"scales": list(self.scales), "feature_scales": list(self.feature_scales)}
-        # Manifests of labels without decoder states, thumbnails or self-asking do not have these keys.
-        own = {
-            **self.fingerprints,
-            **settings,
-            "decoder_state": self.decoder_state,
-            "thumbnail_size": self.thumbnail_size,
-            "self_asking": self.self_asking,
-        }
+        own = {**self.fingerprints, "scales": list(self.scales), **self.kept.to_json()}
         stored = {
             **manifest["fingerprints"],
-            **{key: manifest.get(key) for key in settings},
-            "decoder_state": manifest.get("decoder_state", False),
-            "thumbnail_size": manifest.get("thumbnail_size"),
-            "self_asking": manifest.get("self_asking"),
+            "scales": manifest.get("scales"),
+            **{key: manifest.get(key, default) for key, default in asdict(KeptInputs()).items()},
         }
         differing = [
             key for key in {**stored, **own} if stored.get(key) != own.get(key) and key not in ignored
@@ -218,10 +221,8 @@ class LabelFolder(ShardFolder):
             "division": self.division,
             "scales": list(self.scales),
             **options,
-            "feature_scales": list(self.feature_scales),
-            **({"decoder_state": True} if self.decoder_state else {}),
-            **({} if self.thumbnail_size is None else {"thumbnail_size": self.thumbnail_size}),
-            **({} if self.self_asking is None else {"self_asking": self.self_asking}),
+            # What is not kept has no key.
+            **{key: value for key, value in self.kept.to_json().items() if value not in (None, False)},
             "limit": dict(limit),
             "shard_size": shard_size,
             **former,

@@ -1,8 +1,8 @@
 """Access to the test split: only this module opens it, after the evaluation has been recorded.
 
-Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes.table`), and only
-`open_test` makes one. Records are kept in a folder of their own (`paths.evaluations`), so that they survive a
-new labelling and can be written even if the labels are read-only.
+Reading the test split of a label folder takes a `HeldOutAccess` (`m3_backbone.outcomes.table`), and only an
+`EvaluationRecorder` makes one. Records are kept in a folder of their own (`paths.evaluations`), so that they
+survive a new labelling and can be written even if the labels are read-only.
 
 `BACKBONE/TASK.jsonl` has one line for each time that a test split was opened: time, command, digest of the
 configuration, predictors (name and digest), and images (digest of a list in a folder beside it). An
@@ -62,55 +62,62 @@ class EvaluationRecord:
     is_recorded: bool = True
 
 
-def open_test(
-    labels: Path,
-    *,
-    records: Path,
-    command: str,
-    configuration: str,
-    predictors: Mapping[str, str] | None = None,
-    allow_unrecorded: bool = False,
-) -> tuple[Labels, EvaluationRecord]:
-    """Return the test split of the folder `labels`, and the record of this evaluation, written first.
+@dataclass(frozen=True)
+class EvaluationRecorder:
+    """Opens the test splits that a command evaluates, after it has recorded each evaluation.
 
     `records` is the folder of all records (`paths.evaluations`), `configuration` the configuration of the
-    command as text, `predictors` maps names to digests of what is evaluated; empty for a description of the
-    data. Raises ValueError if the record cannot be written, unless `allow_unrecorded`.
+    command as text. With `allow_unrecorded`, a record that cannot be written is only logged.
     """
-    manifest = read_manifest(labels)
-    check_split(manifest, HELD_OUT, labels)
-    log_of_task = EvaluationLog.of(records, manifest)
-    images = {split: list_images(labels, split) for split in SPLITS if manifest["counts"].get(split)}
-    for split, ids in images.items():
-        if split != HELD_OUT and (shared := set(ids) & set(images[HELD_OUT])):
-            raise ValueError(
-                f"image {min(shared)!r} is in {split} and in {HELD_OUT}: move the labels away and label again"
-            )
-    line: dict[str, Any] = {
-        "id": uuid.uuid4().hex,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
-        "predictors": dict(predictors or {}),
-        "data": identify_data(manifest),
-        "image_set": str(manifest.get("image_set") or manifest.get("task", "")),
-    }
-    try:
-        line["images"] = log_of_task.write_images(images[HELD_OUT])
-        log_of_task.append(line)
-        is_recorded = True
-    except OSError as error:
-        if not allow_unrecorded:
-            raise ValueError(
-                f"this evaluation cannot be recorded in {log_of_task.path} ({error.strerror or error}), and "
-                "the test split is not read without a record: choose another folder with "
-                "paths.evaluations=FOLDER, or set allow_unrecorded=true, which the report will state"
-            ) from error
-        log.warning("this evaluation is not recorded: %s", error)
-        is_recorded = False
-    access = HeldOutAccess(labels.resolve(), line["id"])
-    record = _describe(log_of_task, records, labels, line, images, is_recorded)
-    return read_labels(labels, HELD_OUT, access), record
+
+    records: Path
+    command: str = ""
+    configuration: str = ""
+    allow_unrecorded: bool = False
+
+    def open_test(
+        self, labels: Path, predictors: Mapping[str, str] | None = None
+    ) -> tuple[Labels, EvaluationRecord]:
+        """Return the test split of the folder `labels`, and the record of this evaluation, written first.
+
+        `predictors` maps names to digests of what is evaluated; empty for a description of the data. Raises
+        ValueError if the record cannot be written, unless `allow_unrecorded`.
+        """
+        manifest = read_manifest(labels)
+        check_split(manifest, HELD_OUT, labels)
+        log_of_task = EvaluationLog.of(self.records, manifest)
+        images = {split: list_images(labels, split) for split in SPLITS if manifest["counts"].get(split)}
+        for split, ids in images.items():
+            if split != HELD_OUT and (shared := set(ids) & set(images[HELD_OUT])):
+                raise ValueError(
+                    f"image {min(shared)!r} is in {split} and in {HELD_OUT}: move the labels away and label "
+                    "again"
+                )
+        line: dict[str, Any] = {
+            "id": uuid.uuid4().hex,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "configuration": hashlib.sha256(self.configuration.encode()).hexdigest()[:16],
+            "predictors": dict(predictors or {}),
+            "data": identify_data(manifest),
+            "image_set": str(manifest.get("image_set") or manifest.get("task", "")),
+        }
+        try:
+            line["images"] = log_of_task.write_images(images[HELD_OUT])
+            log_of_task.append(line)
+            is_recorded = True
+        except OSError as error:
+            if not self.allow_unrecorded:
+                raise ValueError(
+                    f"this evaluation cannot be recorded in {log_of_task.path} ({error.strerror or error}), "
+                    "and the test split is not read without a record: choose another folder with "
+                    "paths.evaluations=FOLDER, or set allow_unrecorded=true, which the report will state"
+                ) from error
+            log.warning("this evaluation is not recorded: %s", error)
+            is_recorded = False
+        access = HeldOutAccess(labels.resolve(), line["id"])
+        record = _describe(log_of_task, self.records, labels, line, images, is_recorded)
+        return read_labels(labels, HELD_OUT, access), record
 
 
 def identify_data(manifest: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from experiments.labels.blocks import (
     plan,
     read_image,
 )
-from experiments.labels.folder import LabelFolder
+from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.labelling import LabelSummary, find_done, summarize
 from experiments.tasks.base import SPLITS
 from experiments.tasks.imported import BACKBONE
@@ -62,7 +62,7 @@ def import_outcomes(
         folder,
         fingerprints=make_fingerprints(file),
         scales=file.scales,
-        feature_scales=(),
+        kept=KeptInputs(()),
         data=file.content,
         division=file.division,
         options=file.options,

@@ -31,7 +31,7 @@ from experiments.labels.blocks import (
 from experiments.labels.division import NEAR_TIE
 from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.files import refuse_parts
-from experiments.labels.folder import LabelFolder
+from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.labels.records import WorkRecord
 from experiments.tasks.base import SPLITS, Task
@@ -150,13 +150,7 @@ class LabelJob(Job):
     def work_on_block(self, block: Block, batches: Iterable[Sequence[ImageQuestions]]) -> Iterator[int]:
         """Answer a block at every scale and write its shard."""
         with self.folder.recording_block(block.name):
-            labels = BlockLabels(
-                self.backbone,
-                self.folder.feature_scales,
-                decoder_state=self.folder.decoder_state,
-                thumbnail_size=self.folder.thumbnail_size,
-                self_asking=self.folder.self_asking,
-            )
+            labels = BlockLabels(self.backbone, self.folder.kept)
             for batch in batches:
                 labels.add(batch)
                 yield sum(len(item.samples) for item in batch)
@@ -178,10 +172,7 @@ def label(
     backbone: Backbone,
     folder: str | Path,
     limit: Limits | None = None,
-    feature_scales: Sequence[int] | None = None,
-    decoder_state: bool = False,
-    thumbnail_size: int | None = None,
-    self_asking: str | None = None,
+    kept: KeptInputs = KeptInputs(),
     shard_size: int = 1000,
     images_per_batch: int = 32,
     num_workers: int = 1,
@@ -196,14 +187,7 @@ def label(
 
     Args:
         limit: number of images per split; None, or a split that is not named, means all.
-        feature_scales: scales of the visual tokens stored for predictors; by default those of the
-            backbone (`Backbone.feature_scales`).
-        decoder_state: whether the state of the decoder after image and question at the coarsest scale is
-            stored for predictors.
-        thumbnail_size: pixels a side of the square to which each image is resized and stored for predictors;
-            None: no thumbnails.
-        self_asking: prompt in which the model is asked at the coarsest scale whether it can answer, with
-            `{question}` for the question (`m3_backbone.asking`); None: it is not asked.
+        kept: what is stored for predictors besides the answers.
         shard_size: samples per file; a killed run loses the work on at most one file.
         images_per_batch: images that are encoded together.
         num_workers: processes that read images ahead of the model; 0 reads them in this process.
@@ -223,20 +207,17 @@ def label(
             f"{type(task).__name__} is not derived from experiments.tasks.base.Task: derive it from that "
             "class, which scores answers by the metric of each sample where the task has no score of its own"
         )
-    if decoder_state and not backbone.has_states:
+    if kept.decoder_state and not backbone.has_states:
         raise ValueError(NO_STATES.format(name=backbone.name))
-    if self_asking is not None:
-        check_prompt(self_asking)
+    if kept.self_asking is not None:
+        check_prompt(kept.self_asking)
     subset = ShardSubset.parse(shard)
     limits = _complete_limits(limit or {})
     target = LabelFolder(
         folder,
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
         scales=backbone.scales,
-        feature_scales=choose_feature_scales(feature_scales, backbone),
-        decoder_state=decoder_state,
-        thumbnail_size=thumbnail_size,
-        self_asking=self_asking,
+        kept=replace(kept, feature_scales=choose_feature_scales(kept.feature_scales, backbone)),
         data=task.content,
         division=task.division,
         command=command,

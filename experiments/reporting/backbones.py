@@ -15,10 +15,11 @@ from experiments.evaluation.backbones import (
     compare_backbones,
     label_of,
 )
-from experiments.evaluation.comparison import check_settings
 from experiments.evaluation.costs import CostMeasure, list_cost_measures
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metric_table import Bound, Predictor
-from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.evaluation.statistics import Bootstrap
+from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.evaluation import list_policies, read_unseen
@@ -57,12 +58,7 @@ class BackboneFolders:
 
 
 def read_backbones(
-    folders: Sequence[BackboneFolders],
-    *,
-    records: Path,
-    provenance: Provenance,
-    batch_size: int = 1,
-    allow_unrecorded: bool = False,
+    folders: Sequence[BackboneFolders], recorder: EvaluationRecorder, batch_size: int = 1
 ) -> tuple[list[BackboneSamples], dict[str, EvaluationRecord]]:
     """Return the samples of every backbone, and the records of the evaluations, written before.
 
@@ -80,14 +76,8 @@ def read_backbones(
     prepared = [(entry, *_prepare(entry, batch_size)) for entry in folders]
     backbones, evaluations = [], {}
     for entry, calibration, estimates, measures in prepared:
-        test, evaluations[entry.name] = open_test(
-            entry.labels,
-            records=records,
-            command=provenance.command,
-            configuration=provenance.config,
-            predictors={trained.name: trained.digest for trained in entry.trained},
-            allow_unrecorded=allow_unrecorded,
-        )
+        digests = {trained.name: trained.digest for trained in entry.trained}
+        test, evaluations[entry.name] = recorder.open_test(entry.labels, digests)
         policies = list_policies(entry.trained, estimates, test)
         resampled = read_resampled(entry.labels, test.outcomes)
         backbones.append(
@@ -118,15 +108,11 @@ def report_backbones(
     *,
     task: str,
     output: Path,
-    records: Path,
+    recorder: EvaluationRecorder,
     provenance: Provenance,
     batch_size: int = 1,
-    allow_unrecorded: bool = False,
-    num_budgets: int = 49,
-    num_prices: int = 128,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    bootstrap_seed: int = 0,
+    grid: Grid,
+    bootstrap: Bootstrap,
     banners: Sequence[Banner] = (),
 ) -> tuple[BackboneComparison, list[Table], list[str]]:
     """Compare backbones on the test split of a task; return the comparison, its tables and its findings.
@@ -134,24 +120,8 @@ def report_backbones(
     Writes `backbones.json`, `tables/`, a front per cost measure as PDF and SVG, and `backbones.html` into
     `output`.
     """
-    check_settings(
-        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
-    )
-    backbones, evaluations = read_backbones(
-        folders,
-        records=records,
-        provenance=provenance,
-        batch_size=batch_size,
-        allow_unrecorded=allow_unrecorded,
-    )
-    comparison = compare_backbones(
-        backbones,
-        num_budgets=num_budgets,
-        num_prices=num_prices,
-        num_resamples=num_resamples,
-        confidence=confidence,
-        seed=bootstrap_seed,
-    )
+    backbones, evaluations = read_backbones(folders, recorder, batch_size)
+    comparison = compare_backbones(backbones, grid, bootstrap)
     tables, sentences = list(list_tables(comparison)), write_sentences(comparison)
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output / "tables", tables)
@@ -195,20 +165,20 @@ def write_sentences(comparison: BackboneComparison) -> list[str]:
 
     Without predictors the first findings are about the mix of fixed scales.
     """
-    sentences = []
+    sentences, confidence = [], comparison.bootstrap.confidence
     for matched in comparison.measures:
         policies = [entry for entry in matched.backbones[0].means if isinstance(entry, Predictor)]
         policy = policies[0] if policies else Bound.MIX
         choice = f"{policies[0].name} as the predictor" if policies else f"a {label_of(policy)}"
         for difference in matched.differences:
             if difference.chooser == policy:
-                words = describe_difference(difference.mean, difference.first, comparison.confidence)
+                words = describe_difference(difference.mean, difference.first, confidence)
                 sentences.append(
                     f"At equal {matched.unit} ({_format_range(matched)}), with {choice}, "
                     f"{difference.second} scores {words}."
                 )
         joint = matched.joint[-1]
-        words = describe_difference(joint.gain, "the best one over a single backbone", comparison.confidence)
+        words = describe_difference(joint.gain, "the best one over a single backbone", confidence)
         oracle = label_of(joint.chooser)
         sentences.append(f"An oracle over the scales of all backbones ({oracle}) scores {words}.")
     return sentences
@@ -221,12 +191,12 @@ def _format_range(matched: MatchedCosts) -> str:
 def list_tables(comparison: BackboneComparison) -> Iterator[Table]:
     """Yield the tables of a comparison, in the order in which the page shows them."""
     for matched in comparison.measures:
-        yield _tabulate_means(matched, comparison.num_resamples)
+        yield _tabulate_means(matched, comparison.bootstrap.num_resamples)
     for matched in comparison.measures:
         yield _tabulate_fixed(matched)
     for matched in comparison.measures:
         if matched.fixed:
-            yield _tabulate_equal(matched, comparison.num_resamples)
+            yield _tabulate_equal(matched, comparison.bootstrap.num_resamples)
     yield _tabulate_joint(comparison)
     yield _tabulate_answered(comparison)
 
@@ -320,7 +290,7 @@ def collect_results(comparison: BackboneComparison) -> dict[str, Any]:
         "backbones": list(comparison.names),
         "num_samples": comparison.num_samples,
         "num_images": comparison.num_images,
-        "bootstrap": {"num_resamples": comparison.num_resamples, "confidence": comparison.confidence},
+        "bootstrap": asdict(comparison.bootstrap),
         "answered": {name: asdict(share) for name, share in comparison.answered.items()},
         "skipped": list(comparison.skipped),
         "measures": {

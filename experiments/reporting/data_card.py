@@ -1,19 +1,17 @@
 """Data card of exported outcomes: what they are, and how to evaluate a predictor on them."""
 
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
 from experiments.evaluation.fronts import find_smallest_right
 from experiments.evaluation.metrics import point_score
-from experiments.evaluation.statistics import bootstrap, number_images
+from experiments.evaluation.statistics import Bootstrap, number_images
 from experiments.labels.export import CARD, OUTCOMES, ExportedOutcomes
 from experiments.reporting.numbers import format_score, format_tokens
-from experiments.reporting.tables import escape_markdown, format_markdown
+from experiments.reporting.page import render_markdown
+from experiments.reporting.tables import format_markdown
 from m3_backbone.outcomes.shards import write_text
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -40,14 +38,8 @@ def render_card(
     manifest, tables = exported.manifest, exported.tables
     task, backbone = str(manifest["task"]), str(manifest["backbone"])
     given = licence or LICENCES.get(task)
-    environment = Environment(
-        loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["plain"] = escape_markdown
-    environment.filters["shell"] = lambda text: shlex.quote(" ".join(text.replace("`", "").split()))
-    # JSON is YAML: texts of users cannot leave their place.
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
-    return environment.get_template("data_card.md").render(
+    return render_markdown(
+        "data_card.md",
         title=title or f"Outcomes of {backbone} on {task}",
         licence=given or "other",
         is_licence_known=given is not None,
@@ -85,7 +77,7 @@ def tabulate_scores(table: OutcomeTable) -> str:
         counted = weights.astype(np.float64)
         return {point_score: (counted @ sums) / (counted @ counts)[:, None]}
 
-    score = bootstrap(measure, num_images, num_resamples=NUM_RESAMPLES, seed=0)[point_score]
+    score = Bootstrap(NUM_RESAMPLES).estimate(measure, num_images)[point_score]
     rows = [["scale", "mean cost", "score"]]
     for column, scale in enumerate(table.scales):
         cost = format_tokens(table.cost[:, column].mean())

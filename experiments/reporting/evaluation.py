@@ -1,41 +1,52 @@
 """Evaluation of trained predictors, from label folder to report."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.config import Provenance
-from experiments.evaluation.comparison import Comparison, check_names, check_settings, compare_policies
-from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.comparison import Comparison, check_names, compare_policies
+from experiments.evaluation.costs import CostMeasure, list_cost_measures
+from experiments.evaluation.fronts import Floats, Grid
 from experiments.evaluation.guarantee import (
     CheckedGuarantee,
+    Guarantee,
+    GuaranteeTerms,
     apply_guarantee,
     check_guarantee,
     find_guarantee,
     find_unseen,
 )
 from experiments.evaluation.needs import map_attributes, tabulate_needs
-from experiments.evaluation.policies import CascadeEntry, PredictorPolicy, read_signal
+from experiments.evaluation.policies import (
+    CascadeEntry,
+    PredictorPolicy,
+    check_starts,
+    read_signal,
+    rename_duplicates,
+)
 from experiments.evaluation.published import find_published, relate
-from experiments.evaluation.sensitive_groups import BY_SAMPLED, Deciding, find_membership
+from experiments.evaluation.sensitive_groups import Deciding, Membership, find_membership
 from experiments.evaluation.sensitivity import divide_by_sensitivity
+from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
 from experiments.labels.division import find_label_banners
-from experiments.labels.held_out import open_test
-from experiments.labels.resampled import check_resampled, read_resampled
+from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
+from experiments.labels.resampled import Resampled, check_resampled, read_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
+from experiments.reporting.gallery import Gallery
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import render_figure, save_figure
-from experiments.reporting.report import write_report
+from experiments.reporting.report import Figures, write_report
 from experiments.reporting.sensitive import find_other_labels, select_group, write_subset
 from experiments.reporting.tables import write_tables
 from experiments.reporting.views import Viewer, make_view
@@ -61,224 +72,267 @@ log = logging.getLogger(__name__)
 REPORT = "report.html"
 
 
+@dataclass(frozen=True, eq=False)
+class EvaluationPlan:
+    """What is compared with trained predictors, and how it is measured: settings of `evaluate`.
+
+    A cascade pays for every scale that it tries. `reference` names the policy that the others are compared
+    with. Only runs with the same `bootstrap` can be compared with each other. `deciding` says whose answers
+    divide the test questions by their need of resolution; labels of other backbones are read beside those
+    that are evaluated. If only one group of questions is evaluated, there are no guarantees, which hold for
+    all questions together. With a `tariff`, costs are also measured by it.
+    """
+
+    cascades: Sequence[CascadeEntry] = ()
+    reference: str | None = "question_only"
+    grid: Grid = Grid()
+    bootstrap: Bootstrap = Bootstrap()
+    guarantee: GuaranteeTerms = GuaranteeTerms()
+    deciding: Deciding = Deciding()
+    tariff: Tariff | MeasuredTariff | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished evaluation: findings, content of `metrics.json`, and the test samples for the report.
+
+    `estimates` `[num_samples, num_scales]` are those of the first predictor.
+    """
+
+    findings: Findings
+    metrics: Mapping[str, Any]
+    test: Labels
+    estimates: Floats
+
+    @property
+    def title(self) -> str:
+        """Backbone and task."""
+        return f"{self.metrics['backbone']} on {self.metrics['task']}"
+
+
 def evaluate_predictors(
     trained: Sequence[TrainedPredictor],
     *,
     labels: Path,
+    task: Task,
+    recorder: EvaluationRecorder,
+    plan: EvaluationPlan = EvaluationPlan(),
     latency: Path | None = None,
     batch_size: int = 1,
-    task: Task,
-    output: Path,
-    records: Path,
-    provenance: Provenance,
-    allow_unrecorded: bool = False,
-    cascades: Sequence[CascadeEntry] = (),
-    reference: str | None = "question_only",
-    num_budgets: int = 49,
-    num_prices: int = 128,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    bootstrap_seed: int = 0,
-    alpha: float = 0.02,
-    delta: float = 0.1,
-    joint: bool = False,
-    most_questions: int | None = None,
-    num_resplits: int = 1000,
-    deciding: Deciding = BY_SAMPLED,
-    tariff: Tariff | MeasuredTariff | None = None,
-    gallery: int = 6,
-    seed: int = 0,
-    viewer: Viewer | None = None,
-    failures: FailuresLink | None = None,
-) -> Findings:
-    """Compare trained predictors, the first of which is the main one of the report, and return the findings.
+) -> Evaluation:
+    """Compare trained predictors, the first of which is the main one, and return their evaluation.
 
-    `cascades` are compared with them; a cascade pays for every scale that it tries. Operating points and
-    guarantees come from calibration samples on which no calibrator of these predictors was fitted, default
-    prices from training, and metrics from the test split. The test split is opened last, after the evaluation
-    has been recorded in the folder `records` (`labels.held_out`). Milliseconds come from the folder
-    `latency`, if it has timings of these predictors on this machine. Writes metrics, tables, figures and
-    report into `output`. `task` provides the images of the gallery. Images are resampled with
-    `bootstrap_seed`; only runs with the same one can be compared. `deciding` says whose answers divide the
-    test questions by their need of resolution; labels of other backbones are read beside `labels`. If only
-    one group of them is evaluated, there are no guarantees, which hold for all questions together. With a
-    `tariff`, costs are also measured by it. `seed` selects the samples of the gallery, whose images `viewer`
-    shows as the backbone sees them. `failures` says where the report links to images with wrong answers.
-    Raises ValueError if labels, predictors and task do not belong together.
+    Operating points and guarantees come from calibration samples on which no calibrator of these predictors
+    was fitted, default prices from training, and metrics from the test split. The test split is opened last,
+    after the evaluation has been recorded. Milliseconds come from the folder `latency`, if it has timings of
+    these predictors in batches of `batch_size` on this machine. Raises ValueError if labels, predictors and
+    task do not belong together.
     """
-    check_settings(
-        num_budgets=num_budgets, num_prices=num_prices, num_resamples=num_resamples, confidence=confidence
-    )
     check_names([predictor.name for predictor in trained])
     manifest = read_manifest(labels)
     check_data(task, manifest, labels)
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
-    other_labels = find_other_labels(labels, deciding)
-    calibration = read_unseen(labels, trained)
-    estimates = {entry.name: entry.predictor.predict(calibration.inputs) for entry in trained}
-    guarantees = {
-        entry.name: find_guarantee(
-            estimates[entry.name],
-            entry.predictor.features.charge(calibration),
-            alpha=alpha,
-            delta=delta,
-            num_joint=len(trained) if joint else 1,
-            most_questions=most_questions,
-        )
-        for entry in trained
-    }
-    options = calibration.outcomes.options
-    if options is not None and not options.has_confidence and cascades:
-        log.info("the imported outcomes have no confidences, which cascades read: cascades are left out")
-        cascades = ()
-    cascades = rename_duplicates(cascades, estimates)
-    check_starts(cascades, estimates)
-    for entry in cascades:
-        read_signal(calibration.outcomes, entry.signal)  # refuses labels without it
-    starts_from = {entry.name: entry.predictor for entry in cascades}
-    digests = {entry.name: entry.digest for entry in trained}
-    measures = list_cost_measures(
-        calibration.outcomes,
-        {entry.name: entry.predictor for entry in trained},
-        calibration.inputs,
-        starts_from={name: start for name, start in starts_from.items() if start is not None},
-        timings=find_timings(
-            latency,
-            calibration.outcomes.fingerprints,
-            digests,
-            batch_size,
-            long_answers=isinstance(tariff, MeasuredTariff),
-        )
-        if latency and options is None
-        else None,
-    )
-
-    opening: dict[str, Any] = {
-        "records": records,
-        "command": provenance.command,
-        "configuration": provenance.config,
-        "allow_unrecorded": allow_unrecorded,
-    }
-    by_length = []
-    if tariff is not None:
-        if options is not None:
-            raise ValueError("tariff: imported outcomes have costs of their own: leave it out")
-        by_length = tariff.list_measures(measures)
-        measures.append(by_length[0])
-
-    test, record = open_test(labels, predictors=digests, **opening)
-    resampled = read_resampled(labels, test.outcomes)
-
-    def read_outcomes_of(backbone: str) -> OutcomeTable:
-        return open_test(other_labels[backbone], **opening)[0].outcomes
-
-    membership = find_membership(test.outcomes, resampled, deciding, read_outcomes_of)
-    subset = ""
-    if deciding.only is not None and membership is not None:
-        rows, subset = select_group(membership, deciding), write_subset(membership, deciding)
-        test, guarantees, membership = test.select(rows), {}, None
-        resampled = None if resampled is None else resampled.select(rows)
-    policies = list_policies(trained, estimates, test)
-    on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
-    comparison, *others = (
-        compare_policies(
-            calibration.outcomes,
-            test.outcomes,
-            [*policies, *(entry.enter(on_both) for entry in cascades)],
-            measure=measure,
-            resampled=resampled,
-            reference=reference,
-            num_budgets=num_budgets,
-            num_prices=num_prices,
-            seed=bootstrap_seed,
-            num_resamples=num_resamples,
-            confidence=confidence,
-        )
-        for measure in measures
-    )
+    other_labels = find_other_labels(labels, plan.deciding)
+    prepared = _prepare(trained, labels, plan, latency, batch_size)
+    test = _open_test(trained, labels, recorder, plan.deciding, other_labels)
+    outcomes = test.labels.outcomes
+    policies = list_policies(trained, prepared.estimates, test.labels)
+    comparison, *others = _compare(policies, prepared, test, plan)
     findings = Findings(
         comparison,
         others,
-        guarantees=[
-            CheckedGuarantee(
-                policy.name,
-                guarantees[policy.name],
-                apply_guarantee(
-                    guarantees[policy.name],
-                    policy.test,
-                    entry.predictor.features.charge(test),
-                    num_resamples=num_resamples,
-                    confidence=confidence,
-                    seed=bootstrap_seed,
-                ),
-                check_guarantee(
-                    guarantees[policy.name],
-                    policy.test,
-                    entry.predictor.features.charge(test),
-                    num_resplits=num_resplits,
-                    confidence=confidence,
-                    seed=bootstrap_seed,
-                ),
-            )
-            for entry, policy in zip(trained, policies, strict=True)
-            if policy.name in guarantees
-        ],
-        starts_from=starts_from,
+        guarantees=[] if test.subset else _check_guarantees(trained, policies, prepared, test.labels, plan),
+        starts_from={entry.name: entry.predictor for entry in prepared.cascades},
         units={entry.name: entry.prices.default.unit for entry in trained},
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
             task,
             manifest.get("limit", {}).get("test"),
         ),
-        record=record,
+        record=test.record,
         banners=[
             *find_label_banners(labels, ("train", "calibration")),
             *find_banners(test_images=comparison.num_images),
         ],
-        subset=subset,
+        subset=test.subset,
         sensitive=None
-        if membership is None
-        else divide_by_sensitivity(comparison, test.outcomes, membership),
-        savings=None if tariff is None else measure_savings(comparison, test.outcomes, tariff, by_length),
-        cost_parts={measure.key: measure.mean_parts(test.outcomes) for measure in measures},
+        if test.membership is None
+        else divide_by_sensitivity(comparison, outcomes, test.membership),
+        savings=None
+        if plan.tariff is None
+        else measure_savings(comparison, outcomes, plan.tariff, prepared.by_length),
+        cost_parts={measure.key: measure.mean_parts(outcomes) for measure in prepared.measures},
     )
-    seeds = {entry.name: entry.seed for entry in trained}
+    metrics = _collect(findings, outcomes, manifest, {entry.name: entry.seed for entry in trained})
+    return Evaluation(findings, metrics, test.labels, policies[0].test)
+
+
+def _collect(
+    findings: Findings, test: OutcomeTable, manifest: Mapping[str, Any], seeds: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """Return the content of `metrics.json`; a cascade has the seed of the predictor that it starts from."""
+    starts_from = findings.starts_from
     metrics = collect_metrics(
-        comparison,
-        test.outcomes,
+        findings.comparison,
+        test,
         task=manifest["task"],
         backbone=manifest["backbone"],
-        seeds=seeds | {name: seeds.get(str(start)) for name, start in starts_from.items()},
+        seeds={**seeds, **{name: seeds.get(str(start)) for name, start in starts_from.items()}},
         starts_from=starts_from,
     )
-    output.mkdir(parents=True, exist_ok=True)
     metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
     if findings.sensitive is not None:
         metrics["sensitive"] = collect_sensitive(findings.sensitive)
     if findings.savings is not None:
         metrics["output_lengths"] = collect_savings(findings.savings)
-    write_results(output, metrics, comparison, others, findings.guarantees)
-    title = f"{manifest['backbone']} on {manifest['task']}"
-    write_tables(output / "tables", list_tables(findings))
-    picture, figures = write_figures(output, comparison, test.outcomes, title)
-    page_tables = write_report(
-        output / REPORT,
-        findings,
-        test.outcomes,
-        policies[0].test,
-        title=title,
-        picture=picture,
-        read_image=task.image,
-        provenance=provenance,
-        per_category=gallery,
-        seed=seed,
-        view=make_view(test.outcomes, viewer, test.inputs.statistic_names),
-        figures=figures,
-        failures=failures,
+    return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What is known before the test split is opened; estimates and guarantees by predictor.
+
+    `by_length` are the costs by the tariff for answers of several lengths, the first of which is one of
+    `measures`.
+    """
+
+    calibration: Labels
+    estimates: Mapping[str, Floats]
+    guarantees: Mapping[str, Guarantee]
+    cascades: Sequence[CascadeEntry]
+    measures: Sequence[CostMeasure]
+    by_length: Sequence[CostMeasure]
+
+
+def _prepare(
+    trained: Sequence[TrainedPredictor],
+    labels: Path,
+    plan: EvaluationPlan,
+    latency: Path | None,
+    batch_size: int,
+) -> _Prepared:
+    calibration = read_unseen(labels, trained)
+    options = calibration.outcomes.options
+    predictors = {entry.name: entry.predictor for entry in trained}
+    estimates = {name: predictor.predict(calibration.inputs) for name, predictor in predictors.items()}
+    terms = plan.guarantee
+    guarantees = {
+        name: find_guarantee(
+            estimates[name],
+            predictor.features.charge(calibration),
+            alpha=terms.alpha,
+            delta=terms.delta,
+            num_joint=len(trained) if terms.joint else 1,
+            most_questions=terms.most_questions,
+        )
+        for name, predictor in predictors.items()
+    }
+    cascades = rename_duplicates(plan.cascades, predictors)
+    if options is not None and not options.has_confidence and cascades:
+        log.info("the imported outcomes have no confidences, which cascades read: cascades are left out")
+        cascades = []
+    check_starts(cascades, predictors)
+    for entry in cascades:
+        read_signal(calibration.outcomes, entry.signal)  # refuses labels without it
+    timings = None
+    if latency and options is None:
+        timings = find_timings(
+            latency,
+            calibration.outcomes.fingerprints,
+            {entry.name: entry.digest for entry in trained},
+            batch_size,
+            long_answers=isinstance(plan.tariff, MeasuredTariff),
+        )
+    measures = list_cost_measures(
+        calibration.outcomes,
+        predictors,
+        calibration.inputs,
+        starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor is not None},
+        timings=timings,
     )
-    write_tables(output / "tables", page_tables)
-    return findings
+    by_length = []
+    if plan.tariff is not None:
+        if options is not None:
+            raise ValueError("tariff: imported outcomes have costs of their own: leave it out")
+        by_length = plan.tariff.list_measures(measures)
+        measures.append(by_length[0])
+    return _Prepared(calibration, estimates, guarantees, cascades, measures, by_length)
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenedTest:
+    """The evaluated test samples; `subset` says which they are, if not all."""
+
+    labels: Labels
+    record: EvaluationRecord
+    resampled: Resampled | None
+    membership: Membership | None
+    subset: str = ""
+
+
+def _open_test(
+    trained: Sequence[TrainedPredictor],
+    labels: Path,
+    recorder: EvaluationRecorder,
+    deciding: Deciding,
+    other_labels: Mapping[str, Path],
+) -> _OpenedTest:
+    test, record = recorder.open_test(labels, {entry.name: entry.digest for entry in trained})
+    resampled = read_resampled(labels, test.outcomes)
+
+    def read_outcomes_of(backbone: str) -> OutcomeTable:
+        return recorder.open_test(other_labels[backbone])[0].outcomes
+
+    membership = find_membership(test.outcomes, resampled, deciding, read_outcomes_of)
+    if deciding.only is None or membership is None:
+        return _OpenedTest(test, record, resampled, membership)
+    rows = select_group(membership, deciding)
+    selected = None if resampled is None else resampled.select(rows)
+    return _OpenedTest(test.select(rows), record, selected, None, write_subset(membership, deciding))
+
+
+def _compare(
+    policies: Sequence[PredictorPolicy], prepared: _Prepared, test: _OpenedTest, plan: EvaluationPlan
+) -> list[Comparison]:
+    """Return the comparison in each cost measure."""
+    on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}
+    return [
+        compare_policies(
+            prepared.calibration.outcomes,
+            test.labels.outcomes,
+            [*policies, *(entry.enter(on_both) for entry in prepared.cascades)],
+            measure=measure,
+            resampled=test.resampled,
+            reference=plan.reference,
+            grid=plan.grid,
+            bootstrap=plan.bootstrap,
+        )
+        for measure in prepared.measures
+    ]
+
+
+def _check_guarantees(
+    trained: Sequence[TrainedPredictor],
+    policies: Sequence[PredictorPolicy],
+    prepared: _Prepared,
+    test: Labels,
+    plan: EvaluationPlan,
+) -> list[CheckedGuarantee]:
+    checked = []
+    for entry, policy in zip(trained, policies, strict=True):
+        guarantee, charged = prepared.guarantees[entry.name], entry.predictor.features.charge(test)
+        check = check_guarantee(
+            guarantee,
+            policy.test,
+            charged,
+            num_resplits=plan.guarantee.num_resplits,
+            confidence=plan.bootstrap.confidence,
+            seed=plan.bootstrap.seed,
+        )
+        realized = apply_guarantee(guarantee, policy.test, charged, plan.bootstrap)
+        checked.append(CheckedGuarantee(entry.name, guarantee, realized, check))
+    return checked
 
 
 def list_policies(
@@ -307,32 +361,41 @@ def read_unseen(labels: Path, trained: Sequence[TrainedPredictor]) -> Labels:
     return calibration.select(np.logical_and.reduce(unseen))
 
 
-def check_starts(cascades: Sequence[CascadeEntry], predictors: Collection[str]) -> None:
-    """Raise ValueError if a cascade starts from a predictor that is not compared."""
-    for entry in cascades:
-        if entry.predictor not in (None, *predictors):
-            raise ValueError(
-                f"{entry.name} starts from {entry.predictor!r}, which is not among the compared predictors: "
-                f"{', '.join(predictors)}"
-            )
+def write_evaluation(
+    evaluation: Evaluation,
+    output: Path,
+    *,
+    provenance: Provenance,
+    gallery: Gallery,
+    viewer: Viewer | None = None,
+    failures: FailuresLink | None = None,
+) -> None:
+    """Write metrics, tables, figures and report of an evaluation into the folder `output`.
+
+    `viewer` shows the images of the gallery as the backbone sees them. `failures` says where the report links
+    to images with wrong answers.
+    """
+    findings, test, title = evaluation.findings, evaluation.test.outcomes, evaluation.title
+    output.mkdir(parents=True, exist_ok=True)
+    write_results(output, evaluation.metrics, findings.comparison, findings.others, findings.guarantees)
+    write_tables(output / "tables", list_tables(findings))
+    figures = write_figures(output, findings.comparison, test, title)
+    page_tables = write_report(
+        output / REPORT,
+        findings,
+        test,
+        evaluation.estimates,
+        title=title,
+        figures=figures,
+        gallery=replace(gallery, view=make_view(test, viewer, evaluation.test.inputs.statistic_names)),
+        provenance=provenance,
+        failures=failures,
+    )
+    write_tables(output / "tables", page_tables)
 
 
-def rename_duplicates(cascades: Sequence[CascadeEntry], taken: Iterable[str]) -> list[CascadeEntry]:
-    """Return the cascades, renamed if they share the name of a predictor or of an earlier cascade."""
-    names, renamed = set(taken), []
-    for entry in cascades:
-        name = entry.name
-        while name in names:
-            name = f"{name} (cascade)"
-        names.add(name)
-        renamed.append(replace(entry, name=name))
-    return renamed
-
-
-def write_figures(
-    output: Path, comparison: Comparison, test: OutcomeTable, title: str
-) -> tuple[bytes, dict[str, list[Path]]]:
-    """Write every figure as PDF and SVG, the front also as PNG; return the PNG, and the others by figure."""
+def write_figures(output: Path, comparison: Comparison, test: OutcomeTable, title: str) -> Figures:
+    """Write every figure as PDF and SVG, the front also as PNG."""
     front = draw_paper(plot_comparison(comparison), f"{title}, test split")
     files = {"front": save_figure(front, output / "front")}
     maps = map_attributes(test)
@@ -344,4 +407,4 @@ def write_figures(
         files["calibration"] = save_figure(diagrams, output / "calibration")
     picture = render_figure(front, "png")
     write_bytes(output / PICTURE, picture)
-    return picture, files
+    return Figures(picture, files)

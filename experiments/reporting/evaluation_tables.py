@@ -260,7 +260,7 @@ def tabulate_noise_free(comparison: Comparison) -> Table:
 
 def tabulate_tests(comparison: Comparison) -> Table:
     """Tabulate the tested differences with their p-values."""
-    num_resamples, num_tests = comparison.num_resamples, len(comparison.differences)
+    num_resamples, num_tests = comparison.bootstrap.num_resamples, len(comparison.differences)
     rows = [
         (
             difference.label,
@@ -330,9 +330,8 @@ def tabulate_parts(comparison: Comparison, parts: Mapping[str, np.ndarray]) -> T
     answers = [format_small(float(cost)) for cost in answer_cost]
     overhead = {result.name: format_small(measure.overhead_of(result.name)) for result in comparison.policies}
     if measure.timings is not None:
-        low, high = measure.timings.bound(
-            comparison.num_resamples, comparison.bootstrap_seed, comparison.confidence
-        )
+        resamples = comparison.bootstrap
+        low, high = measure.timings.bound(resamples.num_resamples, resamples.seed, resamples.confidence)
         answers = [
             format_milliseconds(*bounds)
             for bounds in zip(answer_cost, low.cost[0], high.cost[0], strict=True)

@@ -84,6 +84,20 @@ class Card:
         return "right" if score >= 1 else "partly" if score > 0 else "wrong"
 
 
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """What the gallery of a report shows: up to `per_category` samples per category, chosen with `seed`.
+
+    `read_image` returns the image of an id; if it raises OSError, the message is shown instead. `view`
+    returns the views of a row's image for the lightbox.
+    """
+
+    read_image: Callable[[str], Image.Image]
+    per_category: int = 8
+    seed: int = 0
+    view: Callable[[int, Image.Image], CardViews] | None = None
+
+
 def find_categories(score: Floats, choice: Columns) -> dict[str, np.ndarray]:
     """Return the masks `[num_samples]` of the samples in each of `CATEGORIES`.
 

@@ -1,12 +1,11 @@
 """Granularity of a labelled task: tables and figures first, then the slow comparison of models."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from experiments.evaluation.needs import map_attributes, tabulate_needs
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.division import find_label_banners
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.progress import show_progress
 from experiments.reporting import needs as needs_tables
 from experiments.reporting.findings import describe_record
@@ -28,22 +27,19 @@ def report_granularity(
     *,
     margin: float,
     equivalence_margin: float,
-    num_resamples: int,
-    confidence: float,
-    bootstrap_seed: int,
+    bootstrap: Bootstrap,
     seed: int,
-    opening: Mapping[str, Any],
+    recorder: EvaluationRecorder,
 ) -> None:
     """Print and write needs of the question types, then compare models of the needed scale.
 
     The needs are a description of the test split; the models are an evaluation. The test split is opened, and
-    recorded, once for each, so that the needs are there before the models are fitted. `opening` are the
-    arguments of `open_test` besides `labels` and `predictors`. Writes `granularity.md`, `tables/` and the
-    heat maps as PNG, PDF and SVG into `output`.
+    recorded, once for each, so that the needs are there before the models are fitted. Writes
+    `granularity.md`, `tables/` and the heat maps as PNG, PDF and SVG into `output`.
     """
     manifest = read_manifest(labels)
     title = f"{manifest['backbone']} on {manifest['task']}"
-    test, record = open_test(labels, predictors={}, **opening)
+    test, record = recorder.open_test(labels)
     needs = tabulate_needs(test.outcomes, margin)
     maps = map_attributes(test.outcomes, margin)
     tables = [needs_tables.tabulate_needs(needs, test.outcomes.scales, margin, title)]
@@ -62,16 +58,9 @@ def report_granularity(
             print(describe_record(record))
             return
         digests = {**models[0].digests, **models[1].digests}
-        test, record = open_test(labels, predictors=digests, **opening)
-        compared = judge_models(
-            *models,
-            read_labels(labels, "calibration"),
-            test,
-            equivalence_margin=equivalence_margin,
-            num_resamples=num_resamples,
-            confidence=confidence,
-            bootstrap_seed=bootstrap_seed,
-        )
+        test, record = recorder.open_test(labels, digests)
+        calibration = read_labels(labels, "calibration")
+        compared = judge_models(*models, calibration, test, bootstrap, equivalence_margin)
         progress.update(num_models - progress.n)
     notes = [describe_record(record), banners]
     _write(output, [*tables, *compared], notes)

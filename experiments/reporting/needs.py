@@ -24,6 +24,7 @@ from experiments.evaluation.known_facts import (
 )
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import Need, NeedMap, describe_left_out, pick_frequent
+from experiments.evaluation.statistics import Bootstrap
 from experiments.reporting.numbers import (
     describe_floor,
     find_floor,
@@ -197,11 +198,8 @@ def judge_models(
     regressions: ScoreRegressions,
     calibration: Labels,
     test: Labels,
-    *,
+    bootstrap: Bootstrap,
     equivalence_margin: float,
-    num_resamples: int,
-    confidence: float,
-    bootstrap_seed: int,
 ) -> list[Table]:
     """Return tables of accuracies, policies and equivalence; impossible ones are omitted with a warning."""
     tables = []
@@ -210,19 +208,12 @@ def judge_models(
     except UnusableSamples as error:
         log.warning("accuracies of the needed scale are left out: %s", error)
     try:
-        comparison = compare_known(
-            regressions,
-            calibration,
-            test,
-            num_resamples=num_resamples,
-            confidence=confidence,
-            seed=bootstrap_seed,
-        )
+        comparison = compare_known(regressions, calibration, test, bootstrap)
     except UnusableSamples as error:
         log.warning("policies by their features are left out: %s", error)
         return tables
     tables.append(tabulate_policies(comparison))
     equivalences = find_equivalences(comparison, equivalence_margin)
     if equivalences:
-        tables.append(tabulate_equivalences(equivalences, num_resamples))
+        tables.append(tabulate_equivalences(equivalences, bootstrap.num_resamples))
     return tables

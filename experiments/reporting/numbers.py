@@ -111,9 +111,12 @@ def to_plain(content: Any) -> Any:
     return json.loads(json.dumps(content, default=lambda value: value.tolist()))
 
 
-def format_minutes(seconds: int) -> str:
-    """Return a duration in minutes and seconds, or in seconds below one minute."""
-    return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+def format_duration(seconds: float) -> str:
+    """Return a duration in hours and minutes, in minutes and seconds, or in seconds below one minute."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def find_floor(num_resamples: int, num_tests: int = 1) -> float:

@@ -4,7 +4,9 @@ import base64
 import functools
 import hashlib
 import io
+import json
 import platform
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
+from experiments.reporting.tables import escape_markdown
 from m3_backbone.outcomes.shards import write_bytes, write_text
 
 # Settings for texts of figures: names come from data, so dollar signs in them do not mark formulas.
@@ -140,6 +143,18 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         scripts={name: _check_script(script) for name, script in scripts.items()},
     )
     write_text(path, text)
+
+
+def render_markdown(template: str, **content: Any) -> str:
+    """Render a Markdown template of `experiments/templates`; filters keep texts of users in their place."""
+    environment = Environment(
+        loader=PackageLoader("experiments"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["plain"] = escape_markdown
+    environment.filters["shell"] = lambda text: shlex.quote(" ".join(text.replace("`", "").split()))
+    # JSON is YAML.
+    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return environment.get_template(template).render(**content)
 
 
 def list_versions() -> Mapping[str, str]:

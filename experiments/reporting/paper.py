@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.config import Provenance
 from experiments.paper.running import StepState
 from experiments.paper.steps import Step
-from experiments.reporting.numbers import format_minutes
+from experiments.reporting.numbers import format_duration
 from experiments.reporting.page import write_page
 from experiments.reporting.tables import Table, format_table
 from m3_backbone.outcomes.shards import write_bytes
@@ -117,11 +117,3 @@ def format_states(states: Mapping[str, StepState], folder: Path) -> str:
     disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
     total = format_duration(sum(state.seconds for state in states.values()))
     return f"{format_table([('step', 'outcome', 'time', 'reason'), *lines])}\n\n{total}, {disk:.1f} GB"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in hours and minutes, or minutes and seconds."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return format_minutes(whole)

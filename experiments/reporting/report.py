@@ -1,10 +1,9 @@
 """HTML report of an evaluation: predictors, question types and a gallery of samples on one page."""
 
 import base64
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from experiments.config import Provenance
 from experiments.evaluation.fronts import Floats
@@ -16,7 +15,7 @@ from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings, describe_record, write_sentences
 from experiments.reporting.front_plot import plot_comparison
-from experiments.reporting.gallery import CATEGORIES, build_cards, pick_samples
+from experiments.reporting.gallery import CATEGORIES, Gallery, build_cards, pick_samples
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.operating_points import list_points, tabulate_points
@@ -28,13 +27,20 @@ from experiments.reporting.type_tables import (
     shorten_map,
     tabulate_types,
 )
-from experiments.reporting.views import CardViews
 from experiments.tasks.sizes import is_too_few
 from m3_backbone.outcomes.table import OutcomeTable
 
 # Names of the tables that are folded, by section. The parts of costs are folded too.
 _FOLDED = {"merits": ("merits", "savings", "tests", "luck"), "tables": ("differences", "coinciding", "costs")}
 _PARTS = "parts_"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of a report: the front as PNG, and the files for downloads by figure."""
+
+    picture: bytes
+    files: Mapping[str, Iterable[Path]] = field(default_factory=dict)
 
 
 def list_links(tables: Collection[str], *, has_estimates: bool) -> list[tuple[str, str]]:
@@ -62,35 +68,35 @@ def write_report(
     estimates: Floats,
     *,
     title: str,
-    picture: bytes,
-    read_image: Callable[[str], Image.Image],
+    figures: Figures,
+    gallery: Gallery,
     provenance: Provenance,
-    per_category: int = 8,
-    seed: int = 0,
-    view: Callable[[int, Image.Image], CardViews] | None = None,
-    figures: Mapping[str, Iterable[Path]] | None = None,
     failures: FailuresLink | None = None,
 ) -> list[Table]:
     """Write the report of the findings, and return the tables that only the report has.
 
-    `estimates` `[num_samples, num_scales]` are the first predictor's on the test samples. `picture` is the
-    front as a PNG, for paper and for browsers without scripts. `read_image` returns the image of an id; if it
-    raises OSError, the message is shown instead. The gallery has up to `per_category` samples of each
-    category, selected with `seed`; `view` returns the views of a row's image for the lightbox. `figures` are
-    files of the figures `front`, `granularity` and `calibration`, for downloads.
+    `estimates` `[num_samples, num_scales]` are the first predictor's on the test samples. The picture of
+    `figures` is for paper and for browsers without scripts; its files are those of `front`, `granularity` and
+    `calibration`. `failures` says where the report links to images with wrong answers.
     """
     comparison, others = findings.comparison, findings.others
     first = comparison.policies[0]
     choice = first.default.choice
     types, num_types = tabulate_types(test, choice), len(split_by_type(test))
-    rows = pick_samples(test, choice, per_category=per_category, seed=seed)
+    rows = pick_samples(test, choice, per_category=gallery.per_category, seed=gallery.seed)
     cascades = {
         result.name: result.default
         for result in comparison.policies
         if findings.starts_from.get(result.name) == first.name
     }
     cards = build_cards(
-        test, rows, choice=choice, estimates=estimates, read_image=read_image, view=view, cascades=cascades
+        test,
+        rows,
+        choice=choice,
+        estimates=estimates,
+        read_image=gallery.read_image,
+        view=gallery.view,
+        cascades=cascades,
     )
     maps = [shorten_map(need_map, {row.question_type for row in types}) for need_map in map_attributes(test)]
     confusion = count_confusion_rows(first.default.confusion, comparison.scales)
@@ -115,7 +121,7 @@ def write_report(
         name=first.name,
         charts=[draw_page(plot_comparison(in_measure)) for in_measure in (comparison, *others)],
         cost_measures=[in_measure.measure for in_measure in (comparison, *others)],
-        picture=base64.b64encode(picture).decode("ascii"),
+        picture=base64.b64encode(figures.picture).decode("ascii"),
         links=list_links(tables, has_estimates=first.reliability is not None),
         tables=tables,
         folded=folded,
@@ -123,7 +129,7 @@ def write_report(
         points=points,
         # The slider starts at the mean cost of the default price.
         start=format_tokens(first[default_cost].value),
-        files={name: attach_files(paths) for name, paths in (figures or {}).items()},
+        files={name: attach_files(paths) for name, paths in figures.files.items()},
         failures=failures,
         is_too_few=is_too_few(comparison.num_images),
         banners=findings.banners,

@@ -21,7 +21,7 @@ from experiments.reporting.findings import (
 from experiments.reporting.numbers import (
     MISSING,
     format_difference,
-    format_minutes,
+    format_duration,
     format_percent,
     format_score,
     format_share,
@@ -45,7 +45,7 @@ class Steps:
         """Add a step that started at the end of the previous one and ends now."""
         end = time.perf_counter()
         seconds, self._start = round(end - self._start), end
-        self._lines.append(f"{name:<10} {description} in {format_minutes(seconds)}: {place}")
+        self._lines.append(f"{name:<10} {description} in {format_duration(seconds)}: {place}")
 
     def __str__(self) -> str:
         return "\n".join(self._lines)

@@ -88,9 +88,10 @@ def _list(rows: Sequence[Row]) -> str:
 
 def _judge(rows: Sequence[Row], subject: str, comparison: VariantComparison) -> str:
     """Return a sentence on the scales with a significant difference (Holm) and its direction."""
-    level = 1 - comparison.confidence
-    if find_floor(comparison.num_resamples, comparison.num_tests) >= level:
-        return f"{comparison.num_resamples:,} resamples are too few to show a difference at any of them."
+    level = 1 - comparison.bootstrap.confidence
+    if find_floor(comparison.bootstrap.num_resamples, comparison.num_tests) >= level:
+        number = f"{comparison.bootstrap.num_resamples:,}"
+        return f"{number} resamples are too few to show a difference at any of them."
     better, worse, undecided = f"{subject} is better", f"{subject} is worse", "no difference is shown"
     scales_by_verdict: dict[str, list[str]] = {better: [], worse: [], undecided: []}
     for row in rows:
@@ -122,12 +123,12 @@ def _describe_oracle(comparison: VariantComparison) -> str:
 def tabulate_variants(comparison: VariantComparison) -> Table:
     """Tabulate every model at every scale at which it is compared."""
     several, num_tests = len(comparison.seeds) > 1, comparison.num_tests
-    adjusted_floor = find_floor(comparison.num_resamples, num_tests)
+    adjusted_floor = find_floor(comparison.bootstrap.num_resamples, num_tests)
     caption = (
-        f"Accuracy in percent with {comparison.confidence:.0%} intervals over images"
+        f"Accuracy in percent with {comparison.bootstrap.confidence:.0%} intervals over images"
         f"{' and trainings' * several}: {len(comparison.seeds)} seed{'s' * several}, "
         f"{comparison.num_questions:,} test questions on {comparison.num_images:,} images; "
-        f"{describe_floor(comparison.num_resamples, num_tests)}"
+        f"{describe_floor(comparison.bootstrap.num_resamples, num_tests)}"
     )
     rows = [
         (

@@ -90,6 +90,7 @@ cover the noise of these timings, but not drift of the machine between runs.
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,7 @@ def collect_metrics(
             "num_images": comparison.num_images,
             "num_calibration_samples": comparison.num_calibration_samples,
         },
-        "bootstrap": {
-            "num_resamples": comparison.num_resamples,
-            "confidence": comparison.confidence,
-            "seed": comparison.bootstrap_seed,
-        },
+        "bootstrap": asdict(comparison.bootstrap),
         "budgets": to_json(comparison.budgets),
         "fixed": [
             {

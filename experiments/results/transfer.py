@@ -11,16 +11,15 @@ from pathlib import Path
 import lightning
 import numpy as np
 
-from experiments.evaluation.comparison import Comparison, PolicyResult, check_settings, compare_policies
+from experiments.evaluation.comparison import Comparison, PolicyResult, compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.stability import Stability, find_pairs, measure_stability
-from experiments.evaluation.statistics import Estimate
-from experiments.labels.held_out import EvaluationRecord, open_test
+from experiments.evaluation.statistics import Bootstrap, Estimate
+from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.training.joining import as_backbone, join_labels
-from experiments.training.subset import Subset
-from experiments.training.trained import digest_files, join_digests
+from experiments.training.trained import TrainingSettings, digest_files, join_digests
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
@@ -88,9 +87,7 @@ def compare_versions(rows: Sequence[Row]) -> dict[tuple[str, str], Stability]:
                     changed.outcomes,
                     (original.result.default.choice, changed.result.default.choice),
                     paired,
-                    num_resamples=changed.comparison.num_resamples,
-                    confidence=changed.comparison.confidence,
-                    seed=changed.comparison.bootstrap_seed,
+                    changed.comparison.bootstrap,
                 )
     return pairs
 
@@ -124,44 +121,37 @@ def transfer(
     sources: Sequence[Source],
     targets: Sequence[str],
     labels: Path,
-    records: Path,
+    recorder: EvaluationRecorder,
+    settings: TrainingSettings,
     num_recalibration: int,
-    validation_fraction: float,
-    seed: int,
     leave_one_out: bool = False,
     native: bool = True,
     split: str = "test",
     outcomes_of: str | None = None,
-    subset: Subset | None = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
-    calibrator: Calibrator | None = None,
-    command: str = "",
-    configuration: str = "",
-    allow_unrecorded: bool = False,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
+    bootstrap: Bootstrap = Bootstrap(),
     allow_small: bool = False,
 ) -> list[Row]:
     """Train a predictor on all `sources` and evaluate it on each of `targets`.
 
     The labels of a task are in `labels/<task>`, those of another backbone in `labels/../<backbone>/<task>`;
-    `subset` is the part of each train split. With `leave_one_out` a target is left out of its own sources.
-    Images are divided into training and validation by task, so that an image of several versions of a task is
-    on one side in all of them. Sources that are other versions of the samples of the source `outcomes_of`
-    get its outcomes, so that other words or images augment its inputs. With sources of another backbone all
-    sources are read as in `as_backbone`, and predictors that read features of the backbone are refused.
+    the subset of `settings` is the part of each train split. With `leave_one_out` a target is left out of its
+    own sources. Images are divided into training and validation by task, so that an image of several versions
+    of a task is on one side in all of them. Sources that are other versions of the samples of the source
+    `outcomes_of` get its outcomes, so that other words or images augment its inputs. With sources of another
+    backbone all sources are read as in `as_backbone`, and predictors that read features of the backbone are
+    refused.
 
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
     with prices from `num_recalibration` samples of the target's calibration split; and, if `native`, a
-    predictor trained on the target. The samples are of images chosen at random with `seed`; with
-    `allow_small`, all samples are used if there are fewer. A copy of `calibrator` is fitted on one half of
-    the images, prices come from the other half. Evaluations of the test split are recorded in the folder
-    `records` (`labels.held_out`). With `split="calibration"` the other images of the target's calibration
-    split are evaluated instead, to choose by; the native row then has its prices from the few samples too.
-    Raises ValueError if labels come from different backbones, or if sources or targets are empty or not
-    distinct.
+    predictor trained on the target. The samples are of images chosen at random with the seed; with
+    `allow_small`, all samples are used if there are fewer. A copy of the calibrator, if `settings` have one,
+    is fitted on one half of the images, and prices come from the other half. Evaluations of the test split
+    are recorded. With `split="calibration"` the other images of the target's calibration split are evaluated
+    instead, to choose by; the native row then has its prices from the few samples too. Raises ValueError if
+    labels come from different backbones, or if sources or targets are empty or not distinct.
     """
-    check_settings(num_budgets=1, num_prices=1, num_resamples=num_resamples, confidence=confidence)
+    seed, fraction, calibrator = settings.seed, settings.validation_fraction, settings.calibrator
     for name, given in (("sources", [source.name for source in sources]), ("targets", list(targets))):
         if not given or len(set(given)) < len(given):
             raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
@@ -186,7 +176,7 @@ def transfer(
 
     def read(source: Source, split: str) -> Labels:
         folder = source.find(labels)
-        part = (subset or Subset()).read(folder, seed) if split == "train" else read_labels(folder, split)
+        part = settings.subset.read(folder, seed) if split == "train" else read_labels(folder, split)
         if outcomes_of is not None and source.task != outcomes_of:
             part = take_outcomes(part, read_labels(source.find(labels).parent / outcomes_of, split))
         return as_backbone(part, like) if is_foreign else part
@@ -195,9 +185,7 @@ def transfer(
 
     def train_on(parts: Sequence[Source]) -> tuple[ScalePredictor, Labels]:
         if (key := tuple(parts)) not in trained:
-            halves = {
-                part.name: split_validation(read(part, "train"), validation_fraction, seed) for part in parts
-            }
+            halves = {part.name: split_validation(read(part, "train"), fraction, seed) for part in parts}
             train, validation = (
                 join_labels({name: half[side] for name, half in halves.items()}) for side in (0, 1)
             )
@@ -235,14 +223,8 @@ def transfer(
         # A change of predictor, calibrator or prices is another evaluation: the digests cover all three.
         names = [f"{predictor.name} from {row[0]}, prices from {row[1]}" for row in evaluated]
         if split == "test":
-            test, record = open_test(
-                labels / target,
-                records=records,
-                command=command,
-                configuration=configuration,
-                predictors=dict(zip(names, (row[-1] for row in evaluated), strict=True)),
-                allow_unrecorded=allow_unrecorded,
-            )
+            digests = dict(zip(names, (row[-1] for row in evaluated), strict=True))
+            test, record = recorder.open_test(labels / target, digests)
             test = join_labels({target: test})
         else:
             is_rest = ~np.isin(calibration.outcomes.image_id.astype(str), few.outcomes.image_id.astype(str))
@@ -258,9 +240,7 @@ def transfer(
                     [policy],
                     measure=measure,
                     reference=None,
-                    num_resamples=num_resamples,
-                    confidence=confidence,
-                    seed=seed,
+                    bootstrap=bootstrap,
                 )
                 for measure in list_cost_measures(samples.outcomes, {fitted.name: fitted}, samples.inputs)
             )

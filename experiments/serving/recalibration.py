@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.guarantee import measure_loss, order_images
-from experiments.evaluation.statistics import number_images
+from experiments.evaluation.statistics import Bootstrap, number_images
 from experiments.reporting.numbers import format_difference, format_tokens
 from experiments.reporting.tables import format_table
 from experiments.serving.adaptive import state_bounds
@@ -199,14 +199,7 @@ def describe_change(
     for when, (prices, samples) in (("before", before), ("after", after)):
         for name, point in {"default": prices.default, **prices.named}.items():
             choice = choose(samples.estimates, samples.outcomes.visual_tokens, point.price, unit=point.unit)
-            loss = measure_loss(
-                choice,
-                samples.outcomes,
-                None,
-                num_resamples=_NUM_RESAMPLES,
-                confidence=confidence,
-                seed=0,
-            )
+            loss = measure_loss(choice, samples.outcomes, None, Bootstrap(_NUM_RESAMPLES, confidence))
             rows.append(
                 [
                     when,

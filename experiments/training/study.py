@@ -76,7 +76,8 @@ class SharedStudy:
     `storage` is the URL of a database, or a file that ends in `.journal`; None means SQLite in `folder`. With
     a database, a worker writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace`
     seconds without one. With a journal, all workers need access to `folder`, which has their locks. A trial
-    is tried again at most `max_retries` times. Raises ValueError for a study with other directions.
+    is tried again at most `max_retries` times. `objectives` are names in `OBJECTIVES`. Raises ValueError for
+    unknown objectives and for a study with other directions.
     """
 
     def __init__(
@@ -84,14 +85,18 @@ class SharedStudy:
         name: str,
         folder: Path,
         *,
-        storage: str | None,
-        directions: Sequence[Direction],
+        objectives: Sequence[str],
+        storage: str | None = None,
         sampler: optuna.samplers.BaseSampler | None = None,
         pruner: optuna.pruners.BasePruner | None = None,
         heartbeat: int = 10,
         grace: int = 40,
         max_retries: int = 3,
     ) -> None:
+        if unknown := set(objectives) - OBJECTIVES.keys():
+            raise ValueError(f"study.objectives has {min(unknown)!r}: give some of {', '.join(OBJECTIVES)}")
+        self.objectives = list(objectives)
+        directions = [OBJECTIVES[objective].direction for objective in objectives]
         self.folder, self.grace, self.poll_seconds = folder, grace, min(1.0, heartbeat / 2)
         self._retry = Retry(max_retries)
         # Running trial without a worker's name -> time at which this process first saw it, by its own clock.
@@ -106,12 +111,12 @@ class SharedStudy:
             self.study = optuna.create_study(
                 study_name=name,
                 storage=opened,
-                directions=list(directions),
+                directions=directions,
                 sampler=sampler,
                 pruner=pruner,
                 load_if_exists=True,
             )
-        if [direction.name.lower() for direction in self.study.directions] != list(directions):
+        if [direction.name.lower() for direction in self.study.directions] != directions:
             raise ValueError(
                 f"study {name!r} was begun with other objectives: give this study another name with "
                 "study.name=NAME"

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.labels.files import wait_for_lock
 from experiments.training.configured import check_names
-from experiments.training.subset import Subset, TrainSplit
+from experiments.training.subset import TrainSplit
 from experiments.training.trackers.base import Tracker, track_fit
 from experiments.training.trained import (
     MANIFEST,
@@ -60,22 +60,20 @@ _SHOWN_RESULTS: Mapping[str, Callable[[TrainingRecord], float]] = {
 class TrainingLabels:
     """Splits of a label folder for training, each read once, on first access."""
 
-    def __init__(
-        self, folder: Path, validation_fraction: float, seed: int, subset: Subset | None = None
-    ) -> None:
-        self.folder, self.validation_fraction, self.seed = folder, validation_fraction, seed
-        self.subset = subset or Subset()
+    def __init__(self, folder: Path, settings: TrainingSettings) -> None:
+        self.folder, self.settings = folder, settings
         self.manifest = read_manifest(folder)
 
     @cached_property
     def _split(self) -> TrainSplit:
-        return TrainSplit.read(self.folder, soft=self.subset.soft)
+        return TrainSplit.read(self.folder, soft=self.settings.subset.soft)
 
     @cached_property
     def measured_parts(self) -> tuple[Labels, Labels]:
         """(train, validation): two parts of the subset of the train split, divided by image."""
-        labels = self.subset.take(self._split.labels, self.seed)
-        return split_validation(labels, self.validation_fraction, self.seed)
+        settings = self.settings
+        labels = settings.subset.take(self._split.labels, settings.seed)
+        return split_validation(labels, settings.validation_fraction, settings.seed)
 
     @cached_property
     def parts(self) -> tuple[Labels, Labels]:
@@ -108,7 +106,7 @@ def train_predictors(
     predictor. Raises ValueError for duplicate names, OSError for a folder that cannot be written.
     """
     check_names([predictor.name for predictor in predictors])
-    source = TrainingLabels(labels, settings.validation_fraction, settings.seed, settings.subset)
+    source = TrainingLabels(labels, settings)
     records = []
     for predictor in predictors:
         identity = identify(predictor, source.manifest, settings, labels)
@@ -116,7 +114,7 @@ def train_predictors(
         # A finished folder may be read-only: the lock is taken only if something is to be written.
         record = read_finished(target, identity)
         if record is None:
-            record = _train_alone(predictor, source, target, identity, settings, make_trainer, tracker)
+            record = _train_alone(predictor, source, target, identity, make_trainer, tracker)
         else:
             log.info("%s is up to date in %s", predictor.name, target)
         records.append(record)
@@ -128,7 +126,6 @@ def _train_alone(
     source: TrainingLabels,
     target: Path,
     identity: dict[str, Any],
-    settings: TrainingSettings,
     make_trainer: "Callable[..., lightning.Trainer] | None",
     tracker: Tracker | None,
 ) -> TrainingRecord:
@@ -148,7 +145,7 @@ def _train_alone(
             return record
         unfinished = target.with_name(f"{target.name}.run")
         with track_fit(tracker, "train", predictor.name, identity, unfinished=unfinished) as runs:
-            record = _train(predictor, source, target, identity, settings, runs.wrap(make_trainer))
+            record = _train(predictor, source, target, identity, runs.wrap(make_trainer))
             runs.show_results({name: read(record) for name, read in _SHOWN_RESULTS.items()})
         return record
 
@@ -169,9 +166,9 @@ def _train(
     source: TrainingLabels,
     target: Path,
     identity: dict[str, Any],
-    settings: TrainingSettings,
     make_trainer: "Callable[..., lightning.Trainer] | None",
 ) -> TrainingRecord:
+    settings = source.settings
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
     checkpoint_dir = target.with_name(f"{target.name}.unfinished")

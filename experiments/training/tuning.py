@@ -12,10 +12,10 @@ import numpy as np
 import optuna
 
 from experiments.training.space import Parameter, suggest
-from experiments.training.study import OBJECTIVES, SharedStudy, find_origin
+from experiments.training.study import SharedStudy, find_origin
 from experiments.training.subset import SUBSET, Subset
 from experiments.training.trackers.base import FitRuns, Tracker, track_fit
-from experiments.training.trained import identify_labels, normalize
+from experiments.training.trained import TrainingSettings, identify_labels, normalize
 from experiments.training.trainer import TrainingLabels, value_bounds
 from predictor.base import FitContext, ScalePredictor
 from predictor.policy.front import policy_value
@@ -31,70 +31,46 @@ def search(
     space: Sequence[Parameter],
     *,
     labels: Path,
-    folder: Path,
-    name: str,
-    objectives: Sequence[str],
+    worker: SharedStudy,
+    settings: TrainingSettings,
     num_trials: int,
-    validation_fraction: float,
-    seed: int,
-    storage: str | None = None,
-    sampler: optuna.samplers.BaseSampler | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
-    heartbeat: int = 10,
-    grace: int = 40,
-    tolerance: float = 0.01,
-    subset: Subset | None = None,
     defaults: Mapping[str, Any] | None = None,
     around: Any = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     tracker: Tracker | None = None,
 ) -> optuna.Study:
-    """Run trials until the study `name` has `num_trials` finished ones, together with other workers.
+    """Run trials until the study of `worker` has `num_trials` finished ones, together with other workers.
 
-    `make_predictor` makes the predictor for the overrides of a trial. `objectives` are names in `OBJECTIVES`;
-    with a single one, trials are pruned by the value of each epoch. `defaults` are tried first. `around` are
-    the settings that all trials share, as JSON. `subset` is the part of the train split that is used. Each
-    trial is a run of `tracker`, with values on validation. Returns the study. Raises ValueError for unknown
-    objectives and for a study that was begun with other settings, labels or another space.
+    `make_predictor` makes the predictor for the overrides of a trial. If the study has a single objective,
+    trials are pruned by the value of each epoch. `defaults` are tried first. `around` are the settings that
+    all trials share, as JSON. Each trial is a run of `tracker`, with values on validation. Returns the study.
+    Raises ValueError for a study that was begun with other settings, labels or another space.
     """
-    if unknown := set(objectives) - OBJECTIVES.keys():
-        raise ValueError(f"study.objectives has {min(unknown)!r}: give some of {', '.join(OBJECTIVES)}")
-    source = TrainingLabels(labels, validation_fraction, seed, subset)
-    shared = SharedStudy(
-        name,
-        folder,
-        storage=storage,
-        directions=[OBJECTIVES[objective].direction for objective in objectives],
-        sampler=sampler,
-        pruner=pruner,
-        heartbeat=heartbeat,
-        grace=grace,
-    )
-    settings = normalize(
+    source, study = TrainingLabels(labels, settings), worker.study
+    made_of = normalize(
         {
             **identify_labels(source.manifest),
-            "validation_fraction": validation_fraction,
-            "seed": seed,
-            "objectives": list(objectives),
-            "tolerance": tolerance,
+            "validation_fraction": settings.validation_fraction,
+            "seed": settings.seed,
+            "objectives": worker.objectives,
+            "tolerance": settings.tolerance,
             "predictor": around,
             "space": [asdict(parameter) for parameter in space],
-            **({} if source.subset == Subset() else {SUBSET: source.subset.identify(labels)}),
+            **({} if settings.subset == Subset() else {SUBSET: settings.subset.identify(labels)}),
         }
     )
-    stored = shared.study.user_attrs.get("made_of", settings)
-    if differing := [key for key in settings if stored.get(key) != settings[key]]:
+    stored = study.user_attrs.get("made_of", made_of)
+    if differing := [key for key in made_of if stored.get(key) != made_of[key]]:
         raise ValueError(
-            f"study {name!r} in {folder} was begun with other {', '.join(differing)}, and its trials "
-            "cannot be compared with these: give this study another name with study.name=NAME"
+            f"study {study.study_name!r} in {worker.folder} was begun with other {', '.join(differing)}, and "
+            "its trials cannot be compared with these: give this study another name with study.name=NAME"
         )
-    shared.study.set_user_attr("made_of", settings)
-    shared.begin_with(dict(defaults or {}))
-    trials = _Trials(
-        make_predictor, space, source, folder / "trials", objectives, tolerance, make_trainer, tracker
-    )
-    shared.run(trials.run, num_trials)
-    return shared.study
+    study.set_user_attr("made_of", made_of)
+    worker.begin_with(dict(defaults or {}))
+    folder, objectives = worker.folder / "trials", worker.objectives
+    trials = _Trials(make_predictor, space, source, folder, objectives, make_trainer, tracker)
+    worker.run(trials.run, num_trials)
+    return study
 
 
 @dataclass
@@ -106,7 +82,6 @@ class _Trials:
     source: TrainingLabels
     folder: Path
     objectives: Sequence[str]
-    tolerance: float
     make_trainer: Callable[..., lightning.Trainer] | None
     tracker: Tracker | None
 
@@ -152,7 +127,7 @@ class _Trials:
         cost = predictor.features.count_paid_tokens(validation.inputs)
         return {
             "recovered": (policy_value(estimates, cost, score) - mix) / gap,
-            "tokens": choose_price(estimates, cost, score, tolerance=self.tolerance).cost,
+            "tokens": choose_price(estimates, cost, score, tolerance=self.source.settings.tolerance).cost,
             "flops": predictor.count_flops(validation.inputs),
             "parameters": float(predictor.num_parameters),
         }

@@ -52,7 +52,7 @@ Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | sl
 class HeldOutAccess:
     """Permission to read the test split of one label folder.
 
-    Only `experiments.labels.held_out.open_test` creates it, after it has recorded the evaluation as `record`;
+    Only `experiments.labels.held_out` creates it, after it has recorded the evaluation as `record`;
     a test checks that no other code does.
     """
 

@@ -1,20 +1,14 @@
-"""Training conversations as token ids with labels, and a data set of LLaVA's JSON files."""
+"""Training conversations as token ids with labels."""
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from m3_backbone.llava.processing import M3Processor
-from m3_backbone.llava.prompts import IMAGE
-from m3_backbone.turns import read_turns
 
 IGNORED = -100
 
@@ -121,68 +115,3 @@ def expand_images(
         "position_ids": position_ids,
         "attention_mask": mask[:, None],
     }
-
-
-class LlavaConversations(Dataset[dict[str, Any]]):
-    """Data set of LLaVA's instruction-tuning JSON.
-
-    The file contains `[{"id", "image", "conversations": [{"from", "value"}, ...]}, ...]`. System turns are
-    skipped, because the prompt template has its own. Rows without an image are skipped too; `num_left_out`
-    is their number. Raises ValueError for a file that is not such JSON.
-
-    Args:
-        path: the JSON file.
-        open_image: image name -> RGB image. Names come from the file, so this function must reject names
-            outside of its folder and images that cannot be read.
-        processor: prompts, tokenizer and image preprocessing of the model to be trained.
-        isolate_turns: as in `tokenize_conversation`.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        open_image: Callable[[str], Image.Image],
-        processor: M3Processor,
-        isolate_turns: bool = False,
-    ) -> None:
-        try:
-            rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(rows, list):
-            raise ValueError(f"{path} must hold a list of conversations, as LLaVA's training files do")
-        self.rows = [
-            (row["image"], _turns_of(row, path)) for row in rows if isinstance(row, dict) and "image" in row
-        ]
-        self.num_left_out = len(rows) - len(self.rows)
-        self.open_image, self.processor, self.isolate_turns = open_image, processor, isolate_turns
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name, turns = self.rows[index]
-        conversation = tokenize_conversation(self.processor, turns, isolate_turns=self.isolate_turns)
-        return {"image": self.open_image(name), "conversation": conversation}
-
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch for `M3Training`."""
-        images = self.processor.preprocess([row["image"] for row in rows])
-        return {**images, "conversation": [row["conversation"] for row in rows]}
-
-
-def _turns_of(row: dict[str, Any], path: str | Path) -> list[tuple[str, str]]:
-    """Return the (question, answer) turns of a row. Raises ValueError that names the row."""
-    name = f"{path}: conversation {row.get('id')!r}"
-    try:
-        turns = read_turns(row.get("conversations", row.get("messages")))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    pairs = [
-        (question.replace(IMAGE, "").strip(), answer.replace(IMAGE, "").strip())
-        for question, answer in turns.pairs
-        if answer is not None
-    ]
-    if not pairs or turns.num_stray or len(pairs) < len(turns.pairs):
-        raise ValueError(f"{name} does not alternate between 'human' and 'gpt'")
-    return pairs

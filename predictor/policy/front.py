@@ -107,7 +107,10 @@ def sweep(
 
     The default prices are 0 and every price at which a choice changes. They give the complete front, which
     has at most `num_samples * (num_scales - 1) + 1` points. One sort suffices for any number of prices. With
-    `estimates=score` the complete front is that of the budgeted oracle. Raises ValueError as `choose`.
+    `estimates=score` the complete front is that of the budgeted oracle, an exact bound: the points of each
+    sample have an upper concave envelope, and spending first on the steepest segment over all samples is
+    optimal for a concave separable problem (marginal analysis, Fox 1966). Between two points of that front
+    one sample chooses at random. Raises ValueError as `choose`.
     """
     estimate_array, cost_array = _check(estimates, cost)
     score_array = _check_same_shape("score", score, cost_array)

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import CostMeasure, Part
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metric_table import Bound, MetricTable, Predictor
 from experiments.evaluation.metrics import (
     average_gap_recovered,
@@ -23,7 +24,7 @@ from experiments.evaluation.metrics import (
     to_mix,
 )
 from experiments.evaluation.policies import CascadePolicy, Policy, PredictorPolicy
-from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.labels.resampled import Resampled
 from experiments.results.metrics_json import collect_measure, collect_metrics
 from experiments.results.resamples import collect_resamples, name_tensor
@@ -225,11 +226,11 @@ CASES = {
         settings=account(lambda c: c, overhead={"informed": 1e4, "hybrid": 1e4})
     ),
     "nearly all is paid once": Case(settings=account(lambda c: 1e-6 * c, shared=100.0)),
-    "one resample": Case(settings={"num_resamples": 1}),
-    "one budget": Case(settings={"num_budgets": 1}),
-    "two budgets": Case(settings={"num_budgets": 2}),
-    "one price": Case(settings={"num_prices": 1}),
-    "no confidence to speak of": Case(settings={"confidence": 1e-9}),
+    "one resample": Case(settings={"bootstrap": Bootstrap(1)}),
+    "one budget": Case(settings={"grid": Grid(1, 20)}),
+    "two budgets": Case(settings={"grid": Grid(2, 20)}),
+    "one price": Case(settings={"grid": Grid(9, 1)}),
+    "no confidence to speak of": Case(settings={"bootstrap": Bootstrap(40, confidence=1e-9)}),
     "one question answered again": Case(settings={"resampled": Resampled(np.array([3]), np.ones((2, 1, 4)))}),
 }
 
@@ -244,7 +245,7 @@ def compare(case: Case):
         CascadePolicy("cascade", Cascade.fit),
         CascadePolicy("hybrid", Hybrid.fit, tuple(np.clip(each, 0, 1) for each in estimates)),
     ]
-    settings = {"num_resamples": 40, "num_budgets": 9, "num_prices": 20} | (case.settings or {})
+    settings: dict[str, Any] = {"bootstrap": Bootstrap(40), "grid": Grid(9, 20)} | (case.settings or {})
     return compare_policies(calibration, test, contenders, **settings), test
 
 
@@ -339,7 +340,7 @@ def test_thousands_of_question_types():
     test = texts("kind", lambda n: f"type {n:04d}")(make_outcomes("test", 1000))
     calibration = make_outcomes("calibration", 4)
     contender = PredictorPolicy("constant", constant(0.5)(calibration), constant(0.5)(test))
-    found = compare_policies(calibration, test, [contender], num_resamples=2, num_budgets=2, num_prices=2)
+    found = compare_policies(calibration, test, [contender], grid=Grid(2, 2), bootstrap=Bootstrap(2))
     kinds = collect_metrics(found, test, task="task", backbone="backbone")["kinds"]
     assert list(kinds) == [f"type {n:04d}" for n in range(4000)]
     assert {kind["num_samples"] for kind in kinds.values()} == {1}
@@ -360,7 +361,7 @@ def test_a_predictor_may_have_any_name(names):
             CascadePolicy(third, Cascade.fit),
         ]
         found = compare_policies(
-            calibration, test, contenders, reference=second, num_resamples=20, num_budgets=5
+            calibration, test, contenders, reference=second, grid=Grid(5), bootstrap=Bootstrap(20)
         )
         keys = [Predictor(name) for name in (first, second, third)]
         assert [(each.first, each.second) for each in found.differences] == [
@@ -387,7 +388,7 @@ def test_two_policies_of_one_name_are_refused():
     table = make_outcomes("calibration", 4)
     one = PredictorPolicy("twin", estimate_outcomes(table), estimate_outcomes(table))
     with pytest.raises(ValueError, match="two policies of the comparison are called 'twin'"):
-        compare_policies(table, make_outcomes("test", 4), [one, one], num_resamples=2)
+        compare_policies(table, make_outcomes("test", 4), [one, one], bootstrap=Bootstrap(2))
 
 
 @pytest.mark.parametrize("empty", ["calibration", "test"])
@@ -397,16 +398,13 @@ def test_an_empty_split_is_refused_in_a_sentence(empty):
     calibration, test = tables["calibration"], tables["test"]
     contender = PredictorPolicy("informed", constant(0.5)(calibration), constant(0.5)(test))
     with pytest.raises(ValueError, match=f"the {empty} split is empty"):
-        compare_policies(calibration, test, [contender], num_resamples=2)
+        compare_policies(calibration, test, [contender], bootstrap=Bootstrap(2))
 
 
-@pytest.mark.parametrize("setting", ["num_budgets", "num_prices", "num_resamples"])
+@pytest.mark.parametrize("setting", ["num_budgets", "num_prices"])
 def test_nothing_of_something_is_refused(setting):
-    calibration, test = make_outcomes("calibration", 4), make_outcomes("test", 4)
-    contender = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
-    settings: dict[str, Any] = {"num_resamples": 2, setting: 0}
-    with pytest.raises(ValueError, match=setting):
-        compare_policies(calibration, test, [contender], **settings)
+    with pytest.raises(ValueError, match=f"{setting} is at least 1, got 0"):
+        Grid(**{setting: 0})
 
 
 def test_p_values_know_their_floor():
@@ -417,7 +415,7 @@ def test_p_values_know_their_floor():
         PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test)),
         PredictorPolicy("noise", rng.random(calibration.score.shape), rng.random(test.score.shape)),
     ]
-    found = compare_policies(calibration, test, contenders, num_resamples=19)
+    found = compare_policies(calibration, test, contenders, bootstrap=Bootstrap(19))
     assert [each.floor for each in found.differences] == pytest.approx([0.1] * 3)
     assert [each.adjusted_floor for each in found.differences] == pytest.approx([0.3] * 3)
     assert found.differences[0].p_value == pytest.approx(0.1)

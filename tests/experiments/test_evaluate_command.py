@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 
 from experiments.config import Provenance
+from experiments.evaluation.guarantee import GuaranteeTerms
 from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry, CascadePolicy, ScoredSamples, Signal
 from experiments.evaluation.sensitive_groups import Deciding
-from experiments.labels.held_out import open_test
+from experiments.evaluation.statistics import Bootstrap
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.resampled import ResampledFolder
-from experiments.reporting.evaluation import evaluate_predictors
+from experiments.reporting.evaluation import EvaluationPlan, evaluate_predictors, write_evaluation
 from experiments.reporting.failures import FailuresLink, digest_labels, find_failures
 from experiments.reporting.findings import write_sentences
+from experiments.reporting.gallery import Gallery
 from experiments.reporting.operating_points import list_points, write_options
 from experiments.reporting.summary import summarize, write_line, write_summary
 from experiments.tasks.base import Task
@@ -96,19 +99,19 @@ def read_split(store):
     return table.select([row for row, name in enumerate(table.image_id) if name.startswith("test")])
 
 
-def evaluate(store, output, **arguments):
-    task = arguments.pop("task", Pictures())
-    return evaluate_predictors(
+def evaluate(store, output, *, task=None, failures=None, **plan):
+    task = task or Pictures()
+    evaluation = evaluate_predictors(
         find_all(store),
         labels=store / "labels",
         task=task,
-        output=output,
-        records=store / "evaluations",
-        provenance=Provenance("python -m experiments.evaluate", "seed: 0", "now"),
-        num_resamples=50,
-        gallery=2,
-        **arguments,
+        recorder=EvaluationRecorder(store / "evaluations"),
+        plan=EvaluationPlan(bootstrap=Bootstrap(50), **plan),
     )
+    provenance = Provenance("python -m experiments.evaluate", "seed: 0", "now")
+    gallery = Gallery(task.image, per_category=2)
+    write_evaluation(evaluation, output, provenance=provenance, gallery=gallery, failures=failures)
+    return evaluation.findings
 
 
 def test_second_evaluation_writes_the_same_bytes(store, tmp_path):
@@ -175,7 +178,7 @@ def test_task_of_other_data_is_refused(store, tmp_path):
 
 
 def test_guarantee_is_reported(store, tmp_path):
-    findings = evaluate(store, tmp_path, alpha=0.2)
+    findings = evaluate(store, tmp_path, guarantee=GuaranteeTerms(0.2))
     guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
     assert (guarantee["alpha"], guarantee["delta"], guarantee["level"]) == (0.2, 0.1, 0.1)
     found = guarantee["predictors"]["question_only"]
@@ -188,14 +191,14 @@ def test_guarantee_is_reported(store, tmp_path):
 
 
 def test_joint_guarantees_are_certified_at_a_share_of_delta(store, tmp_path):
-    findings = evaluate(store, tmp_path, alpha=0.2, joint=True)
+    findings = evaluate(store, tmp_path, guarantee=GuaranteeTerms(0.2, joint=True))
     guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
     assert (guarantee["delta"], guarantee["level"]) == (0.1, 0.05)
     assert "All 2 guarantees hold together with that probability" in "\n".join(write_sentences(findings))
 
 
 def test_guarantee_that_the_data_do_not_allow_is_called_infeasible(store, tmp_path):
-    findings = evaluate(store, tmp_path, alpha=0.001)
+    findings = evaluate(store, tmp_path, guarantee=GuaranteeTerms(0.001))
     guarantee = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["guarantee"]
     found = guarantee["predictors"]["question_only"]
     assert found["price"] is None and found["drop"]["value"] == 0
@@ -206,7 +209,7 @@ def test_guarantee_that_the_data_do_not_allow_is_called_infeasible(store, tmp_pa
 def test_cascades_stand_beside_the_predictors(store, tmp_path):
     """They are in tables, metrics and report; where confidence says nothing, a cascade is the mix."""
     cascades = [CascadeEntry("cascade", Cascade.fit), CascadeEntry("hybrid", Hybrid.fit, "question_only")]
-    findings = evaluate(store, tmp_path, cascades=cascades, seed=7)
+    findings = evaluate(store, tmp_path, cascades=cascades)
     comparison = findings.comparison
     assert [each.name for each in comparison.policies] == ["question_only", "per_task", "cascade", "hybrid"]
     assert abs(comparison.find("cascade")[mean_to_mix].value) < 0.02
@@ -377,7 +380,7 @@ def test_the_price_of_a_point_makes_the_choices_of_the_point(store, evaluated, t
     """At the price that the slider shows, `choose` spends what the point spends."""
     findings, _ = evaluated
     trained = find_all(store)[0]
-    test, _ = open_test(store / "labels", records=tmp_path, command="", configuration="", predictors={})
+    test, _ = EvaluationRecorder(tmp_path).open_test(store / "labels")
     estimates = trained.predictor.predict(test.inputs)
     tokens = test.inputs.visual_tokens
     rows = [row for row in list_points(findings) if row.policy == trained.name]

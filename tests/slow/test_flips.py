@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.labels.folder import LabelFolder
+from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.held_out import EvaluationLog
 from experiments.labels.latency import Latency
 from experiments.labels.resampled import Part
@@ -63,7 +63,7 @@ def open_labels(labels: Path) -> LabelFolder:
     manifest = read_manifest(labels)
     scales, feature_scales = (tuple(manifest[key]) for key in ("scales", "feature_scales"))
     target = LabelFolder(
-        labels, fingerprints=manifest["fingerprints"], scales=scales, feature_scales=feature_scales
+        labels, fingerprints=manifest["fingerprints"], scales=scales, kept=KeptInputs(feature_scales)
     )
     assert target.open()
     return target

@@ -18,7 +18,8 @@ from hydra import compose, initialize_config_dir
 
 from experiments.cli import find_config_dir
 from experiments.evaluation.guarantee import measure_loss
-from experiments.labels.held_out import open_test
+from experiments.evaluation.statistics import Bootstrap
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.publish import main as publish
 from experiments.recalibrate import main as recalibrate
 from experiments.reporting.numbers import format_difference, format_tokens
@@ -60,20 +61,15 @@ def test_recalibration_mends_prices_on_another_task(tmp_path):
                 *([] if calibrator is None else [f"calibrator={calibrator}"]),
             )
     models = {name: AdaptiveVLM.from_pretrained(folder) for name, folder in folders.items()}
-    test, _ = open_test(
-        LABELS,
-        records=tmp_path / "evaluations",
-        command="tests/slow/test_recalibration.py",
-        configuration="",
-        predictors={name: str(number) for number, name in enumerate(models)},
-    )
+    recorder = EvaluationRecorder(tmp_path / "evaluations", "tests/slow/test_recalibration.py")
+    test, _ = recorder.open_test(LABELS, {name: str(number) for number, name in enumerate(models)})
     rows = [["prices", "point", "stated bound, points", "visual tokens", "loss to the finest scale, points"]]
     losses = {}
     for name, model in models.items():
         estimates = model.predictor.predict(test.inputs)
         for point_name, point in {"default": model.prices.default, **model.prices.named}.items():
             choice = choose(estimates, test.inputs.visual_tokens, point.price, unit=point.unit)
-            loss = measure_loss(choice, test.outcomes, None, num_resamples=1000, confidence=0.95, seed=0)
+            loss = measure_loss(choice, test.outcomes, None, bootstrap=Bootstrap(1000))
             losses[name, point_name] = float(loss.drop.value)
             bound = "2.0" if point_name == "guarantee" else "-"
             tokens = format_tokens(loss.cost.value)

@@ -15,7 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.cli import find_config_dir
-from experiments.labels.held_out import open_test
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.tables import format_table
 from experiments.serving.configured import load_model
 from experiments.tasks.scenes import Scenes
@@ -38,13 +38,8 @@ def test_the_server_reaches_the_points_of_the_evaluation(tmp_path):
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = compose("serve", [f"trained={trained}"] if trained else [])
     model = load_model(config)
-    test, _ = open_test(
-        LABELS,
-        records=tmp_path / "evaluations",
-        command="tests/slow/test_replay.py",
-        configuration="",
-        predictors={"replay": model.predictor.name},
-    )
+    recorder = EvaluationRecorder(tmp_path / "evaluations", "tests/slow/test_replay.py")
+    test, _ = recorder.open_test(LABELS, {"replay": model.predictor.name})
     test = test.select(slice(NUM_QUESTIONS))
     estimates, tokens, unit = (
         model.predictor.predict(test.inputs),

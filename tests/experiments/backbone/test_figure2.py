@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments.cli import find_config_dir
 from experiments.evaluation.fronts import ORACLES
+from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.variants import NESTED, PER_SCALE, UNTRAINED, compare_variants, list_variants
 from experiments.figure2 import main
 from experiments.reporting.variants import tabulate_variants, to_csv, to_json, write_findings
@@ -55,7 +56,7 @@ def comparison():
         (name, 1): answered([value + 0.1 * (name == NESTED) for value in values])
         for name, values in shares.items()
     }
-    return compare_variants(VARIANTS, tables, (0, 1), num_resamples=4000)
+    return compare_variants(VARIANTS, tables, (0, 1), bootstrap=Bootstrap(4000))
 
 
 def test_accuracies_are_means_over_seeds_and_differences_belong_to_the_scale(comparison):
@@ -111,7 +112,7 @@ def test_findings_say_what_was_found_whichever_way(comparison):
 def test_verdicts_follow_the_corrected_p_values(others, verdict):
     shares = {variant.name: others for variant in VARIANTS} | {"nested": (0.5, 0.6, 0.7, 0.8)}
     tables = {(name, 0): answered(values) for name, values in shares.items()}
-    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), num_resamples=4000))
+    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), bootstrap=Bootstrap(4000)))
     assert nested.endswith(verdict)
 
 
@@ -132,7 +133,7 @@ def test_too_few_resamples_show_no_difference():
     """32 / 101 is above 0.05: what these resamples cannot tell is not called equal."""
     shares = {variant.name: (1, 1, 1, 1) for variant in VARIANTS} | {"nested": (0.5, 0.6, 0.7, 0.8)}
     tables = {(name, 0): answered(values) for name, values in shares.items()}
-    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), num_resamples=100))
+    nested, *_ = write_findings(compare_variants(VARIANTS, tables, (0,), bootstrap=Bootstrap(100)))
     assert nested.endswith("100 resamples are too few to show a difference at any of them.")
 
 
@@ -147,7 +148,7 @@ def test_models_that_answered_other_questions_are_not_compared():
     tables = {(variant.name, 0): answered((0, 0, 0, 0)) for variant in VARIANTS}
     tables["only_9", 0] = tables["only_9", 0].select(slice(0, 10))
     with pytest.raises(ValueError, match="only_9 of seed 0 answered other questions than nested"):
-        compare_variants(VARIANTS, tables, (0,), num_resamples=10)
+        compare_variants(VARIANTS, tables, (0,), bootstrap=Bootstrap(10))
 
 
 @pytest.mark.slow

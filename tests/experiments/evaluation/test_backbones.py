@@ -7,11 +7,13 @@ import pytest
 
 from experiments.evaluation.backbones import BackboneSamples, NoiseFree, compare_backbones
 from experiments.evaluation.costs import TOKENS, count_flops
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metric_table import Bound, Predictor
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from tests.predictor.synthetic import make_labels
 
-BOOTSTRAP = {"num_resamples": 40, "num_budgets": 9}
+SETTINGS = Grid(9), Bootstrap(40)
 
 
 def make_backbone(name, score, tokens=(1, 2, 4), vision=0, num_images=12, has_policy=True):
@@ -49,7 +51,7 @@ def test_mixes_and_oracles_at_equal_tokens():
     """One question in two needs the finest scale; the other backbone answers that one at its second scale."""
     first = make_backbone("first", [[1, 1, 1], [0, 0, 1]])
     second = make_backbone("second", [[1, 1, 1], [0, 1, 1]])
-    comparison = compare_backbones([first, second], **BOOTSTRAP)
+    comparison = compare_backbones([first, second], *SETTINGS)
     tokens = comparison.measures[0]
     budgets = np.geomspace(1, 4, 9)
     np.testing.assert_allclose(tokens.budgets, budgets)
@@ -77,7 +79,7 @@ def test_mixes_and_oracles_at_equal_tokens():
 def test_a_joint_oracle_takes_from_each_backbone_what_the_other_lacks():
     first = make_backbone("first", [[1, 1, 1], [0, 0, 0]])
     second = make_backbone("second", [[0, 0, 0], [1, 1, 1]])
-    comparison = compare_backbones([first, second], **BOOTSTRAP)
+    comparison = compare_backbones([first, second], *SETTINGS)
     shares = {name: float(share.value) for name, share in comparison.answered.items()}
     assert shares == {"all": 0, "none": 0, "only first": 0.5, "only second": 0.5}
     for matched in comparison.measures:
@@ -87,7 +89,7 @@ def test_a_joint_oracle_takes_from_each_backbone_what_the_other_lacks():
 
 def test_equal_backbones_do_not_differ():
     score = [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
-    comparison = compare_backbones([make_backbone(name, score) for name in ("a", "b", "c")], **BOOTSTRAP)
+    comparison = compare_backbones([make_backbone(name, score) for name in ("a", "b", "c")], *SETTINGS)
     for matched in comparison.measures:
         assert len(matched.differences) == 2 * 4
         for test in matched.differences:
@@ -101,10 +103,10 @@ def test_budgets_are_those_that_every_backbone_can_meet():
     first, second, third = (
         make_backbone(name, score, vision=vision) for name, vision in (("a", 0), ("b", 2), ("c", 9))
     )
-    flops = compare_backbones([first, second], **BOOTSTRAP).measures[1]
+    flops = compare_backbones([first, second], *SETTINGS).measures[1]
     assert flops.unit == "GFLOPs"
     assert flops.budgets[[0, -1]].tolist() == pytest.approx([3, 4])
-    comparison = compare_backbones([first, third], **BOOTSTRAP)
+    comparison = compare_backbones([first, third], *SETTINGS)
     assert [matched.unit for matched in comparison.measures] == ["tokens"]
     assert comparison.skipped == ["GFLOPs: the costs of the backbones do not overlap"]
 
@@ -113,12 +115,12 @@ def test_fixed_scales_of_equal_cost_are_compared_without_predictors():
     """At 2 tokens the better backbone answers the other half too; a scale of 3 tokens has no counterpart."""
     first = make_backbone("a", [[1, 1, 1], [0, 0, 1]], has_policy=False)
     second = make_backbone("b", [[1, 1, 1], [0, 1, 1]], tokens=(2, 3, 4), has_policy=False)
-    tokens = compare_backbones([first, second], **BOOTSTRAP).measures[0]
+    tokens = compare_backbones([first, second], *SETTINGS).measures[0]
     assert [(test.cost, test.first, test.second) for test in tokens.fixed] == [(2, "a", "b"), (4, "a", "b")]
     assert [float(test.score.value) for test in tokens.fixed] == [0.5, 1]
     assert [float(test.difference.value) for test in tokens.fixed] == [0, 0]
     better = make_backbone("b", [[1, 1, 1], [0, 1, 1]], has_policy=False)
-    tokens = compare_backbones([first, better], **BOOTSTRAP).measures[0]
+    tokens = compare_backbones([first, better], *SETTINGS).measures[0]
     assert [float(test.difference.value) for test in tokens.fixed] == [0, 0.5, 0]
     half = tokens.fixed[1]
     # Half of the questions: at least one of twelve images of each kind is in every resample of this seed.
@@ -133,6 +135,6 @@ def test_samples_and_names_must_fit():
     score = [[1, 1, 1], [0, 1, 1]]
     first = make_backbone("a", score)
     with pytest.raises(ValueError, match="give two or more different backbones, got a, a"):
-        compare_backbones([first, first])
+        compare_backbones([first, first], *SETTINGS)
     with pytest.raises(ValueError, match="a and b answered different test samples"):
-        compare_backbones([first, make_backbone("b", score, num_images=10)])
+        compare_backbones([first, make_backbone("b", score, num_images=10)], *SETTINGS)

@@ -6,17 +6,14 @@ from sklearn.metrics import brier_score_loss
 
 from experiments.evaluation.calibration import Binned
 from experiments.evaluation.schedules import ImageMeans
-from experiments.evaluation.statistics import bootstrap, draw_weights
+from experiments.evaluation.statistics import Bootstrap, draw_weights
 
 
 def measure_calibration(estimates, score, image, *, num_resamples, seed=0, num_bins=10):
     binned, means = Binned(estimates, score, image, num_bins), ImageMeans(image)
     binned.add_to(means)
-    brier_and_error = bootstrap(
-        lambda weights: dict(enumerate(binned.measure(means(weights)))),
-        means.num_images,
-        num_resamples=num_resamples,
-        seed=seed,
+    brier_and_error = Bootstrap(num_resamples, seed=seed).estimate(
+        lambda weights: dict(enumerate(binned.measure(means(weights)))), means.num_images
     )
     return binned.describe(brier_and_error[0], brier_and_error[1])
 

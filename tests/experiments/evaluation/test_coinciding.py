@@ -20,16 +20,19 @@ from experiments.evaluation.costs import (
     count_milliseconds,
     list_cost_measures,
 )
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.guarantee import apply_guarantee, find_guarantee
 from experiments.evaluation.metric_table import Bound
 from experiments.evaluation.metrics import brier, calibration_error, default_cost
 from experiments.evaluation.needs import tabulate_needs
 from experiments.evaluation.noise_free import list_noise_free
 from experiments.evaluation.policies import CascadePolicy, Paths, Policy, PredictorPolicy, ScoredSamples
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.resampled import Resampled
 from experiments.reporting.evaluation_tables import list_tables, tabulate_parts
 from experiments.reporting.findings import Findings, write_default, write_sentences
-from experiments.reporting.report import write_report
+from experiments.reporting.gallery import Gallery
+from experiments.reporting.report import Figures, write_report
 from experiments.results.metrics_json import collect_metrics
 from predictor.cascades.cascade import Cascade
 from predictor.cascades.hybrid import Hybrid
@@ -164,7 +167,7 @@ def compare(splits, estimates, measure=TOKENS, cascades=True, default=None, **mo
     ]
     if cascades:
         policies.append(CascadePolicy("cascade", Cascade.fit))
-    settings = {"num_resamples": 25, "num_budgets": 9, "num_prices": 40} | more
+    settings: dict[str, Any] = {"bootstrap": Bootstrap(25), "grid": Grid(9, 40)} | more
     calibration, test = splits
     return compare_policies(calibration, test, policies, measure=measure, **settings)
 
@@ -243,9 +246,9 @@ def test_needs_and_guarantees_do_not_change_either():
         for values, table in ((estimates[0], calibration), (more[0], longer[0]))
     )
     assert once == twice and once.price is not None
-    bootstrap: dict[str, Any] = {"num_resamples": 20, "confidence": 0.9, "seed": 0}
+    bootstrap = Bootstrap(20, 0.9)
     first, second = (
-        apply_guarantee(once, values, table, **bootstrap)
+        apply_guarantee(once, values, table, bootstrap)
         for values, table in ((estimates[1], test), (more[1], longer[1]))
     )
     assert (first.cost.value, first.drop.value) == (second.cost.value, second.drop.value)
@@ -281,7 +284,7 @@ def test_sampled_answers_of_coinciding_scales_are_one(merged):
     score = rng.integers(0, 2, (3, len(merged[1]), 4)).astype(float)
     lucky, rows = score.copy(), np.arange(len(merged[1]))
     lucky[:, rows // 4 % 3 == 0, 3] = 1
-    settings: dict[str, Any] = {"num_resamples": 5, "num_budgets": 9}
+    settings: dict[str, Any] = {"bootstrap": Bootstrap(5), "grid": Grid(9)}
     oracles = [
         list_noise_free(merged[1], ScoredSamples.of(merged[1]).cost, Resampled(rows, sampled), **settings)
         for sampled in (score, lucky)
@@ -320,10 +323,9 @@ def test_the_report_says_how_often_scales_coincide(merged, tmp_path):
         merged[1],
         estimates[1],
         title="title",
-        picture=b"",
-        read_image=lambda image_id: Image.new("RGB", (8, 8)),
+        figures=Figures(b""),
+        gallery=Gallery(lambda image_id: Image.new("RGB", (8, 8)), per_category=1),
         provenance=Provenance("command", "config", "now"),
-        per_category=1,
     )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert sentence in page and tables["coinciding"].caption in page

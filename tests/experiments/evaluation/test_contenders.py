@@ -4,9 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metrics import default_score
 from experiments.evaluation.policies import CascadePolicy, Paths, PolicyInputs, PredictorPolicy, ScoredSamples
 from experiments.evaluation.schedules import Schedule
+from experiments.evaluation.statistics import Bootstrap
 from predictor.policy.front import Front, choose
 from predictor.policy.pricing import find_default
 from predictor.policy.switches import find_switches
@@ -80,8 +82,8 @@ def test_cascade_pays_for_every_scale_that_it_tries(splits, hybrid):
         calibration,
         test,
         [CascadePolicy("cascade", ThresholdCascade, estimates)],
-        num_prices=9,
-        num_resamples=3,
+        grid=Grid(num_prices=9),
+        bootstrap=Bootstrap(3),
     ).find("cascade")
     tokens, score = test.visual_tokens, test.score
     first, last = ThresholdCascade(test.confidence, None, None, None, 9).escalate(
@@ -113,6 +115,6 @@ def test_default_is_the_cheapest_price_as_good_as_the_best_fixed_scale():
 def test_predictor_without_a_default_gets_one_from_calibration(splits):
     calibration, test = splits
     estimating = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
-    found = compare_policies(calibration, test, [estimating], num_resamples=3).find("informed")
+    found = compare_policies(calibration, test, [estimating], bootstrap=Bootstrap(3)).find("informed")
     at = np.searchsorted(found.trace.price, found.default.price)
     assert found[default_score].value == pytest.approx(found.trace.score[at])

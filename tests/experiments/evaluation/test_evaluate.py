@@ -19,7 +19,7 @@ from experiments.evaluation.metrics import (
 )
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.schedules import ImageMeans, Schedule
-from experiments.evaluation.statistics import bootstrap, draw_weights, number_images
+from experiments.evaluation.statistics import Bootstrap, draw_weights, number_images
 from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.findings import Findings, write_default, write_headline
 from experiments.results.metrics_json import SCHEMA_VERSION, collect_metrics, write_metrics
@@ -41,7 +41,7 @@ def compare(calibration, test, *, estimators=None, **settings):
         first, second = rule(calibration), rule(test)
         default = choose_price(first, calibration.visual_tokens, calibration.score)
         contenders.append(PredictorPolicy(name, first, second, default))
-    return compare_policies(calibration, test, contenders, **{"num_resamples": 60, **settings})
+    return compare_policies(calibration, test, contenders, **{"bootstrap": Bootstrap(60), **settings})
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,7 @@ def test_interval_of_a_mean_is_that_of_its_standard_error():
     image = np.repeat(np.arange(400), 4)
     means = ImageMeans(image)
     means.add("mean", Schedule.of(np.zeros((1, 1600))), values[:, None])
-    found = bootstrap(
-        lambda weights: {"mean": means(weights)["mean"][0][:, 0]}, 400, num_resamples=4000, seed=0
-    )["mean"]
+    found = Bootstrap(4000).estimate(lambda weights: {"mean": means(weights)["mean"][0][:, 0]}, 400)["mean"]
     error = values.std() / np.sqrt(400)
     assert found.value == pytest.approx(values.mean())
     assert [found.low, found.high] == pytest.approx(
@@ -97,7 +95,9 @@ def test_interval_of_a_mean_is_that_of_its_standard_error():
 
 def test_bootstrap_needs_resamples():
     with pytest.raises(ValueError, match="num_resamples"):
-        bootstrap(lambda weights: {}, 3, num_resamples=0, seed=0)
+        Bootstrap(0)
+    with pytest.raises(ValueError, match="an interval needs confidence"):
+        Bootstrap(confidence=2)
 
 
 def test_fixed_scales_and_oracles_are_means_over_samples(comparison, splits):
@@ -151,13 +151,13 @@ def test_matched_tokens_by_the_slow_way(comparison, splits):
 def test_resamples_redo_everything(splits):
     """The interval's ends equal those of figures computed afresh on each resampled table."""
     calibration, test = splits
-    found = compare(calibration, test, num_resamples=8, seed=5).find("informed")
+    found = compare(calibration, test, bootstrap=Bootstrap(8, seed=5)).find("informed")
     image = number_images(test.image_id)
     fresh = []
     for weights in np.concatenate(list(draw_weights(image.max() + 1, 8, seed=5))).astype(int):
         rows = np.repeat(np.arange(len(test)), weights[image])
         resampled = _take_with_repeats(test, rows)
-        fresh.append(compare(calibration, resampled, num_resamples=1).find("informed"))
+        fresh.append(compare(calibration, resampled, bootstrap=Bootstrap(1)).find("informed"))
     for metric in (mean_to_mix, mean_to_reference, mean_gap_share):
         drawn = [figures[metric].value for figures in fresh]
         low, high = np.quantile(drawn, [0.025, 0.975])
@@ -186,7 +186,7 @@ def test_informed_beats_mix_and_question_only_and_noise_does_not(splits):
             "noise": lambda table: noise.random(table.score.shape),
             "outcomes": lambda table: table.score.astype(float),
         },
-        num_resamples=200,
+        bootstrap=Bootstrap(200),
     )
     informed, noise_figures, outcomes = map(found.find, ("informed", "noise", "outcomes"))
     assert informed[mean_to_mix].low > 0 and informed[mean_to_reference].low > 0

@@ -10,12 +10,11 @@ from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import (
     CalibratedPolicy,
     choose_as_oracle,
-    find_budgeted_oracle,
     find_smallest_right,
     raise_budgets,
     trace_prices,
 )
-from predictor.policy.front import sweep, upper_hull
+from predictor.policy.front import choose, find_unit, sweep, upper_hull
 from predictor.policy.switches import find_switches
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 
@@ -123,7 +122,8 @@ def test_oracle_conventions():
 def test_budgeted_oracle_by_hand():
     # One sample gains at 9 tokens, one at 144, one never: 1/8 a token is spent first, then 1/143.
     cost = np.tile([1.0, 9.0, 144.0], (3, 1))
-    front = find_budgeted_oracle(cost, [[0, 1, 1], [0, 0, 1], [0, 0, 0]])
+    score = [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
+    front = sweep(score, cost, score)
     assert front.cost * 3 == pytest.approx([154, 11, 3])
     assert front.score * 3 == pytest.approx([2, 1, 0])
 
@@ -132,7 +132,7 @@ def test_budgeted_oracle_by_hand():
 def test_budgeted_oracle_is_the_best_of_all_choices(table, position):
     """Against the linear program over all choices of a scale for each sample, drawn at random or not."""
     cost, score = table
-    front = find_budgeted_oracle(cost, score)
+    front = sweep(score, cost, score)
     lowest, highest = cost.min(axis=1).mean(), cost[:, -1].mean()
     budget = lowest + position * (highest - lowest)
     rows = np.arange(len(cost))
@@ -145,7 +145,7 @@ def test_budgeted_oracle_is_the_best_of_all_choices(table, position):
 @given(tables(), st.integers(0, 2**32 - 1))
 def test_no_policy_and_no_mix_is_above_the_budgeted_oracle(table, seed):
     cost, score = table
-    oracle = find_budgeted_oracle(cost, score)
+    oracle = sweep(score, cost, score)
     policy = sweep(np.random.default_rng(seed).random(cost.shape), cost, score)
     bound = np.interp(policy.cost, oracle.cost[::-1], oracle.score[::-1])
     assert (policy.score <= bound + 1e-9).all()
@@ -171,11 +171,11 @@ def test_traced_prices_span_the_front_evenly():
 def test_calibrated_policy_meets_its_budgets_on_calibration():
     table = make_outcomes("calibration", 100)
     estimates, cost = estimate_outcomes(table), table.visual_tokens.astype(float)
-    policy = CalibratedPolicy.from_calibration(estimates, cost, table.score)
+    policy = CalibratedPolicy.from_front(sweep(estimates, cost, table.score), find_unit(cost))
     assert (np.diff(policy.cost) > 0).all() and (np.diff(policy.score) > 0).all()
     assert (np.diff(policy.price) < 0).all()
 
-    choices = policy.choose(estimates, cost)
+    choices = [choose(estimates, cost, price, unit=policy.unit) for price in policy.price]
     rows = np.arange(len(table))
     assert [cost[rows, c].mean() for c in choices] == pytest.approx(policy.cost)
     assert [table.score[rows, c].mean() for c in choices] == pytest.approx(policy.score)
@@ -192,14 +192,15 @@ def test_calibrated_policy_meets_its_budgets_on_calibration():
 def test_prices_mean_the_same_on_other_samples():
     """The unit is calibration's: a sample is treated alike whatever samples surround it."""
     calibration, test = make_outcomes("calibration", 50), make_outcomes("test", 50)
+    unit = find_unit(calibration.cost)
+    front = sweep(estimate_outcomes(calibration), calibration.cost, calibration.score)
+    policy = CalibratedPolicy.from_front(front, unit)
     cost = test.visual_tokens.astype(float)
     cost[::2] *= 3
-    policy = CalibratedPolicy.from_calibration(
-        estimate_outcomes(calibration), calibration.visual_tokens, calibration.score
-    )
     estimates = estimate_outcomes(test)
-    together = policy.choose(estimates, cost)
-    np.testing.assert_array_equal(together[:, 1::2], policy.choose(estimates[1::2], cost[1::2]))
+    for price in policy.price:
+        together = choose(estimates, cost, price, unit=unit)
+        np.testing.assert_array_equal(together[1::2], choose(estimates[1::2], cost[1::2], price, unit=unit))
 
 
 def test_budgets_below_the_cheapest_scale_are_raised_to_it():

@@ -21,7 +21,7 @@ from experiments.evaluation.guarantee import (
     join_checks,
     order_images,
 )
-from experiments.evaluation.statistics import Estimate, number_images
+from experiments.evaluation.statistics import Bootstrap, Estimate, number_images
 from experiments.reporting.guarantees import tabulate_guarantees, write_guarantee
 from experiments.results.metrics_json import collect_guarantee
 from experiments.training.trained import TrainingSettings
@@ -143,7 +143,7 @@ def test_price_is_the_cheapest_certified_and_order_of_rows_is_nothing_to_it():
     order = np.random.default_rng(3).permutation(len(calibration))
     assert find_guarantee(estimates[order], calibration.select(order), alpha=0.05, delta=0.1) == found
 
-    kept = apply_guarantee(found, estimate_outcomes(test), test, num_resamples=200, confidence=0.95, seed=0)
+    kept = apply_guarantee(found, estimate_outcomes(test), test, bootstrap=Bootstrap(200))
     assert kept.drop.low < kept.drop.value < kept.drop.high and kept.drop.value < 0.05
     assert kept.cost.low < kept.cost.value < unit
 
@@ -162,7 +162,7 @@ def test_stricter_guarantees_cost_more():
 def test_without_a_certificate_the_finest_scale_is_used():
     few, test = make_outcomes("calibration", 5), make_outcomes("test", 50)
     found = find_guarantee(estimate_outcomes(few), few, alpha=0.01, delta=0.1)
-    kept = apply_guarantee(found, estimate_outcomes(test), test, num_resamples=50, confidence=0.95, seed=0)
+    kept = apply_guarantee(found, estimate_outcomes(test), test, bootstrap=Bootstrap(50))
     assert [kept.drop.value, kept.drop.high, kept.cost.value] == pytest.approx([0, 0, test.scales[-1]])
 
 
@@ -199,7 +199,7 @@ def test_resplit_check_draws_with_replacement_and_judges_against_the_known_mean(
     for numbers in drawn:
         table, copied = copy_images(test, estimates, numbers)
         found = find_guarantee(copied, table, alpha=alpha, delta=0.3, most_questions=4)
-        loss = apply_guarantee(found, estimates, test, num_resamples=1, confidence=0.95, seed=0)
+        loss = apply_guarantee(found, estimates, test, bootstrap=Bootstrap(1))
         certified += found.is_feasible
         failures.append(found.is_feasible and float(loss.drop.value) > alpha)
         costs += [float(loss.cost.value)] if found.is_feasible else []
@@ -270,10 +270,10 @@ def test_images_with_more_questions_than_bounded_count_as_so_many():
     image_id = np.array(["large"] * 9 + ["a", "b", "c"], dtype=object)
     table = replace(table, image_id=image_id)
     guarantee = Guarantee(0.1, 0.1, 1, 3, PRICES[-1], 144.0, 50, None, 1.0, 0.0)
-    loss = apply_guarantee(guarantee, estimates, table, num_resamples=1, confidence=0.95, seed=0)
+    loss = apply_guarantee(guarantee, estimates, table, bootstrap=Bootstrap(1))
     assert loss.drop.value == pytest.approx(0.5) and loss.num_large == 1
     plain = replace(guarantee, most_questions=9)
-    loss = apply_guarantee(plain, estimates, table, num_resamples=1, confidence=0.95, seed=0)
+    loss = apply_guarantee(plain, estimates, table, bootstrap=Bootstrap(1))
     assert loss.drop.value == pytest.approx(0.75) and loss.num_large == 0
     found = find_guarantee(estimates, table, alpha=0.1, delta=0.1, most_questions=3)
     assert found.most_questions == 3 and found.drop == pytest.approx(0)  # at the safest price, the finest
@@ -386,7 +386,7 @@ def test_degenerate_tables_end_in_numbers_and_true_sentences(name, table, consta
     if constant:
         estimates = np.full_like(estimates, 0.5)
     guarantee = find_guarantee(estimates, table, alpha=0.02, delta=0.1)
-    loss = apply_guarantee(guarantee, estimates, table, num_resamples=20, confidence=0.95, seed=0)
+    loss = apply_guarantee(guarantee, estimates, table, bootstrap=Bootstrap(20))
     check = run_check(guarantee, estimates, table, num_resplits=20)
     checked = [CheckedGuarantee("mine", guarantee, loss, check)] * 2
     text = f"{write_guarantee(checked)} {tabulate_guarantees(checked, {'mine': 144.0})}"
@@ -409,7 +409,7 @@ def test_no_calibration_image_is_left():
     guarantee = find_guarantee(np.zeros((0, 4)), table, alpha=0.02, delta=0.1)
     assert (guarantee.num_images, guarantee.price, guarantee.cost, guarantee.drop) == (0, None, None, None)
     test = make_outcomes("test", 20)
-    loss = apply_guarantee(guarantee, estimate_outcomes(test), test, num_resamples=5, confidence=0.9, seed=0)
+    loss = apply_guarantee(guarantee, estimate_outcomes(test), test, bootstrap=Bootstrap(5, 0.9))
     assert check_guarantee(guarantee, estimate_outcomes(test), test) is None
     checked = [CheckedGuarantee("mine", guarantee, loss)]
     assert "its calibrator was fitted on every calibration image" in write_guarantee(checked)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import count_confusions
 from experiments.evaluation.curves import Curve
-from experiments.evaluation.fronts import find_budgeted_oracle
 from experiments.evaluation.metrics import (
     FrontView,
     average_gap_recovered,
@@ -196,7 +195,7 @@ def test_order_of_samples_and_of_points_changes_nothing(table, seed):
 def test_no_policy_has_more_merit_than_the_budgeted_oracle(table):
     _, cost, score = table
     points, coarsest, finest = reach_points(table)
-    bound = find_budgeted_oracle(cost, score)
+    bound = sweep(score, cost, score)
     oracle = Curve.of(bound.cost[None], bound.score[None])
     assert (
         np.array([line_literally(points, c) for c in bound.cost]) <= oracle.at(bound.cost[None])[0] + 1e-9

@@ -23,8 +23,8 @@ from experiments.evaluation.known_facts import (
 from experiments.evaluation.metric_table import Key, Predictor
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.needs import find_needed_column, map_attributes, map_needs, tabulate_needs
-from experiments.evaluation.statistics import Estimate
-from experiments.labels.held_out import EvaluationLog, open_test
+from experiments.evaluation.statistics import Bootstrap, Estimate
+from experiments.labels.held_out import EvaluationLog, EvaluationRecorder
 from experiments.reporting import granularity
 from experiments.reporting import needs as needs_tables
 from experiments.reporting.needs import (
@@ -184,7 +184,7 @@ def regressions(stated):
 @pytest.fixture(scope="module")
 def compared(stated, regressions):
     _, calibration, test = stated
-    return compare_known(regressions, calibration, test, num_resamples=400, confidence=0.95, seed=0)
+    return compare_known(regressions, calibration, test, bootstrap=Bootstrap(400))
 
 
 def test_who_can_tell_the_smallest_scale():
@@ -269,19 +269,11 @@ def test_the_comparison_of_models_is_recorded(tmp_path, stated):
     assert models is not None
     digests = {**models[0].digests, **models[1].digests}
     records = tmp_path / "evaluations"
-    test, record = open_test(
-        folder, records=records, command="granularity", configuration="", predictors=digests
-    )
+    test, record = EvaluationRecorder(records, "granularity").open_test(folder, digests)
     assert record.evaluation == 1 and len(record.predictors) == 11
     assert EvaluationLog(record.path).read()[0]["predictors"] == digests
     tables = judge_models(
-        *models,
-        splits["calibration"],
-        test,
-        equivalence_margin=0.005,
-        num_resamples=100,
-        confidence=0.95,
-        bootstrap_seed=0,
+        *models, splits["calibration"], test, equivalence_margin=0.005, bootstrap=Bootstrap(100)
     )
     assert [table.name for table in tables] == ["classifiers", "policies", "equivalence"]
 
@@ -305,11 +297,9 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
         output,
         margin=0.01,
         equivalence_margin=0.005,
-        num_resamples=50,
-        confidence=0.95,
-        bootstrap_seed=0,
+        bootstrap=Bootstrap(50),
         seed=0,
-        opening={"records": tmp_path / "records", "command": "granularity", "configuration": ""},
+        recorder=EvaluationRecorder(tmp_path / "records", "granularity"),
     )
     ((printed, files),) = seen
     assert "smallest scale within 1 of the best" in printed and "Policies by their features" not in printed
@@ -325,9 +315,7 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
 
 def test_the_models_of_a_model_card_are_recorded(tmp_path, stated):
     write_labels(tmp_path / "labels", dict(zip(("train", "calibration", "test"), stated, strict=True)))
-    card: Any = judge_card(
-        "toy", tmp_path / "labels", records=tmp_path / "records", command="model_card", configuration=""
-    )
+    card: Any = judge_card("toy", tmp_path / "labels", EvaluationRecorder(tmp_path / "records"))
     assert card["accuracy"]["question and image"] > 95
     (path,) = (tmp_path / "records").glob("*/*.jsonl")
     (read,) = EvaluationLog(path).read()
@@ -346,14 +334,9 @@ def test_without_a_gap_there_is_nothing_to_recover(stated, regressions, caplog):
     train, calibration, test = stated
     flat = with_outcomes(test, score=np.ones_like(test.outcomes.score))
     with pytest.raises(ValueError, match="nothing can be recovered"):
-        compare_known(regressions, calibration, flat, num_resamples=10, confidence=0.95, seed=0)
-    settings: Any = {
-        "num_resamples": 10,
-        "confidence": 0.95,
-        "bootstrap_seed": 0,
-        "equivalence_margin": 0.005,
-    }
-    tables = judge_models(ScaleClassifiers.fit(train), regressions, calibration, flat, **settings)
+        compare_known(regressions, calibration, flat, bootstrap=Bootstrap(10))
+    classifiers = ScaleClassifiers.fit(train)
+    tables = judge_models(classifiers, regressions, calibration, flat, Bootstrap(10), 0.005)
     assert [table.name for table in tables] == ["classifiers"] and "nothing can be recovered" in caplog.text
 
 

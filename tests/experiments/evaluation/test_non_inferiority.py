@@ -9,6 +9,7 @@ from experiments.bench.evaluation import measure
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.metrics import front_saving, reached_cost, reached_difference, reached_saving
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 
@@ -16,7 +17,7 @@ from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outco
 def test_least_cost_on_calibration_and_what_it_does_on_test():
     calibration, test = make_outcomes("calibration", 120), make_outcomes("test", 150)
     contender = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
-    comparison = compare_policies(calibration, test, [contender], num_resamples=200)
+    comparison = compare_policies(calibration, test, [contender], bootstrap=Bootstrap(200))
     found = comparison.find("informed")
     policy, rows = found.policy, np.arange(len(test))
     assert len(found.verdicts) == 6
@@ -60,7 +61,7 @@ def test_what_costs_no_less_is_not_inferior_to_itself():
     calibration, test = make_outcomes("calibration", 30), make_outcomes("test", 30)
     finest = [np.tile([0.0, 0.0, 0.0, 1.0], (len(table), 1)) for table in (calibration, test)]
     found = compare_policies(
-        calibration, test, [PredictorPolicy("finest", finest[0], finest[1])], num_resamples=20
+        calibration, test, [PredictorPolicy("finest", finest[0], finest[1])], bootstrap=Bootstrap(20)
     )
     finest_policy = found.find("finest")
     verdict = finest_policy.verdicts[0]

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.evaluation.comparison import compare_policies
-from experiments.evaluation.fronts import RULES, choose_by_rule, choose_stably
+from experiments.evaluation.fronts import RULES, Grid, choose_by_rule, choose_stably
 from experiments.evaluation.metric_table import Rule
 from experiments.evaluation.noise_free import expect_scores, leave_one_out, measure_noise_free
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from predictor.policy.front import choose
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes
 
@@ -53,7 +54,9 @@ def test_resampled_oracle_literally():
     cost = np.tile([1.0, 4.0, 9.0], (6, 1))
     runs = rng.integers(0, 2, (3, 6, 3)).astype(float)
     images = ["a", "a", "b", "c", "c", "c"]
-    found = measure_noise_free(cost, leave_one_out(runs), runs, images, num_prices=1000, num_resamples=2)
+    found = measure_noise_free(
+        cost, leave_one_out(runs), runs, images, grid=Grid(num_prices=1000), bootstrap=Bootstrap(2)
+    )
     rows, expected = np.arange(6), []
     # All prices at which the first run's choices change, from dear points to cheap ones.
     others = [np.mean([runs[k] for k in range(3) if k != run], axis=0) for run in range(3)]
@@ -85,7 +88,7 @@ def test_answers_at_random_give_luck_to_the_budgeted_oracle_and_nothing_to_those
     rng = np.random.default_rng(1)
     runs = rng.integers(0, 2, (4, 2000, 4)).astype(float)
     cost, images = np.tile(np.array(SCALES, float), (2000, 1)), np.arange(2000).astype(str)
-    settings: Any = {"num_resamples": 200, "num_budgets": 9}
+    settings: Any = {"bootstrap": Bootstrap(200), "grid": Grid(9)}
     lucky = measure_noise_free(cost, runs[:1], runs[:1], images, **settings)
     resampled = measure_noise_free(cost, leave_one_out(runs), runs, images, **settings)
     chance = np.full((1, 2000, 4), 0.5)
@@ -98,7 +101,7 @@ def test_answers_at_random_give_luck_to_the_budgeted_oracle_and_nothing_to_those
 def test_comparison_has_what_its_outcomes_allow():
     calibration, test = make_outcomes("calibration", 40), make_outcomes("test", 50)
     contender = PredictorPolicy("informed", estimate_outcomes(calibration), estimate_outcomes(test))
-    found = compare_policies(calibration, test, [contender], num_resamples=5)
+    found = compare_policies(calibration, test, [contender], bootstrap=Bootstrap(5))
     assert {key.policy.name for key in found.metrics if isinstance(key.policy, Rule)} == RULES.keys()
     # 0.1 and 2 nats a token over three tokens.
     chance = np.exp(np.where(test.score > 0, -0.3, -6.0))
@@ -107,6 +110,6 @@ def test_comparison_has_what_its_outcomes_allow():
     )
     test.references[3].append("another answer")
     try:
-        assert compare_policies(calibration, test, [contender], num_resamples=5).noise_free == {}
+        assert compare_policies(calibration, test, [contender], bootstrap=Bootstrap(5)).noise_free == {}
     finally:
         test.references[3].pop()

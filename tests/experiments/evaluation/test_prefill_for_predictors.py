@@ -16,8 +16,10 @@ from experiments.evaluation.costs import (
     count_milliseconds,
     list_cost_measures,
 )
+from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metrics import default_cost
 from experiments.evaluation.policies import CascadePolicy, Policy, PredictorPolicy, ScoredSamples
+from experiments.evaluation.statistics import Bootstrap
 from experiments.reporting.evaluation_tables import tabulate_parts
 from predictor.cascades.hybrid import Hybrid
 from predictor.classical.controls import ShuffledLabels
@@ -139,9 +141,8 @@ def test_every_cost_measure_knows_which_predictors_read_states(parts):
             test.outcomes,
             policies,
             measure=measure,
-            num_resamples=20,
-            num_budgets=5,
-            num_prices=8,
+            grid=Grid(5, 8),
+            bootstrap=Bootstrap(20),
         )
         assert comparison.find("gate")[default_cost].value > 0
         table = tabulate_parts(comparison, measure.mean_parts(test.outcomes))

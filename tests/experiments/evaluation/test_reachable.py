@@ -9,6 +9,7 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.metrics import expected_to_mix, mean_gap_share, mean_to_mix, reachable_gap_share
 from experiments.evaluation.noise_free import expect_scores
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.resampled import Resampled
 from experiments.results.metrics_json import collect_metrics
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
@@ -28,7 +29,7 @@ def make_splits(nll_of_wrong=None):
 def compare(splits, estimates, **arguments):
     policy = PredictorPolicy("policy", *estimates)
     calibration, test = splits
-    return compare_policies(calibration, test, [policy], reference=None, num_resamples=50, **arguments)
+    return compare_policies(calibration, test, [policy], reference=None, **arguments, bootstrap=Bootstrap(50))
 
 
 def test_the_oracle_itself_recovers_all_of_its_gap_and_the_mix_nothing():

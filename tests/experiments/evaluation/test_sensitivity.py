@@ -6,7 +6,6 @@ import pytest
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.sensitive_groups import (
-    BY_SAMPLED,
     Deciding,
     Membership,
     find_downsampled,
@@ -14,6 +13,7 @@ from experiments.evaluation.sensitive_groups import (
     find_membership,
 )
 from experiments.evaluation.sensitivity import divide_by_sensitivity
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.resampled import Resampled
 from tests.predictor.synthetic import make_labels
 
@@ -56,7 +56,7 @@ def test_sampled_answers_decide_for_the_questions_that_have_them(labels):
 
 
 def test_without_sampled_answers_there_are_no_groups(labels):
-    assert find_membership(labels[1], None, BY_SAMPLED, read_none) is None
+    assert find_membership(labels[1], None, Deciding(), read_none) is None
     with pytest.raises(ValueError, match="run `tokenscale resample`, or name a backbone"):
         find_membership(labels[1], None, Deciding(only="sensitive"), read_none)
 
@@ -88,7 +88,7 @@ def test_results_of_each_group(labels):
     calibration, test = labels
     estimates = [np.random.default_rng(seed).random(table.score.shape) for seed, table in enumerate(labels)]
     policy = PredictorPolicy("first", estimates[0], estimates[1])
-    comparison = compare_policies(calibration, test, [policy], reference=None, num_resamples=200)
+    comparison = compare_policies(calibration, test, [policy], reference=None, bootstrap=Bootstrap(200))
     rows = np.arange(3, len(test))
     group = np.random.default_rng(2).integers(0, 2, len(rows))
     split = divide_by_sensitivity(comparison, test, Membership(rows, group, "a", "b"))

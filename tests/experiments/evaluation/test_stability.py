@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.stability import find_pairs, measure_stability
+from experiments.evaluation.statistics import Bootstrap
 from tests.predictor.synthetic import make_labels
 
 
@@ -32,9 +33,7 @@ def test_choices_and_losses_are_paired_by_sample():
     assert rows is not None and rows.tolist() == list(range(12))[::-1]
     # Scale 9 (column 1) for all; on the changed version, three go up by one step and three down by one.
     before, after = np.ones(12, dtype=int), np.array([2] * 3 + [0] * 3 + [1] * 6)
-    stability = measure_stability(
-        original, changed, (before, after), rows, num_resamples=200, confidence=0.95, seed=0
-    )
+    stability = measure_stability(original, changed, (before, after), rows, bootstrap=Bootstrap(200))
     assert (stability.num_samples, stability.num_images) == (12, 12)
     assert stability.same_scale.value == pytest.approx(0.5)
     assert stability.within_one_step.value == 1

@@ -5,12 +5,12 @@ import pytest
 
 from experiments.evaluation.schedules import ImageMeans, Schedule
 from experiments.evaluation.statistics import (
+    Bootstrap,
     Bootstrapped,
     adjust_p_values,
     combine_seeds,
     draw_weights,
     number_images,
-    resample,
 )
 
 NUM_DATA_SETS = 500
@@ -28,7 +28,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(spread):
     expected = _measure(*truth)(np.ones((1, 200_000)))
     for number in range(NUM_DATA_SETS):
         image, choice, score = _simulate(np.random.default_rng([number, int(spread)]), 150, spread)
-        found = resample(_measure(image, choice, score), 150, num_resamples=400, seed=number)
+        found = Bootstrap(400, seed=number).resample(_measure(image, choice, score), 150)
         for name in covered:
             interval = found[name].estimate(0.95)
             covered[name] += bool(interval.low <= expected[name][0] <= interval.high)
@@ -127,7 +127,7 @@ def test_p_values_are_as_rare_as_they_say():
     for number in range(400):
         means = ImageMeans(np.arange(80))
         means.add_columns("difference", rng.normal(size=(80, 1)))
-        found = resample(lambda w: {"d": means(w)["difference"][0][:, 0]}, 80, num_resamples=300, seed=number)  # noqa: B023
+        found = Bootstrap(300, seed=number).resample(lambda w: {"d": means(w)["difference"][0][:, 0]}, 80)  # noqa: B023
         small += bool(found["d"].p_value() <= 0.05)
     assert small / 400 == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 400))
 
@@ -144,9 +144,8 @@ def test_holm_by_hand():
 def draw_means(values, num_resamples=4000):
     """Means of each row of `values` `[num_seeds, num_images]` over the same draws of the images, by seed."""
     num_images = values.shape[1]
-    means = resample(
-        lambda w: {"means": w @ values.T / num_images}, num_images, num_resamples=num_resamples, seed=0
-    )["means"]
+    bootstrap = Bootstrap(num_resamples)
+    means = bootstrap.resample(lambda w: {"means": w @ values.T / num_images}, num_images)["means"]
     return {
         number: Bootstrapped(value, drawn)
         for number, (value, drawn) in enumerate(zip(means.value, means.resamples.T, strict=True))
@@ -227,7 +226,7 @@ def test_fewer_than_eight_images_give_no_interval(num_images, has_interval):
         mean = weights.mean(axis=1)
         return {"score": mean, "both": np.stack([mean] * 2, axis=1)}
 
-    draws = resample(measure, num_images, num_resamples=50, seed=0)
+    draws = Bootstrap(50).resample(measure, num_images)
     assert draws["score"].has_interval is has_interval
     for name in ("score", "both"):
         estimate = draws[name].estimate()

@@ -8,6 +8,7 @@ import pytest
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import Timings, count_flops, count_milliseconds
 from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
 from predictor.cascades.cascade import Cascade
 from tests.predictor.synthetic import make_labels
@@ -22,7 +23,9 @@ def compared():
     policy = PredictorPolicy("first", estimates[0], estimates[1])
     cascade = CascadeEntry("cascade", Cascade.fit, None).enter({})
     calibration, test = splits
-    comparison = compare_policies(calibration, test, [policy, cascade], reference=None, num_resamples=100)
+    comparison = compare_policies(
+        calibration, test, [policy, cascade], reference=None, bootstrap=Bootstrap(100)
+    )
     return comparison, test
 
 

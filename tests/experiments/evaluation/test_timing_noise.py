@@ -13,13 +13,13 @@ import pytest
 
 from experiments.evaluation.comparison import measure_table
 from experiments.evaluation.costs import TimingMeans, Timings, count_milliseconds
-from experiments.evaluation.fronts import Columns, Floats
+from experiments.evaluation.fronts import Columns, Floats, Grid
 from experiments.evaluation.metric_table import Bound, Key, Predictor
 from experiments.evaluation.metrics import default_cost, default_score, mean_difference, point_cost, to_mix
 from experiments.evaluation.policies import Paths, PredictorPolicy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyMeans, PolicyTable
 from experiments.evaluation.schedules import Schedule
-from experiments.evaluation.statistics import resample
+from experiments.evaluation.statistics import Bootstrap
 from experiments.reporting.evaluation_tables import describe_timings, tabulate_parts
 from experiments.results.metrics_json import collect_measure
 from predictor.policy.front import choose, upper_hull
@@ -103,18 +103,13 @@ def simulate(*, timed: bool) -> dict[str, float]:
                 image,
                 [PredictorPolicy(POLICY.name, ESTIMATES, ESTIMATES[rows], DEFAULT)],
                 overhead={POLICY.name: float(means.overhead[POLICY.name][0])},
-                num_budgets=9,
-                num_prices=24,
                 timed=timed,
+                grid=Grid(9, 24),
             )
 
         table = prepare(kind, as_outcomes(kind, score, means.cost[0]), np.arange(NUM_IMAGES).repeat(2))
-        found = resample(
-            partial(measure_table, table, None),
-            NUM_IMAGES,
-            num_resamples=300,
-            seed=number,
-            timings=timings if timed else None,
+        found = Bootstrap(300, seed=number).resample(
+            partial(measure_table, table, None), NUM_IMAGES, timings=timings if timed else None
         )
         for name, estimate, truth in (
             ("policy", found[DEFAULT_COST].estimate(), true_default),
@@ -199,16 +194,16 @@ def test_a_resample_has_its_timings_whatever_block_it_is_in(account, monkeypatch
     def measure(weights: np.ndarray, milliseconds: TimingMeans) -> dict[str, Floats]:
         return {"images": weights @ np.arange(5.0), "cost": milliseconds.cost, **milliseconds.overhead}
 
-    together = resample(measure, 5, num_resamples=20, seed=3, timings=timings)
+    together = Bootstrap(20, seed=3).resample(measure, 5, timings=timings)
     drawn = timings.resample(20, seed=3)
     np.testing.assert_array_equal(together["cost"].resamples, drawn.cost)
     np.testing.assert_array_equal(together["informed"].resamples, drawn.overhead["informed"])
     np.testing.assert_array_equal(together["cost"].value, timings.means().cost[0])
     monkeypatch.setattr("experiments.evaluation.statistics._MOST_RESAMPLES", 7)
-    in_blocks = resample(measure, 5, num_resamples=20, seed=3, timings=timings)
+    in_blocks = Bootstrap(20, seed=3).resample(measure, 5, timings=timings)
     for name, draws in together.items():
         np.testing.assert_array_equal(in_blocks[name].resamples, draws.resamples)
-    alone = resample(lambda weights: {"images": weights @ np.arange(5.0)}, 5, num_resamples=20, seed=3)
+    alone = Bootstrap(20, seed=3).resample(lambda weights: {"images": weights @ np.arange(5.0)}, 5)
     np.testing.assert_array_equal(alone["images"].resamples, together["images"].resamples)
 
 

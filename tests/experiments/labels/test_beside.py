@@ -19,7 +19,7 @@ from experiments.cli import find_config_dir
 from experiments.config import replace_unprintable
 from experiments.labels import files as label_locks
 from experiments.labels.files import hold, make_exclusively, wait_for_lock
-from experiments.labels.folder import LabelFolder
+from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.results.run_folders import check_link
 from predictor.learned import make_quiet_trainer
 
@@ -234,6 +234,6 @@ def test_a_file_where_the_labels_belong_is_said_in_a_line(tmp_path):
     (tmp_path / "file").touch()
     reason = r"as a file is in place of a folder: .*paths\.labels=FOLDER$"
     for path in (tmp_path / "file", tmp_path / "file" / "labels"):
-        folder = LabelFolder(path, fingerprints={}, scales=(1,), feature_scales=(1,))
+        folder = LabelFolder(path, fingerprints={}, scales=(1,), kept=KeptInputs((1,)))
         with pytest.raises(OSError, match=reason), folder.locked():
             pass

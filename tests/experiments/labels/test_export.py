@@ -18,7 +18,9 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metric_table import Family
 from experiments.evaluation.policies import CascadePolicy, PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.export import check_target, push, read_exported, write_outcomes
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.importing import import_outcomes
 from experiments.labels.labelling import label
 from experiments.reporting.data_card import render_card, tabulate_needs, tabulate_scores, write_card
@@ -53,7 +55,7 @@ def labels(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(labels, tmp_path_factory):
     return read_exported(
-        labels, list(SPLITS), records=tmp_path_factory.mktemp("records"), command="export", configuration=""
+        labels, list(SPLITS), EvaluationRecorder(tmp_path_factory.mktemp("records"), "export")
     )
 
 
@@ -75,7 +77,7 @@ def compare(folder: Path) -> Any:
         test.outcomes,
         [PredictorPolicy("words", on_calibration, on_test), CascadePolicy("cascade", Cascade.fit)],
         measure=list_cost_measures(calibration.outcomes, {"words": predictor}, calibration.inputs)[0],
-        num_resamples=100,
+        bootstrap=Bootstrap(100),
     ).metrics
 
 
@@ -148,9 +150,7 @@ def test_texts_of_users_cannot_leave_their_place(exported):
 def test_images_are_copied_when_asked(tmp_path):
     task = Scenes(num_images={"train": 2, "calibration": 0, "test": 0}, questions_per_image=2, image_size=96)
     label(task=task, backbone=LlavaBackbone("tiny_m3"), folder=tmp_path / "labels", num_workers=0)
-    exported = read_exported(
-        tmp_path / "labels", ["train"], records=tmp_path / "records", command="", configuration=""
-    )
+    exported = read_exported(tmp_path / "labels", ["train"], EvaluationRecorder(tmp_path / "records"))
     write_outcomes(exported, tmp_path / "data", matrices=False, images=task)
     table = pd.read_parquet(tmp_path / "data" / "outcomes.parquet")
     assert len(table) == 4 and table.image.nunique() == 2

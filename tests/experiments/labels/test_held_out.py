@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.labels import held_out
-from experiments.labels.held_out import EvaluationLog, open_test
+from experiments.labels.held_out import EvaluationLog, EvaluationRecorder
 from experiments.reporting.findings import describe_record
 from m3_backbone.outcomes.labels import read_labels
 from m3_backbone.outcomes.manifest import read_manifest
@@ -40,13 +40,8 @@ def name_labels(folder, **names):
 
 
 def evaluate(labels, configuration="seed: 0", **predictors):
-    return open_test(
-        labels,
-        records=labels.parent / "records",
-        command="evaluate",
-        configuration=configuration,
-        predictors=predictors,
-    )[1]
+    recorder = EvaluationRecorder(labels.parent / "records", "evaluate", configuration)
+    return recorder.open_test(labels, predictors)[1]
 
 
 def read_log(labels):
@@ -147,14 +142,8 @@ def test_a_record_that_cannot_be_written_ends_the_evaluation_before_reading(labe
 
 def test_going_on_unrecorded_is_allowed_on_demand(labels):
     (labels.parent / "records").write_text("a file where the folder belongs")
-    split, record = open_test(
-        labels,
-        records=labels.parent / "records",
-        command="evaluate",
-        configuration="",
-        predictors={"one": "a"},
-        allow_unrecorded=True,
-    )
+    recorder = EvaluationRecorder(labels.parent / "records", "evaluate", allow_unrecorded=True)
+    split, record = recorder.open_test(labels, {"one": "a"})
     assert len(split) == 16 and not record.is_recorded
     assert (record.number, record.evaluation, record.is_new) == (1, 1, True)
 

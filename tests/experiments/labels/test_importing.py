@@ -15,10 +15,14 @@ from PIL import Image
 from experiments.config import Provenance
 from experiments.evaluation.comparison import PolicyResult, compare_policies
 from experiments.evaluation.costs import count_costs
+from experiments.evaluation.guarantee import GuaranteeTerms
 from experiments.evaluation.metrics import average_gap_recovered, average_quality, call_share, mean_gap_share
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.importing import import_outcomes
-from experiments.reporting.evaluation import evaluate_predictors
+from experiments.reporting.evaluation import EvaluationPlan, evaluate_predictors, write_evaluation
+from experiments.reporting.gallery import Gallery
 from experiments.tasks.imported import Imported, refuse_backbone
 from experiments.tasks.outcome_file import OutcomeFile
 from experiments.training.trained import TrainingSettings, identify, open_trained
@@ -87,19 +91,18 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
     settings = TrainingSettings(seed=0, validation_fraction=0.2, budget=None, tolerance=0.01)
     train_predictors(predictors, labels=routed, folder=tmp_path / "predictors", settings=settings)
     manifest = read_manifest(routed)
-    findings = evaluate_predictors(
+    task = Imported(name="routed", labels=routed)
+    evaluation = evaluate_predictors(
         [open_trained(tmp_path / "predictors", p.name, identify(p, manifest, settings)) for p in predictors],
         labels=routed,
-        task=Imported(name="routed", labels=routed),
-        output=tmp_path / "report",
-        records=tmp_path / "records",
-        provenance=Provenance("command", "configuration", "now"),
-        num_resamples=50,
-        num_resplits=0,
-        gallery=2,
+        task=task,
+        recorder=EvaluationRecorder(tmp_path / "records"),
+        plan=EvaluationPlan(bootstrap=Bootstrap(50), guarantee=GuaranteeTerms(num_resplits=0)),
     )
+    provenance = Provenance("command", "configuration", "now")
+    write_evaluation(evaluation, tmp_path / "report", provenance=provenance, gallery=Gallery(task.image, 2))
     # Choosing small for easy questions and large for hard ones is the best that any choice reaches.
-    first = findings.comparison.policies[0]
+    first = evaluation.findings.comparison.policies[0]
     assert first[mean_gap_share].value == pytest.approx(1, abs=0.05)
     page = (tmp_path / "report" / "report.html").read_text()
     assert "mean number of dollars" in page and "scale large/v1" in page and "visual tokens" not in page
@@ -253,7 +256,7 @@ def compare_real(folder: Path, name: str, estimate) -> tuple[PolicyResult, np.nd
         test.outcomes,
         [PredictorPolicy("real", on_calibration, on_test)],
         measure=count_costs(options),
-        num_resamples=100,
+        bootstrap=Bootstrap(100),
     )
     return comparison.policies[0], on_test, test.outcomes
 

@@ -24,7 +24,7 @@ from filelock import FileLock
 from PIL import Image
 
 from experiments.labels import reading_ahead
-from experiments.labels.folder import LabelFolder
+from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.labelling import LabelSummary, label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
@@ -168,7 +168,7 @@ def test_states_of_the_decoder_are_kept_if_asked_and_take_no_further_pass(
     plain, with_states = make_backbone(), make_backbone()
     label_some(task, plain, tmp_path / "plain")
     folder = tmp_path / "states"
-    label_some(task, with_states, folder, decoder_state=True)
+    label_some(task, with_states, folder, kept=KeptInputs(decoder_state=True))
     assert with_states.work == plain.work
     for split in SPLITS:
         ours, theirs = read_split(folder, split), read_split(undisturbed, split)
@@ -191,15 +191,15 @@ def test_states_of_the_decoder_are_kept_if_asked_and_take_no_further_pass(
     with pytest.raises(ValueError, match=r"decoder_state \(True there, False here\)"):
         label_some(task, backbone, folder)
     with pytest.raises(ValueError, match=r"decoder_state \(False there, True here\)"):
-        label_some(task, backbone, undisturbed, decoder_state=True)
+        label_some(task, backbone, undisturbed, kept=KeptInputs(decoder_state=True))
     with pytest.raises(ValueError, match="native gives no states of its decoder: set decoder_state=false"):
-        label_some(task, NativeBackbone(), tmp_path / "none", decoder_state=True)  # type: ignore[arg-type]
+        label_some(task, NativeBackbone(), tmp_path / "none", kept=KeptInputs(decoder_state=True))  # type: ignore[arg-type]
     assert not (tmp_path / "none").exists()
 
 
 def test_the_model_is_asked_whether_it_can_answer_if_wanted(undisturbed, task, backbone, tmp_path):
     prompt, folder = "Can you see it: {question}", tmp_path / "asked"
-    label_some(task, backbone, folder, self_asking=prompt)
+    label_some(task, backbone, folder, kept=KeptInputs(self_asking=prompt))
     ours, theirs = read_split(folder, "train"), read_split(undisturbed, "train")
     assert theirs.inputs.yes_log_odds is None and theirs.inputs.asking_prompt is None
     bare = dataclasses.replace(ours.outcomes, yes_log_odds=None, asking_flops=None)
@@ -214,7 +214,7 @@ def test_the_model_is_asked_whether_it_can_answer_if_wanted(undisturbed, task, b
     with pytest.raises(ValueError, match=r"self_asking \(Can you see it: {question} there, None here\)"):
         label_some(task, backbone, folder)
     with pytest.raises(ValueError, match=r"self_asking_prompt=Really: write \{question\}"):
-        label_some(task, backbone, tmp_path / "none", self_asking="Really")
+        label_some(task, backbone, tmp_path / "none", kept=KeptInputs(self_asking="Really"))
 
 
 def test_every_sample_within_the_limits_has_one_row(undisturbed, task):
@@ -383,7 +383,7 @@ class TestOtherLabelsInTheFolder:
 
     def test_another_feature_scale_is_refused(self, copied, task, backbone):
         with pytest.raises(ValueError, match=r"other feature_scales \(\[1, 9, 36\] there, \[36\] here\)"):
-            label_some(task, backbone, copied, feature_scales=(36,))
+            label_some(task, backbone, copied, kept=KeptInputs((36,)))
 
     def test_shards_without_a_manifest_are_kept_too(self, copied, task, backbone):
         shards = {path.relative_to(copied) for path in copied.glob("outcomes/*.parquet")}
@@ -397,7 +397,7 @@ class TestOtherLabelsInTheFolder:
         with pytest.raises(
             ValueError, match=r"feature_scales=\[9, 7\]: .* no scale 7: give some of 1, 9, 36"
         ):
-            label_some(task, backbone, copied, feature_scales=(9, 7), overwrite=True)
+            label_some(task, backbone, copied, kept=KeptInputs((9, 7)), overwrite=True)
         assert sorted(copied.rglob("*")) == before and not list(copied.parent.glob("*replaced*"))
 
     def test_overwrite_replaces_them(self, copied, task):

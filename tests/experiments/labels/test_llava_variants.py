@@ -6,6 +6,7 @@ from PIL import Image
 
 from experiments.labels.block_labels import BlockLabels
 from experiments.labels.blocks import Block, ImageQuestions
+from experiments.labels.folder import KeptInputs
 from experiments.tasks.base import Sample
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.pruned import PrunedLlavaBackbone
@@ -62,7 +63,7 @@ def test_labels_are_the_answers_one_by_one(backbone, pictures):
         ]
         for image in pictures
     }
-    labels = BlockLabels(backbone, backbone.feature_scales)
+    labels = BlockLabels(backbone, KeptInputs(backbone.feature_scales))
     block = Block("0", (*samples["image0"], *samples["image1"]))
     labels.add([ImageQuestions(block, samples[image], picture) for image, picture in pictures.items()])
     table = labels.to_table(backbone.fingerprints, lambda sample, answer: float(answer == "red"))

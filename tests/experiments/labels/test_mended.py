@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from experiments.labels.folder import LabelFolder
+from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -153,7 +153,7 @@ def open_folder(path):
     manifest = read_manifest(path)
     scales, feature_scales = (tuple(manifest[key]) for key in ("scales", "feature_scales"))
     target = LabelFolder(
-        path, fingerprints=manifest["fingerprints"], scales=scales, feature_scales=feature_scales
+        path, fingerprints=manifest["fingerprints"], scales=scales, kept=KeptInputs(feature_scales)
     )
     target.open()
     return target

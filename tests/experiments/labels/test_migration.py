@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import save_file
 
 from experiments.labels import migration
+from experiments.labels.folder import KeptInputs
 from experiments.labels.held_out import identify_data
 from experiments.labels.labelling import LabelSummary, label
 from experiments.labels.resampled import Part, read_resampled
@@ -58,7 +59,7 @@ def old(tmp_path, tiny_m3) -> Path:
 
 
 def label_again(folder: Path, backbone: LlavaBackbone, **arguments: Any) -> LabelSummary:
-    return label(task=make_task(**arguments), backbone=backbone, folder=folder, feature_scales=[1])
+    return label(task=make_task(**arguments), backbone=backbone, folder=folder, kept=KeptInputs((1,)))
 
 
 def test_reading_says_what_to_do(old):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.labels.block_labels import BlockLabels, answer_at_scales
 from experiments.labels.blocks import Block, ImageQuestions
+from experiments.labels.folder import KeptInputs
 from experiments.labels.resampling import DrawnAnswers, ResampleJob
 from experiments.tasks.base import Sample
 from m3_backbone.backbone import Answer, Backbone, check_scale
@@ -108,7 +109,7 @@ def test_labels_of_a_backbone_without_a_grid():
         image: [Sample(f"{image}{i}", image, "toy", "train", "How many?", ("140",), "exact") for i in (0, 1)]
         for image in IMAGES
     }
-    labels = BlockLabels(backbone, backbone.scales[:1])
+    labels = BlockLabels(backbone, KeptInputs(backbone.scales[:1]))
     block = Block("0", (*samples["large"], *samples["small"]))
     labels.add([ImageQuestions(block, samples[image], picture) for image, picture in IMAGES.items()])
     table = labels.to_table(
@@ -135,7 +136,7 @@ def test_an_image_that_cannot_be_encoded_is_skipped_with_its_samples():
         image: [Sample(f"{image}{i}", image, "toy", "train", "How many?", ("15",), "exact") for i in (0, 1)]
         for image in images
     }
-    labels = BlockLabels(backbone, (70,))
+    labels = BlockLabels(backbone, KeptInputs((70,)))
     block = Block("0", tuple(sample for group in samples.values() for sample in group))
     labels.add([ImageQuestions(block, samples[image], picture) for image, picture in images.items()])
     reason = "an image of 2000 x 1 pixels is too narrow"

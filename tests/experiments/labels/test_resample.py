@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.policies import PredictorPolicy
+from experiments.evaluation.statistics import Bootstrap
 from experiments.labels import resampling as resample_job
 from experiments.labels.engines import LocalEngine
 from experiments.labels.labelling import label
@@ -147,7 +148,11 @@ def test_the_oracle_of_drawn_answers_has_less_to_gain_than_that_of_one_run():
     drawn = draw(test, num_runs=8)
     one = replace(test.select(drawn.rows), score=drawn.score[0].astype(np.float32))
     found = compare_policies(
-        calibration, one, [replace(contender, test=contender.test[:40])], resampled=drawn, num_resamples=20
+        calibration,
+        one,
+        [replace(contender, test=contender.test[:40])],
+        resampled=drawn,
+        bootstrap=Bootstrap(20),
     )
     resampled = found.noise_free["resampled"]
     assert (resampled.num_runs, resampled.num_samples) == (8, 40)

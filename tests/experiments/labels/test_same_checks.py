@@ -17,7 +17,6 @@ from tests.paths import FIXTURES
 
 CHECKPOINT = FIXTURES / "official_m3" / "llava15" / "checkpoint"
 GOOD = Image.new("RGB", (30, 20), "red")
-DAMAGED = b"\x89PNG\r\n\x1a\n" + bytes(20)
 
 
 class FewSamples(Task):

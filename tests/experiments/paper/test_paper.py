@@ -9,8 +9,9 @@ import pytest
 from experiments.config import Provenance
 from experiments.paper.running import StepState, read_done, run_steps, write_command
 from experiments.paper.steps import Step, read_steps, select_steps
+from experiments.reporting.numbers import format_duration
 from experiments.reporting.page import save_figure
-from experiments.reporting.paper import collect, find_run, format_duration, write_paper
+from experiments.reporting.paper import collect, find_run, write_paper
 from experiments.reporting.tables import Table, write_tables
 
 

@@ -21,6 +21,7 @@ from experiments.evaluation.metrics import (
     score_at_budgets,
     to_mix,
 )
+from experiments.evaluation.statistics import Bootstrap
 from experiments.reporting.comparison import (
     MOST_PRINTED_ROWS,
     build_comparison_tables,
@@ -153,7 +154,7 @@ def test_bands_rest_on_the_first_resamples_and_all_budgets(tmp_path):
     """More resamples than are kept of the bands: each bound is the quantile of the first 2,000."""
     calibration, test = make_outcomes("calibration", 8), make_outcomes("test", 8)
     num_resamples = MOST_BAND_RESAMPLES + 50
-    comparison = compare(calibration, test, num_resamples=num_resamples)
+    comparison = compare(calibration, test, bootstrap=Bootstrap(num_resamples))
     run = Run(write_results(tmp_path / "run", collect(comparison, test)), {}, {})
     draws = read_resamples(run.folder, num_resamples)
     drawn = draws[name_tensor("predictors", "informed", "at_budgets", "to_mix")]
@@ -197,7 +198,7 @@ def trained(tmp_path_factory):
                 calibration,
                 test,
                 estimators={name: estimate, "question_only": lambda t: estimate_outcomes(t, see_image=False)},
-                num_resamples=200,
+                bootstrap=Bootstrap(200),
             )
             comparisons[name, seed] = comparison
             write_results(folder / f"{name}-{seed}", collect(comparison, test), seed=seed)

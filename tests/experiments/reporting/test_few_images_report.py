@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.config import Provenance
-from experiments.evaluation.statistics import Estimate
+from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.findings import (
@@ -19,9 +19,10 @@ from experiments.reporting.findings import (
     write_sentences,
 )
 from experiments.reporting.front_plot import plot_comparison
+from experiments.reporting.gallery import Gallery
 from experiments.reporting.numbers import format_difference, format_score, format_share, format_tokens
 from experiments.reporting.page import render_figure
-from experiments.reporting.report import write_report
+from experiments.reporting.report import Figures, write_report
 from experiments.tasks.sizes import find_banners
 from tests.experiments.evaluation.synthetic import make_outcomes
 from tests.experiments.evaluation.test_evaluate import OUTCOMES, compare
@@ -66,7 +67,7 @@ def compare_constant(calibration, test):
         calibration,
         test,
         estimators={"constant": lambda table: np.full(table.score.shape, 0.5)},
-        num_resamples=20,
+        bootstrap=Bootstrap(20),
     )
 
 
@@ -77,10 +78,9 @@ def write(path, comparison, test, **arguments):
         test,
         np.full(test.score.shape, 0.5),
         title="title",
-        picture=render_figure(draw_paper(plot_comparison(comparison), "title"), "png"),
-        read_image=lambda _: Image.new("RGB", (8, 8)),
+        figures=Figures(render_figure(draw_paper(plot_comparison(comparison), "title"), "png")),
+        gallery=Gallery(lambda _: Image.new("RGB", (8, 8)), per_category=1),
         provenance=Provenance("command", "a: 1", "now"),
-        per_category=1,
     )
     text = path.read_text(encoding="utf-8")
     (charts,) = re.findall(r'id="chart-data">(.*?)</script>', text)

@@ -19,10 +19,10 @@ from experiments.reporting.calibration_display import draw_reliability, list_dot
 from experiments.reporting.draw import draw_panels, draw_paper
 from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison, refine_line
-from experiments.reporting.gallery import CATEGORIES, build_cards, find_categories, pick_samples
+from experiments.reporting.gallery import CATEGORIES, Gallery, build_cards, find_categories, pick_samples
 from experiments.reporting.needs import draw_needs
 from experiments.reporting.page import cut_name, render_figure
-from experiments.reporting.report import write_report
+from experiments.reporting.report import Figures, write_report
 from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outcomes
 from tests.experiments.evaluation.test_evaluate import compare
 from tests.pages import check_downloads, check_structure, read_downloads
@@ -112,10 +112,9 @@ def page(hostile_test, comparisons, tmp_path_factory):
         hostile_test,
         np.full(hostile_test.score.shape, 0.5),
         title=HOSTILE,
-        picture=render_figure(draw_paper(plot_comparison(comparisons[0]), "picture"), "png"),
-        read_image=read_image,
+        figures=Figures(render_figure(draw_paper(plot_comparison(comparisons[0]), "picture"), "png")),
+        gallery=Gallery(read_image, per_category=4),
         provenance=Provenance(command=HOSTILE, config=f"key: {HOSTILE}", made=HOSTILE),
-        per_category=4,
     )
     return path.read_text(encoding="utf-8")
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from experiments.config import Provenance
+from experiments.evaluation.statistics import Bootstrap
+from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
 from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
 from experiments.training.joining import join_labels
+from experiments.training.trained import TrainingSettings
 from experiments.transfer import main
 from m3_backbone.outcomes.labels import Labels, read_labels
 from predictor.calibration import Temperature
@@ -57,12 +60,13 @@ def read_records(folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    def run(make_predictor=QuestionOnly, *, sources, **arguments):
+    def run(make_predictor=QuestionOnly, *, sources, calibrator=None, **arguments):
         sources = [source if isinstance(source, Source) else Source(source) for source in sources]
-        return transfer(make_predictor, sources=sources, **{**settings, **arguments})
+        settings = TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator)
+        return transfer(make_predictor, sources=sources, settings=settings, **{**others, **arguments})
 
-    settings = {"labels": folder, "num_recalibration": 100, "validation_fraction": 0.2, "seed": 0}
-    settings |= {"num_resamples": 50, "records": tmp_path / "evaluations"}
+    others = {"labels": folder, "num_recalibration": 100}
+    others |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations")}
     return run
 
 
@@ -188,8 +192,6 @@ def test_a_target_that_cannot_be_is_told_of_before_anything_is_trained(run):
 
     with pytest.raises(ValueError, match="fewer than num_recalibration="):
         run(train, sources=["home"], targets=["same", "swapped"], num_recalibration=10_000)
-    with pytest.raises(ValueError, match="an interval needs confidence"):
-        run(train, sources=["home"], targets=["same"], confidence=2)
     with pytest.raises((ValueError, OSError), match="nowhere"):
         run(train, sources=["home"], targets=["same", "nowhere"])
 

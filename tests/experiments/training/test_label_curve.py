@@ -45,7 +45,7 @@ def settings(**subset):
 
 
 def read_parts(labels, seed=0, **subset):
-    return TrainingLabels(labels, 0.2, seed, Subset(**subset)).parts
+    return TrainingLabels(labels, TrainingSettings(seed, 0.2, subset=Subset(**subset))).parts
 
 
 def list_samples(parts):
@@ -65,7 +65,7 @@ def test_a_smaller_part_of_the_labels_is_in_a_larger_one(labels):
 
 
 def test_soft_targets_are_means_of_sampled_answers_and_results_stay_greedy(labels):
-    source = TrainingLabels(labels, 0.2, 0, Subset(soft=True))
+    source = TrainingLabels(labels, TrainingSettings(0, 0.2, subset=Subset(soft=True)))
     soft, greedy = source.parts, source.measured_parts
     assert sum(map(len, soft)) == 160  # samples without sampled answers are not used
     for targets, outcomes in zip(soft, greedy, strict=True):

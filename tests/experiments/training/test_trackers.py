@@ -21,6 +21,7 @@ from experiments.results.metrics_json import PICTURE, TABLE
 from experiments.results.tracked import show_evaluation
 from experiments.training.configured import make_tracker
 from experiments.training.space import Parameter
+from experiments.training.study import SharedStudy
 from experiments.training.trackers.files import Csv, TensorBoard
 from experiments.training.trackers.services import Mlflow, Wandb
 from experiments.training.trained import TrainingSettings
@@ -116,13 +117,14 @@ def test_every_trial_of_a_search_is_a_run_without_the_test_split(labels, tmp_pat
         lambda overrides: QuestionOnly(inverse_penalties=(float(overrides[0].split("=")[1]),)),
         [Parameter("predictor.inverse_penalty", "float", low=0.1, high=10)],
         labels=labels,
-        folder=tmp_path / "study",
-        name="words",
-        objectives=["recovered"],
+        worker=SharedStudy(
+            "words",
+            tmp_path / "study",
+            objectives=["recovered"],
+            sampler=optuna.samplers.RandomSampler(seed=0),
+        ),
+        settings=TrainingSettings(0, 0.3),
         num_trials=2,
-        validation_fraction=0.3,
-        seed=0,
-        sampler=optuna.samplers.RandomSampler(seed=0),
         tracker=Csv(folder=tmp_path / "csv"),
     )
     for trial in study.trials:

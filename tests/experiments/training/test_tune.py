@@ -30,6 +30,7 @@ from experiments.training.space import (
     write_experiment,
 )
 from experiments.training.study import WORKER, SharedStudy
+from experiments.training.trained import TrainingSettings
 from experiments.training.trainer import TrainingLabels
 from experiments.training.tuning import search
 from predictor.classical.question_only import QuestionOnly
@@ -51,18 +52,18 @@ def labels(tmp_path_factory):
 
 @pytest.fixture
 def run_search(labels, tmp_path):
-    return functools.partial(
-        search,
-        lambda overrides: QuestionOnly(inverse_penalties=(float(overrides[0].split("=")[1]),)),
-        PENALTY,
-        labels=labels,
-        folder=tmp_path / "study",
-        name="words",
-        objectives=["recovered"],
-        validation_fraction=0.3,
-        seed=0,
-        sampler=optuna.samplers.TPESampler(seed=0),
-    )
+    def run(*, name="words", objectives=("recovered",), seed=0, **arguments):
+        sampler = optuna.samplers.TPESampler(seed=0)
+        return search(
+            lambda overrides: QuestionOnly(inverse_penalties=(float(overrides[0].split("=")[1]),)),
+            PENALTY,
+            labels=labels,
+            worker=SharedStudy(name, tmp_path / "study", objectives=objectives, sampler=sampler),
+            settings=TrainingSettings(seed, 0.3),
+            **arguments,
+        )
+
+    return run
 
 
 def count(study, *states):
@@ -132,7 +133,7 @@ def open_study(path):
 def test_the_value_is_the_recovered_gap_on_validation(run_search, labels):
     study = run_search(num_trials=3)
     assert count(study, TrialState.COMPLETE) == 3
-    train, validation = TrainingLabels(labels, 0.3, 0).parts
+    train, validation = TrainingLabels(labels, TrainingSettings(0, 0.3)).parts
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score
     for trial in study.trials:
         predictor = QuestionOnly(inverse_penalties=(trial.params["predictor.inverse_penalty"],))
@@ -167,7 +168,7 @@ def test_other_labels_are_refused(run_search):
 def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
     """A learning rate of nearly nothing after three that learn: its epochs are worse than the median."""
     folder = tmp_path / "study"
-    study = SharedStudy("rates", folder, storage=None, directions=["maximize"]).study
+    study = SharedStudy("rates", folder, objectives=["recovered"]).study
     for rate in (1e-2, 1e-2, 1e-2, 1e-9):
         study.enqueue_trial({"predictor.learning_rate": rate})
     study = search(
@@ -179,13 +180,14 @@ def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
         ),
         [Parameter("predictor.learning_rate", "float", low=1e-9, high=1e-2, log=True)],
         labels=labels,
-        folder=folder,
-        name="rates",
-        objectives=["recovered"],
+        worker=SharedStudy(
+            "rates",
+            folder,
+            objectives=["recovered"],
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2),
+        ),
+        settings=TrainingSettings(0, 0.3),
         num_trials=4,
-        validation_fraction=0.3,
-        seed=0,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2),
         make_trainer=make_quiet_trainer,
     )
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
@@ -195,7 +197,7 @@ def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
 
 
 def test_no_more_trials_than_asked_for_when_two_take_the_last_place(tmp_path):
-    study = SharedStudy("places", tmp_path, storage=None, directions=["maximize"], heartbeat=1, grace=5)
+    study = SharedStudy("places", tmp_path, objectives=["recovered"], heartbeat=1, grace=5)
     first, second = (study.study.ask() for _ in range(2))
     with pytest.raises(Exception, match="has its 1 trials"):
         study._run_trial(lambda trial: 1.0, 1, second)
@@ -207,7 +209,7 @@ def join(request, tmp_path):
     """`join()` is one more worker of a study in `tmp_path`."""
     storage = request.param and str(tmp_path / request.param)
     return functools.partial(
-        SharedStudy, "shared", tmp_path, storage=storage, directions=["maximize"], heartbeat=1, grace=1
+        SharedStudy, "shared", tmp_path, storage=storage, objectives=["recovered"], heartbeat=1, grace=1
     )
 
 
@@ -355,7 +357,7 @@ def test_what_is_no_parameter_is_refused(item):
 def test_a_database_without_its_driver_says_what_to_install_and_keeps_the_password(tmp_path):
     with pytest.raises(ValueError, match=r"pip install 'psycopg\[binary\]'") as refused:
         SharedStudy(
-            "mine", tmp_path, storage="postgresql+pg8000://me:secret@host/name", directions=["maximize"]
+            "mine", tmp_path, storage="postgresql+pg8000://me:secret@host/name", objectives=["recovered"]
         )
     assert "postgresql+pg8000://..." in str(refused.value) and "secret" not in str(refused.value)
 
@@ -372,14 +374,14 @@ def test_a_database_that_another_process_makes_at_the_same_time_is_opened(tmp_pa
         return storage
 
     monkeypatch.setattr("experiments.training.study.RDBStorage", lose_the_race)
-    study = SharedStudy("mine", tmp_path, storage=None, directions=["maximize"]).study
+    study = SharedStudy("mine", tmp_path, objectives=["recovered"]).study
     assert len(made) == 2 and study.trials == []
 
 
 @pytest.mark.parametrize("storage", ["nosuch://x", "sqlite:///no/such/folder/x.db", "no url://"])
 def test_a_database_that_cannot_be_opened_is_one_line(tmp_path, storage):
     with pytest.raises(Exception) as caught:
-        SharedStudy("x", tmp_path, storage=storage, directions=["maximize"])
+        SharedStudy("x", tmp_path, storage=storage, objectives=["recovered"])
     message = describe_mistake(caught.value)
     assert message is not None and len(message.splitlines()) == 1
     assert message.startswith("the database of the study cannot be used: ")

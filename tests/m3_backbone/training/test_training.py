@@ -13,7 +13,6 @@ from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
 from m3_backbone.training.conversations import (
     IGNORED,
-    LlavaConversations,
     expand_images,
     tokenize_conversation,
 )
@@ -114,27 +113,13 @@ def test_positions_go_on_from_the_picture():
     assert sees[5].tolist() == [True, True, True, True, True, True, False]
 
 
-def test_fit_learns_from_a_llava_file_and_leaves_frozen_weights_alone(fixture, tmp_path):
+def test_fit_learns_and_leaves_frozen_weights_alone(fixture):
     folder, _, _ = fixture
     model, processor = load_m3(folder / "checkpoint", dtype=torch.float32)
     model.model.vision_tower.requires_grad_(False)
-    rows = [
-        {
-            "id": name,
-            "image": name,
-            "conversations": [
-                {"from": "human", "value": "<image>\nWhat is it?"},
-                {"from": "gpt", "value": "a dog"},
-                {"from": "human", "value": "Sure?"},
-                {"from": "gpt", "value": "yes"},
-            ],
-        }
-        for name in ("image0.png", "image1.png")
-    ]
-    path = tmp_path / "train.json"
-    path.write_text(json.dumps([*rows, {"id": "text only", "conversations": []}]))
-    data = LlavaConversations(path, lambda name: Image.open(folder / name).convert("RGB"), processor)
-    assert (len(data), data.num_left_out) == (2, 1)
+    turns = [("What is it?", "a dog"), ("Sure?", "yes")]
+    images = [Image.open(folder / name).convert("RGB") for name in ("image0.png", "image1.png")]
+    batch = {**processor.preprocess(images), "conversation": [tokenize_conversation(processor, turns)] * 2}
     training = M3Training(
         model,
         processor.pad_token_id,
@@ -144,7 +129,6 @@ def test_fit_learns_from_a_llava_file_and_leaves_frozen_weights_alone(fixture, t
         gradient_checkpointing=True,
     )
     tower = {name: value.clone() for name, value in model.model.vision_tower.state_dict().items()}
-    batch = data.collate([data[0], data[1]])
     with torch.no_grad():
         before = training.loss(batch, [1, 9]).item()
     trainer = lightning.Trainer(
@@ -156,41 +140,12 @@ def test_fit_learns_from_a_llava_file_and_leaves_frozen_weights_alone(fixture, t
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(training, DataLoader(data, batch_size=2, collate_fn=data.collate))
+    trainer.fit(training, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
     with torch.no_grad():
         after = training.eval().loss(batch, [1, 9]).item()
     assert after < before - 1
     for name, value in model.model.vision_tower.state_dict().items():
         assert torch.equal(value, tower[name]), name
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not JSON"),
-        ("{}", "list of conversations"),
-        ('[{"id": 7, "image": "a.png", "conversations": [{"from": "gpt", "value": "x"}]}]', "7.*alternate"),
-        ('[{"id": 7, "image": "a.png", "conversations": [{"from": "human"}]}]', "7.*lacks"),
-    ],
-)
-def test_a_bad_training_file_is_named(fixture, tmp_path, content, message):
-    path = tmp_path / "bad.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        LlavaConversations(path, Image.open, fixture[2])
-
-
-def test_turns_of_a_training_file_are_read_by_role(fixture, tmp_path):
-    path = tmp_path / "train.json"
-    llava = [("system", "Be brief."), ("human", "<image>\nWhat?"), ("gpt", "a dog")]
-    chat = [("user", "What?"), ("assistant", "a cat")]
-    rows = [
-        {"image": "a.png", "conversations": [{"from": role, "value": text} for role, text in llava]},
-        {"image": "b.png", "messages": [{"role": role, "content": text} for role, text in chat]},
-    ]
-    path.write_text(json.dumps(rows))
-    data = LlavaConversations(path, Image.open, fixture[2])
-    assert data.rows == [("a.png", [("What?", "a dog")]), ("b.png", [("What?", "a cat")])]
 
 
 def test_a_batch_without_dense_labels_costs_nothing():
