@@ -74,7 +74,11 @@ class LazyVision(ModelBackbone):
 
     def _encode_images(self, images: Sequence[LazyImage], scale: int) -> list[VisualPrefix]:
         """Tokens of images that are not encoded at the scale yet."""
-        return self.run_vision([image.image for image in images], scale)
+        return self.run_vision([self.see(image.image, scale) for image in images], scale)
+
+    def see(self, image: Image.Image, scale: int) -> Image.Image:
+        """Return the image as the vision pass of a scale gets it, before its preprocessing: as RGB."""
+        return to_rgb(image)
 
     def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:
         self.encode_at(encoded, scale)

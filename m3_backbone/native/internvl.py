@@ -30,7 +30,8 @@ class InternVLBackbone(SquareTilesBackbone):
     number of tokens: t for the thumbnail alone, t (max_patches + 1) from max_patches = 2.
 
     The thumbnail is made from the original image, so that it is the same at every scale. It is encoded once:
-    the family is thumbnail, and `run_vision` of a finer scale encodes the other tiles.
+    the family is thumbnail, and `run_vision` of a finer scale encodes the other tiles. With `downsample`, it
+    differs between scales, and the family is native.
 
     Arguments are those of `NativeBackbone`; by default, `scales` are those of 1, 2, 4 and 12 tiles.
 
@@ -53,8 +54,12 @@ class InternVLBackbone(SquareTilesBackbone):
         return int(self.checkpoint.image_processor.size["height"])
 
     @property
+    def _patch_size(self) -> int:
+        return int(self.checkpoint.config.vision_config.patch_size[0])
+
+    @property
     def _patches_per_side(self) -> int:
-        return self._tile // self.checkpoint.config.vision_config.patch_size[0]
+        return self._tile // self._patch_size
 
     @cached_property
     def _tokens_per_side(self) -> int:
@@ -68,8 +73,8 @@ class InternVLBackbone(SquareTilesBackbone):
         return [self._tokens_per_tile * (1 if most == 1 else most + 1) for most in _DEFAULT_TILES]
 
     def _check_scales(self, scales: Sequence[int]) -> None:
-        size, vision = self.checkpoint.image_processor.size, self.checkpoint.config.vision_config
-        side = vision.patch_size[0] / self.checkpoint.config.downsample_ratio  # of a visual token, in pixels
+        size = self.checkpoint.image_processor.size
+        side = self._patch_size / self.checkpoint.config.downsample_ratio  # of a visual token, in pixels
         if size["width"] != self._tile or self._tile % side:
             raise ValueError(
                 f"{self.checkpoint.source}: tiles of {size['width']}x{self._tile} pixels cannot be encoded: "
@@ -115,14 +120,18 @@ class InternVLBackbone(SquareTilesBackbone):
     def _mark_visual(self, ids: Tensor) -> dict[str, Tensor]:
         return {}
 
+    def _reuses_thumbnail(self, scale: int) -> bool:
+        return self.family == "thumbnail" and scale != self.scales[0]
+
     def encode_at(self, encoded: Sequence[Any], scale: int) -> None:
-        super().encode_at(encoded, self.scales[0])
+        if self._reuses_thumbnail(scale):
+            super().encode_at(encoded, self.scales[0])
         super().encode_at(encoded, scale)
 
     def _encode_images(self, images: Sequence[LazyImage], scale: int) -> list[VisualPrefix]:
         prefixes = super()._encode_images(images, scale)
         coarsest = self.scales[0]
-        if scale == coarsest:
+        if not self._reuses_thumbnail(scale):
             return prefixes
         return [
             VisualPrefix(torch.cat([tiles.embeds, image.prefixes[coarsest].embeds]))
@@ -130,9 +139,9 @@ class InternVLBackbone(SquareTilesBackbone):
         ]
 
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
-        """Vision pass of the thumbnail at the coarsest scale, and of all other tiles at a finer one."""
+        """Vision pass of the tiles at a scale, without a thumbnail that is encoded at the coarsest scale."""
         tiles = [self._tile_pixels(image, scale) for image in images]
-        if scale != self.scales[0]:
+        if self._reuses_thumbnail(scale):
             tiles = [pixels[:-1] for pixels in tiles]
         output = self.model.model.get_image_features(
             torch.cat(tiles).to(self._decoder.device), return_dict=True

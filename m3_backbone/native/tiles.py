@@ -13,7 +13,6 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
-from m3_backbone.images import to_rgb
 from m3_backbone.lazy_vision import LazyImage
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.base import NativeBackbone
@@ -74,7 +73,7 @@ class SquareTilesBackbone(NativeBackbone):
         self.check_image(image.size)
         rows, columns = self.grid(image.size, scale)
         side = self._tokens_per_side
-        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(to_rgb(image), scale))
+        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(self.see(image, scale), scale))
         panels = [Panel(thumbnail, (side, side))]
         if tiles:
             joined = Image.new("RGB", (columns * self._tile, rows * self._tile))
