@@ -62,9 +62,7 @@ class LazyVision(ModelBackbone):
         check_scale(scale, self.scales)
         missing = list({id(image): image for image in encoded}.values())
         missing = [image for image in missing if image.coarsest[scale] not in image.prefixes]
-        prefixes = self.encode_in_batches(
-            lambda batch: self.run_vision([image.image for image in batch], scale), missing, scale
-        )
+        prefixes = self.encode_in_batches(lambda batch: self._encode_images(batch, scale), missing, scale)
         for image, prefix in zip(missing, prefixes, strict=True):
             expected = self.num_prefix_tokens(image.size, scale)
             if len(prefix) != expected:
@@ -73,6 +71,14 @@ class LazyVision(ModelBackbone):
                     f"{scale}, not {expected}: was the checkpoint's image processor changed?"
                 )
             image.prefixes[image.coarsest[scale]] = prefix
+
+    def _encode_images(self, images: Sequence[LazyImage], scale: int) -> list[VisualPrefix]:
+        """Tokens of images that are not encoded at the scale yet."""
+        return self.run_vision([self.see(image.image, scale) for image in images], scale)
+
+    def see(self, image: Image.Image, scale: int) -> Image.Image:
+        """Return the image as the vision pass of a scale gets it, before its preprocessing: as RGB."""
+        return to_rgb(image)
 
     def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:
         self.encode_at(encoded, scale)

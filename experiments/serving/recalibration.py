@@ -188,7 +188,7 @@ def fit_prices(
     )
     if samples.answered is None:
         return prices, former
-    return prices, fit_hybrid(samples.estimates, samples.answered, budget, tolerance)
+    return prices, fit_hybrid(samples.estimates, samples.answered, outcomes.visual_tokens, budget, tolerance)
 
 
 def describe_change(

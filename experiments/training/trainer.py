@@ -190,15 +190,17 @@ def _train(
         predictor.calibrate(calibrator_half, copy.deepcopy(settings.calibrator))
     predictor.save(staging)
     estimates = predictor.predict(calibration.inputs)
+    paid_tokens = predictor.features.count_paid_tokens(calibration.inputs)
     prices = PriceList.from_calibration(
         estimates,
-        predictor.features.count_paid_tokens(calibration.inputs),
+        paid_tokens,
         calibration.outcomes.score,
         settings.budget,
         settings.tolerance,
     )
     prices.save(staging)
-    fit_hybrid(estimates, calibration.outcomes, settings.budget, settings.tolerance).save(staging)
+    hybrid = fit_hybrid(estimates, calibration.outcomes, paid_tokens, settings.budget, settings.tolerance)
+    hybrid.save(staging)
     # With soft targets too, results are those of the greedy answers.
     train, validation = source.measured_parts
     cost, score = validation.inputs.visual_tokens, validation.outcomes.score.astype(np.float64)
@@ -268,10 +270,19 @@ def _find_earlier(
 
 
 def fit_hybrid(
-    estimates: np.ndarray, outcomes: OutcomeTable, budget: float | None, tolerance: float
+    estimates: np.ndarray,
+    outcomes: OutcomeTable,
+    paid_tokens: np.ndarray,
+    budget: float | None,
+    tolerance: float,
 ) -> Hybrid:
-    """Return the hybrid fitted on calibration estimates, with its default chosen as for the prices."""
-    hybrid = Hybrid.fit(outcomes.confidence, outcomes.score, outcomes.visual_tokens, estimates)
+    """Return the hybrid fitted on calibration estimates, with its default chosen as for the prices.
+
+    `paid_tokens` `[num_samples, num_scales]` are those of `Features.count_paid_tokens`.
+    """
+    hybrid = Hybrid.fit(
+        outcomes.confidence, outcomes.score, outcomes.visual_tokens, estimates, first_cost=paid_tokens
+    )
     best_fixed = float(outcomes.score.mean(axis=0, dtype=np.float64).max())
     return hybrid.with_default(best_fixed, budget, tolerance)
 

@@ -44,8 +44,8 @@ def scales_ascend(subject: Subject) -> None:
 def token_counts_ascend(subject: Subject) -> None:
     """The number of visual tokens of an image of any size is positive and never falls along the ladder.
 
-    At a scale of a native backbone it is at most the scale, unless the sides differ by more than a factor of
-    2.
+    At a scale of a backbone that is not pooled it is at most the scale, unless the sides differ by more than
+    a factor of 2.
     """
     backbone = subject.backbone
     for size in _list_sizes(backbone):
@@ -54,7 +54,7 @@ def token_counts_ascend(subject: Subject) -> None:
         is_positive = all(type(count) is int and count > 0 for count in counts)
         expect(is_positive, f"{place} are positive integers", counts)
         expect(counts == sorted(counts), f"{place} ascend", counts)
-        if backbone.family == "native" and max(size) <= _MAX_CAPPED_ASPECT * min(size):
+        if backbone.family != "pooled" and max(size) <= _MAX_CAPPED_ASPECT * min(size):
             fits = all(count <= scale for count, scale in zip(counts, backbone.scales, strict=True))
             expect(fits, f"{place} are at most the scales", counts)
 
@@ -122,7 +122,7 @@ def flops_ascend(subject: Subject) -> None:
 def vision_flops_fit_the_family(subject: Subject) -> None:
     """The vision FLOPs of a pooled backbone, or another with equal passes, are the same at every scale.
 
-    Those of other native backbones differ between scales that give an image different numbers of tokens.
+    Those of others differ between scales that give an image different numbers of tokens.
     """
     backbone = subject.backbone
     for name, image in subject.images.items():
@@ -134,7 +134,7 @@ def vision_flops_fit_the_family(subject: Subject) -> None:
         counts = [backbone.num_visual_tokens(image.size, scale) for scale in backbone.scales]
         values = list(flops.values())
         for (count, value), (next_count, next_value) in pairwise(zip(counts, values, strict=True)):
-            if count != next_count and backbone.family == "native":
+            if count != next_count and backbone.family != "pooled":
                 expect(
                     next_value > value,
                     f"image {name}: more tokens take a larger vision pass at scales {backbone.scales}",
@@ -145,8 +145,9 @@ def vision_flops_fit_the_family(subject: Subject) -> None:
 def flops_are_those_of_the_counter(subject: Subject) -> None:
     """Vision and prefill FLOPs equal `torch.utils.flop_counter` under eager attention.
 
-    The counter sees one image encoded at one scale, then the decoder on a text of as many tokens as the
-    prompt has. Layers of a vision tower whose output is not used may run besides.
+    The counter sees one image encoded at one scale, by a thumbnail backbone at the coarsest one before, then
+    the decoder on a text of as many tokens as the prompt has. Layers of a vision tower whose output is not
+    used may run besides.
     """
     backbone = subject.backbone
     if not isinstance(backbone, ModelBackbone):
@@ -158,8 +159,11 @@ def flops_are_those_of_the_counter(subject: Subject) -> None:
         for scale, name in product(subject.scales, ("wide", "tall")):
             image = subject.images.get(name, next(iter(subject.images.values())))
             place = f"image {name} at scale {scale}"
+            before = backbone.scales[:1] if backbone.family == "thumbnail" else ()
             with FlopCounterMode(display=False) as counter:
-                backbone.visual_prefixes(backbone.encode([image]), scale)
+                encoded = backbone.encode([image])
+                for encoded_scale in (*before, scale):
+                    backbone.visual_prefixes(encoded, encoded_scale)
             stated = backbone.vision_flops(image.size, scale)
             counted = counter.get_total_flops() - _count_unused(backbone, image.size)
             expect(stated == counted, f"{place}: vision_flops is the counted {counted}", stated)

@@ -30,9 +30,14 @@ _VISION_DTYPES = ("float32", "bfloat16", "float16")
 _FEATURE_SCALES = (1, 9, 36)
 
 
+def has_single_grid(checkpoint: Checkpoint) -> bool:
+    """Return whether the visual tokens of an image are one grid of patches: no tiles, no learned queries."""
+    return checkpoint.processor.images.tiling is None and num_queries_of(checkpoint.config) is None
+
+
 def check_single_grid(checkpoint: Checkpoint, use: str) -> None:
     """Raise ValueError for a checkpoint with tiles or learned queries; `use` ends the message."""
-    if checkpoint.processor.images.tiling is not None or num_queries_of(checkpoint.config) is not None:
+    if not has_single_grid(checkpoint):
         raise ValueError(
             f"{checkpoint.source} has tiles or learned queries: only a checkpoint with one grid of patches "
             f"per image can be {use}"

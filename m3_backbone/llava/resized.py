@@ -13,9 +13,9 @@ from PIL import Image
 from m3_backbone.arguments import checked
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
-from m3_backbone.images import to_rgb
+from m3_backbone.images import limit_pixels
 from m3_backbone.lazy_vision import LazyVision
-from m3_backbone.llava.backbone import LlavaBackbone, check_single_grid
+from m3_backbone.llava.backbone import LlavaBackbone, check_single_grid, has_single_grid
 from m3_backbone.llava.costs import vision_flops
 from m3_backbone.llava.modeling import M3LlavaModel
 from m3_backbone.llava.pooling import describe_tokens, pooled_side
@@ -34,10 +34,13 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         checkpoint: as in `LlavaBackbone`.
         enlarge: False: the tower sees the shrunk image and interpolates its position embeddings; its patches
             are the visual tokens. True: the shrunk image is enlarged to its former size again, and the tokens
-            are pooled, so that only the pixels have lost information.
+            are pooled, so that only the pixels have lost information. A checkpoint with tiles or learned
+            queries shrinks and enlarges the original image, as `NativeBackbone` does with `downsample`, so
+            that its finest scale loses information too.
         arguments: further arguments of `LlavaBackbone`.
 
-    Raises ValueError for a checkpoint with tiles or learned queries, and as `LlavaBackbone`.
+    Raises ValueError for a checkpoint with tiles or learned queries if `enlarge` is False, and as
+    `LlavaBackbone`.
     """
 
     @checked
@@ -48,7 +51,12 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         super().__init__(checkpoint, **arguments)
 
     def _check_checkpoint(self) -> None:
-        check_single_grid(self.checkpoint, "used with resized images")
+        if not self.enlarge:
+            check_single_grid(self.checkpoint, "used with resized images unless enlarge=true")
+
+    @property
+    def _is_single_grid(self) -> bool:
+        return has_single_grid(self.checkpoint)
 
     def saved_arguments(self) -> dict[str, Any]:
         return super().saved_arguments() | ({"enlarge": True} if self.enlarge else {})
@@ -64,14 +72,24 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         return self.enlarge
 
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        if self.enlarge:
+            return LlavaBackbone.vision_flops(self, image_size, scale)
         side = pooled_side(scale, self.processor.images.grid)
-        return vision_flops(self.checkpoint.config, side=None if self.enlarge else side)
+        return vision_flops(self.checkpoint.config, side=side)
 
     def generate_inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
     ) -> dict[str, Any]:
-        tokens = [prefix.embeds for prefix in self.run_vision([to_rgb(image) for image in images], scale)]
+        seen = [self.see(image, scale) for image in images]
+        tokens = [prefix.embeds for prefix in self.run_vision(seen, scale)]
         return self.join_inputs(images, questions, scale, tokens)
+
+    def see(self, image: Image.Image, scale: int) -> Image.Image:
+        image = super().see(image, scale)
+        if self._is_single_grid:
+            return image  # `run_vision` shrinks what is left of it behind crop or padding
+        num_pixels = self.num_visual_tokens(image.size, scale) * self.processor.images.patch_size**2
+        return limit_pixels(image, num_pixels)
 
     def preprocessor_at(self, scale: int) -> ImagePreprocessor:
         """Preprocessing to a side of `sqrt(scale)` patches. Raises ValueError as in `pooled_side`."""
@@ -81,9 +99,14 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         return replace(images, image_size=side * images.patch_size, resize=resize)
 
     def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        if not self._is_single_grid:
+            return LlavaBackbone.view_image(self, self.see(image, scale), scale)
         return self.preprocessor_at(check_scale(scale, self.scales)).view(image, scale)
 
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
+        if not self._is_single_grid:
+            tokens = LlavaBackbone.visual_tokens(self, self._encode_batch(images), scale)
+            return [VisualPrefix(each) for each in tokens]
         shrink, full = self.preprocessor_at(scale), self.processor.images
         model = self.model.model
         assert isinstance(model, M3LlavaModel)
@@ -96,5 +119,7 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
         return [VisualPrefix(tokens) for tokens in model.pool_images(model.encode_images(pixels), scale)]
 
     def _describe_tower(self, image: Any) -> dict[str, float]:
+        if not self._is_single_grid:
+            return super()._describe_tower(image)
         (tokens,) = self.visual_tokens([image], self.scales[0])
         return describe_tokens(tokens[None], self.scales[:1])

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.images import to_rgb
+from m3_backbone.images import limit_pixels
 from m3_backbone.lazy_vision import LazyVision
 from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
 from m3_backbone.views import Panel
@@ -27,6 +27,8 @@ class NativeBackbone(LazyVision):
         checkpoint: folder or hub id.
         scales: ladder of caps, ascending; by default that of the family.
         quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
+        downsample: whether an image is first shrunk to as many patches of pixels as it has visual tokens at
+            the scale, and enlarged again. It costs as much, and only the pixels have lost information.
         arguments: those of `ModelBackbone`.
     """
 
@@ -39,6 +41,7 @@ class NativeBackbone(LazyVision):
         *,
         scales: Sequence[PositiveInt] | None = None,
         quantization: Mapping[str, Any] | None = None,
+        downsample: bool = False,
         **arguments: Any,
     ) -> None:
         if not isinstance(checkpoint, NativeCheckpoint):
@@ -46,6 +49,9 @@ class NativeBackbone(LazyVision):
         super().__init__(checkpoint, **arguments)
         self.checkpoint: NativeCheckpoint
         self.quantization = None if quantization is None else dict(quantization)
+        self.downsample = downsample
+        if downsample:
+            self.family = "native"  # a thumbnail has lost other information at every scale
         ladder = self._default_scales() if scales is None else scales
         if not ladder:
             raise ValueError("scales=[]: give positive numbers of visual tokens")
@@ -64,12 +70,26 @@ class NativeBackbone(LazyVision):
         return self._scales
 
     def saved_arguments(self) -> dict[str, Any]:
-        arguments = {**super().saved_arguments(), "scales": list(self._scales)}
+        downsample = {"downsample": True} if self.downsample else {}
+        arguments = {**super().saved_arguments(), "scales": list(self._scales), **downsample}
         return arguments if self.quantization is None else {**arguments, "quantization": self.quantization}
 
     def _describe_decoding(self) -> dict[str, Any]:
         quantization = {} if self.quantization is None else {"quantization": self.quantization}
-        return {**super()._describe_decoding(), "images": self._describe_images(), **quantization}
+        downsample = {"downsample": True} if self.downsample else {}
+        settings = {"images": self._describe_images(), **quantization, **downsample}
+        return {**super()._describe_decoding(), **settings}
+
+    def see(self, image: Image.Image, scale: int) -> Image.Image:
+        image = super().see(image, scale)
+        if not self.downsample:
+            return image
+        return limit_pixels(image, self.num_visual_tokens(image.size, scale) * self._patch_size**2)
+
+    @property
+    def _patch_size(self) -> int:
+        """Side of a patch of the vision transformer in pixels."""
+        return int(self.checkpoint.config.vision_config.patch_size)
 
     def _describe_images(self) -> dict[str, Any]:
         """Settings of the image processor, which determine the pixels that the model sees."""
@@ -107,13 +127,13 @@ class NativeBackbone(LazyVision):
         )
 
     def view_resized(self, image: Image.Image, grid: tuple[int, int], token_side: int) -> tuple[Panel, ...]:
-        """Return the image resized to `grid` (rows, columns) of squares of `token_side` pixels.
+        """Return an RGB image resized to `grid` (rows, columns) of squares of `token_side` pixels.
 
         The pixels are those of the image processor.
         """
         rows, columns = grid
         size = (columns * token_side, rows * token_side)
-        return (Panel(to_rgb(image).resize(size, self.checkpoint.image_processor.resample), grid),)
+        return (Panel(image.resize(size, self.checkpoint.image_processor.resample), grid),)
 
     def placeholder_ids(self, image_size: tuple[int, int], scale: int) -> list[int]:
         """Token ids of an image in the prompt, with a placeholder for each visual token."""
@@ -122,7 +142,7 @@ class NativeBackbone(LazyVision):
     def generate_inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
     ) -> dict[str, Any]:
-        images = [to_rgb(image) for image in images]
+        images = [self.see(image, scale) for image in images]
         rows = [
             [*self.system_ids, *self.placeholder_ids(image.size, scale), *self._suffix_ids(question)]
             for image, question in zip(images, questions, strict=True)

@@ -13,11 +13,14 @@ from m3_backbone.arguments import PositiveInt, Seed, checked
 from m3_backbone.loading.checkpoint import without_progress_bars
 from m3_backbone.native.base import NativeBackbone
 from m3_backbone.native.gemma4 import Gemma4Backbone
+from m3_backbone.native.internvl import InternVLBackbone
 from m3_backbone.native.qwen_vl import QwenVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 from m3_backbone.native.tiles import TiledBackbone
 
-_CLASSES: tuple[type[NativeBackbone], ...] = (QwenVLBackbone, Gemma4Backbone, TiledBackbone)
+_CLASSES: tuple[type[NativeBackbone], ...] = (
+    *(QwenVLBackbone, Gemma4Backbone, TiledBackbone, InternVLBackbone),
+)
 
 
 @checked

@@ -41,6 +41,7 @@ _IDEFICS_TEMPLATE = (
     "{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+_INTERNVL_TEMPLATE = _QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
 
 _TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -298,12 +299,49 @@ def write_idefics3(
     write_checkpoint(folder, model, tokenizer, image_processor, eos_token_ids=ends, seed=seed)
 
 
+def write_internvl(
+    folder: Path, model_type: str = "internvl", *, seed: int = 0, hidden_size: int = 64, num_layers: int = 3
+) -> None:
+    """Write an InternVL with grouped queries and tiles of 32 pixels and 4 visual tokens."""
+    special = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "start_token": "<|im_start|>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = train_chat_tokenizer(special, _INTERNVL_TEMPLATE, eos_token="<|im_end|>")
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    tile = 32
+    text = {
+        "model_type": "qwen2",
+        **_size_decoder(tokenizer, hidden_size, num_layers),
+        "bos_token_id": None,
+        "eos_token_id": ids["eos_token"],
+        "pad_token_id": ids["pad_token"],
+    }
+    config = transformers.InternVLConfig(
+        text_config=text,
+        vision_config={**_TOWER, "image_size": tile, "patch_size": 8},
+        image_token_id=ids["context_image_token"],
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    model = transformers.InternVLForConditionalGeneration(config)
+    image_processor = transformers.GotOcr2ImageProcessorPil(size={"height": tile, "width": tile})
+    ends = [ids["eos_token"]]
+    write_checkpoint(folder, model, tokenizer, image_processor, eos_token_ids=ends, seed=seed)
+
+
 _WRITERS: Mapping[str, Callable[..., None]] = {
     "qwen2_5_vl": write_qwen_vl,
     "qwen3_vl": write_qwen_vl,
     "gemma4": write_gemma4,
     "idefics3": write_idefics3,
     "smolvlm": write_idefics3,
+    "internvl": write_internvl,
 }
 
 

@@ -1,5 +1,6 @@
 """Idefics3 and SmolVLM: an image is split into square tiles, and a small copy of it is added."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -12,7 +13,6 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from m3_backbone.backbone import check_scale
 from m3_backbone.decoding.decoding import VisualPrefix
-from m3_backbone.images import to_rgb
 from m3_backbone.lazy_vision import LazyImage
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.base import NativeBackbone
@@ -25,7 +25,72 @@ _DEFAULT_SPLITS = (1, 2, 4)
 _MAX_SPLITS = 6
 
 
-class TiledBackbone(NativeBackbone):
+class SquareTilesBackbone(NativeBackbone):
+    """Base class of backbones that split an image into square tiles, and may add a small copy, the thumbnail.
+
+    All tiles have the same number of visual tokens. The thumbnail is the last one, and the only one of an
+    image that is not split.
+    """
+
+    @property
+    @abstractmethod
+    def _tile(self) -> int:
+        """Side of a tile in pixels."""
+
+    @property
+    @abstractmethod
+    def _tokens_per_side(self) -> int:
+        """Number of visual tokens along a side of a tile."""
+
+    @property
+    @abstractmethod
+    def _flops_per_tile(self) -> int:
+        """Operations of the vision pass on a tile."""
+
+    @abstractmethod
+    def grid(self, image_size: tuple[int, int], scale: int) -> tuple[int, int]:
+        """(rows, columns) of tiles besides the thumbnail; (0, 0) if the thumbnail is the only tile."""
+
+    @abstractmethod
+    def _tile_pixels(self, image: Image.Image, scale: int) -> Tensor:
+        """Pixels of the tiles of an RGB image as the model sees them, `[num_tiles, 3, height, width]`."""
+
+    @property
+    def _tokens_per_tile(self) -> int:
+        return self._tokens_per_side**2
+
+    def _num_tiles(self, image_size: tuple[int, int], scale: int) -> int:
+        rows, columns = self.grid(image_size, scale)
+        return rows * columns + 1
+
+    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
+        return self._num_tiles(image_size, scale) * self._tokens_per_tile
+
+    def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
+        return self._num_tiles(image_size, scale) * self._flops_per_tile
+
+    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
+        self.check_image(image.size)
+        rows, columns = self.grid(image.size, scale)
+        side = self._tokens_per_side
+        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(self.see(image, scale), scale))
+        panels = [Panel(thumbnail, (side, side))]
+        if tiles:
+            joined = Image.new("RGB", (columns * self._tile, rows * self._tile))
+            for number, tile in enumerate(tiles):
+                joined.paste(tile, (number % columns * self._tile, number // columns * self._tile))
+            panels.append(Panel(joined, (rows * side, columns * side)))
+        return tuple(panels)
+
+    def _to_picture(self, pixels: Tensor) -> Image.Image:
+        """Return the picture of normalised pixels `[3, height, width]`."""
+        images = self.checkpoint.image_processor
+        mean, std = (torch.tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
+        levels = ((pixels * std + mean) * 255).round().clamp(0, 255).byte()
+        return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+class TiledBackbone(SquareTilesBackbone):
     """Backbone of an Idefics3 or SmolVLM checkpoint.
 
     At the coarsest scale an image is one square tile, the thumbnail. Finer scales resize the image so that
@@ -64,8 +129,12 @@ class TiledBackbone(NativeBackbone):
         return self._tile // self.checkpoint.config.vision_config.patch_size
 
     @cached_property
-    def _tokens_per_tile(self) -> int:
-        return (self._patches_per_side // self.checkpoint.config.scale_factor) ** 2
+    def _tokens_per_side(self) -> int:
+        return int(self._patches_per_side // self.checkpoint.config.scale_factor)
+
+    @cached_property
+    def _flops_per_tile(self) -> int:
+        return vision_flops_per_tile(self.checkpoint.config, self._patches_per_side**2)
 
     @cached_property
     def _splits(self) -> dict[int, int]:
@@ -130,10 +199,6 @@ class TiledBackbone(NativeBackbone):
         )
         return rows, columns
 
-    def _num_tiles(self, image_size: tuple[int, int], scale: int) -> int:
-        rows, columns = self.grid(image_size, scale)
-        return rows * columns + 1
-
     def check_image(self, image_size: tuple[int, int]) -> None:
         # The image processor fails on some images whose short side it resizes to less than a pixel.
         if max(image_size) > self._tile * min(image_size):
@@ -142,9 +207,6 @@ class TiledBackbone(NativeBackbone):
                 f"factor of {self._tile}"
             )
 
-    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
-        return self._num_tiles(image_size, scale) * self._tokens_per_tile
-
     def num_prefix_tokens(self, image_size: tuple[int, int], scale: int) -> int:
         return len(self._prefix_ids(*self.grid(image_size, scale)))
 
@@ -152,35 +214,14 @@ class TiledBackbone(NativeBackbone):
         side = self._tile  # of a square image
         return self.num_prefix_tokens((side, side), scale)
 
-    def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
-        num_tiles = self._num_tiles(image_size, scale)
-        return num_tiles * vision_flops_per_tile(self.checkpoint.config, self._patches_per_side**2)
-
     def preprocess(self, images: Sequence[Image.Image], scale: int) -> dict[str, Tensor]:
         batch = [[image] for image in images]
         return dict(
             self.checkpoint.image_processor(images=batch, return_tensors="pt", **self._image_settings(scale))
         )
 
-    def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
-        self.check_image(image.size)
-        rows, columns = self.grid(image.size, scale)
-        side = self._patches_per_side // self.checkpoint.config.scale_factor
-        *tiles, thumbnail = map(self._to_picture, self.preprocess([to_rgb(image)], scale)["pixel_values"][0])
-        panels = [Panel(thumbnail, (side, side))]
-        if tiles:
-            joined = Image.new("RGB", (columns * self._tile, rows * self._tile))
-            for number, tile in enumerate(tiles):
-                joined.paste(tile, (number % columns * self._tile, number // columns * self._tile))
-            panels.append(Panel(joined, (rows * side, columns * side)))
-        return tuple(panels)
-
-    def _to_picture(self, pixels: Tensor) -> Image.Image:
-        """Return the picture of normalised pixels `[3, height, width]`."""
-        images = self.checkpoint.image_processor
-        mean, std = (torch.tensor(values)[:, None, None] for values in (images.image_mean, images.image_std))
-        levels = ((pixels * std + mean) * 255).round().clamp(0, 255).byte()
-        return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+    def _tile_pixels(self, image: Image.Image, scale: int) -> Tensor:
+        return self.preprocess([image], scale)["pixel_values"][0]
 
     def placeholder_ids(self, image_size: tuple[int, int], scale: int) -> list[int]:
         return self._prefix_ids(*self.grid(image_size, scale)).tolist()

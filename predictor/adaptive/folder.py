@@ -45,6 +45,7 @@ BACKBONES = {
     "QwenVLBackbone": "m3_backbone.native.qwen_vl",
     "Gemma4Backbone": "m3_backbone.native.gemma4",
     "TiledBackbone": "m3_backbone.native.tiles",
+    "InternVLBackbone": "m3_backbone.native.internvl",
 }
 _LLAVA = "m3_backbone.llava.backbone.LlavaBackbone"  # the class in folders of earlier versions
 

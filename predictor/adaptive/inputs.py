@@ -51,7 +51,7 @@ def list_choices(columns: NDArray[np.integer], estimates: Floats, inputs: Inputs
             inputs.scales,
             tuple(row.tolist()),
             tuple(cost.tolist()),
-            int(cost[0]) * ((is_prefilled and column > 0) + is_asked),
+            int(cost[0]) * (int(is_prefilled and column > 0) + is_asked),
         )
         for column, row, cost in zip(columns, estimates, inputs.visual_tokens, strict=True)
     ]

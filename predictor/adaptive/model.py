@@ -207,13 +207,14 @@ class AdaptiveVLM(ModelHubMixin):
             return []
         prefilled = self._prefill(encoded, questions)
         estimates, inputs = self.estimate(encoded, questions, task, prefilled)
-        coarsest = find_coarsest(inputs.visual_tokens)
+        coarsest, tokens = find_coarsest(inputs.visual_tokens), inputs.visual_tokens
+        paid_tokens = self.predictor.features.count_paid_tokens(inputs)
         # The confidence is nan at scales without an answer; no question escalates from these.
         confidence = np.full(estimates.shape, np.nan)
         tried: list[list[int]] = [[] for _ in questions]
         answers: dict[int, Answer] = {}
         while True:
-            (first,), (last,) = hybrid.escalate(confidence, inputs.visual_tokens, estimates)
+            (first,), (last,) = hybrid.escalate(confidence, tokens, estimates, first_cost=paid_tokens)
             scale_of = {i: inputs.scales[coarsest[i, column]] for i, column in enumerate(last)}
             scale_of = {i: scale for i, scale in scale_of.items() if scale not in tried[i]}
             if not scale_of:

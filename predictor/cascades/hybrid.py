@@ -7,8 +7,9 @@ scale that is tried, and the last answer is returned. Weighing expected score ag
 answer is the idea of cascade routing (Dekoninck, Baader and Vechev, arXiv 2410.10347), which may also skip
 scales. Coinciding scales count as one: the gain is that of the next scale that does not coincide.
 
-`confidence`, `score`, `cost` and `estimates` are `[num_samples, num_scales]` over one ladder, coarsest scale
-first.
+`confidence`, `score`, `cost`, `first_cost` and `estimates` are `[num_samples, num_scales]` over one ladder,
+coarsest scale first. `first_cost` is the cost of a scale at which a path starts: `cost`, by default, and what
+the predictor needs in that case, such as the prefill of the coarsest scale for the decoder's state.
 """
 
 from dataclasses import dataclass, replace
@@ -122,11 +123,12 @@ class Hybrid:
     """Fitted hybrids, one per price: the vertices of their hull on calibration, by decreasing cost.
 
     `price` `[num_prices]`, ascending from 0, is the price per `unit` of cost at which each hybrid becomes the
-    best one on the calibration samples; `cost` and `score` are its mean cost and score on them. A hybrid
-    starts at the scale that `policy.choose` gives for the estimates at `starting_price`, and escalates while
-    `gain` is more than `escalation_price` times the cost of the next scale, both prices per `unit`. These two
-    prices apply to all scales, whereas a cascade has a threshold per scale, and therefore overfit the
-    calibration samples less. `default` is the default row.
+    best one on the calibration samples; `cost` and `score` are its mean cost, with what the predictor needs,
+    and its mean score on them. A hybrid starts at the scale that `policy.choose` gives for the estimates and
+    `first_cost` at `starting_price`, and escalates while `gain` is more than `escalation_price` times the
+    cost of the next scale, both prices per `unit`. These two prices apply to all scales, whereas a cascade
+    has a threshold per scale, and therefore overfit the calibration samples less. `default` is the default
+    row.
     """
 
     price: Floats
@@ -146,6 +148,8 @@ class Hybrid:
         cost: ArrayLike,
         estimates: ArrayLike | None,
         num_prices: int = 128,
+        *,
+        first_cost: ArrayLike | None = None,
     ) -> Self:
         """Find the best hybrids on calibration samples; each array is `[num_samples, num_scales]`.
 
@@ -159,14 +163,17 @@ class Hybrid:
         gain = ExpectedGain.fit(confidence, scores, estimate_array, find_repeats(costs))
         highest_price = _find_highest_prices(gain(confidence, estimate_array), costs, unit)
         escalation_price = _space_escalation_prices(highest_price)
-        starting_price = space_prices(estimate_array, costs, unit, _NUM_STARTING_PRICES)
-        firsts = choose_at_prices(estimate_array, costs, starting_price, unit=unit).astype(np.int64)
-        traces = [_trace(highest_price, scores, costs, first, escalation_price) for first in firsts]
+        start_cost, overhead = _find_start_cost(costs, first_cost)
+        starting_price = space_prices(estimate_array, start_cost, unit, _NUM_STARTING_PRICES)
+        firsts = choose_at_prices(estimate_array, start_cost, starting_price, unit=unit).astype(np.int64)
+        traces = [
+            _trace(highest_price, scores, costs, start_cost, first, escalation_price) for first in firsts
+        ]
         mean_cost, mean_score = np.array(traces).swapaxes(0, 1).reshape(2, -1)
         hull = pick_hull(mean_cost, mean_score, num_prices)
         return cls(
             price=find_prices(mean_cost[hull], mean_score[hull]) * unit,
-            cost=mean_cost[hull],
+            cost=mean_cost[hull] + overhead,
             score=mean_score[hull],
             starting_price=starting_price[hull // len(escalation_price)],
             escalation_price=escalation_price[hull % len(escalation_price)],
@@ -175,7 +182,12 @@ class Hybrid:
         )
 
     def escalate(
-        self, confidence: ArrayLike, cost: ArrayLike, estimates: ArrayLike | None
+        self,
+        confidence: ArrayLike,
+        cost: ArrayLike,
+        estimates: ArrayLike | None,
+        *,
+        first_cost: ArrayLike | None = None,
     ) -> tuple[Columns, Columns]:
         """First and last column tried, each `[num_prices, num_samples]`.
 
@@ -185,7 +197,9 @@ class Hybrid:
         estimate_array, costs = _require(estimates), np.asarray(cost, dtype=np.float64)
         coarsest = find_coarsest(costs)
         confidences = np.take_along_axis(np.asarray(confidence, dtype=np.float64), coarsest, axis=1)
-        first = choose_at_prices(estimate_array, costs, self.starting_price, unit=self.unit).astype(np.int64)
+        start_cost, _ = _find_start_cost(costs, first_cost)
+        first = choose_at_prices(estimate_array, start_cost, self.starting_price, unit=self.unit)
+        first = first.astype(np.int64)
         highest_price = _find_highest_prices(self.gain(confidences, estimate_array), costs, self.unit)
         last = np.stack(
             [
@@ -280,6 +294,15 @@ def _require(estimates: ArrayLike | None) -> Floats:
     return np.asarray(estimates, dtype=np.float64)
 
 
+def _find_start_cost(cost: Floats, first_cost: ArrayLike | None) -> tuple[Floats, float]:
+    """Return `first_cost` without the part that is paid at all scales, and the mean of that part."""
+    if first_cost is None:
+        return cost, 0.0
+    first_costs = np.asarray(first_cost, dtype=np.float64)
+    overhead = first_costs[:, :1] - cost[:, :1]
+    return first_costs - overhead, float(overhead.mean())
+
+
 def _find_highest_prices(gain: Floats, cost: Floats, unit: float) -> Floats:
     """Highest prices `[num_samples, num_scales - 1]` at which a sample escalates from each scale.
 
@@ -300,11 +323,16 @@ def _space_escalation_prices(highest_price: Floats) -> Floats:
 
 
 def _trace(
-    highest_price: Floats, score: Floats, cost: Floats, first: Columns, escalation_price: Floats
+    highest_price: Floats,
+    score: Floats,
+    cost: Floats,
+    start_cost: Floats,
+    first: Columns,
+    escalation_price: Floats,
 ) -> tuple[Floats, Floats]:
     """Mean cost and mean score at each escalation price of samples that start at columns `first`."""
     rows, num_prices = np.arange(len(first)), len(escalation_price)
-    totals = [np.full(num_prices, values[rows, first].sum()) for values in (cost, score)]
+    totals = [np.full(num_prices, values[rows, first].sum()) for values in (start_cost, score)]
     further_cost = find_further_cost(cost)
     lowest = np.full(len(first), np.inf)  # lowest of the highest prices so far
     for column in range(highest_price.shape[1]):

@@ -57,6 +57,7 @@ OPENERS: dict[str, Callable[[], Backbone]] = {
     # At its finer scales the tower sees up to 10,080 patches: minutes on a CPU.
     "gemma4": lambda: open_random("gemma4", 70, 140),
     "smolvlm": lambda: open_random("smolvlm"),
+    "internvl": lambda: open_random("internvl"),
     "enlarged": lambda: ResizedLlavaBackbone("tiny_m3", enlarge=True, dtype="float32", **SHORT),
     "diversity": lambda: PrunedLlavaBackbone("tiny_m3", pruning="diversity", dtype="float32", **SHORT),
     "visionzip": lambda: PrunedLlavaBackbone("tiny_m3", pruning="visionzip", dtype="float32", **SHORT),

@@ -104,8 +104,9 @@ def test_gemma_pixels_are_those_of_its_processor():
     assert torch.allclose(to_pixels(panel.image), seen, atol=1e-6)
 
 
-def test_smolvlm_shows_its_thumbnail_and_its_tiles():
-    backbone: Any = open_random_backbone(model_type="smolvlm", name="s")
+@pytest.mark.parametrize("model_type", ["smolvlm", "internvl"])
+def test_tiled_models_show_their_thumbnail_and_their_tiles(model_type):
+    backbone: Any = open_random_backbone(model_type=model_type, name="s")
     coarse, fine = (backbone.view_image(WIDE, scale) for scale in (backbone.scales[0], backbone.scales[-1]))
     assert len(coarse) == 1 and len(fine) == 2
     for panels, scale in ((coarse, backbone.scales[0]), (fine, backbone.scales[-1])):
@@ -113,7 +114,7 @@ def test_smolvlm_shows_its_thumbnail_and_its_tiles():
     tile = coarse[0].image.width
     rows, columns = backbone.grid(WIDE.size, backbone.scales[-1])
     assert fine[1].image.size == (columns * tile, rows * tile)
-    pixels = backbone.preprocess([WIDE], backbone.scales[-1])["pixel_values"][0]
+    pixels = backbone._tile_pixels(WIDE, backbone.scales[-1])
     corner = fine[1].image.crop((0, 0, tile, tile))
     levels = 1 / 255 / min(backbone.checkpoint.image_processor.image_std)
     assert (normalise(corner, backbone.checkpoint.image_processor) - pixels[0]).abs().max() < levels

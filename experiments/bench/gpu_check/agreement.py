@@ -24,7 +24,7 @@ from m3_backbone.native.random_backbone import open_random_backbone
 ALLOWED_SHARE = 1e-4
 ALLOWED_ROUNDING = 2.0
 MAX_NEW_TOKENS = 4
-_NATIVE = ("qwen2_5_vl", "qwen3_vl", "gemma4", "smolvlm", "idefics3")
+_NATIVE = ("qwen2_5_vl", "qwen3_vl", "gemma4", "smolvlm", "idefics3", "internvl")
 # The larger budgets of Gemma 4 take minutes on a CPU.
 _SCALES = {"gemma4": (70, 140)}
 

@@ -58,7 +58,10 @@ class Trial:
     def escalate(self, hybrid: Hybrid) -> AdaptiveAnswer:
         """Return the answer of a hybrid of one price, with the scales that it tries (`Hybrid.at`)."""
         confidence = np.array([[item.answer.confidence for item in self.answers]])
-        ((first,),), ((last,),) = hybrid.escalate(confidence, self.inputs.visual_tokens, self.estimates)
+        paid_tokens = self.features.count_paid_tokens(self.inputs)
+        ((first,),), ((last,),) = hybrid.escalate(
+            confidence, self.inputs.visual_tokens, self.estimates, first_cost=paid_tokens
+        )
         coarsest = find_coarsest(self.inputs.visual_tokens)[0]
         tried = tuple(dict.fromkeys(self.inputs.scales[column] for column in coarsest[first : last + 1]))
         (choice,) = list_choices(coarsest[[first]], self.estimates, self.inputs)

@@ -62,7 +62,7 @@ def test_a_scale_that_coincides_with_the_coarsest_uses_its_prefill():
 
 
 def test_cascades_decide_by_what_a_scale_adds():
-    """A started prefill counts in the decisions at the coarsest scale, as costs are positive."""
+    """A started prefill counts at every scale where a path may start, and behind that at none."""
     table = of_family("pooled", vision=(5, 5, 5))
     samples = ScoredSamples.of(table, count_flops({}, **GATE), "gate")
     assert samples.cost.tolist() == [[5 + 1, 5 + 9 + 1, 5 + 36 + 1]]
@@ -70,6 +70,7 @@ def test_cascades_decide_by_what_a_scale_adds():
     tokens = ScoredSamples.of(table, TOKENS_OF_GATE, "gate")
     assert tokens.cost.tolist() == tokens.tokens.tolist() == [[1, 10, 37]]
     assert tokens.further.tolist() == tokens.inputs.further.tolist() == [[1, 9, 36]]
+    assert samples.first.tolist() == tokens.first.tolist() == [[1, 9 + 1, 36 + 1]]
 
 
 @pytest.mark.parametrize(("per_scale", "sunk"), [(False, 0.5), (True, 2 + 0.5)])

@@ -82,6 +82,14 @@ def test_longest_edges_for_tiles(smol):
         )
 
 
+def test_numbers_of_tiles_for_internvl():
+    internvl = open_random_backbone(model_type="internvl", name="internvl", device="cpu")
+    for scale, most in zip(internvl.scales, (1, 2, 4, 12), strict=True):
+        arguments = ImageArguments().adapt(internvl, IMAGES[0], scale).arguments
+        assert arguments == {"crop_to_patches": True, "max_patches": most}
+        check_pixels(internvl, IMAGES[0], scale, **arguments)
+
+
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: str(image.size))
 def test_a_resized_image_has_the_pixels_of_its_scale(qwen, image):
     for scale in qwen.scales:

@@ -178,7 +178,8 @@ def test_prices_and_hybrid_come_from_samples_that_the_calibrator_has_not_seen(la
         predictor.predict(unseen.inputs), unseen.inputs.visual_tokens, unseen.outcomes.score, None, 0.01
     )
     assert PriceList.load(folder) == expected
-    hybrid = fit_hybrid(predictor.predict(unseen.inputs), unseen.outcomes, None, 0.01)
+    outcomes = unseen.outcomes
+    hybrid = fit_hybrid(predictor.predict(unseen.inputs), outcomes, outcomes.visual_tokens, None, 0.01)
     saved = Hybrid.load(folder)
     assert saved is not None
     np.testing.assert_array_equal(saved.cost, hybrid.cost)

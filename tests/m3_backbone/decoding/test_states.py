@@ -12,6 +12,7 @@ from m3_backbone.decoding.decoding import DecoderState
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.native.gemma4 import Gemma4Backbone
+from m3_backbone.native.internvl import InternVLBackbone
 from m3_backbone.native.qwen_vl import QwenVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 from m3_backbone.native.tiles import TiledBackbone
@@ -36,13 +37,15 @@ def open_backbone(family, folder):
         return Gemma4Backbone(
             write_random_checkpoint(folder, "gemma4", like=like), scales=[70, 140], **SETTINGS
         )
+    if family == "internvl":
+        return InternVLBackbone(write_random_checkpoint(folder, family, num_layers=2), **SETTINGS)
     if family == "smolvlm":
         return TiledBackbone(write_random_checkpoint(folder, family, num_layers=2), **SETTINGS)
     return QwenVLBackbone(write_random_checkpoint(folder, family), scales=[4, 16], **SETTINGS)
 
 
 FAMILIES = (
-    *("llava15", "llavanext", "mqt_llava", "resized", "smolvlm", "qwen2_5_vl", "qwen3_vl"),
+    *("llava15", "llavanext", "mqt_llava", "resized", "smolvlm", "internvl", "qwen2_5_vl", "qwen3_vl"),
     *("gemma4_e2b", "gemma4_31b"),
 )
 

@@ -1,6 +1,7 @@
 """Images shrunk before the tower instead of pooled tokens, on tiny_m3 and on the official checkpoint."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
 from tests.paths import FIXTURES
+from tests.query_checkpoint import write_query_checkpoint
 
 OFFICIAL = FIXTURES / "official_m3"
 QUESTIONS = ["what color is the circle?", "how many squares are there?", "is there a star?"]
@@ -81,6 +83,38 @@ def test_enlarged_images_are_encoded_whole_and_pooled(pooled, resized, images):
     assert costs == {pooled.vision_flops((9, 70), 1)} and enlarged.family == "native"
     assert len({b.fingerprints["prompt"] for b in (pooled, resized, enlarged)}) == 3
     assert "enlarge" not in resized.saved_arguments() and enlarged.saved_arguments()["enlarge"] is True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["tiles", "queries"])
+def test_tiles_and_queries_encode_the_enlarged_image(kind, images, tmp_path):
+    """Against the pooled backbone on Pillow's images: as many patches of pixels as visual tokens."""
+    folder = (
+        OFFICIAL / "llavanext" / "checkpoint" if kind == "tiles" else write_query_checkpoint(tmp_path / "q")
+    )
+    settings: Any = {"scales": [1, 9], "dtype": "float32", "device": "cpu", "max_new_tokens": 4}
+    pooled, enlarged = (
+        LlavaBackbone(folder, **settings),
+        ResizedLlavaBackbone(folder, enlarge=True, **settings),
+    )
+    for scale in pooled.scales:
+        small = []
+        for image in images:
+            patches = pooled.num_visual_tokens(image.size, scale)
+            assert enlarged.num_visual_tokens(image.size, scale) == patches
+            assert enlarged.vision_flops(image.size, scale) == pooled.vision_flops(image.size, scale)
+            share = patches * pooled.processor.images.patch_size**2 / (image.width * image.height)
+            sides = [round(side * share**0.5) for side in image.size]
+            for size in (sides, image.size) if share < 1 else ():
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            small.append(image)
+        expected = pooled.answer(pooled.encode(small), QUESTIONS, scale)
+        answers = enlarged.answer(enlarged.encode(images), QUESTIONS, scale)
+        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+        views = pooled.view_image(small[0], scale), enlarged.view_image(images[0], scale)
+        assert [panel.image.tobytes() for panel in views[0]] == [panel.image.tobytes() for panel in views[1]]
+    (features,) = enlarged.compute_features(enlarged.encode(images[:1]), [1])
+    assert "tower/norm_mean" in features.statistics
 
 
 @pytest.mark.parametrize(
@@ -157,7 +191,9 @@ def test_vision_flops_are_those_of_the_counter():
 def test_scales_and_checkpoints_that_cannot_be_resized(resized, images):
     with pytest.raises(ValueError, match="scale 5 is not on the ladder of this backbone: choose one of 1, 9"):
         resized.answer(resized.encode(images[:1]), QUESTIONS[:1], 5)
-    with pytest.raises(ValueError, match="has tiles or learned queries"):
+    with pytest.raises(
+        ValueError, match=r"has tiles or learned queries: .* resized images unless enlarge=true"
+    ):
         ResizedLlavaBackbone(OFFICIAL / "llavanext" / "checkpoint")
     with pytest.raises(ValueError, match="the question is empty"):
         resized.answer(resized.encode(images[:1]), [" "], 9)

@@ -46,7 +46,8 @@ def score_reference(backbone, inputs, reference):
     """Mean negative log-likelihood of the token ids of a reference after a prompt."""
     length, inputs = inputs["input_ids"].shape[1], dict(inputs)
     for name, value in (("input_ids", reference), ("attention_mask", 1), ("mm_token_type_ids", 0)):
-        more = torch.tensor(value).expand(1, len(reference))
-        inputs[name] = torch.cat([inputs[name], more], dim=1)
+        if name in inputs:
+            more = torch.tensor(value).expand(1, len(reference))
+            inputs[name] = torch.cat([inputs[name], more], dim=1)
     log_probs = backbone.model(**inputs).logits[0, length - 1 : -1].log_softmax(-1)
     return -log_probs[range(len(reference)), reference].mean().item()

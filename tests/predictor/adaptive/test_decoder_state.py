@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.evaluation.costs import TOKENS
+from experiments.evaluation.policies import CascadePolicy, ScoredSamples
+from experiments.training.trainer import fit_hybrid
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveVLM
 from predictor.cascades.hybrid import ExpectedGain, Hybrid
@@ -14,7 +17,9 @@ from predictor.features import Features
 from predictor.policy.pricing import OperatingPoint, PriceList
 from tests.experiments.labels.test_native_backbone import NativeBackbone
 from tests.predictor.adaptive.test_model import COLOR, COUNT, make_parts
+from tests.predictor.synthetic import label
 
+WORDS = ("red", "blue", "large", "small", "left", "right", "top", "round", "one", "two")
 GATE = Features(visual=[], decoder_state=True)
 
 
@@ -93,6 +98,59 @@ def test_the_model_is_saved_and_loaded(model, backbone, images, tmp_path):
     assert [result.choice for result in after] == [result.choice for result in before]
     assert [result.text for result in after] == [result.text for result in before]
     assert loaded.answer([], []) == []
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_saved_hybrid_takes_the_decisions_of_evaluation(backbone, images, asks, tmp_path):
+    """Both count the prefill of the coarsest scale; that of self-asking is the same at every scale."""
+    features = Features(
+        visual=[], decoder_state=True, self_asking="Can you see it: {question}" if asks else False
+    )
+    encoded = [image for image in backbone.encode(images) for _ in WORDS]
+    questions = [f"What is {word}?" for word in WORDS] * len(images)
+    embeddings = backbone.token_embeddings()
+    inputs = make_inputs(backbone, encoded, questions, features, token_embeddings=embeddings)
+    shape = (len(questions), len(backbone.scales))
+    rng = np.random.default_rng(0)
+    train, calibration = (
+        label(
+            inputs,
+            (rng.random(shape) < np.linspace(0.2, 0.8, shape[1])).astype(np.float32),
+            image_prefix=side,
+            fingerprints={**backbone.fingerprints, "data": "dd"},
+        )
+        for side in ("train", "calibration")
+    )
+    answers = [backbone.answer(encoded, questions, scale) for scale in backbone.scales]
+    confidence = np.array([[answer.confidence for answer in row] for row in answers], dtype=np.float32).T
+    table = dataclasses.replace(calibration.outcomes, confidence=confidence)
+    predictor = NearestNeighbours(features=features, num_neighbours=(3,)).fit(train, calibration)
+    estimates, paid_tokens = predictor.predict(inputs), features.count_paid_tokens(inputs)
+    hybrid = fit_hybrid(estimates, table, paid_tokens, None, 0.0)
+    point = OperatingPoint(0.2, backbone.scales[-1], 300, 0.9)
+    AdaptiveVLM(backbone, predictor, PriceList(point, (point,)), hybrid).save_pretrained(tmp_path)
+    loaded = AdaptiveVLM.from_pretrained(tmp_path, backbone=backbone)
+
+    measure = dataclasses.replace(TOKENS, state_readers=["hybrid"])
+    samples = ScoredSamples.of(table, measure, "hybrid")
+    decisions = CascadePolicy("hybrid", Hybrid.fit, (estimates, estimates)).decide(
+        samples, samples.inputs, 128
+    )
+    evaluated_cost = decisions.paths.cost(samples) + asks * samples.tokens[:, :1]
+    starts = set()
+    assert len(decisions.price) > 3
+    for row, price in enumerate(decisions.price):
+        paths = decisions.test.at(row)
+        results = loaded.escalate(encoded, questions, loaded.find_hybrid(price=price))
+        tried = [[backbone.scales.index(scale) for scale in result.tried] for result in results]
+        assert [columns[0] for columns in tried] == decisions.paths.start[paths].tolist()
+        assert [columns[-1] for columns in tried] == decisions.paths.stop[paths].tolist()
+        costs = [result.cost for result in results]
+        assert costs == evaluated_cost[np.arange(len(paths)), paths].tolist()
+        # The cost that is saved for budgets is what the answers pay.
+        assert np.mean(costs) == pytest.approx(loaded.find_hybrid(price=price).cost[0])
+        starts |= {columns[0] for columns in tried}
+    assert len(starts) > 1
 
 
 def test_a_backbone_without_states_is_an_error():

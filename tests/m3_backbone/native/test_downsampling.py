@@ -1,0 +1,72 @@
+"""Images that are shrunk and enlarged before they are encoded: equal to the backbone on Pillow's images."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments.serving.adapters import ImageArguments
+from m3_backbone.images import limit_pixels
+from m3_backbone.native.random_backbone import open_random_backbone
+from tests.m3_backbone.native.reference import draw_noise
+
+QUESTIONS = ("What color is the square?", "How many circles are there?")
+SCALES = {"qwen3_vl": (16, 64), "gemma4": (70, 140), "smolvlm": (4, 68), "internvl": (4, 12, 52)}
+PATCH_SIZES = {"qwen3_vl": 16, "gemma4": 16, "smolvlm": 8, "internvl": 8}
+
+
+def open_backbone(model_type, **arguments):
+    settings = {"scales": SCALES[model_type], "device": "cpu", "max_new_tokens": 4, **arguments}
+    return open_random_backbone(model_type=model_type, name=model_type, **settings)
+
+
+def shrink_and_enlarge(image, num_tokens, patch_size):
+    share = num_tokens * patch_size**2 / math.prod(image.size)
+    if share >= 1:
+        return image
+    small = [round(side * share**0.5) for side in image.size]
+    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("model_type", SCALES)
+def test_a_downsampled_image_is_encoded_as_usual(model_type):
+    plain, downsampled = open_backbone(model_type), open_backbone(model_type, downsample=True)
+    images = draw_noise(((640, 480), (90, 150), (40, 40)))
+    encoded = downsampled.encode(images)
+    assert downsampled.family == "native"
+    num_changed = 0
+    for scale in plain.scales:
+        small = []
+        for image in images:
+            num_tokens = plain.num_visual_tokens(image.size, scale)
+            assert downsampled.num_visual_tokens(image.size, scale) == num_tokens
+            assert downsampled.vision_flops(image.size, scale) == plain.vision_flops(image.size, scale)
+            small.append(shrink_and_enlarge(image, num_tokens, PATCH_SIZES[model_type]))
+            num_changed += small[-1] is not image
+        expected = plain.answer(plain.encode(small), QUESTIONS[:1] * len(images), scale)
+        answers = downsampled.answer(encoded, QUESTIONS[:1] * len(images), scale)
+        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+        seen = [plain.visual_tokens(plain.encode(small), scale), downsampled.visual_tokens(encoded, scale)]
+        for wanted, tokens in zip(*seen, strict=True):
+            torch.testing.assert_close(tokens, wanted)
+        views = plain.view_image(small[0], scale), downsampled.view_image(images[0], scale)
+        assert [panel.image.tobytes() for panel in views[0]] == [panel.image.tobytes() for panel in views[1]]
+        inputs = [
+            b.generate_inputs(i, QUESTIONS[:1] * 3, scale) for b, i in ((plain, small), (downsampled, images))
+        ]
+        assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
+    assert num_changed
+    assert downsampled.saved_arguments() == {**plain.saved_arguments(), "downsample": True}
+    assert downsampled.fingerprints["decoding"] != plain.fingerprints["decoding"]
+    with pytest.raises(ValueError, match=f"^{model_type} shrinks images itself, .* downsample=false"):
+        ImageArguments().check_backbone(downsampled)
+
+
+def test_pixels_are_limited():
+    (image,) = draw_noise(((200, 50),))
+    assert limit_pixels(image, 200 * 50) is image
+    small = image.resize((20, 5), Image.Resampling.BICUBIC)
+    expected = small.resize((200, 50), Image.Resampling.BICUBIC)
+    assert limit_pixels(image, 100).tobytes() == expected.tobytes()
+    assert limit_pixels(image, 1).size == (200, 50)
