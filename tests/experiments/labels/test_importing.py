@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from experiments import run
 from experiments.config import Provenance
 from experiments.evaluation.comparison import PolicyResult, compare_policies
 from experiments.evaluation.costs import count_costs
@@ -107,6 +109,19 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
     fixed = json.loads((tmp_path / "report" / "metrics.json").read_text())["fixed"]
     assert [line["name"] for line in fixed] == ["small", "large/v1"]
     assert fixed[1]["cost"]["value"] == pytest.approx(0.02)
+
+
+def test_run_trains_and_evaluates_imported_outcomes(routed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = ("num_resamples=20", "guarantee.num_resplits=0", "gallery=0", "hydra.run.dir=run")
+    place = ("experiment=imported", "task.name=routed", f"paths.labels={routed}")
+    monkeypatch.setattr(sys, "argv", ["run", *place, *few])
+    run.main()
+    begun = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert "labelled" not in begun and "timed" not in begun
+    assert begun.index("evaluated") - begun.index("trained") == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["fixed"][1]["cost"]["value"] == pytest.approx(0.02)
 
 
 def test_likelihoods_and_backbones_are_refused(routed):
