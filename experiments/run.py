@@ -38,6 +38,8 @@ def main(config: DictConfig) -> float:
     from experiments.tasks.imported import BACKBONE
     from experiments.training.configured import make_predictors, make_tracker
     from experiments.training.trainer import quiet_lightning
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.options import Options
 
     quiet_lightning()
     # Objects that cannot be built are refused before hours of labelling.
@@ -59,7 +61,7 @@ def main(config: DictConfig) -> float:
     names = ", ".join(record.name for record in records)
     steps.add("trained", names, config.paths.predictors)
     if config.print_tables:
-        print(format_records(records))
+        print(format_records(records, Options.of(read_manifest(Path(config.paths.labels)))))
     if config.latency.num_images and not is_imported:
         measure(config, steps)
     findings, value = evaluate.evaluate_configured(config)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from experiments.evaluation.costs import count_costs
 from experiments.evaluation.metrics import average_gap_recovered, average_quality, call_share, mean_gap_share
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.labels.importing import import_outcomes
+from experiments.reporting.comparison import compare_runs
 from experiments.reporting.evaluation import evaluate_predictors
 from experiments.tasks.imported import Imported, refuse_backbone
 from experiments.tasks.outcome_file import OutcomeFile
@@ -122,6 +124,19 @@ def test_run_trains_and_evaluates_imported_outcomes(routed, tmp_path, monkeypatc
     assert begun.index("evaluated") - begun.index("trained") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["fixed"][1]["cost"]["value"] == pytest.approx(0.02)
+    assert metrics["cost_name"] == "dollars"
+
+    compare_runs([tmp_path / "run"], output=tmp_path / "compared", provenance=Provenance("", "", ""))
+    texts = [
+        (tmp_path / "run" / "report.html").read_text().partition("<summary>Configuration")[0],
+        (tmp_path / "compared" / "compare.html").read_text(),
+        *(path.read_text() for path in tmp_path.glob("*/tables/*.csv")),
+    ]
+    assert all("mean number of dollars" in text for text in texts[:2]) and "scale small" in texts[1]
+    for text in texts:
+        assert not re.search(
+            r"visual tokens|default tokens|\btokens,|matched mean tokens|[\d>]+ tokens\b", text
+        )
 
 
 def test_likelihoods_and_backbones_are_refused(routed):
@@ -267,7 +282,7 @@ def compare_real(folder: Path, name: str, estimate) -> tuple[PolicyResult, np.nd
         calibration.outcomes,
         test.outcomes,
         [PredictorPolicy("real", on_calibration, on_test)],
-        measure=count_costs(options),
+        measure=count_costs(options.cost),
         num_resamples=100,
     )
     return comparison.policies[0], on_test, test.outcomes
