@@ -15,7 +15,7 @@ from experiments.labels.export import CARD, OUTCOMES, ExportedOutcomes
 from experiments.reporting.numbers import format_score, format_tokens
 from experiments.reporting.tables import escape_markdown, format_markdown
 from m3_backbone.outcomes.shards import write_text
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
 
 # Licences of the tasks whose images and questions come with tokenscale or its dependencies.
 LICENCES = {"scenes": "apache-2.0", "scenes_shifted": "apache-2.0", "easy_vqa": "mit"}
@@ -64,6 +64,7 @@ def render_card(
         has_images=has_images,
         has_confidence=all(t.options is None or t.options.has_confidence for t in tables.values()),
         split=list(tables)[-1],
+        has_test=HELD_OUT in tables,
     )
 
 

@@ -346,7 +346,7 @@ class ImportOutcomesSettings(Labelled):
     """CSV or Parquet file with one row per question"""
     options: dict[str, dict[str, str | float | int]] | None
     """columns of each option, {NAME: {score: ..., cost: ...}}; null: columns NAME.score and NAME.cost"""
-    columns: dict[str, str]
+    columns: dict[str, str | None]
     """column of each part of a row"""
     images: PathText | None
     """folder of the images that the column `image` names; null: there are none"""
