@@ -19,7 +19,8 @@ from experiments.config import entry_point, format_command
 
 @entry_point("export")
 def main(config: DictConfig) -> None:
-    from experiments.labels.export import check_target, push, read_exported, write_outcomes
+    from experiments.labels.export import CARD, check_target, read_exported, write_outcomes
+    from experiments.labels.hub import push_files
     from experiments.reporting.data_card import write_card
 
     folder, labels = (
@@ -36,11 +37,12 @@ def main(config: DictConfig) -> None:
         configuration=OmegaConf.to_yaml(config, resolve=True),
         allow_unrecorded=config.allow_unrecorded,
     )
-    write_outcomes(exported, folder, matrices=config.matrices, images=task)
+    files = write_outcomes(exported, folder, matrices=config.matrices, images=task)
     write_card(exported, folder, licence=config.license, title=config.title, has_images=config.images)
     print(f"data set: {folder}")
     if config.repo is not None:
-        print(f"on the hub: {push(folder, config.repo)}")
+        address = push_files(folder, config.repo, [CARD, *files], private=config.private)
+        print(f"on the hub: {address}")
 
 
 if __name__ == "__main__":
