@@ -18,7 +18,8 @@ from experiments.config import entry_point, make_recorder
 
 @entry_point("export")
 def main(config: DictConfig) -> None:
-    from experiments.labels.export import check_target, push, read_exported, write_outcomes
+    from experiments.labels.export import CARD, check_target, read_exported, write_outcomes
+    from experiments.labels.hub import push_files
     from experiments.reporting.data_card import write_card
 
     folder, labels = (
@@ -28,11 +29,12 @@ def main(config: DictConfig) -> None:
     check_target(folder, config.overwrite)
     task = instantiate(config.task, _convert_="all") if config.images else None
     exported = read_exported(labels, list(config.splits), make_recorder(config))
-    write_outcomes(exported, folder, matrices=config.matrices, images=task)
+    files = write_outcomes(exported, folder, matrices=config.matrices, images=task)
     write_card(exported, folder, licence=config.license, title=config.title, has_images=config.images)
     print(f"data set: {folder}")
     if config.repo is not None:
-        print(f"on the hub: {push(folder, config.repo)}")
+        address = push_files(folder, config.repo, [CARD, *files], private=config.private)
+        print(f"on the hub: {address}")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,7 @@ def main(config: DictConfig) -> None:
     if banners := find_label_banners(summary.folder, SPLITS):
         print(frame_banners(banners))
     given = [text for text in HydraConfig.get().overrides.task if text.startswith(("task.", "paths."))]
-    for command in ("train", "evaluate"):
-        print(f"next: {suggest_command(command, ['experiment=imported', *given])}")
+    print(f"next: {suggest_command('run', ['experiment=imported', *given])}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from experiments.config import entry_point
 @entry_point("publish")
 def main(config: DictConfig) -> None:
     from experiments.labels.division import find_label_banners
+    from experiments.labels.hub import naming_upload
     from experiments.serving.adaptive import estimate_unseen, load_adaptive, state_bounds
     from experiments.tasks.sizes import frame_banners
     from m3_backbone.outcomes.labels import read_labels
@@ -39,7 +40,9 @@ def main(config: DictConfig) -> None:
         print(frame_banners(banners))
     print(f"model: {config.folder}\nuse:   AdaptiveM3.from_pretrained({str(config.folder)!r})")
     if config.repo is not None:
-        print(f"on the hub: {model.push_to_hub(config.repo)}")
+        with naming_upload(config.folder, config.repo, "run the same command again"):
+            address = model.push_to_hub(config.repo, private=config.private)
+        print(f"on the hub: {address}")
 
 
 if __name__ == "__main__":

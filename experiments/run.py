@@ -1,8 +1,8 @@
 """Label, train, measure latency and evaluate: everything up to the report.
 
 Each step is the command of that name with the same configuration. Steps that are up to date are skipped, so
-that running again without changes only evaluates. `main` returns the validation metric `optimized_metric`,
-for sweeps.
+that running again without changes only evaluates. Imported outcomes (`experiment=imported`) are labels
+already and have no backbone to time. `main` returns the validation metric `optimized_metric`, for sweeps.
 
 Examples:
     tokenscale run                                                # the embedded backbone on `scenes`
@@ -30,12 +30,16 @@ log = logging.getLogger(__name__)
 
 @entry_point("run")
 def main(config: DictConfig) -> float:
+    from experiments.labels.division import check_labels
     from experiments.reporting.console import format_records
     from experiments.reporting.summary import Steps, describe_comparison
     from experiments.results.run_folders import check_link, point_link
     from experiments.tasks.base import SPLITS
+    from experiments.tasks.imported import BACKBONE
     from experiments.training.configured import make_predictors, make_tracker
     from experiments.training.trainer import quiet_lightning
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.options import Options
 
     quiet_lightning()
     # Objects that cannot be built are refused before hours of labelling.
@@ -45,16 +49,20 @@ def main(config: DictConfig) -> float:
     latest, folder = Path(config.latest), Path(HydraConfig.get().runtime.output_dir)
     check_link(latest, folder)
     steps = Steps()
-    summary = label.label_configured(config, needed=SPLITS)
-    steps.add("labelled", summary.describe(), config.paths.labels)
-    if config.print_tables:
-        print(summary)
+    is_imported = config.backbone.name == BACKBONE
+    if is_imported:
+        check_labels(config.paths.labels, SPLITS, allow_small=config.allow_small)
+    else:
+        summary = label.label_configured(config, needed=SPLITS)
+        steps.add("labelled", summary.describe(), config.paths.labels)
+        if config.print_tables:
+            print(summary)
     records = train.train_configured(config)
     names = ", ".join(record.name for record in records)
     steps.add("trained", names, config.paths.predictors)
     if config.print_tables:
-        print(format_records(records))
-    if config.latency.num_images:
+        print(format_records(records, Options.of(read_manifest(Path(config.paths.labels)))))
+    if config.latency.num_images and not is_imported:
         measure(config, steps)
     findings, value = evaluate.evaluate_configured(config)
     steps.add("evaluated", describe_comparison(findings.comparison), folder)

@@ -28,13 +28,16 @@ def main(config: DictConfig) -> float:
     from experiments.reporting.console import format_record, format_records
     from experiments.tasks.sizes import frame_banners
     from experiments.training.trained import VALIDATION_METRICS
+    from m3_backbone.outcomes.manifest import read_manifest
+    from m3_backbone.outcomes.options import Options
 
     measure = VALIDATION_METRICS[config.optimized_metric]
     records = train_configured(config)
+    options = Options.of(read_manifest(Path(config.paths.labels)))
     if is_sweep():
-        print(format_record(records[0]))
+        print(format_record(records[0], options))
     else:
-        print(format_records(records))
+        print(format_records(records, options))
         if banners := find_label_banners(config.paths.labels, ("train", "calibration")):
             print(frame_banners(banners))
         print(f"predictors: {config.paths.predictors}\n{format_next('evaluate')}")

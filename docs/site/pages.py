@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
     "index.md": "README.md",
     "documents.md": "docs/README.md",
+    "outcomes/tiny_m3_scenes.md": "docs/outcomes/tiny_m3_scenes/README.md",
+    "outcomes/tiny_native_scenes.md": "docs/outcomes/tiny_native_scenes/README.md",
     "project/contributing.md": "CONTRIBUTING.md",
     "project/changelog.md": "CHANGELOG.md",
     "project/log.md": "LOG.md",

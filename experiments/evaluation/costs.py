@@ -51,7 +51,6 @@ import numpy as np
 
 from m3_backbone.ladder import Family, find_coarsest
 from m3_backbone.outcomes.labels import Inputs
-from m3_backbone.outcomes.options import Options
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.policy.front import Floats
@@ -377,12 +376,15 @@ TOKENS = CostMeasure(
 )
 
 
-def count_costs(options: Options) -> CostMeasure:
-    """Return the cost measure of imported outcomes, in place of visual tokens: the costs of the options."""
-    label = f"mean {options.cost} per question"
-    return replace(
-        TOKENS, unit=options.cost, label=label, parts=[Part(options.cost, _visual_tokens)], noun=options.cost
-    )
+def count_costs(name: str) -> CostMeasure:
+    """Return the cost measure of imported outcomes, in place of visual tokens: costs of this name.
+
+    For the name of visual tokens that is `TOKENS`.
+    """
+    if name == TOKENS.noun:
+        return TOKENS
+    label = f"mean {name} per question"
+    return replace(TOKENS, unit=name, label=label, parts=[Part(name, _visual_tokens)], noun=name)
 
 
 def count_flops(
@@ -456,7 +458,7 @@ def list_cost_measures(
     """
     predictor_of = {name: name for name in predictors} | dict(starts_from or {})
     if outcomes.options is not None:
-        return [count_costs(outcomes.options)]  # costs of predictors and of options have no common unit
+        return [count_costs(outcomes.options.cost)]  # costs of predictors and of options have no common unit
     vision_readers = [
         policy for policy, name in predictor_of.items() if predictors[name].features.reads_vision
     ]

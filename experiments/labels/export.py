@@ -75,10 +75,12 @@ def check_target(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"folder={folder} is a file: give a folder")
 
 
-def write_outcomes(exported: ExportedOutcomes, folder: Path, *, matrices: bool, images: Task | None) -> None:
+def write_outcomes(
+    exported: ExportedOutcomes, folder: Path, *, matrices: bool, images: Task | None
+) -> list[str]:
     """Write the tables of an export into a folder, and the images of the task if it is given.
 
-    Raises ValueError if the task is not that of the labels.
+    Returns what was written, as patterns of names. Raises ValueError if the task is not that of the labels.
     """
     if images is not None:
         check_data(images, exported.manifest, folder)
@@ -92,6 +94,7 @@ def write_outcomes(exported: ExportedOutcomes, folder: Path, *, matrices: bool, 
             columns = [f"{option}.{part}" for option in exported.names]
             matrix = whole.select(["sample_id", "split", *columns])
             _write(folder / name, matrix.rename_columns(["sample_id", "split", *exported.names]))
+    return [OUTCOMES, *((QUALITY, COST) if matrices else ()), *((f"{IMAGES}/*",) if images else ())]
 
 
 def tabulate(split: str, table: OutcomeTable, images: Mapping[str, str]) -> pa.Table:
@@ -144,24 +147,3 @@ def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[s
 
 def _write(path: Path, table: pa.Table) -> None:
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-
-
-def push(folder: Path, repo: str) -> str:
-    """Upload the folder as a data set to the Hugging Face hub; returns its address.
-
-    Raises OSError, with the reason, if that fails. The folder stays.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi()
-    try:
-        address = api.create_repo(repo, repo_type="dataset", exist_ok=True)
-        api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(
-            f"{folder} is written, but cannot be uploaded to {repo} ({reason}): log in with `hf auth login`, "
-            "and run the same command again with overwrite=true"
-        ) from error
-    return str(address)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import Provenance
+from experiments.evaluation.costs import TOKENS, CostMeasure
 from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family
 from experiments.evaluation.metrics import (
     default_cost,
@@ -137,8 +138,9 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
         )
         for entry in entries
     ]
+    noun = entries[0].runs[0].measure.noun
     caption = (
-        "At matched mean visual tokens (last column: GFLOPs), averaged over log-spaced budgets: difference "
+        f"At matched mean {noun} (last column: GFLOPs), averaged over log-spaced budgets: difference "
         "to the mix in points, and share of the gap from mix to budgeted oracle. Means over seeds, with "
         f"intervals over test images and seeds; {SPREAD}: standard deviation over the seeds, in points"
     )
@@ -146,11 +148,11 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
 
 
 def _tabulate_differences(entries: Sequence[Entry]) -> Table:
-    pairs, rows = list_pairs(entries), []
+    pairs, rows, measure = list_pairs(entries), [], entries[0].runs[0].measure
     num_resamples = entries[0].runs[0].metrics["bootstrap"]["num_resamples"]
     for pair, (p_value, adjusted) in zip(pairs, find_p_values(pairs), strict=True):
         share = pair.estimate(mean_gap_share)
-        tokens = pair.estimate(default_cost)
+        cost = pair.estimate(default_cost)
         rows.append(
             (
                 f"{pair.first.label} - {pair.second.label}",
@@ -158,13 +160,13 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
                 *format_p_values(p_value, adjusted, num_resamples, len(pairs)),
                 "-" if share is None else format_share(share),
                 format_difference(pair.estimate(default_score)),
-                "-" if tokens is None else _format_tokens(tokens),
+                "-" if cost is None else _format_cost(cost, measure),
             )
         )
     caption = (
         "First policy minus second, on the same resamples of images and seeds: points above the mix, "
-        "averaged over log-spaced budgets, with two-sided p-values; share of the gap; score and visual "
-        f"tokens at the default prices. {describe_floor(num_resamples, len(pairs))}"
+        "averaged over log-spaced budgets, with two-sided p-values; share of the gap; score and "
+        f"{measure.noun} at the default prices. {describe_floor(num_resamples, len(pairs))}"
     )
     header = (
         "difference",
@@ -173,14 +175,15 @@ def _tabulate_differences(entries: Sequence[Entry]) -> Table:
         "p (Holm)",
         "share of gap",
         "default score",
-        "default tokens",
+        f"default {measure.unit}",
     )
     return Table(caption, header, tuple(rows), name="differences")
 
 
-def _format_tokens(tokens: Estimate) -> str:
-    """Return a difference in visual tokens with its sign and interval, as text."""
-    return write_estimate(tokens, lambda value: write_number(value, "+.1f"))
+def _format_cost(cost: Estimate, measure: CostMeasure) -> str:
+    """Return a difference in costs with its sign and interval, as text."""
+    form = "+.1f" if measure is TOKENS else "+.3g"
+    return write_estimate(cost, lambda value: write_number(value, form))
 
 
 def _tabulate_merits(entries: Sequence[Entry]) -> Table:
@@ -200,10 +203,11 @@ def _tabulate_merits(entries: Sequence[Entry]) -> Table:
 def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
     columns = _Columns(entries, "score", "to best fixed")
     rows: list[tuple[str, ...]] = []
-    for fixed in entries[0].runs[0].metrics["fixed"]:
+    run = entries[0].runs[0]
+    for name, fixed in zip(run.scales, run.metrics["fixed"], strict=True):
         score = Estimate(*(np.array(fixed["score"][key]) for key in ("value", "low", "high")))
         cells = [format_score(score), *[""] * (len(columns.header) - 1)]
-        rows.append((f"scale {fixed['scale']}", format_tokens(fixed["cost"]["value"]), *cells))
+        rows.append((f"scale {name}", format_tokens(fixed["cost"]["value"]), *cells))
     for entry in entries:
         cost = entry.find(default_cost)
         rows.append(
@@ -218,7 +222,7 @@ def _tabulate_defaults(entries: Sequence[Entry]) -> Table:
                 ),
             )
         )
-    header = ("policy", "visual tokens", *columns.header)
+    header = ("policy", run.measure.noun, *columns.header)
     return Table("Fixed scales and default prices", header, tuple(rows), name="defaults")
 
 
@@ -237,7 +241,7 @@ def _tabulate_errors(entries: Sequence[Entry]) -> Table:
 
 
 def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
-    metrics = entries[0].runs[0].metrics
+    metrics, measure = entries[0].runs[0].metrics, entries[0].runs[0].measure
     budgets, num_resamples = metrics["budgets"], metrics["bootstrap"]["num_resamples"]
     num_steps = NUM_SHOWN_BUDGETS + 1
     shown = [round(step * (len(budgets) - 1) / num_steps) for step in range(1, num_steps)]
@@ -246,7 +250,7 @@ def _tabulate_budgets(entries: Sequence[Entry]) -> Table:
         score = entry.at_budgets(score_at_budgets)
         rows.append((entry.label, *(format_score(score[position]) for position in shown)))
     header = tuple(f"\N{LESS-THAN OR EQUAL TO} {format_tokens(budgets[position])}" for position in shown)
-    caption = "Score within budgets of mean visual tokens"
+    caption = f"Score within budgets of mean {measure.noun}"
     if num_resamples > MOST_BAND_RESAMPLES:
         caption += f", intervals from the first {MOST_BAND_RESAMPLES:,} of {num_resamples:,} resamples"
     return Table(caption, ("policy", *header), tuple(rows), "budgets")
@@ -266,13 +270,13 @@ def _tabulate_guarantees(entries: Sequence[Entry]) -> Table:
                 format_difference(None if drop is None else drop.estimate),
             )
         )
-    settings = entries[0].runs[0].metrics["guarantee"]
+    settings, unit = entries[0].runs[0].metrics["guarantee"], entries[0].runs[0].measure.unit
     caption = (
         f"Guarantee: at most {100 * settings['alpha']:g} points below the finest scale, for each policy "
         f"with probability {1 - settings.get('level', settings['delta']):.4g}; number of seeds with a "
-        "certified price, and mean tokens and drop on test at that price (at the finest scale without one)"
+        f"certified price, and mean {unit} and drop on test at that price (at the finest scale without one)"
     )
-    return Table(caption, ("policy", "certified", "tokens", "drop"), tuple(rows), name="guarantee")
+    return Table(caption, ("policy", "certified", unit, "drop"), tuple(rows), name="guarantee")
 
 
 def tabulate_runs(runs: Sequence[Run]) -> Table:

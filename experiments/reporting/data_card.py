@@ -13,7 +13,7 @@ from experiments.reporting.numbers import format_score, format_tokens
 from experiments.reporting.page import render_markdown
 from experiments.reporting.tables import format_markdown
 from m3_backbone.outcomes.shards import write_text
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
 
 # Licences of the tasks whose images and questions come with tokenscale or its dependencies.
 LICENCES = {"scenes": "apache-2.0", "scenes_shifted": "apache-2.0", "easy_vqa": "mit"}
@@ -56,6 +56,7 @@ def render_card(
         has_images=has_images,
         has_confidence=all(t.options is None or t.options.has_confidence for t in tables.values()),
         split=list(tables)[-1],
+        has_test=HELD_OUT in tables,
     )
 
 

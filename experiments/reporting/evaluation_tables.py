@@ -83,7 +83,7 @@ def list_tables(findings: Findings) -> list[Table]:
     if any(result.reliability is not None for result in comparison.policies):
         tables.append(tabulate_calibration(comparison))
     if findings.guarantees:
-        tables.append(tabulate_guarantees(findings.guarantees, findings.units))
+        tables.append(tabulate_guarantees(findings.guarantees, findings.units, comparison.measure.unit))
     if findings.published is not None:
         tables.append(tabulate_published(comparison, findings.published))
     return tables

@@ -13,7 +13,6 @@ import numpy as np
 
 from experiments.evaluation.backbones import BackboneFronts, Chooser, MatchedCosts, NoiseFree, label_of
 from experiments.evaluation.comparison import Comparison, PolicyResult
-from experiments.evaluation.costs import TOKENS
 from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import RULES, Floats
 from experiments.evaluation.metric_table import Bound, Predictor
@@ -233,12 +232,13 @@ def _describe_budget(result: PolicyResult, comparison: Comparison, k: int) -> li
 
 def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
     """Return the plot of the policies of several runs, at most the first `MOST_DRAWN`."""
-    metrics = entries[0].runs[0].metrics
+    run = entries[0].runs[0]
+    metrics, measure = run.metrics, run.measure
     fixed_cost, fixed_score = (
         np.array([scale[name]["value"] for scale in metrics["fixed"]], dtype=np.float64)
         for name in ("cost", "score")
     )
-    plot = FrontPlot(fixed_cost, TOKENS.label, num_legend_columns=2)
+    plot = FrontPlot(fixed_cost, measure.label, num_legend_columns=2)
     for order, entry in enumerate(entries[:MOST_DRAWN]):
         # Policies with the same colour have different dashes.
         color, dash = PALETTE[order % len(PALETTE)], _DASHES[order // len(PALETTE)]
@@ -254,7 +254,7 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
         hover = [
             [
                 entry.label,
-                f"spends {format_tokens(spent)} tokens",
+                f"spends {format_tokens(spent)} {measure.unit}",
                 f"score {format_score(score[k])}",
                 f"to the mix {format_difference(difference[k])}",
                 *means,
@@ -276,12 +276,14 @@ def plot_runs(entries: Sequence[Entry]) -> FrontPlot:
     oracle_line = refine_line(oracle_cost, oracle_score)
     plot.upper.extend(_plot_bounds((dense, mix), oracle_line))
     names = ["fixed scale"] * len(fixed_cost)
-    marks = _mark_fixed(names, fixed_cost, Estimate(fixed_score, fixed_score, fixed_score), "tokens")
+    score = Estimate(fixed_score, fixed_score, fixed_score)
+    marks = _mark_fixed(names, fixed_cost, score, measure.unit)
     plot.upper.append(replace(marks, low=None, high=None))
     for name, rule in _RULES_IN_METRICS.items():
         point = metrics["oracles"].get(name)
         if point is not None:
-            plot.upper.append(_mark_rule(rule, point["cost"]["value"], point["score"]["value"], "tokens"))
+            place = (point["cost"]["value"], point["score"]["value"])
+            plot.upper.append(_mark_rule(rule, *place, measure.unit))
     plot.lower.append(_zero(dense))
     return plot
 

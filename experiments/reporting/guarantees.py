@@ -22,8 +22,10 @@ from experiments.reporting.numbers import (
 from experiments.reporting.tables import Table
 
 
-def tabulate_guarantees(guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float]) -> Table:
-    """Tabulate the certified price of every predictor; prices are per `units` visual tokens, by name."""
+def tabulate_guarantees(
+    guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float], cost_unit: str = TOKENS.unit
+) -> Table:
+    """Tabulate the certified price of every predictor; prices are per `units` of `cost_unit`, by name."""
     rows = []
     for checked in guarantees:
         guarantee, realized = checked.guarantee, checked.realized
@@ -42,8 +44,8 @@ def tabulate_guarantees(guarantees: Sequence[CheckedGuarantee], units: Mapping[s
             )
         )
     header = (
-        "predictor", "price", "images", "images needed", "tokens, calibration", "drop, calibration",
-        "tokens, test", "drop, test", "failed",
+        "predictor", "price", "images", "images needed", f"{cost_unit}, calibration", "drop, calibration",
+        f"{cost_unit}, test", "drop, test", "failed",
     )  # fmt: skip
     return Table(_write_caption(guarantees), header, tuple(rows), name="guarantee")
 

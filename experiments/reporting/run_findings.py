@@ -25,7 +25,8 @@ def write_finding(entries: Sequence[Entry], num_images: int) -> str:
     if to_mix is None:
         return f"No finding: {first.label} has no cost at which it can be compared with mixing fixed scales."
     difference = describe_difference(to_mix.estimate, "mixing fixed scales", first.confidence)
-    sentence = f"At the same mean number of visual tokens, {first.label} scores {difference}"
+    noun = first.runs[0].measure.noun
+    sentence = f"At the same mean number of {noun}, {first.label} scores {difference}"
     pairs = list_pairs(entries)
     rivals = [
         (float(rival.estimate.value), pair, p_value)

@@ -156,7 +156,8 @@ def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
 
 def tabulate(rows: Sequence[Row]) -> Table:
     """Tabulate share of the gap, points above the mix, and results at the default price, per row."""
-    cells = []
+    measure = rows[0].comparison.measure
+    unit, cells = measure.unit, []
     for row in rows:
         cells.append(
             (
@@ -169,12 +170,18 @@ def tabulate(rows: Sequence[Row]) -> Table:
             )
         )
     header = (
-        *("tested on, trained on", "share of gap", "points above the mix", "default tokens", "to best fixed"),
+        *(
+            "tested on, trained on",
+            "share of gap",
+            "points above the mix",
+            f"default {unit}",
+            "to best fixed",
+        ),
         *(f"above the mix, {other.measure.unit}" for other in rows[0].others),
     )
-    where = "default tokens and to best fixed" if rows[0].others else "last two columns"
+    where = f"default {unit} and to best fixed" if rows[0].others else "last two columns"
     caption = (
-        "At matched mean visual tokens, averaged over log-spaced budgets: share of the gap from mix to "
+        f"At matched mean {measure.noun}, averaged over log-spaced budgets: share of the gap from mix to "
         f"budgeted oracle, and points above the mix; {where}: at the default price"
     )
     return Table(caption, header, tuple(cells), "transfer")

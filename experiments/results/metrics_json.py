@@ -1,6 +1,6 @@
 """`metrics.json` and `milliseconds.json`: views of the metric tables for other programs.
 
-Schema version 5. Scores are means in [0, 1], costs are mean visual tokens. A metric is `{"value", "low",
+Schema version 5. Scores are means in [0, 1], costs are means of `cost_name`. A metric is `{"value", "low",
 "high"}` with the bounds of its bootstrap interval, which are null for fewer than 8 test images. Numbers are
 rounded to six decimals; null stands for a metric that does not exist (for example the share of a gap of
 zero). The file has no times and no paths: the same labels, predictors and seeds give the same bytes.
@@ -9,6 +9,7 @@ resample (`results.resamples`).
 
     schema_version          5
     task, backbone          names
+    cost_name               plural noun for the costs: visual tokens, or that of imported outcomes
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
     bootstrap               num_resamples, confidence, seed (equal seeds give equal resamples in all runs)
@@ -169,6 +170,7 @@ def collect_metrics(
         "schema_version": SCHEMA_VERSION,
         "task": task,
         "backbone": backbone,
+        "cost_name": comparison.measure.noun,
         "fingerprints": dict(sorted(test.fingerprints.items())),
         "split": {
             "num_samples": comparison.num_samples,

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from experiments.evaluation.costs import TOKENS, CostMeasure, count_costs
 from experiments.results.metrics_json import METRICS, SCHEMA_VERSION
 from experiments.results.resamples import Float32s, read_resamples
 from m3_backbone.outcomes.manifest import unseal
@@ -78,6 +79,16 @@ class Run:
     def about(self) -> str:
         """Name of the main predictor of the run."""
         return str(next(iter(self.metrics["predictors"])))
+
+    @property
+    def measure(self) -> CostMeasure:
+        """Cost measure of the costs in the metrics: visual tokens, or that of imported outcomes."""
+        return count_costs(str(self.metrics.get("cost_name", TOKENS.noun)))
+
+    @property
+    def scales(self) -> list[str]:
+        """Names of the scales or options, from coarse to fine."""
+        return [str(fixed.get("name", fixed["scale"])) for fixed in self.metrics["fixed"]]
 
     @property
     def seed(self) -> int | None:

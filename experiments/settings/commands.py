@@ -54,6 +54,19 @@ def _check_storage(text: str) -> str:
     return text
 
 
+def _check_repo(name: str) -> str:
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise Refusal("give USER/NAME of letters, digits and ._-, as on the Hugging Face hub") from error
+    return name
+
+
+RepoName = Annotated[str, AfterValidator(_check_repo)]
+
+
 class TrainedChoice(Labelled):
     """Selection of a trained predictor."""
 
@@ -217,8 +230,10 @@ class PublishSettings(TrainedChoice):
 
     folder: PathText
     """folder that the model is written to"""
-    repo: str | None
+    repo: RepoName | None
     """USER/NAME on the Hugging Face hub; null: the model is not uploaded"""
+    private: bool
+    """whether a new repository is private"""
     guarantee: Guarantee
 
 
@@ -335,8 +350,10 @@ class ExportSettings(Labelled, Recorded):
     """licence of the questions and images; null: that of the built-in tasks, else `other`"""
     title: str | None
     """title of the data card; null: names of backbone and task"""
-    repo: str | None
+    repo: RepoName | None
     """USER/NAME on the Hugging Face hub; null: the folder is not uploaded"""
+    private: bool
+    """whether a new data set is private"""
 
 
 class ImportOutcomesSettings(Labelled):
@@ -346,7 +363,7 @@ class ImportOutcomesSettings(Labelled):
     """CSV or Parquet file with one row per question"""
     options: dict[str, dict[str, str | float | int]] | None
     """columns of each option, {NAME: {score: ..., cost: ...}}; null: columns NAME.score and NAME.cost"""
-    columns: dict[str, str]
+    columns: dict[str, str | None]
     """column of each part of a row"""
     images: PathText | None
     """folder of the images that the column `image` names; null: there are none"""

@@ -61,7 +61,7 @@ class OutcomeFile(Task):
         options: name of each option -> `{score: COLUMN, cost: COLUMN or number, answer: COLUMN, confidence:
             COLUMN}`, the last two if there are any; None: every NAME for which there are columns `NAME.score`
             and `NAME.cost`. Scores are in [0, 1] or true and false, costs positive.
-        columns: names of the columns of `FIELDS` that are named differently.
+        columns: names of the columns of `FIELDS` that are named differently; None leaves a column out.
         images: folder of the images that the column `image` names, for predictors that read statistics of
             the image; None: there are no images.
         cost_name: plural noun for the costs, such as dollars, in tables and plots.
@@ -82,7 +82,7 @@ class OutcomeFile(Task):
         name: str,
         file: str | Path,
         options: Mapping[str, Mapping[str, str | float | int]] | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         images: str | Path | None = None,
         cost_name: str = "units of cost",
         cost_unit: PositiveFloat | None = None,
@@ -96,6 +96,8 @@ class OutcomeFile(Task):
         self._cost_name, self._given_unit = cost_name, cost_unit
         self._fractions, self._seed = check_fractions(fractions or FRACTIONS), seed
         self.declared = {key: text for key, text in (declared or {}).items() if text is not None}
+        if columns and columns.get("question", "question") is None:
+            raise ValueError("columns.question=null: predictors read the question, give its column")
         if unknown := set(columns or {}) - set(FIELDS):
             raise ValueError(f"columns.{min(unknown)}: no such field, give some of {', '.join(FIELDS)}")
         self._renamed = {field: name for field, name in (columns or {}).items() if name != field}
@@ -108,9 +110,9 @@ class OutcomeFile(Task):
 
     def _check_columns(self) -> None:
         """Raise ValueError that lists the columns of the file if a needed one is missing."""
-        needed = ["question" if "question" not in self._renamed else "", *self._renamed.values()]
+        needed: list[str | None] = [self._renamed.get("question", "question"), *self._renamed.values()]
         needed += [name for option in self.columns.values() for name in option.names]
-        if absent := [name for name in needed if name and name not in self._present]:
+        if absent := [name for name in needed if name is not None and name not in self._present]:
             raise ValueError(
                 f"{self.file} has no column {absent[0]!r}, only {list_names(self._present)}: name the right "
                 "ones with columns.question=COLUMN and options='{NAME: {score: COLUMN, cost: COLUMN}}'"

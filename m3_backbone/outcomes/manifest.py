@@ -89,7 +89,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a label folder of any version."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"no labels in {folder}: make them with `tokenscale label` for that task")
+        raise FileNotFoundError(
+            f"no labels in {folder}: make them with `tokenscale label` for that task, or with `tokenscale "
+            "import_outcomes`"
+        )
     try:
         manifest = json.loads(path.read_bytes())
         manifest["schema"]

@@ -46,6 +46,12 @@ class Options:
         return tuple(NamedScale(scale, name) for scale, name in zip(scales, self.names, strict=True))
 
     @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Self | None:
+        """Return the options in the manifest of labels; None for labels of a backbone."""
+        content = manifest.get("options")
+        return None if content is None else cls.parse(content, len(manifest["scales"]), "the manifest")
+
+    @classmethod
     def parse(cls, content: Any, num_scales: int, origin: str) -> Self:
         """Return the options in the metadata of a table. Raises ValueError for content of another form."""
         if (

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 import yaml
 from PIL import Image
 
+from experiments import export
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metric_table import Family
 from experiments.evaluation.policies import CascadePolicy, PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap
-from experiments.labels.export import check_target, push, read_exported, write_outcomes
+from experiments.labels.export import check_target, read_exported, write_outcomes
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.importing import import_outcomes
 from experiments.labels.labelling import label
@@ -32,6 +34,7 @@ from m3_backbone.llava.backbone import LlavaBackbone
 from predictor.cascades.cascade import Cascade
 from predictor.classical.question_only import QuestionOnly
 from tests.experiments.evaluation.synthetic import make_outcomes
+from tests.fake_hub import open_hub
 from tests.held_out import read_split
 from tests.label_folders import write_label_folder
 
@@ -174,7 +177,46 @@ def test_an_earlier_export_is_kept_unless_replaced(folder, tmp_path):
     check_target(tmp_path / "new", overwrite=False)
 
 
-def test_a_failed_upload_keeps_the_folder_and_says_what_to_do(folder, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match=r"is written, but cannot be uploaded to USER/ .*overwrite=true"):
-        push(folder, "USER/ ")
+def run_export(labels, folder, monkeypatch, *overrides):
+    place = (f"labels={labels}", f"folder={folder}", "splits=[train,calibration]", "repo=someone/outcomes")
+    monkeypatch.setattr(sys, "argv", ["export", *place, *overrides])
+    export.main()
+
+
+def test_an_upload_is_private_and_has_only_the_files_of_the_export(labels, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "private.txt").write_text("mine")
+    with open_hub(monkeypatch) as hub:
+        run_export(labels, tmp_path / "data", monkeypatch)
+        run_export(labels, tmp_path / "data", monkeypatch, "overwrite=true", "private=false")
+    path, repository = hub.asked[0]
+    assert path == "/api/repos/create" and repository["type"] == "dataset"
+    assert hub.are_private == [True, False]
+    assert hub.committed == {"README.md", "outcomes.parquet"} and hub.tokens == {"Bearer hf_secret"}
+    printed = capfd.readouterr()
+    assert "on the hub: " in printed.out and "hf_secret" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_failed_upload_keeps_the_folder_and_says_what_to_do(labels, tmp_path, monkeypatch, capfd, is_open):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with open_hub(monkeypatch, refuses=True) as hub:
+        if not is_open:
+            hub.close()
+        with pytest.raises(SystemExit):
+            run_export(labels, tmp_path / "data", monkeypatch)
+    error = capfd.readouterr().err
+    assert re.search(r"data is written, but cannot be uploaded to someone/outcomes \(.*overwrite=true", error)
+    assert "hf auth login" in error and "hf_secret" not in error and "Traceback" not in error
+    assert pd.read_parquet(tmp_path / "data" / "outcomes.parquet").split.nunique() == 2
+
+
+def test_a_wrong_name_of_a_repository_is_refused_first(labels, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run_export(labels, tmp_path / "data", monkeypatch, "repo=https://huggingface.co/someone/outcomes")
+    assert "repo=https://huggingface.co/someone/outcomes: give USER/NAME" in capfd.readouterr().err
+    assert not (tmp_path / "data").exists()

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from experiments import run
 from experiments.config import Provenance
 from experiments.evaluation.comparison import PolicyResult, compare_policies
 from experiments.evaluation.costs import count_costs
@@ -21,6 +24,7 @@ from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.importing import import_outcomes
+from experiments.reporting.comparison import compare_runs
 from experiments.reporting.evaluation import EvaluationPlan, evaluate_predictors, write_evaluation
 from experiments.reporting.gallery import Gallery
 from experiments.tasks.imported import Imported, refuse_backbone
@@ -110,6 +114,32 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
     fixed = json.loads((tmp_path / "report" / "metrics.json").read_text())["fixed"]
     assert [line["name"] for line in fixed] == ["small", "large/v1"]
     assert fixed[1]["cost"]["value"] == pytest.approx(0.02)
+
+
+def test_run_trains_and_evaluates_imported_outcomes(routed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = ("num_resamples=20", "guarantee.num_resplits=0", "gallery=0", "hydra.run.dir=run")
+    place = ("experiment=imported", "task.name=routed", f"paths.labels={routed}")
+    monkeypatch.setattr(sys, "argv", ["run", *place, *few])
+    run.main()
+    begun = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert "labelled" not in begun and "timed" not in begun
+    assert begun.index("evaluated") - begun.index("trained") == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["fixed"][1]["cost"]["value"] == pytest.approx(0.02)
+    assert metrics["cost_name"] == "dollars"
+
+    compare_runs([tmp_path / "run"], output=tmp_path / "compared", provenance=Provenance("", "", ""))
+    texts = [
+        (tmp_path / "run" / "report.html").read_text().partition("<summary>Configuration")[0],
+        (tmp_path / "compared" / "compare.html").read_text(),
+        *(path.read_text() for path in tmp_path.glob("*/tables/*.csv")),
+    ]
+    assert all("mean number of dollars" in text for text in texts[:2]) and "scale small" in texts[1]
+    for text in texts:
+        assert not re.search(
+            r"visual tokens|default tokens|\btokens,|matched mean tokens|[\d>]+ tokens\b", text
+        )
 
 
 def test_likelihoods_and_backbones_are_refused(routed):
@@ -255,7 +285,7 @@ def compare_real(folder: Path, name: str, estimate) -> tuple[PolicyResult, np.nd
         calibration.outcomes,
         test.outcomes,
         [PredictorPolicy("real", on_calibration, on_test)],
-        measure=count_costs(options),
+        measure=count_costs(options.cost),
         bootstrap=Bootstrap(100),
     )
     return comparison.policies[0], on_test, test.outcomes

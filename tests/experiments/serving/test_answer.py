@@ -17,6 +17,7 @@ from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveM3
 from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
+from tests.fake_hub import open_hub
 from tests.paths import FIXTURES
 from tests.predictor.synthetic import label, write_labels
 
@@ -192,7 +193,7 @@ def publish_model(store, folder, *overrides):
     return AdaptiveM3.from_pretrained(folder, device="cpu")
 
 
-def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys, caplog):
+def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys, caplog, monkeypatch):
     # Twelve images allow a guarantee of 0.9, for which the coarsest scale is enough for every question ...
     model = publish_model(store, tmp_path / "bold", "guarantee.alpha=0.9")
     assert f"model: {tmp_path / 'bold'}" in capsys.readouterr().out
@@ -204,5 +205,7 @@ def test_a_published_model_answers_at_a_certified_point(store, tmp_path, capsys,
         [Image.open(FIXTURE / "image0.png").convert("RGB")], [COUNT], escalate=True
     )
     # ... and none of 0.02: the model has its other points all the same.
-    model = publish_model(store, tmp_path / "careful")
+    with open_hub(monkeypatch) as hub:
+        model = publish_model(store, tmp_path / "careful", "repo=someone/model")
+    assert hub.are_private == [True] and "README.md" in hub.committed
     assert model.prices.named == {} and "no price is certified for 0.02 on 12 images" in caplog.text

@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 from PIL import Image
 
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -22,6 +19,7 @@ from predictor.cascades.hybrid import HYBRID, Hybrid
 from predictor.classical.question_only import QuestionOnly
 from predictor.files import FolderError
 from predictor.policy.pricing import OperatingPoint, PriceList
+from tests.fake_hub import open_hub
 from tests.paths import FIXTURES
 from tests.predictor.synthetic import label
 
@@ -310,44 +308,12 @@ def test_a_copy_takes_the_place_of_another_and_keeps_inside_its_folder(model, tm
         outside.checkpoint.copy_to(tmp_path / "again")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a push meets before files travel: a repository, a card that is read, no files."""
-
-    asked: ClassVar[list] = []
-
-    def do_POST(self):
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, content))
-        answers: dict[str, dict] = {
-            "/api/repos/create": {"url": f"{constants.ENDPOINT}/someone/model"},
-            "/api/validate-yaml": {"errors": [], "warnings": []},
-        }
-        body = json.dumps(answers.get(self.path, {"error": "no"})).encode()
-        self.send_response(200 if self.path in answers else 403)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 def test_a_push_offers_the_hub_the_files_of_the_folder(model, folder, monkeypatch):
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    Hub.asked.clear()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    try:
-        with pytest.raises(OSError):
-            model.push_to_hub("someone/model", token="hf_none")
-    finally:
-        server.shutdown()
-        server.server_close()
-    (path, repository), *others = Hub.asked
+    with open_hub(monkeypatch) as hub:
+        model.push_to_hub("someone/model", token="hf_none")
+    path, repository = hub.asked[0]
     assert path == "/api/repos/create" and repository["name"] == "model"
-    offered = [content for path, content in others if "preupload" in path]
-    assert {file["path"] for file in offered[0]["files"]} == list_files(folder)
+    assert hub.committed == list_files(folder)
 
 
 @pytest.mark.parametrize(
