@@ -1,7 +1,7 @@
 """Protocol of a frozen model that answers questions about an image at any scale."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,10 +72,16 @@ class PrefilledQuestions(Protocol):
         """State of the decoder after each question."""
         ...
 
-    def answer(self, numbers: Sequence[int], num_tokens: int | None = None) -> list[Answer]:
+    def answer(
+        self,
+        numbers: Sequence[int],
+        num_tokens: int | None = None,
+        watch: Callable[[int, list[int]], None] | None = None,
+    ) -> list[Answer]:
         """Answers to the questions of these numbers, decoded from their prefill.
 
         With `num_tokens`, each answer has that many tokens, whatever they are: for timings of long answers.
+        `watch` is called with a number and the tokens of its answer so far whenever that grows.
         """
         ...
 

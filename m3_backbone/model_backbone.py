@@ -19,7 +19,7 @@ from m3_backbone.arguments import PositiveInt, checked
 from m3_backbone.backbone import Answer, Backbone, EncodedImage, check_scale
 from m3_backbone.costs import decoder_flops_per_token, prefill_flops
 from m3_backbone.decoding.batches import Capacity, group_indices, run_batches
-from m3_backbone.decoding.decoding import Decoded, Decoder, StartedAnswers, VisualPrefix
+from m3_backbone.decoding.decoding import Decoded, Decoder, StartedAnswers, VisualPrefix, Watch, renumber
 from m3_backbone.decoding.drafting import Work
 from m3_backbone.decoding.sampling import Draw
 from m3_backbone.features import GROUPS, ImageFeatures, describe_image, make_thumbnail
@@ -361,8 +361,14 @@ class ModelBackbone(Backbone, ABC):
         references: Sequence[Sequence[str]] | None = None,
         drafts: Sequence[Answer] | None = None,
         draws: Sequence[Draw] | None = None,
+        watch: Watch | None = None,
     ) -> list[Answer]:
-        return self._answer(encoded, questions, scale, references, drafts, draws)
+        """Answer as `Backbone.answer` does.
+
+        `watch` is called, in this thread, with the index of a question and the tokens of its answer so far
+        whenever that grows. A batch that runs out of memory and is divided starts its answers anew.
+        """
+        return self._answer(encoded, questions, scale, references, drafts, draws, watch=watch)
 
     @property
     def has_states(self) -> bool:
@@ -389,6 +395,7 @@ class ModelBackbone(Backbone, ABC):
         draws: Sequence[Draw] | None = None,
         *,
         states: bool = False,
+        watch: Watch | None = None,
     ) -> list[Answer]:
         references = references or [()] * len(questions)
         draft_ids = [[draft.token_ids] for draft in drafts] if drafts else [[]] * len(questions)
@@ -407,6 +414,7 @@ class ModelBackbone(Backbone, ABC):
                 [draft_ids[i] for i in indices],
                 [draws[i] for i in indices] if draws else None,
                 states=states,
+                watch=renumber(watch, indices),
             )
 
         answers: dict[int, Answer] = {}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from m3_backbone.backbone import Answer
-from m3_backbone.decoding.decoding import Decoder, DecoderState, StartedAnswers
+from m3_backbone.decoding.decoding import Decoder, DecoderState, StartedAnswers, Watch, renumber
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +24,18 @@ class Prefilled:
         states = [batch.states for batch in self.batches]
         return [states[batch][row] for _, (batch, row) in sorted(self.place_of.items())]
 
-    def answer(self, numbers: Sequence[int], num_tokens: int | None = None) -> list[Answer]:
+    def answer(
+        self, numbers: Sequence[int], num_tokens: int | None = None, watch: Watch | None = None
+    ) -> list[Answer]:
         answers: dict[int, Answer] = {}
         for batch, started in enumerate(self.batches):
             rows = {
                 number: row for number in numbers for place, row in [self.place_of[number]] if place == batch
             }
-            decoded = self.decoder.finish(started, list(rows.values()), num_tokens)
+            numbers_of = {row: number for number, row in rows.items()}
+            decoded = self.decoder.finish(
+                started, list(rows.values()), num_tokens, renumber(watch, numbers_of)
+            )
             answers |= {
                 number: Answer(self.decode_text(result.token_ids), **vars(result))
                 for number, result in zip(rows, decoded, strict=True)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from starlette.types import ASGIApp
@@ -122,11 +121,15 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens; port 0 is any free port. Raises ValueError if it is not free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise ValueError(
             f"cannot listen at host={host} port={port}: {error.strerror or error}: give another port or host"
         ) from error
+    # Connections inherit it. Without it the body of a response waits until the client has acknowledged its
+    # head, on Linux for 40 ms. asyncio sets it for no socket that is opened elsewhere.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def read_key(host: str) -> str | None:
@@ -137,7 +140,7 @@ def read_key(host: str) -> str | None:
     return key
 
 
-def run(app: FastAPI, listener: socket.socket, *, shutdown_seconds: int) -> None:
+def run(app: ASGIApp, listener: socket.socket, *, shutdown_seconds: int) -> None:
     """Serve until a signal arrives, then finish the requests in progress."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to an engine otherwise
     text = "serving at http://{address}/v1; metrics at http://{address}/metrics"
@@ -155,6 +158,7 @@ def serve_socket(app: ASGIApp, listener: socket.socket, text: str, *, shutdown_s
         # Longer than clients keep a connection, so that none is closed while a request is on its way.
         timeout_keep_alive=75,
         server_header=False,
+        proxy_headers=False,
     )
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

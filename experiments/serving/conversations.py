@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from experiments.serving.adapters import Adapted
 from experiments.serving.errors import refuse
+from experiments.serving.images import ReceivedImage
 from experiments.serving.limits import encode_data_url
 
 
@@ -66,9 +67,9 @@ def read_question(content: dict[str, Any]) -> str:
 
 
 def replace_picture(
-    content: dict[str, Any], picture: Picture, adapted: Adapted, file: bytes, scale: int
+    content: dict[str, Any], picture: Picture, adapted: Adapted, received: ReceivedImage, scale: int
 ) -> None:
-    """Write an adapted image into a request; `file` is the image as it was read.
+    """Write an adapted image into a request; `received` is the image as it was read.
 
     The engine does not fetch anything: the URL of a remote image is replaced by the file. A `uuid` by which
     the engine would recognise the image gets the scale, as the same image has other tokens at another one.
@@ -79,7 +80,7 @@ def replace_picture(
         kept = {key: value for key, value in part.items() if key not in ("type", "image_url")}
         part = {**kept, **adapted.part}
     elif not picture.url.startswith("data:"):
-        part = {**part, "image_url": {"url": encode_data_url(file)}}
+        part = {**part, "image_url": {"url": encode_data_url(received.content)}}
     if isinstance(part.get("uuid"), str):
         part = {**part, "uuid": f"{part['uuid']}-scale-{scale}"}
     content["messages"][picture.message]["content"][picture.part] = part
@@ -105,7 +106,7 @@ def copy_messages(content: dict[str, Any]) -> dict[str, Any]:
 def encode_request(content: dict[str, Any], picture: Picture | None) -> bytes:
     """Return a request as JSON. `picture` is the place of its image, if that was read from it.
 
-    The data URL of the image, which is most of a request, is copied: it has been decoded, so that it has no
+    The data URL of the image, which is most of a request, is copied: it has been checked, so that it has no
     character that JSON escapes.
     """
     part = _find_part(content, picture)

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from PIL import Image
 
 from experiments.serving.errors import refuse
-from experiments.serving.limits import Limits, decode_data_url, find_size, open_image
+from experiments.serving.limits import (
+    Limits,
+    check_data_url,
+    decode_data_url,
+    find_size,
+    find_size_in_url,
+    open_image,
+)
 from experiments.serving.remote_images import RemoteImages
 
 
@@ -19,14 +26,15 @@ class UndecodedImage:
 
 @dataclass(frozen=True)
 class ReceivedImage:
-    """An RGB image, or one that is not decoded, and the file that it was read from."""
+    """An RGB image, or one that is not decoded, and its source: a file, or a data URL."""
 
     image: Image.Image | UndecodedImage
-    content: bytes
+    source: bytes | str
 
-
-# Longest data URL, in characters, that is read without a thread if its image is not decoded.
-_SHORT = 1_000_000
+    @property
+    def content(self) -> bytes:
+        """The file that the image was read from."""
+        return decode_data_url(self.source) if isinstance(self.source, str) else self.source
 
 
 class ImageReader:
@@ -41,9 +49,10 @@ class ImageReader:
         Without `pixels`, only the header of the file is read, and damage behind it is not found.
         """
         if not url[:8].lower().startswith(("http://", "https://")):
-            if not pixels and len(url) <= _SHORT:
-                return self._decode(url, pixels)
-            return await asyncio.to_thread(self._decode, url, pixels)
+            check_data_url(url, self.limits)
+            if not pixels:
+                return ReceivedImage(UndecodedImage(find_size_in_url(url, self.limits)), url)
+            return await asyncio.to_thread(self._decode, url)
         if self.remote is None:
             raise refuse(
                 "remote images are not fetched: send the image as a data URL (data:image/png;base64,...)",
@@ -57,9 +66,9 @@ class ImageReader:
         if self.remote is not None:
             await self.remote.close()
 
-    def _decode(self, url: str, pixels: bool) -> ReceivedImage:
-        content = decode_data_url(url, self.limits)
-        return ReceivedImage(self._open(content, pixels), content)
+    def _decode(self, url: str) -> ReceivedImage:
+        content = decode_data_url(url)
+        return ReceivedImage(open_image(content, self.limits), content)
 
     def _open(self, content: bytes, pixels: bool) -> Image.Image | UndecodedImage:
         return open_image(content, self.limits) if pixels else UndecodedImage(find_size(content, self.limits))

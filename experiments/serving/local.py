@@ -1,6 +1,6 @@
 """Chat completions from an adaptive model in this process, in batches."""
 
-import json
+import asyncio
 import logging
 import time
 import uuid
@@ -19,6 +19,7 @@ from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
 from experiments.serving.protocol import ChatRequest, ChosenScale, Terms, parse
 from experiments.serving.service import SCALE_HEADER, Service
+from experiments.serving.streaming import Channel, Pieces, cut, make_event
 from experiments.serving.targets import (
     Target,
     check_answerable,
@@ -34,13 +35,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A question about an image, with what the request says about the answer."""
+    """A question about an image, with what the request says about the answer.
+
+    `channel` gets the choice, and the tokens of the answer whenever it grows; None: nothing is streamed.
+    """
 
     image: Image.Image
     question: str
     target: Target
     limit: int | None
     stops: tuple[str, ...]
+    channel: "Channel[Progress] | None" = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Completion:
     usage: dict[str, int]
     chosen: ChosenScale
     answer: AdaptiveAnswer
+
+
+# What a stream is told: the choice, then the tokens so far, and at the end the task with the completion.
+Progress = ChosenScale | list[int] | asyncio.Task[Completion]
 
 
 class LocalService(Service):
@@ -99,12 +108,17 @@ class LocalService(Service):
         check_question_text(question, self.images.limits)
         received = await self.images.read(url)
         assert isinstance(received.image, Image.Image)
-        asked = Asked(received.image, question, target, request.limit, tuple(request.stop or ()))
-        completion = await self._batcher.submit(asked)
-        response = self._respond(request, completion)
+        channel: Channel[Progress] | None = Channel() if request.stream else None
+        asked = Asked(received.image, question, target, request.limit, tuple(request.stop or ()), channel)
+        task = asyncio.create_task(self._batcher.submit(asked))
+        try:
+            response = await self._respond(request, asked, task)
+        except BaseException:
+            task.cancel()
+            raise
         if self.drift is not None and self.drift.selects():
             digest = digest_image(received.content)
-            self._compare_later(response, partial(self._compare, asked, completion, digest))
+            self._compare_later(response, partial(self._compare, asked, task, digest))
         return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
@@ -163,8 +177,20 @@ class LocalService(Service):
         )
         chosen_at = time.perf_counter()
         rows = list(choices)
+        channels = [batch[row].channel for row in rows]
+        for row, channel in zip(rows, channels, strict=True):
+            if channel is not None:
+                channel.send(describe_choice(choices[row], [choices[row].scale], targets[row]))
+
+        def watch(number: int, token_ids: list[int]) -> None:
+            if (channel := channels[number]) is not None:
+                channel.send(list(token_ids))
+
         answered = self.model.answer_chosen(
-            [encoded[row] for row in rows], [questions[row] for row in rows], [choices[row] for row in rows]
+            [encoded[row] for row in rows],
+            [questions[row] for row in rows],
+            [choices[row] for row in rows],
+            watch=watch if any(channels) else None,
         )
         answers = dict(zip(rows, answered, strict=True))
         hybrids = {float(target.hybrid.price[0]): target.hybrid for target in targets if target.hybrid}
@@ -188,9 +214,9 @@ class LocalService(Service):
         if asked.limit is not None and asked.limit < len(token_ids):
             token_ids, is_ended = token_ids[: asked.limit], False
             text = self.backbone.processor.decode(token_ids)
-        starts = [start for stop in asked.stops if stop and (start := text.find(stop)) >= 0]
-        if starts:
-            text, is_ended = text[: min(starts)], True
+        shown = cut(text, asked.stops)
+        if shown != text:
+            text, is_ended = shown, True
         chosen = describe_choice(answer.choice, answer.tried, asked.target)
         self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
         num_prompt = self.backbone.num_prompt_tokens(asked.image.size, asked.question, answer.scale)
@@ -202,9 +228,10 @@ class LocalService(Service):
         }
         return Completion(text, "stop" if is_ended else "length", usage, chosen, answer)
 
-    async def _compare(self, asked: Asked, completion: Completion, image: str) -> ComparedAnswer:
+    async def _compare(self, asked: Asked, task: asyncio.Task[Completion], image: str) -> ComparedAnswer:
         """Return the answer beside those at other scales, which are given while no request waits."""
         assert self.drift is not None
+        completion = await task
         answers = {completion.answer.scale: completion.answer.text}
         scales = [scale for scale in self.drift.list_scales(self.backbone.scales) if scale not in answers]
         for scale in scales:
@@ -217,16 +244,26 @@ class LocalService(Service):
         (answer,) = self.backbone.answer(self.model.encode([asked.image]), [asked.question], scale)
         return answer.text
 
-    def _respond(self, request: ChatRequest, completion: Completion) -> Response:
-        headers = {SCALE_HEADER: str(completion.chosen.scale)}
+    async def _respond(self, request: ChatRequest, asked: Asked, task: asyncio.Task[Completion]) -> Response:
+        """Return the response to a question whose completion is the result of `task`.
+
+        That of a stream is returned once the scale is chosen, so that errors until then have their status.
+        """
         common: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": self.backbone.name,
         }
-        if request.stream:
-            events = _stream(common, completion, includes_usage=request.includes_usage)
+        if asked.channel is not None:
+            task.add_done_callback(asked.channel.send)
+            first = await asked.channel.receive()
+            chosen = first.result().chosen if isinstance(first, asyncio.Task) else first
+            assert isinstance(chosen, ChosenScale)
+            events = self._stream(common, asked, task, chosen, includes_usage=request.includes_usage)
+            headers = {SCALE_HEADER: str(chosen.scale)}
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        completion = await task
+        headers = {SCALE_HEADER: str(completion.chosen.scale)}
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": completion.text, "refusal": None},
@@ -236,24 +273,47 @@ class LocalService(Service):
         content = {**common, "object": "chat.completion", "choices": [choice], "usage": completion.usage}
         return JSONResponse({**content, "tokenscale": completion.chosen.model_dump()}, headers=headers)
 
+    async def _stream(
+        self,
+        common: Mapping[str, Any],
+        asked: Asked,
+        task: asyncio.Task[Completion],
+        chosen: ChosenScale,
+        *,
+        includes_usage: bool,
+    ) -> AsyncIterator[bytes]:
+        """Yield the events of a streamed response, as the answer is decoded."""
+        # As in OpenAI's protocol: all chunks but the last have an empty usage, if it was asked for.
+        no_usage = {"usage": None} if includes_usage else {}
 
-async def _stream(
-    common: Mapping[str, Any], completion: Completion, *, includes_usage: bool
-) -> AsyncIterator[bytes]:
-    """Yield the events of a streamed response.
+        def make_chunk(delta: dict[str, str], finish_reason: str | None = None, **others: Any) -> bytes:
+            choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+            chunk = {**common, "object": "chat.completion.chunk", "choices": choices}
+            return make_event({**chunk, **no_usage, **others})
 
-    Answers are short and are decoded in batches, so that the whole text is one event.
-    """
-
-    def make_event(delta: dict[str, str] | None, finish_reason: str | None = None, **others: Any) -> bytes:
-        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
-        chunk = {**common, "object": "chat.completion.chunk", "choices": choices, **others}
-        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
-
-    chosen = completion.chosen.model_dump(exclude_none=True)
-    yield make_event({"role": "assistant", "content": ""}, tokenscale=chosen)
-    yield make_event({"content": completion.text})
-    yield make_event({}, completion.finish_reason)
-    if includes_usage:
-        yield make_event(None, usage=completion.usage)
-    yield b"data: [DONE]\n\n"
+        pieces = Pieces(self.backbone.processor.decode, asked.limit, asked.stops)
+        assert asked.channel is not None
+        try:
+            yield make_chunk(
+                {"role": "assistant", "content": ""}, tokenscale=chosen.model_dump(exclude_none=True)
+            )
+            while not task.done():
+                item = await asked.channel.receive()
+                if isinstance(item, list) and (piece := pieces.advance(item)):
+                    yield make_chunk({"content": piece})
+            completion = task.result()
+            if piece := pieces.finish(completion.text):
+                yield make_chunk({"content": piece})
+            yield make_chunk({}, completion.finish_reason)
+            if includes_usage:
+                chunk = {**common, "object": "chat.completion.chunk", "choices": []}
+                yield make_event({**chunk, "usage": completion.usage})
+            yield b"data: [DONE]\n\n"
+        except Exception as error:
+            log.exception("a streamed answer failed")
+            message = (
+                str(error) if isinstance(error, ValueError) else "internal error: see the log of the server"
+            )
+            yield make_event(RequestError(500, message).to_body())
+        finally:
+            task.cancel()

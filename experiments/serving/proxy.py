@@ -1,13 +1,14 @@
 """Chat completions of an OpenAI-compatible engine, with a scale chosen before each request."""
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import httpx
+import aiohttp
 from PIL import Image
 from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -24,9 +25,10 @@ from experiments.serving.conversations import (
     replace_picture,
 )
 from experiments.serving.drift import ComparedAnswer, DriftMonitor, digest_image
+from experiments.serving.engine import Engine, broken_off
 from experiments.serving.errors import RequestError, refuse
 from experiments.serving.images import ImageReader, ReceivedImage, UndecodedImage
-from experiments.serving.limits import check_question_text, join_pieces
+from experiments.serving.limits import check_question_text
 from experiments.serving.metrics import ServerMetrics
 from experiments.serving.protocol import ChosenScale, Terms, parse, parse_object
 from experiments.serving.service import SCALE_HEADER, Service
@@ -38,6 +40,7 @@ from predictor.base import ScalePredictor
 from predictor.policy.pricing import PriceList
 
 _COMPLETIONS = "/v1/chat/completions"
+_HEALTH_SECONDS = 5.0
 # Headers of one connection (RFC 9110, 7.6.1), and those that this process sets itself.
 _OWN_HEADERS = frozenset(
     (
@@ -98,7 +101,6 @@ class ProxyService(Service):
             engine.
         upstream_seconds: time that the engine may take between two pieces of a response.
         max_response_bytes: largest response of the engine that is not streamed, and longest line of a stream.
-        transport: transport of httpx to the engine, by default over the network.
     """
 
     def __init__(
@@ -116,7 +118,6 @@ class ProxyService(Service):
         max_batch: int,
         drift: DriftMonitor | None = None,
         max_response_bytes: int = 64_000_000,
-        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         adapter.check_backbone(backbone)
         batches: dict[str, Any] = {"window_ms": 0, "max_batch": max_batch}
@@ -127,24 +128,21 @@ class ProxyService(Service):
         else:
             self.chooser = ScaleChooser(backbone, predictor, prices)
         self.adapter, self.prices = adapter, prices
-        self.max_response_bytes = max_response_bytes
         self._reads_pixels = adapter.reads_pixels or predictor.reads_pixels
         find_target(default, prices, backbone)
-        self._client = httpx.AsyncClient(
-            base_url=upstream.rstrip("/").removesuffix("/v1"),
-            transport=transport,
-            trust_env=False,
-            timeout=httpx.Timeout(upstream_seconds, connect=5.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-        )
+        self.engine = Engine(upstream, seconds=upstream_seconds, max_bytes=max_response_bytes)
 
     @property
     def runs_model(self) -> bool:
         return self.adapter.encodes
 
+    async def start(self) -> None:
+        await self.engine.start()
+        await super().start()
+
     async def stop(self) -> None:
         await super().stop()
-        await self._client.aclose()
+        await self.engine.stop()
 
     async def complete(self, body: bytes, headers: Mapping[str, str]) -> Response:
         content = parse_object(body)
@@ -161,7 +159,7 @@ class ProxyService(Service):
         received = await self.images.read(picture.url, pixels=self._reads_pixels)
         adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
         selected = self._select(content, headers, picture, received, target)
-        replace_picture(content, picture, adapted, received.content, chosen.scale)
+        replace_picture(content, picture, adapted, received, chosen.scale)
         response = await self._send(content, picture, headers, chosen, selected)
         if response.status_code == 200:
             self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
@@ -170,15 +168,16 @@ class ProxyService(Service):
         return response
 
     async def list_models(self, headers: Mapping[str, str]) -> Response:
-        response = await self._call(self._client.build_request("GET", "/v1/models", headers=_pass(headers)))
-        return await self._read(response, None)
+        return await self._read(await self.engine.call("GET", "/v1/models", _pass(headers)), None)
 
     async def check_health(self) -> Response:
         try:
-            response = await self._client.get("/health", timeout=5.0)
-        except httpx.HTTPError as error:
-            raise RequestError(503, f"the engine cannot be reached: {_explain(error)}") from error
-        is_well = response.status_code < 500
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                response = await self.engine.call("GET", "/health", {})
+                response.close()
+        except (RequestError, TimeoutError) as error:
+            raise RequestError(503, "the engine cannot be reached") from error
+        is_well = response.status < 500
         return JSONResponse(
             {"status": "ok" if is_well else "engine", "mode": "proxy", "waiting": self._batcher.num_waiting},
             status_code=200 if is_well else 503,
@@ -252,7 +251,7 @@ class ProxyService(Service):
         """Return the engine's answer to a request with its image at a scale."""
         adapted = await self._batcher.run_when_idle(partial(self._adapt, selected.received.image, scale))
         body = copy_messages(selected.body)
-        replace_picture(body, selected.picture, adapted, selected.received.content, scale)
+        replace_picture(body, selected.picture, adapted, selected.received, scale)
         response = await self._send(body, selected.picture, selected.headers, None)
         if response.status_code != 200:
             raise RequestError(502, f"the engine answered with status {response.status_code}")
@@ -274,64 +273,40 @@ class ProxyService(Service):
         selected: Selected | None = None,
     ) -> Response:
         """Return the engine's response to a request, with the choice added."""
-        request = self._client.build_request(
-            "POST",
-            _COMPLETIONS,
-            content=encode_request(content, picture),
-            headers=_pass(headers),
-        )
+        body = encode_request(content, picture)
         started = time.perf_counter()
-        response = await self._call(request)
+        response = await self.engine.call("POST", _COMPLETIONS, _pass(headers), body)
         self.metrics.upstream.observe(1000 * (time.perf_counter() - started))
         if response.headers.get("content-type", "").startswith("text/event-stream"):
             return RelayedResponse(
                 self._relay(response, chosen, selected),
-                status_code=response.status_code,
+                status_code=response.status,
                 headers=_add_scale(response, chosen),
-                release=response.aclose,
+                release=response.close,
             )
         return await self._read(response, chosen, selected)
 
-    async def _call(self, request: httpx.Request) -> httpx.Response:
-        """Return the open response of the engine. Raises RequestError if there is none."""
-        try:
-            return await self._client.send(request, stream=True)
-        except httpx.ConnectTimeout as error:
-            raise RequestError(502, "the engine cannot be reached: no connection") from error
-        except httpx.TimeoutException as error:
-            raise RequestError(504, "the engine did not answer in time") from error
-        except httpx.HTTPError as error:
-            raise RequestError(502, f"the engine cannot be reached: {_explain(error)}") from error
-
     async def _read(
-        self, response: httpx.Response, chosen: ChosenScale | None, selected: Selected | None = None
+        self, response: aiohttp.ClientResponse, chosen: ChosenScale | None, selected: Selected | None = None
     ) -> Response:
         """Return a response that is not streamed; the choice is added to a completion."""
-        too_large = RequestError(502, f"the engine sent more than {self.max_response_bytes:,} bytes")
-        try:
-            body = await join_pieces(response.aiter_bytes(), self.max_response_bytes, too_large)
-        except httpx.TimeoutException as error:
-            raise RequestError(504, "the engine did not finish its answer in time") from error
-        except httpx.HTTPError as error:
-            raise RequestError(502, f"the engine broke off its answer: {_explain(error)}") from error
-        finally:
-            await response.aclose()
+        body = await self.engine.read(response)
         if selected is not None:
             selected.chunks.append(body)
-        if chosen is not None and response.status_code == 200:
+        if chosen is not None and response.status == 200:
             body = _add_choice(body, chosen, is_first=True)
-        return Response(body, response.status_code, _add_scale(response, chosen))
+        return Response(body, response.status, _add_scale(response, chosen))
 
     async def _relay(
-        self, response: httpx.Response, chosen: ChosenScale | None, selected: Selected | None
+        self, response: aiohttp.ClientResponse, chosen: ChosenScale | None, selected: Selected | None
     ) -> AsyncIterator[bytes]:
         """Yield the events of the engine as they come; the choice is added to the first and to the usage."""
         rest, is_first = b"", True
         try:
-            async for piece in response.aiter_bytes():
+            async for piece in response.content.iter_any():
                 *lines, rest = (rest + piece).split(b"\n")
-                if len(rest) > self.max_response_bytes:
-                    raise httpx.ReadError("a line of the stream is too long")
+                if len(rest) > self.engine.max_bytes:
+                    raise aiohttp.ClientPayloadError("a line of the stream is too long")
                 for number, line in enumerate(lines):
                     is_chunk = line.startswith(b"data:") and line[5:].strip() not in (b"", b"[DONE]")
                     if selected is not None and is_chunk:
@@ -343,9 +318,8 @@ class ProxyService(Service):
                     yield b"\n".join(lines) + b"\n"
             if rest:
                 yield rest
-        except httpx.HTTPError as error:
-            failure = RequestError(502, f"the engine broke off its answer: {_explain(error)}").to_body()
-            yield b"data: " + json.dumps(failure).encode() + b"\n\n"
+        except (aiohttp.ClientError, TimeoutError) as error:
+            yield b"data: " + json.dumps(broken_off(error).to_body()).encode() + b"\n\n"
 
 
 class RelayedResponse(StreamingResponse):
@@ -356,7 +330,7 @@ class RelayedResponse(StreamingResponse):
         content: AsyncIterator[bytes],
         status_code: int,
         headers: Mapping[str, str],
-        release: Callable[[], Awaitable[None]],
+        release: Callable[[], None],
     ) -> None:
         super().__init__(content, status_code, headers)
         self._release = release
@@ -365,7 +339,7 @@ class RelayedResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._release()
+            self._release()
 
 
 def _pass(headers: Mapping[str, str]) -> dict[str, str]:
@@ -374,7 +348,7 @@ def _pass(headers: Mapping[str, str]) -> dict[str, str]:
     return {**passed, "accept-encoding": "identity"}
 
 
-def _add_scale(response: httpx.Response, chosen: ChosenScale | None) -> dict[str, str]:
+def _add_scale(response: aiohttp.ClientResponse, chosen: ChosenScale | None) -> dict[str, str]:
     """Return the headers of the engine for the client, with the scale."""
     passed = {name: value for name, value in response.headers.items() if name.lower() not in _OWN_HEADERS}
     return passed if chosen is None else {**passed, SCALE_HEADER: str(chosen.scale)}
@@ -393,7 +367,3 @@ def _add_choice(body: bytes, chosen: ChosenScale, *, is_first: bool) -> bytes:
     if is_first:
         content["tokenscale"] = chosen.model_dump()
     return json.dumps(content).encode()
-
-
-def _explain(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from experiments.serving.errors import RequestError
@@ -89,23 +92,14 @@ def make_app(
     max_requests: int,
     host: str = LOOPBACK[0],
     api_key: str | None = None,
-) -> FastAPI:
+) -> Starlette:
     """Return the application of a service that is bound to `host`."""
 
     @asynccontextmanager
-    async def run_service(app: FastAPI) -> AsyncIterator[None]:
+    async def run_service(app: Starlette) -> AsyncIterator[None]:
         await service.start()
         yield
         await service.stop()
-
-    app = FastAPI(title="tokenscale", lifespan=run_service, openapi_url=None)
-    app.add_middleware(
-        Gate,
-        metrics=metrics,
-        max_requests=max_requests,
-        hosts=LOOPBACK if host in LOOPBACK else (),
-        api_key=api_key,
-    )
 
     async def complete(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -114,36 +108,53 @@ def make_app(
         body = await read_body(request, limits)
         return await _run_while_connected(request, service.complete(body, request.headers))
 
-    # A route of Starlette: FastAPI's would look for parameters and dependencies in each request.
-    app.add_route(_COMPLETIONS, complete, methods=["POST"])
-
-    @app.get("/v1/models")
     async def list_models(request: Request) -> Response:
         return await service.list_models(request.headers)
 
-    @app.get("/health")
-    async def check_health() -> Response:
+    async def check_health(request: Request) -> Response:
         return await service.check_health()
 
-    @app.get("/metrics")
-    async def show_metrics() -> Response:
+    async def show_metrics(request: Request) -> Response:
         return Response(metrics.format(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.exception_handler(RequestError)
-    async def show_error(request: Request, error: RequestError) -> Response:
-        return error.to_response()
+    gate = Middleware(
+        Gate,
+        metrics=metrics,
+        max_requests=max_requests,
+        hosts=LOOPBACK if host in LOOPBACK else (),
+        api_key=api_key,
+    )
+    return Starlette(
+        routes=[
+            Route(_COMPLETIONS, complete, methods=["POST"]),
+            Route("/v1/models", list_models),
+            Route("/health", check_health),
+            Route("/metrics", show_metrics),
+        ],
+        middleware=[gate],
+        exception_handlers={
+            RequestError: _show_error,
+            HTTPException: _show_http_error,
+            Exception: _hide_bug,
+        },
+        lifespan=run_service,
+    )
 
-    @app.exception_handler(HTTPException)
-    async def show_http_error(request: Request, error: HTTPException) -> Response:
-        message = f"{error.detail}: {request.method} {request.url.path}"
-        return RequestError(error.status_code, message).to_response()
 
-    @app.exception_handler(Exception)
-    async def hide_bug(request: Request, error: Exception) -> Response:
-        # Starlette raises it again, so that it is logged with its traceback.
-        return RequestError(500, "internal error: see the log of the server").to_response()
+async def _show_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error.to_response()
 
-    return app
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    return RequestError(error.status_code, message).to_response()
+
+
+async def _hide_bug(request: Request, error: Exception) -> Response:
+    # Starlette raises it again, so that it is logged with its traceback.
+    return RequestError(500, "internal error: see the log of the server").to_response()
 
 
 async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

@@ -9,8 +9,9 @@ deterministic (`sampling`). The same pass gives the likelihoods of the reference
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from threading import Lock
 from typing import Any
@@ -22,6 +23,8 @@ from m3_backbone.decoding.drafting import Chosen, Prompt, Row, Stop, TokenTree, 
 from m3_backbone.decoding.packing import Cache, GrowingRows, Layout, PackedSegments, Segment, view_packed
 from m3_backbone.decoding.sampling import Draw
 
+# Called with the number of a question and the tokens of its answer so far.
+Watch = Callable[[int, list[int]], None]
 # Number of tokens by which the key-value cache of a batch is enlarged at a time.
 _ROOM = 16
 
@@ -151,9 +154,11 @@ class Decoder:
         draws: Sequence[Draw] | None = None,
         *,
         states: bool = False,
+        watch: Watch | None = None,
     ) -> list[Decoded]:
-        """Return the answer to each question, in order; the arguments are those of `start`."""
-        return self.finish(self.start(images, owners, questions, references, drafts, draws, states=states))
+        """Return the answer to each question, in order; the arguments are those of `start` and `finish`."""
+        started = self.start(images, owners, questions, references, drafts, draws, states=states)
+        return self.finish(started, watch=watch)
 
     @torch.no_grad()
     def start(
@@ -199,13 +204,22 @@ class Decoder:
 
     @torch.no_grad()
     def finish(
-        self, started: StartedAnswers, numbers: Sequence[int] | None = None, num_tokens: int | None = None
+        self,
+        started: StartedAnswers,
+        numbers: Sequence[int] | None = None,
+        num_tokens: int | None = None,
+        watch: Watch | None = None,
     ) -> list[Decoded]:
         """Return the answers to the questions of these numbers; by default, to all.
 
-        With `num_tokens`, no token ends an answer before it has that many.
+        With `num_tokens`, no token ends an answer before it has that many. `watch` is called with the number
+        of a question and the tokens of its answer so far whenever that grows; it must not change them.
         """
         numbers = range(len(started.rows)) if numbers is None else numbers
+        if watch is not None:
+            for number in numbers:
+                started.rows[number].watch = partial(watch, number)
+                watch(number, started.rows[number].token_ids)
         if num_tokens is not None:
             for number in numbers:
                 started.rows[number].stop = Stop(frozenset(), num_tokens)
@@ -390,6 +404,13 @@ def append_chosen(rows: Sequence[Row], chosen: Chosen, work: Work) -> list[int]:
             work.decoded_tokens += 1
             row.append(chosen, number)
     return [number for number, row in enumerate(rows) if not row.is_finished]
+
+
+def renumber(watch: Watch | None, numbers: Mapping[int, int] | Sequence[int]) -> Watch | None:
+    """Return a `watch` for a batch whose question i has the number `numbers[i]` outside it."""
+    if watch is None:
+        return None
+    return lambda number, token_ids: watch(numbers[number], token_ids)
 
 
 def _join_deep(images: Sequence[VisualPrefix], is_visual: Tensor) -> dict[str, Any]:

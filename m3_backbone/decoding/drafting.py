@@ -1,7 +1,7 @@
 """Drafts of answers, and their verification against the decoded tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 
@@ -148,7 +148,10 @@ class Prompt:
 
 @dataclass(eq=False)
 class Row:
-    """An answer that is being decoded, one row of the batch. It is greedy if `draw` is None."""
+    """An answer that is being decoded, one row of the batch. It is greedy if `draw` is None.
+
+    `watch` is called with the tokens so far whenever the answer grows.
+    """
 
     prompt: Prompt
     stop: Stop
@@ -161,6 +164,7 @@ class Row:
     margin: float = math.inf
     total_entropy: float = 0.0  # sum over the tokens
     first_probability: float = 0.0  # of the first token of the answer
+    watch: Callable[[list[int]], None] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -206,6 +210,8 @@ class Row:
         """Append the decoded token at index `step` of `chosen`."""
         self.token_ids.append(chosen.tokens[step])
         self._add_likelihood(chosen, step)
+        if self.watch is not None:
+            self.watch(self.token_ids)
 
     def _add_likelihood(self, chosen: Chosen, step: int) -> None:
         self.log_prob += chosen.log_probs[step]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.backbone import Answer, Backbone, EncodedImage, PrefilledQuestions
+from m3_backbone.decoding.decoding import Watch, renumber
 from m3_backbone.ladder import find_coarsest
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.outcomes.labels import Inputs
@@ -189,13 +190,15 @@ class AdaptiveVLM(ModelHubMixin):
         questions: Sequence[str],
         choices: Sequence[Choice],
         prefilled: PrefilledQuestions | None = None,
+        watch: Watch | None = None,
     ) -> list[AdaptiveAnswer]:
         """Answer questions[i] about encoded[i] at the scale of choices[i]; one batch per scale.
 
-        Answers at the coarsest scale are decoded from `prefilled`, if the predictor needed it.
+        Answers at the coarsest scale are decoded from `prefilled`, if the predictor needed it. `watch` is
+        that of `ModelBackbone.answer`, for a backbone from a checkpoint.
         """
         scale_of = {i: choice.scale for i, choice in enumerate(choices)}
-        answers = self._answer(encoded, questions, scale_of, prefilled)
+        answers = self._answer(encoded, questions, scale_of, prefilled, watch)
         return [AdaptiveAnswer(answers[i], choice, (choice.scale,)) for i, choice in enumerate(choices)]
 
     def escalate(
@@ -238,6 +241,7 @@ class AdaptiveVLM(ModelHubMixin):
         questions: Sequence[str],
         scale_of: Mapping[int, int],
         prefilled: PrefilledQuestions | None = None,
+        watch: Watch | None = None,
     ) -> dict[int, Answer]:
         """Answer the questions in `scale_of` (index of a question -> scale); one batch per scale.
 
@@ -247,10 +251,12 @@ class AdaptiveVLM(ModelHubMixin):
         for scale in self.backbone.scales:
             indices = [i for i, chosen_scale in scale_of.items() if chosen_scale == scale]
             if indices and prefilled is not None and scale == self.backbone.scales[0]:
-                answers.update(zip(indices, prefilled.answer(indices), strict=True))
+                answers.update(zip(indices, prefilled.answer(indices, watch=watch), strict=True))
             elif indices:
                 images, texts = [encoded[i] for i in indices], [questions[i] for i in indices]
-                answers.update(zip(indices, self.backbone.answer(images, texts, scale), strict=True))
+                options: dict[str, Any] = {} if watch is None else {"watch": renumber(watch, indices)}
+                answered = self.backbone.answer(images, texts, scale, **options)
+                answers.update(zip(indices, answered, strict=True))
         for answer in answers.values():
             answer.check_finite()
         return answers

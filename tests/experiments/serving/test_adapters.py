@@ -95,12 +95,25 @@ def test_a_resized_image_has_the_pixels_of_its_scale(qwen, image):
     for scale in qwen.scales:
         part = dict(ResizedImage().adapt(qwen, image, scale).part or {})
         assert part.keys() == {"type", "image_url"}
-        resized = open_image(decode_data_url(part["image_url"]["url"], Limits()), Limits())
+        resized = open_image(decode_data_url(part["image_url"]["url"]), Limits())
         expected = qwen.preprocess([image], scale)["pixel_values"]
         # An engine that was started with a smallest area of one token.
         limits = {"shortest_edge": 32**2, "longest_edge": qwen.scales[-1] * 32**2}
         made = qwen.checkpoint.image_processor(images=[resized], size=limits, return_tensors="pt")
         torch.testing.assert_close(made["pixel_values"], expected, atol=0, rtol=0)
+
+
+def test_a_resized_image_as_jpeg_has_the_size_of_its_scale_and_nearly_its_pixels(qwen):
+    exact, written = (
+        (ResizedImage(quality).adapt(qwen, IMAGES[0], 16).part or {})["image_url"]["url"]
+        for quality in (None, 95)
+    )
+    assert written.startswith("data:image/jpeg;base64,")
+    first, second = (open_image(decode_data_url(url), Limits()) for url in (exact, written))
+    assert first.size == second.size
+    assert np.abs(np.asarray(first, dtype=float) - np.asarray(second)).mean() < 4
+    with pytest.raises(ValueError, match="jpeg_quality"):
+        ResizedImage(101)
 
 
 def test_embeddings_are_the_visual_tokens():

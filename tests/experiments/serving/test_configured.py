@@ -88,6 +88,13 @@ def test_a_port_that_is_taken_is_one_line():
         open_socket("no.such.host.invalid", 0)
 
 
+def test_connections_send_small_pieces_at_once():
+    with open_socket("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_an_open_server_without_a_key_warns(monkeypatch, caplog):
     monkeypatch.delenv("TOKENSCALE_API_KEY", raising=False)
     assert read_key("127.0.0.1") is None and not caplog.records

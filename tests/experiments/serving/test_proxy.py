@@ -5,6 +5,8 @@ records what it receives.
 """
 
 import asyncio
+import base64
+import io
 import json
 import logging
 import threading
@@ -82,7 +84,7 @@ class Engine:
         return JSONResponse({"object": "list", "data": [{"id": "engine", "object": "model"}]})
 
 
-def make_proxy(upstream, backbone, chooser, adapter, *, limits=None, transport=None, **options):
+def make_proxy(upstream, backbone, chooser, adapter, *, limits=None, **options):
     limits, metrics = limits or Limits(), options.pop("metrics", None) or ServerMetrics()
     settings = {"default": Terms(), "upstream_seconds": 20.0, "max_batch": 8}
     predictor, prices = chooser
@@ -95,16 +97,15 @@ def make_proxy(upstream, backbone, chooser, adapter, *, limits=None, transport=N
         ImageReader(limits),
         metrics,
         **{**settings, **options},
-        transport=transport,
     )
     return make_app(service, metrics, limits, max_requests=16)
 
 
 def ask_engine(engine, backbone, chooser, adapter, *bodies, headers=(), **options):
-    """The responses of a proxy in front of an engine, without a network."""
-    transport = httpx.ASGITransport(engine.app)
-    app = make_proxy("http://engine/v1", backbone, chooser, adapter, transport=transport, **options)
-    return call(app, *bodies, headers=headers)
+    """The responses of a proxy in front of an engine."""
+    with serve(engine.app) as (url, _):
+        app = make_proxy(f"{url}/v1", backbone, chooser, adapter, **options)
+        return call(app, *bodies, headers=headers)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,9 @@ REFUSED = [
     ({"messages": [{**ask(COUNT, URL)["messages"][0], "role": "system"}]}, "there is no message of the user"),
     (ask(COUNT, "http://127.0.0.1/a.png"), "remote images are not fetched"),
     (ask(COUNT, "data:image/png;base64,aaaa"), "not a PNG, JPEG or WebP file"),
+    (ask(COUNT, URL[:-4] + "a=aa"), "not valid base64"),
+    (ask(COUNT, URL[:-4] + 'a"aa'), "not valid base64"),
+    (ask(COUNT, URL[:-5]), "not valid base64"),
     (ask(COUNT, to_url(draw_picture(size=(600, 2)))), "is too long: its sides may differ"),
     (ask(COUNT, URL, scale=5), "scale 5 is not on the ladder"),
     (ask(COUNT, URL, escalate=True), "only a server with the backbone in its own process can escalate"),
@@ -289,6 +293,33 @@ def test_the_key_goes_to_the_engine_and_into_no_log(unopened, chooser, caplog):
     assert [sent["authorization"] for sent in engine.headers] == ["Bearer sk-secret"] * 2
     assert engine.headers[0]["x-team"] == "blue" and engine.headers[0]["host"] in engine_url
     assert "sk-secret" not in caplog.text
+
+
+def test_no_cookie_of_one_client_reaches_the_engine_for_another(unopened, chooser):
+    engine = Engine(lambda _: JSONResponse(ANSWER, headers={"set-cookie": "session=1"}))
+    bodies = [ask(COUNT, URL)] * 2
+    with (
+        serve(engine.app) as (engine_url, _),
+        serve(make_proxy(engine_url, unopened, chooser, ImageArguments())) as (url, _),
+    ):
+        passed = [
+            httpx.post(f"{url}/v1/chat/completions", json=body).headers["set-cookie"] for body in bodies
+        ]
+    assert passed == ["session=1"] * 2
+    assert not any("cookie" in sent for sent in engine.headers)
+
+
+@pytest.mark.parametrize("metadata", [b"", b"x" * 60_000], ids=["short", "long"])
+def test_an_image_that_is_not_decoded_passes_as_it_is(unopened, chooser, metadata):
+    """Also one with more metadata than the start of the file that is decoded for its size."""
+    file = io.BytesIO()
+    PICTURE.save(file, "JPEG", exif=b"Exif\0\0" + metadata)
+    url = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    engine = Engine()
+    (response,) = ask_engine(engine, unopened, chooser, ImageArguments(), ask(COUNT, url))
+    expected = unopened.num_visual_tokens(PICTURE.size, 16)
+    assert response.json()["tokenscale"]["visual_tokens"] == expected
+    assert engine.bodies[0]["messages"] == ask(COUNT, url)["messages"]
 
 
 def make_events(*, usage=True):
