@@ -169,13 +169,19 @@ class Provenance:
         )
 
 
-def make_recorder(config: DictConfig) -> "EvaluationRecorder":
-    """Return what opens the test splits of the running command, after it has recorded the evaluation."""
+def make_recorder(config: DictConfig, configuration: str | None = None) -> "EvaluationRecorder":
+    """Return what opens the test splits of the running command, after it has recorded the evaluation.
+
+    `configuration` is recorded; None: the resolved `config`.
+    """
     from experiments.labels.held_out import EvaluationRecorder
 
-    provenance = Provenance.of(config)
+    hydra_config = HydraConfig.get()
     return EvaluationRecorder(
-        Path(config.paths.evaluations), provenance.command, provenance.config, config.allow_unrecorded
+        Path(config.paths.evaluations),
+        format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task)),
+        OmegaConf.to_yaml(config, resolve=True) if configuration is None else configuration,
+        config.allow_unrecorded,
     )
 
 

@@ -13,7 +13,7 @@ Examples:
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, make_recorder
 
@@ -30,11 +30,12 @@ def main(config: DictConfig) -> None:
     variants = list_variants(
         grid_scales(config.image.image_size // config.image.patch_size), config.model.scale_groups
     )
+    recorder = make_recorder(config, OmegaConf.to_yaml(config))
     start = make_start(config, folder / "start", finest=variants[0].scales[-1])
     for number, seed in enumerate(seeds):
         for variant in variants:
             train_variant(config, variant, seed, start, folder / variant.name / str(seed))
-        report(config, variants, seeds[: number + 1], folder, make_recorder(config))
+        report(config, variants, seeds[: number + 1], folder, recorder)
 
 
 if __name__ == "__main__":

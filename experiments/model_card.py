@@ -13,7 +13,7 @@ Examples:
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import entry_point, make_recorder
 
@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     from experiments.backbone.model_card import judge, render_card
     from m3_backbone.outcomes.shards import write_text
 
-    recorder = make_recorder(config)
+    recorder = make_recorder(config, OmegaConf.to_yaml(config.labels, resolve=True))
     tables = [judge(name, Path(folder), recorder) for name, folder in config.labels.items()]
     facts = {key: str(value) for key, value in config.facts.items()}
     path = Path(config.output)
