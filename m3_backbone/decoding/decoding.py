@@ -10,7 +10,7 @@ deterministic (`sampling`). The same pass gives the likelihoods of the reference
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from threading import Lock
@@ -212,18 +212,19 @@ class Decoder:
     ) -> list[Decoded]:
         """Return the answers to the questions of these numbers; by default, to all.
 
-        With `num_tokens`, no token ends an answer before it has that many. `watch` is called with the number
-        of a question and the tokens of its answer so far whenever that grows; it must not change them.
+        With `num_tokens`, no token ends an answer before it has that many, and `started` stays as it is.
+        `watch` is called with the number of a question and the tokens of its answer so far whenever that
+        grows; it must not change them.
         """
-        numbers = range(len(started.rows)) if numbers is None else numbers
-        if watch is not None:
-            for number in numbers:
-                started.rows[number].watch = partial(watch, number)
-                watch(number, started.rows[number].token_ids)
+        rows = dict(enumerate(started.rows)) if numbers is None else {i: started.rows[i] for i in numbers}
         if num_tokens is not None:
-            for number in numbers:
-                started.rows[number].stop = Stop(frozenset(), num_tokens)
-        open_rows = [started.rows[i] for i in numbers if not started.rows[i].is_finished]
+            stop = Stop(frozenset(), num_tokens)
+            rows = {i: replace(row, stop=stop, token_ids=list(row.token_ids)) for i, row in rows.items()}
+        if watch is not None:
+            for number, row in rows.items():
+                row.watch = partial(watch, number)
+                watch(number, row.token_ids)
+        open_rows = [row for row in rows.values() if not row.is_finished]
         work = Work()
         # A question may have many sampled answers; at most as many rows as prompts are decoded at a time.
         for start in range(0, len(open_rows), started.num_prompts):
@@ -241,7 +242,7 @@ class Decoder:
                 states[i],
                 row.total_entropy / len(row.token_ids),
             )
-            for i, row in ((i, started.rows[i]) for i in numbers)
+            for i, row in rows.items()
         ]
 
     def _last_states(self, layout: Any, hidden: Tensor, prompts: Sequence[Prompt]) -> Tensor:

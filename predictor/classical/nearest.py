@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Len
-from sklearn.neighbors import NearestNeighbors
+from numpy.typing import NDArray
 
 from m3_backbone.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 from m3_backbone.outcomes.labels import Inputs, Labels
@@ -14,6 +14,9 @@ from predictor.classical.tabular import Table
 from predictor.features import Features
 from predictor.files import get_array
 from predictor.policy.front import Floats, policy_value
+
+# Queries per matrix product, and a bound on its rounding relative to the squares of rows and queries.
+_CHUNK, _ROUNDING = 256, 1e-10
 
 
 class NearestNeighbours(ScalePredictor):
@@ -53,8 +56,7 @@ class NearestNeighbours(ScalePredictor):
         best = -np.inf
         for word_weight in self.word_weights:
             scale = self._weigh(rows, word_weight)
-            model = NearestNeighbors(n_neighbors=max_number, algorithm="brute").fit(rows * scale)
-            neighbours = model.kneighbors(validation_rows * scale, return_distance=False)
+            neighbours = find_nearest(rows * scale, validation_rows * scale, max_number)
             for number in self.num_neighbours:
                 estimates = self._score[neighbours[:, :number]].mean(axis=1)
                 cost, score = self.features.count_paid_tokens(validation.inputs), validation.outcomes.score
@@ -79,9 +81,8 @@ class NearestNeighbours(ScalePredictor):
         return self._table.count_own_flops() + 3.0 * self._rows.size
 
     def _predict(self, inputs: Inputs) -> Floats:
-        model = NearestNeighbors(n_neighbors=self._number, algorithm="brute").fit(self._rows)
         rows = self._table.apply(inputs) * self._scale
-        return self._score[model.kneighbors(rows, return_distance=False)].mean(axis=1, dtype=np.float64)
+        return self._score[find_nearest(self._rows, rows, self._number)].mean(axis=1, dtype=np.float64)
 
     def _get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, state = self._table.get_state()
@@ -97,3 +98,25 @@ class NearestNeighbours(ScalePredictor):
         self._number = state["number"]
         if type(self._number) is not int or not 1 <= self._number <= len(self._rows):
             raise ValueError(f"invalid number of neighbours {self._number!r} of {len(self._rows)} samples")
+
+
+def find_nearest(rows: np.ndarray, queries: np.ndarray, number: int) -> NDArray[np.int64]:
+    """Indices `[num_queries, number]` of the nearest rows of each query, nearest first, equal ones in order.
+
+    `rows` and `queries` are `[..., num_columns]`. A matrix product, whose rounding depends on the batch, only
+    leaves out rows that are farther away than rounding explains; the distances of the others are computed one
+    by one. So the neighbours of a query do not depend on the other queries.
+    """
+    exact_rows, exact_queries = rows.astype(np.float64), queries.astype(np.float64)
+    squares = (exact_rows**2).sum(axis=1)
+    nearest = np.empty((len(queries), number), dtype=np.int64)
+    for start in range(0, len(queries), _CHUNK):
+        part = exact_queries[start : start + _CHUNK]
+        rough = squares - 2 * part @ exact_rows.T
+        limit = np.partition(rough, number - 1, axis=1)[:, number - 1]
+        limit += _ROUNDING * (squares.max() + (part**2).sum(axis=1))
+        for place, query in enumerate(part):
+            near = np.flatnonzero(rough[place] <= limit[place])
+            distance = ((exact_rows[near] - query) ** 2).sum(axis=1)
+            nearest[start + place] = near[np.argsort(distance, kind="stable")[:number]]
+    return nearest

@@ -13,6 +13,9 @@ from m3_backbone.outcomes.labels import Inputs
 from predictor.features import Features, Standard, choose_widths, fit_visual
 from predictor.files import check_texts, get_array
 
+# Images whose visual tokens are projected together.
+_CHUNK = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -68,7 +71,7 @@ class Table:
         images = [image_standard.apply(statistics)]
         if len(self.components):
             visual = flatten_visual(inputs, self.features, self.widths) - self.mean
-            images.insert(0, visual @ self.components.T)
+            images.insert(0, _project(visual, self.components))
         columns.append(np.concatenate(images, axis=1)[inputs.image_row])
         columns.append(state_standard.apply(self.features.read_states(inputs).astype(np.float32)))
         rows = np.concatenate(columns, axis=1)
@@ -147,6 +150,18 @@ def has_terms(vectorizer: CountVectorizer, questions: Sequence[str]) -> bool:
     """Return whether the questions contain a term. scikit-learn cannot fit a vectorizer without terms."""
     analyze = vectorizer.build_analyzer()
     return any(analyze(question) for question in questions)
+
+
+def _project(values: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """Return `values @ components.T` in float32.
+
+    It is computed in double precision, so that the rounding of a row does not depend on the other rows.
+    """
+    exact = components.T.astype(np.float64)
+    projected = np.empty((len(values), len(components)), dtype=np.float32)
+    for start in range(0, len(values), _CHUNK):
+        projected[start : start + _CHUNK] = values[start : start + _CHUNK].astype(np.float64) @ exact
+    return projected
 
 
 def flatten_visual(inputs: Inputs, features: Features, widths: Sequence[int]) -> np.ndarray:

@@ -90,10 +90,12 @@ def test_states_are_those_of_transformers_and_cost_no_further_pass(backbone, ima
     assert work.prefix_tokens == whole.prefix_tokens and work.question_tokens == whole.question_tokens
 
     # An answer of a given length begins with the answer, and goes on where that ends.
-    long, rest = count_work(backbone, lambda: backbone.prefill(*asked, scale).answer([1, 3], num_tokens=9))
+    prefilled = backbone.prefill(*asked, scale)
+    long = prefilled.answer([1, 3], num_tokens=9)
     for index, answer in zip((1, 3), long, strict=True):
         assert len(answer.token_ids) == 9
         assert answer.token_ids[: len(plain[index].token_ids)] == plain[index].token_ids
+    assert read_ids(prefilled.answer([1, 3])) == read_ids([plain[1], plain[3]])
 
     # Drafts and references leave the state as it is, and it takes no further token.
     drafted = {"references": [["a red one"]] * 4, "drafts": plain}

@@ -12,7 +12,7 @@ from m3_backbone.outcomes.labels import VisualTokens
 from predictor.calibration import Isotonic, Temperature
 from predictor.classical.boosting import GradientBoosting, Trees
 from predictor.classical.controls import RandomChoice, RandomFeatures, ShuffledLabels, randomize
-from predictor.classical.nearest import NearestNeighbours
+from predictor.classical.nearest import NearestNeighbours, find_nearest
 from predictor.classical.tabular import Table
 from predictor.features import Features
 from predictor.learned import LearnedPredictor
@@ -65,6 +65,18 @@ def test_nearest_neighbours_are_better_than_none():
     found = NearestNeighbours(num_components=8, num_neighbours=(10, 30)).fit(TRAIN, VALIDATION)
     assert value(found.predict(TEST.inputs)) > value(blind_estimates(TEST)) - 0.01
     assert found._number in (10, 30)
+
+
+def test_neighbours_do_not_depend_on_the_batch():
+    """Rows on a grid: many are equally far away, and of these the first ones are taken."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 2, (300, 12)).astype(np.float32) / 3
+    queries = np.concatenate([rows[:40], rng.integers(0, 2, (30, 12)).astype(np.float32) / 3])
+    found = find_nearest(rows, queries, 10)
+    for query, neighbours in zip(queries, found, strict=True):
+        num_different = np.abs(3 * (rows - query)).round().sum(axis=1)
+        assert neighbours.tolist() == np.argsort(num_different, kind="stable")[:10].tolist()
+        assert find_nearest(rows, query[None], 10)[0].tolist() == neighbours.tolist()
 
 
 def test_the_nearest_neighbour_of_a_training_sample_is_itself():
