@@ -2,7 +2,7 @@
 
 Reads labels and trained predictors of each backbone, as `tokenscale run backbone=NAME` leaves them, and
 writes `backbones.html`, `backbones.json`, `tables/` and the fronts as PDF and SVG. The first backbone is the
-reference.
+reference. Of a video task, `BACKBONE/TASK` names labels with another number of frames.
 
 Examples:
     tokenscale compare_backbones backbones=[tiny_m3,tiny_native]  # pooled tokens against shrunk images
@@ -28,14 +28,16 @@ def main(config: DictConfig) -> None:
     from experiments.tasks.sizes import frame_banners
     from experiments.training.configured import open_configured
 
-    task, paths = str(config.task.name), config.paths
-    folders = []
-    for name in config.backbones:
-        labels = Path(paths.all_labels) / name / task
+    paths, folders = config.paths, []
+    # NAME/TASK are labels of a task that differs in the choice of frames of its videos.
+    places = {name: name if "/" in name else f"{name}/{config.task.name}" for name in config.backbones}
+    task = ", ".join(dict.fromkeys(place.partition("/")[2] for place in places.values()))
+    for name, place in places.items():
+        labels = Path(paths.all_labels) / place
         check_labels(labels, ("calibration", "test"), allow_small=config.allow_small)
-        predictors = Path(paths.all_predictors) / name / task
+        predictors = Path(paths.all_predictors) / place
         trained = [] if config.fixed_only else open_configured(config, labels, predictors)
-        folders.append(BackboneFolders(name, labels, trained, Path(paths.all_latencies) / name / task))
+        folders.append(BackboneFolders(name, labels, trained, Path(paths.all_latencies) / place))
     banners = find_label_banners(folders[0].labels, SPLITS)
     output = Path(HydraConfig.get().runtime.output_dir)
     comparison, tables, sentences = report_backbones(

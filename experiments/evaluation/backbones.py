@@ -222,6 +222,12 @@ def compare_backbones(
     )
 
 
+def _list_samples(table: OutcomeTable) -> list[str]:
+    """Return the sample ids without the name of the task, of which there may be two for one video task."""
+    pairs = zip(table.sample_id, table.task, strict=True)
+    return [str(sample_id).removeprefix(f"{task}/") for sample_id, task in pairs]
+
+
 def check_samples(backbones: Sequence[BackboneSamples]) -> None:
     """Raise ValueError unless there are two or more backbones with different names and the same samples."""
     names = [backbone.name for backbone in backbones]
@@ -229,7 +235,7 @@ def check_samples(backbones: Sequence[BackboneSamples]) -> None:
         raise ValueError(f"give two or more different backbones, got {', '.join(names) or 'none'}")
     first = backbones[0]
     for backbone in backbones[1:]:
-        if list(first.test.sample_id) != list(backbone.test.sample_id):
+        if _list_samples(first.test) != _list_samples(backbone.test):
             raise ValueError(
                 f"{first.name} and {backbone.name} answered different test samples: label the task with the "
                 "same limits and seed for both"

@@ -1,6 +1,6 @@
 """Comparison of backbones on one task: reading, tables, figures and a page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from experiments.reporting.numbers import (
     describe_floor,
     format_difference,
     format_p_values,
+    format_percent,
     format_score,
     format_share,
     format_tokens,
@@ -39,6 +40,7 @@ from experiments.reporting.run_findings import write_seed_warning
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.timings import find_timings
 from experiments.tasks.sizes import Banner
+from experiments.tasks.video import CHOICE_KEYS
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.table import OutcomeTable
@@ -64,9 +66,12 @@ def read_backbones(
 
     Raises ValueError if the backbones were labelled on different data; no test split is opened then.
     """
-    first, *others = [(entry.name, read_manifest(entry.labels)["fingerprints"]) for entry in folders]
-    for name, fingerprints in others:
-        if fingerprints["data"] != first[1]["data"]:
+    manifests = [read_manifest(entry.labels) for entry in folders]
+    first, *others = [
+        (entry.name, manifest["fingerprints"]) for entry, manifest in zip(folders, manifests, strict=True)
+    ]
+    for (name, fingerprints), manifest in zip(others, manifests[1:], strict=True):
+        if fingerprints["data"] != first[1]["data"] and not _differ_in_frames(manifests[0], manifest):
             raise ValueError(
                 f"{first[0]} and {name} were labelled on different data: label the task with the same "
                 "settings for both"
@@ -84,6 +89,38 @@ def read_backbones(
             BackboneSamples(entry.name, calibration, test.outcomes, policies, measures, resampled)
         )
     return backbones, evaluations
+
+
+def _differ_in_frames(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two manifests are of the same questions about the same videos, with other frames."""
+    contents = [dict(manifest.get("data", {})) for manifest in (one, other)]
+    has_frames = all("num_frames" in content for content in contents)
+    first, second = ({key: c[key] for key in c.keys() - set(CHOICE_KEYS)} for c in contents)
+    return has_frames and first == second and one["division"] == other["division"]
+
+
+def tabulate_frames(backbones: Sequence[BackboneSamples]) -> Table | None:
+    """Tabulate cost per question and per frame, and score, of the fixed scales; None without videos."""
+    rows = []
+    for backbone in backbones:
+        table = backbone.test
+        frames = [attributes.get("num_frames") for attributes in table.attributes]
+        if None in frames:
+            return None
+        num_frames = np.array(frames, dtype=np.float64)
+        for column, scale in enumerate(table.scales):
+            tokens = table.visual_tokens[:, column]
+            rows.append(
+                (
+                    f"{backbone.name}, scale {scale}",
+                    format_tokens(num_frames.mean()),
+                    format_tokens(tokens.mean()),
+                    format_tokens((tokens / num_frames).mean()),
+                    format_percent(table.score[:, column].mean()),
+                )
+            )
+    caption = "Fixed scales by the frames that they show: mean visual tokens of a question and of a frame"
+    return Table(caption, ("", "frames", "tokens", "tokens a frame", "score"), tuple(rows), name="frames")
 
 
 def _prepare(
@@ -123,6 +160,8 @@ def report_backbones(
     backbones, evaluations = read_backbones(folders, recorder, batch_size)
     comparison = compare_backbones(backbones, grid, bootstrap)
     tables, sentences = list(list_tables(comparison)), write_sentences(comparison)
+    if (frames := tabulate_frames(backbones)) is not None:
+        tables.append(frames)
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output / "tables", tables)
     write_json(output / RESULTS, collect_results(comparison))

@@ -20,6 +20,7 @@ from experiments.settings.base import (
     Recorded,
     Refusal,
     Settings,
+    check_folder_name,
 )
 from experiments.settings.pipeline import (
     Guarantee,
@@ -52,6 +53,13 @@ def _check_storage(text: str) -> str:
     if "://" not in text and not text.endswith(".journal"):
         raise Refusal("give the URL of a database, as sqlite:///FILE, a file that ends in .journal, or null")
     return text
+
+
+def _check_labelled(name: str) -> str:
+    backbone, slash, task = name.partition("/")
+    for part in (backbone, task) if slash else (backbone,):
+        check_folder_name(part)
+    return name
 
 
 def _check_repo(name: str) -> str:
@@ -471,8 +479,8 @@ class CompareBackbonesSettings(PredictorSettings, Intervals, Printed):
     trainer: Deferred
     """settings of Lightning's trainer, which select the trained predictors"""
     latency: Latency
-    backbones: Annotated[list[FolderName], Len(2)]
-    """names of labelled backbones, the reference first"""
+    backbones: Annotated[list[Annotated[str, AfterValidator(_check_labelled)]], Len(2)]
+    """names of labelled backbones, the reference first; NAME/TASK: labels of another task than `task`"""
     fixed_only: bool
     """whether fixed scales, their mix and oracles are compared without predictors"""
     num_budgets: Annotated[int, Ge(2)]

@@ -19,6 +19,10 @@ from m3_backbone.images import MAX_SIDE, UnreadableImage, explain
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif"
 
 
+# Keys of a task's content, its name included, in which two choices of frames of the same videos differ.
+CHOICE_KEYS = ("name", "num_frames", "every", "columns", "frame_side")
+
+
 @dataclass(frozen=True)
 class FrameChoice:
     """Frames of a video that are shown: `num_frames` uniformly, or at most as many every `every` seconds.

@@ -209,6 +209,12 @@ def test_bad_rows_are_skipped_with_their_reasons_and_bad_columns_refused(tmp_pat
         OutcomeFile(name="rows", file=path)
 
 
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "t.csv").write_bytes("question,x.score,x.cost\na?,1,1\ncaf\xe9?,1,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t.csv is not UTF-8 \(column 'question'\): save it as UTF-8"):
+        list(OutcomeFile(name="t", file=tmp_path / "t.csv").samples("train"))
+
+
 def test_equal_costs_of_two_options_do_not_coincide(tmp_path):
     rows = pa.table({"question": ["a", "b"], "x.score": [0, 1], "x.cost": [3, 3], "y.score": [1, 0]})
     pq.write_table(rows.append_column("y.cost", pa.array([3.0, 4.0])), tmp_path / "t.parquet")

@@ -1,16 +1,21 @@
 """Questions about videos: real files made here, whose frames are scenes or plain colours."""
 
+import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import compare_backbones
+from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
 from experiments.tasks.video import FrameChoice
 from experiments.tasks.video_jsonl import VideoJsonl
+from m3_backbone.llava.backbone import LlavaBackbone
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'tokenscale[video]'")
 
@@ -170,3 +175,35 @@ def test_part_that_is_no_time_is_skipped_with_the_reason(scenes, tmp_path):
     assert [row["reason"] for row in task.skipped] == ["start is 'soon', not a number of seconds"]
     with pytest.raises(UnreadableImage, match="no part from 9 to 4 s: it has 4"):
         task.image(sample.image_id)
+
+
+def test_more_frames_or_more_tokens_a_frame_are_one_comparison(tmp_path, monkeypatch, capsys):
+    """Labels of two numbers of frames side by side: fixed scales, costs a question and a frame."""
+    monkeypatch.chdir(tmp_path)
+    colors, rows = ("red", "green", "blue", "gray"), []
+    for number in range(8):
+        frames = [Image.new("RGB", (96, 96), color) for color in colors[number % 3 :] + colors[: number % 3]]
+        write_video(tmp_path / f"{number}.mp4", [*frames, Image.new("RGB", (96, 96), (number, 0, 0))])
+        split = ("train", "calibration", "test", "test")[number % 4]
+        row = {"question_id": number, "video": f"{number}.mp4", "text": "What color is the background?"}
+        rows.append({**row, "answer": colors[number % 3], "split": split})
+    write_rows(tmp_path, rows)
+    backbone = LlavaBackbone("tiny_m3", dtype="float32", max_new_tokens=4)
+    for num_frames in (1, 4):
+        task = make_task(tmp_path, name=f"frames_{num_frames}", num_frames=num_frames)
+        label(task=task, backbone=backbone, folder=f"store/labels/tiny_m3/{task.name}", num_workers=0)
+    places = "backbones=[tiny_m3/frames_1,tiny_m3/frames_4]"
+    few = ("fixed_only=true", "allow_small=true", "num_resamples=20", "hydra.run.dir=run")
+    monkeypatch.setattr(sys, "argv", ["compare_backbones", places, "paths.store=store", *few])
+    compare_backbones.main()
+    assert "report: " in capsys.readouterr().out
+    with (tmp_path / "run" / "tables" / "frames.csv").open(newline="") as file:
+        (_, *header), *lines = csv.reader(file)
+    assert header == ["frames", "tokens", "tokens a frame", "score"]
+    assert [line[:4] for line in lines[3:5]] == [
+        ["tiny_m3/frames_1, scale 144", "1", "144", "144"],
+        ["tiny_m3/frames_4, scale 1", "4", "1", "0.25"],
+    ]
+    assert lines[7][:4] == ["tiny_m3/frames_4, scale 144", "4", "144", "36"]
+    page = (tmp_path / "run" / "backbones.html").read_text()
+    assert "tiny_m3/frames_4" in page and "frames_1, frames_4" in page
