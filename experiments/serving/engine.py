@@ -20,7 +20,8 @@ _KEEP_ALIVE_SECONDS = 4.0
 class Engine:
     """An OpenAI-compatible engine. Nothing of a request is kept: no key, no cookie.
 
-    Redirects are not followed. What goes wrong is logged, as the clients of a proxy are not told its address.
+    Redirects are neither followed nor passed on. What goes wrong is logged, as the clients of a proxy are not
+    told its address.
 
     Args:
         url: URL of the engine, with or without `/v1`.
@@ -55,7 +56,7 @@ class Engine:
         assert self._session is not None, "start first"
         content = None if body is None else io.BytesIO(body)
         try:
-            return await self._session.request(
+            response = await self._session.request(
                 method, f"{self.url}{path}", headers=headers, data=content, allow_redirects=False
             )
         except aiohttp.SocketTimeoutError as error:
@@ -66,6 +67,12 @@ class Engine:
         except aiohttp.ClientError as error:
             log.warning("the engine at %s sent no valid response: %s", self.url, describe(error))
             raise RequestError(502, "the engine sent no valid response") from error
+        # A client would follow a redirect, to an address that may be internal; others cannot be sent on.
+        if not (200 <= response.status < 300 or 400 <= response.status < 600):
+            response.close()
+            log.warning("the engine at %s answers with status %d", self.url, response.status)
+            raise RequestError(502, f"the engine answered with status {response.status}")
+        return response
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the whole body of a response, and close it. Raises RequestError."""

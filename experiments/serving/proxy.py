@@ -349,8 +349,12 @@ def _pass(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _add_scale(response: aiohttp.ClientResponse, chosen: ChosenScale | None) -> dict[str, str]:
-    """Return the headers of the engine for the client, with the scale."""
-    passed = {name: value for name, value in response.headers.items() if name.lower() not in _OWN_HEADERS}
+    """Return the headers of the engine for the client, with the scale; without those that are not text."""
+    passed = {
+        name: value
+        for name, value in response.headers.items()
+        if name.lower() not in _OWN_HEADERS and value.isascii() and value.isprintable()
+    }
     return passed if chosen is None else {**passed, SCALE_HEADER: str(chosen.scale)}
 
 

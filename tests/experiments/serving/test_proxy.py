@@ -270,6 +270,21 @@ def test_a_strange_answer_of_the_engine_passes(unopened, chooser, content):
         assert response.content == content
 
 
+@pytest.mark.parametrize("status", [101, 307, 999])
+def test_a_status_that_is_no_answer_is_an_error(unopened, chooser, status):
+    engine = Engine(lambda _: Response(status_code=status, headers={"location": "http://10.0.0.1/"}))
+    (response,) = ask_engine(engine, unopened, chooser, ImageArguments(), ask(COUNT, URL))
+    assert response.status_code == 502 and "location" not in response.headers
+    assert response.json()["error"]["type"] == "server_error"
+
+
+def test_a_header_of_the_engine_that_is_no_text_is_left_out(unopened, chooser):
+    engine = Engine(lambda _: JSONResponse(ANSWER, headers={"x-a": "\xe9", "x-tokenscale-scale": "999"}))
+    (response,) = ask_engine(engine, unopened, chooser, ImageArguments(), ask(COUNT, URL))
+    assert response.status_code == 200 and "x-a" not in response.headers
+    assert response.headers["x-tokenscale-scale"] == "16"
+
+
 def test_a_large_answer_of_the_engine_is_cut_off(unopened, chooser):
     engine = Engine(lambda _: Response(b"x" * 2000))
     (response,) = ask_engine(
