@@ -22,7 +22,7 @@ from omegaconf.errors import (
 )
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from experiments.settings import backbone, commands, pipeline
+from experiments.settings import analysis, backbone, benches, outcomes, pipeline, use
 from experiments.settings.base import (
     MISSING,
     Built,
@@ -156,38 +156,38 @@ def read_signature(target: Callable[..., Any]) -> Signature:
 
 
 SETTINGS: Mapping[str, type[Settings]] = {
-    "answer": commands.AnswerSettings,
-    "bench_adaptive": commands.BenchAdaptiveSettings,
-    "gpu_check": commands.GpuCheckSettings,
-    "bench_evaluation": commands.BenchEvaluationSettings,
-    "bench_labelling": commands.BenchLabellingSettings,
-    "check_backbone": commands.CheckBackboneSettings,
-    "compare": commands.CompareSettings,
-    "compare_backbones": commands.CompareBackbonesSettings,
-    "demo": commands.DemoSettings,
-    "estimate": commands.EstimateSettings,
+    "answer": use.AnswerSettings,
+    "bench_adaptive": benches.BenchAdaptiveSettings,
+    "gpu_check": benches.GpuCheckSettings,
+    "bench_evaluation": benches.BenchEvaluationSettings,
+    "bench_labelling": benches.BenchLabellingSettings,
+    "check_backbone": benches.CheckBackboneSettings,
+    "compare": analysis.CompareSettings,
+    "compare_backbones": analysis.CompareBackbonesSettings,
+    "demo": use.DemoSettings,
+    "estimate": outcomes.EstimateSettings,
     "evaluate": pipeline.EvaluateSettings,
-    "export": commands.ExportSettings,
-    "failures": commands.FailuresSettings,
+    "export": outcomes.ExportSettings,
+    "failures": analysis.FailuresSettings,
     "figure2": backbone.Figure2Settings,
-    "granularity": commands.GranularitySettings,
-    "import_outcomes": commands.ImportOutcomesSettings,
+    "granularity": analysis.GranularitySettings,
+    "import_outcomes": outcomes.ImportOutcomesSettings,
     "label": pipeline.LabelSettings,
-    "label_curve": commands.LabelCurveSettings,
+    "label_curve": analysis.LabelCurveSettings,
     "latency": pipeline.LatencySettings,
-    "model_card": commands.ModelCardSettings,
-    "parity": commands.ParitySettings,
-    "publish": commands.PublishSettings,
-    "recalibrate": commands.RecalibrateSettings,
+    "model_card": outcomes.ModelCardSettings,
+    "parity": benches.ParitySettings,
+    "publish": use.PublishSettings,
+    "recalibrate": use.RecalibrateSettings,
     "resample": pipeline.ResampleSettings,
     "run": pipeline.RunSettings,
-    "status": commands.StatusSettings,
-    "paper": commands.PaperSettings,
-    "serve": commands.ServeSettings,
+    "status": outcomes.StatusSettings,
+    "paper": analysis.PaperSettings,
+    "serve": use.ServeSettings,
     "train": pipeline.TrainSettings,
     "train_backbone": backbone.TrainBackboneSettings,
-    "transfer": commands.TransferSettings,
-    "tune": commands.TuneSettings,
+    "transfer": analysis.TransferSettings,
+    "tune": analysis.TuneSettings,
 }
 # Overlays (conf/experiment) are for several commands, so they may have settings of other commands.
 _KNOWN = frozenset(key for settings in SETTINGS.values() for key in settings.model_fields)
