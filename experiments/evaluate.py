@@ -52,6 +52,12 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
     check_labels(config.paths.labels, ("calibration", "test"), allow_small=config.allow_small)
     trained, tracker = open_configured(config), make_tracker(config)
     task = instantiate(config.task, _convert_="all")
+    output = Path(HydraConfig.get().runtime.output_dir)
+    runs = (output.parent, Path(config.paths.outputs) / "runs")
+    fingerprints = read_manifest(Path(config.paths.labels))["fingerprints"]
+    next_failures = format_next(*_list_next(config)[:1], config=config).removeprefix("next: ")
+    failures = FailuresLink(find_failures(runs, fingerprints), output, next_failures)
+    viewer = find_configured_viewer(config.backbone)
     evaluation = evaluate_predictors(
         trained,
         labels=Path(config.paths.labels),
@@ -61,17 +67,13 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
         latency=Path(config.paths.latency),
         batch_size=config.latency.batch_size,
     )
-    output = Path(HydraConfig.get().runtime.output_dir)
-    runs = (output.parent, Path(config.paths.outputs) / "runs")
-    fingerprints = read_manifest(Path(config.paths.labels))["fingerprints"]
-    next_failures = format_next(*_list_next(config)[:1], config=config).removeprefix("next: ")
     write_evaluation(
         evaluation,
         output,
         provenance=Provenance.of(config),
         gallery=Gallery(task.image, config.gallery, config.seed),
-        viewer=find_configured_viewer(config.backbone),
-        failures=FailuresLink(find_failures(runs, fingerprints), output, next_failures),
+        viewer=viewer,
+        failures=failures,
     )
     if tracker is not None and is_sweep():
         log.info("a tracker shows no evaluation of a sweep, as a search must not read the test split")

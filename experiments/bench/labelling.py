@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from experiments.estimates.labelling import count_vision
 from experiments.labels.block_labels import answer_at_scales
 from experiments.labels.blocks import group_by_image
 from experiments.labels.machine import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Sample, Task
 from m3_backbone.decoding.drafting import Work
+from m3_backbone.ladder import coinciding_scales
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from m3_backbone.model_backbone import ModelBackbone
 
@@ -105,7 +107,7 @@ class Engine:
         self.backbone, self.pictures = backbone, pictures
         self.answers: list[list[list[int]]] = []
         self.work = Work()
-        self.flops = 0
+        self.flops = 0.0
 
     def answer_at(self, scales: Sequence[int]) -> list[list[list[int]]]:
         """Return token ids by question and scale, coarsest first."""
@@ -118,10 +120,10 @@ class Engine:
         if scales == self.backbone.scales:
             self.work = self.backbone.work.since(before)
             self.answers = answers
-            # A pooled backbone encodes an image once for all scales.
-            encoded_at = scales[-1:] if self.backbone.family == "pooled" else scales
+            passes = [set(coinciding_scales(self.backbone, image.size).values()) for image in encoded]
             vision = sum(
-                self.backbone.vision_flops(image.size, scale) for image in encoded for scale in encoded_at
+                count_vision(self.backbone, image.size, sorted(at))
+                for image, at in zip(encoded, passes, strict=True)
             )
             self.flops = vision + self.work.num_tokens * self.backbone.decode_flops_per_token()
         return answers

@@ -236,10 +236,15 @@ def check_samples(backbones: Sequence[BackboneSamples]) -> None:
     first = backbones[0]
     for backbone in backbones[1:]:
         if _list_samples(first.test) != _list_samples(backbone.test):
-            raise ValueError(
-                f"{first.name} and {backbone.name} answered different test samples: label the task with the "
-                "same limits and seed for both"
-            )
+            raise ValueError(describe_other_samples(first.name, backbone.name))
+
+
+def describe_other_samples(first: str, second: str) -> str:
+    """Return an error message for two backbones that answered different test samples."""
+    return (
+        f"{first} and {second} answered different test samples: label the task with the same limits and seed "
+        "for both; skipped.jsonl in each label folder lists the samples that could not be answered"
+    )
 
 
 def _find_measure(backbone: BackboneSamples, key: str) -> CostMeasure | None:

@@ -124,7 +124,8 @@ def tabulate(split: str, table: OutcomeTable, images: Mapping[str, str]) -> pa.T
 def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[str, str]:
     """Write every image as PNG, unless it is there; returns image id -> path in the folder.
 
-    An image that cannot be read any more is left out with a warning.
+    An image that cannot be read any more is left out with a warning. Images of an earlier export that are
+    not among these are deleted, so that no upload has them.
     """
     (folder / IMAGES).mkdir(exist_ok=True)
     image_ids = list(dict.fromkeys(i for table in exported.tables.values() for i in table.image_id))
@@ -142,6 +143,10 @@ def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[s
             except OSError as error:
                 log.warning("left out: %s", error)
             progress.update(1)
+    kept = set(paths.values())
+    for file in (folder / IMAGES).glob("*.png"):
+        if f"{IMAGES}/{file.name}" not in kept:
+            file.unlink()
     return paths
 
 

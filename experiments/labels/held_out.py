@@ -71,7 +71,7 @@ class EvaluationRecorder:
     """
 
     records: Path
-    command: str = ""
+    command: str
     configuration: str = ""
     allow_unrecorded: bool = False
 

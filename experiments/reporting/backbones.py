@@ -13,6 +13,7 @@ from experiments.evaluation.backbones import (
     BackboneSamples,
     MatchedCosts,
     compare_backbones,
+    describe_other_samples,
     label_of,
 )
 from experiments.evaluation.costs import CostMeasure, list_cost_measures
@@ -43,7 +44,7 @@ from experiments.tasks.sizes import Banner
 from experiments.tasks.video import CHOICE_KEYS
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
 from predictor.files import write_json
 
 PAGE, RESULTS = "backbones.html", "backbones.json"
@@ -64,7 +65,8 @@ def read_backbones(
 ) -> tuple[list[BackboneSamples], dict[str, EvaluationRecord]]:
     """Return the samples of every backbone, and the records of the evaluations, written before.
 
-    Raises ValueError if the backbones were labelled on different data; no test split is opened then.
+    Raises ValueError if the backbones were labelled on different data or on other numbers of test samples;
+    no test split is opened then.
     """
     manifests = [read_manifest(entry.labels) for entry in folders]
     first, *others = [
@@ -76,6 +78,9 @@ def read_backbones(
                 f"{first[0]} and {name} were labelled on different data: label the task with the same "
                 "settings for both"
             )
+        # Samples of different videos are compared one by one when they are read.
+        if manifest["counts"].get(HELD_OUT) != manifests[0]["counts"].get(HELD_OUT):
+            raise ValueError(describe_other_samples(first[0], name))
     for entry, (_, fingerprints) in zip(folders, (first, *others), strict=True):
         check_resampled(entry.labels, fingerprints)
     prepared = [(entry, *_prepare(entry, batch_size)) for entry in folders]

@@ -344,18 +344,22 @@ class RelayedResponse(StreamingResponse):
 
 def _pass(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a client for the engine; responses are not compressed."""
-    passed = {name: value for name, value in headers.items() if name.lower() not in _OWN_HEADERS}
-    return {**passed, "accept-encoding": "identity"}
+    return {**_select_headers(headers), "accept-encoding": "identity"}
 
 
 def _add_scale(response: aiohttp.ClientResponse, chosen: ChosenScale | None) -> dict[str, str]:
-    """Return the headers of the engine for the client, with the scale; without those that are not text."""
-    passed = {
+    """Return the headers of the engine for the client, with the scale."""
+    passed = _select_headers(response.headers)
+    return passed if chosen is None else {**passed, SCALE_HEADER: str(chosen.scale)}
+
+
+def _select_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that the other side gets: text of printable ASCII, not about this connection."""
+    return {
         name: value
-        for name, value in response.headers.items()
+        for name, value in headers.items()
         if name.lower() not in _OWN_HEADERS and value.isascii() and value.isprintable()
     }
-    return passed if chosen is None else {**passed, SCALE_HEADER: str(chosen.scale)}
 
 
 def _add_choice(body: bytes, chosen: ChosenScale, *, is_first: bool) -> bytes:

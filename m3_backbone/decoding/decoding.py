@@ -212,17 +212,20 @@ class Decoder:
     ) -> list[Decoded]:
         """Return the answers to the questions of these numbers; by default, to all.
 
-        With `num_tokens`, no token ends an answer before it has that many, and `started` stays as it is.
-        `watch` is called with the number of a question and the tokens of its answer so far whenever that
-        grows; it must not change them.
+        With `num_tokens`, no token ends an answer before it has that many. `started` stays as it is. `watch`
+        is called with the number of a question and the tokens of its answer so far whenever that grows; it
+        must not change them.
         """
-        rows = dict(enumerate(started.rows)) if numbers is None else {i: started.rows[i] for i in numbers}
-        if num_tokens is not None:
-            stop = Stop(frozenset(), num_tokens)
-            rows = {i: replace(row, stop=stop, token_ids=list(row.token_ids)) for i, row in rows.items()}
-        if watch is not None:
-            for number, row in rows.items():
-                row.watch = partial(watch, number)
+        rows: dict[int, Row] = {}
+        for number in range(len(started.rows)) if numbers is None else numbers:
+            row = started.rows[number]
+            rows[number] = replace(
+                row,
+                stop=row.stop if num_tokens is None else Stop(frozenset(), num_tokens),
+                token_ids=list(row.token_ids),
+                watch=None if watch is None else partial(watch, number),
+            )
+            if watch is not None:
                 watch(number, row.token_ids)
         open_rows = [row for row in rows.values() if not row.is_finished]
         work = Work()

@@ -105,8 +105,8 @@ class ResizedLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]  # 
 
     def run_vision(self, images: Sequence[Image.Image], scale: int) -> list[VisualPrefix]:
         if not self._is_single_grid:
-            tokens = LlavaBackbone.visual_tokens(self, self._encode_batch(images), scale)
-            return [VisualPrefix(each) for each in tokens]
+            encoded = self._encode_batch(images)
+            return [VisualPrefix(tokens) for tokens in LlavaBackbone.visual_tokens(self, encoded, scale)]
         shrink, full = self.preprocessor_at(scale), self.processor.images
         model = self.model.model
         assert isinstance(model, M3LlavaModel)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from m3_backbone.features import ImageFeatures, stack_statistics
 from m3_backbone.ladder import Family
 from m3_backbone.outcomes.manifest import EMBEDDINGS, SPLITS, find_shard, read_images, read_manifest
-from m3_backbone.outcomes.shards import check_content, naming, read_features
+from m3_backbone.outcomes.shards import check_content, naming, read_content, read_features
 from m3_backbone.outcomes.table import HeldOutAccess, OutcomeTable, Rows, take, to_index
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ class TokenEmbeddings:
     @classmethod
     def hold(cls, tensor: "Tensor") -> Self:
         """Return embeddings that are in memory already."""
-        return cls(tensor.shape[1], lambda: tensor)
+        return cls(tensor.shape[1], partial(_return, tensor))
 
     @classmethod
     def open(cls, path: Path, digest: str) -> Self:
         """Return the embeddings in a file of a label folder.
 
-        Raises ValueError that names the file if its SHA-256 is not `digest` or if it has no embeddings;
-        `tensor` raises it for embeddings that are not finite.
+        Raises ValueError that names the file if its SHA-256 is not `digest` or if it has no embeddings, here
+        and when `tensor` reads it; `tensor` raises it for embeddings that are not finite too.
         """
         check_content(path, digest)
         with naming(path), safe_open(path, framework="np") as file:
@@ -93,7 +93,7 @@ class TokenEmbeddings:
             shape = file.get_slice(_EMBEDDINGS_KEY).get_shape() if _EMBEDDINGS_KEY in names else []
         if len(shape) != 2:
             raise ValueError(_describe_missing_embeddings(path))
-        return cls(shape[1], partial(_load_embeddings, path))
+        return cls(shape[1], partial(_load_embeddings, path, digest))
 
     @cached_property
     def tensor(self) -> "Tensor":
@@ -101,9 +101,16 @@ class TokenEmbeddings:
         return self._load()
 
 
-def _load_embeddings(path: Path) -> "Tensor":
-    with naming(path), safe_open(path, framework="pt") as file:
-        embeddings: Tensor = file.get_tensor(_EMBEDDINGS_KEY)
+def _return(tensor: "Tensor") -> "Tensor":
+    return tensor  # a function by name, as `Inputs` may be pickled
+
+
+def _load_embeddings(path: Path, digest: str) -> "Tensor":
+    from safetensors.torch import load
+
+    content = read_content(path, digest)
+    with naming(path):
+        embeddings = load(content)[_EMBEDDINGS_KEY]
     if not embeddings.isfinite().all():
         raise ValueError(_describe_missing_embeddings(path))
     return embeddings

@@ -105,7 +105,7 @@ def evaluate(store, output, *, task=None, failures=None, **plan):
         find_all(store),
         labels=store / "labels",
         task=task,
-        recorder=EvaluationRecorder(store / "evaluations"),
+        recorder=EvaluationRecorder(store / "evaluations", "test"),
         plan=EvaluationPlan(bootstrap=Bootstrap(50), **plan),
     )
     provenance = Provenance("python -m experiments.evaluate", "seed: 0", "now")
@@ -380,7 +380,7 @@ def test_the_price_of_a_point_makes_the_choices_of_the_point(store, evaluated, t
     """At the price that the slider shows, `choose` spends what the point spends."""
     findings, _ = evaluated
     trained = find_all(store)[0]
-    test, _ = EvaluationRecorder(tmp_path).open_test(store / "labels")
+    test, _ = EvaluationRecorder(tmp_path, "test").open_test(store / "labels")
     estimates = trained.predictor.predict(test.inputs)
     tokens = test.inputs.visual_tokens
     rows = [row for row in list_points(findings) if row.policy == trained.name]

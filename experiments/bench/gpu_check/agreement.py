@@ -1,5 +1,6 @@
 """Agreement of answers and logits on a device with the CPU, and conformance of every family."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,12 @@ def find_recordings(folder: Path) -> list[Path]:
             f"recordings={folder}: no folder in it has {EXPECTED}: give tests/fixtures/official_m3 of a clone"
         )
     return recordings
+
+
+def digest_recordings(folders: Sequence[Path]) -> str:
+    """Return a digest of what was recorded in the folders, eight hexadecimal digits."""
+    digests = [hashlib.sha256((folder / EXPECTED).read_bytes()).hexdigest() for folder in folders]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
 
 
 def compare_with_recordings(folders: Sequence[Path], device: str, dtype: str) -> Values:

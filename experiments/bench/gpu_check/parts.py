@@ -79,7 +79,7 @@ def run_parts(
 ) -> list[PartResult]:
     """Run the parts that `path` does not have yet, and save all results to it after each part.
 
-    Parts that failed or were not here run again. If the GPU stops working, the remaining parts are not here.
+    Parts that failed or were not here run again. If the GPU stops working, the remaining parts fail.
     Raises ValueError for a damaged file, and for results of another `identity`, unless `overwrite`.
     """
     saved = {} if overwrite else _read(path, identity)

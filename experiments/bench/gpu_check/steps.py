@@ -15,6 +15,7 @@ from experiments.bench.gpu_check.agreement import (
     check_conformance,
     compare_with_cpu,
     compare_with_recordings,
+    digest_recordings,
     find_recordings,
     list_families,
 )
@@ -207,7 +208,9 @@ def list_parts(
         for name, opener in families.items():
             parts.append(Part("parity", f"{name}, {dtype}", partial(compare_with_cpu, opener, device, dtype)))
     for dtype in ("float32", "bfloat16"):
-        parts.append(Part("recordings", dtype, partial(compare_with_recordings, recorded, device, dtype)))
+        # Other recordings are another part, so that results of these are not kept for them.
+        name = f"{dtype}, {digest_recordings(recorded)}" if recorded else dtype
+        parts.append(Part("recordings", name, partial(compare_with_recordings, recorded, device, dtype)))
     for name, opener in families.items():
         parts.append(Part("conformance", name, partial(check_conformance, opener, device)))
     for number in (1, 5):

@@ -315,7 +315,7 @@ def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, 
 
 def test_the_models_of_a_model_card_are_recorded(tmp_path, stated):
     write_labels(tmp_path / "labels", dict(zip(("train", "calibration", "test"), stated, strict=True)))
-    card: Any = judge_card("toy", tmp_path / "labels", EvaluationRecorder(tmp_path / "records"))
+    card: Any = judge_card("toy", tmp_path / "labels", EvaluationRecorder(tmp_path / "records", "test"))
     assert card["accuracy"]["question and image"] > 95
     (path,) = (tmp_path / "records").glob("*/*.jsonl")
     (read,) = EvaluationLog(path).read()

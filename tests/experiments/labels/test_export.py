@@ -153,7 +153,7 @@ def test_texts_of_users_cannot_leave_their_place(exported):
 def test_images_are_copied_when_asked(tmp_path):
     task = Scenes(num_images={"train": 2, "calibration": 0, "test": 0}, questions_per_image=2, image_size=96)
     label(task=task, backbone=LlavaBackbone("tiny_m3"), folder=tmp_path / "labels", num_workers=0)
-    exported = read_exported(tmp_path / "labels", ["train"], EvaluationRecorder(tmp_path / "records"))
+    exported = read_exported(tmp_path / "labels", ["train"], EvaluationRecorder(tmp_path / "records", "test"))
     write_outcomes(exported, tmp_path / "data", matrices=False, images=task)
     table = pd.read_parquet(tmp_path / "data" / "outcomes.parquet")
     assert len(table) == 4 and table.image.nunique() == 2

@@ -100,7 +100,7 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
         [open_trained(tmp_path / "predictors", p.name, identify(p, manifest, settings)) for p in predictors],
         labels=routed,
         task=task,
-        recorder=EvaluationRecorder(tmp_path / "records"),
+        recorder=EvaluationRecorder(tmp_path / "records", "test"),
         plan=EvaluationPlan(bootstrap=Bootstrap(50), guarantee=GuaranteeTerms(num_resplits=0)),
     )
     provenance = Provenance("command", "configuration", "now")

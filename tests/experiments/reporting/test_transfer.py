@@ -66,7 +66,7 @@ def run(folder, tmp_path):
         return transfer(make_predictor, sources=sources, settings=settings, **{**others, **arguments})
 
     others = {"labels": folder, "num_recalibration": 100}
-    others |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations")}
+    others |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations", "test")}
     return run
 
 

@@ -96,6 +96,7 @@ def test_states_are_those_of_transformers_and_cost_no_further_pass(backbone, ima
         assert len(answer.token_ids) == 9
         assert answer.token_ids[: len(plain[index].token_ids)] == plain[index].token_ids
     assert read_ids(prefilled.answer([1, 3])) == read_ids([plain[1], plain[3]])
+    assert read_ids(prefilled.answer([1, 3], num_tokens=9)) == read_ids(long)
 
     # Drafts and references leave the state as it is, and it takes no further token.
     drafted = {"references": [["a red one"]] * 4, "drafts": plain}
