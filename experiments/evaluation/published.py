@@ -51,6 +51,7 @@ _PLAIN = {
 # Scores per scale, then the oracle's mean tokens and score.
 _TILED = {
     "textvqa": ((63.13, 62.61, 58.71, 51.97, 38.92), 31.39, 70.51),
+    "ai2d": ((66.71, 68.07, 67.36, 66.77, 64.57), 11.54, 76.36),
     "chartqa": ((58.96, 57.04, 50.24, 42.00, 31.04), 41.78, 70.76),
     "docvqa": ((72.61, 66.48, 55.94, 43.52, 31.63), 64.09, 81.73),
     "pope": ((87.20, 87.67, 87.29, 86.17, 83.38), 6.08, 94.29),
@@ -64,6 +65,7 @@ _SPLITS = {
     "pope": "COCO",
     "vizwiz": "test",
     "textvqa": "validation",
+    "ai2d": "test",
     "chartqa": "test",
     "docvqa": "validation",
     "scienceqa": "test",
@@ -94,8 +96,11 @@ _PUBLISHED = {
 
 
 def find_published(backbone: str, task: str) -> Published | None:
-    """Return the published results of a backbone on a task, by names of configurations; None if none."""
-    return _PUBLISHED.get((backbone, task))
+    """Return the published results of a backbone on a task, by names of configurations; None if none.
+
+    The same questions with lmms-eval's prompt and scorer (`textvqa_lmms`) have the same published results.
+    """
+    return _PUBLISHED.get((backbone, task.removesuffix("_lmms")))
 
 
 def relate(published: Published | None, task: Task, limit: int | None) -> Published | None:

@@ -283,3 +283,97 @@ def write_hrbench(root: Path) -> Path:
     name = "hrbench_version_split"
     readme = configuration(name, "hrbench_4k", "data/hr_bench_4k.parquet")
     return write(path, rows, readme, index=INT, image=STRING)
+
+
+def write_gqa(root: Path) -> Path:
+    """Questions and images in two configurations; the task reads the images from lmms-lab-encoder/GQA."""
+    rows = [
+        {
+            "id": str(number),
+            "imageId": f"n{number // 3}",
+            "question": f"Is sign {number} left of the door?",
+            "answer": "yes" if number % 2 else "no",
+            "types": {"structural": "verify" if number % 2 else "query"},
+        }
+        for number in range(12)
+    ]
+    folder = root / "lmms-lab-encoder" / "GQA"
+    names = ("testdev_balanced_instructions", "testdev_balanced_images")
+    write(folder / names[0] / "testdev.parquet", rows, types={"structural": STRING})
+    images = [{"id": f"n{number}", "image": paint(number)} for number in range(4)]
+    readme = "".join(configuration(name, "testdev", f"{name}/testdev.parquet") for name in names)
+    return write(folder / names[1] / "testdev.parquet", images, readme)
+
+
+def write_scienceqa(root: Path) -> Path:
+    rows = [
+        {
+            "image": paint(number),
+            "question": f"Which part is {number}?",
+            "choices": ["root", "leaf", "stem"],
+            "answer": number % 3,
+            "hint": "" if number % 2 else "Look at the plant.",
+            "subject": "natural science",
+        }
+        for number in range(10)
+    ]
+    path = root / "scienceqa" / "ScienceQA-IMG" / "test-00000-of-00001.parquet"
+    readme = configuration("ScienceQA-IMG", "test", "ScienceQA-IMG/test-*")
+    return write(path, rows, readme, choices=List(STRING), answer=Value("int8"))
+
+
+def write_vizwiz(root: Path) -> Path:
+    rows = [
+        {
+            "question_id": f"VizWiz_val_{number:08d}.jpg",
+            "image": paint(number),
+            "question": f"what is can {number}?",
+            "answers": ["soup"] * 7 + ["tomato soup"] * 2 + ["unanswerable"],
+            "category": "other",
+        }
+        for number in range(10)
+    ]
+    path = root / "vizwiz" / "data" / "val-00000-of-00001.parquet"
+    return write(path, rows, answers=List(STRING))
+
+
+def write_vmcbench(root: Path) -> Path:
+    rows = [
+        {
+            "index": number,
+            "question": f"What does line {number} say?",
+            **dict(zip("ABCD", ("one", "two", "three", "four"), strict=True)),
+            "answer": "ABCD"[number % 4],
+            "category": "TextVQA" if number % 2 else "MathVista",
+            "image": paint(number),
+        }
+        for number in range(10)
+    ]
+    return write(root / "vmcbench" / "data" / "dev-00000-of-00001.parquet", rows, index=INT)
+
+
+METADATA = ("language", "source", "category", "task", "context", "grade")
+
+
+def write_mathvista(root: Path) -> Path:
+    rows: list[dict[str, Any]] = [
+        {
+            "pid": str(number),
+            "question": f"How many bars are there in {number}?",
+            "image": f"images/{number}.jpg",
+            "decoded_image": paint(number),
+            "choices": ["123", "10", "4567"] if number % 2 else None,
+            "unit": None,
+            "precision": None,
+            "answer": "10" if number % 2 else "7",
+            "question_type": "multi_choice" if number % 2 else "free_form",
+            "answer_type": "text" if number % 2 else "integer",
+            "metadata": {"split": "testmini", **dict.fromkeys(METADATA, "figure"), "skills": ["counting"]},
+            "query": f"How many bars are there in {number}?",
+        }
+        for number in range(10)
+    ]
+    path = root / "mathvista" / "data" / "testmini-00000-of-00001.parquet"
+    types: dict[str, Any] = {"choices": List(STRING), "metadata": dict.fromkeys(METADATA, STRING)}
+    types["metadata"] |= {"split": STRING, "skills": List(STRING)}
+    return write(path, rows, image=STRING, decoded_image=Image(), precision=Value("float64"), **types)

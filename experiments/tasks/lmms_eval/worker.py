@@ -35,6 +35,7 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 MAX_REFERENCES = 100
 MAX_MESSAGE_CHARS = 1000
+JUDGE_FREE = "with task.judge_free=true it asks none, and answers that its rules cannot read count as wrong"
 
 
 class Refused(Exception):
@@ -54,6 +55,9 @@ class TaskServer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.name = settings, str(settings["name"])
+        if settings["judge_free"]:
+            # Some scorers make the client of a judge when they are imported, and it wants a key.
+            os.environ.setdefault("OPENAI_API_KEY", "none")
         self.task = load_task(settings)
         check_output(self.task.OUTPUT_TYPE)
         self.metric = self._choose_metric()
@@ -259,7 +263,7 @@ def load_task(settings: dict[str, Any]) -> Any:
     except Exception as error:
         package = type(error).__module__.partition(".")[0]
         if package in JUDGES:
-            raise Refused(f"it asks a judge model ({package}): choose another task") from error
+            raise Refused(f"it asks a judge model ({package}): choose another task; {JUDGE_FREE}") from error
         raise Refused(f"lmms-eval cannot load it: {explain(error)}") from error
     check_output(config.get("output_type", "generate_until"))
     check_judge(config, settings)
@@ -290,7 +294,7 @@ def check_judge(config: dict[str, Any], settings: dict[str, Any]) -> None:
     if judge is not None:
         raise Refused(
             f"its metric {metric} asks a judge model ({judge}): choose another task.metric or another task; "
-            "with task.judge_free=true it asks none, and answers that its rules cannot read count as wrong"
+            f"{JUDGE_FREE}"
         )
 
 
@@ -444,6 +448,13 @@ def watch_connections() -> list[str]:
     socket.socket.connect = lambda self, address: refuse(address)  # type: ignore[method-assign]
     socket.socket.connect_ex = lambda self, address: refuse(address)  # type: ignore[method-assign]
     socket.getaddrinfo = lambda host, *_, **__: refuse(host)
+    # lmms-eval's judges retry for long, or have no key and do not connect, and scorers go on with a guess.
+    judge_module = sys.modules.get("lmms_eval.llm_judge.base")
+    pending = [] if judge_module is None else [judge_module.ServerInterface]
+    while pending:
+        judge = pending.pop()
+        pending += judge.__subclasses__()
+        judge.evaluate = judge.evaluate_async = lambda self, *_, **__: refuse(type(self).__name__)
     return wanted
 
 

@@ -205,6 +205,12 @@ def test_without_the_judge_unreadable_answers_are_wrong(open_task, caplog):
     assert caplog.text.count(f"such as that of {sample.sample_id}: they count as wrong") == 1
 
 
+def test_a_judge_without_a_key_gives_no_score(open_task):
+    task = open_task("keyless", judge_free=True)
+    sample = next(task.samples("train"))
+    assert [task.score(sample, answer) for answer in (sample.references[0], "it depends")] == [1, 0]
+
+
 def test_a_score_that_draws_is_the_same_for_all_answers_of_a_sample(open_task):
     task = open_task("drawn")
     first, second = list_samples(task)[:2]
