@@ -176,10 +176,13 @@ def make_recorder(config: DictConfig, configuration: str | None = None) -> "Eval
     """
     from experiments.labels.held_out import EvaluationRecorder
 
-    hydra_config = HydraConfig.get()
+    command = "called from Python"
+    if HydraConfig.initialized():
+        hydra_config = HydraConfig.get()
+        command = format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task))
     return EvaluationRecorder(
         Path(config.paths.evaluations),
-        format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task)),
+        command,
         OmegaConf.to_yaml(config, resolve=True) if configuration is None else configuration,
         config.allow_unrecorded,
     )
