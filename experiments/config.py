@@ -161,9 +161,8 @@ class Provenance:
     @classmethod
     def of(cls, config: DictConfig) -> Self:
         """Return the provenance of the running command."""
-        hydra_config = HydraConfig.get()
         return cls(
-            format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task)),
+            _format_running_command(),
             OmegaConf.to_yaml(config, resolve=True),
             f"{datetime.now():%Y-%m-%d %H:%M}",
         )
@@ -176,16 +175,18 @@ def make_recorder(config: DictConfig, configuration: str | None = None) -> "Eval
     """
     from experiments.labels.held_out import EvaluationRecorder
 
-    command = "called from Python"
-    if HydraConfig.initialized():
-        hydra_config = HydraConfig.get()
-        command = format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task))
     return EvaluationRecorder(
         Path(config.paths.evaluations),
-        command,
+        _format_running_command() if HydraConfig.initialized() else "called from Python",
         OmegaConf.to_yaml(config, resolve=True) if configuration is None else configuration,
         config.allow_unrecorded,
     )
+
+
+def _format_running_command() -> str:
+    """Return the running command with its overrides; in a sweep, that of the job."""
+    hydra_config = HydraConfig.get()
+    return format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task))
 
 
 def format_given_command() -> str:

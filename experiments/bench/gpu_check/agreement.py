@@ -18,6 +18,7 @@ from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
+from m3_backbone.outcomes.shards import digest_file
 
 # Allowed largest difference of logits: a share of the largest logit of the reference, or, in bfloat16, a
 # multiple of the rounding error of the same weights in bfloat16 on the CPU, if that is more. That error
@@ -103,7 +104,7 @@ def find_recordings(folder: Path) -> list[Path]:
 
 def digest_recordings(folders: Sequence[Path]) -> str:
     """Return a digest of what was recorded in the folders, eight hexadecimal digits."""
-    digests = [hashlib.sha256((folder / EXPECTED).read_bytes()).hexdigest() for folder in folders]
+    digests = [digest_file(folder / EXPECTED) for folder in folders]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
 
 
