@@ -13,7 +13,7 @@ LMMS_INSTALLED := $(LMMS)/.installed
 CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install run paper test test-slow lmms-env lmms-test check docs format clean
+.PHONY: help install run paper test test-long test-slow lmms-env lmms-test check docs format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ paper: $(INSTALLED) ## every table and figure of docs/results.md; ARGS="paper=sh
 # One thread a worker: two workers with a thread pool each would fight over the same cores.
 test: $(INSTALLED) ## the tests, offline, on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+test-long: $(INSTALLED) ## tests that run whole commands and other processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m 'long and not slow' $(ARGS)
 
 test-slow: $(INSTALLED) ## tests that take minutes each: commands killed at random moments, flipped bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m slow $(ARGS)

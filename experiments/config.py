@@ -29,7 +29,14 @@ from experiments.cli import (
     is_started_by_script,
 )
 from experiments.labels.devices import remember_visible, restore_visible
-from experiments.settings.command_line import compose, find_wrong_argument, rename_settings
+from experiments.settings.command_line import (
+    FULL_ERROR,
+    Composing,
+    compose,
+    find_malformed,
+    find_wrong_argument,
+    rename_settings,
+)
 
 if TYPE_CHECKING:
     from experiments.labels.held_out import EvaluationRecorder
@@ -50,8 +57,11 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
+        composing = Composing(find_config_dir(), config_name)
+
         @functools.wraps(function)
         def guarded(config: DictConfig) -> Any:
+            composing.end()
             replace_unprintable()
             restore_visible(os.environ)
             if is_started_by_script():
@@ -72,7 +82,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 raise SystemExit(130) from None
             except Exception as error:
                 mistake = describe_mistake(error)
-                if mistake is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                if mistake is None or os.environ.get(FULL_ERROR) == "1":
                     raise
                 for line in mistake.splitlines():
                     print(f"error: {line}", file=sys.stderr)
@@ -90,12 +100,17 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             remember_visible()
             arguments = sys.argv[1:] = rename_settings(sys.argv[1:])
             overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
+            has_flags = any(text.startswith("-") for text in overrides)
             # With another flag, as --config-dir, Hydra prints its own help.
-            asks_for_help = overrides != arguments and not any(text.startswith("-") for text in overrides)
+            asks_for_help = overrides != arguments and not has_flags
+            is_one_job = overrides == arguments and not has_flags
             try:
-                mistake = find_wrong_argument(
-                    find_config_dir(), config_name, overrides if asks_for_help else arguments
-                )
+                if is_one_job:
+                    mistake = find_malformed(find_config_dir(), arguments)
+                else:
+                    mistake = find_wrong_argument(
+                        find_config_dir(), config_name, overrides if asks_for_help else arguments
+                    )
                 if mistake is not None:
                     print(f"error: {mistake}", file=sys.stderr)
                     raise SystemExit(2)
@@ -108,7 +123,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                         )
                     )
                     raise SystemExit(0)
-                return command()
+                return composing.run(command, arguments) if is_one_job else command()
             except KeyboardInterrupt:  # before a job begins, or between two jobs
                 given = format_command(config_name, _without_overwrite(arguments))
                 print(

@@ -19,7 +19,7 @@ from experiments.config import entry_point, format_given_command, is_one_after_a
 from experiments.next_commands import format_next
 
 if TYPE_CHECKING:
-    from experiments.labels.labelling import LabelSummary
+    from experiments.labels.label_summary import LabelSummary
     from experiments.tasks.base import Split
 
 

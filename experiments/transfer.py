@@ -27,8 +27,8 @@ def main(config: DictConfig) -> None:
     from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
     from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
-    from experiments.results.transfer import list_sources, transfer
-    from experiments.tasks.base import SPLITS, Split
+    from experiments.results.sources import list_sources
+    from experiments.results.transfer import TransferPlan, transfer
     from experiments.tasks.sizes import frame_banners
     from experiments.training.configured import read_settings
     from experiments.training.trainer import quiet_lightning
@@ -37,31 +37,25 @@ def main(config: DictConfig) -> None:
     quiet_lightning()
     hydra = HydraConfig.get()
     labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
-    targets = list_tasks(config.targets)
-    sources = list_sources(
-        list_tasks(config.sources), list_tasks(config.source_backbones), config.backbone.name
-    )
-    needed: dict[Path, tuple[str, tuple[Split, ...]]] = {
-        source.find(labels): (source.name, ("train", "calibration")) for source in sources
-    }
-    evaluated: tuple[Split, ...] = ("calibration", "test")
-    needed |= {
-        labels / target: (target, SPLITS if config.native or labels / target in needed else evaluated)
-        for target in targets
-    }
-    for folder, (_, splits) in needed.items():
-        check_labels(folder, splits, allow_small=config.allow_small)
-    rows = transfer(
-        partial(instantiate, config.predictor, _convert_="all"),
-        sources=sources,
-        targets=targets,
-        labels=labels,
+    plan = TransferPlan(
+        sources=list_sources(
+            list_tasks(config.sources), list_tasks(config.source_backbones), config.backbone.name
+        ),
+        targets=list_tasks(config.targets),
         num_recalibration=config.num_recalibration,
-        settings=read_settings(config),
         leave_one_out=config.leave_one_out,
         native=config.native,
         split=config.split,
         outcomes_of=config.outcomes_of,
+    )
+    needed = plan.list_needed(labels)
+    for folder, (_, splits) in needed.items():
+        check_labels(folder, splits, allow_small=config.allow_small)
+    rows = transfer(
+        partial(instantiate, config.predictor, _convert_="all"),
+        plan,
+        labels=labels,
+        settings=read_settings(config),
         make_trainer=partial(instantiate, config.trainer),
         recorder=make_recorder(config),
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
@@ -77,7 +71,7 @@ def main(config: DictConfig) -> None:
         output,
         predictor=config.predictor.name,
         backbone=config.backbone.name,
-        fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in targets},
+        fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in plan.targets},
         provenance=Provenance.of(config),
         banners=sorted(banners, key=lambda banner: not banner.is_loud),
         split=config.split,

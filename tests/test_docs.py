@@ -3,17 +3,23 @@
 import functools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from docs.site.pages import DOCUMENTS, list_documents, list_navigation, write_pages
 from experiments.answer import quote_free_text
 from experiments.cli import find_config_dir, list_commands
 from experiments.settings.check import check_settings
-from experiments.settings.command_line import compose as compose_config
-from experiments.settings.command_line import find_wrong_argument
+from experiments.settings.command_line import (
+    compose,
+    find_malformed,
+    find_unreadable,
+    find_wrong_argument,
+)
 from tests.pages import take_blocks, write_blocks
 from tests.paths import ROOT
 
@@ -53,18 +59,46 @@ def test_command_lines_are_accepted(page, tmp_path):
     for command, arguments in read_command_lines(page):
         assert command in list_commands(), command
         overrides = [*quote_free_text(arguments), *search_path]
-        assert find_wrong_argument(CONF, command, overrides) is None, (command, arguments)
-        # Classes of a page are in no package here.
-        if not search_path and not any(argument.startswith("-") for argument in arguments):
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-                check_settings(command, compose(command, overrides))
+        if search_path or any(argument.startswith("-") for argument in arguments):
+            # Classes of a page are in no package here; a sweep has many configurations.
+            assert find_wrong_argument(CONF, command, overrides) is None, (command, arguments)
+        else:
+            assert find_malformed(CONF, overrides) is None, arguments
+            check_settings(command, compose(CONF, command, overrides))
+
+
+GROUPS = {folder.relative_to(CONF).as_posix() for folder in CONF.rglob("*/")}
 
 
 @functools.cache
-def list_keys(command: str) -> frozenset[str]:
-    """First parts of settings that a command may have: without one of them it need not be composed."""
-    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    return frozenset(map(str, compose_config(CONF, command, []))) | groups
+def list_settings(command: str) -> frozenset[str]:
+    """Return the names of all settings that a command has by default, and of the mappings that hold them."""
+
+    def list_keys(node: Any, above: str = "") -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield f"{above}{key}"
+            yield from list_keys(value, f"{above}{key}.")
+
+    return frozenset(list_keys(OmegaConf.to_container(compose(CONF, command, []))))
+
+
+def is_known(command: str, override: str) -> bool:
+    """Whether a command has a setting by default, or a group with this option: composing would accept it."""
+    name, _, value = override.partition("=")
+    if name in GROUPS:
+        return name in list_settings(command) and (CONF / name / f"{value}.yaml").is_file()
+    return name in list_settings(command)
+
+
+def is_accepted(overrides: list[str], commands: list[str]) -> bool:
+    """Whether settings fit at least one command; configurations are composed only if that decides."""
+    if find_unreadable(overrides) is not None:
+        return False
+    if any(all(is_known(command, override) for override in overrides) for command in commands):
+        return True
+    tops = {re.split(r"[.@/=]", override)[0] for override in overrides}
+    fitting = [command for command in commands if tops <= list_settings(command) | GROUPS]
+    return any(find_wrong_argument(CONF, command, overrides) is None for command in fitting)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -75,10 +109,7 @@ def test_settings_in_the_text_are_accepted(page):
     for code in dict.fromkeys(re.findall(r"(?<!`)`([^`]+)`", prose)):
         words = code.split()
         if all(re.fullmatch(r"[a-z][\w.@/]*=\S+", word) for word in words) and not PLACEHOLDER.search(code):
-            overrides = shlex.split(code)
-            keys = {re.split(r"[.@/=]", word)[0] for word in words}
-            fitting = [name for name in commands if keys <= list_keys(name)]
-            assert any(find_wrong_argument(CONF, name, overrides) is None for name in fitting), code
+            assert is_accepted(shlex.split(code), commands), code
 
 
 def test_most_pages_have_command_lines():

@@ -35,6 +35,7 @@ def test_the_exercise_keeps_the_contract(search_path, monkeypatch, capsys):
     assert re.search(rf"^color_namer: {len(CHECKS) - 2} ok, 0 failed, 3 not applicable$", out, re.M), out
 
 
+@pytest.mark.long
 def test_the_exercise_is_labelled_trained_and_evaluated(search_path, monkeypatch, tmp_path):
     arguments = [
         *("run", "backbone=color_namer", search_path, "hydra.run.dir=run", "paths.store=store"),

@@ -43,6 +43,7 @@ def test_it_is_a_task_whose_splits_share_no_image(task):
     assert all(sample.metric in METRICS for each in samples.values() for sample in each)
 
 
+@pytest.mark.long
 def test_the_embedded_backbone_reads_its_digits(task, tmp_path):
     """The very handwriting of `scenes`, if larger: far better than the tenth that guessing gets."""
     backbone = LlavaBackbone("tiny_m3", name="tiny_m3", dtype="float32")

@@ -192,6 +192,7 @@ def test_extras_of_modules_are_those_of_the_declaration():
     assert {(extra, module) for module, extra in EXTRAS.items()} == named
 
 
+@pytest.mark.long
 def test_models_are_used_without_the_extras():
     """All of the model and of the predictors but what trains them; one module runs inside of lmms-eval."""
     code = f"import sys; sys.path.append({str(ROOT / 'tests/fixtures/fake_lmms_eval')!r})"

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.paths import ROOT
@@ -12,6 +13,7 @@ PAGE = ROOT / "docs" / "walk.md"
 COLORS = {"red": (214, 39, 40), "green": (44, 160, 60), "blue": (35, 85, 200), "yellow": (245, 220, 50)}
 
 
+@pytest.mark.long
 def test_the_walk_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()

@@ -28,7 +28,8 @@ from experiments.labels.blocks import (
     read_image,
 )
 from experiments.labels.folder import KeptInputs, LabelFolder
-from experiments.labels.labelling import LabelSummary, find_done, summarize
+from experiments.labels.label_summary import LabelSummary, summarize
+from experiments.labels.labelling import find_done
 from experiments.tasks.base import SPLITS
 from experiments.tasks.imported import BACKBONE
 from experiments.tasks.outcome_file import OutcomeFile, Row

@@ -8,11 +8,9 @@ only images that were never labelled. It migrates labels of earlier versions.
 import itertools
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -28,16 +26,15 @@ from experiments.labels.blocks import (
     plan,
     read_image,
 )
-from experiments.labels.division import NEAR_TIE
 from experiments.labels.engines import Engine, Job, LocalEngine, run_job
 from experiments.labels.files import refuse_parts
 from experiments.labels.folder import KeptInputs, LabelFolder
+from experiments.labels.label_summary import LabelSummary, summarize
 from experiments.labels.migration import is_of_earlier_version, migrate
 from experiments.labels.records import WorkRecord
 from experiments.tasks.base import SPLITS, Task
 from m3_backbone.asking import check_prompt
 from m3_backbone.backbone import NO_STATES, Backbone
-from m3_backbone.outcomes.table import HELD_OUT
 
 log = logging.getLogger(__name__)
 
@@ -83,58 +80,6 @@ class ShardSubset:
         return dict(itertools.islice(sizes.items(), self.index, None, self.count))
 
 
-@dataclass(frozen=True)
-class LabelSummary:
-    """Samples per split, mean scores of every split except test, and number of skipped samples per reason.
-
-    `num_missing` files are still to be made by runs on other parts. `replaced` is the folder of the former
-    labels after `overwrite`. `num_near_ties` counts answers with a margin below `NEAR_TIE`.
-    """
-
-    folder: Path
-    scales: tuple[int, ...]
-    counts: dict[str, int] = field(default_factory=dict)
-    accuracy: dict[str, list[float]] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    num_near_ties: int = 0
-    num_missing: int = 0
-    replaced: Path | None = None
-    skipped_file: Path | None = None
-
-    def describe(self) -> str:
-        """Return the numbers of answered and skipped samples as text."""
-        return f"{sum(self.counts.values()):,} samples, {sum(self.skipped.values()):,} skipped"
-
-    def __str__(self) -> str:
-        if self.num_missing:
-            return f"this part is done; {self.num_missing:,} files of other parts are still missing"
-        lines = [
-            f"{'split':<12}{'samples':>9}   score in % at" + "".join(f" {scale:>6}" for scale in self.scales)
-        ]
-        for split, count in self.counts.items():
-            shares = "".join(
-                f" {100 * share:>{max(6, len(str(scale)))}.1f}"
-                for scale, share in zip(self.scales, self.accuracy.get(split, ()), strict=False)
-            )
-            if count and split == HELD_OUT:
-                shares = "held out: shown by recorded evaluations only"
-            lines.append(f"{split:<12}{count:>9,}{'':>16}{shares}")
-        num_skipped = sum(self.skipped.values())
-        reasons = f", with reasons in {self.skipped_file}" if num_skipped else ""
-        lines.append(f"skipped: {num_skipped:,} samples{reasons}")
-        if self.skipped:
-            lines += [f"{count:>8,} x {reason}" for reason, count in Counter(self.skipped).most_common(10)]
-        if self.num_near_ties:
-            num_answers = len(self.scales) * sum(self.counts.values())
-            lines.append(
-                f"near ties: {self.num_near_ties:,} of {num_answers:,} answers lead by less than "
-                f"{NEAR_TIE:g} nats; rounding on another machine may change them"
-            )
-        if self.replaced is not None:
-            lines.append(f"the former labels are kept in {self.replaced}")
-        return "\n".join(lines)
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelJob(Job):
     """Labelling of the blocks of a task within the limits, without the samples in `answered`."""
@@ -164,6 +109,96 @@ class LabelJob(Job):
         yield from super().work_on(blocks)
         if not self.folder.has_embeddings():
             self.folder.write_embeddings(self.backbone.token_embeddings())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Labelling:
+    """Labelling of a task within limits into the folder `target`, or of one part of it (`subset`)."""
+
+    task: Task
+    backbone: Backbone
+    target: LabelFolder
+    limits: Limits
+    subset: ShardSubset
+    shard_size: int
+    images_per_batch: int
+    num_workers: int
+    engine: Engine
+    record: WorkRecord
+
+    def is_finished(self) -> bool:
+        """Whether the folder has all samples, and no image that could not be read is readable now."""
+        return self.target.has(self.limits) and not list_readable_again(self.target, self.task)
+
+    def run_whole(self, overwrite: bool) -> LabelSummary:
+        """Label what is missing. Parallel sweep jobs share labels: the first makes them, the others wait."""
+        target = self.target
+        # A run that overwrites does not wait: it would remove what the other run has just made.
+        with target.locked(timeout=0 if overwrite else None):
+            # Another process may have finished the labels meanwhile; they may be in use already.
+            if overwrite or not self.is_finished():
+                refuse_parts(target.path)
+                target.remove_remains()
+                self._begin(overwrite)
+                work, job = self._prepare()
+                with self._recording(work):
+                    run_job(self.engine, job, work.sizes, find_done(target, work))
+                    target.finish(work)
+        return replace(summarize(target), replaced=target.replaced)
+
+    def run_part(self, overwrite: bool) -> LabelSummary:
+        """Label what is missing of this part; the run that ends last completes the folder."""
+        target, subset = self.target, self.subset
+        if overwrite:
+            raise ValueError(
+                f"shard={subset} with overwrite=true would replace the files of the other parts: move "
+                f"{target.path} away before the first part is labelled"
+            )
+        with target.locked(subset.name):
+            # One process at a time writes the manifest.
+            with target.locked(timeout=PATIENCE):
+                if self.is_finished():
+                    return summarize(target)
+                if not target.is_begun(self.limits):
+                    refuse_parts(target.path, but=subset.name)
+                    self._begin(overwrite=False)
+                work, job = self._prepare()
+            with self._recording(work):
+                run_job(self.engine, job, subset.of(work.sizes), find_done(target, work))
+                with target.locked(timeout=PATIENCE):
+                    missing = len(work.digests) - len(find_done(target, work))
+                    if not missing and not target.has(self.limits):
+                        target.finish(work)
+        if missing:
+            return LabelSummary(target.path, target.scales, num_missing=missing)
+        return summarize(target)
+
+    def _begin(self, overwrite: bool) -> None:
+        names = {"backbone": self.backbone.name, "task": self.task.name, "image_set": self.task.image_set}
+        self.target.begin(names=names, limit=self.limits, shard_size=self.shard_size, overwrite=overwrite)
+
+    def _prepare(self) -> tuple[Plan, LabelJob]:
+        """Return the plan of all blocks that are not answered, and the job that works on them."""
+        readable = list_readable_again(self.target, self.task)
+        if readable:
+            log.info("%d images that could not be read before can be read now", len(readable))
+        answered = self.target.read_answered(retried=readable)
+        job = LabelJob(
+            task=self.task,
+            backbone=self.backbone,
+            images_per_batch=self.images_per_batch,
+            num_workers=self.num_workers,
+            folder=self.target,
+            limits=self.limits,
+            answered=answered,
+        )
+        return plan(self.task, self.limits, self.target.shard_size, answered), job
+
+    def _recording(self, work: Plan) -> AbstractContextManager[None]:
+        """Keep the record of this process in the folder while it works on the plan."""
+        blocks = {name: (digest, work.sizes[name]) for name, digest in work.digests.items()}
+        content = {"part": str(self.subset), "blocks": blocks}
+        return self.target.recording(self.subset.file_name, self.record.model_copy(update=content))
 
 
 def label(
@@ -211,8 +246,6 @@ def label(
         raise ValueError(NO_STATES.format(name=backbone.name))
     if kept.self_asking is not None:
         check_prompt(kept.self_asking)
-    subset = ShardSubset.parse(shard)
-    limits = _complete_limits(limit or {})
     target = LabelFolder(
         folder,
         fingerprints={**backbone.fingerprints, "data": task.fingerprint},
@@ -222,78 +255,27 @@ def label(
         division=task.division,
         command=command,
     )
-
-    def is_finished() -> bool:
-        return target.has(limits) and not list_readable_again(target, task)
-
+    labelling = Labelling(
+        task=task,
+        backbone=backbone,
+        target=target,
+        limits=_complete_limits(limit or {}),
+        subset=ShardSubset.parse(shard),
+        shard_size=shard_size,
+        images_per_batch=images_per_batch,
+        num_workers=num_workers,
+        engine=engine or LocalEngine(),
+        record=record or WorkRecord.begin(),
+    )
     if not overwrite and is_of_earlier_version(target.path):
         with target.locked(timeout=None):
             migrate(target, task, backbone)
-    if not overwrite and is_finished():
+    if not overwrite and labelling.is_finished():
         log.info("labels are up to date: %s", target.path)
         return summarize(target)
     if check is not None:
-        check(task, limits)
-    names = {"backbone": backbone.name, "task": task.name, "image_set": task.image_set}
-    begin = partial(target.begin, names=names, limit=limits, shard_size=shard_size)
-    engine = engine or LocalEngine()
-
-    def prepare() -> tuple[Plan, LabelJob]:
-        readable = list_readable_again(target, task)
-        if readable:
-            log.info("%d images that could not be read before can be read now", len(readable))
-        answered = target.read_answered(retried=readable)
-        work = plan(task, limits, target.shard_size, answered)
-        job = LabelJob(
-            task=task,
-            backbone=backbone,
-            images_per_batch=images_per_batch,
-            num_workers=num_workers,
-            folder=target,
-            limits=limits,
-            answered=answered,
-        )
-        return work, job
-
-    def keep_record(work: Plan) -> AbstractContextManager[None]:
-        blocks = {name: (digest, work.sizes[name]) for name, digest in work.digests.items()}
-        content = {"part": str(subset), "blocks": blocks}
-        return target.recording(subset.file_name, (record or WorkRecord.begin()).model_copy(update=content))
-
-    if subset.is_whole:
-        # Parallel sweep jobs share labels: the first makes them, the others wait (unless overwriting).
-        with target.locked(timeout=0 if overwrite else None):
-            # Another process may have finished the labels meanwhile; they may be in use already.
-            if overwrite or not is_finished():
-                refuse_parts(target.path)
-                target.remove_remains()
-                begin(overwrite=overwrite)
-                work, job = prepare()
-                with keep_record(work):
-                    run_job(engine, job, work.sizes, find_done(target, work))
-                    target.finish(work)
-        return replace(summarize(target), replaced=target.replaced)
-    if overwrite:
-        raise ValueError(
-            f"shard={subset} with overwrite=true would replace the files of the other parts: move "
-            f"{target.path} away before the first part is labelled"
-        )
-    with target.locked(subset.name):
-        # One process at a time writes the manifest.
-        with target.locked(timeout=PATIENCE):
-            if is_finished():
-                return summarize(target)
-            if not target.is_begun(limits):
-                refuse_parts(target.path, but=subset.name)
-                begin()
-            work, job = prepare()
-        with keep_record(work):
-            run_job(engine, job, subset.of(work.sizes), find_done(target, work))
-            with target.locked(timeout=PATIENCE):
-                missing = len(work.digests) - len(find_done(target, work))
-                if not missing and not target.has(limits):
-                    target.finish(work)
-    return summarize(target) if not missing else LabelSummary(target.path, target.scales, num_missing=missing)
+        check(task, labelling.limits)
+    return labelling.run_whole(overwrite) if labelling.subset.is_whole else labelling.run_part(overwrite)
 
 
 def list_readable_again(target: LabelFolder, task: Task) -> list[str]:
@@ -320,21 +302,6 @@ def choose_feature_scales(scales: Sequence[int] | None, backbone: Backbone) -> t
 def find_done(target: LabelFolder, work: Plan) -> set[str]:
     """Return the names of the blocks whose shards are complete."""
     return {name for name, digest in work.digests.items() if target.holds(name, digest)}
-
-
-def summarize(target: LabelFolder) -> LabelSummary:
-    """Return the summary of a finished folder."""
-    manifest = target.manifest
-    reasons = dict(Counter(row["reason"] for row in target.read_skipped()))
-    return LabelSummary(
-        target.path,
-        target.scales,
-        manifest["counts"],
-        manifest["accuracy"],
-        reasons,
-        manifest["near_ties"]["num_answers"],
-        skipped_file=target.skipped_file,
-    )
 
 
 def _complete_limits(limit: Limits) -> dict[str, int | None]:

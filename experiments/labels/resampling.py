@@ -233,20 +233,7 @@ def resample_answers(
     own = {key: table.fingerprints[key] for key in backbone.fingerprints}
     check_fingerprints(own, backbone.fingerprints, "the labels", f"backbone {backbone.name}")
     split_samples = list_samples(table, split)
-    samples = [sample for sample in split_samples if variation.suits(sample, num_runs)]
-    if not samples:
-        raise ValueError(
-            f"no {split} question of {labels} has {num_runs} different variants: give a smaller num_runs or "
-            "another variation"
-        )
-    if len(samples) < len(split_samples):
-        num_left_out = len(split_samples) - len(samples)
-        log.info(
-            "left out: %d of %d questions have fewer than %d variants",
-            num_left_out,
-            len(split_samples),
-            num_runs,
-        )
+    samples = select_varied(split_samples, variation, num_runs, origin=f"{split} question of {labels}")
     # Besides the references, the greedy answers are the likeliest ones.
     guesses = {
         sample.sample_id: tuple(answers) for sample, answers in zip(split_samples, table.answer, strict=True)
@@ -287,6 +274,22 @@ def resample_answers(
             f"num_images={num_images} of {labels} have no question to sample: give a larger num_images"
         )
     return resampled
+
+
+def select_varied(
+    samples: Sequence[Sample], variation: Variation, num_runs: int, *, origin: str
+) -> list[Sample]:
+    """Return the samples with `num_runs` variants; ValueError that names `origin` if there are none."""
+    varied = [sample for sample in samples if variation.suits(sample, num_runs)]
+    if not varied:
+        raise ValueError(
+            f"no {origin} has {num_runs} different variants: give a smaller num_runs or another variation"
+        )
+    if num_left_out := len(samples) - len(varied):
+        log.info(
+            "left out: %d of %d questions have fewer than %d variants", num_left_out, len(samples), num_runs
+        )
+    return varied
 
 
 def list_samples(table: OutcomeTable, split: Split) -> list[Sample]:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning
@@ -18,13 +18,15 @@ from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.stability import Stability, find_pairs, measure_stability
 from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
-from experiments.training.joining import as_backbone, join_labels
+from experiments.results.sources import Source, SourceReader, check_outside, name_sources
+from experiments.tasks.base import SPLITS, Split
+from experiments.training.joining import join_labels
 from experiments.training.trained import TrainingSettings, digest_files, join_digests
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import FitContext, ScalePredictor
 from predictor.calibration import Calibrator
-from predictor.splitting import split_for_calibrator, split_validation
+from predictor.splitting import split_for_calibrator
 
 log = logging.getLogger(__name__)
 
@@ -93,188 +95,232 @@ def compare_versions(rows: Sequence[Row]) -> dict[tuple[str, str], Stability]:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Labels that are trained on: of a task, by another backbone if `backbone` is given."""
+class TransferPlan:
+    """What is trained on, and where the predictors are evaluated.
 
-    task: str
-    backbone: str | None = None
+    A predictor is trained on all `sources`, with `leave_one_out` on those of other tasks than the target, and
+    evaluated on each of `targets`. `num_recalibration` samples of a target's calibration split are for new
+    prices. With `native`, a predictor trained on the target is evaluated beside it. With
+    `split="calibration"` the other images of the target's calibration split are evaluated, to choose by.
+    Sources that are versions of the samples of the source `outcomes_of` get its outcomes, so that other words
+    or images augment its inputs. Raises ValueError if sources or targets are empty or not distinct.
+    """
+
+    sources: Sequence[Source]
+    targets: Sequence[str]
+    num_recalibration: int
+    leave_one_out: bool = False
+    native: bool = True
+    split: str = "test"
+    outcomes_of: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, given in (
+            ("sources", [source.name for source in self.sources]),
+            ("targets", list(self.targets)),
+        ):
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
+        if alone := [target for target in self.targets if not self.find_sources(target)]:
+            raise ValueError(
+                f"leave_one_out=true leaves no source for {alone[0]}: name further tasks in sources"
+            )
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether labels of another backbone are trained on."""
+        return any(source.backbone for source in self.sources)
+
+    def find_sources(self, target: str) -> tuple[Source, ...]:
+        """Return the sources of a target's predictor."""
+        return tuple(source for source in self.sources if not (self.leave_one_out and source.task == target))
+
+    def list_needed(self, labels: Path) -> dict[Path, tuple[str, tuple[Split, ...]]]:
+        """Return label folder -> (name, splits that are read), given the folder of a backbone's tasks."""
+        needed: dict[Path, tuple[str, tuple[Split, ...]]] = {
+            source.find(labels): (source.name, ("train", "calibration")) for source in self.sources
+        }
+        for target in self.targets:
+            is_trained_on = self.native or labels / target in needed
+            needed[labels / target] = target, SPLITS if is_trained_on else ("calibration", "test")
+        return needed
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """A trained predictor with prices, and a calibrator if there is one, from some samples.
+
+    `estimates` are those on `samples`, of which the prices are read. `digest` tells apart all that changes
+    choices: the predictor, its calibrator and the samples of its prices.
+    """
+
+    trained_on: str
+    priced_on: str
+    predictor: ScalePredictor
+    calibrator: Calibrator | None
+    samples: Labels
+    estimates: np.ndarray
+    digest: str
 
     @property
     def name(self) -> str:
-        return self.task if self.backbone is None else f"{self.task} of {self.backbone}"
+        """Name in the record of test evaluations."""
+        return f"{self.predictor.name} from {self.trained_on}, prices from {self.priced_on}"
 
-    def find(self, labels: Path) -> Path:
-        """Return the label folder, given the folder `labels` of the evaluated backbone's tasks."""
-        return (labels if self.backbone is None else labels.parent / self.backbone) / self.task
+    def evaluate(self, test: Labels, bootstrap: Bootstrap) -> list[Comparison]:
+        """Compare with the fixed scales on `test`, in each cost measure of the labels."""
+        predictor = self.predictor
+        predictor.check_backbone(test.outcomes.fingerprints)
+        predictor.calibrator = self.calibrator
+        policy = PredictorPolicy(predictor.name, self.estimates, predictor.predict(test.inputs))
+        measures = list_cost_measures(self.samples.outcomes, {predictor.name: predictor}, self.samples.inputs)
+        return [
+            compare_policies(
+                self.samples.outcomes,
+                test.outcomes,
+                [policy],
+                measure=measure,
+                reference=None,
+                bootstrap=bootstrap,
+            )
+            for measure in measures
+        ]
 
 
-def list_sources(tasks: Sequence[str], backbones: Sequence[str], backbone: str) -> list[Source]:
-    """Return the sources of every backbone, by default of `backbone`, the one that is evaluated."""
-    return [
-        Source(task, None if name == backbone else name) for name in backbones or [backbone] for task in tasks
-    ]
+def set_prices(
+    predictor: ScalePredictor, samples: Labels, calibrator: Calibrator | None, names: tuple[str, str]
+) -> Priced:
+    """Fit a copy of the calibrator on half of the images; the others, without one all, are for prices.
+
+    `names` say what the predictor was trained on and what `samples` are.
+    """
+    predictor.calibrator = None
+    if calibrator is not None:
+        seen, samples = split_for_calibrator(samples)
+        predictor.calibrate(seen, copy.deepcopy(calibrator))
+    ids = hashlib.sha256("\n".join(samples.outcomes.sample_id).encode()).hexdigest()
+    digest = f"{digest_predictor(predictor)}-{ids[:8]}"
+    estimates = predictor.predict(samples.inputs)
+    return Priced(*names, predictor, predictor.calibrator, samples, estimates, digest)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains predictors on sources; what was trained on the same sources before is not trained again."""
+
+    make_predictor: Callable[[], ScalePredictor]
+    reader: SourceReader
+    make_trainer: Callable[..., lightning.Trainer] | None = None
+    trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = field(default_factory=dict)
+
+    def train_on(self, sources: tuple[Source, ...]) -> tuple[ScalePredictor, Labels]:
+        """Return a predictor trained on the sources, and the labels of their calibration splits."""
+        if sources not in self.trained:
+            train, validation = self.reader.read_training(sources)
+            predictor = self.make_predictor()
+            log.info("training %s on %s, %d samples", predictor.name, name_sources(sources), len(train))
+            predictor.fit(train, validation, FitContext(None, self.make_trainer))
+            self.trained[sources] = predictor, self.reader.read_calibration(sources)
+        return self.trained[sources]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A task that predictors are evaluated on: its calibration split, and the few samples for prices."""
+
+    task: str
+    calibration: Labels
+    few: Labels
+
+    @classmethod
+    def read(cls, task: str, labels: Path, number: int, seed: int, *, allow_small: bool) -> "Target":
+        """Read the target in `labels/<task>`; with `allow_small` there may be fewer than `number` samples."""
+        split = join_labels({task: read_labels(labels / task, "calibration")})
+        number = min(number, len(split)) if allow_small else number
+        return cls(task, split, split.select(draw_samples(split.outcomes.image_id, number, seed)))
+
+    @property
+    def few_name(self) -> str:
+        return f"{len(self.few)} of {self.task}"
+
+    def select_rest(self) -> Labels:
+        """Return the calibration split without the images of the few samples."""
+        few_images = self.few.outcomes.image_id.astype(str)
+        return self.calibration.select(~np.isin(self.calibration.outcomes.image_id.astype(str), few_images))
 
 
 def transfer(
     make_predictor: Callable[[], ScalePredictor],
+    plan: TransferPlan,
     *,
-    sources: Sequence[Source],
-    targets: Sequence[str],
     labels: Path,
     recorder: EvaluationRecorder,
     settings: TrainingSettings,
-    num_recalibration: int,
-    leave_one_out: bool = False,
-    native: bool = True,
-    split: str = "test",
-    outcomes_of: str | None = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     bootstrap: Bootstrap = Bootstrap(),
     allow_small: bool = False,
 ) -> list[Row]:
-    """Train a predictor on all `sources` and evaluate it on each of `targets`.
+    """Train a predictor on the sources of a plan and evaluate it on each of its targets.
 
     The labels of a task are in `labels/<task>`, those of another backbone in `labels/../<backbone>/<task>`;
-    the subset of `settings` is the part of each train split. With `leave_one_out` a target is left out of its
-    own sources. Images are divided into training and validation by task, so that an image of several versions
-    of a task is on one side in all of them. Sources that are other versions of the samples of the source
-    `outcomes_of` get its outcomes, so that other words or images augment its inputs. With sources of another
-    backbone all sources are read as in `as_backbone`, and predictors that read features of the backbone are
-    refused.
+    the subset of `settings` is the part of each train split. Images are divided into training and validation
+    by task, so that an image of several versions of a task is on one side in all of them. With sources of
+    another backbone all sources are read as in `as_backbone`, and predictors that read features of the
+    backbone are refused.
 
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
-    with prices from `num_recalibration` samples of the target's calibration split; and, if `native`, a
-    predictor trained on the target. The samples are of images chosen at random with the seed; with
-    `allow_small`, all samples are used if there are fewer. A copy of the calibrator, if `settings` have one,
-    is fitted on one half of the images, and prices come from the other half. Evaluations of the test split
-    are recorded. With `split="calibration"` the other images of the target's calibration split are evaluated
-    instead, to choose by; the native row then has its prices from the few samples too. Raises ValueError if
-    labels come from different backbones, or if sources or targets are empty or not distinct.
+    with prices from a few samples of the target's calibration split; and, if the plan asks for it, a
+    predictor trained on the target, with prices from its calibration split (from the few samples if that
+    split is evaluated). The few samples are of images chosen at random with the seed; with `allow_small`, all
+    samples are used if there are fewer. A copy of the calibrator, if `settings` have one, is fitted on one
+    half of the images, and prices come from the other half. Evaluations of the test split are recorded.
+    Raises ValueError if labels come from different backbones, and before training if a target has too few
+    samples.
     """
-    seed, fraction, calibrator = settings.seed, settings.validation_fraction, settings.calibrator
-    for name, given in (("sources", [source.name for source in sources]), ("targets", list(targets))):
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
-    sources_of = {
-        target: [source for source in sources if not (leave_one_out and source.task == target)]
-        for target in targets
-    }
-    if alone := [target for target, parts in sources_of.items() if not parts]:
-        raise ValueError(f"leave_one_out=true leaves no source for {alone[0]}: name further tasks in sources")
     # Missing or too few samples are refused before anything is trained.
-    targets_few = {
-        target: read_calibration(labels / target, target, num_recalibration, seed, allow_small=allow_small)
-        for target in targets
-    }
-    if calibrator is not None:
-        for _, few in targets_few.values():
-            split_for_calibrator(few)
-    is_foreign = any(source.backbone for source in sources)
-    like = targets_few[targets[0]][0]
-    if is_foreign:
+    targets = [
+        Target.read(task, labels, plan.num_recalibration, settings.seed, allow_small=allow_small)
+        for task in plan.targets
+    ]
+    if settings.calibrator is not None:
+        for target in targets:
+            split_for_calibrator(target.few)
+    if plan.is_foreign:
         check_outside(make_predictor())
-
-    def read(source: Source, split: str) -> Labels:
-        folder = source.find(labels)
-        part = settings.subset.read(folder, seed) if split == "train" else read_labels(folder, split)
-        if outcomes_of is not None and source.task != outcomes_of:
-            part = take_outcomes(part, read_labels(source.find(labels).parent / outcomes_of, split))
-        return as_backbone(part, like) if is_foreign else part
-
-    trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = {}
-
-    def train_on(parts: Sequence[Source]) -> tuple[ScalePredictor, Labels]:
-        if (key := tuple(parts)) not in trained:
-            halves = {part.name: split_validation(read(part, "train"), fraction, seed) for part in parts}
-            train, validation = (
-                join_labels({name: half[side] for name, half in halves.items()}) for side in (0, 1)
-            )
-            predictor = make_predictor()
-            log.info("training %s on %s, %d samples", predictor.name, " + ".join(halves), len(train))
-            predictor.fit(train, validation, FitContext(None, make_trainer))
-            trained[key] = predictor, join_labels({part.name: read(part, "calibration") for part in parts})
-        return trained[key]
-
-    def price(
-        predictor: ScalePredictor, samples: Labels
-    ) -> tuple[Labels, Calibrator | None, np.ndarray, str]:
-        """Return samples for prices, the fitted calibrator, estimates on them, and a digest of all."""
-        predictor.calibrator = None
-        if calibrator is not None:
-            seen, samples = split_for_calibrator(samples)
-            predictor.calibrate(seen, copy.deepcopy(calibrator))
-        ids = hashlib.sha256("\n".join(samples.outcomes.sample_id).encode()).hexdigest()
-        digest = f"{digest_predictor(predictor)}-{ids[:8]}"
-        return samples, predictor.calibrator, predictor.predict(samples.inputs), digest
-
-    def evaluate(target: str) -> Iterator[Row]:
-        parts, (calibration, few) = sources_of[target], targets_few[target]
-        predictor, source_calibration = train_on(parts)
-        source, few_name = " + ".join(part.name for part in parts), f"{len(few)} of {target}"
-        evaluated = [
-            (source, source, predictor, *price(predictor, source_calibration)),
-            (source, few_name, predictor, *price(predictor, few)),
-        ]
-        if native and parts != [Source(target)]:
-            own, own_calibration = train_on([Source(target)])
-            on_test = split == "test"
-            priced_on, samples = (target, own_calibration) if on_test else (few_name, few)
-            evaluated.append((target, priced_on, own, *price(own, samples)))
-        # A change of predictor, calibrator or prices is another evaluation: the digests cover all three.
-        names = [f"{predictor.name} from {row[0]}, prices from {row[1]}" for row in evaluated]
-        if split == "test":
-            digests = dict(zip(names, (row[-1] for row in evaluated), strict=True))
-            test, record = recorder.open_test(labels / target, digests)
-            test = join_labels({target: test})
+    like = targets[0].calibration if plan.is_foreign else None
+    reader = SourceReader(labels, settings, plan.outcomes_of, like)
+    trainer = Trainer(make_predictor, reader, make_trainer)
+    rows = []
+    for target in targets:
+        predictors = list(price_predictors(target, plan, trainer))
+        if plan.split == "test":
+            # A change of predictor, calibrator or prices is another evaluation.
+            digests = {predictor.name: predictor.digest for predictor in predictors}
+            test, record = recorder.open_test(labels / target.task, digests)
+            test = join_labels({target.task: test})
         else:
-            is_rest = ~np.isin(calibration.outcomes.image_id.astype(str), few.outcomes.image_id.astype(str))
-            test, record = calibration.select(is_rest), None
-        for trained_on, priced_on, fitted, samples, fitted_calibrator, estimates, _ in evaluated:
-            fitted.check_backbone(test.outcomes.fingerprints)
-            fitted.calibrator = fitted_calibrator
-            policy = PredictorPolicy(fitted.name, estimates, fitted.predict(test.inputs))
-            comparison, *others = (
-                compare_policies(
-                    samples.outcomes,
-                    test.outcomes,
-                    [policy],
-                    measure=measure,
-                    reference=None,
-                    bootstrap=bootstrap,
-                )
-                for measure in list_cost_measures(samples.outcomes, {fitted.name: fitted}, samples.inputs)
-            )
-            yield Row(target, trained_on, priced_on, comparison, test.outcomes, record, others)
-
-    return [row for target in targets for row in evaluate(target)]
+            test, record = target.select_rest(), None
+        for predictor in predictors:
+            comparison, *others = predictor.evaluate(test, bootstrap)
+            trained_on, priced_on = predictor.trained_on, predictor.priced_on
+            rows.append(Row(target.task, trained_on, priced_on, comparison, test.outcomes, record, others))
+    return rows
 
 
-def take_outcomes(version: Labels, original: Labels) -> Labels:
-    """Return labels with the scores and likelihoods of `original` if they are a version of its samples."""
-    if (rows := find_pairs(original.outcomes, version.outcomes)) is None:
-        return version
-    columns = {name: getattr(original.outcomes, name)[rows] for name in ("score", "nll")}
-    return replace(version, outcomes=replace(version.outcomes, **columns))
-
-
-def read_calibration(
-    folder: Path, target: str, num_recalibration: int, seed: int, *, allow_small: bool
-) -> tuple[Labels, Labels]:
-    """Return the calibration split of a target, and the few samples for recalibration."""
-    split = join_labels({target: read_labels(folder, "calibration")})
-    number = min(num_recalibration, len(split)) if allow_small else num_recalibration
-    return split, split.select(draw_samples(split.outcomes.image_id, number, seed))
-
-
-def check_outside(predictor: ScalePredictor) -> None:
-    """Raise ValueError for a predictor that reads what only the backbone computes."""
-    is_resolved = predictor.features.visual is not None
-    if not is_resolved or predictor.reads_backbone:
-        raise ValueError(
-            f"{predictor.name} reads tokens of the backbone, and another backbone has others: with "
-            "source_backbones choose predictor=question_only, image_statistics or thumbnail, or features "
-            "without visual tokens, question ids and tower statistics"
-        )
+def price_predictors(target: Target, plan: TransferPlan, trainer: Trainer) -> Iterator[Priced]:
+    """Return the predictors that are evaluated on a target, trained and with their prices."""
+    sources, own = plan.find_sources(target.task), (Source(target.task),)
+    calibrator = trainer.reader.settings.calibrator
+    predictor, calibration = trainer.train_on(sources)
+    name = name_sources(sources)
+    yield set_prices(predictor, calibration, calibrator, (name, name))
+    yield set_prices(predictor, target.few, calibrator, (name, target.few_name))
+    if plan.native and sources != own:
+        predictor, calibration = trainer.train_on(own)
+        if plan.split == "test":
+            yield set_prices(predictor, calibration, calibrator, (target.task, target.task))
+        else:
+            yield set_prices(predictor, target.few, calibrator, (target.task, target.few_name))
 
 
 def digest_predictor(predictor: ScalePredictor) -> str:

@@ -3,10 +3,14 @@
 Hydra prints several lines and exits with status 1, or ends in a traceback.
 """
 
+import os
 import re
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +20,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+# Environment variable of Hydra: with "1", errors have their traceback.
+FULL_ERROR = "HYDRA_FULL_ERROR"
 # Former name of a setting -> name.
 FORMER_NAMES = {"climb": "escalate", "risk": "guarantee"}
 
@@ -34,11 +40,12 @@ def rename_settings(arguments: Sequence[str]) -> list[str]:
 
 def find_wrong_argument(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:
     """Describe the first invalid argument in one line. None if a configuration can be composed."""
-    return (
-        find_wrong_group(config_dir, arguments)
-        or find_unreadable(arguments)
-        or find_uncomposable(config_dir, config_name, arguments)
-    )
+    return find_malformed(config_dir, arguments) or find_uncomposable(config_dir, config_name, arguments)
+
+
+def find_malformed(config_dir: Path, arguments: Sequence[str]) -> str | None:
+    """Describe the first argument that is wrong by itself, without composing. None if there is none."""
+    return find_wrong_group(config_dir, arguments) or find_unreadable(arguments)
 
 
 def find_wrong_group(config_dir: Path, arguments: Sequence[str]) -> str | None:
@@ -101,6 +108,42 @@ def find_uncomposable(config_dir: Path, config_name: str, arguments: Sequence[st
     except (HydraException, ValueError) as error:
         return _describe_composing(config_dir, config_name, overrides, error)
     return None
+
+
+@dataclass
+class Composing:
+    """Runs a command of `hydra.main` so that a configuration that cannot be composed ends in one line.
+
+    Composing takes a fifth of a second, so that nothing is composed only to find errors. Hydra raises errors
+    instead of printing them while `HYDRA_FULL_ERROR` is set: this sets it until `end` is called, by the
+    function of the command.
+    """
+
+    config_dir: Path
+    config_name: str
+    is_raising: bool = False
+
+    def run(self, command: Callable[[], Any], arguments: Sequence[str]) -> Any:
+        """Call the command; SystemExit with status 2 if `arguments`, those in `sys.argv`, have an error."""
+        self.is_raising = FULL_ERROR not in os.environ
+        if self.is_raising:
+            os.environ[FULL_ERROR] = "1"
+        try:
+            return command()
+        except (HydraException, ValueError) as error:
+            if not self.is_raising:
+                raise
+            mistake = _describe_composing(self.config_dir, self.config_name, arguments, error)
+            print(f"error: {mistake}", file=sys.stderr)
+            raise SystemExit(2) from None
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Leave errors to Hydra from now on."""
+        if self.is_raising:
+            os.environ.pop(FULL_ERROR, None)
+            self.is_raising = False
 
 
 def _list_choices(config_dir: Path, override: Override) -> list[str]:

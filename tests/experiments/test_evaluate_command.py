@@ -114,6 +114,7 @@ def evaluate(store, output, *, task=None, failures=None, **plan):
     return evaluation.findings
 
 
+@pytest.mark.long
 def test_second_evaluation_writes_the_same_bytes(store, tmp_path):
     comparison = evaluate(store, tmp_path / "first").comparison
     evaluate(store, tmp_path / "second")
@@ -289,6 +290,7 @@ def test_stale_resampled_answers_are_refused_before_the_test_split_is_read(store
     assert count_records(store) == before
 
 
+@pytest.mark.long
 def test_sensitive_questions_have_a_table_and_can_be_evaluated_alone(store, tmp_path):
     outcomes = read_split(store)
     sampled = ResampledFolder(store / "labels", FINGERPRINTS, {"seed": 0})

@@ -27,6 +27,7 @@ def run_main(tmp_path, monkeypatch):
     return run_main
 
 
+@pytest.mark.long
 def test_main_job(run_main, tmp_path, capsys):
     first = run_main("outputs/first", "store")
     lines = capsys.readouterr().out.splitlines()

@@ -84,6 +84,7 @@ def search(command, output, *overrides):
 @pytest.mark.parametrize(
     "metric", ["validation/gap_share", pytest.param("validation/value", marks=pytest.mark.slow)]
 )
+@pytest.mark.long
 def test_an_optimising_sweep_sees_validation_alone(tmp_path, metric):
     """Two label folders that differ in their test split alone: Optuna sees the same values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

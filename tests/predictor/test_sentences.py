@@ -42,6 +42,7 @@ def encoder(tmp_path):
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.long
 def test_the_vector_tells_what_the_question_tells(name, encoder, tmp_path):
     predictor = PREDICTORS[name](features=Features(sentences=str(encoder))).fit(TRAIN, VALIDATION)
     estimates = predictor.predict(TEST.inputs)
@@ -53,6 +54,7 @@ def test_the_vector_tells_what_the_question_tells(name, encoder, tmp_path):
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.long
 def test_another_encoder_in_its_place_is_refused(name, tmp_path):
     features = Features(sentences=str(write_encoder(tmp_path / "encoder")))
     PREDICTORS[name](features=features).fit(TRAIN, VALIDATION).save(tmp_path / "saved")

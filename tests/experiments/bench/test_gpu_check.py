@@ -63,6 +63,7 @@ def test_recordings_of_the_authors_code_have_to_agree_in_float32(monkeypatch):
     assert compare_with_recordings(folders, "cpu", "float32")["agrees"]
 
 
+@pytest.mark.long
 def test_finished_parts_are_kept_and_failed_ones_run_again(tmp_path):
     counts = {"good": 0, "bad": 0}
 

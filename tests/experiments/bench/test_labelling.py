@@ -31,6 +31,7 @@ def pictures():
     return read_pictures(Scenes(seed=5), "test", 3, 4)
 
 
+@pytest.mark.long
 def test_the_packaged_model_answers_alike_in_every_way(pictures, capsys):
     found = measure(LlavaBackbone("tiny_m3", dtype="float32", device="cpu"), pictures, num_naive=5, repeats=1)
     assert found["answers_that_differ"] == 0

@@ -179,6 +179,7 @@ def compare(splits, estimates, measure=TOKENS, cascades=True, default=None, **mo
     st.sampled_from(["pooled", "thumbnail", "native"]),
     st.booleans(),
 )
+@pytest.mark.long
 def test_a_scale_that_coincides_everywhere_changes_nothing(seed, column, family, in_flops):
     # Three scales and the copy: the cascade then searches as many thresholds in both.
     splits, estimates = [], []

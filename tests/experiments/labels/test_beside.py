@@ -133,7 +133,7 @@ def test_an_interrupted_script_is_resumed_with_the_script(call, tmp_path, monkey
     assert error.splitlines()[-1].endswith(f"run `tokenscale label {places}` again to resume.")
 
 
-@pytest.mark.parametrize("place", ["config.find_wrong_argument", "callbacks.take_folder"])
+@pytest.mark.parametrize("place", ["config.find_malformed", "callbacks.take_folder"])
 def test_an_interrupt_before_the_work_begins_says_what_to_type(call, tmp_path, monkeypatch, place):
     def interrupt(*arguments):
         raise KeyboardInterrupt

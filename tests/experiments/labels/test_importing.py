@@ -116,6 +116,7 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
     assert fixed[1]["cost"]["value"] == pytest.approx(0.02)
 
 
+@pytest.mark.long
 def test_run_trains_and_evaluates_imported_outcomes(routed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = ("num_resamples=20", "guarantee.num_resplits=0", "gallery=0", "hydra.run.dir=run")

@@ -25,7 +25,8 @@ from PIL import Image
 
 from experiments.labels import reading_ahead
 from experiments.labels.folder import KeptInputs, LabelFolder
-from experiments.labels.labelling import LabelSummary, label
+from experiments.labels.label_summary import LabelSummary
+from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS, Sample, Split, Task
 from experiments.tasks.llava_jsonl import LlavaJsonl
 from experiments.tasks.scoring import score

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from experiments.labels import migration
 from experiments.labels.folder import KeptInputs
 from experiments.labels.held_out import identify_data
-from experiments.labels.labelling import LabelSummary, label
+from experiments.labels.label_summary import LabelSummary
+from experiments.labels.labelling import label
 from experiments.labels.resampled import Part, read_resampled
 from experiments.tasks.scenes import Scenes
 from experiments.training.trained import identify_labels

@@ -228,6 +228,7 @@ def test_cold_draws_have_the_scores_of_the_labels(bench):
     assert np.array_equal(found.score, np.broadcast_to(bench.test.score[found.rows], found.score.shape))
 
 
+@pytest.mark.long
 def test_batches_workers_and_files_do_not_change_the_scores(undisturbed, bench):
     assert_same(bench.resample(batch_size=3, images_per_batch=1, num_workers=1), undisturbed)
     files = [path for path in (bench.labels / RESAMPLED).iterdir() if path.is_file()]

@@ -58,6 +58,7 @@ def count(folder):
     return labels, dict(labels.count())
 
 
+@pytest.mark.long
 def test_parts_come_one_after_the_other(tmp_path):
     folder = tmp_path / "labels"
     make(folder, shard="0/2")
@@ -85,6 +86,7 @@ def test_parts_come_one_after_the_other(tmp_path):
     assert not read_label_status(folder)[0].is_complete
 
 
+@pytest.mark.long
 def test_what_failed_has_its_reason(tmp_path):
     folder = tmp_path / "labels"
     images = [sample.image_id for sample in EasyVqa().samples("train")]

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from experiments.cli import find_config_dir
 from experiments.config import Provenance
 from experiments.paper.running import StepState, read_done, run_steps, write_command
 from experiments.paper.steps import Step, read_steps, select_steps
@@ -13,6 +15,7 @@ from experiments.reporting.numbers import format_duration
 from experiments.reporting.page import save_figure
 from experiments.reporting.paper import collect, find_run, write_paper
 from experiments.reporting.tables import Table, write_tables
+from experiments.settings.command_line import compose, find_wrong_argument
 
 
 def test_steps_are_checked():
@@ -41,6 +44,7 @@ def test_command_has_the_settings_that_it_knows(tmp_path):
     assert f"paths.store={tmp_path / 'store'}" in words
 
 
+@pytest.mark.long
 def test_done_steps_are_not_run_again_and_failed_ones_stop_those_that_need_them(tmp_path):
     steps = [
         Step("prompt", "status", ("folder=conf",)),
@@ -94,19 +98,12 @@ def test_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
-@pytest.mark.parametrize("name", ["embedded", "short"])
-def test_every_step_of_the_committed_lists_is_a_valid_command(name):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from experiments.cli import find_config_dir
-    from experiments.settings.command_line import find_wrong_argument
-
+@pytest.mark.long
+def test_every_step_of_the_committed_list_is_a_valid_command():
+    """The steps of `paper=short` are run by the continuous integration."""
     conf = find_config_dir()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        config = compose("paper", [f"paper={name}"])
+    config = compose(conf, "paper", ["paper=embedded"])
     entries: Any = OmegaConf.to_container(config.list_of_steps, resolve=True)
-    steps = read_steps(entries)
-    for step in steps:
+    for step in read_steps(entries):
         words = write_command(step, Path("folder"), list(config.settings), Path("records"))
         assert find_wrong_argument(conf, step.command, words[2:]) is None, step.name

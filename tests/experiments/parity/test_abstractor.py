@@ -95,6 +95,7 @@ def test_another_file_is_one_error_that_names_it(recorded, write, name, make, me
     assert "queries.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_the_command(run, recorded, write, tmp_path):
     status, printed = run(f"abstractor={FILE}")
     assert status == 0 and "query tokens" in printed and "1e-05" in printed

@@ -20,6 +20,7 @@ from tests.paths import FIXTURES
         "reference_m3/tiled_other_grids",
     ],
 )
+@pytest.mark.long
 def test_the_model_agrees_with_the_official_code(name):
     deviations = list(compare_model(FIXTURES / name))
     assert all(deviation.size <= deviation.allowed for deviation in deviations), summarize(deviations)

@@ -42,6 +42,7 @@ def with_other_data(labels):
     return replace(labels, outcomes=replace(labels.outcomes, fingerprints=fingerprints))
 
 
+@pytest.mark.long
 def test_page_and_numbers_of_two_backbones(store, tmp_path, call, capsys):
     paths = [f"paths.store={store}", f"paths.outputs={tmp_path}"]
     for name in ("one", "two"):

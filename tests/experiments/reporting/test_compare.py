@@ -370,6 +370,7 @@ def test_p_values_at_the_floor_are_shown_as_below_it(tmp_path, found):
     assert rows["a - b"] == rows["b - question_only"] == ("< 0.033", "< 0.099")
 
 
+@pytest.mark.long
 def test_many_policies_stay_readable(tmp_path, found, capsys):
     """The page has them all, the drawing as many as can be told apart, the terminal the first rows."""
     names = [f"policy {number:02d}" for number in range(MOST_PRINTED_ROWS + 5)]

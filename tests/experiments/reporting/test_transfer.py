@@ -14,7 +14,8 @@ from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
-from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
+from experiments.results.sources import Source, take_outcomes
+from experiments.results.transfer import TransferPlan, compare_versions, draw_samples, transfer
 from experiments.training.joining import join_labels
 from experiments.training.trained import TrainingSettings
 from experiments.transfer import main
@@ -60,13 +61,20 @@ def read_records(folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    def run(make_predictor=QuestionOnly, *, sources, calibrator=None, **arguments):
+    def run(
+        make_predictor=QuestionOnly, *, sources, calibrator=None, labels=folder, allow_small=False, **of_plan
+    ):
         sources = [source if isinstance(source, Source) else Source(source) for source in sources]
-        settings = TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator)
-        return transfer(make_predictor, sources=sources, settings=settings, **{**others, **arguments})
+        return transfer(
+            make_predictor,
+            TransferPlan(sources=sources, **{"num_recalibration": 100, **of_plan}),
+            labels=labels,
+            recorder=EvaluationRecorder(tmp_path / "evaluations", "test"),
+            settings=TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator),
+            bootstrap=Bootstrap(50),
+            allow_small=allow_small,
+        )
 
-    others = {"labels": folder, "num_recalibration": 100}
-    others |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations", "test")}
     return run
 
 
@@ -125,6 +133,7 @@ def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     assert len(read_records(tmp_path)) == 2
 
 
+@pytest.mark.long
 def test_every_way_keeps_its_own_budgets_and_every_target_its_own_files(run, folder, tmp_path):
     """Where a target's images cost more tokens than the sources' do, and whatever a target is called."""
     for name in ("dear.v1", "dear.v2", "set/a & b"):
@@ -227,6 +236,7 @@ def test_a_calibrator_is_fitted_where_the_prices_are(run):
         assert after.gap_share.value == pytest.approx(before.gap_share.value, abs=0.1)
 
 
+@pytest.mark.long
 def test_a_change_of_the_predictor_is_another_evaluation(run, tmp_path):
     for penalty in (0.5, 0.5, 2.0):
         run(functools.partial(QuestionOnly, inverse_penalties=(penalty,)), sources=["home"], targets=["same"])
@@ -357,6 +367,7 @@ def test_labels_of_another_backbone_are_read_by_rank_of_scale(run, folder):
         run(GradientBoosting, sources=[Source("home", "other")], **settings)
 
 
+@pytest.mark.long
 def test_versions_of_the_same_samples_are_compared(folder, run, tmp_path):
     """`again` is `home` with the same samples in words that mislead."""
     words = dict(zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True))

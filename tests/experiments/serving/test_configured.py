@@ -103,6 +103,7 @@ def test_an_open_server_without_a_key_warns(monkeypatch, caplog):
     assert read_key("0.0.0.0") == "sk-secret" and "sk-secret" not in caplog.text
 
 
+@pytest.mark.long
 def test_a_process_serves_until_it_is_interrupted(folder, model):
     arguments = [sys.executable, "-m", "experiments.serve", f"folder={folder}", "port=0"]
     environment = {**os.environ, "TOKENSCALE_API_KEY": "sk-secret", "OMP_NUM_THREADS": "1"}

@@ -66,6 +66,7 @@ def bound(model, disagreement):
     return AdaptiveVLM(model.backbone, model.predictor, PriceList(points[0], tuple(points), named))
 
 
+@pytest.mark.long
 def test_answers_are_compared_and_recorded(model, tmp_path):
     metrics, path = ServerMetrics(), tmp_path / "record.jsonl"
     bounded = bound(model, 0.25)

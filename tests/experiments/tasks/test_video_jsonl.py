@@ -177,6 +177,7 @@ def test_part_that_is_no_time_is_skipped_with_the_reason(scenes, tmp_path):
         task.image(sample.image_id)
 
 
+@pytest.mark.long
 def test_more_frames_or_more_tokens_a_frame_are_one_comparison(tmp_path, monkeypatch, capsys):
     """Labels of two numbers of frames side by side: fixed scales, costs a question and a frame."""
     monkeypatch.chdir(tmp_path)

@@ -67,6 +67,7 @@ def make_ragged(labels, family, counts, *, ladder=(70, 140, 280)):
 
 @pytest.mark.parametrize("family", ["native", "pooled"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.long
 def test_it_takes_any_number_of_visual_tokens(name, family, tmp_path):
     """From 3 x 5 to 9 x 7 tokens in training, and more or less later; defaults name no scale of M3."""
     train, validation = (make_ragged(part, family, (15, 63, 24)) for part in (TRAIN, VALIDATION))

@@ -81,6 +81,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.long
 def test_hardly_any_training_data(name, tmp_path):
     overrides = ["predictor.scale=9"] if name == "fixed" else []
     for number, (num_images, num_questions, change) in enumerate(CASES.values()):

@@ -57,6 +57,7 @@ def run(*arguments):
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.long
 def test_a_predictor_without_a_network_is_trained_without_torch(labels, tmp_path):
     """Importing torch and transformers takes most of the time of such a training."""
     arguments = ["train", "~backbone", "predictor=question_only", f"paths.labels={labels}"]

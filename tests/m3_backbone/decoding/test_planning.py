@@ -55,6 +55,7 @@ def test_packed_tokens_are_those_that_run(opened):
         assert planned.passes == 1 and planned.decoded_tokens == planned.steps == 0
 
 
+@pytest.mark.long
 def test_plain_tokens_are_those_that_run():
     backbone, owners = open_native("gemma4"), [0, 1, 1]
     images = [Image.new("RGB", (160, 96), "orange"), Image.new("RGB", (90, 200), "navy")]

@@ -113,6 +113,7 @@ def test_positions_go_on_from_the_picture():
     assert sees[5].tolist() == [True, True, True, True, True, True, False]
 
 
+@pytest.mark.long
 def test_fit_learns_and_leaves_frozen_weights_alone(fixture):
     folder, _, _ = fixture
     model, processor = load_m3(folder / "checkpoint", dtype=torch.float32)
