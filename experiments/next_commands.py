@@ -1,5 +1,6 @@
 """Command lines that a command prints because they may come next."""
 
+import functools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -80,18 +81,16 @@ def _find_options(command: str, config: DictConfig, given: Sequence[str]) -> lis
     """
     shared_names = [name for name in _PREDICTOR if name in _NEXT[command][0]]
     required = [f"{option.partition('=')[0]}=x" for option in _NEXT[command][1]]
-    options = list(given)
-
-    def compose_next() -> DictConfig:
-        return compose(find_config_dir(), command, [*options, *required], with_hydra=True)
-
+    # Composing takes a fifth of a second: again only after options were added.
+    compose_next = functools.cache(
+        lambda *options: compose(find_config_dir(), command, [*options, *required], with_hydra=True)
+    )
     try:
-        choices, other_choices = HydraConfig.get().runtime.choices, compose_next().hydra.runtime.choices
+        choices, other_choices = HydraConfig.get().runtime.choices, compose_next(*given).hydra.runtime.choices
         groups = [group for group in ("backbone", "task", "predictor") if group in shared_names]
-        options[:0] = [
-            f"{group}={choices[group]}" for group in groups if choices[group] != other_choices[group]
-        ]
-        other = compose_next()
+        options = [f"{group}={choices[group]}" for group in groups if choices[group] != other_choices[group]]
+        options += given
+        other = compose_next(*options)
         # Compared with interpolations as text: a changed `paths.store` changes the paths below it.
         keys = [
             key
@@ -101,7 +100,7 @@ def _find_options(command: str, config: DictConfig, given: Sequence[str]) -> lis
         for key in keys:
             value = _to_values(OmegaConf.select(config, key.lstrip("+")), resolve=True)
             options.append(f"{key}={show(value)}")
-        other = compose_next()
+        other = compose_next(*options)
         is_same = all(
             _to_values(config[name], resolve=True) == _to_values(other[name], resolve=True)
             for name in shared_names

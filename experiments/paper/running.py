@@ -9,6 +9,7 @@ The folder of a paper holds
 step that needs it.
 """
 
+import functools
 import json
 import logging
 import os
@@ -86,6 +87,7 @@ def write_command(step: Step, folder: Path, settings: Sequence[str], evaluations
     return ["tokenscale", step.command, *flags, *shared, *accepted, *options]
 
 
+@functools.cache
 def _accepts(command: str, setting: str) -> bool:
     from experiments.cli import find_config_dir
     from experiments.settings.command_line import find_wrong_argument
