@@ -16,6 +16,7 @@ from m3_backbone.ladder import coinciding_scales
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
+from tests.m3_backbone.native.reference import shrink_and_enlarge
 from tests.paths import FIXTURES
 from tests.query_checkpoint import write_query_checkpoint
 
@@ -103,11 +104,7 @@ def test_tiles_and_queries_encode_the_enlarged_image(kind, images, tmp_path):
             patches = pooled.num_visual_tokens(image.size, scale)
             assert enlarged.num_visual_tokens(image.size, scale) == patches
             assert enlarged.vision_flops(image.size, scale) == pooled.vision_flops(image.size, scale)
-            share = patches * pooled.processor.images.patch_size**2 / (image.width * image.height)
-            sides = [round(side * share**0.5) for side in image.size]
-            for size in (sides, image.size) if share < 1 else ():
-                image = image.resize(size, Image.Resampling.BICUBIC)
-            small.append(image)
+            small.append(shrink_and_enlarge(image, patches, pooled.processor.images.patch_size))
         expected = pooled.answer(pooled.encode(small), QUESTIONS, scale)
         answers = enlarged.answer(enlarged.encode(images), QUESTIONS, scale)
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]

@@ -1,7 +1,5 @@
 """Images that are shrunk and enlarged before they are encoded: equal to the backbone on Pillow's images."""
 
-import math
-
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +7,7 @@ from PIL import Image
 from experiments.serving.adapters import ImageArguments
 from m3_backbone.images import limit_pixels
 from m3_backbone.native.random_backbone import open_random_backbone
-from tests.m3_backbone.native.reference import draw_noise
+from tests.m3_backbone.native.reference import draw_noise, shrink_and_enlarge
 
 QUESTIONS = ("What color is the square?", "How many circles are there?")
 SCALES = {"qwen3_vl": (16, 64), "gemma4": (70, 140), "smolvlm": (4, 68), "internvl": (4, 12, 52)}
@@ -19,14 +17,6 @@ PATCH_SIZES = {"qwen3_vl": 16, "gemma4": 16, "smolvlm": 8, "internvl": 8}
 def open_backbone(model_type, **arguments):
     settings = {"scales": SCALES[model_type], "device": "cpu", "max_new_tokens": 4, **arguments}
     return open_random_backbone(model_type=model_type, name=model_type, **settings)
-
-
-def shrink_and_enlarge(image, num_tokens, patch_size):
-    share = num_tokens * patch_size**2 / math.prod(image.size)
-    if share >= 1:
-        return image
-    small = [round(side * share**0.5) for side in image.size]
-    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("model_type", SCALES)
