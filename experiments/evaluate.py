@@ -84,7 +84,7 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
 
 
 def read_plan(config: DictConfig) -> "EvaluationPlan":
-    """Return what a configuration compares, and how."""
+    """Return the evaluation plan of a configuration."""
     from experiments.evaluation.fronts import Grid
     from experiments.evaluation.guarantee import GuaranteeTerms
     from experiments.evaluation.sensitive_groups import Deciding

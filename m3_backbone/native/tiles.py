@@ -26,9 +26,9 @@ _MAX_SPLITS = 6
 
 
 class SquareTilesBackbone(NativeBackbone):
-    """Base class of backbones that split an image into square tiles, and may add a small copy, the thumbnail.
+    """Base class of backbones that split an image into square tiles and add a small copy, the thumbnail.
 
-    All tiles have the same number of visual tokens. The thumbnail is the last one, and the only one of an
+    All tiles have the same number of visual tokens. The thumbnail is the last tile, and the only one of an
     image that is not split.
     """
 
