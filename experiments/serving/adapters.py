@@ -139,6 +139,8 @@ def _as_native(backbone: ModelBackbone, form: str) -> NativeBackbone:
         raise ValueError(
             f"the scales of {backbone.name} are not set by {form}: give adapter=image_embeds, for M3 on vLLM"
         )
-    if backbone.downsample:
-        raise ValueError(f"{backbone.name} shrinks images itself, an engine does not: set downsample=false")
+    if backbone.downsampling is not None:
+        raise ValueError(
+            f"{backbone.name} shrinks images itself, an engine does not: leave out backbone.downsampling"
+        )
     return backbone

@@ -30,8 +30,8 @@ class InternVLBackbone(SquareTilesBackbone):
     number of tokens of an image: t for the thumbnail alone, t (max_patches + 1) for max_patches >= 2.
 
     The thumbnail is made from the original image, so that it is the same at every scale. It is encoded once:
-    the family is thumbnail, and `run_vision` of a finer scale encodes the other tiles. With `downsample`, it
-    differs between scales, and the family is native.
+    the family is thumbnail, and `run_vision` of a finer scale encodes the other tiles. With
+    `downsampling`, it differs between scales, and the family is native.
 
     Arguments are those of `NativeBackbone`; by default, `scales` are those of 1, 2, 4 and 12 tiles.
 

@@ -73,7 +73,7 @@ class SquareTilesBackbone(NativeBackbone):
         self.check_image(image.size)
         rows, columns = self.grid(image.size, scale)
         side = self._tokens_per_side
-        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(self.see(image, scale), scale))
+        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(self.prepare_image(image, scale), scale))
         panels = [Panel(thumbnail, (side, side))]
         if tiles:
             joined = Image.new("RGB", (columns * self._tile, rows * self._tile))

@@ -15,7 +15,7 @@ from m3_backbone.backbone import Answer
 from m3_backbone.conformance import CHECKS, Subject, run_checks
 from m3_backbone.conformance.subject import QUESTIONS, SIZES, draw_image
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
 from m3_backbone.outcomes.shards import digest_file
@@ -37,7 +37,7 @@ def list_families() -> dict[str, Opener]:
     """Return functions that open a small backbone of each family, given `device` and `dtype`."""
     families: dict[str, Opener] = {
         "m3": partial(LlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
-        "m3_resized": partial(ResizedLlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
+        "m3_shrunk": partial(DownsampledLlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
     }
     for name in _NATIVE:
         families[name] = partial(

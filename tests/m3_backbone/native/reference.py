@@ -68,7 +68,7 @@ def check_flops(backbone, inputs, image_size, question, scale):
     assert prefill == backbone.prefill_flops(image_size, question, scale)
 
 
-def shrink_and_enlarge(image, num_tokens, patch_size):
+def downsample_by_hand(image, num_tokens, patch_size):
     """The image shrunk by Pillow to `num_tokens` patches of pixels and enlarged; a smaller one as it is."""
     share = num_tokens * patch_size**2 / math.prod(image.size)
     if share >= 1:
