@@ -27,7 +27,7 @@ def main(config: DictConfig) -> None:
     from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
     from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
-    from experiments.results.transfer import list_sources, transfer
+    from experiments.results.transfer import TransferPlan, list_sources, transfer
     from experiments.tasks.base import SPLITS, Split
     from experiments.tasks.sizes import frame_banners
     from experiments.training.configured import read_settings
@@ -53,19 +53,21 @@ def main(config: DictConfig) -> None:
         check_labels(folder, splits, allow_small=config.allow_small)
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
-        sources=sources,
-        targets=targets,
+        TransferPlan(
+            sources,
+            targets,
+            config.num_recalibration,
+            leave_one_out=config.leave_one_out,
+            native=config.native,
+            split=config.split,
+            outcomes_of=config.outcomes_of,
+            allow_small=config.allow_small,
+        ),
         labels=labels,
-        num_recalibration=config.num_recalibration,
         settings=read_settings(config),
-        leave_one_out=config.leave_one_out,
-        native=config.native,
-        split=config.split,
-        outcomes_of=config.outcomes_of,
-        make_trainer=partial(instantiate, config.trainer),
         recorder=make_recorder(config),
+        make_trainer=partial(instantiate, config.trainer),
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
-        allow_small=config.allow_small,
     )
     banners = [
         banner

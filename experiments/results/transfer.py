@@ -115,138 +115,218 @@ def list_sources(tasks: Sequence[str], backbones: Sequence[str], backbone: str) 
     ]
 
 
+@dataclass(frozen=True)
+class TransferPlan:
+    """What is trained on, tested on and priced by: settings of `transfer`.
+
+    A predictor is trained on all `sources` and evaluated on each of `targets`. With `leave_one_out` a target
+    is left out of its own sources. Sources that are other versions of the samples of the source `outcomes_of`
+    get its outcomes, so that other words or images augment its inputs. `num_recalibration` is the number of
+    samples of a target on which its second prices rest; with `allow_small`, all are used if there are fewer.
+    With `native`, a predictor is also trained on each target. `split` is the evaluated split of the targets:
+    `test`, or `calibration` for its images without prices, to choose by.
+    """
+
+    sources: Sequence[Source]
+    targets: Sequence[str]
+    num_recalibration: int
+    leave_one_out: bool = False
+    native: bool = True
+    split: str = "test"
+    outcomes_of: str | None = None
+    allow_small: bool = False
+
+    def find_sources(self) -> dict[str, list[Source]]:
+        """Return the sources of each target.
+
+        Raises ValueError if sources or targets are empty or not distinct, and for a target without a source.
+        """
+        names = [source.name for source in self.sources]
+        for name, given in (("sources", names), ("targets", list(self.targets))):
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
+        sources_of = {
+            target: [source for source in self.sources if not (self.leave_one_out and source.task == target)]
+            for target in self.targets
+        }
+        if alone := [target for target, parts in sources_of.items() if not parts]:
+            raise ValueError(
+                f"leave_one_out=true leaves no source for {alone[0]}: name further tasks in sources"
+            )
+        return sources_of
+
+
 def transfer(
     make_predictor: Callable[[], ScalePredictor],
+    plan: TransferPlan,
     *,
-    sources: Sequence[Source],
-    targets: Sequence[str],
     labels: Path,
-    recorder: EvaluationRecorder,
     settings: TrainingSettings,
-    num_recalibration: int,
-    leave_one_out: bool = False,
-    native: bool = True,
-    split: str = "test",
-    outcomes_of: str | None = None,
+    recorder: EvaluationRecorder,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     bootstrap: Bootstrap = Bootstrap(),
-    allow_small: bool = False,
 ) -> list[Row]:
-    """Train a predictor on all `sources` and evaluate it on each of `targets`.
+    """Train a predictor on the sources of a plan and evaluate it on each of its targets.
 
     The labels of a task are in `labels/<task>`, those of another backbone in `labels/../<backbone>/<task>`;
-    the subset of `settings` is the part of each train split. With `leave_one_out` a target is left out of its
-    own sources. Images are divided into training and validation by task, so that an image of several versions
-    of a task is on one side in all of them. Sources that are other versions of the samples of the source
-    `outcomes_of` get its outcomes, so that other words or images augment its inputs. With sources of another
-    backbone all sources are read as in `as_backbone`, and predictors that read features of the backbone are
-    refused.
+    the subset of `settings` is the part of each train split. Images are divided into training and validation
+    by task, so that an image of several versions of a task is on one side in all of them. With sources of
+    another backbone all sources are read as in `as_backbone`, and predictors that read features of the
+    backbone are refused.
 
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
-    with prices from `num_recalibration` samples of the target's calibration split; and, if `native`, a
-    predictor trained on the target. The samples are of images chosen at random with the seed; with
-    `allow_small`, all samples are used if there are fewer. A copy of the calibrator, if `settings` have one,
-    is fitted on one half of the images, and prices come from the other half. Evaluations of the test split
-    are recorded. With `split="calibration"` the other images of the target's calibration split are evaluated
-    instead, to choose by; the native row then has its prices from the few samples too. Raises ValueError if
-    labels come from different backbones, or if sources or targets are empty or not distinct.
+    with prices from the few samples of the target's calibration split, of images chosen at random with the
+    seed; and, if the plan is native, a predictor trained on the target, which on the calibration split has
+    its prices from the few samples too. A copy of the calibrator, if `settings` have one, is fitted on one
+    half of the images, and prices come from the other half. Evaluations of the test split are recorded.
+    Raises ValueError as `TransferPlan.find_sources`, and if labels come from different backbones.
     """
-    seed, fraction, calibrator = settings.seed, settings.validation_fraction, settings.calibrator
-    for name, given in (("sources", [source.name for source in sources]), ("targets", list(targets))):
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"{name} must be distinct tasks, at least one, got {given}")
-    sources_of = {
-        target: [source for source in sources if not (leave_one_out and source.task == target)]
-        for target in targets
-    }
-    if alone := [target for target, parts in sources_of.items() if not parts]:
-        raise ValueError(f"leave_one_out=true leaves no source for {alone[0]}: name further tasks in sources")
+    sources_of, calibrator = plan.find_sources(), settings.calibrator
     # Missing or too few samples are refused before anything is trained.
-    targets_few = {
-        target: read_calibration(labels / target, target, num_recalibration, seed, allow_small=allow_small)
-        for target in targets
+    calibration_of = {
+        target: read_calibration(
+            labels / target, target, plan.num_recalibration, settings.seed, allow_small=plan.allow_small
+        )
+        for target in plan.targets
     }
     if calibrator is not None:
-        for _, few in targets_few.values():
+        for _, few in calibration_of.values():
             split_for_calibrator(few)
-    is_foreign = any(source.backbone for source in sources)
-    like = targets_few[targets[0]][0]
-    if is_foreign:
+    like = None
+    if any(source.backbone for source in plan.sources):
         check_outside(make_predictor())
+        like = calibration_of[plan.targets[0]][0]
+    training = _Training(make_predictor, labels, settings, plan.outcomes_of, like, make_trainer)
 
-    def read(source: Source, split: str) -> Labels:
-        folder = source.find(labels)
-        part = settings.subset.read(folder, seed) if split == "train" else read_labels(folder, split)
-        if outcomes_of is not None and source.task != outcomes_of:
-            part = take_outcomes(part, read_labels(source.find(labels).parent / outcomes_of, split))
-        return as_backbone(part, like) if is_foreign else part
+    def price(target: str) -> list[_PricedPredictor]:
+        parts, (_, few) = sources_of[target], calibration_of[target]
+        predictor, source_calibration = training.train_on(parts)
+        source, few_name = " + ".join(part.name for part in parts), f"{len(few)} of {target}"
+        priced = [
+            _PricedPredictor.of(predictor, source, source, source_calibration, calibrator),
+            _PricedPredictor.of(predictor, source, few_name, few, calibrator),
+        ]
+        if plan.native and parts != [Source(target)]:
+            own, own_calibration = training.train_on([Source(target)])
+            name, samples = (target, own_calibration) if plan.split == "test" else (few_name, few)
+            priced.append(_PricedPredictor.of(own, target, name, samples, calibrator))
+        return priced
 
-    trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = {}
+    def evaluate(target: str) -> Iterator[Row]:
+        priced, (calibration, few) = price(target), calibration_of[target]
+        if plan.split == "test":
+            test, record = recorder.open_test(labels / target, {entry.name: entry.digest for entry in priced})
+            test = join_labels({target: test})
+        else:
+            is_rest = ~np.isin(calibration.outcomes.image_id.astype(str), few.outcomes.image_id.astype(str))
+            test, record = calibration.select(is_rest), None
+        for entry in priced:
+            comparison, *others = entry.compare(test, bootstrap)
+            yield Row(target, entry.trained_on, entry.priced_on, comparison, test.outcomes, record, others)
 
-    def train_on(parts: Sequence[Source]) -> tuple[ScalePredictor, Labels]:
-        if (key := tuple(parts)) not in trained:
-            halves = {part.name: split_validation(read(part, "train"), fraction, seed) for part in parts}
+    return [row for target in plan.targets for row in evaluate(target)]
+
+
+class _Training:
+    """Predictors trained on sources, each once.
+
+    `like` are labels of the evaluated backbone, if there are sources of another one; the other arguments are
+    those of `transfer` and `TransferPlan`.
+    """
+
+    def __init__(
+        self,
+        make_predictor: Callable[[], ScalePredictor],
+        labels: Path,
+        settings: TrainingSettings,
+        outcomes_of: str | None,
+        like: Labels | None,
+        make_trainer: Callable[..., lightning.Trainer] | None,
+    ) -> None:
+        self.make_predictor, self.labels, self.settings = make_predictor, labels, settings
+        self.outcomes_of, self.like, self.make_trainer = outcomes_of, like, make_trainer
+        self._trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = {}
+
+    def read(self, source: Source, split: str) -> Labels:
+        """Return a split of a source as it is trained on."""
+        folder, settings = source.find(self.labels), self.settings
+        part = settings.subset.read(folder, settings.seed) if split == "train" else read_labels(folder, split)
+        if self.outcomes_of is not None and source.task != self.outcomes_of:
+            part = take_outcomes(part, read_labels(folder.parent / self.outcomes_of, split))
+        return part if self.like is None else as_backbone(part, self.like)
+
+    def train_on(self, sources: Sequence[Source]) -> tuple[ScalePredictor, Labels]:
+        """Return a predictor trained on sources, and their calibration splits."""
+        if (key := tuple(sources)) not in self._trained:
+            fraction, seed = self.settings.validation_fraction, self.settings.seed
+            halves = {
+                source.name: split_validation(self.read(source, "train"), fraction, seed)
+                for source in sources
+            }
             train, validation = (
                 join_labels({name: half[side] for name, half in halves.items()}) for side in (0, 1)
             )
-            predictor = make_predictor()
+            predictor = self.make_predictor()
             log.info("training %s on %s, %d samples", predictor.name, " + ".join(halves), len(train))
-            predictor.fit(train, validation, FitContext(None, make_trainer))
-            trained[key] = predictor, join_labels({part.name: read(part, "calibration") for part in parts})
-        return trained[key]
+            predictor.fit(train, validation, FitContext(None, self.make_trainer))
+            calibration = join_labels({source.name: self.read(source, "calibration") for source in sources})
+            self._trained[key] = predictor, calibration
+        return self._trained[key]
 
-    def price(
-        predictor: ScalePredictor, samples: Labels
-    ) -> tuple[Labels, Calibrator | None, np.ndarray, str]:
-        """Return samples for prices, the fitted calibrator, estimates on them, and a digest of all."""
+
+@dataclass(frozen=True, eq=False)
+class _PricedPredictor:
+    """A trained predictor with its calibrator, and the samples that its prices come from.
+
+    `estimates` are those on `samples`. A change of predictor, calibrator or prices is another evaluation:
+    `digest` covers all three.
+    """
+
+    predictor: ScalePredictor
+    trained_on: str
+    priced_on: str
+    samples: Labels
+    calibrator: Calibrator | None
+    estimates: np.ndarray
+    digest: str
+
+    @classmethod
+    def of(
+        cls,
+        predictor: ScalePredictor,
+        trained_on: str,
+        priced_on: str,
+        samples: Labels,
+        calibrator: Calibrator | None,
+    ) -> "_PricedPredictor":
+        """Fit a copy of the calibrator on half of the images of `samples`; prices come from the others."""
         predictor.calibrator = None
         if calibrator is not None:
             seen, samples = split_for_calibrator(samples)
             predictor.calibrate(seen, copy.deepcopy(calibrator))
         ids = hashlib.sha256("\n".join(samples.outcomes.sample_id).encode()).hexdigest()
         digest = f"{digest_predictor(predictor)}-{ids[:8]}"
-        return samples, predictor.calibrator, predictor.predict(samples.inputs), digest
+        estimates = predictor.predict(samples.inputs)
+        return cls(predictor, trained_on, priced_on, samples, predictor.calibrator, estimates, digest)
 
-    def evaluate(target: str) -> Iterator[Row]:
-        parts, (calibration, few) = sources_of[target], targets_few[target]
-        predictor, source_calibration = train_on(parts)
-        source, few_name = " + ".join(part.name for part in parts), f"{len(few)} of {target}"
-        evaluated = [
-            (source, source, predictor, *price(predictor, source_calibration)),
-            (source, few_name, predictor, *price(predictor, few)),
-        ]
-        if native and parts != [Source(target)]:
-            own, own_calibration = train_on([Source(target)])
-            on_test = split == "test"
-            priced_on, samples = (target, own_calibration) if on_test else (few_name, few)
-            evaluated.append((target, priced_on, own, *price(own, samples)))
-        # A change of predictor, calibrator or prices is another evaluation: the digests cover all three.
-        names = [f"{predictor.name} from {row[0]}, prices from {row[1]}" for row in evaluated]
-        if split == "test":
-            digests = dict(zip(names, (row[-1] for row in evaluated), strict=True))
-            test, record = recorder.open_test(labels / target, digests)
-            test = join_labels({target: test})
-        else:
-            is_rest = ~np.isin(calibration.outcomes.image_id.astype(str), few.outcomes.image_id.astype(str))
-            test, record = calibration.select(is_rest), None
-        for trained_on, priced_on, fitted, samples, fitted_calibrator, estimates, _ in evaluated:
-            fitted.check_backbone(test.outcomes.fingerprints)
-            fitted.calibrator = fitted_calibrator
-            policy = PredictorPolicy(fitted.name, estimates, fitted.predict(test.inputs))
-            comparison, *others = (
-                compare_policies(
-                    samples.outcomes,
-                    test.outcomes,
-                    [policy],
-                    measure=measure,
-                    reference=None,
-                    bootstrap=bootstrap,
-                )
-                for measure in list_cost_measures(samples.outcomes, {fitted.name: fitted}, samples.inputs)
+    @property
+    def name(self) -> str:
+        """Name in the record of the evaluation."""
+        return f"{self.predictor.name} from {self.trained_on}, prices from {self.priced_on}"
+
+    def compare(self, test: Labels, bootstrap: Bootstrap) -> list[Comparison]:
+        """Return the comparison on `test` in each cost measure, the first in visual tokens."""
+        predictor, outcomes = self.predictor, self.samples.outcomes
+        predictor.check_backbone(test.outcomes.fingerprints)
+        predictor.calibrator = self.calibrator
+        policy = PredictorPolicy(predictor.name, self.estimates, predictor.predict(test.inputs))
+        measures = list_cost_measures(outcomes, {predictor.name: predictor}, self.samples.inputs)
+        return [
+            compare_policies(
+                outcomes, test.outcomes, [policy], measure=measure, reference=None, bootstrap=bootstrap
             )
-            yield Row(target, trained_on, priced_on, comparison, test.outcomes, record, others)
-
-    return [row for target in targets for row in evaluate(target)]
+            for measure in measures
+        ]
 
 
 def take_outcomes(version: Labels, original: Labels) -> Labels:

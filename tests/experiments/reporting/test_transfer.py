@@ -14,7 +14,14 @@ from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import write_transfer
-from experiments.results.transfer import Source, compare_versions, draw_samples, take_outcomes, transfer
+from experiments.results.transfer import (
+    Source,
+    TransferPlan,
+    compare_versions,
+    draw_samples,
+    take_outcomes,
+    transfer,
+)
 from experiments.training.joining import join_labels
 from experiments.training.trained import TrainingSettings
 from experiments.transfer import main
@@ -60,13 +67,17 @@ def read_records(folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    def run(make_predictor=QuestionOnly, *, sources, calibrator=None, **arguments):
+    def run(make_predictor=QuestionOnly, *, sources, targets, calibrator=None, labels=folder, **plan):
         sources = [source if isinstance(source, Source) else Source(source) for source in sources]
-        settings = TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator)
-        return transfer(make_predictor, sources=sources, settings=settings, **{**others, **arguments})
+        return transfer(
+            make_predictor,
+            TransferPlan(sources, targets, **{"num_recalibration": 100, **plan}),
+            labels=labels,
+            settings=TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator),
+            recorder=EvaluationRecorder(tmp_path / "evaluations", "test"),
+            bootstrap=Bootstrap(50),
+        )
 
-    others = {"labels": folder, "num_recalibration": 100}
-    others |= {"bootstrap": Bootstrap(50), "recorder": EvaluationRecorder(tmp_path / "evaluations", "test")}
     return run
 
 
