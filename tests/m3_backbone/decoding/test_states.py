@@ -89,7 +89,7 @@ def test_states_are_those_of_transformers_and_cost_no_further_pass(backbone, ima
     assert read_ids(prefilled.answer([3, 2, 1, 0])) == read_ids(plain[::-1])
     assert work.prefix_tokens == whole.prefix_tokens and work.question_tokens == whole.question_tokens
 
-    # An answer of a given length begins with the answer, and goes on where that ends.
+    # An answer of a given length begins with the usual answer, and continues after its end.
     prefilled = backbone.prefill(*asked, scale)
     long = prefilled.answer([1, 3], num_tokens=9)
     for index, answer in zip((1, 3), long, strict=True):

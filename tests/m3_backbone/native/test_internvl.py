@@ -176,7 +176,7 @@ def test_flops_equal_those_counted(folder):
         for scale in backbone.scales:
             inputs = inputs_of(backbone, image, QUESTIONS[0], scale)
             check_flops(backbone, inputs, image.size, QUESTIONS[0], scale)
-            # Behind the thumbnail, a finer scale costs its other tiles.
+            # Once the thumbnail is encoded, a finer scale costs only its other tiles.
             encoded = backbone.encode([image])
             backbone.encode_at(encoded, 4)
             with FlopCounterMode(display=False) as rest:
